@@ -1,0 +1,47 @@
+"""The errors that ray_lir raises: every message is one line that says what was wrong and what to do."""
+
+
+class RayLirError(Exception):
+    """Base of all errors that a user can mend; jobs print the message alone and exit with code 2.
+
+    Arguments are positional and plain, because exceptions are pickled when they cross Ray.
+    """
+
+
+class ConfigError(RayLirError):
+    """A setting, path or request is wrong; nothing was written."""
+
+
+class FormatError(RayLirError):
+    """A file is not what its format says.
+
+    Args:
+        path: the file or folder.
+        expected: what should have been there.
+        found: what was there instead.
+        fix: what to do about it.
+    """
+
+    def __init__(self, path: str, expected: str, found: str, fix: str = ""):
+        super().__init__(path, expected, found, fix)
+        self.path, self.expected, self.found, self.fix = path, expected, found, fix
+
+    def __str__(self) -> str:
+        fix = f"; {self.fix}" if self.fix else ""
+        return f"{self.path}: expected {self.expected}, found {self.found}{fix}"
+
+
+class UnsupportedVersion(FormatError):
+    """The format is newer than this ray_lir."""
+
+
+class IncompatibleError(RayLirError):
+    """Two parts that were made apart do not belong together (an index and another encoder, say)."""
+
+
+class KernelUnavailable(RayLirError):
+    """The chosen kernels cannot run on this machine."""
+
+
+class ShardUnavailable(RayLirError):
+    """A shard did not answer."""

@@ -1,0 +1,122 @@
+"""Embedding shards: Parquet files with one row a document.
+
+Columns: doc_id string, num_tokens int32, embeddings binary (row-major float16, num_tokens x dim), token_ids binary
+(int32), weights binary (float32, only for scorers that have them), title, text, metadata (JSON object) strings.
+The schema's metadata holds dim and the encoder fingerprint. A row group is a block: what a reader holds at once.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_lir.errors import FormatError
+from ray_lir.formats import storage
+from ray_lir.formats.token_embeddings import TokenEmbeddings
+
+DOCS_PER_BLOCK = 256
+TEXT_COLUMNS = ("title", "text", "metadata")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A slice of documents: their token embeddings and their texts.
+
+    Attributes:
+        embeddings: token embeddings of N documents.
+        texts: table of N rows with columns doc_id, title, text, metadata.
+    """
+
+    embeddings: TokenEmbeddings
+    texts: pa.Table
+
+
+def texts_table(doc_ids: Sequence[str], titles: Sequence[str], texts: Sequence[str], metadata: Sequence[str]) -> pa.Table:
+    """The documents as a table of strings; `metadata` are JSON objects ("{}" for none)."""
+    columns = {"doc_id": doc_ids, "title": titles, "text": texts, "metadata": metadata}
+    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+
+
+def write_part(path: Path, block: Block, fingerprint: str) -> None:
+    """Writes one Parquet file; equal content gives equal bytes."""
+    embeddings = block.embeddings
+    columns: dict[str, pa.Array] = {
+        "doc_id": pa.array(embeddings.doc_ids, pa.string()),
+        "num_tokens": pa.array(embeddings.lengths.astype(np.int32)),
+        "embeddings": _to_binary(embeddings.values, embeddings.offsets),
+    }
+    if embeddings.token_ids is not None:
+        columns["token_ids"] = _to_binary(embeddings.token_ids.astype(np.int32), embeddings.offsets)
+    if embeddings.weights is not None:
+        columns["weights"] = _to_binary(embeddings.weights.astype(np.float32), embeddings.offsets)
+    for name in TEXT_COLUMNS:
+        columns[name] = block.texts.column(name).combine_chunks()
+    table = pa.table(columns).replace_schema_metadata({"ray_lir.dim": str(embeddings.dim), "ray_lir.fingerprint": fingerprint})
+    plain = [name for name in columns if name not in ("doc_id", *TEXT_COLUMNS)]
+    pq.write_table(
+        table,
+        path,
+        row_group_size=DOCS_PER_BLOCK,
+        use_dictionary=False,
+        write_statistics=["num_tokens"],
+        compression={name: "none" if name in plain else "zstd" for name in columns},
+    )
+
+
+def read_blocks(url: str) -> Iterator[Block]:
+    """Reads a part one block at a time.
+
+    Raises:
+        FormatError: if the file is not an embedding shard, or was cut.
+    """
+    try:
+        with storage.open_input(url) as file:
+            part = pq.ParquetFile(file)
+            dim = int((part.schema_arrow.metadata or {})[b"ray_lir.dim"])
+            for number in range(part.num_row_groups):
+                yield _to_block(part.read_row_group(number), dim)
+    except (pa.ArrowException, KeyError, FileNotFoundError) as error:
+        raise FormatError(url, "a Parquet file of token embeddings", f"{error!r:.120}", "restore it or encode the corpus anew") from error
+
+
+def read_lengths(url: str) -> np.ndarray:
+    """[N] int64, tokens of each document of a part, without reading the embeddings."""
+    with storage.open_input(url) as file:
+        return pq.read_table(file, columns=["num_tokens"]).column(0).to_numpy().astype(np.int64)
+
+
+def _to_block(table: pa.Table, dim: int) -> Block:
+    table = table.combine_chunks()
+    offsets = np.concatenate([[0], np.cumsum(table.column("num_tokens").to_numpy())]).astype(np.int64)
+    values = _from_binary(table, "embeddings", np.float16)
+    embeddings = TokenEmbeddings(
+        values.reshape(-1, dim),
+        offsets,
+        table.column("doc_id").to_pylist(),
+        _from_binary(table, "token_ids", np.int32),
+        _from_binary(table, "weights", np.float32),
+    )
+    return Block(embeddings, table.select(["doc_id", *TEXT_COLUMNS]))
+
+
+def _to_binary(rows: np.ndarray, offsets: np.ndarray) -> pa.Array:
+    """One binary value a document, sharing the rows' memory."""
+    row_bytes = rows.itemsize * int(np.prod(rows.shape[1:]))
+    ends = pa.py_buffer(np.ascontiguousarray(offsets * row_bytes, np.int64))
+    large = pa.Array.from_buffers(pa.large_binary(), len(offsets) - 1, [None, ends, pa.py_buffer(np.ascontiguousarray(rows))])
+    return large.cast(pa.binary())
+
+
+def _from_binary(table: pa.Table, name: str, dtype: type) -> np.ndarray | None:
+    if name not in table.column_names:
+        return None
+    column = table.column(name)
+    array = column.chunk(0) if column.num_chunks else pa.array([], pa.binary())
+    starts = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
+    data = array.buffers()[2]
+    if data is None or len(array) == 0:
+        return np.zeros(0, dtype)
+    return np.frombuffer(data, np.uint8)[starts[0] : starts[-1]].view(dtype)

@@ -1,0 +1,108 @@
+"""TokenEmbeddings: a ragged batch of token vectors, the one value that the two towers exchange.
+
+T tokens in all, N documents (or queries), D dimensions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ray_lir.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TokenEmbeddings:
+    """Token vectors of N texts, one after another.
+
+    Attributes:
+        values: [T, D] float16.
+        offsets: [N + 1] int64; text i owns rows offsets[i] to offsets[i + 1].
+        doc_ids: N strings.
+        token_ids: [T] int32 vocabulary ids, if known.
+        weights: [T] float32, a non-negative weight a token, if the scorer has one.
+
+    Raises:
+        ConfigError: if the shapes do not fit, or a value is NaN or infinite.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+    doc_ids: Sequence[str]
+    token_ids: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.values.dtype != np.float16:
+            raise ConfigError(f"token embeddings must be [tokens, dim] float16, not {self.values.shape} {self.values.dtype}; use TokenEmbeddings.of")
+        if len(self.offsets) != len(self.doc_ids) + 1 or self.offsets[0] != 0 or self.offsets[-1] != len(self.values):
+            raise ConfigError(f"offsets must run from 0 to {len(self.values)} in {len(self.doc_ids) + 1} steps, one more than there are doc_ids")
+        if np.any(np.diff(self.offsets) < 0):
+            raise ConfigError("offsets must not decrease")
+        for name in ("token_ids", "weights"):
+            array = getattr(self, name)
+            if array is not None and array.shape != (len(self.values),):
+                raise ConfigError(f"{name} must have one entry for each of the {len(self.values)} tokens, not shape {array.shape}")
+        if not np.isfinite(self.values).all():
+            raise ConfigError("token embeddings hold NaN or infinite values; look at the encoder's precision and input")
+
+    @classmethod
+    def of(cls, matrices: Sequence[np.ndarray], doc_ids: Sequence[str] | None = None) -> "TokenEmbeddings":
+        """From one [tokens, D] matrix of any float type for each text; texts are numbered if they have no ids."""
+        if not matrices:
+            raise ConfigError("TokenEmbeddings.of needs at least one matrix")
+        doc_ids = [str(i) for i in range(len(matrices))] if doc_ids is None else list(doc_ids)
+        offsets = np.concatenate([[0], np.cumsum([len(matrix) for matrix in matrices])]).astype(np.int64)
+        return cls(np.concatenate([np.asarray(matrix, np.float16) for matrix in matrices]), offsets, doc_ids)
+
+    def __len__(self) -> int:
+        return len(self.doc_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.values)
+
+    @property
+    def dim(self) -> int:
+        return self.values.shape[1]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[N] int64, tokens of each text."""
+        return np.diff(self.offsets)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        """The [tokens, D] vectors of one text."""
+        return self.values[self.offsets[number] : self.offsets[number + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[number] for number in range(len(self)))
+
+    def slice(self, start: int, stop: int) -> "TokenEmbeddings":
+        """Texts `start` to `stop`; arrays are views."""
+        first, last = self.offsets[start], self.offsets[stop]
+        return TokenEmbeddings(
+            self.values[first:last],
+            self.offsets[start : stop + 1] - first,
+            self.doc_ids[start:stop],
+            None if self.token_ids is None else self.token_ids[first:last],
+            None if self.weights is None else self.weights[first:last],
+        )
+
+
+def concatenate(batches: Sequence[TokenEmbeddings]) -> TokenEmbeddings:
+    """One batch of several; optional columns are kept where every batch has them."""
+
+    def column(name: str) -> np.ndarray | None:
+        arrays = [getattr(batch, name) for batch in batches]
+        return None if any(array is None for array in arrays) else np.concatenate(arrays)
+
+    ends = np.cumsum([batch.num_tokens for batch in batches])
+    offsets = [batch.offsets[1:] + end - batch.num_tokens for batch, end in zip(batches, ends, strict=True)]
+    return TokenEmbeddings(
+        np.concatenate([batch.values for batch in batches]),
+        np.concatenate([np.zeros(1, np.int64), *offsets]),
+        [doc_id for batch in batches for doc_id in batch.doc_ids],
+        column("token_ids"),
+        column("weights"),
+    )

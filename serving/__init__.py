@@ -1,0 +1,1 @@
+"""The online search service on Ray Serve: `serve run serving.app:build index=DIR`."""
