@@ -79,3 +79,25 @@ class IndexConfig(Config):
     """None: one for every 50 million tokens."""
     clustering: ClusteringConfig = ClusteringConfig()
     codec: CodecConfig = CodecConfig()
+
+
+class TrainingConfig(Config):
+    """Everything but the data and the encoder that decides what training gives (ALGORITHMS 3.3)."""
+
+    scorer: Literal["maxsim"] = "maxsim"
+    """Late-interaction function that scores a query against each document of the batch."""
+    max_steps: int = Field(1000, ge=1)
+    """Optimiser steps in all."""
+    batch_size: int = Field(32, ge=2)
+    """Queries a step, over all workers together; every other document of the batch is a negative."""
+    learning_rate: float = Field(1e-5, gt=0)
+    """The highest; it rises linearly over the warm-up and falls linearly to the end."""
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    """Part of the steps over which the learning rate rises."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Of matrices only: vectors (biases, norms) and the temperature do not decay."""
+    max_gradient_norm: float = Field(1.0, gt=0)
+    """Larger gradients are scaled down to this norm."""
+    temperature: float = Field(0.2, ge=1e-3)
+    """Where the learned temperature starts."""
+    seed: int = Field(0, ge=0)

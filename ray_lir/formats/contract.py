@@ -17,17 +17,24 @@ class EncoderContract(Config):
     query_marker: str | None = None
     """Token inserted at position 1 of every query ([Q]), if any."""
     document_marker: str | None = None
+    query_prompt: str = ""
+    """Text put before every query ("search_query: "), if any; after the marker."""
+    document_prompt: str = ""
     query_length: int
     """Longest query in tokens, with special tokens and marker."""
     document_length: int
     lower_case: bool = False
     """Lower-case the text before tokenising (XTR), whatever the tokeniser itself does."""
     query_expansion: bool = False
-    """Pad queries to query_length with `expansion_token`, kept as query vectors."""
+    """Pad queries with `expansion_token`, kept as query vectors."""
+    expansion_length: int | None = None
+    """Tokens that queries are padded to, at least; None: query_length."""
     attend_to_expansion: bool = False
     expansion_token: str | None = None
     skip_tokens: tuple[int, ...] = ()
     """Vocabulary ids that are encoded in documents, then left out of the embeddings."""
+    query_skip_tokens: tuple[int, ...] = ()
+    """The same for queries."""
     normalize: bool = True
     """L2-normalise each token embedding (zero stays zero)."""
 

@@ -85,7 +85,19 @@ class IndexManifest(Config):
     config: dict[str, Any] = {}
 
 
-Manifest = TypeVar("Manifest", EmbeddingsManifest, IndexManifest)
+class TrainingManifest(Config):
+    """A finished training: the output of jobs.train."""
+
+    format_version: int = FORMAT_VERSION
+    kind: Literal["training"] = "training"
+    contract: EncoderContract
+    """Of the trained encoder; its checkpoint is the folder's name below the output."""
+    num_steps: int
+    final_loss: float
+    config: dict[str, Any] = {}
+
+
+Manifest = TypeVar("Manifest", EmbeddingsManifest, IndexManifest, TrainingManifest)
 
 
 def manifest_digest(manifest: Config) -> str:

@@ -82,6 +82,12 @@ def read_blocks(url: str) -> Iterator[Block]:
         raise FormatError(url, "a Parquet file of token embeddings", f"{error!r:.120}", "restore it or encode the corpus anew") from error
 
 
+def read_texts(url: str) -> pa.Table:
+    """doc_id, title, text and metadata of a part's documents, without reading the embeddings."""
+    with storage.open_input(url) as file:
+        return pq.read_table(file, columns=["doc_id", *TEXT_COLUMNS])
+
+
 def read_lengths(url: str) -> np.ndarray:
     """[N] int64, tokens of each document of a part, without reading the embeddings."""
     with storage.open_input(url) as file:

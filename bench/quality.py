@@ -1,0 +1,151 @@
+"""Quality of every engine on BEIR folders, against exact MaxSim over uncompressed embeddings; makes the README's table.
+
+    python -m bench.quality DATASET_FOLDER ... [--work runs/quality] [--output bench/results/quality.json]
+
+Run it from the repository's root. It runs the real jobs (encode, build_index with 1 and 4 shards, evaluate), keeps what
+they make in the work folder and goes on from there when it is run again; remove the folder to measure anew.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ray_lir.evaluation import metrics, oracle
+from ray_lir.evaluation.datasets import load_dataset
+from ray_lir.evaluation.runs import Run, read_run, write_run
+from ray_lir.formats.manifest import MANIFEST, EmbeddingsManifest, read_manifest
+
+ENGINES = {
+    "exact": ["--engine", "exact"],
+    "scan": ["--engine", "scan"],
+    "plaid": ["--engine", "plaid"],
+    "warp": ["--engine", "warp"],
+    "warp, rescore 0": ["--engine", "warp", "--warp.rescore", "0"],
+}
+SHARDS = (1, 4)
+DEPTH = 100
+PACKAGES = ("numpy", "torch", "transformers", "ray", "faiss-cpu", "pyarrow", "ir-measures")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("datasets", nargs="+", type=Path, help="folders in the BEIR layout")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--work", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--output", type=Path, default=Path("bench/results/quality.json"))
+    given = parser.parse_args()
+    collections = [measure(dataset, given.split, given.work / dataset.name) for dataset in given.datasets]
+    report = {"machine": machine(), "versions": {name: importlib.metadata.version(name) for name in PACKAGES}, "collections": collections}
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(json.dumps(report, indent=1) + "\n")
+    given.output.with_suffix(".md").write_text(markdown(collections))
+    print(markdown(collections))
+
+
+def measure(dataset: Path, split: str, work: Path) -> dict[str, Any]:
+    """One collection: the oracle, and every engine over an index of 1 shard and of 4."""
+    work.mkdir(parents=True, exist_ok=True)
+    embeddings, judgements = work / "embeddings", load_dataset(str(dataset), split).qrels
+    jobs = {"encode": job(work / "encode.json", "encode", "--corpus", dataset, "--output", embeddings)}
+    for shards in SHARDS:
+        name = f"build_index-{shards}"
+        output = ["--embeddings", embeddings, "--output", work / f"index-{shards}", "--num-shards", shards]
+        jobs[name] = job(work / f"{name}.json", "build_index", *output)
+    best = oracle_run(dataset, split, work)
+    return {
+        "name": dataset.name,
+        "split": split,
+        "queries": len(judgements),
+        "oracle": metrics.means(metrics.evaluate(best, judgements)),
+        "engines": [measure_engine(engine, dataset, split, work, best) for engine in ENGINES],
+        "jobs": jobs,
+    }
+
+
+def measure_engine(engine: str, dataset: Path, split: str, work: Path, best: Run) -> dict[str, Any]:
+    """An engine's measures over one shard, its overlap with the oracle, and whether more shards give the same run."""
+    evaluations = {}
+    for shards in SHARDS:
+        name = f"{engine.replace(', ', '-').replace(' ', '-')}-{shards}"
+        where = ["--index", work / f"index-{shards}", "--dataset", dataset, "--split", split, "--run", work / f"{name}.run", "--k", DEPTH]
+        evaluations[work / f"{name}.run"] = job(work / f"{name}.json", "evaluate", *where, *ENGINES[engine])
+    runs = [path.read_bytes() for path in evaluations]
+    found = read_run(str(next(iter(evaluations))))
+    return {
+        "engine": engine,
+        **next(iter(evaluations.values()))["result"],
+        "oracle_recall@10": oracle.overlap(found, best, 10),
+        "oracle_recall@100": oracle.overlap(found, best, 100),
+        "same_run_for_all_shards": len(set(runs)) == 1,
+        "commands": [evaluation["command"] for evaluation in evaluations.values()],
+    }
+
+
+def job(result: Path, verb: str, *args: object) -> dict[str, Any]:
+    """Runs `python -m jobs.VERB`, unless its result is in the work folder already: its command and its JSON."""
+    if not result.exists():
+        command = ["python", "-m", f"jobs.{verb}", *map(str, args)]
+        print("$", shlex.join(command), file=sys.stderr, flush=True)
+        done = subprocess.run([sys.executable, *command[1:]], stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            sys.exit(f"jobs.{verb} ended with code {done.returncode}")
+        result.write_text(json.dumps({"command": shlex.join(command), "result": json.loads(done.stdout.splitlines()[-1])}))
+    return json.loads(result.read_text())
+
+
+def oracle_run(dataset: Path, split: str, work: Path) -> Run:
+    """Exact MaxSim over the uncompressed embeddings, kept as a run file."""
+    path = work / "oracle.run"
+    if not path.exists():
+        from ray_lir.models.encoder import Encoder
+
+        print(f"oracle of {dataset.name}", file=sys.stderr, flush=True)
+        manifest = read_manifest(str(work / "embeddings" / MANIFEST), EmbeddingsManifest, "jobs.encode")
+        questions = load_dataset(str(dataset), split).queries
+        queries = Encoder.load().encode_queries(list(questions.values()), list(questions))
+        blocks = oracle.read_embeddings(str(work / "embeddings"), manifest)
+        write_run(str(path), oracle.exact_run(blocks, queries, DEPTH), "oracle")
+    return read_run(str(path))
+
+
+def machine() -> dict[str, Any]:
+    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_gb": round(memory / 1e9, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def markdown(collections: list[dict[str, Any]]) -> str:
+    """One row an engine and collection; the first of a collection is the oracle."""
+    lines = [
+        "| collection | engine | nDCG@10 | R@100 | top 10 of uncompressed | p50 ms | p95 ms | 1 and 4 shards |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for collection in collections:
+        best = collection["oracle"]
+        lines.append(f"| {collection['name']} | uncompressed | {best['nDCG@10']:.4f} | {best['R@100']:.4f} | 1.000 | | | |")
+        for row in collection["engines"]:
+            search = row["latency_ms"]["search"]
+            lines.append(
+                f"| {collection['name']} | {row['engine']} | {row['nDCG@10']:.4f} | {row['R@100']:.4f} | {row['oracle_recall@10']:.3f} | "
+                f"{search['p50']:.0f} | {search['p95']:.0f} | {'identical' if row['same_run_for_all_shards'] else 'DIFFER'} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Connecting to Ray: the cluster that RAY_ADDRESS names, one that this process already uses, or one of our own here."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from ray_lir.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def start_ray(num_cpus: int | None = None) -> bool:
+    """Connects this process to Ray; returns whether it was this call that did.
+
+    Under `ray job submit`, or when RAY_ADDRESS is set by hand, that cluster is used. Otherwise a cluster of this machine
+    starts, with `num_cpus` CPUs (None: all) and no dashboard, and ends with the process. What workers print stays in
+    Ray's log files, so that nothing comes between a job's results on standard output.
+
+    Raises:
+        ConfigError: if RAY_ADDRESS names no cluster that answers.
+    """
+    if ray.is_initialized():
+        return False
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            _check_answers(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"no Ray cluster answers at RAY_ADDRESS={address}; start it, or unset RAY_ADDRESS to use this machine") from error
+    else:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    logger.debug("Ray has %s", ray.cluster_resources())
+    return True
+
+
+@contextmanager
+def ray_session(num_cpus: int | None = None) -> Iterator[None]:
+    """Ray for the body; disconnected (and a cluster of our own ended) afterwards, unless the process had it before."""
+    started = start_ray(num_cpus)
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raises OSError if nobody listens at host:port; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition("://")[2].rstrip("/").rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()

@@ -1,0 +1,73 @@
+"""plaid: probe the nearest centroids, score candidates by centroids in two stages, rescore the rest (ALGORITHMS 2.3, 2.4)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from ray_lir.config import Config
+from ray_lir.engines.exact import rescore
+from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored, top_centroids
+from ray_lir.index import postings
+from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.shard import IndexShard
+from ray_lir.kernels import Kernels
+
+
+class PlaidParams(Config):
+    """The three knobs of PLAID; defaults follow k."""
+
+    engine: Literal["plaid"] = "plaid"
+    nprobe: int | None = Field(None, ge=1)
+    """Centroids probed for each query token. None: 2 for k up to 10, 4 up to 100, else 8."""
+    centroid_score_threshold: float | None = None
+    """Centroids below this for every query token are pruned in the second stage. None: 0.5, 0.45 or 0.4 for the same k."""
+    ncandidates: int | None = Field(None, ge=1)
+    """Documents kept by the second stage; a quarter of them is rescored. None: max(1024, 4 k) for k up to 100, else max(4096, 4 k)."""
+
+
+def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: PlaidParams, k: int) -> QueryPlan:
+    nprobe, threshold, ncandidates = (2, 0.5, 1024) if k <= 10 else (4, 0.45, 1024) if k <= 100 else (8, 0.4, 4096)
+    params = PlaidParams(
+        nprobe=min(params.nprobe or nprobe, codec.num_centroids),
+        centroid_score_threshold=threshold if params.centroid_score_threshold is None else params.centroid_score_threshold,
+        ncandidates=params.ncandidates or max(ncandidates, 4 * k),
+    )
+    result = QueryPlan(query, params, (params.ncandidates, max(params.ncandidates // 4, k), k))
+    # A token of weight 0 adds nothing to any score, so it need not find candidates; pruning looks at unweighted scores.
+    live = (query.weights > 0) & query.vectors.any(axis=1)
+    probed = [top_centroids(scores, params.nprobe) for scores in result.centroid_scores(codec)[live]]
+    result.terms["cells"] = np.unique(np.concatenate(probed)) if probed else np.zeros(0, np.int64)
+    return result
+
+
+def probe(
+    plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[np.ndarray | None]
+) -> list[Scored]:
+    """Documents with a token in a probed cell, scored by their centroids above the threshold."""
+    answers = []
+    for plan in plans:
+        tokens = postings.tokens_of(shard.postings, shard.posting_offsets, plan.terms["cells"])
+        candidates = np.unique(postings.documents_of(tokens, shard.doc_offsets))
+        keep = plan.centroid_scores(codec).max(axis=0) >= plan.params.centroid_score_threshold
+        scores, numbers = _interact(plan, shard, codec, kernels, candidates, keep)
+        answers.append(kernels.top_k(scores, numbers, plan.keeps[0]))
+    return answers
+
+
+def interact(
+    plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[np.ndarray | None]
+) -> list[Scored]:
+    """The survivors, scored by all their centroids."""
+    return [_interact(plan, shard, codec, kernels, numbers, None) for plan, numbers in zip(plans, documents, strict=True)]
+
+
+def _interact(
+    plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, numbers: np.ndarray, keep: np.ndarray | None
+) -> Scored:
+    tokens, offsets = shard.tokens(numbers)
+    return kernels.centroid_maxsim(plan.centroid_scores(codec), plan.query.weights, shard.codes[tokens], offsets, keep), numbers
+
+
+ENGINE = Engine(PlaidParams, plan, (probe, interact, rescore))

@@ -1,0 +1,142 @@
+"""QueryPlan: everything a shard needs to know about a query, made once for all shards; and how stages are cut and merged.
+
+An engine is a sequence of stages. Each stage scores documents on every shard; the best plan.keeps[stage] over *all*
+shards go on to the next. Since the cut is made over all shards, an answer does not depend on how documents are sharded.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ray_lir.config import Config
+from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.shard import IndexShard
+from ray_lir.kernels import Kernels
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query's token embeddings.
+
+    Attributes:
+        vectors: [n, D] float32; rows of zeros are masked tokens and take no part.
+        weights: [n] float32, importance of each token, at least 0 (ALGORITHMS 7, u_i).
+    """
+
+    vectors: np.ndarray
+    weights: np.ndarray
+
+
+@dataclass(frozen=True)
+class IndexStatistics:
+    """What plans are made from, the same on every shard."""
+
+    num_docs: int
+    num_tokens: int
+    cluster_sizes: np.ndarray
+
+    @property
+    def tokens_per_centroid(self) -> float:
+        return self.num_tokens / len(self.cluster_sizes)
+
+
+@dataclass
+class QueryPlan:
+    """A query made ready for the shards.
+
+    Attributes:
+        params: the engine's parameters with all defaults filled in; they are returned with the answer.
+        keeps: how many documents survive each stage, over all shards; as many stages are run as it has entries.
+        terms: arrays that the engine's stages need beside the query.
+    """
+
+    query: Query
+    params: Config
+    keeps: tuple[int, ...]
+    terms: dict[str, np.ndarray] = field(default_factory=dict)
+    _centroid_scores: np.ndarray | None = field(default=None, repr=False)
+
+    def centroid_scores(self, codec: ResidualCodec) -> np.ndarray:
+        """[n, C] float32, kept for the next shard and stage in this process; sent to none, since it is large."""
+        if self._centroid_scores is None:
+            self._centroid_scores = self.query.vectors @ codec.centroids_f32.T
+        return self._centroid_scores
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_centroid_scores": None}
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The best documents of one query, best first, ties to the lower document number.
+
+    Attributes:
+        scores: [<= k] float32.
+        documents: [<= k] int64 document numbers.
+        params: the engine's parameters that gave this answer.
+    """
+
+    scores: np.ndarray
+    documents: np.ndarray
+    params: Config | None = None
+
+
+Scored = tuple[np.ndarray, np.ndarray]
+"""Scores and document numbers inside the shard."""
+Stage = Callable[[Sequence[QueryPlan], IndexShard, ResidualCodec, Kernels, Sequence[np.ndarray | None]], list[Scored]]
+"""Scores documents of a shard: those given for each plan, or, in the first stage (None), those the engine finds."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Candidate generation and scoring, as functions.
+
+    Attributes:
+        params: model of its query-time parameters; None in a field means: from the index's statistics.
+        plan: (query, codec, statistics, params, k) -> QueryPlan.
+        stages: run one after another.
+    """
+
+    params: type[Config]
+    plan: Callable[[Query, ResidualCodec, IndexStatistics, Any, int], QueryPlan]
+    stages: tuple[Stage, ...]
+
+
+def run_stage(
+    stage: Stage,
+    plans: Sequence[QueryPlan],
+    keeps: Sequence[int],
+    shards: Sequence[IndexShard],
+    codec: ResidualCodec,
+    kernels: Kernels,
+    documents: Sequence[np.ndarray | None],
+) -> list[TopK]:
+    """One stage over some shards: for each plan the best `keeps` of them.
+
+    Args:
+        documents: for each plan the survivors of the stage before, over all shards, ascending; None in the first stage.
+    """
+    answers: list[list[TopK]] = [[] for _ in plans]
+    for shard in shards:
+        end = shard.first_document + shard.num_docs
+        mine = [None if d is None else d[np.searchsorted(d, shard.first_document) : np.searchsorted(d, end)] - shard.first_document for d in documents]
+        for answer, (scores, numbers) in zip(answers, stage(plans, shard, codec, kernels, mine), strict=True):
+            answer.append(TopK(scores, numbers + shard.first_document))
+    return [merge(answer, keep, kernels) for answer, keep in zip(answers, keeps, strict=True)]
+
+
+def merge(parts: Sequence[TopK], k: int, kernels: Kernels) -> TopK:
+    """The best k of several answers about different documents."""
+    scores = np.concatenate([part.scores for part in parts]) if parts else np.zeros(0, np.float32)
+    documents = np.concatenate([part.documents for part in parts]) if parts else np.zeros(0, np.int64)
+    return TopK(*kernels.top_k(scores, documents, k))
+
+
+def top_centroids(scores_C: np.ndarray, count: int) -> np.ndarray:
+    """The `count` best centroids, best first, ties to the lower number."""
+    count = min(count, len(scores_C))
+    cut = np.partition(scores_C, len(scores_C) - count)[len(scores_C) - count]
+    best = np.flatnonzero(scores_C >= cut)
+    return best[np.lexsort((best, -scores_C[best]))][:count]

@@ -1,0 +1,42 @@
+"""scan: every document scored by its centroid codes alone, the best rescored exactly. No probing, so nothing is lost to it."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from ray_lir.config import Config
+from ray_lir.engines.exact import rescore
+from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored
+from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.shard import IndexShard
+from ray_lir.kernels import Kernels
+
+
+class ScanParams(Config):
+    """How far a scan looks before it scores exactly."""
+
+    engine: Literal["scan"] = "scan"
+    ncandidates: int | None = Field(None, ge=1)
+    """Documents rescored exactly. None: 512, or 2 k if that is more."""
+
+
+def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: ScanParams, k: int) -> QueryPlan:
+    ncandidates = max(k, params.ncandidates or max(512, 2 * k))
+    return QueryPlan(query, ScanParams(ncandidates=ncandidates), (ncandidates, k))
+
+
+def score_codes(
+    plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[np.ndarray | None]
+) -> list[Scored]:
+    """Centroid interaction of every document."""
+    numbers = np.arange(shard.num_docs)
+    answers = []
+    for plan in plans:
+        scores = kernels.centroid_maxsim(plan.centroid_scores(codec), plan.query.weights, shard.codes, shard.doc_offsets)
+        answers.append(kernels.top_k(scores, numbers, plan.keeps[0]))
+    return answers
+
+
+ENGINE = Engine(ScanParams, plan, (score_codes, rescore))

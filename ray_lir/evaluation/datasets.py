@@ -1,0 +1,156 @@
+"""Test collections in the BEIR layout: queries and judgements of one split, from a folder, a URL or BEIR by name."""
+
+import gzip
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_lir.errors import ConfigError, FormatError
+from ray_lir.formats import storage
+
+BEIR_URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{}.zip"
+BEIR_NAMES = (
+    "arguana",
+    "climate-fever",
+    "cqadupstack",
+    "dbpedia-entity",
+    "fever",
+    "fiqa",
+    "hotpotqa",
+    "msmarco",
+    "nfcorpus",
+    "nq",
+    "quora",
+    "scidocs",
+    "scifact",
+    "trec-covid",
+    "webis-touche2020",
+)
+QRELS_HEADER = ("query-id", "corpus-id", "score")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split of a test collection.
+
+    Attributes:
+        name: the folder's last name.
+        split: train, dev or test.
+        queries: query id -> text, of the judged queries only, in the order of the judgements.
+        qrels: query id -> document id -> grade.
+        corpus: the folder that holds corpus.jsonl or corpus.jsonl.gz.
+    """
+
+    name: str
+    split: str
+    queries: dict[str, str]
+    qrels: dict[str, dict[str, int]]
+    corpus: str
+
+
+def load_dataset(folder_or_name: str, split: str = "test") -> Dataset:
+    """Reads a collection from a local folder, an fsspec URL or, by its BEIR name, from the network (kept in a cache).
+
+    The folder holds queries.jsonl (or .jsonl.gz) with _id and text, and qrels/<split>.tsv with a header.
+
+    Raises:
+        ConfigError: if there is no such folder or split, or a download fails.
+        FormatError: if a file is missing, a line is malformed, or a judged query has no text.
+    """
+    folder = _find_folder(folder_or_name)
+    qrels = _read_qrels(folder, split)
+    texts = _read_queries(folder)
+    for query_id in qrels:
+        if query_id not in texts:
+            raise FormatError(_queries_file(folder), f"the text of query {query_id!r}, which qrels/{split}.tsv judges", "no such query")
+    return Dataset(storage.name_of(folder), split, {query_id: texts[query_id] for query_id in qrels}, qrels, folder)
+
+
+def _find_folder(folder_or_name: str) -> str:
+    if storage.is_folder(folder_or_name):
+        return storage.absolute(folder_or_name)
+    name, _, part = folder_or_name.partition("/")
+    if name not in BEIR_NAMES:
+        raise ConfigError(f"no dataset {folder_or_name}: it is neither a folder nor one of BEIR's {', '.join(BEIR_NAMES)}; check the path")
+    folder = str(_download(name))
+    return storage.join(folder, part) if part else folder
+
+
+def _download(name: str) -> Path:
+    """The cached folder of a BEIR dataset, fetched first if it is not there."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ray_lir" / "beir"
+    url = BEIR_URL.format(name)
+    if (cache / name).is_dir():
+        return cache / name
+    try:
+        from beir.util import download_and_unzip
+
+        with storage.attempt_folder(str(cache)) as attempt:
+            storage.publish(Path(download_and_unzip(url, str(attempt))), str(cache / name))
+    except (OSError, ImportError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"cannot download the BEIR dataset {name} from {url} ({type(error).__name__}); without network, give a folder in the BEIR layout"
+        ) from error
+    return cache / name
+
+
+def _queries_file(folder: str) -> str:
+    for name in ("queries.jsonl", "queries.jsonl.gz"):
+        if storage.exists(storage.join(folder, name)):
+            return storage.join(folder, name)
+    raise FormatError(folder, "queries.jsonl or queries.jsonl.gz", "neither", "give a folder in the BEIR layout")
+
+
+def _read_queries(folder: str) -> dict[str, str]:
+    url = _queries_file(folder)
+    queries: dict[str, str] = {}
+    for where, line in _lines(url):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise FormatError(where, "a JSON object with _id and text", f"{error}") from None
+        if not isinstance(row, dict) or not isinstance(row.get("_id"), str) or not isinstance(row.get("text"), str):
+            raise FormatError(where, "a JSON object whose _id and text are strings", f"{line:.80}")
+        if row["_id"] in queries:
+            raise FormatError(where, "each _id once", f"{row['_id']!r} a second time")
+        queries[row["_id"]] = row["text"]
+    return queries
+
+
+def _read_qrels(folder: str, split: str) -> dict[str, dict[str, int]]:
+    url = storage.join(folder, "qrels", f"{split}.tsv")
+    if not storage.exists(url):
+        splits = [name.removesuffix(".tsv") for name in storage.list_names(storage.join(folder, "qrels")) if name.endswith(".tsv")]
+        have = f"it has {', '.join(splits)}" if splits else "it has no qrels/*.tsv at all: give a folder in the BEIR layout"
+        raise ConfigError(f"no split {split!r} in {folder}; {have}")
+    qrels: dict[str, dict[str, int]] = {}
+    lines = _lines(url)
+    where, header = next(lines, (url, ""))
+    if tuple(header.split("\t")) != QRELS_HEADER:
+        raise FormatError(where, "the header " + " <tab> ".join(QRELS_HEADER), f"{header:.80}" or "an empty file")
+    for where, line in lines:
+        fields = line.split("\t")
+        if len(fields) != 3 or not fields[2].strip().removeprefix("-").isdecimal():
+            raise FormatError(where, "query-id <tab> corpus-id <tab> whole number", f"{line:.80}")
+        qrels.setdefault(fields[0], {})[fields[1]] = int(fields[2])
+    if not qrels:
+        raise FormatError(url, "judgements", "none")
+    return qrels
+
+
+def _lines(url: str) -> Iterator[tuple[str, str]]:
+    """(file and line number, text) of every line that is not blank."""
+    number = 0
+    try:
+        with storage.open_input(url) as raw:
+            for number, line in enumerate(gzip.GzipFile(fileobj=raw) if url.endswith(".gz") else raw, 1):
+                if text := line.decode().rstrip("\r\n"):
+                    yield f"{url} line {number}", text
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{url} line {number}", "UTF-8", error.reason) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise FormatError(url, "a whole gzip file", f"damage after line {number} ({error})", "restore the file") from None

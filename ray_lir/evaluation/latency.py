@@ -1,0 +1,27 @@
+"""Latency: how long single calls take, as percentiles."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+PERCENTILES = (50, 95, 99)
+
+
+def time_each(function: Callable[[Any], Any], items: Iterable[Any]) -> list[float]:
+    """The seconds of each call, one after another; the first item is called once more before, to warm up."""
+    seconds = []
+    for number, item in enumerate(items):
+        if number == 0:
+            function(item)
+        start = time.perf_counter()
+        function(item)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def percentiles_ms(seconds: list[float]) -> dict[str, float]:
+    """p50, p95 and p99 in milliseconds."""
+    values = np.percentile(np.asarray(seconds) * 1e3, PERCENTILES)
+    return {f"p{p}": round(float(value), 3) for p, value in zip(PERCENTILES, values, strict=True)}

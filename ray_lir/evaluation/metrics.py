@@ -1,0 +1,45 @@
+"""Retrieval measures through ir-measures (ALGORITHMS 8.1): linear gains, and every judged query counts."""
+
+from collections.abc import Mapping, Sequence
+
+import ir_measures
+
+from ray_lir.evaluation.runs import Ranking
+
+MEASURES = ("nDCG@10", "RR@10", "Success@5", "R@10", "R@100")
+PerQuery = dict[str, dict[str, float]]
+"""measure -> query id -> value."""
+
+
+def evaluate(run: Mapping[str, Ranking], qrels: Mapping[str, Mapping[str, int]], measures: Sequence[str] = MEASURES) -> PerQuery:
+    """The value of every measure for every judged query, in the order given (the run's scores are not looked at).
+
+    A judged query without results, or without a relevant document, has the value 0. Queries that nobody judged are left out.
+    """
+    parsed = {ir_measures.parse_measure(name): name for name in measures}
+    # evaluators sort by score and break ties by document id: ranks in place of scores cannot tie
+    ranks = {
+        query_id: {doc_id: float(-rank) for rank, (doc_id, _) in enumerate(ranking)}
+        for query_id, ranking in run.items()
+        if query_id in qrels
+    }
+    values = {name: dict.fromkeys(qrels, 0.0) for name in measures}
+    judgements = {query_id: dict(grades) for query_id, grades in qrels.items()}
+    for metric in ir_measures.iter_calc(list(parsed), judgements, ranks):
+        values[parsed[metric.measure]][metric.query_id] = float(metric.value)
+    return values
+
+
+def means(values: PerQuery) -> dict[str, float]:
+    """Each measure's mean over the judged queries."""
+    return {name: sum(by_query.values()) / len(by_query) for name, by_query in values.items()}
+
+
+def up_to(depth: int) -> tuple[str, ...]:
+    """The measures that a run of `depth` documents a query can answer: R@100 of a top 10 would be R@10 under a false name."""
+    return tuple(name for name in MEASURES if int(name.partition("@")[2]) <= depth)
+
+
+def without_identical_ids(run: Mapping[str, Ranking]) -> dict[str, Ranking]:
+    """The run without hits whose id is the query's own: BEIR's convention for ArguAna and Quora."""
+    return {query_id: [hit for hit in ranking if hit[0] != query_id] for query_id, ranking in run.items()}

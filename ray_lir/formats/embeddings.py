@@ -1,0 +1,62 @@
+"""A folder of token embeddings: publishing its parts and manifest, and writing one from embeddings held in memory."""
+
+from collections.abc import Sequence
+
+from ray_lir.errors import ConfigError
+from ray_lir.formats import storage
+from ray_lir.formats.contract import EncoderContract
+from ray_lir.formats.manifest import MANIFEST, EmbeddingPart, EmbeddingsManifest, write_manifest
+from ray_lir.formats.parquet import Block, texts_table, write_part
+from ray_lir.formats.token_embeddings import TokenEmbeddings
+
+DOCS_PER_PART = 512
+FOLDER = "embeddings"
+
+
+def publish_part(root: str, number: int, block: Block, fingerprint: str) -> EmbeddingPart:
+    """Writes one part below `root`. Its name carries a digest of its content: a second attempt writes the same file."""
+    with storage.attempt_folder(root) as folder:
+        attempt = folder / "part.parquet"
+        write_part(attempt, block, fingerprint)
+        sha256, size = storage.sha256(str(attempt)), attempt.stat().st_size
+        name = f"{FOLDER}/part-{number:05d}-{sha256[:12]}.parquet"
+        storage.publish(attempt, storage.join(root, name))
+    embeddings = block.embeddings
+    return EmbeddingPart(name=name, size=size, sha256=sha256, num_docs=len(embeddings), num_tokens=embeddings.num_tokens)
+
+
+def external_contract(dim: int) -> EncoderContract:
+    """The contract of embeddings that came from elsewhere: only their dimensions are known."""
+    return EncoderContract(checkpoint="external", weights_digest="", dim=dim, query_length=1, document_length=1)
+
+
+def save_embeddings(
+    root: str, embeddings: TokenEmbeddings, contract: EncoderContract | None = None, texts: Sequence[str] | None = None
+) -> EmbeddingsManifest:
+    """Writes token embeddings held in memory as a folder that build_index reads.
+
+    Args:
+        root: the folder; its manifest.json is written last.
+        contract: that of the encoder they came from, if it is known.
+        texts: one a document, returned with search results.
+
+    Raises:
+        ConfigError: if there are no documents, or not one text for each.
+    """
+    contract = contract or external_contract(embeddings.dim)
+    if len(embeddings) == 0:
+        raise ConfigError("there are no documents to save")
+    if texts is not None and len(texts) != len(embeddings):
+        raise ConfigError(f"{len(texts)} texts for {len(embeddings)} documents; give one each")
+    parts = []
+    for number, start in enumerate(range(0, len(embeddings), DOCS_PER_PART)):
+        stop = min(start + DOCS_PER_PART, len(embeddings))
+        chunk = embeddings.slice(start, stop)
+        empty = [""] * len(chunk)
+        table = texts_table(chunk.doc_ids, empty, empty if texts is None else texts[start:stop], ["{}"] * len(chunk))
+        parts.append(publish_part(root, number, Block(chunk, table), contract.fingerprint))
+    manifest = EmbeddingsManifest(
+        contract=contract, dim=embeddings.dim, num_docs=len(embeddings), num_tokens=embeddings.num_tokens, parts=tuple(parts)
+    )
+    write_manifest(storage.join(root, MANIFEST), manifest)
+    return manifest

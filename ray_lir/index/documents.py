@@ -1,0 +1,39 @@
+"""A shard's documents: an Arrow file of doc_id, title, text and metadata (JSON), memory-mapped, so a row costs no decoding."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+
+from ray_lir.errors import FormatError
+
+FILE = "documents.arrow"
+COLUMNS = ("doc_id", "title", "text", "metadata")
+SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+
+
+def write(path: Path, tables: Iterable[pa.Table]) -> None:
+    """Writes one record batch a table, without compression."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        for table in tables:
+            writer.write_table(table.select(COLUMNS).cast(SCHEMA).combine_chunks())
+
+
+def open_table(path: Path) -> pa.Table:
+    """The documents, without reading them."""
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowException, FileNotFoundError) as error:
+        raise FormatError(str(path), "an Arrow file of documents", f"{error!r:.120}", "restore it or build the index anew") from error
+
+
+def rows(table: pa.Table, numbers: np.ndarray) -> list[dict[str, str]]:
+    """The documents with these row numbers, in their order."""
+    return table.take(pa.array(numbers, pa.int64())).to_pylist()
+
+
+def column(table: pa.Table, name: str, numbers: np.ndarray) -> list[str]:
+    """One field of the documents with these row numbers."""
+    return table.column(name).take(pa.array(numbers, pa.int64())).to_pylist()

@@ -1,0 +1,1 @@
+"""The model tower (torch): checkpoints become encoders, encoders turn text into TokenEmbeddings."""

@@ -1,0 +1,50 @@
+"""Batches of token ids: padded tensors with their masks, and how texts are grouped by length.
+
+B texts, L tokens in the longest of them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """What the network takes.
+
+    Attributes:
+        input_ids: [B, L] int64.
+        attention_mask: [B, L] int64, 1 where the other tokens may look.
+        keep_mask: [B, L] bool, true where a token embedding is wanted (no padding, nothing of the skip list).
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    keep_mask: torch.Tensor
+
+    def to(self, device: torch.device | str) -> "TokenBatch":
+        return TokenBatch(self.input_ids.to(device), self.attention_mask.to(device), self.keep_mask.to(device))
+
+
+def pad(token_ids: Sequence[np.ndarray], attended: Sequence[int], keep: Sequence[np.ndarray]) -> TokenBatch:
+    """One batch of texts of any lengths; of text i the first `attended[i]` tokens are looked at, and `keep[i]` wanted."""
+    shape = (len(token_ids), max(map(len, token_ids), default=0))
+    ids, attention, kept = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
+    for row, tokens in enumerate(token_ids):
+        ids[row, : len(tokens)] = tokens
+        attention[row, : attended[row]] = 1
+        kept[row, : len(tokens)] = keep[row]
+    return TokenBatch(torch.from_numpy(ids), torch.from_numpy(attention), torch.from_numpy(kept))
+
+
+def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
+    """Groups texts, longest first, so that each group pads to `batch_tokens` tokens at most (a longer text goes alone)."""
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    start = 0
+    while start < len(order):
+        longest = max(1, int(lengths[order[start]]))
+        stop = start + max(1, batch_tokens // longest)
+        yield order[start:stop]
+        start = stop

@@ -1,0 +1,158 @@
+"""What a checkpoint consists of, and the readers that the layouts share."""
+
+import json
+import string
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, T5EncoderModel, UMT5EncoderModel
+from transformers.models.mt5.modeling_mt5 import MT5EncoderModel
+from transformers.utils import logging as transformers_logging
+
+from ray_lir.errors import ConfigError
+from ray_lir.models.network import Dense, Network
+
+ENCODER_ONLY = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
+POSITIONS_START_AT_2 = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A checkpoint in memory, whatever its layout.
+
+    Attributes:
+        network: in float32.
+        tokenizer: the checkpoint's own.
+        conventions: the fields of EncoderContract that the checkpoint decides.
+    """
+
+    network: Network
+    tokenizer: PreTrainedTokenizerBase
+    conventions: dict[str, Any]
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file; {} if there is none."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON ({error}); copy the checkpoint again") from None
+
+
+def load_config(folder: Path) -> PretrainedConfig:
+    with _loading(folder):
+        return AutoConfig.from_pretrained(folder)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    with _loading(folder):
+        return AutoTokenizer.from_pretrained(folder)
+
+
+def load_backbone(folder: Path, state: dict[str, torch.Tensor] | None = None) -> nn.Module:
+    """The transformer in a folder (with the weights `state`, if given), without a decoder or pooling head, in float32.
+
+    Raises:
+        ConfigError: if files or weights are missing.
+    """
+    config = load_config(folder)
+    model_class = ENCODER_ONLY.get(config.model_type, AutoModel)
+    source = None if state is not None else folder
+    with _loading(folder):
+        model, info = model_class.from_pretrained(source, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True)
+    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise ConfigError(f"{folder} lacks {len(missing)} weights of its {config.model_type} model ({missing[0]}, ...); copy the checkpoint again")
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model
+
+
+def load_dense(folder: Path, default_activation: str) -> Dense:
+    """A Dense module: config.json beside model.safetensors or pytorch_model.bin."""
+    config = read_json(folder / "config.json")
+    state = load_weights(folder)
+    weight = state.get("linear.weight")
+    if weight is None:
+        raise ConfigError(f"{folder} has no linear.weight; copy the checkpoint again")
+    dense = Dense(
+        weight.shape[1],
+        weight.shape[0],
+        bias="linear.bias" in state,
+        activation=_activation(config.get("activation_function", default_activation), folder),
+        use_residual=bool(config.get("use_residual", False)),
+    )
+    with _loading(folder):
+        dense.load_state_dict(state)
+    return dense.float()
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of model.safetensors or pytorch_model.bin, by name."""
+    with _loading(folder):
+        if (folder / "model.safetensors").exists():
+            return load_file(folder / "model.safetensors")
+        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+
+
+def default_length(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, max_seq_length: int | None = None) -> int:
+    """Tokens that a model takes when its checkpoint names no length for queries or documents."""
+    limits = [max_seq_length, tokenizer.model_max_length, longest_input(config)]
+    return min([limit for limit in limits if limit and limit < 10**6], default=512)
+
+
+def longest_input(config: PretrainedConfig) -> int | None:
+    """Tokens that a model has positions for; None: any number."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if not positions or positions < 0:
+        return None
+    return positions - 2 if config.model_type in POSITIONS_START_AT_2 else positions
+
+
+def word_ids(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> tuple[int, ...]:
+    """Vocabulary ids of the words that are tokens; others are left out, because they would stand for every unknown token."""
+    vocabulary = tokenizer.get_vocab()
+    return tuple(sorted({vocabulary[word] for word in words if word in vocabulary}))
+
+
+def punctuation_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    return word_ids(tokenizer, string.punctuation)
+
+
+def expansion_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What pads queries: the mask token, else the end of sequence, else the padding token (ALGORITHMS 1.1)."""
+    return tokenizer.mask_token or tokenizer.eos_token or tokenizer.pad_token
+
+
+def _activation(path: str, folder: Path) -> nn.Module:
+    kind = getattr(nn, path.rpartition(".")[2], None)
+    if not path.startswith("torch.nn.") or not isinstance(kind, type) or not issubclass(kind, nn.Module):
+        raise ConfigError(f"{folder} has the activation {path}; only those of torch.nn are loaded")
+    return kind()
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Keeps transformers' progress bars and reports quiet, and turns what it raises into one line."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # corrupt files surface as almost any exception
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"cannot load the checkpoint {folder}: {type(error).__name__}: {reason}; copy it again or choose another") from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,107 @@
+"""Text to token ids as an EncoderContract says (ALGORITHMS 1.1); needs the tokenizer's files, but no weights."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from ray_lir.errors import ConfigError
+from ray_lir.formats.contract import EncoderContract
+
+
+class TextTokenizer:
+    """The token ids of queries and documents: special tokens, markers, truncation, expansion. Picklable; safe in threads.
+
+    Texts are stripped of white space at both ends, and lone surrogates become U+FFFD.
+
+    Attributes:
+        contract: the conventions followed.
+        tokenizer: the checkpoint's own tokenizer, for whoever saves it again.
+    """
+
+    def __init__(self, contract: EncoderContract, tokenizer: PreTrainedTokenizerBase):
+        if not tokenizer.is_fast:
+            raise ConfigError(f"{contract.checkpoint} has no fast tokenizer (tokenizer.json); convert it with transformers first")
+        if "RAY_RAYLET_PID" in os.environ:  # every worker would otherwise start a thread a core
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self.contract = contract
+        self.tokenizer = tokenizer
+        self._query_marker = _marker_id(tokenizer, contract.query_marker)
+        self._document_marker = _marker_id(tokenizer, contract.document_marker)
+        self._expansion = _marker_id(tokenizer, contract.expansion_token if contract.query_expansion else None)
+        serialized = tokenizer.backend_tokenizer.to_str()
+        self._query_tokenizer = _cutting(serialized, contract.query_length - (self._query_marker is not None))
+        self._document_tokenizer = _cutting(serialized, contract.document_length - (self._document_marker is not None))
+
+    def documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One int32 array a text: special tokens and marker included, cut to `document_length` (the last special token stays).
+
+        Raises:
+            ConfigError: if a text is not a string; the message has its position.
+        """
+        return self._ids(self._document_tokenizer, texts, self.contract.document_prompt, self._document_marker)
+
+    def queries(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The same for queries, padded with expansion tokens if the contract expands."""
+        return [self.expand(ids) for ids in self.bare_queries(texts)]
+
+    def bare_queries(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Queries without their expansion tokens."""
+        return self._ids(self._query_tokenizer, texts, self.contract.query_prompt, self._query_marker)
+
+    def expand(self, ids: np.ndarray) -> np.ndarray:
+        """A query's ids with its expansion tokens."""
+        if self._expansion is None:
+            return ids
+        missing = (self.contract.expansion_length or self.contract.query_length) - len(ids)
+        return np.pad(ids, (0, max(0, missing)), constant_values=self._expansion)
+
+    def _ids(self, tokenizer: Tokenizer, texts: Sequence[str], prompt: str, marker: int | None) -> list[np.ndarray]:
+        encodings = tokenizer.encode_batch_fast([self._prepared(text, prompt) for text in checked(texts)])
+        ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        return ids if marker is None else [np.insert(row, min(1, len(row)), np.int32(marker)) for row in ids]
+
+    def _prepared(self, text: str, prompt: str) -> str:
+        text = _valid_unicode(prompt + text).strip()
+        return text.lower() if self.contract.lower_case else text
+
+
+def checked(texts: Sequence[str]) -> Sequence[str]:
+    """The texts, if each is a string.
+
+    Raises:
+        ConfigError: if they are not; the message has the position of the first that is not.
+    """
+    if isinstance(texts, str):
+        raise ConfigError("texts must be a list of strings, not one string; put it in a list")
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ConfigError(f"text {position} is {type(text).__name__}, not a string; leave it out or convert it")
+    return texts
+
+
+def _valid_unicode(text: str) -> str:
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _cutting(serialized: str, length: int) -> Tokenizer:
+    """A tokenizer of its own for each length: one that is shared would have to be switched, which threads cannot do."""
+    tokenizer = Tokenizer.from_str(serialized)
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(length)
+    return tokenizer
+
+
+def _marker_id(tokenizer: PreTrainedTokenizerBase, token: str | None) -> int | None:
+    if token is None:
+        return None
+    vocabulary = tokenizer.get_vocab()
+    if token not in vocabulary:
+        raise ConfigError(f"the tokenizer has no token {token!r}, which the encoder's contract names; use the tokenizer saved with the checkpoint")
+    return vocabulary[token]

@@ -1,0 +1,173 @@
+"""Searcher: an index opened for search in this process. Plan once, run each stage on every shard, merge."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ray_lir.config import Config
+from ray_lir.engines import ENGINES, resolve
+from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, TopK, run_stage
+from ray_lir.errors import ConfigError, FormatError
+from ray_lir.formats import storage
+from ray_lir.formats.manifest import MANIFEST, IndexManifest, ShardEntry, check_file, read_manifest
+from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.index import documents as documents_file
+from ray_lir.index.codec import ResidualCodec, load_codec
+from ray_lir.index.shard import IndexShard, open_shard
+from ray_lir.kernels import Kernels, select
+
+LATEST = "LATEST"
+MAX_K = 100_000
+BATCH_QUERIES = 64
+"""Queries searched together: bounds the memory of their centroid scores."""
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes query plans from what is the same for the whole index: the codec and the cluster sizes, no shard."""
+
+    manifest: IndexManifest
+    codec: ResidualCodec
+    statistics: IndexStatistics
+
+    def plan(self, queries: TokenEmbeddings, k: int = 10, engine: str | Config = "auto") -> list[QueryPlan]:
+        """One plan a query, all of the same engine.
+
+        Args:
+            queries: token embeddings of the queries, D as the index; `weights` if the scorer has them.
+            k: how many documents are wanted.
+            engine: a name, or the engine's parameters.
+
+        Raises:
+            ConfigError: if the dimensions differ, or k or the engine is not possible.
+        """
+        if queries.dim != self.manifest.dim:
+            raise ConfigError(f"the queries have {queries.dim} dimensions and the index {self.manifest.dim}; encode them with {self.manifest.contract.checkpoint}")
+        if not 1 <= k <= MAX_K:
+            raise ConfigError(f"k must be between 1 and {MAX_K}, not {k}")
+        params = resolve(engine, self.statistics)
+        make = ENGINES[params.engine].plan
+        return [make(query, self.codec, self.statistics, params, k) for query in _split(queries)]
+
+
+def open_planner(root: str, manifest: IndexManifest, verify: bool = False) -> Planner:
+    """Reads the codec and cluster sizes of an index version."""
+    for file in (manifest.codec, manifest.cluster_sizes):
+        check_file(root, file, content=verify)
+    codec = load_codec(storage.join(root, manifest.codec.name))
+    with storage.open_input(storage.join(root, manifest.cluster_sizes.name)) as file:
+        sizes = np.load(file, allow_pickle=False)
+    return Planner(manifest, codec, IndexStatistics(manifest.num_docs, manifest.num_tokens, sizes))
+
+
+def read_version(root: str, version: int | None = None) -> IndexManifest:
+    """The manifest of a version of the index, the latest by default.
+
+    Raises:
+        FormatError: if there is no index or no such version.
+    """
+    if version is None:
+        try:
+            version = int(storage.read_bytes(storage.join(root, LATEST)))
+        except (FileNotFoundError, NotADirectoryError):
+            raise FormatError(root, "an index", "no LATEST file", "check the path, or make one with jobs.build_index") from None
+        except ValueError:
+            raise FormatError(storage.join(root, LATEST), "a version number", "something else", "write the number of a folder in versions/ into it") from None
+    return read_manifest(storage.join(root, "versions", str(version), MANIFEST), IndexManifest, "jobs.build_index")
+
+
+def finish(plans: Sequence[QueryPlan], last: Sequence[TopK]) -> list[TopK]:
+    """The answers of the last stage, with the parameters that gave them."""
+    return [TopK(top.scores, top.documents, plan.params) for plan, top in zip(plans, last, strict=True)]
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """A snapshot of an index: it never changes while it is open.
+
+    Attributes:
+        planner: makes plans.
+        shards: all shards, in document order.
+        kernels: what computes scores.
+    """
+
+    planner: Planner
+    shards: tuple[IndexShard, ...]
+    kernels: Kernels
+
+    @classmethod
+    def open(cls, root: str, version: int | None = None, kernels: str = "auto", verify: bool = False) -> "Searcher":
+        """Maps an index on a local disk; `verify` reads every file and compares digests.
+
+        Raises:
+            FormatError: if there is no index, or a file is missing, cut or (with verify) altered.
+        """
+        if not storage.is_local(root):
+            raise ConfigError(f"{root} is not on a local disk; copy the index to one and open the copy")
+        root = storage.absolute(root)
+        manifest = read_version(root, version)
+        return cls(open_planner(root, manifest, verify), open_shards(root, manifest.shards, verify), select(kernels))
+
+    @property
+    def manifest(self) -> IndexManifest:
+        return self.planner.manifest
+
+    def search(self, queries: TokenEmbeddings, k: int = 10, engine: str | Config = "auto") -> list[TopK]:
+        """The best k documents of each query.
+
+        Args:
+            queries: token embeddings of the queries (Encoder.encode_queries).
+            k: how many documents, at most; fewer come back from an index, or a candidate set, that holds fewer.
+            engine: auto, exact, scan, plaid, warp, or an engine's parameters such as ScanParams(ncandidates=1000).
+
+        Raises:
+            ConfigError: if the dimensions differ, or k or the engine is not possible.
+        """
+        starts = range(0, len(queries), BATCH_QUERIES)
+        return [top for start in starts for top in self._search(queries.slice(start, min(start + BATCH_QUERIES, len(queries))), k, engine)]
+
+    def _search(self, queries: TokenEmbeddings, k: int, engine: str | Config) -> list[TopK]:
+        plans = self.planner.plan(queries, k, engine)
+        stages = ENGINES[plans[0].params.engine].stages[: len(plans[0].keeps)]
+        documents: list[np.ndarray | None] = [None] * len(plans)
+        for number, stage in enumerate(stages):
+            keeps = [plan.keeps[number] for plan in plans]
+            best = run_stage(stage, plans, keeps, self.shards, self.planner.codec, self.kernels, documents)
+            documents = [np.sort(top.documents) for top in best]
+        return finish(plans, best)
+
+    def documents(self, numbers: Sequence[int] | np.ndarray) -> list[dict[str, str]]:
+        """doc_id, title, text and metadata (JSON) of documents, in the order of their numbers."""
+        numbers = np.asarray(numbers, np.int64)
+        found: dict[int, dict[str, str]] = {}
+        for shard, mine in self._by_shard(numbers):
+            found.update(zip(mine.tolist(), documents_file.rows(shard.documents, mine - shard.first_document), strict=True))
+        return [found[number] for number in numbers.tolist()]
+
+    def doc_ids(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
+        """The ids of documents, in the order of their numbers."""
+        numbers = np.asarray(numbers, np.int64)
+        found: dict[int, str] = {}
+        for shard, mine in self._by_shard(numbers):
+            found.update(zip(mine.tolist(), documents_file.column(shard.documents, "doc_id", mine - shard.first_document), strict=True))
+        return [found[number] for number in numbers.tolist()]
+
+    def _by_shard(self, numbers: np.ndarray) -> list[tuple[IndexShard, np.ndarray]]:
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.manifest.num_docs:
+            raise ConfigError(f"document numbers run from 0 to {self.manifest.num_docs - 1}")
+        spans = [(shard, numbers >= shard.first_document, numbers < shard.first_document + shard.num_docs) for shard in self.shards]
+        return [(shard, numbers[low & high]) for shard, low, high in spans if (low & high).any()]
+
+
+def open_shards(root: str, entries: Sequence[ShardEntry], verify: bool = False) -> tuple[IndexShard, ...]:
+    """Maps some shards of an index."""
+    return tuple(open_shard(root, entry, verify) for entry in entries)
+
+
+def _split(queries: TokenEmbeddings) -> list[Query]:
+    weights = np.ones(queries.num_tokens, np.float32) if queries.weights is None else queries.weights.astype(np.float32)
+    if (weights < 0).any():
+        raise ConfigError("query token weights must be at least 0")
+    spans = zip(queries.offsets[:-1], queries.offsets[1:], strict=True)
+    return [Query(queries.values[a:b].astype(np.float32), weights[a:b]) for a, b in spans]

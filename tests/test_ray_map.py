@@ -1,0 +1,76 @@
+"""ray_map is `map` on a cluster: order, bytes, errors, back-pressure and workers that die."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_lir.errors import FormatError
+
+pytestmark = pytest.mark.ray
+
+
+def test_results_come_in_order_and_byte_identical_to_map(ray_cluster):
+    from ray_lir.distributed.ray_map import ray_map
+
+    def products(seed: int) -> tuple[int, bytes]:
+        rows = np.random.default_rng(seed).standard_normal((50, 20)).astype(np.float32)
+        return seed, (rows.T @ rows).tobytes()
+
+    assert list(ray_map(products, range(23))) == list(map(products, range(23)))
+
+
+def test_a_function_that_closes_over_arrays_is_mapped(ray_cluster):
+    from ray_lir.distributed.ray_map import ray_map
+
+    table = np.arange(300_000, dtype=np.float32)
+    assert list(ray_map(lambda number: float(table[number]), [5, 299_999])) == [5.0, 299_999.0]
+
+
+def test_an_error_of_ours_arrives_as_itself(ray_cluster):
+    from ray_lir.distributed.ray_map import ray_map
+
+    def fail(number: int) -> int:
+        if number == 2:
+            raise FormatError("part-2", "Parquet", "nonsense", "encode anew")
+        return number
+
+    results = ray_map(fail, range(5))
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(FormatError) as caught:
+        next(results)
+    assert type(caught.value) is FormatError
+    assert str(caught.value) == "part-2: expected Parquet, found nonsense; encode anew"
+
+
+def test_no_more_items_are_taken_than_are_in_flight(ray_cluster):
+    from ray_lir.distributed.ray_map import ray_map
+
+    taken = []
+
+    def items():
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    results = ray_map(str, items(), in_flight=3)
+    assert next(results) == "0"
+    assert len(taken) == 3
+    results.close()
+    assert len(taken) == 3
+
+
+def test_a_call_whose_worker_is_killed_is_run_again(ray_cluster, tmp_path: Path):
+    from ray_lir.distributed.ray_map import ray_map
+
+    def die_once(number: int) -> int:
+        mark = tmp_path / str(number)
+        if number == 1 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number * number
+
+    assert list(ray_map(die_once, range(4))) == [0, 1, 4, 9]
+    assert (tmp_path / "1").exists()
