@@ -46,7 +46,7 @@ def main() -> None:
     collections = [measure(dataset, given.split, given.work / dataset.name) for dataset in given.datasets]
     report = {"machine": machine(), "versions": {name: importlib.metadata.version(name) for name in PACKAGES}, "collections": collections}
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(json.dumps(report, indent=1) + "\n")
+    given.output.write_text(portable(json.dumps(report, indent=1), given.datasets) + "\n")
     given.output.with_suffix(".md").write_text(markdown(collections))
     print(markdown(collections))
 
@@ -95,7 +95,7 @@ def job(result: Path, verb: str, *args: object) -> dict[str, Any]:
     if not result.exists():
         command = ["python", "-m", f"jobs.{verb}", *map(str, args)]
         print("$", shlex.join(command), file=sys.stderr, flush=True)
-        done = subprocess.run([sys.executable, *command[1:]], stdout=subprocess.PIPE, text=True)
+        done = subprocess.run([sys.executable, *command[1:]], check=False, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             sys.exit(f"jobs.{verb} ended with code {done.returncode}")
         result.write_text(json.dumps({"command": shlex.join(command), "result": json.loads(done.stdout.splitlines()[-1])}))
@@ -117,8 +117,18 @@ def oracle_run(dataset: Path, split: str, work: Path) -> Run:
     return read_run(str(path))
 
 
+def portable(text: str, datasets: list[Path]) -> str:
+    """The text without the places of this machine."""
+    for dataset in datasets:
+        text = text.replace(str(dataset.parent), "$RAY_LIR_DATA")
+    return text.replace(f"{Path.cwd()}/", "")
+
+
 def machine() -> dict[str, Any]:
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+        platform.processor(),
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": cpu,

@@ -1,7 +1,6 @@
 """jobs.evaluate: the quality and latency of an index on the judged queries of a BEIR dataset."""
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, create_model
@@ -16,7 +15,6 @@ from ray_lir.evaluation.datasets import Dataset, load_dataset
 from ray_lir.evaluation.latency import percentiles_ms, time_each
 from ray_lir.evaluation.runs import Run, write_run
 from ray_lir.formats import storage
-from ray_lir.formats.contract import EncoderContract, check_same_encoder
 from ray_lir.formats.manifest import manifest_digest
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.models.encoder import Encoder
@@ -24,8 +22,16 @@ from ray_lir.search import Searcher
 
 from .cli import main
 
-BATCH_QUERIES = 64
-"""Queries searched at once in the run that is judged; plans hold a score for each query token and centroid."""
+
+class QueryEncoderConfig(Config):
+    """Where the weights of the index's encoder lie now, and how they are run; its conventions are the index's."""
+
+    checkpoint: str | None = None
+    """Checkpoint folder or name. None: the one that the index was made with."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: float16 on a GPU, bfloat16 on a CPU that multiplies it natively, float32 otherwise."""
 
 
 class EvaluateFields(Config):
@@ -49,8 +55,7 @@ class EvaluateFields(Config):
     """Writes each query's measures to this file, as JSON."""
     latency_queries: int = Field(default=20, ge=0)
     """Queries, spread over the split, whose latency is measured one at a time; 0 measures none."""
-    encoder: EncoderConfig = EncoderConfig()
-    """Fields not given are those of the encoder that the index was made with."""
+    encoder: QueryEncoderConfig = QueryEncoderConfig()
 
 
 EvaluateConfig = create_model(
@@ -77,15 +82,15 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         if storage.is_folder(path):
             raise ConfigError(f"{path} is a folder; name a file in it")
     contract = searcher.manifest.contract
-    encoder = Encoder.load(_encoder_config(config.encoder, contract))
-    check_same_encoder(encoder.contract, contract, "the encoder", f"the index {config.index}")
+    given = config.encoder.model_dump()
+    encoder = Encoder.for_contract(contract, EncoderConfig(**given | {"checkpoint": given["checkpoint"] or contract.checkpoint}))
 
     with logs.stage("encode queries") as record:
         queries = encoder.encode_queries(list(dataset.queries.values()), list(dataset.queries))
         record.update(queries=len(queries), tokens=queries.num_tokens)
     with logs.stage("search") as record:
         depth = config.k + config.ignore_identical_ids
-        answers = [top for batch in _batches(queries) for top in searcher.search(batch, depth, engine)]
+        answers = searcher.search(queries, depth, engine)
         record.update(queries=len(answers), engine=engine.engine)
     run = _run(searcher, queries, answers, config)
     values = metrics.evaluate(run, dataset.qrels, metrics.up_to(config.k))
@@ -118,23 +123,6 @@ def _engine(config: EvaluateFields) -> str | Config:
         other = next(name for name in given if name != config.engine)
         raise ConfigError(f"--{other}.* is given, but the engine is {config.engine}; say --engine {other}, or leave it out")
     return getattr(config, config.engine)
-
-
-def _encoder_config(given: EncoderConfig, contract: EncoderContract) -> EncoderConfig:
-    """The encoder that a contract describes; fields that were given win."""
-    ours = EncoderConfig(
-        checkpoint=contract.checkpoint,
-        query_length=contract.query_length,
-        document_length=contract.document_length,
-        query_expansion=contract.query_expansion,
-        attend_to_expansion=contract.attend_to_expansion,
-        skip_punctuation=bool(contract.skip_tokens),
-    )
-    return ours.model_copy(update={name: getattr(given, name) for name in given.model_fields_set})
-
-
-def _batches(queries: TokenEmbeddings, size: int = BATCH_QUERIES) -> Iterator[TokenEmbeddings]:
-    return (queries.slice(start, min(start + size, len(queries))) for start in range(0, len(queries), size))
 
 
 def _run(searcher: Searcher, queries: TokenEmbeddings, answers: list[TopK], config: EvaluateFields) -> Run:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import faiss
 from threadpoolctl import threadpool_limits
+from tqdm import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,6 +31,16 @@ def threads(function: Callable[[Item], Result], items: Iterable[Item], num_threa
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def watched(map: Map, label: str) -> Map:
+    """The same map with a progress bar on standard error, when somebody is watching."""
+
+    def spread(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
+        items = list(items)
+        return tqdm(map(function, items), desc=label, total=len(items), leave=False, disable=None)
+
+    return spread
 
 
 @contextmanager

@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayTaskError
 
-from ray_lir.distributed.runtime import start_ray
-from ray_lir.errors import RayLirError
+from ray_lir.distributed.runtime import error_of, start_ray
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -63,6 +62,4 @@ def _result(reference: ray.ObjectRef) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        if isinstance(error.cause, RayLirError):
-            raise error.cause from None
-        raise
+        raise error_of(error) from None

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray.exceptions import RayTaskError
 
-from ray_lir.errors import ConfigError
+from ray_lir.errors import ConfigError, RayLirError
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,16 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     finally:
         if started:
             ray.shutdown()
+
+
+def error_of(error: BaseException) -> BaseException:
+    """The RayLirError that a task or actor raised, out of what Ray wrapped around it; other errors as they are."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, RayLirError) and not isinstance(inner, RayTaskError):
+            return inner
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return error
 
 
 def _check_answers(address: str) -> None:

@@ -13,9 +13,12 @@ DOCS_PER_PART = 512
 FOLDER = "embeddings"
 
 
-def publish_part(root: str, number: int, block: Block, fingerprint: str) -> EmbeddingPart:
-    """Writes one part below `root`. Its name carries a digest of its content: a second attempt writes the same file."""
-    with storage.attempt_folder(root) as folder:
+def publish_part(root: str, number: int, block: Block, fingerprint: str, scratch: str | None = None) -> EmbeddingPart:
+    """Writes one part below `root`. Its name carries a digest of its content: a second attempt writes the same file.
+
+    It is made in `scratch` (None: in `root`), where an attempt that was killed leaves what it had.
+    """
+    with storage.attempt_folder(scratch or root) as folder:
         attempt = folder / "part.parquet"
         write_part(attempt, block, fingerprint)
         sha256, size = storage.sha256(str(attempt)), attempt.stat().st_size

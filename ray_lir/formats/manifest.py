@@ -7,7 +7,7 @@ configuration, so that a job that was killed and run again ends with the same by
 import json
 from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ray_lir.config import Config, canonical_json, digest
 from ray_lir.errors import FormatError, UnsupportedVersion
@@ -52,7 +52,7 @@ class EmbeddingsManifest(Config):
     num_dead: int = 0
     parts: tuple[EmbeddingPart, ...]
     dead_letters: tuple[DeadLetter, ...] = ()
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
     """What the job was asked for; running it again with another configuration is refused."""
 
 
@@ -82,7 +82,7 @@ class IndexManifest(Config):
     """[num_centroids] tokens of each centroid over all shards: query plans are made from these."""
     mean_residual_norm: float
     shards: tuple[ShardEntry, ...]
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
 
 
 class TrainingManifest(Config):
@@ -94,7 +94,7 @@ class TrainingManifest(Config):
     """Of the trained encoder; its checkpoint is the folder's name below the output."""
     num_steps: int
     final_loss: float
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
 
 
 Manifest = TypeVar("Manifest", EmbeddingsManifest, IndexManifest, TrainingManifest)

@@ -50,7 +50,9 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def exists(url: str) -> bool:
+    """Whether the file or folder is there now, not when a listing was last cached."""
     fs, path = filesystem(url)
+    fs.invalidate_cache(fs._parent(path))
     return fs.exists(path)
 
 
@@ -114,7 +116,7 @@ def write_bytes(url: str, data: bytes) -> None:
 
 
 def publish(attempt: Path, url: str) -> None:
-    """Moves a finished local file or folder, made by this attempt alone, to its published name.
+    """Moves a finished file or folder, made in an `attempt_folder` near `url`, to its published name.
 
     If a folder of that name is there already, another attempt with the same content was faster and this one is dropped:
     published names carry a digest of their content.
@@ -122,25 +124,17 @@ def publish(attempt: Path, url: str) -> None:
     if is_local(url):
         target = local_path(url)
         target.parent.mkdir(parents=True, exist_ok=True)
-        staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        shutil.move(attempt, staged)
         try:
-            os.replace(staged, target)
+            os.replace(attempt, target)
         except OSError:
-            if not (staged.is_dir() and target.is_dir()):
+            if not (attempt.is_dir() and target.is_dir()):
                 raise
-        finally:
-            if staged.is_dir():
-                shutil.rmtree(staged)
-            else:
-                staged.unlink(missing_ok=True)
     else:
         fs, path = filesystem(url)
         files = sorted(attempt.rglob("*")) if attempt.is_dir() else [attempt]
         for file in files:
             if file.is_file():
                 fs.put_file(str(file), path if file == attempt else f"{path}/{file.relative_to(attempt).as_posix()}")
-        shutil.rmtree(attempt) if attempt.is_dir() else attempt.unlink()
 
 
 @contextmanager

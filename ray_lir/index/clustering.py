@@ -1,8 +1,7 @@
 """Training centroids: k-means over a sample of token vectors, spread through a map, and assignment of tokens to them.
 
-The sample is split into pieces (one a part of the embeddings); a mapped call sees one piece and the current centroids, so
-memory is one piece and two tables of centroids whatever the corpus. Sums are added in the order of the pieces, so the
-result does not depend on where the calls ran.
+The sample is split into pieces (one a part of the embeddings); a mapped call holds one piece and two tables of centroids,
+whatever the corpus. Sums are added in the order of the pieces, so the result does not depend on where the calls ran.
 """
 
 import math
@@ -74,35 +73,37 @@ class Assigner:
             return index.search(vectors, 1)[1][:, 0]
 
 
-def step(centroids: np.ndarray, pieces: Sequence[str], config: ClusteringConfig, read: Reader, map: Map) -> np.ndarray:
+def step(centroids: np.ndarray, groups: Sequence[Sequence[str]], config: ClusteringConfig, read: Reader, map: Map) -> np.ndarray:
     """The centroids [C, D] float32 after one iteration of k-means (L2, as in ALGORITHMS 2.2).
 
     Args:
-        pieces: names of the sample's pieces.
+        groups: names of the sample's pieces; each group is one mapped call, and returns one table of sums.
         read: picklable function from a piece's name to its [T, D] float16 vectors.
         map: how calls are spread.
     """
     assigner = Assigner.over(centroids, config.assign_nprobe, config.seed)
     sums = np.zeros(centroids.shape, np.float64)
     counts = np.zeros(len(centroids), np.int64)
-    for piece_sums, piece_counts in map(partial(_piece_sums, assigner, read), pieces):
-        sums += piece_sums
-        counts += piece_counts
+    for group_sums, group_counts in map(partial(_sums, assigner, read), groups):
+        sums += group_sums
+        counts += group_counts
     means = sums / np.maximum(counts, 1)[:, None]
     return np.where(counts[:, None] > 0, means, centroids).astype(np.float32)  # an empty cluster stays where it was
 
 
-def _piece_sums(assigner: Assigner, read: Reader, piece: str) -> tuple[np.ndarray, np.ndarray]:
-    """Sums [C, D] float32 and counts [C] of the piece's vectors by centroid."""
-    vectors = read(piece).astype(np.float32)
-    codes = assigner(vectors)
-    order = np.argsort(codes, kind="stable")
-    counts = np.bincount(codes, minlength=len(assigner.centroids))
-    present = np.flatnonzero(counts)
+def _sums(assigner: Assigner, read: Reader, group: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Sums [C, D] float32 and counts [C] of the group's vectors by centroid."""
     sums = np.zeros(assigner.centroids.shape, np.float32)
-    starts = np.concatenate([[0], np.cumsum(counts)])[present]
-    if len(present):
-        sums[present] = np.add.reduceat(vectors[order], starts, axis=0)
+    counts = np.zeros(len(sums), np.int64)
+    for piece in group:
+        vectors = read(piece).astype(np.float32)
+        codes = assigner(vectors)
+        sizes = np.bincount(codes, minlength=len(sums))
+        present = np.flatnonzero(sizes)
+        if len(present):
+            starts = np.concatenate([[0], np.cumsum(sizes)])[present]
+            sums[present] += np.add.reduceat(vectors[np.argsort(codes, kind="stable")], starts, axis=0)
+        counts += sizes
     return sums, counts
 
 

@@ -1,7 +1,4 @@
-"""The scratch folder of a build: arrays and records that each step leaves for the next, and for a run after a kill.
-
-It is named after the configuration, so another build never reads it, and removed when the index is published.
-"""
+"""What the steps of a build share: the Build they all know, and the Work folder where each leaves arrays for the next."""
 
 import io
 import json
@@ -10,12 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from ray_lir.config import IndexConfig
 from ray_lir.formats import storage
+from ray_lir.formats.manifest import EmbeddingPart
 
 
 @dataclass(frozen=True)
 class Work:
-    """Files below `root`; each is written in one atomic step."""
+    """A scratch folder, so that a build that was killed continues. Each file is written in one atomic step.
+
+    It is named after the configuration, so another build never reads it, and removed when the index is published.
+    """
 
     root: str
 
@@ -28,16 +30,35 @@ class Work:
         storage.write_bytes(storage.join(self.root, name), buffer.getvalue())
 
     def load(self, name: str) -> np.ndarray:
-        """The array; mapped where the folder is on a local disk."""
-        url = storage.join(self.root, name)
-        if storage.is_local(url):
-            array = np.load(storage.local_path(url), allow_pickle=False)
-            return array
-        with storage.open_input(url) as file:
-            return np.load(file, allow_pickle=False)
+        return np.load(io.BytesIO(storage.read_bytes(storage.join(self.root, name))), allow_pickle=False)
 
     def save_record(self, name: str, record: Any) -> None:
         storage.write_bytes(storage.join(self.root, name), json.dumps(record).encode())
 
     def load_record(self, name: str) -> Any:
         return json.loads(storage.read_bytes(storage.join(self.root, name)))
+
+
+@dataclass(frozen=True)
+class Build:
+    """What every step of a build knows: where to read, where to write, and how.
+
+    Attributes:
+        embeddings: folder or URL of the token embeddings.
+        parts: their files, in document order.
+        output: folder or URL of the index.
+        num_centroids: wanted; a sample smaller than this gives fewer.
+    """
+
+    embeddings: str
+    parts: tuple[EmbeddingPart, ...]
+    output: str
+    config: IndexConfig
+    num_docs: int
+    num_tokens: int
+    num_shards: int
+    num_centroids: int
+    work: Work
+
+    def part_url(self, number: int) -> str:
+        return storage.join(self.embeddings, self.parts[number].name)

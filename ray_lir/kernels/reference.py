@@ -41,7 +41,7 @@ def residual_values(packed_TP: np.ndarray, weights_K: np.ndarray) -> np.ndarray:
     weights_of_byte = weights_K.astype(np.float32)[unpack(np.arange(256, dtype=np.uint8)[:, None], nbits)]
     # All dimensions of a byte are fetched as one item: several times faster than one weight at a time.
     as_item = np.ascontiguousarray(weights_of_byte).view(f"V{weights_of_byte.shape[1] * 4}")[:, 0]
-    return as_item[packed_TP].view(np.float32).reshape(len(packed_TP), -1)
+    return as_item[packed_TP].view(np.float32)
 
 
 def decompress(codes_T: np.ndarray, packed_TP: np.ndarray, centroids_CD: np.ndarray, weights_K: np.ndarray) -> np.ndarray:
@@ -115,7 +115,8 @@ def document_blocks(offsets: np.ndarray, block_tokens: int = BLOCK_TOKENS) -> li
     while start < num_docs:
         starts.append(start)
         start = max(start + 1, int(np.searchsorted(offsets, offsets[start] + block_tokens, side="right")) - 1)
-    return [(a, b, int(offsets[a]), int(offsets[b])) for a, b in zip(starts, [*starts[1:], num_docs], strict=True)]
+    ends = [*starts[1:], num_docs][: len(starts)]
+    return [(a, b, int(offsets[a]), int(offsets[b])) for a, b in zip(starts, ends, strict=True)]
 
 
 def top_k(scores: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -25,5 +25,6 @@ class ContrastiveLoss(nn.Module):
             own_B: int64, the column of each query's own document.
             excluded_BN: bool, True for a query's other known positives: they are no negatives.
         """
-        logits_BN = scores_BN.masked_fill(excluded_BN, -torch.inf) / self.temperature.clamp(min=MIN_TEMPERATURE)
-        return functional.cross_entropy(logits_BN, own_B)
+        logits_BN = scores_BN / self.temperature.clamp(min=MIN_TEMPERATURE)
+        # Masked after the division, whose gradient by the temperature would be 0 * inf.
+        return functional.cross_entropy(logits_BN.masked_fill(excluded_BN, -torch.inf), own_B)

@@ -64,7 +64,7 @@ class TextTokenizer:
         return ids if marker is None else [np.insert(row, min(1, len(row)), np.int32(marker)) for row in ids]
 
     def _prepared(self, text: str, prompt: str) -> str:
-        text = _valid_unicode(prompt + text).strip()
+        text = prompt + _valid_unicode(text).strip()
         return text.lower() if self.contract.lower_case else text
 
 

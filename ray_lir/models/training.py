@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ray_lir.config import Config, TrainingConfig
+from ray_lir.config import Config, EncoderConfig, TrainingConfig
 from ray_lir.errors import ConfigError
 from ray_lir.models import collectives
-from ray_lir.models.encoder import Encoder
+from ray_lir.models.encoder import Encoder, choose_dtype
 from ray_lir.models.losses import ContrastiveLoss
 from ray_lir.models.scorers import SCORERS
 from ray_lir.models.training_pairs import Batch, TrainingPairs
@@ -43,9 +43,9 @@ class Training:
     """
 
     def __init__(self, encoder: Encoder, pairs: TrainingPairs, config: TrainingConfig, bfloat16: bool = False):
-        self.encoder, self.pairs, self.config, self.bfloat16 = encoder, pairs, config, bfloat16
+        self.encoder, self.pairs, self.config, self.bfloat16 = (encoder, pairs, config, bfloat16)
         self.step = 0
-        self._device = next(encoder.model.parameters()).device
+        self._device = encoder.device
         self._loss = ContrastiveLoss(config.temperature).to(self._device)
         self._modules = nn.ModuleDict({"encoder": encoder.model, "loss": self._loss})
         self._optimizer = _optimizer(self._modules, config)
@@ -65,12 +65,16 @@ class Training:
         loss = self.loss(batch)
         mean_loss = float(collectives.mean_over_workers(loss))
         if not np.isfinite(mean_loss):
-            raise ConfigError(f"the loss is {mean_loss} at step {self.step + 1}: give a lower --learning_rate or another --encoder.checkpoint")
+            raise ConfigError(
+                f"the loss is {mean_loss} at step {self.step + 1}: give a lower --learning_rate or another --encoder.checkpoint"
+            )
         self._optimizer.zero_grad()
         loss.backward()
         collectives.average_gradients(self._modules.parameters())
         nn.utils.clip_grad_norm_(self._modules.parameters(), self.config.max_gradient_norm)
-        record = StepRecord(step=self.step + 1, loss=mean_loss, learning_rate=learning_rate, temperature=float(self._loss.temperature.detach()))
+        record = StepRecord(
+            step=self.step + 1, loss=mean_loss, learning_rate=learning_rate, temperature=float(self._loss.temperature.detach())
+        )
         self._optimizer.step()
         self.step += 1
         return record
@@ -81,9 +85,9 @@ class Training:
         queries = self.encoder.batch_queries([self.pairs.queries[number] for number in batch.queries[share]]).to(self._device)
         documents = self.encoder.batch_documents([self.pairs.documents[number] for number in batch.documents[share]]).to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.bfloat16):
-            query_embeddings, document_embeddings = self.encoder.embed(queries), self.encoder.embed(documents)
+            query_embeddings, document_embeddings = (self.encoder.embed(queries), self.encoder.embed(documents))
         embeddings, mask = collectives.gather_texts(document_embeddings.float(), documents.keep_mask)
-        scores = SCORERS[self.config.scorer](query_embeddings.float(), queries.keep_mask, embeddings, mask)
+        scores = SCORERS[self.config.scorer](query_embeddings.float(), embeddings, queries.keep_mask, mask)
         return self._loss(scores, self._tensor(share), self._tensor(batch.excluded[share]))
 
     def save(self, path: Path) -> None:
@@ -99,6 +103,19 @@ class Training:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def load_encoder(config: EncoderConfig, seed: int, device: str) -> Encoder:
+    """An encoder with float32 weights; rows that its checkpoint lacks are drawn from the seed."""
+    torch.manual_seed(seed)
+    return Encoder.load(config.model_copy(update={"device": device, "precision": "float32"}))
+
+
+def bfloat16_wanted(precision: str, device: torch.device) -> bool:
+    """Whether the products of the forward pass are to be bfloat16: if asked for, or with auto where they are native."""
+    if precision == "auto" and device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return choose_dtype(precision, device) == torch.bfloat16
 
 
 def learning_rate_at(step: int, config: TrainingConfig) -> float:

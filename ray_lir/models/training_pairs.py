@@ -39,7 +39,9 @@ class Batch:
     excluded: np.ndarray
 
 
-def training_pairs(queries: Mapping[str, str], qrels: Mapping[str, Mapping[str, int]], documents: Iterable[tuple[str, str]]) -> TrainingPairs:
+def training_pairs(
+    queries: Mapping[str, str], qrels: Mapping[str, Mapping[str, int]], documents: Iterable[tuple[str, str]]
+) -> TrainingPairs:
     """Keeps what is judged relevant (grade above 0); `documents` are (id, text) of the whole corpus, read once.
 
     Raises:
@@ -62,21 +64,19 @@ def training_pairs(queries: Mapping[str, str], qrels: Mapping[str, Mapping[str, 
             "give the corpus and the judgements of one collection"
         )
     used = [query for query, found in relevant.items() if found]
-    return TrainingPairs([queries[query] for query in used], texts, [tuple(numbers[document] for document in relevant[query]) for query in used])
+    return TrainingPairs(
+        [queries[query] for query in used], texts, [tuple(numbers[document] for document in relevant[query]) for query in used]
+    )
 
 
 def batches(pairs: TrainingPairs, batch_size: int, seed: int, first_step: int = 0) -> Iterator[Batch]:
     """Batches for ever, from step `first_step` on: the order depends on nothing but the pairs, the batch size and the seed.
 
     An epoch visits every query once in a new random order (the last incomplete batch is left out), so that no batch
-    repeats a query; epoch e trains a query that has p positives on the (e mod p)th of them.
-
-    Raises:
-        ConfigError: if there are fewer queries than a batch has.
+    repeats a query; epoch e trains a query that has p positives on the (e mod p)th of them. There must be at least as many
+    queries as a batch has.
     """
     num_batches = len(pairs.queries) // batch_size
-    if not num_batches:
-        raise ConfigError(f"the split has {len(pairs.queries)} queries with a relevant document; --batch_size must not be more, not {batch_size}")
     first_epoch, first_batch = divmod(first_step, num_batches)
     for epoch in itertools.count(first_epoch):
         order = np.random.default_rng([seed, epoch]).permutation(len(pairs.queries))

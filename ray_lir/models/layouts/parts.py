@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, T5EncoderModel, UMT5EncoderModel
-from transformers.models.mt5.modeling_mt5 import MT5EncoderModel
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ray_lir.errors import ConfigError
 from ray_lir.models.network import Dense, Network
 
-ENCODER_ONLY = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
+ENCODER_ONLY = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 POSITIONS_START_AT_2 = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
 
 
@@ -58,21 +58,25 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_backbone(folder: Path, state: dict[str, torch.Tensor] | None = None) -> nn.Module:
-    """The transformer in a folder (with the weights `state`, if given), without a decoder or pooling head, in float32.
+    """The transformer in a folder (with the weights `state`, if given), without a decoder, in float32.
 
     Raises:
         ConfigError: if files or weights are missing.
     """
     config = load_config(folder)
-    model_class = ENCODER_ONLY.get(config.model_type, AutoModel)
-    source = None if state is not None else folder
+    model_class = getattr(transformers, ENCODER_ONLY.get(config.model_type, "AutoModel"))
     with _loading(folder):
-        model, info = model_class.from_pretrained(source, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True)
-    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+        if state is None:
+            model, info = model_class.from_pretrained(folder, config=config, dtype=torch.float32, output_loading_info=True)
+            missing = info["missing_keys"]
+        else:
+            model = model_class.from_config(config).float().eval()
+            missing = model.load_state_dict({name.removeprefix(f"{model.base_model_prefix}."): state[name] for name in state}, strict=False).missing_keys
+    missing = sorted(name for name in missing if "pooler" not in name)
     if missing:
         raise ConfigError(f"{folder} lacks {len(missing)} weights of its {config.model_type} model ({missing[0]}, ...); copy the checkpoint again")
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None
+        model.pooler.requires_grad_(False)  # kept for who loads the checkpoint elsewhere, but nothing here looks at its output
     return model
 
 
@@ -140,19 +144,25 @@ def _activation(path: str, folder: Path) -> nn.Module:
 
 
 @contextmanager
-def _loading(folder: Path) -> Iterator[None]:
-    """Keeps transformers' progress bars and reports quiet, and turns what it raises into one line."""
+def quiet() -> Iterator[None]:
+    """Keeps transformers' progress bars and load reports off the terminal."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
-    except ConfigError:
-        raise
-    except Exception as error:  # corrupt files surface as almost any exception
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"cannot load the checkpoint {folder}: {type(error).__name__}: {reason}; copy it again or choose another") from None
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Quiet, and what is raised becomes one line."""
+    try:
+        with quiet():
+            yield
+    except Exception as error:  # corrupt files surface as almost any exception
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"cannot load the checkpoint {folder}: {type(error).__name__}: {reason}; copy it again or choose another") from None

@@ -44,9 +44,9 @@ def load(path: Path) -> Parts:
     settings = read_json(path / "config_sentence_transformers.json")
     transformer = read_json(folder / "sentence_bert_config.json")
     length = default_length(tokenizer, backbone.config, transformer.get("max_seq_length"))
-    mask = next((read_json(path / module["path"] / "config.json") for module in modules if _kind(module) == "MultiVectorMask"), None)
-    if mask is not None:
-        conventions = _native(settings, transformer, mask, tokenizer, length)
+    masks = [read_json(path / module["path"] / "config.json") for module in modules if _kind(module) == "MultiVectorMask"]
+    if masks or settings.get("model_type") == "MultiVectorEncoder":
+        conventions = _native(settings, transformer, masks[0] if masks else {}, tokenizer, length)
         conventions["normalize"] = any(_kind(module) == "Normalize" for module in modules)
     elif PYLATE_KEYS & set(settings):
         conventions = _pylate(settings, tokenizer)

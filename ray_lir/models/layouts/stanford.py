@@ -24,14 +24,15 @@ def load(path: Path) -> Parts:
         folder, state = path.parent, _legacy_weights(path)
         if not (folder / "config.json").is_file():
             raise ConfigError(f"{path} holds weights alone; put the config.json and tokenizer files of its base model beside it")
+        backbone = load_backbone(folder, state)
     else:
         folder, state = path, load_weights(path)
+        backbone = load_backbone(folder)
     weight = state.get("linear.weight")
     if weight is None:
         raise ConfigError(f"{path} has no linear.weight, the projection of a ColBERT checkpoint; copy the checkpoint again")
     projection = Dense(weight.shape[1], weight.shape[0])
     projection.load_state_dict({"linear.weight": weight})
-    backbone = load_backbone(folder, {name: tensor for name, tensor in state.items() if name != "linear.weight"})
     tokenizer = load_tokenizer(folder)
     return Parts(Network(backbone, [projection.float()]), tokenizer, conventions(read_json(folder / "artifact.metadata"), tokenizer))
 

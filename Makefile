@@ -1,0 +1,43 @@
+# make install | demo | test | lint | bench: each installs into .venv first if it must.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/pip --disable-pip-version-check -qq
+# Documents of the demo's corpus.
+DEMO_DOCS ?= 5000
+# Where the collections of `make bench` lie: folders in the BEIR layout.
+COLLECTIONS ?= scifact nfcorpus cranfield cisi
+
+.PHONY: install demo test lint bench
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@python=; for candidate in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
+	    $$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && python=$$candidate && break; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo 'error: no Python 3.11 or newer with venv; on Debian: apt-get install python3.11 python3.11-venv' >&2; exit 1; \
+	fi; \
+	echo "install: making $(VENV) with $$($$python --version)" && $$python -m venv $(VENV)
+	@echo 'install: torch (1 of 3)' && $(PIP) install "$$(grep '^torch==' constraints.txt)"
+	@echo 'install: the other packages of constraints.txt; this takes two or three minutes (2 of 3)'
+	@$(PIP) install -c constraints.txt "$$(grep '^scikit_build_core==' constraints.txt)"
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@ && echo 'install: ray_lir itself (3 of 3); . $(BIN)/activate, then ray-lir --help'
+
+demo: $(INSTALLED)
+	$(BIN)/python -m jobs.demo --output demo --num-docs $(DEMO_DOCS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not ray"
+	$(BIN)/python -m pytest -m ray
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)
+	@test -n "$(RAY_LIR_DATA)" || { echo 'error: set RAY_LIR_DATA to the folder that holds $(COLLECTIONS)' >&2; exit 1; }
+	$(BIN)/python -m bench.quality $(addprefix $(RAY_LIR_DATA)/,$(COLLECTIONS))

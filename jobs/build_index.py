@@ -1,0 +1,52 @@
+"""Builds an index from a folder of token embeddings that jobs.encode wrote."""
+
+import time
+from typing import Any, Literal
+
+from ray_lir.build import build_index
+from ray_lir.config import IndexConfig
+from ray_lir.distributed.ray_map import ray_map
+from ray_lir.distributed.runtime import ray_session
+from ray_lir.formats.manifest import manifest_digest
+from ray_lir.parallel import threads
+
+from .cli import main
+
+
+class BuildIndexJob(IndexConfig):
+    """Builds an index from a folder of token embeddings; run again after a kill, it continues."""
+
+    embeddings: str
+    """Folder or URL that jobs.encode wrote."""
+    output: str
+    """Folder of the index."""
+    where: Literal["ray", "here"] = "ray"
+    """Run the steps as Ray tasks, or on threads of this process. The bytes are the same."""
+
+
+def run(job: BuildIndexJob) -> dict[str, Any]:
+    start = time.perf_counter()
+    config = IndexConfig(**{name: getattr(job, name) for name in IndexConfig.model_fields})
+    if job.where == "ray":
+        with ray_session():
+            manifest = build_index(job.embeddings, job.output, config, map=ray_map)
+    else:
+        manifest = build_index(job.embeddings, job.output, config, map=threads)
+    num_bytes = sum(file.size for shard in manifest.shards for file in shard.files) + manifest.codec.size
+    return {
+        "output": job.output,
+        "num_docs": manifest.num_docs,
+        "num_tokens": manifest.num_tokens,
+        "num_shards": len(manifest.shards),
+        "num_centroids": manifest.num_centroids,
+        "nbits": manifest.nbits,
+        "bytes": num_bytes,
+        "bytes_per_token": round(num_bytes / manifest.num_tokens, 1),
+        "mean_residual_norm": round(manifest.mean_residual_norm, 4),
+        "seconds": round(time.perf_counter() - start, 1),
+        "manifest_digest": manifest_digest(manifest),
+    }
+
+
+if __name__ == "__main__":
+    main(BuildIndexJob, run)

@@ -1,0 +1,156 @@
+"""The whole path on this machine: collects the documentation of installed packages, encodes, indexes, serves and asks it."""
+
+import json
+import logging
+import shlex
+import socket
+import textwrap
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from ray import serve
+
+from ray_lir import logs
+from ray_lir.config import Config
+from ray_lir.distributed.runtime import ray_session
+from ray_lir.evaluation import docstrings
+from ray_lir.formats import storage
+
+from . import build_index, encode
+from .cli import main
+
+QUESTIONS = (
+    "how do I read a csv file line by line",
+    "wait until several coroutines have finished",
+    "copy a directory with everything in it",
+    "run a command and capture what it prints",
+    "which value occurs most often in a list",
+    "apply a function to every batch of a large dataset in parallel",
+)
+SERVING = f"{(__package__ or '').removesuffix('jobs')}serving.app"
+DEFAULT_PORT = 8000
+
+logger = logging.getLogger("ray_lir.demo")
+
+
+class DemoJob(Config):
+    """Documentation of the installed Python packages, from source files to answers over HTTP. Run again, it goes on from
+    what is there."""
+
+    output: str = "demo"
+    """Folder of the corpus, the embeddings and the index."""
+    num_docs: int = Field(5000, ge=1)
+    k: int = Field(3, ge=1)
+    """Answers printed for each question."""
+    document_length: int = Field(128, ge=3)
+    """Tokens of a docstring that are read."""
+
+
+def run(job: DemoJob) -> dict[str, Any]:
+    folder = Path(job.output).absolute() / f"{job.num_docs}-documents"
+    corpus, embeddings, index = folder / "corpus.jsonl", folder / "embeddings", folder / "index"
+    log: list[dict[str, Any]] = []
+    with logs.stage("demo, corpus", log) as record:
+        record["file"] = corpus
+        collect_corpus(corpus, job.num_docs)
+    with ray_session():
+        with logs.stage("demo, encode", log) as record:
+            encoder = {"document_length": job.document_length}
+            record["folder"] = embeddings
+            encode.run(encode.EncodeJob(corpus=str(corpus), output=str(embeddings), encoder=encoder))
+        with logs.stage("demo, index", log) as record:
+            record["folder"] = index
+            built = build_index.run(build_index.BuildIndexJob(embeddings=str(embeddings), output=str(index)))
+        with served(index) as url:
+            answers = [ask(url, question, job.k) for question in QUESTIONS]
+    for answer in answers:
+        print(page(answer), flush=True)
+    print(farewell(folder), flush=True)
+    return {
+        "corpus": str(corpus),
+        "embeddings": str(embeddings),
+        "index": str(index),
+        "num_docs": built["num_docs"],
+        "num_tokens": built["num_tokens"],
+        "seconds": {record["stage"].removeprefix("demo, "): record["seconds"] for record in log},
+        "answers": [{"query": answer["query"], "doc_id": answer["hits"][0]["doc_id"], "ms": answer["ms"]} for answer in answers],
+    }
+
+
+def collect_corpus(file: Path, num_docs: int) -> None:
+    """Writes the docstring corpus as JSON lines, unless it is there already."""
+    if file.exists():
+        return
+    logger.info("demo, corpus: reading the sources of the standard library, %s", ", ".join(docstrings.PACKAGES))
+    rows = [
+        {"_id": document.doc_id, "title": document.title, "text": document.text, "metadata": document.metadata}
+        for document in docstrings.collect(num_docs)
+    ]
+    storage.write_bytes(str(file), "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+@contextmanager
+def served(index: Path) -> Iterator[str]:
+    """The search service over an index, at the address that is yielded; it ends with the body."""
+    port = free_port(DEFAULT_PORT)
+    url = f"http://127.0.0.1:{port}"
+    with logs.stage("demo, serve") as record:
+        record["url"] = url
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(import_module(SERVING).build({"index": str(index)}))
+    try:
+        yield url
+    finally:
+        serve.shutdown()
+
+
+def free_port(wanted: int) -> int:
+    """`wanted` if nobody listens there, any free port otherwise."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def ask(url: str, query: str, k: int) -> dict[str, Any]:
+    """The service's answer, with the milliseconds that it took."""
+    body = json.dumps({"query": query, "k": k}).encode()
+    request = urllib.request.Request(f"{url}/search", body, {"Content-Type": "application/json"})
+    start = time.perf_counter()
+    with urllib.request.urlopen(request, timeout=60) as response:
+        answer = json.load(response)
+    return {**answer, "query": query, "ms": round(1000 * (time.perf_counter() - start), 1)}
+
+
+def page(answer: dict[str, Any]) -> str:
+    """A question and its answers for people."""
+    lines = [f"\n{answer['query']}?  ({answer['ms']:.0f} ms)"]
+    for hit in answer["hits"]:
+        summary = " ".join(hit["text"].partition("\n\n")[0].split())
+        lines.append(f"  {hit['score']:6.2f}  {hit['title']}")
+        lines.append(textwrap.shorten(summary, 110, initial_indent=" " * 10, placeholder=" ..."))
+    return "\n".join(lines)
+
+
+def farewell(folder: Path) -> str:
+    """Where everything is, and how to go on asking."""
+    command = shlex.join(["serve", "run", f"{SERVING}:build", f"index={folder / 'index'}"])
+    question = shlex.quote(json.dumps({"query": "open a zip file", "k": 3}))
+    return f"""
+Everything is in {folder}. To serve it again and ask more:
+  {command}
+  curl -s http://127.0.0.1:{DEFAULT_PORT}/search -H 'Content-Type: application/json' -d {question}
+"""
+
+
+if __name__ == "__main__":
+    main(DemoJob, run)

@@ -1,0 +1,57 @@
+"""Encodes a corpus into token embeddings on Ray: python -m jobs.encode --corpus DIR_OR_FILE --output DIR."""
+
+import time
+from functools import partial
+from typing import Any
+
+from pydantic import Field
+
+from ray_lir.config import Config, EncoderConfig
+from ray_lir.distributed.encode import Workers, on_ray
+from ray_lir.distributed.ray_map import ray_map
+from ray_lir.distributed.runtime import ray_session
+from ray_lir.encode import encode_corpus
+from ray_lir.formats.embeddings import DOCS_PER_PART
+from ray_lir.formats.manifest import manifest_digest
+
+from .cli import main
+
+
+class EncodeJob(Config):
+    """Encodes the documents of a corpus into Parquet files of token embeddings with a manifest."""
+
+    corpus: str
+    """BEIR folder, JSONL, JSONL.gz or Parquet file, or a folder of such files; a path or a URL (s3://bucket/folder)."""
+    output: str
+    """Folder for the embeddings; a path or a URL. A job that was killed continues there."""
+    encoder: EncoderConfig = EncoderConfig()
+    workers: Workers = Workers()
+    docs_per_part: int = Field(DOCS_PER_PART, ge=1)
+    """Rows of the corpus that are encoded together and make one Parquet file."""
+
+
+def run(job: EncodeJob) -> dict[str, Any]:
+    """Runs the job on Ray; returns what it made."""
+    start = time.perf_counter()
+    with ray_session():
+        result = encode_corpus(
+            job.corpus, job.output, job.encoder, docs_per_part=job.docs_per_part, map=ray_map, spread=partial(on_ray, workers=job.workers)
+        )
+    manifest = result.manifest
+    return {
+        "output": job.output,
+        "num_docs": manifest.num_docs,
+        "num_tokens": manifest.num_tokens,
+        "num_dead": manifest.num_dead,
+        "bytes": sum(part.size for part in manifest.parts),
+        "seconds": round(time.perf_counter() - start, 3),
+        "docs_per_second": result.docs_per_second,
+        "num_chunks": result.num_chunks,
+        "num_skipped": result.num_skipped,
+        "fingerprint": manifest.contract.fingerprint,
+        "manifest_digest": manifest_digest(manifest),
+    }
+
+
+if __name__ == "__main__":
+    main(EncodeJob, run)

@@ -1,0 +1,278 @@
+"""Training on Ray Train: workers share each batch, checkpoints lie in the output folder, a killed training continues.
+
+While it runs, `<output>/state` holds config.json and the run of Ray Train, named by that configuration's digest. A
+finished training leaves checkpoint/, metrics.jsonl, provenance.json and, written last, manifest.json.
+"""
+
+import json
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import harmonic_mean
+from threading import Thread
+from typing import Any
+
+import ray
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from pydantic import Field
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Queue
+
+from ray_lir.config import Config, EncoderConfig, TrainingConfig, canonical_json, digest
+from ray_lir.distributed.runtime import ray_session
+from ray_lir.distributed.train_worker import ENCODER, METRICS, WorkerTask, read_curve, train_worker
+from ray_lir.errors import ConfigError, RayLirError
+from ray_lir.evaluation.datasets import load_dataset
+from ray_lir.formats import storage
+from ray_lir.formats.manifest import MANIFEST, PROVENANCE, TrainingManifest, read_manifest, write_manifest
+from ray_lir.formats.records import document_text, read_documents
+from ray_lir.logs import stage
+from ray_lir.models.encoder import Encoder
+from ray_lir.models.training import load_encoder
+from ray_lir.models.training_pairs import TrainingPairs, training_pairs
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT, STATE, CONFIG = "checkpoint", "state", "config.json"
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+CHECKPOINTS_KEPT = 2
+WORKER_FAILURES_SURVIVED = 2
+
+
+class TrainingRun(Config):
+    """How a training runs; none of it decides what comes out."""
+
+    num_workers: int = Field(1, ge=1)
+    """Workers that share each batch: one GPU each where the cluster has them, an equal part of its CPUs otherwise."""
+    checkpoint_every: int = Field(100, ge=1)
+    """Steps between checkpoints; a training that was killed continues from the last one."""
+    log_every: int = Field(10, ge=1)
+    """Steps between lines of progress."""
+
+
+def train(dataset: str, split: str, output: str, encoder: EncoderConfig, config: TrainingConfig, run: TrainingRun) -> dict[str, Any]:
+    """Trains an encoder on the judgements of a dataset in the BEIR layout.
+
+    The same call continues a training that was killed, and does nothing more once it has finished.
+
+    Returns:
+        output, checkpoint, steps, final_loss, seconds, examples_per_second and resumed_from_step.
+
+    Raises:
+        ConfigError, FormatError: if the data, the encoder or a setting is wrong, or `output` holds something else, such as
+            a training with another configuration; nothing is written then.
+    """
+    start = time.perf_counter()
+    output = storage.absolute(output)
+    encoder = _absolute_checkpoint(encoder)
+    pairs = _load_pairs(dataset, split)
+    _check_batch_size(pairs, config.batch_size, run.num_workers)
+    identity = config.model_dump(mode="json") | _describe_encoder(encoder, config.seed) | {"data": _digest(pairs)}
+    if _is_finished(output, identity):
+        logger.info("train: %s has finished; nothing to do", output)
+    else:
+        with ray_session():
+            scaling = _scaling(run.num_workers, encoder.device)
+            storage.write_bytes(storage.join(output, STATE, CONFIG), canonical_json(identity))
+            result = _fit(pairs, output, encoder, config, run, scaling, f"train-{digest(identity)[:12]}")
+            _publish(result, output, identity, start)
+    storage.remove_tree(storage.join(output, STATE))
+    return _summary(output)
+
+
+def _absolute_checkpoint(encoder: EncoderConfig) -> EncoderConfig:
+    """The same encoder for every process: Ray Train's workers have a working directory of their own."""
+    path = Path(encoder.checkpoint).expanduser()
+    return encoder.model_copy(update={"checkpoint": str(path.resolve())}) if path.exists() else encoder
+
+
+def _load_pairs(dataset: str, split: str) -> TrainingPairs:
+    with stage("training pairs") as record:
+        judged = load_dataset(dataset, split)
+        documents = ((document.doc_id, document_text(document.title, document.text)) for document in read_documents(judged.corpus))
+        pairs = training_pairs(judged.queries, judged.qrels, documents)
+        record.update(queries=len(pairs.queries), documents=len(pairs.documents), pairs=sum(map(len, pairs.positives)))
+    return pairs
+
+
+def _digest(pairs: TrainingPairs) -> str:
+    return digest([pairs.queries, pairs.documents, pairs.positives])
+
+
+def _check_batch_size(pairs: TrainingPairs, batch_size: int, num_workers: int) -> None:
+    if batch_size > len(pairs.queries):
+        raise ConfigError(
+            f"--batch_size {batch_size} is more than the {len(pairs.queries)} queries that have a relevant document; lower it"
+        )
+    if batch_size % num_workers:
+        raise ConfigError(f"--batch_size {batch_size} cannot be shared evenly by --num_workers {num_workers}; make it a multiple")
+
+
+def _describe_encoder(config: EncoderConfig, seed: int) -> dict[str, Any]:
+    """What of an encoder decides the training. Loads it, and saves it once for show: better to fail now than at the end.
+
+    Raises:
+        ConfigError: if it cannot be loaded or saved, or a setting is not for training.
+    """
+    if config.projection:
+        raise ConfigError("--encoder.projection is fitted by jobs.encode; give the checkpoint that it saved as --encoder.checkpoint")
+    if config.precision == "float16":
+        raise ConfigError("--encoder.precision float16 cannot hold gradients; choose auto, bfloat16 or float32")
+    encoder = load_encoder(config, seed, "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        encoder.save(Path(folder) / ENCODER)
+    return {"encoder": encoder.contract.fingerprint, "precision": config.precision}
+
+
+def _is_finished(output: str, identity: dict[str, Any]) -> bool:
+    """Whether `output` holds this training, finished (true), or is to be made or continued (false).
+
+    Raises:
+        ConfigError: if it holds anything else.
+    """
+    finished = storage.exists(storage.join(output, MANIFEST))
+    started = storage.exists(storage.join(output, STATE, CONFIG))
+    if finished:
+        have = read_manifest(storage.join(output, MANIFEST), TrainingManifest, made_by="jobs.train").config
+    elif started:
+        have = json.loads(storage.read_bytes(storage.join(output, STATE, CONFIG)))
+    elif storage.exists(output) and (storage.list_names(output) or not storage.is_folder(output)):
+        raise ConfigError(f"{output} is there already and holds no training; give another --output")
+    else:
+        return False
+    different = [f"{name} {have.get(name)!r} and not {identity[name]!r}" for name in identity if have.get(name) != identity[name]]
+    if different:
+        raise ConfigError(f"{output} holds a training with {different[0]}; give another --output, or remove that folder first")
+    return finished
+
+
+def _scaling(num_workers: int, device: str) -> ScalingConfig:
+    """One GPU for each worker if the cluster has as many, or else equal parts of its CPUs.
+
+    Raises:
+        ConfigError: if the cluster has too few of what is wanted.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if device != "cpu" and num_gpus >= num_workers:
+        return ScalingConfig(num_workers=num_workers, use_gpu=True)
+    if device.startswith("cuda"):
+        raise ConfigError(
+            f"--num_workers {num_workers} need as many GPUs, and the cluster has {num_gpus}; use fewer, or --encoder.device cpu"
+        )
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    each = next((share for share in range(max(cpus), 0, -1) if sum(cpu // share for cpu in cpus) >= num_workers), 0)
+    if not each:
+        raise ConfigError(f"--num_workers {num_workers} need a CPU each, and the cluster has {sum(cpus)}; use fewer")
+    return ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": each})
+
+
+def _fit(
+    pairs: TrainingPairs, output: str, encoder: EncoderConfig, config: TrainingConfig, run: TrainingRun, scaling: ScalingConfig, name: str
+) -> Result:
+    """Runs Ray Train to the end; a run of the same name in the same place continues.
+
+    Raises:
+        RayLirError: the user's mistake that ended training.
+    """
+    with _progress_log() as lines:
+        task = WorkerTask(
+            encoder=encoder,
+            config=config,
+            pairs=ray.put(pairs),
+            lines=lines,
+            curve=storage.join(output, METRICS),
+            checkpoint_every=run.checkpoint_every,
+            log_every=run.log_every,
+            num_threads=int((scaling.resources_per_worker or {}).get("CPU", 1)),
+        )
+        place = _storage(storage.join(output, STATE))
+        _drop_damaged_snapshot(storage.join(output, STATE, name, SNAPSHOT))
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"task": task},
+            scaling_config=scaling,
+            run_config=RunConfig(
+                name=name,
+                checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+                failure_config=FailureConfig(max_failures=WORKER_FAILURES_SURVIVED),
+                logging_config=LoggingConfig(log_level="ERROR"),
+                **place,
+            ),
+        )
+        result = trainer.fit()
+    if isinstance(result.return_value, RayLirError):
+        raise result.return_value
+    return result
+
+
+def _storage(folder: str) -> dict[str, Any]:
+    """Where Ray Train keeps a run: a local folder, or any file system that fsspec knows."""
+    if storage.is_local(folder):
+        return {"storage_path": str(storage.local_path(folder))}
+    fs, path = storage.filesystem(folder)
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
+
+
+def _drop_damaged_snapshot(url: str) -> None:
+    """Ray Train does not write its list of checkpoints atomically: one cut by a kill would refuse to open for ever."""
+    if not storage.exists(url):
+        return
+    try:
+        json.loads(storage.read_bytes(url))
+    except ValueError:
+        logger.warning("train: the list of checkpoints was cut when the training was killed; it starts again from the first step")
+        storage.remove_tree(url)
+
+
+@contextmanager
+def _progress_log() -> Iterator[Queue]:
+    """A queue for the workers' lines of progress, which this process logs as they come."""
+    lines = Queue(actor_options={"num_cpus": 0})
+    thread = Thread(target=lambda: [logger.info("train: %s", line) for line in iter(lines.get, None)], daemon=True)
+    thread.start()
+    try:
+        yield lines
+    finally:
+        lines.put(None)
+        thread.join()
+        lines.shutdown()
+
+
+def _publish(result: Result, output: str, identity: dict[str, Any], start: float) -> None:
+    """Moves the last checkpoint's encoder and loss curve to the output; the manifest last."""
+    with result.checkpoint.as_directory() as folder, storage.attempt_folder(output) as attempt:
+        curve = read_curve(Path(folder) / METRICS)
+        storage.write_bytes(storage.join(output, METRICS), (Path(folder) / METRICS).read_bytes())
+        shutil.copytree(Path(folder) / ENCODER, attempt / CHECKPOINT)
+        contract = Encoder.load(EncoderConfig(checkpoint=str(attempt / CHECKPOINT), device="cpu", precision="float32")).contract
+        storage.publish(attempt / CHECKPOINT, storage.join(output, CHECKPOINT))
+    first_step = result.return_value
+    rates = [record.examples_per_second for record in curve[first_step:]]
+    provenance = {
+        "seconds": round(time.perf_counter() - start, 1),
+        "examples_per_second": round(harmonic_mean(rates), 2) if rates else None,
+        "resumed_from_step": first_step,
+    }
+    storage.write_bytes(storage.join(output, PROVENANCE), canonical_json(provenance))
+    manifest = TrainingManifest(
+        contract=contract.model_copy(update={"checkpoint": CHECKPOINT}), num_steps=len(curve), final_loss=curve[-1].loss, config=identity
+    )
+    write_manifest(storage.join(output, MANIFEST), manifest)
+
+
+def _summary(output: str) -> dict[str, Any]:
+    """The results of a finished training."""
+    manifest = read_manifest(storage.join(output, MANIFEST), TrainingManifest, made_by="jobs.train")
+    return {
+        "output": output,
+        "checkpoint": storage.join(output, CHECKPOINT),
+        "steps": manifest.num_steps,
+        "final_loss": manifest.final_loss,
+        **json.loads(storage.read_bytes(storage.join(output, PROVENANCE))),
+    }

@@ -1,0 +1,284 @@
+"""Encoding a corpus into a folder of token embeddings: scan, plan, chunk after chunk, and the manifest last.
+
+`encode_corpus` does it in this process; `distributed.encode` spreads the same chunks over Ray. What is finished lies
+under names that carry a digest of their content, with an entry in the folder's `_progress`, so a run that was killed
+continues, and two runs at once only do some work twice.
+"""
+
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import ray_lir.parallel
+from ray_lir.config import EncoderConfig, canonical_json, digest
+from ray_lir.errors import ConfigError
+from ray_lir.formats import storage
+from ray_lir.formats.contract import EncoderContract
+from ray_lir.formats.corpus import Corpus, CorpusFile, read_chunks, sample_texts, scan
+from ray_lir.formats.embeddings import DOCS_PER_PART, FOLDER
+from ray_lir.formats.manifest import MANIFEST, PROVENANCE, EmbeddingsManifest, read_manifest, write_manifest
+from ray_lir.formats.records import corpus_files
+from ray_lir.logs import stage
+from ray_lir.models.chunks import DEAD_LETTERS, ChunkEntry, Destination, encode_chunk, finished_chunks
+from ray_lir.models.encoder import Encoder
+from ray_lir.models.projection import fit_projection
+from ray_lir.models.tokenization import TextTokenizer
+from ray_lir.parallel import Map
+from ray_lir.progress import track
+
+logger = logging.getLogger(__name__)
+
+PROGRESS = "_progress"
+CHECKPOINT = "checkpoint"
+PROJECTION_SAMPLE = 512
+"""Documents that a projection is fitted to."""
+LARGEST_PART = 2**31 - 1
+"""Bytes of embeddings that a Parquet column of one part can hold."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every worker is told.
+
+    Attributes:
+        corpus: what the scan found.
+        encoder: where the checkpoint lies, and on which device and in which precision it runs.
+        contract: the conventions that every worker's encoder must have.
+        tokenizer: theirs.
+        destination: where chunks are written.
+        done: numbers of the chunks that an earlier run finished.
+    """
+
+    corpus: Corpus
+    encoder: EncoderConfig
+    contract: EncoderContract
+    tokenizer: TextTokenizer
+    destination: Destination
+    done: frozenset[int]
+
+    @property
+    def files(self) -> list[CorpusFile]:
+        """The files that still have work in them."""
+        return [file for file in self.corpus.files if not self.done.issuperset(range(file.first_chunk, file.first_chunk + len(file.digests)))]
+
+
+Spread = Callable[[Plan], Iterable[ChunkEntry]]
+
+
+@dataclass(frozen=True)
+class EncodeResult:
+    """A finished folder of embeddings.
+
+    Attributes:
+        manifest: what it holds.
+        num_chunks: chunks of the corpus.
+        num_skipped: those of them that an earlier run had finished.
+        docs_per_second: speed of the encoding itself in this run; 0 if there was nothing to encode.
+    """
+
+    manifest: EmbeddingsManifest
+    num_chunks: int
+    num_skipped: int
+    docs_per_second: float
+
+
+def in_process(plan: Plan) -> Iterator[ChunkEntry]:
+    """Encodes the chunks one after another in this process."""
+    encoder = Encoder.for_contract(plan.contract, plan.encoder)
+    for file in plan.files:
+        for chunk in read_chunks(file, plan.corpus.docs_per_chunk, plan.done):
+            yield encode_chunk(chunk, encoder, plan.destination)
+
+
+def encode_corpus(
+    corpus: str,
+    output: str,
+    encoder: EncoderConfig = EncoderConfig(),
+    *,
+    docs_per_part: int = DOCS_PER_PART,
+    map: Map = ray_lir.parallel.threads,
+    spread: Spread = in_process,
+) -> EncodeResult:
+    """Encodes all documents of a corpus; rows that are none go to dead letters, each with the reason.
+
+    Args:
+        corpus: BEIR folder, JSONL, JSONL.gz or Parquet file, or a folder of such files; on a disk or an object store.
+        output: folder for the embeddings, on a disk or an object store.
+        docs_per_part: rows of the corpus that make one chunk, the unit of work, and one Parquet file.
+        map: where the scan runs, one call a file.
+        spread: where the chunks are encoded: in_process, or distributed.encode.on_ray. The manifest is the same.
+
+    Returns:
+        What there is then. If the output is finished already and from the same corpus and configuration, it is left as it is.
+
+    Raises:
+        ConfigError: if the corpus holds no document, or the output holds something else; nothing is written then.
+        FormatError: if a file of the corpus is cut or damaged.
+    """
+    corpus, output = storage.absolute(corpus), storage.absolute(output)
+    _check_apart(corpus, output)
+    records: list[dict[str, Any]] = []
+    found = _scan(corpus, docs_per_part, map, records)
+    source = Encoder.load(encoder.model_copy(update={"device": "cpu", "precision": "float32"}))
+    _check_size(source.contract, docs_per_part)
+    identity = _identity(found, encoder, source.contract)
+    destination = Destination(output, storage.join(output, PROGRESS, digest(identity)[:16]))
+    existing = _existing(destination, identity)
+    if existing:
+        logger.info("%s is encoded already from this corpus with this configuration; nothing to do", output)
+        return EncodeResult(existing, found.num_chunks, found.num_chunks, 0.0)
+    _begin(destination, identity)
+    if encoder.projection:
+        source = _with_projection(encoder, found, destination, records)
+    entries = {entry.number: entry for entry in finished_chunks(destination)}
+    plan = Plan(
+        corpus=found,
+        encoder=encoder.model_copy(update={"checkpoint": source.contract.checkpoint, "projection": None}),
+        contract=source.contract,
+        tokenizer=source.tokenizer,
+        destination=destination,
+        done=frozenset(entries),
+    )
+    try:
+        record = _encode(plan, spread, entries, records)
+    except Exception:
+        existing = _existing(destination, identity)  # another run of the same job may have been faster, and have tidied up
+        if not existing:
+            raise
+        logger.info("%s was finished by another run of this job", output)
+        return EncodeResult(existing, found.num_chunks, len(plan.done), 0.0)
+    manifest = _publish(plan, entries, identity, {"corpus": corpus, "stages": records})
+    return EncodeResult(manifest, found.num_chunks, len(plan.done), record["docs_per_second"])
+
+
+def _check_apart(corpus: str, output: str) -> None:
+    """Raises ConfigError if the output is the corpus or lies in it: a second run would take one for the other."""
+    outer, inner = (os.path.realpath(url) if storage.is_local(url) else url for url in (corpus, output))
+    if f"{inner}/".startswith(f"{outer.rstrip('/')}/"):
+        raise ConfigError(f"the output {output} lies in the corpus {corpus}; choose a folder beside it")
+
+
+def _scan(corpus: str, docs_per_part: int, map: Map, records: list[dict[str, Any]]) -> Corpus:
+    with stage("scan", records) as record:
+        found = scan(corpus_files(corpus), docs_per_part, map)
+        record.update(files=len(found.files), rows=found.num_rows, documents=found.num_docs)
+    if not found.num_docs:
+        why = f"no row is one, the first because: {found.first_bad}" if found.num_rows else "it is empty"
+        raise ConfigError(f"{corpus} holds no documents ({why}); a row is a JSON object with the strings _id and text")
+    return found
+
+
+def _check_size(contract: EncoderContract, docs_per_part: int) -> None:
+    largest = LARGEST_PART // (2 * contract.dim * contract.document_length)
+    if docs_per_part > largest:
+        raise ConfigError(
+            f"{docs_per_part} documents of {contract.document_length} tokens in {contract.dim} dimensions are more than a part of 2 GiB holds; "
+            f"set docs_per_part to {largest} or less, or encoder.document_length lower"
+        )
+
+
+def _identity(corpus: Corpus, encoder: EncoderConfig, contract: EncoderContract) -> dict[str, Any]:
+    """All that decides what the embeddings are; the checkpoint by its content, wherever it lies."""
+    settings = {**encoder.model_dump(mode="json", exclude={"checkpoint"}), "fingerprint": contract.fingerprint}
+    return {"corpus": corpus.fingerprint, "docs_per_part": corpus.docs_per_chunk, "encoder": settings}
+
+
+def _existing(destination: Destination, identity: dict[str, Any]) -> EmbeddingsManifest | None:
+    """The manifest, if the output is finished; ConfigError if it is, or will be, something else."""
+    output = destination.output
+    names = set(storage.list_names(output))
+    if MANIFEST in names:
+        manifest = read_manifest(storage.join(output, MANIFEST), EmbeddingsManifest, "jobs.encode")
+        if manifest.config == identity:
+            return manifest
+        raise ConfigError(f"{output} holds embeddings of another corpus or configuration{_difference(manifest.config, identity)}; choose another output, or remove it first")
+    if not names and storage.exists(output) and not storage.is_folder(output):
+        raise ConfigError(f"{output} is a file; choose a folder as output")
+    strange = sorted(name for name in names - {PROGRESS, PROVENANCE, FOLDER, DEAD_LETTERS, CHECKPOINT} if not name.startswith("."))
+    if strange:
+        raise ConfigError(f"{output} is not empty and holds no embeddings ({strange[0]} is in it); choose another output")
+    progress = storage.join(output, PROGRESS)
+    if set(storage.list_names(progress)) - {storage.name_of(destination.progress)}:
+        raise ConfigError(f"{output} holds the unfinished work of another corpus or configuration; choose another output, or remove {progress} to give that up")
+    return None
+
+
+def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Which setting differs, for people."""
+    for name in ours:
+        have, want = theirs.get(name), ours[name]
+        if have != want and isinstance(have, dict) and isinstance(want, dict):
+            return _difference(have, want)
+        if have != want:
+            return f" ({name} is {str(have)[:24]} there and {str(want)[:24]} here)"
+    return ""
+
+
+def _begin(destination: Destination, identity: dict[str, Any]) -> None:
+    """Marks the output as taken by this configuration."""
+    try:
+        storage.write_bytes(storage.join(destination.progress, "config.json"), canonical_json(identity))
+    except OSError as error:
+        raise ConfigError(f"cannot write to {destination.output}: {error}; check the path and your rights") from error
+
+
+def _with_projection(encoder: EncoderConfig, corpus: Corpus, destination: Destination, records: list[dict[str, Any]]) -> Encoder:
+    """The encoder with a projection fitted to a sample of the corpus, from the output's checkpoint folder, made if need be."""
+    folder = storage.join(destination.output, CHECKPOINT)
+    if not storage.is_local(folder):
+        raise ConfigError(f"encoder.projection saves a checkpoint, which {destination.output} cannot hold; take an output on a disk, or fit it there first")
+    if not storage.exists(folder):
+        with stage("projection", records) as record, storage.attempt_folder(destination.progress) as scratch:
+            texts = sample_texts(corpus, PROJECTION_SAMPLE)
+            fitted = fit_projection(Encoder.load(encoder.model_copy(update={"precision": "float32"})), texts, encoder.projection)
+            fitted.save(scratch / CHECKPOINT)
+            storage.publish(scratch / CHECKPOINT, folder)
+            record.update(documents=len(texts), dim=fitted.contract.dim)
+    return Encoder.load(encoder.model_copy(update={"checkpoint": folder, "device": "cpu", "precision": "float32"}))
+
+
+def _encode(plan: Plan, spread: Spread, entries: dict[int, ChunkEntry], records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Has all chunks encoded that have no entry yet, and adds theirs."""
+    before = sum(_num_docs(entry) for entry in entries.values())
+    if entries:
+        logger.info("encode: continues after %d of %d chunks, %d documents", len(entries), plan.corpus.num_chunks, before)
+    with stage("encode", records) as record:
+        for entry in track(spread(plan), "encode", plan.corpus.num_docs, _num_docs, initial=before):
+            entries[entry.number] = entry
+        parts = [entry.part for entry in entries.values() if entry.part]
+        record.update(documents=sum(part.num_docs for part in parts) - before, bytes=sum(part.size for part in parts))
+    record["docs_per_second"] = round(record["documents"] / max(record["seconds"], 1e-3), 1)
+    return record
+
+
+def _num_docs(entry: ChunkEntry) -> int:
+    return entry.part.num_docs if entry.part else 0
+
+
+def _publish(plan: Plan, entries: dict[int, ChunkEntry], identity: dict[str, Any], provenance: dict[str, Any]) -> EmbeddingsManifest:
+    """Writes provenance and then the manifest, which makes the embeddings exist, and removes what only the work needed."""
+    output = plan.destination.output
+    ordered = [entries[number] for number in range(plan.corpus.num_chunks)]
+    parts = tuple(entry.part for entry in ordered if entry.part)
+    dead = tuple(entry.dead for entry in ordered if entry.dead)
+    manifest = EmbeddingsManifest(
+        contract=plan.contract,
+        dim=plan.contract.dim,
+        num_docs=sum(part.num_docs for part in parts),
+        num_tokens=sum(part.num_tokens for part in parts),
+        num_dead=sum(letter.num_rows for letter in dead),
+        parts=parts,
+        dead_letters=dead,
+        config=identity,
+    )
+    versions = {name: version(name) for name in ("torch", "transformers", "tokenizers", "pyarrow")}
+    storage.write_bytes(storage.join(output, PROVENANCE), canonical_json({**provenance, "versions": {"python": platform.python_version(), **versions}}))
+    write_manifest(storage.join(output, MANIFEST), manifest)
+    with suppress(OSError):  # another run of the same job may be working in it
+        storage.remove_tree(storage.join(output, PROGRESS))
+    return manifest

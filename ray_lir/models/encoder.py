@@ -1,0 +1,215 @@
+"""Encoder: a checkpoint and its contract, turning queries and documents into TokenEmbeddings (ALGORITHMS 1)."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ray_lir.config import EncoderConfig
+from ray_lir.errors import ConfigError, IncompatibleError
+from ray_lir.formats.contract import EncoderContract
+from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.models import checkpoint, layouts
+from ray_lir.models.batches import TokenBatch, by_length, pad
+from ray_lir.models.layouts.parts import Parts, expansion_token, longest_input, punctuation_ids
+from ray_lir.models.network import Network
+from ray_lir.models.tokenization import TextTokenizer
+
+
+class Encoder:
+    """Turns text into token embeddings. `load` makes one; a text's vectors do not depend on the texts beside it.
+
+    Attributes:
+        contract: every convention that decides what the vectors are.
+        tokenizer: the part that needs no weights.
+        model: the network; called with the three tensors of a TokenBatch.
+        batch_tokens: padded tokens a batch, at most.
+    """
+
+    def __init__(self, contract: EncoderContract, tokenizer: TextTokenizer, model: Network, batch_tokens: int = EncoderConfig().batch_tokens):
+        self.contract = contract
+        self.tokenizer = tokenizer
+        self.model = model
+        self.batch_tokens = batch_tokens
+
+    @classmethod
+    def load(cls, config: EncoderConfig | str = EncoderConfig()) -> "Encoder":
+        """Loads a checkpoint of any layout (ALGORITHMS 1.4) with the configuration's changes to its conventions.
+
+        `config.projection` is not looked at: fit_projection fits one on a corpus.
+
+        Raises:
+            ConfigError: if there is no such checkpoint, it cannot be loaded, or a change does not suit it.
+        """
+        config = EncoderConfig(checkpoint=config) if isinstance(config, str) else config
+        parts = layouts.load(checkpoint.find(config.checkpoint))
+        conventions = {**parts.conventions, **_changes(config, parts)}
+        limit = longest_input(parts.network.backbone.config)
+        for name in ("query_length", "document_length"):
+            if limit and conventions[name] > limit:
+                raise ConfigError(f"{name} {conventions[name]} is more than the {limit} tokens that {config.checkpoint} has positions for; lower it")
+        contract = EncoderContract(
+            checkpoint=_absolute(config.checkpoint), weights_digest=weights_digest(parts.network), dim=parts.network.dim, **conventions
+        )
+        return cls._placed(contract, parts, config)
+
+    @classmethod
+    def for_contract(cls, contract: EncoderContract, config: EncoderConfig | None = None) -> "Encoder":
+        """Loads the encoder that a contract (an index's, say) was made with, its conventions included.
+
+        Of `config` the checkpoint (where the weights lie now), device, precision and batch_tokens are used; None: where the contract says.
+
+        Raises:
+            IncompatibleError: if the checkpoint's weights are others than the contract's.
+        """
+        config = config or EncoderConfig(checkpoint=contract.checkpoint)
+        parts = layouts.load(checkpoint.find(config.checkpoint))
+        if weights_digest(parts.network) != contract.weights_digest:
+            raise IncompatibleError(f"{config.checkpoint} has other weights than the encoder of the contract ({contract.checkpoint}); give its checkpoint")
+        return cls._placed(contract, parts, config)
+
+    @classmethod
+    def _placed(cls, contract: EncoderContract, parts: Parts, config: EncoderConfig) -> "Encoder":
+        device = choose_device(config.device)
+        network = parts.network.eval().to(device, choose_dtype(config.precision, device))
+        return cls(contract, TextTokenizer(contract, parts.tokenizer), network, config.batch_tokens)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def encode_documents(self, texts: Sequence[str], doc_ids: Sequence[str] | None = None) -> TokenEmbeddings:
+        """Documents as token embeddings, without the skip list's tokens; numbered if they have no ids.
+
+        Raises:
+            ConfigError: if a text is not a string, or there are more or fewer ids than texts.
+        """
+        return self.encode_document_tokens(self.tokenizer.documents(texts), doc_ids)
+
+    def encode_document_tokens(self, token_ids: Sequence[np.ndarray], doc_ids: Sequence[str] | None = None) -> TokenEmbeddings:
+        """The same from what `tokenizer.documents` gave, on another machine perhaps."""
+        return self._encode(token_ids, [len(ids) for ids in token_ids], self.contract.skip_tokens, doc_ids)
+
+    def encode_queries(self, texts: Sequence[str], query_ids: Sequence[str] | None = None) -> TokenEmbeddings:
+        """Queries as token embeddings, expansion tokens included; numbered if they have no ids.
+
+        Raises:
+            ConfigError: if a text is not a string, or there are more or fewer ids than texts.
+        """
+        return self._encode(*self._query_tokens(texts), self.contract.query_skip_tokens, query_ids)
+
+    def batch_documents(self, texts: Sequence[str]) -> TokenBatch:
+        """One padded batch of documents for `embed`."""
+        token_ids = self.tokenizer.documents(texts)
+        return pad(token_ids, [len(ids) for ids in token_ids], _keep(token_ids, self.contract.skip_tokens))
+
+    def batch_queries(self, texts: Sequence[str]) -> TokenBatch:
+        """One padded batch of queries for `embed`."""
+        token_ids, attended = self._query_tokens(texts)
+        return pad(token_ids, attended, _keep(token_ids, self.contract.query_skip_tokens))
+
+    def embed(self, batch: TokenBatch) -> torch.Tensor:
+        """[B, L, D] float32 vectors of a batch, differentiable; rows outside keep_mask are zero, the others have length 1."""
+        batch = batch.to(self.device)
+        return self.model(batch.input_ids, batch.attention_mask, batch.keep_mask)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes a checkpoint that `load`, PyLate and sentence-transformers load, in the precision that the encoder has now.
+
+        Raises:
+            ConfigError: if the folder is not empty.
+        """
+        checkpoint.save(folder, self.model, self.tokenizer.tokenizer, self.contract)
+
+    def _query_tokens(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[int]]:
+        """Token ids, and how many of them (all, or all before the expansion tokens) are attended to."""
+        bare = self.tokenizer.bare_queries(texts)
+        expanded = [self.tokenizer.expand(ids) for ids in bare]
+        return expanded, [len(ids) for ids in (expanded if self.contract.attend_to_expansion else bare)]
+
+    @torch.inference_mode()
+    def _encode(self, token_ids: Sequence[np.ndarray], attended: Sequence[int], skip: Sequence[int], names: Sequence[str] | None) -> TokenEmbeddings:
+        names = [str(number) for number in range(len(token_ids))] if names is None else list(names)
+        if len(names) != len(token_ids):
+            raise ConfigError(f"{len(token_ids)} texts need as many ids, not {len(names)}")
+        keep = _keep(token_ids, skip)
+        offsets = np.concatenate([[0], np.cumsum([kept.sum() for kept in keep])]).astype(np.int64)
+        values = np.empty((offsets[-1], self.contract.dim), np.float16)
+        self.model.eval()
+        for rows in by_length([len(ids) for ids in token_ids], self.batch_tokens):
+            batch = pad([token_ids[row] for row in rows], [attended[row] for row in rows], [keep[row] for row in rows])
+            vectors = self.embed(batch)[batch.keep_mask.to(self.device)].half().cpu().numpy()
+            places = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
+            values[places] = vectors
+        kept_ids = [ids[kept] for ids, kept in zip(token_ids, keep, strict=True)]
+        return TokenEmbeddings(values, offsets, names, np.concatenate(kept_ids).astype(np.int32) if kept_ids else np.empty(0, np.int32))
+
+
+def weights_digest(network: Network) -> str:
+    """sha256 (hex) over the names, shapes and bytes of the weights that a network uses, and over what its projections do with theirs."""
+    sha = hashlib.sha256()
+    for projection in network.projections:
+        sha.update(f"{type(projection.activation).__name__} {projection.use_residual};".encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        if name.startswith("backbone.pooler."):
+            continue
+        sha.update(f"{name} {list(tensor.shape)} {tensor.dtype};".encode())
+        sha.update(memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+    return sha.hexdigest()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that EncoderConfig.device names.
+
+    Raises:
+        ConfigError: if it is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"{name!r} is no device; choose auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"there is no {name} here ({torch.cuda.device_count()} CUDA devices); choose auto or cpu")
+    return device
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The number format that EncoderConfig.precision names; auto takes the fastest one that the device multiplies natively."""
+    if precision != "auto":
+        return getattr(torch, precision)
+    if device.type == "cuda":
+        return torch.float16
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _changes(config: EncoderConfig, parts: Parts) -> dict:
+    """The conventions that a configuration changes."""
+    changes = {
+        name: getattr(config, name)
+        for name in ("query_length", "document_length", "query_expansion", "attend_to_expansion")
+        if getattr(config, name) is not None
+    }
+    if config.query_expansion:
+        token = parts.conventions.get("expansion_token") or expansion_token(parts.tokenizer)
+        if token is None:
+            raise ConfigError(f"query_expansion needs a mask, end or padding token, and the tokenizer of {config.checkpoint} has none; leave it off")
+        changes["expansion_token"] = token
+    if config.query_expansion is False:
+        changes |= {"attend_to_expansion": False, "expansion_token": None, "expansion_length": None}
+    if config.skip_punctuation is not None:
+        changes["skip_tokens"] = punctuation_ids(parts.tokenizer) if config.skip_punctuation else ()
+    return changes
+
+
+def _keep(token_ids: Sequence[np.ndarray], skip: Sequence[int]) -> list[np.ndarray]:
+    return [~np.isin(ids, np.array(skip, np.int32)) for ids in token_ids]
+
+
+def _absolute(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name

@@ -1,0 +1,154 @@
+"""Building an index: what it depends on, and what it survives."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_lir.build import build_index
+from ray_lir.config import ClusteringConfig, CodecConfig, IndexConfig
+from ray_lir.errors import ConfigError, FormatError
+from ray_lir.formats.embeddings import save_embeddings
+from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.index.clustering import Assigner, default_num_centroids, sample_size
+from ray_lir.kernels import reference
+from ray_lir.search import Searcher
+from tests.synthetic import collection
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file of an index but the timings."""
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != "provenance.json"]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def embeddings(tmp_path_factory) -> str:
+    """A folder of three parts."""
+    folder = str(tmp_path_factory.mktemp("embeddings"))
+    save_embeddings(folder, collection(1200))
+    return folder
+
+
+def test_default_sizes_follow_colbertv2():
+    assert [default_num_centroids(t) for t in (1, 1_386_000, 13_860_000)] == [16, 16384, 32768]
+    assert [sample_size(n) for n in (10, 5_183, 1_000_000)] == [10, 5_183, 175_272]
+
+
+def test_the_bytes_do_not_depend_on_the_map(embeddings, tmp_path):
+    build_index(embeddings, str(tmp_path / "a"), map=map)
+    build_index(embeddings, str(tmp_path / "b"))
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert not list((tmp_path / "a").glob("_work*")) and not list((tmp_path / "a").rglob(".*"))
+
+
+@pytest.mark.ray
+def test_the_bytes_are_the_same_when_ray_runs_the_steps(embeddings, tmp_path, ray_cluster):
+    from ray_lir.distributed.ray_map import ray_map
+
+    build_index(embeddings, str(tmp_path / "a"), map=map)
+    build_index(embeddings, str(tmp_path / "b"), map=ray_map)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_codec_and_cluster_sizes_do_not_depend_on_the_shards(embeddings, tmp_path):
+    one = build_index(embeddings, str(tmp_path / "one"))
+    many = build_index(embeddings, str(tmp_path / "many"), IndexConfig(num_shards=5))
+    assert (one.codec, one.cluster_sizes) == (many.codec, many.cluster_sizes)
+    assert [shard.first_document for shard in many.shards] == list(np.cumsum([0, *(shard.num_docs for shard in many.shards[:-1])]))
+    tokens = [shard.num_tokens for shard in many.shards]
+    assert sum(tokens) == one.num_tokens and max(tokens) < 1.1 * min(tokens)
+
+
+def test_embeddings_in_memory_and_in_a_folder_give_the_same_answers(embeddings, tmp_path):
+    build_index(embeddings, str(tmp_path / "folder"))
+    build_index(collection(1200), str(tmp_path / "memory"))
+    assert tree(tmp_path / "folder") == tree(tmp_path / "memory")
+
+
+def test_a_killed_build_run_again_ends_with_the_same_bytes(embeddings, tmp_path):
+    arguments = [sys.executable, "-m", "jobs.build_index", "--embeddings", embeddings, "--num-shards", "3", "--where", "here"]
+    subprocess.run([*arguments, "--output", str(tmp_path / "undisturbed")], check=True, capture_output=True)
+    killed = tmp_path / "killed"
+    for sign in ("_work/*/sample/counts-00001.json", "_work/*/centroids-2.npy", "_work/*/pieces/00001-codes.npy"):
+        process = subprocess.Popen([*arguments, "--output", str(killed)], stderr=subprocess.DEVNULL)
+        while not list(killed.glob(sign)):
+            assert process.poll() is None, "the build ended before it could be killed"
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (killed / "LATEST").exists()
+    subprocess.run([*arguments, "--output", str(killed)], check=True, capture_output=True)
+    assert tree(killed) == tree(tmp_path / "undisturbed")
+
+
+def test_a_finished_build_is_left_alone_and_another_configuration_refused(embeddings, tmp_path):
+    manifest = build_index(embeddings, str(tmp_path / "index"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*")}
+    assert build_index(embeddings, str(tmp_path / "index")) == manifest
+    with pytest.raises(ConfigError, match="choose another output"):
+        build_index(embeddings, str(tmp_path / "index"), IndexConfig(codec=CodecConfig(nbits=2)))
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*")}
+
+
+def test_a_folder_with_something_else_in_it_is_not_touched(embeddings, tmp_path):
+    (tmp_path / "thesis.tex").write_text("chapter 1")
+    with pytest.raises(ConfigError, match=r"thesis\.tex"):
+        build_index(embeddings, str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [(IndexConfig(num_shards=2000), "choose fewer shards"), (IndexConfig(codec=CodecConfig(nbits=1)), "multiple of 8")],
+)
+def test_a_configuration_that_cannot_be_is_refused_before_anything_is_written(tmp_path, config, message):
+    save_embeddings(str(tmp_path / "embeddings"), collection(1200, dim=12))
+    with pytest.raises(ConfigError, match=message):
+        build_index(str(tmp_path / "embeddings"), str(tmp_path / "index"), config)
+    assert not (tmp_path / "index").exists()
+
+
+def test_an_altered_part_stops_the_build(tmp_path):
+    manifest = save_embeddings(str(tmp_path / "embeddings"), collection(30))
+    part = tmp_path / "embeddings" / manifest.parts[0].name
+    part.write_bytes(part.read_bytes()[:-5])
+    with pytest.raises(FormatError, match="bytes"):
+        build_index(str(tmp_path / "embeddings"), str(tmp_path / "index"))
+    with pytest.raises(FormatError, match="jobs.encode"):
+        build_index(str(tmp_path / "nowhere"), str(tmp_path / "index"))
+    assert not (tmp_path / "index").exists()
+
+
+def test_the_smallest_corpus_is_indexed(tmp_path):
+    build_index(TokenEmbeddings.of([np.eye(8)[:1]]), str(tmp_path / "index"))
+    top = Searcher.open(str(tmp_path / "index")).search(TokenEmbeddings.of([np.eye(8)[:1]]), 3)[0]
+    np.testing.assert_allclose(top.scores, [1], atol=1e-3)
+    with pytest.raises(ConfigError, match="no tokens"):
+        build_index(TokenEmbeddings.of([np.zeros((0, 8))]), str(tmp_path / "empty"))
+
+
+def test_assignment_over_cells_finds_nearly_always_the_nearest_centroid():
+    documents = collection(1200)
+    vectors = documents.values.astype(np.float32)
+    centroids = reference.normalize(vectors[np.random.default_rng(0).choice(len(vectors), 4096, replace=False)])
+    assigner = Assigner.over(centroids, nprobe=8, seed=0)
+    assert assigner.coarse is not None
+    found, nearest = assigner(vectors), reference.assign(vectors, centroids)
+    assert (found == nearest).mean() > 0.97
+    loss = (vectors * centroids[nearest]).sum(axis=1) - (vectors * centroids[found]).sum(axis=1)
+    assert loss.mean() < 0.002
+    np.testing.assert_array_equal(Assigner.over(centroids, nprobe=0, seed=0)(vectors[:500]), nearest[:500])
+
+
+def test_more_iterations_bring_the_centroids_nearer(tmp_path):
+    norms = []
+    for iterations in (1, 8):
+        clustering = ClusteringConfig(num_centroids=64, num_iterations=iterations)
+        norms.append(build_index(collection(300), str(tmp_path / str(iterations)), IndexConfig(clustering=clustering)).mean_residual_norm)
+    assert norms[1] < 0.98 * norms[0]

@@ -1,0 +1,116 @@
+"""plaid and warp against the golden vectors, through their plans and stages."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ray_lir.engines import ENGINES, plaid, resolve, warp
+from ray_lir.engines.plan import IndexStatistics, Query, run_stage, top_centroids
+from ray_lir.errors import ConfigError
+from ray_lir.index import postings
+from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.shard import IndexShard
+from ray_lir.kernels import reference, select
+from tests.golden_files import golden
+
+KERNELS = select("reference")
+
+
+def shard_of(codes: np.ndarray, residuals: np.ndarray, doc_offsets: np.ndarray, num_centroids: int) -> IndexShard:
+    layout = postings.layout(codes, num_centroids)
+    return IndexShard(0, doc_offsets, codes, residuals, layout["postings"], layout["posting_offsets"], pa.table({}))
+
+
+def run(engine: str, plan, shard: IndexShard, codec: ResidualCodec, num_stages: int):
+    """The answers of the first stages."""
+    documents, answers = None, []
+    for stage, keep in list(zip(ENGINES[engine].stages, plan.keeps, strict=False))[:num_stages]:
+        answers += run_stage(stage, [plan], [keep], [shard], codec, KERNELS, [documents])
+        documents = np.sort(answers[-1].documents)
+    return answers
+
+
+def plaid_golden(weights: np.ndarray):
+    g = golden("plaid_dagger")
+    codec = ResidualCodec(g["centroids"], np.zeros(1), np.zeros(2))
+    shard = shard_of(g["codes"], np.zeros((len(g["codes"]), 2), np.uint8), g["doc_offsets"], len(g["centroids"]))
+    ndocs = int(g["ndocs"])
+    params = plaid.PlaidParams(nprobe=int(g["nprobe"]), centroid_score_threshold=float(g["t_cs"]), ncandidates=4 * ndocs)
+    statistics = IndexStatistics(24, len(g["codes"]), np.bincount(g["codes"], minlength=24))
+    plan = plaid.plan(Query(g["q"].astype(np.float32), weights.astype(np.float32)), codec, statistics, params, ndocs)
+    return g, plan, run("plaid", plan, shard, codec, 2)
+
+
+def test_plaid_dagger_probes_prunes_and_keeps_as_the_golden_vectors():
+    g = golden("plaid_dagger")
+    almost_zero = np.where(g["w"] == 0, 1e-9, g["w"])  # the golden vectors probe for a token of weight 0, we do not
+    g, plan, (probed, interacted) = plaid_golden(almost_zero)
+    np.testing.assert_array_equal(plan.terms["cells"], g["cells"])
+    order = np.argsort(-g["pruned_weighted"], kind="stable")[: len(probed.documents)]
+    np.testing.assert_array_equal(probed.documents, g["candidates"][order])
+    np.testing.assert_allclose(probed.scores, g["pruned_weighted"][order], atol=2e-5)
+    np.testing.assert_array_equal(interacted.documents, g["stage3"])
+
+
+def test_a_fully_pruned_document_is_no_candidate():
+    g, _, (probed, _) = plaid_golden(golden("plaid_dagger")["w"] + 1e-9)
+    pruned = g["candidates"][np.isneginf(g["pruned_weighted"])]
+    assert len(pruned) and not np.isin(pruned, probed.documents).any()
+
+
+def test_a_query_token_of_weight_zero_is_not_probed():
+    g = golden("plaid_dagger")
+    _, plan, _ = plaid_golden(g["w"])
+    silent = int(np.flatnonzero(g["w"] == 0)[0])
+    own = {int(c) for i in range(len(g["w"])) if i != silent for c in top_centroids(g["centroid_scores"][:, i], int(g["nprobe"]))}
+    assert set(plan.terms["cells"].tolist()) == own
+
+
+def warp_golden(**changes):
+    g = golden("warp")
+    codec = ResidualCodec(g["centroids"], np.zeros(15), g["bucket_weights"])
+    doc_offsets = np.searchsorted(g["doc_of_token"], np.arange(g["doc_of_token"].max() + 2))
+    shard = shard_of(g["codes"], g["residuals_natural"], doc_offsets, len(g["centroids"]))
+    params = warp.WarpParams(**{"nprobe": int(g["nprobe"]), "t_prime": int(g["t_prime"]), "bound": int(g["bound"]), "rescore": 0} | changes)
+    statistics = IndexStatistics(len(doc_offsets) - 1, len(g["codes"]), g["sizes"])
+    plan = warp.plan(Query(g["q"].astype(np.float32), np.ones(len(g["q"]), np.float32)), codec, statistics, params, 100)
+    return g, plan, run("warp", plan, shard, codec, 1)[0]
+
+
+def test_warp_probes_and_imputes_as_the_golden_vectors():
+    g, plan, _ = warp_golden()
+    live = int(g["live"])
+    np.testing.assert_array_equal(plan.terms["live"], np.arange(live))  # rows of zeros are masked
+    np.testing.assert_array_equal(plan.terms["cells"], g["cells"][:live])
+    np.testing.assert_allclose(plan.terms["imputed"], g["mse"][:live], atol=2e-5)
+
+
+@pytest.mark.parametrize(("floor", "expected"), [(False, "scores"), (True, "scores_max_with_imputed")])
+def test_warp_scores_as_the_golden_vectors(floor, expected):
+    g, _, top = warp_golden(floor_at_imputed=floor)
+    assert top.documents.tolist() == g["candidates"][np.lexsort((g["candidates"], -g[expected]))].tolist()
+    np.testing.assert_allclose(top.scores[np.argsort(top.documents)], g[expected], atol=2e-5)
+
+
+def test_top_centroids_gives_ties_to_the_lower_number():
+    np.testing.assert_array_equal(top_centroids(np.array([0.5, 0.9, 0.5, 0.9, 0.1]), 3), [1, 3, 0])
+    np.testing.assert_array_equal(top_centroids(np.array([0.5, 0.9]), 10), [1, 0])
+
+
+def test_posting_scores_by_hand():
+    weights = np.array([-0.5, 0.5], np.float32)
+    packed = reference.pack(np.array([[1, 0, 0, 0, 0, 0, 0, 0]]), 1)
+    query = np.array([2.0, 1, 0, 0, 0, 0, 0, 0], np.float32)
+    np.testing.assert_allclose(reference.posting_scores(query, np.array([0.25]), packed, weights), [0.25 + 2 * 0.5 - 1 * 0.5])
+
+
+def test_auto_follows_the_size_of_the_index():
+    def chosen(num_tokens: int) -> str:
+        return resolve("auto", IndexStatistics(10, num_tokens, np.ones(4))).engine
+
+    assert [chosen(10_000), chosen(1_000_000), chosen(1_000_000_000)] == ["exact", "scan", "warp"]
+
+
+def test_an_unknown_engine_is_told_which_there_are():
+    with pytest.raises(ConfigError, match="exact, scan, plaid, warp"):
+        resolve("bm25", IndexStatistics(1, 1, np.ones(1)))

@@ -1,0 +1,168 @@
+"""jobs.evaluate on a small real index: what it reports, writes and refuses."""
+
+import copy
+import json
+from pathlib import Path
+
+import ir_measures
+import pytest
+
+from jobs.cli import main
+from jobs.evaluate import EvaluateConfig, evaluate
+from ray_lir.build import build_index
+from ray_lir.config import ClusteringConfig, IndexConfig
+from ray_lir.engines import ENGINES
+from ray_lir.evaluation.datasets import load_dataset
+from ray_lir.evaluation.runs import read_run
+from ray_lir.models.encoder import Encoder
+
+DOCUMENTS = {
+    "bread": "Bread dough rises because yeast turns sugar into carbon dioxide.",
+    "tides": "The tides follow the pull of the moon on the oceans.",
+    "volcano": "Lava is molten rock that flows out of a volcano.",
+    "bees": "Honey bees dance to tell the hive where flowers are.",
+    "violin": "A violin has four strings and is played with a bow.",
+    "chess": "In chess the bishop moves along diagonals.",
+    "glacier": "Glaciers are rivers of ice that carve valleys.",
+    "vaccine": "A vaccine trains the immune system to recognise a virus.",
+    "sql": "A database index makes queries faster by avoiding full scans.",
+    "empty": "",
+    "rome": "The Colosseum in Rome held gladiator fights.",
+    "photosynthesis": "Plants make sugar from sunlight, water and carbon dioxide.",
+}
+QUERIES = {
+    "what makes dough rise": {"bread": 2, "photosynthesis": 0},
+    "why does the sea level change twice a day": {"tides": 1},
+    "how do insects communicate where nectar is": {"bees": 1},
+    "how do plants feed themselves": {"photosynthesis": 2, "bread": 1},
+    "string instruments": {"violin": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder.load()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "qrels").mkdir()
+    ids = {query: f"q{number}" for number, query in enumerate(QUERIES)}
+    (folder / "queries.jsonl").write_text("".join(json.dumps({"_id": ids[query], "text": query}) + "\n" for query in QUERIES))
+    rows = [f"{ids[query]}\t{doc_id}\t{grade}\n" for query, grades in QUERIES.items() for doc_id, grade in grades.items()]
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(rows))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory, encoder) -> str:
+    folder = str(tmp_path_factory.mktemp("index") / "small")
+    embeddings = encoder.encode_documents(list(DOCUMENTS.values()), list(DOCUMENTS))
+    config = IndexConfig(num_shards=2, clustering=ClusteringConfig(num_centroids=16))
+    build_index(embeddings, folder, config, contract=encoder.contract)
+    return folder
+
+
+def configure(index: str, dataset: str, **fields):
+    return EvaluateConfig(index=index, dataset=dataset, latency_queries=0, **fields)
+
+
+@pytest.mark.parametrize("engine", ["auto", *ENGINES])
+def test_every_engine_answers_the_questions(index, dataset, engine):
+    result = evaluate(configure(index, dataset, engine=engine))
+    assert result["Success@5"] == result["R@10"] == 1.0
+    assert result["nDCG@10"] > 0.9
+    assert result["queries"] == 5
+    assert result["engine"] in ENGINES and (engine == "auto" or result["engine"] == engine)
+    assert result["index"]["num_shards"] == 2 and result["index"]["num_docs"] == len(DOCUMENTS)
+    assert result["latency_ms"] is None
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_the_run_file_and_the_values_of_each_query_give_the_reported_measures(index, dataset, tmp_path):
+    run, per_query = tmp_path / "out" / "a.run", tmp_path / "a.json"
+    result = evaluate(configure(index, dataset, engine="exact", run=str(run), per_query=str(per_query)))
+    qrels = load_dataset(dataset).qrels
+    measures = [ir_measures.parse_measure(name) for name in ("nDCG@10", "RR@10", "Success@5", "R@10", "R@100")]
+    outside = ir_measures.calc_aggregate(measures, qrels, list(ir_measures.read_trec_run(str(run))))
+    assert {str(measure): pytest.approx(value) for measure, value in outside.items()} == {
+        str(measure): result[str(measure)] for measure in measures
+    }
+    values = json.loads(per_query.read_text())
+    assert set(values) == set(qrels)
+    assert sum(value["nDCG@10"] for value in values.values()) / len(values) == pytest.approx(result["nDCG@10"])
+    assert all(len(ranking) == len(DOCUMENTS) for ranking in read_run(str(run)).values())
+
+
+def test_engine_parameters_are_used_and_reported(index, dataset):
+    result = evaluate(configure(index, dataset, engine="warp", warp={"nprobe": 3, "rescore": 0}))
+    assert result["params"]["nprobe"] == 3 and result["params"]["rescore"] == 0
+    assert {"t_prime", "bound"} <= set(result["params"])
+
+
+def test_a_shallow_run_has_no_deep_measures(index, dataset):
+    result = evaluate(configure(index, dataset, k=5))
+    assert "Success@5" in result and "R@100" not in result and "nDCG@10" not in result
+
+
+def test_a_query_that_is_a_document_does_not_find_itself_on_request(index, dataset, tmp_path):
+    folder = tmp_path / "own"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "bread", "text": DOCUMENTS["bread"]}))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nbread\tphotosynthesis\t1\n")
+    run = tmp_path / "own.run"
+    for ignore, first in ((False, "bread"), (True, "photosynthesis")):
+        result = evaluate(configure(index, str(folder), engine="exact", k=10, ignore_identical_ids=ignore, run=str(run)))
+        ranking = read_run(str(run))["bread"]
+        assert result["ignore_identical_ids"] is ignore
+        assert ranking[0][0] == first and len(ranking) == 10
+
+
+def test_latency_is_reported_for_searching_and_encoding_apart(index, dataset):
+    latency = evaluate(EvaluateConfig(index=index, dataset=dataset, latency_queries=3))["latency_ms"]
+    assert latency["queries"] == 3
+    for step in ("search", "encode"):
+        assert 0 < latency[step]["p50"] <= latency[step]["p95"] <= latency[step]["p99"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--engine", "nearest"], "unknown engine 'nearest'; choose auto, exact, scan, plaid, warp"),
+        (["--engine", "plaid", "--warp.nprobe", "4"], "--warp.* is given, but the engine is plaid"),
+        (["--warp.nprobes", "4"], "did you mean --warp.nprobe?"),
+        (["--index", "/nowhere/index"], "/nowhere/index: expected an index, found no LATEST file"),
+        (["--dataset", "/nowhere/set"], "no dataset /nowhere/set"),
+        (["--split", "dev"], "no split 'dev'"),
+        (["--encoder.document_length", "64"], "unknown field --encoder.document_length"),
+        (["--encoder.checkpoint", "/nowhere/model"], "there is no checkpoint folder /nowhere/model; check the path"),
+        (["--k", "0"], "--k: "),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(index, dataset, tmp_path, capsys, flags, message):
+    argv = ["--index", index, "--dataset", dataset, "--run", str(tmp_path / "x.run"), "--per_query", str(tmp_path / "x.json")]
+    with pytest.raises(SystemExit) as end:
+        main(EvaluateConfig, evaluate, argv + flags)
+    captured = capsys.readouterr()
+    error = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert end.value.code == 2 and captured.out == ""
+    assert len(error) == 1 and message in error[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_with_other_weights_is_refused(index, dataset, encoder, tmp_path, capsys):
+    other = copy.deepcopy(encoder)
+    next(other.model.parameters()).data[0] += 1
+    other.save(tmp_path / "other")
+    with pytest.raises(SystemExit) as end:
+        main(EvaluateConfig, evaluate, ["--index", index, "--dataset", dataset, "--encoder.checkpoint", str(tmp_path / "other")])
+    assert end.value.code == 2
+    assert "has other weights than the encoder of the contract" in capsys.readouterr().err
+
+
+def test_a_folder_in_place_of_the_run_file_is_refused(index, dataset, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(EvaluateConfig, evaluate, ["--index", index, "--dataset", dataset, "--run", str(tmp_path)])
+    assert f"error: {tmp_path} is a folder; name a file in it" in capsys.readouterr().err
+    assert not list(Path(tmp_path).iterdir())
