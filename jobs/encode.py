@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from ray_lir.config import Config, EncoderConfig
-from ray_lir.distributed.encode import Workers, on_ray
+from ray_lir.distributed.encode import Workers, make_pool, on_ray
 from ray_lir.distributed.ray_map import ray_map
 from ray_lir.distributed.runtime import ray_session
 from ray_lir.encode import encode_corpus
@@ -34,9 +34,8 @@ def run(job: EncodeJob) -> dict[str, Any]:
     """Runs the job on Ray; returns what it made."""
     start = time.perf_counter()
     with ray_session():
-        result = encode_corpus(
-            job.corpus, job.output, job.encoder, docs_per_part=job.docs_per_part, map=ray_map, spread=partial(on_ray, workers=job.workers)
-        )
+        spread = partial(on_ray, pool=make_pool(job.workers, job.encoder))
+        result = encode_corpus(job.corpus, job.output, job.encoder, docs_per_part=job.docs_per_part, map=ray_map, spread=spread)
     manifest = result.manifest
     return {
         "output": job.output,

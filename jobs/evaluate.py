@@ -18,7 +18,7 @@ from ray_lir.formats import storage
 from ray_lir.formats.manifest import manifest_digest
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher
+from ray_lir.search import Searcher, latest_version
 
 from .cli import main
 
@@ -75,7 +75,8 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         FormatError: if the index or the dataset is damaged.
         IncompatibleError: if the encoder is not the one that the index was made with.
     """
-    searcher = Searcher.open(config.index)
+    version = latest_version(config.index)
+    searcher = Searcher.open(config.index, version)
     engine = resolve(_engine(config), searcher.planner.statistics)
     dataset = load_dataset(config.dataset, config.split)
     for path in filter(None, (config.run, config.per_query)):
@@ -108,7 +109,7 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         "ignore_identical_ids": config.ignore_identical_ids,
         "engine": engine.engine,
         "params": _summary([answer.params for answer in answers]),
-        "index": {"path": config.index, "manifest": manifest_digest(searcher.manifest), **_sizes(searcher)},
+        "index": {"path": config.index, "version": version, "manifest": manifest_digest(searcher.manifest), **_sizes(searcher)},
         "encoder": {"checkpoint": encoder.contract.checkpoint, "fingerprint": contract.fingerprint},
         "latency_ms": _latency(config, searcher, encoder, dataset, queries, engine),
     }

@@ -24,9 +24,9 @@ from ray_lir.formats.embeddings import DOCS_PER_PART, FOLDER
 from ray_lir.formats.manifest import MANIFEST, PROVENANCE, EmbeddingsManifest, read_manifest, write_manifest
 from ray_lir.formats.records import corpus_files
 from ray_lir.logs import stage
-from ray_lir.models.chunks import DEAD_LETTERS, ChunkEntry, Destination, encode_chunk, finished_chunks
+from ray_lir.models.chunks import DEAD_LETTERS, ChunkEntry, Destination, encode_chunk, finished_chunks, has_entries
 from ray_lir.models.encoder import Encoder
-from ray_lir.models.projection import fit_projection
+from ray_lir.models.projection import fit_projection, parse_projection
 from ray_lir.models.tokenization import TextTokenizer
 from ray_lir.parallel import Map
 from ray_lir.progress import track
@@ -35,8 +35,11 @@ logger = logging.getLogger(__name__)
 
 PROGRESS = "_progress"
 CHECKPOINT = "checkpoint"
+PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow")
 PROJECTION_SAMPLE = 512
 """Documents that a projection is fitted to."""
+ON_CPU = {"device": "cpu", "precision": "float32"}
+"""How the encoder is loaded where only its contract and tokenizer are needed."""
 LARGEST_PART = 2**31 - 1
 """Bytes of embeddings that a Parquet column of one part can hold."""
 
@@ -64,7 +67,7 @@ class Plan:
     @property
     def files(self) -> list[CorpusFile]:
         """The files that still have work in them."""
-        return [file for file in self.corpus.files if not self.done.issuperset(range(file.first_chunk, file.first_chunk + len(file.digests)))]
+        return [file for file in self.corpus.files if not self.done.issuperset(file.chunks)]
 
 
 Spread = Callable[[Plan], Iterable[ChunkEntry]]
@@ -124,35 +127,29 @@ def encode_corpus(
     _check_apart(corpus, output)
     records: list[dict[str, Any]] = []
     found = _scan(corpus, docs_per_part, map, records)
-    source = Encoder.load(encoder.model_copy(update={"device": "cpu", "precision": "float32"}))
-    _check_size(source.contract, docs_per_part)
+    source = Encoder.load(encoder.model_copy(update=ON_CPU))
+    _check_encoder(encoder, source.contract, output, docs_per_part)
     identity = _identity(found, encoder, source.contract)
     destination = Destination(output, storage.join(output, PROGRESS, digest(identity)[:16]))
     existing = _existing(destination, identity)
     if existing:
         logger.info("%s is encoded already from this corpus with this configuration; nothing to do", output)
         return EncodeResult(existing, found.num_chunks, found.num_chunks, 0.0)
-    _begin(destination, identity)
-    if encoder.projection:
-        source = _with_projection(encoder, found, destination, records)
-    entries = {entry.number: entry for entry in finished_chunks(destination)}
-    plan = Plan(
-        corpus=found,
-        encoder=encoder.model_copy(update={"checkpoint": source.contract.checkpoint, "projection": None}),
-        contract=source.contract,
-        tokenizer=source.tokenizer,
-        destination=destination,
-        done=frozenset(entries),
-    )
     try:
+        if encoder.projection:
+            source = _with_projection(encoder, found, destination, records)
+        entries = {entry.number: entry for entry in finished_chunks(destination)}
+        plan = _plan(found, encoder, source, destination, frozenset(entries))
         record = _encode(plan, spread, entries, records)
-    except Exception:
+        manifest = _publish(plan, entries, identity, {"corpus": corpus, "stages": records})
+    except Exception as error:
         existing = _existing(destination, identity)  # another run of the same job may have been faster, and have tidied up
-        if not existing:
-            raise
-        logger.info("%s was finished by another run of this job", output)
-        return EncodeResult(existing, found.num_chunks, len(plan.done), 0.0)
-    manifest = _publish(plan, entries, identity, {"corpus": corpus, "stages": records})
+        if existing:
+            logger.info("%s was finished by another run of this job", output)
+            return EncodeResult(existing, found.num_chunks, 0, 0.0)
+        if isinstance(error, OSError):
+            raise ConfigError(f"cannot write to {output}: {error}; check the path, your rights and the space left") from error
+        raise
     return EncodeResult(manifest, found.num_chunks, len(plan.done), record["docs_per_second"])
 
 
@@ -173,12 +170,18 @@ def _scan(corpus: str, docs_per_part: int, map: Map, records: list[dict[str, Any
     return found
 
 
-def _check_size(contract: EncoderContract, docs_per_part: int) -> None:
-    largest = LARGEST_PART // (2 * contract.dim * contract.document_length)
+def _check_encoder(encoder: EncoderConfig, contract: EncoderContract, output: str, docs_per_part: int) -> None:
+    """Raises ConfigError for what would go wrong only later."""
+    dim = contract.dim
+    if encoder.projection:
+        dim = parse_projection(encoder.projection, contract.dim)
+        if not storage.is_local(output):
+            raise ConfigError(f"encoder.projection saves a checkpoint, which {output} cannot hold; fit it with an output on a disk first")
+    largest = LARGEST_PART // (2 * dim * contract.document_length)
     if docs_per_part > largest:
         raise ConfigError(
-            f"{docs_per_part} documents of {contract.document_length} tokens in {contract.dim} dimensions are more than a part of 2 GiB holds; "
-            f"set docs_per_part to {largest} or less, or encoder.document_length lower"
+            f"{docs_per_part} documents of {contract.document_length} tokens in {dim} dimensions can be more than a part of 2 GiB holds; "
+            f"set docs_per_part to {largest} or less"
         )
 
 
@@ -196,15 +199,20 @@ def _existing(destination: Destination, identity: dict[str, Any]) -> EmbeddingsM
         manifest = read_manifest(storage.join(output, MANIFEST), EmbeddingsManifest, "jobs.encode")
         if manifest.config == identity:
             return manifest
-        raise ConfigError(f"{output} holds embeddings of another corpus or configuration{_difference(manifest.config, identity)}; choose another output, or remove it first")
+        differs = _difference(manifest.config, identity)
+        raise ConfigError(
+            f"{output} holds embeddings of another corpus or configuration{differs}; choose another output, or remove it first"
+        )
     if not names and storage.exists(output) and not storage.is_folder(output):
         raise ConfigError(f"{output} is a file; choose a folder as output")
     strange = sorted(name for name in names - {PROGRESS, PROVENANCE, FOLDER, DEAD_LETTERS, CHECKPOINT} if not name.startswith("."))
     if strange:
         raise ConfigError(f"{output} is not empty and holds no embeddings ({strange[0]} is in it); choose another output")
-    progress = storage.join(output, PROGRESS)
-    if set(storage.list_names(progress)) - {storage.name_of(destination.progress)}:
-        raise ConfigError(f"{output} holds the unfinished work of another corpus or configuration; choose another output, or remove {progress} to give that up")
+    others = set(storage.list_names(storage.join(output, PROGRESS))) - {storage.name_of(destination.progress)}
+    if any(has_entries(storage.join(output, PROGRESS, other)) for other in sorted(others)):
+        raise ConfigError(
+            f"{output} holds unfinished work of another corpus or configuration; choose another output, or remove its {PROGRESS} to give it up"
+        )
     return None
 
 
@@ -219,19 +227,9 @@ def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     return ""
 
 
-def _begin(destination: Destination, identity: dict[str, Any]) -> None:
-    """Marks the output as taken by this configuration."""
-    try:
-        storage.write_bytes(storage.join(destination.progress, "config.json"), canonical_json(identity))
-    except OSError as error:
-        raise ConfigError(f"cannot write to {destination.output}: {error}; check the path and your rights") from error
-
-
 def _with_projection(encoder: EncoderConfig, corpus: Corpus, destination: Destination, records: list[dict[str, Any]]) -> Encoder:
     """The encoder with a projection fitted to a sample of the corpus, from the output's checkpoint folder, made if need be."""
     folder = storage.join(destination.output, CHECKPOINT)
-    if not storage.is_local(folder):
-        raise ConfigError(f"encoder.projection saves a checkpoint, which {destination.output} cannot hold; take an output on a disk, or fit it there first")
     if not storage.exists(folder):
         with stage("projection", records) as record, storage.attempt_folder(destination.progress) as scratch:
             texts = sample_texts(corpus, PROJECTION_SAMPLE)
@@ -239,7 +237,12 @@ def _with_projection(encoder: EncoderConfig, corpus: Corpus, destination: Destin
             fitted.save(scratch / CHECKPOINT)
             storage.publish(scratch / CHECKPOINT, folder)
             record.update(documents=len(texts), dim=fitted.contract.dim)
-    return Encoder.load(encoder.model_copy(update={"checkpoint": folder, "device": "cpu", "precision": "float32"}))
+    return Encoder.load(encoder.model_copy(update={"checkpoint": folder, **ON_CPU}))
+
+
+def _plan(corpus: Corpus, encoder: EncoderConfig, source: Encoder, destination: Destination, done: frozenset[int]) -> Plan:
+    config = encoder.model_copy(update={"checkpoint": source.contract.checkpoint, "projection": None})
+    return Plan(corpus, config, source.contract, source.tokenizer, destination, done)
 
 
 def _encode(plan: Plan, spread: Spread, entries: dict[int, ChunkEntry], records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -276,8 +279,8 @@ def _publish(plan: Plan, entries: dict[int, ChunkEntry], identity: dict[str, Any
         dead_letters=dead,
         config=identity,
     )
-    versions = {name: version(name) for name in ("torch", "transformers", "tokenizers", "pyarrow")}
-    storage.write_bytes(storage.join(output, PROVENANCE), canonical_json({**provenance, "versions": {"python": platform.python_version(), **versions}}))
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    storage.write_bytes(storage.join(output, PROVENANCE), canonical_json({**provenance, "versions": versions}))
     write_manifest(storage.join(output, MANIFEST), manifest)
     with suppress(OSError):  # another run of the same job may be working in it
         storage.remove_tree(storage.join(output, PROGRESS))

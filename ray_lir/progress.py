@@ -13,23 +13,28 @@ Result = TypeVar("Result")
 SECONDS_BETWEEN_LINES = 5.0
 
 
-def track(results: Iterable[Result], name: str, total: int, count: Callable[[Result], int], unit: str = "documents", initial: int = 0) -> Iterator[Result]:
+def track(
+    results: Iterable[Result], name: str, total: int, count: Callable[[Result], int], unit: str = "documents", initial: int = 0
+) -> Iterator[Result]:
     """Passes results on and shows how far they have come: done of total, how many a second, how long it still takes.
 
     Args:
         count: how many units one result is.
-        initial: units that an earlier run has done; they do not count into the speed.
+        initial: units that an earlier run has done.
     """
-    start = last = time.monotonic()
-    done = initial
-    with tqdm(total=total, initial=initial, desc=name, unit=f" {unit}", smoothing=0, disable=None) as bar:
+    done, first = initial, None
+    last = time.monotonic()
+    with tqdm(total=total, initial=initial, desc=name, unit=f" {unit}", disable=None) as bar:
         for result in results:
             done += count(result)
             bar.update(count(result))
             now = time.monotonic()
+            first = first or (now, done)  # the time before it went into starting up
             if bar.disable and now - last >= SECONDS_BETWEEN_LINES:
-                speed = (done - initial) / (now - start)
-                left = tqdm.format_interval((total - done) / speed) if speed else "?"
-                logger.info("%s: %d of %d %s, %.1f a second, %s left", name, done, total, unit, speed, left)
+                logger.info("%s: %d of %d %s%s", name, done, total, unit, _speed(done - first[1], now - first[0], total - done))
                 last = now
             yield result
+
+
+def _speed(done: int, seconds: float, left: int) -> str:
+    return f", {done / seconds:.1f} a second, {tqdm.format_interval(left * seconds / done)} left" if done and seconds else ""

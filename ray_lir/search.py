@@ -61,19 +61,27 @@ def open_planner(root: str, manifest: IndexManifest, verify: bool = False) -> Pl
     return Planner(manifest, codec, IndexStatistics(manifest.num_docs, manifest.num_tokens, sizes))
 
 
+def latest_version(root: str) -> int:
+    """The number of the version that is searched unless another is asked for.
+
+    Raises:
+        FormatError: if there is no index.
+    """
+    try:
+        return int(storage.read_bytes(storage.join(root, LATEST)))
+    except (FileNotFoundError, NotADirectoryError):
+        raise FormatError(root, "an index", "no LATEST file", "check the path, or make one with jobs.build_index") from None
+    except ValueError:
+        raise FormatError(storage.join(root, LATEST), "a version number", "something else", "write the number of a folder in versions/ into it") from None
+
+
 def read_version(root: str, version: int | None = None) -> IndexManifest:
     """The manifest of a version of the index, the latest by default.
 
     Raises:
         FormatError: if there is no index or no such version.
     """
-    if version is None:
-        try:
-            version = int(storage.read_bytes(storage.join(root, LATEST)))
-        except (FileNotFoundError, NotADirectoryError):
-            raise FormatError(root, "an index", "no LATEST file", "check the path, or make one with jobs.build_index") from None
-        except ValueError:
-            raise FormatError(storage.join(root, LATEST), "a version number", "something else", "write the number of a folder in versions/ into it") from None
+    version = latest_version(root) if version is None else version
     return read_manifest(storage.join(root, "versions", str(version), MANIFEST), IndexManifest, "jobs.build_index")
 
 

@@ -33,9 +33,13 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     package = tmp_path / "toy_shop"
     (package / "tests").mkdir(parents=True)
     (package / "__init__.py").write_text(SHOP + "\nraise ImportError('imported')\n")
-    (package / "copy.py").write_text('"""Another module, with a class documented word for word like the first one\'s class."""\n' + SHOP[SHOP.index("class") :])
+    (package / "copy.py").write_text(
+        '"""Another module, with a class documented word for word like the first one\'s class."""\n' + SHOP[SHOP.index("class") :]
+    )
     (package / "broken.py").write_text("def nothing(:\n")
-    (package / "tests" / "test_shop.py").write_text('"""Tests of the shop are not its documentation, however long this docstring may be."""')
+    (package / "tests" / "test_shop.py").write_text(
+        '"""Tests of the shop are not its documentation, however long this docstring may be."""'
+    )
     monkeypatch.syspath_prepend(tmp_path)
     return "toy_shop"
 

@@ -75,7 +75,7 @@ def test_every_engine_answers_the_questions(index, dataset, engine):
     assert result["nDCG@10"] > 0.9
     assert result["queries"] == 5
     assert result["engine"] in ENGINES and (engine == "auto" or result["engine"] == engine)
-    assert result["index"]["num_shards"] == 2 and result["index"]["num_docs"] == len(DOCUMENTS)
+    assert result["index"]["version"] == 1 and result["index"]["num_shards"] == 2 and result["index"]["num_docs"] == len(DOCUMENTS)
     assert result["latency_ms"] is None
     assert json.loads(json.dumps(result)) == result
 

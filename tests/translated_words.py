@@ -1,4 +1,4 @@
-"""A collection for training tests, and a tiny random BERT: queries are words of their document in another language.
+"""For training tests: a collection whose queries are words of their document in another language, and a tiny random BERT.
 
 Nothing but training can tell which word translates which, so an untrained encoder ranks by chance.
 """
@@ -9,6 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from ray_lir.evaluation.datasets import load_dataset
+from ray_lir.formats.records import read_documents
+from ray_lir.models.encoder import Encoder
+from ray_lir.models.training_pairs import TrainingPairs, training_pairs
 
 NUM_WORDS, NUM_DOCS, WORDS_PER_DOC, WORDS_PER_QUERY, QUERIES_PER_DOC = 40, 48, 6, 3, 2
 
@@ -54,6 +59,18 @@ def write_checkpoint(folder: Path) -> Path:
     )
     BertModel(config).save_pretrained(folder)
     return folder
+
+
+def load_pairs(folder: Path) -> TrainingPairs:
+    judged = load_dataset(str(folder), "train")
+    return training_pairs(judged.queries, judged.qrels, ((document.doc_id, document.text) for document in read_documents(judged.corpus)))
+
+
+def success_at_1(encoder: Encoder, pairs: TrainingPairs) -> float:
+    """The part of the queries whose best document by MaxSim is a positive one."""
+    queries, documents = encoder.encode_queries(pairs.queries), encoder.encode_documents(pairs.documents)
+    best = [int(np.argmax([(query @ document.T).max(axis=1).sum() for document in documents])) for query in queries]
+    return float(np.mean([found in positives for found, positives in zip(best, pairs.positives, strict=True)]))
 
 
 def _text(language: str, words: np.ndarray) -> str:

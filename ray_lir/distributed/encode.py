@@ -35,7 +35,6 @@ READING_CPUS, TOKENISING_CPUS = 0.1, 0.15
 would be tokenised by the one process that reads it."""
 ENCODING_SHARE = 0.75
 """The share of the CPUs that encoding on CPUs is counted as: the rest starts the light stages, down to a cluster of one CPU."""
-MAX_TASK_RETRIES = 3
 
 
 class Workers(Config):
@@ -59,19 +58,39 @@ class Pool:
     gpus: float
 
 
-def on_ray(plan: Plan, workers: Workers = Workers()) -> Iterator[ChunkEntry]:
-    """Encodes the chunks that the plan has left on Ray, and yields their entries as they are finished, in any order.
+def make_pool(workers: Workers, encoder: EncoderConfig) -> Pool:
+    """Settles what the configuration leaves open, from the resources of the cluster.
 
     Raises:
         ConfigError: if GPUs are asked for and the cluster has none.
+    """
+    start_ray()
+    resources = ray.cluster_resources()
+    num_cpus, num_gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0)
+    asked = encoder.device.startswith("cuda") or workers.gpus_per_worker is not None
+    if asked and not num_gpus:
+        raise ConfigError(
+            "the Ray cluster has no GPU; leave encoder.device and workers.gpus_per_worker as they are, or add a machine with one"
+        )
+    if num_gpus and encoder.device != "cpu":
+        gpus = workers.gpus_per_worker or 1.0
+        threads = workers.cpus_per_worker or 1
+        return Pool(workers.num_workers or max(1, int(num_gpus / gpus)), threads, threads, gpus)
+    threads = workers.cpus_per_worker or min(2, num_cpus)
+    size = workers.num_workers or max(1, num_cpus // threads)
+    return Pool(size, threads, ENCODING_SHARE * min(threads, num_cpus / size), 0)
+
+
+def on_ray(plan: Plan, pool: Pool) -> Iterator[ChunkEntry]:
+    """Encodes the chunks that the plan has left on Ray, and yields their entries as they are finished, in any order.
+
+    Raises:
         RayLirError: what a worker raised.
     """
     files = [{"value": pickle.dumps(file)} for file in plan.files]
     if not files:
         return
-    start_ray()
-    pool = _pool(workers, plan.encoder, ray.cluster_resources())
-    logger.info("encode: %d workers with %d threads and %g GPUs each", pool.size, pool.threads, pool.gpus)
+    logger.info("encode: workers=%d threads=%d gpus=%g", pool.size, pool.threads, pool.gpus)
     light = max(1, int(ray.cluster_resources()["CPU"]) // 2)
     with DataContext.current(_context()):
         dataset = (
@@ -84,7 +103,6 @@ def on_ray(plan: Plan, workers: Workers = Workers()) -> Iterator[ChunkEntry]:
                 compute=ActorPoolStrategy(size=pool.size),
                 num_cpus=pool.cpus,
                 num_gpus=pool.gpus,
-                max_task_retries=MAX_TASK_RETRIES,
             )
         )
         try:
@@ -115,24 +133,9 @@ class _EncodingWorker:
         return {"value": pickle.dumps(write_chunk(pickle.loads(row["value"]), self._encoder, self._destination))}
 
 
-def _pool(workers: Workers, encoder: EncoderConfig, resources: dict[str, float]) -> Pool:
-    """Settles what the configuration leaves open, from the cluster's resources."""
-    num_cpus, num_gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0)
-    asked = encoder.device.startswith("cuda") or workers.gpus_per_worker is not None
-    if asked and not num_gpus:
-        raise ConfigError("the Ray cluster has no GPU; leave encoder.device and gpus_per_worker as they are, or add a machine with one")
-    if num_gpus and encoder.device != "cpu":
-        gpus = workers.gpus_per_worker or 1.0
-        threads = workers.cpus_per_worker or 1
-        return Pool(workers.num_workers or max(1, int(num_gpus / gpus)), threads, threads, gpus)
-    threads = workers.cpus_per_worker or min(2, num_cpus)
-    size = workers.num_workers or max(1, num_cpus // threads)
-    return Pool(size, threads, ENCODING_SHARE * min(threads, num_cpus / size), 0)
-
-
 def _on_worker(encoder: EncoderConfig, pool: Pool) -> EncoderConfig:
     """The configuration as a worker needs it: of the machine's GPUs it sees its own alone."""
-    return encoder.model_copy(update={"device": "cuda"}) if pool.gpus else encoder.model_copy(update={"device": "cpu"})
+    return encoder.model_copy(update={"device": "cuda" if pool.gpus else "cpu"})
 
 
 def _context() -> DataContext:

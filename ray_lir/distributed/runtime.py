@@ -32,9 +32,12 @@ def start_ray(num_cpus: int | None = None) -> bool:
             _check_answers(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"no Ray cluster answers at RAY_ADDRESS={address}; start it, or unset RAY_ADDRESS to use this machine") from error
+            raise ConfigError(
+                f"no Ray cluster answers at RAY_ADDRESS={address}; start it, or unset RAY_ADDRESS to use this machine"
+            ) from error
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors alone make it print errors that are none
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logger.debug("Ray has %s", ray.cluster_resources())
     return True

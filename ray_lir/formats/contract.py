@@ -40,8 +40,11 @@ class EncoderContract(Config):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over everything but the checkpoint's name."""
-        return digest(self.model_dump(mode="json", exclude={"checkpoint"}))[:16]
+        """16 hex digits over everything but the checkpoint's name.
+
+        Fields at their defaults are left out, so that a convention added later does not disown older embeddings.
+        """
+        return digest(self.model_dump(mode="json", exclude={"checkpoint"}, exclude_defaults=True))[:16]
 
 
 def check_same_encoder(have: EncoderContract, want: EncoderContract, have_name: str, want_name: str) -> None:

@@ -57,6 +57,11 @@ class CorpusFile:
     digests: tuple[str, ...]
     repeated: tuple[int, ...]
 
+    @property
+    def chunks(self) -> range:
+        """The numbers of its chunks."""
+        return range(self.first_chunk, self.first_chunk + len(self.digests))
+
 
 @dataclass(frozen=True)
 class Corpus:

@@ -66,7 +66,7 @@ def corpus_files(url: str) -> list[str]:
     readable = [name for name in names if name.endswith(SUFFIXES) and not name.startswith((".", "_"))]
     if not readable:
         found = ", ".join(names[:3]) or "nothing"
-        raise ConfigError(f"no corpus at {url}: want files that end in {', '.join(SUFFIXES)}, found {found}; convert the corpus or check the path")
+        raise ConfigError(f"no corpus at {url}: found {found}, want files that end in {', '.join(SUFFIXES)}; convert it or check the path")
     if len(readable) < len(names):
         logger.info("corpus: %d files of %s are read, %d others are not", len(readable), url, len(names) - len(readable))
     return [storage.join(url, name) for name in readable]

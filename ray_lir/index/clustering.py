@@ -19,7 +19,7 @@ from ray_lir.parallel import Map, one_blas_thread
 Reader = Callable[[str], np.ndarray]
 
 EXACT_CENTROIDS = 2048
-COARSE_ITERATIONS = 4
+CELL_ITERATIONS = 4
 
 
 def default_num_centroids(num_tokens: int) -> int:
@@ -36,41 +36,77 @@ def sample_size(num_docs: int) -> int:
 class Assigner:
     """Finds a vector's nearest centroid.
 
-    A few centroids are all compared. Many are grouped into cells around `coarse` vectors, and a vector is compared with
-    the centroids of its `nprobe` nearest cells alone: about C / (sqrt(C) nprobe) times less work.
+    A few centroids are all compared. Many are grouped into about sqrt(C) cells, and a vector is compared with the centroids
+    of its `nprobe` nearest cells alone. Vectors that share a cell are compared in one matrix product, so this is fewer
+    operations at the same speed: 8 of 128 cells are a sixteenth of the work.
 
     Attributes:
-        centroids: [C, D] float32.
-        coarse: [about sqrt(C), D] float32, or None to compare with every centroid.
+        centroids: [C, D] float32, those of a cell side by side.
+        numbers: [C] int64, the number of each of them outside.
+        cells: [cells, D] float32 centres of the cells.
+        offsets: [cells + 1] int64; cell c owns centroids offsets[c] to offsets[c + 1].
     """
 
     centroids: np.ndarray
-    coarse: np.ndarray | None
+    numbers: np.ndarray
+    cells: np.ndarray
+    offsets: np.ndarray
     nprobe: int
 
     @classmethod
     def over(cls, centroids: np.ndarray, nprobe: int, seed: int) -> "Assigner":
-        if nprobe == 0 or len(centroids) <= EXACT_CENTROIDS:
-            return cls(centroids, None, nprobe)
+        """With `nprobe` 0, or few centroids, every centroid is compared."""
+        num_centroids, dim = centroids.shape
+        if nprobe == 0 or num_centroids <= EXACT_CENTROIDS:
+            return cls(centroids, np.arange(num_centroids), np.zeros((1, dim), np.float32), np.array([0, num_centroids]), 1)
         with one_blas_thread():
-            num_cells = math.isqrt(len(centroids))
-            kmeans = faiss.Kmeans(centroids.shape[1], num_cells, niter=COARSE_ITERATIONS, seed=seed + 1, min_points_per_centroid=1)
+            kmeans = faiss.Kmeans(dim, math.isqrt(num_centroids), niter=CELL_ITERATIONS, seed=seed + 1)
             kmeans.train(centroids)
-        return cls(centroids, kmeans.centroids, nprobe)
+            cell_of = _nearest(centroids, kmeans.centroids)[0]
+        numbers = np.argsort(cell_of, kind="stable")
+        offsets = np.searchsorted(cell_of[numbers], np.arange(kmeans.k + 1))
+        return cls(centroids[numbers], numbers, kmeans.centroids, offsets, nprobe)
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """[T] int64 for [T, D] vectors: smallest L2 distance, which is the largest dot product when centroids have unit length."""
+        codes = np.empty(len(vectors), np.int64)
         with one_blas_thread():
-            vectors = np.ascontiguousarray(vectors, np.float32)
-            if self.coarse is None:
-                return _nearest(vectors, self.centroids)
-            dim = self.centroids.shape[1]
-            cells = faiss.IndexFlatL2(dim)
-            cells.add(self.coarse)
-            index = faiss.IndexIVFFlat(cells, dim, len(self.coarse), faiss.METRIC_L2)
-            index.add(self.centroids)
-            index.nprobe = self.nprobe
-            return index.search(vectors, 1)[1][:, 0]
+            for start in range(0, len(vectors), reference.BLOCK_TOKENS):
+                block = vectors[start : start + reference.BLOCK_TOKENS].astype(np.float32)
+                codes[start : start + len(block)] = self._nearest(block)
+        return codes
+
+    def _nearest(self, vectors: np.ndarray) -> np.ndarray:
+        probes = self._probe(vectors)
+        rows = np.argsort(probes, axis=None, kind="stable")  # pairs of vector and cell, by cell
+        ends = np.searchsorted(probes.ravel()[rows], np.arange(len(self.cells) + 1))
+        found = np.zeros(probes.size, np.int64)
+        nearness = np.full(probes.size, -np.inf, np.float32)
+        for cell in np.flatnonzero((np.diff(ends) > 0) & (np.diff(self.offsets) > 0)):
+            pairs = rows[ends[cell] : ends[cell + 1]]
+            first, last = self.offsets[cell], self.offsets[cell + 1]
+            best, nearness[pairs] = _nearest(vectors[pairs // self.nprobe], self.centroids[first:last])
+            found[pairs] = self.numbers[first + best]
+        best_probe = nearness.reshape(probes.shape).argmax(axis=1)
+        return np.take_along_axis(found.reshape(probes.shape), best_probe[:, None], axis=1)[:, 0]
+
+    def _probe(self, vectors: np.ndarray) -> np.ndarray:
+        """[T, nprobe]: the nearest cells of each vector."""
+        if len(self.cells) <= self.nprobe:
+            return np.broadcast_to(np.arange(len(self.cells)), (len(vectors), len(self.cells)))
+        return np.argpartition(-_nearness(vectors, self.cells), self.nprobe - 1, axis=1)[:, : self.nprobe]
+
+
+def _nearness(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """[T, C]: larger is nearer in L2: x . c - |c|^2 / 2."""
+    return vectors @ centres.T - np.einsum("cd,cd->c", centres, centres) / 2
+
+
+def _nearest(vectors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest centre of each vector, and how near it is."""
+    nearness = _nearness(vectors, centres)
+    best = nearness.argmax(axis=1)
+    return best, np.take_along_axis(nearness, best[:, None], axis=1)[:, 0]
 
 
 def step(centroids: np.ndarray, groups: Sequence[Sequence[str]], config: ClusteringConfig, read: Reader, map: Map) -> np.ndarray:
@@ -105,13 +141,3 @@ def _sums(assigner: Assigner, read: Reader, group: Sequence[str]) -> tuple[np.nd
             sums[present] += np.add.reduceat(vectors[np.argsort(codes, kind="stable")], starts, axis=0)
         counts += sizes
     return sums, counts
-
-
-def _nearest(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """As `kernels.assign`, for centroids of any length."""
-    half_norms = np.einsum("cd,cd->c", centroids, centroids) / 2
-    codes = np.empty(len(vectors), np.int64)
-    for start in range(0, len(vectors), reference.BLOCK_TOKENS):
-        block = vectors[start : start + reference.BLOCK_TOKENS]
-        codes[start : start + len(block)] = (block @ centroids.T - half_norms).argmax(axis=1)
-    return codes

@@ -107,6 +107,7 @@ def _write(folder: Path, network: Network, tokenizer: PreTrainedTokenizerBase, c
 
 
 def _settings(contract: EncoderContract, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    words = {number: word for word, number in tokenizer.get_vocab().items()}
     return {
         "model_type": "ColBERT",
         "similarity_fn_name": "MaxSim",
@@ -116,7 +117,7 @@ def _settings(contract: EncoderContract, tokenizer: PreTrainedTokenizerBase) -> 
         "document_length": contract.document_length,
         "do_query_expansion": contract.query_expansion,
         "attend_to_expansion_tokens": contract.attend_to_expansion,
-        "skiplist_words": tokenizer.convert_ids_to_tokens(list(contract.skip_tokens)),
+        "skiplist_words": [words[number] for number in contract.skip_tokens],
         "prompts": {"query": contract.query_prompt, "document": contract.document_prompt},
         "default_prompt_name": None,
     }

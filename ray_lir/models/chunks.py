@@ -84,14 +84,21 @@ def write_chunk(chunk: TokenisedChunk, encoder: Encoder, destination: Destinatio
 
 def finished_chunks(destination: Destination) -> Iterator[ChunkEntry]:
     """Entries of the chunks that an earlier run finished and whose files are still there."""
-    there = {
-        storage.join(folder, name) for folder in (FOLDER, DEAD_LETTERS) for name in storage.list_names(storage.join(destination.output, folder))
-    }
-    for name in storage.list_names(destination.progress):
-        if name.startswith("chunk-"):
-            entry = ChunkEntry.model_validate_json(storage.read_bytes(storage.join(destination.progress, name)))
-            if all(file is None or file.name in there for file in (entry.part, entry.dead)):
-                yield entry
+    output = destination.output
+    there = {f"{folder}/{name}" for folder in (FOLDER, DEAD_LETTERS) for name in storage.list_names(storage.join(output, folder))}
+    for name in _entry_names(destination.progress):
+        entry = ChunkEntry.model_validate_json(storage.read_bytes(storage.join(destination.progress, name)))
+        if all(file is None or file.name in there for file in (entry.part, entry.dead)):
+            yield entry
+
+
+def has_entries(progress: str) -> bool:
+    """Whether a folder of progress holds finished chunks."""
+    return bool(_entry_names(progress))
+
+
+def _entry_names(progress: str) -> list[str]:
+    return [name for name in storage.list_names(progress) if name.startswith("chunk-")]
 
 
 def _entry_name(number: int) -> str:

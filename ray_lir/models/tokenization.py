@@ -9,6 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ray_lir.errors import ConfigError
 from ray_lir.formats.contract import EncoderContract
+from ray_lir.models import layouts
+from ray_lir.models.checkpoint import find
 
 
 class TextTokenizer:
@@ -34,6 +36,11 @@ class TextTokenizer:
         serialized = tokenizer.backend_tokenizer.to_str()
         self._query_tokenizer = _cutting(serialized, contract.query_length - (self._query_marker is not None))
         self._document_tokenizer = _cutting(serialized, contract.document_length - (self._document_marker is not None))
+
+    @classmethod
+    def load(cls, checkpoint: str, contract: EncoderContract) -> "TextTokenizer":
+        """From the checkpoint's small files, where its weights are not wanted; it pickles, too."""
+        return cls(contract, layouts.load_tokenizer(find(checkpoint, weights=False)))
 
     def documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """One int32 array a text: special tokens and marker included, cut to `document_length` (the last special token stays).

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from ray_lir.models.layouts import plain, sentence_transformers, stanford
+from transformers import PreTrainedTokenizerBase
+
+from ray_lir.models.layouts import parts, plain, sentence_transformers, stanford
 from ray_lir.models.layouts.parts import Parts
 
 LAYOUTS = {"sentence_transformers": sentence_transformers, "stanford": stanford, "plain": plain}
@@ -16,3 +18,8 @@ def load(path: Path) -> Parts:
     """
     layout = next(layout for layout in LAYOUTS.values() if layout.matches(path))
     return layout.load(path)
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of such a checkpoint alone."""
+    return parts.load_tokenizer(sentence_transformers.transformer_folder(path))

@@ -1,0 +1,113 @@
+"""Peak memory and time of jobs.build_index as the corpus grows.
+
+    python -m bench.build_memory CORPUS_FILE [--docs 20000 100000] [--work runs/build_memory] [--output bench/results/build_memory.json]
+
+The embeddings are made up, because only their volume matters here: each token id has a random vector (a random
+projection of one-hot ids), mixed a little with its neighbour's. Every build is a process of its own, on threads of that
+process, so that the system's own account of its peak is the whole build's.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.quality import machine
+from ray_lir.formats import storage
+from ray_lir.formats.embeddings import DOCS_PER_PART, external_contract, publish_part
+from ray_lir.formats.manifest import MANIFEST, EmbeddingsManifest, write_manifest
+from ray_lir.formats.parquet import Block, texts_table
+from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.models.encoder import Encoder
+
+DIM = 128
+VOCABULARY = 30_522
+"""Token ids of the default checkpoint."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.build_memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("corpus", type=Path, help="corpus.jsonl.gz with enough documents")
+    parser.add_argument("--docs", type=int, nargs="+", default=[20_000, 100_000])
+    parser.add_argument("--work", type=Path, default=Path("runs/build_memory"))
+    parser.add_argument("--output", type=Path, default=Path("bench/results/build_memory.json"))
+    given = parser.parse_args()
+    builds = []
+    for num_docs in given.docs:
+        embeddings = given.work / f"embeddings-{num_docs}"
+        if not (embeddings / MANIFEST).exists():
+            make_embeddings(given.corpus, num_docs, embeddings)
+        builds.append(build(embeddings, given.work / f"index-{num_docs}"))
+        print(json.dumps(builds[-1]), file=sys.stderr, flush=True)
+    report = {"machine": machine(), "dim": DIM, "builds": builds}
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
+
+
+def make_embeddings(corpus: Path, num_docs: int, folder: Path) -> None:
+    """Writes a folder of made-up token embeddings of the first documents, a part at a time."""
+    tokenizer = Encoder.load().tokenizer
+    vectors = np.random.default_rng(0).normal(size=(VOCABULARY, DIM)).astype(np.float32)
+    contract = external_contract(DIM)
+    parts = []
+    documents = islice(read(corpus), num_docs)
+    while rows := list(islice(documents, DOCS_PER_PART)):
+        tokens = tokenizer.documents([row["text"] for row in rows])
+        matrices = []
+        for ids in tokens:
+            mixed = vectors[ids] + 0.5 * np.roll(vectors[ids], 1, axis=0)
+            matrices.append(mixed / np.linalg.norm(mixed, axis=1, keepdims=True))
+        texts = texts_table([row["_id"] for row in rows], [""] * len(rows), [row["text"] for row in rows], ["{}"] * len(rows))
+        embeddings = TokenEmbeddings.of(matrices, [row["_id"] for row in rows])
+        parts.append(publish_part(str(folder), len(parts), Block(embeddings, texts), contract.fingerprint))
+    manifest = EmbeddingsManifest(
+        contract=contract,
+        dim=DIM,
+        num_docs=sum(part.num_docs for part in parts),
+        num_tokens=sum(part.num_tokens for part in parts),
+        parts=tuple(parts),
+    )
+    write_manifest(storage.join(str(folder), MANIFEST), manifest)
+
+
+def read(corpus: Path) -> Iterator[dict[str, str]]:
+    with gzip.open(corpus, "rt") as file:
+        yield from map(json.loads, file)
+
+
+def build(embeddings: Path, output: Path) -> dict[str, Any]:
+    """Builds in a process of its own: its result, its peak memory and its processor time."""
+    subprocess.run(["rm", "-rf", str(output)], check=True)
+    command = [sys.executable, "-m", "jobs.build_index", "--embeddings", str(embeddings), "--output", str(output), "--where", "here"]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    out = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"the build ended with status {status}")
+    result = json.loads(out.splitlines()[-1])
+    return {
+        "num_docs": result["num_docs"],
+        "num_tokens": result["num_tokens"],
+        "num_centroids": result["num_centroids"],
+        "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak_mb": round(usage.ru_maxrss / 1024),
+        "bytes_per_token": result["bytes_per_token"],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""`python -m serving --index DIR [--port 8000]`: starts the search service here and serves until it is interrupted."""
+
+import sys
+import threading
+from collections.abc import Sequence
+
+import tyro
+from pydantic import Field
+from ray import serve
+
+from ray_lir import logs
+from ray_lir.distributed.runtime import ray_session
+from ray_lir.errors import ConfigError, RayLirError
+
+from .app import ServeConfig, build
+
+
+class Options(ServeConfig):
+    """Starts the search service on this machine (or on the cluster of RAY_ADDRESS) and serves until it is interrupted."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets every machine of the network in."""
+    port: int = Field(8000, ge=1, le=65535)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the service's address on standard output when it answers. A mistake of the user ends it with code 2."""
+    logs.configure()
+    options = tyro.cli(Options, args=argv)
+    try:
+        start(options)
+    except RayLirError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def start(options: Options) -> None:
+    """Serves until SIGINT or SIGTERM."""
+    application = build(options.model_dump(exclude={"host", "port"}))
+    with ray_session():
+        try:
+            serve.start(http_options={"host": options.host, "port": options.port})
+            serve.run(application)
+            print(f"http://{options.host}:{options.port}/search is ready, and /docs describes it", flush=True)
+            threading.Event().wait()
+        except RuntimeError as error:
+            raise ConfigError(f"the service did not start: {_reason(error)}") from None
+        except KeyboardInterrupt:
+            pass
+        finally:
+            serve.shutdown()
+
+
+def _reason(error: RuntimeError) -> str:
+    """The last line of what a deployment that failed says, or of the error itself."""
+    applications = serve.status().applications.values()
+    failed = [each.message for app in applications for each in app.deployments.values() if each.status == "DEPLOY_FAILED"]
+    return (failed or [str(error)])[0].strip().splitlines()[-1]
+
+
+if __name__ == "__main__":
+    main()

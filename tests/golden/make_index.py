@@ -1,0 +1,40 @@
+"""Makes the golden index of this format version: run once when a version is released, never again.
+
+    python -m tests.golden.make_index
+
+An index that this wrote must open and answer the same for ever (tests/test_golden_index.py).
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ray_lir.build import build_index
+from ray_lir.config import ClusteringConfig, IndexConfig
+from ray_lir.engines import ENGINES
+from ray_lir.formats.manifest import FORMAT_VERSION
+from ray_lir.search import Searcher
+from tests.synthetic import collection, queries_about
+
+FOLDER = Path(__file__).parent / f"index_v{FORMAT_VERSION}"
+
+
+def main() -> None:
+    documents = collection(40, dim=16, topics=12, max_tokens=12)
+    queries = queries_about(documents, [3, 17, 29])
+    config = IndexConfig(num_shards=2, clustering=ClusteringConfig(num_centroids=16))
+    build_index(documents, str(FOLDER / "index"), config, texts=[f"text of {doc_id}" for doc_id in documents.doc_ids])
+    (FOLDER / "index" / "versions" / "1" / "provenance.json").unlink()
+    searcher = Searcher.open(str(FOLDER / "index"))
+    answers = {engine: [answer(top, searcher) for top in searcher.search(queries, 5, engine)] for engine in ENGINES}
+    (FOLDER / "answers.json").write_text(json.dumps(answers, indent=1))
+    np.savez(FOLDER / "queries.npz", values=queries.values, offsets=queries.offsets)
+
+
+def answer(top, searcher: Searcher) -> list[list]:
+    return [[doc_id, float(score)] for doc_id, score in zip(searcher.doc_ids(top.documents), top.scores, strict=True)]
+
+
+if __name__ == "__main__":
+    main()

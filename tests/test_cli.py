@@ -1,0 +1,85 @@
+"""The command line that all jobs share."""
+
+import json
+
+import pytest
+
+from jobs.cli import main, parse
+from ray_lir.config import IndexConfig
+from ray_lir.errors import ConfigError
+
+
+class Job(IndexConfig):
+    """A job for the tests."""
+
+    output: str
+    """Where."""
+    label: str | None = None
+    sizes: tuple[int, ...] = ()
+
+
+def test_flags_fill_nested_fields_with_dashes_or_underscores_and_equals_signs():
+    job = parse(Job, ["--output", "out", "--codec.nbits=2", "--num-shards", "3", "--clustering.num_iterations", "7", "--sizes", "[1, 2]"])
+    assert (job.output, job.codec.nbits, job.num_shards, job.clustering.num_iterations, job.sizes) == ("out", 2, 3, 7, (1, 2))
+
+
+def test_text_stays_text_and_none_is_none():
+    job = parse(Job, ["--output", "007", "--label", "none", "--num-shards", "none"])
+    assert (job.output, job.label, job.num_shards) == ("007", None, None)
+
+
+def test_a_recipe_is_a_complete_job_and_flags_win(tmp_path):
+    recipe = tmp_path / "job.yaml"
+    recipe.write_text("output: there\ncodec:\n  nbits: 8\n  buckets: quantile\n")
+    job = parse(Job, ["--recipe", str(recipe), "--codec.nbits", "1"])
+    assert (job.output, job.codec.nbits, job.codec.buckets) == ("there", 1, "quantile")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "x", "--codec.nbit", "2"], "unknown field --codec.nbit; did you mean --codec.nbits?"),
+        (["--output", "x", "--nbits", "2"], "did you mean --codec.nbits?"),
+        (["--output", "x", "--quite-wrong", "2"], "the fields are num_shards"),
+        (["--output", "x", "--codec.nbits", "3"], "--codec.nbits: input should be 1, 2, 4 or 8, not 3"),
+        (["--output", "x", "--num-shards", "many"], "--num_shards: input should be a valid integer"),
+        ([], "--output is required"),
+        (["--output"], "--output needs a value"),
+        (["out"], "unexpected argument 'out'"),
+        (["--recipe", "/nowhere.yaml"], "cannot read the recipe /nowhere.yaml"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_fix(arguments, message):
+    with pytest.raises(ConfigError) as caught:
+        parse(Job, arguments)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_recipe_with_a_misspelt_field_or_no_mapping_is_refused(tmp_path):
+    recipe = tmp_path / "job.yaml"
+    recipe.write_text("output: there\ncodec: {nbist: 8}\n")
+    with pytest.raises(ConfigError, match=r"unknown field codec\.nbist; did you mean codec\.nbits\?"):
+        parse(Job, ["--recipe", str(recipe)])
+    recipe.write_text("- a list")
+    with pytest.raises(ConfigError, match="must map fields to values"):
+        parse(Job, ["--recipe", str(recipe)])
+
+
+def test_the_result_is_the_last_line_and_a_mistake_exits_with_2(capsys):
+    main(Job, lambda job: {"output": job.output}, ["--output", "x"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"output": "x"}
+
+    def fails(job: Job) -> dict:
+        raise ConfigError("the disk is a plate; use a disk")
+
+    with pytest.raises(SystemExit) as exit:
+        main(Job, fails, ["--output", "x"])
+    captured = capsys.readouterr()
+    assert exit.value.code == 2 and captured.err == "error: the disk is a plate; use a disk\n" and not captured.out
+
+
+def test_help_lists_every_field_with_its_description(capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse(Job, ["--help"])
+    shown = capsys.readouterr().out
+    assert exit.value.code == 0 and "--codec.nbits" in shown and "--recipe FILE" in shown and "Where." in shown

@@ -1,0 +1,166 @@
+"""jobs.train end to end: continuing after SIGKILL, workers that share a batch, and mistakes that write nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from jobs import cli
+from jobs.train import TrainJob, run
+from ray_lir.config import EncoderConfig, TrainingConfig
+from ray_lir.distributed.train import TrainingRun, train
+from ray_lir.formats.manifest import TrainingManifest, read_manifest
+from ray_lir.models.encoder import Encoder
+from ray_lir.models.training import Training, load_encoder
+from ray_lir.models.training_pairs import batches
+from tests import translated_words
+from tests.translated_words import load_pairs, success_at_1
+
+ROOT = Path(__file__).parent.parent
+STEPS, CHECKPOINT_EVERY = 120, 20
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a collection, words, and an untrained checkpoint, tiny."""
+    folder = tmp_path_factory.mktemp("train")
+    translated_words.write_collection(folder / "words")
+    translated_words.write_checkpoint(folder / "tiny")
+    return folder
+
+
+def flags(place: Path, output: str | Path, **more: object) -> list[str]:
+    fields = {
+        "dataset": place / "words",
+        "output": place / output,
+        "encoder.checkpoint": place / "tiny",
+        "max_steps": STEPS,
+        "batch_size": 16,
+        "learning_rate": 3e-3,
+        "checkpoint_every": CHECKPOINT_EVERY,
+        **more,
+    }
+    return [word for name, value in fields.items() for word in (f"--{name}", str(value))]
+
+
+def command(place: Path, output: str) -> list[str]:
+    return [sys.executable, "-m", "jobs.train", *flags(place, output)]
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+def finish(place: Path, output: str) -> dict:
+    done = subprocess.run(command(place, output), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"step {STEPS}/{STEPS}" in done.stderr or "nothing to do" in done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def kill_after_a_checkpoint(place: Path, output: str) -> None:
+    job = subprocess.Popen(
+        command(place, output), cwd=ROOT, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 200
+    try:
+        while not list((place / output).glob("state/train-*/checkpoint_manager_snapshot.json")):
+            assert job.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+
+
+def curve(folder: Path) -> list[dict]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name != "examples_per_second"} for record in records]
+
+
+@pytest.mark.ray
+def test_a_killed_training_continues_to_the_result_of_an_undisturbed_one(place):
+    kill_after_a_checkpoint(place, "killed")
+    assert not (place / "killed" / "manifest.json").exists()
+    continued, undisturbed = finish(place, "killed"), finish(place, "undisturbed")
+
+    assert undisturbed["resumed_from_step"] == 0
+    assert continued["resumed_from_step"] % CHECKPOINT_EVERY == 0 and 0 < continued["resumed_from_step"] < STEPS
+    assert curve(place / "killed") == curve(place / "undisturbed")
+    assert [record["step"] for record in curve(place / "killed")] == list(range(1, STEPS + 1))
+    assert (place / "killed" / "manifest.json").read_bytes() == (place / "undisturbed" / "manifest.json").read_bytes()
+    assert not (place / "killed" / "state").exists()
+
+    pairs = load_pairs(place / "words")
+    trained = Encoder.load(EncoderConfig(checkpoint=continued["checkpoint"], device="cpu", precision="float32"))
+    manifest = read_manifest(str(place / "killed" / "manifest.json"), TrainingManifest, made_by="jobs.train")
+    assert trained.contract.fingerprint == manifest.contract.fingerprint
+    assert success_at_1(Encoder.load(str(place / "tiny")), pairs) < 0.2 < 0.8 < success_at_1(trained, pairs)
+
+    before = (place / "killed" / "provenance.json").stat().st_mtime_ns
+    assert run(cli.parse(TrainJob, flags(place, "killed"))) == continued
+    assert (place / "killed" / "provenance.json").stat().st_mtime_ns == before
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(TrainJob, run, flags(place, "killed", learning_rate=1e-3))
+
+
+@pytest.mark.ray
+def test_negatives_span_workers(place, ray_cluster):
+    encoder = EncoderConfig(checkpoint=str(place / "tiny"), device="cpu")
+    config = TrainingConfig(max_steps=2, batch_size=8, learning_rate=3e-3)
+    alone = Training(load_encoder(encoder, config.seed, "cpu"), load_pairs(place / "words"), config)
+    expected = [alone.run_step(batch).loss for batch in islice(batches(alone.pairs, config.batch_size, config.seed), 2)]
+    train(str(place / "words"), "train", str(place / "shared"), encoder, config, TrainingRun(num_workers=2))
+    assert [record["loss"] for record in curve(place / "shared")] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("dataset", "nowhere", "no dataset"),
+        ("split", "dev", "no split 'dev'"),
+        ("scorer", "xtr", "--scorer"),
+        ("batch_size", 1, "--batch_size"),
+        ("batch_size", 97, "--batch_size 97 is more than the 96 queries"),
+        ("num_workers", 3, "cannot be shared evenly"),
+        ("max_steps", 0, "--max_steps"),
+        ("encoder.checkpoint", "/nowhere", "no checkpoint folder /nowhere"),
+        ("encoder.precision", "float16", "--encoder.precision float16"),
+        ("encoder.projection", "pca:8", "--encoder.projection"),
+        ("learning_rat", 1, "did you mean --learning_rate?"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(place, capsys, field, value, message):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(TrainJob, run, flags(place, "mistake", **{field: value}))
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and message in error
+    assert not (place / "mistake").exists()
+
+
+def test_an_output_that_holds_something_else_is_left_alone(place, capsys):
+    (place / "other").mkdir()
+    (place / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(TrainJob, run, flags(place, "other"))
+    assert "holds no training; give another --output" in capsys.readouterr().err
+    assert [path.name for path in (place / "other").iterdir()] == ["notes.txt"]
+
+
+def test_an_unfinished_training_is_not_continued_with_another_configuration(place, capsys, tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "config.json").write_text(json.dumps({"scorer": "maxsim", "max_steps": 7}))
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(TrainJob, run, flags(place, tmp_path))
+    assert "max_steps 7 and not 120" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "jobs" / "recipes").glob("train_*.yaml")), ids=lambda path: path.name)
+def test_recipes_are_whole_jobs_but_for_their_folders(recipe, place):
+    job = cli.parse(TrainJob, ["--recipe", str(recipe), "--dataset", str(place), "--output", "there"])
+    assert job.encoder.document_length == 96
