@@ -82,8 +82,8 @@ def measure_engine(engine: str, dataset: Path, split: str, work: Path, best: Run
     runs = [path.read_bytes() for path in evaluations]
     found = read_run(str(next(iter(evaluations))))
     return {
-        "engine": engine,
         **next(iter(evaluations.values()))["result"],
+        "engine": engine,
         "oracle_recall@10": oracle.overlap(found, best, 10),
         "oracle_recall@100": oracle.overlap(found, best, 100),
         "same_run_for_all_shards": len(set(runs)) == 1,
@@ -121,7 +121,8 @@ def oracle_run(dataset: Path, split: str, work: Path) -> Run:
 def portable(text: str, datasets: list[Path]) -> str:
     """The text without the places of this machine."""
     for dataset in datasets:
-        text = text.replace(str(dataset.parent), "$RAY_LIR_DATA")
+        if dataset.parent != Path():
+            text = text.replace(str(dataset), f"$RAY_LIR_DATA/{dataset.name}")
     return text.replace(f"{Path.cwd()}/", "")
 
 

@@ -32,6 +32,9 @@ def main(config_type: type[Job], run: Callable[[Job], dict[str, Any]], argv: lis
     except RayLirError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr, flush=True)
+        sys.exit(130)
     print(json.dumps(result), flush=True)
 
 

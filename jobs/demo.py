@@ -34,6 +34,7 @@ QUESTIONS = (
     "apply a function to every batch of a large dataset in parallel",
 )
 SERVING = f"{(__package__ or '').removesuffix('jobs')}serving.app"
+APPLICATION = "ray_lir-demo"
 DEFAULT_PORT = 8000
 
 logger = logging.getLogger("ray_lir.demo")
@@ -67,10 +68,11 @@ def run(job: DemoJob) -> dict[str, Any]:
         with logs.stage("demo, index", log) as record:
             record["folder"] = index
             built = build_index.run(build_index.BuildIndexJob(embeddings=str(embeddings), output=str(index)))
+        answers = []
         with served(index) as url:
-            answers = [ask(url, question, job.k) for question in QUESTIONS]
-    for answer in answers:
-        print(page(answer), flush=True)
+            for question in QUESTIONS:
+                answers.append(ask(url, question, job.k))
+                print(page(answers[-1]), flush=True)
     print(farewell(folder), flush=True)
     return {
         "corpus": str(corpus),
@@ -103,11 +105,11 @@ def served(index: Path) -> Iterator[str]:
     with logs.stage("demo, serve") as record:
         record["url"] = url
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(import_module(SERVING).build({"index": str(index)}))
+        serve.run(import_module(SERVING).build({"index": str(index)}), name=APPLICATION)
     try:
         yield url
     finally:
-        serve.shutdown()
+        serve.delete(APPLICATION)
 
 
 def free_port(wanted: int) -> int:

@@ -44,7 +44,7 @@ class EvaluateFields(Config):
     split: str = "test"
     """Which judgements: qrels/SPLIT.tsv."""
     engine: str = "auto"
-    """auto, exact, scan, plaid or warp; an engine's parameters are --ENGINE.NAME, such as --warp.nprobe 64."""
+    """auto, or one of the engines whose parameters are below, such as --warp.nprobe 64."""
     k: int = Field(default=100, ge=1)
     """Documents found for each query; measures that look deeper are left out."""
     ignore_identical_ids: bool = False
@@ -58,12 +58,8 @@ class EvaluateFields(Config):
     encoder: QueryEncoderConfig = QueryEncoderConfig()
 
 
-EvaluateConfig = create_model(
-    "EvaluateConfig",
-    __base__=EvaluateFields,
-    __doc__=EvaluateFields.__doc__,
-    **{name: (engine.params, engine.params()) for name, engine in ENGINES.items()},
-)
+_ENGINE_FIELDS: dict[str, Any] = {name: (engine.params, engine.params()) for name, engine in ENGINES.items()}
+EvaluateConfig = create_model("EvaluateConfig", __base__=EvaluateFields, __doc__=EvaluateFields.__doc__, **_ENGINE_FIELDS)
 """The job's fields and, under each engine's name, that engine's parameters."""
 
 
@@ -108,7 +104,7 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         "k": config.k,
         "ignore_identical_ids": config.ignore_identical_ids,
         "engine": engine.engine,
-        "params": _summary([answer.params for answer in answers]),
+        "params": _summary([answer.params for answer in answers if answer.params]),
         "index": {"path": config.index, "version": version, "manifest": manifest_digest(searcher.manifest), **_sizes(searcher)},
         "encoder": {"checkpoint": encoder.contract.checkpoint, "fingerprint": contract.fingerprint},
         "latency_ms": _latency(config, searcher, encoder, dataset, queries, engine),

@@ -22,7 +22,8 @@ class TrainJob(TrainingConfig, TrainingRun):
 
 
 def run(job: TrainJob) -> dict[str, Any]:
-    config, how = (kind(**{name: getattr(job, name) for name in kind.model_fields}) for kind in (TrainingConfig, TrainingRun))
+    config = TrainingConfig(**{name: getattr(job, name) for name in TrainingConfig.model_fields})
+    how = TrainingRun(**{name: getattr(job, name) for name in TrainingRun.model_fields})
     return train(job.dataset, job.split, job.output, job.encoder, config, how)
 
 

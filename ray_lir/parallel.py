@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import faiss
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
+
+from ray_lir.progress import track
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,11 +35,11 @@ def threads(function: Callable[[Item], Result], items: Iterable[Item], num_threa
 
 
 def watched(map: Map, label: str) -> Map:
-    """The same map with a progress bar on standard error, when somebody is watching."""
+    """The same map, showing on standard error how far it has come."""
 
     def spread(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
         items = list(items)
-        return tqdm(map(function, items), desc=label, total=len(items), leave=False, disable=None)
+        return track(map(function, items), label, len(items), lambda _: 1, unit="parts")
 
     return spread
 

@@ -1,8 +1,12 @@
 """`python -m serving --index DIR [--port 8000]`: starts the search service here and serves until it is interrupted."""
 
+import os
+import signal
+import socket
 import sys
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import tyro
 from pydantic import Field
@@ -28,16 +32,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     logs.configure()
     options = tyro.cli(Options, args=argv)
     try:
-        start(options)
+        serve_until_interrupted(options)
     except RayLirError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
 
 
-def start(options: Options) -> None:
-    """Serves until SIGINT or SIGTERM."""
+def serve_until_interrupted(options: Options) -> None:
+    """Raises ConfigError if the service cannot start."""
     application = build(options.model_dump(exclude={"host", "port"}))
+    if "RAY_ADDRESS" not in os.environ:
+        _check_free(options.host, options.port)
     with ray_session():
+        signal.signal(signal.SIGTERM, _interrupt)  # Ray's own handler would end the process at once
         try:
             serve.start(http_options={"host": options.host, "port": options.port})
             serve.run(application)
@@ -49,6 +56,20 @@ def start(options: Options) -> None:
             pass
         finally:
             serve.shutdown()
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises ConfigError if the port is taken; Serve would try it for minutes."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
 
 
 def _reason(error: RuntimeError) -> str:

@@ -146,16 +146,14 @@ class Health(Config):
 
 
 class Problem(Config):
-    kind: str
-    message: str
+    """What was wrong, in one line for people, and its kind for programs."""
+
+    kind: str = Field(examples=["ConfigError"])
+    message: str = Field(examples=["unknown engine 'fast'; choose auto, exact, scan, plaid, warp"])
 
 
 class ErrorBody(Config):
     """The body of every reply that is not a success."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"error": {"kind": "ConfigError", "message": "unknown engine 'fast'; choose auto, exact, scan, plaid, warp"}}]}
-    )
 
     error: Problem
 

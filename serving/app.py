@@ -101,8 +101,11 @@ def parse(args: dict[str, Any]) -> ServeConfig:
 def _check_index(config: ServeConfig, manifest: IndexManifest) -> None:
     if not manifest.contract.weights_digest:
         raise ConfigError(f"{config.index} was made of embeddings from elsewhere, so no encoder for its queries is known; use Searcher")
-    if config.num_groups and config.num_groups > len(manifest.shards):
-        raise ConfigError(f"num_groups is {config.num_groups}, but {config.index} has {len(manifest.shards)} shards; choose no more groups than shards")
+    num_shards = len(manifest.shards)
+    if config.num_groups and config.num_groups > num_shards:
+        raise ConfigError(
+            f"num_groups is {config.num_groups}, but {config.index} has {num_shards} shards; choose no more groups than shards"
+        )
     for file in (manifest.codec, manifest.cluster_sizes, *(file for shard in manifest.shards for file in shard.files)):
         check_file(config.index, file)
 
@@ -117,24 +120,22 @@ def _check_encoder(config: ServeConfig, manifest: IndexManifest) -> None:
 
 def _bind(config: ServeConfig, version: int, manifest: IndexManifest) -> Application:
     groups = split_shards(manifest.shards, config.num_groups or min(len(manifest.shards), DEFAULT_GROUPS))
-    common = {
+    options: dict[str, Any] = {
         "max_ongoing_requests": config.max_ongoing_requests,
         "max_constructor_retry_count": CONSTRUCTOR_TRIES,
         "logging_config": {"enable_access_log": False},
     }
-    encoder = serve.deployment(
-        QueryEncoder,
-        num_replicas=config.replicas,
-        ray_actor_options={"num_cpus": config.encoder_cpus, "num_gpus": config.encoder_gpus},
-        **common,
-    ).bind(config.index, version, config.encoder)
-    shard_server = serve.deployment(
-        ShardServer, num_replicas=config.replicas, ray_actor_options={"num_cpus": config.shard_cpus}, **common
-    )
+    encoder_resources = {"num_cpus": config.encoder_cpus, "num_gpus": config.encoder_gpus}
+    encoder = serve.deployment(QueryEncoder).options(num_replicas=config.replicas, ray_actor_options=encoder_resources, **options)
+    shard_resources = {"num_cpus": config.shard_cpus}
+    shard_server = serve.deployment(ShardServer).options(num_replicas=config.replicas, ray_actor_options=shard_resources, **options)
+    names = [f"ShardGroup-{number}" for number in range(len(groups))]
     shard_groups = {
         name: shard_server.options(name=name).bind(config.index, version, shards.start, shards.stop, config.shard_cpus)
-        for name, shards in zip((f"ShardGroup-{number}" for number in range(len(groups))), groups, strict=True)
+        for name, shards in zip(names, groups, strict=True)
     }
     first_documents = [manifest.shards[shards.start].first_document for shards in groups]
-    gateway = serve.deployment(Gateway, ray_actor_options={"num_cpus": 0}, **common)
-    return gateway.bind(config.index, version, encoder, shard_groups, first_documents, config.timeout_s)
+    gateway = serve.deployment(Gateway).options(ray_actor_options={"num_cpus": 0}, **options)
+    return gateway.bind(
+        config.index, version, encoder.bind(config.index, version, config.encoder), shard_groups, first_documents, config.timeout_s
+    )

@@ -36,7 +36,13 @@ class Gateway:
     """
 
     def __init__(
-        self, root: str, version: int, encoder: DeploymentHandle, groups: dict[str, DeploymentHandle], first_documents: Sequence[int], timeout_s: float
+        self,
+        root: str,
+        version: int,
+        encoder: DeploymentHandle,
+        groups: dict[str, DeploymentHandle],
+        first_documents: Sequence[int],
+        timeout_s: float,
     ):
         self.root = root
         self.version = version
@@ -109,7 +115,10 @@ class Gateway:
         owners = np.searchsorted(self.first_documents, numbers, side="right") - 1
         shares = {self.groups[owner]: numbers[owners == owner] for owner in np.unique(owners)}
         asked = await asyncio.gather(*(self._ask(group, deadline, "documents", mine, fields) for group, mine in shares.items()))
-        return {number: row for mine, rows in zip(shares.values(), asked, strict=True) for number, row in zip(mine.tolist(), rows, strict=True)}
+        found: dict[int, dict[str, Any]] = {}
+        for mine, rows in zip(shares.values(), asked, strict=True):
+            found.update(zip(mine.tolist(), rows, strict=True))
+        return found
 
     async def _ask(self, name: str, deadline: float, method: str, *args: Any) -> Any:
         """Calls a method of a deployment."""

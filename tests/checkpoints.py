@@ -24,3 +24,13 @@ def put_together(library: str, variant: str, folder: Path) -> str:
     for part in dict.fromkeys((VARIANTS[library][0], variant)):
         shutil.copytree(FIXTURES / library / part, folder, dirs_exist_ok=True)
     return str(folder)
+
+
+def plain(folder: Path) -> str:
+    """A Hugging Face folder: transformer and tokenizer, and nothing that says how they are to be used."""
+    put_together("sentence_transformers", "fixed", folder)
+    for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
+        (folder / name).unlink()
+    for part in ("1_Dense", "2_MultiVectorMask", "3_Normalize"):
+        shutil.rmtree(folder / part)
+    return str(folder)

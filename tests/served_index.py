@@ -18,11 +18,17 @@ def make_index(folder: Path, num_docs: int = 400, num_shards: int = 4) -> Path:
     bert(folder / "checkpoint")
     rng = np.random.default_rng(0)
     rows = [
-        {"_id": f"doc-{i}", "title": " ".join(rng.choice(WORDS, 2)), "text": " ".join(rng.choice(WORDS, rng.integers(3, 30))), "metadata": {"row": i}}
+        {
+            "_id": f"doc-{i}",
+            "title": " ".join(rng.choice(WORDS, 2)),
+            "text": " ".join(rng.choice(WORDS, rng.integers(3, 30))),
+            "metadata": {"row": i},
+        }
         for i in range(num_docs)
     ]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    encode_corpus(str(folder / "corpus.jsonl"), str(folder / "embeddings"), EncoderConfig(checkpoint=str(folder / "checkpoint")), docs_per_part=100)
+    encoder = EncoderConfig(checkpoint=str(folder / "checkpoint"))
+    encode_corpus(str(folder / "corpus.jsonl"), str(folder / "embeddings"), encoder, docs_per_part=100)
     config = IndexConfig(num_shards=num_shards, clustering=ClusteringConfig(num_centroids=64))
     build_index(str(folder / "embeddings"), str(folder / "index"), config)
     return folder / "index"

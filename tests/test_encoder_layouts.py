@@ -1,18 +1,17 @@
 """Every checkpoint layout gives the embeddings that its own library gave (tests/fixtures/README.md)."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ray_lir.config import EncoderConfig
 from ray_lir.errors import ConfigError
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.models.encoder import Encoder
-from tests.checkpoints import FIXTURES, all_variants, put_together
+from tests.checkpoints import FIXTURES, all_variants, plain, put_together
 from tests.fixtures.tiny import DOCUMENTS, QUERIES
 
 FP16_TOLERANCE = 1e-3  # both sides are rounded to float16
@@ -75,17 +74,14 @@ def test_xtr_folders_without_modules_json_load_the_same(tmp_path: Path) -> None:
 
 
 def test_a_plain_model_folder_gives_normalised_last_hidden_states(tmp_path: Path) -> None:
-    put_together("sentence_transformers", "fixed", tmp_path)
-    for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
-        (tmp_path / name).unlink()
-    for folder in ("1_Dense", "2_MultiVectorMask", "3_Normalize"):
-        shutil.rmtree(tmp_path / folder)
-    encoder = load(tmp_path)
+    encoder = load(plain(tmp_path))
     assert (encoder.contract.dim, encoder.contract.query_length, encoder.contract.document_length) == (32, 64, 64)
     ids = torch.from_numpy(encoder.tokenizer.documents([DOCUMENTS[0]])[0].astype(np.int64))[None]
     hidden = encoder.model.backbone(input_ids=ids).last_hidden_state[0]
     expected = torch.nn.functional.normalize(hidden, dim=-1).half().detach().numpy()
-    np.testing.assert_allclose(encoder.encode_documents([DOCUMENTS[0]]).values.astype(float), expected.astype(float), rtol=0, atol=FP16_TOLERANCE)
+    np.testing.assert_allclose(
+        encoder.encode_documents([DOCUMENTS[0]]).values.astype(float), expected.astype(float), rtol=0, atol=FP16_TOLERANCE
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,7 +92,7 @@ def test_a_plain_model_folder_gives_normalised_last_hidden_states(tmp_path: Path
         ("1_Dense/config.json", '{"activation_function": "os.system"}', "only those of torch.nn"),
         ("model.safetensors", "", "cannot load the checkpoint"),
         ("tokenizer.json", "{}", "cannot load the checkpoint"),
-        ("config_sentence_transformers.json", '{"query_prefix": "[X] "}', "no token '.X. '"),
+        ("config_sentence_transformers.json", '{"query_prefix": "[X] ", "document_length": 40}', "no token '.X. '"),
     ],
 )
 def test_a_broken_checkpoint_is_named_in_one_line(file: str, content: str, message: str, tmp_path: Path) -> None:
@@ -108,8 +104,6 @@ def test_a_broken_checkpoint_is_named_in_one_line(file: str, content: str, messa
 
 
 def test_missing_weights_are_an_error_and_never_random(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     folder = put_together("pylate", "expansion", tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     removed = next(name for name in state if "layer.1." in name)

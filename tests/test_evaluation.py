@@ -117,7 +117,7 @@ def beir_server(tmp_path, monkeypatch):
 
 
 def test_a_beir_name_is_downloaded_once_and_then_read_from_the_cache(beir_server, tmp_path):
-    with pytest.raises(ConfigError, match="cannot download the BEIR dataset scifact from http.*; without network, give a folder"):
+    with pytest.raises(ConfigError, match="cannot download the BEIR dataset scifact from http.*; without network, give its folder"):
         load_dataset("scifact")  # the server answers 404 with a page that is no archive
     source = make_dataset(tmp_path / "scifact", QUERIES, QRELS)
     with zipfile.ZipFile(beir_server / "scifact.zip", "w") as archive:

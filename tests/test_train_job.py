@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 
 from jobs import cli
 from jobs.train import TrainJob, run
@@ -23,7 +24,7 @@ from tests import translated_words
 from tests.translated_words import load_pairs, success_at_1
 
 ROOT = Path(__file__).parent.parent
-STEPS, CHECKPOINT_EVERY = 120, 20
+STEPS, CHECKPOINT_EVERY = 80, 10
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,7 @@ def flags(place: Path, output: str | Path, **more: object) -> list[str]:
         "batch_size": 16,
         "learning_rate": 3e-3,
         "checkpoint_every": CHECKPOINT_EVERY,
+        "cpus_per_worker": 1,
         **more,
     }
     return [word for name, value in fields.items() for word in (f"--{name}", str(value))]
@@ -83,22 +85,36 @@ def curve(folder: Path) -> list[dict]:
     return [{name: value for name, value in record.items() if name != "examples_per_second"} for record in records]
 
 
+def train_here(place: Path, output: Path) -> tuple[list[dict], str]:
+    """The loss curve and the digest of the weights when the library's own loop trains in this process."""
+    config = TrainingConfig(max_steps=STEPS, batch_size=16, learning_rate=3e-3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    training = Training(
+        load_encoder(EncoderConfig(checkpoint=str(place / "tiny")), config.seed, "cpu"), load_pairs(place / "words"), config
+    )
+    records = [training.run_step(batch) for batch in islice(batches(training.pairs, config.batch_size, config.seed), STEPS)]
+    torch.set_num_threads(before)
+    training.encoder.save(output)
+    saved = Encoder.load(EncoderConfig(checkpoint=str(output), device="cpu", precision="float32"))
+    return [record.model_dump(exclude={"examples_per_second"}) for record in records], saved.contract.weights_digest
+
+
 @pytest.mark.ray
 def test_a_killed_training_continues_to_the_result_of_an_undisturbed_one(place):
     kill_after_a_checkpoint(place, "killed")
     assert not (place / "killed" / "manifest.json").exists()
-    continued, undisturbed = finish(place, "killed"), finish(place, "undisturbed")
-
-    assert undisturbed["resumed_from_step"] == 0
+    continued = finish(place, "killed")
     assert continued["resumed_from_step"] % CHECKPOINT_EVERY == 0 and 0 < continued["resumed_from_step"] < STEPS
-    assert curve(place / "killed") == curve(place / "undisturbed")
-    assert [record["step"] for record in curve(place / "killed")] == list(range(1, STEPS + 1))
-    assert (place / "killed" / "manifest.json").read_bytes() == (place / "undisturbed" / "manifest.json").read_bytes()
     assert not (place / "killed" / "state").exists()
+
+    undisturbed, digest = train_here(place, place / "undisturbed")
+    assert curve(place / "killed") == undisturbed
+    manifest = read_manifest(str(place / "killed" / "manifest.json"), TrainingManifest, made_by="jobs.train")
+    assert manifest.contract.weights_digest == digest
 
     pairs = load_pairs(place / "words")
     trained = Encoder.load(EncoderConfig(checkpoint=continued["checkpoint"], device="cpu", precision="float32"))
-    manifest = read_manifest(str(place / "killed" / "manifest.json"), TrainingManifest, made_by="jobs.train")
     assert trained.contract.fingerprint == manifest.contract.fingerprint
     assert success_at_1(Encoder.load(str(place / "tiny")), pairs) < 0.2 < 0.8 < success_at_1(trained, pairs)
 
@@ -157,7 +173,7 @@ def test_an_unfinished_training_is_not_continued_with_another_configuration(plac
     (tmp_path / "state" / "config.json").write_text(json.dumps({"scorer": "maxsim", "max_steps": 7}))
     with pytest.raises(SystemExit, match="2"):
         cli.main(TrainJob, run, flags(place, tmp_path))
-    assert "max_steps 7 and not 120" in capsys.readouterr().err
+    assert "max_steps 7 and not 80" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "jobs" / "recipes").glob("train_*.yaml")), ids=lambda path: path.name)

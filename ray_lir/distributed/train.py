@@ -48,7 +48,9 @@ class TrainingRun(Config):
     """How a training runs; none of it decides what comes out."""
 
     num_workers: int = Field(1, ge=1)
-    """Workers that share each batch: one GPU each where the cluster has them, an equal part of its CPUs otherwise."""
+    """Workers that share each batch: with a GPU each where the cluster has as many, on CPUs otherwise."""
+    cpus_per_worker: int | None = Field(None, ge=1)
+    """CPUs that a worker without a GPU takes, and its threads; None: the workers share all that the cluster has."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between checkpoints; a training that was killed continues from the last one."""
     log_every: int = Field(10, ge=1)
@@ -61,7 +63,8 @@ def train(dataset: str, split: str, output: str, encoder: EncoderConfig, config:
     The same call continues a training that was killed, and does nothing more once it has finished.
 
     Returns:
-        output, checkpoint, steps, final_loss, seconds, examples_per_second and resumed_from_step.
+        output, checkpoint, steps, final_loss, and of the run that finished it: seconds, examples_per_second (None if it had
+        no step left to take), resumed_from_step and num_workers.
 
     Raises:
         ConfigError, FormatError: if the data, the encoder or a setting is wrong, or `output` holds something else, such as
@@ -77,10 +80,10 @@ def train(dataset: str, split: str, output: str, encoder: EncoderConfig, config:
         logger.info("train: %s has finished; nothing to do", output)
     else:
         with ray_session():
-            scaling = _scaling(run.num_workers, encoder.device)
+            scaling = _scaling(run, encoder.device)
             storage.write_bytes(storage.join(output, STATE, CONFIG), canonical_json(identity))
             result = _fit(pairs, output, encoder, config, run, scaling, f"train-{digest(identity)[:12]}")
-            _publish(result, output, identity, start)
+            _publish(result, output, identity, scaling, start)
     storage.remove_tree(storage.join(output, STATE))
     return _summary(output)
 
@@ -151,25 +154,28 @@ def _is_finished(output: str, identity: dict[str, Any]) -> bool:
     return finished
 
 
-def _scaling(num_workers: int, device: str) -> ScalingConfig:
-    """One GPU for each worker if the cluster has as many, or else equal parts of its CPUs.
+def _scaling(run: TrainingRun, device: str) -> ScalingConfig:
+    """What each worker takes of the cluster.
 
     Raises:
-        ConfigError: if the cluster has too few of what is wanted.
+        ConfigError: if the cluster has too little of it.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    if device != "cpu" and num_gpus >= num_workers:
-        return ScalingConfig(num_workers=num_workers, use_gpu=True)
+    if device != "cpu" and num_gpus >= run.num_workers:
+        return ScalingConfig(num_workers=run.num_workers, use_gpu=True)
     if device.startswith("cuda"):
         raise ConfigError(
-            f"--num_workers {num_workers} need as many GPUs, and the cluster has {num_gpus}; use fewer, or --encoder.device cpu"
+            f"--num_workers {run.num_workers} want a GPU each, and the cluster has {num_gpus}; use fewer, or --encoder.device cpu"
         )
     cpus = [int(node.get("CPU", 0)) for node in nodes]
-    each = next((share for share in range(max(cpus), 0, -1) if sum(cpu // share for cpu in cpus) >= num_workers), 0)
-    if not each:
-        raise ConfigError(f"--num_workers {num_workers} need a CPU each, and the cluster has {sum(cpus)}; use fewer")
-    return ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": each})
+    shares = [run.cpus_per_worker] if run.cpus_per_worker else range(max(cpus), 0, -1)
+    share = next((share for share in shares if sum(cpu // share for cpu in cpus) >= run.num_workers), None)
+    if share is None:
+        raise ConfigError(
+            f"--num_workers {run.num_workers} want {run.cpus_per_worker or 1} CPUs each, and the cluster's machines have {cpus}; use fewer"
+        )
+    return ScalingConfig(num_workers=run.num_workers, resources_per_worker={"CPU": share})
 
 
 def _fit(
@@ -189,7 +195,7 @@ def _fit(
             curve=storage.join(output, METRICS),
             checkpoint_every=run.checkpoint_every,
             log_every=run.log_every,
-            num_threads=int((scaling.resources_per_worker or {}).get("CPU", 1)),
+            num_threads=1 if scaling.use_gpu else int(scaling.num_cpus_per_worker),
         )
         place = _storage(storage.join(output, STATE))
         _drop_damaged_snapshot(storage.join(output, STATE, name, SNAPSHOT))
@@ -234,7 +240,7 @@ def _drop_damaged_snapshot(url: str) -> None:
 def _progress_log() -> Iterator[Queue]:
     """A queue for the workers' lines of progress, which this process logs as they come."""
     lines = Queue(actor_options={"num_cpus": 0})
-    thread = Thread(target=lambda: [logger.info("train: %s", line) for line in iter(lines.get, None)], daemon=True)
+    thread = Thread(target=_log_lines, args=(lines,), daemon=True)
     thread.start()
     try:
         yield lines
@@ -244,7 +250,12 @@ def _progress_log() -> Iterator[Queue]:
         lines.shutdown()
 
 
-def _publish(result: Result, output: str, identity: dict[str, Any], start: float) -> None:
+def _log_lines(lines: Queue) -> None:
+    for line in iter(lines.get, None):
+        logger.info("train: %s", line)
+
+
+def _publish(result: Result, output: str, identity: dict[str, Any], scaling: ScalingConfig, start: float) -> None:
     """Moves the last checkpoint's encoder and loss curve to the output; the manifest last."""
     with result.checkpoint.as_directory() as folder, storage.attempt_folder(output) as attempt:
         curve = read_curve(Path(folder) / METRICS)
@@ -258,6 +269,7 @@ def _publish(result: Result, output: str, identity: dict[str, Any], start: float
         "seconds": round(time.perf_counter() - start, 1),
         "examples_per_second": round(harmonic_mean(rates), 2) if rates else None,
         "resumed_from_step": first_step,
+        "num_workers": scaling.num_workers,
     }
     storage.write_bytes(storage.join(output, PROVENANCE), canonical_json(provenance))
     manifest = TrainingManifest(

@@ -93,7 +93,7 @@ def _download(name: str) -> Path:
             storage.publish(Path(download_and_unzip(url, str(attempt))), str(cache / name))
     except (OSError, ImportError, zipfile.BadZipFile) as error:
         raise ConfigError(
-            f"cannot download the BEIR dataset {name} from {url} ({type(error).__name__}); without network, give a folder in the BEIR layout"
+            f"cannot download the BEIR dataset {name} from {url} ({type(error).__name__}); without network, give its folder"
         ) from error
     return cache / name
 

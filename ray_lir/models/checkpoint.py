@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
@@ -90,7 +90,7 @@ def save(folder: str | Path, network: Network, tokenizer: PreTrainedTokenizerBas
 
 
 def _write(folder: Path, network: Network, tokenizer: PreTrainedTokenizerBase, contract: EncoderContract) -> None:
-    projections = list(network.projections) or [_identity(network)]
+    projections = [layer for layer in network.projections if isinstance(layer, Dense)] or [_identity(network)]
     with quiet():
         network.backbone.save_pretrained(folder)
     tokenizer.backend_tokenizer.no_truncation()

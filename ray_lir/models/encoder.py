@@ -28,7 +28,9 @@ class Encoder:
         batch_tokens: padded tokens a batch, at most.
     """
 
-    def __init__(self, contract: EncoderContract, tokenizer: TextTokenizer, model: Network, batch_tokens: int = EncoderConfig().batch_tokens):
+    def __init__(
+        self, contract: EncoderContract, tokenizer: TextTokenizer, model: Network, batch_tokens: int = EncoderConfig().batch_tokens
+    ):
         self.contract = contract
         self.tokenizer = tokenizer
         self.model = model
@@ -49,7 +51,7 @@ class Encoder:
         limit = longest_input(parts.network.backbone.config)
         for name in ("query_length", "document_length"):
             if limit and conventions[name] > limit:
-                raise ConfigError(f"{name} {conventions[name]} is more than the {limit} tokens that {config.checkpoint} has positions for; lower it")
+                raise ConfigError(f"{name} {conventions[name]} is more than the {limit} positions of {config.checkpoint}; lower it")
         contract = EncoderContract(
             checkpoint=_absolute(config.checkpoint), weights_digest=weights_digest(parts.network), dim=parts.network.dim, **conventions
         )
@@ -67,7 +69,9 @@ class Encoder:
         config = config or EncoderConfig(checkpoint=contract.checkpoint)
         parts = layouts.load(checkpoint.find(config.checkpoint))
         if weights_digest(parts.network) != contract.weights_digest:
-            raise IncompatibleError(f"{config.checkpoint} has other weights than the encoder of the contract ({contract.checkpoint}); give its checkpoint")
+            raise IncompatibleError(
+                f"{config.checkpoint} has other weights than {contract.checkpoint} had when it was used; give the same checkpoint"
+            )
         return cls._placed(contract, parts, config)
 
     @classmethod
@@ -130,7 +134,9 @@ class Encoder:
         return expanded, [len(ids) for ids in (expanded if self.contract.attend_to_expansion else bare)]
 
     @torch.inference_mode()
-    def _encode(self, token_ids: Sequence[np.ndarray], attended: Sequence[int], skip: Sequence[int], names: Sequence[str] | None) -> TokenEmbeddings:
+    def _encode(
+        self, token_ids: Sequence[np.ndarray], attended: Sequence[int], skip: Sequence[int], names: Sequence[str] | None
+    ) -> TokenEmbeddings:
         names = [str(number) for number in range(len(token_ids))] if names is None else list(names)
         if len(names) != len(token_ids):
             raise ConfigError(f"{len(token_ids)} texts need as many ids, not {len(names)}")
@@ -197,7 +203,7 @@ def _changes(config: EncoderConfig, parts: Parts) -> dict:
     if config.query_expansion:
         token = parts.conventions.get("expansion_token") or expansion_token(parts.tokenizer)
         if token is None:
-            raise ConfigError(f"query_expansion needs a mask, end or padding token, and the tokenizer of {config.checkpoint} has none; leave it off")
+            raise ConfigError(f"query_expansion needs a mask, end or padding token, and {config.checkpoint} has none; leave it off")
         changes["expansion_token"] = token
     if config.query_expansion is False:
         changes |= {"attend_to_expansion": False, "expansion_token": None, "expansion_length": None}

@@ -4,12 +4,15 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 class Dense(nn.Module):
-    """y = activation(W x + b), plus x (or R x, where the sizes differ) with a residual; one entry of a checkpoint's modules.json."""
+    """y = activation(W x + b), plus x (or R x, where the sizes differ) with a residual."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = False, activation: nn.Module | None = None, use_residual: bool = False):
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = False, activation: nn.Module | None = None, use_residual: bool = False
+    ):
         super().__init__()
         self.linear = nn.Linear(in_features, out_features, bias=bias)
         self.activation = activation or nn.Identity()
@@ -26,23 +29,21 @@ class Dense(nn.Module):
     @property
     def is_identity(self) -> bool:
         """Whether it gives back what it gets."""
-        linear = self.linear
-        plain = linear.bias is None and isinstance(self.activation, nn.Identity) and not self.use_residual
-        return plain and linear.in_features == linear.out_features and bool(torch.equal(linear.weight, torch.eye(linear.in_features).to(linear.weight)))
+        weight = self.linear.weight
+        plain = self.linear.bias is None and isinstance(self.activation, nn.Identity) and not self.use_residual
+        return plain and torch.equal(weight, torch.eye(*weight.shape).to(weight))
 
 
 class Network(nn.Module):
     """Token ids to token embeddings: the last hidden states of `backbone`, through each projection, masked, normalised."""
 
-    def __init__(self, backbone: nn.Module, projections: Iterable[Dense] = (), normalize: bool = True):
+    def __init__(self, backbone: PreTrainedModel, projections: Iterable[Dense] = (), normalize: bool = True):
         super().__init__()
         self.backbone = backbone
-        self.projections = nn.ModuleList(projections)
+        layers = list(projections)
+        self.projections = nn.ModuleList(layers)
         self.normalize = normalize
-
-    @property
-    def dim(self) -> int:
-        return self.projections[-1].linear.out_features if len(self.projections) else self.backbone.config.hidden_size
+        self.dim: int = layers[-1].linear.out_features if layers else backbone.config.hidden_size
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, keep_mask: Tensor) -> Tensor:
         """[B, L] ids and masks to [B, L, D] float32 vectors; rows outside `keep_mask` are exact zeros (masked before the norm)."""

@@ -51,7 +51,7 @@ def parse_projection(projection: str, dim: int) -> int:
     """
     kind, _, number = projection.partition(":")
     if kind != "pca" or not number.isascii() or not number.isdigit() or not 1 <= int(number) <= dim:
-        raise ConfigError(f"projection {projection!r} must be pca:DIM with DIM from 1 to the {dim} dimensions of the encoder, like pca:{min(128, dim)}")
+        raise ConfigError(f"projection {projection!r} must be pca:DIM with DIM from 1 to {dim}, the encoder's dimensions")
     return int(number)
 
 

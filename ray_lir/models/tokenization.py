@@ -26,8 +26,6 @@ class TextTokenizer:
     def __init__(self, contract: EncoderContract, tokenizer: PreTrainedTokenizerBase):
         if not tokenizer.is_fast:
             raise ConfigError(f"{contract.checkpoint} has no fast tokenizer (tokenizer.json); convert it with transformers first")
-        if "RAY_RAYLET_PID" in os.environ:  # every worker would otherwise start a thread a core
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.contract = contract
         self.tokenizer = tokenizer
         self._query_marker = _marker_id(tokenizer, contract.query_marker)
@@ -66,6 +64,8 @@ class TextTokenizer:
         return np.pad(ids, (0, max(0, missing)), constant_values=self._expansion)
 
     def _ids(self, tokenizer: Tokenizer, texts: Sequence[str], prompt: str, marker: int | None) -> list[np.ndarray]:
+        if "RAY_RAYLET_PID" in os.environ:  # in a Ray worker, where each one would start a thread a core
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         encodings = tokenizer.encode_batch_fast([self._prepared(text, prompt) for text in checked(texts)])
         ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
         return ids if marker is None else [np.insert(row, min(1, len(row)), np.int32(marker)) for row in ids]
@@ -110,5 +110,5 @@ def _marker_id(tokenizer: PreTrainedTokenizerBase, token: str | None) -> int | N
         return None
     vocabulary = tokenizer.get_vocab()
     if token not in vocabulary:
-        raise ConfigError(f"the tokenizer has no token {token!r}, which the encoder's contract names; use the tokenizer saved with the checkpoint")
+        raise ConfigError(f"the tokenizer has no token {token!r}, which its checkpoint names; use the tokenizer that was saved with it")
     return vocabulary[token]

@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ray_lir.errors import ConfigError
@@ -57,7 +57,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder)
 
 
-def load_backbone(folder: Path, state: dict[str, torch.Tensor] | None = None) -> nn.Module:
+def load_backbone(folder: Path, state: dict[str, torch.Tensor] | None = None) -> PreTrainedModel:
     """The transformer in a folder (with the weights `state`, if given), without a decoder, in float32.
 
     Raises:
@@ -71,10 +71,11 @@ def load_backbone(folder: Path, state: dict[str, torch.Tensor] | None = None) ->
             missing = info["missing_keys"]
         else:
             model = model_class.from_config(config).float().eval()
-            missing = model.load_state_dict({name.removeprefix(f"{model.base_model_prefix}."): state[name] for name in state}, strict=False).missing_keys
+            bare = {name.removeprefix(f"{model.base_model_prefix}."): tensor for name, tensor in state.items()}
+            missing = model.load_state_dict(bare, strict=False).missing_keys
     missing = sorted(name for name in missing if "pooler" not in name)
     if missing:
-        raise ConfigError(f"{folder} lacks {len(missing)} weights of its {config.model_type} model ({missing[0]}, ...); copy the checkpoint again")
+        raise ConfigError(f"{folder} lacks {len(missing)} weights of its model ({missing[0]}, ...); copy the checkpoint again")
     if getattr(model, "pooler", None) is not None:
         model.pooler.requires_grad_(False)  # kept for who loads the checkpoint elsewhere, but nothing here looks at its output
     return model
@@ -165,4 +166,4 @@ def _loading(folder: Path) -> Iterator[None]:
             yield
     except Exception as error:  # corrupt files surface as almost any exception
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"cannot load the checkpoint {folder}: {type(error).__name__}: {reason}; copy it again or choose another") from None
+        raise ConfigError(f"cannot load the checkpoint {folder} ({type(error).__name__}: {reason}); copy it again") from None

@@ -21,7 +21,15 @@ from ray_lir.models.layouts.parts import (
 )
 from ray_lir.models.network import Network
 
-PYLATE_KEYS = {"query_prefix", "document_prefix", "query_length", "document_length", "do_query_expansion", "attend_to_expansion_tokens", "skiplist_words"}
+PYLATE_KEYS = {
+    "query_prefix",
+    "document_prefix",
+    "query_length",
+    "document_length",
+    "do_query_expansion",
+    "attend_to_expansion_tokens",
+    "skiplist_words",
+}
 PYLATE_QUERY_LENGTH, PYLATE_DOCUMENT_LENGTH = 32, 180
 XTR_LENGTH = 512  # both sides in the original's notebook (ALGORITHMS 1.2, G)
 IGNORED = {"Pooling", "Normalize", "Dropout", "MultiVectorMask"}
@@ -56,8 +64,9 @@ def load(path: Path) -> Parts:
         conventions = {**plain.conventions(tokenizer, backbone.config, transformer.get("max_seq_length")), **_prompts(settings)}
     if transformer.get("do_lower_case"):
         conventions["lower_case"] = True
-    # An encoder without a projection is saved with an identity, because PyLate would add a random one.
-    return Parts(Network(backbone, [layer for layer in dense if not layer.is_identity], conventions.get("normalize", True)), tokenizer, conventions)
+    # checkpoint.save writes an identity where there is no projection.
+    projections = [layer for layer in dense if not layer.is_identity]
+    return Parts(Network(backbone, projections, conventions.get("normalize", True)), tokenizer, conventions)
 
 
 def transformer_folder(path: Path) -> Path:
@@ -75,8 +84,8 @@ def _modules(path: Path) -> list[dict[str, Any]]:
     modules = sorted(modules, key=lambda module: module["idx"])
     unknown = [module["type"] for module in modules if _kind(module) not in IGNORED | {"Transformer", "Dense"}]
     if unknown or _kind(modules[0]) != "Transformer":
-        names = ", ".join(unknown) or "no Transformer first"
-        raise ConfigError(f"{path}/modules.json has {names}, which cannot be loaded; known are Transformer, Dense, {', '.join(sorted(IGNORED))}")
+        fault = f"names {', '.join(unknown)}" if unknown else "does not begin with a Transformer"
+        raise ConfigError(f"{path}/modules.json {fault}; checkpoints of Transformer, Dense, {', '.join(sorted(IGNORED))} can be loaded")
     return modules
 
 

@@ -61,4 +61,6 @@ def _legacy_weights(path: Path) -> dict[str, torch.Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True)["model_state_dict"]
     except Exception as error:  # a pickle that is not plain data raises almost anything
         reason = " ".join(str(error).split())[:120]
-        raise ConfigError(f"{path} is not a ColBERT .dnn file of plain tensors ({type(error).__name__}: {reason}); convert it to a folder") from None
+        raise ConfigError(
+            f"{path} is no ColBERT file of plain tensors ({type(error).__name__}: {reason}); convert it to a folder"
+        ) from None
