@@ -13,6 +13,7 @@ from ray_lir.distributed.runtime import ray_session
 from ray_lir.encode import encode_corpus
 from ray_lir.formats.embeddings import DOCS_PER_PART
 from ray_lir.formats.manifest import manifest_digest
+from ray_lir.formats.records import corpus_files
 
 from .cli import main
 
@@ -33,6 +34,7 @@ class EncodeJob(Config):
 def run(job: EncodeJob) -> dict[str, Any]:
     """Runs the job on Ray; returns what it made."""
     start = time.perf_counter()
+    corpus_files(job.corpus)  # a wrong path is told before a cluster starts
     with ray_session():
         spread = partial(on_ray, pool=make_pool(job.workers, job.encoder))
         result = encode_corpus(job.corpus, job.output, job.encoder, docs_per_part=job.docs_per_part, map=ray_map, spread=spread)

@@ -88,6 +88,18 @@ def build_index(
     if _check_output(output):
         return _existing(output, identity)
     build = _prepare(embeddings, source, output, config, digest(identity)[:16])
+    try:
+        return _build(build, source, identity, map)
+    except Exception as error:
+        if LATEST in storage.list_names(output):  # another run of this job was faster, and has tidied up
+            return _existing(output, identity)
+        cause = getattr(error, "cause", error)  # what a Ray task raised, without its traceback
+        if isinstance(cause, OSError):
+            raise ConfigError(f"cannot write to {output}: {cause}; check the path, your rights and the space left") from error
+        raise
+
+
+def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], map: Map) -> IndexManifest:
     records: list[dict[str, Any]] = []
     codec = train_codec(build, map, records)
     cluster_sizes, mean_residual_norm = compress(build, codec, map, records)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, Protocol
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field, ValidationError, model_validator
@@ -170,11 +170,17 @@ class Service(Protocol):
 
 def routes(service: Service) -> FastAPI:
     """The HTTP application over a service."""
-    app = FastAPI(title="ray_lir", version=ray_lir.__version__, summary="Late-interaction search over an index.")
-    app.add_exception_handler(RayLirError, _ray_lir_error)
-    app.add_exception_handler(RequestValidationError, _invalid_request)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected)
+    app = FastAPI(
+        title="ray_lir",
+        version=ray_lir.__version__,
+        summary="Late-interaction search over an index.",
+        exception_handlers={
+            RayLirError: _ray_lir_error,
+            RequestValidationError: _invalid_request,
+            HTTPException: _http_error,
+            Exception: _unexpected,
+        },
+    )
     errors: dict[int | str, dict[str, Any]] = {code: {"model": ErrorBody} for code in (400, 422, 500, 503)}
 
     @app.post("/search", responses=errors, response_model_exclude_none=True)
@@ -183,10 +189,11 @@ def routes(service: Service) -> FastAPI:
         return await service.search(request)
 
     @app.get("/health", responses={503: {"model": Health}})
-    async def health() -> Health:
+    async def health(response: Response) -> Health:
         """503 while anything that a search needs does not answer."""
         report = await service.health()
-        return report if report.ready else JSONResponse(report.model_dump(), HTTPStatus.SERVICE_UNAVAILABLE)
+        response.status_code = HTTPStatus.OK if report.ready else HTTPStatus.SERVICE_UNAVAILABLE
+        return report
 
     @app.get("/index")
     async def index() -> IndexFacts:

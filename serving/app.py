@@ -126,16 +126,16 @@ def _bind(config: ServeConfig, version: int, manifest: IndexManifest) -> Applica
         "logging_config": {"enable_access_log": False},
     }
     encoder_resources = {"num_cpus": config.encoder_cpus, "num_gpus": config.encoder_gpus}
-    encoder = serve.deployment(QueryEncoder).options(num_replicas=config.replicas, ray_actor_options=encoder_resources, **options)
+    encoder = serve.deployment(num_replicas=config.replicas, ray_actor_options=encoder_resources, **options)(QueryEncoder)
     shard_resources = {"num_cpus": config.shard_cpus}
-    shard_server = serve.deployment(ShardServer).options(num_replicas=config.replicas, ray_actor_options=shard_resources, **options)
+    shard_server = serve.deployment(num_replicas=config.replicas, ray_actor_options=shard_resources, **options)(ShardServer)
     names = [f"ShardGroup-{number}" for number in range(len(groups))]
     shard_groups = {
         name: shard_server.options(name=name).bind(config.index, version, shards.start, shards.stop, config.shard_cpus)
         for name, shards in zip(names, groups, strict=True)
     }
     first_documents = [manifest.shards[shards.start].first_document for shards in groups]
-    gateway = serve.deployment(Gateway).options(ray_actor_options={"num_cpus": 0}, **options)
+    gateway = serve.deployment(ray_actor_options={"num_cpus": 0}, **options)(Gateway)
     return gateway.bind(
         config.index, version, encoder.bind(config.index, version, config.encoder), shard_groups, first_documents, config.timeout_s
     )

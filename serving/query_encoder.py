@@ -13,9 +13,7 @@ from ray_lir.engines.plan import QueryPlan
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.search import open_planner, read_version
 
-MAX_BATCH = 64
-"""Queries encoded together."""
-
+from .api import MAX_QUERIES
 
 @dataclass(frozen=True)
 class Planned:
@@ -57,7 +55,7 @@ class QueryEncoder:
         return Planned(plans, encoded - start, time.perf_counter() - encoded)
 
     # Waiting 0 s for company delays nobody: a batch is what came in while the last one was encoded.
-    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0, batch_size_fn=_num_texts)
+    @serve.batch(max_batch_size=MAX_QUERIES, batch_wait_timeout_s=0, batch_size_fn=_num_texts)
     async def _encode(self, requests: list[list[str]]) -> list[TokenEmbeddings]:
         texts = [text for request in requests for text in request]
         embeddings = await asyncio.to_thread(self.encoder.encode_queries, texts)

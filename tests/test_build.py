@@ -87,6 +87,21 @@ def test_a_killed_build_run_again_ends_with_the_same_bytes(embeddings, tmp_path)
     assert tree(killed) == tree(tmp_path / "undisturbed")
 
 
+def test_two_builds_at_once_end_with_one_index(embeddings, tmp_path):
+    arguments = [sys.executable, "-m", "jobs.build_index", "--embeddings", embeddings, "--where", "here", "--output", str(tmp_path / "both")]
+    builds = [subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [build.communicate()[1] for build in builds]
+    assert [build.returncode for build in builds] == [0, 0], errors
+    build_index(embeddings, str(tmp_path / "alone"))
+    assert tree(tmp_path / "both") == tree(tmp_path / "alone")
+
+
+def test_an_output_that_cannot_be_written_is_one_line(embeddings, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write to"):
+        build_index(embeddings, str(tmp_path / "file" / "index"))
+
+
 def test_a_finished_build_is_left_alone_and_another_configuration_refused(embeddings, tmp_path):
     manifest = build_index(embeddings, str(tmp_path / "index"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*")}

@@ -158,7 +158,7 @@ def test_an_encoder_with_other_weights_is_refused(index, dataset, encoder, tmp_p
     with pytest.raises(SystemExit) as end:
         main(EvaluateConfig, evaluate, ["--index", index, "--dataset", dataset, "--encoder.checkpoint", str(tmp_path / "other")])
     assert end.value.code == 2
-    assert "has other weights than the encoder of the contract" in capsys.readouterr().err
+    assert "error: " + str(tmp_path / "other") + " has other weights than all-MiniLM-L6-v2" in capsys.readouterr().err
 
 
 def test_a_folder_in_place_of_the_run_file_is_refused(index, dataset, tmp_path, capsys):

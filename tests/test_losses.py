@@ -37,9 +37,15 @@ def test_excluded_documents_get_no_gradient_and_leave_the_temperature_a_finite_o
     assert torch.isfinite(loss.temperature.grad) and loss.temperature.grad != 0
 
 
-def test_temperature_is_never_used_below_its_floor():
-    below, at = ContrastiveLoss(-1.0), ContrastiveLoss(MIN_TEMPERATURE)
-    assert below(SCORES, OWN, NOTHING).item() == at(SCORES, OWN, NOTHING).item()
+def test_temperature_stops_at_its_floor_and_can_rise_again():
+    loss = ContrastiveLoss(0.2)
+    with torch.no_grad():
+        loss.temperature -= 1.0
+    loss.hold_temperature()
+    assert loss.temperature.item() == pytest.approx(MIN_TEMPERATURE)
+    wrong = torch.tensor([1, 0])
+    loss(SCORES, wrong, NOTHING).backward()
+    assert loss.temperature.grad < 0
 
 
 def test_every_scorer_can_be_chosen():

@@ -62,8 +62,9 @@ def environment() -> dict[str, str]:
 def finish(place: Path, output: str) -> dict:
     done = subprocess.run(command(place, output), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"step {STEPS}/{STEPS}" in done.stderr or "nothing to do" in done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert f"continues after step {result['resumed_from_step']}" in done.stderr and f"step {STEPS}/{STEPS}" in done.stderr
+    return result
 
 
 def kill_after_a_checkpoint(place: Path, output: str) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,8 +38,9 @@ def start_ray(num_cpus: int | None = None) -> bool:
             ) from error
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors alone make it print errors that are none
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors make it print errors that are none
+        with _silent():  # it announces such settings while it starts; what goes wrong comes as an exception
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logger.debug("Ray has %s", ray.cluster_resources())
     return True
 
@@ -55,10 +57,10 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
 
 
 def error_of(error: BaseException) -> BaseException:
-    """The RayLirError that a task or actor raised, out of what Ray wrapped around it; other errors as they are."""
+    """What a task or actor raised, out of what Ray wrapped around it, if it is a RayLirError or OSError; otherwise `error`."""
     inner: BaseException | None = error
     while inner is not None:
-        if isinstance(inner, RayLirError) and not isinstance(inner, RayTaskError):
+        if isinstance(inner, RayLirError | OSError) and not isinstance(inner, RayTaskError):
             return inner
         inner = getattr(inner, "cause", None) or inner.__cause__
     return error
@@ -69,3 +71,17 @@ def _check_answers(address: str) -> None:
     host, colon, port = address.rpartition("://")[2].rstrip("/").rpartition(":")
     if colon:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Discards what this process writes to standard error, C++ code included."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

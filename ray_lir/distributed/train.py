@@ -45,7 +45,7 @@ WORKER_FAILURES_SURVIVED = 2
 
 
 class TrainingRun(Config):
-    """How a training runs; none of it decides what comes out."""
+    """How a training runs: what comes out depends on it by no more than the rounding of sums."""
 
     num_workers: int = Field(1, ge=1)
     """Workers that share each batch: with a GPU each where the cluster has as many, on CPUs otherwise."""
@@ -75,7 +75,8 @@ def train(dataset: str, split: str, output: str, encoder: EncoderConfig, config:
     encoder = _absolute_checkpoint(encoder)
     pairs = _load_pairs(dataset, split)
     _check_batch_size(pairs, config.batch_size, run.num_workers)
-    identity = config.model_dump(mode="json") | _describe_encoder(encoder, config.seed) | {"data": _digest(pairs)}
+    data = digest([pairs.queries, pairs.documents, pairs.positives])
+    identity = config.model_dump(mode="json") | _describe_encoder(encoder, config.seed) | {"data": data}
     if _is_finished(output, identity):
         logger.info("train: %s has finished; nothing to do", output)
     else:
@@ -101,10 +102,6 @@ def _load_pairs(dataset: str, split: str) -> TrainingPairs:
         pairs = training_pairs(judged.queries, judged.qrels, documents)
         record.update(queries=len(pairs.queries), documents=len(pairs.documents), pairs=sum(map(len, pairs.positives)))
     return pairs
-
-
-def _digest(pairs: TrainingPairs) -> str:
-    return digest([pairs.queries, pairs.documents, pairs.positives])
 
 
 def _check_batch_size(pairs: TrainingPairs, batch_size: int, num_workers: int) -> None:

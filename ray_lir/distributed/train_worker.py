@@ -58,6 +58,8 @@ def train_worker(loop_config: dict[str, WorkerTask]) -> int | RayLirError:
     )
     curve = _load_checkpoint(training)
     first_step = training.step
+    if first_step and _is_first_worker():
+        task.lines.put(f"continues after step {first_step}")
     for batch in islice(batches(pairs, config.batch_size, config.seed, first_step), config.max_steps - first_step):
         start = time.perf_counter()
         try:

@@ -13,13 +13,14 @@ import faiss
 import numpy as np
 
 from ray_lir.config import ClusteringConfig
-from ray_lir.kernels import reference
 from ray_lir.parallel import Map, one_blas_thread
 
 Reader = Callable[[str], np.ndarray]
 
 EXACT_CENTROIDS = 2048
 CELL_ITERATIONS = 4
+BLOCK_VECTORS = 16384
+"""Vectors assigned together: enough for each cell to have a matrix product of its own."""
 
 
 def default_num_centroids(num_tokens: int) -> int:
@@ -71,8 +72,8 @@ class Assigner:
         """[T] int64 for [T, D] vectors: smallest L2 distance, which is the largest dot product when centroids have unit length."""
         codes = np.empty(len(vectors), np.int64)
         with one_blas_thread():
-            for start in range(0, len(vectors), reference.BLOCK_TOKENS):
-                block = vectors[start : start + reference.BLOCK_TOKENS].astype(np.float32)
+            for start in range(0, len(vectors), BLOCK_VECTORS):
+                block = vectors[start : start + BLOCK_VECTORS].astype(np.float32)
                 codes[start : start + len(block)] = self._nearest(block)
         return codes
 

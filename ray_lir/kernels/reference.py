@@ -9,7 +9,8 @@ which other rows are in it, and a document's score must not depend on the shard 
 import numpy as np
 
 NEVER = np.float32(-np.inf)
-BLOCK_TOKENS = 16384
+BLOCK_TOKENS = 4096
+"""Tokens decompressed at a time: a block of them stays in the processor's cache and in memory that is used again."""
 
 
 def assign(vectors_TD: np.ndarray, centroids_CD: np.ndarray) -> np.ndarray:
@@ -46,7 +47,9 @@ def residual_values(packed_TP: np.ndarray, weights_K: np.ndarray) -> np.ndarray:
 
 def decompress(codes_T: np.ndarray, packed_TP: np.ndarray, centroids_CD: np.ndarray, weights_K: np.ndarray) -> np.ndarray:
     """[T, D] float32: normalise(centroid + bucket weights) (ALGORITHMS 2.2)."""
-    return normalize(centroids_CD[codes_T] + residual_values(packed_TP, weights_K))
+    vectors_TD = residual_values(packed_TP, weights_K)
+    vectors_TD += centroids_CD[codes_T]
+    return normalize(vectors_TD)
 
 
 def normalize(vectors_TD: np.ndarray) -> np.ndarray:

@@ -76,6 +76,7 @@ class Training:
             step=self.step + 1, loss=mean_loss, learning_rate=learning_rate, temperature=float(self._loss.temperature.detach())
         )
         self._optimizer.step()
+        self._loss.hold_temperature()
         self.step += 1
         return record
 
