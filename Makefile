@@ -20,11 +20,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    echo 'error: no Python 3.11 or newer with venv; on Debian: apt-get install python3.11 python3.11-venv' >&2; exit 1; \
 	fi; \
 	echo "install: making $(VENV) with $$($$python --version)" && $$python -m venv $(VENV)
-	@echo 'install: torch (1 of 3)' && $(PIP) install "$$(grep '^torch==' constraints.txt)"
-	@echo 'install: the other packages of constraints.txt; this takes two or three minutes (2 of 3)'
+	@echo 'install: torch (1 of 2)' && $(PIP) install "$$(grep '^torch==' constraints.txt)"
+	@echo 'install: the other packages of constraints.txt; this takes two or three minutes (2 of 2)'
 	@$(PIP) install -c constraints.txt "$$(grep '^scikit_build_core==' constraints.txt)"
 	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
-	@touch $@ && echo 'install: ray_lir itself (3 of 3); . $(BIN)/activate, then ray-lir --help'
+	@touch $@ && echo 'install: done; . $(BIN)/activate, then ray-lir --help'
 
 demo: $(INSTALLED)
 	$(BIN)/python -m jobs.demo --output demo --num-docs $(DEMO_DOCS)

@@ -47,8 +47,9 @@ class EncoderConfig(Config):
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: float16 on a GPU, bfloat16 on a CPU that multiplies it natively, float32 otherwise."""
-    batch_tokens: int = Field(8192, ge=1)
-    """Padded tokens a batch, at most (one text longer than this is a batch of its own)."""
+    batch_tokens: int | None = Field(None, ge=1)
+    """Padded tokens a batch, at most (one text longer than this is a batch of its own). None: 1024 on a CPU, whose caches hold that
+    much, 32768 on a GPU."""
 
 
 class ClusteringConfig(Config):

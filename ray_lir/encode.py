@@ -147,7 +147,7 @@ def encode_corpus(
         if existing:
             logger.info("%s was finished by another run of this job", output)
             return EncodeResult(existing, found.num_chunks, 0, 0.0)
-        if isinstance(error, OSError):
+        if isinstance(error, storage.store_errors()):
             raise ConfigError(f"cannot write to {output}: {error}; check the path, your rights and the space left") from error
         raise
     return EncodeResult(manifest, found.num_chunks, len(plan.done), record["docs_per_second"])
@@ -282,6 +282,6 @@ def _publish(plan: Plan, entries: dict[int, ChunkEntry], identity: dict[str, Any
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     storage.write_bytes(storage.join(output, PROVENANCE), canonical_json({**provenance, "versions": versions}))
     write_manifest(storage.join(output, MANIFEST), manifest)
-    with suppress(OSError):  # another run of the same job may be working in it
+    with suppress(*storage.store_errors()):  # another run of the same job may be working in it
         storage.remove_tree(storage.join(output, PROGRESS))
     return manifest

@@ -5,7 +5,7 @@
     python -m serving --index DIR --port 8080                     the same with a port of your own
 
 `serve run MODULE:build` has no option for the port: Serve listens on 127.0.0.1:8000, or as `serve start --http-port 8080`
-began it on a running cluster. The arguments are the fields of ServeConfig. Installed, the module is ray_lir.serving.app.
+began it on a running cluster. The arguments are the fields of ServeConfig. Installed, the module is ray_lir_apps.serving.app.
 """
 
 import difflib

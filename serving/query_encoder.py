@@ -15,6 +15,7 @@ from ray_lir.search import open_planner, read_version
 
 from .api import MAX_QUERIES
 
+
 @dataclass(frozen=True)
 class Planned:
     """Plans of one request's queries, and the seconds that they took."""

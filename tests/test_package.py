@@ -110,14 +110,14 @@ def test_a_job_runs_by_its_name():
     assert "--codec.nbits" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_the_wheel_claims_no_name_but_ray_lir(tmp_path: Path):
+def test_the_wheel_claims_no_common_name(tmp_path: Path):
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)]
     done = subprocess.run(pip, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.partition("/")[0] for name in names} == {"ray_lir", f"ray_lir-{ray_lir.__version__}.dist-info"}
-    sources = {"ray_lir": "ray_lir", "jobs": "ray_lir/jobs", "serving": "ray_lir/serving"}
+    assert {name.partition("/")[0] for name in names} == {"ray_lir", "ray_lir_apps", f"ray_lir-{ray_lir.__version__}.dist-info"}
+    sources = {"ray_lir": "ray_lir", "jobs": "ray_lir_apps/jobs", "serving": "ray_lir_apps/serving"}
     for folder, target in sources.items():
         files = [file.relative_to(ROOT / folder) for file in (ROOT / folder).rglob("*") if file.is_file() and file.suffix != ".pyc"]
         assert {f"{target}/{file.as_posix()}" for file in files} <= set(names)

@@ -41,14 +41,14 @@ def measure(searcher: Searcher, queries: TokenEmbeddings, qrels: Mapping[str, Ma
         query_id: list(zip(searcher.doc_ids(answer.documents), answer.scores.tolist(), strict=True))
         for query_id, answer in zip(queries.doc_ids, answers, strict=True)
     }
-    v = metrics.means(metrics.evaluate(run, qrels, [measure]))[measure]; print(engine, v); return v
+    return metrics.means(metrics.evaluate(run, qrels, [measure]))[measure]
 
 
 @pytest.mark.parametrize("engine", ["exact", "scan", "plaid", "warp"])
 def test_a_summary_finds_the_docstring_that_it_was_taken_from(docstrings, engine: str):
     searcher, queries = docstrings
     own = {query_id: {query_id: 1} for query_id in queries.doc_ids}
-    assert measure(searcher, queries, own, engine, "Success@5") >= 0.85
+    assert measure(searcher, queries, own, engine, "Success@5") >= 0.9
 
 
 def test_a_summary_does_not_find_the_docstring_of_its_neighbour(docstrings):
@@ -62,4 +62,4 @@ def test_medline_is_answered_better_than_by_bags_of_words(encoder: Encoder, data
     dataset = load_dataset(str(data_folder / "medline"))
     searcher = index(encoder, list(read_documents(dataset.corpus)), tmp_path)
     queries = encoder.encode_queries(list(dataset.queries.values()), list(dataset.queries))
-    assert measure(searcher, queries, dataset.qrels, "scan", "nDCG@10") >= 0.7
+    assert measure(searcher, queries, dataset.qrels, "scan", "nDCG@10") >= 0.75

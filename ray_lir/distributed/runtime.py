@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from ray_lir.errors import ConfigError, RayLirError
+from ray_lir.formats.storage import store_errors
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +58,10 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
 
 
 def error_of(error: BaseException) -> BaseException:
-    """What a task or actor raised, out of what Ray wrapped around it, if it is a RayLirError or OSError; otherwise `error`."""
+    """What a task or actor raised, out of what Ray wrapped around it, if it is a RayLirError or the fault of a store; otherwise `error`."""
     inner: BaseException | None = error
     while inner is not None:
-        if isinstance(inner, RayLirError | OSError) and not isinstance(inner, RayTaskError):
+        if isinstance(inner, (RayLirError, *store_errors())) and not isinstance(inner, RayTaskError):
             return inner
         inner = getattr(inner, "cause", None) or inner.__cause__
     return error

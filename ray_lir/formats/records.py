@@ -58,7 +58,7 @@ def corpus_files(url: str) -> list[str]:
         names = storage.list_names(url)
         if not names and not storage.exists(url):
             raise ConfigError(f"no corpus at {url}: no such file or folder; check the path")
-    except OSError as error:
+    except storage.store_errors() as error:
         raise ConfigError(f"cannot read {url}: {_short(error)}; check the address and the credentials") from error
     if not names and not storage.is_folder(url):
         names, url = [storage.name_of(url)], url.rstrip("/").rpartition("/")[0] or ("/" if url.startswith("/") else ".")
@@ -84,7 +84,7 @@ def read_rows(url: str) -> Iterator[tuple[int, bytes]]:
     except (gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowInvalid, UnicodeDecodeError) as error:
         kind = {GZIP: "a gzip file of JSON lines", PARQUET: "a Parquet file"}.get(_suffix(url), "JSON lines")
         raise FormatError(url, kind, _short(error), "the file is cut or damaged: fetch it again") from error
-    except OSError as error:
+    except storage.store_errors() as error:
         raise ConfigError(f"cannot read {url}: {_short(error)}; check the path and the credentials") from error
 
 

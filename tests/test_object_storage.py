@@ -1,0 +1,80 @@
+"""Corpus and embeddings on an object store that speaks S3, found through the usual environment variables."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+from ray_lir.config import EncoderConfig
+from ray_lir.encode import encode_corpus
+from ray_lir.errors import ConfigError
+from ray_lir.formats import storage
+from ray_lir.formats.manifest import MANIFEST, check_file
+from ray_lir.formats.parquet import read_blocks
+from ray_lir.formats.records import corpus_files
+
+from .checkpoints import put_together
+from .corpora import write_rows
+
+ROWS = [{"_id": f"d{number}", "text": f"the text of document {number}"} for number in range(9)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return put_together("sentence_transformers", "fixed", tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty bucket of a server on this machine."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    name = f"shelf-{uuid.uuid4().hex}"  # buckets outlive their server
+    fsspec.filesystem("s3").mkdir(name)
+    yield f"s3://{name}"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_a_corpus_is_encoded_from_s3_to_s3_as_on_a_disk(bucket: str, checkpoint: str, tmp_path: Path):
+    folder = tmp_path / "corpus"
+    write_rows(folder / "a.jsonl", ROWS[:5])
+    write_rows(folder / "b.jsonl", [*ROWS[5:], {"_id": "d1", "text": "again"}])
+    for name in ("a.jsonl", "b.jsonl"):
+        storage.write_bytes(f"{bucket}/corpus/{name}", (folder / name).read_bytes())
+    config = EncoderConfig(checkpoint=checkpoint)
+    encode_corpus(str(folder), str(tmp_path / "out"), config, docs_per_part=4)
+    result = encode_corpus(f"{bucket}/corpus", f"{bucket}/out", config, docs_per_part=4)
+    assert storage.read_bytes(f"{bucket}/out/{MANIFEST}") == (tmp_path / "out" / MANIFEST).read_bytes()
+    for entry in (*result.manifest.parts, *result.manifest.dead_letters):
+        check_file(f"{bucket}/out", entry, content=True)
+    doc_ids = [doc_id for part in result.manifest.parts for block in read_blocks(f"{bucket}/out/{part.name}") for doc_id in block.embeddings.doc_ids]
+    assert doc_ids == [row["_id"] for row in ROWS]
+    assert storage.list_names(f"{bucket}/out") == ["dead_letters", "embeddings", "manifest.json", "provenance.json"]
+    assert encode_corpus(f"{bucket}/corpus", f"{bucket}/out", config, docs_per_part=4).num_skipped == result.num_chunks
+
+
+def test_a_bucket_that_is_not_there_is_one_line(bucket: str, checkpoint: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match="check the path"):
+        corpus_files("s3://elsewhere/corpus")
+    corpus = write_rows(tmp_path / "corpus.jsonl", ROWS)
+    with pytest.raises(ConfigError, match="cannot write to s3://elsewhere/out"):
+        encode_corpus(corpus, "s3://elsewhere/out", EncoderConfig(checkpoint=checkpoint))
+
+
+def test_a_store_that_does_not_answer_is_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(ConfigError, match="cannot read") as caught:
+        corpus_files(f"{bucket}/corpus")
+    assert "\n" not in str(caught.value)
