@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/pip --disable-pip-version-check -qq
 # Documents of the demo's corpus.
-DEMO_DOCS ?= 5000
+DEMO_DOCS ?= 4000
 # Where the collections of `make bench` lie: folders in the BEIR layout.
 COLLECTIONS ?= scifact nfcorpus cranfield cisi
 

@@ -31,7 +31,7 @@ QUESTIONS = (
     "copy a directory with everything in it",
     "run a command and capture what it prints",
     "which value occurs most often in a list",
-    "apply a function to every batch of a large dataset in parallel",
+    "replace the missing values of a table",
 )
 SERVING = f"{(__package__ or '').removesuffix('jobs')}serving.app"
 APPLICATION = "ray_lir-demo"
@@ -46,7 +46,8 @@ class DemoJob(Config):
 
     output: str = "demo"
     """Folder of the corpus, the embeddings and the index."""
-    num_docs: int = Field(5000, ge=1)
+    num_docs: int = Field(4000, ge=1)
+    """Documents of the corpus, at most."""
     k: int = Field(3, ge=1)
     """Answers printed for each question."""
     document_length: int = Field(128, ge=3)

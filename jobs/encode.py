@@ -1,4 +1,4 @@
-"""Encodes a corpus into token embeddings on Ray: python -m jobs.encode --corpus DIR_OR_FILE --output DIR."""
+"""Encodes a corpus into a folder of token embeddings."""
 
 import time
 from functools import partial

@@ -1,4 +1,4 @@
-"""jobs.evaluate: the quality and latency of an index on the judged queries of a BEIR dataset."""
+"""Measures the quality and latency of an index on the judged queries of a BEIR dataset."""
 
 from typing import Any, Literal
 

@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, TypeVar
 
-import faiss
 from threadpoolctl import threadpool_limits
 
 from ray_lir.progress import track
@@ -44,10 +44,27 @@ def watched(map: Map, label: str) -> Map:
     return spread
 
 
+_blas_lock = Lock()
+_blas_users = 0
+_blas_limits: threadpool_limits | None = None
+
+
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Keeps matrix products inside a mapped function on one thread: parallelism comes from the map, and the way BLAS
-    splits work over threads would otherwise change the last bit of a result."""
-    with threadpool_limits(limits=1):
-        faiss.omp_set_num_threads(1)
+    """Keeps matrix products of this process on one thread each, until the last of its users has left.
+
+    Parallelism comes from a map over parts or queries. BLAS would split small products over threads that wait for each
+    other, many times slower as soon as the cores are busy, and a split changes the last bit of a result.
+    """
+    global _blas_users, _blas_limits  # the number of threads is one setting for the whole process
+    with _blas_lock:
+        _blas_users += 1
+        if _blas_users == 1:
+            _blas_limits = threadpool_limits(limits=1, user_api="blas")
+    try:
         yield
+    finally:
+        with _blas_lock:
+            _blas_users -= 1
+            if _blas_users == 0:
+                _blas_limits.restore_original_limits()

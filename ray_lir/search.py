@@ -1,7 +1,9 @@
 """Searcher: an index opened for search in this process. Plan once, run each stage on every shard, merge."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from ray_lir.index import documents as documents_file
 from ray_lir.index.codec import ResidualCodec, load_codec
 from ray_lir.index.shard import IndexShard, open_shard
 from ray_lir.kernels import Kernels, select
+from ray_lir.parallel import one_blas_thread, threads
 
 LATEST = "LATEST"
 MAX_K = 100_000
@@ -132,8 +135,11 @@ class Searcher:
         Raises:
             ConfigError: if the dimensions differ, or k or the engine is not possible.
         """
-        starts = range(0, len(queries), BATCH_QUERIES)
-        return [top for start in starts for top in self._search(queries.slice(start, min(start + BATCH_QUERIES, len(queries))), k, engine)]
+        size = max(1, min(BATCH_QUERIES, -(-len(queries) // (os.cpu_count() or 1))))
+        batches = [queries.slice(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
+        with one_blas_thread():
+            spread = threads if len(batches) > 1 else map
+            return [top for answers in spread(partial(self._search, k=k, engine=engine), batches) for top in answers]
 
     def _search(self, queries: TokenEmbeddings, k: int, engine: str | Config) -> list[TopK]:
         plans = self.planner.plan(queries, k, engine)

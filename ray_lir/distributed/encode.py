@@ -33,6 +33,7 @@ Row = dict[str, Any]
 READING_CPUS, TOKENISING_CPUS = 0.1, 0.15
 """What a task of these light stages is counted as. They differ, or Ray Data would make one stage of them, and a file
 would be tokenised by the one process that reads it."""
+WORKERS_PER_MACHINE = 16
 ENCODING_SHARE = 0.75
 """The share of the CPUs that encoding on CPUs is counted as: the rest starts the light stages, down to a cluster of one CPU."""
 
@@ -43,7 +44,7 @@ class Workers(Config):
     num_workers: int | None = Field(None, ge=1)
     """Processes that encode. None: one a GPU, or as many as the CPUs allow."""
     cpus_per_worker: int | None = Field(None, ge=1)
-    """Threads of each. None: 2 on CPUs, 1 beside a GPU."""
+    """Threads of each. None: 1, or more where a machine would have over 16 workers (each holds the model)."""
     gpus_per_worker: float | None = Field(None, gt=0)
     """GPUs of each, or a share of one. None: 1 if the cluster has GPUs and encoder.device is not cpu."""
 
@@ -76,7 +77,7 @@ def make_pool(workers: Workers, encoder: EncoderConfig) -> Pool:
         gpus = workers.gpus_per_worker or 1.0
         threads = workers.cpus_per_worker or 1
         return Pool(workers.num_workers or max(1, int(num_gpus / gpus)), threads, threads, gpus)
-    threads = workers.cpus_per_worker or min(2, num_cpus)
+    threads = workers.cpus_per_worker or max(1, _largest_machine() // WORKERS_PER_MACHINE)
     size = workers.num_workers or max(1, num_cpus // threads)
     return Pool(size, threads, ENCODING_SHARE * min(threads, num_cpus / size), 0)
 
@@ -110,6 +111,11 @@ def on_ray(plan: Plan, pool: Pool) -> Iterator[ChunkEntry]:
                 yield pickle.loads(row["value"])
         except Exception as error:
             raise error_of(error) from None
+
+
+def _largest_machine() -> int:
+    """CPUs of the machine that has most."""
+    return max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
 
 
 def _read(row: Row, docs_per_chunk: int, done: frozenset[int]) -> Iterator[Row]:

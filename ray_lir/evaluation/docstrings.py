@@ -16,7 +16,7 @@ from pathlib import Path
 from ray_lir.formats.records import Document
 
 STDLIB = tuple(sorted(name for name in sys.stdlib_module_names if not name.startswith("_") and name not in ("antigravity", "this")))
-PACKAGES = ("numpy", "pyarrow", "pydantic", "ray", "torch")
+PACKAGES = ("numpy", "pandas", "pyarrow", "pydantic")
 NO_LIBRARY = ("test", "tests", "testing", "conftest", "idlelib", "lib2to3", "turtledemo", "_vendor", "thirdparty_files")
 MIN_CHARS = 60
 MAX_CHARS = 2000
