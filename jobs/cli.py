@@ -46,7 +46,12 @@ def parse(config_type: type[Job], argv: list[str]) -> Job:
     """
     if "--help" in argv or "-h" in argv:
         note = "--recipe FILE reads any of these fields from a YAML file; flags win over it."
-        tyro.cli(config_type, args=["--help"], description=f"{(config_type.__doc__ or '').strip()}\n\n{note}", config=(tyro.conf.FlagConversionOff,))
+        tyro.cli(
+            config_type,
+            args=["--help"],
+            description=f"{(config_type.__doc__ or '').strip()}\n\n{note}",
+            config=(tyro.conf.FlagConversionOff,),
+        )
     fields = dict(_fields(config_type))
     flags = dict(_flags(argv))
     recipe = _read_recipe(flags.pop("recipe")) if "recipe" in flags else {}

@@ -137,7 +137,9 @@ def _check_output(output: str) -> bool:
 def _existing(output: str, identity: dict[str, Any]) -> IndexManifest:
     manifest = read_version(output)
     if manifest.config != identity:
-        raise ConfigError(f"{output} holds an index of other embeddings or another configuration; choose another output, or remove it first")
+        raise ConfigError(
+            f"{output} holds an index of other embeddings or another configuration; choose another output, or remove it first"
+        )
     logger.info("%s is built already with this configuration; nothing to do", output)
     return manifest
 

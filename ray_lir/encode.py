@@ -211,7 +211,7 @@ def _existing(destination: Destination, identity: dict[str, Any]) -> EmbeddingsM
     others = set(storage.list_names(storage.join(output, PROGRESS))) - {storage.name_of(destination.progress)}
     if any(has_entries(storage.join(output, PROGRESS, other)) for other in sorted(others)):
         raise ConfigError(
-            f"{output} holds unfinished work of another corpus or configuration; choose another output, or remove its {PROGRESS} to give it up"
+            f"{output} holds unfinished work of another corpus or configuration; choose another output, or remove its {PROGRESS}"
         )
     return None
 

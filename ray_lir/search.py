@@ -46,7 +46,10 @@ class Planner:
             ConfigError: if the dimensions differ, or k or the engine is not possible.
         """
         if queries.dim != self.manifest.dim:
-            raise ConfigError(f"the queries have {queries.dim} dimensions and the index {self.manifest.dim}; encode them with {self.manifest.contract.checkpoint}")
+            raise ConfigError(
+                f"the queries have {queries.dim} dimensions and the index {self.manifest.dim}; "
+                f"encode them with {self.manifest.contract.checkpoint}"
+            )
         if not 1 <= k <= MAX_K:
             raise ConfigError(f"k must be between 1 and {MAX_K}, not {k}")
         params = resolve(engine, self.statistics)
@@ -75,7 +78,8 @@ def latest_version(root: str) -> int:
     except (FileNotFoundError, NotADirectoryError):
         raise FormatError(root, "an index", "no LATEST file", "check the path, or make one with jobs.build_index") from None
     except ValueError:
-        raise FormatError(storage.join(root, LATEST), "a version number", "something else", "write the number of a folder in versions/ into it") from None
+        fix = "write the number of a folder in versions/ into it"
+        raise FormatError(storage.join(root, LATEST), "a version number", "something else", fix) from None
 
 
 def read_version(root: str, version: int | None = None) -> IndexManifest:

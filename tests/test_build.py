@@ -88,7 +88,17 @@ def test_a_killed_build_run_again_ends_with_the_same_bytes(embeddings, tmp_path)
 
 
 def test_two_builds_at_once_end_with_one_index(embeddings, tmp_path):
-    arguments = [sys.executable, "-m", "jobs.build_index", "--embeddings", embeddings, "--where", "here", "--output", str(tmp_path / "both")]
+    arguments = [
+        sys.executable,
+        "-m",
+        "jobs.build_index",
+        "--embeddings",
+        embeddings,
+        "--where",
+        "here",
+        "--output",
+        str(tmp_path / "both"),
+    ]
     builds = [subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [build.communicate()[1] for build in builds]
     assert [build.returncode for build in builds] == [0, 0], errors

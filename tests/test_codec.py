@@ -70,7 +70,9 @@ def test_lloyd_max_has_less_error_than_equal_quantiles(nbits):
 def test_more_bits_restore_better():
     rng = np.random.default_rng(0)
     centroids = reference.normalize(rng.normal(size=(16, 32)).astype(np.float32)).astype(np.float16)
-    vectors = reference.normalize(centroids[rng.integers(0, 16, 500)].astype(np.float32) + 0.1 * rng.normal(size=(500, 32)).astype(np.float32))
+    vectors = reference.normalize(
+        centroids[rng.integers(0, 16, 500)].astype(np.float32) + 0.1 * rng.normal(size=(500, 32)).astype(np.float32)
+    )
     codes = reference.assign(vectors, centroids.astype(np.float32))
     errors = []
     for nbits in (1, 2, 4, 8):

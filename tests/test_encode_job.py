@@ -22,7 +22,9 @@ from .corpora import write_rows
 pytestmark = pytest.mark.ray
 
 REPOSITORY = Path(__file__).parent.parent
-ROWS = [{"_id": f"d{number}", "title": f"Title {number}", "text": f"the text of document {number} " * (number % 7)} for number in range(120)]
+ROWS = [
+    {"_id": f"d{number}", "title": f"Title {number}", "text": f"the text of document {number} " * (number % 7)} for number in range(120)
+]
 BAD = [{"_id": "d5", "text": "again"}, {"_id": "no text"}, b"not json"]
 DOCS_PER_PART = 4
 
@@ -75,7 +77,9 @@ def test_ray_gives_the_same_manifest_as_one_process(ray_cluster, corpus: str, ch
     assert (result.manifest.num_docs, result.manifest.num_dead) == (len(ROWS), len(BAD))
 
 
-def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(ray_cluster, corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path):
+def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
+    ray_cluster, corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path
+):
     from ray_lir.distributed.encode import Workers, make_pool, on_ray
 
     config = EncoderConfig(checkpoint=checkpoint)

@@ -53,7 +53,11 @@ def part(path: Path, documents: TokenEmbeddings) -> None:
 def test_a_part_is_read_block_by_block_as_it_was_written(tmp_path):
     documents = collection(600)
     documents = TokenEmbeddings(
-        documents.values, documents.offsets, documents.doc_ids, np.arange(documents.num_tokens, dtype=np.int32), np.ones(documents.num_tokens, np.float32)
+        documents.values,
+        documents.offsets,
+        documents.doc_ids,
+        np.arange(documents.num_tokens, dtype=np.int32),
+        np.ones(documents.num_tokens, np.float32),
     )
     part(tmp_path / "part.parquet", documents)
     blocks = list(read_blocks(str(tmp_path / "part.parquet")))

@@ -34,7 +34,12 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    variables = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "k",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
@@ -57,7 +62,12 @@ def test_a_corpus_is_encoded_from_s3_to_s3_as_on_a_disk(bucket: str, checkpoint:
     assert storage.read_bytes(f"{bucket}/out/{MANIFEST}") == (tmp_path / "out" / MANIFEST).read_bytes()
     for entry in (*result.manifest.parts, *result.manifest.dead_letters):
         check_file(f"{bucket}/out", entry, content=True)
-    doc_ids = [doc_id for part in result.manifest.parts for block in read_blocks(f"{bucket}/out/{part.name}") for doc_id in block.embeddings.doc_ids]
+    doc_ids = [
+        doc_id
+        for part in result.manifest.parts
+        for block in read_blocks(f"{bucket}/out/{part.name}")
+        for doc_id in block.embeddings.doc_ids
+    ]
     assert doc_ids == [row["_id"] for row in ROWS]
     assert storage.list_names(f"{bucket}/out") == ["dead_letters", "embeddings", "manifest.json", "provenance.json"]
     assert encode_corpus(f"{bucket}/corpus", f"{bucket}/out", config, docs_per_part=4).num_skipped == result.num_chunks

@@ -35,7 +35,7 @@ READING_CPUS, TOKENISING_CPUS = 0.1, 0.15
 would be tokenised by the one process that reads it."""
 WORKERS_PER_MACHINE = 16
 ENCODING_SHARE = 0.75
-"""The share of the CPUs that encoding on CPUs is counted as: the rest starts the light stages, down to a cluster of one CPU."""
+"""The share of its CPUs that a worker is counted as: the rest starts the light stages, down to a cluster of one CPU."""
 
 
 class Workers(Config):
@@ -76,10 +76,12 @@ def make_pool(workers: Workers, encoder: EncoderConfig) -> Pool:
     if num_gpus and encoder.device != "cpu":
         gpus = workers.gpus_per_worker or 1.0
         threads = workers.cpus_per_worker or 1
-        return Pool(workers.num_workers or max(1, int(num_gpus / gpus)), threads, threads, gpus)
-    threads = workers.cpus_per_worker or max(1, _largest_machine() // WORKERS_PER_MACHINE)
-    size = workers.num_workers or max(1, num_cpus // threads)
-    return Pool(size, threads, ENCODING_SHARE * min(threads, num_cpus / size), 0)
+        size = workers.num_workers or max(1, int(num_gpus / gpus))
+    else:
+        gpus = 0.0
+        threads = workers.cpus_per_worker or max(1, _largest_machine() // WORKERS_PER_MACHINE)
+        size = workers.num_workers or max(1, num_cpus // threads)
+    return Pool(size, threads, ENCODING_SHARE * min(threads, num_cpus / size), gpus)
 
 
 def on_ray(plan: Plan, pool: Pool) -> Iterator[ChunkEntry]:
@@ -91,7 +93,8 @@ def on_ray(plan: Plan, pool: Pool) -> Iterator[ChunkEntry]:
     files = [{"value": pickle.dumps(file)} for file in plan.files]
     if not files:
         return
-    logger.info("encode: workers=%d threads=%d gpus=%g", pool.size, pool.threads, pool.gpus)
+    size = min(pool.size, plan.corpus.num_chunks - len(plan.done))
+    logger.info("encode: workers=%d threads=%d gpus=%g", size, pool.threads, pool.gpus)
     light = max(1, int(ray.cluster_resources()["CPU"]) // 2)
     with DataContext.current(_context()):
         dataset = (
@@ -101,16 +104,16 @@ def on_ray(plan: Plan, pool: Pool) -> Iterator[ChunkEntry]:
             .map(
                 _EncodingWorker,
                 fn_constructor_args=(plan.contract, _on_worker(plan.encoder, pool), plan.destination, pool.threads),
-                compute=ActorPoolStrategy(size=pool.size),
+                compute=ActorPoolStrategy(size=size),
                 num_cpus=pool.cpus,
                 num_gpus=pool.gpus,
             )
         )
-        try:
-            for row in dataset.iter_rows():
-                yield pickle.loads(row["value"])
-        except Exception as error:
-            raise error_of(error) from None
+    try:
+        for row in dataset.iter_rows():
+            yield pickle.loads(row["value"])
+    except Exception as error:
+        raise error_of(error) from None
 
 
 def _largest_machine() -> int:

@@ -121,7 +121,10 @@ def run_stage(
     answers: list[list[TopK]] = [[] for _ in plans]
     for shard in shards:
         end = shard.first_document + shard.num_docs
-        mine = [None if d is None else d[np.searchsorted(d, shard.first_document) : np.searchsorted(d, end)] - shard.first_document for d in documents]
+        mine = [
+            None if d is None else d[np.searchsorted(d, shard.first_document) : np.searchsorted(d, end)] - shard.first_document
+            for d in documents
+        ]
         for answer, (scores, numbers) in zip(answers, stage(plans, shard, codec, kernels, mine), strict=True):
             answer.append(TopK(scores, numbers + shard.first_document))
     return [merge(answer, keep, kernels) for answer, keep in zip(answers, keeps, strict=True)]

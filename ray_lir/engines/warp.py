@@ -82,7 +82,9 @@ def score_postings(
     return answers
 
 
-def _best_by_document(plan: QueryPlan, row: int, shard: IndexShard, codec: ResidualCodec, kernels: Kernels) -> tuple[np.ndarray, np.ndarray]:
+def _best_by_document(
+    plan: QueryPlan, row: int, shard: IndexShard, codec: ResidualCodec, kernels: Kernels
+) -> tuple[np.ndarray, np.ndarray]:
     """Documents with a token in the cells of one query token, ascending, and their best token score."""
     cells = plan.terms["cells"][row]
     sizes = shard.posting_offsets[cells + 1] - shard.posting_offsets[cells]

@@ -135,7 +135,9 @@ def read_manifest(url: str, kind: type[Manifest], made_by: str) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise FormatError(url, f"a valid {wanted} manifest", f"{where}: {first['msg']}", "restore the file or make the folder anew") from None
+        raise FormatError(
+            url, f"a valid {wanted} manifest", f"{where}: {first['msg']}", "restore the file or make the folder anew"
+        ) from None
 
 
 def describe_file(root: str, name: str) -> FileEntry:

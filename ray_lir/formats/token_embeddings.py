@@ -34,9 +34,13 @@ class TokenEmbeddings:
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.values.dtype != np.float16:
-            raise ConfigError(f"token embeddings must be [tokens, dim] float16, not {self.values.shape} {self.values.dtype}; use TokenEmbeddings.of")
+            raise ConfigError(
+                f"token embeddings must be [tokens, dim] float16, not {self.values.shape} {self.values.dtype}; use TokenEmbeddings.of"
+            )
         if len(self.offsets) != len(self.doc_ids) + 1 or self.offsets[0] != 0 or self.offsets[-1] != len(self.values):
-            raise ConfigError(f"offsets must run from 0 to {len(self.values)} in {len(self.doc_ids) + 1} steps, one more than there are doc_ids")
+            raise ConfigError(
+                f"offsets must run from 0 to {len(self.values)} in {len(self.doc_ids) + 1} steps, one more than there are doc_ids"
+            )
         if np.any(np.diff(self.offsets) < 0):
             raise ConfigError("offsets must not decrease")
         for name in ("token_ids", "weights"):

@@ -55,7 +55,9 @@ def _assemble_shard(build: Build, num_centroids: int, bounds: list[int], number:
         folder = attempt / "shard"
         folder.mkdir()
         num_tokens = _write_arrays(build, folder, spans, num_centroids)
-        documents.write(folder / documents.FILE, (read_texts(build.part_url(span.part)).slice(span.start, len(span.lengths)) for span in spans))
+        documents.write(
+            folder / documents.FILE, (read_texts(build.part_url(span.part)).slice(span.start, len(span.lengths)) for span in spans)
+        )
         files = [describe_file(str(folder), path.name) for path in sorted(folder.iterdir())]
         name = f"shards/shard-{number:05d}-{digest([file.sha256 for file in files])[:12]}"
         storage.publish(folder, storage.join(build.output, name))

@@ -80,7 +80,9 @@ def maxsim(queries: list[np.ndarray], weights: list[np.ndarray], tokens_TD: np.n
     return totals
 
 
-def centroid_maxsim(scores_nC: np.ndarray, weights_n: np.ndarray, codes_T: np.ndarray, offsets: np.ndarray, keep_C: np.ndarray | None = None) -> np.ndarray:
+def centroid_maxsim(
+    scores_nC: np.ndarray, weights_n: np.ndarray, codes_T: np.ndarray, offsets: np.ndarray, keep_C: np.ndarray | None = None
+) -> np.ndarray:
     """[N] float32: MaxSim with every token replaced by its centroid (PLAID's centroid interaction, ALGORITHMS 2.3).
 
     Args:
