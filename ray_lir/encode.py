@@ -131,26 +131,25 @@ def encode_corpus(
     _check_encoder(encoder, source.contract, output, docs_per_part)
     identity = _identity(found, encoder, source.contract)
     destination = Destination(output, storage.join(output, PROGRESS, digest(identity)[:16]))
-    existing = _existing(destination, identity)
-    if existing:
-        logger.info("%s is encoded already from this corpus with this configuration; nothing to do", output)
-        return EncodeResult(existing, found.num_chunks, found.num_chunks, 0.0)
-    try:
-        if encoder.projection:
-            source = _with_projection(encoder, found, destination, records)
-        entries = {entry.number: entry for entry in finished_chunks(destination)}
-        plan = _plan(found, encoder, source, destination, frozenset(entries))
-        record = _encode(plan, spread, entries, records)
-        manifest = _publish(plan, entries, identity, {"corpus": corpus, "stages": records})
-    except Exception as error:
-        existing = _existing(destination, identity)  # another run of the same job may have been faster, and have tidied up
+    with storage.told_as("write to", output):
+        existing = _existing(destination, identity)
         if existing:
+            logger.info("%s is encoded already from this corpus with this configuration; nothing to do", output)
+            return EncodeResult(existing, found.num_chunks, found.num_chunks, 0.0)
+        try:
+            if encoder.projection:
+                source = _with_projection(encoder, found, destination, records)
+            entries = {entry.number: entry for entry in finished_chunks(destination)}
+            plan = _plan(found, encoder, source, destination, frozenset(entries))
+            record = _encode(plan, spread, entries, records)
+            manifest = _publish(plan, entries, identity, {"corpus": corpus, "stages": records})
+        except Exception:
+            existing = _existing(destination, identity)  # another run of the same job may have been faster, and have tidied up
+            if not existing:
+                raise
             logger.info("%s was finished by another run of this job", output)
             return EncodeResult(existing, found.num_chunks, 0, 0.0)
-        if isinstance(error, storage.store_errors()):
-            raise ConfigError(f"cannot write to {output}: {error}; check the path, your rights and the space left") from error
-        raise
-    return EncodeResult(manifest, found.num_chunks, len(plan.done), record["docs_per_second"])
+        return EncodeResult(manifest, found.num_chunks, len(plan.done), record["docs_per_second"])
 
 
 def _check_apart(corpus: str, output: str) -> None:

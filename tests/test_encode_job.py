@@ -18,6 +18,7 @@ from ray_lir.models.chunks import ChunkEntry
 
 from .checkpoints import put_together
 from .corpora import write_rows
+from .processes import descendants
 
 pytestmark = pytest.mark.ray
 
@@ -49,21 +50,6 @@ def undisturbed(corpus: str, checkpoint: str, tmp_path_factory: pytest.TempPathF
     output = tmp_path_factory.mktemp("undisturbed") / "out"
     encode_corpus(corpus, str(output), EncoderConfig(checkpoint=checkpoint), docs_per_part=DOCS_PER_PART)
     return (output / "manifest.json").read_bytes()
-
-
-def descendants(pid: int) -> dict[int, str]:
-    """Processes that stem from `pid`, with their names."""
-    parents, names = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            names[int(folder.name)] = (folder / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return {child: names[child] for child in found - {pid}}
 
 
 def test_ray_gives_the_same_manifest_as_one_process(ray_cluster, corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path):

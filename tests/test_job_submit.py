@@ -13,12 +13,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from .checkpoints import put_together
 from .corpora import write_rows
+from .processes import descendants
 
 pytestmark = pytest.mark.ray
 
@@ -47,8 +49,10 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
         wait_for(f"http://127.0.0.1:{dashboard}/api/version", process)
         yield f"http://127.0.0.1:{dashboard}", environment
     finally:
-        process.send_signal(signal.SIGTERM)  # it ends the processes that it has started
-        process.wait(60)
+        for pid in [process.pid, *descendants(process.pid)]:  # when it is asked to end, it takes half a minute
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -81,10 +81,12 @@ def test_a_bucket_that_is_not_there_is_one_line(bucket: str, checkpoint: str, tm
         encode_corpus(corpus, "s3://elsewhere/out", EncoderConfig(checkpoint=checkpoint))
 
 
-def test_a_store_that_does_not_answer_is_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_store_that_does_not_answer_is_one_line(bucket: str, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(ConfigError, match="cannot read") as caught:
+    with pytest.raises(ConfigError, match="cannot read s3:") as caught:
         corpus_files(f"{bucket}/corpus")
     assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="cannot write to s3:"):
+        encode_corpus(write_rows(tmp_path / "corpus.jsonl", ROWS), f"{bucket}/out", EncoderConfig(checkpoint=checkpoint))

@@ -54,12 +54,10 @@ def corpus_files(url: str) -> list[str]:
     Raises:
         ConfigError: if there is nothing there, or nothing that can be read.
     """
-    try:
+    with storage.told_as("read", url):
         names = storage.list_names(url)
         if not names and not storage.exists(url):
             raise ConfigError(f"no corpus at {url}: no such file or folder; check the path")
-    except storage.store_errors() as error:
-        raise ConfigError(f"cannot read {url}: {_short(error)}; check the address and the credentials") from error
     if not names and not storage.is_folder(url):
         names, url = [storage.name_of(url)], url.rstrip("/").rpartition("/")[0] or ("/" if url.startswith("/") else ".")
     names = [name for name in BEIR_FILES if name in names][:1] or names
@@ -79,13 +77,12 @@ def read_rows(url: str) -> Iterator[tuple[int, bytes]]:
         FormatError: if the file is cut or damaged.
         ConfigError: if it cannot be read.
     """
-    try:
-        yield from _parquet_rows(url) if url.endswith(PARQUET) else _jsonl_rows(url)
-    except (gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowInvalid, UnicodeDecodeError) as error:
-        kind = {GZIP: "a gzip file of JSON lines", PARQUET: "a Parquet file"}.get(_suffix(url), "JSON lines")
-        raise FormatError(url, kind, _short(error), "the file is cut or damaged: fetch it again") from error
-    except storage.store_errors() as error:
-        raise ConfigError(f"cannot read {url}: {_short(error)}; check the path and the credentials") from error
+    with storage.told_as("read", url):
+        try:
+            yield from _parquet_rows(url) if url.endswith(PARQUET) else _jsonl_rows(url)
+        except (gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowInvalid, UnicodeDecodeError) as error:
+            kind = {GZIP: "a gzip file of JSON lines", PARQUET: "a Parquet file"}.get(_suffix(url), "JSON lines")
+            raise FormatError(url, kind, _short(error), "the file is cut or damaged: fetch it again") from error
 
 
 def parse_document(row: bytes) -> Document:

@@ -56,6 +56,16 @@ def store_errors() -> tuple[type[Exception], ...]:
     return (OSError, botocore.BotoCoreError, botocore.ClientError) if botocore else (OSError,)
 
 
+@contextmanager
+def told_as(action: str, url: str) -> Iterator[None]:
+    """Tells the store's errors in the body as a ConfigError: "cannot <action> <url>: ..."."""
+    try:
+        yield
+    except store_errors() as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(f"cannot {action} {url}: {why}; check the address, your rights and the space left") from error
+
+
 def exists(url: str) -> bool:
     """Whether the file or folder is there now, not when a listing was last cached."""
     fs, path = filesystem(url)
