@@ -89,13 +89,11 @@ def build_index(
         return _existing(output, identity)
     build = _prepare(embeddings, source, output, config, digest(identity)[:16])
     try:
-        return _build(build, source, identity, map)
-    except Exception as error:
+        with storage.told_as("write to", output):
+            return _build(build, source, identity, map)
+    except Exception:
         if LATEST in storage.list_names(output):  # another run of this job was faster, and has tidied up
             return _existing(output, identity)
-        cause = getattr(error, "cause", error)  # what a Ray task raised, without its traceback
-        if isinstance(cause, OSError):
-            raise ConfigError(f"cannot write to {output}: {cause}; check the path, your rights and the space left") from error
         raise
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from ray_lir.search import Searcher
+
 from .checkpoints import put_together
 from .corpora import write_rows
 from .processes import descendants
@@ -41,8 +43,10 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # the sockets in it allow no long path
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     environment = {**os.environ, **variables, "PATH": f"{RAY.parent}:{os.environ['PATH']}"}
-    port, dashboard, client = free_port(), free_port(), free_port()
+    port, dashboard, client, agent = (free_port() for _ in range(4))
     ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", "--dashboard-host=127.0.0.1"]
+    # The agent that takes jobs in would not start beside another cluster's, which has the default port.
+    ports += [f"--dashboard-agent-listen-port={agent}"]
     command = [str(RAY), "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder}", *ports]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -78,14 +82,19 @@ def run_when_ready(submit: list[str], environment: dict[str, str]) -> subprocess
             return done
 
 
-def test_a_submitted_job_writes_its_output_and_ends_with_its_result(head, tmp_path: Path):
+def test_submitted_jobs_encode_a_corpus_and_build_its_index(head, tmp_path: Path):
     address, environment = head
     checkpoint = put_together("sentence_transformers", "fixed", tmp_path / "checkpoint")
     corpus = write_rows(tmp_path / "corpus.jsonl", [{"_id": str(number), "text": f"document {number}"} for number in range(20)])
-    job = [sys.executable, "-m", "jobs.encode", "--corpus", corpus, "--output", str(tmp_path / "out"), "--encoder.checkpoint", checkpoint]
-    submit = [str(RAY), "job", "submit", "--address", address, "--working-dir", ".", "--", *job]
-    done = run_when_ready(submit, environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
-    assert result["num_docs"] == 20
-    assert json.loads((tmp_path / "out" / "manifest.json").read_bytes())["num_docs"] == 20
+    embeddings, index = str(tmp_path / "embeddings"), str(tmp_path / "index")
+    jobs = {
+        "jobs.encode": ["--corpus", corpus, "--output", embeddings, "--encoder.checkpoint", checkpoint],
+        "jobs.build_index": ["--embeddings", embeddings, "--output", index],
+    }
+    for module, flags in jobs.items():
+        submit = [str(RAY), "job", "submit", "--address", address, "--working-dir", ".", "--", sys.executable, "-m", module, *flags]
+        done = run_when_ready(submit, environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        result = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
+        assert result["num_docs"] == 20
+    assert Searcher.open(index).doc_ids([0, 19]) == ["0", "19"]
