@@ -42,13 +42,14 @@ def main() -> None:
     parser.add_argument("--docs", type=int, nargs="+", default=[20_000, 100_000])
     parser.add_argument("--work", type=Path, default=Path("runs/build_memory"))
     parser.add_argument("--output", type=Path, default=Path("bench/results/build_memory.json"))
+    parser.add_argument("--num-iterations", type=int, default=4, help="of k-means: they cost time, not memory")
     given = parser.parse_args()
     builds = []
     for num_docs in given.docs:
         embeddings = given.work / f"embeddings-{num_docs}"
         if not (embeddings / MANIFEST).exists():
             make_embeddings(given.corpus, num_docs, embeddings)
-        builds.append(build(embeddings, given.work / f"index-{num_docs}"))
+        builds.append(build(embeddings, given.work / f"index-{num_docs}", given.num_iterations))
         print(json.dumps(builds[-1]), file=sys.stderr, flush=True)
     report = {"machine": machine(), "dim": DIM, "builds": builds}
     given.output.parent.mkdir(parents=True, exist_ok=True)
@@ -87,10 +88,11 @@ def read(corpus: Path) -> Iterator[dict[str, str]]:
         yield from map(json.loads, file)
 
 
-def build(embeddings: Path, output: Path) -> dict[str, Any]:
+def build(embeddings: Path, output: Path, num_iterations: int) -> dict[str, Any]:
     """Builds in a process of its own: its result, its peak memory and its processor time."""
     subprocess.run(["rm", "-rf", str(output)], check=True)
     command = [sys.executable, "-m", "jobs.build_index", "--embeddings", str(embeddings), "--output", str(output), "--where", "here"]
+    command += ["--clustering.num_iterations", str(num_iterations)]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     out = process.stdout.read()
@@ -102,6 +104,7 @@ def build(embeddings: Path, output: Path) -> dict[str, Any]:
         "num_docs": result["num_docs"],
         "num_tokens": result["num_tokens"],
         "num_centroids": result["num_centroids"],
+        "num_iterations": num_iterations,
         "seconds": round(time.perf_counter() - start, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_mb": round(usage.ru_maxrss / 1024),
