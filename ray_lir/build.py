@@ -92,7 +92,7 @@ def build_index(
         with storage.told_as("write to", output):
             return _build(build, source, identity, map)
     except Exception:
-        if LATEST in storage.list_names(output):  # another run of this job was faster, and has tidied up
+        if LATEST in storage.list_names(output):  # another run of this job was faster, and took the work folder away
             return _existing(output, identity)
         raise
 
@@ -138,6 +138,7 @@ def _existing(output: str, identity: dict[str, Any]) -> IndexManifest:
         raise ConfigError(
             f"{output} holds an index of other embeddings or another configuration; choose another output, or remove it first"
         )
+    storage.remove_tree(storage.join(output, WORK))  # what a run left that was killed, or overtaken, after the index was published
     logger.info("%s is built already with this configuration; nothing to do", output)
     return manifest
 

@@ -106,6 +106,15 @@ def test_two_builds_at_once_end_with_one_index(embeddings, tmp_path):
     assert tree(tmp_path / "both") == tree(tmp_path / "alone")
 
 
+def test_what_a_killed_or_overtaken_run_left_behind_is_tidied_up_by_the_next(embeddings, tmp_path):
+    build_index(embeddings, str(tmp_path / "index"))
+    undisturbed = tree(tmp_path / "index")
+    (tmp_path / "index" / "_work" / "0123").mkdir(parents=True)
+    (tmp_path / "index" / "_work" / "0123" / "centroids-1.npy").write_bytes(b"half a file")
+    build_index(embeddings, str(tmp_path / "index"))
+    assert tree(tmp_path / "index") == undisturbed
+
+
 def test_an_output_that_cannot_be_written_is_one_line(embeddings, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write to"):

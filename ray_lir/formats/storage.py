@@ -170,7 +170,9 @@ def attempt_folder(near: str) -> Iterator[Path]:
 
 
 def remove_tree(url: str) -> None:
-    """Removes a folder and what is in it, if it is there."""
-    fs, path = filesystem(url)
-    if fs.exists(path):
+    """Removes a folder and what is in it, if it is there. Somebody else may be removing it, or writing to it, at the same time."""
+    if is_local(url):
+        shutil.rmtree(local_path(url), ignore_errors=True)
+    elif exists(url):
+        fs, path = filesystem(url)
         fs.rm(path, recursive=True)
