@@ -1,4 +1,4 @@
-# make install | demo | test | lint | bench: each installs into .venv first if it must.
+# make install | demo | test | lint | quality | bench: each installs into .venv first if it must.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,10 +6,12 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/pip --disable-pip-version-check -qq
 # Documents of the demo's corpus.
 DEMO_DOCS ?= 4000
-# Where the collections of `make bench` lie: folders in the BEIR layout.
+# Collections that `make quality` measures: folders in the BEIR layout, in RAY_LIR_DATA.
 COLLECTIONS ?= scifact nfcorpus cranfield cisi
+# What else `make bench` says to bench.compare: BENCH="--sizes small --queries 20 --batch 20".
+BENCH ?=
 
-.PHONY: install demo test lint bench
+.PHONY: install demo test lint quality bench
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -22,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	echo "install: making $(VENV) with $$($$python --version)" && $$python -m venv $(VENV)
 	@echo 'install: torch (1 of 2)' && $(PIP) install "$$(grep '^torch==' constraints.txt)"
 	@echo 'install: the other packages of constraints.txt; this takes two or three minutes (2 of 2)'
-	@$(PIP) install -c constraints.txt "$$(grep '^scikit_build_core==' constraints.txt)"
+	@$(PIP) install -c constraints.txt scikit-build-core nanobind cmake ninja
 	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@ && echo 'install: done; . $(BIN)/activate, then ray-lir --help'
 
@@ -38,6 +40,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
 
-bench: $(INSTALLED)
+quality: $(INSTALLED)
 	@test -n "$(RAY_LIR_DATA)" || { echo 'error: set RAY_LIR_DATA to the folder that holds $(COLLECTIONS)' >&2; exit 1; }
 	$(BIN)/python -m bench.quality $(addprefix $(RAY_LIR_DATA)/,$(COLLECTIONS))
+
+bench: $(INSTALLED)
+	@test -n "$(RAY_LIR_DATA)" || { echo 'error: set RAY_LIR_DATA to the folder that holds scifact' >&2; exit 1; }
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(PIP) install -c constraints.txt --no-build-isolation -e '.[bench]'
+	$(BIN)/python -m bench.compare --dataset $(RAY_LIR_DATA)/scifact $(BENCH)

@@ -99,8 +99,8 @@ def build_index(
 
 def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], map: Map) -> IndexManifest:
     records: list[dict[str, Any]] = []
-    codec = train_codec(build, map, records)
-    cluster_sizes, mean_residual_norm = compress(build, codec, map, records)
+    codec, assigner = train_codec(build, map, records)
+    cluster_sizes, mean_residual_norm = compress(build, codec, assigner, map, records)
     shards = assemble(build, codec.num_centroids, map, records)
     codec.save(storage.join(build.work.root, "codec.safetensors"))
     build.work.save("cluster_sizes.npy", cluster_sizes)
@@ -157,6 +157,7 @@ def _prepare(embeddings: str, source: EmbeddingsManifest, output: str, config: I
         parts=tuple(part for part in source.parts if part.num_docs),
         output=output,
         config=config,
+        dim=source.dim,
         num_docs=source.num_docs,
         num_tokens=source.num_tokens,
         num_shards=num_shards,

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DEFAULT_CHECKPOINT = "all-MiniLM-L6-v2"
 
@@ -71,6 +71,19 @@ class CodecConfig(Config):
     nbits: Literal[1, 2, 4, 8] = 4
     buckets: Literal["lloyd_max", "quantile"] = "lloyd_max"
     """lloyd_max minimises the squared error; quantile gives every bucket equally many values, as in the papers."""
+    rotation: bool | None = None
+    """Turn all vectors by one random rotation, so that one table of buckets fits every dimension. None: yes with lloyd_max,
+    no with quantile."""
+    token_scale: bool | None = None
+    """Compress every residual in a scale of its own, kept with it. None: yes with lloyd_max, no with quantile."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_buckets(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        default = given.get("buckets", "lloyd_max") == "lloyd_max"
+        return {**given, **{name: default for name in ("rotation", "token_scale") if given.get(name) is None}}
 
 
 class IndexConfig(Config):
@@ -82,23 +95,93 @@ class IndexConfig(Config):
     codec: CodecConfig = CodecConfig()
 
 
+class XtrConfig(Config):
+    """XTR: a query token scores a document only with tokens that it retrieved from the batch (ALGORITHMS 3.1)."""
+
+    k_train: tuple[Annotated[int, Field(ge=1)], ...] = Field((256,), min_length=1)
+    """Document tokens of the whole batch that a query token retrieves; with several, [512, 256], the losses are averaged."""
+
+
+class TrialConfig(Config):
+    """TRIAL: relations between neighbouring tokens, and a gate for the importance of query tokens (ALGORITHMS 5)."""
+
+    relation_weight: float = Field(0.5, ge=0)
+    """lambda, the weight of a relation beside a cosine; 0 leaves the relations out."""
+    alignment: Literal["combined", "cosine"] = "combined"
+    """What the token that a relation starts from is the best of: cosine and relation together, or the cosine alone."""
+
+
+class AttentionConfig(Config):
+    """ColBERT-Att: tokens weigh e^A, A being the attention that they receive in the last layer (ALGORITHMS 6)."""
+
+    reading: Literal["column_mean", "cls_row"] = "column_mean"
+    """Attention received from all tokens on average, or from the first token; the mean over the heads."""
+    sides: Literal["both", "queries", "documents"] = "both"
+    """Whose tokens are weighed."""
+    delta_length: int | None = Field(150, ge=1)
+    """l: once trained, documents shorter than this are weighed less, by e^(A length / l). None: e^A always."""
+    detach: bool = False
+    """Train as if A were constant."""
+
+
 class TrainingConfig(Config):
     """Everything but the data and the encoder that decides what training gives (ALGORITHMS 3.3)."""
 
-    scorer: Literal["maxsim"] = "maxsim"
+    scorer: Literal["maxsim", "xtr", "trial", "attention"] = "maxsim"
     """Late-interaction function that scores a query against each document of the batch."""
+    xtr: XtrConfig = XtrConfig()
+    trial: TrialConfig = TrialConfig()
+    attention: AttentionConfig = AttentionConfig()
     max_steps: int = Field(1000, ge=1)
     """Optimiser steps in all."""
     batch_size: int = Field(32, ge=2)
-    """Queries a step, over all workers together; every other document of the batch is a negative."""
+    """Queries a batch, over all workers together; every document of another query is a negative."""
+    num_negatives: int = Field(0, ge=0)
+    """Hard negatives that come with each query; the examples must list as many."""
+    accumulate: int = Field(1, ge=1)
+    """Batches a step. Their gradients are averaged; negatives do not cross from one to another."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Texts that a worker encodes at a time. The gradient is the same (each text is encoded twice), and memory holds the
+    activations of so many texts, whatever the batch. None: the worker's share of the batch at once."""
     learning_rate: float = Field(1e-5, gt=0)
     """The highest; it rises linearly over the warm-up and falls linearly to the end."""
+    head_learning_rate: float | None = Field(None, gt=0)
+    """The same for the scorer's heads and the temperatures. None: learning_rate."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     """Part of the steps over which the learning rate rises."""
     weight_decay: float = Field(0.01, ge=0)
-    """Of matrices only: vectors (biases, norms) and the temperature do not decay."""
+    """Of matrices only: vectors (biases, norms) and the temperatures do not decay."""
     max_gradient_norm: float = Field(1.0, gt=0)
     """Larger gradients are scaled down to this norm."""
+    contrastive_weight: float = Field(1.0, ge=0)
+    """Of the cross-entropy of each query's positive against all other documents of the batch."""
     temperature: float = Field(0.2, ge=1e-3)
-    """Where the learned temperature starts."""
+    """Where the learned temperature of the cross-entropy starts."""
+    distillation_weight: float = Field(0.0, ge=0)
+    """Of the divergence from a teacher's scores of the query's own documents, which the examples must have."""
+    distillation_temperature: float = Field(1.0, ge=1e-3)
+    """Where the learned temperature of the student's scores starts."""
+    normalize_student: bool = True
+    """Bring the student's scores of a query to 0 .. 1 before comparing."""
+    normalize_teacher: bool = True
+    """The same for the teacher's scores."""
+    gate_weight: float = Field(0.01, ge=0)
+    """With scorer trial: of the penalty on the gates of the query tokens."""
+    gate_norm: Literal["l1", "frobenius"] = "l1"
+    """The penalty: a query's sum of gates, on average; or the root of the sum of all squares."""
+    evaluate_every: int = Field(100, ge=1)
+    """Steps between evaluations, if there is a dev set; the encoder that did best on it is kept."""
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> "TrainingConfig":
+        if not self.contrastive_weight and not self.distillation_weight:
+            raise ValueError("contrastive_weight and distillation_weight cannot both be 0: there would be no loss")
+        if self.distillation_weight and not self.num_negatives:
+            raise ValueError("distillation_weight needs num_negatives of at least 1: scores of one document say nothing")
+        return self
+
+    @property
+    def scorer_settings(self) -> Config:
+        """Those of the chosen scorer."""
+        return getattr(self, self.scorer, Config())

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,6 +34,7 @@ class Planner:
     manifest: IndexManifest
     codec: ResidualCodec
     statistics: IndexStatistics
+    kernels: Kernels
 
     def plan(self, queries: TokenEmbeddings, k: int = 10, engine: str | Config = "auto") -> list[QueryPlan]:
         """One plan a query, all of the same engine.
@@ -54,17 +56,17 @@ class Planner:
             raise ConfigError(f"k must be between 1 and {MAX_K}, not {k}")
         params = resolve(engine, self.statistics)
         make = ENGINES[params.engine].plan
-        return [make(query, self.codec, self.statistics, params, k) for query in _split(queries)]
+        return [make(query, self.codec, self.statistics, params, k, self.kernels) for query in _split(queries, self.codec, self.kernels)]
 
 
-def open_planner(root: str, manifest: IndexManifest, verify: bool = False) -> Planner:
+def open_planner(root: str, manifest: IndexManifest, verify: bool = False, kernels: str = "auto") -> Planner:
     """Reads the codec and cluster sizes of an index version."""
     for file in (manifest.codec, manifest.cluster_sizes):
         check_file(root, file, content=verify)
     codec = load_codec(storage.join(root, manifest.codec.name))
     with storage.open_input(storage.join(root, manifest.cluster_sizes.name)) as file:
         sizes = np.load(file, allow_pickle=False)
-    return Planner(manifest, codec, IndexStatistics(manifest.num_docs, manifest.num_tokens, sizes))
+    return Planner(manifest, codec, IndexStatistics(manifest.num_docs, manifest.num_tokens, sizes), select(kernels))
 
 
 def latest_version(root: str) -> int:
@@ -122,7 +124,7 @@ class Searcher:
             raise ConfigError(f"{root} is not on a local disk; copy the index to one and open the copy")
         root = storage.absolute(root)
         manifest = read_version(root, version)
-        return cls(open_planner(root, manifest, verify), open_shards(root, manifest.shards, verify), select(kernels))
+        return cls(open_planner(root, manifest, verify, kernels), open_shards(root, manifest.shards, verify), select(kernels))
 
     @property
     def manifest(self) -> IndexManifest:
@@ -141,17 +143,19 @@ class Searcher:
         """
         size = max(1, min(BATCH_QUERIES, -(-len(queries) // (os.cpu_count() or 1))))
         batches = [queries.slice(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
-        with one_blas_thread():
-            spread = threads if len(batches) > 1 else map
-            return [top for answers in spread(partial(self._search, k=k, engine=engine), batches) for top in answers]
+        # A batch a core, or all cores for the only one.
+        kernels = self.kernels if len(batches) > 1 else self.kernels.on_all_cores()
+        spread = threads if len(batches) > 1 else map
+        with one_blas_thread() if kernels.uses_blas else nullcontext():
+            return [top for answers in spread(partial(self._search, kernels, k, engine), batches) for top in answers]
 
-    def _search(self, queries: TokenEmbeddings, k: int, engine: str | Config) -> list[TopK]:
+    def _search(self, kernels: Kernels, k: int, engine: str | Config, queries: TokenEmbeddings) -> list[TopK]:
         plans = self.planner.plan(queries, k, engine)
         stages = ENGINES[plans[0].params.engine].stages[: len(plans[0].keeps)]
         documents: list[np.ndarray | None] = [None] * len(plans)
         for number, stage in enumerate(stages):
             keeps = [plan.keeps[number] for plan in plans]
-            best = run_stage(stage, plans, keeps, self.shards, self.planner.codec, self.kernels, documents)
+            best = run_stage(stage, plans, keeps, self.shards, self.planner.codec, kernels, documents)
             documents = [np.sort(top.documents) for top in best]
         return finish(plans, best)
 
@@ -183,9 +187,11 @@ def open_shards(root: str, entries: Sequence[ShardEntry], verify: bool = False) 
     return tuple(open_shard(root, entry, verify) for entry in entries)
 
 
-def _split(queries: TokenEmbeddings) -> list[Query]:
+def _split(queries: TokenEmbeddings, codec: ResidualCodec, kernels: Kernels) -> list[Query]:
+    if not np.isfinite(queries.values).all():
+        raise ConfigError("the queries hold values that are not numbers; encode them again")
     weights = np.ones(queries.num_tokens, np.float32) if queries.weights is None else queries.weights.astype(np.float32)
     if (weights < 0).any():
         raise ConfigError("query token weights must be at least 0")
     spans = zip(queries.offsets[:-1], queries.offsets[1:], strict=True)
-    return [Query(queries.values[a:b].astype(np.float32), weights[a:b]) for a, b in spans]
+    return [Query(codec.turn(queries.values[a:b], kernels), weights[a:b]) for a, b in spans]

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from ray_lir.engines import ENGINES, plaid, resolve, warp
-from ray_lir.engines.plan import IndexStatistics, Query, run_stage, top_centroids
+from ray_lir.engines.plan import IndexStatistics, Query, run_stage
 from ray_lir.errors import ConfigError
 from ray_lir.index import postings
 from ray_lir.index.codec import ResidualCodec
@@ -18,7 +18,8 @@ KERNELS = select("reference")
 
 def shard_of(codes: np.ndarray, residuals: np.ndarray, doc_offsets: np.ndarray, num_centroids: int) -> IndexShard:
     layout = postings.layout(codes, num_centroids)
-    return IndexShard(0, doc_offsets, codes, residuals, layout["postings"], layout["posting_offsets"], pa.table({}))
+    scales = np.ones((len(codes), 2), np.float16)  # WARP does not bring tokens to length one, and centroid interaction needs none
+    return IndexShard(0, doc_offsets, codes, residuals, scales, layout["postings"], layout["posting_offsets"], pa.table({}))
 
 
 def run(engine: str, plan, shard: IndexShard, codec: ResidualCodec, num_stages: int):
@@ -37,7 +38,7 @@ def plaid_golden(weights: np.ndarray):
     ndocs = int(g["ndocs"])
     params = plaid.PlaidParams(nprobe=int(g["nprobe"]), centroid_score_threshold=float(g["t_cs"]), ncandidates=4 * ndocs)
     statistics = IndexStatistics(24, len(g["codes"]), np.bincount(g["codes"], minlength=24))
-    plan = plaid.plan(Query(g["q"].astype(np.float32), weights.astype(np.float32)), codec, statistics, params, ndocs)
+    plan = plaid.plan(Query(g["q"].astype(np.float32), weights.astype(np.float32)), codec, statistics, params, ndocs, KERNELS)
     return g, plan, run("plaid", plan, shard, codec, 2)
 
 
@@ -62,7 +63,8 @@ def test_a_query_token_of_weight_zero_is_not_probed():
     g = golden("plaid_dagger")
     _, plan, _ = plaid_golden(g["w"])
     silent = int(np.flatnonzero(g["w"] == 0)[0])
-    own = {int(c) for i in range(len(g["w"])) if i != silent for c in top_centroids(g["centroid_scores"][:, i], int(g["nprobe"]))}
+    nearest = np.argsort(-g["centroid_scores"], axis=0, kind="stable")[: int(g["nprobe"])]
+    own = set(np.delete(nearest, silent, axis=1).ravel().tolist())
     assert set(plan.terms["cells"].tolist()) == own
 
 
@@ -73,7 +75,7 @@ def warp_golden(**changes):
     shard = shard_of(g["codes"], g["residuals_natural"], doc_offsets, len(g["centroids"]))
     params = warp.WarpParams(**{"nprobe": int(g["nprobe"]), "t_prime": int(g["t_prime"]), "bound": int(g["bound"]), "rescore": 0} | changes)
     statistics = IndexStatistics(len(doc_offsets) - 1, len(g["codes"]), g["sizes"])
-    plan = warp.plan(Query(g["q"].astype(np.float32), np.ones(len(g["q"]), np.float32)), codec, statistics, params, 100)
+    plan = warp.plan(Query(g["q"].astype(np.float32), np.ones(len(g["q"]), np.float32)), codec, statistics, params, 100, KERNELS)
     return g, plan, run("warp", plan, shard, codec, 1)[0]
 
 
@@ -92,16 +94,23 @@ def test_warp_scores_as_the_golden_vectors(floor, expected):
     np.testing.assert_allclose(top.scores[np.argsort(top.documents)], g[expected], atol=2e-5)
 
 
-def test_top_centroids_gives_ties_to_the_lower_number():
-    np.testing.assert_array_equal(top_centroids(np.array([0.5, 0.9, 0.5, 0.9, 0.1]), 3), [1, 3, 0])
-    np.testing.assert_array_equal(top_centroids(np.array([0.5, 0.9]), 10), [1, 0])
+def test_probing_gives_ties_to_the_lower_number_and_imputes_what_lies_past_t_prime():
+    table = np.array([0.5, 0.9, 0.5, 0.9, 0.1], np.float32)[:, None]
+    cells, scores, imputed = reference.probe(table, 1, np.array([10, 10, 10, 10, 10]), nprobe=3, bound=5, t_prime=25)
+    np.testing.assert_array_equal(cells, [[1, 3, 0]])
+    np.testing.assert_allclose(scores, [[0.9, 0.9, 0.5]])
+    np.testing.assert_allclose(imputed, [0.5])  # 20 tokens are passed after two centroids, 30 after three
 
 
 def test_posting_scores_by_hand():
-    weights = np.array([-0.5, 0.5], np.float32)
-    packed = reference.pack(np.array([[1, 0, 0, 0, 0, 0, 0, 0]]), 1)
-    query = np.array([2.0, 1, 0, 0, 0, 0, 0, 0], np.float32)
-    np.testing.assert_allclose(reference.posting_scores(query, np.array([0.25]), packed, weights), [0.25 + 2 * 0.5 - 1 * 0.5])
+    codec = ResidualCodec(np.zeros((1, 8)), np.zeros(1), np.array([-0.5, 0.5], np.float32))
+    packed = reference.pack(np.array([[1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]]), 1)
+    shard = shard_of(np.zeros(2, np.uint16), packed, np.array([0, 1, 2]), 1)
+    query = np.array([[2.0, 1, 0, 0, 0, 0, 0, 0]], np.float32)
+    cells, ones = np.zeros((1, 1), np.int64), np.ones(1, np.float32)
+    scores, documents = reference.posting_scores(query, ones, cells, 0.25 * ones[:, None], 0 * ones, False, shard, codec)
+    np.testing.assert_array_equal(documents, [0, 1])
+    np.testing.assert_allclose(scores, [0.25 + 2 * 0.5 - 1 * 0.5, 0.25 - 2 * 0.5 - 1 * 0.5])
 
 
 def test_auto_follows_the_size_of_the_index():

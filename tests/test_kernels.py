@@ -1,16 +1,24 @@
 """The reference kernels against hand numbers, golden vectors and the definition."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_lir.errors import ConfigError, KernelUnavailable
+from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import reference, select
 from tests.golden_files import golden
 from tests.synthetic import collection, exact_scores, queries_about
 
 ONE = [np.ones(2, np.float32)]
+
+
+def tokens_of(codes: np.ndarray, doc_offsets: np.ndarray) -> IndexShard:
+    """A shard for kernels that look at codes alone."""
+    none = np.zeros(0)
+    return IndexShard(0, doc_offsets, codes, none, none, none, none, pa.table({}))
 
 
 def test_maxsim_by_hand():
@@ -72,12 +80,12 @@ def test_weights_scale_what_a_query_token_adds():
 @pytest.mark.parametrize("weighted", ["", "_weighted"])
 def test_centroid_interaction_matches_the_golden_vectors(weighted):
     g = golden("plaid_dagger")
-    scores_nC = g["centroid_scores"].T
+    table, shard = g["centroid_scores"], tokens_of(g["codes"], g["doc_offsets"])
     weights = g["w"] if weighted else np.ones(len(g["w"]))
-    full = reference.centroid_maxsim(scores_nC, weights, g["codes"], g["doc_offsets"])
-    pruned = reference.centroid_maxsim(scores_nC, weights, g["codes"], g["doc_offsets"], g["centroid_kept"])
+    full = reference.centroid_maxsim(table, weights, shard)
+    pruned = reference.centroid_maxsim(table, weights, shard, g["centroid_kept"], g["candidates"])
     np.testing.assert_allclose(full[g["candidates"]], g["full" + weighted], atol=2e-5)
-    np.testing.assert_allclose(pruned[g["candidates"]], g["pruned" + weighted], atol=2e-5)
+    np.testing.assert_allclose(pruned, g["pruned" + weighted], atol=2e-5)
 
 
 def test_top_k_gives_ties_to_the_lower_number():
@@ -107,7 +115,7 @@ def test_document_blocks_cover_every_document_once(lengths, block_tokens):
 
 
 def test_kernels_that_are_not_here_say_what_to_use():
-    assert select().name == "reference"
+    assert select("reference").name == "reference"
     with pytest.raises(KernelUnavailable, match="use auto"):
         select("cuda")
     with pytest.raises(ConfigError, match="reference"):

@@ -111,7 +111,7 @@ def _with_codec_of(tmp_path, order: np.ndarray) -> Searcher:
     tokens, offsets = shard.tokens(order)
     codes = shard.codes[tokens]
     layout = postings.layout(codes, usual.manifest.num_centroids)
-    permuted = replace(shard, doc_offsets=offsets, codes=codes, residuals=shard.residuals[tokens], **layout)
+    permuted = replace(shard, doc_offsets=offsets, codes=codes, residuals=shard.residuals[tokens], scales=shard.scales[tokens], **layout)
     return replace(usual, shards=(permuted,))
 
 

@@ -10,7 +10,9 @@ from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scor
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
-from ray_lir.kernels.reference import document_blocks
+
+BATCH_PLANS = 8
+"""Queries scored in one pass: their tables of centroid scores should stay in the processor's last-level cache."""
 
 
 class ExactParams(Config):
@@ -19,39 +21,36 @@ class ExactParams(Config):
     engine: Literal["exact"] = "exact"
 
 
-def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: ExactParams, k: int) -> QueryPlan:
+def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: ExactParams, k: int, kernels: Kernels) -> QueryPlan:
     return QueryPlan(query, params, (k,))
 
 
 def score_all(
     plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[np.ndarray | None]
 ) -> list[Scored]:
-    """MaxSim of every document; a block of tokens is decompressed once for all queries."""
-    queries = [plan.query.vectors for plan in plans]
-    weights = [plan.query.weights for plan in plans]
-    scores = np.empty((len(plans), shard.num_docs), np.float32)
-    for start, stop, first, last in document_blocks(shard.doc_offsets):
-        tokens = kernels.decompress(shard.codes[first:last], shard.residuals[first:last], codec.centroids_f32, codec.weights)
-        scores[:, start:stop] = kernels.maxsim(queries, weights, tokens, shard.doc_offsets[start : stop + 1] - first)
+    """MaxSim of every document; a token is decompressed once for several queries."""
     numbers = np.arange(shard.num_docs)
-    return [kernels.top_k(scores[i], numbers, plan.keeps[0]) for i, plan in enumerate(plans)]
+    answers = []
+    for start in range(0, len(plans), BATCH_PLANS):
+        batch = plans[start : start + BATCH_PLANS]
+        scores = _maxsim(batch, shard, codec, kernels, None)
+        answers += [kernels.top_k(row, numbers, plan.keeps[0]) for row, plan in zip(scores, batch, strict=True)]
+    return answers
 
 
 def rescore(
     plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[np.ndarray | None]
 ) -> list[Scored]:
     """MaxSim of the given documents: the last stage of every engine that first finds candidates."""
-    return [_rescore(plan.query, shard, codec, kernels, numbers) for plan, numbers in zip(plans, documents, strict=True)]
+    return [(_maxsim([plan], shard, codec, kernels, numbers)[0], numbers) for plan, numbers in zip(plans, documents, strict=True)]
 
 
-def _rescore(query: Query, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, numbers: np.ndarray) -> Scored:
-    tokens, offsets = shard.tokens(numbers)
-    scores = np.empty(len(numbers), np.float32)
-    for start, stop, first, last in document_blocks(offsets):
-        block = tokens[first:last]
-        vectors = kernels.decompress(shard.codes[block], shard.residuals[block], codec.centroids_f32, codec.weights)
-        scores[start:stop] = kernels.maxsim([query.vectors], [query.weights], vectors, offsets[start : stop + 1] - first)[0]
-    return scores, numbers
+def _maxsim(
+    plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: np.ndarray | None
+) -> np.ndarray:
+    """[plans, N] float32."""
+    queries, weights = [plan.query.vectors for plan in plans], [plan.query.weights for plan in plans]
+    return kernels.residual_maxsim(queries, weights, [plan.centroid_scores(codec, kernels) for plan in plans], shard, codec, documents)
 
 
 ENGINE = Engine(ExactParams, plan, (score_all,))

@@ -8,8 +8,7 @@ from pydantic import Field
 
 from ray_lir.config import Config
 from ray_lir.engines.exact import rescore
-from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored, top_centroids
-from ray_lir.index import postings
+from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
@@ -27,7 +26,7 @@ class PlaidParams(Config):
     """Documents kept by the second stage; a quarter of them is rescored. None: max(1024, 4 k) for k up to 100, else max(4096, 4 k)."""
 
 
-def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: PlaidParams, k: int) -> QueryPlan:
+def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: PlaidParams, k: int, kernels: Kernels) -> QueryPlan:
     nprobe, threshold, ncandidates = (2, 0.5, 1024) if k <= 10 else (4, 0.45, 1024) if k <= 100 else (8, 0.4, 4096)
     params = PlaidParams(
         nprobe=min(params.nprobe or nprobe, codec.num_centroids),
@@ -37,8 +36,9 @@ def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params
     result = QueryPlan(query, params, (params.ncandidates, max(params.ncandidates // 4, k), k))
     # A token of weight 0 adds nothing to any score, so it need not find candidates; pruning looks at unweighted scores.
     live = (query.weights > 0) & query.vectors.any(axis=1)
-    probed = [top_centroids(scores, params.nprobe) for scores in result.centroid_scores(codec)[live]]
-    result.terms["cells"] = np.unique(np.concatenate(probed)) if probed else np.zeros(0, np.int64)
+    table, nprobe = result.centroid_scores(codec, kernels), params.nprobe
+    cells, _, _ = kernels.probe(table, len(live), statistics.cluster_sizes, nprobe, nprobe, 1)
+    result.terms["cells"] = np.unique(cells[live])
     return result
 
 
@@ -48,10 +48,10 @@ def probe(
     """Documents with a token in a probed cell, scored by their centroids above the threshold."""
     answers = []
     for plan in plans:
-        tokens = postings.tokens_of(shard.postings, shard.posting_offsets, plan.terms["cells"])
-        candidates = np.unique(postings.documents_of(tokens, shard.doc_offsets))
-        keep = plan.centroid_scores(codec).max(axis=0) >= plan.params.centroid_score_threshold
-        scores, numbers = _interact(plan, shard, codec, kernels, candidates, keep)
+        numbers = kernels.candidates(plan.terms["cells"], shard)
+        table = plan.centroid_scores(codec, kernels)
+        keep = table[:, : len(plan.query.vectors)].max(axis=1) >= plan.params.centroid_score_threshold
+        scores = kernels.centroid_maxsim(table, plan.query.weights, shard, keep, numbers)
         answers.append(kernels.top_k(scores, numbers, plan.keeps[0]))
     return answers
 
@@ -60,14 +60,10 @@ def interact(
     plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[np.ndarray | None]
 ) -> list[Scored]:
     """The survivors, scored by all their centroids."""
-    return [_interact(plan, shard, codec, kernels, numbers, None) for plan, numbers in zip(plans, documents, strict=True)]
-
-
-def _interact(
-    plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, numbers: np.ndarray, keep: np.ndarray | None
-) -> Scored:
-    tokens, offsets = shard.tokens(numbers)
-    return kernels.centroid_maxsim(plan.centroid_scores(codec), plan.query.weights, shard.codes[tokens], offsets, keep), numbers
+    return [
+        (kernels.centroid_maxsim(plan.centroid_scores(codec, kernels), plan.query.weights, shard, None, numbers), numbers)
+        for plan, numbers in zip(plans, documents, strict=True)
+    ]
 
 
 ENGINE = Engine(PlaidParams, plan, (probe, interact, rescore))

@@ -21,7 +21,7 @@ class Query:
     """One query's token embeddings.
 
     Attributes:
-        vectors: [n, D] float32; rows of zeros are masked tokens and take no part.
+        vectors: [n, D] float32, turned as the codec's; rows of zeros are masked tokens and take no part.
         weights: [n] float32, importance of each token, at least 0 (ALGORITHMS 7, u_i).
     """
 
@@ -58,10 +58,10 @@ class QueryPlan:
     terms: dict[str, np.ndarray] = field(default_factory=dict)
     _centroid_scores: np.ndarray | None = field(default=None, repr=False)
 
-    def centroid_scores(self, codec: ResidualCodec) -> np.ndarray:
-        """[n, C] float32, kept for the next shard and stage in this process; sent to none, since it is large."""
+    def centroid_scores(self, codec: ResidualCodec, kernels: Kernels) -> np.ndarray:
+        """[C, L] float32, kept for the next shard and stage in this process; sent to none, since it is large."""
         if self._centroid_scores is None:
-            self._centroid_scores = self.query.vectors @ codec.centroids_f32.T
+            self._centroid_scores = kernels.centroid_scores(self.query.vectors, codec)
         return self._centroid_scores
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,12 +95,12 @@ class Engine:
 
     Attributes:
         params: model of its query-time parameters; None in a field means: from the index's statistics.
-        plan: (query, codec, statistics, params, k) -> QueryPlan.
+        plan: (query, codec, statistics, params, k, kernels) -> QueryPlan.
         stages: run one after another.
     """
 
     params: type[Config]
-    plan: Callable[[Query, ResidualCodec, IndexStatistics, Any, int], QueryPlan]
+    plan: Callable[[Query, ResidualCodec, IndexStatistics, Any, int, Kernels], QueryPlan]
     stages: tuple[Stage, ...]
 
 
@@ -135,11 +135,3 @@ def merge(parts: Sequence[TopK], k: int, kernels: Kernels) -> TopK:
     scores = np.concatenate([part.scores for part in parts]) if parts else np.zeros(0, np.float32)
     documents = np.concatenate([part.documents for part in parts]) if parts else np.zeros(0, np.int64)
     return TopK(*kernels.top_k(scores, documents, k))
-
-
-def top_centroids(scores_C: np.ndarray, count: int) -> np.ndarray:
-    """The `count` best centroids, best first, ties to the lower number."""
-    count = min(count, len(scores_C))
-    cut = np.partition(scores_C, len(scores_C) - count)[len(scores_C) - count]
-    best = np.flatnonzero(scores_C >= cut)
-    return best[np.lexsort((best, -scores_C[best]))][:count]

@@ -22,7 +22,7 @@ class ScanParams(Config):
     """Documents rescored exactly. None: 512, or 2 k if that is more."""
 
 
-def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: ScanParams, k: int) -> QueryPlan:
+def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: ScanParams, k: int, kernels: Kernels) -> QueryPlan:
     ncandidates = max(k, params.ncandidates or max(512, 2 * k))
     return QueryPlan(query, ScanParams(ncandidates=ncandidates), (ncandidates, k))
 
@@ -34,7 +34,7 @@ def score_codes(
     numbers = np.arange(shard.num_docs)
     answers = []
     for plan in plans:
-        scores = kernels.centroid_maxsim(plan.centroid_scores(codec), plan.query.weights, shard.codes, shard.doc_offsets)
+        scores = kernels.scan_codes(plan.centroid_scores(codec, kernels), plan.query.weights, shard)
         answers.append(kernels.top_k(scores, numbers, plan.keeps[0]))
     return answers
 

@@ -8,8 +8,7 @@ from pydantic import Field
 
 from ray_lir.config import Config
 from ray_lir.engines.exact import rescore
-from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored, top_centroids
-from ray_lir.index import postings
+from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
@@ -32,20 +31,16 @@ class WarpParams(Config):
     """Let no seen score fall below the imputed one (ALGORITHMS 4.3)."""
 
 
-def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: WarpParams, k: int) -> QueryPlan:
+def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: WarpParams, k: int, kernels: Kernels) -> QueryPlan:
     live = np.flatnonzero((query.weights > 0) & query.vectors.any(axis=1))
     params = _resolve(params, statistics, len(live), k)
     keeps = (max(params.rescore, k), k) if params.rescore else (k,)
     result = QueryPlan(query, params, keeps)
-    scores_nC = result.centroid_scores(codec)
-    cells = np.zeros((len(live), params.nprobe), np.int64)
-    imputed = np.zeros(len(live), np.float32)
-    for row, token in enumerate(live):
-        order = top_centroids(scores_nC[token], params.bound)
-        cells[row] = order[: params.nprobe]
-        passed = np.cumsum(statistics.cluster_sizes[order])
-        imputed[row] = scores_nC[token, order[min(np.searchsorted(passed, params.t_prime), len(order) - 1)]]
-    result.terms.update(live=live, cells=cells, cell_scores=np.take_along_axis(scores_nC[live], cells, axis=1), imputed=imputed)
+    table = result.centroid_scores(codec, kernels)
+    cells, cell_scores, imputed = kernels.probe(
+        table, len(query.vectors), statistics.cluster_sizes, params.nprobe, params.bound, params.t_prime
+    )
+    result.terms.update(live=live, cells=cells[live], cell_scores=cell_scores[live], imputed=imputed[live])
     return result
 
 
@@ -68,33 +63,19 @@ def score_postings(
     """WARP's score of every document with a token in a probed cell."""
     answers = []
     for plan in plans:
-        totals = np.zeros(shard.num_docs)
-        seen = np.zeros(shard.num_docs, bool)
-        weights = plan.query.weights[plan.terms["live"]].astype(np.float64)
-        for row, weight in enumerate(weights):
-            numbers, best = _best_by_document(plan, row, shard, codec, kernels)
-            gain = best - plan.terms["imputed"][row]
-            totals[numbers] += weight * (np.maximum(gain, 0) if plan.params.floor_at_imputed else gain)
-            seen[numbers] = True
-        numbers = np.flatnonzero(seen)
-        scores = (totals[numbers] + weights @ plan.terms["imputed"]).astype(np.float32)
+        live, terms = plan.terms["live"], plan.terms
+        scores, numbers = kernels.posting_scores(
+            plan.query.vectors[live],
+            plan.query.weights[live],
+            terms["cells"],
+            terms["cell_scores"],
+            terms["imputed"],
+            plan.params.floor_at_imputed,
+            shard,
+            codec,
+        )
         answers.append(kernels.top_k(scores, numbers, plan.keeps[0]))
     return answers
-
-
-def _best_by_document(
-    plan: QueryPlan, row: int, shard: IndexShard, codec: ResidualCodec, kernels: Kernels
-) -> tuple[np.ndarray, np.ndarray]:
-    """Documents with a token in the cells of one query token, ascending, and their best token score."""
-    cells = plan.terms["cells"][row]
-    sizes = shard.posting_offsets[cells + 1] - shard.posting_offsets[cells]
-    tokens = postings.tokens_of(shard.postings, shard.posting_offsets, cells)
-    query = plan.query.vectors[plan.terms["live"][row]]
-    scores = kernels.posting_scores(query, np.repeat(plan.terms["cell_scores"][row], sizes), shard.residuals[tokens], codec.weights)
-    numbers = postings.documents_of(tokens, shard.doc_offsets)
-    order = np.argsort(numbers, kind="stable")
-    found, starts = np.unique(numbers[order], return_index=True)
-    return found, np.maximum.reduceat(scores[order], starts) if len(found) else scores
 
 
 ENGINE = Engine(WarpParams, plan, (score_postings, rescore))

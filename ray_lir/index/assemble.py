@@ -14,7 +14,7 @@ from ray_lir.formats import storage
 from ray_lir.formats.manifest import ShardEntry, describe_file
 from ray_lir.formats.parquet import read_lengths, read_texts
 from ray_lir.index import documents, postings
-from ray_lir.index.pieces import load_piece
+from ray_lir.index.pieces import KINDS, load_piece
 from ray_lir.index.work import Build
 from ray_lir.logs import stage
 from ray_lir.parallel import Map, watched
@@ -94,7 +94,7 @@ def _spans(build: Build, first: int, end: int) -> Iterator[_Span]:
 def _write_arrays(build: Build, folder: Path, spans: list[_Span], num_centroids: int) -> int:
     """Writes the shard's arrays; returns its number of tokens."""
     doc_offsets = np.concatenate([[0], np.cumsum(np.concatenate([span.lengths for span in spans]))]).astype(np.int64)
-    for kind in ("codes", "residuals"):
+    for kind in KINDS:
         _concatenate(build, folder / f"{kind}.npy", spans, kind)
     arrays = {"doc_offsets": doc_offsets, **postings.layout(np.load(folder / "codes.npy"), num_centroids)}
     for name, array in arrays.items():

@@ -13,6 +13,7 @@ import faiss
 import numpy as np
 
 from ray_lir.config import ClusteringConfig
+from ray_lir.kernels import select
 from ray_lir.parallel import Map, one_blas_thread
 
 Reader = Callable[[str], np.ndarray]
@@ -63,10 +64,14 @@ class Assigner:
         with one_blas_thread():
             kmeans = faiss.Kmeans(dim, math.isqrt(num_centroids), niter=CELL_ITERATIONS, seed=seed + 1)
             kmeans.train(centroids)
-            cell_of = _nearest(centroids, kmeans.centroids)[0]
+        cell_of = select().assign(centroids, kmeans.centroids, euclidean=True)[0]
         numbers = np.argsort(cell_of, kind="stable")
         offsets = np.searchsorted(cell_of[numbers], np.arange(kmeans.k + 1))
         return cls(centroids[numbers], numbers, kmeans.centroids, offsets, nprobe)
+
+    def centroids_of(self, codes: np.ndarray) -> np.ndarray:
+        """[T, D] float32: the centroids with these numbers."""
+        return self.centroids[np.argsort(self.numbers)[codes]]
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """[T] int64 for [T, D] vectors: smallest L2 distance, which is the largest dot product when centroids have unit length."""
@@ -78,6 +83,9 @@ class Assigner:
         return codes
 
     def _nearest(self, vectors: np.ndarray) -> np.ndarray:
+        kernels = select()
+        if len(self.cells) == 1:
+            return self.numbers[kernels.assign(vectors, self.centroids, euclidean=True)[0]]
         probes = self._probe(vectors)
         rows = np.argsort(probes, axis=None, kind="stable")  # pairs of vector and cell, by cell
         ends = np.searchsorted(probes.ravel()[rows], np.arange(len(self.cells) + 1))
@@ -86,7 +94,7 @@ class Assigner:
         for cell in np.flatnonzero((np.diff(ends) > 0) & (np.diff(self.offsets) > 0)):
             pairs = rows[ends[cell] : ends[cell + 1]]
             first, last = self.offsets[cell], self.offsets[cell + 1]
-            best, nearness[pairs] = _nearest(vectors[pairs // self.nprobe], self.centroids[first:last])
+            best, nearness[pairs] = kernels.assign(vectors[pairs // self.nprobe], self.centroids[first:last], euclidean=True)
             found[pairs] = self.numbers[first + best]
         best_probe = nearness.reshape(probes.shape).argmax(axis=1)
         return np.take_along_axis(found.reshape(probes.shape), best_probe[:, None], axis=1)[:, 0]
@@ -101,13 +109,6 @@ class Assigner:
 def _nearness(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """[T, C]: larger is nearer in L2: x . c - |c|^2 / 2."""
     return vectors @ centres.T - np.einsum("cd,cd->c", centres, centres) / 2
-
-
-def _nearest(vectors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest centre of each vector, and how near it is."""
-    nearness = _nearness(vectors, centres)
-    best = nearness.argmax(axis=1)
-    return best, np.take_along_axis(nearness, best[:, None], axis=1)[:, 0]
 
 
 def step(centroids: np.ndarray, groups: Sequence[Sequence[str]], config: ClusteringConfig, read: Reader, map: Map) -> np.ndarray:

@@ -13,6 +13,7 @@ from ray_lir.formats import storage
 from ray_lir.kernels import Kernels
 
 LLOYD_MAX_ITERATIONS = 1000
+WORD_BITS = 14
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,15 @@ class ResidualCodec:
         centroids: [C, D] float16, unit length.
         cutoffs: [2^nbits - 1] float32, ascending; value v is in bucket b if cutoffs[b-1] < v <= cutoffs[b].
         weights: [2^nbits] float32, what a bucket stands for.
+        rotation: [D, D] float32, orthogonal, or None; centroids and residuals are of vectors that it has turned.
+        token_scale: whether cutoffs and weights are in units of each residual's own root mean square.
     """
 
     centroids: np.ndarray
     cutoffs: np.ndarray
     weights: np.ndarray
+    rotation: np.ndarray | None = None
+    token_scale: bool = False
 
     def __post_init__(self) -> None:
         check_dimensions(self.dim, self.nbits)
@@ -54,22 +59,36 @@ class ResidualCodec:
         """[C, D] float32, for arithmetic."""
         return self.centroids.astype(np.float32)
 
-    def compress(self, vectors_TD: np.ndarray, codes_T: np.ndarray, kernels: Kernels) -> tuple[np.ndarray, np.ndarray]:
-        """Packed residuals [T, D nbits / 8] uint8 and the residuals' norms [T] float32."""
-        residuals_TD = vectors_TD.astype(np.float32) - self.centroids_f32[codes_T]
-        buckets_TD = np.searchsorted(self.cutoffs, residuals_TD, side="left").astype(np.uint8)
-        return kernels.pack(buckets_TD, self.nbits), np.linalg.norm(residuals_TD, axis=1)
+    @cached_property
+    def centroid_words(self) -> np.ndarray:
+        """[C, D rounded up to even] int16, times 2^14, for integer arithmetic."""
+        words = np.round(self.centroids_f32 * 2**WORD_BITS).astype(np.int16)
+        return np.pad(words, ((0, 0), (0, self.dim % 2)))
+
+    def turn(self, vectors_TD: np.ndarray, kernels: Kernels) -> np.ndarray:
+        """[T, D] float32: vectors as the codec compresses and compares them. Dot products stay what they were."""
+        return vectors_TD.astype(np.float32) if self.rotation is None else kernels.rotate(vectors_TD, self.rotation)
 
     def save(self, url: str) -> None:
         arrays = {"centroids": self.centroids, "cutoffs": self.cutoffs, "weights": self.weights}
-        storage.write_bytes(url, save(arrays))
+        if self.rotation is not None:
+            arrays["rotation"] = self.rotation
+        storage.write_bytes(url, save(arrays | {"token_scale": np.array([self.token_scale])}))
+
+
+def random_rotation(dim: int, seed: int) -> np.ndarray:
+    """[D, D] float32: orthogonal, uniformly distributed (the QR decomposition of Gaussian numbers)."""
+    q, r = np.linalg.qr(np.random.default_rng(seed).normal(size=(dim, dim)))
+    return (q * np.sign(np.diag(r))).astype(np.float32)
 
 
 def load_codec(url: str) -> ResidualCodec:
     """Reads what `ResidualCodec.save` wrote."""
     try:
         arrays = load(storage.read_bytes(url))
-        return ResidualCodec(arrays["centroids"], arrays["cutoffs"], arrays["weights"])
+        return ResidualCodec(
+            arrays["centroids"], arrays["cutoffs"], arrays["weights"], arrays.get("rotation"), bool(arrays["token_scale"][0])
+        )
     except (SafetensorError, KeyError) as error:
         raise FormatError(url, "a residual codec", f"{error}", "restore the file or build the index anew") from error
 
@@ -81,7 +100,13 @@ def check_dimensions(dim: int, nbits: int) -> None:
 
 
 def fit_buckets(residuals: np.ndarray, config: CodecConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Cutoffs [2^nbits - 1] and weights [2^nbits], one table for all dimensions, from sampled residual values."""
+    """Cutoffs [2^nbits - 1] and weights [2^nbits], one table for all dimensions, from sampled residuals [T, D].
+
+    With `config.token_scale` the table is of residuals over their root mean square.
+    """
+    if config.token_scale:
+        squares = np.einsum("td,td->t", residuals, residuals, dtype=np.float64) / residuals.shape[1]
+        residuals = residuals / np.sqrt(np.where(squares > 0, squares, 1)).astype(np.float32)[:, None]
     ordered = np.sort(residuals, axis=None).astype(np.float64)
     num_buckets = 2**config.nbits
     cutoffs = np.quantile(ordered, np.arange(1, num_buckets) / num_buckets)

@@ -12,15 +12,3 @@ def layout(codes: np.ndarray, num_centroids: int) -> dict[str, np.ndarray]:
     sizes = np.bincount(codes, minlength=num_centroids)
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     return {"postings": np.argsort(codes, kind="stable").astype(np.uint32), "posting_offsets": offsets}
-
-
-def tokens_of(postings: np.ndarray, offsets: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """The token numbers of several centroids, one after another."""
-    if len(centroids) == 0:
-        return np.zeros(0, np.int64)
-    return np.concatenate([postings[offsets[c] : offsets[c + 1]] for c in centroids]).astype(np.int64)
-
-
-def documents_of(tokens: np.ndarray, doc_offsets: np.ndarray) -> np.ndarray:
-    """The document that each token belongs to."""
-    return np.searchsorted(doc_offsets, tokens, side="right") - 1

@@ -5,11 +5,13 @@
 | doc_offsets.npy | [N + 1] int64 | document i owns tokens doc_offsets[i] to doc_offsets[i + 1] |
 | codes.npy | [T] uint16 or uint32 | each token's centroid |
 | residuals.npy | [T, D nbits / 8] uint8 | packed buckets, the first dimension in the highest bits |
+| scales.npy | [T, 2] float16 | a token is scales[0] centroid + scales[1] bucket weights, and has length one |
 | postings.npy, posting_offsets.npy | [T] uint32, [C + 1] int64 | tokens by centroid (index/postings.py) |
 | documents.arrow | N rows | doc_id, title, text, metadata |
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,8 @@ from ray_lir.errors import FormatError
 from ray_lir.formats.manifest import ShardEntry, check_file
 from ray_lir.index import documents
 
-ARRAYS = ("doc_offsets", "codes", "residuals", "postings", "posting_offsets")
+BLOCK_TOKENS = 64
+ARRAYS = ("doc_offsets", "codes", "residuals", "scales", "postings", "posting_offsets")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class IndexShard:
     doc_offsets: np.ndarray
     codes: np.ndarray
     residuals: np.ndarray
+    scales: np.ndarray
     postings: np.ndarray
     posting_offsets: np.ndarray
     documents: pa.Table
@@ -37,6 +41,11 @@ class IndexShard:
     @property
     def num_docs(self) -> int:
         return len(self.doc_offsets) - 1
+
+    @cached_property
+    def block_documents(self) -> np.ndarray:
+        """[T / 64 rounded up] uint32: the document of every 64th token, from where a token's document is a few steps away."""
+        return (np.searchsorted(self.doc_offsets, np.arange(0, len(self.codes), BLOCK_TOKENS), side="right") - 1).astype(np.uint32)
 
     def lengths(self, numbers: np.ndarray) -> np.ndarray:
         """Tokens of each of these documents."""

@@ -7,8 +7,9 @@ import numpy as np
 
 from ray_lir.formats.parquet import read_blocks
 from ray_lir.index import clustering
-from ray_lir.index.codec import ResidualCodec, fit_buckets
+from ray_lir.index.codec import ResidualCodec, fit_buckets, random_rotation
 from ray_lir.index.work import Build
+from ray_lir.kernels import select
 from ray_lir.kernels.reference import normalize
 from ray_lir.logs import stage
 from ray_lir.parallel import Map, watched
@@ -18,32 +19,32 @@ HELD_OUT_VECTORS = 50_000
 """Vectors that buckets are fitted to and k-means does not see, at most (ALGORITHMS 2.2)."""
 
 
-def train_codec(build: Build, map: Map, records: list[dict[str, Any]]) -> ResidualCodec:
-    """The codec of the whole index; it depends on the embeddings and the configuration, not on the shards."""
+def train_codec(build: Build, map: Map, records: list[dict[str, Any]]) -> tuple[ResidualCodec, clustering.Assigner]:
+    """The codec of the whole index, and what finds a vector's centroid in it, the same for every step and process of the build.
+
+    They depend on the embeddings and the configuration, not on the shards.
+    """
+    config = build.config
+    rotation = random_rotation(build.dim, config.clustering.seed) if config.codec.rotation else None
     parts = range(len(build.parts))
     with stage("sample", records) as record:
-        counts = np.array(list(watched(map, "sample")(partial(_sample_part, build), parts)))
+        counts = np.array(list(watched(map, "sample")(partial(_sample_part, build, rotation), parts)))
         num_train, num_held_out = counts.sum(axis=0).tolist()
         record.update(vectors=num_train, held_out=num_held_out)
     centroids = normalize(_k_means(build, counts[:, 0], map, records)).astype(np.float16)
     with stage("buckets", records) as record:
-        residuals = _residuals(build, centroids, "held-out" if num_held_out else "train")
-        cutoffs, weights = fit_buckets(residuals, build.config.codec)
-        record.update(values=residuals.size, nbits=build.config.codec.nbits)
-    return ResidualCodec(centroids, cutoffs, weights)
-
-
-def assigner(build: Build, centroids: np.ndarray) -> clustering.Assigner:
-    """The same for every step and process of the build."""
-    config = build.config.clustering
-    return clustering.Assigner.over(centroids.astype(np.float32), config.assign_nprobe, config.seed)
+        assigner = clustering.Assigner.over(centroids.astype(np.float32), config.clustering.assign_nprobe, config.clustering.seed)
+        residuals = _residuals(build, assigner, "held-out" if num_held_out else "train")
+        cutoffs, weights = fit_buckets(residuals, config.codec)
+        record.update(values=residuals.size, nbits=config.codec.nbits)
+    return ResidualCodec(centroids, cutoffs, weights, rotation, config.codec.token_scale), assigner
 
 
 def _name(kind: str, part: int) -> str:
     return f"sample/{kind}-{part:05d}.npy"
 
 
-def _sample_part(build: Build, number: int) -> tuple[int, int]:
+def _sample_part(build: Build, rotation: np.ndarray | None, number: int) -> tuple[int, int]:
     """Saves a uniform sample of one part's token vectors, shuffled: most for k-means, some held out. Returns their numbers."""
     done = f"sample/counts-{number:05d}.json"
     if not build.work.has(done):
@@ -52,6 +53,8 @@ def _sample_part(build: Build, number: int) -> tuple[int, int]:
         num_docs = min(part.num_docs, -(-clustering.sample_size(build.num_docs) * part.num_docs // build.num_docs))
         chosen = np.sort(rng.choice(part.num_docs, num_docs, replace=False))
         sample = rng.permutation(_vectors_of(build, number, chosen))
+        if rotation is not None:
+            sample = select().rotate(sample, rotation).astype(np.float16)
         share = part.num_tokens / build.num_tokens
         num_held_out = int(min(HELD_OUT_SHARE * len(sample), HELD_OUT_VECTORS * share))
         num_train = min(len(sample) - num_held_out, int(np.ceil(config.points_per_centroid * build.num_centroids * share)))
@@ -105,8 +108,8 @@ def _groups(num_train: np.ndarray, num_centroids: int) -> list[list[str]]:
     return list(groups.values())
 
 
-def _residuals(build: Build, centroids: np.ndarray, kind: str) -> np.ndarray:
+def _residuals(build: Build, assigner: clustering.Assigner, kind: str) -> np.ndarray:
     """[T, D] float32: what the centroids leave over of the held-out (or, in a tiny corpus, the training) vectors."""
     pieces = [build.work.load(_name(kind, part)) for part in range(len(build.parts))]
     vectors = np.concatenate([piece for piece in pieces if len(piece)]).astype(np.float32)
-    return vectors - centroids.astype(np.float32)[assigner(build, centroids)(vectors)]
+    return vectors - assigner.centroids_of(assigner(vectors))

@@ -47,6 +47,7 @@ class Build:
         embeddings: folder or URL of the token embeddings.
         parts: their files, in document order.
         output: folder or URL of the index.
+        dim: of the vectors.
         num_centroids: wanted; a sample smaller than this gives fewer.
     """
 
@@ -54,6 +55,7 @@ class Build:
     parts: tuple[EmbeddingPart, ...]
     output: str
     config: IndexConfig
+    dim: int
     num_docs: int
     num_tokens: int
     num_shards: int

@@ -1,49 +1,72 @@
 """The inner loops of indexing and search, behind one record of functions: `select` says which set runs them."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from ray_lir.errors import ConfigError, KernelUnavailable
-from ray_lir.kernels import reference
+from ray_lir.kernels import native, reference
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """A set of kernels; signatures, shapes and meaning are those of `kernels.reference`."""
+    """A set of kernels; signatures, shapes and meaning are those of `kernels.reference`.
+
+    Attributes:
+        name: reference, or native and its instruction set.
+        threads: that one call may use.
+    """
 
     name: str
-    assign: Callable[..., np.ndarray]
-    pack: Callable[..., np.ndarray]
-    decompress: Callable[..., np.ndarray]
+    threads: int
+    assign: Callable[..., tuple[np.ndarray, np.ndarray]]
+    rotate: Callable[..., np.ndarray]
+    compress: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]
     maxsim: Callable[..., np.ndarray]
+    centroid_scores: Callable[..., np.ndarray]
+    residual_maxsim: Callable[..., np.ndarray]
     centroid_maxsim: Callable[..., np.ndarray]
-    posting_scores: Callable[..., np.ndarray]
+    scan_codes: Callable[..., np.ndarray]
+    probe: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]
+    candidates: Callable[..., np.ndarray]
+    posting_scores: Callable[..., tuple[np.ndarray, np.ndarray]]
     top_k: Callable[..., tuple[np.ndarray, np.ndarray]]
 
 
-REFERENCE = Kernels(
-    name="reference",
-    assign=reference.assign,
-    pack=reference.pack,
-    decompress=reference.decompress,
-    maxsim=reference.maxsim,
-    centroid_maxsim=reference.centroid_maxsim,
-    posting_scores=reference.posting_scores,
-    top_k=reference.top_k,
-)
+    @property
+    def uses_blas(self) -> bool:
+        return self.name == "reference"
+
+    def on_all_cores(self) -> "Kernels":
+        """The same kernels, with all cores for each call."""
+        return select(self.name, 0)
 
 
-def select(name: str = "auto") -> Kernels:
-    """The kernels called `name`; auto is the fastest set this machine has.
+NAMES = [name for name in Kernels.__dataclass_fields__ if name not in ("name", "threads")]
+REFERENCE = Kernels("reference", 1, **{name: getattr(reference, name) for name in NAMES})
+
+
+@cache
+def select(name: str = "auto", threads: int = 1) -> Kernels:
+    """The kernels called `name`: reference, native, or native:SET for one instruction set; auto is the fastest there is.
+
+    Args:
+        threads: how many a call may use; 0 for all cores.
 
     Raises:
         KernelUnavailable: if an explicit choice cannot run here.
         ConfigError: if there is no such set.
     """
-    if name in ("auto", "reference"):
+    if name == "reference" or (name == "auto" and not native.available()):
         return REFERENCE
-    if name in ("native", "cuda"):
-        raise KernelUnavailable(f"kernels {name!r} are not part of this version of ray_lir; use auto or reference")
-    raise ConfigError(f"unknown kernels {name!r}; use auto or reference")
+    kind, _, instruction_set = name.partition(":")
+    if kind not in ("auto", "native", "cuda"):
+        raise ConfigError(f"unknown kernels {name!r}; use auto, native or reference")
+    if kind == "cuda":
+        raise KernelUnavailable("kernels 'cuda' are not part of this version of ray_lir; use auto, native or reference")
+    threads = threads or os.cpu_count() or 1
+    instruction_set = native.choose(instruction_set)
+    return Kernels(f"native:{instruction_set}", threads, **native.functions(instruction_set, threads, NAMES))

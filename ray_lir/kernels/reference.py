@@ -1,25 +1,68 @@
 """The kernels in plain vectorised NumPy: the definition that every faster set is tested against.
 
 Shapes: T tokens, N documents, C centroids, D dimensions, n query tokens, K = 2^nbits buckets, P packed bytes a token.
+A table of centroid scores is [C, L]: L is n here, and n rounded up to what registers hold in faster sets.
 Documents are ragged: `offsets` [N + 1] gives document i the tokens offsets[i] to offsets[i + 1].
 Products are summed in float64 and scores rounded once, to float32: the last bit of a float32 matrix product depends on
 which other rows are in it, and a document's score must not depend on the shard or batch it is scored in.
 """
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from ray_lir.index.codec import ResidualCodec
+    from ray_lir.index.shard import IndexShard
 
 NEVER = np.float32(-np.inf)
 BLOCK_TOKENS = 4096
 """Tokens decompressed at a time: a block of them stays in the processor's cache and in memory that is used again."""
 
 
-def assign(vectors_TD: np.ndarray, centroids_CD: np.ndarray) -> np.ndarray:
-    """[T] int64: the centroid with the largest dot product, the lowest on a tie (ALGORITHMS 2.2)."""
-    codes = np.empty(len(vectors_TD), np.int64)
+def assign(vectors_TD: np.ndarray, centroids_CD: np.ndarray, euclidean: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest centroid of each vector, the lowest on a tie, [T] int64, and how near it is, [T] float32 (ALGORITHMS 2.2).
+
+    Nearness is x . c; with `euclidean` x . c - |c|^2 / 2, which is largest where the distance is smallest.
+    """
+    codes, nearness = np.empty(len(vectors_TD), np.int64), np.empty(len(vectors_TD), np.float32)
+    halves = np.einsum("cd,cd->c", centroids_CD, centroids_CD) / 2 if euclidean else 0
     for start in range(0, len(vectors_TD), BLOCK_TOKENS):
         block = vectors_TD[start : start + BLOCK_TOKENS].astype(np.float32)
-        codes[start : start + len(block)] = (block @ centroids_CD.T).argmax(axis=1)
-    return codes
+        scores = block @ centroids_CD.T - halves
+        best = scores.argmax(axis=1)
+        codes[start : start + len(block)] = best
+        nearness[start : start + len(block)] = np.take_along_axis(scores, best[:, None], axis=1)[:, 0]
+    return codes, nearness
+
+
+def rotate(vectors_TD: np.ndarray, rotation_DD: np.ndarray) -> np.ndarray:
+    """[T, D] float32: vectors @ rotation. The same bits for any block of vectors, on any thread."""
+    return (vectors_TD.astype(np.float64) @ rotation_DD.astype(np.float64)).astype(np.float32)
+
+
+def compress(vectors_TD: np.ndarray, codes_T: np.ndarray, codec: "ResidualCodec") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Packed residuals [T, P] uint8, scales [T, 2] float32, and norms [T] float32 of what the centroids left over.
+
+    A token is decoded as scales[0] centroid + scales[1] bucket weights, and has length one (ALGORITHMS 2.2). With
+    `codec.token_scale` buckets are of the residual over its root mean square, and its scale is the least-squares one.
+    """
+    residuals_TD = vectors_TD.astype(np.float32) - codec.centroids_f32[codes_T]
+    norms_T = np.sqrt(np.einsum("td,td->t", residuals_TD, residuals_TD, dtype=np.float64))
+    units_T = (
+        np.where(norms_T > 0, norms_T / np.sqrt(vectors_TD.shape[1]), 1).astype(np.float32) if codec.token_scale else np.ones(len(norms_T))
+    )
+    buckets_TD = np.searchsorted(codec.cutoffs, residuals_TD / units_T[:, None], side="left").astype(np.uint8)
+    decoded_TD = codec.weights[buckets_TD].astype(np.float64)
+    scales_T = np.ones(len(norms_T))
+    if codec.token_scale:
+        along_T = np.maximum(np.einsum("td,td->t", decoded_TD, residuals_TD), 0)
+        scales_T = along_T / np.maximum(np.einsum("td,td->t", decoded_TD, decoded_TD), 1e-24)
+    decoded_TD = codec.centroids_f32[codes_T] + scales_T[:, None] * decoded_TD
+    inverse_T = 1 / np.sqrt(np.maximum(np.einsum("td,td->t", decoded_TD, decoded_TD), 1e-24))
+    scales_T2 = np.stack([inverse_T, inverse_T * scales_T], axis=1).astype(np.float32)
+    return pack(buckets_TD, codec.nbits), scales_T2, norms_T.astype(np.float32)
 
 
 def pack(buckets_TD: np.ndarray, nbits: int) -> np.ndarray:
@@ -45,11 +88,12 @@ def residual_values(packed_TP: np.ndarray, weights_K: np.ndarray) -> np.ndarray:
     return as_item[packed_TP].view(np.float32)
 
 
-def decompress(codes_T: np.ndarray, packed_TP: np.ndarray, centroids_CD: np.ndarray, weights_K: np.ndarray) -> np.ndarray:
-    """[T, D] float32: normalise(centroid + bucket weights) (ALGORITHMS 2.2)."""
-    vectors_TD = residual_values(packed_TP, weights_K)
-    vectors_TD += centroids_CD[codes_T]
-    return normalize(vectors_TD)
+def decompress(codes_T: np.ndarray, packed_TP: np.ndarray, scales_T2: np.ndarray, codec: "ResidualCodec") -> np.ndarray:
+    """[T, D] float32: scales[0] centroid + scales[1] bucket weights."""
+    vectors_TD = residual_values(packed_TP, codec.weights)
+    vectors_TD *= scales_T2[:, 1:].astype(np.float32)
+    vectors_TD += codec.centroids_f32[codes_T] * scales_T2[:, :1].astype(np.float32)
+    return vectors_TD
 
 
 def normalize(vectors_TD: np.ndarray) -> np.ndarray:
@@ -80,20 +124,59 @@ def maxsim(queries: list[np.ndarray], weights: list[np.ndarray], tokens_TD: np.n
     return totals
 
 
+def centroid_scores(query_nD: np.ndarray, codec: "ResidualCodec") -> np.ndarray:
+    """[C, L] float32: the dot product of every centroid with every query token."""
+    return codec.centroids_f32 @ query_nD.T
+
+
+def residual_maxsim(
+    queries: Sequence[np.ndarray],
+    weights: Sequence[np.ndarray],
+    tables: Sequence[np.ndarray],
+    shard: "IndexShard",
+    codec: "ResidualCodec",
+    documents: np.ndarray | None = None,
+) -> np.ndarray:
+    """[queries, N] float32: MaxSim of documents (all, or these) from their codes and residuals.
+
+    Args:
+        tables: `centroid_scores` of every query, for sets that add them to products of residuals alone.
+    """
+    offsets, token_numbers = shard.doc_offsets, None
+    if documents is not None:
+        token_numbers, offsets = shard.tokens(documents)
+    scores = np.empty((len(queries), len(offsets) - 1), np.float32)
+    for start, stop, first, last in document_blocks(offsets):
+        block = slice(first, last) if token_numbers is None else token_numbers[first:last]
+        vectors = decompress(shard.codes[block], shard.residuals[block], shard.scales[block], codec)
+        scores[:, start:stop] = maxsim(queries, weights, vectors, offsets[start : stop + 1] - first)
+    return scores
+
+
 def centroid_maxsim(
-    scores_nC: np.ndarray, weights_n: np.ndarray, codes_T: np.ndarray, offsets: np.ndarray, keep_C: np.ndarray | None = None
+    table_CL: np.ndarray,
+    weights_n: np.ndarray,
+    shard: "IndexShard",
+    keep_C: np.ndarray | None = None,
+    documents: np.ndarray | None = None,
 ) -> np.ndarray:
     """[N] float32: MaxSim with every token replaced by its centroid (PLAID's centroid interaction, ALGORITHMS 2.3).
 
     Args:
-        scores_nC: query token by centroid.
+        table_CL: `centroid_scores` of the query.
         weights_n: importance of each query token (2.4: pruning looks at unweighted scores).
         keep_C: bool; other centroids' tokens are left out, and a document with none left scores -inf.
+        documents: whose scores are wanted; None for all.
     """
+    codes_T, offsets = shard.codes, shard.doc_offsets
+    if documents is not None:
+        token_numbers, offsets = shard.tokens(documents)
+        codes_T = codes_T[token_numbers]
     if keep_C is not None:
         kept = keep_C[codes_T]
         offsets = np.concatenate([[0], np.cumsum(kept)])[offsets]
         codes_T = codes_T[kept]
+    scores_nC = table_CL.T[: len(weights_n)]
     totals = np.zeros(len(offsets) - 1, np.float32)
     for start, stop, first, last in document_blocks(offsets):
         best_nN = best_in_documents(np.take(scores_nC, codes_T[first:last], axis=1), offsets[start : stop + 1] - first)
@@ -102,15 +185,89 @@ def centroid_maxsim(
     return totals
 
 
+def scan_codes(table_CL: np.ndarray, weights_n: np.ndarray, shard: "IndexShard") -> np.ndarray:
+    """[N] float32: `centroid_maxsim` of all documents, which faster sets compute from a table of bytes."""
+    return centroid_maxsim(table_CL, weights_n, shard)
+
+
 def _weighted_sum(best_nN: np.ndarray, weights_n: np.ndarray, empty_N: np.ndarray) -> np.ndarray:
     """[N] float32: sum over query tokens; -inf for documents without tokens, whatever the weights."""
     best_nN[:, empty_N] = 0
     return np.where(empty_N, NEVER, (weights_n.astype(np.float64) @ best_nN.astype(np.float64)).astype(np.float32))
 
 
-def posting_scores(query_D: np.ndarray, centroid_scores_T: np.ndarray, packed_TP: np.ndarray, weights_K: np.ndarray) -> np.ndarray:
-    """[T] float64: WARP's token score, centroid score + q . bucket weights, not normalised (ALGORITHMS 4.1, step 3)."""
-    return centroid_scores_T + residual_values(packed_TP, weights_K).astype(np.float64) @ query_D.astype(np.float64)
+def probe(
+    table_CL: np.ndarray, num_tokens: int, cluster_sizes: np.ndarray, nprobe: int, bound: int, t_prime: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each of the first `num_tokens` query tokens its nearest centroids and WARP's imputed score (ALGORITHMS 4.1, step 1).
+
+    Args:
+        cluster_sizes: tokens of every centroid, over the whole index.
+        nprobe: centroids wanted, best first, ties to the lower number.
+        bound: centroids passed on the way to t_prime, at most.
+        t_prime: the imputed score is that of the centroid at which this many tokens have been passed.
+
+    Returns:
+        Cells [n, nprobe] int64, their scores [n, nprobe] float32, imputed scores [n] float32.
+    """
+    cells = np.zeros((num_tokens, nprobe), np.int64)
+    imputed = np.zeros(num_tokens, np.float32)
+    for token in range(num_tokens):
+        order = np.lexsort((np.arange(len(table_CL)), -table_CL[:, token]))[:bound]
+        cells[token] = order[:nprobe]
+        passed = np.cumsum(cluster_sizes[order])
+        imputed[token] = table_CL[order[min(np.searchsorted(passed, t_prime), len(order) - 1)], token]
+    return cells, np.take_along_axis(table_CL.T[:num_tokens], cells, axis=1).astype(np.float32), imputed
+
+
+def candidates(cells: np.ndarray, shard: "IndexShard") -> np.ndarray:
+    """Documents [N] int64, ascending, with a token in one of the cells."""
+    tokens = _tokens_of(cells, shard)
+    return np.unique(np.searchsorted(shard.doc_offsets, tokens, side="right") - 1)
+
+
+def posting_scores(
+    query_nD: np.ndarray,
+    weights_n: np.ndarray,
+    cells: np.ndarray,
+    cell_scores: np.ndarray,
+    imputed_n: np.ndarray,
+    floor: bool,
+    shard: "IndexShard",
+    codec: "ResidualCodec",
+) -> tuple[np.ndarray, np.ndarray]:
+    """WARP's scores [N] float32 of the documents [N] int64, ascending, with a token in the cells (ALGORITHMS 4.1, steps 3 and 4).
+
+    A token scores centroid score + q . bucket weights, in the residual's own scale and not brought to length one. A document
+    adds the best of its tokens for each query token, or the imputed score where it has none.
+
+    Args:
+        cells: [n, nprobe] of each query token, with `cell_scores`.
+        imputed_n: what a query token adds where it met no token.
+        floor: let no seen score fall below the imputed one (4.3).
+    """
+    totals = np.zeros(shard.num_docs)
+    seen = np.zeros(shard.num_docs, bool)
+    for row, weight in enumerate(weights_n.astype(np.float64)):
+        tokens = _tokens_of(cells[row], shard)
+        sizes = shard.posting_offsets[cells[row] + 1] - shard.posting_offsets[cells[row]]
+        scales = shard.scales[tokens].astype(np.float64)
+        residuals = residual_values(shard.residuals[tokens], codec.weights).astype(np.float64) @ query_nD[row].astype(np.float64)
+        scores = np.repeat(cell_scores[row], sizes) + residuals * scales[:, 1] / scales[:, 0]
+        numbers = np.searchsorted(shard.doc_offsets, tokens, side="right") - 1
+        best = np.full(shard.num_docs, -np.inf)
+        np.maximum.at(best, numbers, np.maximum(scores, imputed_n[row]) if floor else scores)
+        met = best > -np.inf
+        totals[met] += weight * (best[met] - imputed_n[row])
+        seen |= met
+    documents = np.flatnonzero(seen)
+    return (totals[documents] + weights_n.astype(np.float64) @ imputed_n).astype(np.float32), documents
+
+
+def _tokens_of(cells: np.ndarray, shard: "IndexShard") -> np.ndarray:
+    """The token numbers of several cells, one after another."""
+    spans = [shard.postings[shard.posting_offsets[c] : shard.posting_offsets[c + 1]] for c in cells]
+    return np.concatenate(spans).astype(np.int64) if spans else np.zeros(0, np.int64)
 
 
 def document_blocks(offsets: np.ndarray, block_tokens: int = BLOCK_TOKENS) -> list[tuple[int, int, int, int]]:

@@ -1,0 +1,216 @@
+"""The compiled kernels (C++ in native/, built as the module ray_lir_native), with the signatures of kernels.reference.
+
+Bucket weights are rounded to 7 bits, query tokens to 8 and centroids to 15, products are summed in integers: a token's score
+is within about 1e-3 of the reference's, and the same to the bit on every instruction set, for every batch and every shard.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ray_lir.errors import KernelUnavailable
+
+if TYPE_CHECKING:
+    from ray_lir.index.codec import ResidualCodec
+    from ray_lir.index.shard import IndexShard
+
+logger = logging.getLogger(__name__)
+ABI = 1
+"""What this file and the compiled module agree on; raised with every change of a compiled function's arguments."""
+
+
+@cache
+def module() -> ModuleType | None:
+    """The compiled module, or None, with one line that says why."""
+    try:
+        import ray_lir_native
+    except ImportError as error:
+        logger.warning("the compiled kernels are not here (%s): using the slower reference kernels; a C++ compiler builds them", error)
+        return None
+    if ray_lir_native.ABI != ABI:
+        logger.warning("the compiled kernels are of another version: using the slower reference kernels; install ray_lir again")
+        return None
+    return ray_lir_native
+
+
+def available() -> bool:
+    return module() is not None
+
+
+@cache
+def instruction_sets() -> tuple[str, ...]:
+    """What this processor can run, slowest first. A set whose scores differ from portable code's is left out."""
+    if module() is None:
+        return ()
+    names = module().instruction_sets()
+    expected = _known_answer(names[0])
+    sound = tuple(name for name in names if np.array_equal(_known_answer(name), expected))
+    for name in set(names) - set(sound):
+        logger.error("the kernels for %s give wrong results on this processor and are not used; please report it", name)
+    return sound
+
+
+def choose(name: str) -> str:
+    """The instruction set called `name`, or the fastest.
+
+    Raises:
+        KernelUnavailable: if it cannot run here.
+    """
+    if module() is None:
+        raise KernelUnavailable("the compiled kernels are not installed; install ray_lir where there is a C++ compiler, or use reference")
+    if name and name not in instruction_sets():
+        raise KernelUnavailable(f"this processor cannot run {name!r}; use one of {', '.join(instruction_sets())}, or auto")
+    return name or instruction_sets()[-1]
+
+
+def functions(instruction_set: str, threads: int, names: Sequence[str]) -> dict[str, Callable[..., Any]]:
+    """The kernels by name, for one instruction set and number of threads."""
+    without = {"probe": module().probe, "candidates": candidates, "top_k": top_k}
+    return {name: without.get(name) or partial(globals()[name], instruction_set, threads) for name in names}
+
+
+def assign(
+    isa: str, threads: int, vectors_TD: np.ndarray, centroids_CD: np.ndarray, euclidean: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    return module().assign(isa, _rows(vectors_TD), _floats(centroids_CD), euclidean, threads)
+
+
+def rotate(isa: str, threads: int, vectors_TD: np.ndarray, rotation_DD: np.ndarray) -> np.ndarray:
+    return module().rotate(isa, _rows(vectors_TD), rotation_DD, threads)
+
+
+def compress(
+    isa: str, threads: int, vectors_TD: np.ndarray, codes_T: np.ndarray, codec: "ResidualCodec"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    codes_T = codes_T.astype(np.int64, copy=False)
+    return module().compress(isa, _rows(vectors_TD), codes_T, codec.centroids_f32, codec.cutoffs, codec.weights, codec.token_scale, threads)
+
+
+def maxsim(
+    isa: str, threads: int, queries: Sequence[np.ndarray], weights: Sequence[np.ndarray], tokens_TD: np.ndarray, offsets: np.ndarray
+) -> np.ndarray:
+    return module().maxsim(isa, [_floats(q) for q in queries], [_floats(w) for w in weights], _rows(tokens_TD), _numbers(offsets), threads)
+
+
+def centroid_scores(isa: str, threads: int, query_nD: np.ndarray, codec: "ResidualCodec") -> np.ndarray:
+    return module().centroid_scores(isa, _floats(query_nD), codec.centroid_words, threads)
+
+
+def residual_maxsim(
+    isa: str,
+    threads: int,
+    queries: Sequence[np.ndarray],
+    weights: Sequence[np.ndarray],
+    tables: Sequence[np.ndarray],
+    shard: "IndexShard",
+    codec: "ResidualCodec",
+    documents: np.ndarray | None = None,
+) -> np.ndarray:
+    return module().residual_maxsim(
+        isa,
+        [_floats(q) for q in queries],
+        [_floats(w) for w in weights],
+        list(tables),
+        shard.codes,
+        shard.residuals,
+        shard.scales.view(np.uint16),
+        shard.doc_offsets,
+        codec.weights,
+        None if documents is None else _numbers(documents),
+        threads,
+    )
+
+
+def centroid_maxsim(
+    isa: str,
+    threads: int,
+    table_CL: np.ndarray,
+    weights_n: np.ndarray,
+    shard: "IndexShard",
+    keep_C: np.ndarray | None = None,
+    documents: np.ndarray | None = None,
+) -> np.ndarray:
+    keep_C = None if keep_C is None else keep_C.astype(np.uint8)
+    documents = None if documents is None else _numbers(documents)
+    return module().centroid_maxsim(isa, table_CL, _floats(weights_n), 0.0, shard.codes, shard.doc_offsets, keep_C, documents, threads)
+
+
+def scan_codes(isa: str, threads: int, table_CL: np.ndarray, weights_n: np.ndarray, shard: "IndexShard") -> np.ndarray:
+    if shard.codes.size < 8 * table_CL.size:  # making a table of bytes would take longer than it saves
+        return centroid_maxsim(isa, threads, table_CL, weights_n, shard)
+    table, lows, steps = module().byte_table(isa, table_CL)
+    weights_n = _floats(weights_n)
+    base = float(weights_n.astype(np.float64) @ lows[: len(weights_n)])
+    return module().byte_maxsim(isa, table, weights_n * steps[: len(weights_n)], base, shard.codes, shard.doc_offsets, None, None, threads)
+
+
+def candidates(cells: np.ndarray, shard: "IndexShard") -> np.ndarray:
+    return module().candidates(_numbers(cells), shard.postings, shard.posting_offsets, shard.block_documents, shard.doc_offsets)
+
+
+def posting_scores(
+    isa: str,
+    threads: int,
+    query_nD: np.ndarray,
+    weights_n: np.ndarray,
+    cells: np.ndarray,
+    cell_scores: np.ndarray,
+    imputed_n: np.ndarray,
+    floor: bool,
+    shard: "IndexShard",
+    codec: "ResidualCodec",
+) -> tuple[np.ndarray, np.ndarray]:
+    return module().posting_scores(
+        isa,
+        _floats(query_nD),
+        _floats(weights_n),
+        _numbers(cells),
+        _floats(cell_scores),
+        _floats(imputed_n),
+        floor,
+        shard.postings,
+        shard.posting_offsets,
+        shard.block_documents,
+        shard.residuals,
+        shard.scales.view(np.uint16),
+        shard.doc_offsets,
+        codec.weights,
+    )
+
+
+def top_k(scores: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    return module().top_k(_floats(scores), _numbers(documents), k)
+
+
+def _floats(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values, np.float32)
+
+
+def _numbers(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values, np.int64)
+
+
+def _rows(values: np.ndarray) -> np.ndarray:
+    """float16 as the module takes it, anything else as float32."""
+    return np.ascontiguousarray(values).view(np.uint16) if values.dtype == np.float16 else _floats(values)
+
+
+def _known_answer(isa: str) -> np.ndarray:
+    """Scores of a small random index, of more query tokens and more tokens a document than any block holds."""
+    rng = np.random.default_rng(0)
+    dim, num_centroids, num_tokens = 192, 40, 300
+    query = rng.normal(size=(53, dim)).astype(np.float32)
+    words = rng.integers(-8000, 8000, (num_centroids, dim)).astype(np.int16)
+    table = module().centroid_scores(isa, query, words, 1)
+    codes = rng.integers(0, num_centroids, num_tokens).astype(np.uint16)
+    residuals = rng.integers(0, 256, (num_tokens, dim // 2)).astype(np.uint8)
+    scales = rng.random((num_tokens, 2)).astype(np.float16).view(np.uint16)
+    offsets = np.array([0, 3, 3, 100, num_tokens])
+    weights = np.linspace(-1, 1, 16, dtype=np.float32)
+    ones = np.ones(len(query), np.float32)
+    scores = module().residual_maxsim(isa, [query], [ones], [table], codes, residuals, scales, offsets, weights, None, 1)
+    return np.concatenate([scores.ravel(), table.ravel()])

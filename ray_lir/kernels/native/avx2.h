@@ -1,0 +1,71 @@
+// Registers of 256 bits (AVX2, FMA, F16C), for the file that includes it in an anonymous namespace of its own.
+#include <immintrin.h>
+
+namespace {
+
+struct Avx2 {
+  static constexpr int kLanes = 8, kTile = 2;
+  static constexpr bool kMatrix = false;
+  typedef __m256i I32;
+  typedef __m256 F32;
+
+  static void begin() {}
+  static void end() {}
+  static I32 zero() { return _mm256_setzero_si256(); }
+  static I32 all_i32(int32_t value) { return _mm256_set1_epi32(value); }
+  static I32 load_i32(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+  static void store_i32(int32_t* to, I32 lanes) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), lanes); }
+  static I32 add_i32(I32 a, I32 b) { return _mm256_add_epi32(a, b); }
+  static I32 broadcast(const void* from) { int32_t item; std::memcpy(&item, from, 4); return _mm256_set1_epi32(item); }
+  static F32 all(float value) { return _mm256_set1_ps(value); }
+  static F32 load(const float* from) { return _mm256_loadu_ps(from); }
+  static void store(float* to, F32 lanes) { _mm256_storeu_ps(to, lanes); }
+  static F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
+  static F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
+  static F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
+  static F32 to_float(I32 lanes) { return _mm256_cvtepi32_ps(lanes); }
+  static void keep_larger(I32& best, I32& where, I32 value, int32_t number) {
+    const I32 larger = _mm256_cmpgt_epi32(value, best);
+    best = _mm256_max_epi32(best, value);
+    where = _mm256_blendv_epi8(where, _mm256_set1_epi32(number), larger);
+  }
+
+  // Rows are below 128, so two products fit 16 bits and nothing saturates.
+  static I32 dot_bytes(I32 sums, I32 row, I32 columns) {
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(row, columns), _mm256_set1_epi16(1)));
+  }
+  static I32 dot_words(I32 sums, I32 row, I32 columns) { return _mm256_add_epi32(sums, _mm256_madd_epi16(row, columns)); }
+  static int32_t dot_row(const uint8_t* row, const int8_t* query, int64_t count) {
+    I32 sums = zero();
+    for (int64_t i = 0; i < count; i += 32) sums = dot_bytes(sums, load_i32(row + i), load_i32(query + i));
+    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+  }
+  static void decode4(const Decoder& d, const uint8_t* packed, uint8_t* row) {
+    const __m128i levels = _mm_loadu_si128(reinterpret_cast<const __m128i*>(d.levels)), low = _mm_set1_epi8(15);
+    int64_t i = 0;
+    for (; i + 16 <= d.packed_bytes; i += 16) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(packed + i));
+      const __m128i first = _mm_shuffle_epi8(levels, _mm_and_si128(_mm_srli_epi16(bytes, 4), low));
+      const __m128i second = _mm_shuffle_epi8(levels, _mm_and_si128(bytes, low));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(row + 2 * i), _mm_unpacklo_epi8(first, second));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(row + 2 * i + 16), _mm_unpackhi_epi8(first, second));
+    }
+    for (; i < d.packed_bytes; ++i) std::memcpy(row + 2 * i, d.lut + 2 * packed[i], 2);
+  }
+  static float half(uint16_t bits) { return _cvtsh_ss(bits); }
+
+  template <int BYTES> static auto zero_bytes() {
+    if constexpr (BYTES == 32) return _mm256_setzero_si256();
+    else return _mm_setzero_si128();
+  }
+  template <int BYTES> static auto load_bytes(const uint8_t* from) {
+    if constexpr (BYTES == 32) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    else return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  }
+  static __m256i max_bytes(__m256i a, __m256i b) { return _mm256_max_epu8(a, b); }
+  static __m128i max_bytes(__m128i a, __m128i b) { return _mm_max_epu8(a, b); }
+};
+
+}  // namespace

@@ -1,0 +1,163 @@
+// The kernels of one instruction set: what each is given, and the table of functions that every set fills.
+//
+// Shapes: T tokens, N documents, C centroids, D dimensions, P packed bytes a token, n query tokens, L lanes = n rounded up
+// to a multiple of 16. Whoever calls checks shapes and owns all memory; nothing here allocates or throws.
+//
+// Queries are packed so that a vector register holds the same few dimensions of several query tokens, and a document
+// token's few dimensions are broadcast to all of them: a product needs no horizontal sum.
+//   bytes: [L / 16][stride / 4][16][4] int8, stride = D rounded up to a multiple of 64 and filled with zeros
+//   words: [L / 16][pairs][16][2] int16, pairs = D / 2 rounded up
+#pragma once
+#include <cstdint>
+
+namespace ray_lir {
+
+constexpr int kGroup = 16;           // query tokens packed together
+constexpr int kRows = 32;            // document tokens decoded together: they stay in the first-level cache
+constexpr int kWordBits = 14;        // words are values times 2^14: products of unit vectors fit 32 bits
+constexpr float kWordScale = 1.0f / (1 << (2 * kWordBits));
+
+// How a packed residual becomes unsigned bytes below 128: lut[byte] holds the dimensions of one packed byte.
+struct Decoder {
+  int nbits;
+  int64_t quads;                // D / 4 rounded up: products stop there
+  int64_t packed_bytes;         // P
+  int64_t stride;               // bytes of a decoded row: D rounded up to a multiple of 64
+  const uint8_t* lut;           // [256][8 / nbits]
+  const uint8_t* levels;        // [2^nbits]
+};
+
+struct Shard {
+  const void* codes;            // [T] uint16 or uint32
+  bool wide_codes;
+  const uint8_t* residuals;     // [T, P]
+  const uint16_t* scales;       // [T, 2] float16: a decoded token is scales[0] centroid + scales[1] buckets
+  const int64_t* doc_offsets;   // [N + 1]
+};
+
+struct PackedQuery {
+  const int8_t* bytes;
+  const float* slopes;          // [L] what one unit of an integer product is worth
+  const float* shifts;          // [L] what the lowest bucket adds
+  const float* table;           // [C, L] centroid scores
+  const float* weights;         // [L]
+  float* best;                  // [L] scratch
+  int64_t lanes;
+};
+
+struct ResidualTask {
+  Shard shard;
+  Decoder decoder;
+  const PackedQuery* queries;
+  int64_t num_queries;
+  const int64_t* documents;     // [count] or null: document i is i
+  int64_t count;
+  float* scores;                // [queries, count]
+};
+
+struct CentroidTask {
+  Shard shard;                  // residuals and scales are not read
+  const void* table;            // [C, L] float or uint8
+  const float* weights;         // [L] a score's factor: importance, times what a byte is worth
+  float base;                   // added to every document that has tokens
+  int64_t lanes;
+  const uint8_t* keep;          // [C] or null: centroids that count
+  const int64_t* documents;
+  int64_t count;
+  float* scores;                // [count]
+};
+
+struct DocumentState {          // WARP's running score of a document
+  double total;
+  float best;
+  int32_t stamp;                // the query token that touched it last, plus one
+};
+
+struct PostingTask {
+  Shard shard;
+  Decoder decoder;
+  const uint32_t* postings;     // [T]
+  const int64_t* posting_offsets;
+  const uint32_t* block_documents;  // the document of every 64th token
+  const int8_t* query;          // [stride] one query token, plain order
+  float slope, shift;
+  const int64_t* cells;         // [count]
+  const float* cell_scores;
+  int64_t count;
+  double weight;
+  float imputed;
+  bool floor;
+  int32_t stamp;
+  DocumentState* states;        // [N]
+};
+
+struct WordsTask {              // products of 16-bit rows with packed 16-bit columns
+  const int16_t* rows;          // [num_rows, stride]
+  int64_t stride;               // a multiple of 2, at least D
+  int64_t num_rows;
+  const int16_t* columns;       // packed, `lanes` of them
+  int64_t lanes;
+  int64_t pairs;
+  const float* scales;          // [lanes] what a product is worth
+  const int32_t* biases;        // [num_rows] or null: added to the products that are compared
+  float* products;              // [num_rows, lanes]; or
+  int32_t* nearest;             // [lanes] the row with the largest product, the first of equals
+  int32_t* nearness;            // [lanes] that product, as an integer
+};
+
+struct RowsTask {               // bare products of 8-bit rows with a query: the speed limit to compare with
+  const uint8_t* rows;          // [num_rows, stride], each below 128
+  int64_t stride;
+  int64_t quads;
+  const PackedQuery* query;     // best: the largest product of every query token
+};
+
+struct TableTask {              // a table of centroid scores in bytes
+  const float* table;           // [C, L]
+  int64_t num_centroids;
+  int64_t lanes;
+  float* lows;                  // [L] the score of byte 0
+  float* steps;                 // [L] what a byte is worth
+  uint8_t* bytes;               // [C, L]
+};
+
+struct CompressTask {
+  const float* vectors;         // [count, D]
+  const float* centroids;       // [C, D]
+  const int64_t* codes;         // [count]
+  int64_t dim;
+  const float* cutoffs;         // [2^nbits - 1]
+  const float* weights;         // [2^nbits]
+  int nbits;
+  bool token_scale;             // buckets are of residuals over their root mean square
+  int64_t count;
+  uint8_t* packed;              // [count, P]
+  float* scales;                // [count, 2]
+  float* norms;                 // [count]
+  float* residual;              // [D] scratch
+  uint8_t* buckets;             // [D] scratch
+};
+
+struct Isa {
+  const char* name;
+  void (*residual_maxsim)(const ResidualTask&, int64_t begin, int64_t end, uint8_t* rows);
+  void (*centroid_maxsim)(const CentroidTask&, int64_t begin, int64_t end);
+  void (*byte_maxsim)(const CentroidTask&, int64_t begin, int64_t end);
+  void (*score_postings)(const PostingTask&, uint8_t* row);
+  void (*word_products)(const WordsTask&, int64_t begin, int64_t end);
+  void (*word_nearest)(const WordsTask&);
+  void (*row_maxima)(const RowsTask&, int64_t begin, int64_t end);
+  void (*byte_table)(const TableTask&);
+  void (*compress)(const CompressTask&, int64_t begin, int64_t end);
+  void (*rotate)(const float* rows, int64_t count, int64_t dim, const float* rotation, float* turned);
+  void (*to_floats)(const uint16_t* halves, int64_t count, float* floats);
+  void (*decode)(const Decoder&, const uint8_t* packed, int64_t count, uint8_t* rows);
+};
+
+// Each returns null where the compiler could not build it.
+const Isa* portable_isa();
+const Isa* avx2_isa();
+const Isa* avx512_isa();
+const Isa* amx_isa();
+
+}  // namespace ray_lir

@@ -1,0 +1,83 @@
+// The kernels in plain C++, for any processor.
+#include "loops.h"
+
+namespace {
+
+struct Plain {
+  static constexpr int kLanes = 4, kTile = 1;
+  static constexpr bool kMatrix = false;
+  typedef int32_t I32 __attribute__((vector_size(16)));
+  typedef float F32 __attribute__((vector_size(16)));
+
+  static void begin() {}
+  static void end() {}
+  static I32 zero() { return I32{}; }
+  static I32 all_i32(int32_t value) { return I32{} + value; }
+  static I32 load_i32(const void* from) { I32 lanes; std::memcpy(&lanes, from, 16); return lanes; }
+  static void store_i32(int32_t* to, I32 lanes) { std::memcpy(to, &lanes, 16); }
+  static I32 add_i32(I32 a, I32 b) { return a + b; }
+  static I32 broadcast(const void* from) { int32_t item; std::memcpy(&item, from, 4); return all_i32(item); }
+  static F32 all(float value) { return F32{} + value; }
+  static F32 load(const float* from) { F32 lanes; std::memcpy(&lanes, from, 16); return lanes; }
+  static void store(float* to, F32 lanes) { std::memcpy(to, &lanes, 16); }
+  static F32 add(F32 a, F32 b) { return a + b; }
+  static F32 mul(F32 a, F32 b) { return a * b; }
+  static F32 max(F32 a, F32 b) { return a > b ? a : b; }
+  static F32 to_float(I32 lanes) { return __builtin_convertvector(lanes, F32); }
+  static void keep_larger(I32& best, I32& where, I32 value, int32_t number) {
+    const I32 larger = value > best;
+    best = larger ? value : best;
+    where = larger ? all_i32(number) : where;
+  }
+
+  static I32 dot_bytes(I32 sums, I32 row, I32 columns) {
+    uint8_t a[16];
+    int8_t b[16];
+    std::memcpy(a, &row, 16);
+    std::memcpy(b, &columns, 16);
+    for (int lane = 0; lane < 4; ++lane)
+      for (int i = 4 * lane; i < 4 * lane + 4; ++i) sums[lane] += int(a[i]) * b[i];
+    return sums;
+  }
+  static I32 dot_words(I32 sums, I32 row, I32 columns) {
+    int16_t a[8], b[8];
+    std::memcpy(a, &row, 16);
+    std::memcpy(b, &columns, 16);
+    for (int lane = 0; lane < 4; ++lane) sums[lane] += int(a[2 * lane]) * b[2 * lane] + int(a[2 * lane + 1]) * b[2 * lane + 1];
+    return sums;
+  }
+  static int32_t dot_row(const uint8_t* row, const int8_t* query, int64_t count) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += int(row[i]) * query[i];
+    return sum;
+  }
+  static void decode4(const Decoder& d, const uint8_t* packed, uint8_t* row) { decode_bytes<2>(d, packed, row); }
+
+  static float half(uint16_t bits) {
+    const uint32_t sign = uint32_t(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
+    float value = float(fraction) * (1.0f / (1 << 24));  // exact for a subnormal number
+    uint32_t word;
+    std::memcpy(&word, &value, 4);
+    if (exponent) word = (exponent == 31 ? 255u : exponent + 112) << 23 | fraction << 13;
+    word |= sign;
+    std::memcpy(&value, &word, 4);
+    return value;
+  }
+
+  template <int BYTES> struct Bytes { uint8_t items[BYTES]; };
+  template <int BYTES> static Bytes<BYTES> zero_bytes() { return {}; }
+  template <int BYTES> static Bytes<BYTES> load_bytes(const uint8_t* from) { Bytes<BYTES> b; std::memcpy(&b, from, BYTES); return b; }
+  template <int BYTES> static Bytes<BYTES> max_bytes(Bytes<BYTES> a, const Bytes<BYTES>& b) {
+    for (int i = 0; i < BYTES; ++i) a.items[i] = a.items[i] > b.items[i] ? a.items[i] : b.items[i];
+    return a;
+  }
+};
+
+}  // namespace
+
+namespace ray_lir {
+const Isa* portable_isa() {
+  static const Isa isa = isa_of<Plain>("portable");
+  return &isa;
+}
+}  // namespace ray_lir

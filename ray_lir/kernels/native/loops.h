@@ -1,0 +1,512 @@
+// The loops of all kernels, over a type V of vector registers that each instruction set defines.
+//
+// V::kLanes float or int32 lanes; V::kTile document tokens are multiplied at a time with up to 32 query tokens, as many as
+// keep their sums in registers. Included by one file an instruction set, inside an anonymous namespace: two files must not
+// share compiled code, since each is compiled for other processors. Sums of floats are made in one order everywhere, and
+// products and sums are never fused, so that every instruction set gives the same scores to the bit.
+#include <cmath>
+#include <cstring>
+
+#include "isa.h"
+
+namespace {
+using namespace ray_lir;
+
+inline uint32_t code_of(const Shard& shard, int64_t token) {
+  return shard.wide_codes ? static_cast<const uint32_t*>(shard.codes)[token] : static_cast<const uint16_t*>(shard.codes)[token];
+}
+
+inline int64_t number_of(const int64_t* documents, int64_t i) { return documents ? documents[i] : i; }
+
+template <int ITEM>
+inline void decode_bytes(const Decoder& d, const uint8_t* packed, uint8_t* row) {
+  for (int64_t i = 0; i < d.packed_bytes; ++i) std::memcpy(row + i * ITEM, d.lut + packed[i] * ITEM, ITEM);
+}
+
+template <class V>
+inline void decode_row(const Decoder& d, const uint8_t* packed, uint8_t* row) {
+  switch (d.nbits) {
+    case 1: return decode_bytes<8>(d, packed, row);
+    case 2: return decode_bytes<4>(d, packed, row);
+    case 4: return V::decode4(d, packed, row);
+    default: return decode_bytes<1>(d, packed, row);
+  }
+}
+
+template <class V>
+void decode(const Decoder& d, const uint8_t* packed, int64_t count, uint8_t* rows) {
+  for (int64_t i = 0; i < count; ++i) decode_row<V>(d, packed + i * d.packed_bytes, rows + i * d.stride);
+}
+
+// Sums of lanes in one order whatever the width: 16 running sums, then halves added to halves.
+inline float weighted_sum(const float* lanes, const float* weights, int64_t count) {
+  float sums[kGroup] = {};
+  for (int64_t i = 0; i < count; i += kGroup)
+    for (int j = 0; j < kGroup; ++j) sums[j] += lanes[i + j] * weights[i + j];
+  for (int half = kGroup / 2; half; half /= 2)
+    for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
+  return sums[0];
+}
+
+template <class V>
+inline void fill(float* lanes, int64_t count, float value) {
+  for (int64_t i = 0; i < count; i += V::kLanes) V::store(lanes + i, V::all(value));
+}
+
+// int32 products of TOKENS decoded rows with GROUPS groups of 16 query tokens.
+template <class V, int GROUPS, int TOKENS>
+inline void multiply(const uint8_t* rows, int64_t stride, int64_t quads, const int8_t* bytes,
+                     typename V::I32 (&sums)[TOKENS][GROUPS * kGroup / V::kLanes]) {
+  constexpr int kEach = kGroup / V::kLanes;
+#pragma GCC unroll 16
+  for (int t = 0; t < TOKENS; ++t)
+#pragma GCC unroll 16
+    for (int v = 0; v < GROUPS * kEach; ++v) sums[t][v] = V::zero();
+  for (int64_t k = 0; k < quads; ++k) {
+    typename V::I32 quad[TOKENS];
+#pragma GCC unroll 16
+    for (int t = 0; t < TOKENS; ++t) quad[t] = V::broadcast(rows + t * stride + 4 * k);
+#pragma GCC unroll 16
+    for (int v = 0; v < GROUPS * kEach; ++v) {
+      const auto columns = V::load_i32(bytes + (v / kEach) * stride * kGroup + (k * kGroup + (v % kEach) * V::kLanes) * 4);
+#pragma GCC unroll 16
+      for (int t = 0; t < TOKENS; ++t) sums[t][v] = V::dot_bytes(sums[t][v], quad[t], columns);
+    }
+  }
+}
+
+// The scales of a block of tokens, as floats.
+struct Scales {
+  float centroid[kRows], residual[kRows];
+};
+
+// What turns products into scores, and keeps the largest: score = scale centroid score + scale' (shift + slope product).
+template <class V, int GROUPS, int TOKENS>
+inline void keep_best(const Shard& shard, const PackedQuery& query, int64_t lane, int64_t token,
+                      const typename V::I32 (&sums)[TOKENS][GROUPS * kGroup / V::kLanes], const Scales& scales, int64_t row) {
+  constexpr int kVectors = GROUPS * kGroup / V::kLanes;
+  typename V::F32 best[kVectors];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) best[v] = V::load(query.best + lane + v * V::kLanes);
+#pragma GCC unroll 16
+  for (int t = 0; t < TOKENS; ++t) {
+    const float* table = query.table + code_of(shard, token + t) * query.lanes + lane;
+    const auto centroid_scale = V::all(scales.centroid[row + t]), residual_scale = V::all(scales.residual[row + t]);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = v * V::kLanes;
+      const auto residual = V::add(V::mul(V::to_float(sums[t][v]), V::load(query.slopes + lane + at)), V::load(query.shifts + lane + at));
+      best[v] = V::max(best[v], V::add(V::mul(residual, residual_scale), V::mul(V::load(table + at), centroid_scale)));
+    }
+  }
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) V::store(query.best + lane + v * V::kLanes, best[v]);
+}
+
+template <class V, int GROUPS, int TOKENS>
+inline void score_tile(const ResidualTask& task, const PackedQuery& query, int64_t lane, int64_t token, int64_t row, const uint8_t* rows,
+                       const Scales& scales) {
+  typename V::I32 sums[TOKENS][GROUPS * kGroup / V::kLanes];
+  multiply<V, GROUPS, TOKENS>(rows + row * task.decoder.stride, task.decoder.stride, task.decoder.quads, query.bytes + lane * task.decoder.stride, sums);
+  keep_best<V, GROUPS, TOKENS>(task.shard, query, lane, token + row, sums, scales, row);
+}
+
+template <class V, int GROUPS>
+inline void score_rows(const ResidualTask& task, const PackedQuery& query, int64_t lane, int64_t token, int64_t count,
+                       const uint8_t* rows, const Scales& scales) {
+  if constexpr (V::kMatrix) {
+    V::template score_rows<GROUPS>(task, query, lane, token, count, rows, scales);
+  } else {
+    int64_t t = 0;
+    for (; t + V::kTile <= count; t += V::kTile) score_tile<V, GROUPS, V::kTile>(task, query, lane, token, t, rows, scales);
+    for (; t < count; ++t) score_tile<V, GROUPS, 1>(task, query, lane, token, t, rows, scales);
+  }
+}
+
+inline void prefetch_rows(const Shard& shard, const Decoder& d, int64_t token, int64_t end) {
+  const uint8_t* last = shard.residuals + (token + kRows < end ? token + kRows : end) * d.packed_bytes;
+  for (const uint8_t* line = shard.residuals + token * d.packed_bytes; line < last; line += 64) __builtin_prefetch(line);
+}
+
+// MaxSim from codes and residuals: a token is decoded once for all queries.
+template <class V>
+void residual_maxsim(const ResidualTask& task, int64_t begin, int64_t end, uint8_t* rows) {
+  const Shard& shard = task.shard;
+  Scales scales;
+  V::begin();
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t number = number_of(task.documents, i);
+    const int64_t first = shard.doc_offsets[number], last = shard.doc_offsets[number + 1];
+    for (int64_t q = 0; q < task.num_queries; ++q) fill<V>(task.queries[q].best, task.queries[q].lanes, -INFINITY);
+    for (int64_t token = first; token < last; token += kRows) {
+      const int64_t count = last - token < kRows ? last - token : kRows;
+      if (token + kRows < last) {
+        prefetch_rows(shard, task.decoder, token + kRows, last);
+      } else if (i + 1 < end) {
+        const int64_t next = number_of(task.documents, i + 1);
+        prefetch_rows(shard, task.decoder, shard.doc_offsets[next], shard.doc_offsets[next + 1]);
+      }
+      for (int64_t t = 0; t < count; ++t) {
+        scales.centroid[t] = V::half(shard.scales[2 * (token + t)]);
+        scales.residual[t] = V::half(shard.scales[2 * (token + t) + 1]);
+        const float* table = task.queries[0].table + code_of(shard, token + t) * task.queries[0].lanes;
+        for (int64_t lane = 0; lane < task.queries[0].lanes; lane += 16) __builtin_prefetch(table + lane);
+      }
+      decode<V>(task.decoder, shard.residuals + token * task.decoder.packed_bytes, count, rows);
+      for (int64_t q = 0; q < task.num_queries; ++q) {
+        const PackedQuery& query = task.queries[q];
+        int64_t lane = 0;
+        for (; lane + 2 * kGroup <= query.lanes; lane += 2 * kGroup) score_rows<V, 2>(task, query, lane, token, count, rows, scales);
+        if (lane < query.lanes) score_rows<V, 1>(task, query, lane, token, count, rows, scales);
+      }
+    }
+    for (int64_t q = 0; q < task.num_queries; ++q) {
+      const PackedQuery& query = task.queries[q];
+      task.scores[q * task.count + i] = first == last ? -INFINITY : weighted_sum(query.best, query.weights, query.lanes);
+    }
+  }
+  V::end();
+}
+
+// MaxSim of centroid scores in float, of the tokens whose centroids are kept.
+template <class V>
+void centroid_maxsim(const CentroidTask& task, int64_t begin, int64_t end) {
+  const float* table = static_cast<const float*>(task.table);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t number = number_of(task.documents, i);
+    const int64_t first = task.shard.doc_offsets[number], last = task.shard.doc_offsets[number + 1];
+    float total = 0;
+    bool any = false;
+    for (int64_t lane = 0; lane < task.lanes; lane += kGroup) {
+      typename V::F32 best[kGroup / V::kLanes];
+#pragma GCC unroll 16
+      for (auto& lanes : best) lanes = V::all(-INFINITY);
+      any = false;
+      for (int64_t token = first; token < last; ++token) {
+        const int64_t code = code_of(task.shard, token);
+        if (task.keep && !task.keep[code]) continue;
+        any = true;
+#pragma GCC unroll 16
+        for (int v = 0; v < kGroup / V::kLanes; ++v) best[v] = V::max(best[v], V::load(table + code * task.lanes + lane + v * V::kLanes));
+      }
+      alignas(64) float lanes[kGroup];
+#pragma GCC unroll 16
+      for (int v = 0; v < kGroup / V::kLanes; ++v) V::store(lanes + v * V::kLanes, best[v]);
+      if (any) total += weighted_sum(lanes, task.weights + lane, kGroup);
+    }
+    task.scores[i] = any ? total + task.base : -INFINITY;
+  }
+}
+
+// The same over a table of bytes: one load and one maximum a token and 16 (or more) query tokens.
+template <class V, int BYTES>
+inline void byte_document(const CentroidTask& task, int64_t first, int64_t last, int64_t lane, float* lanes) {
+  const uint8_t* table = static_cast<const uint8_t*>(task.table) + lane;
+  auto even = V::template zero_bytes<BYTES>(), odd = even;
+  int64_t token = first;
+  for (; token + 1 < last; token += 2) {
+    even = V::max_bytes(even, V::template load_bytes<BYTES>(table + int64_t(code_of(task.shard, token)) * task.lanes));
+    odd = V::max_bytes(odd, V::template load_bytes<BYTES>(table + int64_t(code_of(task.shard, token + 1)) * task.lanes));
+  }
+  if (token < last) even = V::max_bytes(even, V::template load_bytes<BYTES>(table + int64_t(code_of(task.shard, token)) * task.lanes));
+  even = V::max_bytes(even, odd);
+  uint8_t bytes[BYTES];
+  std::memcpy(bytes, &even, BYTES);
+  for (int i = 0; i < BYTES; ++i) lanes[i] = bytes[i];
+}
+
+template <class V>
+void byte_maxsim(const CentroidTask& task, int64_t begin, int64_t end) {
+  alignas(64) float lanes[2 * kGroup];
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t number = number_of(task.documents, i);
+    const int64_t first = task.shard.doc_offsets[number], last = task.shard.doc_offsets[number + 1];
+    float total = 0;
+    int64_t lane = 0;
+    for (; lane + 2 * kGroup <= task.lanes; lane += 2 * kGroup) {
+      byte_document<V, 2 * kGroup>(task, first, last, lane, lanes);
+      total += weighted_sum(lanes, task.weights + lane, 2 * kGroup);
+    }
+    if (lane < task.lanes) {
+      byte_document<V, kGroup>(task, first, last, lane, lanes);
+      total += weighted_sum(lanes, task.weights + lane, kGroup);
+    }
+    task.scores[i] = first == last ? -INFINITY : total + task.base;
+  }
+}
+
+// WARP: the tokens of some cells against one query token; a document's best is raised in place, so nothing is sorted.
+template <class V>
+void score_postings(const PostingTask& task, uint8_t* row) {
+  const Shard& shard = task.shard;
+  for (int64_t c = 0; c < task.count; ++c) {
+    const int64_t end = task.posting_offsets[task.cells[c] + 1];
+    for (int64_t p = task.posting_offsets[task.cells[c]]; p < end; ++p) {
+      const int64_t token = task.postings[p];
+      if (p + 8 < end) {
+        __builtin_prefetch(shard.residuals + task.postings[p + 8] * task.decoder.packed_bytes);
+        __builtin_prefetch(shard.scales + 2 * int64_t(task.postings[p + 8]));
+      }
+      decode_row<V>(task.decoder, shard.residuals + token * task.decoder.packed_bytes, row);
+      const float residual = float(V::dot_row(row, task.query, task.decoder.quads * 4)) * task.slope + task.shift;
+      // WARP does not bring tokens to length one: its token is the centroid plus the buckets in the residual's own scale.
+      float score = task.cell_scores[c] + residual * (V::half(shard.scales[2 * token + 1]) / V::half(shard.scales[2 * token]));
+      if (task.floor && score < task.imputed) score = task.imputed;
+      int64_t document = task.block_documents[token / 64];
+      while (shard.doc_offsets[document + 1] <= token) ++document;
+      DocumentState& state = task.states[document];
+      if (state.stamp != task.stamp) {
+        state.total += task.weight * (double(score) - task.imputed);
+        state.stamp = task.stamp;
+        state.best = score;
+      } else if (score > state.best) {
+        state.total += task.weight * (double(score) - state.best);
+        state.best = score;
+      }
+    }
+  }
+}
+
+template <class V, int GROUPS, int ROWS>
+inline void multiply_words(const int16_t* rows, int64_t stride, int64_t pairs, const int16_t* columns,
+                           typename V::I32 (&sums)[ROWS][GROUPS * kGroup / V::kLanes]) {
+  constexpr int kEach = kGroup / V::kLanes;
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < GROUPS * kEach; ++v) sums[r][v] = V::zero();
+  for (int64_t k = 0; k < pairs; ++k) {
+    typename V::I32 pair[ROWS];
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) pair[r] = V::broadcast(rows + r * stride + 2 * k);
+#pragma GCC unroll 16
+    for (int v = 0; v < GROUPS * kEach; ++v) {
+      const auto column = V::load_i32(columns + (v / kEach) * pairs * kGroup * 2 + (k * kGroup + (v % kEach) * V::kLanes) * 2);
+#pragma GCC unroll 16
+      for (int r = 0; r < ROWS; ++r) sums[r][v] = V::dot_words(sums[r][v], pair[r], column);
+    }
+  }
+}
+
+template <class V, int GROUPS, int ROWS>
+inline void store_products(const WordsTask& task, int64_t row, int64_t lane) {
+  typename V::I32 sums[ROWS][GROUPS * kGroup / V::kLanes];
+  multiply_words<V, GROUPS, ROWS>(task.rows + row * task.stride, task.stride, task.pairs, task.columns + lane * task.pairs * 2, sums);
+#pragma GCC unroll 16
+  for (int v = 0; v < GROUPS * kGroup / V::kLanes; ++v) {
+    const auto scale = V::load(task.scales + lane + v * V::kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r)
+      V::store(task.products + (row + r) * task.lanes + lane + v * V::kLanes, V::mul(V::to_float(sums[r][v]), scale));
+  }
+}
+
+template <class V, int GROUPS>
+inline void store_rows(const WordsTask& task, int64_t begin, int64_t end, int64_t lane) {
+  int64_t row = begin;
+  for (; row + V::kTile <= end; row += V::kTile) store_products<V, GROUPS, V::kTile>(task, row, lane);
+  for (; row < end; ++row) store_products<V, GROUPS, 1>(task, row, lane);
+}
+
+template <class V>
+void word_products(const WordsTask& task, int64_t begin, int64_t end) {
+  int64_t lane = 0;
+  for (; lane + 2 * kGroup <= task.lanes; lane += 2 * kGroup) store_rows<V, 2>(task, begin, end, lane);
+  if (lane < task.lanes) store_rows<V, 1>(task, begin, end, lane);
+}
+
+template <class V, int GROUPS, int ROWS>
+inline void nearest_rows(const WordsTask& task, int64_t row, int64_t lane, typename V::I32 (&best)[GROUPS * kGroup / V::kLanes],
+                         typename V::I32 (&where)[GROUPS * kGroup / V::kLanes]) {
+  typename V::I32 sums[ROWS][GROUPS * kGroup / V::kLanes];
+  multiply_words<V, GROUPS, ROWS>(task.rows + row * task.stride, task.stride, task.pairs, task.columns + lane * task.pairs * 2, sums);
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+    const auto bias = V::all_i32(task.biases ? task.biases[row + r] : 0);
+#pragma GCC unroll 16
+    for (int v = 0; v < GROUPS * kGroup / V::kLanes; ++v) V::keep_larger(best[v], where[v], V::add_i32(sums[r][v], bias), int32_t(row + r));
+  }
+}
+
+template <class V, int GROUPS>
+inline void nearest_lanes(const WordsTask& task, int64_t lane) {
+  constexpr int kVectors = GROUPS * kGroup / V::kLanes;
+  typename V::I32 best[kVectors], where[kVectors];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) best[v] = V::all_i32(INT32_MIN), where[v] = V::zero();
+  int64_t row = 0;
+  for (; row + V::kTile <= task.num_rows; row += V::kTile) nearest_rows<V, GROUPS, V::kTile>(task, row, lane, best, where);
+  for (; row < task.num_rows; ++row) nearest_rows<V, GROUPS, 1>(task, row, lane, best, where);
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) {
+    V::store_i32(task.nearness + lane + v * V::kLanes, best[v]);
+    V::store_i32(task.nearest + lane + v * V::kLanes, where[v]);
+  }
+}
+
+template <class V>
+void word_nearest(const WordsTask& task) {
+  int64_t lane = 0;
+  for (; lane + 2 * kGroup <= task.lanes; lane += 2 * kGroup) nearest_lanes<V, 2>(task, lane);
+  if (lane < task.lanes) nearest_lanes<V, 1>(task, lane);
+}
+
+template <class V, int GROUPS, int TOKENS>
+inline void bare_tile(const RowsTask& task, const uint8_t* rows, int64_t lane) {
+  typename V::I32 sums[TOKENS][GROUPS * kGroup / V::kLanes];
+  multiply<V, GROUPS, TOKENS>(rows, task.stride, task.quads, task.query->bytes + lane * task.stride, sums);
+#pragma GCC unroll 16
+  for (int v = 0; v < GROUPS * kGroup / V::kLanes; ++v) {
+    auto best = V::load(task.query->best + lane + v * V::kLanes);
+#pragma GCC unroll 16
+    for (int t = 0; t < TOKENS; ++t) best = V::max(best, V::to_float(sums[t][v]));
+    V::store(task.query->best + lane + v * V::kLanes, best);
+  }
+}
+
+template <class V>
+void row_maxima(const RowsTask& task, int64_t begin, int64_t end) {
+  V::begin();
+  for (int64_t block = begin; block < end; block += kRows) {
+    const int64_t last = block + kRows < end ? block + kRows : end;
+    int64_t lane = 0;
+    for (; lane < task.query->lanes;) {
+      const bool two = lane + 2 * kGroup <= task.query->lanes;
+      if constexpr (V::kMatrix) {
+        two ? V::template bare_rows<2>(task, block, last - block, lane) : V::template bare_rows<1>(task, block, last - block, lane);
+      } else {
+        int64_t row = block;
+        for (; row + V::kTile <= last; row += V::kTile) {
+          const uint8_t* rows = task.rows + row * task.stride;
+          two ? bare_tile<V, 2, V::kTile>(task, rows, lane) : bare_tile<V, 1, V::kTile>(task, rows, lane);
+        }
+        for (; row < last; ++row) {
+          const uint8_t* rows = task.rows + row * task.stride;
+          two ? bare_tile<V, 2, 1>(task, rows, lane) : bare_tile<V, 1, 1>(task, rows, lane);
+        }
+      }
+      lane += two ? 2 * kGroup : kGroup;
+    }
+  }
+  V::end();
+}
+
+// Buckets, packed residuals, the two scales of the decoded token, and the norm of what the centroid left over.
+//
+// With token_scale, buckets are of r / rms(r), and the residual's scale s is the least-squares one, <r, b> / <b, b> for bucket
+// weights b; the decoded token c + s b is brought to length one.
+inline void compress_one(const CompressTask& task, int64_t i) {
+  const float* vector = task.vectors + i * task.dim;
+  const float* centroid = task.centroids + task.codes[i] * task.dim;
+  double norm = 0;
+  for (int64_t d = 0; d < task.dim; ++d) {
+    task.residual[d] = vector[d] - centroid[d];
+    norm += double(task.residual[d]) * task.residual[d];
+  }
+  const float unit = task.token_scale && norm > 0 ? float(std::sqrt(norm / double(task.dim))) : 1.0f;
+  std::memset(task.buckets, 0, task.dim);
+  for (int c = 0; c < (1 << task.nbits) - 1; ++c) {
+    const float cutoff = task.cutoffs[c] * unit;
+    for (int64_t d = 0; d < task.dim; ++d) task.buckets[d] += task.residual[d] > cutoff;
+  }
+  const int per_byte = 8 / task.nbits;
+  uint8_t* packed = task.packed + i * (task.dim / per_byte);
+  for (int64_t b = 0; b < task.dim / per_byte; ++b) {
+    unsigned byte = 0;
+    for (int j = 0; j < per_byte; ++j) byte = byte << task.nbits | task.buckets[b * per_byte + j];
+    packed[b] = uint8_t(byte);
+  }
+  double along = 0, squares = 0;
+  for (int64_t d = 0; d < task.dim; ++d) {
+    const double weight = task.weights[task.buckets[d]];
+    along += weight * task.residual[d];
+    squares += weight * weight;
+  }
+  const double scale = !task.token_scale ? 1 : squares > 0 && along > 0 ? along / squares : 0;
+  double length = 0;
+  for (int64_t d = 0; d < task.dim; ++d) {
+    const double decoded = centroid[d] + scale * task.weights[task.buckets[d]];
+    length += decoded * decoded;
+  }
+  const double inverse = 1 / std::sqrt(length > 1e-24 ? length : 1e-24);
+  task.scales[2 * i] = float(inverse);
+  task.scales[2 * i + 1] = float(inverse * scale);
+  task.norms[i] = float(std::sqrt(norm));
+}
+
+// A byte is worth a 255th of the range of its query token's scores.
+template <class V>
+void byte_table(const TableTask& task) {
+  const int64_t size = task.num_centroids * task.lanes;
+  for (int64_t first = 0; first < task.lanes; first += kGroup) {
+    float lows[kGroup], highs[kGroup];
+    for (int j = 0; j < kGroup; ++j) lows[j] = INFINITY, highs[j] = -INFINITY;
+    for (int64_t at = first; at < size; at += task.lanes)
+      for (int j = 0; j < kGroup; ++j) {
+        lows[j] = task.table[at + j] < lows[j] ? task.table[at + j] : lows[j];
+        highs[j] = task.table[at + j] > highs[j] ? task.table[at + j] : highs[j];
+      }
+    float factors[kGroup];
+    for (int j = 0; j < kGroup; ++j) {
+      task.lows[first + j] = lows[j];
+      task.steps[first + j] = (highs[j] - lows[j]) / 255;
+      factors[j] = highs[j] > lows[j] ? 255 / (highs[j] - lows[j]) : 0;
+    }
+    for (int64_t at = first; at < size; at += task.lanes)
+      for (int j = 0; j < kGroup; ++j) task.bytes[at + j] = uint8_t(int32_t((task.table[at + j] - lows[j]) * factors[j] + 0.5f));
+  }
+}
+
+// rows @ rotation, summed in the order of the rows' dimensions: the same bits for any block of rows, on any thread.
+template <class V>
+void rotate(const float* rows, int64_t count, int64_t dim, const float* rotation, float* turned) {
+  constexpr int kVectors = 4, kRowsAtOnce = 2;
+  constexpr int64_t kColumns = kVectors * V::kLanes;
+  for (int64_t i = 0; i < count; i += kRowsAtOnce) {
+    const int64_t other = i + 1 < count ? i + 1 : i;
+    int64_t d = 0;
+    for (; d + kColumns <= dim; d += kColumns) {
+      typename V::F32 sums[kRowsAtOnce][kVectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sums[0][v] = sums[1][v] = V::all(0);
+      for (int64_t k = 0; k < dim; ++k) {
+        const auto first = V::all(rows[i * dim + k]), second = V::all(rows[other * dim + k]);
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) {
+          const auto column = V::load(rotation + k * dim + d + v * V::kLanes);
+          sums[0][v] = V::add(sums[0][v], V::mul(first, column));
+          sums[1][v] = V::add(sums[1][v], V::mul(second, column));
+        }
+      }
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        V::store(turned + i * dim + d + v * V::kLanes, sums[0][v]);
+        V::store(turned + other * dim + d + v * V::kLanes, sums[1][v]);
+      }
+    }
+    for (int64_t row = i; row <= other; ++row)
+      for (int64_t e = d; e < dim; ++e) {
+        float sum = 0;
+        for (int64_t k = 0; k < dim; ++k) sum += rows[row * dim + k] * rotation[k * dim + e];
+        turned[row * dim + e] = sum;
+      }
+  }
+}
+
+template <class V>
+void to_floats(const uint16_t* halves, int64_t count, float* floats) {
+  for (int64_t i = 0; i < count; ++i) floats[i] = V::half(halves[i]);
+}
+
+template <class V>
+void compress(const CompressTask& task, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) compress_one(task, i);
+}
+
+template <class V>
+Isa isa_of(const char* name) {
+  return {name, residual_maxsim<V>, centroid_maxsim<V>, byte_maxsim<V>, score_postings<V>, word_products<V>, word_nearest<V>,
+          row_maxima<V>, byte_table<V>, compress<V>, rotate<V>, to_floats<V>, decode<V>};
+}
+
+}  // namespace

@@ -1,0 +1,718 @@
+// The Python module: checks arrays, packs queries, spreads loops over threads, and picks the instruction set.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "isa.h"
+
+#if defined(RAY_LIR_AMX) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace nb = nanobind;
+
+namespace ray_lir {
+namespace {
+
+template <class T, int DIMS>
+using Array = nb::ndarray<const T, nb::ndim<DIMS>, nb::c_contig, nb::device::cpu>;
+using Floats = Array<float, 1>;
+using Matrix = Array<float, 2>;
+using Numbers = Array<int64_t, 1>;
+using Codes = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void require(bool condition, const char* message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Memory for vector registers, zero at first.
+template <class T>
+class Aligned {
+ public:
+  explicit Aligned(int64_t count) : data_(static_cast<T*>(std::aligned_alloc(64, round_up(std::max<int64_t>(count, 1) * sizeof(T), 64)))) {
+    if (!data_) throw std::bad_alloc();
+    std::memset(static_cast<void*>(data_.get()), 0, count * sizeof(T));
+  }
+  T* get() { return data_.get(); }
+  const T* get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
+template <class T>
+nb::ndarray<nb::numpy, T> array_of(std::vector<size_t> shape, T** data) {
+  size_t size = 1;
+  for (size_t n : shape) size *= n;
+  auto* memory = new Aligned<T>(int64_t(size));
+  *data = memory->get();
+  nb::capsule owner(memory, [](void* p) noexcept { delete static_cast<Aligned<T>*>(p); });
+  return nb::ndarray<nb::numpy, T>(*data, shape.size(), shape.data(), owner);
+}
+
+// Runs work(begin, end) over 0 to count in pieces that threads take one after another.
+template <class Work>
+void spread(int64_t count, int64_t piece, int threads, const Work& work) {
+  std::atomic<int64_t> next{0};
+  auto run = [&] {
+    for (int64_t begin; (begin = next.fetch_add(piece)) < count;) work(begin, std::min(count, begin + piece));
+  };
+  const int64_t useful = std::min<int64_t>(threads, (count + piece - 1) / piece);
+  std::vector<std::thread> others;
+  for (int64_t i = 1; i < useful; ++i) others.emplace_back(run);
+  run();
+  for (auto& other : others) other.join();
+}
+
+// ---- instruction sets -------------------------------------------------------------------------------------------------
+
+bool may_use_tiles() {
+#if defined(RAY_LIR_AMX) && defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+std::vector<const Isa*> supported() {
+  std::vector<const Isa*> sets = {portable_isa()};
+#ifdef RAY_LIR_X86
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return sets;
+  sets.push_back(avx2_isa());
+  const bool vnni = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+  if (!vnni) return sets;
+  sets.push_back(avx512_isa());
+#ifdef RAY_LIR_AMX
+  if (__builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") && may_use_tiles()) sets.push_back(amx_isa());
+#endif
+#endif
+  return sets;
+}
+
+const Isa& isa_named(const std::string& name) {
+  for (const Isa* isa : supported())
+    if (name == isa->name) return *isa;
+  throw std::invalid_argument("this processor cannot run " + name);
+}
+
+// ---- what is made of a query and of a codec ---------------------------------------------------------------------------
+
+struct Levels {
+  uint8_t levels[256] = {};
+  std::vector<uint8_t> lut;
+  float low = 0, step = 1;
+  int nbits = 0;
+
+  explicit Levels(Floats weights) {
+    const int64_t count = int64_t(weights.shape(0));
+    while ((1 << nbits) < count) ++nbits;
+    require((1 << nbits) == count && (nbits == 1 || nbits == 2 || nbits == 4 || nbits == 8), "bucket weights must be 2, 4, 16 or 256");
+    low = *std::min_element(weights.data(), weights.data() + count);
+    const float high = *std::max_element(weights.data(), weights.data() + count);
+    if (high > low) step = (high - low) / 127;
+    for (int64_t k = 0; k < count; ++k) levels[k] = uint8_t(std::lround((weights.data()[k] - low) / step));
+    const int per_byte = 8 / nbits;
+    lut.resize(256 * per_byte);
+    for (int byte = 0; byte < 256; ++byte)
+      for (int j = 0; j < per_byte; ++j) lut[byte * per_byte + j] = levels[byte >> (8 - nbits * (j + 1)) & (count - 1)];
+  }
+};
+
+Decoder decoder_of(const Levels& levels, int64_t dim) {
+  return {levels.nbits, (dim + 3) / 4, dim * levels.nbits / 8, round_up(dim, 64), levels.lut.data(), levels.levels};
+}
+
+// A query token as bytes: values times 127 over the largest of them.
+struct ByteQuery {
+  std::vector<int8_t> values;
+  float scale = 0;
+  int64_t sum = 0;
+
+  ByteQuery(const float* vector, int64_t dim) : values(dim) {
+    float largest = 0;
+    for (int64_t d = 0; d < dim; ++d) largest = std::max(largest, std::fabs(vector[d]));
+    if (largest == 0) return;
+    scale = largest / 127;
+    for (int64_t d = 0; d < dim; ++d) sum += values[d] = int8_t(std::lround(vector[d] / scale));
+  }
+};
+
+struct Packed {
+  int64_t lanes;
+  Aligned<int8_t> bytes;
+  Aligned<float> slopes, shifts, weights, best;
+
+  Packed(Matrix vectors, Floats importance, const Levels& levels)
+      : lanes(round_up(std::max<int64_t>(vectors.shape(0), 1), kGroup)),
+        bytes(lanes * round_up(vectors.shape(1), 64)), slopes(lanes), shifts(lanes), weights(lanes), best(lanes) {
+    const int64_t dim = vectors.shape(1), stride = round_up(dim, 64);
+    require(importance.shape(0) == vectors.shape(0), "one weight a query token");
+    for (int64_t i = 0; i < int64_t(vectors.shape(0)); ++i) {
+      const ByteQuery query(vectors.data() + i * dim, dim);
+      int8_t* group = bytes.get() + i / kGroup * kGroup * stride;
+      for (int64_t d = 0; d < dim; ++d) group[d / 4 * kGroup * 4 + i % kGroup * 4 + d % 4] = query.values[d];
+      slopes.get()[i] = query.scale * levels.step;
+      shifts.get()[i] = query.scale * levels.low * float(query.sum);
+      weights.get()[i] = importance.data()[i];
+    }
+  }
+
+  PackedQuery view(const float* table, float* scratch) const {
+    return {bytes.get(), slopes.get(), shifts.get(), table, weights.get(), scratch, lanes};
+  }
+};
+
+// Columns of 16-bit words, each scaled to length 2^14.
+struct Columns {
+  int64_t lanes, pairs;
+  Aligned<int16_t> words;
+  Aligned<float> scales;
+
+  Columns(const float* vectors, int64_t count, int64_t dim)
+      : lanes(round_up(std::max<int64_t>(count, 1), kGroup)), pairs((dim + 1) / 2), words(lanes * pairs * 2), scales(lanes) {
+    for (int64_t i = 0; i < count; ++i) {
+      double squares = 0;
+      for (int64_t d = 0; d < dim; ++d) squares += double(vectors[i * dim + d]) * vectors[i * dim + d];
+      const float norm = float(std::sqrt(squares));
+      if (norm == 0) continue;
+      int16_t* group = words.get() + i / kGroup * kGroup * pairs * 2;
+      const float factor = (1 << kWordBits) / norm;
+      for (int64_t d = 0; d < dim; ++d) group[d / 2 * kGroup * 2 + i % kGroup * 2 + d % 2] = int16_t(std::lrintf(vectors[i * dim + d] * factor));
+      scales.get()[i] = norm / (1 << (2 * kWordBits));
+    }
+  }
+};
+
+Shard shard_of(const Codes& codes, Numbers doc_offsets) {
+  const bool wide = codes.dtype() == nb::dtype<uint32_t>();
+  require(wide || codes.dtype() == nb::dtype<uint16_t>(), "codes must be uint16 or uint32");
+  require(doc_offsets.shape(0) > 0 && doc_offsets.data()[doc_offsets.shape(0) - 1] <= int64_t(codes.shape(0)), "offsets beyond the codes");
+  return {codes.data(), wide, nullptr, nullptr, doc_offsets.data()};
+}
+
+int64_t count_of(const std::optional<Numbers>& documents, Numbers doc_offsets) {
+  const int64_t num_docs = int64_t(doc_offsets.shape(0)) - 1;
+  if (!documents) return num_docs;
+  for (size_t i = 0; i < documents->shape(0); ++i)
+    require(documents->data()[i] >= 0 && documents->data()[i] < num_docs, "a document number is not in the shard");
+  return int64_t(documents->shape(0));
+}
+
+// ---- kernels ----------------------------------------------------------------------------------------------------------
+
+using FloatResult = nb::ndarray<nb::numpy, float>;
+
+FloatResult residual_maxsim(const std::string& name, std::vector<Matrix> vectors, std::vector<Floats> weights, std::vector<Matrix> tables,
+                            Codes codes, Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, Numbers doc_offsets, Floats buckets,
+                            std::optional<Numbers> documents, int threads) {
+  const Isa& isa = isa_named(name);
+  const Levels levels(buckets);
+  const size_t num_queries = vectors.size();
+  require(num_queries > 0 && weights.size() == num_queries && tables.size() == num_queries, "one table and one row of weights a query");
+  const Decoder decoder = decoder_of(levels, vectors[0].shape(1));
+  require(int64_t(residuals.shape(1)) == decoder.packed_bytes, "residuals of other dimensions or bits");
+  require(residuals.shape(0) == codes.shape(0) && scales.shape(0) == codes.shape(0) && scales.shape(1) == 2, "codes, residuals and scales of one length");
+  Shard shard = shard_of(codes, doc_offsets);
+  shard.residuals = residuals.data();
+  shard.scales = scales.data();
+  const int64_t count = count_of(documents, doc_offsets);
+  float* scores;
+  FloatResult result = array_of<float>({num_queries, size_t(count)}, &scores);
+  std::vector<Packed> packed;
+  int64_t lanes = 0;
+  for (size_t q = 0; q < num_queries; ++q) {
+    require(vectors[q].shape(1) == vectors[0].shape(1), "queries of different dimensions");
+    packed.emplace_back(vectors[q], weights[q], levels);
+    require(int64_t(tables[q].shape(1)) == packed.back().lanes, "a table of another query");
+    lanes += packed.back().lanes;
+  }
+  nb::gil_scoped_release release;
+  spread(count, std::max<int64_t>(1, std::min<int64_t>(256, count / (4 * std::max(1, threads)))), threads, [&](int64_t begin, int64_t end) {
+    Aligned<uint8_t> rows(kRows * decoder.stride);
+    Aligned<float> best(lanes);
+    std::vector<PackedQuery> queries;
+    float* scratch = best.get();
+    for (size_t q = 0; q < num_queries; scratch += packed[q++].lanes) queries.push_back(packed[q].view(tables[q].data(), scratch));
+    isa.residual_maxsim({shard, decoder, queries.data(), int64_t(num_queries), documents ? documents->data() : nullptr, count, scores}, begin,
+                        end, rows.get());
+  });
+  return result;
+}
+
+template <class Item>
+FloatResult table_maxsim(const std::string& name, Array<Item, 2> table, Floats weights, float base, Codes codes, Numbers doc_offsets,
+                         std::optional<Array<uint8_t, 1>> keep, std::optional<Numbers> documents, int threads) {
+  const Isa& isa = isa_named(name);
+  const int64_t lanes = int64_t(table.shape(1)), count = count_of(documents, doc_offsets);
+  require(lanes % kGroup == 0 && int64_t(weights.shape(0)) <= lanes, "a table of another query");
+  require(!keep || keep->shape(0) == table.shape(0), "one flag a centroid");
+  Aligned<float> factors(lanes);
+  std::copy(weights.data(), weights.data() + weights.shape(0), factors.get());
+  float* scores;
+  FloatResult result = array_of<float>({size_t(count)}, &scores);
+  const CentroidTask task = {shard_of(codes, doc_offsets), table.data(), factors.get(), base, lanes, keep ? keep->data() : nullptr,
+                             documents ? documents->data() : nullptr, count, scores};
+  auto* loop = sizeof(Item) == 1 ? isa.byte_maxsim : isa.centroid_maxsim;
+  nb::gil_scoped_release release;
+  spread(count, 512, threads, [&](int64_t begin, int64_t end) { loop(task, begin, end); });
+  return result;
+}
+
+FloatResult centroid_scores(const std::string& name, Matrix vectors, Array<int16_t, 2> centroids, int threads) {
+  const Isa& isa = isa_named(name);
+  const int64_t dim = vectors.shape(1), stride = centroids.shape(1), count = centroids.shape(0);
+  require(stride % 2 == 0 && stride >= dim, "centroids of other dimensions");
+  const Columns columns(vectors.data(), vectors.shape(0), dim);
+  float* products;
+  FloatResult result = array_of<float>({size_t(count), size_t(columns.lanes)}, &products);
+  const WordsTask task = {centroids.data(), stride, count, columns.words.get(), columns.lanes, columns.pairs, columns.scales.get(),
+                          nullptr, products, nullptr, nullptr};
+  nb::gil_scoped_release release;
+  spread(count, 1024, threads, [&](int64_t begin, int64_t end) { isa.word_products(task, begin, end); });
+  return result;
+}
+
+nb::tuple byte_table(const std::string& name, Matrix table) {
+  const Isa& isa = isa_named(name);
+  require(table.shape(1) % kGroup == 0, "a table of lanes");
+  float *lows, *steps;
+  uint8_t* bytes;
+  auto low_array = array_of<float>({table.shape(1)}, &lows), step_array = array_of<float>({table.shape(1)}, &steps);
+  auto byte_array = array_of<uint8_t>({table.shape(0), table.shape(1)}, &bytes);
+  {
+    nb::gil_scoped_release release;
+    isa.byte_table({table.data(), int64_t(table.shape(0)), int64_t(table.shape(1)), lows, steps, bytes});
+  }
+  return nb::make_tuple(byte_array, low_array, step_array);
+}
+
+// The nprobe best centroids of each query token, best first, and the score at which t_prime tokens have been passed.
+nb::tuple probe(Matrix table, int64_t num_tokens, Numbers sizes, int64_t nprobe, int64_t bound, int64_t t_prime) {
+  const int64_t num_centroids = table.shape(0), lanes = table.shape(1);
+  require(num_tokens <= lanes && int64_t(sizes.shape(0)) == num_centroids, "sizes of other centroids");
+  require(1 <= nprobe && nprobe <= bound && bound <= num_centroids, "nprobe <= bound <= centroids");
+  int64_t* cells;
+  float *cell_scores, *imputed;
+  auto cell_array = array_of<int64_t>({size_t(num_tokens), size_t(nprobe)}, &cells);
+  auto score_array = array_of<float>({size_t(num_tokens), size_t(nprobe)}, &cell_scores);
+  auto imputed_array = array_of<float>({size_t(num_tokens)}, &imputed);
+  {
+    nb::gil_scoped_release release;
+    std::vector<float> columns(num_centroids * kGroup), sample;
+    std::vector<int32_t> found;
+    for (int64_t first = 0; first < num_tokens; first += kGroup) {
+      for (int64_t c = 0; c < num_centroids; ++c)
+        for (int j = 0; j < kGroup; ++j) columns[j * num_centroids + c] = table.data()[c * lanes + first + j];
+      for (int64_t i = first; i < std::min(num_tokens, first + kGroup); ++i) {
+        const float* scores = columns.data() + (i - first) * num_centroids;
+        const auto better = [&](int32_t a, int32_t b) { return scores[a] > scores[b] || (scores[a] == scores[b] && a < b); };
+        // A sample guesses a score that a few more than `bound` centroids reach; only those are ordered.
+        sample.clear();
+        for (int64_t c = 0; c < num_centroids; c += 16) sample.push_back(scores[c]);
+        const int64_t rank = std::min<int64_t>(sample.size() - 1, bound / 16 + bound / 32 + 8);
+        std::nth_element(sample.begin(), sample.begin() + rank, sample.end(), std::greater<>());
+        float threshold = sample[rank];
+        for (;;) {
+          found.clear();
+          for (int64_t c = 0; c < num_centroids; ++c)
+            if (scores[c] >= threshold) found.push_back(int32_t(c));
+          if (int64_t(found.size()) >= bound) break;
+          threshold = -INFINITY;
+        }
+        std::nth_element(found.begin(), found.begin() + bound - 1, found.end(), better);
+        found.resize(bound);
+        std::partial_sort(found.begin(), found.begin() + nprobe, found.end(), better);
+        for (int64_t p = 0; p < nprobe; ++p) cells[i * nprobe + p] = found[p], cell_scores[i * nprobe + p] = scores[found[p]];
+        // The first centroid, in order, at which t_prime tokens have been passed; or the last of `bound`.
+        int64_t low = 0, high = bound, passed = 0;
+        while (high - low > 1) {
+          const int64_t middle = (low + high) / 2;
+          std::nth_element(found.begin() + low, found.begin() + middle, found.begin() + high, better);
+          int64_t here = 0;
+          for (int64_t p = low; p < middle; ++p) here += sizes.data()[found[p]];
+          if (passed + here >= t_prime) {
+            high = middle;
+          } else {
+            passed += here;
+            low = middle;
+          }
+        }
+        imputed[i] = scores[found[low]];
+      }
+    }
+  }
+  return nb::make_tuple(cell_array, score_array, imputed_array);
+}
+
+struct PostingArrays {
+  Array<uint32_t, 1> postings;
+  Numbers posting_offsets;
+  Array<uint32_t, 1> block_documents;
+  Numbers doc_offsets;
+
+  void check(const int64_t* cells, int64_t count) const {
+    require(posting_offsets.data()[posting_offsets.shape(0) - 1] == int64_t(postings.shape(0)), "posting offsets of other postings");
+    require(int64_t(block_documents.shape(0)) * 64 >= int64_t(postings.shape(0)), "block documents of other postings");
+    for (int64_t i = 0; i < count; ++i) require(cells[i] >= 0 && cells[i] + 1 < int64_t(posting_offsets.shape(0)), "a cell does not exist");
+  }
+};
+
+nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights, Array<int64_t, 2> cells, Matrix cell_scores, Floats imputed,
+                         bool floor, Array<uint32_t, 1> postings, Numbers posting_offsets, Array<uint32_t, 1> block_documents,
+                         Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, Numbers doc_offsets, Floats buckets) {
+  const Isa& isa = isa_named(name);
+  const Levels levels(buckets);
+  const int64_t dim = vectors.shape(1), num_docs = int64_t(doc_offsets.shape(0)) - 1;
+  const Decoder decoder = decoder_of(levels, dim);
+  require(int64_t(residuals.shape(1)) == decoder.packed_bytes, "residuals of other dimensions or bits");
+  require(scales.shape(0) == residuals.shape(0) && scales.shape(1) == 2 && postings.shape(0) <= residuals.shape(0), "postings, residuals and scales of one length");
+  require(cells.shape(0) == vectors.shape(0) && weights.shape(0) == vectors.shape(0) && imputed.shape(0) == vectors.shape(0),
+          "one row of cells a query token");
+  const PostingArrays arrays{postings, posting_offsets, block_documents, doc_offsets};
+  arrays.check(cells.data(), int64_t(cells.size()));
+  std::vector<int64_t> found;
+  std::vector<float> totals;
+  {
+    nb::gil_scoped_release release;
+    Aligned<DocumentState> states(num_docs);
+    Aligned<uint8_t> row(decoder.stride);
+    Aligned<int8_t> query(decoder.stride);
+    double all_imputed = 0;
+    for (int64_t i = 0; i < int64_t(vectors.shape(0)); ++i) {
+      const ByteQuery bytes(vectors.data() + i * dim, dim);
+      std::copy(bytes.values.begin(), bytes.values.end(), query.get());
+      PostingTask task = {};
+      task.shard.residuals = residuals.data();
+      task.shard.scales = scales.data();
+      task.shard.doc_offsets = doc_offsets.data();
+      task.decoder = decoder;
+      task.postings = postings.data();
+      task.posting_offsets = posting_offsets.data();
+      task.block_documents = block_documents.data();
+      task.query = query.get();
+      task.slope = bytes.scale * levels.step;
+      task.shift = bytes.scale * levels.low * float(bytes.sum);
+      task.count = int64_t(cells.shape(1));
+      task.cells = cells.data() + i * task.count;
+      task.cell_scores = cell_scores.data() + i * task.count;
+      task.weight = weights.data()[i];
+      task.imputed = imputed.data()[i];
+      task.floor = floor;
+      task.stamp = int32_t(i + 1);
+      task.states = states.get();
+      all_imputed += task.weight * task.imputed;
+      isa.score_postings(task, row.get());
+    }
+    for (int64_t d = 0; d < num_docs; ++d)
+      if (states.get()[d].stamp) {
+        found.push_back(d);
+        totals.push_back(float(states.get()[d].total + all_imputed));
+      }
+  }
+  float* scores;
+  int64_t* documents;
+  auto score_array = array_of<float>({totals.size()}, &scores);
+  auto document_array = array_of<int64_t>({found.size()}, &documents);
+  std::copy(totals.begin(), totals.end(), scores);
+  std::copy(found.begin(), found.end(), documents);
+  return nb::make_tuple(score_array, document_array);
+}
+
+// Documents with a token in one of the cells, ascending.
+nb::ndarray<nb::numpy, int64_t> candidates(Numbers cells, Array<uint32_t, 1> postings, Numbers posting_offsets,
+                                           Array<uint32_t, 1> block_documents, Numbers doc_offsets) {
+  const PostingArrays arrays{postings, posting_offsets, block_documents, doc_offsets};
+  arrays.check(cells.data(), int64_t(cells.shape(0)));
+  std::vector<int64_t> found;
+  {
+    nb::gil_scoped_release release;
+    std::vector<uint8_t> seen(doc_offsets.shape(0) - 1);
+    for (size_t c = 0; c < cells.shape(0); ++c)
+      for (int64_t p = posting_offsets.data()[cells.data()[c]]; p < posting_offsets.data()[cells.data()[c] + 1]; ++p) {
+        int64_t document = block_documents.data()[postings.data()[p] / 64];
+        while (doc_offsets.data()[document + 1] <= postings.data()[p]) ++document;
+        seen[document] = 1;
+      }
+    for (size_t d = 0; d < seen.size(); ++d)
+      if (seen[d]) found.push_back(int64_t(d));
+  }
+  int64_t* documents;
+  auto result = array_of<int64_t>({found.size()}, &documents);
+  std::copy(found.begin(), found.end(), documents);
+  return result;
+}
+
+// [T, D] rows as floats, whatever they come as.
+const float* as_floats(const Isa& isa, const nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>& rows, int64_t first, int64_t count,
+                       std::vector<float>& memory) {
+  const int64_t dim = rows.shape(1);
+  if (rows.dtype() == nb::dtype<float>()) return static_cast<const float*>(rows.data()) + first * dim;
+  memory.resize(count * dim);
+  isa.to_floats(static_cast<const uint16_t*>(rows.data()) + first * dim, count * dim, memory.data());
+  return memory.data();
+}
+
+using Rows = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void check_rows(const Rows& rows) {
+  require(rows.dtype() == nb::dtype<float>() || rows.dtype() == nb::dtype<uint16_t>(), "rows must be float32, or float16 viewed as uint16");
+}
+
+// The nearest centroid of each vector: the largest product, or, with `euclidean`, the smallest distance.
+nb::tuple assign(const std::string& name, Rows vectors, Matrix centroids, bool euclidean, int threads) {
+  const Isa& isa = isa_named(name);
+  check_rows(vectors);
+  const int64_t count = vectors.shape(0), dim = vectors.shape(1), num_centroids = centroids.shape(0), stride = round_up(dim, 2);
+  require(int64_t(centroids.shape(1)) == dim && num_centroids > 0, "centroids of other dimensions");
+  // All centroids are scaled alike, so that products stay comparable.
+  Aligned<int16_t> rows(num_centroids * stride);
+  std::vector<int32_t> biases(num_centroids);
+  std::vector<double> squares(num_centroids);
+  for (int64_t c = 0; c < num_centroids; ++c)
+    for (int64_t d = 0; d < dim; ++d) squares[c] += double(centroids.data()[c * dim + d]) * centroids.data()[c * dim + d];
+  const double longest = std::sqrt(*std::max_element(squares.begin(), squares.end()));
+  const double factor = longest > 0 ? (1 << kWordBits) / longest : 0;
+  for (int64_t c = 0; c < num_centroids; ++c)
+    for (int64_t d = 0; d < dim; ++d) rows.get()[c * stride + d] = int16_t(std::lrint(centroids.data()[c * dim + d] * factor));
+  int64_t* codes;
+  float* nearness;
+  auto code_array = array_of<int64_t>({size_t(count)}, &codes);
+  auto nearness_array = array_of<float>({size_t(count)}, &nearness);
+  constexpr int64_t kColumns = 2 * kGroup;
+  {
+    nb::gil_scoped_release release;
+    spread(count, 32 * kColumns, threads, [&](int64_t begin, int64_t end) {
+      std::vector<float> memory;
+      int32_t nearest[kColumns], products[kColumns];
+      std::vector<int32_t> mine(num_centroids);
+      for (int64_t first = begin; first < end; first += kColumns) {
+        const int64_t here = std::min(kColumns, end - first);
+        const float* block = as_floats(isa, vectors, first, here, memory);
+        const Columns columns(block, here, dim);
+        WordsTask task = {rows.get(), stride, num_centroids, columns.words.get(), columns.lanes, columns.pairs, nullptr, nullptr, nullptr,
+                          nearest, products};
+        if (euclidean) {
+          // x . c - |c|^2 / 2 with x scaled to length one needs the distance's other half scaled by the vector's own length:
+          // vectors that are assigned are unit vectors, up to their rounding.
+          for (int64_t c = 0; c < num_centroids; ++c) mine[c] = int32_t(-squares[c] / 2 * factor * (1 << kWordBits));
+          task.biases = mine.data();
+        }
+        isa.word_nearest(task);
+        for (int64_t i = 0; i < here; ++i) {
+          codes[first + i] = nearest[i];
+          nearness[first + i] = float(products[i] / (factor > 0 ? factor * (1 << kWordBits) : 1));
+        }
+      }
+    });
+  }
+  return nb::make_tuple(code_array, nearness_array);
+}
+
+nb::tuple compress(const std::string& name, Rows vectors, Numbers codes, Matrix centroids, Floats cutoffs, Floats buckets, bool token_scale,
+                   int threads) {
+  const Isa& isa = isa_named(name);
+  check_rows(vectors);
+  const Levels levels(buckets);
+  const int64_t count = vectors.shape(0), dim = vectors.shape(1);
+  require(int64_t(codes.shape(0)) == count && int64_t(centroids.shape(1)) == dim, "one code a vector, and centroids of its dimensions");
+  require(int64_t(cutoffs.shape(0)) == (1 << levels.nbits) - 1 && dim * levels.nbits % 8 == 0, "cutoffs between the buckets, in whole bytes");
+  for (int64_t i = 0; i < count; ++i) require(codes.data()[i] >= 0 && codes.data()[i] < int64_t(centroids.shape(0)), "a code without a centroid");
+  uint8_t* packed;
+  float *scales, *norms;
+  auto packed_array = array_of<uint8_t>({size_t(count), size_t(dim * levels.nbits / 8)}, &packed);
+  auto scale_array = array_of<float>({size_t(count), 2}, &scales), norm_array = array_of<float>({size_t(count)}, &norms);
+  {
+    nb::gil_scoped_release release;
+    spread(count, 1024, threads, [&](int64_t begin, int64_t end) {
+      std::vector<float> memory, residual(dim);
+      std::vector<uint8_t> bytes(dim);
+      CompressTask task = {as_floats(isa, vectors, begin, end - begin, memory), centroids.data(), codes.data() + begin, dim, cutoffs.data(),
+                           buckets.data(), levels.nbits, token_scale, end - begin, packed + begin * (dim * levels.nbits / 8), scales + 2 * begin,
+                           norms + begin, residual.data(), bytes.data()};
+      isa.compress(task, 0, end - begin);
+    });
+  }
+  return nb::make_tuple(packed_array, scale_array, norm_array);
+}
+
+FloatResult rotate(const std::string& name, Rows vectors, Matrix rotation, int threads) {
+  const Isa& isa = isa_named(name);
+  check_rows(vectors);
+  const int64_t count = vectors.shape(0), dim = vectors.shape(1);
+  require(int64_t(rotation.shape(0)) == dim && int64_t(rotation.shape(1)) == dim, "a rotation of other dimensions");
+  float* turned;
+  FloatResult result = array_of<float>({size_t(count), size_t(dim)}, &turned);
+  nb::gil_scoped_release release;
+  spread(count, 1024, threads, [&](int64_t begin, int64_t end) {
+    std::vector<float> memory;
+    isa.rotate(as_floats(isa, vectors, begin, end - begin, memory), end - begin, dim, rotation.data(), turned + begin * dim);
+  });
+  return result;
+}
+
+// MaxSim over vectors that are not compressed.
+FloatResult maxsim(const std::string& name, std::vector<Matrix> vectors, std::vector<Floats> weights, Rows tokens, Numbers offsets, int threads) {
+  const Isa& isa = isa_named(name);
+  check_rows(tokens);
+  const int64_t dim = tokens.shape(1), count = int64_t(offsets.shape(0)) - 1, stride = round_up(dim, 2);
+  require(count >= 0 && offsets.data()[count] <= int64_t(tokens.shape(0)), "offsets beyond the tokens");
+  std::vector<Columns> columns;
+  int64_t widest = 0;
+  for (size_t q = 0; q < vectors.size(); ++q) {
+    require(int64_t(vectors[q].shape(1)) == dim && weights[q].shape(0) == vectors[q].shape(0), "queries of the tokens' dimensions");
+    columns.emplace_back(vectors[q].data(), vectors[q].shape(0), dim);
+    widest = std::max(widest, columns.back().lanes);
+  }
+  float* scores;
+  FloatResult result = array_of<float>({vectors.size(), size_t(count)}, &scores);
+  nb::gil_scoped_release release;
+  spread(count, 16, threads, [&](int64_t begin, int64_t end) {
+    std::vector<float> memory, lengths(kRows), best(widest * vectors.size());
+    Aligned<int16_t> rows(kRows * stride);
+    Aligned<float> products(kRows * widest);
+    for (int64_t document = begin; document < end; ++document) {
+      std::fill(best.begin(), best.end(), -INFINITY);
+      for (int64_t first = offsets.data()[document]; first < offsets.data()[document + 1]; first += kRows) {
+        const int64_t here = std::min<int64_t>(kRows, offsets.data()[document + 1] - first);
+        const float* block = as_floats(isa, tokens, first, here, memory);
+        for (int64_t t = 0; t < here; ++t) {
+          double squares = 0;
+          for (int64_t d = 0; d < dim; ++d) squares += double(block[t * dim + d]) * block[t * dim + d];
+          lengths[t] = float(std::sqrt(squares));
+          const float factor = lengths[t] > 0 ? (1 << kWordBits) / lengths[t] : 0;
+          for (int64_t d = 0; d < dim; ++d) rows.get()[t * stride + d] = int16_t(std::lrintf(block[t * dim + d] * factor));
+        }
+        for (size_t q = 0; q < vectors.size(); ++q) {
+          isa.word_products({rows.get(), stride, here, columns[q].words.get(), columns[q].lanes, columns[q].pairs, columns[q].scales.get(),
+                             nullptr, products.get(), nullptr, nullptr}, 0, here);
+          for (int64_t t = 0; t < here; ++t)
+            for (int64_t lane = 0; lane < columns[q].lanes; ++lane)
+              best[q * widest + lane] = std::max(best[q * widest + lane], products.get()[t * columns[q].lanes + lane] * lengths[t]);
+        }
+      }
+      for (size_t q = 0; q < vectors.size(); ++q) {
+        double total = 0;
+        for (size_t i = 0; i < vectors[q].shape(0); ++i) total += double(weights[q].data()[i]) * best[q * widest + i];
+        scores[q * count + document] = offsets.data()[document] == offsets.data()[document + 1] ? -INFINITY : float(total);
+      }
+    }
+  });
+  return result;
+}
+
+// The k best, best first, ties to the lower document number; minus infinity is never among them.
+nb::tuple top_k(Floats scores, Numbers documents, int64_t k) {
+  require(scores.shape(0) == documents.shape(0) && k >= 0, "one score a document");
+  std::vector<std::pair<float, int64_t>> best;
+  const auto better = [](const auto& a, const auto& b) { return a.first > b.first || (a.first == b.first && a.second < b.second); };
+  {
+    nb::gil_scoped_release release;
+    const int64_t count = scores.shape(0);
+    // Whatever is not above the k-th of what was seen so far can be left out; the list is cut when it has grown twice as long.
+    float threshold = -INFINITY;
+    for (int64_t i = 0; i < count; ++i) {
+      const float score = scores.data()[i];
+      if (!(score > -INFINITY) || score < threshold) continue;
+      best.emplace_back(score, documents.data()[i]);
+      if (int64_t(best.size()) >= 2 * k + 64) {
+        std::nth_element(best.begin(), best.begin() + k, best.end(), better);
+        best.resize(k);
+        if (k) threshold = std::min_element(best.begin(), best.end(), [](const auto& a, const auto& b) { return a.first < b.first; })->first;
+      }
+    }
+    std::sort(best.begin(), best.end(), better);
+    if (int64_t(best.size()) > k) best.resize(k);
+  }
+  float* values;
+  int64_t* numbers;
+  auto value_array = array_of<float>({best.size()}, &values);
+  auto number_array = array_of<int64_t>({best.size()}, &numbers);
+  for (size_t i = 0; i < best.size(); ++i) values[i] = best[i].first, numbers[i] = best[i].second;
+  return nb::make_tuple(value_array, number_array);
+}
+
+// The largest product of each query token with any of the rows, nothing else: the speed limit of byte products.
+FloatResult row_maxima(const std::string& name, Matrix vectors, Array<uint8_t, 2> rows, int threads) {
+  const Isa& isa = isa_named(name);
+  const int64_t stride = round_up(vectors.shape(1), 64);
+  require(int64_t(rows.shape(1)) == stride && rows.shape(0) % kRows == 0, "rows padded to 64 dimensions and to a multiple of 32 rows");
+  std::vector<float> ones(vectors.shape(0), 1.0f);
+  const float pair[2] = {0, 127};
+  const size_t two = 2, many = ones.size();
+  const Levels levels(Floats(pair, 1, &two));
+  const Packed packed(vectors, Floats(ones.data(), 1, &many), levels);
+  float* maxima;
+  FloatResult result = array_of<float>({size_t(packed.lanes)}, &maxima);
+  {
+    nb::gil_scoped_release release;
+    std::atomic_flag lock = ATOMIC_FLAG_INIT;
+    spread(int64_t(rows.shape(0)), 1024 * kRows, threads, [&](int64_t begin, int64_t end) {
+      Aligned<float> best(packed.lanes);
+      const PackedQuery query = packed.view(nullptr, best.get());
+      isa.row_maxima({rows.data(), stride, (int64_t(vectors.shape(1)) + 3) / 4, &query}, begin, end);
+      while (lock.test_and_set()) {}
+      for (int64_t i = 0; i < packed.lanes; ++i) maxima[i] = std::max(maxima[i], best.get()[i]);
+      lock.clear();
+    });
+  }
+  return result;
+}
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const Isa* isa : supported()) names.emplace_back(isa->name);
+  return names;
+}
+
+}  // namespace
+}  // namespace ray_lir
+
+NB_MODULE(ray_lir_native, m) {
+  using namespace ray_lir;
+  using namespace nb::literals;
+  m.attr("__doc__") = "Compiled kernels of ray_lir; use ray_lir.kernels.select('native').";
+  m.attr("ABI") = 1;
+  m.def("instruction_sets", &instruction_sets);
+  m.def("residual_maxsim", &residual_maxsim, "isa"_a, "vectors"_a, "weights"_a, "tables"_a, "codes"_a, "residuals"_a, "scales"_a,
+        "doc_offsets"_a, "buckets"_a, "documents"_a.none(), "threads"_a);
+  m.def("centroid_maxsim", &table_maxsim<float>, "isa"_a, "table"_a, "weights"_a, "base"_a, "codes"_a, "doc_offsets"_a, "keep"_a.none(),
+        "documents"_a.none(), "threads"_a);
+  m.def("byte_maxsim", &table_maxsim<uint8_t>, "isa"_a, "table"_a, "weights"_a, "base"_a, "codes"_a, "doc_offsets"_a, "keep"_a.none(),
+        "documents"_a.none(), "threads"_a);
+  m.def("centroid_scores", &centroid_scores, "isa"_a, "vectors"_a, "centroids"_a, "threads"_a);
+  m.def("byte_table", &byte_table, "isa"_a, "table"_a);
+  m.def("probe", &probe, "table"_a, "num_tokens"_a, "sizes"_a, "nprobe"_a, "bound"_a, "t_prime"_a);
+  m.def("posting_scores", &posting_scores, "isa"_a, "vectors"_a, "weights"_a, "cells"_a, "cell_scores"_a, "imputed"_a, "floor"_a, "postings"_a,
+        "posting_offsets"_a, "block_documents"_a, "residuals"_a, "scales"_a, "doc_offsets"_a, "buckets"_a);
+  m.def("candidates", &candidates, "cells"_a, "postings"_a, "posting_offsets"_a, "block_documents"_a, "doc_offsets"_a);
+  m.def("assign", &assign, "isa"_a, "vectors"_a, "centroids"_a, "euclidean"_a, "threads"_a);
+  m.def("compress", &compress, "isa"_a, "vectors"_a, "codes"_a, "centroids"_a, "cutoffs"_a, "buckets"_a, "token_scale"_a,
+        "threads"_a);
+  m.def("rotate", &rotate, "isa"_a, "vectors"_a, "rotation"_a, "threads"_a);
+  m.def("maxsim", &maxsim, "isa"_a, "vectors"_a, "weights"_a, "tokens"_a, "offsets"_a, "threads"_a);
+  m.def("top_k", &top_k, "scores"_a, "documents"_a, "k"_a);
+  m.def("row_maxima", &row_maxima, "isa"_a, "vectors"_a, "rows"_a, "threads"_a);
+}

@@ -1,0 +1,203 @@
+"""The compiled kernels against the reference, on every instruction set that this processor runs, with random shapes."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_lir.errors import KernelUnavailable
+from ray_lir.index import postings
+from ray_lir.index.codec import ResidualCodec, random_rotation
+from ray_lir.index.shard import IndexShard
+from ray_lir.kernels import Kernels, native, reference, select
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels are not installed")
+SETS = native.instruction_sets()
+SHAPES = {
+    "num_docs": st.integers(1, 30),
+    "num_query_tokens": st.integers(1, 70),
+    "dim": st.sampled_from([8, 24, 40, 64, 96, 128, 200]),
+    "nbits": st.sampled_from([1, 2, 4, 8]),
+    "num_centroids": st.sampled_from([1, 7, 33, 300]),
+    "max_tokens": st.sampled_from([1, 5, 50, 120]),
+    "seed": st.integers(0, 1000),
+}
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return reference.normalize(rows.astype(np.float32))
+
+
+def made_up(num_docs: int, num_query_tokens: int, dim: int, nbits: int, num_centroids: int, max_tokens: int, seed: int):
+    """A shard with an empty document here and there, its codec, and a query with importance weights."""
+    rng = np.random.default_rng(seed)
+    doc_offsets = np.concatenate([[0], np.cumsum(rng.integers(0, max_tokens + 1, num_docs))]).astype(np.int64)
+    num_tokens = int(doc_offsets[-1])
+    weights = np.sort(rng.normal(size=2**nbits)).astype(np.float32)
+    codec = ResidualCodec(unit(rng.normal(size=(num_centroids, dim))).astype(np.float16), (weights[1:] + weights[:-1]) / 2, weights)
+    codes = rng.integers(0, num_centroids, num_tokens).astype(codec.code_dtype)
+    residuals = rng.integers(0, 256, (num_tokens, dim * nbits // 8)).astype(np.uint8)
+    scales = np.stack([rng.uniform(0.7, 1, num_tokens), rng.uniform(0, 0.5 / np.sqrt(dim), num_tokens)], axis=1).astype(np.float16)
+    layout = postings.layout(codes, num_centroids)
+    shard = IndexShard(0, doc_offsets, codes, residuals, scales, layout["postings"], layout["posting_offsets"], pa.table({}))
+    query = unit(rng.normal(size=(num_query_tokens, dim)))
+    return shard, codec, query, rng.uniform(0, 2, num_query_tokens).astype(np.float32), rng
+
+
+def every_set(check) -> None:
+    """Runs a check for every instruction set, with one thread and with three; all must agree to the bit."""
+    results = [check(select(f"native:{name}", threads)) for name in SETS for threads in (1, 3)]
+    for result in results[1:]:
+        for array, first in zip(result, results[0], strict=True):
+            np.testing.assert_array_equal(array, first)
+
+
+@settings(max_examples=60, deadline=None)
+@given(**SHAPES)
+def test_maxsim_from_codes_and_residuals_is_that_of_the_reference(**shape):
+    shard, codec, query, weights, rng = made_up(**shape)
+    chosen = rng.permutation(shard.num_docs)[: rng.integers(0, shard.num_docs + 1)]
+    queries, importance = [query, query[:3], query[:1] * 0], [weights, weights[:3], weights[:1]]
+    tables = [reference.centroid_scores(q, codec) for q in queries]
+    expected = reference.residual_maxsim(queries, importance, tables, shard, codec)
+
+    def check(kernels: Kernels):
+        tables = [kernels.centroid_scores(q, codec) for q in queries]
+        scores = kernels.residual_maxsim(queries, importance, tables, shard, codec)
+        some = kernels.residual_maxsim(queries, importance, tables, shard, codec, chosen)
+        np.testing.assert_allclose(scores, expected, atol=6e-3 * max(1, weights.sum()))
+        np.testing.assert_array_equal(some, scores[:, chosen])
+        return scores, some
+
+    every_set(check)
+
+
+@settings(max_examples=60, deadline=None)
+@given(**SHAPES)
+def test_centroid_interaction_is_that_of_the_reference(**shape):
+    shard, codec, query, weights, rng = made_up(**shape)
+    keep = rng.random(codec.num_centroids) < 0.6
+    chosen = rng.permutation(shard.num_docs)[: rng.integers(0, shard.num_docs + 1)]
+    table = reference.centroid_scores(query, codec)
+
+    def check(kernels: Kernels):
+        wide = kernels.centroid_scores(query, codec)
+        np.testing.assert_allclose(wide[:, : len(query)], table, atol=5e-4)
+        everything = kernels.centroid_maxsim(wide, weights, shard)
+        kept = kernels.centroid_maxsim(wide, weights, shard, keep, chosen)
+        np.testing.assert_allclose(everything, reference.centroid_maxsim(table, weights, shard), atol=1e-3 * max(1, weights.sum()))
+        np.testing.assert_allclose(kept, reference.centroid_maxsim(table, weights, shard, keep, chosen), atol=1e-3 * max(1, weights.sum()))
+        scanned = kernels.scan_codes(wide, weights, shard)
+        np.testing.assert_allclose(scanned, everything, atol=0.01 * max(1, weights.sum()))  # a byte is up to 2 / 255
+        return wide, everything, kept, scanned
+
+    every_set(check)
+
+
+@settings(max_examples=60, deadline=None)
+@given(**SHAPES, floor=st.booleans())
+def test_posting_scores_are_those_of_the_reference(floor, **shape):
+    shard, codec, query, weights, rng = made_up(**shape)
+    nprobe = int(rng.integers(1, codec.num_centroids + 1))
+    bound, t_prime = int(rng.integers(nprobe, codec.num_centroids + 1)), int(rng.integers(1, len(shard.codes) + 2))
+    table = reference.centroid_scores(query, codec)
+    sizes = np.diff(shard.posting_offsets)
+    cells, cell_scores, imputed = reference.probe(table, len(query), sizes, nprobe, bound, t_prime)
+    arguments = (query, weights, cells, cell_scores, imputed, floor, shard, codec)
+    expected, numbers = reference.posting_scores(*arguments)
+
+    def check(kernels: Kernels):
+        found, scores, at = kernels.probe(table, len(query), sizes, nprobe, bound, t_prime)
+        np.testing.assert_array_equal(found, cells)
+        np.testing.assert_array_equal(scores, cell_scores)
+        np.testing.assert_array_equal(at, imputed)
+        np.testing.assert_array_equal(kernels.candidates(np.unique(cells), shard), reference.candidates(np.unique(cells), shard))
+        scores, documents = kernels.posting_scores(*arguments)
+        np.testing.assert_array_equal(documents, numbers)
+        np.testing.assert_allclose(scores, expected, atol=6e-3 * max(1, weights.sum()))
+        return scores, documents
+
+    every_set(check)
+
+
+@settings(max_examples=40, deadline=None)
+@given(**SHAPES, halves=st.booleans(), euclidean=st.booleans())
+def test_assignment_and_compression_are_those_of_the_reference(halves, euclidean, **shape):
+    _, codec, _, _, rng = made_up(**shape)
+    vectors = unit(rng.normal(size=(int(rng.integers(1, 80)), codec.dim))).astype(np.float16 if halves else np.float32)
+    rotation = random_rotation(codec.dim, 0)
+    nearness = vectors.astype(np.float32) @ codec.centroids_f32.T
+
+    def check(kernels: Kernels):
+        codes, near = kernels.assign(vectors, codec.centroids_f32, euclidean)
+        best = nearness - (np.square(codec.centroids_f32).sum(axis=1) / 2 if euclidean else 0)
+        np.testing.assert_allclose(np.take_along_axis(best, codes[:, None], axis=1)[:, 0], best.max(axis=1), atol=2e-3)
+        np.testing.assert_allclose(near, best.max(axis=1), atol=2e-3)
+        turned = kernels.rotate(vectors, rotation)
+        np.testing.assert_allclose(turned, reference.rotate(vectors, rotation), atol=1e-5)
+        np.testing.assert_array_equal(turned[-1:], kernels.rotate(vectors[-1:], rotation))
+        results = [codes, near, turned]
+        for token_scale in (False, True):
+            scaled = ResidualCodec(codec.centroids, codec.cutoffs, codec.weights, token_scale=token_scale)
+            results += list(check_compression(kernels, vectors, codes, scaled))
+        return results
+
+    every_set(check)
+
+
+def check_compression(kernels: Kernels, vectors: np.ndarray, codes: np.ndarray, codec: ResidualCodec) -> tuple[np.ndarray, ...]:
+    packed, scales, norms = kernels.compress(vectors, codes, codec)
+    expected_packed, expected_scales, expected_norms = reference.compress(vectors, codes, codec)
+    np.testing.assert_allclose(norms, expected_norms, atol=1e-5)
+    # A value on a cutoff may fall to either side of it by its last bit; such a token's scales move a little too.
+    same = (packed == expected_packed).all(axis=1)
+    assert same.mean() >= 0.9 or (~same).sum() <= 1
+    np.testing.assert_allclose(scales[same], expected_scales[same], rtol=1e-4, atol=1e-6)
+    return packed, scales, norms
+
+
+@settings(max_examples=40, deadline=None)
+@given(**SHAPES, halves=st.booleans())
+def test_maxsim_of_plain_vectors_is_that_of_the_reference(halves, **shape):
+    shard, codec, query, weights, rng = made_up(**shape)
+    tokens = rng.normal(size=(len(shard.codes), codec.dim)).astype(np.float16 if halves else np.float32)
+    expected = reference.maxsim([query, query[:2]], [weights, weights[:2]], tokens, shard.doc_offsets)
+
+    def check(kernels: Kernels):
+        scores = kernels.maxsim([query, query[:2]], [weights, weights[:2]], tokens, shard.doc_offsets)
+        np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=2e-3 * max(1, weights.sum()))
+        return (scores,)
+
+    every_set(check)
+
+
+@given(st.lists(st.integers(-3, 3) | st.just(-np.inf), max_size=400), st.integers(1, 50))
+def test_top_k_is_that_of_the_reference(values, k):
+    scores = np.array(values, np.float32)
+    documents = np.random.default_rng(len(values)).permutation(len(values))
+    for array, expected in zip(native.top_k(scores, documents, k), reference.top_k(scores, documents, k), strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_arrays_that_do_not_fit_are_refused_and_nothing_is_read_past_their_ends():
+    shard, codec, query, weights, _ = made_up(5, 4, 64, 4, 7, 20, 0)
+    kernels = select("native")
+    table = kernels.centroid_scores(query, codec)
+    for documents in (np.array([5]), np.array([-1])):
+        with pytest.raises(ValueError, match="not in the shard"):
+            kernels.residual_maxsim([query], [weights], [table], shard, codec, documents)
+    with pytest.raises(ValueError, match="other dimensions"):
+        kernels.residual_maxsim([query[:, :32]], [weights], [table], shard, codec)
+    with pytest.raises(ValueError, match="another query"):
+        kernels.residual_maxsim([np.tile(query, (9, 1))], [np.tile(weights, 9)], [table], shard, codec)
+    with pytest.raises(ValueError, match="cell"):
+        kernels.candidates(np.array([99]), shard)
+
+
+def test_every_set_can_be_asked_for_by_name_and_another_is_named():
+    assert SETS[0] == "portable"
+    for name in SETS:
+        assert select(f"native:{name}").name == f"native:{name}"
+    with pytest.raises(KernelUnavailable, match="portable"):
+        select("native:sse9")
