@@ -4,7 +4,8 @@
 namespace {
 
 struct Avx2 {
-  static constexpr int kLanes = 8, kTile = 2;
+  static constexpr int kLanes = 8;
+  static constexpr int tile(int groups) { return groups == 1 ? 4 : 2; }
   static constexpr bool kMatrix = false;
   typedef __m256i I32;
   typedef __m256 F32;
@@ -43,18 +44,23 @@ struct Avx2 {
     return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
   }
   static void decode4(const Decoder& d, const uint8_t* packed, uint8_t* row) {
-    const __m128i levels = _mm_loadu_si128(reinterpret_cast<const __m128i*>(d.levels)), low = _mm_set1_epi8(15);
+    const I32 levels = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(d.levels)));
+    const I32 low = _mm256_set1_epi8(15);
     int64_t i = 0;
-    for (; i + 16 <= d.packed_bytes; i += 16) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(packed + i));
-      const __m128i first = _mm_shuffle_epi8(levels, _mm_and_si128(_mm_srli_epi16(bytes, 4), low));
-      const __m128i second = _mm_shuffle_epi8(levels, _mm_and_si128(bytes, low));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(row + 2 * i), _mm_unpacklo_epi8(first, second));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(row + 2 * i + 16), _mm_unpackhi_epi8(first, second));
+    for (; i + 32 <= d.packed_bytes; i += 32) {
+      const I32 bytes = _mm256_loadu_si256(reinterpret_cast<const I32*>(packed + i));
+      const I32 even = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low), odd = _mm256_and_si256(bytes, low);
+      _mm256_storeu_si256(reinterpret_cast<I32*>(row + 2 * i), _mm256_shuffle_epi8(levels, even));
+      _mm256_storeu_si256(reinterpret_cast<I32*>(row + 2 * i + 32), _mm256_shuffle_epi8(levels, odd));
     }
     for (; i < d.packed_bytes; ++i) std::memcpy(row + 2 * i, d.lut + 2 * packed[i], 2);
   }
-  static float half(uint16_t bits) { return _cvtsh_ss(bits); }
+  static void to_floats(const uint16_t* halves, int64_t count, float* floats) {
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8)
+      _mm256_storeu_ps(floats + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves + i))));
+    for (; i < count; ++i) floats[i] = _cvtsh_ss(halves[i]);
+  }
 
   template <int BYTES> static auto zero_bytes() {
     if constexpr (BYTES == 32) return _mm256_setzero_si256();

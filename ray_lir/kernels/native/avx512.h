@@ -4,7 +4,8 @@
 namespace {
 
 struct Avx512 : Avx2 {
-  static constexpr int kLanes = 16, kTile = 8;
+  static constexpr int kLanes = 16;
+  static constexpr int tile(int) { return 8; }
   typedef __m512i I32;
   typedef __m512 F32;
 

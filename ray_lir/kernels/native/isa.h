@@ -5,7 +5,8 @@
 //
 // Queries are packed so that a vector register holds the same few dimensions of several query tokens, and a document
 // token's few dimensions are broadcast to all of them: a product needs no horizontal sum.
-//   bytes: [L / 16][stride / 4][16][4] int8, stride = D rounded up to a multiple of 64 and filled with zeros
+//   bytes: [L / 16][stride / 4][16][4] int8, stride = D rounded up to a multiple of 64 and filled with zeros; dimensions in
+//   the order of decoded rows, which with 4 bits is: of every whole 64 dimensions first the even ones, then the odd ones
 //   words: [L / 16][pairs][16][2] int16, pairs = D / 2 rounded up
 #pragma once
 #include <cstdint>
@@ -17,7 +18,8 @@ constexpr int kRows = 32;            // document tokens decoded together: they s
 constexpr int kWordBits = 14;        // words are values times 2^14: products of unit vectors fit 32 bits
 constexpr float kWordScale = 1.0f / (1 << (2 * kWordBits));
 
-// How a packed residual becomes unsigned bytes below 128: lut[byte] holds the dimensions of one packed byte.
+// How a packed residual becomes unsigned bytes: lut[byte] holds the dimensions of one packed byte. A byte is 64 plus a
+// signed level of at most 63 steps, so two products with signed bytes fit 16 bits.
 struct Decoder {
   int nbits;
   int64_t quads;                // D / 4 rounded up: products stop there
@@ -37,8 +39,8 @@ struct Shard {
 
 struct PackedQuery {
   const int8_t* bytes;
-  const float* slopes;          // [L] what one unit of an integer product is worth
-  const float* shifts;          // [L] what the lowest bucket adds
+  const int32_t* starts;        // [L] what products begin with: -64 times the sum of the query token's bytes
+  float slope;                  // what one unit of an integer product is worth
   const float* table;           // [C, L] centroid scores
   const float* weights;         // [L]
   float* best;                  // [L] scratch
@@ -79,8 +81,9 @@ struct PostingTask {
   const uint32_t* postings;     // [T]
   const int64_t* posting_offsets;
   const uint32_t* block_documents;  // the document of every 64th token
-  const int8_t* query;          // [stride] one query token, plain order
-  float slope, shift;
+  const int8_t* query;          // [stride] one query token, in the order of decoded rows
+  int32_t start;
+  float slope;
   const int64_t* cells;         // [count]
   const float* cell_scores;
   int64_t count;
@@ -135,7 +138,8 @@ struct CompressTask {
   float* scales;                // [count, 2]
   float* norms;                 // [count]
   float* residual;              // [D] scratch
-  uint8_t* buckets;             // [D] scratch
+  float* decoded;               // [D] scratch
+  int32_t* buckets;             // [D] scratch
 };
 
 struct Isa {
@@ -151,6 +155,7 @@ struct Isa {
   void (*compress)(const CompressTask&, int64_t begin, int64_t end);
   void (*rotate)(const float* rows, int64_t count, int64_t dim, const float* rotation, float* turned);
   void (*to_floats)(const uint16_t* halves, int64_t count, float* floats);
+  void (*to_words)(const float* rows, int64_t count, int64_t dim, int64_t stride, int16_t* words, float* lengths);
   void (*decode)(const Decoder&, const uint8_t* packed, int64_t count, uint8_t* rows);
 };
 

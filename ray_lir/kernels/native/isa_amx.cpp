@@ -48,13 +48,13 @@ struct Amx : Avx512 {
 
   template <int GROUPS>
   static void score_rows(const ResidualTask& task, const PackedQuery& query, int64_t lane, int64_t token, int64_t count,
-                         const uint8_t* rows, const Scales& scales) {
+                         const uint8_t* rows, const float* scales) {
     alignas(64) int32_t products[2][kRows][kGroup];
     multiply_matrix<GROUPS>(rows, task.decoder.stride, query.bytes + lane * task.decoder.stride, products);
     for (int64_t t = 0; t < count; ++t) {
       I32 sums[1][GROUPS];
-      for (int g = 0; g < GROUPS; ++g) sums[0][g] = load_i32(products[g][t]);
-      keep_best<Amx, GROUPS, 1>(task.shard, query, lane, token + t, sums, scales, t);
+      for (int g = 0; g < GROUPS; ++g) sums[0][g] = add_i32(load_i32(products[g][t]), load_i32(query.starts + lane + g * kGroup));
+      keep_best<Amx, GROUPS, 1>(task.shard, query, lane, token + t, sums, scales + 2 * t);
     }
   }
 
@@ -64,7 +64,7 @@ struct Amx : Avx512 {
     multiply_matrix<GROUPS>(task.rows + row * task.stride, task.stride, task.query->bytes + lane * task.stride, products);
     for (int g = 0; g < GROUPS; ++g) {
       F32 best = load(task.query->best + lane + g * kGroup);
-      for (int64_t t = 0; t < count; ++t) best = max(best, to_float(load_i32(products[g][t])));
+      for (int64_t t = 0; t < count; ++t) best = max(best, to_float(add_i32(load_i32(products[g][t]), load_i32(task.query->starts + lane + g * kGroup))));
       store(task.query->best + lane + g * kGroup, best);
     }
   }

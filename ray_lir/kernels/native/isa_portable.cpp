@@ -4,7 +4,8 @@
 namespace {
 
 struct Plain {
-  static constexpr int kLanes = 4, kTile = 1;
+  static constexpr int kLanes = 4;
+  static constexpr int tile(int) { return 1; }
   static constexpr bool kMatrix = false;
   typedef int32_t I32 __attribute__((vector_size(16)));
   typedef float F32 __attribute__((vector_size(16)));
@@ -51,7 +52,14 @@ struct Plain {
     for (int64_t i = 0; i < count; ++i) sum += int(row[i]) * query[i];
     return sum;
   }
-  static void decode4(const Decoder& d, const uint8_t* packed, uint8_t* row) { decode_bytes<2>(d, packed, row); }
+  static void decode4(const Decoder& d, const uint8_t* packed, uint8_t* row) {
+    const int64_t whole = d.packed_bytes / 32 * 32;
+    for (int64_t i = 0; i < whole; ++i) {
+      row[i / 32 * 64 + i % 32] = d.levels[packed[i] >> 4];
+      row[i / 32 * 64 + 32 + i % 32] = d.levels[packed[i] & 15];
+    }
+    for (int64_t i = whole; i < d.packed_bytes; ++i) std::memcpy(row + 2 * i, d.lut + 2 * packed[i], 2);
+  }
 
   static float half(uint16_t bits) {
     const uint32_t sign = uint32_t(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
@@ -62,6 +70,10 @@ struct Plain {
     word |= sign;
     std::memcpy(&value, &word, 4);
     return value;
+  }
+
+  static void to_floats(const uint16_t* halves, int64_t count, float* floats) {
+    for (int64_t i = 0; i < count; ++i) floats[i] = half(halves[i]);
   }
 
   template <int BYTES> struct Bytes { uint8_t items[BYTES]; };

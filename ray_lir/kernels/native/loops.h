@@ -1,7 +1,7 @@
 // The loops of all kernels, over a type V of vector registers that each instruction set defines.
 //
-// V::kLanes float or int32 lanes; V::kTile document tokens are multiplied at a time with up to 32 query tokens, as many as
-// keep their sums in registers. Included by one file an instruction set, inside an anonymous namespace: two files must not
+// V::kLanes float or int32 lanes; V::tile(groups) document tokens are multiplied at a time with one or two groups of query tokens, as
+// many as keep their sums in registers. Included by one file an instruction set, inside an anonymous namespace: two files must not
 // share compiled code, since each is compiled for other processors. Sums of floats are made in one order everywhere, and
 // products and sums are never fused, so that every instruction set gives the same scores to the bit.
 #include <cmath>
@@ -48,6 +48,17 @@ inline float weighted_sum(const float* lanes, const float* weights, int64_t coun
   return sums[0];
 }
 
+inline float dot(const float* a, const float* b, int64_t count) {
+  float sums[kGroup] = {};
+  int64_t i = 0;
+  for (; i + kGroup <= count; i += kGroup)
+    for (int j = 0; j < kGroup; ++j) sums[j] += a[i + j] * b[i + j];
+  for (int j = 0; i < count; ++i, ++j) sums[j] += a[i] * b[i];
+  for (int half = kGroup / 2; half; half /= 2)
+    for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
+  return sums[0];
+}
+
 template <class V>
 inline void fill(float* lanes, int64_t count, float value) {
   for (int64_t i = 0; i < count; i += V::kLanes) V::store(lanes + i, V::all(value));
@@ -56,12 +67,12 @@ inline void fill(float* lanes, int64_t count, float value) {
 // int32 products of TOKENS decoded rows with GROUPS groups of 16 query tokens.
 template <class V, int GROUPS, int TOKENS>
 inline void multiply(const uint8_t* rows, int64_t stride, int64_t quads, const int8_t* bytes,
-                     typename V::I32 (&sums)[TOKENS][GROUPS * kGroup / V::kLanes]) {
+                     const int32_t* starts, typename V::I32 (&sums)[TOKENS][GROUPS * kGroup / V::kLanes]) {
   constexpr int kEach = kGroup / V::kLanes;
 #pragma GCC unroll 16
   for (int t = 0; t < TOKENS; ++t)
 #pragma GCC unroll 16
-    for (int v = 0; v < GROUPS * kEach; ++v) sums[t][v] = V::zero();
+    for (int v = 0; v < GROUPS * kEach; ++v) sums[t][v] = V::load_i32(starts + v * V::kLanes);
   for (int64_t k = 0; k < quads; ++k) {
     typename V::I32 quad[TOKENS];
 #pragma GCC unroll 16
@@ -75,15 +86,11 @@ inline void multiply(const uint8_t* rows, int64_t stride, int64_t quads, const i
   }
 }
 
-// The scales of a block of tokens, as floats.
-struct Scales {
-  float centroid[kRows], residual[kRows];
-};
-
-// What turns products into scores, and keeps the largest: score = scale centroid score + scale' (shift + slope product).
+// What turns products into scores, and keeps the largest: score = scale centroid score + scale' slope product. `scales` holds
+// both scales of every token.
 template <class V, int GROUPS, int TOKENS>
 inline void keep_best(const Shard& shard, const PackedQuery& query, int64_t lane, int64_t token,
-                      const typename V::I32 (&sums)[TOKENS][GROUPS * kGroup / V::kLanes], const Scales& scales, int64_t row) {
+                      const typename V::I32 (&sums)[TOKENS][GROUPS * kGroup / V::kLanes], const float* scales) {
   constexpr int kVectors = GROUPS * kGroup / V::kLanes;
   typename V::F32 best[kVectors];
 #pragma GCC unroll 16
@@ -91,12 +98,11 @@ inline void keep_best(const Shard& shard, const PackedQuery& query, int64_t lane
 #pragma GCC unroll 16
   for (int t = 0; t < TOKENS; ++t) {
     const float* table = query.table + code_of(shard, token + t) * query.lanes + lane;
-    const auto centroid_scale = V::all(scales.centroid[row + t]), residual_scale = V::all(scales.residual[row + t]);
+    const auto centroid_scale = V::all(scales[2 * t]), residual_scale = V::all(scales[2 * t + 1] * query.slope);
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t at = v * V::kLanes;
-      const auto residual = V::add(V::mul(V::to_float(sums[t][v]), V::load(query.slopes + lane + at)), V::load(query.shifts + lane + at));
-      best[v] = V::max(best[v], V::add(V::mul(residual, residual_scale), V::mul(V::load(table + at), centroid_scale)));
+      const auto residual = V::mul(V::to_float(sums[t][v]), residual_scale);
+      best[v] = V::max(best[v], V::add(residual, V::mul(V::load(table + v * V::kLanes), centroid_scale)));
     }
   }
 #pragma GCC unroll 16
@@ -105,20 +111,22 @@ inline void keep_best(const Shard& shard, const PackedQuery& query, int64_t lane
 
 template <class V, int GROUPS, int TOKENS>
 inline void score_tile(const ResidualTask& task, const PackedQuery& query, int64_t lane, int64_t token, int64_t row, const uint8_t* rows,
-                       const Scales& scales) {
+                       const float* scales) {
   typename V::I32 sums[TOKENS][GROUPS * kGroup / V::kLanes];
-  multiply<V, GROUPS, TOKENS>(rows + row * task.decoder.stride, task.decoder.stride, task.decoder.quads, query.bytes + lane * task.decoder.stride, sums);
-  keep_best<V, GROUPS, TOKENS>(task.shard, query, lane, token + row, sums, scales, row);
+  multiply<V, GROUPS, TOKENS>(rows + row * task.decoder.stride, task.decoder.stride, task.decoder.quads, query.bytes + lane * task.decoder.stride,
+                              query.starts + lane, sums);
+  keep_best<V, GROUPS, TOKENS>(task.shard, query, lane, token + row, sums, scales + 2 * row);
 }
 
 template <class V, int GROUPS>
 inline void score_rows(const ResidualTask& task, const PackedQuery& query, int64_t lane, int64_t token, int64_t count,
-                       const uint8_t* rows, const Scales& scales) {
+                       const uint8_t* rows, const float* scales) {
   if constexpr (V::kMatrix) {
     V::template score_rows<GROUPS>(task, query, lane, token, count, rows, scales);
   } else {
+    constexpr int kTile = V::tile(GROUPS);
     int64_t t = 0;
-    for (; t + V::kTile <= count; t += V::kTile) score_tile<V, GROUPS, V::kTile>(task, query, lane, token, t, rows, scales);
+    for (; t + kTile <= count; t += kTile) score_tile<V, GROUPS, kTile>(task, query, lane, token, t, rows, scales);
     for (; t < count; ++t) score_tile<V, GROUPS, 1>(task, query, lane, token, t, rows, scales);
   }
 }
@@ -132,7 +140,7 @@ inline void prefetch_rows(const Shard& shard, const Decoder& d, int64_t token, i
 template <class V>
 void residual_maxsim(const ResidualTask& task, int64_t begin, int64_t end, uint8_t* rows) {
   const Shard& shard = task.shard;
-  Scales scales;
+  float scales[2 * kRows];
   V::begin();
   for (int64_t i = begin; i < end; ++i) {
     const int64_t number = number_of(task.documents, i);
@@ -146,9 +154,8 @@ void residual_maxsim(const ResidualTask& task, int64_t begin, int64_t end, uint8
         const int64_t next = number_of(task.documents, i + 1);
         prefetch_rows(shard, task.decoder, shard.doc_offsets[next], shard.doc_offsets[next + 1]);
       }
+      V::to_floats(shard.scales + 2 * token, 2 * count, scales);
       for (int64_t t = 0; t < count; ++t) {
-        scales.centroid[t] = V::half(shard.scales[2 * (token + t)]);
-        scales.residual[t] = V::half(shard.scales[2 * (token + t) + 1]);
         const float* table = task.queries[0].table + code_of(shard, token + t) * task.queries[0].lanes;
         for (int64_t lane = 0; lane < task.queries[0].lanes; lane += 16) __builtin_prefetch(table + lane);
       }
@@ -248,9 +255,11 @@ void score_postings(const PostingTask& task, uint8_t* row) {
         __builtin_prefetch(shard.scales + 2 * int64_t(task.postings[p + 8]));
       }
       decode_row<V>(task.decoder, shard.residuals + token * task.decoder.packed_bytes, row);
-      const float residual = float(V::dot_row(row, task.query, task.decoder.quads * 4)) * task.slope + task.shift;
+      const float residual = float(V::dot_row(row, task.query, task.decoder.quads * 4) + task.start) * task.slope;
       // WARP does not bring tokens to length one: its token is the centroid plus the buckets in the residual's own scale.
-      float score = task.cell_scores[c] + residual * (V::half(shard.scales[2 * token + 1]) / V::half(shard.scales[2 * token]));
+      float scales[2];
+      V::to_floats(shard.scales + 2 * token, 2, scales);
+      float score = task.cell_scores[c] + residual * (scales[1] / scales[0]);
       if (task.floor && score < task.imputed) score = task.imputed;
       int64_t document = task.block_documents[token / 64];
       while (shard.doc_offsets[document + 1] <= token) ++document;
@@ -303,8 +312,9 @@ inline void store_products(const WordsTask& task, int64_t row, int64_t lane) {
 
 template <class V, int GROUPS>
 inline void store_rows(const WordsTask& task, int64_t begin, int64_t end, int64_t lane) {
+  constexpr int kTile = V::tile(GROUPS);
   int64_t row = begin;
-  for (; row + V::kTile <= end; row += V::kTile) store_products<V, GROUPS, V::kTile>(task, row, lane);
+  for (; row + kTile <= end; row += kTile) store_products<V, GROUPS, kTile>(task, row, lane);
   for (; row < end; ++row) store_products<V, GROUPS, 1>(task, row, lane);
 }
 
@@ -334,8 +344,9 @@ inline void nearest_lanes(const WordsTask& task, int64_t lane) {
   typename V::I32 best[kVectors], where[kVectors];
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) best[v] = V::all_i32(INT32_MIN), where[v] = V::zero();
+  constexpr int kTile = V::tile(GROUPS);
   int64_t row = 0;
-  for (; row + V::kTile <= task.num_rows; row += V::kTile) nearest_rows<V, GROUPS, V::kTile>(task, row, lane, best, where);
+  for (; row + kTile <= task.num_rows; row += kTile) nearest_rows<V, GROUPS, kTile>(task, row, lane, best, where);
   for (; row < task.num_rows; ++row) nearest_rows<V, GROUPS, 1>(task, row, lane, best, where);
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) {
@@ -354,7 +365,7 @@ void word_nearest(const WordsTask& task) {
 template <class V, int GROUPS, int TOKENS>
 inline void bare_tile(const RowsTask& task, const uint8_t* rows, int64_t lane) {
   typename V::I32 sums[TOKENS][GROUPS * kGroup / V::kLanes];
-  multiply<V, GROUPS, TOKENS>(rows, task.stride, task.quads, task.query->bytes + lane * task.stride, sums);
+  multiply<V, GROUPS, TOKENS>(rows, task.stride, task.quads, task.query->bytes + lane * task.stride, task.query->starts + lane, sums);
 #pragma GCC unroll 16
   for (int v = 0; v < GROUPS * kGroup / V::kLanes; ++v) {
     auto best = V::load(task.query->best + lane + v * V::kLanes);
@@ -364,29 +375,26 @@ inline void bare_tile(const RowsTask& task, const uint8_t* rows, int64_t lane) {
   }
 }
 
+template <class V, int GROUPS>
+inline void bare_rows(const RowsTask& task, int64_t begin, int64_t end, int64_t lane) {
+  if constexpr (V::kMatrix) {
+    V::template bare_rows<GROUPS>(task, begin, end - begin, lane);
+  } else {
+    constexpr int kTile = V::tile(GROUPS);
+    int64_t row = begin;
+    for (; row + kTile <= end; row += kTile) bare_tile<V, GROUPS, kTile>(task, task.rows + row * task.stride, lane);
+    for (; row < end; ++row) bare_tile<V, GROUPS, 1>(task, task.rows + row * task.stride, lane);
+  }
+}
+
 template <class V>
 void row_maxima(const RowsTask& task, int64_t begin, int64_t end) {
   V::begin();
   for (int64_t block = begin; block < end; block += kRows) {
     const int64_t last = block + kRows < end ? block + kRows : end;
     int64_t lane = 0;
-    for (; lane < task.query->lanes;) {
-      const bool two = lane + 2 * kGroup <= task.query->lanes;
-      if constexpr (V::kMatrix) {
-        two ? V::template bare_rows<2>(task, block, last - block, lane) : V::template bare_rows<1>(task, block, last - block, lane);
-      } else {
-        int64_t row = block;
-        for (; row + V::kTile <= last; row += V::kTile) {
-          const uint8_t* rows = task.rows + row * task.stride;
-          two ? bare_tile<V, 2, V::kTile>(task, rows, lane) : bare_tile<V, 1, V::kTile>(task, rows, lane);
-        }
-        for (; row < last; ++row) {
-          const uint8_t* rows = task.rows + row * task.stride;
-          two ? bare_tile<V, 2, 1>(task, rows, lane) : bare_tile<V, 1, 1>(task, rows, lane);
-        }
-      }
-      lane += two ? 2 * kGroup : kGroup;
-    }
+    for (; lane + 2 * kGroup <= task.query->lanes; lane += 2 * kGroup) bare_rows<V, 2>(task, block, last, lane);
+    if (lane < task.query->lanes) bare_rows<V, 1>(task, block, last, lane);
   }
   V::end();
 }
@@ -398,40 +406,32 @@ void row_maxima(const RowsTask& task, int64_t begin, int64_t end) {
 inline void compress_one(const CompressTask& task, int64_t i) {
   const float* vector = task.vectors + i * task.dim;
   const float* centroid = task.centroids + task.codes[i] * task.dim;
-  double norm = 0;
-  for (int64_t d = 0; d < task.dim; ++d) {
-    task.residual[d] = vector[d] - centroid[d];
-    norm += double(task.residual[d]) * task.residual[d];
-  }
-  const float unit = task.token_scale && norm > 0 ? float(std::sqrt(norm / double(task.dim))) : 1.0f;
-  std::memset(task.buckets, 0, task.dim);
+  float* __restrict residual = task.residual;
+  float* __restrict decoded = task.decoded;
+  int32_t* __restrict buckets = task.buckets;
+  for (int64_t d = 0; d < task.dim; ++d) residual[d] = vector[d] - centroid[d];
+  const float norm = std::sqrt(dot(residual, residual, task.dim));
+  const float unit = task.token_scale && norm > 0 ? norm / std::sqrt(float(task.dim)) : 1.0f;
+  std::memset(buckets, 0, task.dim * sizeof(int32_t));
   for (int c = 0; c < (1 << task.nbits) - 1; ++c) {
     const float cutoff = task.cutoffs[c] * unit;
-    for (int64_t d = 0; d < task.dim; ++d) task.buckets[d] += task.residual[d] > cutoff;
+    for (int64_t d = 0; d < task.dim; ++d) buckets[d] += residual[d] > cutoff;
   }
   const int per_byte = 8 / task.nbits;
   uint8_t* packed = task.packed + i * (task.dim / per_byte);
   for (int64_t b = 0; b < task.dim / per_byte; ++b) {
     unsigned byte = 0;
-    for (int j = 0; j < per_byte; ++j) byte = byte << task.nbits | task.buckets[b * per_byte + j];
+    for (int j = 0; j < per_byte; ++j) byte = byte << task.nbits | unsigned(buckets[b * per_byte + j]);
     packed[b] = uint8_t(byte);
   }
-  double along = 0, squares = 0;
-  for (int64_t d = 0; d < task.dim; ++d) {
-    const double weight = task.weights[task.buckets[d]];
-    along += weight * task.residual[d];
-    squares += weight * weight;
-  }
-  const double scale = !task.token_scale ? 1 : squares > 0 && along > 0 ? along / squares : 0;
-  double length = 0;
-  for (int64_t d = 0; d < task.dim; ++d) {
-    const double decoded = centroid[d] + scale * task.weights[task.buckets[d]];
-    length += decoded * decoded;
-  }
-  const double inverse = 1 / std::sqrt(length > 1e-24 ? length : 1e-24);
-  task.scales[2 * i] = float(inverse);
-  task.scales[2 * i + 1] = float(inverse * scale);
-  task.norms[i] = float(std::sqrt(norm));
+  for (int64_t d = 0; d < task.dim; ++d) decoded[d] = task.weights[buckets[d]];
+  const float along = dot(decoded, residual, task.dim), squares = dot(decoded, decoded, task.dim);
+  const float scale = !task.token_scale ? 1 : squares > 0 && along > 0 ? along / squares : 0;
+  for (int64_t d = 0; d < task.dim; ++d) decoded[d] = centroid[d] + scale * decoded[d];
+  const float length = std::sqrt(dot(decoded, decoded, task.dim)), inverse = 1 / (length > 1e-12f ? length : 1e-12f);
+  task.scales[2 * i] = inverse;
+  task.scales[2 * i + 1] = inverse * scale;
+  task.norms[i] = norm;
 }
 
 // A byte is worth a 255th of the range of its query token's scores.
@@ -493,9 +493,18 @@ void rotate(const float* rows, int64_t count, int64_t dim, const float* rotation
   }
 }
 
+// Rows of floats as words of length 2^14, and what each is to be multiplied with to be what it was, over 2^14.
 template <class V>
-void to_floats(const uint16_t* halves, int64_t count, float* floats) {
-  for (int64_t i = 0; i < count; ++i) floats[i] = V::half(halves[i]);
+void to_words(const float* rows, int64_t count, int64_t dim, int64_t stride, int16_t* words, float* lengths) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float* row = rows + i * dim;
+    lengths[i] = std::sqrt(dot(row, row, dim));
+    const float factor = lengths[i] > 0 ? (1 << kWordBits) / lengths[i] : 0;
+    for (int64_t d = 0; d < dim; ++d) {
+      const float value = row[d] * factor;
+      words[i * stride + d] = int16_t(int32_t(value + (value < 0 ? -0.5f : 0.5f)));
+    }
+  }
 }
 
 template <class V>
@@ -506,7 +515,7 @@ void compress(const CompressTask& task, int64_t begin, int64_t end) {
 template <class V>
 Isa isa_of(const char* name) {
   return {name, residual_maxsim<V>, centroid_maxsim<V>, byte_maxsim<V>, score_postings<V>, word_products<V>, word_nearest<V>,
-          row_maxima<V>, byte_table<V>, compress<V>, rotate<V>, to_floats<V>, decode<V>};
+          row_maxima<V>, byte_table<V>, compress<V>, rotate<V>, V::to_floats, to_words<V>, decode<V>};
 }
 
 }  // namespace

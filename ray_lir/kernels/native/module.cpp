@@ -123,21 +123,27 @@ const Isa& isa_named(const std::string& name) {
 struct Levels {
   uint8_t levels[256] = {};
   std::vector<uint8_t> lut;
-  float low = 0, step = 1;
+  float step = 1;
   int nbits = 0;
 
   explicit Levels(Floats weights) {
     const int64_t count = int64_t(weights.shape(0));
     while ((1 << nbits) < count) ++nbits;
     require((1 << nbits) == count && (nbits == 1 || nbits == 2 || nbits == 4 || nbits == 8), "bucket weights must be 2, 4, 16 or 256");
-    low = *std::min_element(weights.data(), weights.data() + count);
-    const float high = *std::max_element(weights.data(), weights.data() + count);
-    if (high > low) step = (high - low) / 127;
-    for (int64_t k = 0; k < count; ++k) levels[k] = uint8_t(std::lround((weights.data()[k] - low) / step));
+    float largest = 0;
+    for (int64_t k = 0; k < count; ++k) largest = std::max(largest, std::fabs(weights.data()[k]));
+    if (largest > 0) step = largest / 63;
+    for (int64_t k = 0; k < count; ++k) levels[k] = uint8_t(64 + std::lround(weights.data()[k] / step));
     const int per_byte = 8 / nbits;
     lut.resize(256 * per_byte);
     for (int byte = 0; byte < 256; ++byte)
       for (int j = 0; j < per_byte; ++j) lut[byte * per_byte + j] = levels[byte >> (8 - nbits * (j + 1)) & (count - 1)];
+  }
+
+  // Where a dimension stands in a decoded row.
+  int64_t place(int64_t d, int64_t dim) const {
+    const int64_t block = d / 64 * 64;
+    return nbits == 4 && block + 64 <= dim ? block + d % 2 * 32 + d % 64 / 2 : d;
   }
 };
 
@@ -145,44 +151,40 @@ Decoder decoder_of(const Levels& levels, int64_t dim) {
   return {levels.nbits, (dim + 3) / 4, dim * levels.nbits / 8, round_up(dim, 64), levels.lut.data(), levels.levels};
 }
 
-// A query token as bytes: values times 127 over the largest of them.
-struct ByteQuery {
-  std::vector<int8_t> values;
-  float scale = 0;
-  int64_t sum = 0;
+float largest_of(const float* values, int64_t count) {
+  float largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(values[i]));
+  return largest;
+}
 
-  ByteQuery(const float* vector, int64_t dim) : values(dim) {
-    float largest = 0;
-    for (int64_t d = 0; d < dim; ++d) largest = std::max(largest, std::fabs(vector[d]));
-    if (largest == 0) return;
-    scale = largest / 127;
-    for (int64_t d = 0; d < dim; ++d) sum += values[d] = int8_t(std::lround(vector[d] / scale));
-  }
-};
-
+// A query as bytes: values times 127 over the largest of them all.
 struct Packed {
   int64_t lanes;
+  float slope;
   Aligned<int8_t> bytes;
-  Aligned<float> slopes, shifts, weights, best;
+  Aligned<int32_t> starts;
+  Aligned<float> weights;
 
   Packed(Matrix vectors, Floats importance, const Levels& levels)
       : lanes(round_up(std::max<int64_t>(vectors.shape(0), 1), kGroup)),
-        bytes(lanes * round_up(vectors.shape(1), 64)), slopes(lanes), shifts(lanes), weights(lanes), best(lanes) {
+        bytes(lanes * round_up(vectors.shape(1), 64)), starts(lanes), weights(lanes) {
     const int64_t dim = vectors.shape(1), stride = round_up(dim, 64);
     require(importance.shape(0) == vectors.shape(0), "one weight a query token");
+    const float scale = largest_of(vectors.data(), int64_t(vectors.size())) / 127;
+    slope = scale * levels.step;
     for (int64_t i = 0; i < int64_t(vectors.shape(0)); ++i) {
-      const ByteQuery query(vectors.data() + i * dim, dim);
-      int8_t* group = bytes.get() + i / kGroup * kGroup * stride;
-      for (int64_t d = 0; d < dim; ++d) group[d / 4 * kGroup * 4 + i % kGroup * 4 + d % 4] = query.values[d];
-      slopes.get()[i] = query.scale * levels.step;
-      shifts.get()[i] = query.scale * levels.low * float(query.sum);
+      int8_t* group = bytes.get() + i / kGroup * kGroup * stride + i % kGroup * 4;
+      for (int64_t d = 0; d < dim; ++d) {
+        const auto byte = int8_t(scale > 0 ? std::lround(vectors.data()[i * dim + d] / scale) : 0);
+        const int64_t place = levels.place(d, dim);
+        group[place / 4 * kGroup * 4 + place % 4] = byte;
+        starts.get()[i] -= 64 * byte;
+      }
       weights.get()[i] = importance.data()[i];
     }
   }
 
-  PackedQuery view(const float* table, float* scratch) const {
-    return {bytes.get(), slopes.get(), shifts.get(), table, weights.get(), scratch, lanes};
-  }
+  PackedQuery view(const float* table, float* scratch) const { return {bytes.get(), starts.get(), slope, table, weights.get(), scratch, lanes}; }
 };
 
 // Columns of 16-bit words, each scaled to length 2^14.
@@ -321,31 +323,40 @@ nb::tuple probe(Matrix table, int64_t num_tokens, Numbers sizes, int64_t nprobe,
   auto imputed_array = array_of<float>({size_t(num_tokens)}, &imputed);
   {
     nb::gil_scoped_release release;
-    std::vector<float> columns(num_centroids * kGroup), sample;
-    std::vector<int32_t> found;
+    std::vector<float> sample;
+    std::vector<int32_t> reached[kGroup];
     for (int64_t first = 0; first < num_tokens; first += kGroup) {
-      for (int64_t c = 0; c < num_centroids; ++c)
-        for (int j = 0; j < kGroup; ++j) columns[j * num_centroids + c] = table.data()[c * lanes + first + j];
-      for (int64_t i = first; i < std::min(num_tokens, first + kGroup); ++i) {
-        const float* scores = columns.data() + (i - first) * num_centroids;
-        const auto better = [&](int32_t a, int32_t b) { return scores[a] > scores[b] || (scores[a] == scores[b] && a < b); };
-        // A sample guesses a score that a few more than `bound` centroids reach; only those are ordered.
+      const float* scores16 = table.data() + first;
+      // A sample guesses a score that a few more than `bound` centroids reach; only those are ordered.
+      float thresholds[kGroup];
+      for (int j = 0; j < kGroup; ++j) {
         sample.clear();
-        for (int64_t c = 0; c < num_centroids; c += 16) sample.push_back(scores[c]);
+        for (int64_t c = 0; c < num_centroids; c += 16) sample.push_back(scores16[c * lanes + j]);
         const int64_t rank = std::min<int64_t>(sample.size() - 1, bound / 16 + bound / 32 + 8);
         std::nth_element(sample.begin(), sample.begin() + rank, sample.end(), std::greater<>());
-        float threshold = sample[rank];
-        for (;;) {
-          found.clear();
-          for (int64_t c = 0; c < num_centroids; ++c)
-            if (scores[c] >= threshold) found.push_back(int32_t(c));
-          if (int64_t(found.size()) >= bound) break;
-          threshold = -INFINITY;
+        thresholds[j] = sample[rank];
+        reached[j].clear();
+      }
+      for (int64_t c = 0; c < num_centroids; ++c) {
+        const float* row = scores16 + c * lanes;
+        int any = 0;
+        for (int j = 0; j < kGroup; ++j) any |= row[j] >= thresholds[j];
+        if (any)
+          for (int j = 0; j < kGroup; ++j)
+            if (row[j] >= thresholds[j]) reached[j].push_back(int32_t(c));
+      }
+      for (int64_t i = first; i < std::min(num_tokens, first + kGroup); ++i) {
+        std::vector<int32_t>& found = reached[i - first];
+        if (int64_t(found.size()) < bound) {
+          found.resize(num_centroids);
+          std::iota(found.begin(), found.end(), 0);
         }
+        const auto score = [&](int32_t c) { return scores16[c * lanes + (i - first)]; };
+        const auto better = [&](int32_t a, int32_t b) { return score(a) > score(b) || (score(a) == score(b) && a < b); };
         std::nth_element(found.begin(), found.begin() + bound - 1, found.end(), better);
         found.resize(bound);
         std::partial_sort(found.begin(), found.begin() + nprobe, found.end(), better);
-        for (int64_t p = 0; p < nprobe; ++p) cells[i * nprobe + p] = found[p], cell_scores[i * nprobe + p] = scores[found[p]];
+        for (int64_t p = 0; p < nprobe; ++p) cells[i * nprobe + p] = found[p], cell_scores[i * nprobe + p] = score(found[p]);
         // The first centroid, in order, at which t_prime tokens have been passed; or the last of `bound`.
         int64_t low = 0, high = bound, passed = 0;
         while (high - low > 1) {
@@ -360,7 +371,7 @@ nb::tuple probe(Matrix table, int64_t num_tokens, Numbers sizes, int64_t nprobe,
             low = middle;
           }
         }
-        imputed[i] = scores[found[low]];
+        imputed[i] = score(found[low]);
       }
     }
   }
@@ -402,9 +413,14 @@ nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights
     Aligned<int8_t> query(decoder.stride);
     double all_imputed = 0;
     for (int64_t i = 0; i < int64_t(vectors.shape(0)); ++i) {
-      const ByteQuery bytes(vectors.data() + i * dim, dim);
-      std::copy(bytes.values.begin(), bytes.values.end(), query.get());
       PostingTask task = {};
+      const float* vector = vectors.data() + i * dim;
+      const float scale = largest_of(vector, dim) / 127;
+      for (int64_t d = 0; d < dim; ++d) {
+        const auto byte = int8_t(scale > 0 ? std::lround(vector[d] / scale) : 0);
+        query.get()[levels.place(d, dim)] = byte;
+        task.start -= 64 * byte;
+      }
       task.shard.residuals = residuals.data();
       task.shard.scales = scales.data();
       task.shard.doc_offsets = doc_offsets.data();
@@ -413,8 +429,7 @@ nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights
       task.posting_offsets = posting_offsets.data();
       task.block_documents = block_documents.data();
       task.query = query.get();
-      task.slope = bytes.scale * levels.step;
-      task.shift = bytes.scale * levels.low * float(bytes.sum);
+      task.slope = scale * levels.step;
       task.count = int64_t(cells.shape(1));
       task.cells = cells.data() + i * task.count;
       task.cell_scores = cell_scores.data() + i * task.count;
@@ -547,11 +562,11 @@ nb::tuple compress(const std::string& name, Rows vectors, Numbers codes, Matrix 
   {
     nb::gil_scoped_release release;
     spread(count, 1024, threads, [&](int64_t begin, int64_t end) {
-      std::vector<float> memory, residual(dim);
-      std::vector<uint8_t> bytes(dim);
+      std::vector<float> memory, residual(dim), decoded(dim);
+      std::vector<int32_t> numbers(dim);
       CompressTask task = {as_floats(isa, vectors, begin, end - begin, memory), centroids.data(), codes.data() + begin, dim, cutoffs.data(),
                            buckets.data(), levels.nbits, token_scale, end - begin, packed + begin * (dim * levels.nbits / 8), scales + 2 * begin,
-                           norms + begin, residual.data(), bytes.data()};
+                           norms + begin, residual.data(), decoded.data(), numbers.data()};
       isa.compress(task, 0, end - begin);
     });
   }
@@ -598,13 +613,7 @@ FloatResult maxsim(const std::string& name, std::vector<Matrix> vectors, std::ve
       for (int64_t first = offsets.data()[document]; first < offsets.data()[document + 1]; first += kRows) {
         const int64_t here = std::min<int64_t>(kRows, offsets.data()[document + 1] - first);
         const float* block = as_floats(isa, tokens, first, here, memory);
-        for (int64_t t = 0; t < here; ++t) {
-          double squares = 0;
-          for (int64_t d = 0; d < dim; ++d) squares += double(block[t * dim + d]) * block[t * dim + d];
-          lengths[t] = float(std::sqrt(squares));
-          const float factor = lengths[t] > 0 ? (1 << kWordBits) / lengths[t] : 0;
-          for (int64_t d = 0; d < dim; ++d) rows.get()[t * stride + d] = int16_t(std::lrintf(block[t * dim + d] * factor));
-        }
+        isa.to_words(block, here, dim, stride, rows.get(), lengths.data());
         for (size_t q = 0; q < vectors.size(); ++q) {
           isa.word_products({rows.get(), stride, here, columns[q].words.get(), columns[q].lanes, columns[q].pairs, columns[q].scales.get(),
                              nullptr, products.get(), nullptr, nullptr}, 0, here);
@@ -660,7 +669,7 @@ FloatResult row_maxima(const std::string& name, Matrix vectors, Array<uint8_t, 2
   const int64_t stride = round_up(vectors.shape(1), 64);
   require(int64_t(rows.shape(1)) == stride && rows.shape(0) % kRows == 0, "rows padded to 64 dimensions and to a multiple of 32 rows");
   std::vector<float> ones(vectors.shape(0), 1.0f);
-  const float pair[2] = {0, 127};
+  const float pair[2] = {-63, 63};
   const size_t two = 2, many = ones.size();
   const Levels levels(Floats(pair, 1, &two));
   const Packed packed(vectors, Floats(ones.data(), 1, &many), levels);
