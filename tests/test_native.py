@@ -134,10 +134,16 @@ def test_assignment_and_compression_are_those_of_the_reference(halves, euclidean
         best = nearness - (np.square(codec.centroids_f32).sum(axis=1) / 2 if euclidean else 0)
         np.testing.assert_allclose(np.take_along_axis(best, codes[:, None], axis=1)[:, 0], best.max(axis=1), atol=2e-3)
         np.testing.assert_allclose(near, best.max(axis=1), atol=2e-3)
+        cells, offsets = codec.centroids_f32[::9], np.minimum(9 * np.arange(len(codec.centroids_f32[::9]) + 1), codec.num_centroids)
+        in_all_cells = kernels.assign_in_cells(vectors, codec.centroids_f32, cells, offsets, len(cells))
+        np.testing.assert_array_equal(in_all_cells, kernels.assign(vectors, codec.centroids_f32, True)[0])
+        in_one_cell = kernels.assign_in_cells(vectors, codec.centroids_f32, cells, offsets, 1)
+        expected = reference.assign_in_cells(vectors, codec.centroids_f32, cells, offsets, 1)
+        assert (in_one_cell == expected).mean() >= 0.9 or (in_one_cell != expected).sum() <= 1  # nearly equal distances may be swapped
         turned = kernels.rotate(vectors, rotation)
         np.testing.assert_allclose(turned, reference.rotate(vectors, rotation), atol=1e-5)
         np.testing.assert_array_equal(turned[-1:], kernels.rotate(vectors[-1:], rotation))
-        results = [codes, near, turned]
+        results = [codes, near, turned, in_one_cell]
         for token_scale in (False, True):
             scaled = ResidualCodec(codec.centroids, codec.cutoffs, codec.weights, token_scale=token_scale)
             results += list(check_compression(kernels, vectors, codes, scaled))

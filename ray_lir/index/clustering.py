@@ -6,6 +6,7 @@ whatever the corpus. Sums are added in the order of the pieces, so the result do
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,8 +21,6 @@ Reader = Callable[[str], np.ndarray]
 
 EXACT_CENTROIDS = 2048
 CELL_ITERATIONS = 4
-BLOCK_VECTORS = 16384
-"""Vectors assigned together: enough for each cell to have a matrix product of its own."""
 
 
 def default_num_centroids(num_tokens: int) -> int:
@@ -39,8 +38,7 @@ class Assigner:
     """Finds a vector's nearest centroid.
 
     A few centroids are all compared. Many are grouped into about sqrt(C) cells, and a vector is compared with the centroids
-    of its `nprobe` nearest cells alone. Vectors that share a cell are compared in one matrix product, so this is fewer
-    operations at the same speed: 8 of 128 cells are a sixteenth of the work.
+    of its `nprobe` nearest cells alone: 8 of 128 cells are a sixteenth of the work.
 
     Attributes:
         centroids: [C, D] float32, those of a cell side by side.
@@ -57,9 +55,9 @@ class Assigner:
 
     @classmethod
     def over(cls, centroids: np.ndarray, nprobe: int, seed: int) -> "Assigner":
-        """With `nprobe` 0, or few centroids, every centroid is compared."""
+        """With `nprobe` 0 or as many as there would be cells, or with few centroids, every centroid is compared."""
         num_centroids, dim = centroids.shape
-        if nprobe == 0 or num_centroids <= EXACT_CENTROIDS:
+        if nprobe == 0 or num_centroids <= EXACT_CENTROIDS or nprobe >= math.isqrt(num_centroids):
             return cls(centroids, np.arange(num_centroids), np.zeros((1, dim), np.float32), np.array([0, num_centroids]), 1)
         with one_blas_thread():
             kmeans = faiss.Kmeans(dim, math.isqrt(num_centroids), niter=CELL_ITERATIONS, seed=seed + 1)
@@ -75,40 +73,11 @@ class Assigner:
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """[T] int64 for [T, D] vectors: smallest L2 distance, which is the largest dot product when centroids have unit length."""
-        codes = np.empty(len(vectors), np.int64)
-        with one_blas_thread():
-            for start in range(0, len(vectors), BLOCK_VECTORS):
-                block = vectors[start : start + BLOCK_VECTORS].astype(np.float32)
-                codes[start : start + len(block)] = self._nearest(block)
-        return codes
-
-    def _nearest(self, vectors: np.ndarray) -> np.ndarray:
         kernels = select()
-        if len(self.cells) == 1:
-            return self.numbers[kernels.assign(vectors, self.centroids, euclidean=True)[0]]
-        probes = self._probe(vectors)
-        rows = np.argsort(probes, axis=None, kind="stable")  # pairs of vector and cell, by cell
-        ends = np.searchsorted(probes.ravel()[rows], np.arange(len(self.cells) + 1))
-        found = np.zeros(probes.size, np.int64)
-        nearness = np.full(probes.size, -np.inf, np.float32)
-        for cell in np.flatnonzero((np.diff(ends) > 0) & (np.diff(self.offsets) > 0)):
-            pairs = rows[ends[cell] : ends[cell + 1]]
-            first, last = self.offsets[cell], self.offsets[cell + 1]
-            best, nearness[pairs] = kernels.assign(vectors[pairs // self.nprobe], self.centroids[first:last], euclidean=True)
-            found[pairs] = self.numbers[first + best]
-        best_probe = nearness.reshape(probes.shape).argmax(axis=1)
-        return np.take_along_axis(found.reshape(probes.shape), best_probe[:, None], axis=1)[:, 0]
-
-    def _probe(self, vectors: np.ndarray) -> np.ndarray:
-        """[T, nprobe]: the nearest cells of each vector."""
-        if len(self.cells) <= self.nprobe:
-            return np.broadcast_to(np.arange(len(self.cells)), (len(vectors), len(self.cells)))
-        return np.argpartition(-_nearness(vectors, self.cells), self.nprobe - 1, axis=1)[:, : self.nprobe]
-
-
-def _nearness(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """[T, C]: larger is nearer in L2: x . c - |c|^2 / 2."""
-    return vectors @ centres.T - np.einsum("cd,cd->c", centres, centres) / 2
+        with one_blas_thread() if kernels.uses_blas else nullcontext():
+            if len(self.cells) == 1:
+                return self.numbers[kernels.assign(vectors, self.centroids, euclidean=True)[0]]
+            return self.numbers[kernels.assign_in_cells(vectors, self.centroids, self.cells, self.offsets, self.nprobe)]
 
 
 def step(centroids: np.ndarray, groups: Sequence[Sequence[str]], config: ClusteringConfig, read: Reader, map: Map) -> np.ndarray:

@@ -23,6 +23,7 @@ class Kernels:
     name: str
     threads: int
     assign: Callable[..., tuple[np.ndarray, np.ndarray]]
+    assign_in_cells: Callable[..., np.ndarray]
     rotate: Callable[..., np.ndarray]
     compress: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]
     maxsim: Callable[..., np.ndarray]
@@ -34,7 +35,6 @@ class Kernels:
     candidates: Callable[..., np.ndarray]
     posting_scores: Callable[..., tuple[np.ndarray, np.ndarray]]
     top_k: Callable[..., tuple[np.ndarray, np.ndarray]]
-
 
     @property
     def uses_blas(self) -> bool:

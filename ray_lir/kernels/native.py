@@ -79,6 +79,12 @@ def assign(
     return module().assign(isa, _rows(vectors_TD), _floats(centroids_CD), euclidean, threads)
 
 
+def assign_in_cells(
+    isa: str, threads: int, vectors_TD: np.ndarray, centroids_CD: np.ndarray, cells_BD: np.ndarray, offsets: np.ndarray, nprobe: int
+) -> np.ndarray:
+    return module().assign_in_cells(isa, _rows(vectors_TD), _floats(centroids_CD), _floats(cells_BD), _numbers(offsets), nprobe, threads)
+
+
 def rotate(isa: str, threads: int, vectors_TD: np.ndarray, rotation_DD: np.ndarray) -> np.ndarray:
     return module().rotate(isa, _rows(vectors_TD), rotation_DD, threads)
 

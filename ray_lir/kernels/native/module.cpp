@@ -187,24 +187,27 @@ struct Packed {
   PackedQuery view(const float* table, float* scratch) const { return {bytes.get(), starts.get(), slope, table, weights.get(), scratch, lanes}; }
 };
 
-// Columns of 16-bit words, each scaled to length 2^14.
+// Up to `lanes` columns of 16-bit words, each scaled to length 2^14.
 struct Columns {
   int64_t lanes, pairs;
   Aligned<int16_t> words;
-  Aligned<float> scales;
+  Aligned<float> scales;        // what a product with words of length 2^14 is worth
 
-  Columns(const float* vectors, int64_t count, int64_t dim)
-      : lanes(round_up(std::max<int64_t>(count, 1), kGroup)), pairs((dim + 1) / 2), words(lanes * pairs * 2), scales(lanes) {
+  Columns(int64_t count, int64_t dim)
+      : lanes(round_up(std::max<int64_t>(count, 1), kGroup)), pairs((dim + 1) / 2), words(lanes * pairs * 2), scales(lanes) {}
+
+  Columns(const Isa& isa, const float* vectors, int64_t count, int64_t dim) : Columns(count, dim) {
+    std::vector<int16_t> row(pairs * 2);
     for (int64_t i = 0; i < count; ++i) {
-      double squares = 0;
-      for (int64_t d = 0; d < dim; ++d) squares += double(vectors[i * dim + d]) * vectors[i * dim + d];
-      const float norm = float(std::sqrt(squares));
-      if (norm == 0) continue;
-      int16_t* group = words.get() + i / kGroup * kGroup * pairs * 2;
-      const float factor = (1 << kWordBits) / norm;
-      for (int64_t d = 0; d < dim; ++d) group[d / 2 * kGroup * 2 + i % kGroup * 2 + d % 2] = int16_t(std::lrintf(vectors[i * dim + d] * factor));
-      scales.get()[i] = norm / (1 << (2 * kWordBits));
+      isa.to_words(vectors + i * dim, 1, dim, pairs * 2, row.data(), scales.get() + i);
+      scales.get()[i] /= 1 << (2 * kWordBits);
+      set(i, row.data());
     }
+  }
+
+  void set(int64_t i, const int16_t* row) {
+    int16_t* to = words.get() + i / kGroup * kGroup * pairs * 2 + i % kGroup * 2;
+    for (int64_t k = 0; k < pairs; ++k, to += kGroup * 2) std::memcpy(to, row + 2 * k, 4);
   }
 };
 
@@ -287,7 +290,7 @@ FloatResult centroid_scores(const std::string& name, Matrix vectors, Array<int16
   const Isa& isa = isa_named(name);
   const int64_t dim = vectors.shape(1), stride = centroids.shape(1), count = centroids.shape(0);
   require(stride % 2 == 0 && stride >= dim, "centroids of other dimensions");
-  const Columns columns(vectors.data(), vectors.shape(0), dim);
+  const Columns columns(isa, vectors.data(), vectors.shape(0), dim);
   float* products;
   FloatResult result = array_of<float>({size_t(count), size_t(columns.lanes)}, &products);
   const WordsTask task = {centroids.data(), stride, count, columns.words.get(), columns.lanes, columns.pairs, columns.scales.get(),
@@ -496,54 +499,137 @@ void check_rows(const Rows& rows) {
   require(rows.dtype() == nb::dtype<float>() || rows.dtype() == nb::dtype<uint16_t>(), "rows must be float32, or float16 viewed as uint16");
 }
 
-// The nearest centroid of each vector: the largest product, or, with `euclidean`, the smallest distance.
+// Centroids as rows of words, all scaled alike so that products stay comparable, with what makes products distances.
+struct WordRows {
+  int64_t stride;
+  Aligned<int16_t> words;
+  std::vector<int32_t> biases;  // -|c|^2 / 2 as a product with a vector of length one; empty if products are compared as they are
+  double unit;                  // what a product is to be divided by
+
+  WordRows(Matrix centroids, bool euclidean) : stride(round_up(centroids.shape(1), 2)), words(centroids.shape(0) * stride) {
+    const int64_t count = centroids.shape(0), dim = centroids.shape(1);
+    std::vector<double> squares(count);
+    for (int64_t c = 0; c < count; ++c)
+      for (int64_t d = 0; d < dim; ++d) squares[c] += double(centroids.data()[c * dim + d]) * centroids.data()[c * dim + d];
+    const double longest = count ? std::sqrt(*std::max_element(squares.begin(), squares.end())) : 0;
+    const double factor = (1 << kWordBits) / (longest > 0 ? longest : 1);
+    unit = factor * (1 << kWordBits);
+    for (int64_t c = 0; c < count; ++c)
+      for (int64_t d = 0; d < dim; ++d) words.get()[c * stride + d] = int16_t(std::lrint(centroids.data()[c * dim + d] * factor));
+    if (euclidean)
+      for (double square : squares) biases.push_back(int32_t(-square / 2 * unit));
+  }
+};
+
+// The nearest row, from `first` to `last`, of up to 32 vectors.
+void nearest_of(const Isa& isa, const WordRows& rows, int64_t first, int64_t last, const Columns& columns, int32_t* nearest, int32_t* products) {
+  isa.word_nearest({rows.words.get() + first * rows.stride, rows.stride, last - first, columns.words.get(), columns.lanes, columns.pairs,
+                    nullptr, rows.biases.empty() ? nullptr : rows.biases.data() + first, nullptr, nearest, products});
+}
+
+constexpr int64_t kColumns = 2 * kGroup;
+
+// The nearest centroid of each vector: the largest product, or, with `euclidean`, the smallest distance from a vector of length one.
 nb::tuple assign(const std::string& name, Rows vectors, Matrix centroids, bool euclidean, int threads) {
   const Isa& isa = isa_named(name);
   check_rows(vectors);
-  const int64_t count = vectors.shape(0), dim = vectors.shape(1), num_centroids = centroids.shape(0), stride = round_up(dim, 2);
-  require(int64_t(centroids.shape(1)) == dim && num_centroids > 0, "centroids of other dimensions");
-  // All centroids are scaled alike, so that products stay comparable.
-  Aligned<int16_t> rows(num_centroids * stride);
-  std::vector<int32_t> biases(num_centroids);
-  std::vector<double> squares(num_centroids);
-  for (int64_t c = 0; c < num_centroids; ++c)
-    for (int64_t d = 0; d < dim; ++d) squares[c] += double(centroids.data()[c * dim + d]) * centroids.data()[c * dim + d];
-  const double longest = std::sqrt(*std::max_element(squares.begin(), squares.end()));
-  const double factor = longest > 0 ? (1 << kWordBits) / longest : 0;
-  for (int64_t c = 0; c < num_centroids; ++c)
-    for (int64_t d = 0; d < dim; ++d) rows.get()[c * stride + d] = int16_t(std::lrint(centroids.data()[c * dim + d] * factor));
+  const int64_t count = vectors.shape(0), dim = vectors.shape(1);
+  require(int64_t(centroids.shape(1)) == dim && centroids.shape(0) > 0, "centroids of other dimensions");
+  const WordRows rows(centroids, euclidean);
   int64_t* codes;
   float* nearness;
   auto code_array = array_of<int64_t>({size_t(count)}, &codes);
   auto nearness_array = array_of<float>({size_t(count)}, &nearness);
-  constexpr int64_t kColumns = 2 * kGroup;
   {
     nb::gil_scoped_release release;
     spread(count, 32 * kColumns, threads, [&](int64_t begin, int64_t end) {
       std::vector<float> memory;
       int32_t nearest[kColumns], products[kColumns];
-      std::vector<int32_t> mine(num_centroids);
       for (int64_t first = begin; first < end; first += kColumns) {
         const int64_t here = std::min(kColumns, end - first);
-        const float* block = as_floats(isa, vectors, first, here, memory);
-        const Columns columns(block, here, dim);
-        WordsTask task = {rows.get(), stride, num_centroids, columns.words.get(), columns.lanes, columns.pairs, nullptr, nullptr, nullptr,
-                          nearest, products};
-        if (euclidean) {
-          // x . c - |c|^2 / 2 with x scaled to length one needs the distance's other half scaled by the vector's own length:
-          // vectors that are assigned are unit vectors, up to their rounding.
-          for (int64_t c = 0; c < num_centroids; ++c) mine[c] = int32_t(-squares[c] / 2 * factor * (1 << kWordBits));
-          task.biases = mine.data();
-        }
-        isa.word_nearest(task);
+        const Columns columns(isa, as_floats(isa, vectors, first, here, memory), here, dim);
+        nearest_of(isa, rows, 0, centroids.shape(0), columns, nearest, products);
         for (int64_t i = 0; i < here; ++i) {
           codes[first + i] = nearest[i];
-          nearness[first + i] = float(products[i] / (factor > 0 ? factor * (1 << kWordBits) : 1));
+          nearness[first + i] = float(products[i] / rows.unit);
         }
       }
     });
   }
   return nb::make_tuple(code_array, nearness_array);
+}
+
+// For each vector, given as words, the `nprobe` centroids nearest to it, nearest first.
+void probe_cells(const Isa& isa, const WordRows& cells, int64_t num_cells, int64_t nprobe, const int16_t* vectors, int64_t count, int64_t dim,
+                 int32_t* probes) {
+  std::vector<float> products(num_cells * kColumns), ones(kColumns, 1.0f), nearness(nprobe);
+  Columns columns(kColumns, dim);
+  for (int64_t first = 0; first < count; first += kColumns) {
+    const int64_t here = std::min(kColumns, count - first);
+    for (int64_t i = 0; i < here; ++i) columns.set(i, vectors + (first + i) * columns.pairs * 2);
+    isa.word_products({cells.words.get(), cells.stride, num_cells, columns.words.get(), columns.lanes, columns.pairs, ones.data(), nullptr,
+                       products.data(), nullptr, nullptr}, 0, num_cells);
+    for (int64_t i = 0; i < here; ++i) {
+      int32_t* mine = probes + (first + i) * nprobe;
+      std::fill(nearness.begin(), nearness.end(), -INFINITY);
+      for (int64_t c = 0; c < num_cells; ++c) {
+        const float product = products[c * kColumns + i] + float(cells.biases[c]);
+        if (product <= nearness[nprobe - 1]) continue;
+        int64_t p = nprobe - 1;
+        for (; p && nearness[p - 1] < product; --p) nearness[p] = nearness[p - 1], mine[p] = mine[p - 1];
+        nearness[p] = product;
+        mine[p] = int32_t(c);
+      }
+    }
+  }
+}
+
+// The nearest centroid among those of the `nprobe` cells nearest to each vector. Centroids of a cell lie side by side, and vectors that
+// probe the same cell are compared with it together.
+nb::ndarray<nb::numpy, int64_t> assign_in_cells(const std::string& name, Rows vectors, Matrix centroids, Matrix cells, Numbers offsets, int64_t nprobe, int threads) {
+  const Isa& isa = isa_named(name);
+  check_rows(vectors);
+  const int64_t count = vectors.shape(0), dim = vectors.shape(1), num_cells = cells.shape(0);
+  require(int64_t(centroids.shape(1)) == dim && int64_t(cells.shape(1)) == dim, "centroids and cells of the vectors' dimensions");
+  require(int64_t(offsets.shape(0)) == num_cells + 1 && offsets.data()[num_cells] == int64_t(centroids.shape(0)), "offsets of other cells");
+  require(1 <= nprobe && nprobe <= num_cells, "nprobe is between 1 and the number of cells");
+  const WordRows rows(centroids, true), centres(cells, true);
+  int64_t* codes;
+  auto code_array = array_of<int64_t>({size_t(count)}, &codes);
+  {
+    nb::gil_scoped_release release;
+    spread(count, 16384, threads, [&](int64_t begin, int64_t end) {
+      const int64_t here = end - begin;
+      std::vector<float> memory, lengths(here);
+      Aligned<int16_t> words(here * rows.stride);
+      isa.to_words(as_floats(isa, vectors, begin, here, memory), here, dim, rows.stride, words.get(), lengths.data());
+      std::vector<int32_t> probes(here * nprobe), best(here, INT32_MIN);
+      probe_cells(isa, centres, num_cells, nprobe, words.get(), here, dim, probes.data());
+      std::vector<int64_t> starts(num_cells + 1);
+      for (int32_t cell : probes) ++starts[cell + 1];
+      std::partial_sum(starts.begin(), starts.end(), starts.begin());
+      std::vector<int32_t> members(probes.size());
+      std::vector<int64_t> next(starts.begin(), starts.end() - 1);
+      for (int64_t i = 0; i < int64_t(probes.size()); ++i) members[next[probes[i]]++] = int32_t(i / nprobe);
+      int32_t nearest[kColumns], products[kColumns];
+      Columns columns(kColumns, dim);
+      for (int64_t cell = 0; cell < num_cells; ++cell) {
+        const int64_t first = offsets.data()[cell], last = offsets.data()[cell + 1];
+        if (first == last) continue;
+        for (int64_t m = starts[cell]; m < starts[cell + 1]; m += kColumns) {
+          const int64_t width = std::min(kColumns, starts[cell + 1] - m);
+          for (int64_t j = 0; j < width; ++j) columns.set(j, words.get() + members[m + j] * rows.stride);
+          nearest_of(isa, rows, first, last, columns, nearest, products);
+          for (int64_t j = 0; j < width; ++j)
+            if (products[j] > best[members[m + j]]) {
+              best[members[m + j]] = products[j];
+              codes[begin + members[m + j]] = first + nearest[j];
+            }
+        }
+      }
+    });
+  }
+  return code_array;
 }
 
 nb::tuple compress(const std::string& name, Rows vectors, Numbers codes, Matrix centroids, Floats cutoffs, Floats buckets, bool token_scale,
@@ -598,7 +684,7 @@ FloatResult maxsim(const std::string& name, std::vector<Matrix> vectors, std::ve
   int64_t widest = 0;
   for (size_t q = 0; q < vectors.size(); ++q) {
     require(int64_t(vectors[q].shape(1)) == dim && weights[q].shape(0) == vectors[q].shape(0), "queries of the tokens' dimensions");
-    columns.emplace_back(vectors[q].data(), vectors[q].shape(0), dim);
+    columns.emplace_back(isa, vectors[q].data(), int64_t(vectors[q].shape(0)), dim);
     widest = std::max(widest, columns.back().lanes);
   }
   float* scores;
@@ -718,6 +804,7 @@ NB_MODULE(ray_lir_native, m) {
         "posting_offsets"_a, "block_documents"_a, "residuals"_a, "scales"_a, "doc_offsets"_a, "buckets"_a);
   m.def("candidates", &candidates, "cells"_a, "postings"_a, "posting_offsets"_a, "block_documents"_a, "doc_offsets"_a);
   m.def("assign", &assign, "isa"_a, "vectors"_a, "centroids"_a, "euclidean"_a, "threads"_a);
+  m.def("assign_in_cells", &assign_in_cells, "isa"_a, "vectors"_a, "centroids"_a, "cells"_a, "offsets"_a, "nprobe"_a, "threads"_a);
   m.def("compress", &compress, "isa"_a, "vectors"_a, "codes"_a, "centroids"_a, "cutoffs"_a, "buckets"_a, "token_scale"_a,
         "threads"_a);
   m.def("rotate", &rotate, "isa"_a, "vectors"_a, "rotation"_a, "threads"_a);
