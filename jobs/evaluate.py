@@ -45,6 +45,8 @@ class EvaluateFields(Config):
     """Which judgements: qrels/SPLIT.tsv."""
     engine: str = "auto"
     """auto, or one of the engines whose parameters are below, such as --warp.nprobe 64."""
+    quality: Literal["fast", "balanced", "exact"] = "balanced"
+    """For the engine auto: how much of the exact ranking it has to keep."""
     k: int = Field(default=100, ge=1)
     """Documents found for each query; measures that look deeper are left out."""
     ignore_identical_ids: bool = False
@@ -73,7 +75,8 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
     """
     version = latest_version(config.index)
     searcher = Searcher.open(config.index, version)
-    engine = resolve(_engine(config), searcher.planner.statistics)
+    planner = searcher.planner
+    engine = resolve(_engine(config), planner.statistics, planner.kernels.name, config.quality, config.k, planner.tuning)
     dataset = load_dataset(config.dataset, config.split)
     for path in filter(None, (config.run, config.per_query)):
         if storage.is_folder(path):

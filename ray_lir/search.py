@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from ray_lir.config import Config
-from ray_lir.engines import ENGINES, resolve
+from ray_lir.engines import ENGINES, Tuning, read_tuning, resolve
 from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, TopK, run_stage
 from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats import storage
@@ -35,17 +35,19 @@ class Planner:
     codec: ResidualCodec
     statistics: IndexStatistics
     kernels: Kernels
+    tuning: Tuning | None = None
 
-    def plan(self, queries: TokenEmbeddings, k: int = 10, engine: str | Config = "auto") -> list[QueryPlan]:
+    def plan(self, queries: TokenEmbeddings, k: int = 10, engine: str | Config = "auto", quality: str = "balanced") -> list[QueryPlan]:
         """One plan a query, all of the same engine.
 
         Args:
             queries: token embeddings of the queries, D as the index; `weights` if the scorer has them.
             k: how many documents are wanted.
             engine: a name, or the engine's parameters.
+            quality: fast, balanced or exact, for the engine auto.
 
         Raises:
-            ConfigError: if the dimensions differ, or k or the engine is not possible.
+            ConfigError: if the dimensions differ, or k, the engine or the quality is not possible.
         """
         if queries.dim != self.manifest.dim:
             raise ConfigError(
@@ -54,19 +56,19 @@ class Planner:
             )
         if not 1 <= k <= MAX_K:
             raise ConfigError(f"k must be between 1 and {MAX_K}, not {k}")
-        params = resolve(engine, self.statistics)
+        params = resolve(engine, self.statistics, self.kernels.name, quality, k, self.tuning)
         make = ENGINES[params.engine].plan
         return [make(query, self.codec, self.statistics, params, k, self.kernels) for query in _split(queries, self.codec, self.kernels)]
 
 
-def open_planner(root: str, manifest: IndexManifest, verify: bool = False, kernels: str = "auto") -> Planner:
+def open_planner(root: str, manifest: IndexManifest, verify: bool = False, kernels: str = "auto", tuning: Tuning | None = None) -> Planner:
     """Reads the codec and cluster sizes of an index version."""
     for file in (manifest.codec, manifest.cluster_sizes):
         check_file(root, file, content=verify)
     codec = load_codec(storage.join(root, manifest.codec.name))
     with storage.open_input(storage.join(root, manifest.cluster_sizes.name)) as file:
         sizes = np.load(file, allow_pickle=False)
-    return Planner(manifest, codec, IndexStatistics(manifest.num_docs, manifest.num_tokens, sizes), select(kernels))
+    return Planner(manifest, codec, IndexStatistics(manifest.num_docs, manifest.num_tokens, sizes, manifest.dim), select(kernels), tuning)
 
 
 def latest_version(root: str) -> int:
@@ -123,23 +125,26 @@ class Searcher:
         if not storage.is_local(root):
             raise ConfigError(f"{root} is not on a local disk; copy the index to one and open the copy")
         root = storage.absolute(root)
+        version = latest_version(root) if version is None else version
         manifest = read_version(root, version)
-        return cls(open_planner(root, manifest, verify, kernels), open_shards(root, manifest.shards, verify), select(kernels))
+        planner = open_planner(root, manifest, verify, kernels, read_tuning(root, version))
+        return cls(planner, open_shards(root, manifest.shards, verify), select(kernels))
 
     @property
     def manifest(self) -> IndexManifest:
         return self.planner.manifest
 
-    def search(self, queries: TokenEmbeddings, k: int = 10, engine: str | Config = "auto") -> list[TopK]:
+    def search(self, queries: TokenEmbeddings, k: int = 10, engine: str | Config = "auto", quality: str = "balanced") -> list[TopK]:
         """The best k documents of each query.
 
         Args:
             queries: token embeddings of the queries (Encoder.encode_queries).
             k: how many documents, at most; fewer come back from an index, or a candidate set, that holds fewer.
             engine: auto, exact, scan, plaid, warp, or an engine's parameters such as ScanParams(ncandidates=1000).
+            quality: fast, balanced or exact, for the engine auto.
 
         Raises:
-            ConfigError: if the dimensions differ, or k or the engine is not possible.
+            ConfigError: if the dimensions differ, or k, the engine or the quality is not possible.
         """
         size = max(1, min(BATCH_QUERIES, -(-len(queries) // (os.cpu_count() or 1))))
         batches = [queries.slice(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
@@ -147,10 +152,10 @@ class Searcher:
         kernels = self.kernels if len(batches) > 1 else self.kernels.on_all_cores()
         spread = threads if len(batches) > 1 else map
         with one_blas_thread() if kernels.uses_blas else nullcontext():
-            return [top for answers in spread(partial(self._search, kernels, k, engine), batches) for top in answers]
+            return [top for answers in spread(partial(self._search, kernels, k, engine, quality), batches) for top in answers]
 
-    def _search(self, kernels: Kernels, k: int, engine: str | Config, queries: TokenEmbeddings) -> list[TopK]:
-        plans = self.planner.plan(queries, k, engine)
+    def _search(self, kernels: Kernels, k: int, engine: str | Config, quality: str, queries: TokenEmbeddings) -> list[TopK]:
+        plans = self.planner.plan(queries, k, engine, quality)
         stages = ENGINES[plans[0].params.engine].stages[: len(plans[0].keeps)]
         documents: list[np.ndarray | None] = [None] * len(plans)
         for number, stage in enumerate(stages):

@@ -4,10 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_lir.engines import ENGINES, plaid, resolve, warp
+from ray_lir.engines import ENGINES, choose, cost, plaid, resolve, warp
 from ray_lir.engines.plan import IndexStatistics, Query, run_stage
 from ray_lir.errors import ConfigError
 from ray_lir.index import postings
+from ray_lir.index.clustering import default_num_centroids
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import reference, select
@@ -113,11 +114,27 @@ def test_posting_scores_by_hand():
     np.testing.assert_allclose(scores, [0.25 + 2 * 0.5 - 1 * 0.5, 0.25 - 2 * 0.5 - 1 * 0.5])
 
 
-def test_auto_follows_the_size_of_the_index():
-    def chosen(num_tokens: int) -> str:
-        return resolve("auto", IndexStatistics(10, num_tokens, np.ones(4))).engine
+def statistics_of(num_docs: int, tokens_per_document: int = 70) -> IndexStatistics:
+    num_tokens = num_docs * tokens_per_document
+    return IndexStatistics(num_docs, num_tokens, np.full(default_num_centroids(num_tokens), 1))
 
-    assert [chosen(10_000), chosen(1_000_000), chosen(1_000_000_000)] == ["exact", "scan", "warp"]
+
+@pytest.mark.parametrize("kernels", sorted(cost.MEASURED))
+def test_auto_is_exact_for_few_documents_then_scan_then_warp(kernels):
+    chosen = [resolve("auto", statistics_of(10**power), kernels).engine for power in range(1, 10)]
+    assert chosen[0] == "exact" and chosen[-1] == "warp"
+    assert chosen == sorted(chosen)  # exact, scan, warp: each begins where the one before gets slow
+
+
+def test_auto_says_why_and_follows_the_quality_that_is_asked_for():
+    statistics = statistics_of(1_000_000)
+    params, reason = choose(statistics, "native:avx2")
+    assert reason.startswith(f"{params.engine}: ") and "exact" in reason
+    assert resolve("auto", statistics, "native:avx2", "exact").engine == "exact"
+    fast = resolve("auto", statistics_of(30_000), "native:avx2", "fast")
+    assert fast.engine == "scan" and 4 * fast.ncandidates <= statistics_of(30_000).default_candidates(10)
+    with pytest.raises(ConfigError, match="fast, balanced, exact"):
+        resolve("auto", statistics, "native:avx2", "best")
 
 
 def test_an_unknown_engine_is_told_which_there_are():

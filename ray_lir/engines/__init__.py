@@ -1,34 +1,108 @@
 """The engines by name. A new one is a file beside these, a line in ENGINES and EngineParams, and a test."""
 
+import json
+from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from ray_lir.config import Config
-from ray_lir.engines import exact, plaid, scan, warp
+from ray_lir.engines import cost, exact, plaid, scan, warp
 from ray_lir.engines.plan import Engine, IndexStatistics
-from ray_lir.errors import ConfigError
+from ray_lir.errors import ConfigError, FormatError
+from ray_lir.formats import storage
+from ray_lir.kernels import select
 
 ENGINES: dict[str, Engine] = {"exact": exact.ENGINE, "scan": scan.ENGINE, "plaid": plaid.ENGINE, "warp": warp.ENGINE}
 EngineParams = Annotated[exact.ExactParams | scan.ScanParams | plaid.PlaidParams | warp.WarpParams, Field(discriminator="engine")]
 
-EXACT_TOKENS = 100_000
-SCAN_TOKENS = 20_000_000
+TUNING = "tuning.json"
+QUALITIES = ("fast", "balanced", "exact")
 
 
-def resolve(engine: str | Config, statistics: IndexStatistics) -> Config:
+@dataclass(frozen=True)
+class Tuning:
+    """What jobs.tune found for an index (versions/<n>/tuning.json).
+
+    Attributes:
+        k: depth that recall was measured at.
+        choices: for fast and balanced the engine parameters that reached their target soonest.
+    """
+
+    k: int
+    choices: dict[str, Config]
+
+    def params(self, quality: str, k: int) -> Config | None:
+        """The choice for a quality; deeper searches look at as many more candidates."""
+        found = self.choices.get(quality)
+        name = {"scan": "ncandidates", "warp": "rescore"}.get(found.engine) if found else None
+        if name is None:
+            return found
+        return found.model_copy(update={name: getattr(found, name) * max(1, -(-k // self.k))})
+
+
+def resolve(
+    engine: str | Config,
+    statistics: IndexStatistics,
+    kernels: str | None = None,
+    quality: str = "balanced",
+    k: int = 10,
+    tuning: Tuning | None = None,
+) -> Config:
     """Parameters of the engine called `engine`; parameters are passed through.
 
-    auto is exact while the index is small, then scan, whose work grows with the index, then warp, whose work grows with
-    the square root of its size.
+    Args:
+        engine: a name, or an engine's parameters. auto is what the index was tuned to, or else what `choose` picks.
+        kernels: name of the kernels that will run; None for those that `select` finds.
+        quality: for auto: balanced keeps .99 of the exact top k or more, fast looks at a quarter as many candidates, exact
+            loses nothing but what compression lost.
+        k: documents wanted.
+        tuning: what jobs.tune found for the index.
 
     Raises:
-        ConfigError: if there is no such engine.
+        ConfigError: if there is no such engine or quality.
     """
     if isinstance(engine, Config):
         return engine
+    if quality not in QUALITIES:
+        raise ConfigError(f"unknown quality {quality!r}; choose {', '.join(QUALITIES)}")
     if engine == "auto":
-        engine = "exact" if statistics.num_tokens <= EXACT_TOKENS else "scan" if statistics.num_tokens <= SCAN_TOKENS else "warp"
+        tuned = tuning.params(quality, k) if tuning else None
+        return tuned or choose(statistics, kernels or select().name, quality, k)[0]
     if engine not in ENGINES:
         raise ConfigError(f"unknown engine {engine!r}; choose auto, {', '.join(ENGINES)}")
     return ENGINES[engine].params()
+
+
+def choose(statistics: IndexStatistics, kernels: str, quality: str = "balanced", k: int = 10) -> tuple[Config, str]:
+    """The engine that is estimated to answer first at a quality, and one line that says why."""
+    if quality == "exact":
+        return exact.ExactParams(), "exact, as quality is exact"
+    candidates = statistics.default_candidates(k) // (4 if quality == "fast" else 1)
+    estimates = {
+        "exact": cost.estimate_ms("exact", statistics, kernels, 0),
+        "scan": cost.estimate_ms("scan", statistics, kernels, candidates),
+        "warp": cost.estimate_ms("warp", statistics, kernels, 2 * candidates),
+    }
+    best = min(estimates, key=estimates.__getitem__)
+    others = ", ".join(f"{name} {ms:.1f}" for name, ms in estimates.items() if name != best)
+    reason = f"{best}: {estimates[best]:.1f} ms a query estimated with {kernels}, against {others}"
+    fast = {"exact": exact.ExactParams(), "scan": scan.ScanParams(ncandidates=candidates), "warp": warp.WarpParams(rescore=2 * candidates)}
+    return (fast[best] if quality == "fast" else ENGINES[best].params()), reason
+
+
+def read_tuning(root: str, version: int) -> Tuning | None:
+    """What jobs.tune left beside a version of the index, if anything.
+
+    Raises:
+        FormatError: if the file is damaged.
+    """
+    url = storage.join(root, "versions", str(version), TUNING)
+    if not storage.exists(url):
+        return None
+    try:
+        found = json.loads(storage.read_bytes(url))
+        choices = {quality: TypeAdapter(EngineParams).validate_python(params) for quality, params in found["choices"].items()}
+        return Tuning(found["k"], choices)
+    except (ValueError, KeyError) as error:
+        raise FormatError(url, "what jobs.tune wrote", f"{error!r:.120}", "run jobs.tune again, or remove the file") from None

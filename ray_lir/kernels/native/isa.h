@@ -40,7 +40,7 @@ struct Shard {
 struct PackedQuery {
   const int8_t* bytes;
   const int32_t* starts;        // [L] what products begin with: -64 times the sum of the query token's bytes
-  float slope;                  // what one unit of an integer product is worth
+  const float* slopes;          // [L] what one unit of an integer product is worth
   const float* table;           // [C, L] centroid scores
   const float* weights;         // [L]
   float* best;                  // [L] scratch

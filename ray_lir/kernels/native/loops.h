@@ -98,10 +98,10 @@ inline void keep_best(const Shard& shard, const PackedQuery& query, int64_t lane
 #pragma GCC unroll 16
   for (int t = 0; t < TOKENS; ++t) {
     const float* table = query.table + code_of(shard, token + t) * query.lanes + lane;
-    const auto centroid_scale = V::all(scales[2 * t]), residual_scale = V::all(scales[2 * t + 1] * query.slope);
+    const auto centroid_scale = V::all(scales[2 * t]), residual_scale = V::all(scales[2 * t + 1]);
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
-      const auto residual = V::mul(V::to_float(sums[t][v]), residual_scale);
+      const auto residual = V::mul(V::mul(V::to_float(sums[t][v]), V::load(query.slopes + lane + v * V::kLanes)), residual_scale);
       best[v] = V::max(best[v], V::add(residual, V::mul(V::load(table + v * V::kLanes), centroid_scale)));
     }
   }

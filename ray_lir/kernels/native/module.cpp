@@ -157,22 +157,21 @@ float largest_of(const float* values, int64_t count) {
   return largest;
 }
 
-// A query as bytes: values times 127 over the largest of them all.
+// A query as bytes: each token's values times 127 over its largest, so that no token's score depends on another token.
 struct Packed {
   int64_t lanes;
-  float slope;
   Aligned<int8_t> bytes;
   Aligned<int32_t> starts;
-  Aligned<float> weights;
+  Aligned<float> slopes, weights;
 
   Packed(Matrix vectors, Floats importance, const Levels& levels)
       : lanes(round_up(std::max<int64_t>(vectors.shape(0), 1), kGroup)),
-        bytes(lanes * round_up(vectors.shape(1), 64)), starts(lanes), weights(lanes) {
+        bytes(lanes * round_up(vectors.shape(1), 64)), starts(lanes), slopes(lanes), weights(lanes) {
     const int64_t dim = vectors.shape(1), stride = round_up(dim, 64);
     require(importance.shape(0) == vectors.shape(0), "one weight a query token");
-    const float scale = largest_of(vectors.data(), int64_t(vectors.size())) / 127;
-    slope = scale * levels.step;
     for (int64_t i = 0; i < int64_t(vectors.shape(0)); ++i) {
+      const float scale = largest_of(vectors.data() + i * dim, dim) / 127;
+      slopes.get()[i] = scale * levels.step;
       int8_t* group = bytes.get() + i / kGroup * kGroup * stride + i % kGroup * 4;
       for (int64_t d = 0; d < dim; ++d) {
         const auto byte = int8_t(scale > 0 ? std::lround(vectors.data()[i * dim + d] / scale) : 0);
@@ -184,7 +183,7 @@ struct Packed {
     }
   }
 
-  PackedQuery view(const float* table, float* scratch) const { return {bytes.get(), starts.get(), slope, table, weights.get(), scratch, lanes}; }
+  PackedQuery view(const float* table, float* scratch) const { return {bytes.get(), starts.get(), slopes.get(), table, weights.get(), scratch, lanes}; }
 };
 
 // Up to `lanes` columns of 16-bit words, each scaled to length 2^14.

@@ -1,0 +1,120 @@
+"""Finds the engine parameters that reach a recall soonest on an index, and makes them its defaults."""
+
+import re
+import statistics
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from ray_lir import logs
+from ray_lir.config import Config, EncoderConfig, canonical_json
+from ray_lir.engines import TUNING
+from ray_lir.engines.plan import TopK
+from ray_lir.engines.scan import ScanParams
+from ray_lir.engines.warp import WarpParams
+from ray_lir.errors import ConfigError
+from ray_lir.evaluation.datasets import load_dataset
+from ray_lir.evaluation.latency import time_each
+from ray_lir.formats import storage
+from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.models.encoder import Encoder
+from ray_lir.progress import track
+from ray_lir.search import Searcher, latest_version
+
+from .cli import main
+
+SCAN = tuple(ScanParams(ncandidates=count) for count in (16, 32, 64, 128, 256, 512, 1024, 2048))
+WARP = tuple(WarpParams(nprobe=nprobe, rescore=count) for nprobe in (8, 16, 32, 64) for count in (64, 256, 1024))
+QUESTION_WORDS = 12
+
+
+class TuneConfig(Config):
+    """Sweeps scan and warp, keeps the curve of recall against latency, and sets what `auto` does on this index."""
+
+    index: str
+    """Folder of the index, on a local disk."""
+    target: str = "R@10=0.99"
+    """What quality balanced has to reach: the share of the exact engine's best k that is found."""
+    fast_target: float = Field(default=0.95, gt=0, le=1)
+    """What quality fast has to reach."""
+    dataset: str | None = None
+    """BEIR folder whose queries are asked. None: the first words of documents of the index are."""
+    split: str = "test"
+    """Which judgements say the queries."""
+    num_queries: int = Field(default=100, ge=1)
+    """Queries asked, at most."""
+    seed: int = 0
+
+
+def tune(config: TuneConfig) -> dict[str, Any]:
+    """The curve and the choices, as they are written beside the manifest of the index's latest version.
+
+    Raises:
+        ConfigError: if the target cannot be read, or the index is not on a local disk.
+    """
+    k, target = _read_target(config.target)
+    version = latest_version(config.index)
+    searcher = Searcher.open(config.index, version)
+    queries = _queries(config, searcher)
+    with logs.stage("exact") as record:
+        exact = searcher.search(queries, k, "exact")
+        record.update(queries=len(queries))
+    with logs.stage("sweep") as record:
+        sweep = track(SCAN + WARP, "sweep", len(SCAN + WARP), lambda _: 1, unit="settings")
+        curve = [_measure(params, searcher, queries, k, exact) for params in sweep]
+        record.update(settings=len(curve))
+    targets = {"balanced": target, "fast": min(target, config.fast_target)}
+    choices = {quality: best for quality, floor in targets.items() if (best := _soonest(curve, floor))}
+    result = {
+        "k": k,
+        "target": target,
+        "fast_target": config.fast_target,
+        "queries": len(queries),
+        "kernels": searcher.kernels.name,
+        "choices": choices,
+        "curve": curve,
+    }
+    storage.write_bytes(storage.join(storage.absolute(config.index), "versions", str(version), TUNING), canonical_json(result))
+    return {name: value for name, value in result.items() if name != "curve"} | {"settings": len(curve), "index": config.index}
+
+
+def _read_target(text: str) -> tuple[int, float]:
+    found = re.fullmatch(r"R@(\d+)=(0?\.\d+|1(?:\.0*)?)", text)
+    if not found or int(found[1]) < 1:
+        raise ConfigError(f"cannot read the target {text!r}; write it like R@10=0.99")
+    return int(found[1]), float(found[2])
+
+
+def _queries(config: TuneConfig, searcher: Searcher) -> TokenEmbeddings:
+    contract = searcher.manifest.contract
+    encoder = Encoder.for_contract(contract, EncoderConfig(checkpoint=contract.checkpoint))
+    rng = np.random.default_rng(config.seed)
+    if config.dataset:
+        texts = list(load_dataset(config.dataset, config.split).queries.values())
+        texts = [texts[i] for i in rng.permutation(len(texts))[: config.num_queries]]
+    else:
+        numbers = np.sort(rng.permutation(searcher.manifest.num_docs)[: config.num_queries])
+        texts = [" ".join(row["text"].split()[:QUESTION_WORDS]) for row in searcher.documents(numbers)]
+        texts = [text for text in texts if text]
+        if not texts:
+            raise ConfigError(f"{config.index} holds no texts to ask; name a --dataset with queries")
+    return encoder.encode_queries(texts)
+
+
+def _measure(params: Config, searcher: Searcher, queries: TokenEmbeddings, k: int, exact: list[TopK]) -> dict[str, Any]:
+    """Recall of the exact best k, and the median latency of one query at a time."""
+    answers: list[TopK] = []
+    seconds = time_each(lambda i: answers.append(searcher.search(queries.slice(i, i + 1), k, params)[0]), range(len(queries)))
+    answers = answers[-len(queries) :]  # the first may have been asked once more, to warm up
+    shares = [np.isin(best.documents, top.documents).mean() for best, top in zip(exact, answers, strict=True) if len(best.documents)]
+    return {"params": params.model_dump(), "recall": float(np.mean(shares)), "p50_ms": 1e3 * statistics.median(seconds)}
+
+
+def _soonest(curve: list[dict[str, Any]], target: float) -> dict[str, Any] | None:
+    reached = [point for point in curve if point["recall"] >= target]
+    return min(reached, key=lambda point: point["p50_ms"])["params"] if reached else None
+
+
+if __name__ == "__main__":
+    main(TuneConfig, tune)

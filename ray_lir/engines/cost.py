@@ -1,0 +1,61 @@
+"""What a query costs with each engine, from the index's statistics and measured times: how `auto` chooses.
+
+Times are nanoseconds of one core for a query of 32 tokens of 128 dimensions; products grow with both. Sets marked so in
+MEASURED were timed with bench/cost.py (bench/results/cost.json); the others are estimates from what the processors can do.
+"""
+
+from dataclasses import dataclass
+
+from ray_lir.engines.plan import IndexStatistics
+
+QUERY_TOKENS = 32
+DIM = 128
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Nanoseconds for one of each.
+
+    Attributes:
+        token: document token scored from its code and residual.
+        centroid: centroid scored, and looked at when cells are probed.
+        code: document token scored by its code alone.
+        posting: query token scored with a token of a probed cell.
+        query: fixed part of a query.
+    """
+
+    token: float
+    centroid: float
+    code: float
+    posting: float
+    query: float = 300_000
+
+
+MEASURED = {
+    "reference": Costs(token=1500, centroid=300, code=150, posting=900),
+    "native:portable": Costs(token=2400, centroid=2200, code=0.75, posting=110),
+    "native:avx2": Costs(token=51, centroid=75, code=0.55, posting=37),
+    "native:avx512_vnni": Costs(token=24, centroid=40, code=0.55, posting=12),
+    "native:amx_int8": Costs(token=12, centroid=40, code=0.55, posting=12),
+}
+
+
+def estimate_ms(engine: str, statistics: IndexStatistics, kernels: str, candidates: int, nprobe: int = 32) -> float:
+    """Milliseconds of one core that a query takes.
+
+    Args:
+        engine: exact, scan or warp.
+        kernels: name of a set in MEASURED.
+        candidates: documents that are rescored.
+        nprobe: cells that warp scores for each query token.
+    """
+    costs = MEASURED[kernels]
+    width = statistics.dim / DIM
+    tables = statistics.num_centroids * costs.centroid * width
+    rescoring = min(candidates, statistics.num_docs) * statistics.tokens_per_document * costs.token * width
+    spent = {
+        "exact": tables + statistics.num_tokens * costs.token * width,
+        "scan": tables + statistics.num_tokens * costs.code + rescoring,
+        "warp": tables + QUERY_TOKENS * nprobe * statistics.tokens_per_centroid * costs.posting * width + rescoring,
+    }
+    return (spent[engine] + costs.query) / 1e6
