@@ -161,7 +161,7 @@ def _prepare(embeddings: str, source: EmbeddingsManifest, output: str, config: I
         num_docs=source.num_docs,
         num_tokens=source.num_tokens,
         num_shards=num_shards,
-        num_centroids=config.clustering.num_centroids or default_num_centroids(source.num_tokens),
+        num_centroids=config.clustering.num_centroids or default_num_centroids(source.num_tokens, config.clustering.method),
         work=Work(storage.join(output, WORK, name)),
     )
 

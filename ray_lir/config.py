@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 DEFAULT_CHECKPOINT = "all-MiniLM-L6-v2"
 
@@ -55,8 +55,11 @@ class EncoderConfig(Config):
 class ClusteringConfig(Config):
     """How centroids are trained (ALGORITHMS 2.2: k-means, then normalised)."""
 
+    method: Literal["k_means", "token_aware"] = "k_means"
+    """k_means clusters all tokens together; token_aware those of each vocabulary id apart, which takes less time a token and
+    about twice as many centroids."""
     num_centroids: int | None = Field(None, ge=1)
-    """None: 2^floor(log2(16 sqrt(number of tokens)))."""
+    """None: 2^floor(log2(16 sqrt(number of tokens))), twice as many with token_aware."""
     num_iterations: int = Field(4, ge=1)
     points_per_centroid: int = Field(64, ge=1)
     """Training vectors for each centroid, at most."""
@@ -101,6 +104,11 @@ class XtrConfig(Config):
     k_train: tuple[Annotated[int, Field(ge=1)], ...] = Field((256,), min_length=1)
     """Document tokens of the whole batch that a query token retrieves; with several, [512, 256], the losses are averaged."""
 
+    @field_validator("k_train", mode="before")
+    @classmethod
+    def _one_is_a_list_too(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int) else value
+
 
 class TrialConfig(Config):
     """TRIAL: relations between neighbouring tokens, and a gate for the importance of query tokens (ALGORITHMS 5)."""
@@ -132,6 +140,8 @@ class TrainingConfig(Config):
     xtr: XtrConfig = XtrConfig()
     trial: TrialConfig = TrialConfig()
     attention: AttentionConfig = AttentionConfig()
+    projection_dim: int | None = Field(None, ge=1)
+    """Dimensions that a checkpoint without a projection gets a fresh one to. None: its hidden size."""
     max_steps: int = Field(1000, ge=1)
     """Optimiser steps in all."""
     batch_size: int = Field(32, ge=2)

@@ -16,9 +16,10 @@ from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats.embeddings import save_embeddings
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.index.clustering import Assigner, default_num_centroids, sample_size
+from ray_lir.index.token_clustering import budgets
 from ray_lir.kernels import reference
 from ray_lir.search import Searcher
-from tests.synthetic import collection
+from tests.synthetic import collection, queries_about
 
 
 def tree(root: Path) -> dict[str, bytes]:
@@ -178,6 +179,42 @@ def test_assignment_over_cells_finds_nearly_always_the_nearest_centroid():
     loss = (vectors * centroids[nearest]).sum(axis=1) - (vectors * centroids[found]).sum(axis=1)
     assert loss.mean() < 0.002
     np.testing.assert_array_equal(Assigner.over(centroids, nprobe=0, seed=0)(vectors[:500]), nearest[:500])
+
+
+def with_token_ids(num_docs: int, topics: int = 60) -> TokenEmbeddings:
+    """A collection whose tokens have the vocabulary id of what they are near to; the last document has an id of its own."""
+    documents = collection(num_docs, topics=topics)
+    centres = reference.normalize(documents.values[: 4 * topics].astype(np.float32))
+    token_ids = reference.assign(documents.values, centres)[0].astype(np.int32)
+    token_ids[-2:] = 5000
+    return TokenEmbeddings(documents.values, documents.offsets, documents.doc_ids, token_ids=token_ids)
+
+
+def test_token_aware_clustering_gives_every_id_centroids_of_its_own(tmp_path):
+    documents = with_token_ids(600)
+    config = IndexConfig(clustering=ClusteringConfig(method="token_aware", num_centroids=512))
+    manifest = build_index(documents, str(tmp_path / "index"), config)
+    assert build_index(documents, str(tmp_path / "again"), config, map=map).codec == manifest.codec
+    searcher = Searcher.open(str(tmp_path / "index"))
+    ids_of_centroid: dict[int, set[int]] = {}
+    for code, token_id in zip(searcher.shards[0].codes.tolist(), documents.token_ids.tolist(), strict=True):
+        ids_of_centroid.setdefault(code, set()).add(token_id)
+    shared = [code for code, ids in ids_of_centroid.items() if len(ids - {5000}) > 1]
+    assert not shared and len(ids_of_centroid) > 300
+    top = searcher.search(queries_about(documents, [3, 599]), 1)
+    assert [answer.documents[0] for answer in top] == [3, 599]
+
+
+def test_budgets_follow_the_counts_and_never_outweigh_them():
+    counts = np.array([0, 1, 2, 100, 10_000])
+    shares = budgets(counts, 500)
+    assert shares[0] == 0 and shares[1] == 1 and shares[2] in (1, 2) and (shares <= counts).all() and 480 <= shares.sum() <= 502
+    assert shares[4] / shares[3] == pytest.approx(100**0.75, rel=0.1)
+
+
+def test_token_aware_clustering_without_token_ids_is_refused_with_the_fix(tmp_path):
+    with pytest.raises(ConfigError, match="k_means"):
+        build_index(collection(50), str(tmp_path / "index"), IndexConfig(clustering=ClusteringConfig(method="token_aware")))
 
 
 def test_more_iterations_bring_the_centroids_nearer(tmp_path):

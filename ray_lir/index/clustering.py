@@ -13,19 +13,22 @@ from functools import partial
 import faiss
 import numpy as np
 
-from ray_lir.config import ClusteringConfig
-from ray_lir.kernels import select
+from ray_lir.kernels import Kernels, select
 from ray_lir.parallel import Map, one_blas_thread
 
-Reader = Callable[[str], np.ndarray]
+Piece = tuple[np.ndarray, np.ndarray | None]
+"""[T, D] float16 vectors of the sample and, if they are known, their vocabulary ids [T]."""
+Reader = Callable[[str], Piece]
 
 EXACT_CENTROIDS = 2048
 CELL_ITERATIONS = 4
+BLOCK_VECTORS = 65536
+"""Vectors assigned together: enough for each cell to have a matrix product of its own."""
 
 
-def default_num_centroids(num_tokens: int) -> int:
-    """2^floor(log2(16 sqrt(T))) (ALGORITHMS 2.2)."""
-    return 2 ** max(0, math.floor(math.log2(16 * math.sqrt(max(1, num_tokens)))))
+def default_num_centroids(num_tokens: int, method: str = "k_means") -> int:
+    """2^floor(log2(16 sqrt(T))) (ALGORITHMS 2.2), twice as many with token_aware."""
+    return 2 ** max(0, math.floor(math.log2(16 * math.sqrt(max(1, num_tokens))))) * (2 if method == "token_aware" else 1)
 
 
 def sample_size(num_docs: int) -> int:
@@ -71,40 +74,52 @@ class Assigner:
         """[T, D] float32: the centroids with these numbers."""
         return self.centroids[np.argsort(self.numbers)[codes]]
 
-    def __call__(self, vectors: np.ndarray) -> np.ndarray:
+    def __call__(self, vectors: np.ndarray, token_ids: np.ndarray | None = None) -> np.ndarray:
         """[T] int64 for [T, D] vectors: smallest L2 distance, which is the largest dot product when centroids have unit length."""
         kernels = select()
+        codes = np.empty(len(vectors), np.int64)
         with one_blas_thread() if kernels.uses_blas else nullcontext():
-            if len(self.cells) == 1:
-                return self.numbers[kernels.assign(vectors, self.centroids, euclidean=True)[0]]
-            return self.numbers[kernels.assign_in_cells(vectors, self.centroids, self.cells, self.offsets, self.nprobe)]
+            for start in range(0, len(vectors), BLOCK_VECTORS):
+                block = vectors[start : start + BLOCK_VECTORS]
+                codes[start : start + len(block)] = self._assign(block, kernels)
+        return self.numbers[codes]
+
+    def _assign(self, vectors: np.ndarray, kernels: Kernels) -> np.ndarray:
+        if len(self.cells) == 1:
+            return kernels.assign(vectors, self.centroids, euclidean=True)[0]
+        return kernels.assign_in_cells(vectors, self.centroids, self.offsets, kernels.nearest_cells(vectors, self.cells, self.nprobe))
 
 
-def step(centroids: np.ndarray, groups: Sequence[Sequence[str]], config: ClusteringConfig, read: Reader, map: Map) -> np.ndarray:
+Assign = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+"""Vectors [T, D] and their vocabulary ids to the numbers [T] of their centroids."""
+
+
+def step(centroids: np.ndarray, assigner: Assign, groups: Sequence[Sequence[str]], read: Reader, map: Map) -> np.ndarray:
     """The centroids [C, D] float32 after one iteration of k-means (L2, as in ALGORITHMS 2.2).
 
     Args:
+        assigner: finds a vector's centroid among these.
         groups: names of the sample's pieces; each group is one mapped call, and returns one table of sums.
-        read: picklable function from a piece's name to its [T, D] float16 vectors.
+        read: picklable function from a piece's name to the piece.
         map: how calls are spread.
     """
-    assigner = Assigner.over(centroids, config.assign_nprobe, config.seed)
     sums = np.zeros(centroids.shape, np.float64)
     counts = np.zeros(len(centroids), np.int64)
-    for group_sums, group_counts in map(partial(_sums, assigner, read), groups):
+    for group_sums, group_counts in map(partial(_sums, assigner, centroids.shape, read), groups):
         sums += group_sums
         counts += group_counts
     means = sums / np.maximum(counts, 1)[:, None]
     return np.where(counts[:, None] > 0, means, centroids).astype(np.float32)  # an empty cluster stays where it was
 
 
-def _sums(assigner: Assigner, read: Reader, group: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _sums(assigner: Assign, shape: tuple[int, int], read: Reader, group: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Sums [C, D] float32 and counts [C] of the group's vectors by centroid."""
-    sums = np.zeros(assigner.centroids.shape, np.float32)
+    sums = np.zeros(shape, np.float32)
     counts = np.zeros(len(sums), np.int64)
     for piece in group:
-        vectors = read(piece).astype(np.float32)
-        codes = assigner(vectors)
+        vectors, token_ids = read(piece)
+        vectors = vectors.astype(np.float32)
+        codes = assigner(vectors, token_ids)
         sizes = np.bincount(codes, minlength=len(sums))
         present = np.flatnonzero(sizes)
         if len(present):

@@ -8,6 +8,8 @@ import numpy as np
 from ray_lir.formats.parquet import read_blocks
 from ray_lir.index.clustering import Assigner
 from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.token_clustering import TokenAssigner
+from ray_lir.index.training import token_ids_of
 from ray_lir.index.work import Build, Work
 from ray_lir.kernels import select
 from ray_lir.logs import stage
@@ -16,7 +18,9 @@ from ray_lir.parallel import Map, watched
 KINDS = ("codes", "residuals", "scales")
 
 
-def compress(build: Build, codec: ResidualCodec, assigner: Assigner, map: Map, records: list[dict[str, Any]]) -> tuple[np.ndarray, float]:
+def compress(
+    build: Build, codec: ResidualCodec, assigner: Assigner | TokenAssigner, map: Map, records: list[dict[str, Any]]
+) -> tuple[np.ndarray, float]:
     """Leaves every part's piece in the work folder; returns the tokens of each centroid [C] int64 and the mean residual norm."""
     with stage("compress", records) as record:
         sizes = np.zeros(codec.num_centroids, np.int64)
@@ -38,7 +42,7 @@ def _name(part: int, kind: str) -> str:
     return f"pieces/{part:05d}-{kind}"
 
 
-def _compress_part(build: Build, codec: ResidualCodec, assigner: Assigner, part: int) -> tuple[np.ndarray, float]:
+def _compress_part(build: Build, codec: ResidualCodec, assigner: Assigner | TokenAssigner, part: int) -> tuple[np.ndarray, float]:
     """Tokens of each centroid, and the sum of the residuals' norms."""
     done = _name(part, "norms.json")
     if not build.work.has(done):
@@ -46,7 +50,7 @@ def _compress_part(build: Build, codec: ResidualCodec, assigner: Assigner, part:
         pieces, norms = [], 0.0
         for block in read_blocks(build.part_url(part)):
             vectors = codec.turn(block.embeddings.values, kernels)
-            codes = assigner(vectors)
+            codes = assigner(vectors, token_ids_of(build, block.embeddings))
             residuals, scales, block_norms = kernels.compress(vectors, codes, codec)
             pieces.append((codes.astype(codec.code_dtype), residuals, scales.astype(np.float16)))
             norms += float(block_norms.sum(dtype=np.float64))

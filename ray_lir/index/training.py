@@ -5,10 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from ray_lir.errors import ConfigError
 from ray_lir.formats.parquet import read_blocks
-from ray_lir.index import clustering
+from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.index import clustering, token_clustering
+from ray_lir.index.clustering import Assigner, Piece
 from ray_lir.index.codec import ResidualCodec, fit_buckets, random_rotation
-from ray_lir.index.work import Build
+from ray_lir.index.token_clustering import TokenAssigner
+from ray_lir.index.work import Build, Work
 from ray_lir.kernels import select
 from ray_lir.kernels.reference import normalize
 from ray_lir.logs import stage
@@ -19,7 +23,7 @@ HELD_OUT_VECTORS = 50_000
 """Vectors that buckets are fitted to and k-means does not see, at most (ALGORITHMS 2.2)."""
 
 
-def train_codec(build: Build, map: Map, records: list[dict[str, Any]]) -> tuple[ResidualCodec, clustering.Assigner]:
+def train_codec(build: Build, map: Map, records: list[dict[str, Any]]) -> tuple[ResidualCodec, Assigner | TokenAssigner]:
     """The codec of the whole index, and what finds a vector's centroid in it, the same for every step and process of the build.
 
     They depend on the embeddings and the configuration, not on the shards.
@@ -31,9 +35,10 @@ def train_codec(build: Build, map: Map, records: list[dict[str, Any]]) -> tuple[
         counts = np.array(list(watched(map, "sample")(partial(_sample_part, build, rotation), parts)))
         num_train, num_held_out = counts.sum(axis=0).tolist()
         record.update(vectors=num_train, held_out=num_held_out)
-    centroids = normalize(_k_means(build, counts[:, 0], map, records)).astype(np.float16)
+    budgets_V = _budgets(build) if config.clustering.method == "token_aware" else None
+    centroids = normalize(_k_means(build, counts[:, 0], budgets_V, map, records)).astype(np.float16)
     with stage("buckets", records) as record:
-        assigner = clustering.Assigner.over(centroids.astype(np.float32), config.clustering.assign_nprobe, config.clustering.seed)
+        assigner = _assigner(build, centroids.astype(np.float32), budgets_V)
         residuals = _residuals(build, assigner, "held-out" if num_held_out else "train")
         cutoffs, weights = fit_buckets(residuals, config.codec)
         record.update(values=residuals.size, nbits=config.codec.nbits)
@@ -41,7 +46,12 @@ def train_codec(build: Build, map: Map, records: list[dict[str, Any]]) -> tuple[
 
 
 def _name(kind: str, part: int) -> str:
-    return f"sample/{kind}-{part:05d}.npy"
+    return f"sample/{kind}-{part:05d}"
+
+
+def _load(work: Work, name: str) -> Piece:
+    """A piece of the sample."""
+    return work.load(f"{name}.npy"), work.load(f"{name}-ids.npy") if work.has(f"{name}-ids.npy") else None
 
 
 def _sample_part(build: Build, rotation: np.ndarray | None, number: int) -> tuple[int, int]:
@@ -51,32 +61,73 @@ def _sample_part(build: Build, rotation: np.ndarray | None, number: int) -> tupl
         part, config = build.parts[number], build.config.clustering
         rng = np.random.default_rng([config.seed, number])
         num_docs = min(part.num_docs, -(-clustering.sample_size(build.num_docs) * part.num_docs // build.num_docs))
-        chosen = np.sort(rng.choice(part.num_docs, num_docs, replace=False))
-        sample = rng.permutation(_vectors_of(build, number, chosen))
+        vectors, token_ids = _tokens_of(build, number, np.sort(rng.choice(part.num_docs, num_docs, replace=False)))
+        order = rng.permutation(len(vectors))
+        vectors = vectors[order]
         if rotation is not None:
-            sample = select().rotate(sample, rotation).astype(np.float16)
+            vectors = select().rotate(vectors, rotation).astype(np.float16)
         share = part.num_tokens / build.num_tokens
-        num_held_out = int(min(HELD_OUT_SHARE * len(sample), HELD_OUT_VECTORS * share))
-        num_train = min(len(sample) - num_held_out, int(np.ceil(config.points_per_centroid * build.num_centroids * share)))
-        build.work.save(_name("held-out", number), sample[:num_held_out])
-        build.work.save(_name("train", number), sample[num_held_out : num_held_out + num_train])
+        num_held_out = int(min(HELD_OUT_SHARE * len(vectors), HELD_OUT_VECTORS * share))
+        num_train = min(len(vectors) - num_held_out, int(np.ceil(config.points_per_centroid * build.num_centroids * share)))
+        for kind, rows in (("held-out", slice(num_held_out)), ("train", slice(num_held_out, num_held_out + num_train))):
+            build.work.save(f"{_name(kind, number)}.npy", vectors[rows])
+            if config.method == "token_aware":
+                build.work.save(f"{_name(kind, number)}-ids.npy", token_ids[order[rows]])
         build.work.save_record(done, (num_train, num_held_out))
     return tuple(build.work.load_record(done))
 
 
-def _vectors_of(build: Build, number: int, chosen: np.ndarray) -> np.ndarray:
-    """[T, D] float16: the token vectors of some documents of a part."""
-    vectors, first = [], 0
+def _tokens_of(build: Build, number: int, chosen: np.ndarray) -> Piece:
+    """The token vectors of some documents of a part, and their vocabulary ids if the clustering needs them."""
+    vectors, token_ids, first = [], [], 0
     for block in read_blocks(build.part_url(number)):
         mine = chosen[(chosen >= first) & (chosen < first + len(block.embeddings))] - first
         vectors += [block.embeddings[i] for i in mine]
+        if build.config.clustering.method == "token_aware":
+            ids, offsets = token_ids_of(build, block.embeddings), block.embeddings.offsets
+            token_ids += [ids[offsets[i] : offsets[i + 1]] for i in mine]
         first += len(block.embeddings)
-    return np.concatenate(vectors)
+    return np.concatenate(vectors), np.concatenate(token_ids) if token_ids else None
 
 
-def _k_means(build: Build, num_train: np.ndarray, map: Map, records: list[dict[str, Any]]) -> np.ndarray:
+def token_ids_of(build: Build, embeddings: TokenEmbeddings) -> np.ndarray | None:
+    """[T]: the tokens' vocabulary ids, or None if the clustering does not look at them.
+
+    Raises:
+        ConfigError: if it does, and the embeddings have none.
+    """
+    if build.config.clustering.method == "k_means":
+        return None
+    if embeddings.token_ids is None:
+        raise ConfigError(f"{build.embeddings} holds no token ids; encode with jobs.encode, or use --clustering.method k_means")
+    return embeddings.token_ids
+
+
+def _budgets(build: Build) -> np.ndarray:
+    """[V] centroids of every vocabulary id, from the sample."""
+    counts_V = np.zeros(0, np.int64)
+    for part in range(len(build.parts)):
+        counts = np.bincount(_load(build.work, _name("train", part))[1])
+        width = max(len(counts), len(counts_V))
+        counts_V = np.pad(counts_V, (0, width - len(counts_V))) + np.pad(counts, (0, width - len(counts)))
+    return token_clustering.budgets(counts_V, build.num_centroids)
+
+
+def _assigner(build: Build, centroids: np.ndarray, budgets_V: np.ndarray | None, training: bool = False) -> Assigner | TokenAssigner:
+    config = build.config.clustering
+    if budgets_V is None:
+        return Assigner.over(centroids, config.assign_nprobe, config.seed)
+    others = None if training else Assigner.over(centroids, config.assign_nprobe, config.seed)
+    return TokenAssigner(centroids, np.concatenate([[0], np.cumsum(budgets_V)]), others)
+
+
+def _k_means(build: Build, num_train: np.ndarray, budgets_V: np.ndarray | None, map: Map, records: list[dict[str, Any]]) -> np.ndarray:
     """[C, D] float32, after the last iteration; each is kept in the work folder."""
-    centroids = _first_centroids(build, num_train)
+    read = partial(_load, build.work)
+    if budgets_V is None:
+        centroids = _first_centroids(build, num_train)
+    else:
+        centroids = token_clustering.first_centroids((read(_name("train", part)) for part in range(len(num_train))), budgets_V)
     groups = _groups(num_train, len(centroids))
     config = build.config.clustering
     for iteration in range(1, config.num_iterations + 1):
@@ -84,7 +135,8 @@ def _k_means(build: Build, num_train: np.ndarray, map: Map, records: list[dict[s
         if not build.work.has(name):
             with stage("k-means", records) as record:
                 spread = watched(map, f"k-means {iteration}/{config.num_iterations}")
-                build.work.save(name, clustering.step(centroids, groups, config, build.work.load, spread))
+                assigner = _assigner(build, centroids, budgets_V, training=True)
+                build.work.save(name, clustering.step(centroids, assigner, groups, read, spread))
                 record.update(iteration=iteration, centroids=len(centroids))
         centroids = build.work.load(name)
     return centroids
@@ -95,7 +147,7 @@ def _first_centroids(build: Build, num_train: np.ndarray) -> np.ndarray:
     num_centroids = min(build.num_centroids, int(num_train.sum()))
     ends = np.cumsum(num_train) * num_centroids // num_train.sum()
     shares = np.diff(ends, prepend=0)
-    rows = [build.work.load(_name("train", part))[:count] for part, count in enumerate(shares) if count]
+    rows = [_load(build.work, _name("train", part))[0][:count] for part, count in enumerate(shares) if count]
     return np.concatenate(rows).astype(np.float32)
 
 
@@ -108,8 +160,10 @@ def _groups(num_train: np.ndarray, num_centroids: int) -> list[list[str]]:
     return list(groups.values())
 
 
-def _residuals(build: Build, assigner: clustering.Assigner, kind: str) -> np.ndarray:
+def _residuals(build: Build, assigner: Assigner | TokenAssigner, kind: str) -> np.ndarray:
     """[T, D] float32: what the centroids leave over of the held-out (or, in a tiny corpus, the training) vectors."""
-    pieces = [build.work.load(_name(kind, part)) for part in range(len(build.parts))]
-    vectors = np.concatenate([piece for piece in pieces if len(piece)]).astype(np.float32)
-    return vectors - assigner.centroids_of(assigner(vectors))
+    residuals = []
+    for part in range(len(build.parts)):
+        vectors, token_ids = _load(build.work, _name(kind, part))
+        residuals.append(vectors.astype(np.float32) - assigner.centroids_of(assigner(vectors, token_ids)))
+    return np.concatenate(residuals)

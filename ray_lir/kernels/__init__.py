@@ -23,6 +23,7 @@ class Kernels:
     name: str
     threads: int
     assign: Callable[..., tuple[np.ndarray, np.ndarray]]
+    nearest_cells: Callable[..., np.ndarray]
     assign_in_cells: Callable[..., np.ndarray]
     rotate: Callable[..., np.ndarray]
     compress: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]

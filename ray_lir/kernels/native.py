@@ -79,10 +79,14 @@ def assign(
     return module().assign(isa, _rows(vectors_TD), _floats(centroids_CD), euclidean, threads)
 
 
+def nearest_cells(isa: str, threads: int, vectors_TD: np.ndarray, cells_BD: np.ndarray, nprobe: int) -> np.ndarray:
+    return module().nearest_cells(isa, _rows(vectors_TD), _floats(cells_BD), nprobe, threads)
+
+
 def assign_in_cells(
-    isa: str, threads: int, vectors_TD: np.ndarray, centroids_CD: np.ndarray, cells_BD: np.ndarray, offsets: np.ndarray, nprobe: int
+    isa: str, threads: int, vectors_TD: np.ndarray, centroids_CD: np.ndarray, offsets: np.ndarray, probes_Tp: np.ndarray
 ) -> np.ndarray:
-    return module().assign_in_cells(isa, _rows(vectors_TD), _floats(centroids_CD), _floats(cells_BD), _numbers(offsets), nprobe, threads)
+    return module().assign_in_cells(isa, _rows(vectors_TD), _floats(centroids_CD), _numbers(offsets), _numbers(probes_Tp), threads)
 
 
 def rotate(isa: str, threads: int, vectors_TD: np.ndarray, rotation_DD: np.ndarray) -> np.ndarray:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ray_lir.index.shard import IndexShard
 
 NEVER = np.float32(-np.inf)
-CELL_BLOCK = 16384
-"""Vectors assigned together: enough for each cell to have a matrix product of its own."""
 BLOCK_TOKENS = 4096
 """Tokens decompressed at a time: a block of them stays in the processor's cache and in memory that is used again."""
 
@@ -39,35 +37,31 @@ def assign(vectors_TD: np.ndarray, centroids_CD: np.ndarray, euclidean: bool = F
     return codes, nearness
 
 
-def assign_in_cells(vectors_TD: np.ndarray, centroids_CD: np.ndarray, cells_BD: np.ndarray, offsets: np.ndarray, nprobe: int) -> np.ndarray:
-    """[T] int64: the nearest (L2) centroid among those of the `nprobe` cells nearest to each vector.
+def nearest_cells(vectors_TD: np.ndarray, cells_BD: np.ndarray, nprobe: int) -> np.ndarray:
+    """[T, nprobe] int64: the cells whose centres are nearest (L2) to each vector, nearest first."""
+    distances = np.einsum("bd,bd->b", cells_BD, cells_BD) / 2 - vectors_TD.astype(np.float32) @ cells_BD.T
+    return np.argsort(distances, axis=1, kind="stable")[:, :nprobe]
+
+
+def assign_in_cells(vectors_TD: np.ndarray, centroids_CD: np.ndarray, offsets: np.ndarray, probes_Tp: np.ndarray) -> np.ndarray:
+    """[T] int64: the nearest (L2) centroid among those of the cells that each vector probes; -1 if they hold none.
 
     Args:
-        cells_BD: centres of the cells.
         offsets: [cells + 1]; cell b owns centroids offsets[b] to offsets[b + 1].
+        probes_Tp: the cells to look in. Vectors that probe the same cell are compared with it in one matrix product.
     """
-    codes = np.zeros(len(vectors_TD), np.int64)
-    for start in range(0, len(vectors_TD), CELL_BLOCK):
-        block = vectors_TD[start : start + CELL_BLOCK].astype(np.float32)
-        codes[start : start + len(block)] = _assign_block(block, centroids_CD, cells_BD, offsets, nprobe)
-    return codes
-
-
-def _assign_block(vectors_TD: np.ndarray, centroids_CD: np.ndarray, cells_BD: np.ndarray, offsets: np.ndarray, nprobe: int) -> np.ndarray:
-    """Vectors that probe the same cell are compared with it in one matrix product."""
-    distances = np.einsum("bd,bd->b", cells_BD, cells_BD) / 2 - vectors_TD @ cells_BD.T
-    probes = np.argpartition(distances, nprobe - 1, axis=1)[:, :nprobe]
-    pairs = np.argsort(probes, axis=None, kind="stable")
-    ends = np.searchsorted(probes.ravel()[pairs], np.arange(len(cells_BD) + 1))
-    found = np.zeros(probes.size, np.int64)
-    nearness = np.full(probes.size, NEVER)
-    for cell in np.flatnonzero((np.diff(ends) > 0) & (np.diff(offsets) > 0)):
-        mine = pairs[ends[cell] : ends[cell + 1]]
+    nprobe = probes_Tp.shape[1]
+    pairs = np.argsort(probes_Tp, axis=None, kind="stable")
+    cells, starts = np.unique(probes_Tp.ravel()[pairs], return_index=True)
+    found = np.full(probes_Tp.size, -1, np.int64)
+    nearness = np.full(probes_Tp.size, NEVER)
+    for cell, mine in zip(cells, np.split(pairs, starts[1:]), strict=True):
         members = centroids_CD[offsets[cell] : offsets[cell + 1]]
-        best, nearness[mine] = assign(vectors_TD[mine // nprobe], members, euclidean=True)
-        found[mine] = offsets[cell] + best
-    best_probe = nearness.reshape(probes.shape).argmax(axis=1)
-    return np.take_along_axis(found.reshape(probes.shape), best_probe[:, None], axis=1)[:, 0]
+        if len(members):
+            best, nearness[mine] = assign(vectors_TD[mine // nprobe], members, euclidean=True)
+            found[mine] = offsets[cell] + best
+    best_probe = nearness.reshape(probes_Tp.shape).argmax(axis=1)
+    return np.take_along_axis(found.reshape(probes_Tp.shape), best_probe[:, None], axis=1)[:, 0]
 
 
 def rotate(vectors_TD: np.ndarray, rotation_DD: np.ndarray) -> np.ndarray:

@@ -558,77 +558,94 @@ nb::tuple assign(const std::string& name, Rows vectors, Matrix centroids, bool e
   return nb::make_tuple(code_array, nearness_array);
 }
 
-// For each vector, given as words, the `nprobe` centroids nearest to it, nearest first.
-void probe_cells(const Isa& isa, const WordRows& cells, int64_t num_cells, int64_t nprobe, const int16_t* vectors, int64_t count, int64_t dim,
-                 int32_t* probes) {
-  std::vector<float> products(num_cells * kColumns), ones(kColumns, 1.0f), nearness(nprobe);
-  Columns columns(kColumns, dim);
-  for (int64_t first = 0; first < count; first += kColumns) {
-    const int64_t here = std::min(kColumns, count - first);
-    for (int64_t i = 0; i < here; ++i) columns.set(i, vectors + (first + i) * columns.pairs * 2);
-    isa.word_products({cells.words.get(), cells.stride, num_cells, columns.words.get(), columns.lanes, columns.pairs, ones.data(), nullptr,
-                       products.data(), nullptr, nullptr}, 0, num_cells);
-    for (int64_t i = 0; i < here; ++i) {
-      int32_t* mine = probes + (first + i) * nprobe;
-      std::fill(nearness.begin(), nearness.end(), -INFINITY);
-      for (int64_t c = 0; c < num_cells; ++c) {
-        const float product = products[c * kColumns + i] + float(cells.biases[c]);
-        if (product <= nearness[nprobe - 1]) continue;
-        int64_t p = nprobe - 1;
-        for (; p && nearness[p - 1] < product; --p) nearness[p] = nearness[p - 1], mine[p] = mine[p - 1];
-        nearness[p] = product;
-        mine[p] = int32_t(c);
-      }
-    }
-  }
+// [T, D] rows as words of length 2^14.
+Aligned<int16_t> as_words(const Isa& isa, const Rows& vectors, int64_t begin, int64_t count, int64_t stride) {
+  std::vector<float> memory, lengths(count);
+  Aligned<int16_t> words(count * stride);
+  isa.to_words(as_floats(isa, vectors, begin, count, memory), count, vectors.shape(1), stride, words.get(), lengths.data());
+  return words;
 }
 
-// The nearest centroid among those of the `nprobe` cells nearest to each vector. Centroids of a cell lie side by side, and vectors that
-// probe the same cell are compared with it together.
-nb::ndarray<nb::numpy, int64_t> assign_in_cells(const std::string& name, Rows vectors, Matrix centroids, Matrix cells, Numbers offsets, int64_t nprobe, int threads) {
+// For each vector the `nprobe` cells whose centres are nearest to it, nearest first.
+nb::ndarray<nb::numpy, int64_t> nearest_cells(const std::string& name, Rows vectors, Matrix cells, int64_t nprobe, int threads) {
   const Isa& isa = isa_named(name);
   check_rows(vectors);
   const int64_t count = vectors.shape(0), dim = vectors.shape(1), num_cells = cells.shape(0);
-  require(int64_t(centroids.shape(1)) == dim && int64_t(cells.shape(1)) == dim, "centroids and cells of the vectors' dimensions");
-  require(int64_t(offsets.shape(0)) == num_cells + 1 && offsets.data()[num_cells] == int64_t(centroids.shape(0)), "offsets of other cells");
+  require(int64_t(cells.shape(1)) == dim, "cells of the vectors' dimensions");
   require(1 <= nprobe && nprobe <= num_cells, "nprobe is between 1 and the number of cells");
-  const WordRows rows(centroids, true), centres(cells, true);
-  int64_t* codes;
-  auto code_array = array_of<int64_t>({size_t(count)}, &codes);
-  {
-    nb::gil_scoped_release release;
-    spread(count, 16384, threads, [&](int64_t begin, int64_t end) {
-      const int64_t here = end - begin;
-      std::vector<float> memory, lengths(here);
-      Aligned<int16_t> words(here * rows.stride);
-      isa.to_words(as_floats(isa, vectors, begin, here, memory), here, dim, rows.stride, words.get(), lengths.data());
-      std::vector<int32_t> probes(here * nprobe), best(here, INT32_MIN);
-      probe_cells(isa, centres, num_cells, nprobe, words.get(), here, dim, probes.data());
-      std::vector<int64_t> starts(num_cells + 1);
-      for (int32_t cell : probes) ++starts[cell + 1];
-      std::partial_sum(starts.begin(), starts.end(), starts.begin());
-      std::vector<int32_t> members(probes.size());
-      std::vector<int64_t> next(starts.begin(), starts.end() - 1);
-      for (int64_t i = 0; i < int64_t(probes.size()); ++i) members[next[probes[i]]++] = int32_t(i / nprobe);
-      int32_t nearest[kColumns], products[kColumns];
-      Columns columns(kColumns, dim);
-      for (int64_t cell = 0; cell < num_cells; ++cell) {
-        const int64_t first = offsets.data()[cell], last = offsets.data()[cell + 1];
-        if (first == last) continue;
-        for (int64_t m = starts[cell]; m < starts[cell + 1]; m += kColumns) {
-          const int64_t width = std::min(kColumns, starts[cell + 1] - m);
-          for (int64_t j = 0; j < width; ++j) columns.set(j, words.get() + members[m + j] * rows.stride);
-          nearest_of(isa, rows, first, last, columns, nearest, products);
-          for (int64_t j = 0; j < width; ++j)
-            if (products[j] > best[members[m + j]]) {
-              best[members[m + j]] = products[j];
-              codes[begin + members[m + j]] = first + nearest[j];
-            }
+  const WordRows rows(cells, true);
+  int64_t* probes;
+  auto result = array_of<int64_t>({size_t(count), size_t(nprobe)}, &probes);
+  nb::gil_scoped_release release;
+  spread(count, 4096, threads, [&](int64_t begin, int64_t end) {
+    const Aligned<int16_t> words = as_words(isa, vectors, begin, end - begin, rows.stride);
+    std::vector<float> products(num_cells * kColumns), ones(kColumns, 1.0f), nearness(nprobe);
+    Columns columns(kColumns, dim);
+    for (int64_t first = begin; first < end; first += kColumns) {
+      const int64_t here = std::min(kColumns, end - first);
+      for (int64_t i = 0; i < here; ++i) columns.set(i, words.get() + (first - begin + i) * rows.stride);
+      isa.word_products({rows.words.get(), rows.stride, num_cells, columns.words.get(), columns.lanes, columns.pairs, ones.data(), nullptr,
+                         products.data(), nullptr, nullptr}, 0, num_cells);
+      for (int64_t i = 0; i < here; ++i) {
+        int64_t* mine = probes + (first + i) * nprobe;
+        std::fill(nearness.begin(), nearness.end(), -INFINITY);
+        for (int64_t c = 0; c < num_cells; ++c) {
+          const float product = products[c * kColumns + i] + float(rows.biases[c]);
+          if (product <= nearness[nprobe - 1]) continue;
+          int64_t p = nprobe - 1;
+          for (; p && nearness[p - 1] < product; --p) nearness[p] = nearness[p - 1], mine[p] = mine[p - 1];
+          nearness[p] = product;
+          mine[p] = c;
         }
       }
-    });
-  }
-  return code_array;
+    }
+  });
+  return result;
+}
+
+// The nearest centroid among those of the cells that a vector probes; -1 if they hold none. Centroids of a cell lie side by side, and
+// vectors that probe the same cell are compared with it together.
+nb::ndarray<nb::numpy, int64_t> assign_in_cells(const std::string& name, Rows vectors, Matrix centroids, Numbers offsets,
+                                                Array<int64_t, 2> probes, int threads) {
+  const Isa& isa = isa_named(name);
+  check_rows(vectors);
+  const int64_t count = vectors.shape(0), dim = vectors.shape(1), num_cells = int64_t(offsets.shape(0)) - 1, nprobe = probes.shape(1);
+  require(int64_t(centroids.shape(1)) == dim && int64_t(probes.shape(0)) == count, "centroids of the vectors' dimensions, probes of every vector");
+  require(num_cells >= 0 && offsets.data()[num_cells] == int64_t(centroids.shape(0)), "offsets of other centroids");
+  for (size_t i = 0; i < probes.size(); ++i) require(probes.data()[i] >= 0 && probes.data()[i] < num_cells, "a cell does not exist");
+  const WordRows rows(centroids, true);
+  int64_t* codes;
+  auto result = array_of<int64_t>({size_t(count)}, &codes);
+  nb::gil_scoped_release release;
+  spread(count, 65536, threads, [&](int64_t begin, int64_t end) {
+    const int64_t here = end - begin;
+    const int64_t* mine = probes.data() + begin * nprobe;
+    const Aligned<int16_t> words = as_words(isa, vectors, begin, here, rows.stride);
+    std::fill(codes + begin, codes + end, -1);
+    std::vector<int32_t> best(here, INT32_MIN), members(here * nprobe);
+    std::vector<int64_t> starts(num_cells + 1);
+    for (int64_t i = 0; i < here * nprobe; ++i) ++starts[mine[i] + 1];
+    std::partial_sum(starts.begin(), starts.end(), starts.begin());
+    std::vector<int64_t> next(starts.begin(), starts.end() - 1);
+    for (int64_t i = 0; i < here * nprobe; ++i) members[next[mine[i]]++] = int32_t(i / nprobe);
+    int32_t nearest[kColumns], products[kColumns];
+    Columns columns(kColumns, dim);
+    for (int64_t cell = 0; cell < num_cells; ++cell) {
+      const int64_t first = offsets.data()[cell], last = offsets.data()[cell + 1];
+      if (first == last) continue;
+      for (int64_t m = starts[cell]; m < starts[cell + 1]; m += kColumns) {
+        const int64_t width = std::min(kColumns, starts[cell + 1] - m);
+        for (int64_t j = 0; j < width; ++j) columns.set(j, words.get() + members[m + j] * rows.stride);
+        nearest_of(isa, rows, first, last, columns, nearest, products);
+        for (int64_t j = 0; j < width; ++j)
+          if (products[j] > best[members[m + j]]) {
+            best[members[m + j]] = products[j];
+            codes[begin + members[m + j]] = first + nearest[j];
+          }
+      }
+    }
+  });
+  return result;
 }
 
 nb::tuple compress(const std::string& name, Rows vectors, Numbers codes, Matrix centroids, Floats cutoffs, Floats buckets, bool token_scale,
@@ -803,7 +820,8 @@ NB_MODULE(ray_lir_native, m) {
         "posting_offsets"_a, "block_documents"_a, "residuals"_a, "scales"_a, "doc_offsets"_a, "buckets"_a);
   m.def("candidates", &candidates, "cells"_a, "postings"_a, "posting_offsets"_a, "block_documents"_a, "doc_offsets"_a);
   m.def("assign", &assign, "isa"_a, "vectors"_a, "centroids"_a, "euclidean"_a, "threads"_a);
-  m.def("assign_in_cells", &assign_in_cells, "isa"_a, "vectors"_a, "centroids"_a, "cells"_a, "offsets"_a, "nprobe"_a, "threads"_a);
+  m.def("nearest_cells", &nearest_cells, "isa"_a, "vectors"_a, "cells"_a, "nprobe"_a, "threads"_a);
+  m.def("assign_in_cells", &assign_in_cells, "isa"_a, "vectors"_a, "centroids"_a, "offsets"_a, "probes"_a, "threads"_a);
   m.def("compress", &compress, "isa"_a, "vectors"_a, "codes"_a, "centroids"_a, "cutoffs"_a, "buckets"_a, "token_scale"_a,
         "threads"_a);
   m.def("rotate", &rotate, "isa"_a, "vectors"_a, "rotation"_a, "threads"_a);
