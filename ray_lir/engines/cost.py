@@ -18,25 +18,29 @@ class Costs:
 
     Attributes:
         token: document token scored from its code and residual.
-        centroid: centroid scored, and looked at when cells are probed.
+        centroid: centroid scored.
+        byte_table: centroid's scores written as bytes, for a scan.
         code: document token scored by its code alone.
+        probe: centroid looked at when cells are probed.
         posting: query token scored with a token of a probed cell.
         query: fixed part of a query.
     """
 
     token: float
     centroid: float
+    byte_table: float
     code: float
+    probe: float
     posting: float
     query: float = 300_000
 
 
 MEASURED = {
-    "reference": Costs(token=1500, centroid=300, code=150, posting=900),
-    "native:portable": Costs(token=2400, centroid=2200, code=0.75, posting=110),
-    "native:avx2": Costs(token=51, centroid=75, code=0.55, posting=37),
-    "native:avx512_vnni": Costs(token=24, centroid=40, code=0.55, posting=12),
-    "native:amx_int8": Costs(token=12, centroid=40, code=0.55, posting=12),
+    "reference": Costs(token=2000, centroid=180, byte_table=0, code=170, probe=1600, posting=1200),
+    "native:portable": Costs(token=2300, centroid=2100, byte_table=45, code=0.9, probe=110, posting=160),
+    "native:avx2": Costs(token=57, centroid=69, byte_table=45, code=0.6, probe=110, posting=28),
+    "native:avx512_vnni": Costs(token=24, centroid=40, byte_table=30, code=0.6, probe=110, posting=14),
+    "native:amx_int8": Costs(token=12, centroid=40, byte_table=30, code=0.6, probe=110, posting=14),
 }
 
 
@@ -53,9 +57,13 @@ def estimate_ms(engine: str, statistics: IndexStatistics, kernels: str, candidat
     width = statistics.dim / DIM
     tables = statistics.num_centroids * costs.centroid * width
     rescoring = min(candidates, statistics.num_docs) * statistics.tokens_per_document * costs.token * width
+    num_centroids = statistics.num_centroids
     spent = {
         "exact": tables + statistics.num_tokens * costs.token * width,
-        "scan": tables + statistics.num_tokens * costs.code + rescoring,
-        "warp": tables + QUERY_TOKENS * nprobe * statistics.tokens_per_centroid * costs.posting * width + rescoring,
+        "scan": tables + num_centroids * costs.byte_table + statistics.num_tokens * costs.code + rescoring,
+        "warp": tables
+        + num_centroids * costs.probe
+        + QUERY_TOKENS * nprobe * statistics.tokens_per_centroid * costs.posting * width
+        + rescoring,
     }
     return (spent[engine] + costs.query) / 1e6

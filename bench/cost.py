@@ -1,0 +1,98 @@
+"""Times the kernels that a query spends its time in, on every set that runs here: the constants of ray_lir/engines/cost.py.
+
+    python -m bench.cost [--output bench/results/cost.json]
+
+Processor time of one thread on made-up codes and residuals, the least of several runs. Also the ratio of exact scoring from 4
+bits to a bare loop of 8-bit products over as many tokens, which is the floor of exact search without a matrix unit.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bench.quality import machine
+from ray_lir.engines.cost import DIM, QUERY_TOKENS
+from ray_lir.index import postings
+from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.shard import IndexShard
+from ray_lir.kernels import Kernels, native, reference, select
+
+NUM_CENTROIDS = 16384
+TOKENS_PER_DOCUMENT = 240
+NPROBE = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-tokens", type=int, default=960_000)
+    parser.add_argument("--output", type=Path, default=Path("bench/results/cost.json"))
+    given = parser.parse_args()
+    shard, codec, query = made_up(given.num_tokens)
+    small, _, _ = made_up(24_000)
+    rows = {}
+    for name in ("reference", *(f"native:{each}" for each in native.instruction_sets())):
+        slow = name in ("reference", "native:portable")
+        rows[name] = measure(select(name), small if slow else shard, codec, query, runs=2 if slow else 7)
+        print(name, rows[name], flush=True)
+    given.output.write_text(json.dumps({"machine": machine(), "query_tokens": QUERY_TOKENS, "dim": DIM, "ns": rows}, indent=1) + "\n")
+
+
+def made_up(num_tokens: int) -> tuple[IndexShard, ResidualCodec, np.ndarray]:
+    """Codes as skewed as those of text, random residuals, and a query of unit vectors."""
+    rng = np.random.default_rng(0)
+    offsets = np.arange(0, num_tokens + 1, TOKENS_PER_DOCUMENT)
+    centroids = reference.normalize(rng.normal(size=(NUM_CENTROIDS, DIM)).astype(np.float32))
+    weights = np.linspace(-2.7, 2.7, 16).astype(np.float32)
+    codec = ResidualCodec(centroids.astype(np.float16), (weights[1:] + weights[:-1]) / 2, weights, token_scale=True)
+    shares = rng.permutation((1 + np.arange(NUM_CENTROIDS)) ** -0.5)
+    codes = rng.choice(NUM_CENTROIDS, num_tokens, p=shares / shares.sum()).astype(np.uint16)
+    residuals = rng.integers(0, 256, (num_tokens, DIM // 2)).astype(np.uint8)
+    scales = np.full((num_tokens, 2), [0.9, 0.04], np.float16)
+    layout = postings.layout(codes, NUM_CENTROIDS)
+    shard = IndexShard(0, offsets, codes, residuals, scales, layout["postings"], layout["posting_offsets"], pa.table({}))
+    return shard, codec, reference.normalize(rng.normal(size=(QUERY_TOKENS, DIM)).astype(np.float32))
+
+
+def measure(kernels: Kernels, shard: IndexShard, codec: ResidualCodec, query: np.ndarray, runs: int) -> dict[str, Any]:
+    ones = np.ones(len(query), np.float32)
+    table = kernels.centroid_scores(query, codec)
+    sizes = np.diff(shard.posting_offsets)
+    cells, scores, imputed = kernels.probe(table, len(query), sizes, NPROBE, 8 * NPROBE, 1)
+    pairs = int(sizes[cells].sum())
+    seconds = {
+        "token": least(lambda: kernels.residual_maxsim([query], [ones], [table], shard, codec), runs) / len(shard.codes),
+        "centroid": least(lambda: kernels.centroid_scores(query, codec), runs) / NUM_CENTROIDS,
+        "probe": least(lambda: kernels.probe(table, len(query), sizes, NPROBE, 8 * NPROBE, 1), runs) / NUM_CENTROIDS,
+        "posting": least(lambda: kernels.posting_scores(query, ones, cells, scores, imputed, False, shard, codec), runs) / pairs,
+    }
+    half = replace(shard, doc_offsets=shard.doc_offsets[: shard.num_docs // 2 + 1], codes=shard.codes[: len(shard.codes) // 2])
+    whole, part = (least(lambda s=s: kernels.scan_codes(table, ones, s), runs) for s in (shard, half))
+    seconds["code"] = (whole - part) / (len(shard.codes) - len(half.codes))
+    seconds["byte_table"] = max(0, whole - seconds["code"] * len(shard.codes)) / NUM_CENTROIDS
+    row: dict[str, Any] = {name: round(1e9 * value, 2) for name, value in seconds.items()}
+    if kernels.name.startswith("native:"):
+        rows = np.random.default_rng(0).integers(0, 128, (len(shard.codes) // 32 * 32, DIM)).astype(np.uint8)
+        bare = least(lambda: native.module().row_maxima(kernels.name.partition(":")[2], query, rows, 1), runs) / len(rows)
+        row |= {"bare 8-bit product": round(1e9 * bare, 2), "exact over bare": round(seconds["token"] / bare, 3)}
+    return row
+
+
+def least(function: Callable[[], Any], runs: int) -> float:
+    """Seconds of processor time of the fastest of several runs."""
+    best = np.inf
+    for _ in range(runs):
+        start = time.process_time()
+        function()
+        best = min(best, time.process_time() - start)
+    return best
+
+
+if __name__ == "__main__":
+    main()
