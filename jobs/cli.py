@@ -6,9 +6,11 @@ A recipe (--recipe FILE) is YAML with the job's fields; flags given beside it wi
 import difflib
 import json
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import tyro
 import yaml
@@ -53,10 +55,10 @@ def parse(config_type: type[Job], argv: list[str]) -> Job:
             config=(tyro.conf.FlagConversionOff,),
         )
     fields = dict(_fields(config_type))
-    flags = dict(_flags(argv))
+    flags = dict(_flags(argv, {name for name, annotation in fields.items() if annotation is bool}))
     recipe = _read_recipe(flags.pop("recipe")) if "recipe" in flags else {}
     values: dict[str, Any] = {}
-    for name, value in _flatten(recipe):
+    for name, value in _flatten(recipe, fields):
         _put(values, _known(name, fields, ""), value)
     for name, text in flags.items():
         name = _known(name.replace("-", "_"), fields, "--")
@@ -67,15 +69,21 @@ def parse(config_type: type[Job], argv: list[str]) -> Job:
         raise ConfigError(_one_line(error)) from None
 
 
-def _flags(argv: list[str]) -> Iterator[tuple[str, str]]:
-    words = iter(argv)
-    for word in words:
+def _flags(argv: list[str], switches: set[str]) -> Iterator[tuple[str, str]]:
+    """Names and values; a switch may stand alone, which means true."""
+    words = deque(argv)
+    while words:
+        word = words.popleft()
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not name:
             raise ConfigError(f"unexpected argument {word!r}; fields are given as --name value")
         if not equals:
-            value = next(words, None)
-            if value is None:
+            alone = not words or words[0].startswith("--")
+            if alone and name.replace("-", "_") in switches:
+                value = "true"
+            elif words:
+                value = words.popleft()
+            else:
                 raise ConfigError(f"--{name} needs a value")
         yield name, value
 
@@ -85,7 +93,7 @@ def _fields(config_type: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _fields(field.annotation, f"{prefix}{name}.")
         else:
-            yield prefix + name, field.annotation
+            yield prefix + (field.alias or name), field.annotation
 
 
 def _known(name: str, fields: dict[str, Any], dashes: str) -> str:
@@ -98,7 +106,7 @@ def _known(name: str, fields: dict[str, Any], dashes: str) -> str:
 
 def _value(text: str, annotation: Any) -> Any:
     """A flag's text as the type of its field: text stays text, everything else is read as YAML."""
-    choices = get_args(annotation)
+    choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
     if type(None) in choices and text.lower() in ("none", "null"):
         return None
     if annotation is str or str in choices:
@@ -121,10 +129,10 @@ def _read_recipe(path: str) -> dict[str, Any]:
     return recipe
 
 
-def _flatten(recipe: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(recipe: dict[str, Any], fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in recipe.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
+        if isinstance(value, dict) and prefix + name not in fields:
+            yield from _flatten(value, fields, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -1,30 +1,27 @@
-"""Trains an encoder on the judgements of a dataset in the BEIR layout."""
+"""Trains an encoder for a scorer, on a dataset in the BEIR layout or on a file of examples."""
 
 from typing import Any
 
 from ray_lir.config import EncoderConfig, TrainingConfig
 from ray_lir.distributed.train import TrainingRun, train
+from ray_lir.models.training_source import TrainingSource
 
 from .cli import main
 
 
-class TrainJob(TrainingConfig, TrainingRun):
-    """Trains an encoder with in-batch negatives; run again after a kill, it continues."""
+class TrainJob(TrainingConfig, TrainingSource, TrainingRun):
+    """Trains an encoder; run again after a kill, it continues. docs/training.md says how to train for each scorer."""
 
-    dataset: str
-    """Folder or URL in the BEIR layout, or the name of a BEIR dataset to download."""
     output: str
     """Folder of the trained checkpoint, the loss curve and, while training, its state."""
-    split: str = "train"
-    """Which judgements: qrels/SPLIT.tsv."""
     encoder: EncoderConfig = EncoderConfig()
     """Where training starts; its conventions are kept."""
 
 
 def run(job: TrainJob) -> dict[str, Any]:
-    config = TrainingConfig(**{name: getattr(job, name) for name in TrainingConfig.model_fields})
-    how = TrainingRun(**{name: getattr(job, name) for name in TrainingRun.model_fields})
-    return train(job.dataset, job.split, job.output, job.encoder, config, how)
+    parts = [kind(**{name: getattr(job, name) for name in kind.model_fields}) for kind in (TrainingSource, TrainingConfig, TrainingRun)]
+    source, config, how = parts
+    return train(source, job.output, job.encoder, config, how)
 
 
 if __name__ == "__main__":

@@ -45,3 +45,27 @@ class KernelUnavailable(RayLirError):
 
 class ShardUnavailable(RayLirError):
     """A shard did not answer."""
+
+
+class NotFound(RayLirError):
+    """There is no such document."""
+
+
+class Unauthenticated(RayLirError):
+    """The service asks for a token, and none that it knows was given."""
+
+
+class Forbidden(RayLirError):
+    """The token is good, but not for this."""
+
+
+class Conflict(RayLirError):
+    """The index is being changed by somebody else, or not in a state for this change."""
+
+
+class Overloaded(RayLirError):
+    """The service is at its limit; the same request may be answered a moment later."""
+
+
+class ServiceUnavailable(RayLirError):
+    """No service answers at an address."""

@@ -188,7 +188,7 @@ def test_queries_and_documents_can_be_tokenised_in_threads(small: Encoder) -> No
 
 def test_embed_is_the_differentiable_form_of_encode(small: Encoder) -> None:
     batch = small.batch_documents(DOCUMENTS)
-    vectors = small.embed(batch)
+    vectors = small.embed_documents(batch).vectors
     assert vectors.shape[:2] == batch.input_ids.shape and vectors.dtype == torch.float32
     assert not vectors[~batch.keep_mask].any()
     torch.testing.assert_close(vectors[batch.keep_mask].norm(dim=-1), torch.ones(int(batch.keep_mask.sum())))
@@ -197,7 +197,7 @@ def test_embed_is_the_differentiable_form_of_encode(small: Encoder) -> None:
     )
     queries = small.batch_queries(QUERIES)
     assert queries.keep_mask.all() and queries.attention_mask.sum() < queries.keep_mask.sum()
-    small.embed(queries).sum().backward()
+    small.embed_queries(queries).vectors.sum().backward()
     gradients = {name: parameter.grad for name, parameter in small.model.named_parameters() if parameter.requires_grad}
     assert gradients and all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients.values())
     small.model.zero_grad(set_to_none=True)

@@ -2,29 +2,32 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
 from jobs import cli
+from jobs.mine import MineConfig
 from jobs.train import TrainJob, run
 from ray_lir.config import EncoderConfig, TrainingConfig
 from ray_lir.distributed.train import TrainingRun, train
+from ray_lir.distributed.train_worker import best_record
 from ray_lir.formats.manifest import TrainingManifest, read_manifest
 from ray_lir.models.encoder import Encoder
+from ray_lir.models.scorers import SCORERS
 from ray_lir.models.training import Training, load_encoder
-from ray_lir.models.training_pairs import batches
+from ray_lir.models.training_source import TrainingSource, load_dev_set
 from tests import translated_words
 from tests.translated_words import load_pairs, success_at_1
 
 ROOT = Path(__file__).parent.parent
-STEPS, CHECKPOINT_EVERY = 80, 10
+STEPS, CHECKPOINT_EVERY, EVALUATE_EVERY = 80, 10, 25
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +49,14 @@ def flags(place: Path, output: str | Path, **more: object) -> list[str]:
         "learning_rate": 3e-3,
         "checkpoint_every": CHECKPOINT_EVERY,
         "cpus_per_worker": 1,
+        "evaluate_every": EVALUATE_EVERY,
         **more,
     }
     return [word for name, value in fields.items() for word in (f"--{name}", str(value))]
 
 
 def command(place: Path, output: str) -> list[str]:
-    return [sys.executable, "-m", "jobs.train", *flags(place, output)]
+    return [sys.executable, "-m", "jobs.train", *flags(place, output, dev_split="train")]
 
 
 def environment() -> dict[str, str]:
@@ -87,16 +91,24 @@ def curve(folder: Path) -> list[dict]:
 
 
 def train_here(place: Path, output: Path) -> tuple[list[dict], str]:
-    """The loss curve and the digest of the weights when the library's own loop trains in this process."""
-    config = TrainingConfig(max_steps=STEPS, batch_size=16, learning_rate=3e-3)
+    """The loss curve, and the digest of the weights that did best, when the library's own loop trains in this process."""
+    config = TrainingConfig(max_steps=STEPS, batch_size=16, learning_rate=3e-3, evaluate_every=EVALUATE_EVERY)
+    dev = load_dev_set(TrainingSource(dataset=str(place / "words"), dev_split="train"))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     training = Training(
         load_encoder(EncoderConfig(checkpoint=str(place / "tiny")), config.seed, "cpu"), load_pairs(place / "words"), config
     )
-    records = [training.run_step(batch) for batch in islice(batches(training.pairs, config.batch_size, config.seed), STEPS)]
+    records = []
+    for batches in training.remaining():
+        record = training.run_step(*batches)
+        if training.step % EVALUATE_EVERY == 0 or training.step == STEPS:
+            record = record.model_copy(update={"ndcg_at_10": training.evaluate(dev)})
+        records.append(record)
+        if record is best_record(records):
+            shutil.rmtree(output, ignore_errors=True)
+            training.encoder.save(output)
     torch.set_num_threads(before)
-    training.encoder.save(output)
     saved = Encoder.load(EncoderConfig(checkpoint=str(output), device="cpu", precision="float32"))
     return [record.model_dump(exclude={"examples_per_second"}) for record in records], saved.contract.weights_digest
 
@@ -113,6 +125,9 @@ def test_a_killed_training_continues_to_the_result_of_an_undisturbed_one(place):
     assert curve(place / "killed") == undisturbed
     manifest = read_manifest(str(place / "killed" / "manifest.json"), TrainingManifest, made_by="jobs.train")
     assert manifest.contract.weights_digest == digest
+    evaluated = {record["step"]: record["ndcg_at_10"] for record in undisturbed if record["ndcg_at_10"] is not None}
+    assert list(evaluated) == [25, 50, 75, 80] and evaluated[25] < continued["nDCG@10"] == max(evaluated.values())
+    assert evaluated[continued["best_step"]] == continued["nDCG@10"]
 
     pairs = load_pairs(place / "words")
     trained = Encoder.load(EncoderConfig(checkpoint=continued["checkpoint"], device="cpu", precision="float32"))
@@ -120,20 +135,24 @@ def test_a_killed_training_continues_to_the_result_of_an_undisturbed_one(place):
     assert success_at_1(Encoder.load(str(place / "tiny")), pairs) < 0.2 < 0.8 < success_at_1(trained, pairs)
 
     before = (place / "killed" / "provenance.json").stat().st_mtime_ns
-    assert run(cli.parse(TrainJob, flags(place, "killed"))) == continued
+    assert run(cli.parse(TrainJob, flags(place, "killed", dev_split="train"))) == continued
     assert (place / "killed" / "provenance.json").stat().st_mtime_ns == before
     with pytest.raises(SystemExit, match="2"):
-        cli.main(TrainJob, run, flags(place, "killed", learning_rate=1e-3))
+        cli.main(TrainJob, run, flags(place, "killed", dev_split="train", learning_rate=1e-3))
 
 
 @pytest.mark.ray
-def test_negatives_span_workers(place, ray_cluster):
+def test_negatives_span_workers_and_heads_are_published(place, ray_cluster):
     encoder = EncoderConfig(checkpoint=str(place / "tiny"), device="cpu")
-    config = TrainingConfig(max_steps=2, batch_size=8, learning_rate=3e-3)
+    config = TrainingConfig(scorer="trial", max_steps=2, batch_size=8, learning_rate=3e-4)
     alone = Training(load_encoder(encoder, config.seed, "cpu"), load_pairs(place / "words"), config)
-    expected = [alone.run_step(batch).loss for batch in islice(batches(alone.pairs, config.batch_size, config.seed), 2)]
-    train(str(place / "words"), "train", str(place / "shared"), encoder, config, TrainingRun(num_workers=2))
+    expected = [alone.run_step(*batches).loss for batches in alone.remaining()]
+    train(TrainingSource(dataset=str(place / "words")), str(place / "shared"), encoder, config, TrainingRun(num_workers=2))
     assert [record["loss"] for record in curve(place / "shared")] == pytest.approx(expected, rel=1e-4)
+    manifest = read_manifest(str(place / "shared" / "manifest.json"), TrainingManifest, made_by="jobs.train")
+    trained = Encoder.load(EncoderConfig(checkpoint=str(place / "shared" / "checkpoint"), device="cpu", precision="float32"))
+    assert trained.contract.scorer == manifest.contract.scorer == "trial"
+    torch.testing.assert_close(trained.model.scorer.state_dict(), alone.encoder.model.scorer.state_dict(), rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -141,9 +160,13 @@ def test_negatives_span_workers(place, ray_cluster):
     [
         ("dataset", "nowhere", "no dataset"),
         ("split", "dev", "no split 'dev'"),
-        ("scorer", "xtr", "--scorer"),
+        ("scorer", "colpali", "--scorer"),
         ("batch_size", 1, "--batch_size"),
         ("batch_size", 97, "--batch_size 97 is more than the 96 queries"),
+        ("num_negatives", 1, "--num_negatives 1 is more than the 0 that come with"),
+        ("contrastive_weight", 0, "cannot both be 0"),
+        ("examples", "nowhere.jsonl", "nowhere.jsonl"),
+        ("dev_split", "dev", "no split 'dev'"),
         ("num_workers", 3, "cannot be shared evenly"),
         ("max_steps", 0, "--max_steps"),
         ("encoder.checkpoint", "/nowhere", "no checkpoint folder /nowhere"),
@@ -177,7 +200,29 @@ def test_an_unfinished_training_is_not_continued_with_another_configuration(plac
     assert "max_steps 7 and not 80" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "jobs" / "recipes").glob("train_*.yaml")), ids=lambda path: path.name)
-def test_recipes_are_whole_jobs_but_for_their_folders(recipe, place):
-    job = cli.parse(TrainJob, ["--recipe", str(recipe), "--dataset", str(place), "--output", "there"])
-    assert job.encoder.document_length == 96
+@pytest.mark.parametrize("recipe", sorted((ROOT / "jobs" / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_recipes_are_whole_jobs_but_for_their_folders(recipe):
+    """The published ones say where each value comes from."""
+    kind, folders = (MineConfig, ["--index", "index"]) if recipe.name.startswith("mine") else (TrainJob, [])
+    job = cli.parse(kind, ["--recipe", str(recipe), "--dataset", "words", "--output", "there.jsonl", *folders])
+    settings = [line for line in recipe.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if "small" in recipe.name:
+        assert job.max_steps <= 100 and job.encoder.document_length == 96
+    else:
+        unsourced = {line.partition(":")[0] for line in settings if "#" not in line and not line.endswith(":")}
+        assert unsourced <= {"scorer", "checkpoint_every"}
+
+
+@pytest.mark.parametrize(("text", "expected"), [("512", (512,)), ("[512, 256]", (512, 256))])
+def test_one_k_or_several_can_be_given(text, expected):
+    job = cli.parse(TrainJob, ["--dataset", "words", "--output", "there", "--scorer", "xtr", "--xtr.k_train", text])
+    assert job.xtr.k_train == job.scorer_settings.k_train == expected
+
+
+def test_there_is_a_recipe_for_every_scorer_published_and_small():
+    recipes = [
+        cli.parse(TrainJob, ["--recipe", str(path), "--dataset", "words", "--output", "there"])
+        for path in (ROOT / "jobs" / "recipes").glob("train_*.yaml")
+    ]
+    for small in (True, False):
+        assert {job.scorer for job in recipes if (job.max_steps <= 100) == small} == set(SCORERS)

@@ -1,7 +1,6 @@
 """Training without Ray: data order, schedule, steps that learn, state that continues, and shares that add up."""
 
 from collections import Counter
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -14,24 +13,17 @@ import torch.multiprocessing as mp
 from ray_lir.config import EncoderConfig, TrainingConfig
 from ray_lir.errors import ConfigError
 from ray_lir.models.encoder import Encoder
-from ray_lir.models.training import StepRecord, Training, learning_rate_at, load_encoder
-from ray_lir.models.training_pairs import TrainingPairs, batches, training_pairs
+from ray_lir.models.optimization import learning_rate_at
+from ray_lir.models.training import StepRecord, Training, load_encoder
+from ray_lir.models.training_data import TrainingData, batches, from_judgements
 from tests import translated_words
 from tests.translated_words import load_pairs, success_at_1
 
 QUERIES = {"q1": "one", "q2": "two", "q3": "three"}
 QRELS = {"q1": {"a": 1, "b": 2}, "q2": {"b": 1, "c": 0}, "q3": {"a": 0}}
 DOCUMENTS = [("c", "C"), ("b", "B"), ("a", "A")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = TrainingConfig(max_steps=60, batch_size=16, learning_rate=3e-3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small only wait for each other's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +32,11 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory) -> TrainingPairs:
+def pairs(tmp_path_factory) -> TrainingData:
     return load_pairs(translated_words.write_collection(tmp_path_factory.mktemp("collection") / "words"))
 
 
-def start(checkpoint: Path, pairs: TrainingPairs, config: TrainingConfig = CONFIG, dropout: float = 0.0) -> Training:
+def start(checkpoint: Path, pairs: TrainingData, config: TrainingConfig = CONFIG, dropout: float = 0.0) -> Training:
     training = Training(load_encoder(EncoderConfig(checkpoint=str(checkpoint)), config.seed, "cpu"), pairs, config)
     for module in training.encoder.model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -53,25 +45,24 @@ def start(checkpoint: Path, pairs: TrainingPairs, config: TrainingConfig = CONFI
 
 
 def advance(training: Training, steps: int) -> list[StepRecord]:
-    config = training.config
-    return [training.run_step(batch) for batch in islice(batches(training.pairs, config.batch_size, config.seed, training.step), steps)]
+    return [training.run_step(*batches) for batches in islice(training.remaining(), steps)]
 
 
 def test_pairs_are_the_documents_judged_relevant():
-    pairs = training_pairs(QUERIES, QRELS, DOCUMENTS)
+    pairs = from_judgements(QUERIES, QRELS, DOCUMENTS)
     assert pairs.queries == ["one", "two"]
     assert [[pairs.documents[number] for number in found] for found in pairs.positives] == [["A", "B"], ["B"]]
     assert pairs.documents == ["B", "A"]
 
 
 def test_a_relevant_document_that_the_corpus_lacks_is_named():
-    with pytest.raises(ConfigError, match="1 of 2 documents judged relevant are not in the corpus, 'b'"):
-        training_pairs(QUERIES, QRELS, [("a", "A")])
+    with pytest.raises(ConfigError, match="1 of 2 documents that training needs are not in the corpus, 'b'"):
+        from_judgements(QUERIES, QRELS, [("a", "A")])
 
 
 def test_judgements_without_a_relevant_document_are_refused():
     with pytest.raises(ConfigError, match="no judgement"):
-        training_pairs(QUERIES, {"q3": {"a": 0}}, DOCUMENTS)
+        from_judgements(QUERIES, {"q3": {"a": 0}}, DOCUMENTS)
 
 
 def test_an_epoch_visits_every_query_once_and_another_epoch_in_another_order(pairs):
@@ -83,24 +74,24 @@ def test_an_epoch_visits_every_query_once_and_another_epoch_in_another_order(pai
 
 def test_the_order_depends_on_the_seed_alone_and_can_be_entered_anywhere(pairs):
     whole = [batch.queries.tolist() for batch in islice(batches(pairs, 20, seed=1), 12)]
-    assert [batch.queries.tolist() for batch in islice(batches(pairs, 20, seed=1, first_step=7), 5)] == whole[7:]
+    assert [batch.queries.tolist() for batch in islice(batches(pairs, 20, seed=1, first_batch=7), 5)] == whole[7:]
     assert next(batches(pairs, 20, seed=2)).queries.tolist() != whole[0]
 
 
 def test_queries_take_their_positives_in_turn():
-    pairs = TrainingPairs(["x", "y"], ["a", "b", "c"], [(0, 1, 2), (1,)])
+    pairs = TrainingData(["x", "y"], ["a", "b", "c"], [((0,), (1,), (2,)), ((1,),)])
     drawn = {0: [], 1: []}
     for batch in islice(batches(pairs, 2, seed=0), 4):
-        for query, document in zip(batch.queries.tolist(), batch.documents.tolist(), strict=True):
+        for query, document in zip(batch.queries.tolist(), batch.documents[:, 0].tolist(), strict=True):
             drawn[query].append(document)
     assert drawn == {0: [0, 1, 2, 0], 1: [1, 1, 1, 1]}
 
 
 def test_a_batch_excludes_other_positives_but_not_the_one_drawn():
-    pairs = TrainingPairs(["x", "y", "z"], ["a", "b"], [(0, 1), (1,), (0,)])
+    pairs = TrainingData(["x", "y", "z"], ["a", "b"], [((0,), (1,)), ((1,),), ((0,),)])
     batch = next(batches(pairs, 3, seed=0))
     row = {int(query): number for number, query in enumerate(batch.queries)}
-    assert batch.documents[[row[0], row[1], row[2]]].tolist() == [0, 1, 0]
+    assert batch.documents[[row[0], row[1], row[2]]].tolist() == [[0], [1], [0]]
     assert not batch.excluded.diagonal().any()
     assert batch.excluded[row[0], row[1]] and batch.excluded[row[0], row[2]] and batch.excluded[row[2], row[0]]
     assert batch.excluded.sum() == 3
@@ -171,7 +162,7 @@ def test_two_workers_with_half_a_batch_each_take_the_steps_of_one(checkpoint, pa
     assert all(torch.equal(shared[0][1][name], tensor) for name, tensor in shared[1][1].items())
 
 
-def _work(rank: int, num_workers: int, folder: str, checkpoint: str, pairs: TrainingPairs) -> None:
+def _work(rank: int, num_workers: int, folder: str, checkpoint: str, pairs: TrainingData) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=num_workers)
     training = start(Path(checkpoint), pairs)

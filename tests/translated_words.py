@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from ray_lir.evaluation.datasets import load_dataset
 from ray_lir.formats.records import read_documents
 from ray_lir.models.encoder import Encoder
-from ray_lir.models.training_pairs import TrainingPairs, training_pairs
+from ray_lir.models.training_data import TrainingData, from_judgements
 
 NUM_WORDS, NUM_DOCS, WORDS_PER_DOC, WORDS_PER_QUERY, QUERIES_PER_DOC = 40, 48, 6, 3, 2
 
@@ -61,12 +61,12 @@ def write_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def load_pairs(folder: Path) -> TrainingPairs:
+def load_pairs(folder: Path) -> TrainingData:
     judged = load_dataset(str(folder), "train")
-    return training_pairs(judged.queries, judged.qrels, ((document.doc_id, document.text) for document in read_documents(judged.corpus)))
+    return from_judgements(judged.queries, judged.qrels, ((document.doc_id, document.text) for document in read_documents(judged.corpus)))
 
 
-def success_at_1(encoder: Encoder, pairs: TrainingPairs) -> float:
+def success_at_1(encoder: Encoder, pairs: TrainingData) -> float:
     """The part of the queries whose best document by MaxSim is a positive one."""
     queries, documents = encoder.encode_queries(pairs.queries), encoder.encode_documents(pairs.documents)
     best = [int(np.argmax([(query @ document.T).max(axis=1).sum() for document in documents])) for query in queries]

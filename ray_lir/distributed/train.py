@@ -25,16 +25,15 @@ from ray.util.queue import Queue
 
 from ray_lir.config import Config, EncoderConfig, TrainingConfig, canonical_json, digest
 from ray_lir.distributed.runtime import ray_session
-from ray_lir.distributed.train_worker import ENCODER, METRICS, WorkerTask, read_curve, train_worker
+from ray_lir.distributed.train_worker import ENCODER, METRICS, WorkerTask, best_record, read_curve, train_worker
 from ray_lir.errors import ConfigError, RayLirError
-from ray_lir.evaluation.datasets import load_dataset
 from ray_lir.formats import storage
 from ray_lir.formats.manifest import MANIFEST, PROVENANCE, TrainingManifest, read_manifest, write_manifest
-from ray_lir.formats.records import document_text, read_documents
-from ray_lir.logs import stage
+from ray_lir.models.dev_set import DevSet
 from ray_lir.models.encoder import Encoder
-from ray_lir.models.training import load_encoder
-from ray_lir.models.training_pairs import TrainingPairs, training_pairs
+from ray_lir.models.training import load_encoder, prepare
+from ray_lir.models.training_data import TrainingData, check_data
+from ray_lir.models.training_source import TrainingSource, load_dev_set, load_training_data
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +56,14 @@ class TrainingRun(Config):
     """Steps between lines of progress."""
 
 
-def train(dataset: str, split: str, output: str, encoder: EncoderConfig, config: TrainingConfig, run: TrainingRun) -> dict[str, Any]:
-    """Trains an encoder on the judgements of a dataset in the BEIR layout.
+def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: TrainingConfig, run: TrainingRun) -> dict[str, Any]:
+    """Trains an encoder for a scorer, on the judgements of a dataset or on a file of examples.
 
     The same call continues a training that was killed, and does nothing more once it has finished.
 
     Returns:
-        output, checkpoint, steps, final_loss, and of the run that finished it: seconds, examples_per_second (None if it had
-        no step left to take), resumed_from_step and num_workers.
+        output, checkpoint, steps, final_loss, with a dev set best_step and its nDCG@10, and of the run that finished it:
+        seconds, examples_per_second (None if it had no step left to take), resumed_from_step and num_workers.
 
     Raises:
         ConfigError, FormatError: if the data, the encoder or a setting is wrong, or `output` holds something else, such as
@@ -73,20 +72,27 @@ def train(dataset: str, split: str, output: str, encoder: EncoderConfig, config:
     start = time.perf_counter()
     output = storage.absolute(output)
     encoder = _absolute_checkpoint(encoder)
-    pairs = _load_pairs(dataset, split)
-    _check_batch_size(pairs, config.batch_size, run.num_workers)
-    data = digest([pairs.queries, pairs.documents, pairs.positives])
-    identity = config.model_dump(mode="json") | _describe_encoder(encoder, config.seed) | {"data": data}
+    data, dev = load_training_data(source), load_dev_set(source)
+    check_data(data, config)
+    if config.batch_size % run.num_workers:
+        raise ConfigError(
+            f"--batch_size {config.batch_size} cannot be shared evenly by --num_workers {run.num_workers}; make it a multiple"
+        )
+    identity = config.model_dump(mode="json") | _describe_encoder(encoder, config) | {"data": _digest(data, dev)}
     if _is_finished(output, identity):
         logger.info("train: %s has finished; nothing to do", output)
     else:
         with ray_session():
             scaling = _scaling(run, encoder.device)
             storage.write_bytes(storage.join(output, STATE, CONFIG), canonical_json(identity))
-            result = _fit(pairs, output, encoder, config, run, scaling, f"train-{digest(identity)[:12]}")
+            result = _fit(data, dev, output, encoder, config, run, scaling, f"train-{digest(identity)[:12]}")
             _publish(result, output, identity, scaling, start)
     storage.remove_tree(storage.join(output, STATE))
     return _summary(output)
+
+
+def _digest(data: TrainingData, dev: DevSet | None) -> str:
+    return digest([data.queries, data.documents, data.lists, data.teacher, dev and [dev.queries, dev.documents, dev.qrels]])
 
 
 def _absolute_checkpoint(encoder: EncoderConfig) -> EncoderConfig:
@@ -95,37 +101,27 @@ def _absolute_checkpoint(encoder: EncoderConfig) -> EncoderConfig:
     return encoder.model_copy(update={"checkpoint": str(path.resolve())}) if path.exists() else encoder
 
 
-def _load_pairs(dataset: str, split: str) -> TrainingPairs:
-    with stage("training pairs") as record:
-        judged = load_dataset(dataset, split)
-        documents = ((document.doc_id, document_text(document.title, document.text)) for document in read_documents(judged.corpus))
-        pairs = training_pairs(judged.queries, judged.qrels, documents)
-        record.update(queries=len(pairs.queries), documents=len(pairs.documents), pairs=sum(map(len, pairs.positives)))
-    return pairs
-
-
-def _check_batch_size(pairs: TrainingPairs, batch_size: int, num_workers: int) -> None:
-    if batch_size > len(pairs.queries):
-        raise ConfigError(
-            f"--batch_size {batch_size} is more than the {len(pairs.queries)} queries that have a relevant document; lower it"
-        )
-    if batch_size % num_workers:
-        raise ConfigError(f"--batch_size {batch_size} cannot be shared evenly by --num_workers {num_workers}; make it a multiple")
-
-
-def _describe_encoder(config: EncoderConfig, seed: int) -> dict[str, Any]:
-    """What of an encoder decides the training. Loads it, and saves it once for show: better to fail now than at the end.
+def _describe_encoder(config: EncoderConfig, training: TrainingConfig) -> dict[str, Any]:
+    """What of an encoder decides the training. Loads it, and uses and saves it once for show: better to fail now than at the end.
 
     Raises:
-        ConfigError: if it cannot be loaded or saved, or a setting is not for training.
+        ConfigError: if it cannot be loaded or saved, it suits neither scorer nor projection, or a setting is not for training.
     """
     if config.projection:
         raise ConfigError("--encoder.projection is fitted by jobs.encode; give the checkpoint that it saved as --encoder.checkpoint")
     if config.precision == "float16":
         raise ConfigError("--encoder.precision float16 cannot hold gradients; choose auto, bfloat16 or float32")
-    encoder = load_encoder(config, seed, "cpu")
+    encoder = load_encoder(config, training.seed, "cpu")
+    largest_pool = training.batch_size * (1 + training.num_negatives) * encoder.contract.document_length
+    if training.scorer == "xtr" and max(training.xtr.k_train) > largest_pool:
+        raise ConfigError(
+            f"--xtr.k_train {max(training.xtr.k_train)} is more than the {largest_pool} document tokens that a batch can have; "
+            "lower it or raise --batch_size"
+        )
+    suited = prepare(encoder, training)
+    suited.encode_queries(["for show"])
     with tempfile.TemporaryDirectory() as folder:
-        encoder.save(Path(folder) / ENCODER)
+        suited.save(Path(folder) / ENCODER)
     return {"encoder": encoder.contract.fingerprint, "precision": config.precision}
 
 
@@ -145,6 +141,7 @@ def _is_finished(output: str, identity: dict[str, Any]) -> bool:
         raise ConfigError(f"{output} is there already and holds no training; give another --output")
     else:
         return False
+    have = TrainingConfig().model_dump(mode="json") | have  # settings that came later had their default's effect
     different = [f"{name} {have.get(name)!r} and not {identity[name]!r}" for name in identity if have.get(name) != identity[name]]
     if different:
         raise ConfigError(f"{output} holds a training with {different[0]}; give another --output, or remove that folder first")
@@ -176,7 +173,14 @@ def _scaling(run: TrainingRun, device: str) -> ScalingConfig:
 
 
 def _fit(
-    pairs: TrainingPairs, output: str, encoder: EncoderConfig, config: TrainingConfig, run: TrainingRun, scaling: ScalingConfig, name: str
+    data: TrainingData,
+    dev: DevSet | None,
+    output: str,
+    encoder: EncoderConfig,
+    config: TrainingConfig,
+    run: TrainingRun,
+    scaling: ScalingConfig,
+    name: str,
 ) -> Result:
     """Runs Ray Train to the end; a run of the same name in the same place continues.
 
@@ -187,7 +191,8 @@ def _fit(
         task = WorkerTask(
             encoder=encoder,
             config=config,
-            pairs=ray.put(pairs),
+            data=ray.put(data),
+            dev=dev and ray.put(dev),
             lines=lines,
             curve=storage.join(output, METRICS),
             checkpoint_every=run.checkpoint_every,
@@ -253,7 +258,7 @@ def _log_lines(lines: Queue) -> None:
 
 
 def _publish(result: Result, output: str, identity: dict[str, Any], scaling: ScalingConfig, start: float) -> None:
-    """Moves the last checkpoint's encoder and loss curve to the output; the manifest last."""
+    """Moves the encoder and the loss curve of the last checkpoint to the output; the manifest last."""
     with result.checkpoint.as_directory() as folder, storage.attempt_folder(output) as attempt:
         curve = read_curve(Path(folder) / METRICS)
         storage.write_bytes(storage.join(output, METRICS), (Path(folder) / METRICS).read_bytes())
@@ -268,6 +273,8 @@ def _publish(result: Result, output: str, identity: dict[str, Any], scaling: Sca
         "resumed_from_step": first_step,
         "num_workers": scaling.num_workers,
     }
+    if best := best_record(curve):
+        provenance |= {"best_step": best.step, "nDCG@10": best.ndcg_at_10}
     storage.write_bytes(storage.join(output, PROVENANCE), canonical_json(provenance))
     manifest = TrainingManifest(
         contract=contract.model_copy(update={"checkpoint": CHECKPOINT}), num_steps=len(curve), final_loss=curve[-1].loss, config=identity

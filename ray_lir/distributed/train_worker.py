@@ -1,10 +1,10 @@
-"""What each worker of Ray Train runs: its share of every step, the loss curve, and checkpoints."""
+"""What each worker of Ray Train runs: its share of every step, evaluations, the loss curve, and checkpoints."""
 
 import json
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from ray_lir.config import EncoderConfig, TrainingConfig
 from ray_lir.errors import RayLirError
 from ray_lir.formats import storage
 from ray_lir.models.training import StepRecord, Training, bfloat16_wanted, load_encoder
-from ray_lir.models.training_pairs import batches
 
 METRICS, STATE, ENCODER = "metrics.jsonl", "training.pt", "encoder"
 
@@ -28,7 +27,8 @@ class WorkerTask:
     """What a worker needs to know.
 
     Attributes:
-        pairs: reference to the TrainingPairs.
+        data: reference to the TrainingData.
+        dev: reference to the DevSet; None: there is none.
         lines: where the first worker puts lines of progress, for the driver to log.
         curve: URL of the file that shows the loss curve as far as the last checkpoint.
         num_threads: threads of torch on a CPU.
@@ -36,7 +36,8 @@ class WorkerTask:
 
     encoder: EncoderConfig
     config: TrainingConfig
-    pairs: ray.ObjectRef
+    data: ray.ObjectRef
+    dev: ray.ObjectRef | None
     lines: Queue
     curve: str
     checkpoint_every: int
@@ -52,28 +53,42 @@ def train_worker(loop_config: dict[str, WorkerTask]) -> int | RayLirError:
     """
     task = loop_config["task"]
     torch.set_num_threads(task.num_threads)
-    device, pairs, config = get_device(), ray.get(task.pairs), task.config
-    training = Training(
-        load_encoder(task.encoder, config.seed, str(device)), pairs, config, bfloat16_wanted(task.encoder.precision, device)
-    )
-    curve = _load_checkpoint(training)
-    first_step = training.step
-    if first_step and _is_first_worker():
-        task.lines.put(f"continues after step {first_step}")
-    for batch in islice(batches(pairs, config.batch_size, config.seed, first_step), config.max_steps - first_step):
-        start = time.perf_counter()
-        try:
-            record = training.run_step(batch)
-        except RayLirError as error:
-            return error
-        rate = config.batch_size / (time.perf_counter() - start)
-        curve.append(record.model_copy(update={"examples_per_second": round(rate, 3)}))
-        is_last = training.step == config.max_steps
-        if _is_first_worker() and (is_last or training.step % task.log_every == 0):
-            task.lines.put(_progress(curve[first_step:], config, task.log_every))
-        if is_last or training.step % task.checkpoint_every == 0:
-            _save_checkpoint(training, curve, task.curve, is_last)
+    device, config = get_device(), task.config
+    bfloat16 = bfloat16_wanted(task.encoder.precision, device)
+    training = Training(load_encoder(task.encoder, config.seed, str(device)), ray.get(task.data), config, bfloat16)
+    dev = task.dev and ray.get(task.dev)
+    with tempfile.TemporaryDirectory() as scratch:
+        best = Path(scratch) / ENCODER
+        curve = _load_checkpoint(training, best)
+        first_step = training.step
+        if first_step and _is_first_worker():
+            task.lines.put(f"continues after step {first_step}")
+        for step_batches in training.remaining():
+            start = time.perf_counter()
+            try:
+                record = training.run_step(*step_batches)
+            except RayLirError as error:
+                return error
+            rate = config.batch_size * config.accumulate / (time.perf_counter() - start)
+            is_last = training.step == config.max_steps
+            if dev and (is_last or training.step % config.evaluate_every == 0):
+                record = record.model_copy(update={"ndcg_at_10": training.evaluate(dev)})
+            curve.append(record.model_copy(update={"examples_per_second": round(rate, 3)}))
+            if _is_first_worker():
+                if curve[-1] is best_record(curve):
+                    shutil.rmtree(best, ignore_errors=True)
+                    training.encoder.save(best)
+                if is_last or training.step % task.log_every == 0 or record.ndcg_at_10 is not None:
+                    task.lines.put(_progress(curve[first_step:], config, task.log_every))
+            if is_last or training.step % task.checkpoint_every == 0:
+                _save_checkpoint(training, curve, task.curve, best, is_last)
     return first_step
+
+
+def best_record(curve: list[StepRecord]) -> StepRecord | None:
+    """The step with the greatest nDCG@10, the first of several; None if nothing was evaluated."""
+    evaluated = [record for record in curve if record.ndcg_at_10 is not None]
+    return max(evaluated, key=lambda record: record.ndcg_at_10, default=None)
 
 
 def read_curve(path: Path) -> list[StepRecord]:
@@ -81,18 +96,23 @@ def read_curve(path: Path) -> list[StepRecord]:
     return [StepRecord.model_validate(json.loads(line)) for line in path.read_text().splitlines()]
 
 
-def _load_checkpoint(training: Training) -> list[StepRecord]:
+def _load_checkpoint(training: Training, best: Path) -> list[StepRecord]:
     """Continues from the run's last checkpoint; returns the loss curve up to it."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return []
     with checkpoint.as_directory() as folder:
         training.load(Path(folder) / STATE)
+        if (Path(folder) / ENCODER).is_dir():
+            shutil.copytree(Path(folder) / ENCODER, best)
         return read_curve(Path(folder) / METRICS)
 
 
-def _save_checkpoint(training: Training, curve: list[StepRecord], curve_url: str, is_last: bool) -> None:
-    """Reports to Ray Train, which waits for all workers; the first one brings the state and, at the end, the encoder."""
+def _save_checkpoint(training: Training, curve: list[StepRecord], curve_url: str, best: Path, is_last: bool) -> None:
+    """Reports to Ray Train, which waits for all workers; the first one brings the state and the encoder that is best so far.
+
+    Without evaluations that is the last one.
+    """
     report: dict[str, Any] = {"step": training.step, "loss": curve[-1].loss}
     if not _is_first_worker():
         ray.train.report(report)
@@ -101,9 +121,10 @@ def _save_checkpoint(training: Training, curve: list[StepRecord], curve_url: str
     with tempfile.TemporaryDirectory() as folder:
         training.save(Path(folder) / STATE)
         (Path(folder) / METRICS).write_bytes(lines)
-        if is_last:
-            training.encoder.model.eval()
-            training.encoder.save(str(Path(folder) / ENCODER))
+        if best.is_dir():
+            shutil.copytree(best, Path(folder) / ENCODER)
+        elif is_last:
+            training.encoder.save(Path(folder) / ENCODER)
         storage.write_bytes(curve_url, lines)
         ray.train.report(report, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
@@ -116,9 +137,11 @@ def _progress(records: list[StepRecord], config: TrainingConfig, window: int) ->
     """One line about the last `window` steps, with the time that the rest will take."""
     last, recent = records[-1], records[-window:]
     loss = sum(record.loss for record in recent) / len(recent)
-    seconds_per_step = sum(config.batch_size / record.examples_per_second for record in recent) / len(recent)
+    examples = config.batch_size * config.accumulate
+    seconds_per_step = sum(examples / record.examples_per_second for record in recent) / len(recent)
     left = round((config.max_steps - last.step) * seconds_per_step)
+    ndcg = "" if last.ndcg_at_10 is None else f" nDCG@10 {last.ndcg_at_10:.4f}"
     return (
-        f"step {last.step}/{config.max_steps} loss {loss:.4f} learning_rate {last.learning_rate:.2e} temperature {last.temperature:.4f} "
-        f"{config.batch_size / seconds_per_step:.1f} examples/s, {left // 60}m{left % 60:02d}s left"
+        f"step {last.step}/{config.max_steps} loss {loss:.4f}{ndcg} learning_rate {last.learning_rate:.2e} "
+        f"temperature {last.temperature:.4f} {examples / seconds_per_step:.1f} examples/s, {left // 60}m{left % 60:02d}s left"
     )

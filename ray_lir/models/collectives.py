@@ -4,12 +4,16 @@ W workers hold B texts each; L tokens, D dimensions.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
+
+from ray_lir.models.batches import EmbeddedTexts
+
+T = TypeVar("T")
 
 
 def num_workers() -> int:
@@ -20,19 +24,30 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def gather_texts(embeddings_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """The token embeddings [W*B, longest L, D] and mask [W*B, longest L] of all workers, in the order of their ranks.
+def gather_texts(texts: EmbeddedTexts) -> EmbeddedTexts:
+    """The W*B texts of all workers, padded to the longest, in the order of their ranks.
 
     Gradients flow to the worker that a row came from, summed over the losses of all workers.
     """
     if num_workers() == 1:
-        return embeddings_BLD, mask_BL
-    longest = torch.tensor(mask_BL.shape[1], device=mask_BL.device)
+        return texts
+    longest = torch.tensor(texts.mask.shape[1], device=texts.mask.device)
     dist.all_reduce(longest, dist.ReduceOp.MAX)
-    padding = int(longest) - mask_BL.shape[1]
-    embeddings_BLD = functional.pad(embeddings_BLD, (0, 0, 0, padding))
-    mask_BL = functional.pad(mask_BL, (0, padding))
-    return _GatherRows.apply(embeddings_BLD), _gather_rows(mask_BL.to(torch.uint8)).bool()
+    padding = int(longest) - texts.mask.shape[1]
+    mask = functional.pad(texts.mask, (0, padding))
+    weights = None if texts.weights is None else _GatherRows.apply(functional.pad(texts.weights, (0, padding)))
+    return EmbeddedTexts(
+        _GatherRows.apply(functional.pad(texts.vectors, (0, 0, 0, padding))), _gather_rows(mask.to(torch.uint8)).bool(), weights
+    )
+
+
+def gather_objects(value: T) -> list[T]:
+    """Each worker's value, in the order of their ranks."""
+    if num_workers() == 1:
+        return [value]
+    values: list[Any] = [None] * num_workers()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def mean_over_workers(value: Tensor) -> Tensor:

@@ -1,20 +1,21 @@
 """Encoder: a checkpoint and its contract, turning queries and documents into TokenEmbeddings (ALGORITHMS 1)."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ray_lir.config import EncoderConfig
+from ray_lir.config import Config, EncoderConfig, canonical_json
 from ray_lir.errors import ConfigError, IncompatibleError
 from ray_lir.formats.contract import EncoderContract
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.models import checkpoint, layouts
-from ray_lir.models.batches import TokenBatch, by_length, pad
+from ray_lir.models.batches import EmbeddedTexts, TokenBatch, by_length, pad
 from ray_lir.models.layouts.parts import Parts, expansion_token, longest_input, punctuation_ids
 from ray_lir.models.network import Network
+from ray_lir.models.scorers import SCORERS
 from ray_lir.models.tokenization import TextTokenizer
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
@@ -28,7 +29,7 @@ class Encoder:
     Attributes:
         contract: every convention that decides what the vectors are.
         tokenizer: the part that needs no weights.
-        model: the network; called with the three tensors of a TokenBatch.
+        model: the network, with the scorer that it was trained for.
         batch_tokens: padded tokens a batch, at most.
     """
 
@@ -70,6 +71,11 @@ class Encoder:
         """
         config = config or EncoderConfig(checkpoint=contract.checkpoint)
         parts = layouts.load(checkpoint.find(config.checkpoint))
+        if parts.network.scorer.name != contract.scorer:
+            raise IncompatibleError(
+                f"{config.checkpoint} is for scorer {parts.network.scorer.name}, and {contract.scorer} is wanted; "
+                f"give the checkpoint that {contract.checkpoint} was"
+            )
         if weights_digest(parts.network) != contract.weights_digest:
             raise IncompatibleError(
                 f"{config.checkpoint} has other weights than {contract.checkpoint} had when it was used; give the same checkpoint"
@@ -79,7 +85,7 @@ class Encoder:
     @classmethod
     def _placed(cls, contract: EncoderContract, parts: Parts, config: EncoderConfig) -> "Encoder":
         device = choose_device(config.device)
-        network = parts.network.eval().to(device, choose_dtype(config.precision, device))
+        network = parts.network.eval().place(device, choose_dtype(config.precision, device))
         batch_tokens = config.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
         return cls(contract, TextTokenizer(contract, parts.tokenizer), network, batch_tokens)
 
@@ -90,6 +96,8 @@ class Encoder:
     def encode_documents(self, texts: Sequence[str], doc_ids: Sequence[str] | None = None) -> TokenEmbeddings:
         """Documents as token embeddings, without the skip list's tokens; numbered if they have no ids.
 
+        `weights` are the scorer's factors of the tokens (rho of ALGORITHMS 7), if it weighs documents.
+
         Raises:
             ConfigError: if a text is not a string, or there are more or fewer ids than texts.
         """
@@ -97,30 +105,60 @@ class Encoder:
 
     def encode_document_tokens(self, token_ids: Sequence[np.ndarray], doc_ids: Sequence[str] | None = None) -> TokenEmbeddings:
         """The same from what `tokenizer.documents` gave, on another machine perhaps."""
-        return self._encode(token_ids, [len(ids) for ids in token_ids], self.contract.skip_tokens, doc_ids)
+        return self._encode(token_ids, [len(ids) for ids in token_ids], self.contract.skip_tokens, doc_ids, self.embed_documents)
 
     def encode_queries(self, texts: Sequence[str], query_ids: Sequence[str] | None = None) -> TokenEmbeddings:
         """Queries as token embeddings, expansion tokens included; numbered if they have no ids.
 
+        `weights` are the scorer's factors of the tokens (u of ALGORITHMS 7), if it weighs queries.
+
         Raises:
             ConfigError: if a text is not a string, or there are more or fewer ids than texts.
         """
-        return self._encode(*self._query_tokens(texts), self.contract.query_skip_tokens, query_ids)
+        return self._encode(*self._query_tokens(texts), self.contract.query_skip_tokens, query_ids, self.embed_queries)
 
     def batch_documents(self, texts: Sequence[str]) -> TokenBatch:
-        """One padded batch of documents for `embed`."""
+        """One padded batch of documents for `embed_documents`."""
         token_ids = self.tokenizer.documents(texts)
         return pad(token_ids, [len(ids) for ids in token_ids], _keep(token_ids, self.contract.skip_tokens))
 
     def batch_queries(self, texts: Sequence[str]) -> TokenBatch:
-        """One padded batch of queries for `embed`."""
+        """One padded batch of queries for `embed_queries`."""
         token_ids, attended = self._query_tokens(texts)
         return pad(token_ids, attended, _keep(token_ids, self.contract.query_skip_tokens))
 
-    def embed(self, batch: TokenBatch) -> torch.Tensor:
-        """[B, L, D] float32 vectors of a batch, differentiable; rows outside keep_mask are zero, the others have length 1."""
-        batch = batch.to(self.device)
-        return self.model(batch.input_ids, batch.attention_mask, batch.keep_mask)
+    def embed_queries(self, batch: TokenBatch) -> EmbeddedTexts:
+        """Float32 vectors of a batch of queries and what the scorer makes their tokens weigh; differentiable."""
+        return self.model.queries(batch.to(self.device))
+
+    def embed_documents(self, batch: TokenBatch) -> EmbeddedTexts:
+        """The same of a batch of documents."""
+        return self.model.documents(batch.to(self.device))
+
+    def with_scorer(self, name: str, settings: Config | None = None) -> "Encoder":
+        """The same encoder for another scorer. Heads that it needs are new, drawn from torch's random numbers; it shares all other weights.
+
+        Args:
+            name: of SCORERS.
+            settings: of that scorer; None: the defaults.
+
+        Raises:
+            ConfigError: if the checkpoint has been trained for something else than maxsim, whose weights mean nothing to other scorers.
+        """
+        have = self.contract.scorer
+        kind = SCORERS[name]
+        settings = kind.Settings() if settings is None else settings
+        if have not in ("maxsim", name):
+            raise ConfigError(
+                f"{self.contract.checkpoint} was trained for scorer {have}; "
+                f"train it with --scorer {have}, or start from a maxsim checkpoint"
+            )
+        scorer = kind(self.contract.dim, settings)
+        if have == name:
+            scorer.load_state_dict(self.model.scorer.state_dict())
+        network = Network(self.model.backbone, self.model.projections, self.model.normalize, scorer.to(self.device)).eval()
+        contract = self.contract.model_copy(update={"scorer": name, "weights_digest": weights_digest(network)})
+        return Encoder(contract, TextTokenizer(contract, self.tokenizer.tokenizer), network, self.batch_tokens)
 
     def save(self, folder: str | Path) -> None:
         """Writes a checkpoint that `load`, PyLate and sentence-transformers load, in the precision that the encoder has now.
@@ -138,29 +176,40 @@ class Encoder:
 
     @torch.inference_mode()
     def _encode(
-        self, token_ids: Sequence[np.ndarray], attended: Sequence[int], skip: Sequence[int], names: Sequence[str] | None
+        self,
+        token_ids: Sequence[np.ndarray],
+        attended: Sequence[int],
+        skip: Sequence[int],
+        names: Sequence[str] | None,
+        embed: Callable[[TokenBatch], EmbeddedTexts],
     ) -> TokenEmbeddings:
         names = [str(number) for number in range(len(token_ids))] if names is None else list(names)
         if len(names) != len(token_ids):
             raise ConfigError(f"{len(token_ids)} texts need as many ids, not {len(names)}")
         keep = _keep(token_ids, skip)
         offsets = np.concatenate([[0], np.cumsum([kept.sum() for kept in keep])]).astype(np.int64)
-        values = np.empty((offsets[-1], self.contract.dim), np.float16)
+        values, weights = np.empty((offsets[-1], self.contract.dim), np.float16), None
         self.model.eval()
         for rows in by_length([len(ids) for ids in token_ids], self.batch_tokens):
             batch = pad([token_ids[row] for row in rows], [attended[row] for row in rows], [keep[row] for row in rows])
-            vectors = self.embed(batch)[batch.keep_mask.to(self.device)].half().cpu().numpy()
+            texts = embed(batch)
             places = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
-            values[places] = vectors
+            values[places] = texts.vectors[texts.mask].half().cpu().numpy()
+            if texts.weights is not None:
+                weights = np.empty(offsets[-1], np.float32) if weights is None else weights
+                weights[places] = texts.weights[texts.mask].float().cpu().numpy()
         kept_ids = [ids[kept] for ids, kept in zip(token_ids, keep, strict=True)]
-        return TokenEmbeddings(values, offsets, names, np.concatenate(kept_ids).astype(np.int32) if kept_ids else np.empty(0, np.int32))
+        flat_ids = np.concatenate(kept_ids).astype(np.int32) if kept_ids else np.empty(0, np.int32)
+        return TokenEmbeddings(values, offsets, names, flat_ids, weights)
 
 
 def weights_digest(network: Network) -> str:
-    """sha256 (hex) over the names, shapes and bytes of the weights that a network uses, and over what its projections do with theirs."""
+    """sha256 (hex) over the names, shapes and bytes of the weights that a network uses, and over what its projections and its scorer
+    do with theirs."""
     sha = hashlib.sha256()
     for projection in network.projections:
         sha.update(f"{type(projection.activation).__name__} {projection.use_residual};".encode())
+    sha.update(b"" if network.scorer.name == "maxsim" else canonical_json(network.scorer.settings.model_dump(mode="json")))
     for name, tensor in sorted(network.state_dict().items()):
         if name.startswith("backbone.pooler."):
             continue

@@ -1,10 +1,16 @@
-"""The network of an encoder: a transformer, projections, and the mask and norm of ALGORITHMS 1.3."""
+"""The network of an encoder: a transformer, projections, the mask and norm of ALGORITHMS 1.3, and a scorer's token weights."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from ray_lir.config import Config
+from ray_lir.models.attention import AttentionRecorder, LastAttention
+from ray_lir.models.batches import EmbeddedTexts, TokenBatch
+from ray_lir.models.scorers import MaxSim, Scorer
 
 
 class Dense(nn.Module):
@@ -35,20 +41,47 @@ class Dense(nn.Module):
 
 
 class Network(nn.Module):
-    """Token ids to token embeddings: the last hidden states of `backbone`, through each projection, masked, normalised."""
+    """Token ids to token embeddings: the last hidden states of `backbone`, through each projection, masked, normalised.
 
-    def __init__(self, backbone: PreTrainedModel, projections: Iterable[Dense] = (), normalize: bool = True):
+    Attributes:
+        scorer: weighs the tokens, and scores queries with documents; its heads, if it has any, stay in float32.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, projections: Iterable[Dense] = (), normalize: bool = True, scorer: Scorer | None = None):
         super().__init__()
         self.backbone = backbone
         layers = list(projections)
         self.projections = nn.ModuleList(layers)
         self.normalize = normalize
         self.dim: int = layers[-1].linear.out_features if layers else backbone.config.hidden_size
+        self.scorer = scorer or MaxSim(self.dim, Config())
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, keep_mask: Tensor) -> Tensor:
-        """[B, L] ids and masks to [B, L, D] float32 vectors; rows outside `keep_mask` are exact zeros (masked before the norm)."""
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    def queries(self, batch: TokenBatch) -> EmbeddedTexts:
+        """Queries with the scorer's weights of their tokens; differentiable. Rows outside the mask are zeros (masked before the norm)."""
+        return self._embed(batch, self.scorer.query_weights)
+
+    def documents(self, batch: TokenBatch) -> EmbeddedTexts:
+        """The same of documents."""
+        return self._embed(batch, self.scorer.document_weights)
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> "Network":
+        """Moves it, and gives all but the scorer's heads the number format."""
+        self.to(device, dtype)
+        self.scorer.float()
+        return self
+
+    def _embed(self, batch: TokenBatch, weigh: Callable[[Tensor, LastAttention | None], Tensor | None]) -> EmbeddedTexts:
+        recorder = AttentionRecorder() if self.scorer.reads_attention else None
+        with recorder or nullcontext():
+            projected = self._project(batch)
+        with torch.autocast(projected.device.type, enabled=False):
+            weights = weigh(projected, recorder.last(batch.attention_mask) if recorder else None)
+            vectors = nn.functional.normalize(projected, dim=-1, eps=1e-12) if self.normalize else projected
+            return EmbeddedTexts(vectors, batch.keep_mask, weights)
+
+    def _project(self, batch: TokenBatch) -> Tensor:
+        """[B, L, D] float32 vectors before the norm."""
+        hidden = self.backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         for projection in self.projections:
             hidden = projection(hidden)
-        vectors = hidden.float() * keep_mask.unsqueeze(-1)
-        return nn.functional.normalize(vectors, dim=-1, eps=1e-12) if self.normalize else vectors
+        return hidden.float() * batch.keep_mask.unsqueeze(-1)

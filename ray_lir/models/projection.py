@@ -1,4 +1,4 @@
-"""Fitting a projection to fewer dimensions on a sample of a corpus: pca:DIM.
+"""Projections to fewer dimensions: fitted on a sample of a corpus (pca:DIM), or fresh, for training.
 
 T token vectors in all, D dimensions before and d after.
 """
@@ -32,14 +32,39 @@ def fit_projection(encoder: Encoder, texts: Sequence[str], projection: str) -> E
         ConfigError: if the projection is not of that form, or there are no texts.
     """
     dim = parse_projection(projection, encoder.contract.dim)
+    if encoder.contract.scorer != "maxsim":
+        raise ConfigError(f"{projection} would not fit the heads of scorer {encoder.contract.scorer}; fit it before training them")
     if not texts:
         raise ConfigError(f"{projection} needs documents to be fitted on; the corpus has none")
     rows_dD = _leading_eigenvectors(_second_moment(encoder, texts), dim)
     backbone = encoder.model.backbone
     layer = Dense(encoder.contract.dim, dim)
     layer.linear.weight.data = torch.from_numpy(rows_dD).to(encoder.device, next(backbone.parameters()).dtype)
-    network = Network(backbone, [*encoder.model.projections, layer], encoder.model.normalize).eval()
-    contract = encoder.contract.model_copy(update={"dim": dim, "weights_digest": weights_digest(network)})
+    return _with_layer(encoder, layer)
+
+
+def fresh_projection(encoder: Encoder, dim: int) -> Encoder:
+    """The encoder with a Dense layer to `dim` dimensions, without a bias, drawn from torch's random numbers: for training to fill.
+
+    An encoder that ends in so many dimensions already is given back as it is.
+
+    Raises:
+        ConfigError: if the encoder has a trained projection to other dimensions, or heads.
+    """
+    if encoder.contract.dim == dim:
+        return encoder
+    if len(encoder.model.projections) or encoder.contract.scorer != "maxsim":
+        raise ConfigError(
+            f"{encoder.contract.checkpoint} has a trained projection to {encoder.contract.dim} dimensions; "
+            f"set --projection_dim {encoder.contract.dim} or none"
+        )
+    layer = Dense(encoder.contract.dim, dim)
+    return _with_layer(encoder, layer.to(encoder.device))
+
+
+def _with_layer(encoder: Encoder, layer: Dense) -> Encoder:
+    network = Network(encoder.model.backbone, [*encoder.model.projections, layer], encoder.model.normalize).eval()
+    contract = encoder.contract.model_copy(update={"dim": network.dim, "weights_digest": weights_digest(network)})
     return Encoder(contract, TextTokenizer(contract, encoder.tokenizer.tokenizer), network, encoder.batch_tokens)
 
 

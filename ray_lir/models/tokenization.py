@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -11,6 +12,19 @@ from ray_lir.errors import ConfigError
 from ray_lir.formats.contract import EncoderContract
 from ray_lir.models import layouts
 from ray_lir.models.checkpoint import find
+
+
+@dataclass(frozen=True)
+class TokenSpans:
+    """Where the vectors of a text come from: one entry for each token that is kept.
+
+    Attributes:
+        pieces: the tokens as the vocabulary has them.
+        spans: [T, 2] int64, first and end character of the text; -1, -1 for tokens that are not in it (special, marker, prompt).
+    """
+
+    pieces: list[str]
+    spans: np.ndarray
 
 
 class TextTokenizer:
@@ -62,6 +76,40 @@ class TextTokenizer:
             return ids
         missing = (self.contract.expansion_length or self.contract.query_length) - len(ids)
         return np.pad(ids, (0, max(0, missing)), constant_values=self._expansion)
+
+    def document_spans(self, text: str) -> TokenSpans:
+        """The tokens of a document that have a vector, in the order of their vectors."""
+        contract = self.contract
+        return self._spans(self._document_tokenizer, text, contract.document_prompt, self._document_marker, contract.skip_tokens, False)
+
+    def query_spans(self, text: str) -> TokenSpans:
+        """The same for a query, expansion tokens included."""
+        contract = self.contract
+        return self._spans(self._query_tokenizer, text, contract.query_prompt, self._query_marker, contract.query_skip_tokens, True)
+
+    def _spans(self, tokenizer: Tokenizer, text: str, prompt: str, marker: int | None, skip: Sequence[int], expand: bool) -> TokenSpans:
+        encoding = tokenizer.encode(self._prepared(text, prompt))
+        ids, spans = np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        origins = self._origins(text, prompt)
+        inside = (spans[:, 0] < spans[:, 1]) & (origins[spans[:, 0]] >= 0)
+        spans = np.where(inside[:, None], np.stack([origins[spans[:, 0]], origins[spans[:, 1] - 1] + 1], axis=1), -1)
+        if marker is not None:
+            at = min(1, len(ids))
+            ids, spans = np.insert(ids, at, np.int32(marker)), np.insert(spans, at, -1, axis=0)
+        if expand:
+            ids = self.expand(ids)
+            spans = np.pad(spans, ((0, len(ids) - len(spans)), (0, 0)), constant_values=-1)
+        kept = ~np.isin(ids, skip)
+        return TokenSpans(self.tokenizer.convert_ids_to_tokens(ids[kept].tolist()), spans[kept])
+
+    def _origins(self, text: str, prompt: str) -> np.ndarray:
+        """For each character of the prepared text its place in `text`, -1 in the prompt; and one more for the end."""
+        stripped = text.strip()
+        start = len(text) - len(text.lstrip())
+        places = np.concatenate([np.full(len(prompt), -1), np.arange(start, start + len(stripped))])
+        if self.contract.lower_case:  # one character may become several
+            places = np.repeat(places, [len(character.lower()) for character in prompt + stripped])
+        return np.append(places, -1)
 
     def _ids(self, tokenizer: Tokenizer, texts: Sequence[str], prompt: str, marker: int | None) -> list[np.ndarray]:
         if "RAY_RAYLET_PID" in os.environ:  # in a Ray worker, where each one would start a thread a core

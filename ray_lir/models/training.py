@@ -1,9 +1,12 @@
-"""Contrastive training of an encoder: the optimiser, its schedule, one step, and the state that a checkpoint holds.
+"""Training of an encoder for a scorer: one step, and the state that a checkpoint holds.
 
-Nothing here is random beyond (seed, step, worker): the state is the weights, the optimiser's moments and the step, and a
-training that continues from it is the training that was never interrupted.
+Nothing here is random beyond (seed, step, worker, piece): the state is the weights, the optimiser's moments and the step, and
+a training that continues from it is the training that was never interrupted.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,14 @@ from torch import Tensor, nn
 
 from ray_lir.config import Config, EncoderConfig, TrainingConfig
 from ray_lir.errors import ConfigError
-from ray_lir.models import collectives
+from ray_lir.models import collectives, gradient_cache
+from ray_lir.models.batches import EmbeddedTexts, TokenBatch
+from ray_lir.models.dev_set import DevSet, ndcg_at_10
 from ray_lir.models.encoder import Encoder, choose_dtype
-from ray_lir.models.losses import ContrastiveLoss
-from ray_lir.models.scorers import SCORERS
-from ray_lir.models.training_pairs import Batch, TrainingPairs
+from ray_lir.models.losses import Objective, Targets
+from ray_lir.models.optimization import learning_rate_at, make_optimizer, set_learning_rate
+from ray_lir.models.projection import fresh_projection
+from ray_lir.models.training_data import Batch, TrainingData, batches
 
 
 class StepRecord(Config):
@@ -27,69 +33,81 @@ class StepRecord(Config):
     loss: float
     learning_rate: float
     temperature: float
+    query_weight: float = 1.0
+    """Mean weight of the query tokens: 1 unless the scorer weighs them."""
+    ndcg_at_10: float | None = None
+    """On the dev set after the step, if it was evaluated then."""
     examples_per_second: float = 0.0
     """Queries a second over all workers."""
 
 
 class Training:
-    """An encoder in training: owns its weights, the loss's temperature and the optimiser's moments.
+    """An encoder in training: owns its weights, the losses' temperatures and the optimiser's moments.
 
     Under torch.distributed every worker holds one, and takes its share of each batch; negatives and gradients are those
     of the whole batch.
 
     Attributes:
-        encoder: the encoder; its weights are float32 and change with every step.
+        encoder: the encoder, for the scorer of the configuration; its weights are float32 and change with every step.
         step: steps taken so far.
     """
 
-    def __init__(self, encoder: Encoder, pairs: TrainingPairs, config: TrainingConfig, bfloat16: bool = False):
-        self.encoder, self.pairs, self.config, self.bfloat16 = (encoder, pairs, config, bfloat16)
+    def __init__(self, encoder: Encoder, data: TrainingData, config: TrainingConfig, bfloat16: bool = False):
+        self.encoder = prepare(encoder, config)
+        self.data, self.config, self.bfloat16 = data, config, bfloat16
         self.step = 0
         self._device = encoder.device
-        self._loss = ContrastiveLoss(config.temperature).to(self._device)
-        self._modules = nn.ModuleDict({"encoder": encoder.model, "loss": self._loss})
-        self._optimizer = _optimizer(self._modules, config)
+        self._objective = Objective(config).to(self._device)
+        network = self.encoder.model
+        self._modules = nn.ModuleDict({"encoder": network, "loss": self._objective})
+        body, heads = nn.ModuleList([network.backbone, network.projections]), nn.ModuleList([network.scorer, self._objective])
+        self._optimizer = make_optimizer(body, heads, config)
         collectives.copy_from_first_worker(self._modules)
 
-    def run_step(self, batch: Batch) -> StepRecord:
-        """One optimiser step on the whole batch, of which this worker encodes its share.
+    def remaining(self) -> Iterator[tuple[Batch, ...]]:
+        """The batches of each step that is left."""
+        config = self.config
+        stream = batches(self.data, config.batch_size, config.seed, config.num_negatives, self.step * config.accumulate)
+        return (tuple(islice(stream, config.accumulate)) for _ in range(self.step, config.max_steps))
+
+    def run_step(self, *batches: Batch) -> StepRecord:
+        """One optimiser step on the mean of whole batches, of which this worker encodes its share.
 
         Raises:
-            ConfigError: if the loss is no longer a finite number.
+            ConfigError: if the loss is no longer a finite number, all gates are closed, or the scorer cannot score such a batch.
         """
-        _seed_worker(self.config.seed, self.step)
         learning_rate = learning_rate_at(self.step, self.config)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self._optimizer, learning_rate)
         self._modules.train()
-        loss = self.loss(batch)
-        mean_loss = float(collectives.mean_over_workers(loss))
+        self._optimizer.zero_grad()
+        parts = torch.stack([self._backward(batch, number, 1 / len(batches)) for number, batch in enumerate(batches)])
+        mean_loss, query_weight = collectives.mean_over_workers(parts.sum(0)).tolist()
         if not np.isfinite(mean_loss):
             raise ConfigError(
                 f"the loss is {mean_loss} at step {self.step + 1}: give a lower --learning_rate or another --encoder.checkpoint"
             )
-        self._optimizer.zero_grad()
-        loss.backward()
+        if not query_weight:
+            raise ConfigError(
+                f"all gates are 0 at step {self.step + 1}, where they learn nothing more: start again with a lower --head_learning_rate"
+            )
         collectives.average_gradients(self._modules.parameters())
         nn.utils.clip_grad_norm_(self._modules.parameters(), self.config.max_gradient_norm)
         record = StepRecord(
-            step=self.step + 1, loss=mean_loss, learning_rate=learning_rate, temperature=float(self._loss.temperature.detach())
+            step=self.step + 1,
+            loss=mean_loss,
+            learning_rate=learning_rate,
+            temperature=self._objective.temperature,
+            query_weight=query_weight,
         )
         self._optimizer.step()
-        self._loss.hold_temperature()
+        self._objective.hold_temperatures()
         self.step += 1
         return record
 
-    def loss(self, batch: Batch) -> Tensor:
-        """The mean loss of this worker's share of the queries, against the documents of the whole batch."""
-        share = np.arange(len(batch.queries)).reshape(collectives.num_workers(), -1)[collectives.rank()]
-        queries = self.encoder.batch_queries([self.pairs.queries[number] for number in batch.queries[share]]).to(self._device)
-        documents = self.encoder.batch_documents([self.pairs.documents[number] for number in batch.documents[share]]).to(self._device)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.bfloat16):
-            query_embeddings, document_embeddings = (self.encoder.embed(queries), self.encoder.embed(documents))
-        embeddings, mask = collectives.gather_texts(document_embeddings.float(), documents.keep_mask)
-        scores = SCORERS[self.config.scorer](query_embeddings.float(), embeddings, queries.keep_mask, mask)
-        return self._loss(scores, self._tensor(share), self._tensor(batch.excluded[share]))
+    def evaluate(self, dev: DevSet) -> float:
+        """nDCG@10 of the encoder as it is now; all workers get the same."""
+        with self._autocast():
+            return ndcg_at_10(self.encoder, dev)
 
     def save(self, path: Path) -> None:
         """Writes everything that `load` needs to continue."""
@@ -102,14 +120,70 @@ class Training:
         self._optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
 
+    def _backward(self, batch: Batch, number: int, factor: float) -> Tensor:
+        """Adds `factor` times the gradients of this worker's share of a batch; returns as much of its loss and mean query weight, [2]."""
+        share = np.arange(len(batch.queries)).reshape(collectives.num_workers(), -1)[collectives.rank()]
+        queries = [self.data.queries[query] for query in batch.queries[share]]
+        documents = [self.data.documents[document] for document in batch.documents[share].ravel()]
+        targets = Targets(
+            self._tensor(share * batch.documents.shape[1]),
+            self._tensor(batch.excluded[share]),
+            None if batch.teacher is None else self._tensor(batch.teacher[share]),
+        )
+        sides = (
+            self._pieces(queries, self.encoder.batch_queries, self.encoder.embed_queries, [number, 0]),
+            self._pieces(documents, self.encoder.batch_documents, self.encoder.embed_documents, [number, 1]),
+        )
+
+        mean_weight = torch.ones((), device=self._device)
+
+        def loss(queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
+            if queries.weights is not None:
+                mean_weight.copy_(queries.weights.detach()[queries.mask].mean())
+            scores = self.encoder.model.scorer.training_scores(queries, collectives.gather_texts(documents))
+            return factor * self._objective(scores, queries, targets)
+
+        return torch.stack([gradient_cache.backward(sides, loss), factor * mean_weight])
+
+    def _pieces(
+        self,
+        texts: Sequence[str],
+        pad: Callable[[Sequence[str]], TokenBatch],
+        embed: Callable[[TokenBatch], EmbeddedTexts],
+        place: list[int],
+    ) -> list[gradient_cache.Piece]:
+        """What embeds the texts, `micro_batch` at a time."""
+        size = self.config.micro_batch or len(texts)
+        parts = [pad(texts[start : start + size]) for start in range(0, len(texts), size)]
+        return [partial(self._embed, embed, part, [*place, number]) for number, part in enumerate(parts)]
+
+    def _embed(self, embed: Callable[[TokenBatch], EmbeddedTexts], batch: TokenBatch, place: list[int]) -> EmbeddedTexts:
+        _seed([self.config.seed, self.step, collectives.rank(), *place])
+        with self._autocast():
+            return embed(batch)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.bfloat16)
+
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device)
 
 
 def load_encoder(config: EncoderConfig, seed: int, device: str) -> Encoder:
-    """An encoder with float32 weights; rows that its checkpoint lacks are drawn from the seed."""
+    """An encoder with float32 weights; rows that its checkpoint lacks, and the heads of a scorer, are drawn from the seed."""
     torch.manual_seed(seed)
     return Encoder.load(config.model_copy(update={"device": device, "precision": "float32"}))
+
+
+def prepare(encoder: Encoder, config: TrainingConfig) -> Encoder:
+    """The encoder with the projection and the scorer that a configuration asks for; what is new is drawn from torch's random numbers.
+
+    Raises:
+        ConfigError: if the checkpoint has been trained for another scorer or with another projection.
+    """
+    if config.projection_dim:
+        encoder = fresh_projection(encoder, config.projection_dim)
+    return encoder.with_scorer(config.scorer, config.scorer_settings)
 
 
 def bfloat16_wanted(precision: str, device: torch.device) -> bool:
@@ -119,23 +193,6 @@ def bfloat16_wanted(precision: str, device: torch.device) -> bool:
     return choose_dtype(precision, device) == torch.bfloat16
 
 
-def learning_rate_at(step: int, config: TrainingConfig) -> float:
-    """The learning rate of the step after `step` steps: a linear rise over the warm-up, then a linear fall towards 0."""
-    warmup = round(config.warmup_fraction * config.max_steps)
-    rising = (step + 1) / (warmup + 1)
-    falling = (config.max_steps - step) / (config.max_steps - warmup)
-    return config.learning_rate * min(rising, falling)
-
-
-def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
-
-
-def _seed_worker(seed: int, step: int) -> None:
-    """Dropout depends on the step and the worker alone, so it needs no place in the state."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, collectives.rank()]).generate_state(1, np.uint64)[0]))
+def _seed(place: list[int]) -> None:
+    """Dropout depends on where a piece stands in the training alone, so it needs no place in the state."""
+    torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))

@@ -48,12 +48,12 @@ def read_json(path: Path) -> Any:
 
 
 def load_config(folder: Path) -> PretrainedConfig:
-    with _loading(folder):
+    with loading(folder):
         return AutoConfig.from_pretrained(folder)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    with _loading(folder):
+    with loading(folder):
         return AutoTokenizer.from_pretrained(folder)
 
 
@@ -65,7 +65,7 @@ def load_backbone(folder: Path, state: dict[str, torch.Tensor] | None = None) ->
     """
     config = load_config(folder)
     model_class = getattr(transformers, ENCODER_ONLY.get(config.model_type, "AutoModel"))
-    with _loading(folder):
+    with loading(folder):
         if state is None:
             model, info = model_class.from_pretrained(folder, config=config, dtype=torch.float32, output_loading_info=True)
             missing = info["missing_keys"]
@@ -95,14 +95,14 @@ def load_dense(folder: Path, default_activation: str) -> Dense:
         activation=_activation(config.get("activation_function", default_activation), folder),
         use_residual=bool(config.get("use_residual", False)),
     )
-    with _loading(folder):
+    with loading(folder):
         dense.load_state_dict(state)
     return dense.float()
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of model.safetensors or pytorch_model.bin, by name."""
-    with _loading(folder):
+    with loading(folder):
         if (folder / "model.safetensors").exists():
             return load_file(folder / "model.safetensors")
         return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
@@ -137,6 +137,17 @@ def expansion_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return tokenizer.mask_token or tokenizer.eos_token or tokenizer.pad_token
 
 
+@contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """Quiet, and what is raised becomes one line."""
+    try:
+        with quiet():
+            yield
+    except Exception as error:  # corrupt files surface as almost any exception
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"cannot load the checkpoint {folder} ({type(error).__name__}: {reason}); copy it again") from None
+
+
 def _activation(path: str, folder: Path) -> nn.Module:
     kind = getattr(nn, path.rpartition(".")[2], None)
     if not path.startswith("torch.nn.") or not isinstance(kind, type) or not issubclass(kind, nn.Module):
@@ -156,14 +167,3 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def _loading(folder: Path) -> Iterator[None]:
-    """Quiet, and what is raised becomes one line."""
-    try:
-        with quiet():
-            yield
-    except Exception as error:  # corrupt files surface as almost any exception
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"cannot load the checkpoint {folder} ({type(error).__name__}: {reason}); copy it again") from None

@@ -20,6 +20,7 @@ from ray_lir.models.layouts.parts import (
     word_ids,
 )
 from ray_lir.models.network import Network
+from ray_lir.models.scorers.files import load_scorer
 
 PYLATE_KEYS = {
     "query_prefix",
@@ -66,7 +67,9 @@ def load(path: Path) -> Parts:
         conventions["lower_case"] = True
     # checkpoint.save writes an identity where there is no projection.
     projections = [layer for layer in dense if not layer.is_identity]
-    return Parts(Network(backbone, projections, conventions.get("normalize", True)), tokenizer, conventions)
+    network = Network(backbone, projections, conventions.get("normalize", True))
+    network.scorer = load_scorer(path, network.dim)
+    return Parts(network, tokenizer, {**conventions, "scorer": network.scorer.name})
 
 
 def transformer_folder(path: Path) -> Path:

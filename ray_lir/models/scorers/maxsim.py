@@ -1,31 +1,32 @@
 """MaxSim: every query token finds its best document token, and the best similarities are added up (ALGORITHMS 2.1).
 
-B queries of n tokens, N documents of m tokens, d dimensions.
+B queries, N documents.
 """
 
-import torch
+from torch import Tensor
+
+from ray_lir.models.batches import EmbeddedTexts
+from ray_lir.models.scorers.interaction import cosines, take, total, winners
+from ray_lir.models.scorers.scorer import Scorer
 
 
-def scores(
-    queries: torch.Tensor, documents: torch.Tensor, query_mask: torch.Tensor | None = None, document_mask: torch.Tensor | None = None
-) -> torch.Tensor:
-    """All-pairs scores [B, N]; differentiable.
+class MaxSim(Scorer):
+    """ColBERT's scorer."""
 
-    A masked document token never wins, a masked query token adds nothing, and a document without tokens scores -inf.
+    name = "maxsim"
 
-    Args:
-        queries: [B, n, d].
-        documents: [N, m, d].
-        query_mask: [B, n], true where there is a token; None: everywhere.
-        document_mask: [N, m], likewise.
+    def forward(self, queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
+        return scores(queries, documents)
+
+
+def scores(queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
+    """All-pairs scores [B, N]; differentiable. The weighted form of ALGORITHMS 7 where the texts have weights.
+
+    Weights do not choose the best token, they only multiply its similarity. A masked document token never wins, a masked
+    query token adds nothing, and a document without tokens scores -inf.
     """
-    similarities = torch.einsum("bid,njd->bnij", queries, documents)
-    if document_mask is not None:
-        similarities = similarities.masked_fill(~document_mask.bool()[None, :, None, :], -torch.inf)
-    best = similarities.amax(-1)
-    if query_mask is not None:
-        best = best.masked_fill(~query_mask.bool()[:, None, :], 0.0)
-    totals = best.sum(-1)
-    if document_mask is not None:
-        totals = totals.masked_fill(~document_mask.bool().any(-1)[None, :], -torch.inf)
-    return totals
+    best = winners(queries, documents)
+    terms = cosines(queries, documents, best)
+    if documents.weights is not None:
+        terms = terms * take(documents.weights.unsqueeze(-1), best).squeeze(-1)
+    return total(terms, queries, documents)

@@ -1,0 +1,172 @@
+"""Mines hard negatives with an index: n-way tuples to train on, scored by a cross-encoder if there is one."""
+
+import gzip
+import io
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from ray_lir import logs
+from ray_lir.config import Config, EncoderConfig
+from ray_lir.errors import ConfigError
+from ray_lir.evaluation.datasets import Dataset, load_dataset
+from ray_lir.formats import storage
+from ray_lir.formats.records import document_text, read_documents
+from ray_lir.models.cross_encoder import CrossEncoder
+from ray_lir.models.encoder import Encoder
+from ray_lir.models.training_data import collect
+from ray_lir.progress import track
+from ray_lir.search import Searcher
+
+from .cli import main
+from .evaluate import QueryEncoderConfig
+
+QUERIES_AT_ONCE = 256
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+Row = dict[str, Any]
+
+
+class MineConfig(Config):
+    """Searches an index for documents that a query's positives compete with; jobs.train --examples reads the result."""
+
+    index: str
+    """Folder of the index."""
+    dataset: str
+    """Folder or URL in the BEIR layout, or the name of a BEIR dataset to download: the index's collection."""
+    split: str = "train"
+    """Which judgements: qrels/SPLIT.tsv."""
+    output: str
+    """File of the tuples: .jsonl, .jsonl.gz or .parquet. One for each query and positive: the positive first, then negatives."""
+    num_negatives: int = Field(31, ge=1)
+    """Negatives of each tuple."""
+    depth: int = Field(256, ge=1)
+    """Best documents of a query that negatives are taken from; judged positives are no negatives."""
+    skip: int = Field(0, ge=0)
+    """Best negatives of a query that are left out: they may be positives that nobody judged."""
+    choose: Literal["random", "best"] = "random"
+    """Which of the others."""
+    seed: int = Field(0, ge=0)
+    engine: str = "auto"
+    """How the index is searched."""
+    encoder: QueryEncoderConfig = QueryEncoderConfig()
+    cross_encoder: str | None = None
+    """Folder or Hugging Face name of a cross-encoder with one label, such as cross-encoder/ms-marco-MiniLM-L-6-v2."""
+    cross_encoder_length: int = Field(256, ge=8)
+    """Tokens that it reads of query and document together."""
+
+
+def mine(config: MineConfig) -> dict[str, Any]:
+    """Writes the tuples; nothing is written before all are there.
+
+    Raises:
+        ConfigError: if a setting or a path is wrong, a query has no positive, or fewer documents are found than wanted.
+        FormatError: if the index or the dataset is damaged.
+        IncompatibleError: if the encoder is not the one that the index was made with.
+    """
+    _check_output(config)
+    searcher = Searcher.open(config.index)
+    dataset = load_dataset(config.dataset, config.split)
+    positives = _positives(dataset)
+    teacher = config.cross_encoder and CrossEncoder.load(
+        config.cross_encoder, config.cross_encoder_length, config.encoder.device, config.encoder.precision
+    )
+    with logs.stage("search") as record:
+        found = _negatives(config, searcher, dataset, positives)
+        negatives = dict(track(found, "search", len(dataset.queries), lambda _: 1, "queries"))
+        record.update(queries=len(negatives))
+    rows = [{"query_id": query, "document_ids": [positive, *negatives[query]]} for query, found in positives.items() for positive in found]
+    if teacher:
+        with logs.stage("score") as record:
+            _add_scores(rows, dataset, teacher)
+            record.update(pairs=sum(len(row["scores"]) for row in rows))
+    storage.write_bytes(config.output, _file(rows, config.output))
+    return {
+        "output": storage.absolute(config.output),
+        "queries": len(positives),
+        "rows": len(rows),
+        "num_negatives": config.num_negatives,
+        "scored": teacher is not None,
+    }
+
+
+def _check_output(config: MineConfig) -> None:
+    if not config.output.endswith(SUFFIXES):
+        raise ConfigError(f"--output {config.output} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    if storage.exists(config.output):
+        raise ConfigError(f"{config.output} is there already; give another --output, or remove it first")
+    if config.skip + config.num_negatives > config.depth:
+        raise ConfigError(
+            f"--skip {config.skip} and --num_negatives {config.num_negatives} are more than --depth {config.depth}; raise the depth"
+        )
+
+
+def _positives(dataset: Dataset) -> dict[str, list[str]]:
+    positives = {query: [doc_id for doc_id, grade in grades.items() if grade > 0] for query, grades in dataset.qrels.items()}
+    without = [query for query, found in positives.items() if not found]
+    if without:
+        raise ConfigError(
+            f"{len(without)} of {len(positives)} queries of split {dataset.split} have no document judged above 0, "
+            f"{without[0]!r} for one; take their judgements out of qrels/{dataset.split}.tsv"
+        )
+    return positives
+
+
+def _negatives(
+    config: MineConfig, searcher: Searcher, dataset: Dataset, positives: Mapping[str, list[str]]
+) -> Iterator[tuple[str, list[str]]]:
+    """Each query's id with the ids of its negatives, best first."""
+    contract = searcher.manifest.contract
+    given = config.encoder.model_dump()
+    encoder = Encoder.for_contract(contract, EncoderConfig(**given | {"checkpoint": given["checkpoint"] or contract.checkpoint}))
+    depth = config.depth + max(map(len, positives.values()))
+    ids = iter(dataset.queries)
+    number = 0
+    while part := list(islice(ids, QUERIES_AT_ONCE)):
+        answers = searcher.search(encoder.encode_queries([dataset.queries[query] for query in part], part), depth, config.engine)
+        for query, answer in zip(part, answers, strict=True):
+            known = {*positives[query], query}  # ArguAna's queries are documents of their own corpus
+            others = [doc_id for doc_id in searcher.doc_ids(answer.documents) if doc_id not in known]
+            yield query, _chosen(config, query, others[: config.depth][config.skip :], number)
+            number += 1
+
+
+def _chosen(config: MineConfig, query: str, candidates: list[str], number: int) -> list[str]:
+    if len(candidates) < config.num_negatives:
+        raise ConfigError(
+            f"the search found {len(candidates)} negatives for query {query!r} and {config.num_negatives} are wanted; "
+            "lower --num_negatives, or choose --engine exact"
+        )
+    if config.choose == "best":
+        return candidates[: config.num_negatives]
+    places = np.random.default_rng([config.seed, number]).choice(len(candidates), config.num_negatives, replace=False)
+    return [candidates[place] for place in np.sort(places)]
+
+
+def _add_scores(rows: list[Row], dataset: Dataset, teacher: CrossEncoder) -> None:
+    """Gives each row its scores, shifted so that the least is 0: losses do not depend on it, and files of scores are at least 0."""
+    wanted = dict.fromkeys(doc_id for row in rows for doc_id in row["document_ids"])
+    corpus = ((document.doc_id, document_text(document.title, document.text)) for document in read_documents(dataset.corpus))
+    numbers, texts = collect(wanted, corpus)
+    for row in track(rows, "score", len(rows), lambda _: 1, "tuples"):
+        query = dataset.queries[row["query_id"]]
+        logits = teacher.scores([(query, texts[numbers[doc_id]]) for doc_id in row["document_ids"]])
+        row["scores"] = (logits - logits.min()).tolist()
+
+
+def _file(rows: list[Row], name: str) -> bytes:
+    if name.endswith(".parquet"):
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), buffer)
+        return buffer.getvalue()
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    return gzip.compress(lines, mtime=0) if name.endswith(".gz") else lines
+
+
+if __name__ == "__main__":
+    main(MineConfig, mine)

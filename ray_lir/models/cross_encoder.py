@@ -1,0 +1,55 @@
+"""A cross-encoder that scores a query and a document read together: a teacher for distillation."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from ray_lir.errors import ConfigError
+from ray_lir.models import checkpoint
+from ray_lir.models.batches import by_length
+from ray_lir.models.encoder import BATCH_TOKENS, choose_device, choose_dtype
+from ray_lir.models.layouts.parts import load_tokenizer, loading
+
+
+class CrossEncoder:
+    """Scores pairs of texts; a pair's score does not depend on the pairs beside it.
+
+    Attributes:
+        max_length: tokens of query and document together; the longer of the two is cut first.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int):
+        self.max_length = max_length
+        self._model = model
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, name: str, max_length: int = 256, device: str = "auto", precision: str = "auto") -> "CrossEncoder":
+        """A sequence classifier with one label, from a folder or the Hugging Face hub.
+
+        Raises:
+            ConfigError: if there is none, or it has another number of labels.
+        """
+        folder = checkpoint.find(name)
+        tokenizer = load_tokenizer(folder)
+        place = choose_device(device)
+        with loading(folder):
+            model, info = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        if model.config.num_labels != 1 or info["missing_keys"]:
+            missing = f"lacks weights of a classifier ({min(info['missing_keys'])})" if info["missing_keys"] else ""
+            raise ConfigError(f"{name} {missing or f'gives {model.config.num_labels} scores a pair'}; give a cross-encoder with one label")
+        return cls(model.eval().to(place, choose_dtype(precision, place)), tokenizer, max_length)
+
+    @torch.inference_mode()
+    def scores(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """[P] float32, the logit of each (query, document); more is more relevant."""
+        queries, documents = ([pair[side] for pair in pairs] for side in (0, 1))
+        encoded = self._tokenizer(queries, documents, truncation="longest_first", max_length=self.max_length)
+        device = self._model.device
+        result = np.empty(len(pairs), np.float32)
+        for rows in by_length([len(ids) for ids in encoded["input_ids"]], BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])):
+            batch = self._tokenizer.pad({name: [values[row] for row in rows] for name, values in encoded.items()}, return_tensors="pt")
+            result[rows] = self._model(**batch.to(device)).logits[:, 0].float().cpu().numpy()
+        return result

@@ -1,0 +1,44 @@
+"""ColBERT-Att: MaxSim whose tokens weigh e^A, A being the attention that they receive in the last layer (ALGORITHMS 6)."""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from ray_lir.config import AttentionConfig
+from ray_lir.models.attention import LastAttention
+from ray_lir.models.batches import EmbeddedTexts
+from ray_lir.models.scorers import maxsim
+from ray_lir.models.scorers.scorer import Scorer
+
+
+class Attention(Scorer):
+    """ColBERT-Att's scorer. In training delta is 1 (ALGORITHMS 6.1); afterwards it is min(1, tokens / delta_length)."""
+
+    name = "attention"
+    Settings = AttentionConfig
+    reads_attention: ClassVar[bool] = True
+
+    settings: AttentionConfig
+
+    def query_weights(self, projected_BnD: Tensor, attention: LastAttention | None) -> Tensor | None:
+        return None if self.settings.sides == "documents" else self._received(attention).exp()
+
+    def document_weights(self, projected_NmD: Tensor, attention: LastAttention | None) -> Tensor | None:
+        if self.settings.sides == "queries":
+            return None
+        received = self._received(attention)
+        if self.training or self.settings.delta_length is None:
+            return received.exp()
+        return (received * delta(attention.attended.sum(1), self.settings.delta_length).to(received.dtype)[:, None]).exp()
+
+    def forward(self, queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
+        return maxsim.scores(queries, documents)
+
+    def _received(self, attention: LastAttention) -> Tensor:
+        received = attention.first_row() if self.settings.reading == "cls_row" else attention.column_mean()
+        return received.detach() if self.settings.detach else received
+
+
+def delta(num_tokens_N: Tensor, delta_length: int) -> Tensor:
+    """[N] the exponent min(1, length / l) of documents; the length counts every attended token (ALGORITHMS 10, 12)."""
+    return (num_tokens_N.double() / delta_length).clamp(max=1.0)

@@ -1,0 +1,150 @@
+"""jobs.mine on a small real index: what it takes as negatives, how a cross-encoder scores them, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+from jobs.cli import main
+from jobs.mine import MineConfig, mine
+from ray_lir.build import build_index
+from ray_lir.config import ClusteringConfig, EncoderConfig, IndexConfig, TrainingConfig
+from ray_lir.errors import ConfigError
+from ray_lir.evaluation.datasets import load_dataset
+from ray_lir.formats.records import read_documents
+from ray_lir.models.cross_encoder import CrossEncoder
+from ray_lir.models.encoder import Encoder
+from ray_lir.models.training import Training, load_encoder
+from ray_lir.models.training_files import read_examples
+from ray_lir.search import Searcher
+from tests import translated_words
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a collection, words, an encoder, tiny, an index of both, and a cross-encoder, teacher."""
+    folder = tmp_path_factory.mktemp("mine")
+    words = translated_words.write_collection(folder / "words")
+    encoder = Encoder.load(EncoderConfig(checkpoint=str(translated_words.write_checkpoint(folder / "tiny")), precision="float32"))
+    documents = list(read_documents(str(words)))
+    embeddings = encoder.encode_documents([each.text for each in documents], [each.doc_id for each in documents])
+    build_index(embeddings, str(folder / "index"), IndexConfig(clustering=ClusteringConfig(num_centroids=16)), contract=encoder.contract)
+    torch.manual_seed(1)
+    config = BertConfig.from_pretrained(folder / "tiny", num_labels=1, initializer_range=0.5)
+    BertForSequenceClassification(config).save_pretrained(folder / "teacher")
+    BertTokenizerFast.from_pretrained(folder / "tiny").save_pretrained(folder / "teacher")
+    return folder
+
+
+def configure(place: Path, output: Path, **changes: object) -> MineConfig:
+    fields = {"index": str(place / "index"), "dataset": str(place / "words"), "output": str(output), "num_negatives": 4, "depth": 20}
+    return MineConfig(**fields | {"engine": "exact", "encoder": {"precision": "float32"}} | changes)
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def ranking(place: Path, query: str) -> list[str]:
+    """All documents of the collection, best first."""
+    searcher = Searcher.open(str(place / "index"))
+    encoder = Encoder.load(EncoderConfig(checkpoint=str(place / "tiny"), precision="float32"))
+    text = load_dataset(str(place / "words"), "train").queries[query]
+    (answer,) = searcher.search(encoder.encode_queries([text]), 100, "exact")
+    return searcher.doc_ids(answer.documents)
+
+
+def test_negatives_are_the_best_documents_that_are_not_positive(place, tmp_path):
+    result = mine(configure(place, tmp_path / "tuples.jsonl", choose="best", skip=2))
+    assert result == {"output": str(tmp_path / "tuples.jsonl"), "queries": 96, "rows": 96, "num_negatives": 4, "scored": False}
+    found = {row["query_id"]: row["document_ids"] for row in rows(tmp_path / "tuples.jsonl")}
+    qrels = load_dataset(str(place / "words"), "train").qrels
+    for query, (positive, *negatives) in found.items():
+        assert qrels[query][positive] == 1 and len(negatives) == 4
+    for query in ("q0", "q17", "q95"):
+        assert found[query][1:] == [doc_id for doc_id in ranking(place, query) if doc_id != found[query][0]][2:6]
+
+
+def test_random_negatives_depend_on_the_seed_and_come_from_the_depth(place, tmp_path):
+    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
+        mine(configure(place, tmp_path / f"{name}.jsonl", seed=seed, depth=10))
+    one, two, other = (rows(tmp_path / f"{name}.jsonl") for name in ("one", "two", "other"))
+    assert one == two != other
+    for row in one[:3]:
+        best = [doc_id for doc_id in ranking(place, row["query_id"]) if doc_id != row["document_ids"][0]][:10]
+        assert set(row["document_ids"][1:]) <= set(best) and len(set(row["document_ids"])) == 5
+
+
+@pytest.mark.parametrize("name", ["tuples.jsonl", "tuples.jsonl.gz", "tuples.parquet"])
+def test_mined_tuples_with_scores_train_an_encoder(place, tmp_path, name):
+    assert mine(configure(place, tmp_path / name, cross_encoder=str(place / "teacher")))["scored"]
+    data = read_examples(str(tmp_path / name), str(place / "words"))
+    assert len(data.queries) == 96 and {len(scores) for lists in data.teacher for scores in lists} == {5}
+    assert all(min(scores) == 0 for lists in data.teacher for scores in lists)
+    config = TrainingConfig(batch_size=4, num_negatives=4, distillation_weight=1.0, max_steps=2)
+    training = Training(load_encoder(EncoderConfig(checkpoint=str(place / "tiny")), 0, "cpu"), data, config)
+    assert all(np.isfinite(training.run_step(*batches).loss) for batches in training.remaining())
+
+
+def test_scores_are_the_cross_encoders_up_to_a_constant_a_row(place, tmp_path):
+    mine(configure(place, tmp_path / "tuples.jsonl", cross_encoder=str(place / "teacher")))
+    dataset = load_dataset(str(place / "words"), "train")
+    texts = {document.doc_id: document.text for document in read_documents(str(place / "words"))}
+    model = BertForSequenceClassification.from_pretrained(place / "teacher").eval()
+    tokenizer = BertTokenizerFast.from_pretrained(place / "teacher")
+    for row in rows(tmp_path / "tuples.jsonl")[:3]:
+        pairs = tokenizer(
+            [dataset.queries[row["query_id"]]] * 5, [texts[doc_id] for doc_id in row["document_ids"]], padding=True, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            logits = model(**pairs).logits[:, 0].numpy()
+        np.testing.assert_allclose(row["scores"], logits - logits.min(), rtol=0, atol=1e-4)
+        assert np.ptp(logits) > 1e-3
+
+
+def test_a_pairs_score_does_not_depend_on_the_pairs_beside_it(place):
+    teacher = CrossEncoder.load(str(place / "teacher"), max_length=12, device="cpu", precision="float32")
+    pairs = [("mot1 mot2", "word1"), ("mot3", "word1 word2 word3 " * 20), ("mot4 mot5 mot6", "")]
+    together = teacher.scores(pairs)
+    np.testing.assert_allclose(together, [teacher.scores([pair])[0] for pair in pairs], rtol=0, atol=1e-5)
+    assert teacher.scores(pairs[1:2]) == pytest.approx(teacher.scores([("mot3", "word1 word2 word3 " * 3)]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output": "tuples.csv"}, "must end in .jsonl, .jsonl.gz or .parquet"),
+        ({"skip": 17}, "--skip 17 and --num_negatives 4 are more than --depth 20"),
+        ({"num_negatives": 60, "depth": 100}, "found 47 negatives for query 'q0' and 60 are wanted"),
+        ({"cross_encoder": "/nowhere"}, "no checkpoint folder /nowhere"),
+        ({"cross_encoder": "tiny"}, "lacks weights of a classifier"),
+        ({"index": "nowhere"}, "no LATEST file"),
+        ({"split": "dev"}, "no split 'dev'"),
+        ({"engine": "guess"}, "guess"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(place, tmp_path, monkeypatch, capsys, changes, message):
+    monkeypatch.chdir(place)
+    fields = configure(place, tmp_path / "tuples.jsonl").model_dump() | changes
+    encoder = fields.pop("encoder")
+    flags = [word for name, value in fields.items() if value is not None for word in (f"--{name}", str(value))]
+    with pytest.raises(SystemExit, match="2"):
+        main(MineConfig, mine, [*flags, "--encoder.precision", encoder["precision"]])
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and message in error
+    assert not list(tmp_path.iterdir()) and not (place / "tuples.csv").exists()
+
+
+def test_a_query_without_a_positive_is_named_and_an_output_is_never_written_over(place, tmp_path):
+    (place / "words" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\nq5\td0\t0\n")
+    with pytest.raises(ConfigError, match="1 of 2 queries of split test have no document judged above 0, 'q5' for one; take their"):
+        mine(configure(place, tmp_path / "tuples.jsonl", split="test"))
+    (tmp_path / "tuples.jsonl").write_text("mine")
+    with pytest.raises(ConfigError, match="is there already; give another --output"):
+        mine(configure(place, tmp_path / "tuples.jsonl"))
+    assert (tmp_path / "tuples.jsonl").read_text() == "mine"
