@@ -11,7 +11,7 @@ COLLECTIONS ?= scifact nfcorpus cranfield cisi
 # What else `make bench` says to bench.compare: BENCH="--sizes small --queries 20 --batch 20".
 BENCH ?=
 
-.PHONY: install demo test lint quality bench
+.PHONY: install demo test sanitize lint quality bench
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -34,6 +34,14 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not ray"
 	$(BIN)/python -m pytest -m ray
+
+# The compiled kernels under AddressSanitizer and UBSan, fuzzed with random shapes against the reference.
+sanitize: $(INSTALLED)
+	$(BIN)/cmake -G Ninja -S . -B build/sanitize -DRAY_LIR_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	    -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+	$(BIN)/cmake --build build/sanitize
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(BIN)/python -m tests.sanitized build/sanitize/ray_lir_native*.so -q
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

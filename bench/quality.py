@@ -58,7 +58,7 @@ def measure(dataset: Path, split: str, work: Path) -> dict[str, Any]:
     jobs = {"encode": job(work / "encode.json", "encode", "--corpus", dataset, "--output", embeddings)}
     for shards in SHARDS:
         name = f"build_index-{shards}"
-        output = ["--embeddings", embeddings, "--output", work / f"index-{shards}", "--num-shards", shards]
+        output = ["--embeddings", embeddings, "--output", work / f"index-{shards}", "--num-shards", shards, "--where", "here"]
         jobs[name] = job(work / f"{name}.json", "build_index", *output)
     best = oracle_run(dataset, split, work)
     return {

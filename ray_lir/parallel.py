@@ -21,9 +21,14 @@ Result = TypeVar("Result")
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
+def num_cores() -> int:
+    """Cores that this process may use: fewer than the machine's in a container, or where it is pinned."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def threads(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int | None = None) -> Iterator[Result]:
     """A `Map` over threads of this process; at most `num_threads` (default: all cores) results are held at once."""
-    num_threads = num_threads or os.cpu_count() or 1
+    num_threads = num_threads or num_cores()
     with ThreadPoolExecutor(num_threads) as pool:
         waiting: deque = deque()
         for item in items:

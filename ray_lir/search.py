@@ -1,6 +1,5 @@
 """Searcher: an index opened for search in this process. Plan once, run each stage on every shard, merge."""
 
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from ray_lir.index import documents as documents_file
 from ray_lir.index.codec import ResidualCodec, load_codec
 from ray_lir.index.shard import IndexShard, open_shard
 from ray_lir.kernels import Kernels, select
-from ray_lir.parallel import one_blas_thread, threads
+from ray_lir.parallel import num_cores, one_blas_thread, threads
 
 LATEST = "LATEST"
 MAX_K = 100_000
@@ -146,7 +145,7 @@ class Searcher:
         Raises:
             ConfigError: if the dimensions differ, or k, the engine or the quality is not possible.
         """
-        size = max(1, min(BATCH_QUERIES, -(-len(queries) // (os.cpu_count() or 1))))
+        size = max(1, min(BATCH_QUERIES, -(-len(queries) // num_cores())))
         batches = [queries.slice(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
         # A batch a core, or all cores for the only one.
         kernels = self.kernels if len(batches) > 1 else self.kernels.on_all_cores()

@@ -1,0 +1,110 @@
+"""This project and its peers side by side: the same embeddings, machine, threads and measuring code.
+
+    python -m bench.compare --dataset DATASET_FOLDER [--sizes small big] [--systems ray_lir fast-plaid ...] [--queries 300]
+                            [--batch 300] [--threads 1 2] [--work runs/bench] [--output bench/results] [--report]
+
+Every build and every setting is measured in a process of its own, in the system's own environment (made when it is first
+needed), and kept as a JSON in the work folder; what is there is not measured again, so a run can be cut into pieces or
+killed at any time. Each run ends by writing the table, the plot and compare.json from all that is there. Remove a
+JSON to measure it anew. What cannot be installed or fails is in the report with its reason. See bench/README.md.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.collection import SIZES, open_collection
+from bench.environments import NotInstallable, python_of
+from bench.report import write_report
+from bench.systems import SYSTEMS, System, slug
+
+K = 100
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", type=Path, help="folder in the BEIR layout; needed until the sizes are made")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["small", "big"])
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), metavar="SYSTEM", help=", ".join(SYSTEMS))
+    parser.add_argument("--settings", nargs="+", help="only the settings of these names")
+    parser.add_argument("--queries", type=int, default=300, help="searched one at a time")
+    parser.add_argument("--batch", type=int, default=300, help="searched in one call; 0: no throughput")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of the batches; single queries have one")
+    parser.add_argument("--build-threads", type=int, default=os.cpu_count())
+    parser.add_argument("--timeout", type=float, help="seconds for one build or setting, at most")
+    parser.add_argument("--work", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--output", type=Path, default=Path("bench/results"))
+    parser.add_argument("--report", action="store_true", help="measure nothing; write the report from what is there")
+    given = parser.parse_args()
+    for size in given.sizes:
+        if not given.report:
+            open_collection(given.dataset, size, given.work).oracle()
+            for name in given.systems:
+                measure_system(name, SYSTEMS[name], given.work / size, given)
+    write_report(given.work, given.output)
+
+
+def measure_system(name: str, system: System, folder: Path, given: argparse.Namespace) -> None:
+    """The build and all settings of one system at one size, as far as they are not measured yet."""
+    results = folder / slug(name)
+    results.mkdir(parents=True, exist_ok=True)
+    try:
+        python = python_of(system.environment, given.work, system.base) if system.environment else Path(sys.executable)
+    except NotInstallable as error:
+        keep(results / "build.json", {"error": str(error)})
+        return
+    command = [str(python), "-m", f"bench.peers.{system.module}"]
+    where = [str(folder), str(results / "index")]
+    built, flags = results / "build.json", {"--options": json.dumps(system.index)}
+    if not measure(built, [*command, "build", *where, str(built)], given.build_threads, flags, given.timeout):
+        return
+    for setting, options in system.settings.items():
+        if given.settings and setting not in given.settings:
+            continue
+        for threads in sorted({1, *(given.threads if given.batch else ())}):
+            path = results / f"{slug(setting)}-t{threads}-q{given.queries}-b{given.batch}.json"
+            flags = {
+                "--setting": setting,
+                "--options": json.dumps(options),
+                "--queries": given.queries if threads == 1 else 0,
+                "--batch": given.batch if threads in given.threads else 0,
+                "--k": K,
+            }
+            measure(path, [*command, "search", *where, str(path)], threads, flags, given.timeout)
+
+
+def measure(path: Path, command: list[str], threads: int, flags: dict[str, Any], timeout: float | None) -> bool:
+    """Runs one measurement unless its JSON is there: whether it has a result. A failure is kept too, and tried again."""
+    if path.exists() and "error" not in json.loads(path.read_text()):
+        return True
+    print(f"{path.parent.parent.name} {path.parent.name} {path.stem}", file=sys.stderr, flush=True)
+    words = [*command, "--threads", str(threads), *(str(word) for pair in flags.items() for word in pair)]
+    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
+    try:
+        done = subprocess.run(words, check=False, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, env=environment, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        error = f"not done after {timeout:g} seconds"
+    else:
+        if not done.returncode:
+            return True
+        error = f"ended with {done.returncode}: {(done.stderr.strip().splitlines() or ['nothing said'])[-1][:300]}"
+    error = error.replace(f"{Path.cwd()}/", "")
+    print(f"  {error}", file=sys.stderr, flush=True)
+    keep(path, {"setting": flags.get("--setting"), "error": error})
+    return False
+
+
+def keep(path: Path, result: dict[str, Any]) -> None:
+    """Writes what there is to report instead of a measurement."""
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The peers' virtual environments: made when they are first needed, each from its own pinned requirements."""
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+REQUIREMENTS = Path(__file__).parent / "peers" / "requirements"
+MARK = "installed.txt"
+"""A copy of the requirements that were installed, written last."""
+
+
+class NotInstallable(Exception):
+    """What pip said."""
+
+
+def python_of(name: str, work: Path, base: str | None = None) -> Path:
+    """The interpreter of the environment that requirements/NAME.txt describes.
+
+    Args:
+        base: another environment whose packages are seen in this one too, so that peers share the gigabytes of one torch.
+
+    Raises:
+        NotInstallable: if pip cannot install the requirements here.
+    """
+    folder, wanted = work / "envs" / name, REQUIREMENTS / f"{name}.txt"
+    python = folder / "bin" / "python"
+    shared = site_packages(python_of(base, work)) if base else None
+    if (folder / MARK).exists() and (folder / MARK).read_text() == wanted.read_text():
+        return python
+    print(f"installing {name}", file=sys.stderr, flush=True)
+    venv.create(folder, clear=True)
+    if shared:
+        (site_packages(python) / "base.pth").write_text(f"{shared}\n")
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--quiet",
+        "--no-cache-dir",
+        "--disable-pip-version-check",
+        "-r",
+        wanted,
+    ]
+    done = subprocess.run(pip, check=False, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
+        raise NotInstallable(f"pip cannot install {wanted.name}: {' '.join(said)[:300]}")
+    (folder / MARK).write_text(wanted.read_text())
+    return python
+
+
+def site_packages(python: Path) -> Path:
+    """Where an environment keeps its packages."""
+    (folder,) = (python.parent.parent / "lib").glob("python3.*/site-packages")
+    return folder.absolute()

@@ -1,0 +1,35 @@
+"""fast-plaid: PLAID in Rust on libtorch."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from fast_plaid import search as library
+
+from bench.peers import inputs
+from bench.peers.harness import Search, main
+
+
+def build(input: Path, index: Path, threads: int, **options: int) -> Callable[[], object]:
+    torch.set_num_threads(threads)
+    documents = inputs.in_memory(inputs.load(input, "documents"))
+    tensors = [torch.from_numpy(documents[number]) for number in range(len(documents))]
+    return lambda: library.FastPlaid(str(index), device="cpu").create(tensors, **options)
+
+
+def open_index(input: Path, index: Path, threads: int, **options: int) -> Search:
+    torch.set_num_threads(threads)
+    opened = library.FastPlaid(str(index), device="cpu")
+
+    def search(queries: Sequence[np.ndarray], k: int) -> list[list[int]]:
+        tensors = [torch.from_numpy(query) for query in queries]
+        n_processes = min(threads, len(queries))
+        answers = opened.search(tensors, top_k=k, n_processes=n_processes, show_progress=False, **options)
+        return [[number for number, _ in answer] for answer in answers]
+
+    return search
+
+
+if __name__ == "__main__":
+    main(build, open_index)

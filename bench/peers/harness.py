@@ -1,0 +1,139 @@
+"""The measuring half of every script beside it: runs one build, or one search setting, in this process and reports on it.
+
+    python -m bench.peers.SYSTEM build  INPUT INDEX RESULT.json --threads N --options JSON
+    python -m bench.peers.SYSTEM search INPUT INDEX RESULT.json --threads N --options JSON --setting NAME
+                                         --queries N --batch N --k N
+
+A system is two functions. One process measures one thing, so that its memory is that thing's, and every system is
+measured by the same lines of code.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.peers import inputs
+
+Search = Callable[[Sequence[np.ndarray], int], Sequence[Sequence[int]]]
+"""([tokens, D] float32 of each query, k) -> the numbers of the best documents of each query, best first."""
+Build = Callable[..., Callable[[], object]]
+"""(input folder, index folder, threads, **options) -> what is timed. What it does before it returns is loading the input."""
+Open = Callable[..., Search]
+"""(input folder, index folder, threads, **options) -> search."""
+
+WARM_UP = 3
+"""Queries searched before the clock starts."""
+
+
+def main(build: Build, open_index: Open) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["build", "search"])
+    parser.add_argument("input", type=Path)
+    parser.add_argument("index", type=Path)
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--options", type=json.loads, default={})
+    parser.add_argument("--setting", default="", help="what the report calls these options")
+    parser.add_argument("--queries", type=int, default=300, help="searched one at a time; 0: only the batch is timed")
+    parser.add_argument("--batch", type=int, default=300, help="queries searched in one call; 0: none")
+    parser.add_argument("--k", type=int, default=100)
+    given = parser.parse_args()
+    pin(given.threads)
+    if given.what == "build":
+        result = measure_build(build, given)
+    else:
+        result, numbers = measure_search(open_index, given)
+        np.save(given.result.with_suffix(".npy"), numbers)
+    partial = given.result.with_suffix(".part")
+    partial.write_text(json.dumps({"setting": given.setting, "options": given.options, **result}, indent=1) + "\n")
+    partial.replace(given.result)
+
+
+def pin(threads: int) -> None:
+    """Keeps this process on as many cores as it may use threads: not every library asks before it starts more."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def measure_build(build: Build, given: argparse.Namespace) -> dict[str, Any]:
+    """Time, processor time, memory and size of a build; an index left by a build that was cut short is removed first."""
+    shutil.rmtree(given.index, ignore_errors=True)
+    given.index.parent.mkdir(parents=True, exist_ok=True)
+    run = build(given.input, given.index, given.threads, **given.options)
+    held, start, cpu_start = memory_bytes("VmRSS"), time.perf_counter(), cpu_seconds()
+    run()
+    return {
+        "threads": given.threads,
+        "seconds": round(time.perf_counter() - start, 2),
+        "cpu_seconds": round(cpu_seconds() - cpu_start, 2),
+        "peak_bytes": memory_bytes("VmHWM"),
+        "held_bytes": held,
+        "disk_bytes": disk_bytes(given.index),
+    }
+
+
+def measure_search(open_index: Open, given: argparse.Namespace) -> tuple[dict[str, Any], np.ndarray]:
+    """Latency of single queries, throughput of a batch, memory, and the answers to the single queries [Q, k] (-1: none)."""
+    texts = inputs.load(given.input, "queries")
+    queries = [texts[number].astype(np.float32) for number in range(len(texts))]
+    before, start = memory_bytes("VmRSS"), time.perf_counter()
+    search = open_index(given.input, given.index, given.threads, **given.options)
+    opened = time.perf_counter() - start
+    search(queries[:WARM_UP], given.k)
+    result: dict[str, Any] = {"threads": given.threads, "k": given.k, "open_seconds": round(opened, 3)}
+    answers, wall, cpu = [], [], []
+    for query in queries[: given.queries]:
+        wall_start, cpu_start = time.perf_counter(), time.process_time()
+        (answer,) = search([query], given.k)
+        wall.append(time.perf_counter() - wall_start)
+        cpu.append(time.process_time() - cpu_start)
+        answers.append(answer)
+    if wall:
+        result.update(queries=len(wall), latency_ms=percentiles_ms(wall), cpu_ms=percentiles_ms(cpu))
+    if given.batch:
+        batch = [queries[number % len(queries)] for number in range(given.batch)]
+        wall_start, cpu_start = time.perf_counter(), time.process_time()
+        search(batch, given.k)
+        seconds, cpu_used = time.perf_counter() - wall_start, time.process_time() - cpu_start
+        result["batch"] = {"size": given.batch, "seconds": round(seconds, 3), "cpu_seconds": round(cpu_used, 3)}
+    result["memory_bytes"] = memory_bytes("VmHWM") - before
+    return result, table(answers, given.k)
+
+
+def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
+    """Mean, p50 and p95 in milliseconds."""
+    values = np.asarray(seconds) * 1e3
+    p50, p95 = np.percentile(values, [50, 95])
+    return {"mean": round(float(values.mean()), 3), "p50": round(float(p50), 3), "p95": round(float(p95), 3)}
+
+
+def table(answers: Sequence[Sequence[int]], k: int) -> np.ndarray:
+    """[Q, k] int64 document numbers, -1 where an answer is shorter."""
+    numbers = np.full((len(answers), k), -1, np.int64)
+    for row, answer in zip(numbers, answers, strict=True):
+        row[: len(answer)] = answer[:k]
+    return numbers
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and of the children it has waited for."""
+    usages = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def memory_bytes(field: str) -> int:
+    """VmRSS (now) or VmHWM (peak) of this process. Not ru_maxrss, which begins with that of the process which started it."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[field].split()[0]) * 1024
+
+
+def disk_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

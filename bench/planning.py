@@ -1,0 +1,110 @@
+"""Measures what building an index costs a token, and compares jobs.plan's predictions with builds of two sizes.
+
+    python -m bench.planning [--output bench/results/planning.json]
+
+Seconds are of the processor, on one thread, so that other work on the machine changes them little. The constants are fitted
+to the small build; the large one is predicted with them. Copy the constants to ray_lir/planning/work.py.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ray_lir.build import build_index
+from ray_lir.config import IndexConfig
+from ray_lir.formats.embeddings import save_embeddings
+from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.index.clustering import Assigner
+from ray_lir.kernels import select
+from ray_lir.planning.sizes import Collection, predict_bytes
+from ray_lir.planning.work import BuildCosts, build_seconds, comparisons, sampled_tokens
+
+SIZES = (2_000, 8_000)
+TOKENS_PER_DOC, DIM, NBITS, TEXT = 70, 128, 2, 600
+STEPS = {"_sample_part": "sample", "_sums": "k-means", "_compress_part": "compress", "_assemble_shard": "assemble"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.planning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("bench/results/planning.json"))
+    given = parser.parse_args()
+    measured = [build(num_docs) for num_docs in SIZES]
+    costs = fit(*measured[0])
+    report = {"kernels": select().name, "dim": DIM, "nbits": NBITS, "nanoseconds": asdict(costs), "builds": []}
+    for of, seconds, num_bytes in measured:
+        predicted = {stage: round(value, 3) for stage, value in build_seconds(of, IndexConfig().clustering.num_iterations, costs).items()}
+        report["builds"].append(
+            {
+                "num_docs": of.num_docs,
+                "num_tokens": of.num_tokens,
+                "num_centroids": of.num_centroids,
+                "cpu_seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+                "predicted_seconds": predicted,
+                "bytes": num_bytes,
+                "predicted_bytes": predict_bytes(of).index,
+            }
+        )
+    given.output.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
+
+
+def build(num_docs: int) -> tuple[Collection, dict[str, float], int]:
+    """One build: what it is, processor seconds of each stage, and its bytes."""
+    rng = np.random.default_rng(num_docs)
+    topics = rng.normal(size=(4096, DIM))
+    vectors = topics[rng.integers(0, 4096, num_docs * TOKENS_PER_DOC)] + 0.7 * rng.normal(size=(num_docs * TOKENS_PER_DOC, DIM))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    documents = TokenEmbeddings.of(np.split(vectors.astype(np.float16), num_docs), [f"{number:08d}" for number in range(num_docs)])
+    spent: dict[str, float] = defaultdict(float)
+
+    def timed(function: Any, items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            start = time.process_time()
+            result = function(item)
+            spent[STEPS[function.func.__name__]] += time.process_time() - start
+            yield result
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_embeddings(f"{folder}/embeddings", documents, texts=["x" * (TEXT - 10)] * num_docs)
+        manifest = build_index(f"{folder}/embeddings", f"{folder}/index", IndexConfig(codec={"nbits": NBITS}), map=timed)
+    files = [manifest.codec, manifest.cluster_sizes, *(file for shard in manifest.shards for file in shard.files)]
+    of = Collection.of(num_docs, TOKENS_PER_DOC, DIM, NBITS, manifest.num_centroids, TEXT)
+    return of, dict(spent), sum(file.size for file in files)
+
+
+def fit(of: Collection, seconds: dict[str, float], _: int) -> BuildCosts:
+    """The constants that explain one build; what a comparison takes is measured by itself."""
+    compared = _compared(of.num_centroids)
+    assign = comparisons(of.num_centroids) * compared
+    sample, iterations = sampled_tokens(of), IndexConfig().clustering.num_iterations
+    return BuildCosts(
+        compared=round(compared, 2),
+        sample=round(1e9 * seconds["sample"] / sample),
+        sum=max(0, round(1e9 * seconds["k-means"] / iterations / sample - assign)),
+        compress=max(0, round(1e9 * seconds["compress"] / of.num_tokens - assign)),
+        assemble=round(1e9 * seconds["assemble"] / of.num_tokens),
+    )
+
+
+def _compared(num_centroids: int) -> float:
+    """Nanoseconds for one vector and one centroid, through the assigner that a build uses."""
+    rng = np.random.default_rng(0)
+    centroids = rng.normal(size=(num_centroids, DIM)).astype(np.float32)
+    centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
+    assigner = Assigner.over(centroids, IndexConfig().clustering.assign_nprobe, 0)
+    vectors = rng.normal(size=(65536, DIM)).astype(np.float32)
+    start = time.process_time()
+    assigner(vectors)
+    return 1e9 * (time.process_time() - start) / len(vectors) / comparisons(num_centroids)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The report of compare.py, from the measurements in its work folder: compare.json, compare.md and a plot."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.collection import SIZES, Collection, open_collection
+from bench.environments import REQUIREMENTS
+from bench.quality import machine
+from bench.systems import SYSTEMS, slug
+from ray_lir import __version__
+from ray_lir.evaluation import metrics
+
+Row = dict[str, Any]
+INSTRUCTIONS = ("avx2", "avx512_vnni", "amx_int8")
+
+
+def write_report(work: Path, output: Path) -> None:
+    """Writes what has been measured so far."""
+    report = {
+        "machine": machine() | {"instructions": instructions()},
+        "versions": {"ray_lir": __version__} | {path.stem: pins(path) for path in sorted(REQUIREMENTS.glob("*.txt"))},
+        "sizes": [measurements(work, size) for size in SIZES if (work / size / "about.json").exists()],
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "compare.json").write_text(json.dumps(report, indent=1) + "\n")
+    (output / "compare.md").write_text(markdown(report))
+    print(markdown(report))
+    from bench.plot import plot  # matplotlib is in the extra `bench` only
+
+    plot(report, output / "compare.svg")
+
+
+def measurements(work: Path, size: str) -> Row:
+    """Every build and setting of one size."""
+    collection = open_collection(None, size, work)
+    offsets = np.load(collection.folder / "documents-offsets.npy")
+    num_tokens = int(offsets[-1])
+    builds, searches = [], []
+    for name in SYSTEMS:
+        results = collection.folder / slug(name)
+        if (results / "build.json").exists():
+            builds.append({"system": name, **build_row(json.loads((results / "build.json").read_text()), num_tokens)})
+            searches += [{"system": name, **row} for row in search_rows(name, results, collection, num_tokens)]
+    return {
+        "size": size,
+        "num_docs": len(offsets) - 1,
+        "num_tokens": num_tokens,
+        "num_queries": len(collection.query_ids),
+        "builds": builds,
+        "searches": searches,
+    }
+
+
+def build_row(build: Row, num_tokens: int) -> Row:
+    """A build with its size a token; one that failed as it is."""
+    return build if "error" in build else {**build, "bytes_per_token": round(build["disk_bytes"] / num_tokens, 2)}
+
+
+def search_rows(system: str, results: Path, collection: Collection, num_tokens: int) -> list[Row]:
+    """One row a setting. Of several runs of it, that of most queries gives latency and recall, that of the largest batch throughput."""
+    rows = []
+    for setting in SYSTEMS[system].settings:
+        found = [(path, json.loads(path.read_text())) for path in sorted(results.glob(f"{slug(setting)}-t*.json"))]
+        measured = [(path, result) for path, result in found if "error" not in result]
+        if not measured:
+            rows += [{"setting": setting, "error": result["error"]} for _, result in found[-1:]]
+            continue
+        single = [(path, result) for path, result in measured if "latency_ms" in result]
+        row: Row = {"setting": setting, "options": measured[0][1]["options"]}
+        if single:
+            path, result = max(single, key=lambda item: item[1]["queries"])
+            row |= {key: result[key] for key in ("queries", "latency_ms", "cpu_ms")}
+            row["memory_bytes_per_token"] = round(result["memory_bytes"] / num_tokens, 2)
+            row |= quality(np.load(path.with_suffix(".npy")), collection)
+        batched = sorted((result for _, result in measured if "batch" in result), key=lambda result: result["batch"]["size"])
+        batches = {result["threads"]: result["batch"] for result in batched}
+        row["queries_per_second"] = {str(threads): round(b["size"] / b["seconds"], 2) for threads, b in sorted(batches.items())}
+        rows.append(row)
+    return rows
+
+
+def quality(numbers_QK: np.ndarray, collection: Collection) -> dict[str, float]:
+    """Recall of the oracle's best 10 and 100, and nDCG@10 where documents are judged, of the first Q queries."""
+    best = collection.oracle()[: len(numbers_QK)]
+    values = {f"recall@{k}": round(recall(numbers_QK, best, k), 4) for k in (10, 100)}
+    if collection.qrels:
+        judged = {query: collection.qrels[query] for query in collection.query_ids[: len(numbers_QK)]}
+        run = {
+            query: [(collection.doc_ids[number], -float(rank)) for rank, number in enumerate(row) if number >= 0]
+            for query, row in zip(judged, numbers_QK, strict=True)
+        }
+        values["nDCG@10"] = round(metrics.means(metrics.evaluate(run, judged, ["nDCG@10"]))["nDCG@10"], 4)
+    return values
+
+
+def recall(numbers_QK: np.ndarray, best_QK: np.ndarray, k: int) -> float:
+    """The share of the oracle's k best documents that are among the k best found, mean over queries."""
+    shares = [len(np.intersect1d(found[:k], wanted[:k])) / len(wanted[:k]) for found, wanted in zip(numbers_QK, best_QK, strict=True)]
+    return float(np.mean(shares))
+
+
+def markdown(report: Row) -> str:
+    """A table of builds and one of searches for each size."""
+    computer = report["machine"]
+    lines = [
+        f"{computer['cpu']}, {computer['cores']} cores ({', '.join(computer['instructions'])}), {computer['memory_gb']} GB. "
+        "Made by `python -m bench.compare` (bench/README.md).",
+    ]
+    for size in report["sizes"]:
+        lines += ["", f"## {size['size']}: {size['num_docs']:,} documents, {size['num_tokens']:,} tokens", ""]
+        lines += ["| build | threads | seconds | CPU seconds | peak MB (input held) | bytes a token on disk |", "|---|---|---|---|---|---|"]
+        lines += [build_line(row) for row in size["builds"]]
+        lines += ["", "| search, k=100 | setting | p50 ms | p95 ms | CPU ms | queries/s, 1 thread | 2 threads | bytes a token in memory "]
+        lines[-1] += "| R@10 | R@100 | nDCG@10 | queries |"
+        lines += ["|---" * 12 + "|"]
+        lines += [search_line(row) for row in size["searches"]]
+    return "\n".join(lines) + "\n"
+
+
+def build_line(row: Row) -> str:
+    if "error" in row:
+        return f"| {row['system']} | | {row['error']} | | | |"
+    peak, held = (round(row[key] / 2**20) for key in ("peak_bytes", "held_bytes"))
+    times = f"{number(row['seconds'])} | {number(row['cpu_seconds'])}"
+    return f"| {row['system']} | {row['threads']} | {times} | {peak} ({held}) | {row['bytes_per_token']} |"
+
+
+def search_line(row: Row) -> str:
+    if "error" in row:
+        return f"| {row['system']} | {row['setting']} | {row['error']} " + "| " * 9 + "|"
+    single, many = row.get("latency_ms", {}), row["queries_per_second"]
+    cells = [row["system"], row["setting"], number(single.get("p50")), number(single.get("p95")), number(row.get("cpu_ms", {}).get("mean"))]
+    cells += [number(many.get("1")), number(many.get("2")), number(row.get("memory_bytes_per_token"))]
+    cells += ["" if key not in row else f"{row[key]:.3f}" for key in ("recall@10", "recall@100", "nDCG@10")]
+    return "| " + " | ".join([*cells, str(row.get("queries", ""))]) + " |"
+
+
+def number(value: float | None) -> str:
+    """Three digits, which is what a measurement on a shared machine is worth."""
+    return "" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def pins(requirements: Path) -> list[str]:
+    """The packages that a requirements file names."""
+    return [line for line in requirements.read_text().splitlines() if line and not line.startswith("#")]
+
+
+def instructions() -> list[str]:
+    """Which of the instruction sets that kernels care about this processor has."""
+    flags = next((line.split() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), [])
+    return [name for name in INSTRUCTIONS if name in flags]

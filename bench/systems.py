@@ -1,0 +1,94 @@
+"""Which systems are compared, how their indexes are built and at which settings they search: data, in this one place."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the comparison.
+
+    Attributes:
+        module: its script in bench/peers.
+        settings: name -> search options; the first is its default, the others are points of its curve.
+        index: build options.
+        environment: its requirements in bench/peers/requirements; None: the environment that runs the comparison.
+        base: the environment that its own stands on.
+    """
+
+    module: str
+    settings: dict[str, Options]
+    index: Options = field(default_factory=dict)
+    environment: str | None = None
+    base: str | None = None
+
+
+TORCH = "torch-2.11.0"
+
+SYSTEMS = {
+    "ray_lir": System(
+        module="ray_lir",
+        settings={
+            "auto": {},
+            "exact": {"engine": "exact"},
+            "scan": {"engine": "scan"},
+            "scan, 128": {"engine": "scan", "ncandidates": 128},
+            "scan, 256": {"engine": "scan", "ncandidates": 256},
+            "scan, 2048": {"engine": "scan", "ncandidates": 2048},
+            "plaid": {"engine": "plaid"},
+            "plaid, nprobe 2, 256": {"engine": "plaid", "nprobe": 2, "ncandidates": 1024},
+            "plaid, nprobe 8, 1024": {"engine": "plaid", "nprobe": 8, "ncandidates": 4096},
+            "warp": {"engine": "warp"},
+            "warp, nprobe 8": {"engine": "warp", "nprobe": 8},
+            "warp, nprobe 64, 1024": {"engine": "warp", "nprobe": 64, "rescore": 1024},
+            "warp, not rescored": {"engine": "warp", "rescore": 0},
+        },
+    ),
+    "fast-plaid": System(
+        module="fast_plaid",
+        settings={
+            "default": {},
+            "nprobe 4, 1024": {"n_ivf_probe": 4, "n_full_scores": 1024},
+            "nprobe 2, 256": {"n_ivf_probe": 2, "n_full_scores": 256},
+            "nprobe 1, 128": {"n_ivf_probe": 1, "n_full_scores": 128},
+        },
+        environment="fast-plaid",
+        base=TORCH,
+    ),
+    "xtr-warp-rs": System(
+        module="xtr_warp",
+        settings={
+            "default": {},
+            "nprobe 32": {"nprobe": 32, "t_prime": 100_000},
+            "nprobe 64, no threshold": {"nprobe": 64, "centroid_score_threshold": 0.0},
+            "nprobe 128, no threshold": {"nprobe": 128, "centroid_score_threshold": 0.0},
+        },
+        environment="xtr-warp-rs",
+        base=TORCH,
+    ),
+    "PyLate PLAID": System(
+        module="pylate_plaid",
+        settings={"default": {}, "nprobe 4, 1024": {"n_ivf_probe": 4, "n_full_scores": 1024}},
+        environment="pylate",
+        base=TORCH,
+    ),
+    "PyLate rerank": System(
+        module="pylate_rerank",
+        settings={"every document": {"chunk": 512}},
+        environment="pylate",
+        base=TORCH,
+    ),
+    "FAISS flat": System(
+        module="faiss_flat",
+        settings={"100 tokens": {"tokens": 100}, "20 tokens": {"tokens": 20}, "500 tokens": {"tokens": 500}},
+        environment="faiss",
+    ),
+}
+
+
+def slug(name: str) -> str:
+    """A name as a file name."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", name)
