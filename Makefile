@@ -41,7 +41,7 @@ sanitize: $(INSTALLED)
 	    -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
 	$(BIN)/cmake --build build/sanitize
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(BIN)/python -m tests.sanitized build/sanitize/ray_lir_native*.so -q
+	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(BIN)/python -m tests.sanitized build/sanitize/ray_lir_native*.so -q -s
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -145,7 +145,7 @@ class Searcher:
         Raises:
             ConfigError: if the dimensions differ, or k, the engine or the quality is not possible.
         """
-        size = max(1, min(BATCH_QUERIES, -(-len(queries) // num_cores())))
+        size = min(BATCH_QUERIES, max(self.kernels.queries_together, -(-len(queries) // num_cores())))
         batches = [queries.slice(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
         # A batch a core, or all cores for the only one.
         kernels = self.kernels if len(batches) > 1 else self.kernels.on_all_cores()
@@ -192,8 +192,6 @@ def open_shards(root: str, entries: Sequence[ShardEntry], verify: bool = False) 
 
 
 def _split(queries: TokenEmbeddings, codec: ResidualCodec, kernels: Kernels) -> list[Query]:
-    if not np.isfinite(queries.values).all():
-        raise ConfigError("the queries hold values that are not numbers; encode them again")
     weights = np.ones(queries.num_tokens, np.float32) if queries.weights is None else queries.weights.astype(np.float32)
     if (weights < 0).any():
         raise ConfigError("query token weights must be at least 0")

@@ -1,5 +1,6 @@
 """What every engine and every index must hold to: conformance over the registry."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -130,6 +131,32 @@ def test_padding_never_wins_over_negative_similarity(index, engine):
     opposite = TokenEmbeddings.of([-DOCUMENTS[5][:1]])
     worst = index(1).search(opposite, 300, "exact")[0]
     assert worst.scores.min() < 0 and len(worst.documents) == 300
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("num_tokens", [1, 4096])
+def test_the_shortest_and_a_very_long_query_are_answered(index, engine, num_tokens):
+    query = TokenEmbeddings.of([np.tile(DOCUMENTS[5][:2], (num_tokens, 1))[:num_tokens]])
+    top = index(2).search(query, 3, engine)[0]
+    expected = exact_scores(query[0], DOCUMENTS)
+    assert top.documents[0] == expected.argmax() and top.scores[0] == pytest.approx(expected.max(), rel=0.05)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_shard_without_tokens_is_searched_and_gives_nothing(tmp_path, engine):
+    documents = TokenEmbeddings.of([*DOCUMENTS, *[np.zeros((0, 32))] * 5])
+    folder = tmp_path / "index"
+    build_index(documents, str(folder), IndexConfig(num_shards=2, clustering=ClusteringConfig(num_centroids=32)))
+    whole = Searcher.open(str(folder))
+    empty = dataclasses.replace(whole.shards[1], **_without_tokens(whole.shards[1]))
+    top = dataclasses.replace(whole, shards=(whole.shards[0], empty)).search(QUERIES, 300, engine)
+    assert all((answer.documents < empty.first_document).all() and len(answer.documents) for answer in top)
+
+
+def _without_tokens(shard) -> dict[str, np.ndarray]:
+    """The arrays of a shard whose documents are all empty."""
+    kept = {name: getattr(shard, name)[:0] for name in ("codes", "residuals", "scales", "postings")}
+    return kept | {"doc_offsets": shard.doc_offsets * 0, "posting_offsets": shard.posting_offsets * 0}
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -331,7 +331,8 @@ nb::tuple probe(Matrix table, int64_t num_tokens, Numbers sizes, int64_t nprobe,
       const float* scores16 = table.data() + first;
       // A sample guesses a score that a few more than `bound` centroids reach; only those are ordered.
       float thresholds[kGroup];
-      for (int j = 0; j < kGroup; ++j) {
+      const int width = int(std::min<int64_t>(kGroup, num_tokens - first));
+      for (int j = 0; j < width; ++j) {
         sample.clear();
         for (int64_t c = 0; c < num_centroids; c += 16) sample.push_back(scores16[c * lanes + j]);
         const int64_t rank = std::min<int64_t>(sample.size() - 1, bound / 16 + bound / 32 + 8);
@@ -342,12 +343,12 @@ nb::tuple probe(Matrix table, int64_t num_tokens, Numbers sizes, int64_t nprobe,
       for (int64_t c = 0; c < num_centroids; ++c) {
         const float* row = scores16 + c * lanes;
         int any = 0;
-        for (int j = 0; j < kGroup; ++j) any |= row[j] >= thresholds[j];
+        for (int j = 0; j < width; ++j) any |= row[j] >= thresholds[j];
         if (any)
-          for (int j = 0; j < kGroup; ++j)
+          for (int j = 0; j < width; ++j)
             if (row[j] >= thresholds[j]) reached[j].push_back(int32_t(c));
       }
-      for (int64_t i = first; i < std::min(num_tokens, first + kGroup); ++i) {
+      for (int64_t i = first; i < first + width; ++i) {
         std::vector<int32_t>& found = reached[i - first];
         if (int64_t(found.size()) < bound) {
           found.resize(num_centroids);
