@@ -16,14 +16,15 @@ from ray_lir import logs
 from ray_lir.distributed.runtime import ray_session
 from ray_lir.errors import ConfigError, RayLirError
 
-from .app import ServeConfig, build
+from .access import check_address
+from .app import ServeConfig, access_of, build
 
 
 class Options(ServeConfig):
     """Starts the search service on this machine (or on the cluster of RAY_ADDRESS) and serves until it is interrupted."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets every machine of the network in."""
+    """Address to listen on; any other than this machine's own needs tokens."""
     port: int = Field(8000, ge=1, le=65535)
 
 
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def serve_until_interrupted(options: Options) -> None:
     """Raises ConfigError if the service cannot start."""
+    check_address(options.host, access_of(options))
     application = build(options.model_dump(exclude={"host", "port"}))
     if "RAY_ADDRESS" not in os.environ:
         _check_free(options.host, options.port)
@@ -48,7 +50,7 @@ def serve_until_interrupted(options: Options) -> None:
         try:
             serve.start(http_options={"host": options.host, "port": options.port})
             serve.run(application)
-            print(f"http://{options.host}:{options.port}/search is ready, and /docs describes it", flush=True)
+            print(f"http://{options.host}:{options.port}/ is ready, and /docs describes its API", flush=True)
             threading.Event().wait()
         except RuntimeError as error:
             raise ConfigError(f"the service did not start: {_reason(error)}") from None

@@ -9,10 +9,11 @@ began it on a running cluster. The arguments are the fields of ServeConfig. Inst
 """
 
 import difflib
-from typing import Any
+import math
+from typing import Annotated, Any
 
 import click
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from ray import serve
 from ray.serve import Application
 
@@ -20,31 +21,42 @@ from ray_lir.config import Config, EncoderConfig
 from ray_lir.errors import ConfigError, RayLirError
 from ray_lir.formats import storage
 from ray_lir.formats.manifest import IndexManifest, check_file
+from ray_lir.messages import first_problem
 from ray_lir.search import latest_version, read_version
 
-from .api import first_problem
+from .access import Access, read_tokens
 from .gateway import Gateway
 from .query_encoder import QueryEncoder
-from .shard_server import ShardServer, split_shards
+from .shard_server import ShardServer
 
 DEFAULT_GROUPS = 4
+ENCODER_CALLS = 8
+"""Calls at a query encoder beyond which another is started: it encodes what comes in together at once."""
 CONSTRUCTOR_TRIES = 2
 """A wrong checkpoint stays wrong; one more try is for a machine that was lost meanwhile."""
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class ServeConfig(Config):
     """Arguments of the application."""
 
     index: str
-    """Folder of an index, on a disk that every machine of the cluster sees under this path."""
+    """Folder of an index, on a disk that every machine of the cluster sees under this path; or its URL, with `cache`."""
     version: int | None = None
     """Version of the index. None: the latest when the service starts; it stays with that one."""
     encoder: str | None = None
     """Where the encoder's checkpoint lies now. None: where it was when the index was made."""
     num_groups: int | None = Field(None, ge=1)
     """Deployments that the index's shards are spread over. None: one a shard, four at most."""
+    cache: str | None = None
+    """Folder on every machine's own disk for copies of the shards of an index that lies on an object store."""
     replicas: int = Field(1, ge=1)
     """Copies of the query encoder and of each shard group."""
+    max_replicas: int | None = Field(None, ge=1)
+    """Copies that each of them may grow to while calls wait for it. None: `replicas`."""
     encoder_cpus: float = Field(0.5, ge=0)
     """CPUs reserved for each query encoder; it computes with as many threads, at least one."""
     encoder_gpus: float = Field(0, ge=0)
@@ -54,8 +66,17 @@ class ServeConfig(Config):
     the application to start on a machine with few."""
     max_ongoing_requests: int = Field(64, ge=1)
     """Requests that a replica takes in at a time; others wait before it."""
+    max_requests: int = Field(64, ge=1)
+    """Requests that the gateway works on at a time; more are answered with 429 at once."""
     timeout_s: float = Field(30, gt=0)
-    """Seconds that a search may take."""
+    """Seconds that a request may take."""
+    verify: bool = True
+    """Compare the digest of every file when a version of the index is opened."""
+    tokens: str | None = None
+    """Token file: YAML with lists of bearer tokens under `read` and `admin`. None: everybody may read, nobody may administrate,
+    and the service listens on this machine alone."""
+    origins: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
+    """Web origins whose pages may call the service; separated by commas."""
 
 
 class ApplicationError(ConfigError, click.ClickException):
@@ -78,8 +99,9 @@ def build(args: dict[str, Any]) -> Application:
         version = latest_version(config.index) if config.version is None else config.version
         manifest = read_version(config.index, version)
         _check_index(config, manifest)
+        access = access_of(config)
         _check_encoder(config, manifest)
-        return _bind(config, version, manifest)
+        return _bind(config, version, manifest, access)
     except RayLirError as error:
         raise ApplicationError(str(error)) from None
 
@@ -93,9 +115,20 @@ def parse(args: dict[str, Any]) -> ServeConfig:
         config = ServeConfig.model_validate(args)
     except ValidationError as error:
         raise ConfigError(first_problem(error.errors(), ServeConfig)) from None
-    if not storage.is_local(config.index):
-        raise ConfigError(f"{config.index} is not on a local disk; copy the index to one that every machine of the cluster sees")
-    return config.model_copy(update={"index": storage.absolute(config.index)})
+    if not storage.is_local(config.index) and not config.cache:
+        raise ConfigError(
+            f"{config.index} is not on a local disk; copy the index to one that every machine of the cluster sees, "
+            "or set cache to a folder for copies of its shards"
+        )
+    if config.max_replicas is not None and config.max_replicas < config.replicas:
+        raise ConfigError(f"max_replicas is {config.max_replicas}, less than replicas, {config.replicas}; raise it, or leave it out")
+    cache = storage.absolute(config.cache) if config.cache else None
+    return config.model_copy(update={"index": storage.absolute(config.index), "cache": cache})
+
+
+def access_of(config: ServeConfig) -> Access:
+    """Raises ConfigError if the token file is none."""
+    return Access(roles=read_tokens(storage.absolute(config.tokens)) if config.tokens else {}, origins=config.origins)
 
 
 def _check_index(config: ServeConfig, manifest: IndexManifest) -> None:
@@ -118,24 +151,41 @@ def _check_encoder(config: ServeConfig, manifest: IndexManifest) -> None:
     Encoder.for_contract(manifest.contract, EncoderConfig(checkpoint=checkpoint, device="cpu"))
 
 
-def _bind(config: ServeConfig, version: int, manifest: IndexManifest) -> Application:
-    groups = split_shards(manifest.shards, config.num_groups or min(len(manifest.shards), DEFAULT_GROUPS))
+def scaling(config: ServeConfig, calls: int) -> dict[str, Any]:
+    """Options of a deployment: a fixed number of replicas, or as many as keep `calls` at each."""
+    if config.max_replicas is None:
+        return {"num_replicas": config.replicas}
+    bounds = {"min_replicas": config.replicas, "max_replicas": config.max_replicas}
+    return {"autoscaling_config": {**bounds, "target_ongoing_requests": calls}}
+
+
+def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Access) -> Application:
+    num_groups = config.num_groups or min(len(manifest.shards), DEFAULT_GROUPS)
     options: dict[str, Any] = {
-        "max_ongoing_requests": config.max_ongoing_requests,
         "max_constructor_retry_count": CONSTRUCTOR_TRIES,
-        "logging_config": {"enable_access_log": False},
+        "graceful_shutdown_timeout_s": config.timeout_s + 5,  # what is being worked on may end
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "logging_config": {"encoding": "JSON", "enable_access_log": False},
     }
+    replicas: dict[str, Any] = {"max_ongoing_requests": config.max_ongoing_requests, **options}
     encoder_resources = {"num_cpus": config.encoder_cpus, "num_gpus": config.encoder_gpus}
-    encoder = serve.deployment(num_replicas=config.replicas, ray_actor_options=encoder_resources, **options)(QueryEncoder)
-    shard_resources = {"num_cpus": config.shard_cpus}
-    shard_server = serve.deployment(num_replicas=config.replicas, ray_actor_options=shard_resources, **options)(ShardServer)
-    names = [f"ShardGroup-{number}" for number in range(len(groups))]
+    encoder = serve.deployment(ray_actor_options=encoder_resources, **scaling(config, ENCODER_CALLS), **replicas)(QueryEncoder)
+    calls = 2 * max(1, math.floor(config.shard_cpus))  # one that computes and one that waits, for each thread
+    shard_server = serve.deployment(ray_actor_options={"num_cpus": config.shard_cpus}, **scaling(config, calls), **replicas)(ShardServer)
     shard_groups = {
-        name: shard_server.options(name=name).bind(config.index, version, shards.start, shards.stop, config.shard_cpus)
-        for name, shards in zip(names, groups, strict=True)
+        f"ShardGroup-{group}": shard_server.options(name=f"ShardGroup-{group}").bind(
+            config.index, version, group, num_groups, config.shard_cpus, config.verify, config.cache
+        )
+        for group in range(num_groups)
     }
-    first_documents = [manifest.shards[shards.start].first_document for shards in groups]
-    gateway = serve.deployment(ray_actor_options={"num_cpus": 0}, **options)(Gateway)
+    # The gateway takes in whatever comes, to answer 429 itself: a request that waits before it is answered by nobody.
+    gateway = serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=100 * config.max_requests, **options)(Gateway)
     return gateway.bind(
-        config.index, version, encoder.bind(config.index, version, config.encoder), shard_groups, first_documents, config.timeout_s
+        config.index,
+        version,
+        encoder.bind(config.index, version, config.encoder, config.verify),
+        shard_groups,
+        config.timeout_s,
+        config.max_requests,
+        access,
     )

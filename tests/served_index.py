@@ -13,7 +13,7 @@ from tests.fixtures.tiny import WORDS, bert
 QUERIES = ["what is late interaction?", "the bridge on the river of the city", "Does the drug help (in mice)?", "token"]
 
 
-def make_index(folder: Path, num_docs: int = 400, num_shards: int = 4) -> Path:
+def make_index(folder: Path, num_docs: int = 400, num_shards: int = 4, first_title: str | None = None) -> Path:
     """Checkpoint, corpus, embeddings and index below `folder`; returns the index."""
     bert(folder / "checkpoint")
     rng = np.random.default_rng(0)
@@ -26,6 +26,7 @@ def make_index(folder: Path, num_docs: int = 400, num_shards: int = 4) -> Path:
         }
         for i in range(num_docs)
     ]
+    rows[0]["title"] = first_title or rows[0]["title"]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     encoder = EncoderConfig(checkpoint=str(folder / "checkpoint"))
     encode_corpus(str(folder / "corpus.jsonl"), str(folder / "embeddings"), encoder, docs_per_part=100)

@@ -1,6 +1,7 @@
 """The command line that all jobs share."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -16,11 +17,26 @@ class Job(IndexConfig):
     """Where."""
     label: str | None = None
     sizes: tuple[int, ...] = ()
+    quiet: bool = False
+    params: dict[str, Any] = {}
 
 
 def test_flags_fill_nested_fields_with_dashes_or_underscores_and_equals_signs():
     job = parse(Job, ["--output", "out", "--codec.nbits=2", "--num-shards", "3", "--clustering.num_iterations", "7", "--sizes", "[1, 2]"])
     assert (job.output, job.codec.nbits, job.num_shards, job.clustering.num_iterations, job.sizes) == ("out", 2, 3, 7, (1, 2))
+
+
+def test_a_switch_may_stand_alone_and_take_a_value():
+    assert parse(Job, ["--quiet", "--output", "x"]).quiet and parse(Job, ["--output", "x", "--quiet"]).quiet
+    assert parse(Job, ["--quiet", "yes", "--output", "x"]).quiet
+    assert not parse(Job, ["--output", "x", "--quiet", "false"]).quiet and not parse(Job, ["--output", "x", "--quiet=no"]).quiet
+
+
+def test_a_mapping_is_given_as_yaml_on_the_command_line_and_in_a_recipe(tmp_path):
+    assert parse(Job, ["--output", "x", "--params", "{nprobe: 4}"]).params == {"nprobe": 4}
+    recipe = tmp_path / "job.yaml"
+    recipe.write_text("output: there\nparams: {nprobe: 8}\n")
+    assert parse(Job, ["--recipe", str(recipe)]).params == {"nprobe": 8}
 
 
 def test_text_stays_text_and_none_is_none():

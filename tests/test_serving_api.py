@@ -3,20 +3,21 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
 from fastapi.testclient import TestClient
 
-from ray_lir.engines import ENGINES
-from ray_lir.engines.plan import merge
 from ray_lir.errors import ConfigError, FormatError, IncompatibleError, ShardUnavailable, UnsupportedVersion
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher
-from serving.api import MAX_K, MAX_QUERIES, MAX_QUERY_CHARACTERS, SearchRequest, routes
-from serving.app import build, parse
+from ray_lir.messages import MAX_K, MAX_QUERIES, MAX_QUERY_CHARACTERS, SearchRequest
+from ray_lir.operation import IndexChange
+from serving.__main__ import main
+from serving.access import Access, check_address, read_tokens
+from serving.api import routes
+from serving.app import build, parse, scaling
+from serving.metrics import Metrics
 from serving.shard_server import ShardServer, split_shards
-from tests.served_index import QUERIES, make_index
+from tests.served_index import make_index
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,13 @@ class Failing:
 
     def __init__(self, error: Exception):
         self.error = error
+        self.metrics = Metrics()
 
     async def search(self, request: SearchRequest) -> None:
         request.chosen_engine()
+        raise self.error
+
+    async def change_index(self, change: IndexChange) -> None:
         raise self.error
 
 
@@ -45,7 +50,10 @@ def client(error: Exception = PASSED_ON) -> TestClient:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"query": "x", "topk": 3}, "unknown field topk; the fields are query, queries, k, engine, params, include"),
+        (
+            {"query": "x", "topk": 3},
+            "unknown field topk; the fields are query, queries, k, engine, quality, params, include, deadline_ms, min_coverage, explain",
+        ),
         ({}, "give either query or queries"),
         ({"query": "x", "queries": ["y"]}, "give either query or queries"),
         ({"queries": []}, "queries: list should have at least 1 item after validation, not 0"),
@@ -55,6 +63,7 @@ def client(error: Exception = PASSED_ON) -> TestClient:
         ({"query": 7}, "query: input should be a valid string"),
         ({"query": "x", "k": 0}, "k: input should be greater than or equal to 1"),
         ({"query": "x", "k": MAX_K + 1}, f"k: input should be less than or equal to {MAX_K}"),
+        ({"query": "x", "quality": "best"}, "quality: input should be 'fast', 'balanced' or 'exact'"),
         ({"query": "x", "include": ["body"]}, "include.0: input should be 'title', 'text' or 'metadata'"),
     ],
 )
@@ -113,7 +122,7 @@ def test_an_unknown_path_is_answered_in_the_same_form():
 def test_the_examples_of_the_description_are_requests():
     schema = client().get("/openapi.json").json()
     examples = schema["components"]["schemas"]["SearchRequest"]["examples"]
-    assert len(examples) == 2
+    assert len(examples) == 3
     for example in examples:
         assert client().post("/search", json=example).json()["error"]["message"] == str(PASSED_ON)
 
@@ -128,23 +137,7 @@ def test_shards_are_grouped_by_size_without_a_gap():
     assert split_shards(tokens(1, 1, 1, 9), 3) == [range(0, 2), range(2, 3), range(3, 4)]
     assert split_shards(tokens(0, 0, 7), 3) == [range(0, 1), range(1, 2), range(2, 3)]
     assert split_shards(tokens(3), 1) == [range(0, 1)]
-
-
-@pytest.mark.parametrize("engine", list(ENGINES))
-def test_merging_the_groups_of_shards_gives_the_searchers_answer(index, engine):
-    searcher = Searcher.open(str(index))
-    queries = Encoder.for_contract(searcher.manifest.contract).encode_queries(QUERIES)
-    groups = [ShardServer(str(index), 1, shards.start, shards.stop, 1) for shards in split_shards(searcher.manifest.shards, 3)]
-    assert sum(len(group.searcher.shards) for group in groups) == 4
-    plans = searcher.planner.plan(queries, 5, engine)
-    documents = [None] * len(plans)
-    for number in range(len(plans[0].keeps)):
-        parts = [group.run_stage(plans, number, documents) for group in groups]
-        best = [merge(answers, plan.keeps[number], searcher.kernels) for plan, *answers in zip(plans, *parts, strict=True)]
-        documents = [np.sort(top.documents) for top in best]
-    for answer, expected in zip(best, searcher.search(queries, 5, engine), strict=True):
-        assert answer.documents.tolist() == expected.documents.tolist()
-        assert answer.scores.tolist() == expected.scores.tolist()
+    assert split_shards(tokens(3, 4), 4) == [range(0, 1), range(1, 2), range(2, 2), range(2, 2)]
 
 
 def test_relative_paths_are_made_absolute(index, monkeypatch):
@@ -168,6 +161,7 @@ def test_relative_paths_are_made_absolute(index, monkeypatch):
         ({"index": "INDEX", "version": "7"}, "INDEX/versions/7/manifest.json: expected the manifest of index, found no such file"),
         ({"index": "INDEX", "encoder": "all-MiniLM-L6-v2"}, "all-MiniLM-L6-v2 has other weights than "),
         ({"index": "s3://bucket/index"}, "s3://bucket/index is not on a local disk"),
+        ({"index": "INDEX", "replicas": "3", "max_replicas": "2"}, "max_replicas is 2, less than replicas, 3; raise it, or leave it out"),
     ],
 )
 def test_serve_run_says_in_one_line_what_is_wrong_and_ends_with_code_2(index, arguments, message):
@@ -180,9 +174,137 @@ def test_serve_run_says_in_one_line_what_is_wrong_and_ends_with_code_2(index, ar
     assert last.startswith("Error: " + message.replace("INDEX", str(index)))
 
 
+def test_replicas_are_fixed_unless_they_may_grow(index):
+    from ray import serve
+
+    fixed = serve.deployment(**scaling(parse({"index": str(index), "replicas": "2"}), 4))(ShardServer)
+    assert fixed.num_replicas == 2
+    options = scaling(parse({"index": str(index), "max_replicas": "3"}), 4)
+    assert options == {"autoscaling_config": {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 4}}
+    serve.deployment(**options)(ShardServer)
+
+
 def test_a_shard_that_was_cut_is_found_before_anything_starts(tmp_path):
     index = make_index(tmp_path, num_docs=40, num_shards=1)
     codes = next(index.glob("shards/*/codes.npy"))
     codes.write_bytes(codes.read_bytes()[:-10])
     with pytest.raises(ConfigError, match=r"codes\.npy: expected \d+ bytes, found \d+ bytes"):
         build({"index": str(index)})
+
+
+TOKENS = {"read": ["read-0123456789abcdef"], "admin": ["admin-0123456789abcdef"]}
+
+
+@pytest.fixture
+def guarded(tmp_path) -> TestClient:
+    """A service that asks for tokens."""
+    (tmp_path / "tokens.yaml").write_text(yaml.safe_dump(TOKENS))
+    access = Access(roles=read_tokens(str(tmp_path / "tokens.yaml")))
+    return TestClient(routes(Failing(PASSED_ON), access), raise_server_exceptions=False)
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.mark.parametrize("path", ["/search", "/encode", "/rerank", "/explain", "/admin/index"])
+def test_without_a_good_token_nothing_but_health_and_the_page_answers(guarded, path):
+    for headers in ({}, bearer("read-0123456789abcdeX"), {"Authorization": "Basic cmVhZA=="}):
+        reply = guarded.post(path, json={"query": "x"}, headers=headers)
+        assert (reply.status_code, reply.json()["error"]["kind"]) == (401, "Unauthenticated")
+        assert reply.headers["WWW-Authenticate"] == "Bearer"
+    for address in ("/index", "/documents/doc-1"):
+        assert guarded.get(address).status_code == 401
+    for address in ("/", "/ui/app.js", "/ui/style.css", "/health/live"):
+        assert guarded.get(address).status_code == 200
+
+
+def test_a_reader_reads_and_only_an_admin_administrates(guarded):
+    for token in (*TOKENS["read"], *TOKENS["admin"]):
+        assert guarded.post("/search", json={"query": "x"}, headers=bearer(token)).json()["error"]["message"] == str(PASSED_ON)
+    change = {"action": "load", "version": 2}
+    assert guarded.post("/admin/index", json=change, headers=bearer(TOKENS["read"][0])).status_code == 403
+    assert guarded.post("/admin/index", json=change, headers=bearer(TOKENS["admin"][0])).json()["error"]["message"] == str(PASSED_ON)
+
+
+def test_a_service_without_tokens_can_be_read_but_not_administrated():
+    assert client().post("/search", json={"query": "x"}).json()["error"]["message"] == str(PASSED_ON)
+    reply = client().post("/admin/index", json={"action": "roll_back"})
+    assert (reply.status_code, reply.json()["error"]["kind"]) == (403, "Forbidden")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("read: [short]", "a token under read is shorter than 16 characters"),
+        ("write: [0123456789abcdef]", "is no token file"),
+        ("- 0123456789abcdef", "is no token file"),
+        ("{", "is no token file"),
+        ("read: []", "lists no token"),
+    ],
+)
+def test_a_token_file_that_is_none_is_refused(tmp_path, text, message):
+    (tmp_path / "tokens.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_tokens(str(tmp_path / "tokens.yaml"))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.4", "::", "search.example.org", ""])
+def test_listening_to_a_network_needs_tokens(host):
+    with pytest.raises(ConfigError, match="lets a network in; set tokens"):
+        check_address(host, Access())
+    check_address(host, Access(roles={"00": "read"}))
+
+
+def test_the_service_refuses_to_start_open_to_a_network(index, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--index", str(index), "--host", "0.0.0.0"])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == "error: listening on 0.0.0.0 lets a network in; set tokens to a token file, or listen on 127.0.0.1\n"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])
+def test_this_machine_may_ask_itself(host):
+    check_address(host, Access())
+
+
+def test_other_origins_are_closed_out_unless_they_are_named():
+    preflight = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in client().options("/search", headers=preflight).headers
+    assert "access-control-allow-origin" not in client().post("/search", json={"query": "x"}, headers=preflight).headers
+    named = TestClient(routes(Failing(PASSED_ON), Access(origins=("https://good.example",))))
+    assert named.options("/search", headers={**preflight, "Origin": "https://good.example"}).headers["access-control-allow-origin"] == (
+        "https://good.example"
+    )
+    assert "access-control-allow-origin" not in named.options("/search", headers=preflight).headers
+
+
+def test_a_request_that_a_browser_may_send_unasked_is_not_taken_for_json():
+    reply = client().post("/search", content=b'{"query": "x"}', headers={"Content-Type": "text/plain"})
+    assert reply.status_code == 422
+
+
+def test_every_reply_tells_browsers_to_be_strict():
+    for reply in (client().get("/"), client().post("/search", json={"query": "x"})):
+        assert "script-src 'self'" in reply.headers["Content-Security-Policy"]
+        assert reply.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_each_request_leaves_one_line_in_the_log(caplog):
+    caplog.set_level("INFO", logger="ray.serve")
+    client().post("/search", json={"query": "a secret question"})
+    [record] = [record for record in caplog.records if record.name == "ray.serve"]
+    assert (record.method, record.endpoint, record.status) == ("POST", "/search", 400) and record.ms >= 0
+    assert record.message.startswith("POST /search 400 ")
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parent.parent / "serving" / "config").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_configuration_files_are_what_serve_and_the_application_take(file):
+    from ray.serve.schema import ServeDeploySchema
+
+    deployed = ServeDeploySchema.model_validate(yaml.safe_load(file.read_text()))
+    [application] = deployed.applications
+    config = parse(application.args)
+    if config.tokens is None:
+        check_address(deployed.http_options.host, Access())

@@ -1,0 +1,65 @@
+"""Searches an index on this machine for one query, and shows the answers."""
+
+import textwrap
+from typing import Annotated, Any
+
+import tyro
+from pydantic import Field
+
+from ray_lir.config import Config, EncoderConfig
+from ray_lir.messages import MAX_K, Quality, chosen_engine
+from ray_lir.models.encoder import Encoder
+from ray_lir.search import Searcher
+
+from .cli import main
+
+WIDTH = 110
+
+
+class SearchJob(Config):
+    """Searches an index on this machine: the answers for people, then the same as JSON."""
+
+    index: str
+    """Folder of the index."""
+    query: str
+    """What to look for."""
+    k: int = Field(10, ge=1, le=MAX_K)
+    """How many documents, at most."""
+    engine: str = "auto"
+    """auto, exact, scan, plaid or warp."""
+    quality: Quality = "balanced"
+    """Of the engine auto: fast, balanced or exact."""
+    params: dict[str, Any] = {}
+    """The engine's parameters, such as {nprobe: 4}."""
+    encoder: str | None = None
+    """Where the encoder's checkpoint lies now. None: where it was when the index was made."""
+    json_only: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
+    """Print nothing but the JSON."""
+
+
+def run(job: SearchJob) -> dict[str, Any]:
+    """Raises ConfigError or FormatError if there is no such index or engine."""
+    engine = chosen_engine(job.engine, job.params)
+    searcher = Searcher.open(job.index)
+    contract = searcher.manifest.contract
+    encoder = Encoder.for_contract(contract, EncoderConfig(checkpoint=job.encoder or contract.checkpoint))
+    [answer] = searcher.search(encoder.encode_queries([job.query]), job.k, engine, job.quality)
+    documents = searcher.documents(answer.documents)
+    hits = [
+        {"doc_id": document["doc_id"], "score": score, "title": document["title"], "text": document["text"]}
+        for document, score in zip(documents, answer.scores.tolist(), strict=True)
+    ]
+    if not job.json_only:
+        show(hits)
+    return {"query": job.query, "hits": hits, "params": answer.params.model_dump() if answer.params else {}}
+
+
+def show(hits: list[dict[str, Any]]) -> None:
+    """Prints hits for people, two lines each."""
+    for rank, hit in enumerate(hits, 1):
+        print(f"{rank:3}  {hit['score']:7.3f}  {hit['title'] or hit['doc_id']}")
+        print(textwrap.shorten(hit["text"], WIDTH, initial_indent=" " * 14, placeholder=" ..."), flush=True)
+
+
+if __name__ == "__main__":
+    main(SearchJob, run)

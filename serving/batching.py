@@ -1,0 +1,60 @@
+"""Batcher: work that comes in while a batch is worked on waits, and makes the next batch."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Batcher(Generic[Item, Result]):
+    """Nobody waits for company: a batch is what is there. What was cancelled while it waited is never worked on.
+
+    Args:
+        work: results of some items, in their order; runs on a thread, one batch at a time.
+        cost: of an item.
+        max_cost: of a batch; an item that costs more is a batch of its own.
+    """
+
+    def __init__(self, work: Callable[[Sequence[Item]], Sequence[Result]], cost: Callable[[Item], int], max_cost: int):
+        self.work = work
+        self.cost = cost
+        self.max_cost = max_cost
+        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._worker: asyncio.Task[None] | None = None
+
+    async def __call__(self, item: Item) -> Result:
+        """The item's result. Raises what `work` raised for its batch."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        while batch := self._next():
+            try:
+                results = await asyncio.to_thread(self.work, [item for item, _ in batch])
+            except Exception as error:
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+            else:
+                for (_, future), result in zip(batch, results, strict=True):
+                    if not future.done():
+                        future.set_result(result)
+
+    def _next(self) -> list[tuple[Item, asyncio.Future[Result]]]:
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+        cost = 0
+        while self._waiting:
+            item, future = self._waiting[0]
+            if not future.done():
+                cost += self.cost(item)
+                if batch and cost > self.max_cost:
+                    break
+                batch.append((item, future))
+            self._waiting.popleft()
+        return batch

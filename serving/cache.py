@@ -1,0 +1,53 @@
+"""Cache: copies of an index's files on a machine's disk, for an index that lies on an object store."""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+from ray_lir.errors import FormatError
+from ray_lir.formats import storage
+from ray_lir.formats.manifest import FileEntry, check_file
+
+
+def local_copy(root: str, cache: str, files: Iterable[FileEntry]) -> str:
+    """The folder below `cache` that has these files of the index at `root`.
+
+    What is missing, or not what its digest says, is downloaded. Names of an index's files carry digests of their content,
+    so versions share files, and replicas on one machine may download the same one at a time.
+
+    Raises:
+        FormatError: if a file on the store is not what the manifest says.
+        ConfigError: if the store does not answer.
+    """
+    folder = storage.absolute(storage.join(cache, hashlib.sha256(root.encode()).hexdigest()[:16]))
+    for file in files:
+        try:
+            check_file(folder, file, content=True)
+        except FormatError:
+            _download(storage.join(root, file.name), _inside(Path(folder), file.name), file)
+    return folder
+
+
+def _download(url: str, target: Path, file: FileEntry) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    attempt = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    digest = hashlib.sha256()
+    try:
+        with storage.told_as("read", url), storage.open_input(url) as source, open(attempt, "wb") as copy:
+            while block := source.read(storage.BLOCK_BYTES):
+                digest.update(block)
+                copy.write(block)
+        if digest.hexdigest() != file.sha256:
+            raise FormatError(url, f"sha256 {file.sha256[:16]}", digest.hexdigest()[:16], "upload the file, or build the index, again")
+        os.replace(attempt, target)
+    finally:
+        attempt.unlink(missing_ok=True)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Raises FormatError for a name that leads out of the folder."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise FormatError(str(folder), "names of files below the index", repr(name), "build the index anew")
+    return folder / name

@@ -1,0 +1,66 @@
+"""Changes: another version of the index is opened and verified on every replica, and only then served."""
+
+import asyncio
+import logging
+
+from ray_lir.errors import Conflict, RayLirError
+from ray_lir.operation import IndexChange
+from ray_lir.search import latest_version
+
+from .calls import Calls
+from .versions import Served
+
+logger = logging.getLogger("ray.serve")
+
+STAGE_TIMEOUT_S = 1800.0
+ADOPT_TIMEOUT_S = 10.0
+
+
+async def stage(calls: Calls, names: list[str], served: Served, change: IndexChange, root: str) -> tuple[Served, dict[str, int]]:
+    """Opens the version that is asked for everywhere.
+
+    Returns:
+        what is to be served now, and how many replicas of each deployment are ready for it.
+
+    Raises:
+        Conflict: if the version cannot be served; nothing has changed.
+    """
+    version = await asyncio.to_thread(_wanted, change, served, root)
+    if version == served.version:
+        raise Conflict(f"version {version} is served already")
+    deadline = asyncio.get_running_loop().time() + STAGE_TIMEOUT_S
+    asked = await asyncio.gather(*(calls.ask_all(name, deadline, "stage", version) for name in names), return_exceptions=True)
+    for answer in asked:
+        if isinstance(answer, BaseException):
+            await adopt(calls, names, served)
+            if isinstance(answer, RayLirError):
+                raise Conflict(f"version {version} cannot be served, {served.version} goes on: {answer}") from answer
+            raise answer
+    replicas = {name: len(answer) for name, answer in zip(names, asked, strict=True)}
+    return Served(served.change + 1, version, served.version), replicas
+
+
+async def adopt(calls: Calls, names: list[str], served: Served) -> None:
+    """Tells every replica what is served, and to keep nothing else open but the version before. One that does not hear it
+    learns it from its next call."""
+    keep = [version for version in (served.version, served.previous) if version is not None]
+    deadline = asyncio.get_running_loop().time() + ADOPT_TIMEOUT_S
+    asked = await asyncio.gather(*(calls.ask_all(name, deadline, "adopt", served, keep) for name in names), return_exceptions=True)
+    for name, answer in zip(names, asked, strict=True):
+        if isinstance(answer, BaseException):
+            logger.warning("%s was not told that version %d is served now: %s", name, served.version, answer)
+
+
+async def recall(calls: Calls, names: list[str], deadline: float) -> Served | None:
+    """What the replicas remember of the last change, for a gateway that has just started; None if none answers."""
+    asked = await asyncio.gather(*(calls.ask_all(name, deadline, "remembered") for name in names), return_exceptions=True)
+    remembered = [each for answers in asked if not isinstance(answers, BaseException) for each in answers]
+    return max(remembered, key=lambda served: served.change, default=None)
+
+
+def _wanted(change: IndexChange, served: Served, root: str) -> int:
+    if change.action == "load":
+        return latest_version(root) if change.version is None else change.version
+    if served.previous is None:
+        raise Conflict(f"there is no version before {served.version} to go back to; load one")
+    return served.previous

@@ -1,0 +1,276 @@
+// The search page: asks POST /search with explain, and shows what each word of the query matched.
+// Text from documents only ever becomes text nodes.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const LEVELS = 5;
+let words = []; // of the query: {text, tokens: [numbers], special}
+let pending = null; // the request that is on its way
+
+async function ask(path, body) {
+  const token = sessionStorage.getItem("token");
+  const headers = { "Content-Type": "application/json", ...(token && { Authorization: `Bearer ${token}` }) };
+  const options = body ? { method: "POST", body: JSON.stringify(body), signal: pending?.signal } : {};
+  const reply = await fetch(path, { headers, ...options });
+  const answer = await reply.json();
+  if (reply.status === 401) $("access").hidden = false;
+  if (!reply.ok) throw new Error(answer.error.message);
+  return answer;
+}
+
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+// Tokens that touch are one word; special tokens, which are nowhere in the text, come last, as one.
+function wordsOf(query, tokens) {
+  const points = Array.from(query); // spans count code points
+  const found = [];
+  tokens.forEach((token, number) => {
+    if (token.start == null) return;
+    const last = found.at(-1);
+    if (last && last.end === token.start) {
+      last.end = token.end;
+      last.tokens.push(number);
+    } else found.push({ start: token.start, end: token.end, tokens: [number], special: false });
+  });
+  for (const word of found) word.text = points.slice(word.start, word.end).join("");
+  const special = tokens.flatMap((token, number) => (token.start == null ? [number] : []));
+  if (special.length) found.push({ text: "the query as a whole", tokens: special, special: true });
+  return found;
+}
+
+// What is highlighted in a field: whole words, each with the query's words that matched there and what they contributed.
+function spansOf(points, field, matches) {
+  const inWord = (point) => point !== undefined && /[\p{L}\p{N}\p{M}_]/u.test(point);
+  const spans = new Map();
+  words.forEach((word, number) => {
+    for (const token of word.tokens) {
+      const match = matches[token];
+      if (!match || match.field !== field) continue;
+      let { start, end } = match;
+      if (inWord(points[start])) while (inWord(points[start - 1])) start--;
+      if (inWord(points[end - 1])) while (inWord(points[end])) end++;
+      const span = spans.get(start) ?? { start, end, words: new Set(), strength: 0 };
+      span.end = Math.max(span.end, end);
+      span.words.add(number);
+      if (!word.special) span.strength += Math.max(0, match.contribution);
+      spans.set(start, span);
+    }
+  });
+  return [...spans.values()].sort((a, b) => a.start - b.start);
+}
+
+function highlighted(tag, className, text, spans, strongest) {
+  const points = Array.from(text);
+  const made = element(tag, { className });
+  let at = 0;
+  for (const span of spans) {
+    if (span.start < at) continue;
+    made.append(points.slice(at, span.start).join(""));
+    const level = Math.ceil((LEVELS * span.strength) / strongest);
+    const mark = element("mark", { className: level ? `m${level}` : "" }, points.slice(span.start, span.end).join(""));
+    const names = [...span.words].map((number) => words[number].text);
+    mark.title = `matches ${names.join(", ")} (${span.strength.toFixed(2)})`;
+    mark.dataset.words = [...span.words].join(" ");
+    made.append(mark);
+    at = span.end;
+  }
+  made.append(points.slice(at).join(""));
+  return made;
+}
+
+function hitElement(hit, rank, spans, strongest) {
+  const facts = `${rank}. ${hit.doc_id} · score ${hit.score.toFixed(3)}`;
+  const text = highlighted("p", "text", hit.text, spans.text, strongest);
+  const made = element("li", { className: "hit folded" });
+  if (hit.title) made.append(highlighted("h2", "", hit.title, spans.title, strongest));
+  made.append(element("p", { className: "facts", textContent: facts }), text);
+  made.dataset.id = hit.doc_id;
+  return made;
+}
+
+// Once the hits are laid out: only those whose text does not fit can be unfolded.
+function addUnfolding(hit) {
+  const text = hit.querySelector(".text");
+  if (text.scrollHeight <= text.clientHeight + 1) return hit.classList.remove("folded");
+  const button = element("button", { type: "button", className: "unfold", textContent: "Show all" });
+  button.setAttribute("aria-expanded", "false");
+  button.addEventListener("click", () => {
+    const folded = hit.classList.toggle("folded");
+    button.textContent = folded ? "Show all" : "Show less";
+    button.setAttribute("aria-expanded", String(!folded));
+  });
+  hit.append(button);
+}
+
+function showWords() {
+  const buttons = words.map((word, number) => {
+    const button = element("button", { type: "button", className: word.special ? "word special" : "word", textContent: word.text });
+    for (const event of ["mouseenter", "focus"]) button.addEventListener(event, () => choose(number));
+    for (const event of ["mouseleave", "blur"]) button.addEventListener(event, () => choose(null));
+    return button;
+  });
+  $("words").replaceChildren(...buttons);
+  $("words").hidden = false;
+}
+
+// Shows what one word of the query matched; null: what all of them did.
+function choose(number) {
+  document.body.classList.toggle("chosen", number !== null);
+  [...$("words").children].forEach((button, each) => button.classList.toggle("on", each === number));
+  for (const mark of document.querySelectorAll("mark"))
+    mark.classList.toggle("on", number !== null && mark.dataset.words.split(" ").includes(String(number)));
+}
+
+function showAnswer(query, answer) {
+  const hits = answer.results[0];
+  words = wordsOf(query, answer.query_tokens[0]);
+  showWords();
+  const spans = hits.map((hit) => ({
+    title: spansOf(Array.from(hit.title), "title", hit.matches),
+    text: spansOf(Array.from(hit.text), "text", hit.matches),
+  }));
+  const strengths = spans.flatMap((each) => [...each.title, ...each.text].map((span) => span.strength));
+  const strongest = Math.max(1e-9, ...strengths);
+  $("results").replaceChildren(...hits.map((hit, number) => hitElement(hit, number + 1, spans[number], strongest)));
+  [...$("results").children].forEach(addUnfolding);
+  const covered = answer.coverage < 1 ? ` · only ${(100 * answer.coverage).toFixed(0)}% of the documents could be searched` : "";
+  const found = hits.length === 1 ? "1 document" : `${hits.length} documents`;
+  say(`${found} in ${answer.timings.total.toFixed(0)} ms · ${answer.engine} · index version ${answer.index_version}${covered}`, covered !== "");
+  showTimings(answer);
+  $("why").hidden = false;
+  $("reason").replaceChildren();
+}
+
+function showTimings(answer) {
+  const { encode, plan, stages, documents, explain } = answer.timings;
+  const steps = [["encode the query", encode], ["plan", plan]];
+  stages.forEach((milliseconds, number) => steps.push([`stage ${number + 1} of ${answer.engine}`, milliseconds]));
+  steps.push(["fetch documents", documents], ["explain", explain]);
+  const bar = steps.map(([name, milliseconds]) => {
+    const part = element("span", { title: name });
+    part.style.flexGrow = milliseconds;
+    return part;
+  });
+  $("timings").querySelector("summary").textContent = `Time and parameters`;
+  $("timings").querySelector(".bar").replaceChildren(...bar);
+  const parameters = Object.entries(answer.params[0]).map(([name, value]) => [name, String(value)]);
+  define($("timings"), [...steps.map(([name, milliseconds]) => [name, `${milliseconds.toFixed(1)} ms`]), ...parameters]);
+}
+
+function define(details, rows) {
+  details.querySelector("dl").replaceChildren(
+    ...rows.flatMap(([name, value]) => [element("dt", { textContent: name }), element("dd", { textContent: value })]),
+  );
+  details.hidden = false;
+}
+
+function say(text, wrong = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("error", wrong);
+}
+
+function choices() {
+  return { k: Number($("k").value), engine: $("engine").value, quality: $("quality").value };
+}
+
+async function search() {
+  const query = $("query").value.trim();
+  if (!query) return;
+  pending?.abort();
+  const mine = (pending = new AbortController());
+  document.body.classList.add("busy");
+  document.title = `${query} – Search`;
+  try {
+    showAnswer(query, await ask("search", { query, ...choices(), explain: true, min_coverage: 0 }));
+  } catch (error) {
+    if (mine.signal.aborted) return;
+    say(error.message, true);
+  }
+  if (pending === mine) document.body.classList.remove("busy");
+}
+
+async function explainMissing(event) {
+  event.preventDefault();
+  try {
+    const told = await ask("explain", { query: $("query").value.trim(), doc_id: $("doc-id").value.trim(), ...choices() });
+    const row = (tag, cells) => element("tr", {}, ...cells.map((cell) => element(tag, { textContent: cell })));
+    const stages = told.stages.map((stage) =>
+      row("td", [stage.name, stage.score?.toFixed(3) ?? "–", stage.cut?.toFixed(3) ?? "–", stage.num_kept, stage.survived ? "yes" : "no"]),
+    );
+    const table = element("table", {}, row("th", ["stage", "its score", "lowest kept", "kept", "survived"]), ...stages);
+    $("reason").replaceChildren(element("p", { textContent: told.reason }), table);
+  } catch (error) {
+    $("reason").replaceChildren(element("p", { textContent: error.message }));
+  }
+}
+
+async function showIndex() {
+  const facts = await ask("index");
+  $("access").hidden = true;
+  $("engine").replaceChildren(...["auto", ...facts.engines].map((name) => element("option", { textContent: name })));
+  $("index").querySelector("summary").textContent = `${facts.num_docs.toLocaleString("en")} documents, version ${facts.version}`;
+  define($("index"), [
+    ["tokens", facts.num_tokens.toLocaleString("en")],
+    ["centroids", facts.num_centroids.toLocaleString("en")],
+    ["bits a dimension", String(facts.nbits)],
+    ["shards", `${facts.num_shards} in ${facts.num_groups} groups`],
+    ["encoder", facts.contract.checkpoint],
+    ["fingerprint", facts.fingerprint],
+  ]);
+}
+
+// The address holds the search, so it can be shared, and Back works.
+function fromAddress() {
+  const given = new URLSearchParams(location.search);
+  $("query").value = given.get("q") ?? "";
+  for (const [id, usual] of Object.entries({ k: "10", engine: "auto", quality: "balanced" })) {
+    $(id).value = given.get(id) ?? usual;
+    if (!$(id).value) $(id).value = usual; // there is no such choice
+  }
+  matters();
+  return search();
+}
+
+// Quality is for the engine auto; the others do what their parameters say.
+function matters() {
+  $("quality").disabled = $("engine").value !== "auto";
+}
+
+async function start() {
+  try {
+    await showIndex();
+    await fromAddress();
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+$("search").addEventListener("submit", (event) => {
+  event.preventDefault();
+  history.pushState(null, "", `?${new URLSearchParams(new FormData($("search")))}`);
+  search();
+});
+for (const id of ["engine", "quality", "k"])
+  $(id).addEventListener("change", () => {
+    matters();
+    if ($("query").value.trim()) $("search").requestSubmit();
+  });
+$("access").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("token", $("token").value);
+  start();
+});
+$("why").addEventListener("submit", explainMissing);
+document.addEventListener("keydown", (event) => {
+  if (event.key === "/" && !["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName)) {
+    event.preventDefault();
+    $("query").select();
+  }
+  if (event.key === "Escape") choose(null);
+});
+addEventListener("popstate", fromAddress);
+start();

@@ -1,0 +1,69 @@
+"""The whole service in one process: gateway, query encoder and shard groups without Ray between them."""
+
+import asyncio
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray_lir.errors import ShardUnavailable
+from serving.calls import ENCODER
+from serving.metrics import Metrics
+from serving.query_encoder import QueryEncoder
+from serving.service import Service
+from serving.shard_server import ShardServer
+
+
+class LocalCalls:
+    """Calls the deployments' objects; arguments and answers are pickled, as between processes.
+
+    Attributes:
+        faults: by deployment, what to do before a call of some method is passed on: sleep, raise, or nothing.
+        calls: what was called, in order.
+    """
+
+    def __init__(self, deployments: dict[str, Any]):
+        self.deployments = deployments
+        self.faults: dict[str, Callable[[str], Any]] = {}
+        self.calls: list[tuple[str, str]] = []
+
+    async def ask(self, name: str, deadline: float, method: str, *args: Any) -> Any:
+        self.calls.append((name, method))
+        try:
+            async with asyncio.timeout_at(deadline):
+                if name in self.faults:
+                    await self.faults[name](method)
+                answer = await getattr(self.deployments[name], method)(*pickle.loads(pickle.dumps(args)))
+        except TimeoutError:
+            raise ShardUnavailable(f"{name} did not answer in time; try again") from None
+        return pickle.loads(pickle.dumps(answer))
+
+    async def ask_all(self, name: str, deadline: float, method: str, *args: Any) -> list[Any]:
+        return [await self.ask(name, deadline, method, *args)]
+
+
+def local_service(
+    index: Path | str, num_groups: int = 4, version: int = 1, max_requests: int = 64, cache: str | None = None
+) -> tuple[Service, LocalCalls]:
+    names = [f"ShardGroup-{group}" for group in range(num_groups)]
+    deployments: dict[str, Any] = {ENCODER: QueryEncoder(str(index), version, None, True)}
+    for group, name in enumerate(names):
+        deployments[name] = ShardServer(str(index), version, group, num_groups, 1.0, True, cache)
+    calls = LocalCalls(deployments)
+    return Service(str(index), version, names, calls, 30.0, max_requests, Metrics()), calls
+
+
+def raising(error: Exception, method: str | None = None) -> Callable[[str], Any]:
+    async def fault(called: str) -> None:
+        if method in (None, called):
+            raise error
+
+    return fault
+
+
+def sleeping(seconds: float, method: str | None = None) -> Callable[[str], Any]:
+    async def fault(called: str) -> None:
+        if method in (None, called):
+            await asyncio.sleep(seconds)
+
+    return fault

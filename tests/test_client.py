@@ -1,0 +1,159 @@
+"""The typed client, and `ray-lir ask` and `ray-lir search`, over the whole service in this process."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+
+from jobs import ask, search
+from jobs.cli import main
+from ray_lir.client import AsyncClient, Client
+from ray_lir.errors import ConfigError, Forbidden, FormatError, NotFound, Overloaded, ServiceUnavailable, ShardUnavailable, Unauthenticated
+from ray_lir.models.encoder import Encoder
+from ray_lir.search import Searcher
+from serving.access import Access, read_tokens
+from serving.api import routes
+from serving.service import Service
+from tests.local_service import LocalCalls, local_service, raising
+from tests.served_index import QUERIES, make_index
+
+READ, ADMIN = "read-0123456789abcdef", "admin-0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_index(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def service(index: Path) -> tuple[Service, LocalCalls]:
+    return local_service(index, 2)
+
+
+@pytest.fixture(scope="module")
+def url(service: tuple[Service, LocalCalls], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    tokens = tmp_path_factory.mktemp("tokens") / "tokens.yaml"
+    tokens.write_text(f"read: [{READ}]\nadmin: [{ADMIN}]\n")
+    listening = socket.create_server(("127.0.0.1", 0))
+    app = routes(service[0], Access(roles=read_tokens(str(tokens))))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Client]:
+    with Client(url, READ) as client:
+        yield client
+
+
+def test_every_route_has_its_method_and_its_types(client, index):
+    searcher = Searcher.open(str(index))
+    encoder = Encoder.for_contract(searcher.manifest.contract)
+    [expected] = searcher.search(encoder.encode_queries(QUERIES[:1]), 3, "plaid")
+    response = client.search(QUERIES[0], k=3, engine="plaid", explain=True)
+    [hits] = response.results
+    assert [hit.number for hit in hits] == expected.documents.tolist()
+    assert [hit.score for hit in hits] == expected.scores.tolist()
+    assert response.query_tokens and hits[0].matches and len(hits[0].matches) == len(response.query_tokens[0])
+    assert len(client.search(QUERIES, k=2).results) == len(QUERIES)
+    assert np.array_equal(client.encode(QUERIES).values, encoder.encode_queries(QUERIES).values)
+    assert np.array_equal(client.encode(QUERIES, "document").values, encoder.encode_documents(QUERIES).values)
+    assert client.rerank("king", doc_ids=["doc-1", "doc-2"]).results[0].doc_id in ("doc-1", "doc-2")
+    assert client.explain("king", "doc-1").document.doc_id == "doc-1"
+    assert client.document("doc-5").metadata == {"row": 5}
+    assert client.index().fingerprint == searcher.manifest.contract.fingerprint
+    assert client.health().ready
+
+
+def test_the_asynchronous_client_answers_alike(url, client):
+    async def both() -> list:
+        async with AsyncClient(url, READ) as there:
+            return await asyncio.gather(
+                there.search(QUERIES[0], k=3),
+                there.search(QUERIES[1], k=3),
+                there.encode(QUERIES),
+                there.rerank("king", texts=["king", "mouse"]),
+                there.explain("king", "doc-1"),
+                there.document("doc-5"),
+                there.index(),
+                there.health(),
+            )
+
+    first, second, embeddings, reranked, explanation, document, facts, health = asyncio.run(both())
+    assert [hit.doc_id for hit in first.results[0]] == [hit.doc_id for hit in client.search(QUERIES[0], k=3).results[0]]
+    assert [hit.doc_id for hit in second.results[0]] == [hit.doc_id for hit in client.search(QUERIES[1], k=3).results[0]]
+    assert np.array_equal(embeddings.values, client.encode(QUERIES).values)
+    assert reranked == client.rerank("king", texts=["king", "mouse"])
+    assert (explanation.document.number, document, facts, health.ready) == (1, client.document("doc-5"), client.index(), True)
+
+
+def test_what_the_service_says_is_wrong_is_raised_by_its_kind(url, client, service):
+    running, calls = service
+    with pytest.raises(ConfigError, match="unknown engine 'fast'"):
+        client.search("king", engine="fast")
+    with pytest.raises(NotFound, match="there is no document 'a/b c'"):
+        client.document("a/b c")
+    with pytest.raises(Unauthenticated), Client(url) as stranger:
+        stranger.search("king")
+    with pytest.raises(Forbidden):
+        client.roll_back()
+    calls.faults["ShardGroup-1"] = raising(ShardUnavailable("ShardGroup-1 is gone"))
+    with pytest.raises(ShardUnavailable, match="ShardGroup-1 is gone"):
+        client.search("king")
+    assert client.search("king", min_coverage=0.4).missing == {"ShardGroup-1": "ShardGroup-1 is gone"}
+    assert not client.health().ready
+    calls.faults.clear()
+    running._running = running.max_requests
+    with pytest.raises(Overloaded):
+        client.search("king")
+    running._running = 0
+
+
+def test_a_malformed_request_is_not_sent(service):
+    with Client("http://127.0.0.1:9") as nobody, pytest.raises(ConfigError, match="unknown field top; the fields are query"):
+        nobody.search("king", top=3)
+
+
+def test_nobody_there_and_somebody_else_there_are_told_apart(url):
+    with pytest.raises(ServiceUnavailable, match="no answer from http://127.0.0.1:9"), Client("http://127.0.0.1:9") as client:
+        client.index()
+    with pytest.raises(FormatError, match="an answer of a ray_lir service"), Client(f"{url}/ui/app.js?", READ) as client:
+        client.index()
+
+
+def last_line(text: str) -> dict:
+    return json.loads(text.splitlines()[-1])
+
+
+def test_ask_and_search_find_the_same_and_print_json_last(url, index, capsys, monkeypatch):
+    monkeypatch.setenv(ask.TOKEN, READ)
+    main(ask.AskJob, ask.run, ["--url", url, "--query", QUERIES[0], "--k", "3", "--engine", "scan", "--params", "{ncandidates: 50}"])
+    asked = capsys.readouterr().out
+    main(
+        search.SearchJob,
+        search.run,
+        ["--index", str(index), "--query", QUERIES[0], "--k", "3", "--engine", "scan", "--params", "{ncandidates: 50}"],
+    )
+    searched = capsys.readouterr().out
+    assert [hit["doc_id"] for hit in last_line(asked)["results"][0]] == [hit["doc_id"] for hit in last_line(searched)["hits"]]
+    assert last_line(searched)["params"] == last_line(asked)["params"][0] == {"engine": "scan", "ncandidates": 50}
+    assert asked.splitlines()[:6] == searched.splitlines()[:6] and asked.startswith("  1  ")
+    main(ask.AskJob, ask.run, ["--url", url, "--query", QUERIES[0], "--json"])
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_asking_nobody_is_one_line_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(ask.AskJob, ask.run, ["--url", "http://127.0.0.1:9", "--query", "king"])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.startswith("error: no answer from http://127.0.0.1:9")

@@ -1,0 +1,266 @@
+"""The service without Ray between its parts: every route, partial answers, limits, versions."""
+
+import asyncio
+import base64
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from ray_lir.engines import ENGINES
+from ray_lir.errors import FormatError, ShardUnavailable
+from ray_lir.models.encoder import Encoder
+from ray_lir.search import Searcher
+from serving.api import routes
+from serving.shard_server import ShardServer
+from tests.local_service import LocalCalls, local_service, raising, sleeping
+from tests.served_index import QUERIES, make_index
+
+GROUPS = [f"ShardGroup-{group}" for group in range(4)]
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_index(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def searcher(index: Path) -> Searcher:
+    return Searcher.open(str(index))
+
+
+@pytest.fixture(scope="module")
+def encoder(searcher: Searcher) -> Encoder:
+    return Encoder.for_contract(searcher.manifest.contract)
+
+
+@pytest.fixture(scope="module")
+def served(index: Path) -> Iterator[tuple[TestClient, LocalCalls]]:
+    service, calls = local_service(index)
+    with TestClient(routes(service)) as client:
+        yield client, calls
+
+
+@pytest.fixture
+def client(served: tuple[TestClient, LocalCalls]) -> TestClient:
+    return served[0]
+
+
+@pytest.fixture
+def calls(served: tuple[TestClient, LocalCalls]) -> Iterator[LocalCalls]:
+    yield served[1]
+    served[1].faults.clear()
+
+
+def post(client: TestClient, path: str, **body: object) -> dict:
+    reply = client.post(path, json=body)
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def only(searcher: Searcher, groups: set[int]) -> Searcher:
+    """The searcher over some of the shards; there is one shard a group."""
+    return Searcher(searcher.planner, tuple(searcher.shards[group] for group in sorted(groups)), searcher.kernels)
+
+
+@pytest.mark.parametrize("num_groups", [1, 3, 5])
+def test_answers_are_the_searchers_to_the_bit_however_shards_are_grouped(index, searcher, encoder, num_groups):
+    service, _ = local_service(index, num_groups)
+    with TestClient(routes(service)) as client:
+        for engine in ENGINES:
+            expected = searcher.search(encoder.encode_queries(QUERIES), 5, engine)
+            reply = post(client, "/search", queries=QUERIES, k=5, engine=engine)
+            assert [[hit["number"] for hit in hits] for hits in reply["results"]] == [answer.documents.tolist() for answer in expected]
+            assert [[hit["score"] for hit in hits] for hits in reply["results"]] == [answer.scores.tolist() for answer in expected]
+            assert (reply["coverage"], reply["missing"]) == (1, {})
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_an_answer_of_part_of_the_groups_is_what_a_searcher_over_their_shards_finds(client, calls, searcher, encoder, engine):
+    calls.faults["ShardGroup-1"] = raising(ShardUnavailable("ShardGroup-1 is gone"))
+    expected = only(searcher, {0, 2, 3}).search(encoder.encode_queries(QUERIES), 7, engine)
+    reply = post(client, "/search", queries=QUERIES, k=7, engine=engine, min_coverage=0.5)
+    assert [[hit["number"] for hit in hits] for hits in reply["results"]] == [answer.documents.tolist() for answer in expected]
+    assert [[hit["score"] for hit in hits] for hits in reply["results"]] == [answer.scores.tolist() for answer in expected]
+    assert reply["coverage"] == sum(shard.num_docs for shard in only(searcher, {0, 2, 3}).shards) / 400
+    assert reply["missing"] == {"ShardGroup-1": "ShardGroup-1 is gone"}
+
+
+@pytest.mark.parametrize("method", ["run_stage", "documents"])
+@pytest.mark.parametrize("engine", ["scan", "plaid", "warp"])
+def test_a_group_lost_after_its_documents_displaced_others_leaves_no_trace(client, calls, searcher, encoder, engine, method):
+    """With narrow cuts, what a lost group had kept would be missing from the others' answer."""
+    params = {"scan": {"ncandidates": 10}, "plaid": {"nprobe": 4, "ncandidates": 40}, "warp": {"rescore": 10}}[engine]
+    answered = {"n": 0}
+
+    async def later(called: str) -> None:
+        answered["n"] += called == method
+        if called == method and (answered["n"] > 1 or method == "documents"):
+            raise FormatError("codes.npy", "10 bytes", "9 bytes")
+
+    calls.faults["ShardGroup-3"] = later
+    expected = only(searcher, {0, 1, 2}).search(encoder.encode_queries(QUERIES), 7, ENGINES[engine].params(**params))
+    reply = post(client, "/search", queries=QUERIES, k=7, engine=engine, params=params, min_coverage=0.1)
+    assert [[hit["number"] for hit in hits] for hits in reply["results"]] == [answer.documents.tolist() for answer in expected]
+    assert [[hit["score"] for hit in hits] for hits in reply["results"]] == [answer.scores.tolist() for answer in expected]
+    assert list(reply["missing"]) == ["ShardGroup-3"]
+
+
+def test_a_late_group_is_left_out_within_the_deadline_and_never_unless_asked(client, calls):
+    calls.faults["ShardGroup-0"] = sleeping(30, "run_stage")
+    reply = post(client, "/search", query="token", k=3, engine="scan", deadline_ms=1500, min_coverage=0.5)
+    assert list(reply["missing"]) == ["ShardGroup-0"] and reply["coverage"] < 1
+    assert reply["timings"]["total"] < 1500
+    strict = client.post("/search", json={"query": "token", "k": 3, "engine": "scan", "deadline_ms": 300})
+    assert (strict.status_code, strict.json()["error"]["kind"]) == (503, "ShardUnavailable")
+    assert "ShardGroup-0" in strict.json()["error"]["message"]
+
+
+def test_less_than_the_coverage_that_was_asked_for_is_an_error_that_says_why(client, calls):
+    for group in GROUPS[:3]:
+        calls.faults[group] = raising(ShardUnavailable(f"{group} is gone"))
+    reply = client.post("/search", json={"query": "token", "min_coverage": 0.5})
+    assert reply.status_code == 503 and "ShardGroup-2 is gone" in reply.json()["error"]["message"]
+    assert post(client, "/search", query="token", min_coverage=0)["coverage"] < 0.5
+    calls.faults[GROUPS[3]] = raising(ShardUnavailable("all gone"))
+    assert client.post("/search", json={"query": "token", "min_coverage": 0}).status_code == 503
+
+
+def test_a_mistake_in_one_group_is_not_taken_for_its_absence(served, calls):
+    calls.faults["ShardGroup-0"] = raising(ZeroDivisionError("a bug"))
+    with pytest.raises(ZeroDivisionError):
+        served[0].post("/search", json={"query": "token", "min_coverage": 0})
+
+
+def test_what_is_too_much_is_refused_at_once_with_the_time_to_come_again(index):
+    service, calls = local_service(index, 1, max_requests=1)
+    app = routes(service)
+    with TestClient(app) as client:
+        post(client, "/search", query="token")
+        service._running = 1
+        reply = client.post("/search", json={"query": "token"})
+        assert (reply.status_code, reply.json()["error"]["kind"]) == (429, "Overloaded")
+        assert reply.headers["Retry-After"] == "1"
+        service._running = 0
+        post(client, "/search", query="token")
+
+
+def test_a_call_that_was_cancelled_while_it_waited_is_never_begun(index):
+    async def scene() -> list[str]:
+        server = ShardServer(str(index), 1, 0, 4, 1.0, True, None)
+        begun: list[str] = []
+        release = threading.Event()
+
+        def work(name: str) -> None:
+            begun.append(name)
+            release.wait(10)
+
+        first = asyncio.create_task(server._compute(work, "first"))
+        second = asyncio.create_task(server._compute(work, "second"))
+        await asyncio.sleep(0.1)
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        release.set()
+        await first
+        await server._compute(work, "third")
+        return begun
+
+    assert asyncio.run(scene()) == ["first", "third"]
+
+
+def test_encoding_gives_the_encoders_vectors_as_numbers_or_bytes(client, encoder):
+    for kind, expected in (("query", encoder.encode_queries(QUERIES)), ("document", encoder.encode_documents(QUERIES))):
+        reply = post(client, "/encode", texts=QUERIES, kind=kind)
+        assert reply["num_tokens"] == expected.lengths.tolist()
+        for rows, matrix in zip(reply["embeddings"], expected, strict=True):
+            assert np.array_equal(np.array(rows, np.float16), matrix)
+        packed = post(client, "/encode", texts=QUERIES, kind=kind, format="base64")["embeddings"]
+        for row, matrix in zip(packed, expected, strict=True):
+            assert base64.b64decode(row) == matrix.tobytes()
+
+
+def test_reranking_documents_of_the_index_gives_the_exact_engines_scores(client, searcher, encoder):
+    [everything] = searcher.search(encoder.encode_queries([QUERIES[0]]), 400, "exact")
+    ids = ["doc-7", "doc-399", "doc-0", "doc-123"]
+    reply = post(client, "/rerank", query=QUERIES[0], doc_ids=ids)
+    expected = [f"doc-{number}" for number in everything.documents.tolist() if f"doc-{number}" in ids]
+    assert [each["doc_id"] for each in reply["results"]] == expected
+    scores = dict(zip(everything.documents.tolist(), everything.scores.tolist(), strict=True))
+    assert [each["score"] for each in reply["results"]] == [scores[int(each["doc_id"][4:])] for each in reply["results"]]
+    assert [ids[each["position"]] for each in reply["results"]] == expected
+    assert len(post(client, "/rerank", query=QUERIES[0], doc_ids=ids, k=2)["results"]) == 2
+
+
+def test_reranking_texts_scores_their_uncompressed_vectors(client, encoder):
+    texts = ["the king of the city", "a late interaction model", "mice"]
+    [query] = encoder.encode_queries([QUERIES[0]])
+    expected = [float((query.astype(float) @ text.astype(float).T).max(axis=1).sum()) for text in encoder.encode_documents(texts)]
+    reply = post(client, "/rerank", query=QUERIES[0], texts=texts)
+    assert [each["position"] for each in reply["results"]] == np.argsort([-score for score in expected]).tolist()
+    np.testing.assert_allclose([each["score"] for each in reply["results"]], sorted(expected, reverse=True), rtol=1e-5)
+
+
+def test_a_document_is_found_by_its_id_and_an_unknown_one_is_404(client, searcher):
+    document = client.get("/documents/doc-205").json()
+    [expected] = searcher.documents([205])
+    assert (document["number"], document["title"], document["text"]) == (205, expected["title"], expected["text"])
+    assert document["metadata"] == {"row": 205}
+    reply = client.get("/documents/..%2F..%2Fetc%2Fpasswd")
+    assert (reply.status_code, reply.json()["error"]["kind"]) == (404, "NotFound")
+    assert client.post("/rerank", json={"query": "token", "doc_ids": ["doc-1", "doc-x"]}).json()["error"]["message"] == (
+        "there is no document 'doc-x' in the index"
+    )
+
+
+def test_a_hit_is_explained_by_contributions_that_add_up_to_its_score(client):
+    reply = post(client, "/search", queries=QUERIES[:2], k=3, engine="plaid", explain=True, include=["text", "title"])
+    for query, tokens, hits in zip(QUERIES, reply["query_tokens"], reply["results"], strict=False):
+        words = [query[token["start"] : token["end"]].lower() for token in tokens if "start" in token]
+        assert words == [token["piece"].removeprefix("##") for token in tokens if "start" in token]
+        for hit in hits:
+            assert len(hit["matches"]) == len(tokens)
+            assert sum(match["contribution"] for match in hit["matches"]) == pytest.approx(hit["score"], rel=5e-3)
+            for match in hit["matches"]:
+                if "field" in match:
+                    assert hit[match["field"]][match["start"] : match["end"]].strip()
+    assert [set(hit) for hit in post(client, "/search", query="token", k=1, explain=True, include=[])["results"][0]] == [
+        {"doc_id", "score", "number", "matches"}
+    ]
+
+
+def test_a_document_that_was_dropped_is_followed_to_the_stage_that_dropped_it(client, searcher, encoder):
+    queries = encoder.encode_queries([QUERIES[1]])
+    [best] = searcher.search(queries, 400, "exact")
+    first, last = f"doc-{best.documents[0]}", f"doc-{best.documents[-1]}"
+    found = post(client, "/explain", query=QUERIES[1], doc_id=first, k=5, engine="exact")
+    assert (found["rank"], found["reason"], found["score"]) == (1, "found at rank 1 of 5", float(best.scores[0]))
+    lost = post(client, "/explain", query=QUERIES[1], doc_id=last, k=5, engine="scan", params={"ncandidates": 20})
+    assert lost["dropped_at"] == "score_codes" and "rank" not in lost
+    assert lost["stages"][0]["score"] < lost["stages"][0]["cut"] and lost["stages"][0]["num_kept"] == 20
+    assert lost["score"] == float(best.scores[-1])
+    assert sum(match["contribution"] for match in lost["matches"]) == pytest.approx(lost["score"], rel=5e-3)
+
+
+def test_a_body_over_the_limit_is_413_whether_or_not_it_says_so(client):
+    body = b'{"query": "' + b"x" * (5 << 20) + b'"}'
+    said = client.post("/search", content=body, headers={"Content-Type": "application/json"})
+    unsaid = client.post("/search", content=iter([body[: 3 << 20], body[3 << 20 :]]), headers={"Content-Type": "application/json"})
+    for reply in (said, unsaid):
+        assert (reply.status_code, reply.json()["error"]["kind"]) == (413, "RequestEntityTooLarge")
+
+
+def test_explaining_more_documents_than_one_can_look_at_is_refused(client):
+    reply = client.post("/search", json={"query": "token", "k": 201, "explain": True})
+    assert reply.status_code == 422 and "lower k" in reply.json()["error"]["message"]
+
+
+def test_live_and_ready_differ_while_a_group_is_down(client, calls):
+    assert client.get("/health/live").json() == {"live": True}
+    assert client.get("/health/ready").status_code == 200
+    calls.faults["ShardGroup-2"] = raising(ShardUnavailable("ShardGroup-2 is gone"))
+    reply = client.get("/health/ready")
+    assert (reply.status_code, reply.json()["deployments"]["ShardGroup-2"]) == (503, "ShardGroup-2 is gone")
+    assert client.get("/health/live").status_code == 200
