@@ -1,4 +1,4 @@
-"""Measures what building an index costs a token, and compares jobs.plan's predictions with builds of two sizes.
+"""Measures what building an index costs a token, and compares jobs.plan's predictions with builds and searches of two sizes.
 
     python -m bench.planning [--output bench/results/planning.json]
 
@@ -8,6 +8,7 @@ to the small build; the large one is predicted with them. Copy the constants to 
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
 from collections import defaultdict
@@ -24,22 +25,27 @@ from ray_lir.formats.embeddings import save_embeddings
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.index.clustering import Assigner
 from ray_lir.kernels import select
+from ray_lir.planning.capacity import ENGINES
 from ray_lir.planning.sizes import Collection, predict_bytes
-from ray_lir.planning.work import BuildCosts, build_seconds, comparisons, sampled_tokens
+from ray_lir.planning.work import BuildCosts, build_seconds, comparisons, query_work, sampled_tokens
+from ray_lir.search import Searcher
 
 SIZES = (2_000, 8_000)
 TOKENS_PER_DOC, DIM, NBITS, TEXT = 70, 128, 2, 600
+QUERIES, QUERY_TOKENS, K = 30, 32, 10
 STEPS = {"_sample_part": "sample", "_sums": "k-means", "_compress_part": "compress", "_assemble_shard": "assemble"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.planning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.planning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("bench/results/planning.json"))
     given = parser.parse_args()
     measured = [build(num_docs) for num_docs in SIZES]
-    costs = fit(*measured[0])
+    costs = fit(*measured[0][:2])
     report = {"kernels": select().name, "dim": DIM, "nbits": NBITS, "nanoseconds": asdict(costs), "builds": []}
-    for of, seconds, num_bytes in measured:
+    for of, seconds, num_bytes, searches in measured:
         predicted = {stage: round(value, 3) for stage, value in build_seconds(of, IndexConfig().clustering.num_iterations, costs).items()}
         report["builds"].append(
             {
@@ -50,14 +56,16 @@ def main() -> None:
                 "predicted_seconds": predicted,
                 "bytes": num_bytes,
                 "predicted_bytes": predict_bytes(of).index,
+                "query_cpu_ms": {engine: round(value, 2) for engine, value in searches.items()},
+                "predicted_query_ms": {engine: round(query_work(engine, of, select().name, K).total, 2) for engine in searches},
             }
         )
     given.output.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
 
 
-def build(num_docs: int) -> tuple[Collection, dict[str, float], int]:
-    """One build: what it is, processor seconds of each stage, and its bytes."""
+def build(num_docs: int) -> tuple[Collection, dict[str, float], int, dict[str, float]]:
+    """One build: what it is, processor seconds of each stage, its bytes, and processor milliseconds of a query by engine."""
     rng = np.random.default_rng(num_docs)
     topics = rng.normal(size=(4096, DIM))
     vectors = topics[rng.integers(0, 4096, num_docs * TOKENS_PER_DOC)] + 0.7 * rng.normal(size=(num_docs * TOKENS_PER_DOC, DIM))
@@ -75,12 +83,30 @@ def build(num_docs: int) -> tuple[Collection, dict[str, float], int]:
     with tempfile.TemporaryDirectory() as folder:
         save_embeddings(f"{folder}/embeddings", documents, texts=["x" * (TEXT - 10)] * num_docs)
         manifest = build_index(f"{folder}/embeddings", f"{folder}/index", IndexConfig(codec={"nbits": NBITS}), map=timed)
+        searches = search(f"{folder}/index", documents)
     files = [manifest.codec, manifest.cluster_sizes, *(file for shard in manifest.shards for file in shard.files)]
     of = Collection.of(num_docs, TOKENS_PER_DOC, DIM, NBITS, manifest.num_centroids, TEXT)
-    return of, dict(spent), sum(file.size for file in files)
+    return of, dict(spent), sum(file.size for file in files), searches
 
 
-def fit(of: Collection, seconds: dict[str, float], _: int) -> BuildCosts:
+def search(index: str, documents: TokenEmbeddings) -> dict[str, float]:
+    """Median processor milliseconds of a query of 32 tokens, each near a token of one document."""
+    searcher = Searcher.open(index)
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(0, len(documents), QUERIES)
+    near = [documents[number][:QUERY_TOKENS] + 0.05 * rng.normal(size=(QUERY_TOKENS, DIM)) for number in chosen]
+    queries = TokenEmbeddings.of([tokens / np.linalg.norm(tokens, axis=1, keepdims=True) for tokens in near])
+    return {engine: statistics.median(_milliseconds(searcher, queries, engine)) for engine in ENGINES}
+
+
+def _milliseconds(searcher: Searcher, queries: TokenEmbeddings, engine: str) -> Iterator[float]:
+    for number in range(len(queries)):
+        start = time.process_time()
+        searcher.search(queries.slice(number, number + 1), K, engine)
+        yield 1e3 * (time.process_time() - start)
+
+
+def fit(of: Collection, seconds: dict[str, float]) -> BuildCosts:
     """The constants that explain one build; what a comparison takes is measured by itself."""
     compared = _compared(of.num_centroids)
     assign = comparisons(of.num_centroids) * compared

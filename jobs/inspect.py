@@ -1,0 +1,225 @@
+"""Prints what a folder holds (embeddings, an index, a training, an export, a checkpoint) and verifies it."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any
+
+import tyro
+from pydantic import BaseModel, Field
+
+from ray_lir.config import Config, EncoderConfig
+from ray_lir.errors import ConfigError, FormatError
+from ray_lir.formats import storage
+from ray_lir.formats.contract import EncoderContract, check_same_encoder
+from ray_lir.formats.manifest import (
+    MANIFEST,
+    PROVENANCE,
+    EmbeddingsManifest,
+    FileEntry,
+    TrainingManifest,
+    check_file,
+    manifest_digest,
+    read_manifest,
+)
+from ray_lir.search import LATEST, latest_version, read_version
+
+from .cli import main
+from .export import ExportManifest
+
+CHECKPOINT_FILES = {"modules.json", "config.json", "artifact.metadata"}
+MADE_BY = {
+    "embeddings": (EmbeddingsManifest, "jobs.encode"),
+    "training": (TrainingManifest, "jobs.train"),
+    "export": (ExportManifest, "jobs.export"),
+}
+
+
+class InspectJob(Config):
+    """Prints what a folder holds and verifies it: `ray-lir inspect DIR`."""
+
+    folder: str
+    """What to look at; a path or a URL (s3://bucket/folder)."""
+    version: int | None = Field(None, ge=1)
+    """Version of an index. None: the latest."""
+    verify: bool = True
+    """Read every file and compare its sha256; false compares sizes alone."""
+    json_only: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
+    """Print nothing but the JSON."""
+
+
+def run(job: InspectJob) -> dict[str, Any]:
+    """What the folder holds, and that it is whole.
+
+    Raises:
+        ConfigError: if the folder holds nothing that ray_lir makes, or cannot be read.
+        FormatError: if a manifest or a file is missing, cut or altered; every such file is printed first.
+        IncompatibleError: if a training's checkpoint is not the one that its manifest describes.
+    """
+    folder = storage.absolute(job.folder)
+    with storage.told_as("read", folder):
+        result = _kind(folder)(folder, job)
+    if not job.json_only:
+        show(result)
+    return result
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints a result for people, a line a field."""
+    for name, value in result.items():
+        for number, each in enumerate(value if isinstance(value, list) and value else [value]):
+            print(f"{'' if number else name:<20} {_text(each)}", flush=True)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{key}={_text(each)}" for key, each in value.items())
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _kind(folder: str) -> Callable[[str, InspectJob], dict[str, Any]]:
+    names = set(storage.list_names(folder))
+    if LATEST in names:
+        return _index
+    if MANIFEST in names:
+        return _published
+    if CHECKPOINT_FILES & names or folder.endswith(".dnn"):
+        return _checkpoint
+    if not names:
+        raise ConfigError(f"there is nothing in {folder}; check the path")
+    unfinished = sorted(name for name in names if name.startswith("_"))
+    hint = f"{unfinished[0]} is of a job that did not end: run it again, and it goes on" if unfinished else "give a folder that a job made"
+    raise ConfigError(f"{folder} holds no index, embeddings, training, export or checkpoint; {hint}")
+
+
+def _index(root: str, job: InspectJob) -> dict[str, Any]:
+    version = latest_version(root) if job.version is None else job.version
+    manifest = read_version(root, version)
+    versions = sorted(int(name) for name in storage.list_names(storage.join(root, "versions")) if name.isdigit())
+    listed = {"/".join(entry.name.split("/")[:2]) for number in versions for entry in files_of(read_version(root, number))}
+    there = {f"{part}/{name}" for part in ("codec", "shards") for name in storage.list_names(storage.join(root, part))}
+    shards = [{"name": shard.name, "documents": shard.num_docs, "tokens": shard.num_tokens, **_sizes(shard)} for shard in manifest.shards]
+    return {
+        **_head(root, manifest),
+        "version": version,
+        "versions": versions,
+        "nbits": manifest.nbits,
+        "centroids": manifest.num_centroids,
+        "mean_residual_norm": round(manifest.mean_residual_norm, 4),
+        "bytes_per_token": round(_sizes(manifest)["bytes"] / max(1, manifest.num_tokens), 1),
+        "shards": shards,
+        "not_listed": sorted(there - listed),
+        **_provenance(storage.join(root, "versions", str(version))),
+        **_checked(root, manifest, job),
+    }
+
+
+def _published(root: str, job: InspectJob) -> dict[str, Any]:
+    """A folder with one manifest at its top."""
+    url = storage.join(root, MANIFEST)
+    try:
+        kind = json.loads(storage.read_bytes(url)).get("kind")
+    except (ValueError, AttributeError) as error:
+        raise FormatError(url, "a manifest of ray_lir", f"damaged content ({error})", "restore the file or make the folder anew") from None
+    if kind not in MADE_BY:
+        raise FormatError(url, f"a manifest of {', '.join(MADE_BY)}", f"kind {kind!r}", "give the folder that a job made")
+    manifest = read_manifest(url, *MADE_BY[kind])
+    result = {**_head(root, manifest), **_provenance(root), **_checked(root, manifest, job)}
+    if isinstance(manifest, EmbeddingsManifest):
+        result |= {"parts": len(manifest.parts), "rows_refused": manifest.num_dead}
+    if isinstance(manifest, TrainingManifest):
+        result |= {"steps": manifest.num_steps, "final_loss": manifest.final_loss}
+        if storage.is_local(root):
+            found = _contract(storage.join(root, manifest.contract.checkpoint))
+            check_same_encoder(found, manifest.contract, "the checkpoint", "its manifest")
+    return result
+
+
+def _checkpoint(folder: str, _: InspectJob) -> dict[str, Any]:
+    if not storage.is_local(folder):
+        raise ConfigError(f"{folder} is not on a local disk; copy the checkpoint to one and look at the copy")
+    contract = _contract(folder)
+    settings = contract.model_dump(mode="json", exclude_defaults=True, exclude={"checkpoint", "skip_tokens", "query_skip_tokens"})
+    return {
+        "folder": folder,
+        "kind": "checkpoint",
+        "fingerprint": contract.fingerprint,
+        "tokens_left_out": len(contract.skip_tokens),
+        **settings,
+    }
+
+
+def _contract(folder: str) -> EncoderContract:
+    from ray_lir.models.encoder import Encoder  # torch takes seconds to load, and other folders do not need it
+
+    return Encoder.load(EncoderConfig(checkpoint=folder, device="cpu")).contract
+
+
+def _head(root: str, manifest: Any) -> dict[str, Any]:
+    contract = manifest.contract
+    sizes = {"documents": "num_docs", "tokens": "num_tokens", "dim": "dim"}
+    return {
+        "folder": root,
+        "kind": manifest.kind,
+        "manifest_digest": manifest_digest(manifest),
+        "checkpoint": contract.checkpoint,
+        "fingerprint": contract.fingerprint,
+        "scorer": contract.scorer,
+        **{name: getattr(manifest, field) for name, field in sizes.items() if hasattr(manifest, field)},
+    }
+
+
+def _sizes(part: BaseModel) -> dict[str, int]:
+    entries = list(files_of(part))
+    return {"files": len(entries), "bytes": sum(entry.size for entry in entries)}
+
+
+def _provenance(folder: str) -> dict[str, Any]:
+    """When there is one: what each stage took. It is for people, so one that cannot be read is no error."""
+    url = storage.join(folder, PROVENANCE)
+    try:
+        found = json.loads(storage.read_bytes(url))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {"made": found.get("stages") or [found]}
+
+
+def _checked(root: str, manifest: BaseModel, job: InspectJob) -> dict[str, Any]:
+    """Compares every file that the manifest lists, prints those that differ, and raises the first."""
+    damaged = list(_damaged(root, manifest, job.verify))
+    if damaged:
+        if not job.json_only:
+            print(*(f"damaged  {error}" for error in damaged), sep="\n", flush=True)
+        first = damaged[0]
+        others = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        raise FormatError(first.path, first.expected, first.found + others, first.fix)
+    return {**_sizes(manifest), "verified": "sha256" if job.verify else "sizes"}
+
+
+def _damaged(root: str, manifest: BaseModel, verify: bool) -> Iterator[FormatError]:
+    for entry in files_of(manifest):
+        try:
+            check_file(root, entry, content=verify)
+        except FormatError as error:
+            yield error
+
+
+def files_of(value: Any) -> Iterator[FileEntry]:
+    """Every file that a manifest, or a part of one, lists."""
+    if isinstance(value, FileEntry):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from files_of(getattr(value, name))
+    elif isinstance(value, tuple):
+        for each in value:
+            yield from files_of(each)
+
+
+def with_folder(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with --folder before one that stands alone at the beginning."""
+    return ["--folder", *arguments] if arguments and not arguments[0].startswith("-") else list(arguments)
+
+
+if __name__ == "__main__":
+    main(InspectJob, run, with_folder(sys.argv[1:]))
