@@ -41,6 +41,7 @@ MEASURED = {
     "native:avx2": Costs(token=57, centroid=69, byte_table=45, code=0.6, probe=110, posting=28),
     "native:avx512_vnni": Costs(token=24, centroid=40, byte_table=30, code=0.6, probe=110, posting=14),
     "native:amx_int8": Costs(token=12, centroid=40, byte_table=30, code=0.6, probe=110, posting=14),
+    "cuda": Costs(token=0.1, centroid=0.1, byte_table=0, code=0.05, probe=20, posting=1),
 }
 
 

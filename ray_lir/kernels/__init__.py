@@ -7,8 +7,9 @@ from functools import cache
 
 import numpy as np
 
-from ray_lir.errors import ConfigError, KernelUnavailable
+from ray_lir.errors import ConfigError
 from ray_lir.kernels import native, reference
+from ray_lir.parallel import num_cores
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Kernels:
     """A set of kernels; signatures, shapes and meaning are those of `kernels.reference`.
 
     Attributes:
-        name: reference, or native and its instruction set.
+        name: reference, cuda, or native and its instruction set.
         threads: that one call may use.
     """
 
@@ -38,6 +39,11 @@ class Kernels:
     top_k: Callable[..., tuple[np.ndarray, np.ndarray]]
 
     @property
+    def queries_together(self) -> int:
+        """Queries that are best scored in one pass over a shard: a GPU decodes a token once for a block of them."""
+        return 64 if self.name == "cuda" else 1
+
+    @property
     def uses_blas(self) -> bool:
         return self.name == "reference"
 
@@ -46,13 +52,17 @@ class Kernels:
         return select(self.name, 0)
 
 
+VARIABLE = "RAY_LIR_KERNELS"
+"""Environment variable that says what auto stands for: with cuda, builds and searches that choose nothing run on the GPU."""
 NAMES = [name for name in Kernels.__dataclass_fields__ if name not in ("name", "threads")]
 REFERENCE = Kernels("reference", 1, **{name: getattr(reference, name) for name in NAMES})
 
 
 @cache
 def select(name: str = "auto", threads: int = 1) -> Kernels:
-    """The kernels called `name`: reference, native, or native:SET for one instruction set; auto is the fastest there is.
+    """The kernels called `name`: reference, native, native:SET for one instruction set, or cuda.
+
+    auto is what the environment variable RAY_LIR_KERNELS names, or else the fastest there is on a CPU.
 
     Args:
         threads: how many a call may use; 0 for all cores.
@@ -61,13 +71,16 @@ def select(name: str = "auto", threads: int = 1) -> Kernels:
         KernelUnavailable: if an explicit choice cannot run here.
         ConfigError: if there is no such set.
     """
+    name = os.environ.get(VARIABLE, name) if name == "auto" else name
     if name == "reference" or (name == "auto" and not native.available()):
         return REFERENCE
     kind, _, instruction_set = name.partition(":")
     if kind not in ("auto", "native", "cuda"):
-        raise ConfigError(f"unknown kernels {name!r}; use auto, native or reference")
+        raise ConfigError(f"unknown kernels {name!r}; use auto, native, cuda or reference")
     if kind == "cuda":
-        raise KernelUnavailable("kernels 'cuda' are not part of this version of ray_lir; use auto, native or reference")
-    threads = threads or os.cpu_count() or 1
+        from ray_lir.kernels import cuda  # torch and triton, which nothing else of the index tower needs
+
+        return Kernels("cuda", 1, **cuda.functions(NAMES))
+    threads = threads or num_cores()
     instruction_set = native.choose(instruction_set)
     return Kernels(f"native:{instruction_set}", threads, **native.functions(instruction_set, threads, NAMES))

@@ -5,7 +5,7 @@ is within about 1e-3 of the reference's, and the same to the bit on every instru
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -115,7 +115,7 @@ def residual_maxsim(
     threads: int,
     queries: Sequence[np.ndarray],
     weights: Sequence[np.ndarray],
-    tables: Sequence[np.ndarray],
+    tables: Iterable[np.ndarray],
     shard: "IndexShard",
     codec: "ResidualCodec",
     documents: np.ndarray | None = None,

@@ -7,7 +7,7 @@ Products are summed in float64 and scores rounded once, to float32: the last bit
 which other rows are in it, and a document's score must not depend on the shard or batch it is scored in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -159,7 +159,7 @@ def centroid_scores(query_nD: np.ndarray, codec: "ResidualCodec") -> np.ndarray:
 def residual_maxsim(
     queries: Sequence[np.ndarray],
     weights: Sequence[np.ndarray],
-    tables: Sequence[np.ndarray],
+    tables: Iterable[np.ndarray],
     shard: "IndexShard",
     codec: "ResidualCodec",
     documents: np.ndarray | None = None,

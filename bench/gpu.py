@@ -1,0 +1,287 @@
+"""Everything that needs a GPU, checked and timed by one command, in under 8 minutes and with no network.
+
+    python -m bench.gpu [--num-tokens 10000000] [--small] [--interpret] [--output bench/results/gpu.json]
+
+--small does the same with little of everything. --interpret runs the checks alone, on a CPU, under Triton's interpreter, and
+writes nothing. Times on the device are medians between CUDA events, and beside them stand the two floors: the bytes over the
+card's own copy bandwidth and the products over its own float16 matrix rate, both measured first. The report is written
+after every part, and a part that fails leaves its reason there; the exit code is 1 then.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.made_up import DIM, QUERY_TOKENS, documents_near_topics, made_up, made_up_queries
+from bench.quality import machine
+from ray_lir.errors import KernelUnavailable
+from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.shard import IndexShard
+from ray_lir.kernels import VARIABLE, Kernels, reference, select
+
+NBITS = 4
+K = 10
+PEERS = {"fast-plaid": "fast_plaid.search", "xtr-warp-rs": "xtr_warp.search"}
+WORDS = "the index of every token keeps residual vectors near their centroids so that a query finds documents by late interaction".split()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-tokens", type=int, default=10_000_000, help="of the shard that is searched")
+    parser.add_argument("--small", action="store_true", help="little of everything")
+    parser.add_argument("--interpret", action="store_true", help="the checks alone, on a CPU")
+    parser.add_argument("--output", type=Path, default=Path("bench/results/gpu.json"))
+    given = parser.parse_args()
+    if given.interpret:
+        os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        kernels = select("cuda")
+    except KernelUnavailable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if given.interpret:
+        print(json.dumps(check(kernels, num_docs=4)))
+        return 0
+    import torch
+
+    share = 0.02 if given.small else 1
+    report: dict[str, Any] = {"machine": machine() | {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}}
+    limits: dict[str, float] = {}
+    parts: dict[str, Callable[[], Any]] = {
+        "check": partial(check, kernels, num_docs=2000),
+        "limits": lambda: limits.update(card_limits()) or limits,
+        "search": lambda: search(kernels, int(given.num_tokens * share), limits),
+        "build": lambda: build(int(2_000_000 * share)),
+        "encode": lambda: encode(int(4000 * share)),
+        "peers": lambda: peers(int(1_000_000 * share)),
+    }
+    for name, part in parts.items():
+        started = time.perf_counter()
+        try:
+            report[name] = part()
+        except Exception as error:  # one part's fault must not cost the others' figures
+            report[name] = {"failed": f"{type(error).__name__}: {error}"[:500]}
+        print(f"{name}: {time.perf_counter() - started:.0f} s {json.dumps(report[name])}", file=sys.stderr, flush=True)
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        given.output.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
+    return int(any(isinstance(found, dict) and "failed" in found for found in report.values()))
+
+
+def check(kernels: Kernels, num_docs: int) -> dict[str, float]:
+    """The largest difference from the reference's scores, over the query tokens that a score adds up."""
+    worst = {}
+    for nbits in (1, 2, 4, 8):
+        shard, codec = made_up(num_docs, 40, 300, nbits)
+        for number in (1, 9):
+            queries, weights = made_up_queries(number)
+            expected = reference.residual_maxsim(queries, weights, [], shard, codec)
+            worst[f"{nbits} bits, {number} queries"] = difference(kernels.residual_maxsim(queries, weights, [], shard, codec), expected)
+    table = kernels.centroid_scores(queries[0], codec)
+    worst["centroids"] = difference(kernels.scan_codes(table, weights[0], shard), reference.scan_codes(table, weights[0], shard))
+    wrong = {name: value for name, value in worst.items() if not value < 1e-3}
+    if wrong:
+        raise ValueError(f"scores differ from the reference's by more than .001 a token: {wrong}")
+    return worst
+
+
+def difference(scores: np.ndarray, expected: np.ndarray) -> float:
+    np.testing.assert_array_equal(np.isneginf(scores), np.isneginf(expected))
+    there = np.isfinite(expected)
+    return float(np.abs(scores[there] - expected[there]).max() / QUERY_TOKENS)
+
+
+def device_ms(call: Callable[[], Any], runs: int = 20) -> float:
+    """Median milliseconds between events before and after a call, once it has run three times."""
+    import torch
+
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(runs):
+        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        before.record()
+        call()
+        after.record()
+        after.synchronize()
+        times.append(before.elapsed_time(after))
+    return statistics.median(times)
+
+
+def wall_ms(call: Callable[[], Any], runs: int = 10) -> float:
+    """Median milliseconds of a call whose result is in the host's memory, once it has run twice."""
+    times = []
+    for _ in range(runs + 2):
+        started = time.perf_counter()
+        call()
+        times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times[2:])
+
+
+def card_limits() -> dict[str, float]:
+    """What the card copies (bytes read and written) and multiplies (float16, added in float32), on random numbers."""
+    import torch
+
+    source = torch.randint(0, 255, (1 << 30,), dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    a, b = (torch.randn(8192, 8192, dtype=torch.float16, device="cuda") for _ in range(2))
+    return {
+        "copy_gb_per_s": 2 * len(source) / device_ms(lambda: target.copy_(source)) / 1e6,
+        "matrix_tflop_per_s": 2 * 8192**3 / device_ms(lambda: a @ b) / 1e9,
+    }
+
+
+def search(kernels: Kernels, num_tokens: int, limits: dict[str, float]) -> dict[str, Any]:
+    """Exhaustive exact search and the scan of centroid scores, over one resident shard."""
+    from ray_lir.kernels.cuda import memory, scoring, tiles
+
+    shard, codec = made_up(num_tokens // 120, 120, 32768)
+    num_tokens = len(shard.codes)
+    token_bytes = shard.codes.itemsize + shard.residuals.shape[1] + 2 * shard.scales.itemsize
+    placed, codec_on_device = memory.shard_memory(shard), memory.codec_memory(codec)
+    rows: list[dict[str, Any]] = []
+    for batch in (1, 8, 64):
+        queries, weights = made_up_queries(batch)
+        ms = device_ms(partial(scoring.device_maxsim, queries, weights, shard, codec))
+        floors = {
+            "bytes_ms": num_tokens * token_bytes / limits["copy_gb_per_s"] / 1e6,
+            "products_ms": 2 * num_tokens * batch * QUERY_TOKENS * DIM / limits["matrix_tflop_per_s"] / 1e9,
+        }
+        rows.append({"batch": batch, "ms": ms, "queries_per_s": 1000 * batch / ms, **floors, "times_floor": ms / max(floors.values())})
+        rows[-1]["with_top_k_ms"] = wall_ms(partial(answer, kernels, queries, weights, shard, codec))
+        blocks = scoring.QueryBlocks.of(queries, weights, DIM)
+        for size in (16, 32, 64):
+            cut = tiles.cut(placed.doc_offsets[:-1], placed.doc_offsets[1:], size)
+            for warps in (4, 8):
+                program = partial(scoring.run_residual_programs, blocks, codec_on_device, shard, cut, warps)
+                rows[-1][f"tile {size}, {warps} warps, ms"] = device_ms(program, 5)
+    some = np.arange(0, shard.num_docs, max(1, shard.num_docs // 200))
+    expected = reference.residual_maxsim(queries, weights, [], shard, codec, some)
+    worst = difference(kernels.residual_maxsim(queries, weights, [], shard, codec)[:, some], expected)
+    table = kernels.centroid_scores(queries[0], codec)
+    scan_ms = wall_ms(partial(kernels.scan_codes, table, weights[0], shard))
+    return {
+        "documents": shard.num_docs,
+        "tokens": num_tokens,
+        "bytes_a_token": token_bytes,
+        "exact": rows,
+        "worst": worst,
+        "scan_ms": scan_ms,
+    }
+
+
+def answer(
+    kernels: Kernels, queries: list[np.ndarray], weights: list[np.ndarray], shard: IndexShard, codec: ResidualCodec
+) -> list[np.ndarray]:
+    """The best K documents of every query, on the host."""
+    numbers = np.arange(shard.num_docs)
+    return [kernels.top_k(row, numbers, K)[1] for row in kernels.residual_maxsim(queries, weights, [], shard, codec)]
+
+
+def build(num_tokens: int) -> dict[str, float]:
+    """Tokens a second of the kernels that build an index, and of a whole build with k-means over every centroid."""
+    from ray_lir.build import build_index
+    from ray_lir.config import ClusteringConfig, IndexConfig
+    from ray_lir.formats.token_embeddings import TokenEmbeddings
+    from ray_lir.index.clustering import default_num_centroids
+
+    kernels = select("cuda")
+    documents, _ = documents_near_topics(num_tokens)
+    vectors = np.concatenate(documents)
+    centroids = vectors[: default_num_centroids(len(vectors))].astype(np.float32)
+    weights = np.linspace(-2.7, 2.7, 2**NBITS).astype(np.float32)
+    codec = ResidualCodec(centroids.astype(np.float16), (weights[1:] + weights[:-1]) / 2, weights, token_scale=True)
+    codes, _ = kernels.assign(vectors, centroids)
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(DIM, DIM)))[0].astype(np.float32)
+    steps: dict[str, Callable[[], Any]] = {
+        "assign": partial(kernels.assign, vectors, centroids),
+        "rotate": partial(kernels.rotate, vectors, rotation),
+        "compress": partial(kernels.compress, vectors, codes, codec),
+    }
+    speeds = {f"{name}_tokens_per_s": 1000 * len(vectors) / wall_ms(step, 3) for name, step in steps.items()}
+    os.environ[VARIABLE] = "cuda"
+    select.cache_clear()
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        config = IndexConfig(clustering=ClusteringConfig(assign_nprobe=0))
+        build_index(TokenEmbeddings.of(documents, [str(i) for i in range(len(documents))]), f"{folder}/index", config)
+        seconds = time.perf_counter() - started
+    return {"tokens": len(vectors), "centroids": len(centroids), **speeds, "build_s": seconds, "build_tokens_per_s": len(vectors) / seconds}
+
+
+def encode(num_docs: int) -> dict[str, Any]:
+    """Tokens a second of the default encoder in float16, tokenising and the way back to the host included."""
+    from ray_lir.config import EncoderConfig
+    from ray_lir.models.encoder import Encoder
+
+    encoder = Encoder.load(EncoderConfig(device="cuda", precision="float16"))
+    rng = np.random.default_rng(3)
+    texts = [" ".join(rng.choice(WORDS, rng.integers(20, 220))) for _ in range(num_docs)]
+    num_tokens = encoder.encode_documents(texts).num_tokens
+    return {
+        "documents": num_docs,
+        "tokens": num_tokens,
+        "tokens_per_s": 1000 * num_tokens / wall_ms(lambda: encoder.encode_documents(texts), 3),
+    }
+
+
+def peers(num_tokens: int) -> dict[str, Any]:
+    """Queries a second and recall of the exact best, of this project's exact search and of the peers that are installed."""
+    from ray_lir.build import build_index
+    from ray_lir.formats.token_embeddings import TokenEmbeddings
+    from ray_lir.search import Searcher
+
+    documents, queries = documents_near_topics(num_tokens)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        embeddings = TokenEmbeddings.of(documents, [str(i) for i in range(len(documents))])
+        build_index(embeddings, f"{folder}/ray_lir")
+        weights = [np.ones(len(query), np.float32) for query in queries]
+        scores = select("cuda").maxsim(queries, weights, embeddings.values, embeddings.offsets)
+        exact = [set(np.argsort(-row, kind="stable")[:K].tolist()) for row in scores]
+
+        def measured(search: Callable[[], list[list[int]]]) -> dict[str, float]:
+            recall = np.mean([len(best & set(answer)) / K for best, answer in zip(exact, search(), strict=True)])
+            return {"recall@10": float(recall), "queries_per_s": 1000 * len(queries) / wall_ms(search, 3)}
+
+        searcher, asked = Searcher.open(f"{folder}/ray_lir", kernels="cuda"), TokenEmbeddings.of(queries)
+        found["ray_lir exact"] = measured(lambda: [top.documents.tolist() for top in searcher.search(asked, K, "exact")])
+        for name, module in PEERS.items():
+            try:
+                library = importlib.import_module(module)
+            except ImportError as error:
+                found[name] = f"not installed: {error}"
+                continue
+            found[name] = measured(peer_search(name, library, f"{folder}/{name}", documents, queries))
+    return found
+
+
+def peer_search(
+    name: str, library: Any, index: str, documents: list[np.ndarray], queries: list[np.ndarray]
+) -> Callable[[], list[list[int]]]:
+    """A peer's index on the card, at its defaults."""
+    import torch
+
+    tensors, asked = [torch.from_numpy(rows) for rows in documents], [torch.from_numpy(rows) for rows in queries]
+    if name == "fast-plaid":
+        opened = library.FastPlaid(index, device="cuda")
+        opened.create(tensors)
+    else:
+        library.XTRWarp(index).create(tensors, device="cuda", show_progress=False)
+        opened = library.XTRWarp(index).load(device="cuda")
+    return lambda: [[number for number, _ in answer] for answer in opened.search(asked, top_k=K, show_progress=False)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

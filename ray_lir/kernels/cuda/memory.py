@@ -1,0 +1,159 @@
+"""What lies in the device's memory: the arrays of shards and codecs, each for as long as the object it belongs to."""
+
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+import torch
+import triton
+
+from ray_lir.errors import KernelUnavailable
+from ray_lir.kernels import reference
+from ray_lir.kernels.cuda.tiles import Tiles, cut
+
+if TYPE_CHECKING:
+    from ray_lir.index.codec import ResidualCodec
+    from ray_lir.index.shard import IndexShard
+
+Value = TypeVar("Value")
+CHUNK_BYTES = 1 << 28
+"""Copied to the device at a time, so that a mapped file need not fit in memory."""
+SMALLEST = 16
+"""Tensor cores multiply blocks of at least 16 x 16."""
+
+
+def device() -> torch.device:
+    """The GPU, or the CPU where Triton interprets (TRITON_INTERPRET=1).
+
+    Raises:
+        KernelUnavailable: if there is no GPU.
+    """
+    if triton.knobs.runtime.interpret:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise KernelUnavailable("kernels 'cuda' need a GPU and a torch built for it, and there is none here; use auto, native or reference")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+class Resident(Generic[Value]):
+    """Remembers what was made of an object until the object is gone; objects are told apart by identity.
+
+    Args:
+        make: called once an object.
+    """
+
+    def __init__(self, make: Callable[[Any], Value]):
+        self._make = make
+        self._values: dict[int, Value] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, owner: Any) -> Value:
+        with self._lock:
+            if id(owner) not in self._values:
+                self._keep(owner, self._make(owner))
+            return self._values[id(owner)]
+
+    def put(self, owner: Any, value: Value) -> None:
+        """Remembers a value that was made elsewhere."""
+        with self._lock:
+            self._keep(owner, value)
+
+    def _keep(self, owner: Any, value: Value) -> None:
+        self._values[id(owner)] = value
+        weakref.finalize(owner, self._values.pop, id(owner), None)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+def upload(array: np.ndarray) -> torch.Tensor:
+    """A copy on the device; two-byte and four-byte unsigned numbers come as signed ones of the same bits.
+
+    Raises:
+        KernelUnavailable: if it does not fit.
+    """
+    array = array.view({"u2": np.int16, "u4": np.int32}.get(array.dtype.str[1:], array.dtype))
+    rows = max(1, CHUNK_BYTES // max(1, array.nbytes // max(1, len(array))))
+    try:
+        copy = torch.empty(array.shape, dtype=torch.from_numpy(array[:0].copy()).dtype, device=device())
+    except torch.OutOfMemoryError:
+        free = torch.cuda.mem_get_info()[0]
+        raise KernelUnavailable(
+            f"{array.nbytes:,} more bytes of the index do not fit into the GPU's memory ({free:,} free); use native, or spread the shards"
+        ) from None
+    for start in range(0, len(array), rows):
+        copy[start : start + rows] = torch.tensor(array[start : start + rows])
+    return copy
+
+
+def download(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class ShardMemory:
+    """A shard's arrays on the device.
+
+    Attributes:
+        code_mask: takes a code out of a sign-extended number.
+        tiles: all documents, cut into tiles.
+    """
+
+    codes: torch.Tensor
+    residuals: torch.Tensor
+    scales: torch.Tensor
+    doc_offsets: torch.Tensor
+    code_mask: int
+    tiles: Tiles
+
+
+@dataclass(frozen=True)
+class CodecMemory:
+    """A codec's arrays on the device. Programs take vectors padded with zeros to a power of two, at least 16.
+
+    Attributes:
+        centroids: [C, D] float32.
+        padded_centroids: [C, padded D] float16.
+        byte_values: [256, 8 / nbits] float16, the bucket weights of the dimensions in a byte.
+        nbits: of a bucket.
+    """
+
+    centroids: torch.Tensor
+    padded_centroids: torch.Tensor
+    byte_values: torch.Tensor
+    nbits: int
+
+    @property
+    def width(self) -> int:
+        return self.padded_centroids.shape[1]
+
+
+def padded(vectors_TD: torch.Tensor) -> torch.Tensor:
+    """[T, padded D]."""
+    dim = vectors_TD.shape[1]
+    return torch.nn.functional.pad(vectors_TD, (0, max(SMALLEST, triton.next_power_of_2(dim)) - dim))
+
+
+def _place_shard(shard: "IndexShard") -> ShardMemory:
+    doc_offsets = upload(np.ascontiguousarray(shard.doc_offsets, np.int64))
+    return ShardMemory(
+        codes=upload(shard.codes),
+        residuals=upload(shard.residuals),
+        scales=upload(shard.scales),
+        doc_offsets=doc_offsets,
+        code_mask=0xFFFF if shard.codes.dtype.itemsize == 2 else 0x7FFFFFFF,
+        tiles=cut(doc_offsets[:-1], doc_offsets[1:]),
+    )
+
+
+def _place_codec(codec: "ResidualCodec") -> CodecMemory:
+    halves = upload(codec.centroids)
+    byte_values = reference.residual_values(np.arange(256, dtype=np.uint8)[:, None], codec.weights).astype(np.float16)
+    return CodecMemory(halves.float(), padded(halves).contiguous(), upload(byte_values), codec.nbits)
+
+
+shard_memory = Resident(_place_shard)
+codec_memory = Resident(_place_codec)

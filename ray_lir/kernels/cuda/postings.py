@@ -1,0 +1,81 @@
+"""Probing cells and scoring their tokens on the device, with torch: the parts of plaid and warp that a GPU seldom needs."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ray_lir.kernels.cuda.memory import Resident, codec_memory, device, download, shard_memory, upload
+from ray_lir.kernels.cuda.scoring import table_memory
+
+if TYPE_CHECKING:
+    from ray_lir.index.codec import ResidualCodec
+    from ray_lir.index.shard import IndexShard
+
+posting_memory: Resident[tuple[torch.Tensor, torch.Tensor]] = Resident(
+    lambda shard: (upload(shard.postings.astype(np.int64)), upload(shard.posting_offsets))
+)
+
+
+def probe(
+    table_CL: np.ndarray, num_tokens: int, cluster_sizes: np.ndarray, nprobe: int, bound: int, t_prime: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    scores, order = table_memory(table_CL)[:, :num_tokens].T.sort(dim=1, descending=True, stable=True)
+    scores, order = scores[:, :bound], order[:, :bound]
+    passed = upload(np.asarray(cluster_sizes, np.int64))[order].cumsum(dim=1)
+    reached = (passed < t_prime).sum(dim=1).clamp(max=order.shape[1] - 1)
+    imputed = scores.gather(1, reached[:, None])[:, 0]
+    return download(order[:, :nprobe]), download(scores[:, :nprobe]), download(imputed)
+
+
+def candidates(cells: np.ndarray, shard: "IndexShard") -> np.ndarray:
+    tokens, _ = _tokens_of(upload(np.asarray(cells, np.int64)), shard)
+    return download(_documents_of(tokens, shard).unique())
+
+
+def posting_scores(
+    query_nD: np.ndarray,
+    weights_n: np.ndarray,
+    cells: np.ndarray,
+    cell_scores: np.ndarray,
+    imputed_n: np.ndarray,
+    floor: bool,
+    shard: "IndexShard",
+    codec: "ResidualCodec",
+) -> tuple[np.ndarray, np.ndarray]:
+    placed, memory = shard_memory(shard), codec_memory(codec)
+    tokens, pairs = _tokens_of(upload(cells.ravel().astype(np.int64)), shard)
+    rows = pairs // cells.shape[1]
+    imputed, importance = upload(imputed_n.astype(np.float32)), upload(weights_n.astype(np.float32))
+    vectors = _residual_values(placed.residuals[tokens], upload(codec.weights), memory.nbits)
+    products = (vectors * upload(np.ascontiguousarray(query_nD, np.float32))[rows]).sum(dim=1)
+    scales = placed.scales[tokens].float()
+    scores = upload(cell_scores.astype(np.float32)).ravel()[pairs] + products * scales[:, 1] / scales[:, 0]
+    if floor:
+        scores = scores.maximum(imputed[rows])
+    documents, places = _documents_of(tokens, shard).unique(return_inverse=True)
+    best = torch.full((len(query_nD), len(documents)), float("-inf"), device=device())
+    best.view(-1).scatter_reduce_(0, rows * len(documents) + places, scores, "amax")
+    return download(importance @ torch.where(best.isneginf(), imputed[:, None], best)), download(documents)
+
+
+def _tokens_of(cells: torch.Tensor, shard: "IndexShard") -> tuple[torch.Tensor, torch.Tensor]:
+    """The token numbers of several cells, one after another, and which of the cells each is of."""
+    postings, offsets = posting_memory(shard)
+    if len(cells) and not 0 <= cells.min() <= cells.max() < len(offsets) - 1:
+        raise ValueError("a cell that is not in the index")
+    sizes = offsets[cells + 1] - offsets[cells]
+    places = torch.repeat_interleave(torch.arange(len(cells), device=device()), sizes)
+    before = sizes.cumsum(0) - sizes
+    return postings[offsets[cells][places] + torch.arange(len(places), device=device()) - before[places]], places
+
+
+def _documents_of(tokens: torch.Tensor, shard: "IndexShard") -> torch.Tensor:
+    return torch.searchsorted(shard_memory(shard).doc_offsets, tokens, right=True) - 1
+
+
+def _residual_values(packed_TP: torch.Tensor, weights_K: torch.Tensor, nbits: int) -> torch.Tensor:
+    """[T, D] float32: the bucket weight of every dimension."""
+    shifts = torch.arange(8 - nbits, -1, -nbits, device=packed_TP.device)
+    buckets = packed_TP[:, :, None].long() >> shifts & (2**nbits - 1)
+    return weights_K[buckets.reshape(len(packed_TP), -1)]

@@ -1,0 +1,153 @@
+"""The Triton programs: MaxSim of documents from codes and residuals, and from codes alone.
+
+A tile is up to TILE tokens of one document. A program owns a run of tiles that begins and ends with documents, and a block
+of COLUMNS query tokens, which it loads once. Query tokens are the rows of its matrix products and a tile's tokens the
+columns, so that the best token is found among values that one thread holds. A byte of a residual is unpacked by reading the
+float16 weights of all its dimensions from a table of 256 rows: one address and one load for 8 / NBITS dimensions.
+
+float16 rather than bfloat16: tensor cores multiply both at one rate and add in float32, every value here is at most about
+one, and 11 bits of mantissa lose an eighth of what 8 bits lose.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _read_tile(
+    tile,
+    last,
+    codes,
+    residuals,
+    scales,
+    firsts,
+    sizes,
+    documents,
+    CODE_MASK: tl.constexpr,
+    BYTES: tl.constexpr,
+    PLACES: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """A tile's document, and of its TILE tokens which there are, their codes, both scales and packed residuals [TILE, PLACES]."""
+    here = tile < last
+    lanes = tl.arange(0, TILE)
+    live = lanes < tl.load(sizes + tile, mask=here, other=0)
+    tokens = tl.load(firsts + tile, mask=here, other=0) + lanes
+    document = tl.load(documents + tile, mask=here, other=0)
+    code = tl.load(codes + tokens, mask=live, other=0).to(tl.int32) & CODE_MASK
+    centroid_scale = tl.load(scales + tokens * 2, mask=live, other=0)
+    residual_scale = tl.load(scales + tokens * 2 + 1, mask=live, other=0)
+    places = tl.arange(0, PLACES)
+    packed = tl.load(residuals + tokens[:, None] * BYTES + places[None, :], mask=live[:, None] & (places < BYTES)[None, :], other=0)
+    return document, live, code, centroid_scale, residual_scale, packed
+
+
+@triton.jit
+def residual_programs(
+    queries,  # [blocks * COLUMNS, DIM] float16
+    weights,  # [blocks * COLUMNS] float32
+    rows,  # [C, DIM] float16 centroids, or [C, COLUMNS] float16 centroid scores of the only block
+    values,  # [256, 8 / NBITS] float16, the bucket weights of every byte
+    codes,  # [T] int16 or int32
+    residuals,  # [T, BYTES] uint8
+    scales,  # [T, 2] float16
+    firsts,  # [tiles] int64, first token
+    sizes,  # [tiles] int32, tokens
+    documents,  # [tiles] int32, row of the result
+    bounds,  # [programs + 1] int32, tiles
+    scores,  # [blocks * COLUMNS / QUERY_TOKENS, N] float32
+    num_blocks,
+    num_docs,
+    CODE_MASK: tl.constexpr,
+    NBITS: tl.constexpr,
+    BYTES: tl.constexpr,
+    DIM: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    QUERY_TOKENS: tl.constexpr,
+    TILE: tl.constexpr,
+    FROM_TABLE: tl.constexpr,
+):
+    """MaxSim of the documents of a run of tiles with the queries of a block, one score a document and query.
+
+    A token's score is scales[1] (bucket weights . q) + scales[0] (centroid . q). With FROM_TABLE the second product is read
+    from the table, COLUMNS values a token; otherwise the centroid is read, DIM values a token, and added before one product.
+    """
+    PER_BYTE: tl.constexpr = 8 // NBITS
+    block = tl.program_id(0) % num_blocks  # blocks of one run are neighbours in time: its bytes come from memory once
+    program = tl.program_id(0) // num_blocks
+    columns = block * COLUMNS + tl.arange(0, COLUMNS)
+    dims = tl.arange(0, DIM)
+    query = tl.load(queries + columns[:, None] * DIM + dims[None, :])
+    weight = tl.load(weights + columns)
+    in_byte = tl.arange(0, PER_BYTE)
+    outputs = (block * (COLUMNS // QUERY_TOKENS) + tl.arange(0, COLUMNS // QUERY_TOKENS)).to(tl.int64) * num_docs
+    best = tl.full([COLUMNS], float("-inf"), tl.float32)
+    first, last = tl.load(bounds + program), tl.load(bounds + program + 1)
+    previous = -1
+    document, live, code, centroid_scale, residual_scale, packed = _read_tile(
+        first, last, codes, residuals, scales, firsts, sizes, documents, CODE_MASK, BYTES, DIM // PER_BYTE, TILE
+    )
+    for tile in tl.range(first, last, num_stages=1):
+        # The next tile is on its way from memory while this one is scored.
+        next_document, next_live, next_code, next_centroid_scale, next_residual_scale, next_packed = _read_tile(
+            tile + 1, last, codes, residuals, scales, firsts, sizes, documents, CODE_MASK, BYTES, DIM // PER_BYTE, TILE
+        )
+        entries = values + packed[:, :, None].to(tl.int32) * PER_BYTE + in_byte[None, None, :]
+        vectors = tl.reshape(tl.load(entries), [TILE, DIM])
+        if FROM_TABLE:
+            table = tl.load(rows + code[None, :].to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)[:, None])
+            scored = tl.dot(query, tl.trans(vectors)) * residual_scale[None, :].to(tl.float32)
+            scored += table.to(tl.float32) * centroid_scale[None, :].to(tl.float32)
+        else:
+            centroids = tl.load(rows + code[:, None].to(tl.int64) * DIM + dims[None, :]).to(tl.float32)
+            vectors = vectors.to(tl.float32) * residual_scale[:, None].to(tl.float32) + centroids * centroid_scale[:, None].to(tl.float32)
+            scored = tl.dot(query, tl.trans(vectors.to(tl.float16)))
+        found = tl.max(tl.where(live[None, :], scored, float("-inf")), axis=1)
+        best = tl.where(document == previous, tl.maximum(best, found), found)
+        # Written after every tile of a document; the last one's is the whole score.
+        totals = tl.sum(tl.reshape(best * weight, [COLUMNS // QUERY_TOKENS, QUERY_TOKENS]), axis=1)
+        tl.store(scores + outputs + document, totals)
+        previous = document
+        document, live, code = next_document, next_live, next_code
+        centroid_scale, residual_scale, packed = next_centroid_scale, next_residual_scale, next_packed
+
+
+@triton.jit
+def code_programs(
+    table,  # [C, stride] float32 centroid scores of one query
+    weights,  # [COLUMNS] float32, 0 past the query's tokens
+    kept,  # [C] int8, read with PRUNED alone
+    codes,
+    firsts,
+    sizes,
+    documents,
+    bounds,
+    scores,  # [N] float32
+    stride,
+    num_tokens,
+    CODE_MASK: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILE: tl.constexpr,
+    PRUNED: tl.constexpr,
+):
+    """MaxSim of the documents of a run of tiles with every token replaced by its centroid; with PRUNED, by the kept ones alone."""
+    columns = tl.arange(0, COLUMNS)
+    weight = tl.load(weights + columns)
+    lanes = tl.arange(0, TILE)
+    best = tl.full([COLUMNS], float("-inf"), tl.float32)
+    previous = -1
+    for tile in tl.range(tl.load(bounds + tl.program_id(0)), tl.load(bounds + tl.program_id(0) + 1)):
+        document = tl.load(documents + tile)
+        live = lanes < tl.load(sizes + tile)
+        code = tl.load(codes + tl.load(firsts + tile) + lanes, mask=live, other=0).to(tl.int32) & CODE_MASK
+        if PRUNED:
+            live = live & (tl.load(kept + code) > 0)
+        wanted = live[:, None] & (columns < num_tokens)[None, :]
+        scored = tl.load(table + code[:, None].to(tl.int64) * stride + columns[None, :], mask=wanted, other=float("-inf"))
+        found = tl.max(scored, axis=0)
+        best = tl.where(document == previous, tl.maximum(best, found), found)
+        # A document without (kept) tokens keeps its -inf; columns past the query's tokens are -inf too and add nothing.
+        seen = best > float("-inf")
+        total = tl.sum(tl.where(seen, best, 0.0) * weight)
+        tl.store(scores + document, total, mask=tl.max(seen.to(tl.int32)) > 0)
+        previous = document

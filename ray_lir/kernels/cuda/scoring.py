@@ -1,0 +1,226 @@
+"""MaxSim on the device: of codes and residuals, of codes alone, and of plain vectors."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import triton
+
+from ray_lir.kernels import reference
+from ray_lir.kernels.cuda.memory import SMALLEST, CodecMemory, Resident, codec_memory, device, download, padded, shard_memory, upload
+from ray_lir.kernels.cuda.programs import code_programs, residual_programs
+from ray_lir.kernels.cuda.tiles import Tiles, cut
+
+if TYPE_CHECKING:
+    from ray_lir.index.codec import ResidualCodec
+    from ray_lir.index.shard import IndexShard
+
+MOST_COLUMNS = 256
+"""Query tokens of a block."""
+MOST_QUERY_VALUES = MOST_COLUMNS * 128
+"""Of a block, which has fewer tokens where vectors are longer: they stay in a multiprocessor's shared memory (64 KB of 100 or more)."""
+BLOCK_SCORES = 1 << 28
+"""Products of plain vectors held at a time."""
+
+table_memory: Resident[torch.Tensor] = Resident(upload)
+"""Tables of centroid scores: `centroid_scores` leaves here what it made."""
+
+
+@dataclass(frozen=True)
+class QueryBlocks:
+    """Queries padded to one length and put side by side, `columns` tokens in a block.
+
+    A query longer than a block is cut into pieces, whose scores add up. Rows are of length one, so that float16 holds them
+    whatever the encoder does; their lengths are in the weights. Rows that pad have weight 0.
+
+    Attributes:
+        vectors: [blocks * columns, D] float32.
+        weights: [blocks * columns] float32.
+        owners: query of each piece, in order.
+        query_tokens: of a piece, padding included.
+    """
+
+    vectors: torch.Tensor
+    weights: torch.Tensor
+    owners: list[int]
+    query_tokens: int
+    columns: int
+
+    @classmethod
+    def of(cls, queries: Sequence[np.ndarray], weights: Sequence[np.ndarray], width: int) -> "QueryBlocks":
+        """Args:
+        width: of a padded vector.
+        """
+        most = max(SMALLEST, min(MOST_COLUMNS, MOST_QUERY_VALUES // width))
+        pieces = [(owner, start) for owner, query in enumerate(queries) for start in range(0, max(1, len(query)), most)]
+        query_tokens = min(most, triton.next_power_of_2(max(1, *map(len, queries))))
+        columns = max(SMALLEST, min(most, query_tokens * triton.next_power_of_2(len(pieces))))
+        blocks = -(-len(pieces) * query_tokens // columns)
+        rows = np.zeros((blocks * columns, queries[0].shape[1]), np.float32)
+        importance = np.zeros(len(rows), np.float32)
+        for place, (owner, start) in enumerate(pieces):
+            piece = queries[owner][start : start + most]
+            first = place * query_tokens
+            lengths = np.sqrt(np.einsum("nd,nd->n", piece, piece, dtype=np.float64)).astype(np.float32)
+            rows[first : first + len(piece)] = piece / np.where(lengths > 0, lengths, 1)[:, None]
+            importance[first : first + len(piece)] = weights[owner][start : start + most] * lengths
+        return cls(upload(rows), upload(importance), [owner for owner, _ in pieces], query_tokens, columns)
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.weights) // self.columns
+
+
+def centroid_scores(query_nD: np.ndarray, codec: "ResidualCodec") -> np.ndarray:
+    scores = codec_memory(codec).centroids @ upload(np.ascontiguousarray(query_nD, np.float32)).T
+    table = download(scores)
+    table_memory.put(table, scores)
+    return table
+
+
+def residual_maxsim(
+    queries: Sequence[np.ndarray],
+    weights: Sequence[np.ndarray],
+    tables: Iterable[np.ndarray],
+    shard: "IndexShard",
+    codec: "ResidualCodec",
+    documents: np.ndarray | None = None,
+) -> np.ndarray:
+    """Of `tables` nothing is used: they are made anew on the device in less time than they take to get there."""
+    if any(query.shape[1] != codec.dim for query in queries):
+        raise ValueError("the query has other dimensions than the codec")
+    return download(device_maxsim(queries, weights, shard, codec, documents))
+
+
+def device_maxsim(
+    queries: Sequence[np.ndarray],
+    weights: Sequence[np.ndarray],
+    shard: "IndexShard",
+    codec: "ResidualCodec",
+    documents: np.ndarray | None = None,
+) -> torch.Tensor:
+    """`residual_maxsim`, [queries, N] float32, left on the device."""
+    memory = codec_memory(codec)
+    blocks = QueryBlocks.of(queries, weights, memory.width)
+    return _summed(run_residual_programs(blocks, memory, shard, _tiles(shard, documents)), blocks.owners, len(queries))
+
+
+def run_residual_programs(
+    blocks: QueryBlocks, memory: CodecMemory, shard: "IndexShard", tiles: Tiles, num_warps: int | None = None
+) -> torch.Tensor:
+    """[pieces, N] float32 on the device.
+
+    Args:
+        num_warps: of a program; None: what suits the block's columns.
+    """
+    placed = shard_memory(shard)
+    queries = padded(blocks.vectors).half().contiguous()
+    from_table = blocks.num_blocks == 1 and blocks.columns < memory.width
+    rows = memory.padded_centroids @ queries.T if from_table else memory.padded_centroids
+    scores = torch.full((len(queries) // blocks.query_tokens, tiles.num_docs), float("-inf"), device=device())
+    if tiles.num_programs:
+        residual_programs[(tiles.num_programs * blocks.num_blocks,)](
+            queries,
+            blocks.weights,
+            rows.contiguous(),
+            memory.byte_values,
+            placed.codes,
+            placed.residuals,
+            placed.scales,
+            tiles.firsts,
+            tiles.sizes,
+            tiles.documents,
+            tiles.bounds,
+            scores,
+            blocks.num_blocks,
+            tiles.num_docs,
+            CODE_MASK=placed.code_mask,
+            NBITS=memory.nbits,
+            BYTES=placed.residuals.shape[1],
+            DIM=memory.width,
+            COLUMNS=blocks.columns,
+            QUERY_TOKENS=blocks.query_tokens,
+            TILE=tiles.tile,
+            FROM_TABLE=from_table,
+            num_warps=num_warps or (4 if blocks.columns <= 64 else 8),
+            enable_fp_fusion=True,
+        )
+    return scores[: len(blocks.owners)]
+
+
+def centroid_maxsim(
+    table_CL: np.ndarray,
+    weights_n: np.ndarray,
+    shard: "IndexShard",
+    keep_C: np.ndarray | None = None,
+    documents: np.ndarray | None = None,
+) -> np.ndarray:
+    placed, tiles, table = shard_memory(shard), _tiles(shard, documents), table_memory(table_CL)
+    kept = None if keep_C is None else upload(keep_C.astype(np.int8))
+    pieces = [slice(start, start + MOST_COLUMNS) for start in range(0, max(1, len(weights_n)), MOST_COLUMNS)]
+    scores = torch.full((len(pieces), tiles.num_docs), float("-inf"), device=device())
+    for row, piece in enumerate(pieces if tiles.num_programs else []):
+        importance = weights_n[piece].astype(np.float32)
+        columns = triton.next_power_of_2(len(importance))
+        code_programs[(tiles.num_programs,)](
+            table[:, piece],
+            upload(np.pad(importance, (0, columns - len(importance)))),
+            kept,
+            placed.codes,
+            tiles.firsts,
+            tiles.sizes,
+            tiles.documents,
+            tiles.bounds,
+            scores[row],
+            table.stride(0),
+            len(importance),
+            CODE_MASK=placed.code_mask,
+            COLUMNS=columns,
+            TILE=tiles.tile,
+            PRUNED=kept is not None,
+            enable_fp_fusion=True,
+        )
+    return download(_summed(scores, [0] * len(pieces), 1)[0])
+
+
+def scan_codes(table_CL: np.ndarray, weights_n: np.ndarray, shard: "IndexShard") -> np.ndarray:
+    return centroid_maxsim(table_CL, weights_n, shard)
+
+
+def maxsim(queries: Sequence[np.ndarray], weights: Sequence[np.ndarray], tokens_TD: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    all_queries = upload(np.concatenate(queries).astype(np.float32))
+    ends = np.cumsum([len(query) for query in queries])[:-1].tolist()
+    importance = [upload(row.astype(np.float32)) for row in weights]
+    scores = np.empty((len(queries), len(offsets) - 1), np.float32)
+    for start, stop, first, last in reference.document_blocks(offsets, BLOCK_SCORES // len(all_queries)):
+        lengths = upload(np.diff(offsets[start : stop + 1]).astype(np.int64))
+        owners = torch.repeat_interleave(torch.arange(stop - start, device=device()), lengths)
+        products = all_queries @ upload(np.ascontiguousarray(tokens_TD[first:last])).float().T
+        best = torch.full((len(all_queries), stop - start), float("-inf"), device=device())
+        best.scatter_reduce_(1, owners.expand(len(all_queries), -1), products, "amax")
+        best[:, lengths == 0] = 0
+        totals = torch.stack([row @ part for row, part in zip(importance, best.tensor_split(ends), strict=True)])
+        scores[:, start:stop] = download(torch.where(lengths == 0, float("-inf"), totals))
+    return scores
+
+
+def _tiles(shard: "IndexShard", documents: np.ndarray | None) -> Tiles:
+    placed = shard_memory(shard)
+    if documents is None:
+        return placed.tiles
+    if len(documents) and not 0 <= documents.min() <= documents.max() < shard.num_docs:
+        raise ValueError("documents that are not in the shard")
+    numbers = upload(np.ascontiguousarray(documents, np.int64))
+    return cut(placed.doc_offsets[numbers], placed.doc_offsets[numbers + 1])
+
+
+def _summed(scores_PN: torch.Tensor, owners: list[int], num_queries: int) -> torch.Tensor:
+    """[queries, N]: the sum of each query's pieces, in their order."""
+    if len(owners) == num_queries:
+        return scores_PN
+    totals = scores_PN.new_zeros(num_queries, scores_PN.shape[1])
+    for owner, piece in zip(owners, scores_PN, strict=True):
+        totals[owner] += piece
+    return totals
