@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("patient", deadline=None)  # a test does not fail because the machine is busy
+settings.load_profile("patient")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for a model hub
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.pop("RAY_ADDRESS", None)  # nor for somebody's cluster
