@@ -18,7 +18,6 @@ WITHOUT = ("GET /index", "GET /health", "GET /health/live", "GET /health/ready")
 OPERATIONS = WITH_PARAMETERS + WITHOUT
 CASES = [(label, "positive") for label in OPERATIONS] + [(label, "negative") for label in WITH_PARAMETERS]
 CHECKS = (
-    schemathesis.checks.not_a_server_error,
     schemathesis.checks.status_code_conformance,
     schemathesis.checks.content_type_conformance,
     schemathesis.checks.response_schema_conformance,
@@ -57,5 +56,7 @@ def test_every_answer_is_one_that_the_description_declares(client, operations, l
     def check(case) -> None:
         reply = client.request(**case.as_transport_kwargs())
         case.validate_response(reply, checks=CHECKS)
+        in_a_hurry = isinstance(case.body, dict) and "deadline_ms" in case.body  # a millisecond may be too little for an answer
+        assert reply.status_code < 500 or (reply.status_code == 503 and in_a_hurry), reply.text
 
     check()
