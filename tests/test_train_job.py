@@ -16,7 +16,6 @@ from jobs import cli
 from jobs.mine import MineConfig
 from jobs.train import TrainJob, run
 from ray_lir.config import EncoderConfig, TrainingConfig
-from ray_lir.distributed.train import TrainingRun, train
 from ray_lir.distributed.train_worker import best_record
 from ray_lir.formats.manifest import TrainingManifest, read_manifest
 from ray_lir.models.encoder import Encoder
@@ -142,12 +141,15 @@ def test_a_killed_training_continues_to_the_result_of_an_undisturbed_one(place):
 
 
 @pytest.mark.ray
-def test_negatives_span_workers_and_heads_are_published(place, ray_cluster):
+def test_negatives_span_workers_and_heads_are_published(place):
     encoder = EncoderConfig(checkpoint=str(place / "tiny"), device="cpu")
     config = TrainingConfig(scorer="trial", max_steps=2, batch_size=8, learning_rate=3e-4)
     alone = Training(load_encoder(encoder, config.seed, "cpu"), load_pairs(place / "words"), config)
     expected = [alone.run_step(*batches).loss for batches in alone.remaining()]
-    train(TrainingSource(dataset=str(place / "words")), str(place / "shared"), encoder, config, TrainingRun(num_workers=2))
+    settings = {"scorer": "trial", "max_steps": 2, "batch_size": 8, "learning_rate": 3e-4, "num_workers": 2, "dev_split": "train"}
+    job = [sys.executable, "-m", "jobs.train", *flags(place, "shared", **settings)]  # on a cluster of its own, all of it
+    done = subprocess.run(job, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
     assert [record["loss"] for record in curve(place / "shared")] == pytest.approx(expected, rel=1e-4)
     manifest = read_manifest(str(place / "shared" / "manifest.json"), TrainingManifest, made_by="jobs.train")
     trained = Encoder.load(EncoderConfig(checkpoint=str(place / "shared" / "checkpoint"), device="cpu", precision="float32"))
