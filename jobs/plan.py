@@ -7,7 +7,7 @@ import tyro
 from pydantic import Field
 
 from ray_lir.config import Config
-from ray_lir.engines.cost import MEASURED
+from ray_lir.engines.cost import COSTS
 from ray_lir.errors import ConfigError
 from ray_lir.index.clustering import default_num_centroids
 from ray_lir.index.codec import check_dimensions
@@ -126,8 +126,8 @@ def _text(value: Any) -> str:
 
 def _inputs(job: PlanJob) -> tuple[Collection, Load, Machine]:
     check_dimensions(job.dim, job.nbits)
-    if job.kernels not in MEASURED:
-        raise ConfigError(f"nothing is known of kernels {job.kernels!r}; choose {', '.join(MEASURED)}")
+    if job.kernels not in COSTS:
+        raise ConfigError(f"nothing is known of kernels {job.kernels!r}; choose {', '.join(COSTS)}")
     collection = Collection.of(job.docs, job.tokens_per_doc, job.dim, job.nbits, job.num_centroids, job.text_bytes_per_doc)
     machine = Machine(job.node_cores, job.node_memory_gb * GB, job.kernels)
     if not groups_for_memory(collection, machine):

@@ -119,7 +119,7 @@ def statistics_of(num_docs: int, tokens_per_document: int = 70) -> IndexStatisti
     return IndexStatistics(num_docs, num_tokens, np.full(default_num_centroids(num_tokens), 1))
 
 
-@pytest.mark.parametrize("kernels", sorted(cost.MEASURED))
+@pytest.mark.parametrize("kernels", sorted(cost.COSTS))
 def test_auto_is_exact_for_few_documents_then_scan_then_warp(kernels):
     chosen = [resolve("auto", statistics_of(10**power), kernels).engine for power in range(1, 10)]
     assert chosen[0] == "exact" and chosen[-1] == "warp"

@@ -12,7 +12,7 @@ import pytest
 from jobs.plan import PlanJob, run
 from ray_lir.build import build_index
 from ray_lir.config import IndexConfig
-from ray_lir.engines.cost import MEASURED, estimate_ms
+from ray_lir.engines.cost import COSTS, estimate_ms
 from ray_lir.errors import ConfigError
 from ray_lir.formats.embeddings import save_embeddings
 from ray_lir.index.documents import FILE
@@ -48,7 +48,7 @@ def test_centroids_and_shards_are_those_that_build_index_would_make():
 
 
 @pytest.mark.parametrize("engine", ["exact", "scan", "warp"])
-@pytest.mark.parametrize("kernels", MEASURED)
+@pytest.mark.parametrize("kernels", COSTS)
 def test_the_parts_of_a_query_add_up_to_what_the_engines_estimate(engine, kernels):
     of = Collection.of(1e6, 70, 128, 4, None, 0)
     candidates = of.statistics.default_candidates(10) * (2 if engine == "warp" else 1)

@@ -1,7 +1,7 @@
 """What a query costs with each engine, from the index's statistics and measured times: how `auto` chooses.
 
-Times are nanoseconds of one core for a query of 32 tokens of 128 dimensions; products grow with both. Sets marked so in
-MEASURED were timed with bench/cost.py (bench/results/cost.json); the others are estimates from what the processors can do.
+Times are nanoseconds of one core for a query of 32 tokens of 128 dimensions; products grow with both. reference, portable and avx2
+were timed with bench/cost.py (bench/results/cost.json); the others are estimates from what the processors can do.
 """
 
 from dataclasses import dataclass
@@ -35,10 +35,10 @@ class Costs:
     query: float = 300_000
 
 
-MEASURED = {
-    "reference": Costs(token=2000, centroid=180, byte_table=0, code=170, probe=1600, posting=1200),
-    "native:portable": Costs(token=2300, centroid=2100, byte_table=45, code=0.9, probe=110, posting=160),
-    "native:avx2": Costs(token=57, centroid=69, byte_table=45, code=0.6, probe=110, posting=28),
+COSTS = {
+    "reference": Costs(token=1550, centroid=78, byte_table=0, code=240, probe=5200, posting=2450),
+    "native:portable": Costs(token=2340, centroid=2110, byte_table=45, code=5, probe=120, posting=300),
+    "native:avx2": Costs(token=58, centroid=70, byte_table=45, code=2, probe=110, posting=27),
     "native:avx512_vnni": Costs(token=24, centroid=40, byte_table=30, code=0.6, probe=110, posting=14),
     "native:amx_int8": Costs(token=12, centroid=40, byte_table=30, code=0.6, probe=110, posting=14),
     "cuda": Costs(token=0.1, centroid=0.1, byte_table=0, code=0.05, probe=20, posting=1),
@@ -50,11 +50,11 @@ def estimate_ms(engine: str, statistics: IndexStatistics, kernels: str, candidat
 
     Args:
         engine: exact, scan or warp.
-        kernels: name of a set in MEASURED.
+        kernels: name of a set in COSTS.
         candidates: documents that are rescored.
         nprobe: cells that warp scores for each query token.
     """
-    costs = MEASURED[kernels]
+    costs = COSTS[kernels]
     width = statistics.dim / DIM
     tables = statistics.num_centroids * costs.centroid * width
     rescoring = min(candidates, statistics.num_docs) * statistics.tokens_per_document * costs.token * width

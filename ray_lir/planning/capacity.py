@@ -47,7 +47,7 @@ class Machine:
 
     Attributes:
         cores: that compute; two hardware threads of one core count once.
-        kernels: name of a set in engines.cost.MEASURED.
+        kernels: name of a set in engines.cost.COSTS.
     """
 
     cores: int
