@@ -38,7 +38,8 @@ test: $(INSTALLED)
 # The compiled kernels under AddressSanitizer and UBSan, fuzzed with random shapes against the reference.
 sanitize: $(INSTALLED)
 	$(BIN)/cmake -G Ninja -S . -B build/sanitize -DRAY_LIR_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo \
-	    -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+	    -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	    -DRAY_LIR_EMULATE=$(if $(wildcard /usr/include/simde/x86/avx512.h),ON,OFF)
 	$(BIN)/cmake --build build/sanitize
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(BIN)/python -m tests.sanitized build/sanitize/ray_lir_native*.so -q -s

@@ -20,7 +20,7 @@ from ray_lir.index.codec import ResidualCodec, random_rotation
 from ray_lir.kernels import VARIABLE, Kernels, reference, select
 from ray_lir.search import Searcher
 from tests.synthetic import collection, queries_about
-from tests.test_native import check_compression, made_up
+from tests.test_native import check_compression, made_up, related
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: pip install 'ray_lir[gpu]'")
 SHAPE = {"num_docs": 12, "num_query_tokens": 5, "dim": 32, "nbits": 4, "num_centroids": 33, "max_tokens": 50, "seed": 0}
@@ -167,6 +167,35 @@ def test_maxsim_of_plain_vectors_is_that_of_the_reference(cuda):
     np.testing.assert_allclose(cuda.maxsim(*arguments), reference.maxsim(*arguments), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("num_query_tokens", [2, 40])
+def test_token_weights_count_where_a_token_wins(cuda, num_query_tokens):
+    shard, codec, query, weights, rng = made_up(**SHAPE | {"num_query_tokens": num_query_tokens, "max_tokens": 80})
+    shard = replace(shard, weights=rng.uniform(-0.5, 1, len(shard.codes)).astype(np.float16))
+    expected = reference.residual_maxsim([query, query[:1]], [weights, weights[:1]], [], shard, codec)
+    scores = cuda.residual_maxsim([query, query[:1]], [weights, weights[:1]], [], shard, codec)
+    assert np.isclose(scores, expected, atol=2e-3 * weights.sum()).mean() > 0.9  # of tokens that are nearly as good either may win
+    table, sizes = reference.centroid_scores(query, codec), np.diff(shard.posting_offsets)
+    probed = reference.probe(table, len(query), sizes, 4, 9, 100)
+    for floor in (False, True):
+        totals, documents = cuda.posting_scores(query, weights, *probed, floor, shard, codec)
+        wanted, numbers = reference.posting_scores(query, weights, *probed, floor, shard, codec)
+        np.testing.assert_array_equal(documents, numbers)
+        np.testing.assert_allclose(totals, wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("by_cosine", [False, True])
+@pytest.mark.parametrize("has_weights", [False, True])
+def test_relations_are_those_of_the_reference(cuda, by_cosine, has_weights):
+    shard, codec, query, weights, rng = made_up(**SHAPE | {"num_query_tokens": 9, "dim": 24, "num_docs": 7})
+    codec = related(codec, 0.3, by_cosine, rng)
+    shard = replace(shard, weights=rng.uniform(-0.5, 1, len(shard.codes)).astype(np.float16)) if has_weights else shard
+    terms, chosen = codec.pairs.terms(query), rng.permutation(shard.num_docs)[:3]
+    expected = reference.relation_maxsim(query, weights, terms, None, shard, codec)
+    scores = cuda.relation_maxsim(query, weights, terms, None, shard, codec)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal(cuda.relation_maxsim(query, weights, terms, None, shard, codec, chosen), scores[chosen])
+
+
 def test_what_does_not_fit_is_refused(cuda):
     shard, codec, query, weights, _ = made_up(**SHAPE)
     for documents in (np.array([12]), np.array([-1])):
@@ -196,10 +225,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from ray_lir.kernels.cuda.programs import code_programs, residual_programs
+from ray_lir.kernels.cuda.relations import relation_programs
 
 def build(program, constants, capability, num_warps=8):
     kinds = dict(queries="*fp16", weights="*fp32", rows="*fp16", values="*fp16", codes="*i16", residuals="*u8", scales="*fp16",
-                 table="*fp32", kept="*i8", firsts="*i64", sizes="*i32", documents="*i32", bounds="*i32", scores="*fp32")
+                 table="*fp32", kept="*i8", firsts="*i64", sizes="*i32", documents="*i32", bounds="*i32", scores="*fp32",
+                 token_weights="*fp16", offsets="*i64", cosines="*fp32", before="*fp32", after="*fp32", scale="*fp32", shift="*fp32",
+                 products="*fp32", constants="*fp32")
     signature = {name: "constexpr" if name in constants else kinds.get(name, "i32") for name in program.arg_names}
     constexprs = {(program.arg_names.index(name),): value for name, value in constants.items()}
     aligned = {(number,): [["tt.divisibility", 16]] for number, kind in enumerate(signature.values()) if kind[0] == "*"}
@@ -210,8 +242,9 @@ def build(program, constants, capability, num_warps=8):
 for capability in (80, 90):
     shared = dict(CODE_MASK=0xFFFF, TILE=32)
     residual = dict(NBITS=4, BYTES=64, DIM=128, QUERY_TOKENS=32)
-    build(residual_programs, shared | residual | dict(COLUMNS=32, FROM_TABLE=True), capability, 4)
-    build(residual_programs, shared | residual | dict(COLUMNS=256, FROM_TABLE=False), capability)
+    build(residual_programs, shared | residual | dict(COLUMNS=32, FROM_TABLE=True, WEIGHTED=False), capability, 4)
+    build(residual_programs, shared | residual | dict(COLUMNS=256, FROM_TABLE=False, WEIGHTED=True), capability)
+    build(relation_programs, dict(DIM=128, TILE=32, BY_COSINE=False, WEIGHTED=True), capability, 4)
     build(code_programs, shared | dict(COLUMNS=32, PRUNED=True), capability)
 """
 
@@ -220,7 +253,7 @@ def test_the_programs_compile_for_gpus_that_are_not_here():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, timeout=250, env=environment)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 6
+    assert len(done.stdout.splitlines()) == 8
 
 
 @pytest.mark.parametrize("built_with", ["auto", "cuda"])

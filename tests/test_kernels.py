@@ -18,7 +18,7 @@ ONE = [np.ones(2, np.float32)]
 def tokens_of(codes: np.ndarray, doc_offsets: np.ndarray) -> IndexShard:
     """A shard for kernels that look at codes alone."""
     none = np.zeros(0)
-    return IndexShard(0, doc_offsets, codes, none, none, none, none, pa.table({}))
+    return IndexShard(0, doc_offsets, codes, none, none, pa.table({}), int(codes.max(initial=0)) + 1)
 
 
 def test_maxsim_by_hand():

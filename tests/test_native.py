@@ -1,5 +1,7 @@
 """The compiled kernels against the reference, on every instruction set that this processor runs, with random shapes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_lir.errors import KernelUnavailable
-from ray_lir.index import postings
+from ray_lir.formats.relation import Relation
 from ray_lir.index.codec import ResidualCodec, random_rotation
+from ray_lir.index.pairs import PairEncoder
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels, native, reference, select
 
@@ -39,10 +42,16 @@ def made_up(num_docs: int, num_query_tokens: int, dim: int, nbits: int, num_cent
     codes = rng.integers(0, num_centroids, num_tokens).astype(codec.code_dtype)
     residuals = rng.integers(0, 256, (num_tokens, dim * nbits // 8)).astype(np.uint8)
     scales = np.stack([rng.uniform(0.7, 1, num_tokens), rng.uniform(0, 0.5 / np.sqrt(dim), num_tokens)], axis=1).astype(np.float16)
-    layout = postings.layout(codes, num_centroids)
-    shard = IndexShard(0, doc_offsets, codes, residuals, scales, layout["postings"], layout["posting_offsets"], pa.table({}))
+    shard = IndexShard(0, doc_offsets, codes, residuals, scales, pa.table({}), num_centroids)
     query = unit(rng.normal(size=(num_query_tokens, dim)))
     return shard, codec, query, rng.uniform(0, 2, num_query_tokens).astype(np.float32), rng
+
+
+def agree(scores: np.ndarray, expected: np.ndarray, atol: float) -> None:
+    """Nearly all scores are equal: where two tokens win by less than the rounding, the other one may, and decides what follows."""
+    close = np.isclose(scores, expected, atol=atol)
+    assert (~close).sum() <= max(2, 0.1 * close.size)
+    np.testing.assert_array_equal(np.isneginf(scores), np.isneginf(expected))
 
 
 def every_set(check) -> None:
@@ -53,10 +62,28 @@ def every_set(check) -> None:
             np.testing.assert_array_equal(array, first)
 
 
+def weighed(shard: IndexShard, rng: np.random.Generator) -> IndexShard:
+    """The shard with weights from 0.5 to 2, the same for all tokens of a document: whose counts, where two are as good, is rounding's
+    choice (test_search_weighted.py has weights of every token)."""
+    return replace(shard, weights=np.repeat(rng.uniform(-0.5, 1, shard.num_docs), np.diff(shard.doc_offsets)).astype(np.float16))
+
+
+def related(codec: ResidualCodec, strength: float, by_cosine: bool, rng: np.random.Generator) -> ResidualCodec:
+    """The codec with a relation encoder whose relations are about as large as `strength`."""
+    dim = codec.dim
+    inner, outer = rng.normal(size=(dim, 2 * dim)) / np.sqrt(dim), rng.normal(size=(dim, dim)) / dim
+    rows = rng.normal(size=(3, dim)) * 0.1 + np.array([[0], [1], [0]])
+    relation = Relation(
+        inner, rows[0], rows[1], rows[2], outer, rng.normal(size=dim) / dim, strength, "cosine" if by_cosine else "combined"
+    )
+    return replace(codec, pairs=PairEncoder.of(relation, None))
+
+
 @settings(max_examples=60, deadline=None)
-@given(**SHAPES)
-def test_maxsim_from_codes_and_residuals_is_that_of_the_reference(**shape):
+@given(**SHAPES, has_weights=st.booleans())
+def test_maxsim_from_codes_and_residuals_is_that_of_the_reference(has_weights, **shape):
     shard, codec, query, weights, rng = made_up(**shape)
+    shard = weighed(shard, rng) if has_weights else shard
     chosen = rng.permutation(shard.num_docs)[: rng.integers(0, shard.num_docs + 1)]
     queries, importance = [query, query[:3], query[:1] * 0], [weights, weights[:3], weights[:1]]
     tables = [reference.centroid_scores(q, codec) for q in queries]
@@ -66,7 +93,7 @@ def test_maxsim_from_codes_and_residuals_is_that_of_the_reference(**shape):
         tables = [kernels.centroid_scores(q, codec) for q in queries]
         scores = kernels.residual_maxsim(queries, importance, tables, shard, codec)
         some = kernels.residual_maxsim(queries, importance, tables, shard, codec, chosen)
-        np.testing.assert_allclose(scores, expected, atol=6e-3 * max(1, weights.sum()))
+        np.testing.assert_allclose(scores, expected, atol=(1 + has_weights) * 6e-3 * max(1, weights.sum()))
         np.testing.assert_array_equal(some, scores[:, chosen])
         return scores, some
 
@@ -96,9 +123,48 @@ def test_centroid_interaction_is_that_of_the_reference(**shape):
 
 
 @settings(max_examples=60, deadline=None)
-@given(**SHAPES, floor=st.booleans())
-def test_posting_scores_are_those_of_the_reference(floor, **shape):
+@given(**SHAPES, strength=st.sampled_from([0.0, 0.01, 0.3]), by_cosine=st.booleans(), has_weights=st.booleans())
+def test_relations_from_codes_and_residuals_are_those_of_the_reference(strength, by_cosine, has_weights, **shape):
     shard, codec, query, weights, rng = made_up(**shape)
+    shard = weighed(shard, rng) if has_weights else shard
+    codec = related(codec, strength, by_cosine, rng)
+    chosen = rng.permutation(shard.num_docs)[: rng.integers(0, shard.num_docs + 1)]
+    terms = codec.pairs.terms(query)
+    expected = reference.relation_maxsim(query, weights, terms, reference.centroid_scores(query, codec), shard, codec)
+
+    def check(kernels: Kernels):
+        table = kernels.centroid_scores(query, codec)
+        scores = kernels.relation_maxsim(query, weights, terms, table, shard, codec)
+        some = kernels.relation_maxsim(query, weights, terms, table, shard, codec, chosen)
+        agree(scores, expected, (1 + has_weights) * 6e-3 * max(1, weights.sum()))
+        np.testing.assert_array_equal(some, scores[chosen])
+        if strength == 0 and not has_weights:
+            maxsim = kernels.residual_maxsim([query], [weights], [table], shard, codec)[0]
+            np.testing.assert_allclose(scores, maxsim, atol=1e-5 * max(1, weights.sum()))
+        return scores, some
+
+    every_set(check)
+
+
+def test_relations_are_what_they_are_without_pruning():
+    """With wide bounds every pair is computed; with their own, as few as can win. The scores are the same to the bit."""
+    shard, codec, query, weights, rng = made_up(12, 20, 64, 4, 33, 120, 1)
+    for strength in (0.003, 0.03):
+        codec = related(codec, strength, False, rng)
+        terms = codec.pairs.terms(query)
+        wide = replace(terms, lower=terms.lower - 100, upper=terms.upper + 100)
+        for name in SETS:
+            kernels = select(f"native:{name}")
+            table = kernels.centroid_scores(query, codec)
+            scores = [kernels.relation_maxsim(query, weights, each, table, shard, codec) for each in (terms, wide)]
+            np.testing.assert_array_equal(*scores)
+
+
+@settings(max_examples=60, deadline=None)
+@given(**SHAPES, floor=st.booleans(), has_weights=st.booleans())
+def test_posting_scores_are_those_of_the_reference(floor, has_weights, **shape):
+    shard, codec, query, weights, rng = made_up(**shape)
+    shard = weighed(shard, rng) if has_weights else shard
     nprobe = int(rng.integers(1, codec.num_centroids + 1))
     bound, t_prime = int(rng.integers(nprobe, codec.num_centroids + 1)), int(rng.integers(1, len(shard.codes) + 2))
     table = reference.centroid_scores(query, codec)
@@ -115,7 +181,7 @@ def test_posting_scores_are_those_of_the_reference(floor, **shape):
         np.testing.assert_array_equal(kernels.candidates(np.unique(cells), shard), reference.candidates(np.unique(cells), shard))
         scores, documents = kernels.posting_scores(*arguments)
         np.testing.assert_array_equal(documents, numbers)
-        np.testing.assert_allclose(scores, expected, atol=6e-3 * max(1, weights.sum()))
+        np.testing.assert_allclose(scores, expected, atol=(1 + has_weights) * 6e-3 * max(1, weights.sum()))
         return scores, documents
 
     every_set(check)

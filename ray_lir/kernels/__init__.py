@@ -31,6 +31,7 @@ class Kernels:
     maxsim: Callable[..., np.ndarray]
     centroid_scores: Callable[..., np.ndarray]
     residual_maxsim: Callable[..., np.ndarray]
+    relation_maxsim: Callable[..., np.ndarray]
     centroid_maxsim: Callable[..., np.ndarray]
     scan_codes: Callable[..., np.ndarray]
     probe: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]

@@ -16,10 +16,11 @@ from ray_lir.errors import KernelUnavailable
 
 if TYPE_CHECKING:
     from ray_lir.index.codec import ResidualCodec
+    from ray_lir.index.pairs import PairTerms
     from ray_lir.index.shard import IndexShard
 
 logger = logging.getLogger(__name__)
-ABI = 1
+ABI = 2
 """What this file and the compiled module agree on; raised with every change of a compiled function's arguments."""
 
 
@@ -128,8 +129,48 @@ def residual_maxsim(
         shard.codes,
         shard.residuals,
         shard.scales.view(np.uint16),
+        _halves(shard.weights),
         shard.doc_offsets,
         codec.weights,
+        None if documents is None else _numbers(documents),
+        threads,
+    )
+
+
+def relation_maxsim(
+    isa: str,
+    threads: int,
+    query_nD: np.ndarray,
+    weights_n: np.ndarray,
+    terms: "PairTerms",
+    table_CL: np.ndarray,
+    shard: "IndexShard",
+    codec: "ResidualCodec",
+    documents: np.ndarray | None = None,
+) -> np.ndarray:
+    pairs = codec.pairs
+    return module().relation_maxsim(
+        isa,
+        _floats(query_nD),
+        _floats(weights_n),
+        table_CL,
+        terms.products,
+        terms.constants,
+        terms.lower,
+        terms.upper,
+        shard.codes,
+        shard.residuals,
+        shard.scales.view(np.uint16),
+        _halves(shard.weights),
+        shard.doc_offsets,
+        codec.weights,
+        codec.centroids_f32,
+        pairs.before,
+        pairs.after,
+        pairs.bias,
+        pairs.scale,
+        pairs.shift,
+        pairs.by_cosine,
         None if documents is None else _numbers(documents),
         threads,
     )
@@ -187,6 +228,7 @@ def posting_scores(
         shard.block_documents,
         shard.residuals,
         shard.scales.view(np.uint16),
+        _halves(shard.weights),
         shard.doc_offsets,
         codec.weights,
     )
@@ -198,6 +240,10 @@ def top_k(scores: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray
 
 def _floats(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values, np.float32)
+
+
+def _halves(values: np.ndarray | None) -> np.ndarray | None:
+    return None if values is None else values.view(np.uint16)
 
 
 def _numbers(values: np.ndarray) -> np.ndarray:
@@ -222,5 +268,14 @@ def _known_answer(isa: str) -> np.ndarray:
     offsets = np.array([0, 3, 3, 100, num_tokens])
     weights = np.linspace(-1, 1, 16, dtype=np.float32)
     ones = np.ones(len(query), np.float32)
-    scores = module().residual_maxsim(isa, [query], [ones], [table], codes, residuals, scales, offsets, weights, None, 1)
-    return np.concatenate([scores.ravel(), table.ravel()])
+    factors = np.linspace(0, 1, num_tokens, dtype=np.float16).view(np.uint16)
+    scores = [
+        module().residual_maxsim(isa, [query], [ones], [table], codes, residuals, scales, each, offsets, weights, None, 1).ravel()
+        for each in (None, factors)
+    ]
+    halves, rows = rng.normal(size=(2, dim, dim)).astype(np.float32), rng.normal(size=(3, dim)).astype(np.float32)
+    products = rng.normal(size=query.shape).astype(np.float32)
+    terms, shard = (products, 0 * ones, -1e3 * ones, 1e3 * ones), (codes, residuals, scales, factors, offsets, weights)
+    centroids = words.astype(np.float32) / 2**14
+    scores.append(module().relation_maxsim(isa, query, ones, table, *terms, *shard, centroids, *halves, *rows, False, None, 1))
+    return np.concatenate([*scores, table.ravel()])

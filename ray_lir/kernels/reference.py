@@ -14,6 +14,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from ray_lir.index.codec import ResidualCodec
+    from ray_lir.index.pairs import PairEncoder, PairTerms
     from ray_lir.index.shard import IndexShard
 
 NEVER = np.float32(-np.inf)
@@ -129,19 +130,37 @@ def normalize(vectors_TD: np.ndarray) -> np.ndarray:
     return vectors_TD / np.maximum(norms, 1e-12)[:, None]
 
 
-def best_in_documents(scores_nT: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """[n, N]: each query token's best score among each document's tokens, -inf for a document without tokens."""
+def best_in_documents(scores_nT: np.ndarray, offsets: np.ndarray, token_weights_T: np.ndarray | None = None) -> np.ndarray:
+    """[n, N]: each query token's best score among each document's tokens, -inf for a document without tokens.
+
+    With token weights, that score times the weight of the token it was found at, the first of equals (ALGORITHMS 6.1).
+    """
     best_nN = np.full((len(scores_nT), len(offsets) - 1), NEVER, scores_nT.dtype)
     present = np.flatnonzero(np.diff(offsets))
     if len(present):
-        best_nN[:, present] = np.maximum.reduceat(scores_nT, offsets[:-1][present], axis=1)
+        starts = offsets[:-1][present]
+        best_nN[:, present] = np.maximum.reduceat(scores_nT, starts, axis=1)
+        if token_weights_T is not None:
+            is_best_nT = scores_nT == np.repeat(best_nN, np.diff(offsets), axis=1)
+            first_nN = np.minimum.reduceat(np.where(is_best_nT, np.arange(scores_nT.shape[1]), scores_nT.shape[1]), starts, axis=1)
+            best_nN[:, present] *= token_weights_T[first_nN]
     return best_nN
 
 
 def maxsim(queries: list[np.ndarray], weights: list[np.ndarray], tokens_TD: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """[queries, N] float32: sum over query tokens i of weight_i max_j q_i . d_j; -inf for an empty document (ALGORITHMS 2.1)."""
+    return _maxsim(queries, weights, tokens_TD, offsets, None)
+
+
+def _maxsim(
+    queries: Sequence[np.ndarray],
+    weights: Sequence[np.ndarray],
+    tokens_TD: np.ndarray,
+    offsets: np.ndarray,
+    token_weights_T: np.ndarray | None,
+) -> np.ndarray:
     scores_nT = np.concatenate(queries).astype(np.float64) @ tokens_TD.astype(np.float64).T
-    best_nN = best_in_documents(scores_nT, offsets)
+    best_nN = best_in_documents(scores_nT, offsets, token_weights_T)
     empty_N = offsets[:-1] == offsets[1:]
     totals = np.empty((len(queries), len(offsets) - 1), np.float32)
     start = 0
@@ -166,6 +185,9 @@ def residual_maxsim(
 ) -> np.ndarray:
     """[queries, N] float32: MaxSim of documents (all, or these) from their codes and residuals.
 
+    sum over query tokens i of weight_i rho_j* q_i . d_j*, where j* is the token of the largest q_i . d_j and rho what it weighs, if the
+    shard has weights.
+
     Args:
         tables: `centroid_scores` of every query, for sets that add them to products of residuals alone.
     """
@@ -176,8 +198,61 @@ def residual_maxsim(
     for start, stop, first, last in document_blocks(offsets):
         block = slice(first, last) if token_numbers is None else token_numbers[first:last]
         vectors = decompress(shard.codes[block], shard.residuals[block], shard.scales[block], codec)
-        scores[:, start:stop] = maxsim(queries, weights, vectors, offsets[start : stop + 1] - first)
+        scores[:, start:stop] = _maxsim(queries, weights, vectors, offsets[start : stop + 1] - first, token_weights(shard, block))
     return scores
+
+
+def token_weights(shard: "IndexShard", tokens: np.ndarray | slice) -> np.ndarray | None:
+    """[tokens] float64: what these tokens weigh; None where every token weighs one."""
+    return None if shard.weights is None else shard.weights[tokens].astype(np.float64) + 1
+
+
+def relation_maxsim(
+    query_nD: np.ndarray,
+    weights_n: np.ndarray,
+    terms: "PairTerms",
+    table_CL: np.ndarray,
+    shard: "IndexShard",
+    codec: "ResidualCodec",
+    documents: np.ndarray | None = None,
+) -> np.ndarray:
+    """[N] float32: TRIAL's score of documents (all, or these) from their codes and residuals (ALGORITHMS 5.1, 5.4).
+
+    Query tokens are aligned one after another: token i goes to the document token j of the largest q_i . d_j + relation of (p, j), where
+    p is what token i - 1 was aligned to (with `codec.pairs.by_cosine` its token of the best cosine); of equals to the first. A document
+    scores the sum of weight_i (rho_j q_i . d_j + relation), -inf without tokens.
+
+    Args:
+        query_nD: without masked tokens.
+        terms: `codec.pairs.terms` of the query.
+        table_CL: `centroid_scores` of the query, for sets that add them to products of residuals alone.
+    """
+    offsets, token_numbers = shard.doc_offsets, np.arange(len(shard.codes))
+    if documents is not None:
+        token_numbers, offsets = shard.tokens(documents)
+    scores = np.full(len(offsets) - 1, NEVER)
+    for number in np.flatnonzero(np.diff(offsets)):
+        tokens = token_numbers[offsets[number] : offsets[number + 1]]
+        vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
+        best_n, relations_n = align(query_nD, terms, vectors, codec.pairs)
+        worth_n = np.einsum("nd,nd->n", query_nD.astype(np.float64), vectors[best_n])
+        if shard.weights is not None:
+            worth_n *= token_weights(shard, tokens[best_n])
+        scores[number] = weights_n.astype(np.float64) @ (worth_n + relations_n)
+    return scores
+
+
+def align(query_nD: np.ndarray, terms: "PairTerms", vectors_mD: np.ndarray, pairs: "PairEncoder") -> tuple[np.ndarray, np.ndarray]:
+    """[n] int64: the document token that each query token wins; [n] float64: its relation to what the token before was aligned to."""
+    cosines_nm = query_nD.astype(np.float64) @ vectors_mD.T
+    before_mD, after_mD = vectors_mD @ pairs.before.T.astype(np.float64), vectors_mD @ pairs.after.T.astype(np.float64) + pairs.bias
+    winners, relations, aligned = np.zeros(len(query_nD), np.int64), np.zeros(len(query_nD)), 0
+    for i, cosines_m in enumerate(cosines_nm):
+        relations_m = pairs.hidden(before_mD[aligned], after_mD) @ terms.products[i] + terms.constants[i] if i else np.zeros(len(cosines_m))
+        winners[i] = best = int((cosines_m + relations_m).argmax())
+        relations[i] = relations_m[best]
+        aligned = int(cosines_m.argmax()) if pairs.by_cosine else best
+    return winners, relations
 
 
 def centroid_maxsim(
@@ -188,6 +263,8 @@ def centroid_maxsim(
     documents: np.ndarray | None = None,
 ) -> np.ndarray:
     """[N] float32: MaxSim with every token replaced by its centroid (PLAID's centroid interaction, ALGORITHMS 2.3).
+
+    Token weights are left out (7): it is a centroid that wins here, which none of them belongs to.
 
     Args:
         table_CL: `centroid_scores` of the query.
@@ -249,7 +326,7 @@ def probe(
 
 def candidates(cells: np.ndarray, shard: "IndexShard") -> np.ndarray:
     """Documents [N] int64, ascending, with a token in one of the cells."""
-    tokens = _tokens_of(cells, shard)
+    tokens = tokens_of(cells, shard)
     return np.unique(np.searchsorted(shard.doc_offsets, tokens, side="right") - 1)
 
 
@@ -266,7 +343,8 @@ def posting_scores(
     """WARP's scores [N] float32 of the documents [N] int64, ascending, with a token in the cells (ALGORITHMS 4.1, steps 3 and 4).
 
     A token scores centroid score + q . bucket weights, in the residual's own scale and not brought to length one. A document
-    adds the best of its tokens for each query token, or the imputed score where it has none.
+    adds the best of its tokens for each query token, times what that token weighs, or the imputed score where it has none; of equals
+    the first counts, cell after cell.
 
     Args:
         cells: [n, nprobe] of each query token, with `cell_scores`.
@@ -276,22 +354,26 @@ def posting_scores(
     totals = np.zeros(shard.num_docs)
     seen = np.zeros(shard.num_docs, bool)
     for row, weight in enumerate(weights_n.astype(np.float64)):
-        tokens = _tokens_of(cells[row], shard)
+        tokens = tokens_of(cells[row], shard)
         sizes = shard.posting_offsets[cells[row] + 1] - shard.posting_offsets[cells[row]]
         scales = shard.scales[tokens].astype(np.float64)
         residuals = residual_values(shard.residuals[tokens], codec.weights).astype(np.float64) @ query_nD[row].astype(np.float64)
         scores = np.repeat(cell_scores[row], sizes) + residuals * scales[:, 1] / scales[:, 0]
         numbers = np.searchsorted(shard.doc_offsets, tokens, side="right") - 1
         best = np.full(shard.num_docs, -np.inf)
-        np.maximum.at(best, numbers, np.maximum(scores, imputed_n[row]) if floor else scores)
+        np.maximum.at(best, numbers, scores)
         met = best > -np.inf
-        totals[met] += weight * (best[met] - imputed_n[row])
+        if shard.weights is not None:
+            winners = np.flatnonzero(scores == best[numbers])
+            _, first = np.unique(numbers[winners], return_index=True)
+            best[met] *= token_weights(shard, tokens[winners[first]])
+        totals[met] += weight * ((np.maximum(best[met], imputed_n[row]) if floor else best[met]) - imputed_n[row])
         seen |= met
     documents = np.flatnonzero(seen)
     return (totals[documents] + weights_n.astype(np.float64) @ imputed_n).astype(np.float32), documents
 
 
-def _tokens_of(cells: np.ndarray, shard: "IndexShard") -> np.ndarray:
+def tokens_of(cells: np.ndarray, shard: "IndexShard") -> np.ndarray:
     """The token numbers of several cells, one after another."""
     spans = [shard.postings[shard.posting_offsets[c] : shard.posting_offsets[c + 1]] for c in cells]
     return np.concatenate(spans).astype(np.int64) if spans else np.zeros(0, np.int64)

@@ -12,13 +12,13 @@ from ray_lir.errors import KernelUnavailable
 from ray_lir.kernels import native, reference
 
 try:
-    from ray_lir.kernels.cuda import building, memory, postings, scoring
+    from ray_lir.kernels.cuda import building, memory, postings, relations, scoring
 except ImportError as error:
     raise KernelUnavailable(
         f"kernels 'cuda' need torch and triton ({error}): pip install 'ray_lir[gpu]'; or use auto, native or reference"
     ) from None
 
-MODULES = (scoring, building, postings)
+MODULES = (scoring, relations, building, postings)
 
 
 def functions(names: Sequence[str]) -> dict[str, Callable[..., Any]]:

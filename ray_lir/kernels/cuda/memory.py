@@ -105,6 +105,7 @@ class ShardMemory:
     codes: torch.Tensor
     residuals: torch.Tensor
     scales: torch.Tensor
+    weights: torch.Tensor | None
     doc_offsets: torch.Tensor
     code_mask: int
     tiles: Tiles
@@ -143,6 +144,7 @@ def _place_shard(shard: "IndexShard") -> ShardMemory:
         codes=upload(shard.codes),
         residuals=upload(shard.residuals),
         scales=upload(shard.scales),
+        weights=None if shard.weights is None else upload(shard.weights),
         doc_offsets=doc_offsets,
         code_mask=0xFFFF if shard.codes.dtype.itemsize == 2 else 0x7FFFFFFF,
         tiles=cut(doc_offsets[:-1], doc_offsets[1:]),

@@ -47,15 +47,24 @@ def posting_scores(
     tokens, pairs = _tokens_of(upload(cells.ravel().astype(np.int64)), shard)
     rows = pairs // cells.shape[1]
     imputed, importance = upload(imputed_n.astype(np.float32)), upload(weights_n.astype(np.float32))
-    vectors = _residual_values(placed.residuals[tokens], upload(codec.weights), memory.nbits)
+    vectors = residual_values(placed.residuals[tokens], upload(codec.weights), memory.nbits)
     products = (vectors * upload(np.ascontiguousarray(query_nD, np.float32))[rows]).sum(dim=1)
     scales = placed.scales[tokens].float()
     scores = upload(cell_scores.astype(np.float32)).ravel()[pairs] + products * scales[:, 1] / scales[:, 0]
-    if floor:
+    if floor and placed.weights is None:
         scores = scores.maximum(imputed[rows])
     documents, places = _documents_of(tokens, shard).unique(return_inverse=True)
     best = torch.full((len(query_nD), len(documents)), float("-inf"), device=device())
-    best.view(-1).scatter_reduce_(0, rows * len(documents) + places, scores, "amax")
+    slots = rows * len(documents) + places
+    best.view(-1).scatter_reduce_(0, slots, scores, "amax")
+    if placed.weights is not None:
+        numbers = torch.arange(len(slots), device=device())
+        first = torch.full((best.numel(),), len(slots), device=device())
+        first.scatter_reduce_(0, slots, torch.where(scores == best.view(-1)[slots], numbers, len(slots)), "amin")
+        met = first < len(slots)
+        best.view(-1)[met] *= placed.weights[tokens[first[met]]].float() + 1
+        if floor:
+            best = torch.where(best.isneginf(), best, best.maximum(imputed[:, None]))
     return download(importance @ torch.where(best.isneginf(), imputed[:, None], best)), download(documents)
 
 
@@ -74,7 +83,7 @@ def _documents_of(tokens: torch.Tensor, shard: "IndexShard") -> torch.Tensor:
     return torch.searchsorted(shard_memory(shard).doc_offsets, tokens, right=True) - 1
 
 
-def _residual_values(packed_TP: torch.Tensor, weights_K: torch.Tensor, nbits: int) -> torch.Tensor:
+def residual_values(packed_TP: torch.Tensor, weights_K: torch.Tensor, nbits: int) -> torch.Tensor:
     """[T, D] float32: the bucket weight of every dimension."""
     shifts = torch.arange(8 - nbits, -1, -nbits, device=packed_TP.device)
     buckets = packed_TP[:, :, None].long() >> shifts & (2**nbits - 1)

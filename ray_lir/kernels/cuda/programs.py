@@ -51,6 +51,7 @@ def residual_programs(
     codes,  # [T] int16 or int32
     residuals,  # [T, BYTES] uint8
     scales,  # [T, 2] float16
+    token_weights,  # [T] float16, less one; read with WEIGHTED alone
     firsts,  # [tiles] int64, first token
     sizes,  # [tiles] int32, tokens
     documents,  # [tiles] int32, row of the result
@@ -66,8 +67,11 @@ def residual_programs(
     QUERY_TOKENS: tl.constexpr,
     TILE: tl.constexpr,
     FROM_TABLE: tl.constexpr,
+    WEIGHTED: tl.constexpr,
 ):
     """MaxSim of the documents of a run of tiles with the queries of a block, one score a document and query.
+
+    With WEIGHTED the best token's score is multiplied with that token's weight; of equals the first is the best.
 
     A token's score is scales[1] (bucket weights . q) + scales[0] (centroid . q). With FROM_TABLE the second product is read
     from the table, COLUMNS values a token; otherwise the centroid is read, DIM values a token, and added before one product.
@@ -82,6 +86,7 @@ def residual_programs(
     in_byte = tl.arange(0, PER_BYTE)
     outputs = (block * (COLUMNS // QUERY_TOKENS) + tl.arange(0, COLUMNS // QUERY_TOKENS)).to(tl.int64) * num_docs
     best = tl.full([COLUMNS], float("-inf"), tl.float32)
+    factor = tl.full([COLUMNS], 1.0, tl.float32)
     first, last = tl.load(bounds + program), tl.load(bounds + program + 1)
     previous = -1
     document, live, code, centroid_scale, residual_scale, packed = _read_tile(
@@ -102,10 +107,17 @@ def residual_programs(
             centroids = tl.load(rows + code[:, None].to(tl.int64) * DIM + dims[None, :]).to(tl.float32)
             vectors = vectors.to(tl.float32) * residual_scale[:, None].to(tl.float32) + centroids * centroid_scale[:, None].to(tl.float32)
             scored = tl.dot(query, tl.trans(vectors.to(tl.float16)))
-        found = tl.max(tl.where(live[None, :], scored, float("-inf")), axis=1)
+        scored = tl.where(live[None, :], scored, float("-inf"))
+        found = tl.max(scored, axis=1)
+        if WEIGHTED:
+            lanes = tl.arange(0, TILE)
+            mine = tl.load(token_weights + (tl.load(firsts + tile) + lanes), mask=live, other=0).to(tl.float32) + 1
+            is_best = lanes[None, :] == tl.argmax(scored, axis=1)[:, None]
+            better = (document != previous) | (found > best)
+            factor = tl.where(better, tl.sum(tl.where(is_best, mine[None, :], 0.0), axis=1), factor)
         best = tl.where(document == previous, tl.maximum(best, found), found)
         # Written after every tile of a document; the last one's is the whole score.
-        totals = tl.sum(tl.reshape(best * weight, [COLUMNS // QUERY_TOKENS, QUERY_TOKENS]), axis=1)
+        totals = tl.sum(tl.reshape(best * factor * weight, [COLUMNS // QUERY_TOKENS, QUERY_TOKENS]), axis=1)
         tl.store(scores + outputs + document, totals)
         previous = document
         document, live, code = next_document, next_live, next_code

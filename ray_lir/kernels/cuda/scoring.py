@@ -129,6 +129,7 @@ def run_residual_programs(
             placed.codes,
             placed.residuals,
             placed.scales,
+            placed.weights,
             tiles.firsts,
             tiles.sizes,
             tiles.documents,
@@ -144,6 +145,7 @@ def run_residual_programs(
             QUERY_TOKENS=blocks.query_tokens,
             TILE=tiles.tile,
             FROM_TABLE=from_table,
+            WEIGHTED=placed.weights is not None,
             num_warps=num_warps or (4 if blocks.columns <= 64 else 8),
             enable_fp_fusion=True,
         )

@@ -24,7 +24,18 @@ struct Avx2 {
   static F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
   static F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
   static F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
+  static F32 min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
+  static F32 div(F32 a, F32 b) { return _mm256_div_ps(a, b); }
   static F32 to_float(I32 lanes) { return _mm256_cvtepi32_ps(lanes); }
+  static F32 power_of_two(F32 exponent) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(exponent), 23), _mm256_set1_epi32(127 << 23)));
+  }
+  static uint32_t at_least(F32 a, F32 b) { return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ))); }
+  static void keep_larger(F32& best, F32& factor, F32 value, F32 mine) {
+    const F32 larger = _mm256_cmp_ps(value, best, _CMP_GT_OQ);
+    best = _mm256_blendv_ps(best, value, larger);
+    factor = _mm256_blendv_ps(factor, mine, larger);
+  }
   static void keep_larger(I32& best, I32& where, I32 value, int32_t number) {
     const I32 larger = _mm256_cmpgt_epi32(value, best);
     best = _mm256_max_epi32(best, value);

@@ -21,7 +21,18 @@ struct Avx512 : Avx2 {
   static F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
   static F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
   static F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
+  static F32 min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
+  static F32 div(F32 a, F32 b) { return _mm512_div_ps(a, b); }
   static F32 to_float(I32 lanes) { return _mm512_cvtepi32_ps(lanes); }
+  static F32 power_of_two(F32 exponent) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(_mm512_castps_si512(exponent), 23), _mm512_set1_epi32(127 << 23)));
+  }
+  static uint32_t at_least(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+  static void keep_larger(F32& best, F32& factor, F32 value, F32 mine) {
+    const __mmask16 larger = _mm512_cmp_ps_mask(value, best, _CMP_GT_OQ);
+    best = _mm512_mask_mov_ps(best, larger, value);
+    factor = _mm512_mask_mov_ps(factor, larger, mine);
+  }
   static void keep_larger(I32& best, I32& where, I32 value, int32_t number) {
     const __mmask16 larger = _mm512_cmpgt_epi32_mask(value, best);
     best = _mm512_max_epi32(best, value);

@@ -34,6 +34,7 @@ struct Shard {
   bool wide_codes;
   const uint8_t* residuals;     // [T, P]
   const uint16_t* scales;       // [T, 2] float16: a decoded token is scales[0] centroid + scales[1] buckets
+  const uint16_t* weights;      // [T] float16 or null: what a token weighs, less one
   const int64_t* doc_offsets;   // [N + 1]
 };
 
@@ -44,8 +45,20 @@ struct PackedQuery {
   const float* table;           // [C, L] centroid scores
   const float* weights;         // [L]
   float* best;                  // [L] scratch
+  float* factors;               // [L] scratch: what the best token weighs
+  float* all;                   // [tokens of a block, L]: every score, where they are wanted
   int64_t lanes;
 };
+
+struct Block {                  // some neighbouring tokens of a document, decoded
+  int64_t token;                // the first
+  int64_t count;                // at most kRows
+  const uint8_t* rows;
+  const float* scales;          // [count, 2]
+  const float* weights;         // [count]
+};
+
+enum Keep { kBest, kWeighted, kAll };  // the best score, that and what its token weighs, or every score
 
 struct ResidualTask {
   Shard shard;
@@ -55,6 +68,49 @@ struct ResidualTask {
   const int64_t* documents;     // [count] or null: document i is i
   int64_t count;
   float* scores;                // [queries, count]
+};
+
+// TRIAL (ALGORITHMS 5.4): rows of floats are [D rounded up to 16], filled with zeros.
+struct RelationTask {
+  Shard shard;
+  Decoder decoder;
+  PackedQuery query;            // scratch is the worker's
+  int64_t num_tokens;           // n
+  const float* centroids;       // [C, D]
+  const float* values;          // [256, 8 / nbits] the bucket weights in a packed byte
+  int64_t dim;
+  int64_t width;                // D rounded up to 16
+  int64_t pairs;
+  const int16_t* before;        // packed columns: what a token adds as the first of a pair
+  const float* before_scales;
+  const int16_t* after;         // and as the second
+  const float* after_scales;
+  const float* bias;            // of the second
+  const float* scale;           // the norm's
+  const float* shift;
+  const float* products;        // [n, width] what the hidden layer of a pair is multiplied with
+  const float* constants;       // [n] added to that
+  const float* lower;           // [n] no relation is below
+  const float* upper;           // [n] or above
+  bool by_cosine;               // a relation starts from the token with the best cosine, not from the winner
+  const int64_t* documents;
+  int64_t count;
+  float* scores;                // [count]
+};
+
+struct RelationScratch {        // of a worker, for documents of up to `tokens` tokens
+  uint8_t* rows;                // [kRows, stride]
+  float* all;                   // [tokens, L]
+  float* best;                  // [L]
+  float* least;                 // [L]
+  float* before;                // [tokens, width]
+  float* after;                 // [tokens, width]
+  uint8_t* made;                // [tokens] 1: before is there, 2: after
+  int32_t* candidates;          // [L, tokens]
+  int64_t* num_candidates;      // [L]
+  float* vector;                // [D]
+  int16_t* words;               // [2 pairs]
+  int64_t tokens;
 };
 
 struct CentroidTask {
@@ -92,6 +148,7 @@ struct PostingTask {
   bool floor;
   int32_t stamp;
   DocumentState* states;        // [N]
+  float* worths;                // [N] with token weights: the best times what its token weighs
 };
 
 struct WordsTask {              // products of 16-bit rows with packed 16-bit columns
@@ -145,6 +202,7 @@ struct CompressTask {
 struct Isa {
   const char* name;
   void (*residual_maxsim)(const ResidualTask&, int64_t begin, int64_t end, uint8_t* rows);
+  void (*relation_maxsim)(const RelationTask&, int64_t begin, int64_t end, const RelationScratch& scratch);
   void (*centroid_maxsim)(const CentroidTask&, int64_t begin, int64_t end);
   void (*byte_maxsim)(const CentroidTask&, int64_t begin, int64_t end);
   void (*score_postings)(const PostingTask&, uint8_t* row);

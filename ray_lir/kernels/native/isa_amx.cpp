@@ -46,15 +46,14 @@ struct Amx : Avx512 {
     }
   }
 
-  template <int GROUPS>
-  static void score_rows(const ResidualTask& task, const PackedQuery& query, int64_t lane, int64_t token, int64_t count,
-                         const uint8_t* rows, const float* scales) {
+  template <Keep KEEP, int GROUPS>
+  static void score_rows(const Shard& shard, const Decoder& decoder, const PackedQuery& query, int64_t lane, const Block& block) {
     alignas(64) int32_t products[2][kRows][kGroup];
-    multiply_matrix<GROUPS>(rows, task.decoder.stride, query.bytes + lane * task.decoder.stride, products);
-    for (int64_t t = 0; t < count; ++t) {
+    multiply_matrix<GROUPS>(block.rows, decoder.stride, query.bytes + lane * decoder.stride, products);
+    for (int64_t t = 0; t < block.count; ++t) {
       I32 sums[1][GROUPS];
       for (int g = 0; g < GROUPS; ++g) sums[0][g] = add_i32(load_i32(products[g][t]), load_i32(query.starts + lane + g * kGroup));
-      keep_best<Amx, GROUPS, 1>(task.shard, query, lane, token + t, sums, scales + 2 * t);
+      keep<Amx, KEEP, GROUPS, 1>(shard, query, lane, block, t, sums);
     }
   }
 

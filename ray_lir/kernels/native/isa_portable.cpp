@@ -24,7 +24,25 @@ struct Plain {
   static F32 add(F32 a, F32 b) { return a + b; }
   static F32 mul(F32 a, F32 b) { return a * b; }
   static F32 max(F32 a, F32 b) { return a > b ? a : b; }
+  static F32 min(F32 a, F32 b) { return a < b ? a : b; }
+  static F32 div(F32 a, F32 b) { return a / b; }
   static F32 to_float(I32 lanes) { return __builtin_convertvector(lanes, F32); }
+  static F32 power_of_two(F32 exponent) {
+    uint32_t lanes[4];
+    std::memcpy(lanes, &exponent, 16);
+    for (auto& lane : lanes) lane = (lane << 23) + (127u << 23);
+    return load(reinterpret_cast<const float*>(lanes));
+  }
+  static uint32_t at_least(F32 a, F32 b) {
+    uint32_t mask = 0;
+    for (int lane = 0; lane < 4; ++lane) mask |= uint32_t(a[lane] >= b[lane]) << lane;
+    return mask;
+  }
+  static void keep_larger(F32& best, F32& factor, F32 value, F32 mine) {
+    const I32 larger = value > best;
+    best = larger ? value : best;
+    factor = larger ? mine : factor;
+  }
   static void keep_larger(I32& best, I32& where, I32 value, int32_t number) {
     const I32 larger = value > best;
     best = larger ? value : best;

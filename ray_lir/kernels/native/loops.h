@@ -86,49 +86,68 @@ inline void multiply(const uint8_t* rows, int64_t stride, int64_t quads, const i
   }
 }
 
-// What turns products into scores, and keeps the largest: score = scale centroid score + scale' slope product. `scales` holds
-// both scales of every token.
-template <class V, int GROUPS, int TOKENS>
-inline void keep_best(const Shard& shard, const PackedQuery& query, int64_t lane, int64_t token,
-                      const typename V::I32 (&sums)[TOKENS][GROUPS * kGroup / V::kLanes], const float* scales) {
+// What turns products into scores, score = scale centroid score + scale' slope product, and keeps what is wanted of them.
+template <class V, Keep KEEP, int GROUPS, int TOKENS>
+inline void keep(const Shard& shard, const PackedQuery& query, int64_t lane, const Block& block, int64_t row,
+                 const typename V::I32 (&sums)[TOKENS][GROUPS * kGroup / V::kLanes]) {
   constexpr int kVectors = GROUPS * kGroup / V::kLanes;
-  typename V::F32 best[kVectors];
+  typename V::F32 best[kVectors], factors[kVectors];
+  if constexpr (KEEP != kAll) {
 #pragma GCC unroll 16
-  for (int v = 0; v < kVectors; ++v) best[v] = V::load(query.best + lane + v * V::kLanes);
+    for (int v = 0; v < kVectors; ++v) best[v] = V::load(query.best + lane + v * V::kLanes);
+  }
+  if constexpr (KEEP == kWeighted) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) factors[v] = V::load(query.factors + lane + v * V::kLanes);
+  }
 #pragma GCC unroll 16
   for (int t = 0; t < TOKENS; ++t) {
-    const float* table = query.table + code_of(shard, token + t) * query.lanes + lane;
-    const auto centroid_scale = V::all(scales[2 * t]), residual_scale = V::all(scales[2 * t + 1]);
+    const float* table = query.table + code_of(shard, block.token + row + t) * query.lanes + lane;
+    const auto centroid_scale = V::all(block.scales[2 * (row + t)]), residual_scale = V::all(block.scales[2 * (row + t) + 1]);
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
       const auto residual = V::mul(V::mul(V::to_float(sums[t][v]), V::load(query.slopes + lane + v * V::kLanes)), residual_scale);
-      best[v] = V::max(best[v], V::add(residual, V::mul(V::load(table + v * V::kLanes), centroid_scale)));
+      const auto score = V::add(residual, V::mul(V::load(table + v * V::kLanes), centroid_scale));
+      if constexpr (KEEP == kBest) best[v] = V::max(best[v], score);
+      if constexpr (KEEP == kWeighted) V::keep_larger(best[v], factors[v], score, V::all(block.weights[row + t]));
+      if constexpr (KEEP == kAll) V::store(query.all + (row + t) * query.lanes + lane + v * V::kLanes, score);
     }
   }
+  if constexpr (KEEP != kAll) {
 #pragma GCC unroll 16
-  for (int v = 0; v < kVectors; ++v) V::store(query.best + lane + v * V::kLanes, best[v]);
+    for (int v = 0; v < kVectors; ++v) V::store(query.best + lane + v * V::kLanes, best[v]);
+  }
+  if constexpr (KEEP == kWeighted) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) V::store(query.factors + lane + v * V::kLanes, factors[v]);
+  }
 }
 
-template <class V, int GROUPS, int TOKENS>
-inline void score_tile(const ResidualTask& task, const PackedQuery& query, int64_t lane, int64_t token, int64_t row, const uint8_t* rows,
-                       const float* scales) {
+template <class V, Keep KEEP, int GROUPS, int TOKENS>
+inline void score_tile(const Shard& shard, const Decoder& decoder, const PackedQuery& query, int64_t lane, const Block& block, int64_t row) {
   typename V::I32 sums[TOKENS][GROUPS * kGroup / V::kLanes];
-  multiply<V, GROUPS, TOKENS>(rows + row * task.decoder.stride, task.decoder.stride, task.decoder.quads, query.bytes + lane * task.decoder.stride,
+  multiply<V, GROUPS, TOKENS>(block.rows + row * decoder.stride, decoder.stride, decoder.quads, query.bytes + lane * decoder.stride,
                               query.starts + lane, sums);
-  keep_best<V, GROUPS, TOKENS>(task.shard, query, lane, token + row, sums, scales + 2 * row);
+  keep<V, KEEP, GROUPS, TOKENS>(shard, query, lane, block, row, sums);
 }
 
-template <class V, int GROUPS>
-inline void score_rows(const ResidualTask& task, const PackedQuery& query, int64_t lane, int64_t token, int64_t count,
-                       const uint8_t* rows, const float* scales) {
+template <class V, Keep KEEP, int GROUPS>
+inline void score_rows(const Shard& shard, const Decoder& decoder, const PackedQuery& query, int64_t lane, const Block& block) {
   if constexpr (V::kMatrix) {
-    V::template score_rows<GROUPS>(task, query, lane, token, count, rows, scales);
+    V::template score_rows<KEEP, GROUPS>(shard, decoder, query, lane, block);
   } else {
     constexpr int kTile = V::tile(GROUPS);
     int64_t t = 0;
-    for (; t + kTile <= count; t += kTile) score_tile<V, GROUPS, kTile>(task, query, lane, token, t, rows, scales);
-    for (; t < count; ++t) score_tile<V, GROUPS, 1>(task, query, lane, token, t, rows, scales);
+    for (; t + kTile <= block.count; t += kTile) score_tile<V, KEEP, GROUPS, kTile>(shard, decoder, query, lane, block, t);
+    for (; t < block.count; ++t) score_tile<V, KEEP, GROUPS, 1>(shard, decoder, query, lane, block, t);
   }
+}
+
+template <class V, Keep KEEP>
+inline void score_block(const Shard& shard, const Decoder& decoder, const PackedQuery& query, const Block& block) {
+  int64_t lane = 0;
+  for (; lane + 2 * kGroup <= query.lanes; lane += 2 * kGroup) score_rows<V, KEEP, 2>(shard, decoder, query, lane, block);
+  if (lane < query.lanes) score_rows<V, KEEP, 1>(shard, decoder, query, lane, block);
 }
 
 inline void prefetch_rows(const Shard& shard, const Decoder& d, int64_t token, int64_t end) {
@@ -136,43 +155,59 @@ inline void prefetch_rows(const Shard& shard, const Decoder& d, int64_t token, i
   for (const uint8_t* line = shard.residuals + token * d.packed_bytes; line < last; line += 64) __builtin_prefetch(line);
 }
 
-// MaxSim from codes and residuals: a token is decoded once for all queries.
+// Decodes up to kRows tokens, while the memory after them and their centroids' scores are on their way.
 template <class V>
-void residual_maxsim(const ResidualTask& task, int64_t begin, int64_t end, uint8_t* rows) {
+inline Block decode_block(const Shard& shard, const Decoder& decoder, const PackedQuery& query, int64_t token, int64_t last, uint8_t* rows,
+                          float* scales, float* weights) {
+  const int64_t count = last - token < kRows ? last - token : kRows;
+  if (token + kRows < last) prefetch_rows(shard, decoder, token + kRows, last);
+  V::to_floats(shard.scales + 2 * token, 2 * count, scales);
+  if (shard.weights) {
+    V::to_floats(shard.weights + token, count, weights);
+    for (int64_t t = 0; t < count; ++t) weights[t] += 1;
+  }
+  for (int64_t t = 0; t < count; ++t) {
+    const float* table = query.table + code_of(shard, token + t) * query.lanes;
+    for (int64_t lane = 0; lane < query.lanes; lane += 16) __builtin_prefetch(table + lane);
+  }
+  decode<V>(decoder, shard.residuals + token * decoder.packed_bytes, count, rows);
+  return {token, count, rows, scales, weights};
+}
+
+inline void prefetch_document(const Shard& shard, const Decoder& decoder, const int64_t* documents, int64_t i, int64_t end) {
+  if (i >= end) return;
+  const int64_t number = number_of(documents, i);
+  prefetch_rows(shard, decoder, shard.doc_offsets[number], shard.doc_offsets[number + 1]);
+}
+
+// MaxSim from codes and residuals: a token is decoded once for all queries.
+template <class V, Keep KEEP>
+void maxsim_of(const ResidualTask& task, int64_t begin, int64_t end, uint8_t* rows) {
   const Shard& shard = task.shard;
-  float scales[2 * kRows];
+  float scales[2 * kRows], weights[kRows];
   V::begin();
   for (int64_t i = begin; i < end; ++i) {
     const int64_t number = number_of(task.documents, i);
     const int64_t first = shard.doc_offsets[number], last = shard.doc_offsets[number + 1];
     for (int64_t q = 0; q < task.num_queries; ++q) fill<V>(task.queries[q].best, task.queries[q].lanes, -INFINITY);
     for (int64_t token = first; token < last; token += kRows) {
-      const int64_t count = last - token < kRows ? last - token : kRows;
-      if (token + kRows < last) {
-        prefetch_rows(shard, task.decoder, token + kRows, last);
-      } else if (i + 1 < end) {
-        const int64_t next = number_of(task.documents, i + 1);
-        prefetch_rows(shard, task.decoder, shard.doc_offsets[next], shard.doc_offsets[next + 1]);
-      }
-      V::to_floats(shard.scales + 2 * token, 2 * count, scales);
-      for (int64_t t = 0; t < count; ++t) {
-        const float* table = task.queries[0].table + code_of(shard, token + t) * task.queries[0].lanes;
-        for (int64_t lane = 0; lane < task.queries[0].lanes; lane += 16) __builtin_prefetch(table + lane);
-      }
-      decode<V>(task.decoder, shard.residuals + token * task.decoder.packed_bytes, count, rows);
-      for (int64_t q = 0; q < task.num_queries; ++q) {
-        const PackedQuery& query = task.queries[q];
-        int64_t lane = 0;
-        for (; lane + 2 * kGroup <= query.lanes; lane += 2 * kGroup) score_rows<V, 2>(task, query, lane, token, count, rows, scales);
-        if (lane < query.lanes) score_rows<V, 1>(task, query, lane, token, count, rows, scales);
-      }
+      if (token + kRows >= last) prefetch_document(shard, task.decoder, task.documents, i + 1, end);
+      const Block block = decode_block<V>(shard, task.decoder, task.queries[0], token, last, rows, scales, weights);
+      for (int64_t q = 0; q < task.num_queries; ++q) score_block<V, KEEP>(shard, task.decoder, task.queries[q], block);
     }
     for (int64_t q = 0; q < task.num_queries; ++q) {
       const PackedQuery& query = task.queries[q];
+      if (KEEP == kWeighted && first < last)
+        for (int64_t lane = 0; lane < query.lanes; ++lane) query.best[lane] *= query.factors[lane];
       task.scores[q * task.count + i] = first == last ? -INFINITY : weighted_sum(query.best, query.weights, query.lanes);
     }
   }
   V::end();
+}
+
+template <class V>
+void residual_maxsim(const ResidualTask& task, int64_t begin, int64_t end, uint8_t* rows) {
+  task.shard.weights ? maxsim_of<V, kWeighted>(task, begin, end, rows) : maxsim_of<V, kBest>(task, begin, end, rows);
 }
 
 // MaxSim of centroid scores in float, of the tokens whose centroids are kept.
@@ -242,6 +277,21 @@ void byte_maxsim(const CentroidTask& task, int64_t begin, int64_t end) {
   }
 }
 
+// With token weights the best score is chosen first, and its token's weight multiplied then.
+template <class V>
+inline void raise_weighted(const PostingTask& task, DocumentState& state, int64_t token, int64_t document, float score) {
+  const bool first = state.stamp != task.stamp;
+  if (!first && !(score > state.best)) return;
+  float weight;
+  V::to_floats(task.shard.weights + token, 1, &weight);
+  float worth = score * (weight + 1);
+  if (task.floor && worth < task.imputed) worth = task.imputed;
+  state.total += task.weight * (double(worth) - (first ? task.imputed : task.worths[document]));
+  state.stamp = task.stamp;
+  state.best = score;
+  task.worths[document] = worth;
+}
+
 // WARP: the tokens of some cells against one query token; a document's best is raised in place, so nothing is sorted.
 template <class V>
 void score_postings(const PostingTask& task, uint8_t* row) {
@@ -260,11 +310,13 @@ void score_postings(const PostingTask& task, uint8_t* row) {
       float scales[2];
       V::to_floats(shard.scales + 2 * token, 2, scales);
       float score = task.cell_scores[c] + residual * (scales[1] / scales[0]);
-      if (task.floor && score < task.imputed) score = task.imputed;
+      if (task.floor && !shard.weights && score < task.imputed) score = task.imputed;
       int64_t document = task.block_documents[token / 64];
       while (shard.doc_offsets[document + 1] <= token) ++document;
       DocumentState& state = task.states[document];
-      if (state.stamp != task.stamp) {
+      if (shard.weights) {
+        raise_weighted<V>(task, state, token, document, score);
+      } else if (state.stamp != task.stamp) {
         state.total += task.weight * (double(score) - task.imputed);
         state.stamp = task.stamp;
         state.best = score;
@@ -507,6 +559,8 @@ void to_words(const float* rows, int64_t count, int64_t dim, int64_t stride, int
   }
 }
 
+#include "relation.h"
+
 template <class V>
 void compress(const CompressTask& task, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) compress_one(task, i);
@@ -514,7 +568,7 @@ void compress(const CompressTask& task, int64_t begin, int64_t end) {
 
 template <class V>
 Isa isa_of(const char* name) {
-  return {name, residual_maxsim<V>, centroid_maxsim<V>, byte_maxsim<V>, score_postings<V>, word_products<V>, word_nearest<V>,
+  return {name, residual_maxsim<V>, relation_maxsim<V>, centroid_maxsim<V>, byte_maxsim<V>, score_postings<V>, word_products<V>, word_nearest<V>,
           row_maxima<V>, byte_table<V>, compress<V>, rotate<V>, V::to_floats, to_words<V>, decode<V>};
 }
 

@@ -86,8 +86,22 @@ void spread(int64_t count, int64_t piece, int threads, const Work& work) {
 
 // ---- instruction sets -------------------------------------------------------------------------------------------------
 
+bool has_avx512() {
+#if defined(RAY_LIR_EMULATE)
+  return true;
+#elif defined(RAY_LIR_X86)
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
 bool may_use_tiles() {
-#if defined(RAY_LIR_AMX) && defined(__linux__)
+#if defined(RAY_LIR_EMULATE)
+  return true;
+#elif defined(RAY_LIR_AMX) && defined(__linux__)
+  if (!__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-int8")) return false;
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
@@ -101,12 +115,10 @@ std::vector<const Isa*> supported() {
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return sets;
   sets.push_back(avx2_isa());
-  const bool vnni = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
-  if (!vnni) return sets;
+  if (!has_avx512()) return sets;
   sets.push_back(avx512_isa());
 #ifdef RAY_LIR_AMX
-  if (__builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") && may_use_tiles()) sets.push_back(amx_isa());
+  if (may_use_tiles()) sets.push_back(amx_isa());
 #endif
 #endif
   return sets;
@@ -183,7 +195,9 @@ struct Packed {
     }
   }
 
-  PackedQuery view(const float* table, float* scratch) const { return {bytes.get(), starts.get(), slopes.get(), table, weights.get(), scratch, lanes}; }
+  PackedQuery view(const float* table, float* best, float* factors) const {
+    return {bytes.get(), starts.get(), slopes.get(), table, weights.get(), best, factors, nullptr, lanes};
+  }
 };
 
 // Up to `lanes` columns of 16-bit words, each scaled to length 2^14.
@@ -214,7 +228,22 @@ Shard shard_of(const Codes& codes, Numbers doc_offsets) {
   const bool wide = codes.dtype() == nb::dtype<uint32_t>();
   require(wide || codes.dtype() == nb::dtype<uint16_t>(), "codes must be uint16 or uint32");
   require(doc_offsets.shape(0) > 0 && doc_offsets.data()[doc_offsets.shape(0) - 1] <= int64_t(codes.shape(0)), "offsets beyond the codes");
-  return {codes.data(), wide, nullptr, nullptr, doc_offsets.data()};
+  return {codes.data(), wide, nullptr, nullptr, nullptr, doc_offsets.data()};
+}
+
+using TokenWeights = std::optional<Array<uint16_t, 1>>;
+
+// A shard with residuals of as many dimensions as the decoder's.
+Shard shard_of(const Codes& codes, const Array<uint8_t, 2>& residuals, const Array<uint16_t, 2>& scales, const TokenWeights& weights,
+               Numbers doc_offsets, const Decoder& decoder) {
+  require(int64_t(residuals.shape(1)) == decoder.packed_bytes, "residuals of other dimensions or bits");
+  require(residuals.shape(0) == codes.shape(0) && scales.shape(0) == codes.shape(0) && scales.shape(1) == 2, "codes, residuals and scales of one length");
+  require(!weights || weights->shape(0) == codes.shape(0), "one weight a token");
+  Shard shard = shard_of(codes, doc_offsets);
+  shard.residuals = residuals.data();
+  shard.scales = scales.data();
+  shard.weights = weights ? weights->data() : nullptr;
+  return shard;
 }
 
 int64_t count_of(const std::optional<Numbers>& documents, Numbers doc_offsets) {
@@ -230,18 +259,14 @@ int64_t count_of(const std::optional<Numbers>& documents, Numbers doc_offsets) {
 using FloatResult = nb::ndarray<nb::numpy, float>;
 
 FloatResult residual_maxsim(const std::string& name, std::vector<Matrix> vectors, std::vector<Floats> weights, std::vector<Matrix> tables,
-                            Codes codes, Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, Numbers doc_offsets, Floats buckets,
-                            std::optional<Numbers> documents, int threads) {
+                            Codes codes, Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights, Numbers doc_offsets,
+                            Floats buckets, std::optional<Numbers> documents, int threads) {
   const Isa& isa = isa_named(name);
   const Levels levels(buckets);
   const size_t num_queries = vectors.size();
   require(num_queries > 0 && weights.size() == num_queries && tables.size() == num_queries, "one table and one row of weights a query");
   const Decoder decoder = decoder_of(levels, vectors[0].shape(1));
-  require(int64_t(residuals.shape(1)) == decoder.packed_bytes, "residuals of other dimensions or bits");
-  require(residuals.shape(0) == codes.shape(0) && scales.shape(0) == codes.shape(0) && scales.shape(1) == 2, "codes, residuals and scales of one length");
-  Shard shard = shard_of(codes, doc_offsets);
-  shard.residuals = residuals.data();
-  shard.scales = scales.data();
+  const Shard shard = shard_of(codes, residuals, scales, token_weights, doc_offsets, decoder);
   const int64_t count = count_of(documents, doc_offsets);
   float* scores;
   FloatResult result = array_of<float>({num_queries, size_t(count)}, &scores);
@@ -256,12 +281,73 @@ FloatResult residual_maxsim(const std::string& name, std::vector<Matrix> vectors
   nb::gil_scoped_release release;
   spread(count, std::max<int64_t>(1, std::min<int64_t>(256, count / (4 * std::max(1, threads)))), threads, [&](int64_t begin, int64_t end) {
     Aligned<uint8_t> rows(kRows * decoder.stride);
-    Aligned<float> best(lanes);
+    Aligned<float> best(2 * lanes);
     std::vector<PackedQuery> queries;
     float* scratch = best.get();
-    for (size_t q = 0; q < num_queries; scratch += packed[q++].lanes) queries.push_back(packed[q].view(tables[q].data(), scratch));
+    for (size_t q = 0; q < num_queries; scratch += packed[q++].lanes) queries.push_back(packed[q].view(tables[q].data(), scratch, scratch + lanes));
     isa.residual_maxsim({shard, decoder, queries.data(), int64_t(num_queries), documents ? documents->data() : nullptr, count, scores}, begin,
                         end, rows.get());
+  });
+  return result;
+}
+
+// The rows of a matrix as packed columns, and rows of floats filled with zeros to whole registers.
+Columns columns_of(const Isa& isa, Matrix rows) { return Columns(isa, rows.data(), int64_t(rows.shape(0)), int64_t(rows.shape(1))); }
+
+Aligned<float> widened(const float* rows, int64_t count, int64_t dim, int64_t width) {
+  Aligned<float> wide(count * width);
+  for (int64_t i = 0; i < count; ++i) std::copy(rows + i * dim, rows + (i + 1) * dim, wide.get() + i * width);
+  return wide;
+}
+
+// TRIAL from codes and residuals.
+FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weights, Matrix table, Matrix products, Floats constants, Floats lower,
+                            Floats upper, Codes codes, Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights,
+                            Numbers doc_offsets, Floats buckets, Matrix centroids, Matrix before, Matrix after, Floats bias, Floats scale,
+                            Floats shift, bool by_cosine, std::optional<Numbers> documents, int threads) {
+  const Isa& isa = isa_named(name);
+  const Levels levels(buckets);
+  const int64_t num_tokens = vectors.shape(0), dim = vectors.shape(1), width = round_up(dim, kGroup);
+  const Decoder decoder = decoder_of(levels, dim);
+  const Shard shard = shard_of(codes, residuals, scales, token_weights, doc_offsets, decoder);
+  const Packed packed(vectors, weights, levels);
+  require(int64_t(table.shape(1)) == packed.lanes && table.shape(0) == centroids.shape(0), "a table of another query, or of other centroids");
+  require(int64_t(products.shape(0)) == num_tokens && int64_t(products.shape(1)) == dim && int64_t(constants.shape(0)) == num_tokens &&
+              int64_t(lower.shape(0)) == num_tokens && int64_t(upper.shape(0)) == num_tokens, "relation terms of another query");
+  for (int64_t i = 0; i < num_tokens; ++i) require(lower.data()[i] <= upper.data()[i], "bounds the wrong way round");
+  for (const Matrix& half : {before, after})
+    require(int64_t(half.shape(0)) == dim && int64_t(half.shape(1)) == dim, "a relation encoder of other dimensions");
+  for (const Floats& row : {bias, scale, shift}) require(int64_t(row.shape(0)) == dim, "a relation encoder of other dimensions");
+  require(int64_t(centroids.shape(1)) == dim, "centroids of other dimensions");
+  std::vector<float> values(256 * (8 / levels.nbits));
+  for (int byte = 0; byte < 256; ++byte)
+    for (int j = 0; j < 8 / levels.nbits; ++j)
+      values[byte * (8 / levels.nbits) + j] = buckets.data()[byte >> (8 - levels.nbits * (j + 1)) & ((1 << levels.nbits) - 1)];
+  const Columns first = columns_of(isa, before), second = columns_of(isa, after);
+  const Aligned<float> wide_bias = widened(bias.data(), 1, dim, width), wide_scale = widened(scale.data(), 1, dim, width),
+                       wide_shift = widened(shift.data(), 1, dim, width), wide_products = widened(products.data(), num_tokens, dim, width);
+  const int64_t count = count_of(documents, doc_offsets);
+  int64_t longest = 1;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t number = documents ? documents->data()[i] : i;
+    longest = std::max(longest, doc_offsets.data()[number + 1] - doc_offsets.data()[number]);
+  }
+  float* scores;
+  FloatResult result = array_of<float>({size_t(count)}, &scores);
+  const RelationTask task = {shard, decoder, packed.view(table.data(), nullptr, nullptr), num_tokens, centroids.data(), values.data(), dim, width,
+                             first.pairs, first.words.get(), first.scales.get(), second.words.get(), second.scales.get(), wide_bias.get(),
+                             wide_scale.get(), wide_shift.get(), wide_products.get(), constants.data(), lower.data(), upper.data(), by_cosine,
+                             documents ? documents->data() : nullptr, count, scores};
+  nb::gil_scoped_release release;
+  const int64_t lanes = packed.lanes;
+  spread(count, 8, threads, [&](int64_t begin, int64_t end) {
+    Aligned<uint8_t> rows(kRows * decoder.stride), made(longest);
+    Aligned<float> all(longest * lanes), best(lanes), least(lanes), befores(longest * width), afters(longest * width), vector(dim);
+    Aligned<int32_t> candidates(longest * lanes);
+    Aligned<int64_t> num_candidates(lanes);
+    Aligned<int16_t> words(2 * first.pairs);
+    isa.relation_maxsim(task, begin, end, {rows.get(), all.get(), best.get(), least.get(), befores.get(), afters.get(), made.get(),
+                                           candidates.get(), num_candidates.get(), vector.get(), words.get(), longest});
   });
   return result;
 }
@@ -396,13 +482,15 @@ struct PostingArrays {
 
 nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights, Array<int64_t, 2> cells, Matrix cell_scores, Floats imputed,
                          bool floor, Array<uint32_t, 1> postings, Numbers posting_offsets, Array<uint32_t, 1> block_documents,
-                         Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, Numbers doc_offsets, Floats buckets) {
+                         Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights, Numbers doc_offsets,
+                         Floats buckets) {
   const Isa& isa = isa_named(name);
   const Levels levels(buckets);
   const int64_t dim = vectors.shape(1), num_docs = int64_t(doc_offsets.shape(0)) - 1;
   const Decoder decoder = decoder_of(levels, dim);
   require(int64_t(residuals.shape(1)) == decoder.packed_bytes, "residuals of other dimensions or bits");
   require(scales.shape(0) == residuals.shape(0) && scales.shape(1) == 2 && postings.shape(0) <= residuals.shape(0), "postings, residuals and scales of one length");
+  require(!token_weights || token_weights->shape(0) == residuals.shape(0), "one weight a token");
   require(cells.shape(0) == vectors.shape(0) && weights.shape(0) == vectors.shape(0) && imputed.shape(0) == vectors.shape(0),
           "one row of cells a query token");
   const PostingArrays arrays{postings, posting_offsets, block_documents, doc_offsets};
@@ -412,6 +500,7 @@ nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights
   {
     nb::gil_scoped_release release;
     Aligned<DocumentState> states(num_docs);
+    Aligned<float> worths(token_weights ? num_docs : 0);
     Aligned<uint8_t> row(decoder.stride);
     Aligned<int8_t> query(decoder.stride);
     double all_imputed = 0;
@@ -426,6 +515,7 @@ nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights
       }
       task.shard.residuals = residuals.data();
       task.shard.scales = scales.data();
+      task.shard.weights = token_weights ? token_weights->data() : nullptr;
       task.shard.doc_offsets = doc_offsets.data();
       task.decoder = decoder;
       task.postings = postings.data();
@@ -441,6 +531,7 @@ nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights
       task.floor = floor;
       task.stamp = int32_t(i + 1);
       task.states = states.get();
+      task.worths = worths.get();
       all_imputed += task.weight * task.imputed;
       isa.score_postings(task, row.get());
     }
@@ -783,7 +874,7 @@ FloatResult row_maxima(const std::string& name, Matrix vectors, Array<uint8_t, 2
     std::atomic_flag lock = ATOMIC_FLAG_INIT;
     spread(int64_t(rows.shape(0)), 1024 * kRows, threads, [&](int64_t begin, int64_t end) {
       Aligned<float> best(packed.lanes);
-      const PackedQuery query = packed.view(nullptr, best.get());
+      const PackedQuery query = packed.view(nullptr, best.get(), nullptr);
       isa.row_maxima({rows.data(), stride, (int64_t(vectors.shape(1)) + 3) / 4, &query}, begin, end);
       while (lock.test_and_set()) {}
       for (int64_t i = 0; i < packed.lanes; ++i) maxima[i] = std::max(maxima[i], best.get()[i]);
@@ -806,10 +897,13 @@ NB_MODULE(ray_lir_native, m) {
   using namespace ray_lir;
   using namespace nb::literals;
   m.attr("__doc__") = "Compiled kernels of ray_lir; use ray_lir.kernels.select('native').";
-  m.attr("ABI") = 1;
+  m.attr("ABI") = 2;
   m.def("instruction_sets", &instruction_sets);
   m.def("residual_maxsim", &residual_maxsim, "isa"_a, "vectors"_a, "weights"_a, "tables"_a, "codes"_a, "residuals"_a, "scales"_a,
-        "doc_offsets"_a, "buckets"_a, "documents"_a.none(), "threads"_a);
+        "token_weights"_a.none(), "doc_offsets"_a, "buckets"_a, "documents"_a.none(), "threads"_a);
+  m.def("relation_maxsim", &relation_maxsim, "isa"_a, "vectors"_a, "weights"_a, "table"_a, "products"_a, "constants"_a, "lower"_a, "upper"_a,
+        "codes"_a, "residuals"_a, "scales"_a, "token_weights"_a.none(), "doc_offsets"_a, "buckets"_a, "centroids"_a, "before"_a, "after"_a,
+        "bias"_a, "scale"_a, "shift"_a, "by_cosine"_a, "documents"_a.none(), "threads"_a);
   m.def("centroid_maxsim", &table_maxsim<float>, "isa"_a, "table"_a, "weights"_a, "base"_a, "codes"_a, "doc_offsets"_a, "keep"_a.none(),
         "documents"_a.none(), "threads"_a);
   m.def("byte_maxsim", &table_maxsim<uint8_t>, "isa"_a, "table"_a, "weights"_a, "base"_a, "codes"_a, "doc_offsets"_a, "keep"_a.none(),
@@ -818,7 +912,7 @@ NB_MODULE(ray_lir_native, m) {
   m.def("byte_table", &byte_table, "isa"_a, "table"_a);
   m.def("probe", &probe, "table"_a, "num_tokens"_a, "sizes"_a, "nprobe"_a, "bound"_a, "t_prime"_a);
   m.def("posting_scores", &posting_scores, "isa"_a, "vectors"_a, "weights"_a, "cells"_a, "cell_scores"_a, "imputed"_a, "floor"_a, "postings"_a,
-        "posting_offsets"_a, "block_documents"_a, "residuals"_a, "scales"_a, "doc_offsets"_a, "buckets"_a);
+        "posting_offsets"_a, "block_documents"_a, "residuals"_a, "scales"_a, "token_weights"_a.none(), "doc_offsets"_a, "buckets"_a);
   m.def("candidates", &candidates, "cells"_a, "postings"_a, "posting_offsets"_a, "block_documents"_a, "doc_offsets"_a);
   m.def("assign", &assign, "isa"_a, "vectors"_a, "centroids"_a, "euclidean"_a, "threads"_a);
   m.def("nearest_cells", &nearest_cells, "isa"_a, "vectors"_a, "cells"_a, "nprobe"_a, "threads"_a);

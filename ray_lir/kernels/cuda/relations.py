@@ -1,0 +1,144 @@
+"""TRIAL's score on the device (ALGORITHMS 5.4): what single tokens add to relations by matrix products, then a program a document."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from ray_lir.kernels import reference
+from ray_lir.kernels.cuda.memory import Resident, codec_memory, device, download, padded, shard_memory, upload
+from ray_lir.kernels.cuda.postings import residual_values
+
+if TYPE_CHECKING:
+    from ray_lir.index.codec import ResidualCodec
+    from ray_lir.index.pairs import PairTerms
+    from ray_lir.index.shard import IndexShard
+
+BLOCK_TOKENS = 1 << 18
+"""Tokens whose halves are held at a time: with 128 dimensions 0.4 GB."""
+TILE = 32
+
+pair_memory: "Resident[tuple[torch.Tensor, ...]]" = Resident(
+    lambda pairs: tuple(upload(row) for row in (pairs.before.T.copy(), pairs.after.T.copy(), pairs.bias, pairs.scale, pairs.shift))
+)
+
+
+def relation_maxsim(
+    query_nD: np.ndarray,
+    weights_n: np.ndarray,
+    terms: "PairTerms",
+    table_CL: np.ndarray,
+    shard: "IndexShard",
+    codec: "ResidualCodec",
+    documents: np.ndarray | None = None,
+) -> np.ndarray:
+    """Of `table_CL` and the terms' bounds nothing is used: a GPU computes every pair."""
+    numbers = np.arange(shard.num_docs) if documents is None else documents
+    scores = np.full(len(numbers), -np.inf, np.float32)
+    present = np.flatnonzero(shard.lengths(numbers))
+    if not len(query_nD):
+        scores[present] = 0
+        return scores
+    offsets = np.concatenate([[0], np.cumsum(shard.lengths(numbers[present]))])
+    for start, stop, _, _ in reference.document_blocks(offsets, BLOCK_TOKENS):
+        here = present[start:stop]
+        scores[here] = _block(query_nD, weights_n, terms, numbers[here], shard, codec)
+    return scores
+
+
+def _block(
+    query_nD: np.ndarray, weights_n: np.ndarray, terms: "PairTerms", numbers: np.ndarray, shard: "IndexShard", codec: "ResidualCodec"
+) -> np.ndarray:
+    """[N] of documents that have tokens."""
+    placed = shard_memory(shard)
+    before, after, bias, scale, shift = pair_memory(codec.pairs)
+    token_numbers, offsets = shard.tokens(numbers)
+    tokens = upload(token_numbers)
+    vectors = _decoded(tokens, shard, codec)
+    rows = [padded(half).contiguous() for half in (vectors @ before, vectors @ after + bias)]
+    norms = [padded(row[None])[0].contiguous() for row in (scale, shift)]
+    scores = torch.empty(len(numbers), device=device())
+    relation_programs[(len(numbers),)](
+        (vectors @ upload(np.ascontiguousarray(query_nD, np.float32)).T).contiguous(),
+        *rows,
+        *norms,
+        None if placed.weights is None else placed.weights[tokens],
+        upload(offsets),
+        padded(upload(terms.products)).contiguous(),
+        upload(terms.constants),
+        upload(weights_n.astype(np.float32)),
+        scores,
+        len(query_nD),
+        codec.dim,
+        DIM=rows[0].shape[1],
+        TILE=TILE,
+        BY_COSINE=codec.pairs.by_cosine,
+        WEIGHTED=placed.weights is not None,
+        num_warps=4,
+    )
+    return download(scores)
+
+
+def _decoded(tokens: torch.Tensor, shard: "IndexShard", codec: "ResidualCodec") -> torch.Tensor:
+    """[tokens, D] float32."""
+    placed, memory = shard_memory(shard), codec_memory(codec)
+    scales = placed.scales[tokens].float()
+    values = residual_values(placed.residuals[tokens], upload(codec.weights), memory.nbits)
+    return memory.centroids[placed.codes[tokens].long() & placed.code_mask] * scales[:, :1] + values * scales[:, 1:]
+
+
+@triton.jit
+def relation_programs(
+    cosines,  # [T, n] float32
+    before,  # [T, DIM] float32
+    after,  # [T, DIM] float32
+    scale,  # [DIM] float32
+    shift,  # [DIM] float32
+    token_weights,  # [T] float16, less one; read with WEIGHTED alone
+    offsets,  # [N + 1] int64
+    products,  # [n, DIM] float32
+    constants,  # [n] float32
+    weights,  # [n] float32
+    scores,  # [N] float32
+    num_tokens,
+    dim,
+    DIM: tl.constexpr,
+    TILE: tl.constexpr,
+    BY_COSINE: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+):
+    """One document: its query tokens one after another, each compared with every document token, a tile at a time."""
+    document = tl.program_id(0)
+    first, last = tl.load(offsets + document), tl.load(offsets + document + 1)
+    dims, lanes = tl.arange(0, DIM), tl.arange(0, TILE)
+    scales, shifts = tl.load(scale + dims), tl.load(shift + dims)
+    total = 0.0
+    previous = first
+    for i in range(num_tokens):
+        start_of_pair = tl.load(before + previous * DIM + dims)
+        product, constant = tl.load(products + i * DIM + dims), tl.load(constants + i)
+        best, best_cosine = float("-inf"), float("-inf")
+        winner, nearest = first, first
+        for start in range(first, last, TILE):
+            tokens = start + lanes
+            live = tokens < last
+            cosine = tl.load(cosines + tokens * num_tokens + i, mask=live, other=float("-inf"))
+            both = start_of_pair[None, :] + tl.load(after + tokens[:, None] * DIM + dims[None, :], mask=live[:, None], other=0)
+            inverse = 1 / tl.sqrt(tl.sum(both * both, axis=1) / dim + 1e-5)
+            value = both * inverse[:, None] * scales[None, :] + shifts[None, :]
+            exponential = tl.exp(tl.minimum(value, 20.0))
+            square = exponential * (exponential + 2)
+            relation = tl.sum(value * square / (square + 2) * product[None, :], axis=1) + constant
+            whole = tl.where(live, cosine + relation, float("-inf"))
+            found, found_cosine = tl.max(whole, axis=0), tl.max(cosine, axis=0)
+            winner = tl.where(found > best, start + tl.argmax(whole, axis=0), winner)
+            nearest = tl.where(found_cosine > best_cosine, start + tl.argmax(cosine, axis=0), nearest)
+            best, best_cosine = tl.maximum(best, found), tl.maximum(best_cosine, found_cosine)
+        if WEIGHTED:
+            mine = tl.load(token_weights + winner).to(tl.float32)
+            best += mine * tl.load(cosines + winner * num_tokens + i)
+        total += tl.load(weights + i) * best
+        previous = nearest if BY_COSINE else winner
+    tl.store(scores + document, total)
