@@ -24,26 +24,33 @@ from ray_lir.formats.manifest import (
     EmbeddingsManifest,
     FileEntry,
     IndexManifest,
+    check_complete,
     check_file,
-    describe_file,
     manifest_digest,
     read_manifest,
     write_manifest,
+    write_named,
 )
+from ray_lir.formats.relation import Relation, load_relation
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.index.assemble import assemble
-from ray_lir.index.clustering import default_num_centroids
-from ray_lir.index.codec import check_dimensions
+from ray_lir.index.clustering import Assigner, default_num_centroids
+from ray_lir.index.codec import ResidualCodec, check_dimensions, load_codec
 from ray_lir.index.pieces import compress
-from ray_lir.index.training import train_codec
-from ray_lir.index.work import Build, Work
+from ray_lir.index.rows import array_bytes
+from ray_lir.index.token_clustering import TokenAssigner
+from ray_lir.index.training import assigner_over, train_codec
+from ray_lir.index.work import WORK, Build, Work, tidy
 from ray_lir.parallel import Map
 from ray_lir.search import LATEST, read_version
 
 logger = logging.getLogger(__name__)
 
 TOKENS_PER_SHARD = 50_000_000
-WORK = "_work"
+CLUSTER_SIZES = "codec/cluster_sizes"
+FOLDERS = (WORK, "codec", "shards", "tombstones", "versions")
+WORK_OF_CHANGES = ("version-", "embeddings-")
+"""How the names of the work folders begin that belong to updates and compactions."""
 
 
 def build_index(
@@ -53,6 +60,7 @@ def build_index(
     *,
     contract: EncoderContract | None = None,
     texts: Sequence[str] | None = None,
+    relation: Relation | None = None,
     map: Map = ray_lir.parallel.threads,
 ) -> IndexManifest:
     """Builds version 1 of an index and publishes it in one step.
@@ -60,9 +68,10 @@ def build_index(
     Args:
         embeddings: folder that jobs.encode or save_embeddings wrote, or token embeddings held in memory.
         output: folder of the index, on a disk or an object store.
-        config: shards, clustering and codec; None for the defaults.
+        config: shards, clustering and codec, or the index whose codec is taken; None for the defaults.
         contract: for embeddings held in memory, that of their encoder.
         texts: for embeddings held in memory, one a document.
+        relation: for embeddings held in memory, that of their encoder, if its scorer is trial.
         map: where the steps run: threads of this process, plain `map`, or distributed.ray_map. The bytes are the same.
 
     Returns:
@@ -71,6 +80,7 @@ def build_index(
     Raises:
         ConfigError: if the output holds something else, or the configuration does not fit the embeddings.
         FormatError: if the embeddings are not what their manifest says.
+        IncompatibleError: if they lack what their scorer needs in search.
     """
     config = config or IndexConfig()
     output = storage.absolute(output)
@@ -78,16 +88,14 @@ def build_index(
         _check_output(output)
         check_dimensions(embeddings.dim, config.codec.nbits)
         folder = storage.join(output, WORK, "embeddings")
-        save_embeddings(folder, embeddings, contract, texts)
+        save_embeddings(folder, embeddings, contract, texts, relation)
         manifest = build_index(folder, output, config, map=map)
-        storage.remove_tree(storage.join(output, WORK))
+        _tidy(output)
         return manifest
-    embeddings = storage.absolute(embeddings)
-    source = read_manifest(storage.join(embeddings, MANIFEST), EmbeddingsManifest, "jobs.encode")
-    identity = {"index": config.model_dump(mode="json"), "embeddings": manifest_digest(source)}
+    source, config, identity = _read_source(embeddings, config)
     if _check_output(output):
         return _existing(output, identity)
-    build = _prepare(embeddings, source, output, config, digest(identity)[:16])
+    build = _prepare(storage.absolute(embeddings), source, output, config, digest(identity)[:16])
     try:
         with storage.told_as("write to", output):
             return _build(build, source, identity, map)
@@ -99,11 +107,10 @@ def build_index(
 
 def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], map: Map) -> IndexManifest:
     records: list[dict[str, Any]] = []
-    codec, assigner = train_codec(build, map, records)
+    given = build.config.codec_from
+    codec, assigner = codec_of(given, read_version(given)) if given else train_codec(build, map, records)
     cluster_sizes, mean_residual_norm = compress(build, codec, assigner, map, records)
-    shards = assemble(build, codec.num_centroids, map, records)
-    codec.save(storage.join(build.work.root, "codec.safetensors"))
-    build.work.save("cluster_sizes.npy", cluster_sizes)
+    shards = assemble(build, map, records)
     manifest = IndexManifest(
         contract=source.contract,
         dim=source.dim,
@@ -111,9 +118,10 @@ def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], m
         num_centroids=codec.num_centroids,
         num_docs=source.num_docs,
         num_tokens=source.num_tokens,
-        codec=_publish_file(build, "codec.safetensors"),
-        cluster_sizes=_publish_file(build, "cluster_sizes.npy"),
+        codec=write_named(build.output, "codec/codec", ".safetensors", codec.to_bytes()),
+        cluster_sizes=write_named(build.output, CLUSTER_SIZES, ".npy", array_bytes(cluster_sizes)),
         mean_residual_norm=mean_residual_norm,
+        relation=_copy_relation(build, source),
         shards=shards,
         config=identity,
     )
@@ -121,12 +129,20 @@ def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], m
     return manifest
 
 
+def _copy_relation(build: Build, source: EmbeddingsManifest) -> FileEntry | None:
+    """The relation encoder in the index, if the embeddings come with one."""
+    if source.relation is None:
+        return None
+    relation = load_relation(storage.join(build.embeddings, source.relation.name), source.dim)
+    return write_named(build.output, "codec/relation", ".safetensors", relation.to_bytes())
+
+
 def _check_output(output: str) -> bool:
     """Whether an index is there. Raises ConfigError if something else is."""
     names = storage.list_names(output)
     if LATEST in names:
         return True
-    strange = [name for name in names if name not in (WORK, "codec", "shards", "versions") and not name.startswith(".")]
+    strange = [name for name in names if name not in FOLDERS and not name.startswith(".")]
     if strange:
         raise ConfigError(f"{output} is not empty and holds no index ({strange[0]} is in it); choose another output")
     return False
@@ -134,13 +150,68 @@ def _check_output(output: str) -> bool:
 
 def _existing(output: str, identity: dict[str, Any]) -> IndexManifest:
     manifest = read_version(output)
-    if manifest.config != identity:
+    if {name: value for name, value in manifest.config.items() if name != "change"} != identity:
         raise ConfigError(
             f"{output} holds an index of other embeddings or another configuration; choose another output, or remove it first"
         )
-    storage.remove_tree(storage.join(output, WORK))  # what a run left that was killed, or overtaken, after the index was published
-    logger.info("%s is built already with this configuration; nothing to do", output)
+    _tidy(output)
+    since = f", and version {manifest.change.parent + 1} came of changes since" if manifest.change else ""
+    logger.info("%s is built already with this configuration%s; nothing to do", output, since)
     return manifest
+
+
+def _tidy(output: str) -> None:
+    """Removes the work folders of builds: of this one, or what a run left that was killed, or overtaken, as the index was published."""
+    tidy(output, lambda name: not name.startswith(WORK_OF_CHANGES))
+
+
+def settings_of(manifest: IndexManifest) -> IndexConfig:
+    """The configuration that an index was built with."""
+    return IndexConfig.model_validate(manifest.config.get("index", {}))
+
+
+def codec_of(index: str, manifest: IndexManifest) -> tuple[ResidualCodec, Assigner | TokenAssigner]:
+    """The codec of an index, and what finds a vector's centroid in it as when the index was built."""
+    check_file(index, manifest.codec, content=True)
+    codec = load_codec(storage.join(index, manifest.codec.name))
+    return codec, assigner_over(codec.centroids_f32, codec.token_offsets, settings_of(manifest).clustering)
+
+
+def prepare(embeddings: str, output: str, config: IndexConfig) -> Build:
+    """What a build would do; nothing is written.
+
+    Raises:
+        ConfigError: if the output holds something that is no index, or the configuration does not fit the embeddings.
+        FormatError: if the embeddings are not what their manifest says.
+    """
+    source, config, identity = _read_source(embeddings, config)
+    output = storage.absolute(output)
+    _check_output(output)
+    return _prepare(storage.absolute(embeddings), source, output, config, digest(identity)[:16])
+
+
+def _read_source(embeddings: str, config: IndexConfig) -> tuple[EmbeddingsManifest, IndexConfig, dict[str, Any]]:
+    """The embeddings' manifest, the configuration with all that codec_from says, and all that decides what the index holds."""
+    source = read_manifest(storage.join(storage.absolute(embeddings), MANIFEST), EmbeddingsManifest, "jobs.encode")
+    identity: dict[str, Any] = {"embeddings": manifest_digest(source)}
+    if config.codec_from:
+        config = config.model_copy(update={"codec_from": storage.absolute(config.codec_from)})
+        theirs = read_version(config.codec_from)
+        config = _with_codec_of(theirs, config, source)
+        identity["codec"] = theirs.codec.sha256
+    return source, config, identity | {"index": config.model_dump(mode="json")}
+
+
+def _with_codec_of(theirs: IndexManifest, config: IndexConfig, source: EmbeddingsManifest) -> IndexConfig:
+    """The configuration with the clustering and the codec of another index. Raises ConfigError if others are asked for."""
+    settings = settings_of(theirs)
+    for name in ("clustering", "codec"):
+        asked, default = getattr(config, name), getattr(IndexConfig(), name)
+        if asked not in (default, getattr(settings, name)):
+            raise ConfigError(f"{name} settings differ from those of codec_from {config.codec_from}, whose codec is taken; leave them out")
+    if theirs.dim != source.dim:
+        raise ConfigError(f"the embeddings have {source.dim} dimensions and the index codec_from {theirs.dim}; give another index")
+    return config.model_copy(update={"clustering": settings.clustering, "codec": settings.codec})
 
 
 def _prepare(embeddings: str, source: EmbeddingsManifest, output: str, config: IndexConfig, name: str) -> Build:
@@ -152,8 +223,10 @@ def _prepare(embeddings: str, source: EmbeddingsManifest, output: str, config: I
         raise ConfigError(f"num_shards is {num_shards}, but there are {source.num_docs} documents; choose fewer shards")
     for part in source.parts:
         check_file(embeddings, part)
+    check_complete(source)
     return Build(
         embeddings=embeddings,
+        contract=source.contract,
         parts=tuple(part for part in source.parts if part.num_docs),
         output=output,
         config=config,
@@ -166,15 +239,6 @@ def _prepare(embeddings: str, source: EmbeddingsManifest, output: str, config: I
     )
 
 
-def _publish_file(build: Build, name: str) -> FileEntry:
-    """Copies a small file of the work folder to codec/, under a name that carries its digest."""
-    entry = describe_file(build.work.root, name)
-    stem, dot, suffix = name.partition(".")
-    published = f"codec/{stem}-{entry.sha256[:12]}{dot}{suffix}"
-    storage.write_bytes(storage.join(build.output, published), storage.read_bytes(storage.join(build.work.root, name)))
-    return entry.model_copy(update={"name": published})
-
-
 def _publish(build: Build, manifest: IndexManifest, records: list[dict[str, Any]]) -> None:
     """Makes the version visible, then removes the work folder."""
     if LATEST in storage.list_names(build.output):
@@ -184,4 +248,4 @@ def _publish(build: Build, manifest: IndexManifest, records: list[dict[str, Any]
     storage.write_bytes(storage.join(version, PROVENANCE), canonical_json(provenance))
     write_manifest(storage.join(version, MANIFEST), manifest)
     storage.write_bytes(storage.join(build.output, LATEST), b"1\n")
-    storage.remove_tree(storage.join(build.output, WORK))
+    _tidy(build.output)

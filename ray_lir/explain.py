@@ -7,24 +7,28 @@ import numpy as np
 
 from ray_lir.config import Config
 from ray_lir.engines import ENGINES
-from ray_lir.engines.plan import Query, QueryPlan, TopK, run_stage
+from ray_lir.engines.plan import QueryPlan, TopK, run_stage, settled
 from ray_lir.errors import ConfigError
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.filters import Filters
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
-from ray_lir.kernels.reference import decompress
+from ray_lir.kernels.reference import align, decompress, token_weights
 from ray_lir.search import Searcher
+
+KEPT_OUT = {"filters": "left out by the filter", "deleted": "the document is deleted"}
 
 
 @dataclass(frozen=True)
 class TokenMatches:
-    """What each of a query's n tokens is most similar to in one document (ALGORITHMS 2.1); empty for a document without tokens.
+    """What each of a query's n tokens matches in one document by the scorer of the index; empty for a document without tokens.
 
     Attributes:
         tokens: [n] int64, tokens of the document, counted from its first vector.
         similarities: [n] float32.
-        contributions: [n] float32, weight * similarity; their sum is the document's exact score, up to the rounding of the kernels.
+        contributions: [n] float32, what the scorer makes of it: similarity times both tokens' weights, and with trial the relation to the
+            match before; their sum is the document's exact score, up to the rounding of the kernels.
     """
 
     tokens: np.ndarray
@@ -52,7 +56,7 @@ class StageTrace:
 
 @dataclass(frozen=True)
 class Trace:
-    """The way of a document through an engine; rank counts from 1, None if it was dropped."""
+    """The way of a document through an engine; rank counts from 1, None if it was dropped, at a stage, by filters, or deleted."""
 
     stages: list[StageTrace]
     rank: int | None
@@ -66,13 +70,19 @@ class Trace:
 
 
 def explain(
-    searcher: Searcher, query: TokenEmbeddings, number: int, k: int = 10, engine: str | Config = "auto"
+    searcher: Searcher,
+    query: TokenEmbeddings,
+    number: int,
+    k: int = 10,
+    engine: str | Config = "auto",
+    filters: Filters | None = None,
 ) -> tuple[Trace, TokenMatches]:
     """Runs the search of one query again and follows one document through it.
 
     Args:
         query: token embeddings of one query.
         number: the document's number.
+        filters: those of the search.
 
     Raises:
         ConfigError: if there is no such document, more than one query, or the engine is not possible.
@@ -83,12 +93,13 @@ def explain(
     shard = shard_of(searcher.shards, number)
     codec, kernels = searcher.planner.codec, searcher.kernels
     answers: list[TopK] = []
-    documents: list[np.ndarray | None] = [None]
+    documents: list[np.ndarray | None] = [None if filters is None else searcher.matching(filters)]
+    [plan] = settled(ENGINES[plan.params.engine], [plan], searcher.shards, codec, documents)
     for stage, keep in zip(ENGINES[plan.params.engine].stages, plan.keeps, strict=False):
         answers += run_stage(stage, [plan], [keep], searcher.shards, codec, kernels, documents)
         documents = [np.sort(answers[-1].documents)]
     scores = stage_scores(plan, shard, codec, kernels, number)
-    return trace(plan, answers, scores, number), match_tokens(plan.query, shard, codec, number)
+    return trace(plan, answers, scores, number, kept_out(shard, number, filters)), match_tokens(plan, shard, codec, number)
 
 
 def shard_of(shards: Sequence[IndexShard], number: int) -> IndexShard:
@@ -99,16 +110,21 @@ def shard_of(shards: Sequence[IndexShard], number: int) -> IndexShard:
     raise ConfigError(f"there is no document number {number} here")
 
 
-def match_tokens(query: Query, shard: IndexShard, codec: ResidualCodec, number: int) -> TokenMatches:
-    """The best token of a document for each token of a query; ties go to the first."""
+def match_tokens(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, number: int) -> TokenMatches:
+    """The token of a document that each token of a query is scored with; ties go to the first."""
+    query, relation = plan.query, plan.relation
     tokens, _ = shard.tokens(np.array([number - shard.first_document]))
     if not len(tokens):
         return TokenMatches(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32))
-    vectors_TD = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec)
-    scores_nT = query.vectors.astype(np.float64) @ vectors_TD.astype(np.float64).T
-    best = scores_nT.argmax(axis=1)
-    similarities = scores_nT[np.arange(len(best)), best]
-    return TokenMatches(best, similarities.astype(np.float32), (query.weights * similarities).astype(np.float32))
+    vectors_TD = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
+    similarities_nT = query.vectors.astype(np.float64) @ vectors_TD.T
+    best, relations = similarities_nT.argmax(axis=1), np.zeros(len(query.vectors))
+    if relation is not None:
+        best[relation.live], relations[relation.live] = align(query.vectors[relation.live], relation.pairs, vectors_TD, codec.pairs)
+    similarities = similarities_nT[np.arange(len(best)), best]
+    weights_T = token_weights(shard, tokens)
+    worth = similarities if weights_T is None else weights_T[best] * similarities
+    return TokenMatches(best, similarities.astype(np.float32), (query.weights * (worth + relations)).astype(np.float32))
 
 
 def stage_scores(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, number: int) -> list[float | None]:
@@ -124,8 +140,16 @@ def stage_scores(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kerne
     return scores
 
 
-def trace(plan: QueryPlan, answers: Sequence[TopK], scores: Sequence[float | None], number: int) -> Trace:
-    """Puts together what the stages kept (`answers`, over all shards) and what they gave the document (`scores`)."""
+def kept_out(shard: IndexShard, number: int, filters: Filters | None) -> str | None:
+    """What kept a document from being searched at all: filters, or deleted; None if nothing did."""
+    row = number - shard.first_document
+    if shard.deleted is not None and row in shard.deleted:
+        return "deleted"
+    return "filters" if filters is not None and row not in shard.matching(filters) else None
+
+
+def trace(plan: QueryPlan, answers: Sequence[TopK], scores: Sequence[float | None], number: int, kept_out: str | None = None) -> Trace:
+    """Puts together what the stages kept (`answers`, over all shards), what they gave the document (`scores`), and what kept it out."""
     stages = [
         StageTrace(
             name=stage.__name__,
@@ -137,6 +161,8 @@ def trace(plan: QueryPlan, answers: Sequence[TopK], scores: Sequence[float | Non
         )
         for stage, answer, score, keep in zip(ENGINES[plan.params.engine].stages, answers, scores, plan.keeps, strict=False)
     ]
+    if kept_out:
+        return Trace(stages, None, kept_out, KEPT_OUT[kept_out])
     dropped = next((stage for stage in stages if not stage.survived), None)
     if dropped:
         return Trace(stages, None, dropped.name, _reason(dropped))

@@ -2,20 +2,25 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from ray_lir.config import Config
 from ray_lir.engines import ENGINES, Tuning, read_tuning, resolve
-from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, TopK, run_stage
+from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, TopK, relation_terms, run_stage, settled
 from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats import storage
-from ray_lir.formats.manifest import MANIFEST, IndexManifest, ShardEntry, check_file, read_manifest
+from ray_lir.formats.contract import check_weights
+from ray_lir.formats.manifest import MANIFEST, IndexManifest, ShardEntry, check_complete, check_file, read_manifest
+from ray_lir.formats.relation import load_relation
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.index import documents as documents_file
 from ray_lir.index.codec import ResidualCodec, load_codec
+from ray_lir.index.filters import Filters
+from ray_lir.index.pairs import PairEncoder
+from ray_lir.index.rows import read_array
 from ray_lir.index.shard import IndexShard, open_shard
 from ray_lir.kernels import Kernels, select
 from ray_lir.parallel import num_cores, one_blas_thread, threads
@@ -47,27 +52,43 @@ class Planner:
 
         Raises:
             ConfigError: if the dimensions differ, or k, the engine or the quality is not possible.
+            IncompatibleError: if the scorer weighs queries, and these have no weights.
         """
         if queries.dim != self.manifest.dim:
             raise ConfigError(
                 f"the queries have {queries.dim} dimensions and the index {self.manifest.dim}; "
                 f"encode them with {self.manifest.contract.checkpoint}"
             )
+        if "queries" in self.manifest.contract.weighs:
+            check_weights(self.manifest.contract, "queries", queries.weights is not None)
         if not 1 <= k <= MAX_K:
             raise ConfigError(f"k must be between 1 and {MAX_K}, not {k}")
         params = resolve(engine, self.statistics, self.kernels.name, quality, k, self.tuning)
         make = ENGINES[params.engine].plan
-        return [make(query, self.codec, self.statistics, params, k, self.kernels) for query in _split(queries, self.codec, self.kernels)]
+        return [
+            replace(make(query, self.codec, self.statistics, params, k, self.kernels), relation=relation_terms(query, self.codec))
+            for query in _split(queries, self.codec, self.kernels)
+        ]
 
 
 def open_planner(root: str, manifest: IndexManifest, verify: bool = False, kernels: str = "auto", tuning: Tuning | None = None) -> Planner:
-    """Reads the codec and cluster sizes of an index version."""
-    for file in (manifest.codec, manifest.cluster_sizes):
+    """Reads the codec, cluster sizes and relation encoder of an index version.
+
+    Raises:
+        IncompatibleError: if the index lacks what its scorer needs.
+        FormatError: if a file is missing, cut or (with verify) altered.
+    """
+    check_complete(manifest)
+    for file in (manifest.codec, manifest.cluster_sizes, *([manifest.relation] if manifest.relation else [])):
         check_file(root, file, content=verify)
     codec = load_codec(storage.join(root, manifest.codec.name))
-    with storage.open_input(storage.join(root, manifest.cluster_sizes.name)) as file:
-        sizes = np.load(file, allow_pickle=False)
-    return Planner(manifest, codec, IndexStatistics(manifest.num_docs, manifest.num_tokens, sizes, manifest.dim), select(kernels), tuning)
+    if manifest.relation:
+        relation = load_relation(storage.join(root, manifest.relation.name), codec.dim)
+        codec = replace(codec, pairs=PairEncoder.of(relation, codec.rotation))
+    sizes = read_array(storage.join(root, manifest.cluster_sizes.name))
+    related = codec.pairs is not None and codec.pairs.weight > 0
+    statistics = IndexStatistics(manifest.num_docs, manifest.num_tokens, sizes, manifest.dim, related)
+    return Planner(manifest, codec, statistics, select(kernels), tuning)
 
 
 def latest_version(root: str) -> int:
@@ -127,41 +148,62 @@ class Searcher:
         version = latest_version(root) if version is None else version
         manifest = read_version(root, version)
         planner = open_planner(root, manifest, verify, kernels, read_tuning(root, version))
-        return cls(planner, open_shards(root, manifest.shards, verify), select(kernels))
+        return cls(planner, open_shards(root, manifest, verify=verify), select(kernels))
 
     @property
     def manifest(self) -> IndexManifest:
         return self.planner.manifest
 
-    def search(self, queries: TokenEmbeddings, k: int = 10, engine: str | Config = "auto", quality: str = "balanced") -> list[TopK]:
+    def search(
+        self,
+        queries: TokenEmbeddings,
+        k: int = 10,
+        engine: str | Config = "auto",
+        quality: str = "balanced",
+        only: np.ndarray | None = None,
+        filters: Filters | None = None,
+    ) -> list[TopK]:
         """The best k documents of each query.
 
         Args:
             queries: token embeddings of the queries (Encoder.encode_queries).
             k: how many documents, at most; fewer come back from an index, or a candidate set, that holds fewer.
-            engine: auto, exact, scan, plaid, warp, or an engine's parameters such as ScanParams(ncandidates=1000).
+            engine: auto, exact, scan, plaid, warp, xtr, or an engine's parameters such as ScanParams(ncandidates=1000).
             quality: fast, balanced or exact, for the engine auto.
+            only: numbers of the documents that may be found, ascending and none of them deleted; None for all. What is not
+                among them is left out before any cut, so it takes nobody's place.
+            filters: what the documents must be like; left out are those that are not, and those not in `only`.
 
         Raises:
             ConfigError: if the dimensions differ, or k, the engine or the quality is not possible.
         """
+        if filters is not None:
+            matching = self.matching(filters)
+            only = matching if only is None else np.intersect1d(matching, only, assume_unique=True)
         size = min(BATCH_QUERIES, max(self.kernels.queries_together, -(-len(queries) // num_cores())))
         batches = [queries.slice(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
         # A batch a core, or all cores for the only one.
         kernels = self.kernels if len(batches) > 1 else self.kernels.on_all_cores()
         spread = threads if len(batches) > 1 else map
         with one_blas_thread() if kernels.uses_blas else nullcontext():
-            return [top for answers in spread(partial(self._search, kernels, k, engine, quality), batches) for top in answers]
+            return [top for answers in spread(partial(self._search, kernels, k, engine, quality, only), batches) for top in answers]
 
-    def _search(self, kernels: Kernels, k: int, engine: str | Config, quality: str, queries: TokenEmbeddings) -> list[TopK]:
+    def _search(
+        self, kernels: Kernels, k: int, engine: str | Config, quality: str, only: np.ndarray | None, queries: TokenEmbeddings
+    ) -> list[TopK]:
         plans = self.planner.plan(queries, k, engine, quality)
-        stages = ENGINES[plans[0].params.engine].stages[: len(plans[0].keeps)]
-        documents: list[np.ndarray | None] = [None] * len(plans)
-        for number, stage in enumerate(stages):
+        chosen = ENGINES[plans[0].params.engine]
+        documents: list[np.ndarray | None] = [only] * len(plans)
+        plans = settled(chosen, plans, self.shards, self.planner.codec, documents)
+        for number, stage in enumerate(chosen.stages[: len(plans[0].keeps)]):
             keeps = [plan.keeps[number] for plan in plans]
             best = run_stage(stage, plans, keeps, self.shards, self.planner.codec, kernels, documents)
             documents = [np.sort(top.documents) for top in best]
         return finish(plans, best)
+
+    def matching(self, filters: Filters) -> np.ndarray:
+        """Numbers of the documents that are not deleted and that the filters let through, ascending."""
+        return np.concatenate([np.zeros(0, np.int64), *(shard.first_document + shard.matching(filters) for shard in self.shards)])
 
     def documents(self, numbers: Sequence[int] | np.ndarray) -> list[dict[str, str]]:
         """doc_id, title, text and metadata (JSON) of documents, in the order of their numbers."""
@@ -179,21 +221,26 @@ class Searcher:
             found.update(zip(mine.tolist(), documents_file.column(shard.documents, "doc_id", mine - shard.first_document), strict=True))
         return [found[number] for number in numbers.tolist()]
 
+    def find(self, doc_ids: Sequence[str]) -> dict[str, int]:
+        """The numbers of those of these documents that the index holds."""
+        return {doc_id: shard.first_document + row for shard in self.shards for doc_id, row in shard.find(doc_ids).items()}
+
     def _by_shard(self, numbers: np.ndarray) -> list[tuple[IndexShard, np.ndarray]]:
-        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.manifest.num_docs:
-            raise ConfigError(f"document numbers run from 0 to {self.manifest.num_docs - 1}")
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.manifest.num_numbers:
+            raise ConfigError(f"document numbers run from 0 to {self.manifest.num_numbers - 1}")
         spans = [(shard, numbers >= shard.first_document, numbers < shard.first_document + shard.num_docs) for shard in self.shards]
         return [(shard, numbers[low & high]) for shard, low, high in spans if (low & high).any()]
 
 
-def open_shards(root: str, entries: Sequence[ShardEntry], verify: bool = False) -> tuple[IndexShard, ...]:
-    """Maps some shards of an index."""
-    return tuple(open_shard(root, entry, verify) for entry in entries)
+def open_shards(
+    root: str, manifest: IndexManifest, entries: Sequence[ShardEntry] | None = None, verify: bool = False
+) -> tuple[IndexShard, ...]:
+    """Maps some shards (None: all) of an index."""
+    entries = manifest.shards if entries is None else entries
+    return tuple(open_shard(root, entry, manifest.num_centroids, verify) for entry in entries)
 
 
 def _split(queries: TokenEmbeddings, codec: ResidualCodec, kernels: Kernels) -> list[Query]:
     weights = np.ones(queries.num_tokens, np.float32) if queries.weights is None else queries.weights.astype(np.float32)
-    if (weights < 0).any():
-        raise ConfigError("query token weights must be at least 0")
     spans = zip(queries.offsets[:-1], queries.offsets[1:], strict=True)
     return [Query(codec.turn(queries.values[a:b], kernels), weights[a:b]) for a, b in spans]

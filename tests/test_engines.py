@@ -1,5 +1,7 @@
 """plaid and warp against the golden vectors, through their plans and stages."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,7 +9,6 @@ import pytest
 from ray_lir.engines import ENGINES, choose, cost, plaid, resolve, warp
 from ray_lir.engines.plan import IndexStatistics, Query, run_stage
 from ray_lir.errors import ConfigError
-from ray_lir.index import postings
 from ray_lir.index.clustering import default_num_centroids
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
@@ -18,9 +19,8 @@ KERNELS = select("reference")
 
 
 def shard_of(codes: np.ndarray, residuals: np.ndarray, doc_offsets: np.ndarray, num_centroids: int) -> IndexShard:
-    layout = postings.layout(codes, num_centroids)
     scales = np.ones((len(codes), 2), np.float16)  # WARP does not bring tokens to length one, and centroid interaction needs none
-    return IndexShard(0, doc_offsets, codes, residuals, scales, layout["postings"], layout["posting_offsets"], pa.table({}))
+    return IndexShard(0, doc_offsets, codes, residuals, scales, pa.table({}), num_centroids)
 
 
 def run(engine: str, plan, shard: IndexShard, codec: ResidualCodec, num_stages: int):
@@ -124,6 +124,12 @@ def test_auto_is_exact_for_few_documents_then_scan_then_warp(kernels):
     chosen = [resolve("auto", statistics_of(10**power), kernels).engine for power in range(1, 10)]
     assert chosen[0] == "exact" and chosen[-1] == "warp"
     assert chosen == sorted(chosen)  # exact, scan, warp: each begins where the one before gets slow
+
+
+def test_auto_knows_that_relations_make_exact_scores_slow():
+    plain, related = (replace(statistics_of(20_000), has_relations=has) for has in (False, True))
+    assert cost.estimate_ms("exact", related, "native:avx2", 0) > 10 * cost.estimate_ms("exact", plain, "native:avx2", 0)
+    assert resolve("auto", replace(statistics_of(1000), has_relations=True), "native:avx2").engine != "exact"
 
 
 def test_auto_says_why_and_follows_the_quality_that_is_asked_for():

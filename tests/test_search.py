@@ -13,6 +13,7 @@ from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.plan import TopK, merge
 from ray_lir.engines.scan import ScanParams
 from ray_lir.engines.warp import WarpParams
+from ray_lir.engines.xtr import XtrParams
 from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.kernels import select
@@ -27,8 +28,16 @@ EVERYTHING = {
     "scan": ScanParams(ncandidates=300),
     "plaid": PlaidParams(nprobe=10_000, centroid_score_threshold=-1.0, ncandidates=1200),
     "warp": WarpParams(nprobe=10_000, rescore=300),
+    "xtr": XtrParams(k_prime=100_000, rescore=300),
 }
 """Each engine with parameters under which it leaves nothing out."""
+TIGHT = {
+    "scan": ScanParams(ncandidates=12),
+    "plaid": PlaidParams(nprobe=2, ncandidates=16),
+    "warp": WarpParams(nprobe=2, rescore=12),
+    "xtr": XtrParams(k_prime=30, nprobe=9, imputation="p10"),
+}
+"""And with parameters under which it cuts a lot."""
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +73,42 @@ def test_sharded_equals_unsharded(index, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_cut_below_the_candidates_is_made_over_all_shards(index, engine):
-    tight = {"scan": ScanParams(ncandidates=12), "plaid": PlaidParams(nprobe=2, ncandidates=16), "warp": WarpParams(nprobe=2, rescore=12)}
-    params = tight.get(engine, engine)
+    params = TIGHT.get(engine, engine)
     same(index(1).search(QUERIES, 4, params), index(7).search(QUERIES, 4, params))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_exhaustive_probing_is_exact(index, engine):
     same(index(1).search(QUERIES, 20, "exact"), index(1).search(QUERIES, 20, EVERYTHING[engine]))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.3, 0.9])
+def test_what_is_filtered_out_takes_nobodys_place(index, engine, share):
+    searcher = index(7)
+    only = np.flatnonzero(np.random.default_rng(4).random(300) < share)
+    everything = index(1).search(QUERIES, 300, "exact")
+    wanted = [np.isin(top.documents, only) for top in everything]
+    expected = [TopK(top.scores[kept][:9], top.documents[kept][:9]) for top, kept in zip(everything, wanted, strict=True)]
+    same(expected, searcher.search(QUERIES, 9, EVERYTHING[engine], only=only))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_deleted_documents_are_filtered_out_of_every_search(index, engine):
+    searcher = index(7)
+    gone = np.flatnonzero(np.random.default_rng(5).random(300) < 0.4)
+    deleted = [gone[(gone >= s.first_document) & (gone < s.first_document + s.num_docs)] - s.first_document for s in searcher.shards]
+    shards = tuple(
+        dataclasses.replace(shard, deleted=mine.astype(np.uint32) if len(mine) else None)
+        for shard, mine in zip(searcher.shards, deleted, strict=True)
+    )
+    left = np.setdiff1d(np.arange(300), gone)
+    after = dataclasses.replace(searcher, shards=shards)
+    for params in (engine, TIGHT.get(engine, engine)):
+        same(searcher.search(QUERIES, 4, params, only=left), after.search(QUERIES, 4, params))
+    ids = searcher.doc_ids([gone[0], left[0]])
+    assert searcher.find(ids) == {ids[0]: gone[0], ids[1]: left[0]}
+    assert after.find(ids) == {ids[1]: left[0]}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -100,20 +137,14 @@ def test_permuting_documents_only_renumbers(tmp_path, engine):
 
 def _with_codec_of(tmp_path, order: np.ndarray) -> Searcher:
     """An opened index whose shard holds the documents in another order, under the codec of the index in the usual order."""
-    from dataclasses import replace
-
-    from ray_lir.index import postings
-
     path = tmp_path / "usual"
     if not path.exists():
         build_index(DOCUMENTS, str(path), IndexConfig(clustering=ClusteringConfig(num_centroids=128)))
     usual = Searcher.open(str(path))
     shard = usual.shards[0]
     tokens, offsets = shard.tokens(order)
-    codes = shard.codes[tokens]
-    layout = postings.layout(codes, usual.manifest.num_centroids)
-    permuted = replace(shard, doc_offsets=offsets, codes=codes, residuals=shard.residuals[tokens], scales=shard.scales[tokens], **layout)
-    return replace(usual, shards=(permuted,))
+    arrays = {name: getattr(shard, name)[tokens] for name in ("codes", "residuals", "scales")}
+    return dataclasses.replace(usual, shards=(dataclasses.replace(shard, doc_offsets=offsets, **arrays),))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -137,7 +168,8 @@ def test_padding_never_wins_over_negative_similarity(index, engine):
 @pytest.mark.parametrize("num_tokens", [1, 4096])
 def test_the_shortest_and_a_very_long_query_are_answered(index, engine, num_tokens):
     query = TokenEmbeddings.of([np.tile(DOCUMENTS[5][:2], (num_tokens, 1))[:num_tokens]])
-    top = index(2).search(query, 3, engine)[0]
+    params = XtrParams(k_prime=50, rescore=3) if engine == "xtr" else engine
+    top = index(2).search(query, 3, params)[0]
     expected = exact_scores(query[0], DOCUMENTS)
     assert top.documents[0] == expected.argmax() and top.scores[0] == pytest.approx(expected.max(), rel=0.05)
 
@@ -155,8 +187,8 @@ def test_a_shard_without_tokens_is_searched_and_gives_nothing(tmp_path, engine):
 
 def _without_tokens(shard) -> dict[str, np.ndarray]:
     """The arrays of a shard whose documents are all empty."""
-    kept = {name: getattr(shard, name)[:0] for name in ("codes", "residuals", "scales", "postings")}
-    return kept | {"doc_offsets": shard.doc_offsets * 0, "posting_offsets": shard.posting_offsets * 0}
+    kept = {name: getattr(shard, name)[:0] for name in ("codes", "residuals", "scales")}
+    return kept | {"doc_offsets": shard.doc_offsets * 0}
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -7,14 +7,24 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from ray_lir.config import Config
-from ray_lir.engines import cost, exact, plaid, scan, warp
+from ray_lir.engines import cost, exact, plaid, scan, warp, xtr
 from ray_lir.engines.plan import Engine, IndexStatistics
 from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats import storage
 from ray_lir.kernels import select
 
-ENGINES: dict[str, Engine] = {"exact": exact.ENGINE, "scan": scan.ENGINE, "plaid": plaid.ENGINE, "warp": warp.ENGINE}
-EngineParams = Annotated[exact.ExactParams | scan.ScanParams | plaid.PlaidParams | warp.WarpParams, Field(discriminator="engine")]
+ENGINES: dict[str, Engine] = {
+    "exact": exact.ENGINE,
+    "scan": scan.ENGINE,
+    "plaid": plaid.ENGINE,
+    "warp": warp.ENGINE,
+    "xtr": xtr.ENGINE,
+}
+SERVED = tuple(name for name, engine in ENGINES.items() if engine.survey is None)
+"""Engines that a service has: the others must have all shards in one process."""
+EngineParams = Annotated[
+    exact.ExactParams | scan.ScanParams | plaid.PlaidParams | warp.WarpParams | xtr.XtrParams, Field(discriminator="engine")
+]
 
 TUNING = "tuning.json"
 QUALITIES = ("fast", "balanced", "exact")

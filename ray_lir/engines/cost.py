@@ -10,6 +10,8 @@ from ray_lir.engines.plan import IndexStatistics
 
 QUERY_TOKENS = 32
 DIM = 128
+RELATIONS = 30
+"""How many times as long as by MaxSim it takes to score a token by TRIAL (bench/results/trial.json, a fresh relation encoder)."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,12 @@ def estimate_ms(engine: str, statistics: IndexStatistics, kernels: str, candidat
     """
     costs = COSTS[kernels]
     width = statistics.dim / DIM
+    token = costs.token * width * (RELATIONS if statistics.has_relations else 1)
     tables = statistics.num_centroids * costs.centroid * width
-    rescoring = min(candidates, statistics.num_docs) * statistics.tokens_per_document * costs.token * width
+    rescoring = min(candidates, statistics.num_docs) * statistics.tokens_per_document * token
     num_centroids = statistics.num_centroids
     spent = {
-        "exact": tables + statistics.num_tokens * costs.token * width,
+        "exact": tables + statistics.num_tokens * token,
         "scan": tables + num_centroids * costs.byte_table + statistics.num_tokens * costs.code + rescoring,
         "warp": tables
         + num_centroids * costs.probe

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ray_lir.config import Config
 from ray_lir.engines.exact import rescore
-from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored
+from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored, among
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
@@ -47,8 +47,9 @@ def probe(
 ) -> list[Scored]:
     """Documents with a token in a probed cell, scored by their centroids above the threshold."""
     answers = []
-    for plan in plans:
+    for plan, mine in zip(plans, documents, strict=True):
         numbers = kernels.candidates(plan.terms["cells"], shard)
+        numbers, _ = among(numbers, numbers, mine)
         table = plan.centroid_scores(codec, kernels)
         keep = table[:, : len(plan.query.vectors)].max(axis=1) >= plan.params.centroid_score_threshold
         scores = kernels.centroid_maxsim(table, plan.query.weights, shard, keep, numbers)

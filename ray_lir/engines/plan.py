@@ -12,6 +12,7 @@ import numpy as np
 
 from ray_lir.config import Config
 from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.pairs import PairTerms
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
@@ -36,12 +37,14 @@ class IndexStatistics:
     Attributes:
         cluster_sizes: [C] int64, tokens of every centroid.
         dim: of the vectors.
+        has_relations: whether exact scores are TRIAL's, which take far longer.
     """
 
     num_docs: int
     num_tokens: int
     cluster_sizes: np.ndarray
     dim: int = 128
+    has_relations: bool = False
 
     @property
     def num_centroids(self) -> int:
@@ -64,6 +67,27 @@ class IndexStatistics:
         return max(4 * k, round(128 * max(1.0, self.num_docs / 5000) ** 0.4))
 
 
+@dataclass(frozen=True)
+class RelationTerms:
+    """TRIAL's part of a query.
+
+    Attributes:
+        live: [n'] int64, the query's tokens that are not masked.
+        pairs: their terms.
+    """
+
+    live: np.ndarray
+    pairs: PairTerms
+
+
+def relation_terms(query: Query, codec: ResidualCodec) -> RelationTerms | None:
+    """None if the index's scorer knows no relations, or gives them no weight."""
+    if codec.pairs is None or codec.pairs.weight == 0:
+        return None
+    live = np.flatnonzero(query.vectors.any(axis=1))
+    return RelationTerms(live, codec.pairs.terms(query.vectors[live]))
+
+
 @dataclass
 class QueryPlan:
     """A query made ready for the shards.
@@ -72,12 +96,14 @@ class QueryPlan:
         params: the engine's parameters with all defaults filled in; they are returned with the answer.
         keeps: how many documents survive each stage, over all shards; as many stages are run as it has entries.
         terms: arrays that the engine's stages need beside the query.
+        relation: what the exact score needs of it with scorer trial.
     """
 
     query: Query
     params: Config
     keeps: tuple[int, ...]
     terms: dict[str, np.ndarray] = field(default_factory=dict)
+    relation: RelationTerms | None = None
     _centroid_scores: np.ndarray | None = field(default=None, repr=False)
 
     def centroid_scores(self, codec: ResidualCodec, kernels: Kernels) -> np.ndarray:
@@ -107,8 +133,10 @@ class TopK:
 
 Scored = tuple[np.ndarray, np.ndarray]
 """Scores and document numbers inside the shard."""
+Survey = dict[str, np.ndarray]
 Stage = Callable[[Sequence[QueryPlan], IndexShard, ResidualCodec, Kernels, Sequence[np.ndarray | None]], list[Scored]]
-"""Scores documents of a shard: those given for each plan, or, in the first stage (None), those the engine finds."""
+"""Scores documents of a shard for each plan. A first stage scores those the engine finds: among all (None) or, when some are
+deleted or filtered out, among those given. A later stage scores those given."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +147,43 @@ class Engine:
         params: model of its query-time parameters; None in a field means: from the index's statistics.
         plan: (query, codec, statistics, params, k, kernels) -> QueryPlan.
         stages: run one after another.
+        survey, settle: of an engine that must have looked at all shards before its first stage: (plan, shard, codec, documents) -> what
+            one shard holds, and (plan, what all hold, in the order of shards) -> the plan to run.
     """
 
     params: type[Config]
     plan: Callable[[Query, ResidualCodec, IndexStatistics, Any, int, Kernels], QueryPlan]
     stages: tuple[Stage, ...]
+    survey: Callable[[QueryPlan, IndexShard, ResidualCodec, np.ndarray | None], Survey] | None = None
+    settle: Callable[[QueryPlan, Sequence[Survey]], QueryPlan] | None = None
+
+
+def settled(
+    engine: Engine,
+    plans: Sequence[QueryPlan],
+    shards: Sequence[IndexShard],
+    codec: ResidualCodec,
+    documents: Sequence[np.ndarray | None],
+) -> Sequence[QueryPlan]:
+    """The plans after a survey of all shards, for an engine that needs one; the same plans for any other.
+
+    Args:
+        documents: for each plan those that may be found, as for a first stage.
+    """
+    if engine.survey is None or engine.settle is None:
+        return plans
+    return [
+        engine.settle(plan, [engine.survey(plan, shard, codec, _in_shard(only, shard)) for shard in shards])
+        for plan, only in zip(plans, documents, strict=True)
+    ]
+
+
+def _in_shard(documents: np.ndarray | None, shard: IndexShard) -> np.ndarray | None:
+    """Those of the documents, ascending, that a shard holds, by their numbers in it; for None those that are not deleted."""
+    if documents is None:
+        return shard.live
+    first, end = np.searchsorted(documents, (shard.first_document, shard.first_document + shard.num_docs))
+    return documents[first:end] - shard.first_document
 
 
 def run_stage(
@@ -138,18 +198,23 @@ def run_stage(
     """One stage over some shards: for each plan the best `keeps` of them.
 
     Args:
-        documents: for each plan the survivors of the stage before, over all shards, ascending; None in the first stage.
+        documents: for each plan, ascending and over all shards, the survivors of the stage before; in the first stage the
+            documents that may be found, or None for all that are not deleted.
     """
     answers: list[list[TopK]] = [[] for _ in plans]
     for shard in shards:
-        end = shard.first_document + shard.num_docs
-        mine = [
-            None if d is None else d[np.searchsorted(d, shard.first_document) : np.searchsorted(d, end)] - shard.first_document
-            for d in documents
-        ]
+        mine = [_in_shard(only, shard) for only in documents]
         for answer, (scores, numbers) in zip(answers, stage(plans, shard, codec, kernels, mine), strict=True):
             answer.append(TopK(scores, numbers + shard.first_document))
     return [merge(answer, keep, kernels) for answer, keep in zip(answers, keeps, strict=True)]
+
+
+def among(scores: np.ndarray, numbers: np.ndarray, documents: np.ndarray | None) -> Scored:
+    """Those of the scored documents (`numbers`, ascending) that are in `documents`; all of them for None."""
+    if documents is None:
+        return scores, numbers
+    kept = np.isin(numbers, documents, assume_unique=True, kind="table")
+    return scores[kept], numbers[kept]
 
 
 def merge(parts: Sequence[TopK], k: int, kernels: Kernels) -> TopK:

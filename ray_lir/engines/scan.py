@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ray_lir.config import Config
 from ray_lir.engines.exact import rescore
-from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored
+from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored, among
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
@@ -33,9 +33,9 @@ def score_codes(
     """Centroid interaction of every document."""
     numbers = np.arange(shard.num_docs)
     answers = []
-    for plan in plans:
+    for plan, mine in zip(plans, documents, strict=True):
         scores = kernels.scan_codes(plan.centroid_scores(codec, kernels), plan.query.weights, shard)
-        answers.append(kernels.top_k(scores, numbers, plan.keeps[0]))
+        answers.append(kernels.top_k(*among(scores, numbers, mine), plan.keeps[0]))
     return answers
 
 

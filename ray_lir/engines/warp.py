@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ray_lir.config import Config
 from ray_lir.engines.exact import rescore
-from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored
+from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored, among
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
@@ -62,7 +62,7 @@ def score_postings(
 ) -> list[Scored]:
     """WARP's score of every document with a token in a probed cell."""
     answers = []
-    for plan in plans:
+    for plan, mine in zip(plans, documents, strict=True):
         live, terms = plan.terms["live"], plan.terms
         scores, numbers = kernels.posting_scores(
             plan.query.vectors[live],
@@ -74,7 +74,7 @@ def score_postings(
             shard,
             codec,
         )
-        answers.append(kernels.top_k(scores, numbers, plan.keeps[0]))
+        answers.append(kernels.top_k(*among(scores, numbers, mine), plan.keeps[0]))
     return answers
 
 

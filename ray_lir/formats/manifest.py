@@ -4,13 +4,15 @@ A file that no manifest lists does not exist for any reader. A manifest depends 
 configuration, so that a job that was killed and run again ends with the same bytes; timings go to provenance.json.
 """
 
+import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ray_lir.config import Config, canonical_json, digest
-from ray_lir.errors import FormatError, UnsupportedVersion
+from ray_lir.errors import FormatError, IncompatibleError, UnsupportedVersion
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract
 
@@ -40,6 +42,11 @@ class DeadLetter(FileEntry):
     num_rows: int
 
 
+def _later(default: Any) -> Any:
+    """A field that came after the first manifests: at its default it is not written, so that theirs keep their digests."""
+    return Field(default, exclude_if=lambda value: value == default)
+
+
 class EmbeddingsManifest(Config):
     """A folder of token embeddings: the output of jobs.encode."""
 
@@ -54,16 +61,60 @@ class EmbeddingsManifest(Config):
     dead_letters: tuple[DeadLetter, ...] = ()
     config: dict[str, Any] = Field(default_factory=dict)
     """What the job was asked for; running it again with another configuration is refused."""
+    relation: FileEntry | None = _later(None)
+    """The relation encoder (formats/relation.py), with scorer trial."""
+
+
+DELTA = "shards/delta-"
+"""How the names of shards begin that an update added."""
 
 
 class ShardEntry(Config):
-    """A document-disjoint slice of an index: documents first_document to first_document + num_docs."""
+    """A document-disjoint slice of an index: documents first_document to first_document + num_docs.
+
+    Its folder never changes; what is deleted from it is listed in a file that belongs to a version of the index.
+    """
 
     name: str
     first_document: int
     num_docs: int
+    """With those that are deleted, whose numbers nobody else gets."""
     num_tokens: int
+    """With those of the deleted."""
     files: tuple[FileEntry, ...]
+    num_deleted: int = _later(0)
+    deleted_tokens: int = _later(0)
+    tombstones: FileEntry | None = _later(None)
+
+    @property
+    def num_live(self) -> int:
+        return self.num_docs - self.num_deleted
+
+    @property
+    def live_tokens(self) -> int:
+        return self.num_tokens - self.deleted_tokens
+
+    @property
+    def is_delta(self) -> bool:
+        return self.name.startswith(DELTA)
+
+
+class Change(Config):
+    """How a version came of the one before it."""
+
+    parent: int
+    """The version before."""
+    kind: Literal["update", "compact"]
+    num_added: int = 0
+    """Documents that are new or replace another."""
+    num_replaced: int = 0
+    num_deleted: int = 0
+    """Without those that were replaced."""
+    num_unknown: int = 0
+    """Ids to delete that the index did not hold."""
+    added_tokens: int = 0
+    mean_residual_norm: float | None = None
+    """Of the added tokens."""
 
 
 class IndexManifest(Config):
@@ -76,13 +127,28 @@ class IndexManifest(Config):
     nbits: int
     num_centroids: int
     num_docs: int
+    """Without those that are deleted; num_tokens and cluster_sizes too."""
     num_tokens: int
     codec: FileEntry
     cluster_sizes: FileEntry
     """[num_centroids] tokens of each centroid over all shards: query plans are made from these."""
     mean_residual_norm: float
+    """Of the tokens that the index was built from, which the codec was made for."""
+    relation: FileEntry | None = _later(None)
+    """The relation encoder, with scorer trial: shards need half of it, and plans the other."""
     shards: tuple[ShardEntry, ...]
     config: dict[str, Any] = Field(default_factory=dict)
+    change: Change | None = _later(None)
+    """None of a version that was built from embeddings."""
+    added_tokens: int = _later(0)
+    """By all updates since then, with what was deleted of them."""
+    added_residual_norm: float | None = _later(None)
+    """The mean of those tokens."""
+
+    @property
+    def num_numbers(self) -> int:
+        """Document numbers run from 0 to this: those of deleted documents among them."""
+        return max((shard.first_document + shard.num_docs for shard in self.shards), default=0)
 
 
 class TrainingManifest(Config):
@@ -103,6 +169,42 @@ Manifest = TypeVar("Manifest", EmbeddingsManifest, IndexManifest, TrainingManife
 def manifest_digest(manifest: Config) -> str:
     """sha256 of a manifest's canonical JSON, which is also the sha256 of its file."""
     return digest(manifest.model_dump(mode="json"))
+
+
+def check_complete(manifest: EmbeddingsManifest | IndexManifest) -> None:
+    """Raises IncompatibleError unless there is all that the scorer needs in search beside the vectors."""
+    contract = manifest.contract
+    missing = None
+    if contract.scorer in ("trial", "attention") and not contract.weighs:
+        missing = "token weights"
+    elif contract.scorer == "trial" and manifest.relation is None:
+        missing = "the relation encoder"
+    elif isinstance(manifest, IndexManifest) and "documents" in contract.weighs:
+        without = [shard.name for shard in manifest.shards if f"{shard.name}/weights.npy" not in {file.name for file in shard.files}]
+        missing = f"the document weights in {without[0]}" if without else None
+    if missing:
+        raise IncompatibleError(
+            f"the {manifest.kind} of scorer {contract.scorer} (checkpoint {contract.checkpoint}) lacks {missing}, which search needs; "
+            "encode the corpus and build the index anew with this version (from embeddings held in memory: give build_index the "
+            "encoder's contract and relation)"
+        )
+
+
+def files_of(value: Any) -> Iterator[FileEntry]:
+    """Every file that a manifest, or a part of one, lists."""
+    if isinstance(value, FileEntry):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from files_of(getattr(value, name))
+    elif isinstance(value, tuple):
+        for each in value:
+            yield from files_of(each)
+
+
+def listed_names(manifest: IndexManifest) -> set[str]:
+    """The folders of shards, and the files that are in none, that a version of an index consists of."""
+    return {"/".join(entry.name.split("/")[:2]) for entry in files_of(manifest)}
 
 
 def write_manifest(url: str, manifest: Config) -> None:
@@ -144,6 +246,14 @@ def describe_file(root: str, name: str) -> FileEntry:
     """The entry of a file that lies at `name` below `root`."""
     url = storage.join(root, name)
     return FileEntry(name=name, size=storage.size(url), sha256=storage.sha256(url))
+
+
+def write_named(root: str, stem: str, suffix: str, data: bytes) -> FileEntry:
+    """Writes a small file below `root`, under a name that carries a digest of its content."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    name = f"{stem}-{sha256[:12]}{suffix}"
+    storage.write_bytes(storage.join(root, name), data)
+    return FileEntry(name=name, size=len(data), sha256=sha256)
 
 
 def check_file(root: str, entry: FileEntry, content: bool = False) -> None:

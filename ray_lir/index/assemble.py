@@ -1,7 +1,7 @@
-"""Assembling shards: the pieces of a shard's documents, concatenated, with postings and texts, under a name that carries
-a digest of their content."""
+"""Assembling shards: the pieces of a shard's documents, concatenated, with their texts, under a name that carries a digest of
+their content."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,58 +13,90 @@ from ray_lir.config import digest
 from ray_lir.formats import storage
 from ray_lir.formats.manifest import ShardEntry, describe_file
 from ray_lir.formats.parquet import read_lengths, read_texts
-from ray_lir.index import documents, postings
-from ray_lir.index.pieces import KINDS, load_piece
-from ray_lir.index.work import Build
+from ray_lir.index import documents
+from ray_lir.index.pieces import kinds_of, load_piece
+from ray_lir.index.rows import write_rows
+from ray_lir.index.work import Build, Work
 from ray_lir.logs import stage
 from ray_lir.parallel import Map, watched
 
+SHARD = "shards/shard-"
+"""How the names of shards begin that a whole index was cut into."""
 
-def assemble(build: Build, num_centroids: int, map: Map, records: list[dict[str, Any]]) -> tuple[ShardEntry, ...]:
-    """Publishes every shard's folder below the output."""
+
+def assemble(build: Build, map: Map, records: list[dict[str, Any]], prefix: str = SHARD) -> tuple[ShardEntry, ...]:
+    """Publishes every shard's folder below the output, its name beginning with `prefix`; documents are numbered from 0."""
     with stage("assemble", records) as record:
         bounds = shard_bounds(build)
-        step = partial(_assemble_shard, build, num_centroids, bounds)
+        step = partial(_assemble_shard, build, bounds, prefix)
         shards = tuple(watched(map, "assemble")(step, range(len(bounds) - 1)))
         record.update(shards=len(shards), bytes=sum(file.size for shard in shards for file in shard.files))
     return shards
 
 
 def shard_bounds(build: Build) -> list[int]:
-    """Documents at which shards begin, and the end: about equally many tokens each, at least one document."""
-    tokens = np.concatenate([[0], np.cumsum([part.num_tokens for part in build.parts])])
-    docs = np.concatenate([[0], np.cumsum([part.num_docs for part in build.parts])])
+    """Documents at which shards begin, and the end."""
+    tokens, docs = [part.num_tokens for part in build.parts], [part.num_docs for part in build.parts]
+    return cut(tokens, docs, lambda part: read_lengths(build.part_url(part)), build.num_shards)
+
+
+def cut(tokens: Sequence[int], docs: Sequence[int], lengths: Callable[[int], np.ndarray], num_shards: int) -> list[int]:
+    """Documents at which shards of about equally many tokens begin, at least one document each, and the end.
+
+    Args:
+        tokens: of each piece that the documents lie in, one after another.
+        docs: the same for its documents.
+        lengths: from a piece's number to the tokens of each of its documents.
+    """
+    first_tokens = np.concatenate([[0], np.cumsum(tokens)])
+    first_docs = np.concatenate([[0], np.cumsum(docs)])
+    num_tokens, num_docs = int(first_tokens[-1]), int(first_docs[-1])
     bounds = [0]
-    for shard in range(1, build.num_shards):
-        target = build.num_tokens * shard // build.num_shards
-        part = min(int(np.searchsorted(tokens, target, side="right")) - 1, len(build.parts) - 1)
-        ends = tokens[part] + np.cumsum(read_lengths(build.part_url(part)))
-        cut = int(docs[part] + np.searchsorted(ends, target, side="left")) + 1
-        bounds.append(min(max(cut, bounds[-1] + 1), build.num_docs - (build.num_shards - shard)))
-    return [*bounds, build.num_docs]
+    for shard in range(1, num_shards):
+        target = num_tokens * shard // num_shards
+        piece = min(int(np.searchsorted(first_tokens, target, side="right")) - 1, len(docs) - 1)
+        ends = first_tokens[piece] + np.cumsum(lengths(piece))
+        found = int(first_docs[piece] + np.searchsorted(ends, target, side="left")) + 1
+        bounds.append(min(max(found, bounds[-1] + 1), num_docs - (num_shards - shard)))
+    return [*bounds, num_docs]
 
 
-def _assemble_shard(build: Build, num_centroids: int, bounds: list[int], number: int) -> ShardEntry:
-    """Memory: the codes and postings of the shard (16 bytes a token), and one part's texts and residuals."""
-    done = f"shards/{number:05d}.json"
-    if build.work.has(done):
-        return ShardEntry.model_validate(build.work.load_record(done))
-    first, end = bounds[number], bounds[number + 1]
-    spans = list(_spans(build, first, end))
-    with storage.attempt_folder(build.work.root) as attempt:
+def publish_shard(work: Work, output: str, done: str, prefix: str, first: int, num_docs: int, write: Callable[[Path], int]) -> ShardEntry:
+    """Makes a shard's folder and moves it to its name; what an earlier run finished is not made again.
+
+    Args:
+        done: record of the work folder that says the shard is there.
+        prefix: of the name, before the digest of the content.
+        first: number of its first document.
+        write: writes the files into an empty folder and returns how many tokens they hold.
+    """
+    if work.has(done):
+        return ShardEntry.model_validate(work.load_record(done))
+    with storage.attempt_folder(work.root) as attempt:
         folder = attempt / "shard"
         folder.mkdir()
-        num_tokens = _write_arrays(build, folder, spans, num_centroids)
-        documents.write(
-            folder / documents.FILE, (read_texts(build.part_url(span.part)).slice(span.start, len(span.lengths)) for span in spans)
-        )
+        num_tokens = write(folder)
         files = [describe_file(str(folder), path.name) for path in sorted(folder.iterdir())]
-        name = f"shards/shard-{number:05d}-{digest([file.sha256 for file in files])[:12]}"
-        storage.publish(folder, storage.join(build.output, name))
+        name = f"{prefix}-{digest([file.sha256 for file in files])[:12]}"
+        storage.publish(folder, storage.join(output, name))
     entries = tuple(file.model_copy(update={"name": f"{name}/{file.name}"}) for file in files)
-    entry = ShardEntry(name=name, first_document=first, num_docs=end - first, num_tokens=num_tokens, files=entries)
-    build.work.save_record(done, entry.model_dump(mode="json"))
+    entry = ShardEntry(name=name, first_document=first, num_docs=num_docs, num_tokens=num_tokens, files=entries)
+    work.save_record(done, entry.model_dump(mode="json"))
     return entry
+
+
+def _assemble_shard(build: Build, bounds: list[int], prefix: str, number: int) -> ShardEntry:
+    first, end = bounds[number], bounds[number + 1]
+    write = partial(_write_shard, build, first, end)
+    return publish_shard(build.work, build.output, f"shards/{number:05d}.json", f"{prefix}{number:05d}", first, end - first, write)
+
+
+def _write_shard(build: Build, first: int, end: int, folder: Path) -> int:
+    """Memory: the lengths of the shard's documents, and one part's texts and residuals."""
+    spans = list(_spans(build, first, end))
+    texts = (read_texts(build.part_url(span.part)).slice(span.start, len(span.lengths)) for span in spans)
+    documents.write(folder / documents.FILE, texts)
+    return _write_arrays(build, folder, spans)
 
 
 @dataclass(frozen=True)
@@ -91,24 +123,16 @@ def _spans(build: Build, first: int, end: int) -> Iterator[_Span]:
         begin += part.num_docs
 
 
-def _write_arrays(build: Build, folder: Path, spans: list[_Span], num_centroids: int) -> int:
+def _write_arrays(build: Build, folder: Path, spans: list[_Span]) -> int:
     """Writes the shard's arrays; returns its number of tokens."""
     doc_offsets = np.concatenate([[0], np.cumsum(np.concatenate([span.lengths for span in spans]))]).astype(np.int64)
-    for kind in KINDS:
+    for kind in kinds_of(build.weighed):
         _concatenate(build, folder / f"{kind}.npy", spans, kind)
-    arrays = {"doc_offsets": doc_offsets, **postings.layout(np.load(folder / "codes.npy"), num_centroids)}
-    for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array)
+    np.save(folder / "doc_offsets.npy", doc_offsets)
     return int(doc_offsets[-1])
 
 
 def _concatenate(build: Build, path: Path, spans: list[_Span], kind: str) -> None:
     """One array of all spans' rows, written piece by piece."""
-    num_tokens = sum(span.num_tokens for span in spans)
-    with open(path, "wb") as file:
-        for position, span in enumerate(spans):
-            rows = load_piece(build.work, span.part, kind)[span.first_token : span.first_token + span.num_tokens]
-            if position == 0:
-                header = {"descr": rows.dtype.str, "fortran_order": False, "shape": (num_tokens, *rows.shape[1:])}
-                np.lib.format.write_array_header_1_0(file, header)
-            file.write(np.ascontiguousarray(rows).data)
+    pieces = (load_piece(build.work, span.part, kind)[span.first_token : span.first_token + span.num_tokens] for span in spans)
+    write_rows(path, sum(span.num_tokens for span in spans), pieces)

@@ -10,6 +10,7 @@ from safetensors.numpy import load, save
 from ray_lir.config import CodecConfig
 from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats import storage
+from ray_lir.index.pairs import PairEncoder
 from ray_lir.kernels import Kernels
 
 LLOYD_MAX_ITERATIONS = 1000
@@ -26,6 +27,8 @@ class ResidualCodec:
         weights: [2^nbits] float32, what a bucket stands for.
         rotation: [D, D] float32, orthogonal, or None; centroids and residuals are of vectors that it has turned.
         token_scale: whether cutoffs and weights are in units of each residual's own root mean square.
+        token_offsets: [V + 1] int64 or None; of token-aware clustering, where the centroids of each vocabulary id begin.
+        pairs: TRIAL's relation encoder in the terms of this codec, if the index has one; kept in a file of its own.
     """
 
     centroids: np.ndarray
@@ -33,6 +36,8 @@ class ResidualCodec:
     weights: np.ndarray
     rotation: np.ndarray | None = None
     token_scale: bool = False
+    token_offsets: np.ndarray | None = None
+    pairs: PairEncoder | None = None
 
     def __post_init__(self) -> None:
         check_dimensions(self.dim, self.nbits)
@@ -69,11 +74,13 @@ class ResidualCodec:
         """[T, D] float32: vectors as the codec compresses and compares them. Dot products stay what they were."""
         return vectors_TD.astype(np.float32) if self.rotation is None else kernels.rotate(vectors_TD, self.rotation)
 
-    def save(self, url: str) -> None:
+    def to_bytes(self) -> bytes:
+        """The content of a safetensors file, for `load_codec`."""
         arrays = {"centroids": self.centroids, "cutoffs": self.cutoffs, "weights": self.weights}
-        if self.rotation is not None:
-            arrays["rotation"] = self.rotation
-        storage.write_bytes(url, save(arrays | {"token_scale": np.array([self.token_scale])}))
+        for name in ("rotation", "token_offsets"):
+            if getattr(self, name) is not None:
+                arrays[name] = getattr(self, name)
+        return save(arrays | {"token_scale": np.array([self.token_scale])})
 
 
 def random_rotation(dim: int, seed: int) -> np.ndarray:
@@ -83,12 +90,11 @@ def random_rotation(dim: int, seed: int) -> np.ndarray:
 
 
 def load_codec(url: str) -> ResidualCodec:
-    """Reads what `ResidualCodec.save` wrote."""
+    """Reads a file of `ResidualCodec.to_bytes`."""
     try:
         arrays = load(storage.read_bytes(url))
-        return ResidualCodec(
-            arrays["centroids"], arrays["cutoffs"], arrays["weights"], arrays.get("rotation"), bool(arrays["token_scale"][0])
-        )
+        tables = (arrays["centroids"], arrays["cutoffs"], arrays["weights"])
+        return ResidualCodec(*tables, arrays.get("rotation"), bool(arrays["token_scale"][0]), arrays.get("token_offsets"))
     except (SafetensorError, KeyError) as error:
         raise FormatError(url, "a residual codec", f"{error}", "restore the file or build the index anew") from error
 

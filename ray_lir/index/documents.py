@@ -1,17 +1,20 @@
 """A shard's documents: an Arrow file of doc_id, title, text and metadata (JSON), memory-mapped, so a row costs no decoding."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc
 
 from ray_lir.errors import FormatError
+from ray_lir.formats import storage
 
 FILE = "documents.arrow"
 COLUMNS = ("doc_id", "title", "text", "metadata")
 SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+IDS = pa.schema([("doc_id", pa.string())])
 
 
 def write(path: Path, tables: Iterable[pa.Table]) -> None:
@@ -27,6 +30,27 @@ def open_table(path: Path) -> pa.Table:
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (pa.ArrowException, FileNotFoundError) as error:
         raise FormatError(str(path), "an Arrow file of documents", f"{error!r:.120}", "restore it or build the index anew") from error
+
+
+def read_batches(url: str, columns: Sequence[str] = COLUMNS) -> Iterator[pa.RecordBatch]:
+    """The documents a batch at a time, from a disk or an object store.
+
+    Raises:
+        FormatError: if the file is missing or damaged.
+    """
+    options = pa.ipc.IpcReadOptions(included_fields=[COLUMNS.index(name) for name in columns])
+    try:
+        with storage.open_input(url) as file:
+            reader = pa.ipc.open_file(file, options=options)
+            for number in range(reader.num_record_batches):
+                yield reader.get_batch(number)
+    except (pa.ArrowException, FileNotFoundError) as error:
+        raise FormatError(url, "an Arrow file of documents", f"{error!r:.120}", "restore it or build the index anew") from error
+
+
+def find(table: pa.Table, doc_ids: Sequence[str]) -> np.ndarray:
+    """Row numbers of these ids, ascending."""
+    return np.flatnonzero(pc.is_in(table.column("doc_id"), value_set=pa.array(doc_ids, pa.string())).to_numpy())
 
 
 def rows(table: pa.Table, numbers: np.ndarray) -> list[dict[str, str]]:

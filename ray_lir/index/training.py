@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_lir.config import ClusteringConfig
 from ray_lir.errors import ConfigError
 from ray_lir.formats.parquet import read_blocks
 from ray_lir.formats.token_embeddings import TokenEmbeddings
@@ -35,14 +36,27 @@ def train_codec(build: Build, map: Map, records: list[dict[str, Any]]) -> tuple[
         counts = np.array(list(watched(map, "sample")(partial(_sample_part, build, rotation), parts)))
         num_train, num_held_out = counts.sum(axis=0).tolist()
         record.update(vectors=num_train, held_out=num_held_out)
-    budgets_V = _budgets(build) if config.clustering.method == "token_aware" else None
-    centroids = normalize(_k_means(build, counts[:, 0], budgets_V, map, records)).astype(np.float16)
+    token_offsets = _token_offsets(build) if config.clustering.method == "token_aware" else None
+    centroids = normalize(_k_means(build, counts[:, 0], token_offsets, map, records)).astype(np.float16)
     with stage("buckets", records) as record:
-        assigner = _assigner(build, centroids.astype(np.float32), budgets_V)
+        assigner = assigner_over(centroids.astype(np.float32), token_offsets, config.clustering)
         residuals = _residuals(build, assigner, "held-out" if num_held_out else "train")
         cutoffs, weights = fit_buckets(residuals, config.codec)
         record.update(values=residuals.size, nbits=config.codec.nbits)
-    return ResidualCodec(centroids, cutoffs, weights, rotation, config.codec.token_scale), assigner
+    return ResidualCodec(centroids, cutoffs, weights, rotation, config.codec.token_scale, token_offsets), assigner
+
+
+def assigner_over(
+    centroids: np.ndarray, token_offsets: np.ndarray | None, config: ClusteringConfig, training: bool = False
+) -> Assigner | TokenAssigner:
+    """What finds a vector's centroid among those of a codec: the same whenever and wherever it is made.
+
+    While training every token's vocabulary id is in the sample, so that no token-aware assignment asks for others.
+    """
+    if token_offsets is None:
+        return Assigner.over(centroids, config.assign_nprobe, config.seed)
+    others = None if training else Assigner.over(centroids, config.assign_nprobe, config.seed)
+    return TokenAssigner(centroids, token_offsets, others)
 
 
 def _name(kind: str, part: int) -> str:
@@ -99,35 +113,30 @@ def token_ids_of(build: Build, embeddings: TokenEmbeddings) -> np.ndarray | None
     if build.config.clustering.method == "k_means":
         return None
     if embeddings.token_ids is None:
-        raise ConfigError(f"{build.embeddings} holds no token ids; encode with jobs.encode, or use --clustering.method k_means")
+        raise ConfigError(
+            f"{build.embeddings} holds no token ids (pooled vectors have none); encode with jobs.encode, or use --clustering.method k_means"
+        )
     return embeddings.token_ids
 
 
-def _budgets(build: Build) -> np.ndarray:
-    """[V] centroids of every vocabulary id, from the sample."""
+def _token_offsets(build: Build) -> np.ndarray:
+    """[V + 1] int64: where the centroids of every vocabulary id will begin, from the sample."""
     counts_V = np.zeros(0, np.int64)
     for part in range(len(build.parts)):
         counts = np.bincount(_load(build.work, _name("train", part))[1])
         width = max(len(counts), len(counts_V))
         counts_V = np.pad(counts_V, (0, width - len(counts_V))) + np.pad(counts, (0, width - len(counts)))
-    return token_clustering.budgets(counts_V, build.num_centroids)
+    return np.concatenate([[0], np.cumsum(token_clustering.budgets(counts_V, build.num_centroids))])
 
 
-def _assigner(build: Build, centroids: np.ndarray, budgets_V: np.ndarray | None, training: bool = False) -> Assigner | TokenAssigner:
-    config = build.config.clustering
-    if budgets_V is None:
-        return Assigner.over(centroids, config.assign_nprobe, config.seed)
-    others = None if training else Assigner.over(centroids, config.assign_nprobe, config.seed)
-    return TokenAssigner(centroids, np.concatenate([[0], np.cumsum(budgets_V)]), others)
-
-
-def _k_means(build: Build, num_train: np.ndarray, budgets_V: np.ndarray | None, map: Map, records: list[dict[str, Any]]) -> np.ndarray:
+def _k_means(build: Build, num_train: np.ndarray, token_offsets: np.ndarray | None, map: Map, records: list[dict[str, Any]]) -> np.ndarray:
     """[C, D] float32, after the last iteration; each is kept in the work folder."""
     read = partial(_load, build.work)
-    if budgets_V is None:
+    if token_offsets is None:
         centroids = _first_centroids(build, num_train)
     else:
-        centroids = token_clustering.first_centroids((read(_name("train", part)) for part in range(len(num_train))), budgets_V)
+        pieces = (read(_name("train", part)) for part in range(len(num_train)))
+        centroids = token_clustering.first_centroids(pieces, np.diff(token_offsets))
     groups = _groups(num_train, len(centroids))
     config = build.config.clustering
     for iteration in range(1, config.num_iterations + 1):
@@ -135,7 +144,7 @@ def _k_means(build: Build, num_train: np.ndarray, budgets_V: np.ndarray | None, 
         if not build.work.has(name):
             with stage("k-means", records) as record:
                 spread = watched(map, f"k-means {iteration}/{config.num_iterations}")
-                assigner = _assigner(build, centroids, budgets_V, training=True)
+                assigner = assigner_over(centroids, token_offsets, config, training=True)
                 build.work.save(name, clustering.step(centroids, assigner, groups, read, spread))
                 record.update(iteration=iteration, centroids=len(centroids))
         centroids = build.work.load(name)

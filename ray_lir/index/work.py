@@ -1,7 +1,8 @@
 """What the steps of a build share: the Build they all know, and the Work folder where each leaves arrays for the next."""
 
-import io
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +10,19 @@ import numpy as np
 
 from ray_lir.config import IndexConfig
 from ray_lir.formats import storage
+from ray_lir.formats.contract import EncoderContract
 from ray_lir.formats.manifest import EmbeddingPart
+from ray_lir.index.rows import array_bytes, read_array
+
+WORK = "_work"
+"""Folder of an index where its jobs work; each has a folder of its own in it."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A scratch folder, so that a build that was killed continues. Each file is written in one atomic step.
+    """A scratch folder, so that a job that was killed continues. Each file is written in one atomic step.
 
-    It is named after the configuration, so another build never reads it, and removed when the index is published.
+    It is named after the configuration, so another job never reads it, and removed when the index is published.
     """
 
     root: str
@@ -25,12 +31,10 @@ class Work:
         return storage.exists(storage.join(self.root, name))
 
     def save(self, name: str, array: np.ndarray) -> None:
-        buffer = io.BytesIO()
-        np.save(buffer, array, allow_pickle=False)
-        storage.write_bytes(storage.join(self.root, name), buffer.getvalue())
+        storage.write_bytes(storage.join(self.root, name), array_bytes(array))
 
     def load(self, name: str) -> np.ndarray:
-        return np.load(io.BytesIO(storage.read_bytes(storage.join(self.root, name))), allow_pickle=False)
+        return read_array(storage.join(self.root, name))
 
     def save_record(self, name: str, record: Any) -> None:
         storage.write_bytes(storage.join(self.root, name), json.dumps(record).encode())
@@ -39,12 +43,23 @@ class Work:
         return json.loads(storage.read_bytes(storage.join(self.root, name)))
 
 
+def tidy(index: str, done: Callable[[str], bool]) -> None:
+    """Removes the work folders whose names are `done`, and the folder that holds them if it is empty then."""
+    root = storage.join(index, WORK)
+    for name in filter(done, storage.list_names(root)):
+        storage.remove_tree(storage.join(root, name))
+    if storage.is_local(root):
+        with suppress(OSError):  # not empty: somebody works there
+            storage.local_path(root).rmdir()
+
+
 @dataclass(frozen=True)
 class Build:
     """What every step of a build knows: where to read, where to write, and how.
 
     Attributes:
         embeddings: folder or URL of the token embeddings.
+        contract: of their encoder.
         parts: their files, in document order.
         output: folder or URL of the index.
         dim: of the vectors.
@@ -52,6 +67,7 @@ class Build:
     """
 
     embeddings: str
+    contract: EncoderContract
     parts: tuple[EmbeddingPart, ...]
     output: str
     config: IndexConfig
@@ -61,6 +77,11 @@ class Build:
     num_shards: int
     num_centroids: int
     work: Work
+
+    @property
+    def weighed(self) -> bool:
+        """Whether the scorer weighs document tokens."""
+        return "documents" in self.contract.weighs
 
     def part_url(self, number: int) -> str:
         return storage.join(self.embeddings, self.parts[number].name)

@@ -1,4 +1,4 @@
-"""Finding a checkpoint by name, and writing one that PyLate and sentence-transformers load too."""
+"""Finding a checkpoint by name or URL, and writing one that PyLate and sentence-transformers load too."""
 
 import importlib.util
 import json
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ray_lir.config import DEFAULT_CHECKPOINT
 from ray_lir.errors import ConfigError
+from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract
 from ray_lir.models.layouts.parts import quiet
 from ray_lir.models.network import Dense, Network
@@ -26,7 +27,7 @@ EXPORTS = ["onnx/*", "openvino/*", "*.onnx*", "*.msgpack", "*.h5"]
 
 
 def find(checkpoint: str, weights: bool = True) -> Path:
-    """The folder (or legacy .dnn file) of a checkpoint that is named by its path, as the packaged default, or on the Hugging Face hub.
+    """The folder (or legacy .dnn file) of a checkpoint named by its path or URL, as the packaged default, or on the Hugging Face hub.
 
     Args:
         checkpoint: what EncoderConfig.checkpoint says.
@@ -35,6 +36,8 @@ def find(checkpoint: str, weights: bool = True) -> Path:
     Raises:
         ConfigError: if there is no such checkpoint.
     """
+    if not storage.is_local(checkpoint):
+        return _from_store(checkpoint)
     path = Path(checkpoint).expanduser()
     if path.suffix == ".ckpt" and path.exists():
         raise ConfigError(f"{checkpoint} is a Lightning checkpoint, which is not loaded yet; export its encoder as a Hugging Face folder")
@@ -47,6 +50,20 @@ def find(checkpoint: str, weights: bool = True) -> Path:
     if path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1:
         raise ConfigError(f"there is no checkpoint folder {checkpoint}; check the path")
     return _from_hub(checkpoint, weights)
+
+
+def _from_store(url: str) -> Path:
+    """A copy in the cache of this machine, named by what the object store says of its files: made once, and again when they change."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ray_lir" / "checkpoints"
+    try:
+        copy = cache / storage.state_of(url)[:16]
+        if not copy.is_dir():
+            with storage.attempt_folder(str(cache)) as attempt:
+                storage.download(url, attempt / copy.name)
+                storage.publish(attempt / copy.name, str(copy))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no checkpoint folder {url}; check the address") from None
+    return copy
 
 
 def _packaged() -> Path:

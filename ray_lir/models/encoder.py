@@ -10,12 +10,14 @@ import torch
 from ray_lir.config import Config, EncoderConfig, canonical_json
 from ray_lir.errors import ConfigError, IncompatibleError
 from ray_lir.formats.contract import EncoderContract
+from ray_lir.formats.pooling import pool_tokens
+from ray_lir.formats.relation import Relation
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.models import checkpoint, layouts
 from ray_lir.models.batches import EmbeddedTexts, TokenBatch, by_length, pad
 from ray_lir.models.layouts.parts import Parts, expansion_token, longest_input, punctuation_ids
 from ray_lir.models.network import Network
-from ray_lir.models.scorers import SCORERS
+from ray_lir.models.scorers import SCORERS, Trial
 from ray_lir.models.tokenization import TextTokenizer
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
@@ -56,7 +58,11 @@ class Encoder:
             if limit and conventions[name] > limit:
                 raise ConfigError(f"{name} {conventions[name]} is more than the {limit} positions of {config.checkpoint}; lower it")
         contract = EncoderContract(
-            checkpoint=_absolute(config.checkpoint), weights_digest=weights_digest(parts.network), dim=parts.network.dim, **conventions
+            checkpoint=absolute_name(config.checkpoint),
+            weights_digest=weights_digest(parts.network),
+            dim=parts.network.dim,
+            weighs=parts.network.scorer.weighs,
+            **conventions,
         )
         return cls._placed(contract, parts, config)
 
@@ -93,8 +99,14 @@ class Encoder:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @property
+    def relation(self) -> Relation | None:
+        """The relation encoder as search takes it, if the scorer is trial."""
+        return self.model.scorer.to_arrays() if isinstance(self.model.scorer, Trial) else None
+
     def encode_documents(self, texts: Sequence[str], doc_ids: Sequence[str] | None = None) -> TokenEmbeddings:
-        """Documents as token embeddings, without the skip list's tokens; numbered if they have no ids.
+        """Documents as token embeddings, without the skip list's tokens, and pooled if the contract says so; numbered if they have
+        no ids.
 
         `weights` are the scorer's factors of the tokens (rho of ALGORITHMS 7), if it weighs documents.
 
@@ -105,7 +117,8 @@ class Encoder:
 
     def encode_document_tokens(self, token_ids: Sequence[np.ndarray], doc_ids: Sequence[str] | None = None) -> TokenEmbeddings:
         """The same from what `tokenizer.documents` gave, on another machine perhaps."""
-        return self._encode(token_ids, [len(ids) for ids in token_ids], self.contract.skip_tokens, doc_ids, self.embed_documents)
+        embeddings = self._encode(token_ids, [len(ids) for ids in token_ids], self.contract.skip_tokens, doc_ids, self.embed_documents)
+        return pool_tokens(embeddings, self.contract.pooling_factor)
 
     def encode_queries(self, texts: Sequence[str], query_ids: Sequence[str] | None = None) -> TokenEmbeddings:
         """Queries as token embeddings, expansion tokens included; numbered if they have no ids.
@@ -157,7 +170,7 @@ class Encoder:
         if have == name:
             scorer.load_state_dict(self.model.scorer.state_dict())
         network = Network(self.model.backbone, self.model.projections, self.model.normalize, scorer.to(self.device)).eval()
-        contract = self.contract.model_copy(update={"scorer": name, "weights_digest": weights_digest(network)})
+        contract = self.contract.model_copy(update={"scorer": name, "weighs": scorer.weighs, "weights_digest": weights_digest(network)})
         return Encoder(contract, TextTokenizer(contract, self.tokenizer.tokenizer), network, self.batch_tokens)
 
     def save(self, folder: str | Path) -> None:
@@ -249,7 +262,7 @@ def _changes(config: EncoderConfig, parts: Parts) -> dict:
     """The conventions that a configuration changes."""
     changes = {
         name: getattr(config, name)
-        for name in ("query_length", "document_length", "query_expansion", "attend_to_expansion")
+        for name in ("query_length", "document_length", "query_expansion", "attend_to_expansion", "pooling_factor")
         if getattr(config, name) is not None
     }
     if config.query_expansion:
@@ -268,6 +281,7 @@ def _keep(token_ids: Sequence[np.ndarray], skip: Sequence[int]) -> list[np.ndarr
     return [~np.isin(ids, np.array(skip, np.int32)) for ids in token_ids]
 
 
-def _absolute(name: str) -> str:
+def absolute_name(name: str) -> str:
+    """A checkpoint's name, or its folder as every process of this machine finds it."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name

@@ -78,8 +78,11 @@ class TextTokenizer:
         return np.pad(ids, (0, max(0, missing)), constant_values=self._expansion)
 
     def document_spans(self, text: str) -> TokenSpans:
-        """The tokens of a document that have a vector, in the order of their vectors."""
+        """The tokens of a document that have a vector, in the order of their vectors; none if they are pooled, since a vector
+        then stands for tokens in several places."""
         contract = self.contract
+        if contract.pooling_factor > 1:
+            return TokenSpans([], np.zeros((0, 2), np.int64))
         return self._spans(self._document_tokenizer, text, contract.document_prompt, self._document_marker, contract.skip_tokens, False)
 
     def query_spans(self, text: str) -> TokenSpans:

@@ -1,6 +1,6 @@
 """ColBERT-Att: MaxSim whose tokens weigh e^A, A being the attention that they receive in the last layer (ALGORITHMS 6)."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -19,6 +19,10 @@ class Attention(Scorer):
     reads_attention: ClassVar[bool] = True
 
     settings: AttentionConfig
+
+    @property
+    def weighs(self) -> tuple[Literal["queries", "documents"], ...]:
+        return ("queries", "documents") if self.settings.sides == "both" else (self.settings.sides,)
 
     def query_weights(self, projected_BnD: Tensor, attention: LastAttention | None) -> Tensor | None:
         return None if self.settings.sides == "documents" else self._received(attention).exp()

@@ -3,7 +3,7 @@
 B queries of n tokens, N documents of m tokens, D dimensions.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -27,6 +27,11 @@ class Scorer(nn.Module):
     def __init__(self, dim: int, settings: Config):
         super().__init__()
         self.settings = settings
+
+    @property
+    def weighs(self) -> tuple[Literal["queries", "documents"], ...]:
+        """Texts whose tokens it weighs."""
+        return ()
 
     def query_weights(self, projected_BnD: Tensor, attention: LastAttention | None) -> Tensor | None:
         """[B, n] factors of the query tokens (u of ALGORITHMS 7); None: 1.

@@ -3,13 +3,14 @@
 B queries of n tokens, N documents of m tokens, D dimensions.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ray_lir.config import TrialConfig
+from ray_lir.formats import relation as formats
 from ray_lir.models.attention import LastAttention
 from ray_lir.models.batches import EmbeddedTexts
 from ray_lir.models.scorers import maxsim
@@ -77,6 +78,20 @@ class Trial(Scorer):
         super().__init__(dim, settings)
         self.relation = Relation(dim)
         self.gate = Gate(dim)
+
+    @property
+    def weighs(self) -> tuple[Literal["queries", "documents"], ...]:
+        return ("queries",)
+
+    def to_arrays(self) -> formats.Relation:
+        """The relation encoder as search takes it."""
+        modules = {"inner": self.relation.inner, "norm": self.relation.norm, "outer": self.relation.outer}
+        arrays = {
+            f"{name}_{kind}": getattr(module, kind).detach().float().cpu().numpy()
+            for name, module in modules.items()
+            for kind in ("weight", "bias")
+        }
+        return formats.Relation(**arrays, weight=self.settings.relation_weight, alignment=self.settings.alignment)
 
     def query_weights(self, projected_BnD: Tensor, attention: LastAttention | None) -> Tensor | None:
         return self.gate(projected_BnD)

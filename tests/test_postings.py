@@ -1,0 +1,20 @@
+"""Postings follow from the codes."""
+
+import numpy as np
+import pytest
+
+from ray_lir.index.postings import group
+
+
+def test_tokens_by_centroid_by_hand():
+    tokens, offsets = group(np.array([2, 0, 2, 0, 3], np.uint16), 5)
+    assert tokens.tolist() == [1, 3, 0, 2, 4]
+    assert offsets.tolist() == [0, 2, 2, 4, 5, 5]
+
+
+@pytest.mark.parametrize(("num_centroids", "dtype"), [(60_000, np.uint16), (70_000, np.uint32), (1 << 18, np.uint32)])
+def test_tokens_of_a_centroid_stand_together_in_ascending_order(num_centroids, dtype):
+    codes = np.random.default_rng(1).integers(0, num_centroids, 200_000).astype(dtype)
+    tokens, offsets = group(codes, num_centroids)
+    np.testing.assert_array_equal(tokens, np.argsort(codes.astype(np.int64), kind="stable"))
+    np.testing.assert_array_equal(np.diff(offsets), np.bincount(codes, minlength=num_centroids))

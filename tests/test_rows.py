@@ -1,0 +1,61 @@
+"""Arrays in .npy files: read whole, mapped and by rows, also by several threads at once."""
+
+import gc
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_lir.errors import FormatError
+from ray_lir.index.rows import array_bytes, map_array, open_rows, read_array, write_rows
+from ray_lir.parallel import threads
+
+
+def test_rows_of_a_file_of_blocks_are_those_that_were_written(tmp_path):
+    rows = np.arange(60, dtype=np.uint16).reshape(20, 3)
+    write_rows(tmp_path / "rows.npy", 20, [rows[:7], rows[7:8], rows[8:]])
+    assert np.array_equal(read_array(str(tmp_path / "rows.npy")), rows)
+    assert np.array_equal(map_array(tmp_path / "rows.npy"), rows)
+    with open_rows(str(tmp_path / "rows.npy")) as file:
+        assert np.array_equal(file[5:9], rows[5:9])
+
+
+def test_an_array_without_elements_is_read_where_it_cannot_be_mapped(tmp_path):
+    (tmp_path / "empty.npy").write_bytes(array_bytes(np.zeros((0, 4), np.float32)))
+    assert map_array(tmp_path / "empty.npy").shape == (0, 4)
+
+
+@pytest.mark.parametrize("read", [lambda path: read_array(str(path)), map_array])
+def test_a_file_that_is_no_array_is_refused(tmp_path, read):
+    (tmp_path / "wrong.npy").write_bytes(b"not an array at all")
+    with pytest.raises(FormatError, match="build the index anew"):
+        read(tmp_path / "wrong.npy")
+
+
+@pytest.fixture
+def hurried():
+    """Threads take turns as often as they can, and garbage collection lets them do so inside of C code."""
+    interval, threshold = sys.getswitchinterval(), gc.get_threshold()
+    turn = lambda *_: [0 for _ in range(3)]  # noqa: E731
+    gc.callbacks.append(turn)
+    gc.set_threshold(5)
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+    gc.set_threshold(*threshold)
+    gc.callbacks.remove(turn)
+
+
+def test_threads_read_at_once(tmp_path, hurried):
+    path = tmp_path / "array.npy"
+    path.write_bytes(array_bytes(np.arange(3)))
+
+    def read(depth: int) -> int:
+        return read(depth - 1) if depth else sum(_both(path) for _ in range(1000))
+
+    assert sum(threads(read, range(4), num_threads=4)) == 4 * 1000 * 6
+
+
+def _both(path: Path) -> int:
+    return int(read_array(str(path)).sum() + map_array(path).sum())
