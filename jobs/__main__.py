@@ -8,7 +8,22 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-VERBS = ("encode", "build_index", "evaluate", "tune", "mine", "train", "demo", "search", "ask", "inspect", "export", "plan")
+VERBS = (
+    "encode",
+    "build_index",
+    "update",
+    "compact",
+    "evaluate",
+    "tune",
+    "mine",
+    "train",
+    "demo",
+    "search",
+    "ask",
+    "inspect",
+    "export",
+    "plan",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ray_lir.client import DEFAULT_URL, Client
 from ray_lir.config import Config
+from ray_lir.index.filters import Filters
 from ray_lir.messages import MAX_K, Quality, SearchResponse
 
 from .cli import main
@@ -32,6 +33,8 @@ class AskJob(Config):
     """Of the engine auto: fast, balanced or exact."""
     params: dict[str, Any] = {}
     """The engine's parameters, such as {nprobe: 4}."""
+    filters: Filters | None = None
+    """What documents must be like, as JSON: {"where": {"op": "ge", "field": "year", "value": 2020}, "ids": {"exclude": ["a"]}}."""
     deadline_ms: float | None = Field(None, gt=0)
     """What the answer may take; late parts of the index are left out as far as min_coverage allows."""
     min_coverage: float = Field(1.0, ge=0, le=1)

@@ -9,6 +9,7 @@ from ray_lir.distributed.ray_map import ray_map
 from ray_lir.distributed.runtime import ray_session
 from ray_lir.formats.manifest import manifest_digest
 from ray_lir.parallel import threads
+from ray_lir.planning.preview import preview_build
 
 from .cli import main
 
@@ -22,11 +23,15 @@ class BuildIndexJob(IndexConfig):
     """Folder of the index."""
     where: Literal["ray", "here"] = "ray"
     """Run the steps as Ray tasks, or on threads of this process. The bytes are the same."""
+    dry_run: bool = False
+    """Say how many bytes the index would have and how long it would take, and write nothing."""
 
 
 def run(job: BuildIndexJob) -> dict[str, Any]:
     start = time.perf_counter()
     config = IndexConfig(**{name: getattr(job, name) for name in IndexConfig.model_fields})
+    if job.dry_run:
+        return {"output": job.output, "dry_run": True, **preview_build(job.embeddings, job.output, config)}
     if job.where == "ray":
         with ray_session():
             manifest = build_index(job.embeddings, job.output, config, map=ray_map)

@@ -126,19 +126,17 @@ def _open(source: str) -> tuple[EmbeddingsManifest | IndexManifest, Iterator[Blo
 
 
 def index_blocks(root: str, manifest: IndexManifest, docs_per_block: int = 256) -> Iterator[Block]:
-    """The documents of an index in their order, their vectors decompressed, turned back and of unit length."""
+    """The documents of an index that are not deleted, in their order, their vectors decompressed, turned back and of unit length."""
     codec = load_codec(storage.join(root, manifest.codec.name))
     for entry in manifest.shards:
-        shard = open_shard(root, entry)
-        for start in range(0, shard.num_docs, docs_per_block):
-            stop = min(start + docs_per_block, shard.num_docs)
-            first, last = shard.doc_offsets[[start, stop]]
-            tokens = slice(first, last)
+        shard = open_shard(root, entry, manifest.num_centroids)
+        for start in range(0, len(shard.found_documents), docs_per_block):
+            rows = shard.found_documents[start : start + docs_per_block]
+            tokens, offsets = shard.tokens(rows)
             vectors = normalize(decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec))
             vectors = vectors if codec.rotation is None else vectors @ codec.rotation.T
-            texts = shard.documents.slice(start, stop - start)
-            ids = texts.column("doc_id").to_pylist()
-            yield Block(TokenEmbeddings(vectors.astype(np.float16), shard.doc_offsets[start : stop + 1] - first, ids), texts)
+            texts = shard.documents.slice(rows[0], rows[-1] + 1 - rows[0]).take(pa.array(rows - rows[0]))
+            yield Block(TokenEmbeddings(vectors.astype(np.float16), offsets, texts.column("doc_id").to_pylist()), texts)
 
 
 def _joined(blocks: Iterator[Block], docs_per_file: int) -> Iterator[Block]:

@@ -16,13 +16,16 @@ from ray_lir.formats.manifest import (
     MANIFEST,
     PROVENANCE,
     EmbeddingsManifest,
-    FileEntry,
+    ShardEntry,
     TrainingManifest,
     check_file,
+    files_of,
+    listed_names,
     manifest_digest,
     read_manifest,
 )
 from ray_lir.search import LATEST, latest_version, read_version
+from ray_lir.update import advice, drift_of
 
 from .cli import main
 from .export import ExportManifest
@@ -96,22 +99,30 @@ def _index(root: str, job: InspectJob) -> dict[str, Any]:
     version = latest_version(root) if job.version is None else job.version
     manifest = read_version(root, version)
     versions = sorted(int(name) for name in storage.list_names(storage.join(root, "versions")) if name.isdigit())
-    listed = {"/".join(entry.name.split("/")[:2]) for number in versions for entry in files_of(read_version(root, number))}
-    there = {f"{part}/{name}" for part in ("codec", "shards") for name in storage.list_names(storage.join(root, part))}
-    shards = [{"name": shard.name, "documents": shard.num_docs, "tokens": shard.num_tokens, **_sizes(shard)} for shard in manifest.shards]
+    listed = {name for number in versions for name in listed_names(read_version(root, number))}
+    there = {f"{part}/{name}" for part in ("codec", "shards", "tombstones") for name in storage.list_names(storage.join(root, part))}
+    changed = {"drift": drift_of(manifest), "advice": advice(manifest)} if manifest.added_tokens else {}
     return {
         **_head(root, manifest),
         "version": version,
         "versions": versions,
         "nbits": manifest.nbits,
         "centroids": manifest.num_centroids,
+        "deleted": sum(shard.num_deleted for shard in manifest.shards),
         "mean_residual_norm": round(manifest.mean_residual_norm, 4),
+        **changed,
+        **({"change": manifest.change.model_dump(exclude_none=True)} if manifest.change else {}),
         "bytes_per_token": round(_sizes(manifest)["bytes"] / max(1, manifest.num_tokens), 1),
-        "shards": shards,
+        "shards": [_shard(shard) for shard in manifest.shards],
         "not_listed": sorted(there - listed),
         **_provenance(storage.join(root, "versions", str(version))),
         **_checked(root, manifest, job),
     }
+
+
+def _shard(shard: ShardEntry) -> dict[str, Any]:
+    counts = {"documents": shard.num_live, "deleted": shard.num_deleted, "tokens": shard.live_tokens}
+    return {"name": shard.name, "delta": shard.is_delta, **counts, **_sizes(shard)}
 
 
 def _published(root: str, job: InspectJob) -> dict[str, Any]:
@@ -202,18 +213,6 @@ def _damaged(root: str, manifest: BaseModel, verify: bool) -> Iterator[FormatErr
             check_file(root, entry, content=verify)
         except FormatError as error:
             yield error
-
-
-def files_of(value: Any) -> Iterator[FileEntry]:
-    """Every file that a manifest, or a part of one, lists."""
-    if isinstance(value, FileEntry):
-        yield value
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from files_of(getattr(value, name))
-    elif isinstance(value, tuple):
-        for each in value:
-            yield from files_of(each)
 
 
 def with_folder(arguments: Sequence[str]) -> list[str]:

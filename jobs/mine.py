@@ -1,10 +1,14 @@
-"""Mines hard negatives with an index: n-way tuples to train on, scored by a cross-encoder if there is one."""
+"""Mines hard negatives with an index: n-way tuples to train on, scored by a cross-encoder if there is one.
+
+What is finished of a file that is being made lies beside it, in `<output>.unfinished`, until the file is there.
+"""
 
 import gzip
 import io
 import json
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,10 +17,11 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from ray_lir import logs
-from ray_lir.config import Config, EncoderConfig
+from ray_lir.config import Config, EncoderConfig, digest
 from ray_lir.errors import ConfigError
 from ray_lir.evaluation.datasets import Dataset, load_dataset
 from ray_lir.formats import storage
+from ray_lir.formats.manifest import manifest_digest
 from ray_lir.formats.records import document_text, read_documents
 from ray_lir.models.cross_encoder import CrossEncoder
 from ray_lir.models.encoder import Encoder
@@ -28,12 +33,17 @@ from .cli import main
 from .evaluate import QueryEncoderConfig
 
 QUERIES_AT_ONCE = 256
+TUPLES_AT_ONCE = 64
+UNFINISHED = ".unfinished"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 Row = dict[str, Any]
 
 
 class MineConfig(Config):
-    """Searches an index for documents that a query's positives compete with; jobs.train --examples reads the result."""
+    """Searches an index for documents that a query's positives compete with; jobs.train --examples reads the result.
+
+    Run again after a kill, it continues.
+    """
 
     index: str
     """Folder of the index."""
@@ -61,8 +71,24 @@ class MineConfig(Config):
     """Tokens that it reads of query and document together."""
 
 
+@dataclass(frozen=True)
+class Finished:
+    """The batches that are finished, each a JSON file in a folder that is named after all that decides what is in them."""
+
+    folder: str
+
+    def batch(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` returns, a JSON value, or has returned before the job was killed."""
+        url = storage.join(self.folder, f"{name}.json")
+        if storage.exists(url):
+            return json.loads(storage.read_bytes(url))
+        value = make()
+        storage.write_bytes(url, json.dumps(value).encode())
+        return value
+
+
 def mine(config: MineConfig) -> dict[str, Any]:
-    """Writes the tuples; nothing is written before all are there.
+    """Writes the tuples; the file is there when all are.
 
     Raises:
         ConfigError: if a setting or a path is wrong, a query has no positive, or fewer documents are found than wanted.
@@ -76,16 +102,18 @@ def mine(config: MineConfig) -> dict[str, Any]:
     teacher = config.cross_encoder and CrossEncoder.load(
         config.cross_encoder, config.cross_encoder_length, config.encoder.device, config.encoder.precision
     )
+    finished = _finished(config, searcher, dataset)
     with logs.stage("search") as record:
-        found = _negatives(config, searcher, dataset, positives)
+        found = _negatives(config, searcher, dataset, positives, finished)
         negatives = dict(track(found, "search", len(dataset.queries), lambda _: 1, "queries"))
         record.update(queries=len(negatives))
     rows = [{"query_id": query, "document_ids": [positive, *negatives[query]]} for query, found in positives.items() for positive in found]
     if teacher:
         with logs.stage("score") as record:
-            _add_scores(rows, dataset, teacher)
+            _add_scores(rows, dataset, teacher, finished)
             record.update(pairs=sum(len(row["scores"]) for row in rows))
     storage.write_bytes(config.output, _file(rows, config.output))
+    storage.remove_tree(config.output + UNFINISHED)
     return {
         "output": storage.absolute(config.output),
         "queries": len(positives),
@@ -98,12 +126,18 @@ def mine(config: MineConfig) -> dict[str, Any]:
 def _check_output(config: MineConfig) -> None:
     if not config.output.endswith(SUFFIXES):
         raise ConfigError(f"--output {config.output} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    if storage.exists(config.output):
+    if storage.exists(config.output) and not storage.exists(config.output + UNFINISHED):  # both: a job that was killed at its very end
         raise ConfigError(f"{config.output} is there already; give another --output, or remove it first")
     if config.skip + config.num_negatives > config.depth:
         raise ConfigError(
             f"--skip {config.skip} and --num_negatives {config.num_negatives} are more than --depth {config.depth}; raise the depth"
         )
+
+
+def _finished(config: MineConfig, searcher: Searcher, dataset: Dataset) -> Finished:
+    settings = config.model_dump(mode="json", exclude={"output", "dataset", "index"})
+    identity = [settings, manifest_digest(searcher.manifest), dataset.queries, dataset.qrels]
+    return Finished(storage.join(config.output + UNFINISHED, digest(identity)[:16]))
 
 
 def _positives(dataset: Dataset) -> dict[str, list[str]]:
@@ -118,22 +152,28 @@ def _positives(dataset: Dataset) -> dict[str, list[str]]:
 
 
 def _negatives(
-    config: MineConfig, searcher: Searcher, dataset: Dataset, positives: Mapping[str, list[str]]
+    config: MineConfig, searcher: Searcher, dataset: Dataset, positives: Mapping[str, list[str]], finished: Finished
 ) -> Iterator[tuple[str, list[str]]]:
     """Each query's id with the ids of its negatives, best first."""
     contract = searcher.manifest.contract
     given = config.encoder.model_dump()
     encoder = Encoder.for_contract(contract, EncoderConfig(**given | {"checkpoint": given["checkpoint"] or contract.checkpoint}))
     depth = config.depth + max(map(len, positives.values()))
-    ids = iter(dataset.queries)
-    number = 0
-    while part := list(islice(ids, QUERIES_AT_ONCE)):
+    queries = list(dataset.queries)
+
+    def search(first: int) -> list[list[str]]:
+        part = queries[first : first + QUERIES_AT_ONCE]
         answers = searcher.search(encoder.encode_queries([dataset.queries[query] for query in part], part), depth, config.engine)
-        for query, answer in zip(part, answers, strict=True):
+        chosen = []
+        for number, (query, answer) in enumerate(zip(part, answers, strict=True), first):
             known = {*positives[query], query}  # ArguAna's queries are documents of their own corpus
             others = [doc_id for doc_id in searcher.doc_ids(answer.documents) if doc_id not in known]
-            yield query, _chosen(config, query, others[: config.depth][config.skip :], number)
-            number += 1
+            chosen.append(_chosen(config, query, others[: config.depth][config.skip :], number))
+        return chosen
+
+    for first in range(0, len(queries), QUERIES_AT_ONCE):
+        found = finished.batch(f"negatives-{first:08d}", partial(search, first))
+        yield from zip(queries[first : first + QUERIES_AT_ONCE], found, strict=True)
 
 
 def _chosen(config: MineConfig, query: str, candidates: list[str], number: int) -> list[str]:
@@ -148,15 +188,21 @@ def _chosen(config: MineConfig, query: str, candidates: list[str], number: int) 
     return [candidates[place] for place in np.sort(places)]
 
 
-def _add_scores(rows: list[Row], dataset: Dataset, teacher: CrossEncoder) -> None:
+def _add_scores(rows: list[Row], dataset: Dataset, teacher: CrossEncoder, finished: Finished) -> None:
     """Gives each row its scores, shifted so that the least is 0: losses do not depend on it, and files of scores are at least 0."""
     wanted = dict.fromkeys(doc_id for row in rows for doc_id in row["document_ids"])
     corpus = ((document.doc_id, document_text(document.title, document.text)) for document in read_documents(dataset.corpus))
     numbers, texts = collect(wanted, corpus)
-    for row in track(rows, "score", len(rows), lambda _: 1, "tuples"):
-        query = dataset.queries[row["query_id"]]
-        logits = teacher.scores([(query, texts[numbers[doc_id]]) for doc_id in row["document_ids"]])
-        row["scores"] = (logits - logits.min()).tolist()
+
+    def score(part: list[Row]) -> list[list[float]]:
+        pairs = [[(dataset.queries[row["query_id"]], texts[numbers[doc_id]]) for doc_id in row["document_ids"]] for row in part]
+        logits = [teacher.scores(each) for each in pairs]
+        return [(each - each.min()).tolist() for each in logits]
+
+    parts = [rows[first : first + TUPLES_AT_ONCE] for first in range(0, len(rows), TUPLES_AT_ONCE)]
+    for number, part in enumerate(track(parts, "score", len(rows), len, "tuples")):
+        for row, scores in zip(part, finished.batch(f"scores-{number:08d}", partial(score, part)), strict=True):
+            row["scores"] = scores
 
 
 def _file(rows: list[Row], name: str) -> bytes:

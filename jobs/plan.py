@@ -130,7 +130,7 @@ def _inputs(job: PlanJob) -> tuple[Collection, Load, Machine]:
         raise ConfigError(f"nothing is known of kernels {job.kernels!r}; choose {', '.join(COSTS)}")
     collection = Collection.of(job.docs, job.tokens_per_doc, job.dim, job.nbits, job.num_centroids, job.text_bytes_per_doc)
     machine = Machine(job.node_cores, job.node_memory_gb * GB, job.kernels)
-    if not groups_for_memory(collection, machine):
+    if not groups_for_memory(collection, machine, "exact"):
         raise ConfigError(
             f"{collection.num_centroids} centroids do not fit into {job.node_memory_gb:g} GB beside the arrays; "
             "choose fewer with --num_centroids, or more --node_memory_gb"

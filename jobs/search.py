@@ -7,6 +7,7 @@ import tyro
 from pydantic import Field
 
 from ray_lir.config import Config, EncoderConfig
+from ray_lir.index.filters import Filters
 from ray_lir.messages import MAX_K, Quality, chosen_engine
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher
@@ -31,6 +32,8 @@ class SearchJob(Config):
     """Of the engine auto: fast, balanced or exact."""
     params: dict[str, Any] = {}
     """The engine's parameters, such as {nprobe: 4}."""
+    filters: Filters | None = None
+    """What documents must be like, as JSON: {"where": {"op": "ge", "field": "year", "value": 2020}, "ids": {"exclude": ["a"]}}."""
     encoder: str | None = None
     """Where the encoder's checkpoint lies now. None: where it was when the index was made."""
     json_only: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
@@ -43,7 +46,7 @@ def run(job: SearchJob) -> dict[str, Any]:
     searcher = Searcher.open(job.index)
     contract = searcher.manifest.contract
     encoder = Encoder.for_contract(contract, EncoderConfig(checkpoint=job.encoder or contract.checkpoint))
-    [answer] = searcher.search(encoder.encode_queries([job.query]), job.k, engine, job.quality)
+    [answer] = searcher.search(encoder.encode_queries([job.query]), job.k, engine, job.quality, filters=job.filters)
     documents = searcher.documents(answer.documents)
     hits = [
         {"doc_id": document["doc_id"], "score": score, "title": document["title"], "text": document["text"]}

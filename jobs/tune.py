@@ -94,7 +94,8 @@ def _queries(config: TuneConfig, searcher: Searcher) -> TokenEmbeddings:
         texts = list(load_dataset(config.dataset, config.split).queries.values())
         texts = [texts[i] for i in rng.permutation(len(texts))[: config.num_queries]]
     else:
-        numbers = np.sort(rng.permutation(searcher.manifest.num_docs)[: config.num_queries])
+        found = np.concatenate([shard.first_document + shard.found_documents for shard in searcher.shards])
+        numbers = np.sort(rng.permutation(found)[: config.num_queries])
         texts = [" ".join(row["text"].split()[:QUESTION_WORDS]) for row in searcher.documents(numbers)]
         texts = [text for text in texts if text]
         if not texts:

@@ -99,13 +99,18 @@ class Client:
     def health(self) -> Health:
         return self._send(HEALTH)
 
-    def load_version(self, version: int | None = None) -> IndexState:
-        """Serves a version of the index, the latest by default, from now on. Needs a token that may administrate."""
-        return self._send(_change("load", version))
+    def load_version(self, version: int | None = None, share: float | None = None) -> IndexState:
+        """Serves a version of the index, the latest by default, from now on; with `share`, for that share of the requests.
+        Needs a token that may administrate."""
+        return self._send(_change("load", version=version, share=share))
+
+    def promote(self) -> IndexState:
+        """Lets the version that answers a share of the requests answer all."""
+        return self._send(_change("promote"))
 
     def roll_back(self) -> IndexState:
-        """Serves the version before again."""
-        return self._send(_change("roll_back", None))
+        """Ends that share; without one, serves the version before again."""
+        return self._send(_change("roll_back"))
 
     def close(self) -> None:
         self._http.close()
@@ -156,11 +161,14 @@ class AsyncClient:
     async def health(self) -> Health:
         return await self._send(HEALTH)
 
-    async def load_version(self, version: int | None = None) -> IndexState:
-        return await self._send(_change("load", version))
+    async def load_version(self, version: int | None = None, share: float | None = None) -> IndexState:
+        return await self._send(_change("load", version=version, share=share))
+
+    async def promote(self) -> IndexState:
+        return await self._send(_change("promote"))
 
     async def roll_back(self) -> IndexState:
-        return await self._send(_change("roll_back", None))
+        return await self._send(_change("roll_back"))
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -204,8 +212,8 @@ def _document(doc_id: str) -> Call[Document]:
     return Call("GET", f"/documents/{quote(doc_id, safe='')}", Document)
 
 
-def _change(action: str, version: int | None) -> Call[IndexState]:
-    return Call("POST", "/admin/index", IndexState, _checked(IndexChange, {"action": action, "version": version}))
+def _change(action: str, **options: Any) -> Call[IndexState]:
+    return Call("POST", "/admin/index", IndexState, _checked(IndexChange, {"action": action, **options}))
 
 
 def _checked(kind: type[Request], fields: dict[str, Any]) -> Request:

@@ -43,6 +43,8 @@ class EncoderConfig(Config):
     """Let the other tokens attend to the expansion tokens."""
     skip_punctuation: bool | None = None
     """Leave punctuation tokens of documents out of the embeddings."""
+    pooling_factor: int | None = Field(None, ge=1, exclude_if=lambda value: value is None)
+    """Keep one vector for every so many tokens of a document: tokens that are alike become their mean."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -96,6 +98,8 @@ class IndexConfig(Config):
     """None: one for every 50 million tokens."""
     clustering: ClusteringConfig = ClusteringConfig()
     codec: CodecConfig = CodecConfig()
+    codec_from: str | None = Field(None, exclude=True)
+    """Folder of an index whose centroids and buckets are taken instead of training others; clustering and codec are then its own."""
 
 
 class XtrConfig(Config):

@@ -20,12 +20,13 @@ from ray_lir.errors import ConfigError
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract
 from ray_lir.formats.corpus import Corpus, CorpusFile, read_chunks, sample_texts, scan
-from ray_lir.formats.embeddings import DOCS_PER_PART, FOLDER
+from ray_lir.formats.embeddings import DOCS_PER_PART, FOLDER, write_relation
 from ray_lir.formats.manifest import MANIFEST, PROVENANCE, EmbeddingsManifest, read_manifest, write_manifest
 from ray_lir.formats.records import corpus_files
+from ray_lir.formats.relation import Relation
 from ray_lir.logs import stage
 from ray_lir.models.chunks import DEAD_LETTERS, ChunkEntry, Destination, encode_chunk, finished_chunks, has_entries
-from ray_lir.models.encoder import Encoder
+from ray_lir.models.encoder import Encoder, absolute_name
 from ray_lir.models.projection import fit_projection, parse_projection
 from ray_lir.models.tokenization import TextTokenizer
 from ray_lir.parallel import Map
@@ -55,6 +56,7 @@ class Plan:
         tokenizer: theirs.
         destination: where chunks are written.
         done: numbers of the chunks that an earlier run finished.
+        relation: written beside the embeddings, if the scorer is trial.
     """
 
     corpus: Corpus
@@ -63,6 +65,7 @@ class Plan:
     tokenizer: TextTokenizer
     destination: Destination
     done: frozenset[int]
+    relation: Relation | None
 
     @property
     def files(self) -> list[CorpusFile]:
@@ -103,6 +106,7 @@ def encode_corpus(
     output: str,
     encoder: EncoderConfig = EncoderConfig(),
     *,
+    contract: EncoderContract | None = None,
     docs_per_part: int = DOCS_PER_PART,
     map: Map = ray_lir.parallel.threads,
     spread: Spread = in_process,
@@ -112,6 +116,7 @@ def encode_corpus(
     Args:
         corpus: BEIR folder, JSONL, JSONL.gz or Parquet file, or a folder of such files; on a disk or an object store.
         output: folder for the embeddings, on a disk or an object store.
+        contract: of an index, say, whose conventions are kept instead of those of the checkpoint and of `encoder`.
         docs_per_part: rows of the corpus that make one chunk, the unit of work, and one Parquet file.
         map: where the scan runs, one call a file.
         spread: where the chunks are encoded: in_process, or distributed.encode.on_ray. The manifest is the same.
@@ -127,7 +132,7 @@ def encode_corpus(
     _check_apart(corpus, output)
     records: list[dict[str, Any]] = []
     found = _scan(corpus, docs_per_part, map, records)
-    source = Encoder.load(encoder.model_copy(update=ON_CPU))
+    source = _load(encoder, contract)
     _check_encoder(encoder, source.contract, output, docs_per_part)
     identity = _identity(found, encoder, source.contract)
     destination = Destination(output, storage.join(output, PROGRESS, digest(identity)[:16]))
@@ -150,6 +155,37 @@ def encode_corpus(
             logger.info("%s was finished by another run of this job", output)
             return EncodeResult(existing, found.num_chunks, 0, 0.0)
         return EncodeResult(manifest, found.num_chunks, len(plan.done), record["docs_per_second"])
+
+
+def identify(
+    corpus: str,
+    encoder: EncoderConfig,
+    contract: EncoderContract,
+    *,
+    docs_per_part: int = DOCS_PER_PART,
+    map: Map = ray_lir.parallel.threads,
+) -> tuple[dict[str, Any], int]:
+    """What the manifest of these embeddings will hold as its configuration, and how many documents there are; nothing is encoded.
+
+    Raises:
+        ConfigError: if the corpus holds no document.
+        FormatError: if a file of the corpus is cut or damaged.
+    """
+    found = _scan(storage.absolute(corpus), docs_per_part, map, [])
+    return _identity(found, encoder, contract), found.num_docs
+
+
+def _load(encoder: EncoderConfig, contract: EncoderContract | None) -> Encoder:
+    """The encoder where only its contract and tokenizer are needed.
+
+    Raises:
+        IncompatibleError: if the checkpoint's weights are not the contract's.
+    """
+    config = encoder.model_copy(update=ON_CPU)
+    if contract is None:
+        return Encoder.load(config)
+    here = contract.model_copy(update={"checkpoint": absolute_name(encoder.checkpoint)})  # workers look for the weights there
+    return Encoder.for_contract(here, config)
 
 
 def _check_apart(corpus: str, output: str) -> None:
@@ -241,7 +277,7 @@ def _with_projection(encoder: EncoderConfig, corpus: Corpus, destination: Destin
 
 def _plan(corpus: Corpus, encoder: EncoderConfig, source: Encoder, destination: Destination, done: frozenset[int]) -> Plan:
     config = encoder.model_copy(update={"checkpoint": source.contract.checkpoint, "projection": None})
-    return Plan(corpus, config, source.contract, source.tokenizer, destination, done)
+    return Plan(corpus, config, source.contract, source.tokenizer, destination, done, source.relation)
 
 
 def _encode(plan: Plan, spread: Spread, entries: dict[int, ChunkEntry], records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -277,6 +313,7 @@ def _publish(plan: Plan, entries: dict[int, ChunkEntry], identity: dict[str, Any
         parts=parts,
         dead_letters=dead,
         config=identity,
+        relation=write_relation(output, plan.relation),
     )
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     storage.write_bytes(storage.join(output, PROVENANCE), canonical_json({**provenance, "versions": versions}))

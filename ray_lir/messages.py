@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from ray_lir.config import Config
-from ray_lir.engines import ENGINES, EngineParams
+from ray_lir.engines import ENGINES, SERVED, EngineParams
 from ray_lir.errors import ConfigError
+from ray_lir.index.filters import Filters
 
 MAX_QUERIES = 64
 MAX_K = 1000
@@ -35,6 +36,7 @@ class SearchRequest(Config):
                 {"query": "How do I read a zip file?", "k": 3},
                 {"queries": ["open a file", "parse a date"], "engine": "plaid", "params": {"nprobe": 4}, "include": ["title"]},
                 {"query": "copy a folder", "deadline_ms": 200, "min_coverage": 0.5, "explain": True},
+                {"query": "copy a folder", "filters": {"where": {"op": "eq", "field": "kind", "value": "function"}}},
             ]
         }
     )
@@ -49,6 +51,8 @@ class SearchRequest(Config):
     """Of the engine auto: how much of the exact answer it must find."""
     params: dict[str, Any] = {}
     """The engine's own parameters; what is left out follows from the index and k."""
+    filters: Filters | None = None
+    """What documents must be like to be found; the others take nobody's place."""
     include: tuple[DocumentField, ...] = ("title", "text", "metadata")
     """Fields of the documents to send beside doc_id, score and number."""
     deadline_ms: Milliseconds | None = None
@@ -226,6 +230,7 @@ class ExplainRequest(Config):
     engine: str = "auto"
     quality: Quality = "balanced"
     params: dict[str, Any] = {}
+    filters: Filters | None = None
 
     def chosen_engine(self) -> str | Config:
         return chosen_engine(self.engine, self.params)
@@ -254,6 +259,7 @@ class Explanation(Config):
     score: float | None = None
     """Its score in the last stage."""
     dropped_at: str | None = None
+    """A stage, or filters; None if it was found."""
     reason: str
     stages: list[StageReport]
     query_tokens: list[QueryToken]
@@ -270,10 +276,14 @@ def chosen_engine(engine: str, params: dict[str, Any]) -> str | Config:
     """
     if engine == "auto":
         if params:
-            raise ConfigError(f"params need an engine that they belong to; choose {', '.join(ENGINES)}")
+            raise ConfigError(f"params need an engine that they belong to; choose {', '.join(SERVED)}")
         return "auto"
     if engine not in ENGINES:
-        raise ConfigError(f"unknown engine {engine!r}; choose auto, {', '.join(ENGINES)}")
+        raise ConfigError(f"unknown engine {engine!r}; choose auto, {', '.join(SERVED)}")
+    if engine not in SERVED:
+        raise ConfigError(
+            f"engine {engine} needs all shards in one process, which a service spreads; choose {', '.join(SERVED)}, or use Searcher"
+        )
     for name, value in params.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"params of {engine}: {name}: {value} is no number to search with; leave it out for the default")

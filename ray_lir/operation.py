@@ -14,8 +14,14 @@ class IndexFacts(Config):
     index: str
     version: int
     previous: int | None = None
-    """The version that a roll-back goes to."""
+    """The version that a roll-back goes to, unless there is a canary: then it ends that."""
+    canary: int | None = None
+    """The version that answers `share` of the requests."""
+    share: float = 0.0
     num_docs: int
+    """Without those that are deleted."""
+    num_deleted: int
+    """Deleted documents that the shards still hold."""
     num_tokens: int
     num_shards: int
     num_groups: int
@@ -31,16 +37,24 @@ class IndexFacts(Config):
 class IndexChange(Config):
     """Which version of the index to serve from now on."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"action": "load", "version": 2}, {"action": "roll_back"}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"action": "load", "version": 2}, {"action": "load", "version": 2, "share": 0.1}, {"action": "roll_back"}]
+        }
+    )
 
-    action: Literal["load", "roll_back"]
+    action: Literal["load", "promote", "roll_back"]
+    """load: serve a version, or, with `share`, let it answer that share of the requests (a canary). promote: let the canary
+    answer all. roll_back: end the canary; without one, serve the version before."""
     version: Annotated[int, Field(ge=1, le=2**31)] | None = None
     """Of load. None: the latest."""
+    share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    """Of load: the share of the requests. None, or 1: all."""
 
     @model_validator(mode="after")
     def _only_of_load(self) -> "IndexChange":
-        if self.action == "roll_back" and self.version is not None:
-            raise ValueError("roll_back goes to the version before; leave out version")
+        if self.action != "load" and (self.version is not None or self.share is not None):
+            raise ValueError(f"version and share are for load; leave them out of {self.action}")
         return self
 
 
@@ -49,6 +63,8 @@ class IndexState(Config):
 
     version: int
     previous: int | None = None
+    canary: int | None = None
+    share: float = 0.0
     replicas: dict[str, int]
     """How many replicas of each deployment have the version open and verified."""
 

@@ -1,13 +1,10 @@
 """Corpus and embeddings on an object store that speaks S3, found through the usual environment variables."""
 
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
 from ray_lir.config import EncoderConfig
 from ray_lir.encode import encode_corpus
@@ -19,6 +16,7 @@ from ray_lir.formats.records import corpus_files
 
 from .checkpoints import put_together
 from .corpora import write_rows
+from .s3_servers import as_endpoint, make_bucket, moto_server
 
 ROWS = [{"_id": f"d{number}", "text": f"the text of document {number}"} for number in range(9)]
 
@@ -31,23 +29,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of an empty bucket of a server on this machine."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    variables = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "k",
-        "AWS_SECRET_ACCESS_KEY": "s",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    name = f"shelf-{uuid.uuid4().hex}"  # buckets outlive their server
-    fsspec.filesystem("s3").mkdir(name)
-    yield f"s3://{name}"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    with moto_server() as server, as_endpoint(server, monkeypatch):
+        yield make_bucket()
 
 
 def test_a_corpus_is_encoded_from_s3_to_s3_as_on_a_disk(bucket: str, checkpoint: str, tmp_path: Path):
@@ -85,8 +68,8 @@ def test_a_store_that_does_not_answer_is_one_line(bucket: str, checkpoint: str, 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(ConfigError, match="cannot read s3:") as caught:
+    with pytest.raises(ConfigError, match="cannot list s3:") as caught:
         corpus_files(f"{bucket}/corpus")
     assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="cannot write to s3:"):
+    with pytest.raises(ConfigError, match="cannot list s3:"):
         encode_corpus(write_rows(tmp_path / "corpus.jsonl", ROWS), f"{bucket}/out", EncoderConfig(checkpoint=checkpoint))

@@ -1,5 +1,9 @@
 """EncoderContract: every convention that decides what a text's token embeddings are."""
 
+from typing import Literal
+
+from pydantic import Field
+
 from ray_lir.config import Config, digest
 from ray_lir.errors import IncompatibleError
 
@@ -14,6 +18,8 @@ class EncoderContract(Config):
     dim: int
     """Dimensions of a token embedding."""
     scorer: str = "maxsim"
+    weighs: tuple[Literal["queries", "documents"], ...] = Field((), exclude_if=lambda sides: not sides)
+    """Texts that come with a weight for each token, which the scorer cannot do without."""
     query_marker: str | None = None
     """Token inserted at position 1 of every query ([Q]), if any."""
     document_marker: str | None = None
@@ -37,6 +43,8 @@ class EncoderContract(Config):
     """The same for queries."""
     normalize: bool = True
     """L2-normalise each token embedding (zero stays zero)."""
+    pooling_factor: int = Field(1, exclude_if=lambda factor: factor == 1)
+    """Tokens of a document over its vectors (formats/pooling.py); 1: a vector a token."""
 
     @property
     def fingerprint(self) -> str:
@@ -47,15 +55,29 @@ class EncoderContract(Config):
         return digest(self.model_dump(mode="json", exclude={"checkpoint"}, exclude_defaults=True))[:16]
 
 
+def check_weights(contract: EncoderContract, side: Literal["queries", "documents"], has_weights: bool) -> None:
+    """Raises IncompatibleError unless token embeddings have weights exactly if the contract says that these texts are weighed."""
+    if has_weights == (side in contract.weighs):
+        return
+    if has_weights:
+        raise IncompatibleError(
+            f"the {side} have token weights, and scorer {contract.scorer} of {contract.checkpoint} weighs none of theirs; "
+            "leave them out, or encode with a checkpoint that does"
+        )
+    raise IncompatibleError(
+        f"the {side} have no token weights, which scorer {contract.scorer} needs; "
+        f"encode them with {contract.checkpoint} and keep the weights"
+    )
+
+
 def check_same_encoder(have: EncoderContract, want: EncoderContract, have_name: str, want_name: str) -> None:
     """Raises IncompatibleError, naming the first field that differs, unless both give interchangeable vectors."""
     if have.fingerprint == want.fingerprint:
         return
-    ours, theirs = have.model_dump(exclude={"checkpoint"}), want.model_dump(exclude={"checkpoint"})
-    field = next(name for name in ours if ours[name] != theirs[name])
+    field = next(name for name in EncoderContract.model_fields if name != "checkpoint" and getattr(have, name) != getattr(want, name))
     raise IncompatibleError(
         f"{have_name} (checkpoint {have.checkpoint}) does not fit {want_name} (checkpoint {want.checkpoint}): "
-        f"{field} is {_short(ours[field])} against {_short(theirs[field])}; use the encoder {want_name} was made with"
+        f"{field} is {_short(getattr(have, field))} against {_short(getattr(want, field))}; use the encoder {want_name} was made with"
     )
 
 

@@ -1,12 +1,14 @@
 """A folder of token embeddings: publishing its parts and manifest, and writing one from embeddings held in memory."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from ray_lir.errors import ConfigError
 from ray_lir.formats import storage
-from ray_lir.formats.contract import EncoderContract
-from ray_lir.formats.manifest import MANIFEST, EmbeddingPart, EmbeddingsManifest, write_manifest
+from ray_lir.formats.contract import EncoderContract, check_weights
+from ray_lir.formats.manifest import MANIFEST, EmbeddingPart, EmbeddingsManifest, FileEntry, write_manifest, write_named
 from ray_lir.formats.parquet import Block, texts_table, write_part
+from ray_lir.formats.relation import Relation
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 
 DOCS_PER_PART = 512
@@ -28,13 +30,23 @@ def publish_part(root: str, number: int, block: Block, fingerprint: str, scratch
     return EmbeddingPart(name=name, size=size, sha256=sha256, num_docs=len(embeddings), num_tokens=embeddings.num_tokens)
 
 
-def external_contract(dim: int) -> EncoderContract:
-    """The contract of embeddings that came from elsewhere: only their dimensions are known."""
-    return EncoderContract(checkpoint="external", weights_digest="", dim=dim, query_length=1, document_length=1)
+def write_relation(root: str, relation: Relation | None) -> FileEntry | None:
+    """Writes the relation encoder beside the parts, if there is one."""
+    return write_named(root, f"{FOLDER}/relation", ".safetensors", relation.to_bytes()) if relation else None
+
+
+def external_contract(dim: int, has_weights: bool = False) -> EncoderContract:
+    """The contract of embeddings that came from elsewhere: only their dimensions are known, and whether documents have weights."""
+    weighs: tuple[Literal["documents"], ...] = ("documents",) if has_weights else ()
+    return EncoderContract(checkpoint="external", weights_digest="", dim=dim, weighs=weighs, query_length=1, document_length=1)
 
 
 def save_embeddings(
-    root: str, embeddings: TokenEmbeddings, contract: EncoderContract | None = None, texts: Sequence[str] | None = None
+    root: str,
+    embeddings: TokenEmbeddings,
+    contract: EncoderContract | None = None,
+    texts: Sequence[str] | None = None,
+    relation: Relation | None = None,
 ) -> EmbeddingsManifest:
     """Writes token embeddings held in memory as a folder that build_index reads.
 
@@ -42,11 +54,14 @@ def save_embeddings(
         root: the folder; its manifest.json is written last.
         contract: that of the encoder they came from, if it is known.
         texts: one a document, returned with search results.
+        relation: that of the encoder, if its scorer is trial (Encoder.relation).
 
     Raises:
         ConfigError: if there are no documents, or not one text for each.
+        IncompatibleError: if the embeddings lack weights that the contract speaks of, or have others.
     """
-    contract = contract or external_contract(embeddings.dim)
+    contract = contract or external_contract(embeddings.dim, embeddings.weights is not None)
+    check_weights(contract, "documents", embeddings.weights is not None)
     if len(embeddings) == 0:
         raise ConfigError("there are no documents to save")
     if texts is not None and len(texts) != len(embeddings):
@@ -59,7 +74,12 @@ def save_embeddings(
         table = texts_table(chunk.doc_ids, empty, empty if texts is None else texts[start:stop], ["{}"] * len(chunk))
         parts.append(publish_part(root, number, Block(chunk, table), contract.fingerprint))
     manifest = EmbeddingsManifest(
-        contract=contract, dim=embeddings.dim, num_docs=len(embeddings), num_tokens=embeddings.num_tokens, parts=tuple(parts)
+        contract=contract,
+        dim=embeddings.dim,
+        num_docs=len(embeddings),
+        num_tokens=embeddings.num_tokens,
+        parts=tuple(parts),
+        relation=write_relation(root, relation),
     )
     write_manifest(storage.join(root, MANIFEST), manifest)
     return manifest

@@ -88,6 +88,12 @@ def read_texts(url: str) -> pa.Table:
         return pq.read_table(file, columns=["doc_id", *TEXT_COLUMNS])
 
 
+def read_doc_ids(url: str) -> list[str]:
+    """The ids of a part's documents, without reading the embeddings."""
+    with storage.open_input(url) as file:
+        return pq.read_table(file, columns=["doc_id"]).column(0).to_pylist()
+
+
 def read_lengths(url: str) -> np.ndarray:
     """[N] int64, tokens of each document of a part, without reading the embeddings."""
     with storage.open_input(url) as file:

@@ -1,8 +1,10 @@
 """Reading and publishing files on a local disk or any fsspec URL (s3://...), so that nothing is ever half visible.
 
-A file is written under a name unique to the attempt and then renamed (a disk) or put in one request (an object store).
+A file is written under a name unique to the attempt and then renamed (a disk) or put in one step (an object store). Faults
+of an object store that pass are waited out (s3.py); one that does not is a ConfigError that names the file.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -10,7 +12,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +21,8 @@ import fsspec
 from ray_lir.errors import ConfigError
 
 BLOCK_BYTES = 1 << 20
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""What says that something is not there: for the caller to deal with."""
 
 
 def is_local(url: str) -> bool:
@@ -45,15 +49,26 @@ def name_of(url: str) -> str:
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of `url` and the path inside it."""
     try:
-        return fsspec.core.url_to_fs(absolute(url))
+        if not _is_s3(url):
+            return fsspec.core.url_to_fs(absolute(url))
+        from ray_lir.formats import s3
+
+        fs, path = fsspec.core.url_to_fs(absolute(url), **s3.OPTIONS)
+        with told_as("open", url):
+            s3.prepare(fs)
+        return fs, path
     except (ValueError, ImportError) as error:
         raise ConfigError(f"cannot open {url}: {error}; use a local path or a URL that fsspec knows, such as s3://bucket/folder") from error
 
 
 def store_errors() -> tuple[type[Exception], ...]:
     """What a disk or an object store raises when it does not do its part; for `except`."""
-    botocore = sys.modules.get("botocore.exceptions")  # loaded with the first s3:// URL
-    return (OSError, botocore.BotoCoreError, botocore.ClientError) if botocore else (OSError,)
+    botocore, aiohttp = sys.modules.get("botocore.exceptions"), sys.modules.get("aiohttp")  # loaded with the first s3:// URL
+    return (
+        OSError,
+        *((botocore.BotoCoreError, botocore.ClientError) if botocore else ()),
+        *((aiohttp.ClientError,) if aiohttp else ()),
+    )
 
 
 @contextmanager
@@ -62,47 +77,72 @@ def told_as(action: str, url: str) -> Iterator[None]:
     try:
         yield
     except store_errors() as error:
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ConfigError(f"cannot {action} {url}: {why}; check the address, your rights and the space left") from error
+        raise _told(action, url, error) from error
+
+
+def _told(action: str, url: str, error: Exception) -> ConfigError:
+    why = " ".join(str(error).split())[:200] or type(error).__name__
+    return ConfigError(f"cannot {action} {url}: {why}; check the address, your rights and the space left")
+
+
+@contextmanager
+def _answered(action: str, url: str) -> Iterator[None]:
+    """As `told_as` for an object store; that something is not there, and what a disk raises, stays as it is."""
+    try:
+        yield
+    except MISSING:
+        raise
+    except store_errors() as error:
+        if is_local(url):
+            raise
+        raise _told(action, url, error) from error
 
 
 def exists(url: str) -> bool:
     """Whether the file or folder is there now, not when a listing was last cached."""
     fs, path = filesystem(url)
     fs.invalidate_cache(fs._parent(path))
-    return fs.exists(path)
+    with _answered("look for", url):
+        return fs.exists(path)
 
 
 def is_folder(url: str) -> bool:
     fs, path = filesystem(url)
-    return fs.isdir(path)
+    with _answered("look for", url):
+        return fs.isdir(path)
 
 
 def list_names(url: str) -> list[str]:
     """The names directly inside a folder, sorted; empty if the folder does not exist. Never from a stale listing cache."""
     fs, path = filesystem(url)
     fs.invalidate_cache(path)
-    if not fs.isdir(path):
+    try:
+        with _answered("list", url):
+            entries = fs.ls(path, detail=False)
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(name_of(entry) for entry in fs.ls(path, detail=False) if entry.rstrip("/") != path.rstrip("/"))
+    return sorted(name_of(entry) for entry in entries if entry.rstrip("/") != path.rstrip("/"))
 
 
 @contextmanager
 def open_input(url: str) -> Iterator[IO[bytes]]:
+    """A file to read as a stream. What a read of it raises is the caller's to tell (`told_as`)."""
     fs, path = filesystem(url)
-    with fs.open(path, "rb") as file:
+    with _answered("read", url):
+        file = fs.open(path, "rb")
+    with file:
         yield file
 
 
 def read_bytes(url: str) -> bytes:
-    with open_input(url) as file:
+    with _answered("read", url), open_input(url) as file:
         return file.read()
 
 
 def sha256(url: str) -> str:
     """The hex digest of a file's bytes, read in blocks."""
     digest = hashlib.sha256()
-    with open_input(url) as file:
+    with _answered("read", url), open_input(url) as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
@@ -110,7 +150,34 @@ def sha256(url: str) -> str:
 
 def size(url: str) -> int:
     fs, path = filesystem(url)
-    return fs.size(path)
+    with _answered("look for", url):
+        return fs.size(path)
+
+
+def state_of(url: str) -> str:
+    """A digest of the names, sizes and tags (or times) that an object store says of a folder's files: another when one has changed.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
+    fs, path = filesystem(url)
+    with _answered("look for", url):
+        files = fs.find(path, detail=True)
+    if not files:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
+    states = [[name, info["size"], str(info.get("ETag") or info.get("mtime"))] for name, info in sorted(files.items())]
+    return hashlib.sha256(repr(states).encode()).hexdigest()
+
+
+def download(url: str, folder: Path) -> None:
+    """Copies a folder of an object store to a new local one."""
+    fs, path = filesystem(url)
+    with _answered("read", url):
+        for name in fs.find(path):
+            target = folder / name.removeprefix(path).lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with fs.open(name, "rb") as source, open(target, "wb") as copy:
+                shutil.copyfileobj(source, copy, BLOCK_BYTES)
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -125,11 +192,14 @@ def write_bytes(url: str, data: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(attempt, target)
+        except OSError as error:
+            raise error if error.filename else OSError(error.errno, error.strerror, str(target)) from error
         finally:
             attempt.unlink(missing_ok=True)
     else:
         fs, path = filesystem(url)
-        fs.pipe_file(path, data)
+        with _answered("write", url):
+            fs.pipe_file(path, data, **_upload_options(url, len(data)))
 
 
 def publish(attempt: Path, url: str) -> None:
@@ -149,15 +219,20 @@ def publish(attempt: Path, url: str) -> None:
     else:
         fs, path = filesystem(url)
         files = sorted(attempt.rglob("*")) if attempt.is_dir() else [attempt]
-        for file in files:
-            if file.is_file():
-                fs.put_file(str(file), path if file == attempt else f"{path}/{file.relative_to(attempt).as_posix()}")
+        with _answered("write", url):
+            for file in filter(Path.is_file, files):
+                target = path if file == attempt else f"{path}/{file.relative_to(attempt).as_posix()}"
+                fs.put_file(str(file), target, **_upload_options(url, file.stat().st_size))
 
 
 @contextmanager
 def attempt_folder(near: str) -> Iterator[Path]:
     """A local scratch folder that is removed afterwards: beside the output when that is local (so that publishing is a
-    rename on one disk), in the temporary folder otherwise."""
+    rename on one disk), in the temporary folder otherwise.
+
+    Raises:
+        OSError: that says so, and where, if the body fails because the disk is full; NumPy and Arrow do not say that.
+    """
     parent = None
     if is_local(near):
         parent = local_path(near)
@@ -165,6 +240,10 @@ def attempt_folder(near: str) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=".attempt-", dir=parent))
     try:
         yield folder
+    except OSError as error:
+        if error.errno == errno.ENOSPC or shutil.disk_usage(folder).free < BLOCK_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.parent)) from error
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -173,6 +252,19 @@ def remove_tree(url: str) -> None:
     """Removes a folder and what is in it, if it is there. Somebody else may be removing it, or writing to it, at the same time."""
     if is_local(url):
         shutil.rmtree(local_path(url), ignore_errors=True)
-    elif exists(url):
+    else:
         fs, path = filesystem(url)
-        fs.rm(path, recursive=True)
+        with _answered("remove", url), suppress(FileNotFoundError):
+            fs.rm(path, recursive=True)
+
+
+def _is_s3(url: str) -> bool:
+    return url.startswith(("s3://", "s3a://"))
+
+
+def _upload_options(url: str, num_bytes: int) -> dict[str, int]:
+    if not _is_s3(url):
+        return {}
+    from ray_lir.formats import s3
+
+    return s3.upload_options(num_bytes)

@@ -20,10 +20,10 @@ class TokenEmbeddings:
         offsets: [N + 1] int64; text i owns rows offsets[i] to offsets[i + 1].
         doc_ids: N strings.
         token_ids: [T] int32 vocabulary ids, if known.
-        weights: [T] float32, a non-negative weight a token, if the scorer has one.
+        weights: [T] float32, what the scorer multiplies a token's similarities with, at least 0 (ALGORITHMS 7), if it weighs these texts.
 
     Raises:
-        ConfigError: if the shapes do not fit, or a value is NaN or infinite.
+        ConfigError: if the shapes do not fit, or a value is NaN or infinite, or a weight negative.
     """
 
     values: np.ndarray
@@ -49,6 +49,8 @@ class TokenEmbeddings:
                 raise ConfigError(f"{name} must have one entry for each of the {len(self.values)} tokens, not shape {array.shape}")
         if not np.isfinite(self.values).all():
             raise ConfigError("token embeddings hold NaN or infinite values; look at the encoder's precision and input")
+        if self.weights is not None and not (np.isfinite(self.weights) & (self.weights >= 0)).all():
+            raise ConfigError("token weights must be at least 0 and finite; look at the scorer that made them")
 
     @classmethod
     def of(cls, matrices: Sequence[np.ndarray], doc_ids: Sequence[str] | None = None) -> "TokenEmbeddings":

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ray_lir.planning.scatter import Service, simulate
-from ray_lir.planning.sizes import Collection, codec_memory, predict_bytes
+from ray_lir.planning.sizes import Collection, codec_memory, posting_memory, predict_bytes
 from ray_lir.planning.work import QueryWork, query_work
 
 ENGINES = ("exact", "scan", "warp")
+PROBING = ("warp",)
+"""Those of them that hold postings in memory."""
 UTILISATION = 0.6
 """Of a replica's time, at most: beyond it queues make most of the latency."""
 MEMORY_SHARE = 0.75
@@ -111,20 +113,25 @@ def with_fewer_centroids(of: Collection) -> Iterator[Collection]:
     return (replace(of, num_centroids=of.num_centroids >> shift) for shift in range(1, 7) if of.num_centroids >> shift)
 
 
-def groups_for_memory(of: Collection, machine: Machine) -> int:
+def array_memory(of: Collection, engine: str) -> int:
+    """Bytes that all groups together hold in memory to search with an engine."""
+    return predict_bytes(of).arrays + (posting_memory(of) if engine in PROBING else 0)
+
+
+def groups_for_memory(of: Collection, machine: Machine, engine: str) -> int:
     """Groups among which the arrays fit into memory.
 
     Returns 0 if not even the codec does.
     """
     room = MEMORY_SHARE * machine.memory_bytes - codec_memory(of)
-    return max(1, math.ceil(predict_bytes(of).arrays / room)) if room > 0 else 0
+    return max(1, math.ceil(array_memory(of, engine) / room)) if room > 0 else 0
 
 
 def _with_engine(engine: str, of: Collection, load: Load, machine: Machine, work: QueryWork) -> Capacity:
     """Groups are added, each with as many replicas as the load takes, until the simulation is in time."""
     left = load.p95_ms - load.before_ms - work.plan / machine.cores - len(work.stages) * load.hop_ms
     for_time = math.ceil(sum(work.stages) / machine.cores / left) if left > 0 else 1
-    for_memory = groups_for_memory(of, machine)
+    for_memory = groups_for_memory(of, machine, engine)
     most = min(of.num_shards, max(MAX_GROUPS, for_memory))
     groups = min(most, max(1, for_memory, for_time))
     while True:
@@ -145,7 +152,7 @@ def measure(engine: str, of: Collection, load: Load, machine: Machine, work: Que
     )
     service = replace(service, replicas=max(1, math.ceil(load.qps * service.utilisation_per_qps / UTILISATION)))
     percentiles = percentiles_of(service, load.qps)
-    memory = predict_bytes(of).arrays / groups + codec_memory(of)
+    memory = array_memory(of, engine) / groups + codec_memory(of)
     return Capacity(engine, work, service, memory, percentiles, percentiles["p95"] <= load.p95_ms)
 
 

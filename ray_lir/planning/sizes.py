@@ -48,7 +48,6 @@ class Bytes(Config):
     codes: int
     residuals: int
     scales: int
-    postings: int
     offsets: int
     documents: int
     codec: int
@@ -71,11 +70,15 @@ def predict_bytes(of: Collection) -> Bytes:
         codes=of.num_tokens * (2 if of.num_centroids <= 1 << 16 else 4),
         residuals=of.num_tokens * of.dim * of.nbits // 8,
         scales=of.num_tokens * 4,
-        postings=of.num_tokens * 4,
-        offsets=8 * (of.num_docs + of.num_shards) + 8 * of.num_shards * (of.num_centroids + 1),
+        offsets=8 * (of.num_docs + of.num_shards),
         documents=round(of.num_docs * of.text_bytes),
         codec=2 * of.num_centroids * of.dim + 4 * of.dim * of.dim + 8 * of.num_centroids,
     )
+
+
+def posting_memory(of: Collection) -> int:
+    """Bytes that the shards' postings take in the processes that probe (plaid, warp); nothing on disk."""
+    return 4 * of.num_tokens + 8 * of.num_shards * (of.num_centroids + 1)
 
 
 def codec_memory(of: Collection) -> int:

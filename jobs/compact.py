@@ -1,0 +1,64 @@
+"""Writes a version of an index without deleted documents and delta shards, and removes old versions."""
+
+import time
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ray_lir.compact import compact_index
+from ray_lir.config import Config
+from ray_lir.distributed.ray_map import ray_map
+from ray_lir.distributed.runtime import ray_session
+from ray_lir.formats import storage
+from ray_lir.formats.manifest import manifest_digest
+from ray_lir.parallel import threads
+from ray_lir.planning.preview import preview_compaction, shard_bytes
+from ray_lir.versions import remove_versions
+
+from .cli import main
+
+
+class CompactJob(Config):
+    """Compacts an index; run again after a kill, it continues. The version before stays until it is removed."""
+
+    index: str
+    """Folder or URL of the index."""
+    num_shards: int | None = Field(None, ge=1)
+    """Shards of the new version. None: as many as the index was built with."""
+    keep_versions: int | None = Field(None, ge=1)
+    """Remove all but the newest so many versions afterwards, with the files that none of those needs. None: remove none.
+    A service needs the version that it serves, and the one before to roll back."""
+    where: Literal["ray", "here"] = "ray"
+    """Run the steps as Ray tasks, or on threads of this process. The bytes are the same."""
+    dry_run: bool = False
+    """Say what would be written, and write and remove nothing."""
+
+
+def run(job: CompactJob) -> dict[str, Any]:
+    """Raises ConfigError, FormatError or Conflict; no version has changed then."""
+    start = time.perf_counter()
+    if job.dry_run:
+        return {"index": job.index, "dry_run": True, **preview_compaction(job.index, job.num_shards)}
+    if job.where == "ray":
+        with ray_session():
+            compaction = compact_index(job.index, job.num_shards, map=ray_map)
+    else:
+        compaction = compact_index(job.index, job.num_shards, map=threads)
+    removed = remove_versions(storage.absolute(job.index), job.keep_versions) if job.keep_versions else {}
+    manifest = compaction.manifest
+    return {
+        "index": job.index,
+        "version": compaction.version,
+        "changed": compaction.changed,
+        "num_docs": manifest.num_docs,
+        "num_tokens": manifest.num_tokens,
+        "num_shards": len(manifest.shards),
+        "bytes": shard_bytes(manifest),
+        **removed,
+        "seconds": round(time.perf_counter() - start, 3),
+        "manifest_digest": manifest_digest(manifest),
+    }
+
+
+if __name__ == "__main__":
+    main(CompactJob, run)

@@ -1,0 +1,150 @@
+"""Adds documents to an index and deletes documents from it, as its next version."""
+
+import json
+import time
+from functools import partial
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ray_lir.config import Config, EncoderConfig, digest
+from ray_lir.distributed.encode import Workers, make_pool, on_ray
+from ray_lir.distributed.ray_map import ray_map
+from ray_lir.distributed.runtime import ray_session
+from ray_lir.encode import encode_corpus, identify, in_process
+from ray_lir.errors import ConfigError
+from ray_lir.formats import storage
+from ray_lir.formats.embeddings import DOCS_PER_PART
+from ray_lir.formats.manifest import MANIFEST, IndexManifest, manifest_digest
+from ray_lir.formats.records import ID_FIELDS, corpus_files, read_documents
+from ray_lir.index.work import WORK, tidy
+from ray_lir.parallel import Map, threads
+from ray_lir.planning.preview import preview_update
+from ray_lir.search import latest_version, read_version
+from ray_lir.update import Added, Update, advice, change_of, drift_of, update_index
+from ray_lir.versions import is_same
+
+from .cli import main
+from .evaluate import QueryEncoderConfig
+
+
+class UpdateJob(Config):
+    """Updates an index; run again after a kill, it continues. docs/operations.md says how versions, drift and compaction work."""
+
+    index: str
+    """Folder or URL of the index."""
+    add: str | None = None
+    """Documents to add: a corpus as jobs.encode takes it, or a folder that it wrote. One with the id of another replaces it."""
+    delete: str | None = None
+    """File of ids of documents to delete: one a line, or JSON lines with _id. Those that the index does not hold are counted."""
+    encoder: QueryEncoderConfig = QueryEncoderConfig()
+    workers: Workers = Workers()
+    docs_per_part: int = Field(DOCS_PER_PART, ge=1)
+    """Rows of a corpus that are encoded together."""
+    where: Literal["ray", "here"] = "ray"
+    """Run the steps on Ray, or in this process. The bytes are the same."""
+    dry_run: bool = False
+    """Say what would be added, replaced and deleted, and write nothing."""
+
+
+def run(job: UpdateJob) -> dict[str, Any]:
+    """Raises ConfigError, FormatError, IncompatibleError or Conflict; nothing has changed then."""
+    start = time.perf_counter()
+    manifest = read_version(storage.absolute(job.index))
+    ids = read_ids(job.delete) if job.delete else []
+    if job.add is not None and not is_embeddings(job.add):
+        corpus_files(job.add)  # a wrong path is told before a cluster starts
+    if job.dry_run:
+        return {"index": job.index, "dry_run": True, **_preview(job, ids)}
+    if job.where == "here":
+        update = _update(job, manifest, ids, threads)
+    else:
+        with ray_session():
+            update = _update(job, manifest, ids, ray_map)
+    return _result(job, update) | {"seconds": round(time.perf_counter() - start, 3)}
+
+
+def _update(job: UpdateJob, manifest: IndexManifest, ids: list[str], map: Map) -> Update:
+    if job.add is None or is_embeddings(job.add):
+        return update_index(job.index, job.add, ids, map=map)
+    given = job.encoder.model_dump()
+    encoder = EncoderConfig(**given | {"checkpoint": given["checkpoint"] or manifest.contract.checkpoint})
+    identity, _ = identify(job.add, encoder, manifest.contract, docs_per_part=job.docs_per_part, map=map)
+    if is_same(manifest, change_of(digest(identity), ids)):
+        return Update(manifest, latest_version(job.index), manifest.change)
+    folder = storage.join(storage.absolute(job.index), WORK, f"embeddings-{digest(identity)[:16]}")
+    spread = partial(on_ray, pool=make_pool(job.workers, encoder)) if job.where == "ray" else in_process
+    contract = manifest.contract
+    encode_corpus(job.add, folder, encoder, contract=contract, docs_per_part=job.docs_per_part, map=map, spread=spread)
+    update = update_index(job.index, folder, ids, map=map)
+    tidy(storage.absolute(job.index), lambda name: name == storage.name_of(folder))
+    return update
+
+
+def _preview(job: UpdateJob, ids: list[str]) -> dict[str, Any]:
+    if job.add is None:
+        return preview_update(job.index, [], ids)
+    if is_embeddings(job.add):
+        added = Added.read(job.add)
+        return preview_update(job.index, added.doc_ids(), ids, added.source.num_tokens)
+    return preview_update(job.index, list(dict.fromkeys(document.doc_id for document in read_documents(job.add))), ids)
+
+
+def is_embeddings(url: str) -> bool:
+    """Whether a folder holds embeddings rather than a corpus."""
+    return MANIFEST in storage.list_names(url)
+
+
+def read_ids(url: str) -> list[str]:
+    """Ids of documents: one a line, or JSON lines with _id, doc_id or id; blank lines are passed over.
+
+    Raises:
+        ConfigError: if the file cannot be read, or a line is JSON without an id.
+    """
+    with storage.told_as("read", url):
+        content = storage.read_bytes(url)
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{url} is not text in UTF-8 (byte {error.start}); write one id a line") from None
+    return [_read_id(url, number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _read_id(url: str, number: int, line: str) -> str:
+    if not line.startswith("{"):
+        return line
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        fields = {}
+    for name in ID_FIELDS:
+        if isinstance(fields.get(name), str) and fields[name]:
+            return fields[name]
+    raise ConfigError(f"line {number} of {url} is no id: want one id a line, or a JSON object with the string {ID_FIELDS[0]}")
+
+
+def _result(job: UpdateJob, update: Update) -> dict[str, Any]:
+    manifest, change = update.manifest, update.change
+    drift, hint = drift_of(manifest), advice(manifest)
+    return {
+        "index": job.index,
+        "version": update.version,
+        "num_added": change.num_added,
+        "num_replaced": change.num_replaced,
+        "num_deleted": change.num_deleted,
+        "num_unknown": change.num_unknown,
+        "added_tokens": change.added_tokens,
+        "num_docs": manifest.num_docs,
+        "num_tokens": manifest.num_tokens,
+        "num_shards": len(manifest.shards),
+        "num_deltas": sum(shard.is_delta for shard in manifest.shards),
+        "mean_residual_norm": manifest.mean_residual_norm,
+        "added_residual_norm": change.mean_residual_norm,
+        "drift": drift and round(drift, 4),
+        "advice": hint,
+        "manifest_digest": manifest_digest(manifest),
+    }
+
+
+if __name__ == "__main__":
+    main(UpdateJob, run)

@@ -1,0 +1,123 @@
+"""What a build, an update or a compaction would write and take, before it does: the dry runs of the jobs."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import ray_lir.parallel
+from ray_lir.build import prepare
+from ray_lir.compact import needs_compaction, shards_of
+from ray_lir.config import IndexConfig
+from ray_lir.formats import storage
+from ray_lir.formats.manifest import IndexManifest, ShardEntry
+from ray_lir.formats.parquet import read_texts
+from ray_lir.index.deleting import find_in_shard
+from ray_lir.index.work import Build
+from ray_lir.parallel import Map
+from ray_lir.planning.sizes import Collection, predict_bytes
+from ray_lir.planning.work import build_seconds
+from ray_lir.search import LATEST, read_version
+
+SAMPLED_PARTS = 8
+"""Parts of the embeddings whose texts are read to know their size."""
+
+
+def preview_build(embeddings: str, output: str, config: IndexConfig) -> dict[str, Any]:
+    """Documents, tokens, bytes by kind of file, and seconds of one core by stage.
+
+    Raises:
+        ConfigError: if the build would be refused.
+        FormatError: if the embeddings are not what their manifest says.
+    """
+    build = prepare(embeddings, output, config)
+    of = _collection(build)
+    seconds = build_seconds(of, build.config.clustering.num_iterations)
+    if config.codec_from:
+        seconds = {stage: value for stage, value in seconds.items() if stage in ("compress", "assemble")}
+    sizes = predict_bytes(of)
+    return {
+        "there_already": LATEST in storage.list_names(build.output),
+        "num_docs": of.num_docs,
+        "num_tokens": of.num_tokens,
+        "num_shards": of.num_shards,
+        "num_centroids": of.num_centroids,
+        "nbits": of.nbits,
+        "bytes": sizes.index,
+        "bytes_by_kind": sizes.model_dump(exclude={"embeddings"}),
+        "core_seconds": round(sum(seconds.values()), 3),
+        "core_seconds_by_stage": {stage: round(value, 3) for stage, value in seconds.items()},
+    }
+
+
+def preview_update(
+    index: str, new_ids: Sequence[str], ids: Sequence[str], num_tokens: int | None = None, map: Map = ray_lir.parallel.threads
+) -> dict[str, Any]:
+    """What an update would do to an index.
+
+    Args:
+        index: folder or URL.
+        new_ids: of the documents to add.
+        ids: of documents to delete.
+        num_tokens: of the documents to add; None: as many each as the documents of the index have.
+    """
+    index = storage.absolute(index)
+    manifest = read_version(index)
+    wanted = sorted({*new_ids, *ids})
+    found = {doc_id for there in map(partial(_found_in, index, wanted), manifest.shards) for doc_id in there}
+    tokens = round(len(new_ids) * manifest.num_tokens / max(1, manifest.num_docs)) if num_tokens is None else num_tokens
+    all_tokens = sum(shard.num_tokens for shard in manifest.shards)
+    of = Collection(len(new_ids), tokens, manifest.dim, manifest.nbits, manifest.num_centroids, 1, 0)
+    seconds = build_seconds(of) if tokens else {"compress": 0.0, "assemble": 0.0}
+    return {
+        "num_added": len(new_ids),
+        "num_replaced": len(found.intersection(new_ids)),
+        "num_deleted": len(found.difference(new_ids)),
+        "num_unknown": len(set(ids) - found),
+        "num_docs": manifest.num_docs - len(found) + len(new_ids),
+        "added_tokens": tokens,
+        "bytes": round(tokens * shard_bytes(manifest) / max(1, all_tokens)),
+        "core_seconds": round(seconds["compress"] + seconds["assemble"], 3),
+    }
+
+
+def preview_compaction(index: str, num_shards: int | None = None) -> dict[str, Any]:
+    """What compacting an index would write: the bytes of its shards, in proportion to the tokens that are left.
+
+    Raises:
+        ConfigError: if every document is deleted, or there are fewer than num_shards.
+    """
+    manifest = read_version(storage.absolute(index))
+    wanted = shards_of(manifest, num_shards)
+    kept = (shard.live_tokens / max(1, shard.num_tokens) * sum(file.size for file in shard.files) for shard in manifest.shards)
+    return {
+        "changed": needs_compaction(manifest, wanted),
+        "num_docs": manifest.num_docs,
+        "num_deleted": sum(shard.num_deleted for shard in manifest.shards),
+        "num_deltas": sum(shard.is_delta for shard in manifest.shards),
+        "num_shards": wanted,
+        "bytes_before": shard_bytes(manifest),
+        "bytes": round(sum(kept)),
+    }
+
+
+def shard_bytes(manifest: IndexManifest) -> int:
+    """Bytes of all files of all shards."""
+    return sum(file.size for shard in manifest.shards for file in shard.files)
+
+
+def _collection(build: Build) -> Collection:
+    nbits, texts = build.config.codec.nbits, _text_bytes(build)
+    return Collection(build.num_docs, build.num_tokens, build.dim, nbits, build.num_centroids, build.num_shards, texts)
+
+
+def _text_bytes(build: Build) -> float:
+    """Of a document's id, title, text and metadata, from a few parts."""
+    numbers = np.unique(np.linspace(0, len(build.parts) - 1, SAMPLED_PARTS).astype(int)).tolist()
+    tables = [read_texts(build.part_url(number)) for number in numbers]
+    return sum(table.nbytes for table in tables) / max(1, sum(len(table) for table in tables))
+
+
+def _found_in(index: str, doc_ids: Sequence[str], entry: ShardEntry) -> list[str]:
+    return find_in_shard(index, doc_ids, entry)[1]

@@ -1,0 +1,279 @@
+"""Updating an index: documents are added as delta shards under the codec that is there, and deleted by tombstones.
+
+A document that is added with the id of another replaces it. The result is the next version of the index; the one before
+stays as it is. Statistics are counted without what is deleted, so plans, cuts and scores are those of an index that was
+built from the same documents with the same codec.
+"""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import ray_lir.parallel
+from ray_lir.build import CLUSTER_SIZES, TOKENS_PER_SHARD, codec_of, settings_of
+from ray_lir.config import canonical_json, digest
+from ray_lir.errors import ConfigError, IncompatibleError
+from ray_lir.formats import storage
+from ray_lir.formats.contract import EncoderContract, check_same_encoder
+from ray_lir.formats.embeddings import save_embeddings
+from ray_lir.formats.manifest import (
+    DELTA,
+    MANIFEST,
+    Change,
+    EmbeddingsManifest,
+    IndexManifest,
+    ShardEntry,
+    check_file,
+    manifest_digest,
+    read_manifest,
+    write_named,
+)
+from ray_lir.formats.parquet import read_doc_ids
+from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.index.assemble import assemble
+from ray_lir.index.deleting import Deletion, delete_from_shard
+from ray_lir.index.pieces import compress
+from ray_lir.index.rows import array_bytes, read_array
+from ray_lir.index.work import WORK, Build, Work, tidy
+from ray_lir.logs import stage
+from ray_lir.parallel import Map, watched
+from ray_lir.search import read_version
+from ray_lir.versions import is_same, overtaken_by, publish, read_parent, work_of
+
+logger = logging.getLogger(__name__)
+
+DRIFT = 1.25
+"""Residuals that are longer by this factor are coded as if with a third of a bit less (docs/operations.md has measurements)."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """An index after an update.
+
+    Attributes:
+        manifest: of its latest version.
+        version: that version's number.
+        change: what the update did.
+    """
+
+    manifest: IndexManifest
+    version: int
+    change: Change
+
+
+def update_index(
+    index: str,
+    add: str | TokenEmbeddings | None = None,
+    delete: Sequence[str] = (),
+    *,
+    contract: EncoderContract | None = None,
+    texts: Sequence[str] | None = None,
+    map: Map = ray_lir.parallel.threads,
+) -> Update:
+    """Adds and deletes documents, and publishes the result as the next version.
+
+    Run again after a kill, it continues; run again after it ended, it does nothing while its version is the latest.
+
+    Args:
+        index: folder of the index, on a disk or an object store.
+        add: folder that jobs.encode or save_embeddings wrote, or token embeddings held in memory, of the index's encoder.
+        delete: ids of documents; those that the index does not hold are counted.
+        contract: for embeddings held in memory, that of their encoder; None: the index's.
+        texts: for embeddings held in memory, one a document.
+        map: where the steps run: threads of this process, plain `map`, or distributed.ray_map. The bytes are the same.
+
+    Raises:
+        ConfigError: if there is nothing to do, or what is added does not fit; nothing has changed then.
+        Conflict: if another change of the index was published meanwhile; this one has changed nothing then.
+        IncompatibleError: if what is added comes from another encoder.
+        FormatError: if a file of the index or of the embeddings is missing or damaged.
+    """
+    index = storage.absolute(index)
+    if isinstance(add, TokenEmbeddings):
+        folder = storage.join(index, WORK, f"embeddings-{_content_digest(add, texts)}")
+        try:
+            save_embeddings(folder, add, contract or read_version(index).contract, texts)
+            return update_index(index, folder, delete, map=map)
+        finally:
+            tidy(index, lambda name: name == storage.name_of(folder))
+    ids = sorted(set(delete))
+    if add is None and not ids:
+        raise ConfigError("there is nothing to add and nothing to delete; give one of them")
+    added = Added.read(add) if add is not None else None
+    change = change_of(added.identity if added else None, ids)
+    number, parent = read_parent(index, change)
+    if is_same(parent, change):
+        logger.info("%s has had this update, which made version %d; nothing to do", index, number)
+        return Update(parent, number, parent.change)
+    if added:
+        added.check(parent)
+    work = work_of(index, number, digest({"change": change, "parent": manifest_digest(parent)})[:16])
+    try:
+        with storage.told_as("write to", index):
+            return _update(index, number, parent, added, ids, change, work, map)
+    except Exception:
+        done = overtaken_by(index, number, change)
+        if done is None:
+            raise
+        return Update(done, done.change.parent + 1, done.change)
+
+
+@dataclass(frozen=True)
+class Added:
+    """A folder of token embeddings that is added."""
+
+    folder: str
+    source: EmbeddingsManifest
+
+    @classmethod
+    def read(cls, folder: str) -> "Added":
+        folder = storage.absolute(folder)
+        return cls(folder, read_manifest(storage.join(folder, MANIFEST), EmbeddingsManifest, "jobs.encode"))
+
+    @property
+    def identity(self) -> str:
+        """The same for the same corpus with the same encoder, before it is encoded and after."""
+        return digest(self.source.config) if self.source.config else manifest_digest(self.source)
+
+    def check(self, parent: IndexManifest) -> None:
+        """Raises IncompatibleError or FormatError unless all files are there and of the index's encoder."""
+        if self.source.dim != parent.dim:
+            raise IncompatibleError(
+                f"what is added has {self.source.dim} dimensions and the index {parent.dim}; use the encoder the index was made with"
+            )
+        check_same_encoder(self.source.contract, parent.contract, "what is added", "the index")
+        for part in self.source.parts:
+            check_file(self.folder, part)
+
+    def doc_ids(self) -> list[str]:
+        """Raises ConfigError if one comes twice."""
+        found = [doc_id for part in self.source.parts for doc_id in read_doc_ids(storage.join(self.folder, part.name))]
+        if len(set(found)) < len(found):
+            twice = next(doc_id for doc_id, count in Counter(found).items() if count > 1)
+            raise ConfigError(f"the document {twice!r} is added twice; leave one of them out")
+        return found
+
+    def build(self, index: str, parent: IndexManifest, work: Work) -> Build:
+        """What the steps of a build are told, to make delta shards."""
+        source = self.source
+        return Build(
+            embeddings=self.folder,
+            contract=source.contract,
+            parts=tuple(part for part in source.parts if part.num_docs),
+            output=index,
+            config=settings_of(parent),
+            dim=parent.dim,
+            num_docs=source.num_docs,
+            num_tokens=source.num_tokens,
+            num_shards=min(source.num_docs, max(1, -(-source.num_tokens // TOKENS_PER_SHARD))),
+            num_centroids=parent.num_centroids,
+            work=work,
+        )
+
+
+def change_of(added: str | None, ids: Sequence[str]) -> dict[str, Any]:
+    """What a version's configuration says of the update that it came of, for the same update to be known again."""
+    return {"kind": "update", "add": added, "delete": digest(sorted(ids)) if ids else None}
+
+
+def drift_of(manifest: IndexManifest) -> float | None:
+    """How much longer the residuals of all added tokens are than those of the tokens that the codec was made for."""
+    return manifest.added_residual_norm / manifest.mean_residual_norm if manifest.added_tokens and manifest.mean_residual_norm else None
+
+
+def advice(manifest: IndexManifest) -> str | None:
+    """What to do about the drift; None if nothing."""
+    drift = drift_of(manifest)
+    if drift is None or drift <= DRIFT:
+        return None
+    return f"what was added fits the codec badly (residuals {drift:.2f} times as long): build the index anew from embeddings"
+
+
+def _update(
+    index: str,
+    number: int,
+    parent: IndexManifest,
+    added: Added | None,
+    ids: list[str],
+    change: dict[str, Any],
+    work: Work,
+    map: Map,
+) -> Update:
+    records: list[dict[str, Any]] = []
+    new_ids = added.doc_ids() if added else []
+    deletions = _delete(index, parent, sorted({*ids, *new_ids}), map, records)
+    gone = {doc_id for deletion in deletions for doc_id in deletion.doc_ids}
+    counts = Change(
+        parent=number,
+        kind="update",
+        num_added=len(new_ids),
+        num_replaced=len(gone.intersection(new_ids)),
+        num_deleted=len(gone.difference(new_ids)),
+        num_unknown=len(set(ids) - gone),
+    )
+    if not gone and not added:
+        return Update(parent, number, counts)
+    sizes = read_array(storage.join(index, parent.cluster_sizes.name)).copy()
+    for deletion in deletions:
+        sizes[deletion.centroids] -= deletion.sizes
+    shards = tuple(deletion.entry for deletion in deletions)
+    if added:
+        more, norm, deltas = _add(index, number, parent, added, work, map, records)
+        sizes += more
+        shards += deltas
+        counts = counts.model_copy(update={"added_tokens": added.source.num_tokens, "mean_residual_norm": norm})
+    manifest = parent.model_copy(
+        update={
+            "num_docs": sum(shard.num_live for shard in shards),
+            "num_tokens": sum(shard.live_tokens for shard in shards),
+            "cluster_sizes": write_named(index, CLUSTER_SIZES, ".npy", array_bytes(sizes)),
+            "shards": shards,
+            "config": parent.config | {"change": change | {"parent": manifest_digest(parent)}},
+            "change": counts,
+            **_norms(parent, counts),
+        }
+    )
+    publish(index, manifest, records)
+    return Update(manifest, number + 1, counts)
+
+
+def _delete(index: str, parent: IndexManifest, ids: list[str], map: Map, records: list[dict[str, Any]]) -> list[Deletion]:
+    with stage("delete", records) as record:
+        deletions = list(watched(map, "delete")(partial(delete_from_shard, index, ids), parent.shards))
+        record.update(asked=len(ids), documents=sum(len(deletion.doc_ids) for deletion in deletions))
+    return deletions
+
+
+def _add(
+    index: str, number: int, parent: IndexManifest, added: Added, work: Work, map: Map, records: list[dict[str, Any]]
+) -> tuple[np.ndarray, float | None, tuple[ShardEntry, ...]]:
+    """Tokens of each centroid [C], the mean residual norm (None: no tokens), and the delta shards."""
+    build = added.build(index, parent, work)
+    codec, assigner = codec_of(index, parent)
+    sizes, norm = compress(build, codec, assigner, map, records)
+    shards = assemble(build, map, records, f"{DELTA}{number + 1:05d}-")
+    numbered = (shard.model_copy(update={"first_document": parent.num_numbers + shard.first_document}) for shard in shards)
+    return sizes, norm if build.num_tokens else None, tuple(numbered)
+
+
+def _norms(parent: IndexManifest, counts: Change) -> dict[str, Any]:
+    """Tokens added so far, and the mean of their residuals' norms."""
+    tokens = parent.added_tokens + counts.added_tokens
+    if not counts.added_tokens:
+        return {}
+    total = parent.added_tokens * (parent.added_residual_norm or 0.0) + counts.added_tokens * counts.mean_residual_norm
+    return {"added_tokens": tokens, "added_residual_norm": total / tokens}
+
+
+def _content_digest(embeddings: TokenEmbeddings, texts: Sequence[str] | None) -> str:
+    """16 hex digits over all that would be saved."""
+    sha256 = hashlib.sha256(canonical_json([list(embeddings.doc_ids), embeddings.offsets.tolist(), None if texts is None else list(texts)]))
+    for array in (embeddings.values, embeddings.token_ids, embeddings.weights):
+        sha256.update(b"" if array is None else np.ascontiguousarray(array).data)
+    return sha256.hexdigest()[:16]

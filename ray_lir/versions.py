@@ -1,0 +1,149 @@
+"""Versions of an index: the next one is published by one writer alone; old ones are removed with what only they use."""
+
+import platform
+from typing import Any
+
+import numpy as np
+
+from ray_lir.config import canonical_json
+from ray_lir.engines import TUNING
+from ray_lir.errors import ConfigError, Conflict
+from ray_lir.formats import storage
+from ray_lir.formats.exclusive import create_bytes
+from ray_lir.formats.manifest import MANIFEST, PROVENANCE, IndexManifest, listed_names
+from ray_lir.index.work import WORK, Work, tidy
+from ray_lir.search import LATEST, latest_version, read_version
+
+GARBAGE = "garbage.json"
+"""In the work folder: what is to be removed with versions that are gone already."""
+
+
+def version_numbers(index: str) -> list[int]:
+    """Of all versions whose manifest is there, ascending."""
+    return sorted(
+        int(name)
+        for name in storage.list_names(storage.join(index, "versions"))
+        if name.isdigit() and storage.exists(_manifest(index, int(name)))
+    )
+
+
+def read_parent(index: str, change: dict[str, Any]) -> tuple[int, IndexManifest]:
+    """The version that a change starts from, and its manifest.
+
+    If this very change was killed while its version was being published, that is finished, and its version is returned.
+
+    Args:
+        change: what the version's configuration will say of the change.
+
+    Raises:
+        Conflict: if another change stopped there, or is there just now.
+    """
+    number = latest_version(index)
+    if storage.exists(_manifest(index, number + 1)):
+        newer = read_version(index, number + 1)
+        if not is_same(newer, change):
+            raise Conflict(
+                f"{storage.join(index, 'versions', str(number + 1))} is there and LATEST says {number}: another change is being published; "
+                f"if none is running, write {number + 1} into LATEST, or remove that folder"
+            )
+        _finish(index, newer, {})
+        number += 1
+    return number, read_version(index, number)
+
+
+def is_same(manifest: IndexManifest, change: dict[str, Any]) -> bool:
+    """Whether a version came of this change, whatever it was made from."""
+    made = manifest.config.get("change", {})
+    return {name: value for name, value in made.items() if name != "parent"} == change
+
+
+def work_of(index: str, parent: int, name: str) -> Work:
+    """The work folder of the change that will be the version after `parent`."""
+    return Work(storage.join(index, WORK, f"version-{parent + 1:05d}-{name}"))
+
+
+def publish(index: str, manifest: IndexManifest, records: list[dict[str, Any]]) -> None:
+    """Makes a version the latest, after the one that its change names as parent.
+
+    Raises:
+        Conflict: if another change of that parent was published first; this one has changed nothing then.
+    """
+    parent = manifest.change.parent
+    if latest_version(index) != parent:
+        raise Conflict(f"{index} has newer versions than {parent}")
+    try:
+        create_bytes(_manifest(index, parent + 1), canonical_json(manifest.model_dump(mode="json")))
+    except FileExistsError:
+        raise Conflict(f"version {parent + 1} of {index} is another's") from None
+    if latest_version(index) > parent + 1:  # in that instant others made newer ones and removed this one's number
+        raise Conflict(f"{index} has newer versions than {parent}")
+    _finish(index, manifest, {"stages": records, "python": platform.python_version(), "numpy": np.__version__})
+
+
+def overtaken_by(index: str, parent: int, change: dict[str, Any]) -> IndexManifest | None:
+    """Why a change of version `parent` failed, if another was faster: the manifest if that was the same change, run by somebody else.
+
+    Returns None if `parent` is the latest version still.
+
+    Raises:
+        Conflict: if it was a different change.
+    """
+    latest = latest_version(index)
+    if latest == parent and not storage.exists(_manifest(index, parent + 1)):
+        return None
+    manifest = read_version(index, max(latest, parent + 1))
+    if is_same(manifest, change):
+        return manifest
+    raise Conflict(f"another change of {index} was published meanwhile, and this one was not; run it again, and it starts from that")
+
+
+def _finish(index: str, manifest: IndexManifest, provenance: dict[str, Any]) -> None:
+    """What follows when a version's manifest is there: its measured choices and provenance, LATEST, and the end of its work."""
+    number = manifest.change.parent + 1
+    old, new = (storage.join(index, "versions", str(version)) for version in (number - 1, number))
+    if storage.exists(storage.join(old, TUNING)):
+        storage.write_bytes(storage.join(new, TUNING), storage.read_bytes(storage.join(old, TUNING)))
+    if provenance:
+        storage.write_bytes(storage.join(new, PROVENANCE), canonical_json(provenance))
+    storage.write_bytes(storage.join(index, LATEST), f"{number}\n".encode())
+    tidy(index, lambda name: name.startswith("version-") and int(name.split("-")[1]) <= number)
+
+
+def remove_versions(index: str, keep: int) -> dict[str, Any]:
+    """Removes all but the newest `keep` versions, and the files that they list and no other version does.
+
+    Versions disappear first. What was to follow is written down, so that a run that is killed is finished by the next.
+
+    Returns:
+        the versions that were removed, and how many folders and files besides.
+
+    Raises:
+        ConfigError: if `keep` is less than 1.
+    """
+    if keep < 1:
+        raise ConfigError(f"at least the latest version is kept, not {keep}")
+    numbers = [number for number in version_numbers(index) if number <= latest_version(index)]
+    old = numbers[:-keep]
+    work = Work(storage.join(index, WORK))
+    unused = set(work.load_record(GARBAGE)) if work.has(GARBAGE) else set()
+    unused |= {name for number in old for name in listed_names(read_version(index, number))}
+    if unused:
+        work.save_record(GARBAGE, sorted(unused))
+    for number in old:
+        storage.remove_tree(storage.join(index, "versions", str(number)))
+    unused -= {name for number in version_numbers(index) for name in listed_names(read_version(index, number))}
+    for name in sorted(unused):
+        _remove(storage.join(index, name))
+    _remove(storage.join(work.root, GARBAGE))
+    tidy(index, lambda name: False)
+    return {"versions_removed": old, "removed": len(unused)}
+
+
+def _remove(url: str) -> None:
+    if storage.exists(url):
+        fs, path = storage.filesystem(url)
+        fs.rm(path, recursive=True)
+
+
+def _manifest(index: str, number: int) -> str:
+    return storage.join(index, "versions", str(number), MANIFEST)

@@ -1,0 +1,95 @@
+"""Servers that speak S3, on this machine, for tests: moto's in this process, and s3rver, another implementation, from npm."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+S3RVER = "s3rver@3.7.1"
+INSTALLED = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ray_lir-tests" / S3RVER
+
+
+@contextmanager
+def moto_server() -> Iterator[str]:
+    """The URL of a moto server."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+@contextmanager
+def s3rver_server(folder: Path) -> Iterator[str]:
+    """The URL of an s3rver that keeps its buckets in `folder`; skips the test where npm does not install it."""
+    program = _install_s3rver()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [program, "--directory", folder, "--address", "127.0.0.1", "--port", port, "--silent", "--no-vhost-buckets"]
+    server = subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait(server, port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@contextmanager
+def as_endpoint(url: str, patch: pytest.MonkeyPatch, key: str = "S3RVER", secret: str = "S3RVER") -> Iterator[None]:
+    """What speaks S3 in this process, and in those it starts, speaks to the server at `url`."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        patch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def make_bucket() -> str:
+    """The URL of a new, empty bucket."""
+    name = f"shelf-{uuid.uuid4().hex}"  # buckets of moto outlive their server
+    fsspec.filesystem("s3").mkdir(name)
+    return f"s3://{name}"
+
+
+def _install_s3rver() -> Path:
+    program = INSTALLED / "node_modules" / ".bin" / "s3rver"
+    if not program.exists():
+        npm = shutil.which("npm")
+        if not npm:
+            pytest.skip("npm is not installed: s3rver, a second implementation of S3, comes from there")
+        INSTALLED.mkdir(parents=True, exist_ok=True)
+        words = [npm, "install", "--prefix", str(INSTALLED), "--no-save", "--no-audit", "--no-fund", S3RVER]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=200)
+        if done.returncode:
+            pytest.skip(f"npm does not install {S3RVER}: {done.stderr.strip().splitlines()[-1:]}")
+    return program
+
+
+def _wait(server: subprocess.Popen, port: int) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            assert server.poll() is None and time.monotonic() < deadline, "s3rver did not start"
+            time.sleep(0.05)
