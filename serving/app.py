@@ -20,7 +20,7 @@ from ray.serve import Application
 from ray_lir.config import Config, EncoderConfig
 from ray_lir.errors import ConfigError, RayLirError
 from ray_lir.formats import storage
-from ray_lir.formats.manifest import IndexManifest, check_file
+from ray_lir.formats.manifest import IndexManifest, check_file, files_of
 from ray_lir.messages import first_problem
 from ray_lir.search import latest_version, read_version
 
@@ -70,6 +70,9 @@ class ServeConfig(Config):
     """Requests that the gateway works on at a time; more are answered with 429 at once."""
     timeout_s: float = Field(30, gt=0)
     """Seconds that a request may take."""
+    hedge_percentile: float = Field(95, ge=0, le=100)
+    """Where groups have more than one replica: a call that takes longer than this percentile of the last ones like it is made
+    again, on another replica, and the first answer counts. 100: never."""
     verify: bool = True
     """Compare the digest of every file when a version of the index is opened."""
     tokens: str | None = None
@@ -139,7 +142,7 @@ def _check_index(config: ServeConfig, manifest: IndexManifest) -> None:
         raise ConfigError(
             f"num_groups is {config.num_groups}, but {config.index} has {num_shards} shards; choose no more groups than shards"
         )
-    for file in (manifest.codec, manifest.cluster_sizes, *(file for shard in manifest.shards for file in shard.files)):
+    for file in files_of(manifest):
         check_file(config.index, file)
 
 
@@ -157,6 +160,11 @@ def scaling(config: ServeConfig, calls: int) -> dict[str, Any]:
         return {"num_replicas": config.replicas}
     bounds = {"min_replicas": config.replicas, "max_replicas": config.max_replicas}
     return {"autoscaling_config": {**bounds, "target_ongoing_requests": calls}}
+
+
+def hedge_percentile(config: ServeConfig) -> float | None:
+    """None where there is no other replica to ask."""
+    return config.hedge_percentile if max(config.replicas, config.max_replicas or 0) > 1 and config.hedge_percentile < 100 else None
 
 
 def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Access) -> Application:
@@ -187,5 +195,6 @@ def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Ac
         shard_groups,
         config.timeout_s,
         config.max_requests,
+        hedge_percentile(config),
         access,
     )

@@ -4,6 +4,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from ray_lir.errors import FormatError
@@ -21,13 +22,29 @@ def local_copy(root: str, cache: str, files: Iterable[FileEntry]) -> str:
         FormatError: if a file on the store is not what the manifest says.
         ConfigError: if the store does not answer.
     """
-    folder = storage.absolute(storage.join(cache, hashlib.sha256(root.encode()).hexdigest()[:16]))
+    folder = _folder(root, cache)
     for file in files:
         try:
             check_file(folder, file, content=True)
         except FormatError:
             _download(storage.join(root, file.name), _inside(Path(folder), file.name), file)
     return folder
+
+
+def remove_others(root: str, cache: str, files: Iterable[FileEntry]) -> None:
+    """Removes the copies of all files of the index at `root` but these. Who has one mapped keeps it until it is closed."""
+    folder = Path(_folder(root, cache))
+    kept = {folder / file.name for file in files}
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
+        if path.is_dir():
+            with suppress(OSError):  # it holds something
+                path.rmdir()
+        elif path not in kept and not path.name.startswith("."):  # not what somebody is downloading
+            path.unlink(missing_ok=True)
+
+
+def _folder(root: str, cache: str) -> str:
+    return storage.absolute(storage.join(cache, hashlib.sha256(root.encode()).hexdigest()[:16]))
 
 
 def _download(url: str, target: Path, file: FileEntry) -> None:

@@ -20,14 +20,13 @@ async def stage(calls: Calls, names: list[str], served: Served, change: IndexCha
     """Opens the version that is asked for everywhere.
 
     Returns:
-        what is to be served now, and how many replicas of each deployment are ready for it.
+        what is to be served from now on, and how many replicas of each deployment are ready for it.
 
     Raises:
         Conflict: if the version cannot be served; nothing has changed.
     """
-    version = await asyncio.to_thread(_wanted, change, served, root)
-    if version == served.version:
-        raise Conflict(f"version {version} is served already")
+    wanted = await asyncio.to_thread(_wanted, change, served, root)
+    version = wanted.version if wanted.canary is None else wanted.canary
     deadline = asyncio.get_running_loop().time() + STAGE_TIMEOUT_S
     asked = await asyncio.gather(*(calls.ask_all(name, deadline, "stage", version) for name in names), return_exceptions=True)
     for answer in asked:
@@ -37,15 +36,14 @@ async def stage(calls: Calls, names: list[str], served: Served, change: IndexCha
                 raise Conflict(f"version {version} cannot be served, {served.version} goes on: {answer}") from answer
             raise answer
     replicas = {name: len(answer) for name, answer in zip(names, asked, strict=True)}
-    return Served(served.change + 1, version, served.version), replicas
+    return wanted, replicas
 
 
 async def adopt(calls: Calls, names: list[str], served: Served) -> None:
-    """Tells every replica what is served, and to keep nothing else open but the version before. One that does not hear it
+    """Tells every replica what is served, and to keep nothing else open but what a roll-back goes to. One that does not hear it
     learns it from its next call."""
-    keep = [version for version in (served.version, served.previous) if version is not None]
     deadline = asyncio.get_running_loop().time() + ADOPT_TIMEOUT_S
-    asked = await asyncio.gather(*(calls.ask_all(name, deadline, "adopt", served, keep) for name in names), return_exceptions=True)
+    asked = await asyncio.gather(*(calls.ask_all(name, deadline, "adopt", served) for name in names), return_exceptions=True)
     for name, answer in zip(names, asked, strict=True):
         if isinstance(answer, BaseException):
             logger.warning("%s was not told that version %d is served now: %s", name, served.version, answer)
@@ -58,9 +56,22 @@ async def recall(calls: Calls, names: list[str], deadline: float) -> Served | No
     return max(remembered, key=lambda served: served.change, default=None)
 
 
-def _wanted(change: IndexChange, served: Served, root: str) -> int:
-    if change.action == "load":
-        return latest_version(root) if change.version is None else change.version
-    if served.previous is None:
-        raise Conflict(f"there is no version before {served.version} to go back to; load one")
-    return served.previous
+def _wanted(change: IndexChange, served: Served, root: str) -> Served:
+    """What is to be served after the change. Raises Conflict if it makes no sense."""
+    number = served.change + 1
+    if change.action == "promote":
+        if served.canary is None:
+            raise Conflict("there is no canary to promote; load a version with a share")
+        return Served(number, served.canary, served.version)
+    if change.action == "roll_back":
+        if served.canary is not None:
+            return Served(number, served.version, served.previous)
+        if served.previous is None:
+            raise Conflict(f"there is no version before {served.version} to go back to; load one")
+        return Served(number, served.previous, served.version)
+    version = latest_version(root) if change.version is None else change.version
+    if version == served.version:
+        raise Conflict(f"version {version} is served already")
+    if change.share is not None and change.share < 1:
+        return Served(number, served.version, served.previous, version, change.share)
+    return Served(number, version, served.version)

@@ -44,10 +44,10 @@ async def explain_document(turn: Turn, request: ExplainRequest, kernels: Kernels
     document = await get_document(turn, owner, number)
     planned: Planned = await turn.encoder("plan", [request.query], request.k, request.chosen_engine(), request.quality)
     [plan] = planned.plans
-    scatter = Scatter(turn, kernels)
+    scatter = Scatter(turn, kernels, filters=request.filters)
     found = await scatter.find([plan], ())
-    scores = await turn.ask(owner, "stage_scores", plan, number)
-    told = trace(plan, [best for [best] in found.kept], scores, number)
+    scores, kept_out = await turn.ask(owner, "stage_scores", plan, number, request.filters)
+    told = trace(plan, [best for [best] in found.kept], scores, number, kept_out)
     only = TopK(np.zeros(1, np.float32), np.array([number]))
     explained = await _explained(scatter, [request.query], [plan], [only], {number: {"title": document.title, "text": document.text}})
     return Explanation(
@@ -60,7 +60,7 @@ async def explain_document(turn: Turn, request: ExplainRequest, kernels: Kernels
         query_tokens=explained.tokens[0],
         matches=explained.matches[0][number],
         params=plan.params,
-        index_version=turn.served.version,
+        index_version=turn.served.answering,
     )
 
 

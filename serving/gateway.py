@@ -6,7 +6,8 @@ from ray.serve.handle import DeploymentHandle
 
 from .access import Access, check_address
 from .api import routes
-from .calls import ENCODER, RayCalls
+from .calls import ENCODER, Calls, RayCalls
+from .hedging import HedgedCalls
 from .metrics import Metrics
 from .service import Service
 
@@ -20,6 +21,7 @@ class Gateway:
         groups: the shard groups by name, in document order.
         timeout_s: what a request may take.
         max_requests: requests that are worked on at a time.
+        hedge_percentile: calls of a group that take longer than this percentile of the last ones are made again; None: never.
 
     Raises:
         ConfigError: if Serve listens to a network and no tokens are asked for.
@@ -33,11 +35,14 @@ class Gateway:
         groups: dict[str, DeploymentHandle],
         timeout_s: float,
         max_requests: int,
+        hedge_percentile: float | None,
         access: Access,
     ):
         check_address(listening_host(), access)
         metrics = Metrics()
-        calls = RayCalls({ENCODER: encoder, **groups}, metrics)
+        calls: Calls = RayCalls({ENCODER: encoder, **groups}, metrics)
+        if hedge_percentile is not None:
+            calls = HedgedCalls(calls, groups, hedge_percentile, metrics)
         self.access = access
         self.service = Service(root, version, list(groups), calls, timeout_s, max_requests, metrics)
 

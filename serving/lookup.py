@@ -32,7 +32,7 @@ async def find(turn: Turn, doc_ids: Sequence[str]) -> dict[str, tuple[str, int]]
 
 async def get_document(turn: Turn, group: str, number: int) -> Document:
     [fields] = await turn.ask(group, "documents", np.array([number]), ("title", "text", "metadata"))
-    return answers.document(number, fields, turn.served.version)
+    return answers.document(number, fields, turn.served.answering)
 
 
 async def rerank(turn: Turn, request: RerankRequest, kernels: Kernels) -> RerankResponse:
@@ -51,7 +51,7 @@ async def rerank(turn: Turn, request: RerankRequest, kernels: Kernels) -> Rerank
     results = [
         Reranked(position=position, doc_id=ids[position] if ids else None, score=float(scores[position])) for position in order[: request.k]
     ]
-    return RerankResponse(results=results, index_version=turn.served.version)
+    return RerankResponse(results=results, index_version=turn.served.answering)
 
 
 async def _scores(turn: Turn, query: str, doc_ids: Sequence[str], kernels: Kernels) -> np.ndarray:

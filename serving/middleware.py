@@ -2,6 +2,8 @@
 
 import logging
 import time
+import uuid
+from contextvars import ContextVar
 from http import HTTPStatus
 
 from starlette.datastructures import MutableHeaders
@@ -21,6 +23,10 @@ HEADERS = {
 }
 DOCS = ("/docs", "/redoc")
 """FastAPI's pages fetch their scripts from elsewhere, which the policy would forbid."""
+
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id")
+"""Of the request that is being answered: the client's X-Request-ID, or a random one."""
 
 
 class BodyLimit:
@@ -57,6 +63,7 @@ class Observed:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        REQUEST_ID.set(dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1") or uuid.uuid4().hex)
         start = time.perf_counter()
         status = 499  # the client went away before there was an answer
 

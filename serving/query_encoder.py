@@ -87,11 +87,10 @@ class QueryEncoder:
         """Opens a version so that it can be served. Raises if it is damaged, or made with another encoder than there is."""
         await asyncio.to_thread(self.versions.open, version)
 
-    async def adopt(self, served: Served, keep: Sequence[int]) -> None:
-        """Remembers what is served from now on, and lets go of all versions but these."""
-        self.versions.get(served)
-        self.versions.keep(keep)
-        used = {planner.manifest.contract.fingerprint for _, planner in map(self.versions.open, keep)}
+    async def adopt(self, served: Served) -> None:
+        """Remembers what is served from now on, and lets go of versions that no request reaches any more."""
+        await asyncio.to_thread(self.versions.get, served)
+        used = {planner.manifest.contract.fingerprint for _, planner in self.versions.keep(served.reachable)}
         self.encoders = {fingerprint: encoder for fingerprint, encoder in self.encoders.items() if fingerprint in used}
 
     async def remembered(self) -> Served:

@@ -1,6 +1,7 @@
 """Scatter: one request's calls to the shard groups, which of them answered, and the answer of those alone."""
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +12,10 @@ import numpy as np
 from ray_lir.engines.plan import QueryPlan, TopK, merge
 from ray_lir.errors import FormatError, ShardUnavailable
 from ray_lir.explain import TokenMatches
+from ray_lir.index.filters import Filters
 from ray_lir.kernels import Kernels
 
+from .shard_server import GroupAnswer
 from .turn import Turn
 
 
@@ -36,6 +39,16 @@ class Found:
     missing: dict[str, str]
 
 
+MAX_AHEAD = 8
+"""Plans for which groups go on by themselves: for one, a message costs more than work that turns out to be in vain; for many it
+does not."""
+AHEAD_SHARE, AHEAD_MORE = 1.5, 8
+"""How many documents a group goes on with: so many times its equal share of those that all groups keep together, and so many
+more. Where it has more of them than that, it is asked for the rest."""
+MAX_SENT = 100
+"""Documents whose fields every group sends along with its answer; more are fetched from their groups at the end."""
+
+
 class GroupLost(Exception):
     """A group did not answer and is left out from now on."""
 
@@ -49,20 +62,22 @@ class Scatter:
     Args:
         min_coverage: the share of documents below which ShardUnavailable is raised. While it allows for a loss, no step
             may take more than its share of the time that is left; otherwise giving up early would gain nothing.
+        filters: what documents must be like; every group evaluates them for its own.
     """
 
-    def __init__(self, turn: Turn, kernels: Kernels, min_coverage: float = 1.0):
+    def __init__(self, turn: Turn, kernels: Kernels, min_coverage: float = 1.0, filters: Filters | None = None):
         self.turn = turn
         self.groups = {group.name: group for group in turn.snapshot.groups}
-        self.num_docs = sum(group.num_docs for group in turn.snapshot.groups)
+        self.num_docs = sum(group.num_live for group in turn.snapshot.groups)
         self.min_coverage = min_coverage
         self.kernels = kernels
+        self.filters = filters
         self.missing: dict[str, str] = {}
-        self._first: dict[str, list[TopK]] = {}
+        self._answers: dict[str, GroupAnswer] = {}
 
     @property
     def coverage(self) -> float:
-        return sum(group.num_docs for group in self.groups.values()) / self.num_docs
+        return sum(group.num_live for group in self.groups.values()) / self.num_docs if self.num_docs else 1.0
 
     async def find(self, plans: list[QueryPlan], fields: Sequence[str]) -> Found:
         """The best documents of each plan, with their fields.
@@ -72,6 +87,7 @@ class Scatter:
         """
         while True:
             try:
+                await self._search(plans, fields)
                 kept, seconds = await self._stages(plans)
                 start = time.perf_counter()
                 documents = await self._documents(kept[-1], fields)
@@ -90,37 +106,51 @@ class Scatter:
         asked = await asyncio.gather(*(self.turn.ask(name, *call) for name, call in calls.items()))
         return [{number: match for part in asked for number, match in part[position].items()} for position in range(len(plans))]
 
+    async def _search(self, plans: list[QueryPlan], fields: Sequence[str]) -> None:
+        """What a group finds by itself stays true when another is lost, so none is asked twice."""
+        ahead = _ahead(plans, len(self.groups))
+        sent = fields if len(ahead) + 1 == len(plans[0].keeps) and sum(plan.keeps[-1] for plan in plans) <= MAX_SENT else None
+        calls = {name: ("search", plans, self.filters, ahead, sent) for name in self.groups if name not in self._answers}
+        await self._ask(calls, len(plans[0].keeps) - len(ahead) + 1, self._answers)
+
     async def _stages(self, plans: list[QueryPlan]) -> tuple[list[list[TopK]], list[float]]:
-        num_stages = len(plans[0].keeps)
+        """What each stage keeps of all groups' documents, and the seconds that it took."""
+        found = [self._answers[name] for name in self.groups]
         kept: list[list[TopK]] = []
         seconds = []
-        for number in range(num_stages):
+        for number in range(len(plans[0].keeps)):
             start = time.perf_counter()
-            steps = num_stages - number + 1
-            parts = await (self._later_stage(plans, number, kept[-1], steps) if number else self._first_stage(plans, steps))
-            kept.append([merge(answers, plan.keeps[number], self.kernels) for plan, *answers in zip(plans, *parts, strict=True)])
-            seconds.append(time.perf_counter() - start)
+            ran = [answer for answer in found if number < len(answer.stages)]
+            parts = [[answer.stages[number][plan] for answer in ran] for plan in range(len(plans))]
+            if number:
+                parts = await self._completed(plans, number, [np.sort(top.documents) for top in kept[-1]], parts)
+            kept.append([merge(each, plan.keeps[number], self.kernels) for plan, each in zip(plans, parts, strict=True)])
+            slowest = max((answer.seconds[number] for answer in ran), default=0.0)
+            seconds.append(slowest + time.perf_counter() - start)
         return kept, seconds
 
-    async def _first_stage(self, plans: list[QueryPlan], steps: int) -> list[list[TopK]]:
-        """What it found stays true when a group is lost, so no group is asked twice."""
-        everything: list[None] = [None] * len(plans)
-        calls = {name: ("run_stage", plans, 0, everything) for name in self.groups if name not in self._first}
-        await self._ask(calls, steps, self._first)
-        return [self._first[name] for name in self.groups]
-
-    async def _later_stage(self, plans: list[QueryPlan], number: int, before: Sequence[TopK], steps: int) -> list[list[TopK]]:
-        survivors = [np.sort(answer.documents) for answer in before]
-        calls = {name: ("run_stage", plans, number, [group.own(each) for each in survivors]) for name, group in self.groups.items()}
-        answers = await self._ask(calls, steps, {})
-        return [answers[name] for name in self.groups]
+    async def _completed(
+        self, plans: list[QueryPlan], number: int, survivors: list[np.ndarray], parts: list[list[TopK]]
+    ) -> list[list[TopK]]:
+        """What stage `number` says of each plan's survivors: what is known already, and what the groups still have to say."""
+        known = [_among(each, wanted) for each, wanted in zip(parts, survivors, strict=True)]
+        unknown = [np.setdiff1d(wanted, top.documents, assume_unique=True) for top, wanted in zip(known, survivors, strict=True)]
+        calls = {}
+        for name, group in self.groups.items():
+            mine = [group.own(each) for each in unknown]
+            if any(len(each) for each in mine):
+                calls[name] = ("run_stage", plans, number, mine)
+        answers = await self._ask(calls, len(plans[0].keeps) - number + 1, {})
+        return [[top, *(answer[plan] for answer in answers.values())] for plan, top in enumerate(known)]
 
     async def _documents(self, answers: Sequence[TopK], fields: Sequence[str]) -> dict[int, dict[str, Any]]:
         numbers = np.unique(np.concatenate([answer.documents for answer in answers]))
-        shares = {name: mine for name, group in self.groups.items() if len(mine := group.own(numbers))}
-        calls = {name: ("documents", mine, fields) for name, mine in shares.items()}
-        rows = await self._ask(calls, 1, {})
-        return {number: row for name, mine in shares.items() for number, row in zip(mine.tolist(), rows[name], strict=True)}
+        sent = {number: row for name in self.groups for number, row in self._answers[name].documents.items()}
+        lacking = np.array([number for number in numbers.tolist() if number not in sent], np.int64)
+        shares = {name: mine for name, group in self.groups.items() if len(mine := group.own(lacking))}
+        rows = await self._ask({name: ("documents", mine, fields) for name, mine in shares.items()}, 1, {})
+        sent |= {number: row for name, mine in shares.items() for number, row in zip(mine.tolist(), rows[name], strict=True)}
+        return {number: sent[number] for number in numbers.tolist()}
 
     async def _ask(self, calls: dict[str, tuple[Any, ...]], steps: int, answers: dict[str, Any]) -> dict[str, Any]:
         """Adds each group's answer to `answers`; `steps` is how many steps, this one included, share the time that is left.
@@ -152,3 +182,19 @@ class Scatter:
         if not self.groups or self.coverage < self.min_coverage:
             reasons = "; ".join(self.missing.values())
             raise ShardUnavailable(f"{self.coverage:.0%} of the documents could be searched, less than min_coverage: {reasons}")
+
+
+def _ahead(plans: list[QueryPlan], num_groups: int) -> list[int]:
+    """For each later stage, how many of its own survivors of the stage before a group goes on with."""
+    if num_groups > 1 and len(plans) > MAX_AHEAD:
+        return []
+    keeps = [max(plan.keeps[number] for plan in plans) for number in range(len(plans[0].keeps) - 1)]
+    return [keep if num_groups == 1 else min(keep, math.ceil(AHEAD_SHARE * keep / num_groups) + AHEAD_MORE) for keep in keeps]
+
+
+def _among(parts: Sequence[TopK], wanted: np.ndarray) -> TopK:
+    """What is said there of the wanted documents."""
+    scores = np.concatenate([np.zeros(0, np.float32), *(part.scores for part in parts)])
+    documents = np.concatenate([np.zeros(0, np.int64), *(part.documents for part in parts)])
+    kept = np.isin(documents, wanted)
+    return TopK(scores[kept], documents[kept])

@@ -22,7 +22,7 @@ async def search(turn: Turn, request: SearchRequest, kernels: Kernels) -> Search
     """
     start = time.perf_counter()
     planned: Planned = await turn.encoder("plan", request.texts, request.k, request.chosen_engine(), request.quality)
-    scatter = Scatter(turn, kernels, request.min_coverage)
+    scatter = Scatter(turn, kernels, request.min_coverage, request.filters)
     found = await scatter.find(planned.plans, _fields(request))
     best = finish(planned.plans, found.kept[-1])
     searched = time.perf_counter()
@@ -42,7 +42,7 @@ async def search(turn: Turn, request: SearchRequest, kernels: Kernels) -> Search
             explain=_ms(end - searched) if explained else None,
             total=_ms(end - start),
         ),
-        index_version=turn.served.version,
+        index_version=turn.served.answering,
         coverage=found.coverage,
         missing=found.missing,
     )

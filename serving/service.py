@@ -16,8 +16,9 @@ from ray_lir.kernels import select
 from . import changes, explaining, lookup, searching
 from .calls import ENCODER, Calls
 from .metrics import Metrics
+from .middleware import REQUEST_ID
 from .turn import Snapshot, Turn, open_snapshot
-from .versions import Versions
+from .versions import Served, Versions
 
 HEALTH_TIMEOUT_S = 5.0
 
@@ -95,7 +96,10 @@ class Service:
             index=self.root,
             version=served.version,
             previous=served.previous,
+            canary=served.canary,
+            share=served.share,
             num_docs=manifest.num_docs,
+            num_deleted=sum(shard.num_deleted for shard in manifest.shards),
             num_tokens=manifest.num_tokens,
             num_shards=len(manifest.shards),
             num_groups=len(self.groups),
@@ -117,10 +121,12 @@ class Service:
         async with self._changing:
             await self._recall()
             served, replicas = await changes.stage(self.calls, self.names, self.versions.served, change, self.root)
-            await asyncio.to_thread(self.versions.get, served)
+            await asyncio.to_thread(self._serve, served)
             await changes.adopt(self.calls, self.names, served)
-            self.metrics.version(served.version)
-        return operation.IndexState(version=served.version, previous=served.previous, replicas=replicas)
+            self.versions.keep(served.reachable)
+        return operation.IndexState(
+            version=served.version, previous=served.previous, canary=served.canary, share=served.share, replicas=replicas
+        )
 
     @asynccontextmanager
     async def _turn(self, milliseconds: float | None = None) -> AsyncIterator[Turn]:
@@ -133,7 +139,8 @@ class Service:
         try:
             deadline = self._deadline(milliseconds)
             await self._recall()
-            served = self.versions.served
+            self.metrics.served(self.versions.served)  # again and again: an exporter forgets what is not said for a while
+            served = self.versions.served.for_request(REQUEST_ID.get(""))
             yield Turn(self.calls, served, self.versions.get(served), deadline)
         finally:
             self._running -= 1
@@ -144,9 +151,15 @@ class Service:
         if not self._recalled:
             served = await changes.recall(self.calls, self.names, self._deadline(1000 * HEALTH_TIMEOUT_S))
             if served is not None:
-                await asyncio.to_thread(self.versions.get, served)
-                self.metrics.version(self.versions.served.version)
+                await asyncio.to_thread(self._serve, served)
                 self._recalled = True
+
+    def _serve(self, served: Served) -> None:
+        """From now on. Opens what the gateway needs of it before a request does."""
+        if served.canary is not None:
+            self.versions.open(served.canary)
+        self.versions.get(served)
+        self.metrics.served(self.versions.served)
 
     def _deadline(self, milliseconds: float | None = None) -> float:
         seconds = self.timeout_s if milliseconds is None else min(self.timeout_s, milliseconds / 1000)

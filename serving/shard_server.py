@@ -6,30 +6,45 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from ray_lir.engines import ENGINES
 from ray_lir.engines.exact import rescore
 from ray_lir.engines.plan import QueryPlan, TopK, run_stage
 from ray_lir.errors import ShardUnavailable
-from ray_lir.explain import TokenMatches, match_tokens, shard_of, stage_scores
+from ray_lir.explain import TokenMatches, kept_out, match_tokens, shard_of, stage_scores
 from ray_lir.formats import storage
-from ray_lir.formats.manifest import ShardEntry
+from ray_lir.formats.manifest import ShardEntry, files_of
+from ray_lir.index.filters import Filters
 from ray_lir.kernels import select
 from ray_lir.search import Searcher, open_planner, open_shards, read_version
 
-from .cache import local_copy
+from .cache import local_copy, remove_others
 from .versions import Served, Versions
 
 STUCK_AFTER_S = 120.0
 """A single call that computes longer than this makes the replica unhealthy, and Serve starts another."""
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class GroupAnswer:
+    """What a group found by itself.
+
+    Attributes:
+        stages: for each stage that was run and each plan, the documents that it scored and kept, best first.
+        seconds: of each stage.
+        documents: fields of the last stage's best, by number.
+    """
+
+    stages: list[list[TopK]]
+    seconds: list[float]
+    documents: dict[int, dict[str, str]]
 
 
 class ShardServer:
@@ -57,13 +72,24 @@ class ShardServer:
         self.versions = Versions(self._open, version)
         self.versions.open(version)
 
-    async def run_stage(
-        self, served: Served, plans: Sequence[QueryPlan], number: int, documents: Sequence[np.ndarray | None]
-    ) -> list[TopK]:
-        """Stage `number` of the plans' engine over this group's shards.
+    async def search(
+        self, served: Served, plans: Sequence[QueryPlan], filters: Filters | None, ahead: Sequence[int], fields: Sequence[str] | None
+    ) -> GroupAnswer:
+        """The first stage of the plans' engine over this group's shards; and the later ones for its own best documents, most of
+        which the gateway is going to ask for once it knows the other groups' best.
 
         Args:
-            documents: for each plan this group's survivors of the stage before, ascending; None in the first stage.
+            filters: what documents must be like to be found.
+            ahead: for each later stage, how many of this group's best of the stage before go on; empty for none.
+            fields: of the last stage's best documents to send along; None for no documents.
+        """
+        return await self._compute(_search, self.versions, served, plans, filters, ahead, fields)
+
+    async def run_stage(self, served: Served, plans: Sequence[QueryPlan], number: int, documents: Sequence[np.ndarray]) -> list[TopK]:
+        """Stage `number`, from 1, of the plans' engine for some of this group's documents.
+
+        Args:
+            documents: for each plan survivors of the stage before, ascending.
         """
         stage = ENGINES[plans[0].params.engine].stages[number]
         return await self._compute(_run, self.versions, served, stage, plans, [plan.keeps[number] for plan in plans], documents)
@@ -77,14 +103,15 @@ class ShardServer:
         """For each plan, what its query tokens matched in some of this group's documents."""
         return await self._compute(_matches, self.versions, served, plans, numbers)
 
-    async def stage_scores(self, served: Served, plan: QueryPlan, number: int) -> list[float | None]:
-        """The scores that one document would get in every stage."""
-        return await self._compute(_stage_scores, self.versions, served, plan, number)
+    async def stage_scores(
+        self, served: Served, plan: QueryPlan, number: int, filters: Filters | None
+    ) -> tuple[list[float | None], str | None]:
+        """The scores that one document would get in every stage, and what keeps it from being searched."""
+        return await self._compute(_stage_scores, self.versions, served, plan, number, filters)
 
     async def documents(self, served: Served, numbers: np.ndarray, fields: Sequence[str]) -> list[dict[str, str]]:
         """doc_id and these fields of some of this group's documents, in the order of their numbers."""
-        rows = await asyncio.to_thread(lambda: self.versions.get(served).documents(numbers))
-        return [{name: row[name] for name in ("doc_id", *fields)} for row in rows]
+        return await asyncio.to_thread(lambda: _rows(self.versions.get(served), numbers, fields))
 
     async def find(self, served: Served, doc_ids: Sequence[str]) -> dict[str, int]:
         """The numbers of those of these documents that this group holds."""
@@ -94,10 +121,12 @@ class ShardServer:
         """Opens a version so that it can be served. Raises FormatError if it is damaged."""
         await asyncio.to_thread(self.versions.open, version)
 
-    async def adopt(self, served: Served, keep: Sequence[int]) -> None:
-        """Remembers what is served from now on, and lets go of all versions but these."""
-        self.versions.get(served)
-        self.versions.keep(keep)
+    async def adopt(self, served: Served) -> None:
+        """Remembers what is served from now on, and lets go of versions that no request reaches any more, and of their copies."""
+        await asyncio.to_thread(self.versions.get, served)
+        self.versions.keep(served.reachable)
+        if self.cache and not storage.is_local(self.root):
+            await asyncio.to_thread(self._let_go, served.reachable)
 
     async def remembered(self) -> Served:
         """What was served when this was last asked for something."""
@@ -118,9 +147,13 @@ class ShardServer:
         shards = manifest.shards[run.start : run.stop]
         planner = open_planner(self.root, manifest, self.verify)
         if storage.is_local(self.root):
-            return Searcher(planner, open_shards(self.root, shards, self.verify), select("auto"))
-        copy = local_copy(self.root, self.cache or "", [file for shard in shards for file in shard.files])
-        return Searcher(planner, open_shards(copy, shards), select("auto"))
+            return Searcher(planner, open_shards(self.root, manifest, shards, self.verify), select("auto"))
+        copy = local_copy(self.root, self.cache or "", [file for shard in shards for file in files_of(shard)])
+        return Searcher(planner, open_shards(copy, manifest, shards), select("auto"))
+
+    def _let_go(self, versions: Sequence[int]) -> None:
+        shards = [shard for version in versions for shard in read_version(self.root, version).shards]
+        remove_others(self.root, self.cache or "", [file for shard in shards for file in files_of(shard)])
 
     async def _compute(self, work: Callable[..., Result], *args: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self.pool, self._timed, work, *args)
@@ -134,6 +167,29 @@ class ShardServer:
             del self.began[thread]
 
 
+def _search(
+    versions: Versions[Searcher], served: Served, plans: Sequence[QueryPlan], filters: Filters | None, ahead: Sequence[int], fields: Any
+) -> GroupAnswer:
+    searcher = versions.get(served)
+    documents: list[np.ndarray | None] = [None if filters is None else searcher.matching(filters)] * len(plans)
+    keeps = [plan.keeps[0] for plan in plans]
+    stages, seconds = [], []
+    for number, stage in enumerate(ENGINES[plans[0].params.engine].stages[: 1 + len(ahead)]):
+        start = time.perf_counter()
+        if number:
+            documents = [np.sort(best.documents[: ahead[number - 1]]) for best in stages[-1]]
+            keeps = [len(mine) for mine in documents]
+        stages.append(run_stage(stage, plans, keeps, searcher.shards, searcher.planner.codec, searcher.kernels, documents))
+        seconds.append(time.perf_counter() - start)
+    numbers = np.unique(np.concatenate([best.documents[: plan.keeps[-1]] for plan, best in zip(plans, stages[-1], strict=True)]))
+    rows = {} if fields is None else dict(zip(numbers.tolist(), _rows(searcher, numbers, fields), strict=True))
+    return GroupAnswer(stages, seconds, rows)
+
+
+def _rows(searcher: Searcher, numbers: np.ndarray, fields: Sequence[str]) -> list[dict[str, str]]:
+    return [{name: row[name] for name in ("doc_id", *fields)} for row in searcher.documents(numbers)]
+
+
 def _run(versions: Versions[Searcher], served: Served, stage: Any, plans: Any, keeps: Any, documents: Any) -> list[TopK]:
     searcher = versions.get(served)
     return run_stage(stage, plans, keeps, searcher.shards, searcher.planner.codec, searcher.kernels, documents)
@@ -143,25 +199,21 @@ def _matches(versions: Versions[Searcher], served: Served, plans: Any, numbers: 
     searcher = versions.get(served)
     codec = searcher.planner.codec
     return [
-        {number: match_tokens(plan.query, shard_of(searcher.shards, number), codec, number) for number in mine.tolist()}
+        {number: match_tokens(plan, shard_of(searcher.shards, number), codec, number) for number in mine.tolist()}
         for plan, mine in zip(plans, numbers, strict=True)
     ]
 
 
-def _stage_scores(versions: Versions[Searcher], served: Served, plan: QueryPlan, number: int) -> list[float | None]:
+def _stage_scores(
+    versions: Versions[Searcher], served: Served, plan: QueryPlan, number: int, filters: Filters | None
+) -> tuple[list[float | None], str | None]:
     searcher = versions.get(served)
-    return stage_scores(plan, shard_of(searcher.shards, number), searcher.planner.codec, searcher.kernels, number)
+    shard = shard_of(searcher.shards, number)
+    return stage_scores(plan, shard, searcher.planner.codec, searcher.kernels, number), kept_out(shard, number, filters)
 
 
 def _find(versions: Versions[Searcher], served: Served, doc_ids: Sequence[str]) -> dict[str, int]:
-    """Compares the whole column of ids: about a millisecond for a hundred thousand documents."""
-    wanted = pa.array(doc_ids, pa.string())
-    found = {}
-    for shard in versions.get(served).shards:
-        ids = shard.documents.column("doc_id")
-        rows = np.flatnonzero(pc.is_in(ids, value_set=wanted).to_numpy())
-        found.update((ids[row].as_py(), shard.first_document + row) for row in rows.tolist())
-    return found
+    return versions.get(served).find(doc_ids)
 
 
 def split_shards(shards: Sequence[ShardEntry], num_groups: int) -> list[range]:

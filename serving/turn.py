@@ -16,11 +16,16 @@ from .versions import Served
 
 @dataclass(frozen=True)
 class Group:
-    """Documents first_document to first_document + num_docs, and the deployment that has them."""
+    """Documents first_document to first_document + num_docs, and the deployment that has them.
+
+    Attributes:
+        num_live: those of them that are not deleted.
+    """
 
     name: str
     first_document: int
     num_docs: int
+    num_live: int
 
     def own(self, numbers: np.ndarray) -> np.ndarray:
         """Those of some documents, ascending, that the group has."""
@@ -41,7 +46,9 @@ def open_snapshot(root: str, version: int, names: list[str]) -> Snapshot:
     manifest = read_version(root, version)
     runs = [manifest.shards[run.start : run.stop] for run in split_shards(manifest.shards, len(names))]
     groups = [
-        Group(name, run[0].first_document, sum(shard.num_docs for shard in run)) for name, run in zip(names, runs, strict=True) if run
+        Group(name, run[0].first_document, sum(shard.num_docs for shard in run), sum(shard.num_live for shard in run))
+        for name, run in zip(names, runs, strict=True)
+        if run
     ]
     return Snapshot(manifest, tuple(groups))
 

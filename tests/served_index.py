@@ -8,6 +8,8 @@ import numpy as np
 from ray_lir.build import build_index
 from ray_lir.config import ClusteringConfig, EncoderConfig, IndexConfig
 from ray_lir.encode import encode_corpus
+from ray_lir.formats.manifest import describe_file, write_manifest
+from ray_lir.search import read_version
 from tests.fixtures.tiny import WORDS, bert
 
 QUERIES = ["what is late interaction?", "the bridge on the river of the city", "Does the drug help (in mice)?", "token"]
@@ -33,3 +35,20 @@ def make_index(folder: Path, num_docs: int = 400, num_shards: int = 4, first_tit
     config = IndexConfig(num_shards=num_shards, clustering=ClusteringConfig(num_centroids=64))
     build_index(str(folder / "embeddings"), str(folder / "index"), config)
     return folder / "index"
+
+
+def delete(index: Path, every: int, version: int = 2) -> None:
+    """Adds a version of the index in which every so-manieth document of each shard is deleted; the latest stays as it is."""
+    manifest = read_version(str(index))
+    (index / "tombstones").mkdir()
+    entries = []
+    for number, shard in enumerate(manifest.shards):
+        deleted = np.arange(0, shard.num_docs, every, dtype=np.uint32)
+        np.save(index / "tombstones" / f"{number}.npy", deleted)
+        tombstones = describe_file(str(index), f"tombstones/{number}.npy")
+        entries.append(shard.model_copy(update={"num_deleted": len(deleted), "tombstones": tombstones}))
+    num_docs = sum(entry.num_live for entry in entries)
+    write_manifest(
+        str(index / "versions" / str(version) / "manifest.json"),
+        manifest.model_copy(update={"num_docs": num_docs, "shards": tuple(entries)}),
+    )

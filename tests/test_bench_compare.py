@@ -181,3 +181,17 @@ def test_environments_share_a_base_are_made_once_and_say_what_cannot_be_installe
     assert python_of("peer", tmp_path, "base").lstat().st_mtime_ns == made
     with pytest.raises(NotInstallable, match="no-such-package"):
         python_of("gone", tmp_path)
+
+
+def test_growth_is_a_column_a_size_and_nothing_for_one():
+    def size(tokens: int, ms: float) -> dict:
+        search = {"system": "ray_lir", "setting": "scan", "cpu_ms": {"mean": ms}, "recall@10": 0.5}
+        build = {"system": "ray_lir", "cpu_seconds": 2 * ms, "peak_bytes": 2**20}
+        return {"num_tokens": tokens, "builds": [build], "searches": [search]}
+
+    small, large = size(1_000_000, 7.0), size(3_000_000, 12.0)
+    assert report.growth([small]) == []
+    lines = report.growth([small, large])
+    assert "| ray_lir | 1.0 M tokens | 3.0 M tokens |" in lines
+    assert "| scan, CPU ms a query | 7 | 12 |" in lines
+    assert "| exact, R@10 |  |  |" in lines

@@ -217,6 +217,33 @@ def test_token_aware_clustering_without_token_ids_is_refused_with_the_fix(tmp_pa
         build_index(collection(50), str(tmp_path / "index"), IndexConfig(clustering=ClusteringConfig(method="token_aware")))
 
 
+@pytest.mark.parametrize("method", ["k_means", "token_aware"])
+def test_the_codec_of_another_index_is_taken_instead_of_training(tmp_path, method):
+    documents = with_token_ids(600)
+    clustering = ClusteringConfig(method=method, num_centroids=2500 if method == "k_means" else 512, num_iterations=2)
+    codec = CodecConfig(nbits=2)
+    built = build_index(documents, str(tmp_path / "built"), IndexConfig(clustering=clustering, codec=codec))
+    again = build_index(documents, str(tmp_path / "again"), IndexConfig(num_shards=3, codec_from=str(tmp_path / "built")))
+    assert (again.codec, again.cluster_sizes, again.mean_residual_norm) == (built.codec, built.cluster_sizes, built.mean_residual_norm)
+    half = build_index(documents.slice(0, 300), str(tmp_path / "half"), IndexConfig(codec_from=str(tmp_path / "again")))
+    assert half.codec == built.codec and half.num_docs == 300
+    whole, part = (Searcher.open(str(tmp_path / name)).shards[0] for name in ("built", "half"))
+    for name in ("codes", "residuals", "scales"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[: half.num_tokens])
+
+
+def test_a_codec_that_does_not_fit_is_refused(tmp_path):
+    built = str(tmp_path / "built")
+    build_index(collection(50), built)
+    for documents, config, message in (
+        (collection(50, dim=16), IndexConfig(codec_from=built), "16 dimensions"),
+        (collection(50), IndexConfig(codec_from=built, codec=CodecConfig(nbits=2)), "codec settings differ.*leave them out"),
+        (collection(50), IndexConfig(codec_from=str(tmp_path / "nowhere")), "expected an index"),
+    ):
+        with pytest.raises((ConfigError, FormatError), match=message):
+            build_index(documents, str(tmp_path / "index"), config)
+
+
 def test_more_iterations_bring_the_centroids_nearer(tmp_path):
     norms = []
     for iterations in (1, 8):

@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ray_lir.config import AttentionConfig, Config, EncoderConfig, TrialConfig, XtrConfig
+from ray_lir.build import build_index
+from ray_lir.config import AttentionConfig, ClusteringConfig, CodecConfig, Config, EncoderConfig, IndexConfig, TrialConfig, XtrConfig
 from ray_lir.encode import encode_corpus
 from ray_lir.errors import ConfigError, IncompatibleError
 from ray_lir.formats.parquet import read_blocks
 from ray_lir.models.encoder import Encoder
 from ray_lir.models.projection import fit_projection
+from ray_lir.search import Searcher
 from tests.checkpoints import put_together
 from tests.fixtures.tiny import DOCUMENTS, QUERIES
 
@@ -164,3 +166,35 @@ def test_damaged_heads_are_one_line_with_what_to_do(damage: str, source: Encoder
     with pytest.raises(ConfigError, match="cannot load the scorer in .*; copy the checkpoint again, or upgrade ray_lir") as error:
         load(tmp_path / "saved")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["maxsim", "xtr", "trial", "attention"])
+def test_an_encoded_corpus_is_indexed_and_searched_with_its_scorer(name: str, source: Encoder, tmp_path: Path) -> None:
+    """What search scores is what the scorer scores, up to what compression loses; another scorer's queries are refused."""
+    torch.manual_seed(0)
+    encoder = source.with_scorer(name, SETTINGS.get(name))
+    encoder.save(tmp_path / "checkpoint")
+    rows = [{"_id": f"d{i}", "text": f"{text} {i}"} for i, text in enumerate(list(DOCUMENTS) * 8)]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = EncoderConfig(checkpoint=str(tmp_path / "checkpoint"), precision="float32")
+    encode_corpus(str(tmp_path / "corpus.jsonl"), str(tmp_path / "embeddings"), config)
+    index = IndexConfig(num_shards=2, codec=CodecConfig(nbits=8), clustering=ClusteringConfig(num_centroids=16))
+    manifest = build_index(str(tmp_path / "embeddings"), str(tmp_path / "index"), index)
+    assert manifest.contract.weighs == tuple(
+        side for side, has in zip(("queries", "documents"), WEIGHED.get(name, ()), strict=False) if has
+    )
+    assert (manifest.relation is not None) == (name == "trial")
+    encoder = Encoder.for_contract(manifest.contract)
+    searcher = Searcher.open(str(tmp_path / "index"), kernels="reference", verify=True)
+    with torch.inference_mode():
+        documents = encoder.embed_documents(encoder.batch_documents([row["text"] for row in rows]))
+        expected = encoder.model.scorer(encoder.embed_queries(encoder.batch_queries(QUERIES)), documents).numpy()
+    for top, scores in zip(searcher.search(encoder.encode_queries(QUERIES), 5, "exact"), expected, strict=True):
+        numbers = [int(doc_id[1:]) for doc_id in searcher.doc_ids(top.documents)]
+        np.testing.assert_allclose(top.scores, scores[numbers], atol=0.01 * np.abs(scores).max())
+    with pytest.raises(IncompatibleError, match=f"is for scorer {name}, and trained is wanted"):
+        other = manifest.contract.model_copy(update={"scorer": "trained"})
+        Encoder.for_contract(other, EncoderConfig(checkpoint=str(tmp_path / "checkpoint")))
+    if name == "trial":
+        with pytest.raises(IncompatibleError, match="the queries have no token weights, which scorer trial needs"):
+            searcher.search(source.encode_queries(QUERIES), 5)

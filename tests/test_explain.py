@@ -1,5 +1,6 @@
 """Explanations: contributions add up to the score, spans are the words, and a dropped document is followed to its stage."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from ray_lir.errors import ConfigError
 from ray_lir.explain import explain, in_fields
 from ray_lir.formats.records import document_text
 from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.index.filters import Filters
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher
 from tests.fixtures.tiny import DOCUMENTS
@@ -49,6 +51,21 @@ def test_query_weights_scale_contributions(searcher, queries):
     _, matches = explain(searcher, query, int(answer.documents[0]), 1, "exact")
     assert matches.contributions.sum() == pytest.approx(float(answer.scores[0]), rel=5e-3)
     np.testing.assert_allclose(matches.contributions, weights[: query.num_tokens] * matches.similarities, rtol=1e-6)
+
+
+def test_a_document_that_is_filtered_out_or_deleted_was_dropped_for_that(searcher, queries):
+    query = queries.slice(1, 2)
+    filters = Filters.model_validate({"where": {"op": "ge", "field": "row", "value": 60}})
+    [answer] = searcher.search(query, 5, "exact", filters=filters)
+    told, _ = explain(searcher, query, int(answer.documents[2]), 5, "exact", filters)
+    assert (told.rank, told.dropped_at) == (3, None)
+    told, matches = explain(searcher, query, 59, 5, "scan", filters)
+    assert (told.rank, told.dropped_at, told.reason) == (None, "filters", "left out by the filter")
+    assert told.score == pytest.approx(matches.contributions.sum(), rel=5e-3)
+    first, *others = searcher.shards
+    after = replace(searcher, shards=(replace(first, deleted=np.array([7], np.uint32)), *others))
+    told, _ = explain(after, query, 7, 5, "exact")
+    assert (told.rank, told.dropped_at, told.reason) == (None, "deleted", "the document is deleted")
 
 
 @pytest.mark.parametrize(

@@ -148,3 +148,33 @@ def test_a_query_without_a_positive_is_named_and_an_output_is_never_written_over
     with pytest.raises(ConfigError, match="is there already; give another --output"):
         mine(configure(place, tmp_path / "tuples.jsonl"))
     assert (tmp_path / "tuples.jsonl").read_text() == "mine"
+
+
+def test_a_job_that_was_killed_goes_on_where_it_was(place, tmp_path, monkeypatch):
+    settings = {"cross_encoder": str(place / "teacher")}
+    mine(configure(place, tmp_path / "undisturbed.jsonl", **settings))
+    scored: list[int] = []
+    real = CrossEncoder.scores
+
+    def count(teacher: CrossEncoder, pairs: list[tuple[str, str]]) -> torch.Tensor:
+        scored.append(len(pairs))
+        if len(scored) == 70:
+            raise KeyboardInterrupt
+        return real(teacher, pairs)
+
+    monkeypatch.setattr(CrossEncoder, "scores", count)
+    config = configure(place, tmp_path / "tuples.jsonl", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        mine(config)
+    assert not (tmp_path / "tuples.jsonl").exists()
+    scored.clear()
+    mine(config)
+    assert len(scored) == 96 - 64  # tuples are kept 64 at a time
+    assert (tmp_path / "tuples.jsonl").read_bytes() == (tmp_path / "undisturbed.jsonl").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tuples.jsonl", "undisturbed.jsonl"]
+    monkeypatch.undo()
+    (tmp_path / "tuples.jsonl.unfinished").mkdir()  # killed after the file was written, before this was removed
+    mine(config)
+    assert not (tmp_path / "tuples.jsonl.unfinished").exists()
+    with pytest.raises(ConfigError, match="is there already"):
+        mine(config)

@@ -11,11 +11,12 @@ import httpx
 import numpy as np
 import pytest
 
-from ray_lir.engines import ENGINES
+from ray_lir.engines import ENGINES, SERVED
 from ray_lir.engines.plan import TopK
+from ray_lir.index.filters import Filters
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher
-from tests.served_index import QUERIES, make_index
+from tests.served_index import QUERIES, delete, make_index
 
 pytestmark = pytest.mark.ray
 
@@ -34,7 +35,9 @@ ENGINE_PARAMS = [
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_index(tmp_path_factory.mktemp("served"))
+    index = make_index(tmp_path_factory.mktemp("served"))
+    delete(index, every=3)
+    return index
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +101,23 @@ def test_served_answers_are_the_searchers_for_every_engine_and_number_of_groups(
         for hits, answer in zip(served["results"], answers, strict=True):
             assert len(hits) == 7
             check_equal(hits, answer, searcher)
+
+
+FILTERS = {"where": {"op": "lt", "field": "row", "value": 300}, "ids": {"exclude": ["doc-2"]}}
+
+
+@pytest.mark.parametrize("num_groups", [1, 4])
+def test_served_answers_are_the_searchers_with_deleted_documents_and_filters(serve_with, index, encoder, num_groups):
+    client = serve_with(num_groups=num_groups, version=2)
+    searcher = Searcher.open(str(index), 2)
+    queries = encoder.encode_queries(QUERIES)
+    for name in SERVED:
+        for filters in (None, FILTERS):
+            answers = searcher.search(queries, 7, name, filters=Filters.model_validate(filters) if filters else None)
+            served = search(client, queries=QUERIES, k=7, engine=name, filters=filters)
+            assert (served["index_version"], served["coverage"]) == (2, 1)
+            for hits, answer in zip(served["results"], answers, strict=True):
+                check_equal(hits, answer, searcher)
 
 
 def test_a_single_query_is_answered_with_documents_timings_and_version(serve_with, searcher, encoder):

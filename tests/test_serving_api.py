@@ -52,7 +52,8 @@ def client(error: Exception = PASSED_ON) -> TestClient:
     [
         (
             {"query": "x", "topk": 3},
-            "unknown field topk; the fields are query, queries, k, engine, quality, params, include, deadline_ms, min_coverage, explain",
+            "unknown field topk; the fields are query, queries, k, engine, quality, params, filters, include, deadline_ms, min_coverage, "
+            "explain",
         ),
         ({}, "give either query or queries"),
         ({"query": "x", "queries": ["y"]}, "give either query or queries"),
@@ -122,7 +123,7 @@ def test_an_unknown_path_is_answered_in_the_same_form():
 def test_the_examples_of_the_description_are_requests():
     schema = client().get("/openapi.json").json()
     examples = schema["components"]["schemas"]["SearchRequest"]["examples"]
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         assert client().post("/search", json=example).json()["error"]["message"] == str(PASSED_ON)
 

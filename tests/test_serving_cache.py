@@ -1,5 +1,6 @@
 """An index on an object store: shards are copied to the machine's disk, checked, and copied again if the copy is damaged."""
 
+import asyncio
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from ray_lir.errors import FormatError
 from ray_lir.formats import storage
 from ray_lir.formats.manifest import FileEntry
 from ray_lir.models.encoder import Encoder
+from ray_lir.operation import IndexChange
 from ray_lir.search import Searcher
 from serving.api import routes
 from serving.app import build
@@ -66,6 +68,27 @@ def test_answers_are_the_same_from_a_store_and_a_damaged_copy_is_fetched_again(s
     codes.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert found(local_service(stored, 2, cache=cache)[0]) == expected
     assert codes.read_bytes() == whole and copies[-1].stat().st_mtime_ns == untouched
+
+
+def test_copies_of_versions_that_no_request_can_reach_are_removed(stored, index, tmp_path):
+    other = make_index(tmp_path / "other", num_docs=60, num_shards=1)
+    for file in sorted(path for path in other.rglob("*") if path.is_file() and path.parent.parent.name != "versions"):
+        if (name := file.relative_to(other).as_posix()) != "LATEST":
+            storage.write_bytes(f"{stored}/{name}", file.read_bytes())
+    for version in (2, 3):
+        storage.write_bytes(f"{stored}/versions/{version}/manifest.json", (other / "versions" / "1" / "manifest.json").read_bytes())
+    service, _ = local_service(stored, 2, cache=str(tmp_path / "cache"))
+
+    def copies() -> set[str]:
+        return {path.parent.name for path in (tmp_path / "cache").rglob("*.npy")}
+
+    first = {path.parent.name for path in index.glob("shards/*/*.npy")}
+    second = {path.parent.name for path in other.glob("shards/*/*.npy")}
+    assert copies() == first
+    for version, left in ((2, first | second), (3, second)):
+        asyncio.run(service.change_index(IndexChange(action="load", version=version)))
+        assert copies() == left
+    assert len(found(service)) == 5
 
 
 def test_a_file_that_is_damaged_on_the_store_is_refused_and_leaves_no_copy(stored, tmp_path):

@@ -1,8 +1,10 @@
 """The service on Ray Serve under operation: versions, lost parts, a gateway that starts again, metrics, clients that leave."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -103,7 +105,7 @@ def until(seen: Callable[[], object], seconds: float = 60) -> object:
     return value
 
 
-def test_a_version_is_loaded_on_every_replica_and_rolled_back_under_load_without_a_failed_or_mixed_answer(url, client, expected):
+def test_a_version_is_loaded_tried_promoted_and_rolled_back_under_load_without_a_failed_or_mixed_answer(url, client, expected):
     until(lambda: client.health().ready)
     with pytest.raises(Forbidden):
         client.load_version(2)
@@ -120,16 +122,38 @@ def test_a_version_is_loaded_on_every_replica_and_rolled_back_under_load_without
         state = admin.load_version()
         time.sleep(0.3)
         back = admin.roll_back()
+        canary = admin.load_version(2, share=0.5)
+        time.sleep(0.3)
+        promoted = admin.promote()
+        back_again = admin.roll_back()
         again = admin.load_version(2)
         time.sleep(0.3)
         stop = True
         for each in asking:
             each.result()
     assert (state.version, state.previous, back.version, again.version) == (2, 1, 1, 2)
+    assert (canary.version, canary.canary, canary.share, promoted.version, back_again.version) == (1, 2, 0.5, 2, 1)
     assert state.replicas == {"QueryEncoder": 2, "ShardGroup-0": 2, "ShardGroup-1": 2}
     assert {version for version, _ in seen} == {1, 2}
     for version, hits in seen:
         assert [doc_id for doc_id, _ in hits] == [doc_id for doc_id, _ in expected[version]]
+
+
+def test_a_replica_that_hangs_is_hedged_by_the_other(client, expected):
+    import ray
+
+    for _ in range(40):
+        assert ask(client) == (2, expected[2])
+    actors = ray._private.state.actors().values()
+    pid = next(each["Pid"] for each in actors if "#ShardGroup-0#" in each["Name"] and each["State"] == "ALIVE")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for _ in range(20):
+            start = time.monotonic()
+            assert ask(client, deadline_ms=10_000) == (2, expected[2])
+            assert time.monotonic() - start < 5
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def test_a_gateway_that_was_lost_comes_back_with_the_version_that_was_served(client, expected):

@@ -10,21 +10,25 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from ray_lir.engines import ENGINES
+from ray_lir.engines import ENGINES, SERVED
 from ray_lir.errors import FormatError, ShardUnavailable
+from ray_lir.index.filters import Filters
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher
+from serving import scatter
 from serving.api import routes
 from serving.shard_server import ShardServer
 from tests.local_service import LocalCalls, local_service, raising, sleeping
-from tests.served_index import QUERIES, make_index
+from tests.served_index import QUERIES, delete, make_index
 
 GROUPS = [f"ShardGroup-{group}" for group in range(4)]
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_index(tmp_path_factory.mktemp("served"))
+    index = make_index(tmp_path_factory.mktemp("served"))
+    delete(index, every=3)
+    return index
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +74,7 @@ def only(searcher: Searcher, groups: set[int]) -> Searcher:
 def test_answers_are_the_searchers_to_the_bit_however_shards_are_grouped(index, searcher, encoder, num_groups):
     service, _ = local_service(index, num_groups)
     with TestClient(routes(service)) as client:
-        for engine in ENGINES:
+        for engine in SERVED:
             expected = searcher.search(encoder.encode_queries(QUERIES), 5, engine)
             reply = post(client, "/search", queries=QUERIES, k=5, engine=engine)
             assert [[hit["number"] for hit in hits] for hits in reply["results"]] == [answer.documents.tolist() for answer in expected]
@@ -78,7 +82,72 @@ def test_answers_are_the_searchers_to_the_bit_however_shards_are_grouped(index, 
             assert (reply["coverage"], reply["missing"]) == (1, {})
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
+FILTERS = {
+    "where": {"op": "or", "filters": [{"op": "lt", "field": "row", "value": 90}, {"op": "ge", "field": "row", "value": 250}]},
+    "ids": {"exclude": ["doc-3", "doc-301"]},
+}
+
+
+@pytest.mark.parametrize("version", [1, 2], ids=["whole", "deleted"])
+@pytest.mark.parametrize("num_groups", [1, 4])
+def test_filtered_answers_are_the_searchers_for_every_engine_with_and_without_deleted_documents(index, encoder, num_groups, version):
+    service, _ = local_service(index, num_groups, version)
+    searcher = Searcher.open(str(index), version)
+    gone = {f"doc-{s.first_document + row}" for s in searcher.shards if s.deleted is not None for row in s.deleted.tolist()}
+    assert bool(gone) == (version == 2)
+    with TestClient(routes(service)) as client:
+        for engine in SERVED:
+            for filters in (None, FILTERS, {"ids": {"include": ["doc-7", "doc-8", "doc-399", "nobody"]}}, {"ids": {"include": []}}):
+                checked = Filters.model_validate(filters) if filters else None
+                expected = searcher.search(encoder.encode_queries(QUERIES), 9, engine, filters=checked)
+                reply = post(client, "/search", queries=QUERIES, k=9, engine=engine, filters=filters)
+                assert [[hit["number"] for hit in hits] for hits in reply["results"]] == [answer.documents.tolist() for answer in expected]
+                assert [[hit["score"] for hit in hits] for hits in reply["results"]] == [answer.scores.tolist() for answer in expected]
+                found = {hit["doc_id"] for hits in reply["results"] for hit in hits}
+                assert not found & gone and (found or filters == {"ids": {"include": []}}) and reply["coverage"] == 1
+
+
+def test_what_the_filter_leaves_out_is_explained_so_and_what_is_deleted_is_not_there(index, client):
+    found = post(client, "/explain", query=QUERIES[1], doc_id="doc-100", k=400, engine="exact", filters=FILTERS)
+    assert (found["dropped_at"], found["reason"]) == ("filters", "left out by the filter") and "rank" not in found
+    assert found["stages"][0]["num_kept"] < 400
+    found = post(client, "/explain", query=QUERIES[1], doc_id="doc-50", k=400, engine="exact", filters=FILTERS)
+    assert "dropped_at" not in found and found["rank"] <= 238
+    with TestClient(routes(local_service(index, 2, 2)[0])) as after:
+        assert after.get("/documents/doc-0").status_code == 404
+        assert after.get("/documents/doc-1").status_code == 200
+
+
+def test_a_wrong_filter_is_422_and_names_the_field(client):
+    reply = client.post("/search", json={"query": "token", "filters": {"where": {"op": "lt", "field": "row"}}})
+    assert (reply.status_code, reply.json()["error"]["message"]) == (422, "filters.where.lt.value is required")
+    deep = '{"query": "token", "filters": {"where": ' + '{"op": "not", "filter": ' * 5000 + "1" + "}" * 5002
+    reply = client.post("/search", content=deep, headers={"Content-Type": "application/json"})
+    assert reply.status_code in (400, 422)
+
+
+@pytest.mark.parametrize(("share", "more", "sent"), [(0, 1, 100), (0.4, 0, 0), (0.8, 2, 100), (9, 0, 100)])
+@pytest.mark.parametrize("engine", list(SERVED))
+def test_what_groups_do_ahead_changes_no_answer(client, calls, searcher, encoder, monkeypatch, engine, share, more, sent):
+    for name, value in (("AHEAD_SHARE", share), ("AHEAD_MORE", more), ("MAX_SENT", sent)):
+        monkeypatch.setattr(scatter, name, value)
+    params = {"scan": {"ncandidates": 30}, "plaid": {"nprobe": 4, "ncandidates": 60}, "warp": {"rescore": 25}}.get(engine, {})
+    expected = searcher.search(encoder.encode_queries(QUERIES), 9, ENGINES[engine].params(**params))
+    calls.calls.clear()
+    reply = post(client, "/search", queries=QUERIES, k=9, engine=engine, params=params)
+    assert [[hit["number"] for hit in hits] for hits in reply["results"]] == [answer.documents.tolist() for answer in expected]
+    assert [[hit["score"] for hit in hits] for hits in reply["results"]] == [answer.scores.tolist() for answer in expected]
+    assert [hit["title"] for hits in reply["results"] for hit in hits] == [
+        document["title"] for answer in expected for document in searcher.documents(answer.documents)
+    ]
+    asked = [method for name, method in calls.calls if name != "QueryEncoder"]
+    if share == 9:
+        assert asked[:4] == ["search"] * 4 and set(asked[4:]) <= {"documents"}
+    elif engine != "exact":
+        assert "run_stage" in asked
+
+
+@pytest.mark.parametrize("engine", list(SERVED))
 def test_an_answer_of_part_of_the_groups_is_what_a_searcher_over_their_shards_finds(client, calls, searcher, encoder, engine):
     calls.faults["ShardGroup-1"] = raising(ShardUnavailable("ShardGroup-1 is gone"))
     expected = only(searcher, {0, 2, 3}).search(encoder.encode_queries(QUERIES), 7, engine)
@@ -91,17 +160,11 @@ def test_an_answer_of_part_of_the_groups_is_what_a_searcher_over_their_shards_fi
 
 @pytest.mark.parametrize("method", ["run_stage", "documents"])
 @pytest.mark.parametrize("engine", ["scan", "plaid", "warp"])
-def test_a_group_lost_after_its_documents_displaced_others_leaves_no_trace(client, calls, searcher, encoder, engine, method):
+def test_a_group_lost_after_its_documents_displaced_others_leaves_no_trace(client, calls, searcher, encoder, engine, method, monkeypatch):
     """With narrow cuts, what a lost group had kept would be missing from the others' answer."""
+    monkeypatch.setattr(scatter, "MAX_AHEAD", 0)
     params = {"scan": {"ncandidates": 10}, "plaid": {"nprobe": 4, "ncandidates": 40}, "warp": {"rescore": 10}}[engine]
-    answered = {"n": 0}
-
-    async def later(called: str) -> None:
-        answered["n"] += called == method
-        if called == method and (answered["n"] > 1 or method == "documents"):
-            raise FormatError("codes.npy", "10 bytes", "9 bytes")
-
-    calls.faults["ShardGroup-3"] = later
+    calls.faults["ShardGroup-3"] = raising(FormatError("codes.npy", "10 bytes", "9 bytes"), method)
     expected = only(searcher, {0, 1, 2}).search(encoder.encode_queries(QUERIES), 7, ENGINES[engine].params(**params))
     reply = post(client, "/search", queries=QUERIES, k=7, engine=engine, params=params, min_coverage=0.1)
     assert [[hit["number"] for hit in hits] for hits in reply["results"]] == [answer.documents.tolist() for answer in expected]
@@ -110,7 +173,7 @@ def test_a_group_lost_after_its_documents_displaced_others_leaves_no_trace(clien
 
 
 def test_a_late_group_is_left_out_within_the_deadline_and_never_unless_asked(client, calls):
-    calls.faults["ShardGroup-0"] = sleeping(30, "run_stage")
+    calls.faults["ShardGroup-0"] = sleeping(30, "search")
     reply = post(client, "/search", query="token", k=3, engine="scan", deadline_ms=1500, min_coverage=0.5)
     assert list(reply["missing"]) == ["ShardGroup-0"] and reply["coverage"] < 1
     assert reply["timings"]["total"] < 1500

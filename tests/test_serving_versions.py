@@ -3,14 +3,18 @@
 import asyncio
 import json
 import shutil
+import uuid
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
 from ray_lir import messages, operation
 from ray_lir.errors import Conflict, ShardUnavailable
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import LATEST, Searcher
+from serving.api import routes
+from serving.middleware import REQUEST_ID
 from serving.service import Service
 from serving.versions import Served, Versions
 from tests.local_service import LocalCalls, local_service, raising, sleeping
@@ -42,15 +46,17 @@ def expected(index: Path, version: int, query: str, k: int = 5) -> list[str]:
     return searcher.doc_ids(searcher.search(queries, k, "scan")[0].documents)
 
 
-def load(version: int | None = None) -> operation.IndexChange:
-    return operation.IndexChange(action="load", version=version)
+def load(version: int | None = None, share: float | None = None) -> operation.IndexChange:
+    return operation.IndexChange(action="load", version=version, share=share)
 
 
+PROMOTE = operation.IndexChange(action="promote")
 ROLL_BACK = operation.IndexChange(action="roll_back")
 REQUEST = messages.SearchRequest(query=QUERIES[1], k=5, engine="scan")
 
 
-async def found(service: Service) -> tuple[int, list[str]]:
+async def found(service: Service, request_id: str | None = None) -> tuple[int, list[str]]:
+    REQUEST_ID.set(request_id or uuid.uuid4().hex)
     response = await service.search(REQUEST)
     return response.index_version, [hit.doc_id for hit in response.results[0]]
 
@@ -77,7 +83,7 @@ def test_answers_that_were_begun_before_a_change_end_with_the_version_that_they_
         service, calls = local_service(index, 2)
         answers = {version: (version, expected(index, version, QUERIES[1])) for version in (1, 2)}
         for group in ("ShardGroup-0", "ShardGroup-1"):
-            calls.faults[group] = sleeping(0.3, "run_stage")
+            calls.faults[group] = sleeping(0.3, "search")
         begun = [asyncio.create_task(found(service)) for _ in range(4)]
         await asyncio.sleep(0.1)
         calls.faults.clear()
@@ -100,7 +106,7 @@ def test_under_steady_load_every_answer_is_of_one_version(index):
                 seen.append(await found(service))
 
         asking = [asyncio.create_task(ask()) for _ in range(4)]
-        for change in (load(2), ROLL_BACK, load(2)):
+        for change in (load(2), ROLL_BACK, load(2, 0.3), load(2, 0.7), ROLL_BACK, load(2, 0.5), PROMOTE, ROLL_BACK, load(2)):
             await service.change_index(change)
             await asyncio.sleep(0.1)
         stop = True
@@ -170,6 +176,91 @@ def test_a_gateway_that_starts_again_serves_what_was_served(index):
         assert (await found(again))[0] == 1
 
     asyncio.run(scene())
+
+
+def test_a_canary_answers_its_share_of_the_requests_and_always_the_same_ones(index):
+    async def scene() -> None:
+        service, _ = local_service(index, 2)
+        answers = {version: (version, expected(index, version, QUERIES[1])) for version in (1, 2)}
+        ids = [f"request-{number}" for number in range(100)]
+        before: set[str] = set()
+        for share in (0.2, 0.6):
+            state = await service.change_index(load(2, share))
+            assert (state.version, state.previous, state.canary, state.share) == (1, None, 2, share)
+            given = {each: await found(service, each) for each in ids}
+            assert all(answer == answers[answer[0]] for answer in given.values())
+            by_canary = {each for each, (version, _) in given.items() if version == 2}
+            assert before < by_canary and abs(len(by_canary) / 100 - share) < 0.15
+            before = by_canary
+        facts = await service.index()
+        assert (facts.version, facts.canary, facts.share, facts.num_docs) == (1, 2, 0.6, 120)
+
+    asyncio.run(scene())
+
+
+def test_a_canary_is_promoted_ended_and_replaced(index):
+    async def scene() -> None:
+        service, calls = local_service(index, 2)
+        for change, version, canary in [(load(2, 0.5), 1, 2), (ROLL_BACK, 1, None), (load(2, 0.5), 1, 2), (PROMOTE, 2, None)]:
+            state = await service.change_index(change)
+            assert (state.version, state.canary) == (version, canary)
+        assert (state.previous, (await found(service))[0]) == (1, 2)
+        await service.change_index(load(1, 0.5))
+        assert (await service.change_index(load(1, 1.0))).version == 1
+        with pytest.raises(Conflict, match="no canary to promote"):
+            await service.change_index(PROMOTE)
+        with pytest.raises(Conflict, match="version 1 is served already"):
+            await service.change_index(load(1, 0.5))
+
+    asyncio.run(scene())
+
+
+def test_versions_that_no_request_can_reach_are_let_go(index):
+    for version in (3, 4):
+        shutil.copytree(index / "versions" / "2", index / "versions" / str(version))
+
+    async def scene() -> None:
+        service, calls = local_service(index, 2)
+        for change, left in [
+            (load(2, 0.5), {1, 2}),
+            (load(3, 0.5), {1, 3}),
+            (ROLL_BACK, {1}),
+            (load(2), {1, 2}),
+            (load(4, 0.5), {1, 2, 4}),
+            (PROMOTE, {2, 4}),
+        ]:
+            await service.change_index(change)
+            assert [set(part.versions._opened) for part in (*calls.deployments.values(), service)] == [left] * 4
+
+    asyncio.run(scene())
+
+
+def test_a_gateway_that_starts_again_goes_on_with_the_canary(index):
+    async def scene() -> None:
+        service, calls = local_service(index, 2)
+        await service.change_index(load(2, 0.5))
+        ids = [f"request-{number}" for number in range(20)]
+        before = [await found(service, each) for each in ids]
+        again = Service(str(index), 1, service.groups, calls, 30.0, 64, service.metrics)
+        assert [await found(again, each) for each in ids] == before
+        assert {version for version, _ in before} == {1, 2}
+        assert (await again.change_index(PROMOTE)).version == 2
+
+    asyncio.run(scene())
+
+
+def test_the_id_that_a_client_sends_decides_which_version_answers(index):
+    service, _ = local_service(index, 2)
+    asyncio.run(service.change_index(load(2, 0.5)))
+    with TestClient(routes(service)) as client:
+
+        def version(**headers: str) -> int:
+            return client.post("/search", json={"query": "token", "k": 1}, headers=headers).json()["index_version"]
+
+        by_id = {number: version(**{"X-Request-ID": f"mine-{number}"}) for number in range(20)}
+        assert set(by_id.values()) == {1, 2}
+        assert by_id == {number: version(**{"X-Request-ID": f"mine-{number}"}) for number in range(20)}
+        assert {version() for _ in range(40)} == {1, 2}
 
 
 def test_a_replica_that_starts_again_opens_the_version_that_it_is_asked_for(index):

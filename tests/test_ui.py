@@ -139,10 +139,10 @@ def test_the_page_is_used_with_the_keyboard_alone(browser, url):
     keyboard.send_keys("river", Keys.ENTER)
     until(lambda: all_of(browser, ".hit"), "results")
     seen = []
-    for _ in range(5):
+    for _ in range(6):
         browser.switch_to.active_element.send_keys(Keys.TAB)
         seen.append(browser.switch_to.active_element.get_attribute("class") or browser.switch_to.active_element.get_attribute("id"))
-    assert seen == ["", "engine", "quality", "k", "word on"]
+    assert seen == ["", "engine", "quality", "k", "filter", "word on"]
     one(browser, ".word").send_keys("/")
     assert browser.switch_to.active_element.get_attribute("id") == "query"
 
@@ -155,6 +155,34 @@ def test_engine_and_number_of_results_follow_the_choice_and_back_goes_back(brows
     until(lambda: "plaid" in one(browser, "#status").text, "plaid's answer")
     browser.back()
     until(lambda: "exact" in one(browser, "#status").text, "the search before")
+
+
+@pytest.mark.parametrize(
+    ("filter", "rows"),
+    [
+        ("row >= 20, row < 25, row != 22", [20, 21, 23, 24]),
+        ("row=7", [7]),
+        ('{"op": "le", "field": "row", "value": 3}', [0, 1, 2, 3]),
+        ('{"where": {"op": "lt", "field": "row", "value": 9}, "ids": {"exclude": ["doc-1", "doc-8"]}}', [0, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_only_what_the_filter_lets_through_is_shown_and_the_address_keeps_it(browser, url, filter, rows):
+    ask(browser, url)
+    one(browser, "#filter").send_keys(filter, "\n")
+    until(lambda: len(all_of(browser, ".hit")) == len(rows), "the filtered results")
+    assert sorted(int(hit.get_attribute("data-id").removeprefix("doc-")) for hit in all_of(browser, ".hit")) == rows
+    browser.refresh()
+    until(lambda: len(all_of(browser, ".hit")) == len(rows), "the same after a reload")
+    one(browser, "#doc-id").send_keys("doc-300", "\n")
+    until(lambda: "left out by the filter" in one(browser, "#reason").text, "what the filter did")
+
+
+def test_a_filter_that_makes_no_sense_is_told(browser, url):
+    ask(browser, url)
+    for filter, told in (("row", "is no condition"), ("{", "not JSON"), ('{"op": "like", "field": "row"}', "filters.where")):
+        one(browser, "#filter").clear()
+        one(browser, "#filter").send_keys(filter, "\n")
+        until(lambda told=told: told in one(browser, "#status").text, told)
 
 
 def test_text_of_documents_is_never_taken_for_html(browser, url):

@@ -177,6 +177,39 @@ function choices() {
   return { k: Number($("k").value), engine: $("engine").value, quality: $("quality").value };
 }
 
+// What is in the filter's box: a filter of the API as JSON, or conditions with commas between them.
+function filters() {
+  const text = $("filter").value.trim();
+  if (!text) return {};
+  if (text.startsWith("{")) {
+    let given;
+    try {
+      given = JSON.parse(text);
+    } catch (error) {
+      throw new Error(`the filter is not JSON: ${error.message}`);
+    }
+    return { filters: given.op ? { where: given } : given };
+  }
+  return { filters: { where: { op: "and", filters: text.split(",").map(condition) } } };
+}
+
+function condition(text) {
+  const found = /^\s*([^=<>!~]+?)\s*(>=|<=|!=|=|>|<|~)\s*(.*?)\s*$/.exec(text);
+  if (!found) throw new Error(`the filter "${text.trim()}" is no condition; write one like year >= 2020`);
+  const [, field, sign, written] = found;
+  const value = valueOf(written);
+  const equal = { op: "in", field, values: value === written ? [value] : [value, written] }; // 2020 may be text, too
+  if (sign === "=") return equal;
+  if (sign === "!=") return { op: "not", filter: equal };
+  return { op: { ">=": "ge", "<=": "le", ">": "gt", "<": "lt", "~": "contains" }[sign], field, value };
+}
+
+function valueOf(written) {
+  if (/^-?\d+(\.\d+)?$/.test(written)) return Number(written);
+  if (written === "true" || written === "false") return written === "true";
+  return written;
+}
+
 async function search() {
   const query = $("query").value.trim();
   if (!query) return;
@@ -185,7 +218,7 @@ async function search() {
   document.body.classList.add("busy");
   document.title = `${query} – Search`;
   try {
-    showAnswer(query, await ask("search", { query, ...choices(), explain: true, min_coverage: 0 }));
+    showAnswer(query, await ask("search", { query, ...choices(), ...filters(), explain: true, min_coverage: 0 }));
   } catch (error) {
     if (mine.signal.aborted) return;
     say(error.message, true);
@@ -196,7 +229,7 @@ async function search() {
 async function explainMissing(event) {
   event.preventDefault();
   try {
-    const told = await ask("explain", { query: $("query").value.trim(), doc_id: $("doc-id").value.trim(), ...choices() });
+    const told = await ask("explain", { query: $("query").value.trim(), doc_id: $("doc-id").value.trim(), ...choices(), ...filters() });
     const row = (tag, cells) => element("tr", {}, ...cells.map((cell) => element(tag, { textContent: cell })));
     const stages = told.stages.map((stage) =>
       row("td", [stage.name, stage.score?.toFixed(3) ?? "–", stage.cut?.toFixed(3) ?? "–", stage.num_kept, stage.survived ? "yes" : "no"]),
@@ -213,7 +246,11 @@ async function showIndex() {
   $("access").hidden = true;
   $("engine").replaceChildren(...["auto", ...facts.engines].map((name) => element("option", { textContent: name })));
   $("index").querySelector("summary").textContent = `${facts.num_docs.toLocaleString("en")} documents, version ${facts.version}`;
+  const canary = facts.canary === null ? [] : [["canary", `version ${facts.canary}, ${(100 * facts.share).toFixed(0)}% of the requests`]];
+  const deleted = facts.num_deleted ? [["deleted", `${facts.num_deleted.toLocaleString("en")} documents`]] : [];
   define($("index"), [
+    ...canary,
+    ...deleted,
     ["tokens", facts.num_tokens.toLocaleString("en")],
     ["centroids", facts.num_centroids.toLocaleString("en")],
     ["bits a dimension", String(facts.nbits)],
@@ -227,6 +264,7 @@ async function showIndex() {
 function fromAddress() {
   const given = new URLSearchParams(location.search);
   $("query").value = given.get("q") ?? "";
+  $("filter").value = given.get("filter") ?? "";
   for (const [id, usual] of Object.entries({ k: "10", engine: "auto", quality: "balanced" })) {
     $(id).value = given.get(id) ?? usual;
     if (!$(id).value) $(id).value = usual; // there is no such choice

@@ -1,0 +1,170 @@
+"""Hedging: late and lost calls are made again, the first answer counts, and what is not needed is cancelled."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from ray_lir.errors import ConfigError, ShardUnavailable
+from serving.app import ServeConfig, hedge_percentile
+from serving.hedging import MIN_CALLS, HedgedCalls
+from serving.versions import Served
+
+SERVED = Served(0, 1)
+LATE, USUAL = 20.0, 0.01
+
+
+class Counted:
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str]] = []
+
+    def hedged(self, target: str, method: str) -> None:
+        self.calls.append((target, method))
+
+
+class Replicas:
+    """Answers each call as the next of a script says: seconds to wait, then a value to return or an error to raise."""
+
+    def __init__(self, *script: tuple[float, Any]):
+        self.script = [(USUAL, "usual")] * MIN_CALLS + list(script)
+        self.asked = 0
+        self.cancelled: list[int] = []
+
+    async def ask(self, name: str, deadline: float, method: str, *args: Any) -> Any:
+        number = self.asked
+        self.asked += 1
+        seconds, answer = self.script[number] if number < len(self.script) else (USUAL, "usual")
+        try:
+            async with asyncio.timeout_at(deadline):
+                await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            self.cancelled.append(number - MIN_CALLS)
+            raise
+        except TimeoutError:
+            raise ShardUnavailable(f"{name} did not answer in time") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def ask_all(self, name: str, deadline: float, method: str, *args: Any) -> list[Any]:
+        return [await self.ask(name, deadline, method, *args)] * 2
+
+
+def answers(replicas: Replicas, *asked: str, percentile: float = 100, seconds: float = 5) -> tuple[list[Any], Counted]:
+    """What calls to the groups called `asked` give, after enough usual ones; errors among them."""
+
+    async def scene() -> list[Any]:
+        deadline = asyncio.get_running_loop().time() + seconds
+        await asyncio.gather(*(calls.ask("ShardGroup-0", deadline, "find", SERVED, ["a"]) for _ in range(MIN_CALLS)))
+        given = []
+        for name in asked:
+            [each] = await asyncio.gather(calls.ask(name, deadline, "find", SERVED, ["b"]), return_exceptions=True)
+            given.append(each)
+        await asyncio.sleep(0)
+        return given
+
+    counted = Counted()
+    calls = HedgedCalls(replicas, ["ShardGroup-0"], percentile, counted)
+    return asyncio.run(scene()), counted
+
+
+def test_a_late_call_is_made_again_and_the_first_answer_counts():
+    replicas = Replicas((LATE, "slow"), (USUAL, "fast"))
+    assert answers(replicas, "ShardGroup-0")[0] == ["fast"]
+    assert replicas.cancelled == [0]
+
+
+def test_the_call_that_was_late_may_still_be_first():
+    replicas = Replicas((0.3, "slow"), (LATE, "slower"))
+    given, counted = answers(replicas, "ShardGroup-0")
+    assert (given, replicas.cancelled, counted.calls) == (["slow"], [1], [("ShardGroup-0", "find")])
+
+
+def test_a_call_whose_replica_was_lost_is_made_again():
+    replicas = Replicas((0, ShardUnavailable("gone")), (USUAL, "there"))
+    given, counted = answers(replicas, "ShardGroup-0")
+    assert (given, len(counted.calls)) == (["there"], 1)
+    given, _ = answers(Replicas((0, ShardUnavailable("one")), (0.2, ShardUnavailable("two"))), "ShardGroup-0")
+    assert [str(each) for each in given] == ["two"]
+
+
+def test_when_the_second_call_fails_the_first_is_waited_for():
+    given, _ = answers(Replicas((0.5, "slow"), (0, ShardUnavailable("gone"))), "ShardGroup-0")
+    assert given == ["slow"]
+
+
+def test_an_error_that_another_replica_would_make_too_is_not_tried_again():
+    given, counted = answers(Replicas((0, ConfigError("wrong"))), "ShardGroup-0")
+    assert ([str(each) for each in given], counted.calls) == (["wrong"], [])
+
+
+def test_groups_with_one_replica_and_calls_that_are_in_time_are_left_alone():
+    replicas = Replicas((0.2, "slow"), (0, "quick"))
+    given, counted = answers(replicas, "ShardGroup-1", "ShardGroup-0")
+    assert (given, counted.calls, replicas.asked) == (["slow", "quick"], [], MIN_CALLS + 2)
+
+
+def test_calls_of_another_kind_have_their_own_usual_time():
+    async def scene() -> None:
+        deadline = asyncio.get_running_loop().time() + 5
+        for _ in range(MIN_CALLS):
+            await calls.ask("ShardGroup-0", deadline, "find", SERVED, ["a"])
+        assert await calls.ask("ShardGroup-0", deadline, "find", SERVED, ["a"] * 500) == "large"
+
+    counted = Counted()
+    calls = HedgedCalls(Replicas((0.2, "large")), ["ShardGroup-0"], 100, counted)
+    asyncio.run(scene())
+    assert counted.calls == []
+
+
+def test_where_every_call_has_become_slow_hedging_ends():
+    """The times of hedged calls count too, so the percentile rises."""
+    slow = [(0.05, "slow")] * 400
+
+    async def scene() -> None:
+        deadline = asyncio.get_running_loop().time() + 60
+        for _ in range(MIN_CALLS):
+            await calls.ask("ShardGroup-0", deadline, "find", SERVED, ["a"])
+        for _ in range(10):
+            await asyncio.gather(*(calls.ask("ShardGroup-0", deadline, "find", SERVED, ["a"]) for _ in range(12)))
+
+    counted = Counted()
+    calls = HedgedCalls(Replicas(*slow), ["ShardGroup-0"], 90, counted)
+    asyncio.run(scene())
+    assert 1 <= len(counted.calls) < 60
+
+
+def test_both_calls_end_with_the_deadline():
+    replicas = Replicas((LATE, "slow"), (LATE, "slow"))
+    given, _ = answers(replicas, "ShardGroup-0", seconds=0.6)
+    assert isinstance(given[0], ShardUnavailable) and "did not answer in time" in str(given[0])
+
+
+def test_what_the_caller_gives_up_is_cancelled():
+    async def scene() -> list[int]:
+        replicas = Replicas((LATE, "slow"), (LATE, "slow"))
+        calls = HedgedCalls(replicas, ["ShardGroup-0"], 90, Counted())
+        deadline = asyncio.get_running_loop().time() + 60
+        for _ in range(MIN_CALLS):
+            await calls.ask("ShardGroup-0", deadline, "find", SERVED, ["a"])
+        asking = asyncio.create_task(calls.ask("ShardGroup-0", deadline, "find", SERVED, ["a"]))
+        await asyncio.sleep(0.3)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await asyncio.sleep(0)
+        return replicas.cancelled
+
+    assert asyncio.run(scene()) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "percentile"),
+    [
+        ({}, None),
+        ({"replicas": 2}, 95),
+        ({"max_replicas": 3, "hedge_percentile": 90}, 90),
+        ({"replicas": 2, "hedge_percentile": 100}, None),
+    ],
+)
+def test_hedging_is_off_where_there_is_no_other_replica(options, percentile):
+    assert hedge_percentile(ServeConfig(index="index", **options)) == percentile
