@@ -24,8 +24,8 @@ from ray_lir.formats.parquet import Block, texts_table
 from ray_lir.formats.token_embeddings import TokenEmbeddings, concatenate
 from ray_lir.parallel import one_blas_thread, threads
 
-SIZES = {"small": 1, "medium": 3, "big": 10, "huge": 30}
-"""How many times the collection is there."""
+SIZES = {"tiny": 1 / 3, "small": 1, "medium": 3, "big": 10, "huge": 30}
+"""How many times the collection is there; tiny is the first third of it."""
 DIM = 128
 NOISE = 0.3
 """Length of the noise added to a token of length 1."""
@@ -65,7 +65,7 @@ def open_collection(dataset: Path | None, size: str, work: Path) -> Collection:
     return Collection(folder, **json.loads((folder / "about.json").read_text()))
 
 
-def _make(dataset: Path, copies: int, work: Path, folder: Path) -> None:
+def _make(dataset: Path, times: float, work: Path, folder: Path) -> None:
     from ray_lir.models.encoder import Encoder, EncoderConfig  # torch, which nothing else here needs
 
     encoded = work / f"{dataset.name}{DIM}"
@@ -79,8 +79,9 @@ def _make(dataset: Path, copies: int, work: Path, folder: Path) -> None:
     queries = encoder.encode_queries(list(judged.queries.values()), list(judged.queries))
     inputs.save(folder, "queries", Texts(queries.values, queries.offsets))
     source = concatenate(list(oracle.read_embeddings(str(encoded), manifest)))
-    doc_ids = write_copies(source, copies, manifest, folder)
-    about = {"doc_ids": doc_ids, "query_ids": list(queries.doc_ids), "qrels": judged.qrels if copies == 1 else None}
+    source = source.slice(0, round(min(times, 1) * len(source)))
+    doc_ids = write_copies(source, max(1, int(times)), manifest, folder)
+    about = {"doc_ids": doc_ids, "query_ids": list(queries.doc_ids), "qrels": judged.qrels if times == 1 else None}
     (folder / "about.json").write_text(json.dumps(about))
 
 

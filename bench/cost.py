@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from bench.quality import machine
 from ray_lir.engines.cost import DIM, QUERY_TOKENS
-from ray_lir.index import postings
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels, native, reference, select
@@ -55,8 +54,7 @@ def made_up(num_tokens: int) -> tuple[IndexShard, ResidualCodec, np.ndarray]:
     codes = rng.choice(NUM_CENTROIDS, num_tokens, p=shares / shares.sum()).astype(np.uint16)
     residuals = rng.integers(0, 256, (num_tokens, DIM // 2)).astype(np.uint8)
     scales = np.full((num_tokens, 2), [0.9, 0.04], np.float16)
-    layout = postings.layout(codes, NUM_CENTROIDS)
-    shard = IndexShard(0, offsets, codes, residuals, scales, layout["postings"], layout["posting_offsets"], pa.table({}))
+    shard = IndexShard(0, offsets, codes, residuals, scales, pa.table({}), NUM_CENTROIDS)
     return shard, codec, reference.normalize(rng.normal(size=(QUERY_TOKENS, DIM)).astype(np.float32))
 
 

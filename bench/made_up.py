@@ -3,7 +3,6 @@
 import numpy as np
 import pyarrow as pa
 
-from ray_lir.index import postings
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import reference
@@ -22,8 +21,7 @@ def made_up(num_docs: int, mean_tokens: int, num_centroids: int, nbits: int = 4)
     codes = rng.integers(0, num_centroids, offsets[-1]).astype(codec.code_dtype)
     residuals = np.frombuffer(rng.bytes(int(offsets[-1]) * DIM * nbits // 8), np.uint8).reshape(len(codes), -1)
     scales = np.full((len(codes), 2), [0.9, 0.04], np.float16)
-    layout = postings.layout(codes, num_centroids)
-    return IndexShard(0, offsets, codes, residuals, scales, layout["postings"], layout["posting_offsets"], pa.table({})), codec
+    return IndexShard(0, offsets, codes, residuals, scales, pa.table({}), num_centroids), codec
 
 
 def made_up_queries(number: int) -> tuple[list[np.ndarray], list[np.ndarray]]:

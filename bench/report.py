@@ -14,6 +14,9 @@ from ray_lir import __version__
 from ray_lir.evaluation import metrics
 
 Row = dict[str, Any]
+OURS = "ray_lir"
+GROWING = ("auto", "exact", "scan", "plaid", "warp")
+"""Settings whose cost is followed over the sizes."""
 INSTRUCTIONS = ("avx2", "avx512_vnni", "amx_int8")
 
 
@@ -117,7 +120,26 @@ def markdown(report: Row) -> str:
         lines[-1] += "| R@10 | R@100 | nDCG@10 | queries |"
         lines += ["|---" * 12 + "|"]
         lines += [search_line(row) for row in size["searches"]]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *growth(report["sizes"])]) + "\n"
+
+
+def growth(sizes: list[Row]) -> list[str]:
+    """How this project's cost grows with the collection, as lines of a table; none if it was measured at one size alone."""
+    measured = [size for size in sizes if any(row["system"] == OURS and "error" not in row for row in size["builds"])]
+    if len(measured) < 2:
+        return []
+    builds = [next(row for row in size["builds"] if row["system"] == OURS) for size in measured]
+    rows = {
+        "ray_lir": [f"{size['num_tokens'] / 1e6:.1f} M tokens" for size in measured],
+        "---": ["---"] * len(measured),
+        "build, CPU seconds": [number(row["cpu_seconds"]) for row in builds],
+        "build, peak MB": [number(row["peak_bytes"] / 2**20) for row in builds],
+    }
+    for setting in GROWING:
+        found = [next((row for row in size["searches"] if (row["system"], row["setting"]) == (OURS, setting)), {}) for size in measured]
+        rows[f"{setting}, CPU ms a query"] = [number(row.get("cpu_ms", {}).get("mean")) for row in found]
+        rows[f"{setting}, R@10"] = [f"{row['recall@10']:.3f}" if "recall@10" in row else "" for row in found]
+    return ["", "## How cost grows", "", *("| " + " | ".join([name, *cells]) + " |" for name, cells in rows.items())]
 
 
 def build_line(row: Row) -> str:

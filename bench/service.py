@@ -1,172 +1,234 @@
 """Load and faults of the service: what it adds to a search, what it does when too much is asked, and when parts are lost.
 
-    python bench/service.py --index runs/index --queries scifact/queries.jsonl [--output bench/results/service.json]
+    python -m bench.service --index runs/index --dataset scifact [--output bench/results]
 
-Starts the service on a Ray cluster of its own on this machine; the client is this process, the service is others.
+Starts the service on a Ray cluster of its own on this machine; the client is this process, the service is others, and they
+share the machine's cores. Every answer under faults is compared with the in-process Searcher's.
 """
 
 import argparse
 import asyncio
 import json
 import os
-import platform
 import socket
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import aiohttp
 import ray
+import torch
 from ray import serve
 
-from ray_lir.client import AsyncClient
-from ray_lir.errors import Overloaded, RayLirError
+from bench import service_faults
+from bench.quality import machine
+from ray_lir.evaluation.datasets import load_dataset
 from ray_lir.evaluation.latency import percentiles_ms
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher
 from serving.app import build
 
 K = 10
-FAULTS = ("ShardGroup-0", "QueryEncoder", "Gateway")
+WARM_UP = 20
+PATIENCE_S = 0.1
+"""What a client waits that was told to come again."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--index", required=True)
-    parser.add_argument("--queries", required=True, help="JSON lines with a field text")
-    parser.add_argument("--output", default="bench/results/service.json")
+    parser.add_argument("--dataset", required=True, help="folder in the BEIR layout")
+    parser.add_argument("--output", default="bench/results", help="folder of service.json and service.md")
     parser.add_argument("--engine", default="scan")
     parser.add_argument("--num-groups", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=10, help="of each load, and before and after each fault")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128])
+    parser.add_argument("--seconds", type=float, default=8, help="of each load, and after each fault")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256])
+    parser.add_argument("--parts", nargs="+", choices=("load", "faults"), default=["load", "faults"])
     options = parser.parse_args()
-    texts = [json.loads(line)["text"] for line in Path(options.queries).read_text().splitlines()][:200]
-    report = {
-        "index": options.index,
-        "engine": options.engine,
-        "k": K,
-        "num_groups": options.num_groups,
-        "machine": {"cpus": os.cpu_count(), "processor": platform.processor() or platform.machine(), "load_before": os.getloadavg()},
-        "in_process": in_process(options.index, texts, options.engine),
-    }
+    texts = list(load_dataset(options.dataset).queries.values())[:200]
+    target = Path(options.output) / "service.json"
+    report = json.loads(target.read_text()) if target.exists() else {}
+    report |= {"machine": machine(), "engine": options.engine, "k": K, "num_groups": options.num_groups}
+    if "load" in options.parts:
+        report["load_average_before"] = os.getloadavg()
+        report["in_process_ms"] = {
+            "one core": on_one_core(lambda: in_process(options.index, texts[:60], options.engine)),
+            "all cores": in_process(options.index, texts[:60], options.engine),
+        }
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ray.init(address="local", include_dashboard=False, log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build({"index": options.index, "num_groups": options.num_groups}))
     try:
-        url = f"http://127.0.0.1:{port}"
-        report["load"] = [asyncio.run(load(url, texts, options.engine, number, options.seconds)) for number in options.concurrency]
-        report["faults"] = [asyncio.run(fault(url, texts, options.engine, part, options.seconds)) for part in FAULTS]
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        start = partial(run, port)
+        if "load" in options.parts:
+            url = start({"index": options.index, "num_groups": options.num_groups})
+            report |= asyncio.run(loads(url, texts, options.engine, options.concurrency, options.seconds))
+        if "faults" in options.parts:
+            with tempfile.TemporaryDirectory() as folder:
+                found = service_faults.measure(
+                    options.index, Path(folder), texts[:20], options.engine, options.num_groups, options.seconds, start
+                )
+                report["faults"] = found
     finally:
         serve.shutdown()
         ray.shutdown()
-    Path(options.output).write_text(json.dumps(report, indent=1) + "\n")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(report, indent=1) + "\n")
+    target.with_suffix(".md").write_text(markdown(report))
     print(json.dumps(report))
 
 
+def run(port: int, arguments: dict[str, Any]) -> str:
+    """Runs the application in place of the one that runs; returns its address."""
+    serve.run(build(arguments))
+    return f"http://127.0.0.1:{port}"
+
+
+def on_one_core(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """With one thread on one core, as every part of the service has."""
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    os.sched_setaffinity(0, {min(cores)})
+    torch.set_num_threads(1)
+    try:
+        return measure()
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
+
+
 def in_process(index: str, texts: list[str], engine: str) -> dict[str, Any]:
-    """Milliseconds of encoding and searching one query at a time, without a service."""
+    """Milliseconds of encoding a query, searching, and reading the documents' fields, one query at a time, without a service."""
     searcher = Searcher.open(index)
     encoder = Encoder.for_contract(searcher.manifest.contract)
     seconds = []
-    for text in texts[:50]:
+    for text in texts:
         start = time.perf_counter()
         [answer] = searcher.search(encoder.encode_queries([text]), K, engine)
         searcher.documents(answer.documents)
         seconds.append(time.perf_counter() - start)
-    return percentiles_ms(seconds[5:])
+    return percentiles_ms(seconds[WARM_UP:])
+
+
+async def loads(url: str, texts: list[str], engine: str, levels: list[int], seconds: float) -> dict[str, Any]:
+    await load(url, texts, engine, 2, 3)  # to warm up
+    return {"one_client": await steps(url, texts[:80], engine), "load": [await load(url, texts, engine, each, seconds) for each in levels]}
+
+
+async def steps(url: str, texts: list[str], engine: str) -> dict[str, Any]:
+    """Where the time of a single client's searches goes, in milliseconds (medians), and what a request without a search takes."""
+    taken, empty, timings = [], [], []
+    async with aiohttp.ClientSession(url) as client:
+        for text in texts:
+            start = time.perf_counter()
+            async with client.post("/search", json={"query": text, "k": K, "engine": engine}) as reply:
+                answer = await reply.json()
+            taken.append(time.perf_counter() - start)
+            timings.append(answer["timings"])
+            start = time.perf_counter()
+            async with client.get("/health/live") as reply:
+                await reply.read()
+            empty.append(time.perf_counter() - start)
+    timings = timings[WARM_UP:]
+
+    def middle(value: Any) -> float:
+        return round(sorted(map(value, timings))[len(timings) // 2], 2)
+
+    return {
+        "latency_ms": percentiles_ms(taken[WARM_UP:]),
+        "encode": middle(lambda each: each["encode"]),
+        "plan": middle(lambda each: each["plan"]),
+        "stages": middle(lambda each: sum(each["stages"])),
+        "documents": middle(lambda each: each["documents"]),
+        "in_gateway": middle(lambda each: each["total"]),
+        "empty_request": percentiles_ms(empty[WARM_UP:])["p50"],
+    }
 
 
 async def load(url: str, texts: list[str], engine: str, concurrency: int, seconds: float) -> dict[str, Any]:
-    """Clients that ask without a pause; those that are refused wait a tenth of a second, as polite ones would."""
+    """Clients that ask without a pause; those that are told to come again wait a tenth of a second."""
     taken: list[float] = []
-    outcomes: Counter[str] = Counter()
+    outcomes: Counter[int] = Counter()
+    bodies = [json.dumps({"query": text, "k": K, "engine": engine}) for text in texts]
+    headers = {"Content-Type": "application/json"}
     end = time.perf_counter() + seconds
 
-    async def ask(client: AsyncClient, number: int) -> None:
+    async def ask(client: aiohttp.ClientSession, number: int) -> None:
         while time.perf_counter() < end:
             number += concurrency
             start = time.perf_counter()
-            try:
-                await client.search(texts[number % len(texts)], k=K, engine=engine)
+            async with client.post("/search", data=bodies[number % len(bodies)], headers=headers) as reply:
+                await reply.read()
+            outcomes[reply.status] += 1
+            if reply.status == 200:
                 taken.append(time.perf_counter() - start)
-                outcomes["ok"] += 1
-            except Overloaded:
-                outcomes["refused"] += 1
-                await asyncio.sleep(0.1)
-            except RayLirError as error:
-                outcomes[type(error).__name__] += 1
+            else:
+                await asyncio.sleep(PATIENCE_S)
 
-    async with AsyncClient(url, max_connections=concurrency) as client:
+    began = time.perf_counter()
+    async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=concurrency)) as client:
         await asyncio.gather(*(ask(client, number) for number in range(concurrency)))
     return {
         "concurrency": concurrency,
-        "queries_per_second": round(outcomes["ok"] / seconds, 1),
+        "queries_per_second": round(outcomes[200] / (time.perf_counter() - began), 1),
         "latency_ms": percentiles_ms(taken),
-        "outcomes": dict(outcomes),
+        "statuses": {str(status): number for status, number in sorted(outcomes.items())},
     }
 
 
-async def fault(url: str, texts: list[str], engine: str, part: str, seconds: float) -> dict[str, Any]:
-    """A replica is killed under a steady load of strict searches and of searches that can do with part of the index."""
-    truth = {}
-    async with AsyncClient(url) as client:
-        for text in texts[:20]:
-            truth[text] = ids(await client.search(text, k=K, engine=engine))
-        strict = asyncio.create_task(steady(client, truth, engine, 1.0, 2 * seconds))
-        lenient = asyncio.create_task(steady(client, truth, engine, 0.1, 2 * seconds))
-        await asyncio.sleep(seconds)
-        killed = time.perf_counter()
-        kill(part)
-        return {"killed": part, "strict": summary(await strict, killed), "lenient": summary(await lenient, killed)}
-
-
-def ids(response: Any) -> list[str]:
-    return [hit.doc_id for hit in response.results[0]]
-
-
-async def steady(
-    client: AsyncClient, truth: dict[str, list[str]], engine: str, min_coverage: float, seconds: float
-) -> list[dict[str, Any]]:
-    """Four searches at a time; each one's moment, whether it failed, its coverage, and whether a whole answer is the true one."""
-    seen: list[dict[str, Any]] = []
-    end = time.perf_counter() + seconds
-
-    async def ask() -> None:
-        while time.perf_counter() < end:
-            for text, expected in truth.items():
-                try:
-                    response = await client.search(text, k=K, engine=engine, min_coverage=min_coverage, deadline_ms=2000)
-                    wrong = response.coverage == 1 and len(set(ids(response)) & set(expected)) < K - 1
-                    seen.append({"at": time.perf_counter(), "failed": False, "coverage": response.coverage, "wrong": wrong})
-                except RayLirError:
-                    seen.append({"at": time.perf_counter(), "failed": True, "coverage": 0.0, "wrong": False})
-                    await asyncio.sleep(0.02)
-
-    await asyncio.gather(*(ask() for _ in range(4)))
-    return seen
-
-
-def summary(seen: list[dict[str, Any]], killed: float) -> dict[str, Any]:
-    after = [each for each in seen if each["at"] >= killed]
-    hurt = [each["at"] - killed for each in after if each["failed"] or each["coverage"] < 1]
-    return {
-        "requests": len(seen),
-        "failed": sum(each["failed"] for each in seen),
-        "partial": sum(0 < each["coverage"] < 1 for each in seen),
-        "wrong": sum(each["wrong"] for each in seen),
-        "recovered_after_s": round(max(hurt, default=0.0), 2),
-        "mean_coverage_after": round(float(np.mean([each["coverage"] for each in after])), 4) if after else None,
-    }
-
-
-def kill(part: str) -> None:
-    """Ends one replica of a deployment as a lost machine would."""
-    name = next(each["name"] for each in ray.util.list_named_actors(all_namespaces=True) if f"#{part}#" in each["name"])
-    ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
+def markdown(report: dict[str, Any]) -> str:
+    """The report as two tables."""
+    about = report["machine"]
+    lines = [
+        "# The service under load and faults",
+        "",
+        f"scifact (5,183 documents), engine {report['engine']}, k {report['k']}, {report['num_groups']} shard groups; {about['cpu']}, "
+        f"{about['cores']} cores, which the client and all parts of the service share"
+        + (f"; the load average before was {report['load_average_before'][0]:.1f}" if "load_average_before" in report else "")
+        + ".",
+        "",
+    ]
+    if "load" in report:
+        alone, one = report["in_process_ms"]["one core"], report["one_client"]
+        both = report["in_process_ms"]["all cores"]
+        lines += [
+            f"In process, one query at a time: p50 {alone['p50']:.1f} ms, p99 {alone['p99']:.1f} ms on one core, "
+            f"p50 {both['p50']:.1f} ms, p99 {both['p99']:.1f} ms on all. Served, one client: "
+            f"p50 {one['latency_ms']['p50']:.1f} ms, p99 {one['latency_ms']['p99']:.1f} ms (a request without a search: "
+            f"{one['empty_request']:.1f} ms).",
+            "",
+            "| clients | answers/s | p50 ms | p95 ms | p99 ms | answered | 429 | others |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for each in report["load"]:
+            given, ms = each["statuses"], each["latency_ms"]
+            others = sum(given.values()) - given.get("200", 0) - given.get("429", 0)
+            lines.append(
+                f"| {each['concurrency']} | {each['queries_per_second']} | {ms['p50']:.1f} | {ms['p95']:.1f} | {ms['p99']:.1f} "
+                f"| {given.get('200', 0)} | {given.get('429', 0)} | {others} |"
+            )
+        lines.append("")
+    if "faults" in report:
+        lines += [
+            "Under a steady load of two clients that want whole answers within 2 s (strict) and two that can do with a tenth of the index "
+            "(lenient):",
+            "",
+            "| fault | clients | requests | failed | partial | wrong | last failure or partial answer after | longest request |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for fault in report["faults"]:
+            for kind in ("strict", "lenient"):
+                each = fault[kind]
+                lines.append(
+                    f"| {fault['fault']} | {kind} | {each['requests']} | {each['failed_share']:.2%} | {each['partial']} | {each['wrong']} "
+                    f"| {each['recovered_after_s']:.1f} s | {each['longest_s']:.1f} s |"
+                )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

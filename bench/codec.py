@@ -1,0 +1,78 @@
+"""The residual codec: what exhaustive search from the codes finds of the exact answer, against bytes a token; JSON and a table.
+
+    python -m bench.codec [--dataset FOLDER] [--size small] [--num-queries 100] [--work runs/bench] [--output bench/results/codec.json]
+
+The embeddings and the exact answers (MaxSim in float32) are those of bench.compare. Every codec is a build of its own.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.collection import SIZES, Collection, open_collection
+from bench.peers import inputs
+from bench.quality import machine
+from bench.report import quality
+from ray_lir.build import build_index
+from ray_lir.config import CodecConfig, IndexConfig
+from ray_lir.formats import storage
+from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.index.documents import FILE
+from ray_lir.search import Searcher
+
+BITS = (1, 2, 4, 8)
+CODECS = {
+    "quantile buckets (the papers')": {"buckets": "quantile", "rotation": False, "token_scale": False},
+    "Lloyd-Max buckets": {"rotation": False, "token_scale": False},
+    "and a scale a token": {"rotation": False},
+    "and a rotation (the default)": {},
+}
+DEPTH = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.codec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", type=Path)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--num-queries", type=int, default=100)
+    parser.add_argument("--work", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--output", type=Path, default=Path("bench/results/codec.json"))
+    given = parser.parse_args()
+    collection = open_collection(given.dataset, given.size, given.work)
+    rows = [measure(collection, given.num_queries, nbits, name) for nbits in BITS for name in CODECS]
+    report = {"machine": machine(), "size": given.size, "queries": given.num_queries, "rows": rows}
+    given.output.write_text(json.dumps(report, indent=1) + "\n")
+    given.output.with_suffix(".md").write_text(markdown(rows))
+    print(markdown(rows))
+
+
+def measure(collection: Collection, num_queries: int, nbits: int, name: str) -> dict[str, Any]:
+    """One codec: build, exhaustive search, recall of the oracle and nDCG."""
+    output = str(collection.folder / "codec")
+    storage.remove_tree(output)
+    manifest = build_index(str(collection.folder / "embeddings"), output, IndexConfig(codec=CodecConfig(nbits=nbits, **CODECS[name])))
+    texts = inputs.load(collection.folder, "queries")
+    queries = TokenEmbeddings.of([texts[number] for number in range(num_queries)])
+    answers = Searcher.open(output).search(queries, DEPTH, "exact")
+    storage.remove_tree(output)
+    arrays = sum(file.size for shard in manifest.shards for file in shard.files if not file.name.endswith(FILE))
+    found = quality(np.stack([answer.documents for answer in answers]), collection)
+    print(f"{nbits} bits, {name}: {found}", flush=True)
+    return {"nbits": nbits, "codec": name, **found, "bytes_per_token": round(arrays / manifest.num_tokens, 2)}
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    lines = ["| bits | codec | R@10 | R@100 | nDCG@10 | bytes a token |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        quality = " | ".join(f"{row[name]:.3f}" for name in ("recall@10", "recall@100", "nDCG@10"))
+        lines.append(f"| {row['nbits']} | {row['codec']} | {quality} | {row['bytes_per_token']} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

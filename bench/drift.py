@@ -1,0 +1,89 @@
+"""What it costs to add documents that the codec was not made for: each collection under the codec of each other.
+
+    python -m bench.drift --quality runs/quality --datasets FOLDER [--names cranfield cisi] [--output bench/results/drift.json]
+
+Takes what `make quality` left: embeddings, an index of each collection, and the exact best documents of its queries without
+compression. A collection is indexed with another's codec (codec_from) and searched exhaustively.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.quality import machine
+from ray_lir.build import build_index
+from ray_lir.config import EncoderConfig, IndexConfig
+from ray_lir.evaluation.datasets import load_dataset
+from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.models.encoder import Encoder
+from ray_lir.search import Searcher, read_version
+
+K = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.drift", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quality", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--datasets", type=Path, required=True)
+    parser.add_argument("--names", nargs="+", default=["cranfield", "cisi"])
+    parser.add_argument("--work", type=Path, default=Path("runs/drift"))
+    parser.add_argument("--output", type=Path, default=Path("bench/results/drift.json"))
+    given = parser.parse_args()
+    rows = [row for name in given.names for row in measure(given, name)]
+    report = {"machine": machine(), "k": K, "rows": rows}
+    given.output.write_text(json.dumps(report, indent=1) + "\n")
+    given.output.with_suffix(".md").write_text(table(rows))
+    print(json.dumps(report))
+
+
+def measure(given: argparse.Namespace, name: str) -> list[dict[str, Any]]:
+    """One collection under every codec."""
+    folder = given.quality / name
+    contract = read_version(str(folder / "index-1")).contract
+    dataset = load_dataset(str(given.datasets / name), "test")
+    encoder = Encoder.for_contract(contract, EncoderConfig(checkpoint=contract.checkpoint))
+    queries = encoder.encode_queries(list(dataset.queries.values()), list(dataset.queries))
+    best = read_best(folder / "oracle.run")
+    rows = []
+    for other in given.names:
+        index = given.work / f"{name}-by-{other}"
+        source = given.quality / other / "index-1"
+        norm = read_version(str(source)).mean_residual_norm
+        manifest = build_index(str(folder / "embeddings"), str(index), IndexConfig(codec_from=str(source)))
+        share = found(index, queries, best)
+        drift = round(manifest.mean_residual_norm / norm, 3)
+        rows.append({"documents": name, "codec_of": other, "drift": drift, f"top_{K}": round(share, 4)})
+    return rows
+
+
+def read_best(path: Path) -> dict[str, set[str]]:
+    """The first K documents of each query of a TREC run."""
+    best: dict[str, set[str]] = {}
+    for line in path.read_text().splitlines():
+        query, _, document, rank, *_ = line.split()
+        if int(rank) <= K:
+            best.setdefault(query, set()).add(document)
+    return best
+
+
+def found(index: Path, queries: TokenEmbeddings, best: dict[str, set[str]]) -> float:
+    """The share of them that exhaustive search from the codes finds."""
+    searcher = Searcher.open(str(index))
+    answers = searcher.search(queries, K, "exact")
+    shares = [
+        len(best[query].intersection(searcher.doc_ids(top.documents))) / K for query, top in zip(queries.doc_ids, answers, strict=True)
+    ]
+    return sum(shares) / len(shares)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| documents | codec of | residuals over those of the codec's own | top 10 found |", "|---|---|---|---|"]
+    lines += [f"| {row['documents']} | {row['codec_of']} | {row['drift']:.2f} | {row[f'top_{K}']:.3f} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Encoding against PyLate: the same checkpoint and texts, tokens a second on one and two cores; JSON and a table.
+
+    python -m bench.encoding DATASET_FOLDER [--documents 256] [--work runs/bench] [--output bench/results/encoding.json]
+
+Every measurement is a process of its own. PyLate's environment is the one that bench.compare makes. Run it on idle cores.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.compare import THREAD_VARIABLES
+from bench.environments import python_of
+from bench.quality import machine
+from bench.report import instructions
+from bench.systems import SYSTEMS
+from ray_lir.formats.corpus import sample_texts, scan
+from ray_lir.formats.records import corpus_files
+
+PRECISIONS = ("float32", "bfloat16")
+THREADS = (1, 2)
+LENGTH = 256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.encoding", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dataset", help="folder in the BEIR layout")
+    parser.add_argument("--documents", type=int, default=256)
+    parser.add_argument("--work", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--output", type=Path, default=Path("bench/results/encoding.json"))
+    given = parser.parse_args()
+    folder = given.work / "encoding"
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = folder / "texts.json"
+    texts.write_text(json.dumps(sample_texts(scan(corpus_files(given.dataset), 512, map), given.documents)))
+    checkpoint = saved_checkpoint(folder)
+    peer = python_of("pylate", given.work, SYSTEMS["PyLate PLAID"].base)
+    pythons = {"ray_lir": Path(sys.executable), "pylate": peer}
+    rows = [
+        measure(system, python, checkpoint, texts, folder, precision, threads)
+        for precision in PRECISIONS
+        for threads in THREADS
+        for system, python in pythons.items()
+    ]
+    report = {"machine": machine() | {"instructions": instructions()}, "checkpoint": "all-MiniLM-L6-v2", "length": LENGTH, "rows": rows}
+    given.output.write_text(json.dumps(report, indent=1) + "\n")
+    given.output.with_suffix(".md").write_text(markdown(rows))
+    print(markdown(rows))
+
+
+def saved_checkpoint(folder: Path) -> Path:
+    """The default checkpoint in the layout that both read."""
+    saved = folder / "checkpoint"
+    if not saved.exists():
+        from ray_lir.models.encoder import Encoder
+
+        Encoder.load().save(saved)
+    return saved
+
+
+def measure(system: str, python: Path, checkpoint: Path, texts: Path, folder: Path, precision: str, threads: int) -> dict[str, Any]:
+    """One system at one setting, and how far its vectors are from this project's in float32."""
+    result = folder / f"{system}-{precision}-{threads}.json"
+    command = [str(python), "-m", "bench.peers.encoding", system, str(checkpoint), str(texts), str(result)]
+    command += ["--threads", str(threads), "--precision", precision, "--length", str(LENGTH)]
+    subprocess.run(["env", *(f"{name}={threads}" for name in THREAD_VARIABLES), *command], check=True)
+    row = json.loads(result.read_text())
+    reference, mine = np.load(folder / "ray_lir-float32-1.npy"), np.load(result.with_suffix(".npy"))
+    similarity = float((reference * mine).sum(axis=1).mean()) if reference.shape == mine.shape else None
+    row = {"system": system, "precision": precision, "threads": threads, **row, "similarity": similarity}
+    return row | {"tokens_per_second": round(row["tokens"] / row["seconds"])}
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| system | precision | threads | tokens/s | documents/s | peak MB | cosine with ray_lir in float32 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        speed = f"{row['tokens_per_second']:,} | {row['documents'] / row['seconds']:.1f} | {row['peak_bytes'] / 2**20:.0f}"
+        similarity = "other tokens" if row["similarity"] is None else f"{row['similarity']:.5f}"
+        lines.append(f"| {row['system']} | {row['precision']} | {row['threads']} | {speed} | {similarity} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

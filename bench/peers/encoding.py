@@ -1,0 +1,71 @@
+"""The measuring half of bench.encoding: encodes the same texts with one system at one setting, in this process.
+
+python -m bench.peers.encoding SYSTEM CHECKPOINT TEXTS.json RESULT.json --threads N --precision float32|bfloat16 --length N
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.peers.harness import cpu_seconds, memory_bytes, pin
+
+Encode = Callable[[Sequence[str]], Sequence[np.ndarray]]
+WARM_UP, COMPARED = 32, 64
+"""Texts encoded before the clock starts, and those whose vectors are kept."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("system", choices=SYSTEMS)
+    parser.add_argument("checkpoint")
+    parser.add_argument("texts", type=Path)
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--length", type=int, default=256)
+    given = parser.parse_args()
+    pin(given.threads)
+    torch.set_num_threads(given.threads)
+    texts = json.loads(given.texts.read_text())
+    encode = SYSTEMS[given.system](given.checkpoint, given.precision, given.length)
+    encode(texts[:WARM_UP])
+    start, cpu_start = time.perf_counter(), cpu_seconds()
+    matrices = encode(texts)
+    seconds, cpu_used = time.perf_counter() - start, cpu_seconds() - cpu_start
+    np.save(given.result.with_suffix(".npy"), np.concatenate(matrices[:COMPARED]).astype(np.float32))
+    tokens = sum(map(len, matrices))
+    report = {"documents": len(texts), "tokens": tokens, "seconds": seconds, "cpu_seconds": cpu_used, "peak_bytes": memory_bytes("VmHWM")}
+    given.result.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def ray_lir(checkpoint: str, precision: str, length: int) -> Encode:
+    """Encoder.encode_documents at its defaults."""
+    from ray_lir.config import EncoderConfig
+    from ray_lir.models.encoder import Encoder
+
+    encoder = Encoder.load(EncoderConfig(checkpoint=checkpoint, precision=precision, document_length=length))
+    return lambda texts: list(encoder.encode_documents(texts))
+
+
+def pylate(checkpoint: str, precision: str, length: int) -> Encode:
+    """ColBERT.encode at its defaults; bfloat16 under autocast, as its documentation has it."""
+    from pylate import models
+
+    model = models.ColBERT(checkpoint, document_length=length, device="cpu")
+
+    def encode(texts: Sequence[str]) -> list[np.ndarray]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            return [np.asarray(matrix) for matrix in model.encode(list(texts), is_query=False, show_progress_bar=False)]
+
+    return encode
+
+
+SYSTEMS = {"ray_lir": ray_lir, "pylate": pylate}
+
+if __name__ == "__main__":
+    main()

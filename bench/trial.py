@@ -1,0 +1,147 @@
+"""What rescoring with TRIAL costs beside MaxSim, and beside TRIAL as it is written: every relation of every pair of tokens computed.
+
+    python -m bench.trial [--output bench/results/trial.json]
+
+256 candidates of 300 tokens, a query of 32, 128 dimensions, one thread, the least of several runs. Document tokens lie near a few topics
+and query tokens near tokens of the documents, as those of encoders do. The kernels compute the pairs that can win, so the time depends on
+how large relations are beside differences of cosines: `strength` is the standard deviation of lambda times a relation over the tokens of
+a document. A fresh relation encoder (models/scorers/trial.py) is one of the rows; "all pairs" is what a relation of any size takes at most.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from bench.cost import least
+from bench.quality import machine
+from ray_lir.config import TrialConfig
+from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.pairs import PairEncoder
+from ray_lir.index.shard import IndexShard
+from ray_lir.kernels import Kernels, reference, select
+from ray_lir.models.scorers.trial import Relation, Trial
+
+CANDIDATES, TOKENS, QUERY_TOKENS, DIM = 256, 300, 32, 128
+NUM_CENTROIDS = 4096
+NAIVE_DOCUMENTS = 4
+"""Documents that the naive form is timed on."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.trial", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("bench/results/trial.json"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    shard, codec, query = made_up()
+    kernels = select("native")
+    ones, table = np.ones(QUERY_TOKENS, np.float32), kernels.centroid_scores(query, codec)
+    maxsim = least(lambda: kernels.residual_maxsim([query], [ones], [table], shard, codec), given.runs)
+    torch.manual_seed(0)
+    fresh = Trial(DIM, TrialConfig())
+    naive = least(lambda: naive_scores(query, shard, codec, fresh.relation), 2) / NAIVE_DOCUMENTS * CANDIDATES
+    rows = [measure(f"fresh x {factor}", scaled(fresh, factor), kernels, shard, codec, query, given.runs) for factor in (0.1, 1, 3)]
+    rows.append(measure("all pairs", fresh, kernels, shard, codec, query, given.runs, everything=True))
+    result = {
+        "machine": machine(),
+        "kernels": kernels.name,
+        "candidates": CANDIDATES,
+        "tokens": TOKENS,
+        "query_tokens": QUERY_TOKENS,
+        "dim": DIM,
+        "maxsim_ms": ms(maxsim),
+        "naive_ms": ms(naive),
+        "trial": [
+            {**row, "times_maxsim": round(row["ms"] / ms(maxsim), 2), "naive_over_it": round(ms(naive) / row["ms"], 1)} for row in rows
+        ],
+    }
+    given.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def made_up() -> tuple[IndexShard, ResidualCodec, np.ndarray]:
+    """Tokens of a document share its topic and differ by words, and its query repeats some of the words."""
+    rng = np.random.default_rng(0)
+    words = reference.normalize(rng.normal(size=(NUM_CENTROIDS, DIM)))
+    topics = rng.normal(size=(CANDIDATES, DIM)) / np.sqrt(DIM)
+    numbers = rng.integers(0, NUM_CENTROIDS, CANDIDATES * TOKENS)
+    vectors = words[numbers] + 0.6 * np.repeat(topics, TOKENS, axis=0) + 0.5 * rng.normal(size=(len(numbers), DIM)) / np.sqrt(DIM)
+    vectors = reference.normalize(vectors).astype(np.float32)
+    buckets = np.linspace(-2.4, 2.4, 16).astype(np.float32)
+    codec = ResidualCodec(words.astype(np.float16), (buckets[1:] + buckets[:-1]) / 2, buckets, token_scale=True)
+    residuals, scales, _ = reference.compress(vectors, numbers, codec)
+    offsets = np.arange(0, len(numbers) + 1, TOKENS)
+    shard = IndexShard(0, offsets, numbers.astype(np.uint16), residuals, scales.astype(np.float16), pa.table({}), NUM_CENTROIDS)
+    asked = vectors[rng.choice(len(vectors), QUERY_TOKENS)]
+    return shard, codec, reference.normalize(asked + 0.5 * rng.normal(size=asked.shape) / np.sqrt(DIM)).astype(np.float32)
+
+
+def scaled(scorer: Trial, factor: float) -> Trial:
+    """The scorer with relations of so many times the weight."""
+    result = Trial(DIM, TrialConfig(relation_weight=scorer.settings.relation_weight * factor))
+    result.load_state_dict(scorer.state_dict())
+    return result
+
+
+def measure(
+    name: str,
+    scorer: Trial,
+    kernels: Kernels,
+    shard: IndexShard,
+    codec: ResidualCodec,
+    query: np.ndarray,
+    runs: int,
+    everything: bool = False,
+) -> dict[str, Any]:
+    """Milliseconds of rescoring, and how large the relations are.
+
+    Args:
+        everything: tell the kernels that relations may be of any size.
+    """
+    codec = replace(codec, pairs=PairEncoder.of(scorer.to_arrays(), None))
+    terms, ones, table = codec.pairs.terms(query), np.ones(len(query), np.float32), kernels.centroid_scores(query, codec)
+    given = replace(terms, lower=terms.lower - 100, upper=terms.upper + 100) if everything else terms
+    seconds = least(lambda: kernels.relation_maxsim(query, ones, given, table, shard, codec), runs)
+    tokens = slice(0, TOKENS)
+    vectors = reference.decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
+    hidden = codec.pairs.hidden(vectors[0] @ codec.pairs.before.T, vectors @ codec.pairs.after.T + codec.pairs.bias)
+    strength = (hidden @ terms.products[1:].T).std(axis=0).mean()
+    return {"relations": name, "strength": round(float(strength), 4), "bound": round(float(terms.upper[1:].mean()), 4), "ms": ms(seconds)}
+
+
+@torch.no_grad()
+def naive_scores(query: np.ndarray, shard: IndexShard, codec: ResidualCodec, relation: Relation) -> Tensor:
+    """TRIAL's scores of a few documents as the article writes them: a relation for every pair that is looked at, nothing factored."""
+    queries = torch.from_numpy(query)
+    mine = relation(queries[:-1], queries[1:])
+    totals = []
+    for number in range(NAIVE_DOCUMENTS):
+        tokens, _ = shard.tokens(np.array([number]))
+        document = torch.from_numpy(reference.decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec))
+        cosines, total, aligned = queries @ document.T, torch.zeros(()), 0
+        for i in range(QUERY_TOKENS):
+            value = cosines[i]
+            if i:
+                pairs = torch.cat([document[aligned].expand_as(document), document], dim=1)
+                hidden = torch.nn.functional.mish(relation.norm(relation.inner(pairs)))
+                value = value + 0.5 * relation.outer(hidden) @ mine[i - 1]
+            total, aligned = total + value.max(), int(value.argmax())
+        totals.append(total)
+    return torch.stack(totals)
+
+
+def ms(seconds: float) -> float:
+    return round(1000 * seconds, 2)
+
+
+if __name__ == "__main__":
+    main()
