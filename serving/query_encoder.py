@@ -12,7 +12,6 @@ from ray_lir.config import Config, EncoderConfig
 from ray_lir.engines import read_tuning
 from ray_lir.engines.plan import QueryPlan
 from ray_lir.formats.token_embeddings import TokenEmbeddings
-from ray_lir.kernels.reference import maxsim
 from ray_lir.search import Planner, open_planner, read_version
 
 from .batching import Batcher
@@ -72,11 +71,12 @@ class QueryEncoder:
         return await asyncio.to_thread(encoder.encode_documents, texts)
 
     async def score(self, served: Served, query: str, texts: list[str]) -> np.ndarray:
-        """[texts] float32, MaxSim of the query and each text, nothing compressed; -inf for a text without tokens."""
+        """[texts] float32, what the index's scorer gives the query and each text, nothing compressed; -inf for a text without tokens."""
         queries = await self.encode_queries((served, [query]))
         documents = await self.encode(served, texts, "document")
-        weights = np.ones(queries.num_tokens, np.float32) if queries.weights is None else queries.weights
-        return maxsim([queries.values.astype(np.float32)], [weights], documents.values.astype(np.float32), documents.offsets)[0]
+        encoder, _ = self.versions.get(served)
+        [scores] = await asyncio.to_thread(encoder.scores, queries, documents)
+        return scores
 
     async def spans(self, served: Served, queries: list[str], documents: list[str]) -> tuple[list[Spans], list[Spans]]:
         """Where the vectors of these texts come from in them."""

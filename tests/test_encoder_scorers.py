@@ -13,6 +13,7 @@ from ray_lir.config import AttentionConfig, ClusteringConfig, CodecConfig, Confi
 from ray_lir.encode import encode_corpus
 from ray_lir.errors import ConfigError, IncompatibleError
 from ray_lir.formats.parquet import read_blocks
+from ray_lir.formats.token_embeddings import TokenEmbeddings, concatenate
 from ray_lir.models.encoder import Encoder
 from ray_lir.models.projection import fit_projection
 from ray_lir.search import Searcher
@@ -192,9 +193,23 @@ def test_an_encoded_corpus_is_indexed_and_searched_with_its_scorer(name: str, so
     for top, scores in zip(searcher.search(encoder.encode_queries(QUERIES), 5, "exact"), expected, strict=True):
         numbers = [int(doc_id[1:]) for doc_id in searcher.doc_ids(top.documents)]
         np.testing.assert_allclose(top.scores, scores[numbers], atol=0.01 * np.abs(scores).max())
+    scores = encoder.scores(encoder.encode_queries(QUERIES), encoder.encode_documents([row["text"] for row in rows]))
+    np.testing.assert_allclose(scores, expected, atol=0.01 * np.abs(expected).max())
     with pytest.raises(IncompatibleError, match=f"is for scorer {name}, and trained is wanted"):
         other = manifest.contract.model_copy(update={"scorer": "trained"})
         Encoder.for_contract(other, EncoderConfig(checkpoint=str(tmp_path / "checkpoint")))
     if name == "trial":
         with pytest.raises(IncompatibleError, match="the queries have no token weights, which scorer trial needs"):
             searcher.search(source.encode_queries(QUERIES), 5)
+
+
+def test_scores_of_a_document_without_tokens_are_the_lowest_and_weights_are_not_forgotten(source: Encoder) -> None:
+    encoder = source.with_scorer("attention")
+    queries, documents = encoder.encode_queries(QUERIES[:2]), encoder.encode_documents(DOCUMENTS[:2])
+    assert encoder.scores(queries, documents).shape == (2, 2)
+    with pytest.raises(IncompatibleError, match="the documents have no token weights, which scorer attention needs"):
+        encoder.scores(queries, source.encode_documents(DOCUMENTS[:2]))
+    empty = TokenEmbeddings(np.zeros((0, documents.dim), np.float16), np.zeros(3, np.int64), ["a", "b"], weights=np.zeros(0, np.float32))
+    assert encoder.scores(queries, empty).tolist() == [[-np.inf] * 2] * 2
+    mixed = concatenate([empty, documents])
+    assert np.isneginf(encoder.scores(queries, mixed)[:, :2]).all() and np.isfinite(encoder.scores(queries, mixed)[:, 2:]).all()

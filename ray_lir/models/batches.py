@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ray_lir.formats.token_embeddings import TokenEmbeddings
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -41,6 +43,17 @@ class EmbeddedTexts:
     vectors: torch.Tensor
     mask: torch.Tensor
     weights: torch.Tensor | None = None
+
+
+def padded(embeddings: TokenEmbeddings, device: torch.device | str) -> EmbeddedTexts:
+    """Texts that were encoded before, as a scorer sees them."""
+    mask = np.arange(embeddings.lengths.max(initial=0)) < embeddings.lengths[:, None]
+    vectors, weights = np.zeros((*mask.shape, embeddings.dim), np.float32), None
+    vectors[mask] = embeddings.values
+    if embeddings.weights is not None:
+        weights = np.zeros(mask.shape, np.float32)
+        weights[mask] = embeddings.weights
+    return EmbeddedTexts(*(None if array is None else torch.from_numpy(array).to(device) for array in (vectors, mask, weights)))
 
 
 def pad(token_ids: Sequence[np.ndarray], attended: Sequence[int], keep: Sequence[np.ndarray]) -> TokenBatch:

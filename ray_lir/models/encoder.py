@@ -9,12 +9,12 @@ import torch
 
 from ray_lir.config import Config, EncoderConfig, canonical_json
 from ray_lir.errors import ConfigError, IncompatibleError
-from ray_lir.formats.contract import EncoderContract
+from ray_lir.formats.contract import EncoderContract, check_weights
 from ray_lir.formats.pooling import pool_tokens
 from ray_lir.formats.relation import Relation
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.models import checkpoint, layouts
-from ray_lir.models.batches import EmbeddedTexts, TokenBatch, by_length, pad
+from ray_lir.models.batches import EmbeddedTexts, TokenBatch, by_length, pad, padded
 from ray_lir.models.layouts.parts import Parts, expansion_token, longest_input, punctuation_ids
 from ray_lir.models.network import Network
 from ray_lir.models.scorers import SCORERS, Trial
@@ -129,6 +129,21 @@ class Encoder:
             ConfigError: if a text is not a string, or there are more or fewer ids than texts.
         """
         return self._encode(*self._query_tokens(texts), self.contract.query_skip_tokens, query_ids, self.embed_queries)
+
+    @torch.inference_mode()
+    def scores(self, queries: TokenEmbeddings, documents: TokenEmbeddings) -> np.ndarray:
+        """[queries, documents] float32, the scorer's exact score of each pair of texts that this encoder encoded; -inf for a document
+        without tokens. An index scores the same but for what compression loses.
+
+        Raises:
+            IncompatibleError: if the scorer weighs queries or documents, and they came without their weights, or the other way round.
+        """
+        check_weights(self.contract, "queries", queries.weights is not None)
+        check_weights(self.contract, "documents", documents.weights is not None)
+        if not documents.num_tokens:
+            return np.full((len(queries), len(documents)), -np.inf, np.float32)
+        self.model.eval()
+        return self.model.scorer(padded(queries, self.device), padded(documents, self.device)).float().cpu().numpy()
 
     def batch_documents(self, texts: Sequence[str]) -> TokenBatch:
         """One padded batch of documents for `embed_documents`."""
