@@ -1,4 +1,5 @@
-"""Exports the token vectors of an index or of an embeddings folder as .npy arrays, Parquet, or points for Qdrant."""
+"""Exports the token vectors of an index or of an embeddings folder, and what its scorer needs beside them, as .npy arrays, Parquet, or
+points for Qdrant."""
 
 import json
 import uuid
@@ -31,7 +32,7 @@ from ray_lir.formats.parquet import TEXT_COLUMNS, Block, read_blocks
 from ray_lir.formats.token_embeddings import TokenEmbeddings, concatenate
 from ray_lir.index.codec import load_codec
 from ray_lir.index.shard import open_shard
-from ray_lir.kernels.reference import decompress, normalize
+from ray_lir.kernels.reference import decompress, normalize, token_weights
 from ray_lir.progress import track
 from ray_lir.search import LATEST, read_version
 
@@ -41,6 +42,8 @@ Layout = Literal["npy", "parquet", "qdrant"]
 NAMESPACE = uuid.UUID("5f0c6f2e-4c0b-5b0e-9a53-6f5d8f6f0b57")
 """Of the UUIDs that stand for document ids in Qdrant, so that an export made again replaces its points."""
 VECTOR = "colbert"
+RELATION = "relation.safetensors"
+"""The relation encoder of scorer trial (formats/relation.py)."""
 
 
 class ExportManifest(Config):
@@ -67,7 +70,8 @@ class ExportJob(Config):
     """Folder to write to; a path or a URL. It must be empty."""
     layout: Layout = "npy"
     """npy: arrays, lengths and ids, as PyLate and FastPlaid take them. parquet: a list of vectors a row, which LanceDB takes as a
-    multivector column. qdrant: points as JSON lines, and the body that makes their collection."""
+    multivector column. qdrant: points as JSON lines, and the body that makes their collection; not for scorers that weigh or relate
+    document tokens."""
     docs_per_file: int = Field(4096, ge=1)
     """A file ends with the row group (256 documents) that brings it to so many."""
 
@@ -76,13 +80,14 @@ def run(job: ExportJob) -> dict[str, Any]:
     """Exports; returns what it wrote.
 
     Raises:
-        ConfigError: if the output is not empty, or the source is no folder of vectors.
+        ConfigError: if the output is not empty, the source is no folder of vectors, or the layout cannot hold what its scorer needs.
         FormatError: if the source is damaged.
     """
     source, output = storage.absolute(job.source), storage.absolute(job.output)
     if storage.list_names(output):
         raise ConfigError(f"{output} is not empty; choose another --output, or remove it first")
     manifest, blocks = _open(source)
+    check_layout(manifest, job.layout)
     with storage.told_as("write to", output):
         tracked = track(blocks, "export", manifest.num_docs, lambda block: len(block.embeddings))
         files = [
@@ -90,6 +95,9 @@ def run(job: ExportJob) -> dict[str, Any]:
             for number, block in enumerate(_joined(iter(tracked), job.docs_per_file))
             for entry in _publish(output, number, block, LAYOUTS[job.layout])
         ]
+        if manifest.relation:
+            storage.write_bytes(storage.join(output, RELATION), storage.read_bytes(storage.join(source, manifest.relation.name)))
+            files.append(describe_file(output, RELATION))
         if job.layout == "qdrant":
             storage.write_bytes(storage.join(output, "collection.json"), json.dumps(qdrant_collection(manifest.dim), indent=1).encode())
             files.append(describe_file(output, "collection.json"))
@@ -113,20 +121,34 @@ def run(job: ExportJob) -> dict[str, Any]:
     }
 
 
+def check_layout(manifest: EmbeddingsManifest | IndexManifest, layout: Layout) -> None:
+    """Raises ConfigError if documents would not score in the layout's system what their scorer gives them."""
+    contract = manifest.contract
+    lost = "token weights" if "documents" in contract.weighs else "relations" if manifest.relation else None
+    if layout == "qdrant" and lost:
+        raise ConfigError(
+            f"Qdrant scores by MaxSim alone, and scorer {contract.scorer} of {contract.checkpoint} needs {lost}; "
+            "choose --layout npy or parquet, which keep them, or encode the corpus with a maxsim checkpoint"
+        )
+
+
 def _open(source: str) -> tuple[EmbeddingsManifest | IndexManifest, Iterator[Block]]:
     if LATEST in storage.list_names(source):
         if not storage.is_local(source):
             raise ConfigError(f"{source} is not on a local disk; copy the index to one, or export the embeddings that it was built from")
         index = read_version(source)
+        if index.relation:
+            check_file(source, index.relation)
         return index, index_blocks(source, index)
     embeddings = read_manifest(storage.join(source, MANIFEST), EmbeddingsManifest, "jobs.encode or jobs.build_index")
-    for part in embeddings.parts:
+    for part in (*embeddings.parts, *([embeddings.relation] if embeddings.relation else [])):
         check_file(source, part)
     return embeddings, (block for part in embeddings.parts for block in read_blocks(storage.join(source, part.name)))
 
 
 def index_blocks(root: str, manifest: IndexManifest, docs_per_block: int = 256) -> Iterator[Block]:
-    """The documents of an index that are not deleted, in their order, their vectors decompressed, turned back and of unit length."""
+    """The documents of an index that are not deleted, in their order, their vectors decompressed, turned back and of unit length,
+    with their weights."""
     codec = load_codec(storage.join(root, manifest.codec.name))
     for entry in manifest.shards:
         shard = open_shard(root, entry, manifest.num_centroids)
@@ -136,7 +158,9 @@ def index_blocks(root: str, manifest: IndexManifest, docs_per_block: int = 256) 
             vectors = normalize(decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec))
             vectors = vectors if codec.rotation is None else vectors @ codec.rotation.T
             texts = shard.documents.slice(rows[0], rows[-1] + 1 - rows[0]).take(pa.array(rows - rows[0]))
-            yield Block(TokenEmbeddings(vectors.astype(np.float16), offsets, texts.column("doc_id").to_pylist()), texts)
+            weights = token_weights(shard, tokens)
+            weights = None if weights is None else weights.astype(np.float32)
+            yield Block(TokenEmbeddings(vectors.astype(np.float16), offsets, texts.column("doc_id").to_pylist(), weights=weights), texts)
 
 
 def _joined(blocks: Iterator[Block], docs_per_file: int) -> Iterator[Block]:
@@ -166,18 +190,23 @@ def _publish(output: str, number: int, block: Block, write: Callable[[Path, int,
 
 
 def write_npy(folder: Path, number: int, block: Block) -> None:
-    """embeddings-N.npy [T, D] float16, doclens-N.npy [documents] int64 and doc_ids-N.json."""
+    """embeddings-N.npy [T, D] float16, doclens-N.npy [documents] int64 and doc_ids-N.json; weights-N.npy [T] float32 if there are any."""
     np.save(folder / f"embeddings-{number:05d}.npy", block.embeddings.values)
     np.save(folder / f"doclens-{number:05d}.npy", block.embeddings.lengths)
+    if block.embeddings.weights is not None:
+        np.save(folder / f"weights-{number:05d}.npy", block.embeddings.weights)
     (folder / f"doc_ids-{number:05d}.json").write_text(json.dumps(list(block.embeddings.doc_ids), ensure_ascii=False))
 
 
 def write_parquet(folder: Path, number: int, block: Block) -> None:
-    """part-N.parquet: doc_id, title, text, metadata and vectors, a list of fixed-size lists of D float32."""
+    """part-N.parquet: doc_id, title, text, metadata and vectors, a list of fixed-size lists of D float32; weights, a list of float32, if
+    there are any."""
     values = pa.array(block.embeddings.values.astype(np.float32).reshape(-1))
     offsets = pa.array(block.embeddings.offsets.astype(np.int32))
     vectors = pa.ListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(values, block.embeddings.dim))
     table = block.texts.select(["doc_id", *TEXT_COLUMNS]).append_column("vectors", vectors)
+    if block.embeddings.weights is not None:
+        table = table.append_column("weights", pa.ListArray.from_arrays(offsets, pa.array(block.embeddings.weights)))
     pq.write_table(table, folder / f"part-{number:05d}.parquet", row_group_size=1024, compression="zstd")
 
 

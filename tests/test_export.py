@@ -16,9 +16,11 @@ from ray_lir.config import ClusteringConfig, CodecConfig, IndexConfig
 from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats.embeddings import save_embeddings
 from ray_lir.formats.manifest import check_file, read_manifest
+from ray_lir.formats.relation import load_relation
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.search import Searcher
 from tests.synthetic import collection, exact_scores, queries_about
+from tests.test_search_weighted import relation_of
 
 DOCUMENTS = collection(600, dim=16)
 
@@ -127,3 +129,44 @@ def test_a_damaged_source_is_told_before_anything_is_written(embeddings, tmp_pat
     assert not (tmp_path / "out").exists()
     with pytest.raises(FormatError, match=r"jobs\.encode or jobs\.build_index"):
         run(ExportJob(source=str(tmp_path / "nowhere"), output=str(tmp_path / "out")))
+
+
+@pytest.fixture(scope="module")
+def attended(tmp_path_factory) -> tuple[Path, TokenEmbeddings]:
+    """Embeddings of a scorer that weighs document tokens."""
+    folder = tmp_path_factory.mktemp("attended") / "embeddings"
+    weights = np.random.default_rng(0).uniform(1, 1.5, DOCUMENTS.num_tokens).astype(np.float32)
+    documents = TokenEmbeddings(DOCUMENTS.values, DOCUMENTS.offsets, DOCUMENTS.doc_ids, weights=weights)
+    save_embeddings(str(folder), documents)
+    return folder, documents
+
+
+@pytest.mark.parametrize("source", ["embeddings", "index"])
+def test_token_weights_are_exported_beside_the_vectors(attended, source, tmp_path):
+    folder, documents = attended
+    if source == "index":
+        build_index(str(folder), str(tmp_path / "index"), IndexConfig(num_shards=2, clustering=ClusteringConfig(num_centroids=64)))
+        folder = tmp_path / "index"
+    run(ExportJob(source=str(folder), output=str(tmp_path / "arrays"), docs_per_file=300))
+    found = np.concatenate([np.load(path) for path in sorted((tmp_path / "arrays").glob("weights-*.npy"))])
+    np.testing.assert_allclose(found, documents.weights, atol=0 if source == "embeddings" else 3e-4)  # float16 in an index
+    run(ExportJob(source=str(folder), output=str(tmp_path / "parquet"), layout="parquet"))
+    table = pq.read_table(tmp_path / "parquet" / "part-00000.parquet")
+    first = documents.offsets[1]
+    np.testing.assert_allclose(table.column("weights")[0].as_py(), documents.weights[:first], atol=3e-4)
+    assert [len(each) for each in table.column("weights").to_pylist()] == documents.lengths.tolist()
+
+
+def test_a_relation_encoder_is_exported_as_it_is(tmp_path):
+    build_index(DOCUMENTS, str(tmp_path / "index"), relation=relation_of(dim=16))
+    run(ExportJob(source=str(tmp_path / "index"), output=str(tmp_path / "out")))
+    assert load_relation(str(tmp_path / "out" / "relation.safetensors"), 16).to_bytes() == relation_of(dim=16).to_bytes()
+    assert "relation.safetensors" in (tmp_path / "out" / "manifest.json").read_text()
+
+
+def test_what_qdrant_cannot_score_is_refused_before_anything_is_written(attended, tmp_path):
+    build_index(DOCUMENTS, str(tmp_path / "related"), relation=relation_of(dim=16))
+    for source, lost in ((attended[0], "token weights"), (tmp_path / "related", "relations")):
+        with pytest.raises(ConfigError, match=f"Qdrant scores by MaxSim alone.*needs {lost}; choose --layout npy or parquet"):
+            run(ExportJob(source=str(source), output=str(tmp_path / "out"), layout="qdrant"))
+        assert not (tmp_path / "out").exists()
