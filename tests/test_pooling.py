@@ -39,11 +39,22 @@ def test_copies_are_pooled_without_changing_any_score():
     assert np.allclose(exact_scores(query, pooled), exact_scores(query, once), atol=0.01)
 
 
-def test_weights_add_up_and_vocabulary_ids_are_dropped():
-    weights = np.arange(DOCUMENTS.num_tokens, dtype=np.float32)
-    ids = np.zeros(DOCUMENTS.num_tokens, np.int32)
-    pooled = pool_tokens(TokenEmbeddings(DOCUMENTS.values, DOCUMENTS.offsets, DOCUMENTS.doc_ids, ids, weights), 3)
-    assert pooled.weights.sum() == pytest.approx(weights.sum()) and pooled.token_ids is None
+def test_a_cluster_weighs_what_its_tokens_do_on_average_and_vocabulary_ids_are_dropped():
+    a, b = np.eye(2, 8)
+    near = np.stack([a, unit(a + 0.1 * b), b, unit(b + 0.1 * a)])
+    source = TokenEmbeddings(near.astype(np.float16), np.array([0, 4]), ["d"], np.zeros(4, np.int32), np.array([1, 3, 2, 5], np.float32))
+    pooled = pool_tokens(source, 2, protected=0)
+    assert pooled.weights.tolist() == [2, 3.5] and pooled.token_ids is None
+
+
+def test_weighted_copies_are_pooled_without_changing_any_score():
+    """What pooling may not do to a document that says everything twice."""
+    once = collection(40, dim=16, max_tokens=8)
+    weights = np.random.default_rng(0).uniform(1, 2, once.num_tokens).astype(np.float32)
+    copies = [np.repeat(tokens, 2, axis=0) for tokens in once]
+    twice = TokenEmbeddings(np.concatenate(copies), 2 * once.offsets, once.doc_ids, weights=np.repeat(weights, 2))
+    pooled = pool_tokens(twice, 2, protected=0)
+    assert np.array_equal(pooled.offsets, once.offsets) and np.allclose(pooled.weights, weights)
 
 
 def test_short_and_empty_documents_stay_as_they_are():

@@ -17,8 +17,8 @@ def pool_tokens(embeddings: TokenEmbeddings, factor: int, protected: int = 1) ->
 
     Returns:
         Unit vectors, in the order of each cluster's first token. A document keeps its protected tokens and the rest over
-        `factor`, rounded up. A cluster's weight is the sum of its tokens' weights; vocabulary ids are dropped, for a
-        cluster has no one.
+        `factor`, rounded up. A cluster's weight is the mean of its tokens' weights, since its vector wins a query token once
+        as any of them would have; vocabulary ids are dropped, for a cluster has no one.
 
     Raises:
         ConfigError: if the factor is less than 1 or `protected` is negative.
@@ -35,7 +35,9 @@ def pool_tokens(embeddings: TokenEmbeddings, factor: int, protected: int = 1) ->
     starts = np.searchsorted(owners_T[order], np.arange(offsets[-1]))
     sums = np.add.reduceat(embeddings.values[order].astype(np.float64), starts, axis=0)
     values = (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)).astype(np.float16)
-    weights = None if embeddings.weights is None else np.bincount(owners_T, embeddings.weights, offsets[-1]).astype(np.float32)
+    weights = None
+    if embeddings.weights is not None:
+        weights = (np.bincount(owners_T, embeddings.weights, offsets[-1]) / np.bincount(owners_T, minlength=offsets[-1])).astype(np.float32)
     return TokenEmbeddings(values, offsets, embeddings.doc_ids, weights=weights)
 
 
