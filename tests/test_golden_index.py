@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ray_lir.engines import ENGINES
+from ray_lir.engines.xtr import XtrParams
 from ray_lir.formats.manifest import FORMAT_VERSION
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.search import Searcher
@@ -23,7 +25,10 @@ def test_it_opens_and_answers_the_same(folder, kernels, atol):
     searcher = Searcher.open(str(folder / "index"), kernels=kernels, verify=True)
     with np.load(folder / "queries.npz") as file:
         queries = TokenEmbeddings(file["values"], file["offsets"], [str(i) for i in range(len(file["offsets"]) - 1)])
-    for engine, answers in json.loads((folder / "answers.json").read_text()).items():
+    golden = json.loads((folder / "answers.json").read_text())
+    assert set(ENGINES) < set(golden)
+    for name, answers in golden.items():
+        engine = XtrParams.model_validate_json(name) if name.startswith("{") else name
         for top, expected in zip(searcher.search(queries, 5, engine), answers, strict=True):
             assert searcher.doc_ids(top.documents) == [doc_id for doc_id, _ in expected]
             np.testing.assert_allclose(top.scores, [score for _, score in expected], atol=atol)
