@@ -184,7 +184,7 @@ def _claims(report: dict[str, Any]) -> str:
     for claim in report["claims"]:
         found = claim["found"]
         ours = (
-            "| | |"
+            " | | "
             if found is None
             else f"{found['first'][2]:.4f} / {found['second'][2]:.4f} | {found['difference']:+.4f} | {found['p_holm']:.3f}"
         )
