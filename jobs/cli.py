@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from ray_lir import logs
 from ray_lir.config import Config
 from ray_lir.errors import ConfigError, RayLirError
+from ray_lir.formats.storage import store_errors
 
 Job = TypeVar("Job", bound=Config)
 
@@ -26,13 +27,18 @@ Job = TypeVar("Job", bound=Config)
 def main(config_type: type[Job], run: Callable[[Job], dict[str, Any]], argv: list[str] | None = None) -> None:
     """Runs a job from the command line: its result is the last line of standard output, as one JSON object.
 
-    A mistake of the user ends it with one line on standard error and exit code 2.
+    A mistake of the user, or a disk or object store that does not do its part, ends it with one line on standard error and
+    exit code 2.
     """
     logs.configure()
     try:
         result = run(parse(config_type, sys.argv[1:] if argv is None else argv))
     except RayLirError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except store_errors() as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {why}; check the address, your rights and the space left", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr, flush=True)

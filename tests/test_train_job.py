@@ -43,6 +43,7 @@ def flags(place: Path, output: str | Path, **more: object) -> list[str]:
         "dataset": place / "words",
         "output": place / output,
         "encoder.checkpoint": place / "tiny",
+        "encoder.precision": "float32",  # auto is bfloat16 on some machines, and the library's own loop is compared
         "max_steps": STEPS,
         "batch_size": 16,
         "learning_rate": 3e-3,

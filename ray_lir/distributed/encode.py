@@ -1,4 +1,4 @@
-"""Encoding on Ray Data: files are read, chunks tokenised by tasks, encoded and written by a pool of actors.
+"""Encoding on Ray Data: files are read by tasks, chunks tokenised by one pool of actors, encoded and written by another.
 
 A row of the dataset is a whole chunk, and a block one row, so that chunks flow on as soon as they are read and are
 spread over all actors. Ray repeats what a process that died was doing; the same chunk gives the same files again.
@@ -7,17 +7,18 @@ spread over all actors. Ray repeats what a process that died was doing; the same
 import logging
 import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 import ray.data
 import torch
 from pydantic import Field
-from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.data.exceptions import ExecutionTimeoutError
 
 from ray_lir.config import Config, EncoderConfig
-from ray_lir.distributed.runtime import error_of, start_ray
+from ray_lir.distributed.runtime import error_of, portable_errors, start_ray, wait_for_machines
 from ray_lir.encode import Plan
 from ray_lir.errors import ConfigError
 from ray_lir.formats.contract import EncoderContract
@@ -31,18 +32,21 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 READING_CPUS, TOKENISING_CPUS = 0.1, 0.15
-"""What a task of these light stages is counted as. They differ, or Ray Data would make one stage of them, and a file
-would be tokenised by the one process that reads it."""
+"""What a process of these light stages is counted as."""
 WORKERS_PER_MACHINE = 16
 ENCODING_SHARE = 0.75
 """The share of its CPUs that a worker is counted as: the rest starts the light stages, down to a cluster of one CPU."""
+PATIENCE_S = 120.0
+"""How long nothing may move before the rest is begun anew: calls of an actor wait for it to come back, which an actor does
+not whose machine is lost and has no successor. Each time it was too short, it doubles."""
 
 
 class Workers(Config):
-    """How the encoding is spread. What is not said follows from the cluster."""
+    """How the encoding is spread. What is not said follows from the machines that the cluster has when the job starts."""
 
     num_workers: int | None = Field(None, ge=1)
-    """Processes that encode. None: one a GPU, or as many as the CPUs allow."""
+    """Processes that encode; those that the cluster has no room for join when a machine comes. None: one a GPU, or as many as
+    the CPUs allow."""
     cpus_per_worker: int | None = Field(None, ge=1)
     """Threads of each. None: 1, or more where a machine would have over 16 workers (each holds the model)."""
     gpus_per_worker: float | None = Field(None, gt=0)
@@ -60,20 +64,22 @@ class Pool:
 
 
 def make_pool(workers: Workers, encoder: EncoderConfig) -> Pool:
-    """Settles what the configuration leaves open, from the resources of the cluster.
+    """Settles what the configuration leaves open, from the resources of the cluster; waits for the first of its machines.
 
     Raises:
-        ConfigError: if GPUs are asked for and the cluster has none.
+        ConfigError: if GPUs are asked for, the cluster has none, and num_workers does not say how many are to come.
     """
     start_ray()
+    wait_for_machines()
     resources = ray.cluster_resources()
     num_cpus, num_gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0)
     asked = encoder.device.startswith("cuda") or workers.gpus_per_worker is not None
-    if asked and not num_gpus:
+    if asked and not num_gpus and not workers.num_workers:
         raise ConfigError(
-            "the Ray cluster has no GPU; leave encoder.device and workers.gpus_per_worker as they are, or add a machine with one"
+            "the Ray cluster has no GPU; leave encoder.device and workers.gpus_per_worker as they are, add a machine with one, "
+            "or say by workers.num_workers for how many to wait"
         )
-    if num_gpus and encoder.device != "cpu":
+    if (num_gpus or asked) and encoder.device != "cpu":
         gpus = workers.gpus_per_worker or 1.0
         threads = workers.cpus_per_worker or 1
         size = workers.num_workers or max(1, int(num_gpus / gpus))
@@ -81,7 +87,7 @@ def make_pool(workers: Workers, encoder: EncoderConfig) -> Pool:
         gpus = 0.0
         threads = workers.cpus_per_worker or max(1, _largest_machine() // WORKERS_PER_MACHINE)
         size = workers.num_workers or max(1, num_cpus // threads)
-    return Pool(size, threads, ENCODING_SHARE * min(threads, num_cpus / size), gpus)
+    return Pool(size, threads, ENCODING_SHARE * min(threads, _largest_machine()), gpus)
 
 
 def on_ray(plan: Plan, pool: Pool) -> Iterator[ChunkEntry]:
@@ -90,30 +96,58 @@ def on_ray(plan: Plan, pool: Pool) -> Iterator[ChunkEntry]:
     Raises:
         RayLirError: what a worker raised.
     """
-    files = [{"value": pickle.dumps(file)} for file in plan.files]
-    if not files:
-        return
-    size = min(pool.size, plan.corpus.num_chunks - len(plan.done))
-    logger.info("encode: workers=%d threads=%d gpus=%g", size, pool.threads, pool.gpus)
-    light = max(1, int(ray.cluster_resources()["CPU"]) // 2)
-    with DataContext.current(_context()):
-        dataset = (
-            ray.data.from_items(files, override_num_blocks=len(files))
-            .flat_map(_read, fn_args=(plan.corpus.docs_per_chunk, plan.done), compute=TaskPoolStrategy(light), num_cpus=READING_CPUS)
-            .map(_tokenise, fn_args=(plan.tokenizer,), compute=TaskPoolStrategy(light), num_cpus=TOKENISING_CPUS)
-            .map(
-                _EncodingWorker,
-                fn_constructor_args=(plan.contract, _on_worker(plan.encoder, pool), plan.destination, pool.threads),
-                compute=ActorPoolStrategy(size=size),
-                num_cpus=pool.cpus,
-                num_gpus=pool.gpus,
-            )
-        )
+    context = _context()
+    while plan.files:
+        logger.info("encode: workers=%d threads=%d gpus=%g", _size(plan, pool), pool.threads, pool.gpus)
+        finished: set[int] = set()
+        try:
+            for entry in _entries(plan, pool, context):
+                finished.add(entry.number)
+                yield entry
+        except ExecutionTimeoutError:
+            logger.warning("encode: nothing moved for %g s; begins anew with what is left", context.execution_no_progress_timeout_s)
+            context.execution_no_progress_timeout_s *= 2
+        plan = replace(plan, done=plan.done | finished)
+
+
+def _entries(plan: Plan, pool: Pool, context: DataContext) -> Iterator[ChunkEntry]:
+    """One execution of the dataset."""
+    with DataContext.current(context):
+        rows = iter(_dataset(plan, pool).iter_rows())
     try:
-        for row in dataset.iter_rows():
+        for row in rows:
             yield pickle.loads(row["value"])
+    except ExecutionTimeoutError:
+        raise
     except Exception as error:
         raise error_of(error) from None
+
+
+def _dataset(plan: Plan, pool: Pool) -> Dataset:
+    files = [{"value": pickle.dumps(file)} for file in plan.files]
+    light = max(1, int(ray.cluster_resources().get("CPU", 0)) // 2)
+    return (
+        ray.data.from_items(files, override_num_blocks=len(files))
+        .flat_map(_read, fn_args=(plan.corpus.docs_per_chunk, plan.done), compute=TaskPoolStrategy(light), num_cpus=READING_CPUS)
+        .map(
+            _Tokeniser,
+            fn_constructor_args=(plan.tokenizer,),
+            compute=ActorPoolStrategy(size=min(light, _size(plan, pool))),
+            num_cpus=TOKENISING_CPUS,
+        )
+        .map(
+            _EncodingWorker,
+            fn_constructor_args=(plan.contract, _on_worker(plan.encoder, pool), plan.destination, pool.threads),
+            compute=ActorPoolStrategy(size=_size(plan, pool)),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+        )
+    )
+
+
+def _size(plan: Plan, pool: Pool) -> int:
+    """Workers that have a chunk to encode."""
+    return min(pool.size, plan.corpus.num_chunks - len(plan.done))
 
 
 def _largest_machine() -> int:
@@ -122,12 +156,19 @@ def _largest_machine() -> int:
 
 
 def _read(row: Row, docs_per_chunk: int, done: frozenset[int]) -> Iterator[Row]:
-    for chunk in read_chunks(pickle.loads(row["value"]), docs_per_chunk, done):
-        yield {"value": pickle.dumps(chunk)}
+    with portable_errors():
+        for chunk in read_chunks(pickle.loads(row["value"]), docs_per_chunk, done):
+            yield {"value": pickle.dumps(chunk)}
 
 
-def _tokenise(row: Row, tokenizer: TextTokenizer) -> Row:
-    return {"value": pickle.dumps(tokenise_chunk(pickle.loads(row["value"]), tokenizer))}
+class _Tokeniser:
+    """An actor, so that the process stays: a machine whose CPUs are all taken by actors ends the processes of tasks when they idle."""
+
+    def __init__(self, tokenizer: TextTokenizer):
+        self._tokenizer = tokenizer
+
+    def __call__(self, row: Row) -> Row:
+        return {"value": pickle.dumps(tokenise_chunk(pickle.loads(row["value"]), self._tokenizer))}
 
 
 class _EncodingWorker:
@@ -135,11 +176,13 @@ class _EncodingWorker:
 
     def __init__(self, contract: EncoderContract, config: EncoderConfig, destination: Destination, threads: int):
         torch.set_num_threads(threads)
-        self._encoder = Encoder.for_contract(contract, config)
+        with portable_errors():
+            self._encoder = Encoder.for_contract(contract, config)
         self._destination = destination
 
     def __call__(self, row: Row) -> Row:
-        return {"value": pickle.dumps(write_chunk(pickle.loads(row["value"]), self._encoder, self._destination))}
+        with portable_errors():
+            return {"value": pickle.dumps(write_chunk(pickle.loads(row["value"]), self._encoder, self._destination))}
 
 
 def _on_worker(encoder: EncoderConfig, pool: Pool) -> EncoderConfig:
@@ -153,6 +196,7 @@ def _context() -> DataContext:
     context.target_max_block_size = 1
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
+    context.execution_no_progress_timeout_s = min(PATIENCE_S, context.execution_no_progress_timeout_s)
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL + 1)  # the file of the Ray session has them

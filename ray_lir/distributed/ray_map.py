@@ -1,5 +1,6 @@
 """The `Map` of parallel.py over a Ray cluster: the same calls, the same results in the same order, on many machines."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -7,10 +8,15 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayTaskError
 
-from ray_lir.distributed.runtime import error_of, start_ray
+from ray_lir.distributed.runtime import error_of, portable_errors, start_ray
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+RETRIES = 10
+"""How often a call is run again whose process or machine was lost; errors that the function raises are never tried again."""
+SECONDS_BETWEEN_LOOKS = 5.0
+"""How often the size of the cluster is looked at, which may grow and shrink."""
 
 
 def ray_map(
@@ -19,7 +25,8 @@ def ray_map(
     """Applies `function` to each item as a Ray task; yields the results in order.
 
     The function is stored in the cluster once, so large arrays that it closes over travel once to each machine (and are
-    read-only there). A task whose worker dies is run again by Ray. Starts Ray if the process has none.
+    read-only there). A task whose worker dies is run again by Ray. Starts Ray if the process has none. As many calls wait
+    as run, so a cluster that can grow does.
 
     Args:
         num_cpus: CPUs that one call takes.
@@ -32,12 +39,14 @@ def ray_map(
     start_ray()
     stored = ray.put(function)
     call = _call.options(num_cpus=num_cpus, num_gpus=num_gpus)
-    in_flight = in_flight or 2 * max(1, _slots(num_cpus, num_gpus))
+    most, looked = in_flight or 0, -SECONDS_BETWEEN_LOOKS
     waiting: deque[ray.ObjectRef] = deque()
     try:
         for item in items:
             waiting.append(call.remote(stored, item))
-            if len(waiting) >= in_flight:
+            if in_flight is None and time.monotonic() - looked >= SECONDS_BETWEEN_LOOKS:
+                most, looked = 2 * max(1, _slots(num_cpus, num_gpus)), time.monotonic()
+            while len(waiting) >= most:
                 yield _result(waiting.popleft())
         while waiting:
             yield _result(waiting.popleft())
@@ -46,9 +55,10 @@ def ray_map(
             ray.cancel(reference)
 
 
-@ray.remote
+@ray.remote(max_retries=RETRIES)
 def _call(function: Callable[[Any], Any], item: Any) -> Any:
-    return function(item)
+    with portable_errors():
+        return function(item)
 
 
 def _slots(num_cpus: float, num_gpus: float) -> int:

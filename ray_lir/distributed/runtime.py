@@ -57,14 +57,40 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
             ray.shutdown()
 
 
+def wait_for_machines() -> None:
+    """Returns when the cluster has a CPU: one that grows with its work may begin with none. A task that wants it makes it grow."""
+    if not ray.cluster_resources().get("CPU"):
+        logger.info("the cluster has no machine that works yet; waiting for the first")
+        ray.get(_nothing.remote())
+
+
+@ray.remote(num_cpus=1, max_retries=-1)
+def _nothing() -> None:
+    pass
+
+
 def error_of(error: BaseException) -> BaseException:
     """What a task or actor raised, out of what Ray wrapped around it, if it is a RayLirError or the fault of a store; otherwise `error`."""
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, (RayLirError, *store_errors())) and not isinstance(inner, RayTaskError):
             return inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
+        inner = getattr(inner, "cause", None) or getattr(inner, "_base_exc", None) or inner.__cause__  # Ray's, Ray Train's, Python's
     return error
+
+
+@contextmanager
+def portable_errors() -> Iterator[None]:
+    """For what runs in another process: what a store raised there arrives as an OSError with its message.
+
+    The exceptions of botocore and aiohttp hold connections, sockets and locks, and do not come through Ray as themselves.
+    """
+    try:
+        yield
+    except store_errors() as error:
+        if type(error).__module__ == OSError.__module__:
+            raise
+        raise OSError(" ".join(f"{type(error).__name__}: {error}".split())) from None
 
 
 def _check_answers(address: str) -> None:

@@ -19,12 +19,13 @@ from typing import Any
 import ray
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from pydantic import Field
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_lir.config import Config, EncoderConfig, TrainingConfig, canonical_json, digest
-from ray_lir.distributed.runtime import ray_session
+from ray_lir.distributed.runtime import error_of, ray_session, wait_for_machines
 from ray_lir.distributed.train_worker import ENCODER, METRICS, WorkerTask, best_record, read_curve, train_worker
 from ray_lir.errors import ConfigError, RayLirError
 from ray_lir.formats import storage
@@ -40,7 +41,8 @@ logger = logging.getLogger(__name__)
 CHECKPOINT, STATE, CONFIG = "checkpoint", "state", "config.json"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 CHECKPOINTS_KEPT = 2
-WORKER_FAILURES_SURVIVED = 2
+FAILURES_SURVIVED = 8
+"""How often training begins again from its last checkpoint when a worker or its machine was lost."""
 
 
 class TrainingRun(Config):
@@ -83,7 +85,8 @@ def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: T
         logger.info("train: %s has finished; nothing to do", output)
     else:
         with ray_session():
-            scaling = _scaling(run, encoder.device)
+            wait_for_machines()
+            scaling = _scaling(run, encoder)
             storage.write_bytes(storage.join(output, STATE, CONFIG), canonical_json(identity))
             result = _fit(data, dev, output, encoder, config, run, scaling, f"train-{digest(identity)[:12]}")
             _publish(result, output, identity, scaling, start)
@@ -109,8 +112,6 @@ def _describe_encoder(config: EncoderConfig, training: TrainingConfig) -> dict[s
     """
     if config.projection:
         raise ConfigError("--encoder.projection is fitted by jobs.encode; give the checkpoint that it saved as --encoder.checkpoint")
-    if config.precision == "float16":
-        raise ConfigError("--encoder.precision float16 cannot hold gradients; choose auto, bfloat16 or float32")
     encoder = load_encoder(config, training.seed, "cpu")
     largest_pool = training.batch_size * (1 + training.num_negatives) * encoder.contract.document_length
     if training.scorer == "xtr" and max(training.xtr.k_train) > largest_pool:
@@ -148,19 +149,23 @@ def _is_finished(output: str, identity: dict[str, Any]) -> bool:
     return finished
 
 
-def _scaling(run: TrainingRun, device: str) -> ScalingConfig:
+def _scaling(run: TrainingRun, encoder: EncoderConfig) -> ScalingConfig:
     """What each worker takes of the cluster.
 
     Raises:
-        ConfigError: if the cluster has too little of it.
+        ConfigError: if the cluster has too little of it, or a CPU is to multiply float16.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    if device != "cpu" and num_gpus >= run.num_workers:
+    if encoder.device != "cpu" and num_gpus >= run.num_workers:
         return ScalingConfig(num_workers=run.num_workers, use_gpu=True)
-    if device.startswith("cuda"):
+    if encoder.device.startswith("cuda"):
         raise ConfigError(
             f"--num_workers {run.num_workers} want a GPU each, and the cluster has {num_gpus}; use fewer, or --encoder.device cpu"
+        )
+    if encoder.precision == "float16":
+        raise ConfigError(
+            "--encoder.precision float16 trains on GPUs alone, and the workers are to have none; choose auto, bfloat16 or float32"
         )
     cpus = [int(node.get("CPU", 0)) for node in nodes]
     shares = [run.cpus_per_worker] if run.cpus_per_worker else range(max(cpus), 0, -1)
@@ -208,12 +213,15 @@ def _fit(
             run_config=RunConfig(
                 name=name,
                 checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
-                failure_config=FailureConfig(max_failures=WORKER_FAILURES_SURVIVED),
+                failure_config=FailureConfig(max_failures=FAILURES_SURVIVED),
                 logging_config=LoggingConfig(log_level="ERROR"),
                 **place,
             ),
         )
-        result = trainer.fit()
+        try:
+            result = trainer.fit()
+        except WorkerGroupError as error:
+            raise error_of(next(iter(error.worker_failures.values()), error)) from None
     if isinstance(result.return_value, RayLirError):
         raise result.return_value
     return result
@@ -241,7 +249,8 @@ def _drop_damaged_snapshot(url: str) -> None:
 @contextmanager
 def _progress_log() -> Iterator[Queue]:
     """A queue for the workers' lines of progress, which this process logs as they come."""
-    lines = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # it is not lost with another machine
+    lines = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     thread = Thread(target=_log_lines, args=(lines,), daemon=True)
     thread.start()
     try:

@@ -15,6 +15,7 @@ from ray.train.torch import get_device
 from ray.util.queue import Queue
 
 from ray_lir.config import EncoderConfig, TrainingConfig
+from ray_lir.distributed.runtime import portable_errors
 from ray_lir.errors import RayLirError
 from ray_lir.formats import storage
 from ray_lir.models.training import StepRecord, Training, bfloat16_wanted, load_encoder
@@ -51,7 +52,14 @@ def train_worker(loop_config: dict[str, WorkerTask]) -> int | RayLirError:
     Returns:
         The step it started from; or the user's mistake that ended training, which another attempt would only repeat.
     """
-    task = loop_config["task"]
+    try:
+        with portable_errors():
+            return _train(loop_config["task"])
+    except RayLirError as error:
+        return error
+
+
+def _train(task: WorkerTask) -> int:
     torch.set_num_threads(task.num_threads)
     device, config = get_device(), task.config
     bfloat16 = bfloat16_wanted(task.encoder.precision, device)
@@ -65,10 +73,7 @@ def train_worker(loop_config: dict[str, WorkerTask]) -> int | RayLirError:
             task.lines.put(f"continues after step {first_step}")
         for step_batches in training.remaining():
             start = time.perf_counter()
-            try:
-                record = training.run_step(*step_batches)
-            except RayLirError as error:
-                return error
+            record = training.run_step(*step_batches)
             rate = config.batch_size * config.accumulate / (time.perf_counter() - start)
             is_last = training.step == config.max_steps
             if dev and (is_last or training.step % config.evaluate_every == 0):
