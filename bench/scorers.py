@@ -33,7 +33,7 @@ from ray_lir.formats.records import document_text, read_documents
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.models.encoder import Encoder
 from ray_lir.models.projection import fit_projection
-from ray_lir.models.training import Training, bfloat16_wanted, load_encoder
+from ray_lir.models.training import Training, load_encoder, product_dtype
 from ray_lir.models.training_data import TrainingData, from_judgements
 from ray_lir.search import Searcher
 
@@ -119,7 +119,7 @@ class Bench:
         config = TrainingConfig.model_validate(common | {"seed": SEED} | changes)
         start = EncoderConfig(checkpoint=str(self.checkpoint(UNTRAINED)), **self.lengths(training=True))
         encoder = load_encoder(start, SEED, profile.device)
-        training = Training(encoder, training_data(self.data), config, bfloat16_wanted("auto", encoder.device))
+        training = Training(encoder, training_data(self.data), config, product_dtype("auto", encoder.device))
         losses, began, cpu_began = [], time.perf_counter(), time.process_time()
         for batches in training.remaining():
             losses.append(training.run_step(*batches).loss)

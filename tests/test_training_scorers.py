@@ -59,8 +59,10 @@ def configure(scorer: str, **changes: object) -> TrainingConfig:
     return TrainingConfig(scorer=scorer, **({"max_steps": 60, "batch_size": 16, "learning_rate": 3e-3} | SETTINGS[scorer] | changes))
 
 
-def start(checkpoint: Path, data: TrainingData, config: TrainingConfig, dropout: float = 0.0, bfloat16: bool = False) -> Training:
-    training = Training(load_encoder(EncoderConfig(checkpoint=str(checkpoint)), config.seed, "cpu"), data, config, bfloat16)
+def start(
+    checkpoint: Path, data: TrainingData, config: TrainingConfig, dropout: float = 0.0, products: torch.dtype = torch.float32
+) -> Training:
+    training = Training(load_encoder(EncoderConfig(checkpoint=str(checkpoint)), config.seed, "cpu"), data, config, products)
     for module in training.encoder.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
@@ -163,11 +165,40 @@ def test_heads_and_temperatures_learn_at_their_own_rate(checkpoint, pairs):
     assert abs(curve[-1].temperature - curve[0].temperature) > 1e-4
 
 
-def test_bfloat16_products_train_almost_alike(checkpoint, pairs):
+@pytest.mark.parametrize("products", [torch.bfloat16, torch.float16])
+def test_short_products_train_almost_alike(checkpoint, pairs, products):
     for scorer in SCORERS:
-        exact, rounded = (start(checkpoint, pairs, configure(scorer), bfloat16=flag) for flag in (False, True))
+        exact, rounded = (start(checkpoint, pairs, configure(scorer), products=dtype) for dtype in (torch.float32, products))
         assert advance(rounded, 1)[0].loss == pytest.approx(advance(exact, 1)[0].loss, rel=0.05)
         assert {tensor.dtype for tensor in weights(rounded).values() if tensor.is_floating_point()} == {torch.float32}
+
+
+def test_a_step_whose_float16_gradients_overflow_is_left_out_and_the_scale_survives_a_restart(checkpoint, pairs, tmp_path):
+    training = start(checkpoint, pairs, configure("maxsim", max_steps=4), products=torch.float16)
+    training._scaler.load_state_dict(training._scaler.state_dict() | {"scale": 2.0**60})
+    before = weights(training)
+    assert np.isfinite(advance(training, 1)[0].loss) and training.step == 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(training).items())
+    training._scaler.load_state_dict(training._scaler.state_dict() | {"scale": 2.0**11})
+    training.save(tmp_path / "state")
+    again = start(checkpoint, pairs, configure("maxsim", max_steps=4), products=torch.float16)
+    again.load(tmp_path / "state")
+    assert again._scaler.get_scale() == 2.0**11
+    curves = [advance(each, 3) for each in (training, again)]
+    assert curves[0] == curves[1]
+    after = weights(training)
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
+    assert all(torch.equal(tensor, after[name]) for name, tensor in weights(again).items())
+
+
+def test_the_loss_of_float16_products_is_told_without_its_scale(checkpoint, pairs):
+    """Gradients too: clipped after they are unscaled, a step is that of float32 but for rounding."""
+    small = configure("maxsim", max_gradient_norm=1e-3, max_steps=1)
+    exact, scaled = (start(checkpoint, pairs, small, products=dtype) for dtype in (torch.float32, torch.float16))
+    assert scaled._scaler.get_scale() > 1000
+    assert advance(scaled, 1)[0].loss == pytest.approx(advance(exact, 1)[0].loss, rel=0.05)
+    ours, theirs = (torch.cat([each.flatten() for each in gradients(training).values()]) for training in (exact, scaled))
+    assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.99 and 0 < theirs.norm() < 1.01e-3
 
 
 def test_gates_that_have_all_closed_end_training_in_one_line(checkpoint, pairs):

@@ -18,7 +18,7 @@ from ray_lir.config import EncoderConfig, TrainingConfig
 from ray_lir.distributed.runtime import portable_errors
 from ray_lir.errors import RayLirError
 from ray_lir.formats import storage
-from ray_lir.models.training import StepRecord, Training, bfloat16_wanted, load_encoder
+from ray_lir.models.training import StepRecord, Training, load_encoder, product_dtype
 
 METRICS, STATE, ENCODER = "metrics.jsonl", "training.pt", "encoder"
 
@@ -62,8 +62,8 @@ def train_worker(loop_config: dict[str, WorkerTask]) -> int | RayLirError:
 def _train(task: WorkerTask) -> int:
     torch.set_num_threads(task.num_threads)
     device, config = get_device(), task.config
-    bfloat16 = bfloat16_wanted(task.encoder.precision, device)
-    training = Training(load_encoder(task.encoder, config.seed, str(device)), ray.get(task.data), config, bfloat16)
+    products = product_dtype(task.encoder.precision, device)
+    training = Training(load_encoder(task.encoder, config.seed, str(device)), ray.get(task.data), config, products)
     dev = task.dev and ray.get(task.dev)
     with tempfile.TemporaryDirectory() as scratch:
         best = Path(scratch) / ENCODER

@@ -269,8 +269,12 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
         return getattr(torch, precision)
     if device.type == "cuda":
         return torch.float16
-    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if native_bfloat16() else torch.float32
+
+
+def native_bfloat16() -> bool:
+    """Whether this machine's CPU multiplies bfloat16 itself."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def _changes(config: EncoderConfig, parts: Parts) -> dict:

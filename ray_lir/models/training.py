@@ -19,7 +19,7 @@ from ray_lir.errors import ConfigError
 from ray_lir.models import collectives, gradient_cache
 from ray_lir.models.batches import EmbeddedTexts, TokenBatch
 from ray_lir.models.dev_set import DevSet, ndcg_at_10
-from ray_lir.models.encoder import Encoder, choose_dtype
+from ray_lir.models.encoder import Encoder, native_bfloat16
 from ray_lir.models.losses import Objective, Targets
 from ray_lir.models.optimization import learning_rate_at, make_optimizer, set_learning_rate
 from ray_lir.models.projection import fresh_projection
@@ -42,7 +42,7 @@ class StepRecord(Config):
 
 
 class Training:
-    """An encoder in training: owns its weights, the losses' temperatures and the optimiser's moments.
+    """An encoder in training: owns its weights, the losses' temperatures, the optimiser's moments and the scale of the gradients.
 
     Under torch.distributed every worker holds one, and takes its share of each batch; negatives and gradients are those
     of the whole batch.
@@ -52,9 +52,13 @@ class Training:
         step: steps taken so far.
     """
 
-    def __init__(self, encoder: Encoder, data: TrainingData, config: TrainingConfig, bfloat16: bool = False):
+    def __init__(self, encoder: Encoder, data: TrainingData, config: TrainingConfig, products: torch.dtype = torch.float32):
+        """Args:
+        products: number format of the forward pass's products. With float16 the loss is scaled up, so that small gradients are not
+            lost, and a step whose gradients overflow is left out and the scale lowered.
+        """
         self.encoder = prepare(encoder, config)
-        self.data, self.config, self.bfloat16 = data, config, bfloat16
+        self.data, self.config, self._products = data, config, products
         self.step = 0
         self._device = encoder.device
         self._objective = Objective(config).to(self._device)
@@ -62,6 +66,7 @@ class Training:
         self._modules = nn.ModuleDict({"encoder": network, "loss": self._objective})
         body, heads = nn.ModuleList([network.backbone, network.projections]), nn.ModuleList([network.scorer, self._objective])
         self._optimizer = make_optimizer(body, heads, config)
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=products == torch.float16)
         collectives.copy_from_first_worker(self._modules)
 
     def remaining(self) -> Iterator[tuple[Batch, ...]]:
@@ -91,6 +96,7 @@ class Training:
                 f"all gates are 0 at step {self.step + 1}, where they learn nothing more: start again with a lower --head_learning_rate"
             )
         collectives.average_gradients(self._modules.parameters())
+        self._scaler.unscale_(self._optimizer)
         nn.utils.clip_grad_norm_(self._modules.parameters(), self.config.max_gradient_norm)
         record = StepRecord(
             step=self.step + 1,
@@ -99,7 +105,8 @@ class Training:
             temperature=self._objective.temperature,
             query_weight=query_weight,
         )
-        self._optimizer.step()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
         self._objective.hold_temperatures()
         self.step += 1
         return record
@@ -111,13 +118,15 @@ class Training:
 
     def save(self, path: Path) -> None:
         """Writes everything that `load` needs to continue."""
-        torch.save({"step": self.step, "modules": self._modules.state_dict(), "optimizer": self._optimizer.state_dict()}, path)
+        state = {"modules": self._modules, "optimizer": self._optimizer, "scaler": self._scaler}
+        torch.save({"step": self.step, **{name: part.state_dict() for name, part in state.items()}}, path)
 
     def load(self, path: Path) -> None:
         """Continues where the training that wrote `path` was."""
         state: dict[str, Any] = torch.load(path, map_location=self._device, weights_only=True)
         self._modules.load_state_dict(state["modules"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state.get("scaler", {}))
         self.step = state["step"]
 
     def _backward(self, batch: Batch, number: int, factor: float) -> Tensor:
@@ -137,13 +146,13 @@ class Training:
 
         mean_weight = torch.ones((), device=self._device)
 
-        def loss(queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
+        def scaled_loss(queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
             if queries.weights is not None:
                 mean_weight.copy_(queries.weights.detach()[queries.mask].mean())
             scores = self.encoder.model.scorer.training_scores(queries, collectives.gather_texts(documents))
-            return factor * self._objective(scores, queries, targets)
+            return self._scaler.scale(factor * self._objective(scores, queries, targets))
 
-        return torch.stack([gradient_cache.backward(sides, loss), factor * mean_weight])
+        return torch.stack([gradient_cache.backward(sides, scaled_loss) / self._scaler.get_scale(), factor * mean_weight])
 
     def _pieces(
         self,
@@ -163,7 +172,7 @@ class Training:
             return embed(batch)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.bfloat16)
+        return torch.autocast(self._device.type, self._products, enabled=self._products != torch.float32)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device)
@@ -186,11 +195,12 @@ def prepare(encoder: Encoder, config: TrainingConfig) -> Encoder:
     return encoder.with_scorer(config.scorer, config.scorer_settings)
 
 
-def bfloat16_wanted(precision: str, device: torch.device) -> bool:
-    """Whether the products of the forward pass are to be bfloat16: if asked for, or with auto where they are native."""
-    if precision == "auto" and device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return choose_dtype(precision, device) == torch.bfloat16
+def product_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The number format of the forward pass's products: what was asked for; with auto bfloat16 where it is native, or float32."""
+    if precision != "auto":
+        return getattr(torch, precision)
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else native_bfloat16()
+    return torch.bfloat16 if native else torch.float32
 
 
 def _seed(place: list[int]) -> None:
