@@ -74,3 +74,24 @@ def test_a_call_whose_worker_is_killed_is_run_again(ray_cluster, tmp_path: Path)
 
     assert list(ray_map(die_once, range(4))) == [0, 1, 4, 9]
     assert (tmp_path / "1").exists()
+
+
+def test_what_a_store_raises_in_another_process_arrives_with_its_message_and_ends_a_job_with_one_line(ray_cluster, capsys):
+    """The exceptions of botocore hold what cannot be pickled."""
+    from threading import Lock
+
+    from botocore.exceptions import EndpointConnectionError
+
+    from jobs import cli
+    from ray_lir.config import Config
+    from ray_lir.distributed.ray_map import ray_map
+
+    def write(_: int) -> None:
+        raise EndpointConnectionError(endpoint_url="http://store", error=Lock())
+
+    with pytest.raises(OSError, match='EndpointConnectionError: Could not connect to the endpoint URL: "http://store"'):
+        list(ray_map(write, range(2)))
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(Config, lambda job: {"written": list(ray_map(write, range(2)))}, [])
+    [error] = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: EndpointConnectionError: ") and error.endswith("check the address, your rights and the space left")

@@ -165,6 +165,18 @@ def test_a_store_that_is_out_of_order_is_one_line_and_what_was_published_stays(
     assert encode_and_build(bucket, corpus, checkpoint) == undisturbed
 
 
+def test_a_bucket_that_is_not_there_is_one_line(faults: Faults, corpus: Path, checkpoint: str, tmp_path: Path, capsys):
+    embeddings = str(tmp_path / "embeddings")
+    encode_corpus(str(corpus), embeddings, EncoderConfig(checkpoint=checkpoint), docs_per_part=DOCS_PER_PART)
+    flags = {"embeddings": embeddings, "output": "s3://nobody-made-this-bucket/index", "where": "here"}
+    for changes in ({}, {"embeddings": "s3://nobody-made-this-bucket/embeddings"}):
+        words = [word for name, value in (flags | changes).items() for word in (f"--{name}", value)]
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(BuildIndexJob, run_build_index, words)
+        *_, error = capsys.readouterr().err.splitlines()
+        assert error.startswith("error: ") and "nobody-made-this-bucket" in error
+
+
 def test_an_encoder_is_loaded_from_an_object_store_and_again_when_it_changed(
     faults: Faults, corpus: Path, checkpoint: str, undisturbed: tuple[bytes, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
