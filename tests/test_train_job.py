@@ -186,6 +186,19 @@ def test_a_mistake_is_one_line_and_writes_nothing(place, capsys, field, value, m
     assert not (place / "mistake").exists()
 
 
+@pytest.mark.ray
+def test_a_training_that_a_mistake_ends_at_its_first_step_leaves_the_folder_to_the_mended_command(place, capsys):
+    """16 documents have fewer tokens than they could have, so this is not seen before the first batch."""
+    asked = {"scorer": "xtr", "xtr.k_train": 250, "max_steps": 2, "encoder.document_length": 16}
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(TrainJob, run, flags(place, "first", **asked))
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: --xtr.k_train 250 is more than the") and error.endswith("lower it or raise --batch_size")
+    assert list((place / "first").iterdir()) == []
+    cli.main(TrainJob, run, flags(place, "first", **asked | {"xtr.k_train": 40}))
+    assert len(curve(place / "first")) == 2
+
+
 def test_an_output_that_holds_something_else_is_left_alone(place, capsys):
     (place / "other").mkdir()
     (place / "other" / "notes.txt").write_text("mine")

@@ -84,6 +84,7 @@ def test_triples_and_ids_are_the_same_data(tmp_path, collection):
     [
         ({"query": "q", "documents": ["A", "B"], "scores": [1, -0.5]}, "found -0.5; .*subtract each row's least score"),
         ({"query": "q", "documents": ["A", "B"], "scores": [1, float("nan")]}, "finite and at least 0, found nan"),
+        ({"query": "q", "documents": ["A", "B"], "scores": [1e39, 1]}, "finite and at least 0, found 1e[+]39"),
         ({"query": "q", "documents": ["A", "B"], "scores": [1, float("inf")]}, "found inf"),
         ({"query": "q", "documents": ["A", "B"], "scores": [1, None]}, "found None"),
         ({"query": "q", "documents": ["A", "B"], "scores": [1]}, "expected 2 scores"),

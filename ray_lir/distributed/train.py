@@ -88,7 +88,12 @@ def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: T
             wait_for_machines()
             scaling = _scaling(run, encoder)
             storage.write_bytes(storage.join(output, STATE, CONFIG), canonical_json(identity))
-            result = _fit(data, dev, output, encoder, config, run, scaling, f"train-{digest(identity)[:12]}")
+            try:
+                result = _fit(data, dev, output, encoder, config, run, scaling, f"train-{digest(identity)[:12]}")
+            except ConfigError:
+                if not storage.exists(storage.join(output, METRICS)):  # nothing to continue from: let a mended command have the folder
+                    storage.remove_tree(storage.join(output, STATE))
+                raise
             _publish(result, output, identity, scaling, start)
     storage.remove_tree(storage.join(output, STATE))
     return _summary(output)

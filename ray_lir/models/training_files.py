@@ -8,15 +8,17 @@ The first document is the positive. `scores` may be left out, in every row of th
 """
 
 import json
-import math
 from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats import storage
 from ray_lir.formats.records import document_text, read_documents, read_rows
 from ray_lir.models.training_data import TrainingData, collect
 
+LARGEST_SCORE = float(np.finfo(np.float32).max)
 FORMS = "a query with positive and negative, query with documents, or query_id with document_ids"
 Row = tuple[str, list[str], list[float] | None]
 
@@ -102,7 +104,7 @@ def _scores(values: Any, num_documents: int, where: str) -> list[float]:
     if not isinstance(values, list) or len(values) != num_documents:
         raise FormatError(where, f"{num_documents} scores, one for each document", f"{values!r:.60}", "score every document")
     for value in values:
-        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        if not isinstance(value, int | float) or not 0 <= value <= LARGEST_SCORE:
             raise FormatError(
                 where,
                 "teacher's scores that are finite and at least 0",
