@@ -1,6 +1,7 @@
 """jobs.encode on Ray: the same bytes as in one process, whatever is killed on the way."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from ray_lir.config import EncoderConfig
 from ray_lir.encode import PROGRESS, Plan, encode_corpus
+from ray_lir.errors import ConfigError
 from ray_lir.models.chunks import ChunkEntry
 
 from .checkpoints import put_together
@@ -84,9 +86,57 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
     assert (tmp_path / "out" / "manifest.json").read_bytes() == undisturbed
 
 
+def workers(sign: str) -> list[int]:
+    return [pid for pid, name in descendants(os.getpid()).items() if sign in name]
+
+
+def test_where_nothing_moves_any_more_the_rest_is_begun_anew(
+    ray_cluster, corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+):
+    """A worker that is stopped answers as one whose machine is lost for good: not at all."""
+    from ray_lir.distributed import encode
+
+    config = EncoderConfig(checkpoint=checkpoint)
+    monkeypatch.setattr(encode, "PATIENCE_S", 15.0)
+    stopped: list[int] = []
+
+    def spread(plan: Plan) -> Iterator[ChunkEntry]:
+        for entry in encode.on_ray(plan, encode.make_pool(encode.Workers(num_workers=1), config)):
+            if not stopped:
+                stopped.extend(workers("_EncodingWorker"))
+                for pid in stopped:
+                    os.kill(pid, signal.SIGSTOP)
+            yield entry
+
+    try:
+        with caplog.at_level(logging.WARNING, "ray_lir"):
+            encode_corpus(corpus, str(tmp_path / "out"), config, docs_per_part=DOCS_PER_PART, spread=spread)
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGKILL)
+    assert "nothing moved for" in caplog.text and "begins anew with what is left" in caplog.text
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == undisturbed
+
+
+def test_encoding_that_is_given_up_leaves_no_process_behind(ray_cluster, corpus: str, checkpoint: str, tmp_path: Path):
+    from ray_lir.distributed.encode import Workers, make_pool, on_ray
+
+    config = EncoderConfig(checkpoint=checkpoint)
+
+    def spread(plan: Plan) -> Iterator[ChunkEntry]:
+        yield next(on_ray(plan, make_pool(Workers(num_workers=1), config)))
+        raise ConfigError("enough")
+
+    with pytest.raises(ConfigError, match="enough"):
+        encode_corpus(corpus, str(tmp_path / "out"), config, docs_per_part=DOCS_PER_PART, spread=spread)
+    deadline = time.monotonic() + 60
+    while workers("_EncodingWorker") or workers("_Tokeniser"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_an_error_of_a_worker_arrives_as_one_line(ray_cluster, corpus: str, checkpoint: str, tmp_path: Path):
     from ray_lir.distributed.encode import Workers, make_pool, on_ray
-    from ray_lir.errors import ConfigError
 
     config = EncoderConfig(checkpoint=checkpoint)
     (tmp_path / "file").touch()
