@@ -2,9 +2,9 @@
 
     python -m bench.s3_faults [--shares 0 0.02 0.05 0.1]
 
-Corpus, embeddings, index, and an update of it lie on moto's S3 server behind a proxy that has this share of requests go wrong, chosen
-at random, each kind alike. All the while a reader asks for the names that say something is published (manifests and LATEST), past the proxy,
-and compares every file that they list with its digest. The jobs run in this process; the same code runs on Ray.
+Corpus, embeddings, index, and an update of it lie on moto's S3 server behind a proxy that has this share of requests go wrong,
+chosen at random, each kind alike. All the while a reader asks for the names that say something is published (manifests and LATEST),
+past the proxy, and compares every file that they list with its digest. The jobs run in this process; the same code runs on Ray.
 """
 
 import argparse
