@@ -38,8 +38,6 @@ K = 10
 WARM_UP = 20
 SWITCHES = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
 """Serve reads them when it is imported, in every process of the cluster."""
-PATIENCE_S = 0.1
-"""What a client waits that was told to come again."""
 
 
 def main() -> None:
@@ -78,19 +76,24 @@ def main() -> None:
             url = start({"index": options.index, "num_groups": options.num_groups})
             loaded |= asyncio.run(loads(url, texts, options.engine, options.concurrency, options.seconds))
             report["load"] = report.get("load", {}) | {mode: loaded}
+            write(report, target)
         if "faults" in options.parts:
             with tempfile.TemporaryDirectory() as folder:
                 found = service_faults.measure(
                     options.index, Path(folder), texts[:20], options.engine, options.num_groups, options.seconds, start
                 )
                 report["faults"] = {"mode": mode, "found": found}
+                write(report, target)
     finally:
         serve.shutdown()
         ray.shutdown()
+    print(json.dumps(report))
+
+
+def write(report: dict[str, Any], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(report, indent=1) + "\n")
     target.with_suffix(".md").write_text(markdown(report))
-    print(json.dumps(report))
 
 
 def run(port: int, arguments: dict[str, Any]) -> str:
@@ -160,7 +163,7 @@ async def steps(url: str, texts: list[str], engine: str) -> dict[str, Any]:
 
 
 async def load(url: str, texts: list[str], engine: str, concurrency: int, seconds: float) -> dict[str, Any]:
-    """Clients that ask without a pause; those that are told to come again wait a tenth of a second."""
+    """Clients that ask without a pause; those that are told to come again wait for as long as they are told."""
     taken: list[float] = []
     outcomes: Counter[int] = Counter()
     bodies = [json.dumps({"query": text, "k": K, "engine": engine}) for text in texts]
@@ -177,7 +180,7 @@ async def load(url: str, texts: list[str], engine: str, concurrency: int, second
             if reply.status == 200:
                 taken.append(time.perf_counter() - start)
             else:
-                await asyncio.sleep(PATIENCE_S)
+                await asyncio.sleep(float(reply.headers.get("Retry-After", 0)))
 
     began = time.perf_counter()
     async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=concurrency)) as client:
