@@ -5,7 +5,7 @@ namespace {
 
 struct Avx2 {
   static constexpr int kLanes = 8;
-  static constexpr int tile(int lanes) { return lanes == 8 ? 8 : lanes == 16 ? 4 : lanes == 24 ? 3 : 2; }
+  static constexpr int tile(int lanes) { return lanes == 8 ? 8 : lanes == 16 ? 4 : 2; }
   static constexpr bool kMatrix = false;
   typedef Avx2 Half;
   typedef __m256i I32;

@@ -19,6 +19,7 @@ typedef uint16_t Score;              // float16
 constexpr int kGroup = 16;           // query tokens packed together
 constexpr int kStep = 8;             // lanes are a multiple of
 constexpr int kRows = 32;            // document tokens decoded together: they stay in the first-level cache
+constexpr int kMoreRows = 8;         // memory after them, which is multiplied and not looked at
 constexpr float kLargestScore = 65504;  // that float16 holds
 constexpr int kWordBits = 14;        // words are values times 2^14: products of unit vectors fit 32 bits
 constexpr float kWordScale = 1.0f / (1 << (2 * kWordBits));

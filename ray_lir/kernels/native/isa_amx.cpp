@@ -60,6 +60,7 @@ struct Amx : Avx512 {
   template <Keep KEEP>
   static void score_block(const Shard& shard, const Decoder& decoder, const PackedQuery& query, const Block& block) {
     multiply_lanes(block.rows, decoder.stride, query, [&](const auto& products, int64_t first, int64_t count) {
+      prefetch_share(shard, decoder, query, first, int(count), block, 0, block.count);
       for (int64_t t = 0; t < block.count; ++t)
         over_lanes<Amx>(count, [&](auto registers, auto lanes, int64_t at) {
           using W = decltype(registers);
@@ -68,7 +69,7 @@ struct Amx : Avx512 {
             const int64_t lane = at + v * W::kLanes;
             sums[0][v] = W::add_i32(W::load_i32(products[lane / kGroup][t] + lane % kGroup), W::load_i32(query.starts + first + lane));
           }
-          keep<W, KEEP, decltype(lanes)::value>(shard, decoder, query, first + at, block, t, sums);
+          keep<W, KEEP, decltype(lanes)::value>(shard, query, first + at, block, t, sums);
         });
     });
   }

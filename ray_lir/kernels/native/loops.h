@@ -128,19 +128,23 @@ inline void multiply_bytes(const uint8_t* rows, int64_t stride, int64_t quads, c
                                [](auto sum, auto row, auto column) { return V::dot_bytes(sum, row, column); });
 }
 
-// The next tokens' residuals and their centroids' scores are fetched while these are multiplied.
-inline void prefetch(const Shard& shard, const Decoder& decoder, const PackedQuery& query, int64_t lane, int lanes, int64_t token) {
-  const Score* table = query.table + code_of(shard, token) * query.lanes + lane;
-  __builtin_prefetch(table);
-  __builtin_prefetch(table + lanes - 1);
+// While some of a block's rows are multiplied, a like share of the next block's residuals and centroid scores is fetched.
+inline void prefetch_share(const Shard& shard, const Decoder& decoder, const PackedQuery& query, int64_t lane, int lanes, const Block& block,
+                           int64_t row, int64_t count) {
+  const int64_t first = block.next + row * block.next_count / block.count, last = block.next + (row + count) * block.next_count / block.count;
+  for (int64_t token = first; token < last; ++token) {
+    const Score* table = query.table + code_of(shard, token) * query.lanes + lane;
+    __builtin_prefetch(table);
+    __builtin_prefetch(table + lanes - 1);
+  }
   if (lane) return;
-  const uint8_t* end = shard.residuals + (token + 1) * decoder.packed_bytes;
-  for (const uint8_t* line = end - decoder.packed_bytes; line < end; line += 64) __builtin_prefetch(line);
+  const uint8_t* end = shard.residuals + last * decoder.packed_bytes;
+  for (const uint8_t* line = shard.residuals + first * decoder.packed_bytes; line < end; line += 64) __builtin_prefetch(line);
 }
 
 // What turns products into scores, score = scale centroid score + scale' slope product, and keeps what is wanted of them.
 template <class V, Keep KEEP, int LANES, int TOKENS>
-inline void keep(const Shard& shard, const Decoder& decoder, const PackedQuery& query, int64_t lane, const Block& block, int64_t row,
+inline void keep(const Shard& shard, const PackedQuery& query, int64_t lane, const Block& block, int64_t row,
                  const typename V::I32 (&sums)[TOKENS][LANES / V::kLanes]) {
   constexpr int kVectors = LANES / V::kLanes;
   typename V::F32 best[kVectors], factors[kVectors];
@@ -154,7 +158,7 @@ inline void keep(const Shard& shard, const Decoder& decoder, const PackedQuery& 
   }
 #pragma GCC unroll 16
   for (int t = 0; t < TOKENS; ++t) {
-    if (row + t < block.next_count) prefetch(shard, decoder, query, lane, LANES, block.next + row + t);
+    if (TOKENS > 1 && row + t >= block.count) break;
     const Score* table = query.table + code_of(shard, block.token + row + t) * query.lanes + lane;
     const auto centroid_scale = V::all(block.scales[2 * (row + t)]), residual_scale = V::all(block.scales[2 * (row + t) + 1]);
 #pragma GCC unroll 16
@@ -184,11 +188,13 @@ inline void score_block(const Shard& shard, const Decoder& decoder, const Packed
     over_lanes<V>(query.lanes, [&](auto registers, auto lanes, int64_t lane) {
       using W = decltype(registers);
       constexpr int kCount = decltype(lanes)::value;
-      over_rows<W, kCount>(0, block.count, [&](auto tokens, int64_t row) {
-        typename W::I32 sums[decltype(tokens)::value][kCount / W::kLanes];
+      constexpr int kTile = W::tile(kCount);
+      for (int64_t row = 0; row < block.count; row += kTile) {  // there is memory for as many rows as a tile has
+        prefetch_share(shard, decoder, query, lane, kCount, block, row, block.count - row < kTile ? block.count - row : kTile);
+        typename W::I32 sums[kTile][kCount / W::kLanes];
         multiply_bytes<W, kCount>(block.rows + row * decoder.stride, decoder.stride, decoder.quads, query, lane, sums);
-        keep<W, KEEP, kCount>(shard, decoder, query, lane, block, row, sums);
-      });
+        keep<W, KEEP, kCount>(shard, query, lane, block, row, sums);
+      }
     });
   }
 }
@@ -218,8 +224,11 @@ inline Block decode_block(const Shard& shard, const Decoder& decoder, int64_t to
 inline int64_t next_of(const Shard& shard, const int64_t* documents, int64_t i, int64_t end) {
   if (i + 1 >= end) return -1;
   const int64_t number = number_of(documents, i + 1), token = shard.doc_offsets[number];
-  __builtin_prefetch(static_cast<const uint8_t*>(shard.codes) + token * (shard.wide_codes ? 4 : 2));
-  __builtin_prefetch(shard.scales + 2 * token);
+  const uint8_t* codes = static_cast<const uint8_t*>(shard.codes) + token * (shard.wide_codes ? 4 : 2);
+  for (int64_t line = 0; line < 128; line += 64) {
+    __builtin_prefetch(codes + line);
+    __builtin_prefetch(reinterpret_cast<const uint8_t*>(shard.scales + 2 * token) + line);
+  }
   return number;
 }
 
