@@ -97,23 +97,20 @@ template <class V, int LANES, int ROWS, class Dot>
 inline void add_products(const void* rows, int64_t stride, const void* columns, int64_t column_items, int64_t lane, int64_t items,
                          typename V::I32 (&sums)[ROWS][LANES / V::kLanes], const Dot& dot) {
   const auto* row_bytes = static_cast<const uint8_t*>(rows);
-  const uint8_t* column_bytes[LANES / V::kLanes];
-#pragma GCC unroll 16
-  for (int v = 0; v < LANES / V::kLanes; ++v) {
-    const int64_t at = lane + v * V::kLanes;
-    column_bytes[v] = static_cast<const uint8_t*>(columns) + (at / kGroup * column_items * kGroup + at % kGroup) * 4;
-  }
-  for (int64_t k = 0; k < items; ++k) {
+  const auto* column_bytes = static_cast<const uint8_t*>(columns) + (lane / kGroup * column_items * kGroup + lane % kGroup) * 4;
+  const int64_t group = column_items * kGroup * 4;
+  int64_t k = 0;
+  do {  // there is one at least; a loop that might not run at all would keep its sums in two registers each
     typename V::I32 item[ROWS];
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) item[r] = V::broadcast(row_bytes + r * stride + 4 * k);
 #pragma GCC unroll 16
     for (int v = 0; v < LANES / V::kLanes; ++v) {
-      const auto column = V::load_i32(column_bytes[v] + k * kGroup * 4);
+      const auto column = V::load_i32(column_bytes + v * V::kLanes / kGroup * group + (k * kGroup + v * V::kLanes % kGroup) * 4);
 #pragma GCC unroll 16
       for (int r = 0; r < ROWS; ++r) sums[r][v] = dot(sums[r][v], item[r], column);
     }
-  }
+  } while (++k < items);
 }
 
 // int32 products of ROWS decoded rows with LANES query tokens.

@@ -184,6 +184,7 @@ struct Packed {
       : lanes(lanes_of(vectors.shape(0))),
         bytes(round_up(lanes, kGroup) * round_up(vectors.shape(1), 64)), starts(lanes), slopes(lanes), weights(lanes) {
     const int64_t dim = vectors.shape(1), stride = round_up(dim, 64);
+    require(dim > 0, "vectors without dimensions");
     require(importance.shape(0) == vectors.shape(0), "one weight a query token");
     for (int64_t i = 0; i < int64_t(vectors.shape(0)); ++i) {
       const float scale = largest_of(vectors.data() + i * dim, dim) / 127;
@@ -211,7 +212,9 @@ struct Columns {
   Aligned<float> scales;        // what a product with words of length 2^14 is worth
 
   Columns(int64_t count, int64_t dim)
-      : lanes(lanes_of(count)), pairs((dim + 1) / 2), words(round_up(lanes, kGroup) * pairs * 2), scales(round_up(lanes, kGroup)) {}
+      : lanes(lanes_of(count)), pairs((dim + 1) / 2), words(round_up(lanes, kGroup) * pairs * 2), scales(round_up(lanes, kGroup)) {
+    require(dim > 0, "vectors without dimensions");
+  }
 
   Columns(const Isa& isa, const float* vectors, int64_t count, int64_t dim) : Columns(count, dim) {
     std::vector<int16_t> row(pairs * 2);
