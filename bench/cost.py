@@ -10,7 +10,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +60,7 @@ def made_up(num_tokens: int) -> tuple[IndexShard, ResidualCodec, np.ndarray]:
 def measure(kernels: Kernels, shard: IndexShard, codec: ResidualCodec, query: np.ndarray, runs: int) -> dict[str, Any]:
     ones = np.ones(len(query), np.float32)
     table = kernels.centroid_scores(query, codec)
+    scan_table = kernels.scan_table(table)
     sizes = np.diff(shard.posting_offsets)
     cells, scores, imputed = kernels.probe(table, len(query), sizes, NPROBE, 8 * NPROBE, 1)
     pairs = int(sizes[cells].sum())
@@ -68,12 +68,10 @@ def measure(kernels: Kernels, shard: IndexShard, codec: ResidualCodec, query: np
         "token": least(lambda: kernels.residual_maxsim([query], [ones], [table], shard, codec), runs) / len(shard.codes),
         "centroid": least(lambda: kernels.centroid_scores(query, codec), runs) / NUM_CENTROIDS,
         "probe": least(lambda: kernels.probe(table, len(query), sizes, NPROBE, 8 * NPROBE, 1), runs) / NUM_CENTROIDS,
+        "byte_table": least(lambda: kernels.scan_table(table), runs) / NUM_CENTROIDS,
+        "code": least(lambda: kernels.scan_codes(scan_table, ones, shard), runs) / len(shard.codes),
         "posting": least(lambda: kernels.posting_scores(query, ones, cells, scores, imputed, False, shard, codec), runs) / pairs,
     }
-    half = replace(shard, doc_offsets=shard.doc_offsets[: shard.num_docs // 2 + 1], codes=shard.codes[: len(shard.codes) // 2])
-    whole, part = (least(lambda s=s: kernels.scan_codes(table, ones, s), runs) for s in (shard, half))
-    seconds["code"] = (whole - part) / (len(shard.codes) - len(half.codes))
-    seconds["byte_table"] = max(0, whole - seconds["code"] * len(shard.codes)) / NUM_CENTROIDS
     row: dict[str, Any] = {name: round(1e9 * value, 2) for name, value in seconds.items()}
     if kernels.name.startswith("native:"):
         rows = np.random.default_rng(0).integers(0, 128, (len(shard.codes) // 32 * 32, DIM)).astype(np.uint8)

@@ -83,7 +83,7 @@ def test_centroid_interaction_matches_the_golden_vectors(weighted):
     table, shard = g["centroid_scores"], tokens_of(g["codes"], g["doc_offsets"])
     weights = g["w"] if weighted else np.ones(len(g["w"]))
     full = reference.centroid_maxsim(table, weights, shard)
-    pruned = reference.centroid_maxsim(table, weights, shard, g["centroid_kept"], g["candidates"])
+    pruned = reference.centroid_maxsim(table, weights, shard, float(g["t_cs"]), g["candidates"])
     np.testing.assert_allclose(full[g["candidates"]], g["full" + weighted], atol=2e-5)
     np.testing.assert_allclose(pruned, g["pruned" + weighted], atol=2e-5)
 

@@ -50,9 +50,8 @@ def probe(
     for plan, mine in zip(plans, documents, strict=True):
         numbers = kernels.candidates(plan.terms["cells"], shard)
         numbers, _ = among(numbers, numbers, mine)
-        table = plan.centroid_scores(codec, kernels)
-        keep = table[:, : len(plan.query.vectors)].max(axis=1) >= plan.params.centroid_score_threshold
-        scores = kernels.centroid_maxsim(table, plan.query.weights, shard, keep, numbers)
+        table, threshold = plan.centroid_scores(codec, kernels), plan.params.centroid_score_threshold
+        scores = kernels.centroid_maxsim(table, plan.query.weights, shard, threshold, numbers)
         answers.append(kernels.top_k(scores, numbers, plan.keeps[0]))
     return answers
 

@@ -105,15 +105,22 @@ class QueryPlan:
     terms: dict[str, np.ndarray] = field(default_factory=dict)
     relation: RelationTerms | None = None
     _centroid_scores: np.ndarray | None = field(default=None, repr=False)
+    _scan_table: Any = field(default=None, repr=False)
 
     def centroid_scores(self, codec: ResidualCodec, kernels: Kernels) -> np.ndarray:
-        """[C, L] float32, kept for the next shard and stage in this process; sent to none, since it is large."""
+        """[C, L], kept for the next shard and stage in this process; sent to none, since it is large."""
         if self._centroid_scores is None:
             self._centroid_scores = kernels.centroid_scores(self.query.vectors, codec)
         return self._centroid_scores
 
+    def scan_table(self, codec: ResidualCodec, kernels: Kernels) -> Any:
+        """The same as a scan of all codes looks it up; kept likewise."""
+        if self._scan_table is None:
+            self._scan_table = kernels.scan_table(self.centroid_scores(codec, kernels))
+        return self._scan_table
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_centroid_scores": None}
+        return {**self.__dict__, "_centroid_scores": None, "_scan_table": None}
 
 
 @dataclass(frozen=True)

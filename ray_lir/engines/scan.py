@@ -34,7 +34,7 @@ def score_codes(
     numbers = np.arange(shard.num_docs)
     answers = []
     for plan, mine in zip(plans, documents, strict=True):
-        scores = kernels.scan_codes(plan.centroid_scores(codec, kernels), plan.query.weights, shard)
+        scores = kernels.scan_codes(plan.scan_table(codec, kernels), plan.query.weights, shard)
         answers.append(kernels.top_k(*among(scores, numbers, mine), plan.keeps[0]))
     return answers
 

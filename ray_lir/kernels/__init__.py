@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,7 @@ class Kernels:
     residual_maxsim: Callable[..., np.ndarray]
     relation_maxsim: Callable[..., np.ndarray]
     centroid_maxsim: Callable[..., np.ndarray]
+    scan_table: Callable[..., Any]
     scan_codes: Callable[..., np.ndarray]
     probe: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]
     candidates: Callable[..., np.ndarray]

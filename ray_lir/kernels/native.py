@@ -1,14 +1,15 @@
 """The compiled kernels (C++ in native/, built as the module ray_lir_native), with the signatures of kernels.reference.
 
-Bucket weights are rounded to 7 bits, query tokens to 8 and centroids to 15, products are summed in integers: a token's score
-is within about 1e-3 of the reference's, and the same to the bit on every instruction set, for every batch and every shard.
+Bucket weights are rounded to 7 bits, query tokens to 8 and centroids to 15, products are summed in integers, and tables of centroid
+scores are float16: a token's score is within about 1e-3 of the reference's, and the same to the bit on every instruction set, for
+every batch and every shard.
 """
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ray_lir.index.shard import IndexShard
 
 logger = logging.getLogger(__name__)
-ABI = 2
+ABI = 3
 """What this file and the compiled module agree on; raised with every change of a compiled function's arguments."""
 
 
@@ -70,7 +71,7 @@ def choose(name: str) -> str:
 
 def functions(instruction_set: str, threads: int, names: Sequence[str]) -> dict[str, Callable[..., Any]]:
     """The kernels by name, for one instruction set and number of threads."""
-    without = {"probe": module().probe, "candidates": candidates, "top_k": top_k}
+    without = {"candidates": candidates, "top_k": top_k}
     return {name: without.get(name) or partial(globals()[name], instruction_set, threads) for name in names}
 
 
@@ -108,7 +109,7 @@ def maxsim(
 
 
 def centroid_scores(isa: str, threads: int, query_nD: np.ndarray, codec: "ResidualCodec") -> np.ndarray:
-    return module().centroid_scores(isa, _floats(query_nD), codec.centroid_words, threads)
+    return module().centroid_scores(isa, _floats(query_nD), codec.centroid_words, threads).view(np.float16)
 
 
 def residual_maxsim(
@@ -125,7 +126,7 @@ def residual_maxsim(
         isa,
         [_floats(q) for q in queries],
         [_floats(w) for w in weights],
-        list(tables),
+        [_halves(table) for table in tables],
         shard.codes,
         shard.residuals,
         shard.scales.view(np.uint16),
@@ -153,7 +154,7 @@ def relation_maxsim(
         isa,
         _floats(query_nD),
         _floats(weights_n),
-        table_CL,
+        _halves(table_CL),
         terms.products,
         terms.constants,
         terms.lower,
@@ -182,21 +183,38 @@ def centroid_maxsim(
     table_CL: np.ndarray,
     weights_n: np.ndarray,
     shard: "IndexShard",
-    keep_C: np.ndarray | None = None,
+    threshold: float | None = None,
     documents: np.ndarray | None = None,
 ) -> np.ndarray:
-    keep_C = None if keep_C is None else keep_C.astype(np.uint8)
     documents = None if documents is None else _numbers(documents)
-    return module().centroid_maxsim(isa, table_CL, _floats(weights_n), 0.0, shard.codes, shard.doc_offsets, keep_C, documents, threads)
+    return module().centroid_maxsim(
+        isa, _halves(table_CL), _floats(weights_n), 0.0, shard.codes, shard.doc_offsets, threshold, documents, threads
+    )
 
 
-def scan_codes(isa: str, threads: int, table_CL: np.ndarray, weights_n: np.ndarray, shard: "IndexShard") -> np.ndarray:
-    if shard.codes.size < 8 * table_CL.size:  # making a table of bytes would take longer than it saves
-        return centroid_maxsim(isa, threads, table_CL, weights_n, shard)
-    table, lows, steps = module().byte_table(isa, table_CL)
+class ByteTable(NamedTuple):
+    """Centroid scores in bytes: of query token i byte b stands for lows[i] + b steps[i]."""
+
+    bytes: np.ndarray
+    lows: np.ndarray
+    steps: np.ndarray
+
+
+def scan_table(isa: str, threads: int, table_CL: np.ndarray) -> ByteTable:
+    return ByteTable(*module().byte_table(isa, _halves(table_CL)))
+
+
+def scan_codes(isa: str, threads: int, table: ByteTable, weights_n: np.ndarray, shard: "IndexShard") -> np.ndarray:
     weights_n = _floats(weights_n)
-    base = float(weights_n.astype(np.float64) @ lows[: len(weights_n)])
-    return module().byte_maxsim(isa, table, weights_n * steps[: len(weights_n)], base, shard.codes, shard.doc_offsets, None, None, threads)
+    base = float(weights_n.astype(np.float64) @ table.lows[: len(weights_n)])
+    factors = weights_n * table.steps[: len(weights_n)]
+    return module().byte_maxsim(isa, table.bytes, factors, base, shard.codes, shard.doc_offsets, None, None, threads)
+
+
+def probe(
+    isa: str, threads: int, table_CL: np.ndarray, num_tokens: int, cluster_sizes: np.ndarray, nprobe: int, bound: int, t_prime: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return module().probe(isa, _halves(table_CL), num_tokens, _numbers(cluster_sizes), nprobe, bound, t_prime)
 
 
 def candidates(cells: np.ndarray, shard: "IndexShard") -> np.ndarray:

@@ -8,7 +8,7 @@ which other rows are in it, and a document's score must not depend on the shard 
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -259,7 +259,7 @@ def centroid_maxsim(
     table_CL: np.ndarray,
     weights_n: np.ndarray,
     shard: "IndexShard",
-    keep_C: np.ndarray | None = None,
+    threshold: float | None = None,
     documents: np.ndarray | None = None,
 ) -> np.ndarray:
     """[N] float32: MaxSim with every token replaced by its centroid (PLAID's centroid interaction, ALGORITHMS 2.3).
@@ -269,15 +269,15 @@ def centroid_maxsim(
     Args:
         table_CL: `centroid_scores` of the query.
         weights_n: importance of each query token (2.4: pruning looks at unweighted scores).
-        keep_C: bool; other centroids' tokens are left out, and a document with none left scores -inf.
+        threshold: tokens of centroids below it for every query token are left out, and a document with none left scores -inf.
         documents: whose scores are wanted; None for all.
     """
     codes_T, offsets = shard.codes, shard.doc_offsets
     if documents is not None:
         token_numbers, offsets = shard.tokens(documents)
         codes_T = codes_T[token_numbers]
-    if keep_C is not None:
-        kept = keep_C[codes_T]
+    if threshold is not None:
+        kept = (table_CL[:, : len(weights_n)].max(axis=1) >= np.float32(threshold))[codes_T]
         offsets = np.concatenate([[0], np.cumsum(kept)])[offsets]
         codes_T = codes_T[kept]
     scores_nC = table_CL.T[: len(weights_n)]
@@ -289,9 +289,14 @@ def centroid_maxsim(
     return totals
 
 
-def scan_codes(table_CL: np.ndarray, weights_n: np.ndarray, shard: "IndexShard") -> np.ndarray:
-    """[N] float32: `centroid_maxsim` of all documents, which faster sets compute from a table of bytes."""
-    return centroid_maxsim(table_CL, weights_n, shard)
+def scan_table(table_CL: np.ndarray) -> Any:
+    """What `scan_codes` looks scores up in, made once a query: the centroid scores, which faster sets write in bytes."""
+    return table_CL
+
+
+def scan_codes(table: Any, weights_n: np.ndarray, shard: "IndexShard") -> np.ndarray:
+    """[N] float32: `centroid_maxsim` of all documents from the query's `scan_table`."""
+    return centroid_maxsim(table, weights_n, shard)
 
 
 def _weighted_sum(best_nN: np.ndarray, weights_n: np.ndarray, empty_N: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@
 
 namespace emulated {
 
-// Two that SIMDe 0.7 does not have.
+// Some that SIMDe 0.7 does not have.
 inline __m512 to_float(__m512i lanes) {
   int32_t in[16];
   float out[16];
@@ -33,6 +33,19 @@ inline int32_t sum(__m512i lanes) {
   std::memcpy(in, &lanes, 64);
   for (int32_t lane : in) total += lane;
   return total;
+}
+
+inline __m512 from_halves(__m256i halves) {
+  __m256 out[2] = {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
+  __m512 result;
+  std::memcpy(&result, out, 64);
+  return result;
+}
+
+inline __m256i to_halves(__m512 lanes) {
+  __m256 in[2];
+  std::memcpy(in, &lanes, 64);
+  return _mm256_set_m128i(_mm256_cvtps_ph(in[1], _MM_FROUND_TO_NEAREST_INT), _mm256_cvtps_ph(in[0], _MM_FROUND_TO_NEAREST_INT));
 }
 
 struct Tiles {
@@ -97,6 +110,9 @@ inline void multiply(int sums, int a, int b) {
 #undef _tile_dpbusd
 #define _mm512_cvtepi32_ps(lanes) emulated::to_float(lanes)
 #define _mm512_reduce_add_epi32(lanes) emulated::sum(lanes)
+#define _mm512_cvtph_ps(halves) emulated::from_halves(halves)
+#undef _mm512_cvtps_ph
+#define _mm512_cvtps_ph(lanes, rounding) emulated::to_halves(lanes)
 #define _tile_loadconfig(from) emulated::configure(from)
 #define _tile_release() (emulated::tiles.configured = false)
 #define _tile_zero(tile) emulated::clear(tile)

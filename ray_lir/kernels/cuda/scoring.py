@@ -156,11 +156,11 @@ def centroid_maxsim(
     table_CL: np.ndarray,
     weights_n: np.ndarray,
     shard: "IndexShard",
-    keep_C: np.ndarray | None = None,
+    threshold: float | None = None,
     documents: np.ndarray | None = None,
 ) -> np.ndarray:
     placed, tiles, table = shard_memory(shard), _tiles(shard, documents), table_memory(table_CL)
-    kept = None if keep_C is None else upload(keep_C.astype(np.int8))
+    kept = None if threshold is None else (table[:, : len(weights_n)].amax(dim=1) >= threshold).to(torch.int8)
     pieces = [slice(start, start + MOST_COLUMNS) for start in range(0, max(1, len(weights_n)), MOST_COLUMNS)]
     scores = torch.full((len(pieces), tiles.num_docs), float("-inf"), device=device())
     for row, piece in enumerate(pieces if tiles.num_programs else []):
@@ -185,6 +185,10 @@ def centroid_maxsim(
             enable_fp_fusion=True,
         )
     return download(_summed(scores, [0] * len(pieces), 1)[0])
+
+
+def scan_table(table_CL: np.ndarray) -> np.ndarray:
+    return table_CL
 
 
 def scan_codes(table_CL: np.ndarray, weights_n: np.ndarray, shard: "IndexShard") -> np.ndarray:

@@ -5,8 +5,9 @@ namespace {
 
 struct Avx2 {
   static constexpr int kLanes = 8;
-  static constexpr int tile(int groups) { return groups == 1 ? 4 : 2; }
+  static constexpr int tile(int lanes) { return lanes == 8 ? 8 : lanes == 16 ? 4 : 2; }
   static constexpr bool kMatrix = false;
+  typedef Avx2 Half;
   typedef __m256i I32;
   typedef __m256 F32;
 
@@ -21,6 +22,16 @@ struct Avx2 {
   static F32 all(float value) { return _mm256_set1_ps(value); }
   static F32 load(const float* from) { return _mm256_loadu_ps(from); }
   static void store(float* to, F32 lanes) { _mm256_storeu_ps(to, lanes); }
+  static F32 load_scores(const Score* from) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))); }
+  static void store(Score* to, F32 lanes) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  // Of numbers from 0 to 255 the whole parts.
+  static void store_bytes(uint8_t* to, F32 lanes) {
+    const __m256i numbers = _mm256_cvttps_epi32(lanes);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(numbers), _mm256_extracti128_si256(numbers, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(words, words));
+  }
   static F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
   static F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
   static F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }

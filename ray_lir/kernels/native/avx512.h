@@ -3,9 +3,15 @@
 
 namespace {
 
+struct Avx512Half : Avx2 {
+  static I32 dot_bytes(I32 sums, I32 row, I32 columns) { return _mm256_dpbusd_epi32(sums, row, columns); }
+  static I32 dot_words(I32 sums, I32 row, I32 columns) { return _mm256_dpwssd_epi32(sums, row, columns); }
+};
+
 struct Avx512 : Avx2 {
   static constexpr int kLanes = 16;
   static constexpr int tile(int) { return 8; }
+  typedef Avx512Half Half;
   typedef __m512i I32;
   typedef __m512 F32;
 
@@ -18,6 +24,15 @@ struct Avx512 : Avx2 {
   static F32 all(float value) { return _mm512_set1_ps(value); }
   static F32 load(const float* from) { return _mm512_loadu_ps(from); }
   static void store(float* to, F32 lanes) { _mm512_storeu_ps(to, lanes); }
+  static F32 load_scores(const Score* from) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))); }
+  static void store(Score* to, F32 lanes) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static void store_bytes(uint8_t* to, F32 lanes) {
+    float each[kLanes];
+    store(each, lanes);
+    for (int half = 0; half < 2; ++half) Half::store_bytes(to + half * kStep, Half::load(each + half * kStep));
+  }
   static F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
   static F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
   static F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }

@@ -1,20 +1,26 @@
 // The kernels of one instruction set: what each is given, and the table of functions that every set fills.
 //
 // Shapes: T tokens, N documents, C centroids, D dimensions, P packed bytes a token, n query tokens, L lanes = n rounded up
-// to a multiple of 16. Whoever calls checks shapes and owns all memory; nothing here allocates or throws.
+// to a multiple of 8. Whoever calls checks shapes and owns all memory; nothing here allocates or throws.
 //
 // Queries are packed so that a vector register holds the same few dimensions of several query tokens, and a document
 // token's few dimensions are broadcast to all of them: a product needs no horizontal sum.
-//   bytes: [L / 16][stride / 4][16][4] int8, stride = D rounded up to a multiple of 64 and filled with zeros; dimensions in
+//   bytes: [L / 16 rounded up][stride / 4][16][4] int8, stride = D rounded up to a multiple of 64 and filled with zeros; dimensions in
 //   the order of decoded rows, which with 4 bits is: of every whole 64 dimensions first the even ones, then the odd ones
-//   words: [L / 16][pairs][16][2] int16, pairs = D / 2 rounded up
+//   words: [L / 16 rounded up][pairs][16][2] int16, pairs = D / 2 rounded up
+// Centroid scores are float16: a query's table of them is looked into at random, and half as large it stays in nearer caches.
 #pragma once
 #include <cstdint>
 
 namespace ray_lir {
 
+typedef uint16_t Score;              // float16
+
 constexpr int kGroup = 16;           // query tokens packed together
+constexpr int kStep = 8;             // lanes are a multiple of
 constexpr int kRows = 32;            // document tokens decoded together: they stay in the first-level cache
+constexpr int kMoreRows = 8;         // memory after them, which is multiplied and not looked at
+constexpr float kLargestScore = 65504;  // that float16 holds
 constexpr int kWordBits = 14;        // words are values times 2^14: products of unit vectors fit 32 bits
 constexpr float kWordScale = 1.0f / (1 << (2 * kWordBits));
 
@@ -42,7 +48,7 @@ struct PackedQuery {
   const int8_t* bytes;
   const int32_t* starts;        // [L] what products begin with: -64 times the sum of the query token's bytes
   const float* slopes;          // [L] what one unit of an integer product is worth
-  const float* table;           // [C, L] centroid scores
+  const Score* table;           // [C, L] centroid scores
   const float* weights;         // [L]
   float* best;                  // [L] scratch
   float* factors;               // [L] scratch: what the best token weighs
@@ -56,6 +62,8 @@ struct Block {                  // some neighbouring tokens of a document, decod
   const uint8_t* rows;
   const float* scales;          // [count, 2]
   const float* weights;         // [count]
+  int64_t next;                 // tokens that are scored after these: the first
+  int64_t next_count;
 };
 
 enum Keep { kBest, kWeighted, kAll };  // the best score, that and what its token weighs, or every score
@@ -115,7 +123,7 @@ struct RelationScratch {        // of a worker, for documents of up to `tokens` 
 
 struct CentroidTask {
   Shard shard;                  // residuals and scales are not read
-  const void* table;            // [C, L] float or uint8
+  const void* table;            // [C, L] Score or uint8; of bytes L is a multiple of 16
   const float* weights;         // [L] a score's factor: importance, times what a byte is worth
   float base;                   // added to every document that has tokens
   int64_t lanes;
@@ -160,7 +168,6 @@ struct WordsTask {              // products of 16-bit rows with packed 16-bit co
   int64_t pairs;
   const float* scales;          // [lanes] what a product is worth
   const int32_t* biases;        // [num_rows] or null: added to the products that are compared
-  float* products;              // [num_rows, lanes]; or
   int32_t* nearest;             // [lanes] the row with the largest product, the first of equals
   int32_t* nearness;            // [lanes] that product, as an integer
 };
@@ -173,12 +180,21 @@ struct RowsTask {               // bare products of 8-bit rows with a query: the
 };
 
 struct TableTask {              // a table of centroid scores in bytes
-  const float* table;           // [C, L]
+  const Score* table;           // [C, L]
   int64_t num_centroids;
   int64_t lanes;
+  int64_t byte_lanes;           // L rounded up to 16
   float* lows;                  // [L] the score of byte 0
   float* steps;                 // [L] what a byte is worth
-  uint8_t* bytes;               // [C, L]
+  uint8_t* bytes;               // [C, byte lanes]
+};
+
+struct ReachTask {              // which of 8 query tokens a centroid scores enough for
+  const Score* table;           // from the first of the 8, a row every `lanes` scores
+  int64_t num_centroids;
+  int64_t lanes;
+  const float* thresholds;      // [8]
+  uint8_t* masks;               // [C] a bit each
 };
 
 struct CompressTask {
@@ -203,13 +219,15 @@ struct Isa {
   const char* name;
   void (*residual_maxsim)(const ResidualTask&, int64_t begin, int64_t end, uint8_t* rows);
   void (*relation_maxsim)(const RelationTask&, int64_t begin, int64_t end, const RelationScratch& scratch);
-  void (*centroid_maxsim)(const CentroidTask&, int64_t begin, int64_t end);
-  void (*byte_maxsim)(const CentroidTask&, int64_t begin, int64_t end);
+  void (*centroid_maxsim)(const CentroidTask&, int64_t begin, int64_t end, float* best);
+  void (*byte_maxsim)(const CentroidTask&, int64_t begin, int64_t end, float* best);
   void (*score_postings)(const PostingTask&, uint8_t* row);
-  void (*word_products)(const WordsTask&, int64_t begin, int64_t end);
+  void (*word_products)(const WordsTask&, float* products, int64_t begin, int64_t end);    // [num_rows, lanes]
+  void (*word_scores)(const WordsTask&, Score* products, int64_t begin, int64_t end);
   void (*word_nearest)(const WordsTask&);
   void (*row_maxima)(const RowsTask&, int64_t begin, int64_t end);
   void (*byte_table)(const TableTask&);
+  void (*reached)(const ReachTask&);
   void (*compress)(const CompressTask&, int64_t begin, int64_t end);
   void (*rotate)(const float* rows, int64_t count, int64_t dim, const float* rotation, float* turned);
   void (*to_floats)(const uint16_t* halves, int64_t count, float* floats);

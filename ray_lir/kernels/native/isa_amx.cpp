@@ -46,26 +46,46 @@ struct Amx : Avx512 {
     }
   }
 
-  template <Keep KEEP, int GROUPS>
-  static void score_rows(const Shard& shard, const Decoder& decoder, const PackedQuery& query, int64_t lane, const Block& block) {
+  // Calls run(products, lane, lanes) for the products of 32 rows with 32 query tokens at a time.
+  template <class Run>
+  static void multiply_lanes(const uint8_t* rows, int64_t stride, const PackedQuery& query, const Run& run) {
     alignas(64) int32_t products[2][kRows][kGroup];
-    multiply_matrix<GROUPS>(block.rows, decoder.stride, query.bytes + lane * decoder.stride, products);
-    for (int64_t t = 0; t < block.count; ++t) {
-      I32 sums[1][GROUPS];
-      for (int g = 0; g < GROUPS; ++g) sums[0][g] = add_i32(load_i32(products[g][t]), load_i32(query.starts + lane + g * kGroup));
-      keep<Amx, KEEP, GROUPS, 1>(shard, query, lane, block, t, sums);
+    for (int64_t lane = 0; lane < query.lanes; lane += 2 * kGroup) {
+      const int64_t lanes = query.lanes - lane < 2 * kGroup ? query.lanes - lane : 2 * kGroup;
+      (lanes > kGroup ? multiply_matrix<2> : multiply_matrix<1>)(rows, stride, query.bytes + lane * stride, products);
+      run(products, lane, lanes);
     }
   }
 
-  template <int GROUPS>
-  static void bare_rows(const RowsTask& task, int64_t row, int64_t count, int64_t lane) {
-    alignas(64) int32_t products[2][kRows][kGroup];
-    multiply_matrix<GROUPS>(task.rows + row * task.stride, task.stride, task.query->bytes + lane * task.stride, products);
-    for (int g = 0; g < GROUPS; ++g) {
-      F32 best = load(task.query->best + lane + g * kGroup);
-      for (int64_t t = 0; t < count; ++t) best = max(best, to_float(add_i32(load_i32(products[g][t]), load_i32(task.query->starts + lane + g * kGroup))));
-      store(task.query->best + lane + g * kGroup, best);
-    }
+  template <Keep KEEP>
+  static void score_block(const Shard& shard, const Decoder& decoder, const PackedQuery& query, const Block& block) {
+    multiply_lanes(block.rows, decoder.stride, query, [&](const auto& products, int64_t first, int64_t count) {
+      prefetch_share(shard, decoder, query, first, int(count), block, 0, block.count);
+      for (int64_t t = 0; t < block.count; ++t)
+        over_lanes<Amx>(count, [&](auto registers, auto lanes, int64_t at) {
+          using W = decltype(registers);
+          typename W::I32 sums[1][decltype(lanes)::value / W::kLanes];
+          for (int v = 0; v < decltype(lanes)::value / W::kLanes; ++v) {
+            const int64_t lane = at + v * W::kLanes;
+            sums[0][v] = W::add_i32(W::load_i32(products[lane / kGroup][t] + lane % kGroup), W::load_i32(query.starts + first + lane));
+          }
+          keep<W, KEEP, decltype(lanes)::value>(shard, query, first + at, block, t, sums);
+        });
+    });
+  }
+
+  static void bare_rows(const RowsTask& task, int64_t row, int64_t count) {
+    multiply_lanes(task.rows + row * task.stride, task.stride, *task.query, [&](const auto& products, int64_t first, int64_t lanes) {
+      for (int64_t lane = 0; lane < lanes; lane += kStep) {
+        auto best = Half::load(task.query->best + first + lane);
+        const auto starts = Half::load_i32(task.query->starts + first + lane);
+        for (int64_t t = 0; t < count; ++t) {
+          const auto sums = Half::load_i32(products[lane / kGroup][t] + lane % kGroup);
+          best = Half::max(best, Half::to_float(Half::add_i32(sums, starts)));
+        }
+        Half::store(task.query->best + first + lane, best);
+      }
+    });
   }
 };
 

@@ -7,6 +7,7 @@ struct Plain {
   static constexpr int kLanes = 4;
   static constexpr int tile(int) { return 1; }
   static constexpr bool kMatrix = false;
+  typedef Plain Half;
   typedef int32_t I32 __attribute__((vector_size(16)));
   typedef float F32 __attribute__((vector_size(16)));
 
@@ -92,6 +93,32 @@ struct Plain {
 
   static void to_floats(const uint16_t* halves, int64_t count, float* floats) {
     for (int64_t i = 0; i < count; ++i) floats[i] = half(halves[i]);
+  }
+
+  // Rounds to the nearest, ties to even, as the processors that have an instruction for it.
+  static uint16_t to_half(float value) {
+    uint32_t word;
+    std::memcpy(&word, &value, 4);
+    const uint32_t sign = word >> 16 & 0x8000, size = word & 0x7fffffff;
+    if (size >= 0x47800000) return uint16_t(sign | 0x7c00);  // 2^16 and more; whoever makes scores keeps them below
+    if (size < 0x38800000) {  // below 2^-14: a subnormal number, in units of 2^-24
+      float scaled;
+      std::memcpy(&scaled, &size, 4);
+      return uint16_t(sign | uint32_t(std::lrintf(scaled * (1 << 24))));
+    }
+    return uint16_t(sign | (size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13);
+  }
+  static F32 load_scores(const Score* from) {
+    F32 lanes;
+    for (int lane = 0; lane < 4; ++lane) lanes[lane] = half(from[lane]);
+    return lanes;
+  }
+  static void store(Score* to, F32 lanes) {
+    for (int lane = 0; lane < 4; ++lane) to[lane] = to_half(lanes[lane]);
+  }
+
+  static void store_bytes(uint8_t* to, F32 lanes) {
+    for (int lane = 0; lane < 4; ++lane) to[lane] = uint8_t(int32_t(lanes[lane]));
   }
 
   template <int BYTES> struct Bytes { uint8_t items[BYTES]; };

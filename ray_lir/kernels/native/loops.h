@@ -1,11 +1,12 @@
 // The loops of all kernels, over a type V of vector registers that each instruction set defines.
 //
-// V::kLanes float or int32 lanes; V::tile(groups) document tokens are multiplied at a time with one or two groups of query tokens, as
-// many as keep their sums in registers. Included by one file an instruction set, inside an anonymous namespace: two files must not
-// share compiled code, since each is compiled for other processors. Sums of floats are made in one order everywhere, and
+// V::kLanes float or int32 lanes; V::tile(lanes) rows are multiplied at a time with so many columns, as many as keep their sums in
+// registers; V::Half has registers of at most 8 lanes. Included by one file an instruction set, inside an anonymous namespace: two files must
+// not share compiled code, since each is compiled for other processors. Sums of floats are made in one order everywhere, and
 // products and sums are never fused, so that every instruction set gives the same scores to the bit.
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "isa.h"
 
@@ -41,8 +42,8 @@ void decode(const Decoder& d, const uint8_t* packed, int64_t count, uint8_t* row
 // Sums of lanes in one order whatever the width: 16 running sums, then halves added to halves.
 inline float weighted_sum(const float* lanes, const float* weights, int64_t count) {
   float sums[kGroup] = {};
-  for (int64_t i = 0; i < count; i += kGroup)
-    for (int j = 0; j < kGroup; ++j) sums[j] += lanes[i + j] * weights[i + j];
+  for (int64_t i = 0; i < count; i += kStep)
+    for (int j = 0; j < kStep; ++j) sums[i % kGroup + j] += lanes[i + j] * weights[i + j];
   for (int half = kGroup / 2; half; half /= 2)
     for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
   return sums[0];
@@ -59,38 +60,90 @@ inline float dot(const float* a, const float* b, int64_t count) {
   return sums[0];
 }
 
-template <class V>
 inline void fill(float* lanes, int64_t count, float value) {
-  for (int64_t i = 0; i < count; i += V::kLanes) V::store(lanes + i, V::all(value));
+  for (int64_t i = 0; i < count; ++i) lanes[i] = value;
 }
 
-// int32 products of TOKENS decoded rows with GROUPS groups of 16 query tokens.
-template <class V, int GROUPS, int TOKENS>
-inline void multiply(const uint8_t* rows, int64_t stride, int64_t quads, const int8_t* bytes,
-                     const int32_t* starts, typename V::I32 (&sums)[TOKENS][GROUPS * kGroup / V::kLanes]) {
-  constexpr int kEach = kGroup / V::kLanes;
-#pragma GCC unroll 16
-  for (int t = 0; t < TOKENS; ++t)
-#pragma GCC unroll 16
-    for (int v = 0; v < GROUPS * kEach; ++v) sums[t][v] = V::load_i32(starts + v * V::kLanes);
-  for (int64_t k = 0; k < quads; ++k) {
-    typename V::I32 quad[TOKENS];
-#pragma GCC unroll 16
-    for (int t = 0; t < TOKENS; ++t) quad[t] = V::broadcast(rows + t * stride + 4 * k);
-#pragma GCC unroll 16
-    for (int v = 0; v < GROUPS * kEach; ++v) {
-      const auto columns = V::load_i32(bytes + (v / kEach) * stride * kGroup + (k * kGroup + (v % kEach) * V::kLanes) * 4);
-#pragma GCC unroll 16
-      for (int t = 0; t < TOKENS; ++t) sums[t][v] = V::dot_bytes(sums[t][v], quad[t], columns);
-    }
+template <int LANES>
+using Count = std::integral_constant<int, LANES>;
+
+// Calls run(registers, count, lane) for 32 lanes at a time, then for the 24, 16 or 8 that are left.
+template <class V, class Run>
+inline void over_lanes(int64_t lanes, const Run& run) {
+  int64_t lane = 0;
+  for (; lane + 32 <= lanes; lane += 32) run(V{}, Count<32>{}, lane);
+  if constexpr (V::kLanes > kStep) {
+    if (lane + kGroup <= lanes) run(V{}, Count<kGroup>{}, lane);
+    if (lanes % kGroup) run(typename V::Half{}, Count<kStep>{}, lanes - kStep);
+  } else {
+    if (lanes - lane == 24) run(V{}, Count<24>{}, lane);
+    if (lanes - lane == 16) run(V{}, Count<16>{}, lane);
+    if (lanes - lane == 8) run(V{}, Count<8>{}, lane);
   }
 }
 
+// Calls run(count, row) for as many rows at a time as keep their sums in registers.
+template <class V, int LANES, class Run>
+inline void over_rows(int64_t begin, int64_t end, const Run& run) {
+  constexpr int kTile = V::tile(LANES);
+  int64_t row = begin;
+  for (; row + kTile <= end; row += kTile) run(Count<kTile>{}, row);
+  for (; row < end; ++row) run(Count<1>{}, row);
+}
+
+// Adds to sums the products of ROWS rows with LANES columns, from the one at `lane`. An item is the 4 bytes that `dot` multiplies at
+// a time: a row has them one after another, columns are packed so that an item of 16 columns lies together.
+template <class V, int LANES, int ROWS, class Dot>
+inline void add_products(const void* rows, int64_t stride, const void* columns, int64_t column_items, int64_t lane, int64_t items,
+                         typename V::I32 (&sums)[ROWS][LANES / V::kLanes], const Dot& dot) {
+  const auto* row_bytes = static_cast<const uint8_t*>(rows);
+  const auto* column_bytes = static_cast<const uint8_t*>(columns) + (lane / kGroup * column_items * kGroup + lane % kGroup) * 4;
+  const int64_t group = column_items * kGroup * 4;
+  int64_t k = 0;
+  do {  // there is one at least; a loop that might not run at all would keep its sums in two registers each
+    typename V::I32 item[ROWS];
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) item[r] = V::broadcast(row_bytes + r * stride + 4 * k);
+#pragma GCC unroll 16
+    for (int v = 0; v < LANES / V::kLanes; ++v) {
+      const auto column = V::load_i32(column_bytes + v * V::kLanes / kGroup * group + (k * kGroup + v * V::kLanes % kGroup) * 4);
+#pragma GCC unroll 16
+      for (int r = 0; r < ROWS; ++r) sums[r][v] = dot(sums[r][v], item[r], column);
+    }
+  } while (++k < items);
+}
+
+// int32 products of ROWS decoded rows with LANES query tokens.
+template <class V, int LANES, int ROWS>
+inline void multiply_bytes(const uint8_t* rows, int64_t stride, int64_t quads, const PackedQuery& query, int64_t lane,
+                           typename V::I32 (&sums)[ROWS][LANES / V::kLanes]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < LANES / V::kLanes; ++v) sums[r][v] = V::load_i32(query.starts + lane + v * V::kLanes);
+  add_products<V, LANES, ROWS>(rows, stride, query.bytes, stride / 4, lane, quads, sums,
+                               [](auto sum, auto row, auto column) { return V::dot_bytes(sum, row, column); });
+}
+
+// While some of a block's rows are multiplied, a like share of the next block's residuals and centroid scores is fetched.
+inline void prefetch_share(const Shard& shard, const Decoder& decoder, const PackedQuery& query, int64_t lane, int lanes, const Block& block,
+                           int64_t row, int64_t count) {
+  const int64_t first = block.next + row * block.next_count / block.count, last = block.next + (row + count) * block.next_count / block.count;
+  for (int64_t token = first; token < last; ++token) {
+    const Score* table = query.table + code_of(shard, token) * query.lanes + lane;
+    __builtin_prefetch(table);
+    __builtin_prefetch(table + lanes - 1);
+  }
+  if (lane) return;
+  const uint8_t* end = shard.residuals + last * decoder.packed_bytes;
+  for (const uint8_t* line = shard.residuals + first * decoder.packed_bytes; line < end; line += 64) __builtin_prefetch(line);
+}
+
 // What turns products into scores, score = scale centroid score + scale' slope product, and keeps what is wanted of them.
-template <class V, Keep KEEP, int GROUPS, int TOKENS>
+template <class V, Keep KEEP, int LANES, int TOKENS>
 inline void keep(const Shard& shard, const PackedQuery& query, int64_t lane, const Block& block, int64_t row,
-                 const typename V::I32 (&sums)[TOKENS][GROUPS * kGroup / V::kLanes]) {
-  constexpr int kVectors = GROUPS * kGroup / V::kLanes;
+                 const typename V::I32 (&sums)[TOKENS][LANES / V::kLanes]) {
+  constexpr int kVectors = LANES / V::kLanes;
   typename V::F32 best[kVectors], factors[kVectors];
   if constexpr (KEEP != kAll) {
 #pragma GCC unroll 16
@@ -102,12 +155,13 @@ inline void keep(const Shard& shard, const PackedQuery& query, int64_t lane, con
   }
 #pragma GCC unroll 16
   for (int t = 0; t < TOKENS; ++t) {
-    const float* table = query.table + code_of(shard, block.token + row + t) * query.lanes + lane;
+    if (TOKENS > 1 && row + t >= block.count) break;
+    const Score* table = query.table + code_of(shard, block.token + row + t) * query.lanes + lane;
     const auto centroid_scale = V::all(block.scales[2 * (row + t)]), residual_scale = V::all(block.scales[2 * (row + t) + 1]);
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
       const auto residual = V::mul(V::mul(V::to_float(sums[t][v]), V::load(query.slopes + lane + v * V::kLanes)), residual_scale);
-      const auto score = V::add(residual, V::mul(V::load(table + v * V::kLanes), centroid_scale));
+      const auto score = V::add(residual, V::mul(V::load_scores(table + v * V::kLanes), centroid_scale));
       if constexpr (KEEP == kBest) best[v] = V::max(best[v], score);
       if constexpr (KEEP == kWeighted) V::keep_larger(best[v], factors[v], score, V::all(block.weights[row + t]));
       if constexpr (KEEP == kAll) V::store(query.all + (row + t) * query.lanes + lane + v * V::kLanes, score);
@@ -123,61 +177,56 @@ inline void keep(const Shard& shard, const PackedQuery& query, int64_t lane, con
   }
 }
 
-template <class V, Keep KEEP, int GROUPS, int TOKENS>
-inline void score_tile(const Shard& shard, const Decoder& decoder, const PackedQuery& query, int64_t lane, const Block& block, int64_t row) {
-  typename V::I32 sums[TOKENS][GROUPS * kGroup / V::kLanes];
-  multiply<V, GROUPS, TOKENS>(block.rows + row * decoder.stride, decoder.stride, decoder.quads, query.bytes + lane * decoder.stride,
-                              query.starts + lane, sums);
-  keep<V, KEEP, GROUPS, TOKENS>(shard, query, lane, block, row, sums);
-}
-
-template <class V, Keep KEEP, int GROUPS>
-inline void score_rows(const Shard& shard, const Decoder& decoder, const PackedQuery& query, int64_t lane, const Block& block) {
+template <class V, Keep KEEP>
+inline void score_block(const Shard& shard, const Decoder& decoder, const PackedQuery& query, const Block& block) {
   if constexpr (V::kMatrix) {
-    V::template score_rows<KEEP, GROUPS>(shard, decoder, query, lane, block);
+    V::template score_block<KEEP>(shard, decoder, query, block);
   } else {
-    constexpr int kTile = V::tile(GROUPS);
-    int64_t t = 0;
-    for (; t + kTile <= block.count; t += kTile) score_tile<V, KEEP, GROUPS, kTile>(shard, decoder, query, lane, block, t);
-    for (; t < block.count; ++t) score_tile<V, KEEP, GROUPS, 1>(shard, decoder, query, lane, block, t);
+    over_lanes<V>(query.lanes, [&](auto registers, auto lanes, int64_t lane) {
+      using W = decltype(registers);
+      constexpr int kCount = decltype(lanes)::value;
+      constexpr int kTile = W::tile(kCount);
+      for (int64_t row = 0; row < block.count; row += kTile) {  // there is memory for as many rows as a tile has
+        prefetch_share(shard, decoder, query, lane, kCount, block, row, block.count - row < kTile ? block.count - row : kTile);
+        typename W::I32 sums[kTile][kCount / W::kLanes];
+        multiply_bytes<W, kCount>(block.rows + row * decoder.stride, decoder.stride, decoder.quads, query, lane, sums);
+        keep<W, KEEP, kCount>(shard, query, lane, block, row, sums);
+      }
+    });
   }
 }
 
-template <class V, Keep KEEP>
-inline void score_block(const Shard& shard, const Decoder& decoder, const PackedQuery& query, const Block& block) {
-  int64_t lane = 0;
-  for (; lane + 2 * kGroup <= query.lanes; lane += 2 * kGroup) score_rows<V, KEEP, 2>(shard, decoder, query, lane, block);
-  if (lane < query.lanes) score_rows<V, KEEP, 1>(shard, decoder, query, lane, block);
-}
+inline int64_t at_most_a_block(int64_t tokens) { return tokens < kRows ? tokens : kRows; }
 
-inline void prefetch_rows(const Shard& shard, const Decoder& d, int64_t token, int64_t end) {
-  const uint8_t* last = shard.residuals + (token + kRows < end ? token + kRows : end) * d.packed_bytes;
-  for (const uint8_t* line = shard.residuals + token * d.packed_bytes; line < last; line += 64) __builtin_prefetch(line);
-}
-
-// Decodes up to kRows tokens, while the memory after them and their centroids' scores are on their way.
+// Decodes up to kRows tokens of a document. The tokens after them, or the first of document `next`, will be asked for next.
 template <class V>
-inline Block decode_block(const Shard& shard, const Decoder& decoder, const PackedQuery& query, int64_t token, int64_t last, uint8_t* rows,
+inline Block decode_block(const Shard& shard, const Decoder& decoder, int64_t token, int64_t last, int64_t next, uint8_t* rows,
                           float* scales, float* weights) {
-  const int64_t count = last - token < kRows ? last - token : kRows;
-  if (token + kRows < last) prefetch_rows(shard, decoder, token + kRows, last);
+  const int64_t count = at_most_a_block(last - token);
   V::to_floats(shard.scales + 2 * token, 2 * count, scales);
   if (shard.weights) {
     V::to_floats(shard.weights + token, count, weights);
     for (int64_t t = 0; t < count; ++t) weights[t] += 1;
   }
-  for (int64_t t = 0; t < count; ++t) {
-    const float* table = query.table + code_of(shard, token + t) * query.lanes;
-    for (int64_t lane = 0; lane < query.lanes; lane += 16) __builtin_prefetch(table + lane);
-  }
   decode<V>(decoder, shard.residuals + token * decoder.packed_bytes, count, rows);
-  return {token, count, rows, scales, weights};
+  Block block = {token, count, rows, scales, weights, token + count, at_most_a_block(last - token - count)};
+  if (!block.next_count && next >= 0) {
+    block.next = shard.doc_offsets[next];
+    block.next_count = at_most_a_block(shard.doc_offsets[next + 1] - block.next);
+  }
+  return block;
 }
 
-inline void prefetch_document(const Shard& shard, const Decoder& decoder, const int64_t* documents, int64_t i, int64_t end) {
-  if (i >= end) return;
-  const int64_t number = number_of(documents, i);
-  prefetch_rows(shard, decoder, shard.doc_offsets[number], shard.doc_offsets[number + 1]);
+// The next document, or -1; its first codes and scales are on their way.
+inline int64_t next_of(const Shard& shard, const int64_t* documents, int64_t i, int64_t end) {
+  if (i + 1 >= end) return -1;
+  const int64_t number = number_of(documents, i + 1), token = shard.doc_offsets[number];
+  const uint8_t* codes = static_cast<const uint8_t*>(shard.codes) + token * (shard.wide_codes ? 4 : 2);
+  for (int64_t line = 0; line < 128; line += 64) {
+    __builtin_prefetch(codes + line);
+    __builtin_prefetch(reinterpret_cast<const uint8_t*>(shard.scales + 2 * token) + line);
+  }
+  return number;
 }
 
 // MaxSim from codes and residuals: a token is decoded once for all queries.
@@ -187,12 +236,11 @@ void maxsim_of(const ResidualTask& task, int64_t begin, int64_t end, uint8_t* ro
   float scales[2 * kRows], weights[kRows];
   V::begin();
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t number = number_of(task.documents, i);
+    const int64_t number = number_of(task.documents, i), next = next_of(shard, task.documents, i, end);
     const int64_t first = shard.doc_offsets[number], last = shard.doc_offsets[number + 1];
-    for (int64_t q = 0; q < task.num_queries; ++q) fill<V>(task.queries[q].best, task.queries[q].lanes, -INFINITY);
+    for (int64_t q = 0; q < task.num_queries; ++q) fill(task.queries[q].best, task.queries[q].lanes, -INFINITY);
     for (int64_t token = first; token < last; token += kRows) {
-      if (token + kRows >= last) prefetch_document(shard, task.decoder, task.documents, i + 1, end);
-      const Block block = decode_block<V>(shard, task.decoder, task.queries[0], token, last, rows, scales, weights);
+      const Block block = decode_block<V>(shard, task.decoder, token, last, next, rows, scales, weights);
       for (int64_t q = 0; q < task.num_queries; ++q) score_block<V, KEEP>(shard, task.decoder, task.queries[q], block);
     }
     for (int64_t q = 0; q < task.num_queries; ++q) {
@@ -210,33 +258,37 @@ void residual_maxsim(const ResidualTask& task, int64_t begin, int64_t end, uint8
   task.shard.weights ? maxsim_of<V, kWeighted>(task, begin, end, rows) : maxsim_of<V, kBest>(task, begin, end, rows);
 }
 
-// MaxSim of centroid scores in float, of the tokens whose centroids are kept.
+// MaxSim of centroid scores, of the tokens whose centroids are kept.
+template <class V, int LANES>
+inline bool best_centroids(const CentroidTask& task, int64_t first, int64_t last, int64_t lane, float* lanes) {
+  constexpr int kVectors = LANES / V::kLanes;
+  const Score* table = static_cast<const Score*>(task.table) + lane;
+  typename V::F32 best[kVectors];
+#pragma GCC unroll 16
+  for (auto& each : best) each = V::all(-INFINITY);
+  bool any = false;
+  for (int64_t token = first; token < last; ++token) {
+    const int64_t code = code_of(task.shard, token);
+    if (task.keep && !task.keep[code]) continue;
+    any = true;
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) best[v] = V::max(best[v], V::load_scores(table + code * task.lanes + v * V::kLanes));
+  }
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) V::store(lanes + v * V::kLanes, best[v]);
+  return any;
+}
+
 template <class V>
-void centroid_maxsim(const CentroidTask& task, int64_t begin, int64_t end) {
-  const float* table = static_cast<const float*>(task.table);
+void centroid_maxsim(const CentroidTask& task, int64_t begin, int64_t end, float* best) {
   for (int64_t i = begin; i < end; ++i) {
     const int64_t number = number_of(task.documents, i);
     const int64_t first = task.shard.doc_offsets[number], last = task.shard.doc_offsets[number + 1];
-    float total = 0;
     bool any = false;
-    for (int64_t lane = 0; lane < task.lanes; lane += kGroup) {
-      typename V::F32 best[kGroup / V::kLanes];
-#pragma GCC unroll 16
-      for (auto& lanes : best) lanes = V::all(-INFINITY);
-      any = false;
-      for (int64_t token = first; token < last; ++token) {
-        const int64_t code = code_of(task.shard, token);
-        if (task.keep && !task.keep[code]) continue;
-        any = true;
-#pragma GCC unroll 16
-        for (int v = 0; v < kGroup / V::kLanes; ++v) best[v] = V::max(best[v], V::load(table + code * task.lanes + lane + v * V::kLanes));
-      }
-      alignas(64) float lanes[kGroup];
-#pragma GCC unroll 16
-      for (int v = 0; v < kGroup / V::kLanes; ++v) V::store(lanes + v * V::kLanes, best[v]);
-      if (any) total += weighted_sum(lanes, task.weights + lane, kGroup);
-    }
-    task.scores[i] = any ? total + task.base : -INFINITY;
+    over_lanes<V>(task.lanes, [&](auto registers, auto lanes, int64_t lane) {
+      any = best_centroids<decltype(registers), decltype(lanes)::value>(task, first, last, lane, best + lane);
+    });
+    task.scores[i] = any ? weighted_sum(best, task.weights, task.lanes) + task.base : -INFINITY;
   }
 }
 
@@ -258,22 +310,14 @@ inline void byte_document(const CentroidTask& task, int64_t first, int64_t last,
 }
 
 template <class V>
-void byte_maxsim(const CentroidTask& task, int64_t begin, int64_t end) {
-  alignas(64) float lanes[2 * kGroup];
+void byte_maxsim(const CentroidTask& task, int64_t begin, int64_t end, float* best) {
   for (int64_t i = begin; i < end; ++i) {
     const int64_t number = number_of(task.documents, i);
     const int64_t first = task.shard.doc_offsets[number], last = task.shard.doc_offsets[number + 1];
-    float total = 0;
     int64_t lane = 0;
-    for (; lane + 2 * kGroup <= task.lanes; lane += 2 * kGroup) {
-      byte_document<V, 2 * kGroup>(task, first, last, lane, lanes);
-      total += weighted_sum(lanes, task.weights + lane, 2 * kGroup);
-    }
-    if (lane < task.lanes) {
-      byte_document<V, kGroup>(task, first, last, lane, lanes);
-      total += weighted_sum(lanes, task.weights + lane, kGroup);
-    }
-    task.scores[i] = first == last ? -INFINITY : total + task.base;
+    for (; lane + 2 * kGroup <= task.lanes; lane += 2 * kGroup) byte_document<V, 2 * kGroup>(task, first, last, lane, best + lane);
+    if (lane < task.lanes) byte_document<V, kGroup>(task, first, last, lane, best + lane);
+    task.scores[i] = first == last ? -INFINITY : weighted_sum(best, task.weights, task.lanes) + task.base;
   }
 }
 
@@ -328,125 +372,94 @@ void score_postings(const PostingTask& task, uint8_t* row) {
   }
 }
 
-template <class V, int GROUPS, int ROWS>
-inline void multiply_words(const int16_t* rows, int64_t stride, int64_t pairs, const int16_t* columns,
-                           typename V::I32 (&sums)[ROWS][GROUPS * kGroup / V::kLanes]) {
-  constexpr int kEach = kGroup / V::kLanes;
+template <class V, int LANES, int ROWS>
+inline void multiply_words(const WordsTask& task, int64_t row, int64_t lane, typename V::I32 (&sums)[ROWS][LANES / V::kLanes]) {
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 16
-    for (int v = 0; v < GROUPS * kEach; ++v) sums[r][v] = V::zero();
-  for (int64_t k = 0; k < pairs; ++k) {
-    typename V::I32 pair[ROWS];
-#pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r) pair[r] = V::broadcast(rows + r * stride + 2 * k);
-#pragma GCC unroll 16
-    for (int v = 0; v < GROUPS * kEach; ++v) {
-      const auto column = V::load_i32(columns + (v / kEach) * pairs * kGroup * 2 + (k * kGroup + (v % kEach) * V::kLanes) * 2);
-#pragma GCC unroll 16
-      for (int r = 0; r < ROWS; ++r) sums[r][v] = V::dot_words(sums[r][v], pair[r], column);
-    }
-  }
-}
-
-template <class V, int GROUPS, int ROWS>
-inline void store_products(const WordsTask& task, int64_t row, int64_t lane) {
-  typename V::I32 sums[ROWS][GROUPS * kGroup / V::kLanes];
-  multiply_words<V, GROUPS, ROWS>(task.rows + row * task.stride, task.stride, task.pairs, task.columns + lane * task.pairs * 2, sums);
-#pragma GCC unroll 16
-  for (int v = 0; v < GROUPS * kGroup / V::kLanes; ++v) {
-    const auto scale = V::load(task.scales + lane + v * V::kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r)
-      V::store(task.products + (row + r) * task.lanes + lane + v * V::kLanes, V::mul(V::to_float(sums[r][v]), scale));
-  }
-}
-
-template <class V, int GROUPS>
-inline void store_rows(const WordsTask& task, int64_t begin, int64_t end, int64_t lane) {
-  constexpr int kTile = V::tile(GROUPS);
-  int64_t row = begin;
-  for (; row + kTile <= end; row += kTile) store_products<V, GROUPS, kTile>(task, row, lane);
-  for (; row < end; ++row) store_products<V, GROUPS, 1>(task, row, lane);
+    for (int v = 0; v < LANES / V::kLanes; ++v) sums[r][v] = V::zero();
+  add_products<V, LANES, ROWS>(task.rows + row * task.stride, 2 * task.stride, task.columns, task.pairs, lane, task.pairs, sums,
+                               [](auto sum, auto row, auto column) { return V::dot_words(sum, row, column); });
 }
 
 template <class V>
-void word_products(const WordsTask& task, int64_t begin, int64_t end) {
-  int64_t lane = 0;
-  for (; lane + 2 * kGroup <= task.lanes; lane += 2 * kGroup) store_rows<V, 2>(task, begin, end, lane);
-  if (lane < task.lanes) store_rows<V, 1>(task, begin, end, lane);
+inline void store_product(float* to, typename V::F32 products) { V::store(to, products); }
+
+template <class V>
+inline void store_product(Score* to, typename V::F32 products) {
+  V::store(to, V::min(V::max(products, V::all(-kLargestScore)), V::all(kLargestScore)));
 }
 
-template <class V, int GROUPS, int ROWS>
-inline void nearest_rows(const WordsTask& task, int64_t row, int64_t lane, typename V::I32 (&best)[GROUPS * kGroup / V::kLanes],
-                         typename V::I32 (&where)[GROUPS * kGroup / V::kLanes]) {
-  typename V::I32 sums[ROWS][GROUPS * kGroup / V::kLanes];
-  multiply_words<V, GROUPS, ROWS>(task.rows + row * task.stride, task.stride, task.pairs, task.columns + lane * task.pairs * 2, sums);
+template <class V, class Item>
+void word_products(const WordsTask& task, Item* products, int64_t begin, int64_t end) {
+  over_lanes<V>(task.lanes, [&](auto registers, auto lanes, int64_t lane) {
+    using W = decltype(registers);
+    constexpr int kCount = decltype(lanes)::value;
+    over_rows<W, kCount>(begin, end, [&](auto rows, int64_t row) {
+      typename W::I32 sums[decltype(rows)::value][kCount / W::kLanes];
+      multiply_words<W, kCount>(task, row, lane, sums);
 #pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) {
-    const auto bias = V::all_i32(task.biases ? task.biases[row + r] : 0);
+      for (int v = 0; v < kCount / W::kLanes; ++v) {
+        const auto scale = W::load(task.scales + lane + v * W::kLanes);
 #pragma GCC unroll 16
-    for (int v = 0; v < GROUPS * kGroup / V::kLanes; ++v) V::keep_larger(best[v], where[v], V::add_i32(sums[r][v], bias), int32_t(row + r));
-  }
-}
-
-template <class V, int GROUPS>
-inline void nearest_lanes(const WordsTask& task, int64_t lane) {
-  constexpr int kVectors = GROUPS * kGroup / V::kLanes;
-  typename V::I32 best[kVectors], where[kVectors];
-#pragma GCC unroll 16
-  for (int v = 0; v < kVectors; ++v) best[v] = V::all_i32(INT32_MIN), where[v] = V::zero();
-  constexpr int kTile = V::tile(GROUPS);
-  int64_t row = 0;
-  for (; row + kTile <= task.num_rows; row += kTile) nearest_rows<V, GROUPS, kTile>(task, row, lane, best, where);
-  for (; row < task.num_rows; ++row) nearest_rows<V, GROUPS, 1>(task, row, lane, best, where);
-#pragma GCC unroll 16
-  for (int v = 0; v < kVectors; ++v) {
-    V::store_i32(task.nearness + lane + v * V::kLanes, best[v]);
-    V::store_i32(task.nearest + lane + v * V::kLanes, where[v]);
-  }
+        for (int r = 0; r < decltype(rows)::value; ++r)
+          store_product<W>(products + (row + r) * task.lanes + lane + v * W::kLanes, W::mul(W::to_float(sums[r][v]), scale));
+      }
+    });
+  });
 }
 
 template <class V>
 void word_nearest(const WordsTask& task) {
-  int64_t lane = 0;
-  for (; lane + 2 * kGroup <= task.lanes; lane += 2 * kGroup) nearest_lanes<V, 2>(task, lane);
-  if (lane < task.lanes) nearest_lanes<V, 1>(task, lane);
+  over_lanes<V>(task.lanes, [&](auto registers, auto lanes, int64_t lane) {
+    using W = decltype(registers);
+    constexpr int kCount = decltype(lanes)::value, kVectors = kCount / W::kLanes;
+    typename W::I32 best[kVectors], where[kVectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) best[v] = W::all_i32(INT32_MIN), where[v] = W::zero();
+    over_rows<W, kCount>(0, task.num_rows, [&](auto rows, int64_t row) {
+      typename W::I32 sums[decltype(rows)::value][kVectors];
+      multiply_words<W, kCount>(task, row, lane, sums);
+#pragma GCC unroll 16
+      for (int r = 0; r < decltype(rows)::value; ++r) {
+        const auto bias = W::all_i32(task.biases ? task.biases[row + r] : 0);
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) W::keep_larger(best[v], where[v], W::add_i32(sums[r][v], bias), int32_t(row + r));
+      }
+    });
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      W::store_i32(task.nearness + lane + v * W::kLanes, best[v]);
+      W::store_i32(task.nearest + lane + v * W::kLanes, where[v]);
+    }
+  });
 }
 
-template <class V, int GROUPS, int TOKENS>
-inline void bare_tile(const RowsTask& task, const uint8_t* rows, int64_t lane) {
-  typename V::I32 sums[TOKENS][GROUPS * kGroup / V::kLanes];
-  multiply<V, GROUPS, TOKENS>(rows, task.stride, task.quads, task.query->bytes + lane * task.stride, task.query->starts + lane, sums);
+template <class V>
+inline void bare_rows(const RowsTask& task, int64_t begin, int64_t end) {
+  over_lanes<V>(task.query->lanes, [&](auto registers, auto lanes, int64_t lane) {
+    using W = decltype(registers);
+    constexpr int kCount = decltype(lanes)::value;
+    over_rows<W, kCount>(begin, end, [&](auto rows, int64_t row) {
+      typename W::I32 sums[decltype(rows)::value][kCount / W::kLanes];
+      multiply_bytes<W, kCount>(task.rows + row * task.stride, task.stride, task.quads, *task.query, lane, sums);
 #pragma GCC unroll 16
-  for (int v = 0; v < GROUPS * kGroup / V::kLanes; ++v) {
-    auto best = V::load(task.query->best + lane + v * V::kLanes);
+      for (int v = 0; v < kCount / W::kLanes; ++v) {
+        auto best = W::load(task.query->best + lane + v * W::kLanes);
 #pragma GCC unroll 16
-    for (int t = 0; t < TOKENS; ++t) best = V::max(best, V::to_float(sums[t][v]));
-    V::store(task.query->best + lane + v * V::kLanes, best);
-  }
-}
-
-template <class V, int GROUPS>
-inline void bare_rows(const RowsTask& task, int64_t begin, int64_t end, int64_t lane) {
-  if constexpr (V::kMatrix) {
-    V::template bare_rows<GROUPS>(task, begin, end - begin, lane);
-  } else {
-    constexpr int kTile = V::tile(GROUPS);
-    int64_t row = begin;
-    for (; row + kTile <= end; row += kTile) bare_tile<V, GROUPS, kTile>(task, task.rows + row * task.stride, lane);
-    for (; row < end; ++row) bare_tile<V, GROUPS, 1>(task, task.rows + row * task.stride, lane);
-  }
+        for (int r = 0; r < decltype(rows)::value; ++r) best = W::max(best, W::to_float(sums[r][v]));
+        W::store(task.query->best + lane + v * W::kLanes, best);
+      }
+    });
+  });
 }
 
 template <class V>
 void row_maxima(const RowsTask& task, int64_t begin, int64_t end) {
   V::begin();
   for (int64_t block = begin; block < end; block += kRows) {
-    const int64_t last = block + kRows < end ? block + kRows : end;
-    int64_t lane = 0;
-    for (; lane + 2 * kGroup <= task.query->lanes; lane += 2 * kGroup) bare_rows<V, 2>(task, block, last, lane);
-    if (lane < task.query->lanes) bare_rows<V, 1>(task, block, last, lane);
+    if constexpr (V::kMatrix) V::bare_rows(task, block, at_most_a_block(end - block));
+    else bare_rows<V>(task, block, block + at_most_a_block(end - block));
   }
   V::end();
 }
@@ -489,23 +502,45 @@ inline void compress_one(const CompressTask& task, int64_t i) {
 // A byte is worth a 255th of the range of its query token's scores.
 template <class V>
 void byte_table(const TableTask& task) {
-  const int64_t size = task.num_centroids * task.lanes;
-  for (int64_t first = 0; first < task.lanes; first += kGroup) {
-    float lows[kGroup], highs[kGroup];
-    for (int j = 0; j < kGroup; ++j) lows[j] = INFINITY, highs[j] = -INFINITY;
-    for (int64_t at = first; at < size; at += task.lanes)
-      for (int j = 0; j < kGroup; ++j) {
-        lows[j] = task.table[at + j] < lows[j] ? task.table[at + j] : lows[j];
-        highs[j] = task.table[at + j] > highs[j] ? task.table[at + j] : highs[j];
+  std::memset(task.bytes, 0, task.num_centroids * task.byte_lanes);
+  over_lanes<V>(task.lanes, [&](auto registers, auto lanes, int64_t lane) {
+    using W = decltype(registers);
+    constexpr int kVectors = decltype(lanes)::value / W::kLanes;
+    typename W::F32 lows[kVectors], highs[kVectors], factors[kVectors];
+    for (int v = 0; v < kVectors; ++v) lows[v] = W::all(INFINITY), highs[v] = W::all(-INFINITY);
+    for (int64_t c = 0; c < task.num_centroids; ++c)
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        const auto scores = W::load_scores(task.table + c * task.lanes + lane + v * W::kLanes);
+        lows[v] = W::min(lows[v], scores);
+        highs[v] = W::max(highs[v], scores);
       }
-    float factors[kGroup];
-    for (int j = 0; j < kGroup; ++j) {
-      task.lows[first + j] = lows[j];
-      task.steps[first + j] = (highs[j] - lows[j]) / 255;
-      factors[j] = highs[j] > lows[j] ? 255 / (highs[j] - lows[j]) : 0;
+    for (int v = 0; v < kVectors; ++v) {
+      const auto steps = W::div(W::add(highs[v], W::mul(lows[v], W::all(-1))), W::all(255));
+      W::store(task.lows + lane + v * W::kLanes, lows[v]);
+      W::store(task.steps + lane + v * W::kLanes, steps);
+      factors[v] = W::div(W::all(1), W::max(steps, W::all(1e-30f)));
     }
-    for (int64_t at = first; at < size; at += task.lanes)
-      for (int j = 0; j < kGroup; ++j) task.bytes[at + j] = uint8_t(int32_t((task.table[at + j] - lows[j]) * factors[j] + 0.5f));
+    for (int64_t c = 0; c < task.num_centroids; ++c)
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        const auto scores = W::load_scores(task.table + c * task.lanes + lane + v * W::kLanes);
+        const auto above = W::mul(W::add(scores, W::mul(lows[v], W::all(-1))), factors[v]);
+        W::store_bytes(task.bytes + c * task.byte_lanes + lane + v * W::kLanes, W::add(above, W::all(0.5f)));
+      }
+  });
+}
+
+// Which of 8 query tokens a centroid scores at least a threshold for, a bit each.
+template <class V>
+void reached(const ReachTask& task) {
+  typedef typename V::Half W;
+  for (int64_t c = 0; c < task.num_centroids; ++c) {
+    uint32_t mask = 0;
+#pragma GCC unroll 16
+    for (int v = 0; v < kStep / W::kLanes; ++v)
+      mask |= W::at_least(W::load_scores(task.table + c * task.lanes + v * W::kLanes), W::load(task.thresholds + v * W::kLanes)) << (v * W::kLanes);
+    task.masks[c] = uint8_t(mask);
   }
 }
 
@@ -568,8 +603,9 @@ void compress(const CompressTask& task, int64_t begin, int64_t end) {
 
 template <class V>
 Isa isa_of(const char* name) {
-  return {name, residual_maxsim<V>, relation_maxsim<V>, centroid_maxsim<V>, byte_maxsim<V>, score_postings<V>, word_products<V>, word_nearest<V>,
-          row_maxima<V>, byte_table<V>, compress<V>, rotate<V>, V::to_floats, to_words<V>, decode<V>};
+  return {name, residual_maxsim<V>, relation_maxsim<V>, centroid_maxsim<V>, byte_maxsim<V>, score_postings<V>, word_products<V, float>,
+          word_products<V, Score>, word_nearest<V>,
+          row_maxima<V>, byte_table<V>, reached<V>, compress<V>, rotate<V>, V::to_floats, to_words<V>, decode<V>};
 }
 
 }  // namespace

@@ -34,6 +34,7 @@ using Array = nb::ndarray<const T, nb::ndim<DIMS>, nb::c_contig, nb::device::cpu
 using Floats = Array<float, 1>;
 using Matrix = Array<float, 2>;
 using Numbers = Array<int64_t, 1>;
+using Scores = Array<Score, 2>;
 using Codes = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 void require(bool condition, const char* message) {
@@ -42,13 +43,14 @@ void require(bool condition, const char* message) {
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// Memory for vector registers, zero at first.
+// Memory for vector registers, zero at first unless all of it will be written.
 template <class T>
 class Aligned {
  public:
-  explicit Aligned(int64_t count) : data_(static_cast<T*>(std::aligned_alloc(64, round_up(std::max<int64_t>(count, 1) * sizeof(T), 64)))) {
+  explicit Aligned(int64_t count, bool zeros = true)
+      : data_(static_cast<T*>(std::aligned_alloc(64, round_up(std::max<int64_t>(count, 1) * sizeof(T), 64)))) {
     if (!data_) throw std::bad_alloc();
-    std::memset(static_cast<void*>(data_.get()), 0, count * sizeof(T));
+    if (zeros) std::memset(static_cast<void*>(data_.get()), 0, count * sizeof(T));
   }
   T* get() { return data_.get(); }
   const T* get() const { return data_.get(); }
@@ -61,10 +63,10 @@ class Aligned {
 };
 
 template <class T>
-nb::ndarray<nb::numpy, T> array_of(std::vector<size_t> shape, T** data) {
+nb::ndarray<nb::numpy, T> array_of(std::vector<size_t> shape, T** data, bool zeros = true) {
   size_t size = 1;
   for (size_t n : shape) size *= n;
-  auto* memory = new Aligned<T>(int64_t(size));
+  auto* memory = new Aligned<T>(int64_t(size), zeros);
   *data = memory->get();
   nb::capsule owner(memory, [](void* p) noexcept { delete static_cast<Aligned<T>*>(p); });
   return nb::ndarray<nb::numpy, T>(*data, shape.size(), shape.data(), owner);
@@ -169,6 +171,8 @@ float largest_of(const float* values, int64_t count) {
   return largest;
 }
 
+int64_t lanes_of(int64_t num_tokens) { return round_up(std::max<int64_t>(num_tokens, 1), kStep); }
+
 // A query as bytes: each token's values times 127 over its largest, so that no token's score depends on another token.
 struct Packed {
   int64_t lanes;
@@ -177,9 +181,10 @@ struct Packed {
   Aligned<float> slopes, weights;
 
   Packed(Matrix vectors, Floats importance, const Levels& levels)
-      : lanes(round_up(std::max<int64_t>(vectors.shape(0), 1), kGroup)),
-        bytes(lanes * round_up(vectors.shape(1), 64)), starts(lanes), slopes(lanes), weights(lanes) {
+      : lanes(lanes_of(vectors.shape(0))),
+        bytes(round_up(lanes, kGroup) * round_up(vectors.shape(1), 64)), starts(lanes), slopes(lanes), weights(lanes) {
     const int64_t dim = vectors.shape(1), stride = round_up(dim, 64);
+    require(dim > 0, "vectors without dimensions");
     require(importance.shape(0) == vectors.shape(0), "one weight a query token");
     for (int64_t i = 0; i < int64_t(vectors.shape(0)); ++i) {
       const float scale = largest_of(vectors.data() + i * dim, dim) / 127;
@@ -195,7 +200,7 @@ struct Packed {
     }
   }
 
-  PackedQuery view(const float* table, float* best, float* factors) const {
+  PackedQuery view(const Score* table, float* best, float* factors) const {
     return {bytes.get(), starts.get(), slopes.get(), table, weights.get(), best, factors, nullptr, lanes};
   }
 };
@@ -207,7 +212,9 @@ struct Columns {
   Aligned<float> scales;        // what a product with words of length 2^14 is worth
 
   Columns(int64_t count, int64_t dim)
-      : lanes(round_up(std::max<int64_t>(count, 1), kGroup)), pairs((dim + 1) / 2), words(lanes * pairs * 2), scales(lanes) {}
+      : lanes(lanes_of(count)), pairs((dim + 1) / 2), words(round_up(lanes, kGroup) * pairs * 2), scales(round_up(lanes, kGroup)) {
+    require(dim > 0, "vectors without dimensions");
+  }
 
   Columns(const Isa& isa, const float* vectors, int64_t count, int64_t dim) : Columns(count, dim) {
     std::vector<int16_t> row(pairs * 2);
@@ -258,7 +265,7 @@ int64_t count_of(const std::optional<Numbers>& documents, Numbers doc_offsets) {
 
 using FloatResult = nb::ndarray<nb::numpy, float>;
 
-FloatResult residual_maxsim(const std::string& name, std::vector<Matrix> vectors, std::vector<Floats> weights, std::vector<Matrix> tables,
+FloatResult residual_maxsim(const std::string& name, std::vector<Matrix> vectors, std::vector<Floats> weights, std::vector<Scores> tables,
                             Codes codes, Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights, Numbers doc_offsets,
                             Floats buckets, std::optional<Numbers> documents, int threads) {
   const Isa& isa = isa_named(name);
@@ -280,7 +287,7 @@ FloatResult residual_maxsim(const std::string& name, std::vector<Matrix> vectors
   }
   nb::gil_scoped_release release;
   spread(count, std::max<int64_t>(1, std::min<int64_t>(256, count / (4 * std::max(1, threads)))), threads, [&](int64_t begin, int64_t end) {
-    Aligned<uint8_t> rows(kRows * decoder.stride);
+    Aligned<uint8_t> rows((kRows + kMoreRows) * decoder.stride);
     Aligned<float> best(2 * lanes);
     std::vector<PackedQuery> queries;
     float* scratch = best.get();
@@ -301,7 +308,7 @@ Aligned<float> widened(const float* rows, int64_t count, int64_t dim, int64_t wi
 }
 
 // TRIAL from codes and residuals.
-FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weights, Matrix table, Matrix products, Floats constants, Floats lower,
+FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weights, Scores table, Matrix products, Floats constants, Floats lower,
                             Floats upper, Codes codes, Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights,
                             Numbers doc_offsets, Floats buckets, Matrix centroids, Matrix before, Matrix after, Floats bias, Floats scale,
                             Floats shift, bool by_cosine, std::optional<Numbers> documents, int threads) {
@@ -341,7 +348,7 @@ FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weig
   nb::gil_scoped_release release;
   const int64_t lanes = packed.lanes;
   spread(count, 8, threads, [&](int64_t begin, int64_t end) {
-    Aligned<uint8_t> rows(kRows * decoder.stride), made(longest);
+    Aligned<uint8_t> rows((kRows + kMoreRows) * decoder.stride), made(longest);
     Aligned<float> all(longest * lanes), best(lanes), least(lanes), befores(longest * width), afters(longest * width), vector(dim);
     Aligned<int32_t> candidates(longest * lanes);
     Aligned<int64_t> num_candidates(lanes);
@@ -352,57 +359,146 @@ FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weig
   return result;
 }
 
+// Which of 8 query tokens, from `first`, each centroid scores at least a threshold for, a bit each; of tokens past the last none.
+void reached_of(const Isa& isa, Scores table, int64_t num_tokens, int64_t first, const float* thresholds, uint8_t* masks) {
+  float padded[kStep];
+  for (int j = 0; j < kStep; ++j) padded[j] = first + j < num_tokens ? thresholds[j] : INFINITY;
+  isa.reached({table.data() + first, int64_t(table.shape(0)), int64_t(table.shape(1)), padded, masks});
+}
+
+// Whether a centroid scores at least the threshold for some query token.
+std::vector<uint8_t> kept_centroids(const Isa& isa, Scores table, int64_t num_tokens, float threshold) {
+  std::vector<uint8_t> kept(table.shape(0)), masks(table.shape(0));
+  const std::vector<float> thresholds(kStep, threshold);
+  for (int64_t first = 0; first < num_tokens; first += kStep) {
+    reached_of(isa, table, num_tokens, first, thresholds.data(), masks.data());
+    for (size_t c = 0; c < kept.size(); ++c) kept[c] |= masks[c];
+  }
+  return kept;
+}
+
 template <class Item>
 FloatResult table_maxsim(const std::string& name, Array<Item, 2> table, Floats weights, float base, Codes codes, Numbers doc_offsets,
-                         std::optional<Array<uint8_t, 1>> keep, std::optional<Numbers> documents, int threads) {
+                         std::optional<float> threshold, std::optional<Numbers> documents, int threads) {
   const Isa& isa = isa_named(name);
   const int64_t lanes = int64_t(table.shape(1)), count = count_of(documents, doc_offsets);
-  require(lanes % kGroup == 0 && int64_t(weights.shape(0)) <= lanes, "a table of another query");
-  require(!keep || keep->shape(0) == table.shape(0), "one flag a centroid");
+  require(lanes % (sizeof(Item) == 1 ? kGroup : kStep) == 0 && int64_t(weights.shape(0)) <= lanes, "a table of another query");
+  std::vector<uint8_t> kept;
+  if constexpr (sizeof(Item) == sizeof(Score))
+    if (threshold) kept = kept_centroids(isa, table, int64_t(weights.shape(0)), *threshold);
   Aligned<float> factors(lanes);
   std::copy(weights.data(), weights.data() + weights.shape(0), factors.get());
   float* scores;
   FloatResult result = array_of<float>({size_t(count)}, &scores);
-  const CentroidTask task = {shard_of(codes, doc_offsets), table.data(), factors.get(), base, lanes, keep ? keep->data() : nullptr,
+  const CentroidTask task = {shard_of(codes, doc_offsets), table.data(), factors.get(), base, lanes, threshold ? kept.data() : nullptr,
                              documents ? documents->data() : nullptr, count, scores};
   auto* loop = sizeof(Item) == 1 ? isa.byte_maxsim : isa.centroid_maxsim;
   nb::gil_scoped_release release;
-  spread(count, 512, threads, [&](int64_t begin, int64_t end) { loop(task, begin, end); });
+  spread(count, 512, threads, [&](int64_t begin, int64_t end) {
+    Aligned<float> best(lanes);
+    loop(task, begin, end, best.get());
+  });
   return result;
 }
 
-FloatResult centroid_scores(const std::string& name, Matrix vectors, Array<int16_t, 2> centroids, int threads) {
+nb::ndarray<nb::numpy, Score> centroid_scores(const std::string& name, Matrix vectors, Array<int16_t, 2> centroids, int threads) {
   const Isa& isa = isa_named(name);
   const int64_t dim = vectors.shape(1), stride = centroids.shape(1), count = centroids.shape(0);
   require(stride % 2 == 0 && stride >= dim, "centroids of other dimensions");
   const Columns columns(isa, vectors.data(), vectors.shape(0), dim);
-  float* products;
-  FloatResult result = array_of<float>({size_t(count), size_t(columns.lanes)}, &products);
+  Score* scores;
+  auto result = array_of<Score>({size_t(count), size_t(columns.lanes)}, &scores, false);
   const WordsTask task = {centroids.data(), stride, count, columns.words.get(), columns.lanes, columns.pairs, columns.scales.get(),
-                          nullptr, products, nullptr, nullptr};
+                          nullptr, nullptr, nullptr};
   nb::gil_scoped_release release;
-  spread(count, 1024, threads, [&](int64_t begin, int64_t end) { isa.word_products(task, begin, end); });
+  spread(count, 1024, threads, [&](int64_t begin, int64_t end) { isa.word_scores(task, scores, begin, end); });
   return result;
 }
 
-nb::tuple byte_table(const std::string& name, Matrix table) {
+nb::tuple byte_table(const std::string& name, Scores table) {
   const Isa& isa = isa_named(name);
-  require(table.shape(1) % kGroup == 0, "a table of lanes");
+  require(table.shape(1) % kStep == 0, "a table of lanes");
+  const int64_t byte_lanes = round_up(table.shape(1), kGroup);
   float *lows, *steps;
   uint8_t* bytes;
   auto low_array = array_of<float>({table.shape(1)}, &lows), step_array = array_of<float>({table.shape(1)}, &steps);
-  auto byte_array = array_of<uint8_t>({table.shape(0), table.shape(1)}, &bytes);
+  auto byte_array = array_of<uint8_t>({table.shape(0), size_t(byte_lanes)}, &bytes, false);
   {
     nb::gil_scoped_release release;
-    isa.byte_table({table.data(), int64_t(table.shape(0)), int64_t(table.shape(1)), lows, steps, bytes});
+    isa.byte_table({table.data(), int64_t(table.shape(0)), int64_t(table.shape(1)), byte_lanes, lows, steps, bytes});
   }
   return nb::make_tuple(byte_array, low_array, step_array);
 }
 
+struct Centroid {
+  float score;
+  int32_t number;
+
+  bool operator<(const Centroid& other) const { return score > other.score || (score == other.score && number < other.number); }
+};
+
+constexpr int64_t kSampled = 16;  // every so many centroids guess how high the best ones score
+
+// A column of a table, every `step`th centroid.
+std::vector<float> column_of(const Isa& isa, Scores table, int64_t column, int64_t step) {
+  std::vector<Score> scores;
+  for (int64_t c = 0; c < int64_t(table.shape(0)); c += step) scores.push_back(table.data()[c * int64_t(table.shape(1)) + column]);
+  std::vector<float> floats(scores.size());
+  isa.to_floats(scores.data(), int64_t(scores.size()), floats.data());
+  return floats;
+}
+
+// A score that a few more than `bound` centroids are likely to reach.
+float likely_threshold(const Isa& isa, Scores table, int64_t column, int64_t bound) {
+  std::vector<float> sample = column_of(isa, table, column, kSampled);
+  const int64_t rank = std::min<int64_t>(sample.size() - 1, bound / kSampled + bound / (2 * kSampled) + 8);
+  std::nth_element(sample.begin(), sample.begin() + rank, sample.end(), std::greater<>());
+  return sample[rank];
+}
+
+// The centroids of one query token that were found to score enough, or all of them if those are fewer than `bound`.
+std::vector<Centroid> found_centroids(const Isa& isa, Scores table, int64_t column, const uint8_t* masks, int bit, int64_t bound) {
+  std::vector<Centroid> found;
+  const int64_t count = table.shape(0), lanes = table.shape(1);
+  std::vector<Score> scores;
+  std::vector<int32_t> numbers;
+  for (int64_t c = 0; c < count; ++c)
+    if (masks[c] >> bit & 1) numbers.push_back(int32_t(c));
+  if (int64_t(numbers.size()) < bound) {
+    numbers.resize(count);
+    std::iota(numbers.begin(), numbers.end(), 0);
+  }
+  for (int32_t c : numbers) scores.push_back(table.data()[c * lanes + column]);
+  std::vector<float> floats(scores.size());
+  isa.to_floats(scores.data(), int64_t(scores.size()), floats.data());
+  for (size_t i = 0; i < numbers.size(); ++i) found.push_back({floats[i], numbers[i]});
+  return found;
+}
+
+// The score of the first centroid, in order, at which t_prime tokens have been passed; or of the last.
+float passed_score(std::vector<Centroid>& found, const int64_t* sizes, int64_t t_prime) {
+  int64_t low = 0, high = found.size(), passed = 0;
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    std::nth_element(found.begin() + low, found.begin() + middle, found.begin() + high);
+    int64_t here = 0;
+    for (int64_t p = low; p < middle; ++p) here += sizes[found[p].number];
+    if (passed + here >= t_prime) {
+      high = middle;
+    } else {
+      passed += here;
+      low = middle;
+    }
+  }
+  return found[low].score;
+}
+
 // The nprobe best centroids of each query token, best first, and the score at which t_prime tokens have been passed.
-nb::tuple probe(Matrix table, int64_t num_tokens, Numbers sizes, int64_t nprobe, int64_t bound, int64_t t_prime) {
-  const int64_t num_centroids = table.shape(0), lanes = table.shape(1);
-  require(num_tokens <= lanes && int64_t(sizes.shape(0)) == num_centroids, "sizes of other centroids");
+nb::tuple probe(const std::string& name, Scores table, int64_t num_tokens, Numbers sizes, int64_t nprobe, int64_t bound, int64_t t_prime) {
+  const Isa& isa = isa_named(name);
+  const int64_t num_centroids = table.shape(0);
+  require(table.shape(1) % kStep == 0 && num_tokens <= int64_t(table.shape(1)), "a table of another query");
+  require(int64_t(sizes.shape(0)) == num_centroids, "sizes of other centroids");
   require(1 <= nprobe && nprobe <= bound && bound <= num_centroids, "nprobe <= bound <= centroids");
   int64_t* cells;
   float *cell_scores, *imputed;
@@ -411,57 +507,19 @@ nb::tuple probe(Matrix table, int64_t num_tokens, Numbers sizes, int64_t nprobe,
   auto imputed_array = array_of<float>({size_t(num_tokens)}, &imputed);
   {
     nb::gil_scoped_release release;
-    std::vector<float> sample;
-    std::vector<int32_t> reached[kGroup];
-    for (int64_t first = 0; first < num_tokens; first += kGroup) {
-      const float* scores16 = table.data() + first;
-      // A sample guesses a score that a few more than `bound` centroids reach; only those are ordered.
-      float thresholds[kGroup];
-      const int width = int(std::min<int64_t>(kGroup, num_tokens - first));
-      for (int j = 0; j < width; ++j) {
-        sample.clear();
-        for (int64_t c = 0; c < num_centroids; c += 16) sample.push_back(scores16[c * lanes + j]);
-        const int64_t rank = std::min<int64_t>(sample.size() - 1, bound / 16 + bound / 32 + 8);
-        std::nth_element(sample.begin(), sample.begin() + rank, sample.end(), std::greater<>());
-        thresholds[j] = sample[rank];
-        reached[j].clear();
+    std::vector<uint8_t> masks(num_centroids);
+    for (int64_t i = 0; i < num_tokens; ++i) {
+      if (i % kStep == 0) {
+        float thresholds[kStep];
+        for (int j = 0; j < kStep && i + j < num_tokens; ++j) thresholds[j] = likely_threshold(isa, table, i + j, bound);
+        reached_of(isa, table, num_tokens, i, thresholds, masks.data());
       }
-      for (int64_t c = 0; c < num_centroids; ++c) {
-        const float* row = scores16 + c * lanes;
-        int any = 0;
-        for (int j = 0; j < width; ++j) any |= row[j] >= thresholds[j];
-        if (any)
-          for (int j = 0; j < width; ++j)
-            if (row[j] >= thresholds[j]) reached[j].push_back(int32_t(c));
-      }
-      for (int64_t i = first; i < first + width; ++i) {
-        std::vector<int32_t>& found = reached[i - first];
-        if (int64_t(found.size()) < bound) {
-          found.resize(num_centroids);
-          std::iota(found.begin(), found.end(), 0);
-        }
-        const auto score = [&](int32_t c) { return scores16[c * lanes + (i - first)]; };
-        const auto better = [&](int32_t a, int32_t b) { return score(a) > score(b) || (score(a) == score(b) && a < b); };
-        std::nth_element(found.begin(), found.begin() + bound - 1, found.end(), better);
-        found.resize(bound);
-        std::partial_sort(found.begin(), found.begin() + nprobe, found.end(), better);
-        for (int64_t p = 0; p < nprobe; ++p) cells[i * nprobe + p] = found[p], cell_scores[i * nprobe + p] = score(found[p]);
-        // The first centroid, in order, at which t_prime tokens have been passed; or the last of `bound`.
-        int64_t low = 0, high = bound, passed = 0;
-        while (high - low > 1) {
-          const int64_t middle = (low + high) / 2;
-          std::nth_element(found.begin() + low, found.begin() + middle, found.begin() + high, better);
-          int64_t here = 0;
-          for (int64_t p = low; p < middle; ++p) here += sizes.data()[found[p]];
-          if (passed + here >= t_prime) {
-            high = middle;
-          } else {
-            passed += here;
-            low = middle;
-          }
-        }
-        imputed[i] = score(found[low]);
-      }
+      std::vector<Centroid> found = found_centroids(isa, table, i, masks.data(), int(i % kStep), bound);
+      std::nth_element(found.begin(), found.begin() + bound - 1, found.end());
+      found.resize(bound);
+      std::partial_sort(found.begin(), found.begin() + nprobe, found.end());
+      for (int64_t p = 0; p < nprobe; ++p) cells[i * nprobe + p] = found[p].number, cell_scores[i * nprobe + p] = found[p].score;
+      imputed[i] = passed_score(found, sizes.data(), t_prime);
     }
   }
   return nb::make_tuple(cell_array, score_array, imputed_array);
@@ -615,7 +673,7 @@ struct WordRows {
 // The nearest row, from `first` to `last`, of up to 32 vectors.
 void nearest_of(const Isa& isa, const WordRows& rows, int64_t first, int64_t last, const Columns& columns, int32_t* nearest, int32_t* products) {
   isa.word_nearest({rows.words.get() + first * rows.stride, rows.stride, last - first, columns.words.get(), columns.lanes, columns.pairs,
-                    nullptr, rows.biases.empty() ? nullptr : rows.biases.data() + first, nullptr, nearest, products});
+                    nullptr, rows.biases.empty() ? nullptr : rows.biases.data() + first, nearest, products});
 }
 
 constexpr int64_t kColumns = 2 * kGroup;
@@ -677,7 +735,7 @@ nb::ndarray<nb::numpy, int64_t> nearest_cells(const std::string& name, Rows vect
       const int64_t here = std::min(kColumns, end - first);
       for (int64_t i = 0; i < here; ++i) columns.set(i, words.get() + (first - begin + i) * rows.stride);
       isa.word_products({rows.words.get(), rows.stride, num_cells, columns.words.get(), columns.lanes, columns.pairs, ones.data(), nullptr,
-                         products.data(), nullptr, nullptr}, 0, num_cells);
+                         nullptr, nullptr}, products.data(), 0, num_cells);
       for (int64_t i = 0; i < here; ++i) {
         int64_t* mine = probes + (first + i) * nprobe;
         std::fill(nearness.begin(), nearness.end(), -INFINITY);
@@ -810,7 +868,7 @@ FloatResult maxsim(const std::string& name, std::vector<Matrix> vectors, std::ve
         isa.to_words(block, here, dim, stride, rows.get(), lengths.data());
         for (size_t q = 0; q < vectors.size(); ++q) {
           isa.word_products({rows.get(), stride, here, columns[q].words.get(), columns[q].lanes, columns[q].pairs, columns[q].scales.get(),
-                             nullptr, products.get(), nullptr, nullptr}, 0, here);
+                             nullptr, nullptr, nullptr}, products.get(), 0, here);
           for (int64_t t = 0; t < here; ++t)
             for (int64_t lane = 0; lane < columns[q].lanes; ++lane)
               best[q * widest + lane] = std::max(best[q * widest + lane], products.get()[t * columns[q].lanes + lane] * lengths[t]);
@@ -897,20 +955,20 @@ NB_MODULE(ray_lir_native, m) {
   using namespace ray_lir;
   using namespace nb::literals;
   m.attr("__doc__") = "Compiled kernels of ray_lir; use ray_lir.kernels.select('native').";
-  m.attr("ABI") = 2;
+  m.attr("ABI") = 3;
   m.def("instruction_sets", &instruction_sets);
   m.def("residual_maxsim", &residual_maxsim, "isa"_a, "vectors"_a, "weights"_a, "tables"_a, "codes"_a, "residuals"_a, "scales"_a,
         "token_weights"_a.none(), "doc_offsets"_a, "buckets"_a, "documents"_a.none(), "threads"_a);
   m.def("relation_maxsim", &relation_maxsim, "isa"_a, "vectors"_a, "weights"_a, "table"_a, "products"_a, "constants"_a, "lower"_a, "upper"_a,
         "codes"_a, "residuals"_a, "scales"_a, "token_weights"_a.none(), "doc_offsets"_a, "buckets"_a, "centroids"_a, "before"_a, "after"_a,
         "bias"_a, "scale"_a, "shift"_a, "by_cosine"_a, "documents"_a.none(), "threads"_a);
-  m.def("centroid_maxsim", &table_maxsim<float>, "isa"_a, "table"_a, "weights"_a, "base"_a, "codes"_a, "doc_offsets"_a, "keep"_a.none(),
+  m.def("centroid_maxsim", &table_maxsim<Score>, "isa"_a, "table"_a, "weights"_a, "base"_a, "codes"_a, "doc_offsets"_a, "threshold"_a.none(),
         "documents"_a.none(), "threads"_a);
-  m.def("byte_maxsim", &table_maxsim<uint8_t>, "isa"_a, "table"_a, "weights"_a, "base"_a, "codes"_a, "doc_offsets"_a, "keep"_a.none(),
+  m.def("byte_maxsim", &table_maxsim<uint8_t>, "isa"_a, "table"_a, "weights"_a, "base"_a, "codes"_a, "doc_offsets"_a, "threshold"_a.none(),
         "documents"_a.none(), "threads"_a);
   m.def("centroid_scores", &centroid_scores, "isa"_a, "vectors"_a, "centroids"_a, "threads"_a);
   m.def("byte_table", &byte_table, "isa"_a, "table"_a);
-  m.def("probe", &probe, "table"_a, "num_tokens"_a, "sizes"_a, "nprobe"_a, "bound"_a, "t_prime"_a);
+  m.def("probe", &probe, "isa"_a, "table"_a, "num_tokens"_a, "sizes"_a, "nprobe"_a, "bound"_a, "t_prime"_a);
   m.def("posting_scores", &posting_scores, "isa"_a, "vectors"_a, "weights"_a, "cells"_a, "cell_scores"_a, "imputed"_a, "floor"_a, "postings"_a,
         "posting_offsets"_a, "block_documents"_a, "residuals"_a, "scales"_a, "token_weights"_a.none(), "doc_offsets"_a, "buckets"_a);
   m.def("candidates", &candidates, "cells"_a, "postings"_a, "posting_offsets"_a, "block_documents"_a, "doc_offsets"_a);

@@ -77,7 +77,7 @@ inline const float* half_of(const RelationTask& task, const RelationScratch& scr
     }
   to_words<V>(scratch.vector, 1, task.dim, 2 * task.pairs, scratch.words, &length);
   word_products<V>({scratch.words, 2 * task.pairs, 1, second ? task.after : task.before, task.width, task.pairs,
-                    second ? task.after_scales : task.before_scales, nullptr, half, nullptr, nullptr}, 0, 1);
+                    second ? task.after_scales : task.before_scales, nullptr, nullptr, nullptr}, half, 0, 1);
   for (int64_t k = 0; k < task.width; ++k) half[k] = half[k] * length + (second ? task.bias[k] : 0.0f);
   return half;
 }
@@ -85,18 +85,19 @@ inline const float* half_of(const RelationTask& task, const RelationScratch& scr
 // Every score of a document, and for each query token the document tokens that can win.
 template <class V>
 inline void find_candidates(const RelationTask& task, const RelationScratch& scratch, int64_t first, int64_t last, int64_t lanes) {
+  typedef typename V::Half W;  // its lanes divide any query's
   const int64_t count = last - first;
-  fill<V>(scratch.best, lanes, -INFINITY);
+  fill(scratch.best, lanes, -INFINITY);
   for (int64_t j = 0; j < count; ++j)
-    for (int64_t lane = 0; lane < lanes; lane += V::kLanes)
-      V::store(scratch.best + lane, V::max(V::load(scratch.best + lane), V::load(scratch.all + j * lanes + lane)));
+    for (int64_t lane = 0; lane < lanes; lane += W::kLanes)
+      W::store(scratch.best + lane, W::max(W::load(scratch.best + lane), W::load(scratch.all + j * lanes + lane)));
   for (int64_t i = 0; i < lanes; ++i) {
     scratch.num_candidates[i] = 0;
     scratch.least[i] = i < task.num_tokens ? scratch.best[i] - (task.upper[i] - task.lower[i]) : INFINITY;
   }
   for (int64_t j = 0; j < count; ++j)
-    for (int64_t lane = 0; lane < lanes; lane += V::kLanes)
-      for (uint32_t mask = V::at_least(V::load(scratch.all + j * lanes + lane), V::load(scratch.least + lane)); mask; mask &= mask - 1) {
+    for (int64_t lane = 0; lane < lanes; lane += W::kLanes)
+      for (uint32_t mask = W::at_least(W::load(scratch.all + j * lanes + lane), W::load(scratch.least + lane)); mask; mask &= mask - 1) {
         const int64_t i = lane + __builtin_ctz(mask);
         scratch.candidates[i * scratch.tokens + scratch.num_candidates[i]++] = int32_t(j);
       }
@@ -146,14 +147,13 @@ void relation_maxsim(const RelationTask& task, int64_t begin, int64_t end, const
   PackedQuery query = task.query;
   V::begin();
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t number = number_of(task.documents, i);
+    const int64_t number = number_of(task.documents, i), next = next_of(task.shard, task.documents, i, end);
     const int64_t first = task.shard.doc_offsets[number], last = task.shard.doc_offsets[number + 1];
     task.scores[i] = -INFINITY;
     if (first >= last) continue;
-    prefetch_document(task.shard, task.decoder, task.documents, i + 1, end);
     for (int64_t token = first; token < last; token += kRows) {
       query.all = scratch.all + (token - first) * query.lanes;
-      const Block block = decode_block<V>(task.shard, task.decoder, query, token, last, scratch.rows, scales, weights);
+      const Block block = decode_block<V>(task.shard, task.decoder, token, last, next, scratch.rows, scales, weights);
       score_block<V, kAll>(task.shard, task.decoder, query, block);
     }
     std::memset(scratch.made, 0, last - first);
