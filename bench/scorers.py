@@ -83,12 +83,20 @@ class Bench:
 
     def run(self, wanted: list[str], collections: list[str]) -> None:
         for model in wanted:
-            if self.time_left():
+            if self.time_left() and not self.is_answered(model, collections):
                 self.checkpoint(model)
         for part in engines(self.profile):
             for collection in collections:
                 for model in wanted:
                     self.measure(model, collection, part)
+
+    def is_answered(self, model: str, collections: list[str]) -> bool:
+        """Whether nothing is left to measure, so that the encoder is not needed; no collections means that training was asked for."""
+        files = [self.answer(model, name, engine) for name in collections for part in engines(self.profile) for engine in part]
+        return bool(files) and all(file.exists() for file in files)
+
+    def answer(self, model: str, collection: str, engine: str) -> Path:
+        return self.work / "answers" / slug(model) / collection / f"{slug(engine)}.json"
 
     def time_left(self) -> bool:
         return time.monotonic() < self.deadline
@@ -97,7 +105,7 @@ class Bench:
         """The folder of a trained encoder; for the untrained one, of what all start from."""
         changes = models(self.profile)[model]
         folder = self.work / "models" / slug(model)
-        if not (folder / "training.json").exists():
+        if not ((folder / "training.json").exists() and (folder / "checkpoint").exists()):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             say(f"training {model}")
@@ -139,7 +147,7 @@ class Bench:
     def measure(self, model: str, name: str, asked: dict[str, Config]) -> None:
         """What these engines answer for a model on a collection. The index goes once all engines have answered."""
         folder = self.work / "answers" / slug(model) / name
-        missing = [engine for engine in asked if not (folder / f"{slug(engine)}.json").exists()]
+        missing = [engine for engine in asked if not self.answer(model, name, engine).exists()]
         if not missing or not self.time_left():
             return
         say(f"{model} on {name}")
@@ -153,8 +161,8 @@ class Bench:
         searcher, embedded = Searcher.open(str(index)), encoder.encode_queries(list(queries.values()), list(queries))
         for engine in missing:
             if self.time_left():
-                keep(folder / f"{slug(engine)}.json", answer(searcher, embedded, asked[engine], qrels, name in OWN_DOCUMENT_IS_NO_HIT))
-        if all((folder / f"{slug(engine)}.json").exists() for part in engines(self.profile) for engine in part):
+                keep(self.answer(model, name, engine), ask(searcher, embedded, asked[engine], qrels, name in OWN_DOCUMENT_IS_NO_HIT))
+        if self.is_answered(model, [name]):
             shutil.rmtree(index)
 
     def collection(self, name: str) -> tuple[dict[str, str], dict[str, dict[str, int]], dict[str, str]]:
@@ -177,7 +185,7 @@ class Bench:
         return {"query_length": self.profile.query_length, "document_length": document_length}
 
 
-def answer(
+def ask(
     searcher: Searcher, queries: TokenEmbeddings, params: Config, qrels: dict[str, dict[str, int]], without_own_document: bool
 ) -> dict[str, Any]:
     """What one engine's search took, and its measures for each query."""
@@ -228,7 +236,7 @@ def read_pieces(bench: Bench) -> dict[str, Any]:
             collection: {
                 engine: json.loads(path.read_text())
                 for engine in (*parts[0], *parts[1])
-                if (path := bench.work / "answers" / slug(model) / collection / f"{slug(engine)}.json").exists()
+                if (path := bench.answer(model, collection, engine)).exists()
             }
             for collection in COLLECTIONS
         }
