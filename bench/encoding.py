@@ -56,12 +56,13 @@ def main() -> None:
 
 
 def saved_checkpoint(folder: Path) -> Path:
-    """The default checkpoint in the layout that both read."""
+    """The default checkpoint in the layout that both read, with float32 weights: a peer keeps what it reads."""
     saved = folder / "checkpoint"
     if not saved.exists():
+        from ray_lir.config import EncoderConfig
         from ray_lir.models.encoder import Encoder
 
-        Encoder.load().save(saved)
+        Encoder.load(EncoderConfig(precision="float32")).save(saved)
     return saved
 
 

@@ -112,7 +112,7 @@ def verdict(claim: dict[str, Any]) -> str:
         return "not measured yet"
     significant = found["p_holm"] < LEVEL
     if claim["equal"]:
-        return "does not hold: they differ" if significant else "holds: no difference found"
+        return "does not hold: they differ" if significant else "not contradicted: no difference found"
     if significant:
         return "holds" if found["difference"] > 0 else "does not hold: the reverse"
     return "not decided: " + ("the same direction" if found["difference"] > 0 else "the other direction")

@@ -67,7 +67,7 @@ def test_the_report_decides_what_is_measured_and_says_what_is_not(tmp_path: Path
     [row] = [line for line in text.splitlines() if "attention weights help" in line]
     assert "+0.1000" in row and row.endswith("| holds |")
     [equal] = [line for line in text.splitlines() if "those of documents are enough" in line]
-    assert equal.endswith("| holds: no difference found |")
+    assert equal.endswith("| not contradicted: no difference found |")
     [missing] = [line for line in text.splitlines() if "relations help" in line]
     assert missing.endswith("| not measured yet |") and missing.count("|") == row.count("|")
     [maxsim] = [line for line in text.splitlines() if line.startswith("| maxsim |") and "(" in line]

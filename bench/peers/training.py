@@ -1,0 +1,117 @@
+"""The measuring half of bench.training: trains one system on one batch of pairs again and again, in this process.
+
+python -m bench.peers.training SYSTEM CHECKPOINT PAIRS.json RESULT.json --threads N --steps N --length N
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from bench.peers.harness import cpu_seconds, memory_bytes, pin
+
+Pairs = list[list[str]]
+"""[query, passage] each."""
+Tell = Callable[[float], None]
+"""To be called at the end of every step with its loss."""
+QUERY_LENGTH = 32
+LEARNING_RATE = 1e-5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("system", choices=SYSTEMS)
+    parser.add_argument("checkpoint")
+    parser.add_argument("pairs", type=Path)
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--length", type=int, default=96, help="of passages, in tokens")
+    given = parser.parse_args()
+    pin(given.threads)
+    torch.set_num_threads(given.threads)
+    ends: list[tuple[float, float, float]] = []
+    train = SYSTEMS[given.system]
+    train(given.checkpoint, json.loads(given.pairs.read_text()), given.steps, given.length, lambda loss: ends.append((*clocks(), loss)))
+    steps = [{"seconds": end[0] - start[0], "cpu_seconds": end[1] - start[1]} for start, end in zip(ends, ends[1:], strict=False)]
+    report = {"steps": steps, "losses": [loss for _, _, loss in ends], "peak_bytes": memory_bytes("VmHWM")}
+    given.result.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def clocks() -> tuple[float, float]:
+    return time.perf_counter(), cpu_seconds()
+
+
+def ray_lir(checkpoint: str, pairs: Pairs, steps: int, length: int, tell: Tell) -> None:
+    """The loop that a worker of jobs.train runs."""
+    from ray_lir.config import EncoderConfig, TrainingConfig
+    from ray_lir.models.training import Training, load_encoder
+    from ray_lir.models.training_data import TrainingData
+
+    config = TrainingConfig(max_steps=steps, batch_size=len(pairs), learning_rate=LEARNING_RATE, temperature=1.0)
+    encoder = load_encoder(EncoderConfig(checkpoint=checkpoint, query_length=QUERY_LENGTH, document_length=length), 0, "cpu")
+    queries, passages = zip(*pairs, strict=True)
+    training = Training(encoder, TrainingData(list(queries), list(passages), [((number,),) for number in range(len(pairs))]), config)
+    for batches in training.remaining():
+        tell(training.run_step(*batches).loss)
+
+
+def pylate(checkpoint: str, pairs: Pairs, steps: int, length: int, tell: Tell) -> None:
+    """SentenceTransformerTrainer with PyLate's contrastive loss and collator, as its documentation has it, without evaluation or saving."""
+    from datasets import Dataset
+    from pylate import losses, models, utils
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+
+    queries, passages = zip(*pairs, strict=True)
+    model = models.ColBERT(checkpoint, query_length=QUERY_LENGTH, document_length=length, device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SentenceTransformerTrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=len(pairs),
+            learning_rate=LEARNING_RATE,
+            warmup_steps=round(0.1 * steps),
+            weight_decay=0.01,
+            max_grad_norm=1.0,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+
+        class Telling(SentenceTransformerTrainer):
+            def training_step(self, *inputs, **options):
+                self.step_loss = super().training_step(*inputs, **options)
+                return self.step_loss
+
+        trainer = Telling(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_dict({"query": queries, "positive": passages}),
+            loss=losses.Contrastive(model=model),
+            data_collator=utils.ColBERTCollator(model.tokenize),
+        )
+        trainer.add_callback(telling(lambda: tell(float(trainer.step_loss))))
+        trainer.train()
+
+
+def telling(tell: Callable[[], None]) -> object:
+    """A callback of the trainer that tells each step's end."""
+    from transformers import TrainerCallback
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, *_: object, **__: object) -> None:
+            tell()
+
+    return Steps()
+
+
+SYSTEMS = {"ray_lir": ray_lir, "pylate": pylate}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Training: examples a second against PyLate's trainer, two workers of Ray Train against one, and what attention weights cost in encoding.
+
+    python -m bench.training DATA_FOLDER [--parts peers workers attention] [--batch 16] [--steps 8] [--work runs/bench]
+                             [--output bench/results]
+
+Both systems train the same checkpoint in float32 on one batch of squad pairs again and again, each in a process of its own; the first
+steps warm up, and what is told is the median of the others. Every measurement is kept in the work folder and not made again. Run it on
+idle cores.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.compare import THREAD_VARIABLES
+from bench.encoding import saved_checkpoint
+from bench.environments import python_of
+from bench.quality import machine
+from bench.report import instructions
+from bench.systems import SYSTEMS
+from ray_lir.config import EncoderConfig
+from ray_lir.models.encoder import Encoder
+from ray_lir.models.training_source import TrainingSource, load_training_data
+
+LENGTH, WARM_UP = 96, 2
+WORKERS = (1, 2)
+TEXTS, RUNS = 64, 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="folder of squad in the BEIR layout")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--work", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--output", type=Path, default=Path("bench/results"))
+    given = parser.parse_args()
+    folder = given.work / "training"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "pairs.json").exists():
+        data = load_training_data(TrainingSource(dataset=str(given.data / "squad")))
+        pairs = [[query, data.documents[lists[0][0]]] for query, lists in zip(data.queries, data.lists, strict=True)]
+        every = len(pairs) // max(given.batch, TEXTS)
+        (folder / "pairs.json").write_text(json.dumps(pairs[::every][: max(given.batch, TEXTS)]))
+    for part in given.parts:
+        PARTS[part](folder, given)
+    report = {"machine": machine() | {"instructions": instructions()}, "batch": given.batch, "length": LENGTH, "warm_up": WARM_UP}
+    report |= {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("result-*.json"))}
+    (given.output / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    (given.output / "training.md").write_text(markdown(report))
+    print(markdown(report))
+
+
+def measure_peers(folder: Path, given: argparse.Namespace) -> None:
+    """Each system on one and on two cores."""
+    pairs = folder / f"batch-{given.batch}.json"
+    pairs.write_text(json.dumps(json.loads((folder / "pairs.json").read_text())[: given.batch]))
+    pythons = {"ray_lir": Path(sys.executable), "pylate": python_of("pylate", given.work, SYSTEMS["PyLate PLAID"].base)}
+    for threads in (1, 2):
+        for system, python in pythons.items():
+            result = folder / f"result-{system}-{threads}.json"
+            if not result.exists():
+                measured = folder / f"{system}-{threads}.json"
+                command = [str(python), "-m", "bench.peers.training", system, str(saved_checkpoint(folder)), str(pairs), str(measured)]
+                command += ["--threads", str(threads), "--steps", str(given.steps), "--length", str(LENGTH)]
+                subprocess.run(["env", *(f"{name}={threads}" for name in THREAD_VARIABLES), *command], check=True, stdout=sys.stderr)
+                keep(result, json.loads(measured.read_text()), given.batch)
+
+
+def keep(result: Path, measured: dict[str, Any], batch: int) -> None:
+    timed = measured["steps"][WARM_UP - 1 :]  # the first of them began when the first step had ended
+    seconds, cpu_seconds = (statistics.median(step[name] for step in timed) for name in ("seconds", "cpu_seconds"))
+    row = {"examples_per_second": round(batch / seconds, 2), "examples_per_cpu_second": round(batch / cpu_seconds, 2)}
+    row |= {"steps": len(timed), "peak_bytes": measured["peak_bytes"], "losses": [round(loss, 5) for loss in measured["losses"]]}
+    result.write_text(json.dumps(row) + "\n")
+
+
+def measure_workers(folder: Path, given: argparse.Namespace) -> None:
+    """jobs.train with one worker and with two, of a core each, that share the same batch."""
+    examples = folder / f"examples-{given.batch}.jsonl"
+    pairs = json.loads((folder / "pairs.json").read_text())[: given.batch]
+    examples.write_text("".join(json.dumps({"query": query, "positive": passage}) + "\n" for query, passage in pairs))
+    for workers in WORKERS:
+        result, output = folder / f"result-workers-{workers}.json", folder / f"trained-{given.batch}-{given.steps}-{workers}"
+        if not result.exists():
+            command = [sys.executable, "-m", "jobs.train", "--examples", str(examples), "--output", str(output)]
+            command += ["--encoder.checkpoint", str(saved_checkpoint(folder)), "--encoder.device", "cpu", "--encoder.precision", "float32"]
+            command += ["--encoder.query_length", "32", "--encoder.document_length", str(LENGTH), "--num_workers", str(workers)]
+            command += ["--cpus_per_worker", "1", "--batch_size", str(given.batch), "--max_steps", str(given.steps), "--temperature", "1"]
+            subprocess.run(command, check=True, stdout=sys.stderr)
+            curve = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+            rates = [record["examples_per_second"] for record in curve[WARM_UP:]]
+            row = {"examples_per_second": round(statistics.median(rates), 2), "steps": len(rates)}
+            result.write_text(json.dumps(row | {"losses": [round(record["loss"], 5) for record in curve]}) + "\n")
+
+
+def measure_attention(folder: Path, given: argparse.Namespace) -> None:
+    """Encoding in float32 with attention weights and without, in turns, on one core; the least processor time of each."""
+    result = folder / "result-attention.json"
+    if result.exists():
+        return
+    texts = [passage for _, passage in json.loads((folder / "pairs.json").read_text())][:TEXTS]
+    torch.set_num_threads(1)
+    plain = Encoder.load(EncoderConfig(device="cpu", precision="float32"))
+    encoders = {"maxsim": plain, "attention": plain.with_scorer("attention")}
+    seconds: dict[str, list[float]] = {name: [] for name in encoders}
+    for encoder in encoders.values():
+        encoder.encode_documents(texts[:8])
+    for _ in range(RUNS):
+        for name, encoder in encoders.items():
+            start = time.process_time()
+            tokens = encoder.encode_documents(texts).num_tokens
+            seconds[name].append(time.process_time() - start)
+    least = {name: round(min(each), 3) for name, each in seconds.items()}
+    row = {"texts": len(texts), "tokens": tokens, "seconds": least, "added": round(least["attention"] / least["maxsim"] - 1, 4)}
+    result.write_text(json.dumps(row) + "\n")
+
+
+def markdown(report: dict[str, Any]) -> str:
+    def rows(found: Callable[[str], list[object]], names: list[str]) -> list[str]:
+        return [f"| {' | '.join(map(str, found(name)))} |" for name in names if f"result-{name}" in report]
+
+    def peer(name: str) -> list[object]:
+        row, (system, threads) = report[f"result-{name}"], name.split("-")
+        return [system, threads, row["examples_per_second"], row["examples_per_cpu_second"], f"{row['peak_bytes'] / 2**20:.0f}"]
+
+    def workers(name: str) -> list[object]:
+        rate, alone = (report.get(f"result-{each}", {}).get("examples_per_second") for each in (name, "workers-1"))
+        number = int(name.split("-")[1])
+        return [number, rate, f"{rate / alone / number:.0%}" if alone else ""]
+
+    lines = [
+        f"One batch of {report['batch']} squad pairs, passages of {report['length']} tokens at most, float32; medians of the steps after "
+        f"{report['warm_up']}. {report['machine']['cpu']}, {report['machine']['cores']} cores.",
+        "",
+        "| system | threads | pairs/s | pairs a processor second | peak MB |",
+        "|---|---|---|---|---|",
+        *rows(peer, [f"{system}-{threads}" for threads in (1, 2) for system in ("ray_lir", "pylate")]),
+        "",
+        "| workers of one core | pairs/s | efficiency |",
+        "|---|---|---|",
+        *rows(workers, [f"workers-{number}" for number in WORKERS]),
+    ]
+    if attention := report.get("result-attention"):
+        seconds = attention["seconds"]
+        lines += [
+            "",
+            f"Encoding {attention['texts']} passages ({attention['tokens']:,} tokens) on one core: {seconds['maxsim']} processor seconds "
+            f"without weights, {seconds['attention']} s with attention weights, {attention['added']:+.1%}.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+PARTS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
+    "peers": measure_peers,
+    "workers": measure_workers,
+    "attention": measure_attention,
+}
+
+if __name__ == "__main__":
+    main()
