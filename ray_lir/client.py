@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from ray_lir import errors
 from ray_lir.config import Config
-from ray_lir.errors import ConfigError, FormatError, RayLirError, ServiceUnavailable
+from ray_lir.errors import ConfigError, FormatError, Overloaded, RayLirError, ServiceUnavailable
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.messages import (
     Document,
@@ -57,7 +57,10 @@ class Call(Generic[Reply]):
         except ValidationError:
             found = f"status {response.status_code} with something else"
             raise FormatError(str(response.url), "an answer of a ray_lir service", found, "check the address") from None
-        raise _error(problem.kind)(problem.message)
+        kind = _error(problem.kind)
+        if kind is Overloaded:
+            raise Overloaded(problem.message, int(response.headers.get("Retry-After", 1)))
+        raise kind(problem.message)
 
 
 class Client:

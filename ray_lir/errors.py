@@ -64,7 +64,19 @@ class Conflict(RayLirError):
 
 
 class Overloaded(RayLirError):
-    """The service is at its limit; the same request may be answered a moment later."""
+    """The service is at its limit; the same request may be answered a moment later.
+
+    Args:
+        message: what is wrong.
+        retry_after_s: seconds after which to try again.
+    """
+
+    def __init__(self, message: str, retry_after_s: int = 1):
+        super().__init__(message, retry_after_s)
+        self.message, self.retry_after_s = message, retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class ServiceUnavailable(RayLirError):

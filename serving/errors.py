@@ -36,7 +36,6 @@ STATUS: dict[type[RayLirError], HTTPStatus] = {
 
 HEADERS: dict[type[RayLirError], dict[str, str]] = {
     Unauthenticated: {"WWW-Authenticate": "Bearer"},
-    Overloaded: {"Retry-After": "1"},
     ShardUnavailable: {"Retry-After": "2"},
 }
 
@@ -56,7 +55,8 @@ def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 async def _ray_lir_error(request: Request, error: RayLirError) -> JSONResponse:
-    return reply(status_of(error), type(error).__name__, str(error), HEADERS.get(type(error)))
+    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else HEADERS.get(type(error))
+    return reply(status_of(error), type(error).__name__, str(error), headers)
 
 
 async def _invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:

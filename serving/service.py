@@ -9,11 +9,12 @@ import numpy as np
 
 from ray_lir import messages, operation
 from ray_lir.engines import ENGINES
-from ray_lir.errors import Conflict, Overloaded
+from ray_lir.errors import Conflict
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.kernels import select
 
 from . import changes, explaining, lookup, searching
+from .admission import Admission
 from .calls import ENCODER, Calls
 from .metrics import Metrics
 from .middleware import REQUEST_ID
@@ -42,14 +43,13 @@ class Service:
         self.names = [ENCODER, *groups]
         self.calls = calls
         self.timeout_s = timeout_s
-        self.max_requests = max_requests
         self.metrics = metrics
+        self.admission = Admission(max_requests, metrics)
         self.kernels = select("reference")
         self.versions: Versions[Snapshot] = Versions(lambda number: open_snapshot(root, number, self.groups), version)
         self.versions.open(version)
         self._changing = asyncio.Lock()
         self._recalled = False
-        self._running = 0
 
     async def search(self, request: messages.SearchRequest) -> messages.SearchResponse:
         async with self._turn(request.deadline_ms) as turn:
@@ -131,20 +131,12 @@ class Service:
     @asynccontextmanager
     async def _turn(self, milliseconds: float | None = None) -> AsyncIterator[Turn]:
         """Raises Overloaded if too many requests are being worked on."""
-        if self._running >= self.max_requests:
-            self.metrics.refused()
-            raise Overloaded(f"{self._running} requests are being worked on, as many as this service takes; try again in a second")
-        self._running += 1
-        self.metrics.running(self._running)
-        try:
+        with self.admission.enter():
             deadline = self._deadline(milliseconds)
             await self._recall()
             self.metrics.served(self.versions.served)  # again and again: an exporter forgets what is not said for a while
             served = self.versions.served.for_request(REQUEST_ID.get(""))
             yield Turn(self.calls, served, self.versions.get(served), deadline)
-        finally:
-            self._running -= 1
-            self.metrics.running(self._running)
 
     async def _recall(self) -> None:
         """After a start: the version that was served before it, if the other deployments were there."""

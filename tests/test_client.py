@@ -115,10 +115,11 @@ def test_what_the_service_says_is_wrong_is_raised_by_its_kind(url, client, servi
     assert client.search("king", min_coverage=0.4).missing == {"ShardGroup-1": "ShardGroup-1 is gone"}
     assert not client.health().ready
     calls.faults.clear()
-    running._running = running.max_requests
-    with pytest.raises(Overloaded):
+    running.admission.running = running.admission.limit
+    with pytest.raises(Overloaded, match="come again later") as refused:
         client.search("king")
-    running._running = 0
+    assert refused.value.retry_after_s >= 1
+    running.admission.running = 0
 
 
 def test_a_malformed_request_is_not_sent(service):

@@ -203,11 +203,11 @@ def test_what_is_too_much_is_refused_at_once_with_the_time_to_come_again(index):
     app = routes(service)
     with TestClient(app) as client:
         post(client, "/search", query="token")
-        service._running = 1
+        service.admission.running = 1
         reply = client.post("/search", json={"query": "token"})
         assert (reply.status_code, reply.json()["error"]["kind"]) == (429, "Overloaded")
         assert reply.headers["Retry-After"] == "1"
-        service._running = 0
+        service.admission.running = 0
         post(client, "/search", query="token")
 
 

@@ -1,0 +1,68 @@
+"""Admission: who is refused, and the time that they are told to wait."""
+
+import pytest
+
+from ray_lir.errors import Overloaded
+from serving.admission import LONGEST_WAIT_S, Admission
+from serving.metrics import Metrics
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def answer(admission: Admission, clock: Clock, number: int, seconds: float) -> None:
+    for _ in range(number):
+        with admission.enter():
+            clock.now += seconds
+
+
+def refusals(admission: Admission, number: int) -> list[int]:
+    """The seconds that so many clients are told to wait."""
+    told = []
+    for _ in range(number):
+        with pytest.raises(Overloaded) as refused, admission.enter():
+            pass
+        told.append(refused.value.retry_after_s)
+    return told
+
+
+def test_no_more_than_the_limit_are_let_in_and_a_place_is_free_again_after_a_failure(clock):
+    admission = Admission(2, Metrics(), clock)
+    with admission.enter():
+        with pytest.raises(ZeroDivisionError), admission.enter():
+            raise ZeroDivisionError
+        with admission.enter():
+            assert refusals(admission, 1) == [1]
+    with admission.enter():
+        assert admission.running == 1
+
+
+def test_whoever_is_refused_comes_again_when_those_before_have_had_their_turn(clock):
+    admission = Admission(4, Metrics(), clock)
+    answer(admission, clock, 10, 0.5)
+    admission.running = 4
+    told = refusals(admission, 20)
+    assert told[0] == 2 and told[-1] == 11 and told == sorted(told)  # 2 a second: 4 before the first, 23 before the last
+    admission.running = 0
+    answer(admission, clock, 12, 0.5)
+    admission.running = 4
+    assert refusals(admission, 1)[0] < told[-1]  # those that were told to come within these 6 seconds are not waiting any more
+
+
+def test_the_wait_is_bounded_and_a_second_while_nothing_is_known(clock):
+    admission = Admission(1, Metrics(), clock)
+    admission.running = 1
+    assert refusals(admission, 3) == [1, 1, 1]
+    admission.running = 0
+    answer(admission, clock, 2, 4.0)
+    admission.running = 1
+    assert refusals(admission, 50)[-1] == LONGEST_WAIT_S
