@@ -1,7 +1,7 @@
 """What a query costs with each engine, from the index's statistics and measured times: how `auto` chooses.
 
-Times are nanoseconds of one core for a query of 32 tokens of 128 dimensions; products grow with both. reference, portable and avx2
-were timed with bench/cost.py (bench/results/cost.json); the others are estimates from what the processors can do.
+Times are nanoseconds of one core for a query of 32 tokens of 128 dimensions; products grow with both. reference, portable, avx2
+and avx512_vnni were timed with bench/cost.py (bench/results/cost.json); the others are estimates from what the processors can do.
 """
 
 from dataclasses import dataclass
@@ -39,10 +39,10 @@ class Costs:
 
 COSTS = {
     "reference": Costs(token=1550, centroid=78, byte_table=0, code=240, probe=5200, posting=2450),
-    "native:portable": Costs(token=2340, centroid=2110, byte_table=45, code=5, probe=120, posting=300),
-    "native:avx2": Costs(token=58, centroid=70, byte_table=45, code=2, probe=110, posting=27),
-    "native:avx512_vnni": Costs(token=24, centroid=40, byte_table=30, code=0.6, probe=110, posting=14),
-    "native:amx_int8": Costs(token=12, centroid=40, byte_table=30, code=0.6, probe=110, posting=14),
+    "native:portable": Costs(token=2340, centroid=1740, byte_table=100, code=2.8, probe=140, posting=114),
+    "native:avx2": Costs(token=54, centroid=58, byte_table=6.5, code=0.67, probe=78, posting=57),
+    "native:avx512_vnni": Costs(token=35, centroid=38, byte_table=6.6, code=0.66, probe=77, posting=54),
+    "native:amx_int8": Costs(token=18, centroid=38, byte_table=6.6, code=0.66, probe=77, posting=54),
     "cuda": Costs(token=0.1, centroid=0.1, byte_table=0, code=0.05, probe=20, posting=1),
 }
 
