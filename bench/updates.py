@@ -20,7 +20,7 @@ import numpy as np
 
 from bench.quality import machine
 from ray_lir.compact import compact_index
-from ray_lir.engines import ENGINES
+from ray_lir.engines import SERVED
 from ray_lir.formats.embeddings import save_embeddings
 from ray_lir.formats.manifest import MANIFEST, EmbeddingsManifest, read_manifest
 from ray_lir.formats.parquet import read_blocks
@@ -104,10 +104,10 @@ def timed_add(work: Path, index: Path, documents: TokenEmbeddings, number: int) 
 
 
 def search(index: Path, queries: TokenEmbeddings) -> dict[str, dict[str, float]]:
-    """Median and 95th percentile of each engine, after a round to warm up."""
+    """Median and 95th percentile of each engine that a service has, after a round to warm up."""
     searcher = Searcher.open(str(index))
     found = {}
-    for engine in ENGINES:
+    for engine in SERVED:
         times = []
         for number in (*range(5), *range(QUERIES)):
             start = time.perf_counter()
@@ -131,11 +131,11 @@ def table(report: dict[str, Any]) -> str:
         f"| the same, median and last of {DELTAS} times | {statistics.median(adds):g}, {adds[-1]:g} |",
         f"| compact | {report['compact_seconds']:g} |",
         "",
-        "| milliseconds of a search, median (95th percentile) | " + " | ".join(ENGINES) + " |",
-        "|---|" + "---|" * len(ENGINES),
+        "| milliseconds of a search, median (95th percentile) | " + " | ".join(SERVED) + " |",
+        "|---|" + "---|" * len(SERVED),
     ]
     for name, found in report["search_ms"].items():
-        lines.append(f"| {name} | " + " | ".join(f"{found[engine]['p50']:g} ({found[engine]['p95']:g})" for engine in ENGINES) + " |")
+        lines.append(f"| {name} | " + " | ".join(f"{found[engine]['p50']:g} ({found[engine]['p95']:g})" for engine in SERVED) + " |")
     return "\n".join(lines) + "\n"
 
 
