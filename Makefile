@@ -1,4 +1,4 @@
-# make install | demo | test | lint | quality | bench: each installs into .venv first if it must.
+# make install | demo | test | test-clusters | sanitize | lint | quality | bench: each installs into .venv first if it must.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ COLLECTIONS ?= scifact nfcorpus cranfield cisi
 # What else `make bench` says to bench.compare: BENCH="--sizes small --queries 20 --batch 20".
 BENCH ?=
 
-.PHONY: install demo test sanitize lint quality bench
+.PHONY: install demo test test-clusters sanitize lint quality bench
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -33,7 +33,11 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not ray"
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -m "ray and not clusters"
+
+# Each file in a process of its own: a process whose cluster is gone may be ended by Ray a minute later.
+test-clusters: $(INSTALLED)
+	for tests in $$(grep -l 'mark.clusters' tests/test_*.py); do $(BIN)/python -m pytest -m clusters $$tests || exit 1; done
 
 # The compiled kernels under AddressSanitizer and UBSan, fuzzed with random shapes against the reference.
 sanitize: $(INSTALLED)

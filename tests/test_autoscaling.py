@@ -25,7 +25,7 @@ from .fixtures.tiny import bert
 from .processes import descendants
 from .test_job_submit import RAY, REPOSITORY, free_port
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.clusters]
 
 PATIENCE_S = 120
 MOST_MACHINES = 2

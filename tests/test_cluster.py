@@ -17,7 +17,7 @@ from tests.fixtures.tiny import WORDS, bert
 from tests.test_train_job import curve, flags, train_here
 from tests.test_update import tree
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.clusters]
 
 DOCS_PER_PART = 4
 ROWS = [{"_id": f"d{n}", "text": " ".join(WORDS[(n * step) % len(WORDS)] for step in range(1, 9 + n % 20))} for n in range(240)]

@@ -90,6 +90,7 @@ def workers(sign: str) -> list[int]:
     return [pid for pid, name in descendants(os.getpid()).items() if sign in name]
 
 
+@pytest.mark.clusters
 def test_where_nothing_moves_any_more_the_rest_is_begun_anew(
     ray_cluster, corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 ):
