@@ -99,12 +99,13 @@ def test_where_nothing_moves_any_more_the_rest_is_begun_anew(
 
     config = EncoderConfig(checkpoint=checkpoint)
     monkeypatch.setattr(encode, "PATIENCE_S", 15.0)
+    before = workers("_EncodingWorker")  # of another test, about to end
     stopped: list[int] = []
 
     def spread(plan: Plan) -> Iterator[ChunkEntry]:
         for entry in encode.on_ray(plan, encode.make_pool(encode.Workers(num_workers=1), config)):
             if not stopped:
-                stopped.extend(workers("_EncodingWorker"))
+                stopped.extend(pid for pid in workers("_EncodingWorker") if pid not in before)
                 for pid in stopped:
                     os.kill(pid, signal.SIGSTOP)
             yield entry
