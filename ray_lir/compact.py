@@ -9,13 +9,12 @@ from typing import Any
 
 import ray_lir.parallel
 from ray_lir.build import TOKENS_PER_SHARD, settings_of
-from ray_lir.config import digest
 from ray_lir.errors import ConfigError
 from ray_lir.formats import storage
-from ray_lir.formats.manifest import Change, IndexManifest, check_file, manifest_digest
+from ray_lir.formats.manifest import Change, IndexManifest, check_file
 from ray_lir.index.merging import Merge, merge_shards
 from ray_lir.parallel import Map
-from ray_lir.versions import overtaken_by, publish, read_parent, work_of
+from ray_lir.versions import config_of, overtaken_by, publish, read_parent, work_of
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ def compact_index(index: str, num_shards: int | None = None, *, map: Map = ray_l
         index,
         tuple(shard for shard in parent.shards if shard.num_live),
         wanted,
-        work_of(index, number, digest({"change": change, "parent": manifest_digest(parent)})[:16]),
+        work_of(index, number, parent, change),
     )
     try:
         with storage.told_as("write to", index):
@@ -95,7 +94,7 @@ def _compact(merge: Merge, number: int, parent: IndexManifest, change: dict[str,
     manifest = parent.model_copy(
         update={
             "shards": merge_shards(merge, map, records),
-            "config": parent.config | {"change": change | {"parent": manifest_digest(parent)}},
+            "config": config_of(parent, change),
             "change": Change(parent=number, kind="compact"),
         }
     )

@@ -13,7 +13,7 @@ from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, TopK, relati
 from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats import storage
 from ray_lir.formats.contract import check_weights
-from ray_lir.formats.manifest import MANIFEST, IndexManifest, ShardEntry, check_complete, check_file, read_manifest
+from ray_lir.formats.manifest import MANIFEST, IndexManifest, ShardEntry, check_complete, check_file, files_of, read_manifest
 from ray_lir.formats.relation import load_relation
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.index import documents as documents_file
@@ -79,7 +79,7 @@ def open_planner(root: str, manifest: IndexManifest, verify: bool = False, kerne
         FormatError: if a file is missing, cut or (with verify) altered.
     """
     check_complete(manifest)
-    for file in (manifest.codec, manifest.cluster_sizes, *([manifest.relation] if manifest.relation else [])):
+    for file in files_of((manifest.codec, manifest.cluster_sizes, manifest.relation)):
         check_file(root, file, content=verify)
     codec = load_codec(storage.join(root, manifest.codec.name))
     if manifest.relation:

@@ -44,7 +44,7 @@ from ray_lir.index.work import WORK, Build, Work, tidy
 from ray_lir.logs import stage
 from ray_lir.parallel import Map, watched
 from ray_lir.search import read_version
-from ray_lir.versions import is_same, overtaken_by, publish, read_parent, work_of
+from ray_lir.versions import config_of, is_same, overtaken_by, publish, read_parent, work_of
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def update_index(
         return Update(parent, number, parent.change)
     if added:
         added.check(parent)
-    work = work_of(index, number, digest({"change": change, "parent": manifest_digest(parent)})[:16])
+    work = work_of(index, number, parent, change)
     try:
         with storage.told_as("write to", index):
             return _update(index, number, parent, added, ids, change, work, map)
@@ -234,7 +234,7 @@ def _update(
             "num_tokens": sum(shard.live_tokens for shard in shards),
             "cluster_sizes": write_named(index, CLUSTER_SIZES, ".npy", array_bytes(sizes)),
             "shards": shards,
-            "config": parent.config | {"change": change | {"parent": manifest_digest(parent)}},
+            "config": config_of(parent, change),
             "change": counts,
             **_norms(parent, counts),
         }

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from ray_lir.config import canonical_json
+from ray_lir.config import canonical_json, digest
 from ray_lir.engines import TUNING
 from ray_lir.errors import ConfigError, Conflict
 from ray_lir.formats import storage
 from ray_lir.formats.exclusive import create_bytes
-from ray_lir.formats.manifest import MANIFEST, PROVENANCE, IndexManifest, listed_names
+from ray_lir.formats.manifest import MANIFEST, PROVENANCE, IndexManifest, listed_names, manifest_digest
 from ray_lir.index.work import WORK, Work, tidy
 from ray_lir.search import LATEST, latest_version, read_version
 
@@ -57,9 +57,15 @@ def is_same(manifest: IndexManifest, change: dict[str, Any]) -> bool:
     return {name: value for name, value in made.items() if name != "parent"} == change
 
 
-def work_of(index: str, parent: int, name: str) -> Work:
-    """The work folder of the change that will be the version after `parent`."""
-    return Work(storage.join(index, WORK, f"version-{parent + 1:05d}-{name}"))
+def work_of(index: str, number: int, parent: IndexManifest, change: dict[str, Any]) -> Work:
+    """The work folder of a change of `parent`, which is version `number`."""
+    made = digest({"change": change, "parent": manifest_digest(parent)})[:16]
+    return Work(storage.join(index, WORK, f"version-{number + 1:05d}-{made}"))
+
+
+def config_of(parent: IndexManifest, change: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the version that a change makes of `parent`."""
+    return parent.config | {"change": change | {"parent": manifest_digest(parent)}}
 
 
 def publish(index: str, manifest: IndexManifest, records: list[dict[str, Any]]) -> None:

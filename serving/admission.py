@@ -57,7 +57,7 @@ class Admission:
             self._ended.popleft()
         seconds = 1
         if len(self._ended) > 1:
-            rate = len(self._ended) / (now - self._ended[0])
-            seconds = min(LONGEST_WAIT_S, max(1, math.ceil((self.running + len(self._waiting)) / rate)))
+            each = (now - self._ended[0]) / len(self._ended)  # no time at all, where the clock has not moved since
+            seconds = min(LONGEST_WAIT_S, max(1, math.ceil((self.running + len(self._waiting)) * each)))
         self._waiting.append(now + seconds)
         return seconds

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_lir.formats import storage
-from ray_lir.formats.manifest import ShardEntry, check_file
+from ray_lir.formats.manifest import ShardEntry, check_file, files_of
 from ray_lir.index import documents, postings
 from ray_lir.index.filters import FilteredDocuments, Filters
 from ray_lir.index.rows import map_array, read_array
@@ -121,7 +121,7 @@ def open_shard(root: str, entry: ShardEntry, num_centroids: int, verify: bool = 
     Raises:
         FormatError: if a file is missing, cut or altered.
     """
-    for file in (*entry.files, *([entry.tombstones] if entry.tombstones else [])):
+    for file in files_of(entry):
         check_file(root, file, content=verify)
     folder = Path(root) / entry.name
     arrays = {name: map_array(folder / f"{name}.npy") for name in (*ARRAYS, *([WEIGHTS] if is_weighed(entry) else []))}
