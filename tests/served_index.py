@@ -1,6 +1,9 @@
 """A small index with a checkpoint of its own, made from nothing in a few seconds: what the tests of the service search."""
 
 import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +38,21 @@ def make_index(folder: Path, num_docs: int = 400, num_shards: int = 4, first_tit
     config = IndexConfig(num_shards=num_shards, clustering=ClusteringConfig(num_centroids=64))
     build_index(str(folder / "embeddings"), str(folder / "index"), config)
     return folder / "index"
+
+
+@contextmanager
+def serve_started() -> Iterator[str]:
+    """Ray Serve, with nothing served yet, at a free port of this machine: its address. Shut down at the end."""
+    from ray import serve  # most that need the index need no Ray
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
 
 
 def delete(index: Path, every: int, version: int = 2) -> None:

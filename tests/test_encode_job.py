@@ -54,6 +54,10 @@ def undisturbed(corpus: str, checkpoint: str, tmp_path_factory: pytest.TempPathF
     return (output / "manifest.json").read_bytes()
 
 
+def workers(sign: str) -> list[int]:
+    return [pid for pid, name in descendants(os.getpid()).items() if sign in name]
+
+
 def test_ray_gives_the_same_manifest_as_one_process(ray_cluster, corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path):
     from ray_lir.distributed.encode import Workers, make_pool, on_ray
     from ray_lir.distributed.ray_map import ray_map
@@ -76,7 +80,7 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
     def spread(plan: Plan) -> Iterator[ChunkEntry]:
         for entry in on_ray(plan, make_pool(Workers(num_workers=1), config)):
             if not killed:
-                killed.extend(pid for pid, name in descendants(os.getpid()).items() if "_EncodingWorker" in name)
+                killed.extend(workers("_EncodingWorker"))
                 for pid in killed:
                     os.kill(pid, signal.SIGKILL)
             yield entry
@@ -84,10 +88,6 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
     encode_corpus(corpus, str(tmp_path / "out"), config, docs_per_part=DOCS_PER_PART, spread=spread)
     assert killed
     assert (tmp_path / "out" / "manifest.json").read_bytes() == undisturbed
-
-
-def workers(sign: str) -> list[int]:
-    return [pid for pid, name in descendants(os.getpid()).items() if sign in name]
 
 
 @pytest.mark.clusters

@@ -1,6 +1,5 @@
 """The service on Ray Serve, over HTTP: its answers are the in-process Searcher's, and it says what is wrong with it."""
 
-import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from ray_lir.engines.plan import TopK
 from ray_lir.index.filters import Filters
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher
-from tests.served_index import QUERIES, delete, make_index
+from tests.served_index import QUERIES, delete, make_index, serve_started
 
 pytestmark = pytest.mark.ray
 
@@ -57,10 +56,6 @@ def serve_with(ray_cluster: None, index: Path) -> Iterator[Callable[..., httpx.C
 
     from serving.app import build
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
     running: dict[str, Any] = {}
 
     def start(**arguments: Any) -> httpx.Client:
@@ -70,9 +65,8 @@ def serve_with(ray_cluster: None, index: Path) -> Iterator[Callable[..., httpx.C
             running.update(arguments)
         return client
 
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+    with serve_started() as address, httpx.Client(base_url=address, timeout=60) as client:
         yield start
-    serve.shutdown()
 
 
 def search(client: httpx.Client, **body: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ray_lir.client import Client
 from ray_lir.errors import Forbidden, RayLirError, ShardUnavailable
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import LATEST, Searcher
-from tests.served_index import QUERIES, make_index
+from tests.served_index import QUERIES, make_index, serve_started
 
 pytestmark = pytest.mark.ray
 
@@ -48,13 +48,9 @@ def url(ray_cluster: None, index: Path, tmp_path_factory: pytest.TempPathFactory
 
     tokens = tmp_path_factory.mktemp("tokens") / "tokens.yaml"
     tokens.write_text(f"read: [{READ}]\nadmin: [{ADMIN}]\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build({"index": str(index), "version": "1", "tokens": str(tokens), "encoder_cpus": 0.1, "replicas": 2}))
-    yield f"http://127.0.0.1:{port}"
-    serve.shutdown()
+    with serve_started() as address:
+        serve.run(build({"index": str(index), "version": "1", "tokens": str(tokens), "encoder_cpus": 0.1, "replicas": 2}))
+        yield address
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A service that runs takes the versions that updates and compactions make."""
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from ray_lir.compact import compact_index
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher
 from ray_lir.update import update_index
-from tests.served_index import QUERIES, make_index
+from tests.served_index import QUERIES, make_index, serve_started
 
 pytestmark = pytest.mark.ray
 
@@ -32,14 +31,9 @@ def client(ray_cluster: None, index: Path, tmp_path_factory: pytest.TempPathFact
 
     tokens = tmp_path_factory.mktemp("tokens") / "tokens.yaml"
     tokens.write_text(f"admin: [{ADMIN}]\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build({"index": str(index), "tokens": str(tokens), "encoder_cpus": 0.1, "num_groups": 2}))
-    with Client(f"http://127.0.0.1:{port}", ADMIN) as client:
+    with serve_started() as url, Client(url, ADMIN) as client:
+        serve.run(build({"index": str(index), "tokens": str(tokens), "encoder_cpus": 0.1, "num_groups": 2}))
         yield client
-    serve.shutdown()
 
 
 def expected(index: Path) -> list[list[tuple[str, float]]]:
