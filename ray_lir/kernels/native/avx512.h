@@ -55,6 +55,20 @@ struct Avx512 : Avx2 {
   }
   static I32 dot_bytes(I32 sums, I32 row, I32 columns) { return _mm512_dpbusd_epi32(sums, row, columns); }
   static I32 dot_words(I32 sums, I32 row, I32 columns) { return _mm512_dpwssd_epi32(sums, row, columns); }
+  // Whole registers are stored, so that a load of 64 bytes need not wait until two stores are in the cache.
+  static void decode4(const Decoder& d, const uint8_t* packed, uint8_t* row) {
+    const I32 levels = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(d.levels)));
+    const I32 low = _mm512_set1_epi8(15);
+    int64_t i = 0;
+    for (; i + 64 <= d.packed_bytes; i += 64) {
+      const I32 bytes = load_i32(packed + i);
+      const I32 even = _mm512_shuffle_epi8(levels, _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low));
+      const I32 odd = _mm512_shuffle_epi8(levels, _mm512_and_si512(bytes, low));
+      _mm512_storeu_si512(row + 2 * i, _mm512_shuffle_i64x2(even, odd, 0x44));
+      _mm512_storeu_si512(row + 2 * i + 64, _mm512_shuffle_i64x2(even, odd, 0xee));
+    }
+    decode4_from(d, i, packed, row);
+  }
   static int32_t dot_row(const uint8_t* row, const int8_t* query, int64_t count) {
     I32 sums = zero();
     for (int64_t i = 0; i < count; i += 64) sums = dot_bytes(sums, load_i32(row + i), load_i32(query + i));

@@ -52,16 +52,18 @@ struct PackedQuery {
   const float* weights;         // [L]
   float* best;                  // [L] scratch
   float* factors;               // [L] scratch: what the best token weighs
-  float* all;                   // [tokens of a block, L]: every score, where they are wanted
+  float* all;                   // [tokens of a document, L]: every score, where they are wanted
   int64_t lanes;
 };
 
 struct Block {                  // some neighbouring tokens of a document, decoded
+  int64_t place;                // of the document among those that are scored
+  int64_t first, last;          // the document's tokens
   int64_t token;                // the first
   int64_t count;                // at most kRows
-  const uint8_t* rows;
-  const float* scales;          // [count, 2]
-  const float* weights;         // [count]
+  uint8_t* rows;
+  float* scales;                // [count, 2]
+  float* weights;               // [count]
   int64_t next;                 // tokens that are scored after these: the first
   int64_t next_count;
 };

@@ -19,13 +19,16 @@ struct Amx : Avx512 {
   }
   static void end() { _tile_release(); }
 
-  // Products of 32 rows with GROUPS groups; rows beyond what is asked for are whatever the buffer holds.
+  // Products of 32 rows with GROUPS groups, begun with their starts; rows beyond what is asked for are whatever the buffer holds.
   template <int GROUPS>
-  static void multiply_matrix(const uint8_t* rows, int64_t stride, const int8_t* bytes, int32_t (*products)[kRows][kGroup]) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+  static void multiply_matrix(const uint8_t* rows, int64_t stride, const int8_t* bytes, const int32_t (*starts)[kGroup],
+                              int32_t (*products)[kRows][kGroup]) {
+    _tile_loadd(0, starts[0], 0);  // the same 64 bytes for every row
+    _tile_loadd(1, starts[0], 0);
+    if constexpr (GROUPS == 2) {
+      _tile_loadd(2, starts[1], 0);
+      _tile_loadd(3, starts[1], 0);
+    }
     for (int64_t at = 0; at < stride; at += 64) {
       _tile_loadd(4, rows + at, stride);
       _tile_loadd(5, rows + 16 * stride + at, stride);
@@ -49,28 +52,27 @@ struct Amx : Avx512 {
   // Calls run(products, lane, lanes) for the products of 32 rows with 32 query tokens at a time.
   template <class Run>
   static void multiply_lanes(const uint8_t* rows, int64_t stride, const PackedQuery& query, const Run& run) {
-    alignas(64) int32_t products[2][kRows][kGroup];
+    alignas(64) int32_t products[2][kRows][kGroup], starts[2][kGroup] = {};
     for (int64_t lane = 0; lane < query.lanes; lane += 2 * kGroup) {
       const int64_t lanes = query.lanes - lane < 2 * kGroup ? query.lanes - lane : 2 * kGroup;
-      (lanes > kGroup ? multiply_matrix<2> : multiply_matrix<1>)(rows, stride, query.bytes + lane * stride, products);
+      std::memcpy(starts, query.starts + lane, lanes * 4);
+      (lanes > kGroup ? multiply_matrix<2> : multiply_matrix<1>)(rows, stride, query.bytes + lane * stride, starts, products);
       run(products, lane, lanes);
     }
   }
 
-  template <Keep KEEP>
-  static void score_block(const Shard& shard, const Decoder& decoder, const PackedQuery& query, const Block& block) {
+  template <Keep KEEP, class Meanwhile>
+  static void score_block(const Shard& shard, const Decoder& decoder, const PackedQuery& query, const Block& block,
+                          const Meanwhile& meanwhile) {
     multiply_lanes(block.rows, decoder.stride, query, [&](const auto& products, int64_t first, int64_t count) {
-      prefetch_share(shard, decoder, query, first, int(count), block, 0, block.count);
-      for (int64_t t = 0; t < block.count; ++t)
-        over_lanes<Amx>(count, [&](auto registers, auto lanes, int64_t at) {
-          using W = decltype(registers);
-          typename W::I32 sums[1][decltype(lanes)::value / W::kLanes];
-          for (int v = 0; v < decltype(lanes)::value / W::kLanes; ++v) {
-            const int64_t lane = at + v * W::kLanes;
-            sums[0][v] = W::add_i32(W::load_i32(products[lane / kGroup][t] + lane % kGroup), W::load_i32(query.starts + first + lane));
-          }
-          keep<W, KEEP, decltype(lanes)::value>(shard, query, first + at, block, t, sums);
+      if (!first) meanwhile();
+      over_lanes<Amx>(count, [&](auto registers, auto lanes, int64_t at) {
+        using W = decltype(registers);
+        keep<W, KEEP, decltype(lanes)::value, kRows>(shard, query, first + at, block, 0, [&](int64_t t, int v) {
+          const int64_t lane = at + v * W::kLanes;
+          return W::load_i32(products[lane / kGroup][t] + lane % kGroup);
         });
+      });
     });
   }
 
@@ -78,10 +80,8 @@ struct Amx : Avx512 {
     multiply_lanes(task.rows + row * task.stride, task.stride, *task.query, [&](const auto& products, int64_t first, int64_t lanes) {
       for (int64_t lane = 0; lane < lanes; lane += kStep) {
         auto best = Half::load(task.query->best + first + lane);
-        const auto starts = Half::load_i32(task.query->starts + first + lane);
         for (int64_t t = 0; t < count; ++t) {
-          const auto sums = Half::load_i32(products[lane / kGroup][t] + lane % kGroup);
-          best = Half::max(best, Half::to_float(Half::add_i32(sums, starts)));
+          best = Half::max(best, Half::to_float(Half::load_i32(products[lane / kGroup][t] + lane % kGroup)));
         }
         Half::store(task.query->best + first + lane, best);
       }

@@ -25,18 +25,16 @@ inline void decode_bytes(const Decoder& d, const uint8_t* packed, uint8_t* row) 
 }
 
 template <class V>
-inline void decode_row(const Decoder& d, const uint8_t* packed, uint8_t* row) {
-  switch (d.nbits) {
-    case 1: return decode_bytes<8>(d, packed, row);
-    case 2: return decode_bytes<4>(d, packed, row);
-    case 4: return V::decode4(d, packed, row);
-    default: return decode_bytes<1>(d, packed, row);
-  }
-}
-
-template <class V>
 void decode(const Decoder& d, const uint8_t* packed, int64_t count, uint8_t* rows) {
-  for (int64_t i = 0; i < count; ++i) decode_row<V>(d, packed + i * d.packed_bytes, rows + i * d.stride);
+  const auto each = [&](const auto& decode_row) {
+    for (int64_t i = 0; i < count; ++i) decode_row(d, packed + i * d.packed_bytes, rows + i * d.stride);
+  };
+  switch (d.nbits) {
+    case 1: return each(decode_bytes<8>);
+    case 2: return each(decode_bytes<4>);
+    case 4: return each(V::decode4);
+    default: return each(decode_bytes<1>);
+  }
 }
 
 // Sums of lanes in one order whatever the width: 16 running sums, then halves added to halves.
@@ -125,24 +123,11 @@ inline void multiply_bytes(const uint8_t* rows, int64_t stride, int64_t quads, c
                                [](auto sum, auto row, auto column) { return V::dot_bytes(sum, row, column); });
 }
 
-// While some of a block's rows are multiplied, a like share of the next block's residuals and centroid scores is fetched.
-inline void prefetch_share(const Shard& shard, const Decoder& decoder, const PackedQuery& query, int64_t lane, int lanes, const Block& block,
-                           int64_t row, int64_t count) {
-  const int64_t first = block.next + row * block.next_count / block.count, last = block.next + (row + count) * block.next_count / block.count;
-  for (int64_t token = first; token < last; ++token) {
-    const Score* table = query.table + code_of(shard, token) * query.lanes + lane;
-    __builtin_prefetch(table);
-    __builtin_prefetch(table + lanes - 1);
-  }
-  if (lane) return;
-  const uint8_t* end = shard.residuals + last * decoder.packed_bytes;
-  for (const uint8_t* line = shard.residuals + first * decoder.packed_bytes; line < end; line += 64) __builtin_prefetch(line);
-}
-
-// What turns products into scores, score = scale centroid score + scale' slope product, and keeps what is wanted of them.
-template <class V, Keep KEEP, int LANES, int TOKENS>
-inline void keep(const Shard& shard, const PackedQuery& query, int64_t lane, const Block& block, int64_t row,
-                 const typename V::I32 (&sums)[TOKENS][LANES / V::kLanes]) {
+// What turns products into scores, score = scale centroid score + scale' slope product, and keeps what is wanted of them. Tokens are a
+// block's from `row` on, at most TOKENS; product(t, v) has vector v of those of token row + t. Sums lie in registers or, for a whole block,
+// in memory.
+template <class V, Keep KEEP, int LANES, int TOKENS, class Product>
+inline void keep(const Shard& shard, const PackedQuery& query, int64_t lane, const Block& block, int64_t row, const Product& product) {
   constexpr int kVectors = LANES / V::kLanes;
   typename V::F32 best[kVectors], factors[kVectors];
   if constexpr (KEEP != kAll) {
@@ -153,18 +138,25 @@ inline void keep(const Shard& shard, const PackedQuery& query, int64_t lane, con
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) factors[v] = V::load(query.factors + lane + v * V::kLanes);
   }
-#pragma GCC unroll 16
-  for (int t = 0; t < TOKENS; ++t) {
-    if (TOKENS > 1 && row + t >= block.count) break;
+  const auto token = [&](int64_t t) {
     const Score* table = query.table + code_of(shard, block.token + row + t) * query.lanes + lane;
     const auto centroid_scale = V::all(block.scales[2 * (row + t)]), residual_scale = V::all(block.scales[2 * (row + t) + 1]);
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
-      const auto residual = V::mul(V::mul(V::to_float(sums[t][v]), V::load(query.slopes + lane + v * V::kLanes)), residual_scale);
+      const auto residual = V::mul(V::mul(V::to_float(product(t, v)), V::load(query.slopes + lane + v * V::kLanes)), residual_scale);
       const auto score = V::add(residual, V::mul(V::load_scores(table + v * V::kLanes), centroid_scale));
       if constexpr (KEEP == kBest) best[v] = V::max(best[v], score);
       if constexpr (KEEP == kWeighted) V::keep_larger(best[v], factors[v], score, V::all(block.weights[row + t]));
-      if constexpr (KEEP == kAll) V::store(query.all + (row + t) * query.lanes + lane + v * V::kLanes, score);
+      if constexpr (KEEP == kAll) V::store(query.all + (block.token - block.first + row + t) * query.lanes + lane + v * V::kLanes, score);
+    }
+  };
+  if constexpr (TOKENS == kRows) {
+    for (int64_t t = 0; t < block.count; ++t) token(t);
+  } else {
+#pragma GCC unroll 16
+    for (int t = 0; t < TOKENS; ++t) {
+      if (TOKENS > 1 && row + t >= block.count) break;
+      token(t);
     }
   }
   if constexpr (KEEP != kAll) {
@@ -177,80 +169,131 @@ inline void keep(const Shard& shard, const PackedQuery& query, int64_t lane, con
   }
 }
 
-template <class V, Keep KEEP>
-inline void score_block(const Shard& shard, const Decoder& decoder, const PackedQuery& query, const Block& block) {
+// Scores a block. `meanwhile` is called once, where a matrix unit would be waited for.
+template <class V, Keep KEEP, class Meanwhile>
+inline void score_block(const Shard& shard, const Decoder& decoder, const PackedQuery& query, const Block& block, const Meanwhile& meanwhile) {
   if constexpr (V::kMatrix) {
-    V::template score_block<KEEP>(shard, decoder, query, block);
+    V::template score_block<KEEP>(shard, decoder, query, block, meanwhile);
   } else {
+    meanwhile();
     over_lanes<V>(query.lanes, [&](auto registers, auto lanes, int64_t lane) {
       using W = decltype(registers);
       constexpr int kCount = decltype(lanes)::value;
       constexpr int kTile = W::tile(kCount);
       for (int64_t row = 0; row < block.count; row += kTile) {  // there is memory for as many rows as a tile has
-        prefetch_share(shard, decoder, query, lane, kCount, block, row, block.count - row < kTile ? block.count - row : kTile);
         typename W::I32 sums[kTile][kCount / W::kLanes];
         multiply_bytes<W, kCount>(block.rows + row * decoder.stride, decoder.stride, decoder.quads, query, lane, sums);
-        keep<W, KEEP, kCount>(shard, query, lane, block, row, sums);
+        keep<W, KEEP, kCount, kTile>(shard, query, lane, block, row, [&](int64_t t, int v) { return sums[t][v]; });
       }
     });
   }
 }
 
-inline int64_t at_most_a_block(int64_t tokens) { return tokens < kRows ? tokens : kRows; }
-
-// Decodes up to kRows tokens of a document. The tokens after them, or the first of document `next`, will be asked for next.
-template <class V>
-inline Block decode_block(const Shard& shard, const Decoder& decoder, int64_t token, int64_t last, int64_t next, uint8_t* rows,
-                          float* scales, float* weights) {
-  const int64_t count = at_most_a_block(last - token);
-  V::to_floats(shard.scales + 2 * token, 2 * count, scales);
-  if (shard.weights) {
-    V::to_floats(shard.weights + token, count, weights);
-    for (int64_t t = 0; t < count; ++t) weights[t] += 1;
-  }
-  decode<V>(decoder, shard.residuals + token * decoder.packed_bytes, count, rows);
-  Block block = {token, count, rows, scales, weights, token + count, at_most_a_block(last - token - count)};
-  if (!block.next_count && next >= 0) {
-    block.next = shard.doc_offsets[next];
-    block.next_count = at_most_a_block(shard.doc_offsets[next + 1] - block.next);
-  }
-  return block;
+// Asks for the lines that neighbouring rows begin to fill.
+inline void fetch_rows(const void* rows, int64_t bytes, int64_t first, int64_t count) {
+  const auto* begin = static_cast<const uint8_t*>(rows) + first * bytes;
+  for (const uint8_t* line = begin; line < begin + count * bytes; line += 64) __builtin_prefetch(line);
 }
 
-// The next document, or -1; its first codes and scales are on their way.
-inline int64_t next_of(const Shard& shard, const int64_t* documents, int64_t i, int64_t end) {
-  if (i + 1 >= end) return -1;
-  const int64_t number = number_of(documents, i + 1), token = shard.doc_offsets[number];
-  const uint8_t* codes = static_cast<const uint8_t*>(shard.codes) + token * (shard.wide_codes ? 4 : 2);
-  for (int64_t line = 0; line < 128; line += 64) {
-    __builtin_prefetch(codes + line);
-    __builtin_prefetch(reinterpret_cast<const uint8_t*>(shard.scales + 2 * token) + line);
+// Asks for the rows of a query's table that scoring a block looks into.
+inline void fetch_scores(const Shard& shard, const PackedQuery& query, const Block& block) {
+  const int64_t bytes = query.lanes * int64_t(sizeof(Score));
+  const auto* table = reinterpret_cast<const uint8_t*>(query.table);
+  for (int64_t t = 0; t < block.count; ++t) {
+    const uint8_t* row = table + code_of(shard, block.token + t) * bytes;
+    __builtin_prefetch(row);
+    if (64 % bytes) __builtin_prefetch(row + bytes - 1);  // rows that divide a line never cross one, since tables begin with one
+    if (bytes > 128) fetch_rows(row, bytes, 0, 1);
   }
-  return number;
+}
+
+inline int64_t at_most_a_block(int64_t tokens) { return tokens < kRows ? tokens : kRows; }
+
+// Decodes a block that has its place, while what scoring it will read of the queries' tables is fetched, and the residuals that are
+// decoded after it.
+template <class V>
+inline void decode_block(const Shard& shard, const Decoder& decoder, const PackedQuery* queries, int64_t num_queries, const Block& block) {
+  V::to_floats(shard.scales + 2 * block.token, 2 * block.count, block.scales);
+  if (shard.weights) {
+    V::to_floats(shard.weights + block.token, block.count, block.weights);
+    for (int64_t t = 0; t < block.count; ++t) block.weights[t] += 1;
+  }
+  fetch_rows(shard.residuals, decoder.packed_bytes, block.next, block.next_count);
+  fetch_rows(shard.scales, 2 * sizeof(uint16_t), block.next, block.next_count);
+  fetch_rows(shard.codes, shard.wide_codes ? 4 : 2, block.next, block.next_count);
+  for (int64_t q = 0; q < num_queries; ++q) fetch_scores(shard, queries[q], block);
+  decode<V>(decoder, shard.residuals + block.token * decoder.packed_bytes, block.count, block.rows);
+}
+
+// The blocks of some documents one after another; documents without tokens have none.
+class Blocks {
+ public:
+  Blocks(const Shard& shard, const int64_t* documents, int64_t begin, int64_t end)
+      : shard_(shard), documents_(documents), place_(begin - 1), end_(end) {
+    advance(0);
+  }
+
+  // The next block, to be decoded into this memory; without tokens if there is none.
+  Block take(uint8_t* rows, float* scales, float* weights) {
+    Block block = {place_, first_, last_, token_, count(), rows, scales, weights, 0, 0};
+    advance(block.count);
+    block.next = token_;
+    block.next_count = count();
+    return block;
+  }
+
+ private:
+  int64_t count() const { return at_most_a_block(last_ - token_); }
+  void advance(int64_t tokens) {
+    for (token_ += tokens; token_ >= last_ && ++place_ < end_; token_ = first_) {
+      const int64_t number = number_of(documents_, place_);
+      first_ = shard_.doc_offsets[number];
+      last_ = shard_.doc_offsets[number + 1];
+    }
+  }
+
+  const Shard& shard_;
+  const int64_t* documents_;
+  int64_t place_, end_, first_ = 0, last_ = 0, token_ = 0;
+};
+
+// Scores all tokens of documents for some queries and calls finish(block) after each document's last block. A block is decoded while the one
+// before it is multiplied.
+template <class V, Keep KEEP, class Finish>
+inline void over_blocks(const Shard& shard, const Decoder& decoder, const PackedQuery* queries, int64_t num_queries, const int64_t* documents,
+                        int64_t begin, int64_t end, uint8_t* rows, const Finish& finish) {
+  float scales[2][2 * kRows], weights[2][kRows];
+  Blocks blocks(shard, documents, begin, end);
+  int turn = 0;
+  const auto decoded = [&] {
+    const Block block = blocks.take(rows + turn * kRows * decoder.stride, scales[turn], weights[turn]);
+    turn = 1 - turn;
+    if (block.count) decode_block<V>(shard, decoder, queries, num_queries, block);
+    return block;
+  };
+  V::begin();
+  for (Block block = decoded(), next; block.count; block = next) {
+    for (int64_t q = 0; q < num_queries; ++q) {
+      if (KEEP != kAll && block.token == block.first) fill(queries[q].best, queries[q].lanes, -INFINITY);
+      score_block<V, KEEP>(shard, decoder, queries[q], block, [&] { if (!q) next = decoded(); });
+    }
+    if (block.token + block.count == block.last) finish(block);
+  }
+  V::end();
 }
 
 // MaxSim from codes and residuals: a token is decoded once for all queries.
 template <class V, Keep KEEP>
 void maxsim_of(const ResidualTask& task, int64_t begin, int64_t end, uint8_t* rows) {
-  const Shard& shard = task.shard;
-  float scales[2 * kRows], weights[kRows];
-  V::begin();
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t number = number_of(task.documents, i), next = next_of(shard, task.documents, i, end);
-    const int64_t first = shard.doc_offsets[number], last = shard.doc_offsets[number + 1];
-    for (int64_t q = 0; q < task.num_queries; ++q) fill(task.queries[q].best, task.queries[q].lanes, -INFINITY);
-    for (int64_t token = first; token < last; token += kRows) {
-      const Block block = decode_block<V>(shard, task.decoder, token, last, next, rows, scales, weights);
-      for (int64_t q = 0; q < task.num_queries; ++q) score_block<V, KEEP>(shard, task.decoder, task.queries[q], block);
-    }
+  for (int64_t q = 0; q < task.num_queries; ++q) fill(task.scores + q * task.count + begin, end - begin, -INFINITY);
+  over_blocks<V, KEEP>(task.shard, task.decoder, task.queries, task.num_queries, task.documents, begin, end, rows, [&](const Block& block) {
     for (int64_t q = 0; q < task.num_queries; ++q) {
       const PackedQuery& query = task.queries[q];
-      if (KEEP == kWeighted && first < last)
+      if (KEEP == kWeighted)
         for (int64_t lane = 0; lane < query.lanes; ++lane) query.best[lane] *= query.factors[lane];
-      task.scores[q * task.count + i] = first == last ? -INFINITY : weighted_sum(query.best, query.weights, query.lanes);
+      task.scores[q * task.count + block.place] = weighted_sum(query.best, query.weights, query.lanes);
     }
-  }
-  V::end();
+  });
 }
 
 template <class V>
@@ -348,7 +391,7 @@ void score_postings(const PostingTask& task, uint8_t* row) {
         __builtin_prefetch(shard.residuals + task.postings[p + 8] * task.decoder.packed_bytes);
         __builtin_prefetch(shard.scales + 2 * int64_t(task.postings[p + 8]));
       }
-      decode_row<V>(task.decoder, shard.residuals + token * task.decoder.packed_bytes, row);
+      decode<V>(task.decoder, shard.residuals + token * task.decoder.packed_bytes, 1, row);
       const float residual = float(V::dot_row(row, task.query, task.decoder.quads * 4) + task.start) * task.slope;
       // WARP does not bring tokens to length one: its token is the centroid plus the buckets in the residual's own scale.
       float scales[2];

@@ -287,7 +287,7 @@ FloatResult residual_maxsim(const std::string& name, std::vector<Matrix> vectors
   }
   nb::gil_scoped_release release;
   spread(count, std::max<int64_t>(1, std::min<int64_t>(256, count / (4 * std::max(1, threads)))), threads, [&](int64_t begin, int64_t end) {
-    Aligned<uint8_t> rows((kRows + kMoreRows) * decoder.stride);
+    Aligned<uint8_t> rows((2 * kRows + kMoreRows) * decoder.stride);
     Aligned<float> best(2 * lanes);
     std::vector<PackedQuery> queries;
     float* scratch = best.get();
@@ -348,7 +348,7 @@ FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weig
   nb::gil_scoped_release release;
   const int64_t lanes = packed.lanes;
   spread(count, 8, threads, [&](int64_t begin, int64_t end) {
-    Aligned<uint8_t> rows((kRows + kMoreRows) * decoder.stride), made(longest);
+    Aligned<uint8_t> rows((2 * kRows + kMoreRows) * decoder.stride), made(longest);
     Aligned<float> all(longest * lanes), best(lanes), least(lanes), befores(longest * width), afters(longest * width), vector(dim);
     Aligned<int32_t> candidates(longest * lanes);
     Aligned<int64_t> num_candidates(lanes);

@@ -143,22 +143,12 @@ inline float align(const RelationTask& task, const RelationScratch& scratch, int
 
 template <class V>
 void relation_maxsim(const RelationTask& task, int64_t begin, int64_t end, const RelationScratch& scratch) {
-  float scales[2 * kRows], weights[kRows];
   PackedQuery query = task.query;
-  V::begin();
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t number = number_of(task.documents, i), next = next_of(task.shard, task.documents, i, end);
-    const int64_t first = task.shard.doc_offsets[number], last = task.shard.doc_offsets[number + 1];
-    task.scores[i] = -INFINITY;
-    if (first >= last) continue;
-    for (int64_t token = first; token < last; token += kRows) {
-      query.all = scratch.all + (token - first) * query.lanes;
-      const Block block = decode_block<V>(task.shard, task.decoder, token, last, next, scratch.rows, scales, weights);
-      score_block<V, kAll>(task.shard, task.decoder, query, block);
-    }
-    std::memset(scratch.made, 0, last - first);
-    find_candidates<V>(task, scratch, first, last, query.lanes);
-    task.scores[i] = align<V>(task, scratch, first, query.lanes);
-  }
-  V::end();
+  query.all = scratch.all;
+  fill(task.scores + begin, end - begin, -INFINITY);
+  over_blocks<V, kAll>(task.shard, task.decoder, &query, 1, task.documents, begin, end, scratch.rows, [&](const Block& block) {
+    std::memset(scratch.made, 0, block.last - block.first);
+    find_candidates<V>(task, scratch, block.first, block.last, query.lanes);
+    task.scores[block.place] = align<V>(task, scratch, block.first, query.lanes);
+  });
 }
