@@ -7,8 +7,8 @@ and query tokens near tokens of the documents, as those of encoders do. The kern
 how large relations are beside differences of cosines: `strength` is the standard deviation of lambda times a relation over the tokens of
 a document, and `pairs` how many a query token cannot do without: those whose cosine is within the largest relation of what wins.
 
-Rows: a fresh relation encoder (models/scorers/trial.py) with lambda times a factor, which is 0.2 for the lambda of the public configuration;
-one trained for some steps on made-up documents whose words follow one another in a fixed order; `winners alone`, the floor, where kernels
+Rows: a fresh relation encoder (models/scorers/trial.py) with lambda times a factor (0.2 is the lambda of the public configuration); one
+trained for some steps on made-up documents whose words follow one another in a fixed order; `winners alone`, the floor, where kernels
 are told that no other token than the nearest can win; and `all pairs`, what relations of any size take at most.
 """
 
@@ -112,7 +112,7 @@ def aligned(scorer: Trial, alignment: Alignment) -> Trial:
     return result
 
 
-def train(words: np.ndarray, steps: int = 100, batch: int = 16, learning_rate: float = 1e-3) -> Trial:
+def train(words: np.ndarray, steps: int = 40, batch: int = 16, learning_rate: float = 1e-3) -> Trial:
     """A scorer whose relations were trained to tell documents apart that have the same words in another order.
 
     A query is six neighbouring words of its document, with noise; beside its own document it sees one with the words shuffled, and those

@@ -295,5 +295,7 @@ def _known_answer(isa: str) -> np.ndarray:
     products = rng.normal(size=query.shape).astype(np.float32)
     terms, shard = (products, 0 * ones, 1e3 * ones), (codes, residuals, scales, factors, offsets, weights)
     centroids = (words / 2**14).astype(np.float16).view(np.uint16)
-    scores.append(module().relation_maxsim(isa, query, ones, table, *terms, *shard, centroids, *halves[0], *halves[1], *rows, False, None, 1))
+    scores.append(
+        module().relation_maxsim(isa, query, ones, table, *terms, *shard, centroids, *halves[0], *halves[1], *rows, False, None, 1)
+    )
     return np.concatenate([*scores, table.ravel()])

@@ -585,12 +585,29 @@ void rotate(const float* rows, int64_t count, int64_t dim, const float* rotation
   }
 }
 
+// dot(row, row, count), to the bit.
+template <class V>
+inline float squares(const float* row, int64_t count) {
+  if (count % kGroup) return dot(row, row, count);
+  constexpr int kEach = kGroup / V::kLanes;
+  typename V::F32 sums[kEach];
+#pragma GCC unroll 16
+  for (int v = 0; v < kEach; ++v) sums[v] = V::all(0);
+  for (int64_t k = 0; k < count; k += kGroup)
+#pragma GCC unroll 16
+    for (int v = 0; v < kEach; ++v) {
+      const auto x = V::load(row + k + v * V::kLanes);
+      sums[v] = V::add(sums[v], V::mul(x, x));
+    }
+  return V::total(sums);
+}
+
 // Rows of floats as words of length 2^14, and what each is to be multiplied with to be what it was, over 2^14.
 template <class V>
 void to_words(const float* rows, int64_t count, int64_t dim, int64_t stride, int16_t* words, float* lengths) {
   for (int64_t i = 0; i < count; ++i) {
     const float* row = rows + i * dim;
-    lengths[i] = std::sqrt(dot(row, row, dim));
+    lengths[i] = std::sqrt(squares<V>(row, dim));
     const float factor = lengths[i] > 0 ? (1 << kWordBits) / lengths[i] : 0;
     for (int64_t d = 0; d < dim; ++d) {
       const float value = row[d] * factor;

@@ -338,12 +338,12 @@ struct RelationMemory {
   RelationMemory(const RelationTask& task, int64_t tokens)
       : rows((kRows + kMoreRows) * task.decoder.stride), all(tokens * task.query.lanes, false), values(task.query.lanes), least(task.query.lanes),
         before((tokens + kRows) * task.width, false), after((tokens + kRows) * task.width, false), centroid(task.dim), vector(task.dim),
-        lengths(kRows), nearest(task.query.lanes), candidates(tokens * task.query.lanes, false), asked(tokens), first_places(tokens), second_places(tokens),
-        num_candidates(task.query.lanes), words(kRows * task.stride), row_planes(2 * kRows * task.width),
+        lengths(kRows), nearest(task.query.lanes), candidates(tokens * task.query.lanes, false), asked(tokens), first_places(tokens),
+        second_places(tokens), num_candidates(task.query.lanes), words(kRows * task.stride), row_planes(2 * kRows * task.width),
         column_planes(4 * task.width * task.width),
         scratch{rows.get(), all.get(), nearest.get(), values.get(), least.get(), candidates.get(), num_candidates.get(), asked.get(),
-                {before.get(), after.get()}, {first_places.get(), second_places.get()}, {0, 0}, centroid.get(), vector.get(), words.get(), lengths.get(),
-                row_planes.get(), column_planes.get(), tokens} {}
+                {before.get(), after.get()}, {first_places.get(), second_places.get()}, {0, 0}, centroid.get(), vector.get(), words.get(),
+                lengths.get(), row_planes.get(), column_planes.get(), tokens} {}
 };
 
 // TRIAL from codes and residuals.
@@ -379,8 +379,8 @@ FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weig
   }
   float* scores;
   FloatResult result = array_of<float>({size_t(count)}, &scores);
-  const RelationTask task = {shard, decoder, packed.view(table.data(), nullptr, nullptr), num_tokens, centroids.data(), buckets.data(), values.data(), dim, width,
-                             first.pairs, width, {first.words.get(), first.scales.get(), no_bias.get()},
+  const RelationTask task = {shard, decoder, packed.view(table.data(), nullptr, nullptr), num_tokens, centroids.data(), buckets.data(), values.data(), dim,
+                             width, first.pairs, width, {first.words.get(), first.scales.get(), no_bias.get()},
                              {second.words.get(), second.scales.get(), wide_bias.get()}, wide_scale.get(), wide_shift.get(), wide_products.get(),
                              constants.data(), upper.data(), by_cosine, documents ? documents->data() : nullptr, count, scores};
   nb::gil_scoped_release release;
