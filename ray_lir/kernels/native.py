@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ray_lir.index.shard import IndexShard
 
 logger = logging.getLogger(__name__)
-ABI = 3
+ABI = 4
 """What this file and the compiled module agree on; raised with every change of a compiled function's arguments."""
 
 
@@ -157,7 +157,6 @@ def relation_maxsim(
         _halves(table_CL),
         terms.products,
         terms.constants,
-        terms.lower,
         terms.upper,
         shard.codes,
         shard.residuals,
@@ -165,9 +164,9 @@ def relation_maxsim(
         _halves(shard.weights),
         shard.doc_offsets,
         codec.weights,
-        codec.centroids_f32,
-        pairs.before,
-        pairs.after,
+        _halves(codec.centroids),
+        *pairs.before_words,
+        *pairs.after_words,
         pairs.bias,
         pairs.scale,
         pairs.shift,
@@ -291,9 +290,12 @@ def _known_answer(isa: str) -> np.ndarray:
         module().residual_maxsim(isa, [query], [ones], [table], codes, residuals, scales, each, offsets, weights, None, 1).ravel()
         for each in (None, factors)
     ]
-    halves, rows = rng.normal(size=(2, dim, dim)).astype(np.float32), rng.normal(size=(3, dim)).astype(np.float32)
+    halves = [(rng.integers(-3000, 3000, (dim, dim)).astype(np.int16), rng.random(dim, np.float32) / 2**22) for _ in range(2)]
+    rows = rng.normal(size=(3, dim)).astype(np.float32)
     products = rng.normal(size=query.shape).astype(np.float32)
-    terms, shard = (products, 0 * ones, -1e3 * ones, 1e3 * ones), (codes, residuals, scales, factors, offsets, weights)
-    centroids = words.astype(np.float32) / 2**14
-    scores.append(module().relation_maxsim(isa, query, ones, table, *terms, *shard, centroids, *halves, *rows, False, None, 1))
+    terms, shard = (products, 0 * ones, 1e3 * ones), (codes, residuals, scales, factors, offsets, weights)
+    centroids = (words / 2**14).astype(np.float16).view(np.uint16)
+    scores.append(
+        module().relation_maxsim(isa, query, ones, table, *terms, *shard, centroids, *halves[0], *halves[1], *rows, False, None, 1)
+    )
     return np.concatenate([*scores, table.ravel()])

@@ -42,6 +42,16 @@ inline __m512 from_halves(__m256i halves) {
   return result;
 }
 
+inline __m512i from_bytes(__m128i bytes) {
+  uint8_t in[16];
+  int32_t out[16];
+  std::memcpy(in, &bytes, 16);
+  for (int i = 0; i < 16; ++i) out[i] = in[i];
+  __m512i result;
+  std::memcpy(&result, out, 64);
+  return result;
+}
+
 inline __m256i to_halves(__m512 lanes) {
   __m256 in[2];
   std::memcpy(in, &lanes, 64);
@@ -87,7 +97,8 @@ inline void store(int tile, void* to, int64_t stride) {
     std::memcpy(static_cast<uint8_t*>(to) + row * stride, tiles.bytes[tile][row], row_bytes(tile));
 }
 
-// Adds products of unsigned bytes of a with signed bytes of b, four at a time, to the int32 of sums.
+// Adds products of bytes of a, unsigned or signed, with signed bytes of b, four at a time, to the int32 of sums.
+template <class Byte>
 inline void multiply(int sums, int a, int b) {
   if (!tiles.configured) std::abort();
   for (int row = 0; row < rows_of(sums); ++row)
@@ -95,7 +106,7 @@ inline void multiply(int sums, int a, int b) {
       for (int column = 0; column < row_bytes(sums) / 4; ++column) {
         int32_t sum;
         std::memcpy(&sum, tiles.bytes[sums][row] + 4 * column, 4);
-        for (int i = 0; i < 4; ++i) sum += int32_t(tiles.bytes[a][row][4 * k + i]) * int8_t(tiles.bytes[b][k][4 * column + i]);
+        for (int i = 0; i < 4; ++i) sum += int32_t(Byte(tiles.bytes[a][row][4 * k + i])) * int8_t(tiles.bytes[b][k][4 * column + i]);
         std::memcpy(tiles.bytes[sums][row] + 4 * column, &sum, 4);
       }
 }
@@ -108,7 +119,9 @@ inline void multiply(int sums, int a, int b) {
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbusd
+#undef _tile_dpbssd
 #define _mm512_cvtepi32_ps(lanes) emulated::to_float(lanes)
+#define _mm512_cvtepu8_epi32(bytes) emulated::from_bytes(bytes)
 #define _mm512_reduce_add_epi32(lanes) emulated::sum(lanes)
 #define _mm512_cvtph_ps(halves) emulated::from_halves(halves)
 #undef _mm512_cvtps_ph
@@ -118,4 +131,5 @@ inline void multiply(int sums, int a, int b) {
 #define _tile_zero(tile) emulated::clear(tile)
 #define _tile_loadd(tile, from, stride) emulated::load(tile, from, stride)
 #define _tile_stored(tile, to, stride) emulated::store(tile, to, stride)
-#define _tile_dpbusd(sums, a, b) emulated::multiply(sums, a, b)
+#define _tile_dpbusd(sums, a, b) emulated::multiply<uint8_t>(sums, a, b)
+#define _tile_dpbssd(sums, a, b) emulated::multiply<int8_t>(sums, a, b)

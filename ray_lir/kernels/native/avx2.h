@@ -33,14 +33,24 @@ struct Avx2 {
     _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(words, words));
   }
   static F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
+  static F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
   static F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
   static F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
   static F32 min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
+  static F32 within(F32 a, F32 limit) { return max(min(a, limit), sub(_mm256_setzero_ps(), limit)); }
   static F32 div(F32 a, F32 b) { return _mm256_div_ps(a, b); }
   static F32 to_float(I32 lanes) { return _mm256_cvtepi32_ps(lanes); }
-  static F32 power_of_two(F32 exponent) {
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(exponent), 23), _mm256_set1_epi32(127 << 23)));
+  static F32 power_of_eighths(F32 rounded) {
+    const I32 eighths = _mm256_castps_si256(rounded);
+    const F32 powers = _mm256_permutevar8x32_ps(_mm256_loadu_ps(reinterpret_cast<const float*>(kPowers)), eighths);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(eighths, 20), _mm256_castps_si256(powers)));
   }
+  static float total(__m128 lanes) {
+    lanes = _mm_add_ps(lanes, _mm_movehl_ps(lanes, lanes));
+    return _mm_cvtss_f32(_mm_add_ss(lanes, _mm_shuffle_ps(lanes, lanes, 1)));
+  }
+  static float total(F32 lanes) { return total(_mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1))); }
+  static float total(const F32 (&lanes)[2]) { return total(_mm256_add_ps(lanes[0], lanes[1])); }
   static uint32_t at_least(F32 a, F32 b) { return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ))); }
   static void keep_larger(F32& best, F32& factor, F32 value, F32 mine) {
     const F32 larger = _mm256_cmp_ps(value, best, _CMP_GT_OQ);

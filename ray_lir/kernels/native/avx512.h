@@ -34,18 +34,28 @@ struct Avx512 : Avx2 {
     for (int half = 0; half < 2; ++half) Half::store_bytes(to + half * kStep, Half::load(each + half * kStep));
   }
   static F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+  static F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
   static F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
   static F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
   static F32 min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
+  static F32 within(F32 a, F32 limit) {  // the smaller in size, with the sign of a
+    return _mm512_range_ps(a, limit, 2);
+  }
   static F32 div(F32 a, F32 b) { return _mm512_div_ps(a, b); }
   static F32 to_float(I32 lanes) { return _mm512_cvtepi32_ps(lanes); }
-  static F32 power_of_two(F32 exponent) {
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(_mm512_castps_si512(exponent), 23), _mm512_set1_epi32(127 << 23)));
+  static F32 power_of_eighths(F32 rounded) {
+    const I32 eighths = _mm512_castps_si512(rounded);
+    const F32 powers = _mm512_permutexvar_ps(eighths, _mm512_loadu_ps(reinterpret_cast<const float*>(kPowers)));
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(eighths, 20), _mm512_castps_si512(powers)));
+  }
+  static float total(const F32 (&lanes)[1]) {
+    const I32 bits = _mm512_castps_si512(lanes[0]);
+    return Half::total(_mm256_add_ps(_mm256_castsi256_ps(_mm512_castsi512_si256(bits)), _mm256_castsi256_ps(_mm512_extracti64x4_epi64(bits, 1))));
   }
   static uint32_t at_least(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
   static void keep_larger(F32& best, F32& factor, F32 value, F32 mine) {
     const __mmask16 larger = _mm512_cmp_ps_mask(value, best, _CMP_GT_OQ);
-    best = _mm512_mask_mov_ps(best, larger, value);
+    best = _mm512_max_ps(best, value);
     factor = _mm512_mask_mov_ps(factor, larger, mine);
   }
   static void keep_larger(I32& best, I32& where, I32 value, int32_t number) {
@@ -68,6 +78,12 @@ struct Avx512 : Avx2 {
       _mm512_storeu_si512(row + 2 * i + 64, _mm512_shuffle_i64x2(even, odd, 0xee));
     }
     decode4_from(d, i, packed, row);
+  }
+  // The values of 8 bytes of two dimensions each, of 16 buckets.
+  static void expand4(const uint8_t* packed, const float* buckets, float* to) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(packed)), low = _mm_set1_epi8(15);
+    const __m128i each = _mm_unpacklo_epi8(_mm_and_si128(_mm_srli_epi16(bytes, 4), low), _mm_and_si128(bytes, low));
+    store(to, _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(each), load(buckets)));
   }
   static int32_t dot_row(const uint8_t* row, const int8_t* query, int64_t count) {
     I32 sums = zero();

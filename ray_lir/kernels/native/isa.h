@@ -20,6 +20,7 @@ constexpr int kGroup = 16;           // query tokens packed together
 constexpr int kStep = 8;             // lanes are a multiple of
 constexpr int kRows = 32;            // document tokens decoded together: they stay in the first-level cache
 constexpr int kMoreRows = 8;         // memory after them, which is multiplied and not looked at
+constexpr float kEighths = 11.5415603f;  // 8 / ln 2: exp(z) = 2^(y / 8) for y = kEighths z
 constexpr float kLargestScore = 65504;  // that float16 holds
 constexpr int kWordBits = 14;        // words are values times 2^14: products of unit vectors fit 32 bits
 constexpr float kWordScale = 1.0f / (1 << (2 * kWordBits));
@@ -80,28 +81,32 @@ struct ResidualTask {
   float* scores;                // [queries, count]
 };
 
-// TRIAL (ALGORITHMS 5.4): rows of floats are [D rounded up to 16], filled with zeros.
+struct RelationHalf {           // what a token adds to the hidden layer of a pair as the first, or as the second
+  const int16_t* columns;       // packed, `width` of them
+  const float* scales;          // [width]
+  const float* bias;            // [width]
+};
+
+// TRIAL (ALGORITHMS 5.4): rows of floats are [D rounded up to 64], filled with zeros.
 struct RelationTask {
   Shard shard;
   Decoder decoder;
   PackedQuery query;            // scratch is the worker's
   int64_t num_tokens;           // n
-  const float* centroids;       // [C, D]
+  const Score* centroids;       // [C, D] float16
+  const float* buckets;         // [2^nbits] bucket weights
   const float* values;          // [256, 8 / nbits] the bucket weights in a packed byte
   int64_t dim;
-  int64_t width;                // D rounded up to 16
+  int64_t width;                // D rounded up to 64
   int64_t pairs;
-  const int16_t* before;        // packed columns: what a token adds as the first of a pair
-  const float* before_scales;
-  const int16_t* after;         // and as the second
-  const float* after_scales;
-  const float* bias;            // of the second
-  const float* scale;           // the norm's
-  const float* shift;
-  const float* products;        // [n, width] what the hidden layer of a pair is multiplied with
+  int64_t stride;               // words of a token's row: 2 pairs or more
+  RelationHalf before;
+  RelationHalf after;
+  const float* scale;           // the norm's, and
+  const float* shift;           // in the units of mish(), relation.h
+  const float* products;        // [n, width] what the hidden layer of a pair is multiplied with, in these units
   const float* constants;       // [n] added to that
-  const float* lower;           // [n] no relation is below
-  const float* upper;           // [n] or above
+  const float* upper;           // [n] no relation is above
   bool by_cosine;               // a relation starts from the token with the best cosine, not from the winner
   const int64_t* documents;
   int64_t count;
@@ -109,17 +114,23 @@ struct RelationTask {
 };
 
 struct RelationScratch {        // of a worker, for documents of up to `tokens` tokens
-  uint8_t* rows;                // [kRows, stride]
-  float* all;                   // [tokens, L]
-  float* best;                  // [L]
-  float* least;                 // [L]
-  float* before;                // [tokens, width]
-  float* after;                 // [tokens, width]
-  uint8_t* made;                // [tokens] 1: before is there, 2: after
+  uint8_t* rows;                // [2 kRows, stride of the decoder]
+  float* all;                   // [tokens, L] scores
+  int32_t* nearest;             // [L]
+  float* values;                // [L] the score with the nearest
+  float* least;                 // [L] the cosine of what could win
   int32_t* candidates;          // [L, tokens]
   int64_t* num_candidates;      // [L]
+  int32_t* asked;               // [tokens] whose halves are to be made
+  float* halves[2];             // [tokens + kRows, width], in the order in which they were made
+  int32_t* places[2];           // [tokens] where among them, or -1
+  int64_t num_made[2];
+  float* centroid;              // [D]
   float* vector;                // [D]
-  int16_t* words;               // [2 pairs]
+  int16_t* words;               // [kRows, stride]
+  float* lengths;               // [kRows]
+  int8_t* row_planes;           // [2, kRows, width] high and low bytes of words, where matrices are multiplied
+  int8_t* column_planes;        // [2, 2, width, width]
   int64_t tokens;
 };
 
@@ -220,7 +231,7 @@ struct CompressTask {
 struct Isa {
   const char* name;
   void (*residual_maxsim)(const ResidualTask&, int64_t begin, int64_t end, uint8_t* rows);
-  void (*relation_maxsim)(const RelationTask&, int64_t begin, int64_t end, const RelationScratch& scratch);
+  void (*relation_maxsim)(const RelationTask&, int64_t begin, int64_t end, RelationScratch& scratch);
   void (*centroid_maxsim)(const CentroidTask&, int64_t begin, int64_t end, float* best);
   void (*byte_maxsim)(const CentroidTask&, int64_t begin, int64_t end, float* best);
   void (*score_postings)(const PostingTask&, uint8_t* row);

@@ -76,6 +76,95 @@ struct Amx : Avx512 {
     });
   }
 
+  // Words as two bytes, w = 256 high + low, low from -128 to 127: rows of [high, low][kRows][width].
+  static void split_words(const int16_t* words, int64_t count, int64_t width, int8_t* planes) {
+    for (int64_t i = 0; i < count * width; ++i) planes[i] = int8_t((words[i] + 128) >> 8);
+    for (int64_t i = 0; i < count * width; ++i) planes[kRows * width + i] = int8_t(uint8_t(words[i]));
+  }
+
+  // Two bytes of each of 16 columns, and two more, as the 4 bytes that are multiplied at a time.
+  static void join_bytes(int8_t* to, I32 first, I32 second) {
+    const I32 low = _mm512_set1_epi32(0x00ff00ff), join = _mm512_set1_epi32(0x0000ffff);
+    const auto joined = [&](I32 words) {
+      const I32 bytes = _mm512_and_si512(words, low);
+      return _mm512_and_si512(_mm512_or_si512(bytes, _mm512_srli_epi32(bytes, 8)), join);
+    };
+    store_i32(reinterpret_cast<int32_t*>(to), _mm512_or_si512(joined(first), _mm512_slli_epi32(joined(second), 16)));
+  }
+
+  // Both halves' columns as [half][high, low][width / 16][width / 4][16][4].
+  static void split_columns(const RelationTask& task, RelationScratch& scratch) {
+    const int64_t size = task.width * task.width;
+    for (int half = 0; half < 2; ++half)
+      for (int64_t group = 0; group < task.width / kGroup; ++group)
+        for (int64_t quad = 0; quad < (task.pairs + 1) / 2; ++quad) {
+          const int16_t* columns = (half ? task.after : task.before).columns + (group * task.pairs + 2 * quad) * 2 * kGroup;
+          const I32 first = load_i32(columns), second = 2 * quad + 1 < task.pairs ? load_i32(columns + 2 * kGroup) : zero();
+          const auto high = [](I32 words) { return _mm512_srai_epi16(_mm512_add_epi16(words, _mm512_set1_epi16(128)), 8); };
+          int8_t* to = scratch.column_planes + 2 * half * size + (group * task.width / 4 + quad) * 4 * kGroup;
+          join_bytes(to, high(first), high(second));
+          join_bytes(to + size, first, second);
+        }
+  }
+
+  // Products of 16 rows with 16 columns: of high with high bytes, high with low and low with high, and low with low. Rows of up to 128
+  // words stay in tiles 4-7, so they need be loaded for the first columns alone.
+  static void multiply_planes(const int8_t* rows, bool load, const int8_t* columns, int64_t width, int32_t (*products)[kGroup][kGroup]) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    for (int64_t at = 0; at < width; at += 128) {
+      const bool two = at + 64 < width;
+      if (load || width > 128) {
+        _tile_loadd(4, rows + at, width);
+        _tile_loadd(5, rows + kRows * width + at, width);
+        if (two) _tile_loadd(6, rows + at + 64, width);
+        if (two) _tile_loadd(7, rows + kRows * width + at + 64, width);
+      }
+      const int8_t *high = columns + at * kGroup, *low = high + width * width;
+      _tile_loadd(3, high, 64);
+      _tile_dpbssd(0, 4, 3);
+      _tile_dpbssd(1, 5, 3);
+      _tile_loadd(3, low, 64);
+      _tile_dpbssd(1, 4, 3);
+      _tile_dpbssd(2, 5, 3);
+      if (!two) break;
+      _tile_loadd(3, high + 64 * kGroup, 64);
+      _tile_dpbssd(0, 6, 3);
+      _tile_dpbssd(1, 7, 3);
+      _tile_loadd(3, low + 64 * kGroup, 64);
+      _tile_dpbssd(1, 6, 3);
+      _tile_dpbssd(2, 7, 3);
+    }
+    _tile_stored(0, products[0], 64);
+    _tile_stored(1, products[1], 64);
+    _tile_stored(2, products[2], 64);
+  }
+
+  // The products of one block of 16 by 16 become floats while those of the next are made.
+  static void multiply_half(const RelationTask& task, const RelationScratch& scratch, const RelationHalf& half, bool second, int64_t count,
+                            float* rows) {
+    alignas(64) int32_t products[2][3][kGroup][kGroup];
+    const int8_t* planes = scratch.column_planes + (second ? 2 : 0) * task.width * task.width;
+    const int64_t width = task.width, groups = width / kGroup, blocks = (count + kGroup - 1) / kGroup * groups;
+    for (int64_t block = 0; block <= blocks; ++block) {
+      if (block < blocks)
+        multiply_planes(scratch.row_planes + block / groups * kGroup * width, block % groups == 0, planes + block % groups * kGroup * width, width,
+                        products[block % 2]);
+      if (block == 0) continue;
+      const int64_t row = (block - 1) / groups * kGroup, column = (block - 1) % groups * kGroup;
+      const auto& sums = products[(block - 1) % 2];
+      const F32 scale = load(half.scales + column), bias = load(half.bias + column);
+      const int64_t some = count - row < kGroup ? count - row : kGroup;
+      float* to = rows + row * width + column;
+      for (int64_t t = 0; t < some; ++t) {
+        const I32 high = _mm512_slli_epi32(load_i32(sums[0][t]), 16), middle = _mm512_slli_epi32(load_i32(sums[1][t]), 8);
+        const F32 product = to_float(add_i32(add_i32(high, middle), load_i32(sums[2][t])));
+        store(to + t * width, add(mul(mul(product, scale), all(scratch.lengths[row + t])), bias));
+      }
+    }
+  }
+
   static void bare_rows(const RowsTask& task, int64_t row, int64_t count) {
     multiply_lanes(task.rows + row * task.stride, task.stride, *task.query, [&](const auto& products, int64_t first, int64_t lanes) {
       for (int64_t lane = 0; lane < lanes; lane += kStep) {

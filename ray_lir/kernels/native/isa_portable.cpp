@@ -23,16 +23,24 @@ struct Plain {
   static F32 load(const float* from) { F32 lanes; std::memcpy(&lanes, from, 16); return lanes; }
   static void store(float* to, F32 lanes) { std::memcpy(to, &lanes, 16); }
   static F32 add(F32 a, F32 b) { return a + b; }
+  static F32 sub(F32 a, F32 b) { return a - b; }
   static F32 mul(F32 a, F32 b) { return a * b; }
   static F32 max(F32 a, F32 b) { return a > b ? a : b; }
   static F32 min(F32 a, F32 b) { return a < b ? a : b; }
+  static F32 within(F32 a, F32 limit) { return max(min(a, limit), -limit); }
   static F32 div(F32 a, F32 b) { return a / b; }
   static F32 to_float(I32 lanes) { return __builtin_convertvector(lanes, F32); }
-  static F32 power_of_two(F32 exponent) {
+  static F32 power_of_eighths(F32 rounded) {
     uint32_t lanes[4];
-    std::memcpy(lanes, &exponent, 16);
-    for (auto& lane : lanes) lane = (lane << 23) + (127u << 23);
-    return load(reinterpret_cast<const float*>(lanes));
+    std::memcpy(lanes, &rounded, 16);
+    for (auto& lane : lanes) lane = (lane << 20) + kPowers[lane % 8];
+    F32 powers;
+    std::memcpy(&powers, lanes, 16);
+    return powers;
+  }
+  static float total(const F32 (&lanes)[4]) {
+    const F32 sums = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
   }
   static uint32_t at_least(F32 a, F32 b) {
     uint32_t mask = 0;

@@ -4,6 +4,7 @@
 // registers; V::Half has registers of at most 8 lanes. Included by one file an instruction set, inside an anonymous namespace: two files must
 // not share compiled code, since each is compiled for other processors. Sums of floats are made in one order everywhere, and
 // products and sums are never fused, so that every instruction set gives the same scores to the bit.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
@@ -12,6 +13,10 @@
 
 namespace {
 using namespace ray_lir;
+
+// 2^(j / 8) for j from 0 to 7, twice, as the bits of floats less j << 20: with any whole k << 20 added to those of k % 8, 2^(k / 8).
+constexpr uint32_t kPowers[16] = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7,
+                                  0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
 
 inline uint32_t code_of(const Shard& shard, int64_t token) {
   return shard.wide_codes ? static_cast<const uint32_t*>(shard.codes)[token] : static_cast<const uint16_t*>(shard.codes)[token];
@@ -623,12 +628,29 @@ void rotate(const float* rows, int64_t count, int64_t dim, const float* rotation
   }
 }
 
+// dot(row, row, count), to the bit.
+template <class V>
+inline float squares(const float* row, int64_t count) {
+  if (count % kGroup) return dot(row, row, count);
+  constexpr int kEach = kGroup / V::kLanes;
+  typename V::F32 sums[kEach];
+#pragma GCC unroll 16
+  for (int v = 0; v < kEach; ++v) sums[v] = V::all(0);
+  for (int64_t k = 0; k < count; k += kGroup)
+#pragma GCC unroll 16
+    for (int v = 0; v < kEach; ++v) {
+      const auto x = V::load(row + k + v * V::kLanes);
+      sums[v] = V::add(sums[v], V::mul(x, x));
+    }
+  return V::total(sums);
+}
+
 // Rows of floats as words of length 2^14, and what each is to be multiplied with to be what it was, over 2^14.
 template <class V>
 void to_words(const float* rows, int64_t count, int64_t dim, int64_t stride, int16_t* words, float* lengths) {
   for (int64_t i = 0; i < count; ++i) {
     const float* row = rows + i * dim;
-    lengths[i] = std::sqrt(dot(row, row, dim));
+    lengths[i] = std::sqrt(squares<V>(row, dim));
     const float factor = lengths[i] > 0 ? (1 << kWordBits) / lengths[i] : 0;
     for (int64_t d = 0; d < dim; ++d) {
       const float value = row[d] * factor;

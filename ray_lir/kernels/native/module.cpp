@@ -72,18 +72,25 @@ nb::ndarray<nb::numpy, T> array_of(std::vector<size_t> shape, T** data, bool zer
   return nb::ndarray<nb::numpy, T>(*data, shape.size(), shape.data(), owner);
 }
 
-// Runs work(begin, end) over 0 to count in pieces that threads take one after another.
-template <class Work>
-void spread(int64_t count, int64_t piece, int threads, const Work& work) {
+// Runs work(mine, begin, end) over 0 to count in pieces that threads take one after another; each thread makes what is its own first.
+template <class Make, class Work>
+void spread_with(int64_t count, int64_t piece, int threads, const Make& make, const Work& work) {
   std::atomic<int64_t> next{0};
   auto run = [&] {
-    for (int64_t begin; (begin = next.fetch_add(piece)) < count;) work(begin, std::min(count, begin + piece));
+    auto mine = make();
+    for (int64_t begin; (begin = next.fetch_add(piece)) < count;) work(mine, begin, std::min(count, begin + piece));
   };
   const int64_t useful = std::min<int64_t>(threads, (count + piece - 1) / piece);
   std::vector<std::thread> others;
   for (int64_t i = 1; i < useful; ++i) others.emplace_back(run);
   run();
   for (auto& other : others) other.join();
+}
+
+// The same where nothing is a thread's own.
+template <class Work>
+void spread(int64_t count, int64_t piece, int threads, const Work& work) {
+  spread_with(count, piece, threads, [] { return 0; }, [&](int, int64_t begin, int64_t end) { work(begin, end); });
 }
 
 // ---- instruction sets -------------------------------------------------------------------------------------------------
@@ -298,41 +305,72 @@ FloatResult residual_maxsim(const std::string& name, std::vector<Matrix> vectors
   return result;
 }
 
-// The rows of a matrix as packed columns, and rows of floats filled with zeros to whole registers.
-Columns columns_of(const Isa& isa, Matrix rows) { return Columns(isa, rows.data(), int64_t(rows.shape(0)), int64_t(rows.shape(1))); }
+using Words = Array<int16_t, 2>;
 
-Aligned<float> widened(const float* rows, int64_t count, int64_t dim, int64_t width) {
+// The rows of a matrix as packed columns, filled with zeros to whole registers.
+Columns columns_of(const Words& words, Floats scales, int64_t dim, int64_t width) {
+  require(int64_t(words.shape(0)) == dim && int64_t(words.shape(1)) == round_up(dim, 2) && int64_t(scales.shape(0)) == dim,
+          "a relation encoder of other dimensions");
+  Columns columns(width, dim);
+  for (int64_t i = 0; i < dim; ++i) columns.set(i, words.data() + i * words.shape(1));
+  std::copy(scales.data(), scales.data() + dim, columns.scales.get());
+  return columns;
+}
+
+// Rows times a factor, filled with zeros to `width`.
+Aligned<float> widened(const float* rows, int64_t count, int64_t dim, int64_t width, float factor = 1) {
   Aligned<float> wide(count * width);
-  for (int64_t i = 0; i < count; ++i) std::copy(rows + i * dim, rows + (i + 1) * dim, wide.get() + i * width);
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t d = 0; d < dim; ++d) wide.get()[i * width + d] = rows[i * dim + d] * factor;
   return wide;
 }
 
+// A worker's memory.
+struct RelationMemory {
+  Aligned<uint8_t> rows;
+  Aligned<float> all, values, least, before, after, centroid, vector, lengths;
+  Aligned<int32_t> nearest, candidates, asked, first_places, second_places;
+  Aligned<int64_t> num_candidates;
+  Aligned<int16_t> words;
+  Aligned<int8_t> row_planes, column_planes;
+  RelationScratch scratch;
+
+  RelationMemory(const RelationTask& task, int64_t tokens)
+      : rows((2 * kRows + kMoreRows) * task.decoder.stride), all(tokens * task.query.lanes, false), values(task.query.lanes), least(task.query.lanes),
+        before((tokens + kRows) * task.width, false), after((tokens + kRows) * task.width, false), centroid(task.dim), vector(task.dim),
+        lengths(kRows), nearest(task.query.lanes), candidates(tokens * task.query.lanes, false), asked(tokens), first_places(tokens),
+        second_places(tokens), num_candidates(task.query.lanes), words(kRows * task.stride), row_planes(2 * kRows * task.width),
+        column_planes(4 * task.width * task.width),
+        scratch{rows.get(), all.get(), nearest.get(), values.get(), least.get(), candidates.get(), num_candidates.get(), asked.get(),
+                {before.get(), after.get()}, {first_places.get(), second_places.get()}, {0, 0}, centroid.get(), vector.get(), words.get(),
+                lengths.get(), row_planes.get(), column_planes.get(), tokens} {}
+};
+
 // TRIAL from codes and residuals.
-FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weights, Scores table, Matrix products, Floats constants, Floats lower,
-                            Floats upper, Codes codes, Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights,
-                            Numbers doc_offsets, Floats buckets, Matrix centroids, Matrix before, Matrix after, Floats bias, Floats scale,
-                            Floats shift, bool by_cosine, std::optional<Numbers> documents, int threads) {
+FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weights, Scores table, Matrix products, Floats constants, Floats upper,
+                            Codes codes, Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights, Numbers doc_offsets,
+                            Floats buckets, Scores centroids, Words before, Floats before_scales, Words after, Floats after_scales, Floats bias,
+                            Floats scale, Floats shift, bool by_cosine, std::optional<Numbers> documents, int threads) {
   const Isa& isa = isa_named(name);
   const Levels levels(buckets);
-  const int64_t num_tokens = vectors.shape(0), dim = vectors.shape(1), width = round_up(dim, kGroup);
+  const int64_t num_tokens = vectors.shape(0), dim = vectors.shape(1), width = round_up(dim, 64);
   const Decoder decoder = decoder_of(levels, dim);
   const Shard shard = shard_of(codes, residuals, scales, token_weights, doc_offsets, decoder);
   const Packed packed(vectors, weights, levels);
   require(int64_t(table.shape(1)) == packed.lanes && table.shape(0) == centroids.shape(0), "a table of another query, or of other centroids");
   require(int64_t(products.shape(0)) == num_tokens && int64_t(products.shape(1)) == dim && int64_t(constants.shape(0)) == num_tokens &&
-              int64_t(lower.shape(0)) == num_tokens && int64_t(upper.shape(0)) == num_tokens, "relation terms of another query");
-  for (int64_t i = 0; i < num_tokens; ++i) require(lower.data()[i] <= upper.data()[i], "bounds the wrong way round");
-  for (const Matrix& half : {before, after})
-    require(int64_t(half.shape(0)) == dim && int64_t(half.shape(1)) == dim, "a relation encoder of other dimensions");
+              int64_t(upper.shape(0)) == num_tokens, "relation terms of another query");
   for (const Floats& row : {bias, scale, shift}) require(int64_t(row.shape(0)) == dim, "a relation encoder of other dimensions");
   require(int64_t(centroids.shape(1)) == dim, "centroids of other dimensions");
   std::vector<float> values(256 * (8 / levels.nbits));
   for (int byte = 0; byte < 256; ++byte)
     for (int j = 0; j < 8 / levels.nbits; ++j)
       values[byte * (8 / levels.nbits) + j] = buckets.data()[byte >> (8 - levels.nbits * (j + 1)) & ((1 << levels.nbits) - 1)];
-  const Columns first = columns_of(isa, before), second = columns_of(isa, after);
-  const Aligned<float> wide_bias = widened(bias.data(), 1, dim, width), wide_scale = widened(scale.data(), 1, dim, width),
-                       wide_shift = widened(shift.data(), 1, dim, width), wide_products = widened(products.data(), num_tokens, dim, width);
+  const Columns first = columns_of(before, before_scales, dim, width), second = columns_of(after, after_scales, dim, width);
+  
+  const Aligned<float> no_bias(width), wide_bias = widened(bias.data(), 1, dim, width), wide_scale = widened(scale.data(), 1, dim, width, kEighths),
+                       wide_shift = widened(shift.data(), 1, dim, width, kEighths),
+                       wide_products = widened(products.data(), num_tokens, dim, width, 1 / kEighths);
   const int64_t count = count_of(documents, doc_offsets);
   int64_t longest = 1;
   for (int64_t i = 0; i < count; ++i) {
@@ -341,20 +379,13 @@ FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weig
   }
   float* scores;
   FloatResult result = array_of<float>({size_t(count)}, &scores);
-  const RelationTask task = {shard, decoder, packed.view(table.data(), nullptr, nullptr), num_tokens, centroids.data(), values.data(), dim, width,
-                             first.pairs, first.words.get(), first.scales.get(), second.words.get(), second.scales.get(), wide_bias.get(),
-                             wide_scale.get(), wide_shift.get(), wide_products.get(), constants.data(), lower.data(), upper.data(), by_cosine,
-                             documents ? documents->data() : nullptr, count, scores};
+  const RelationTask task = {shard, decoder, packed.view(table.data(), nullptr, nullptr), num_tokens, centroids.data(), buckets.data(), values.data(), dim,
+                             width, first.pairs, width, {first.words.get(), first.scales.get(), no_bias.get()},
+                             {second.words.get(), second.scales.get(), wide_bias.get()}, wide_scale.get(), wide_shift.get(), wide_products.get(),
+                             constants.data(), upper.data(), by_cosine, documents ? documents->data() : nullptr, count, scores};
   nb::gil_scoped_release release;
-  const int64_t lanes = packed.lanes;
-  spread(count, 8, threads, [&](int64_t begin, int64_t end) {
-    Aligned<uint8_t> rows((2 * kRows + kMoreRows) * decoder.stride), made(longest);
-    Aligned<float> all(longest * lanes), best(lanes), least(lanes), befores(longest * width), afters(longest * width), vector(dim);
-    Aligned<int32_t> candidates(longest * lanes);
-    Aligned<int64_t> num_candidates(lanes);
-    Aligned<int16_t> words(2 * first.pairs);
-    isa.relation_maxsim(task, begin, end, {rows.get(), all.get(), best.get(), least.get(), befores.get(), afters.get(), made.get(),
-                                           candidates.get(), num_candidates.get(), vector.get(), words.get(), longest});
+  spread_with(count, 32, threads, [&] { return RelationMemory(task, longest); }, [&](RelationMemory& memory, int64_t begin, int64_t end) {
+    isa.relation_maxsim(task, begin, end, memory.scratch);
   });
   return result;
 }
@@ -955,13 +986,13 @@ NB_MODULE(ray_lir_native, m) {
   using namespace ray_lir;
   using namespace nb::literals;
   m.attr("__doc__") = "Compiled kernels of ray_lir; use ray_lir.kernels.select('native').";
-  m.attr("ABI") = 3;
+  m.attr("ABI") = 4;
   m.def("instruction_sets", &instruction_sets);
   m.def("residual_maxsim", &residual_maxsim, "isa"_a, "vectors"_a, "weights"_a, "tables"_a, "codes"_a, "residuals"_a, "scales"_a,
         "token_weights"_a.none(), "doc_offsets"_a, "buckets"_a, "documents"_a.none(), "threads"_a);
-  m.def("relation_maxsim", &relation_maxsim, "isa"_a, "vectors"_a, "weights"_a, "table"_a, "products"_a, "constants"_a, "lower"_a, "upper"_a,
-        "codes"_a, "residuals"_a, "scales"_a, "token_weights"_a.none(), "doc_offsets"_a, "buckets"_a, "centroids"_a, "before"_a, "after"_a,
-        "bias"_a, "scale"_a, "shift"_a, "by_cosine"_a, "documents"_a.none(), "threads"_a);
+  m.def("relation_maxsim", &relation_maxsim, "isa"_a, "vectors"_a, "weights"_a, "table"_a, "products"_a, "constants"_a, "upper"_a,
+        "codes"_a, "residuals"_a, "scales"_a, "token_weights"_a.none(), "doc_offsets"_a, "buckets"_a, "centroids"_a, "before"_a, "before_scales"_a,
+        "after"_a, "after_scales"_a, "bias"_a, "scale"_a, "shift"_a, "by_cosine"_a, "documents"_a.none(), "threads"_a);
   m.def("centroid_maxsim", &table_maxsim<Score>, "isa"_a, "table"_a, "weights"_a, "base"_a, "codes"_a, "doc_offsets"_a, "threshold"_a.none(),
         "documents"_a.none(), "threads"_a);
   m.def("byte_maxsim", &table_maxsim<uint8_t>, "isa"_a, "table"_a, "weights"_a, "base"_a, "codes"_a, "doc_offsets"_a, "threshold"_a.none(),

@@ -1,154 +1,343 @@
 // TRIAL from codes and residuals (ALGORITHMS 5.4), for loops.h, which includes it where V and the loops of MaxSim are known.
 //
-// Only what can win is computed. Every relation of a query token lies between `lower` and `upper`, so a document token whose cosine is
-// further below the best than they are apart cannot win; a token's halves are made when the first relation needs them.
+// Most query tokens go to the document token of the best cosine, the nearest. So the relations of the nearest are computed first, in one
+// batch a document; then those of the tokens that could still win, since no relation of query token i is above upper[i]; and where a
+// query token went to another one after all, the next token's are computed again. What wins is what wins of all pairs.
 
-// Mish(z) = z u / (u + 2), u = e (e + 2), e = exp(z); exp by its Taylor polynomial of degree 5 between -ln 2 / 2 and ln 2 / 2,
-// within 3e-6 of itself, summed so that few steps wait for one another.
+constexpr int kPairs = 32;  // pairs whose relations are computed together, so that none waits for the root of its own variance
+
+// Mish(z) = z u / (u + 2), u = e (e + 2), e = exp(z), of y = kEighths z, and in those units. 2^(y / 8) is looked up for the nearest
+// whole y, times a polynomial for what is left, within 4e-6 of itself. Beyond z = 20 the factor of z is one, or too small to matter.
 template <class V>
-inline typename V::F32 mish(typename V::F32 z) {
-  const auto x = V::max(V::min(z, V::all(20.0f)), V::all(-80.0f));
+inline typename V::F32 mish(const typename V::F32& y) {
+  const auto x = V::within(y, V::all(20 * kEighths));
   const auto magic = V::all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits
-  const auto rounded = V::add(V::mul(x, V::all(1.44269504f)), magic);
-  const auto whole = V::add(rounded, V::all(-12582912.0f));
-  const auto rest = V::add(V::add(x, V::mul(whole, V::all(-0.693145752f))), V::mul(whole, V::all(-1.42860677e-6f)));
-  const auto square = V::mul(rest, rest);
-  const auto low = V::add(rest, V::all(1.0f));
-  const auto middle = V::add(V::mul(rest, V::all(1.0f / 6)), V::all(0.5f));
-  const auto high = V::add(V::mul(rest, V::all(1.0f / 120)), V::all(1.0f / 24));
-  const auto sum = V::add(V::add(low, V::mul(square, middle)), V::mul(V::mul(square, square), high));
-  const auto e = V::mul(sum, V::power_of_two(rounded));
+  const auto rounded = V::add(x, magic);
+  const auto rest = V::add(x, V::sub(magic, rounded));
+  const auto inner = V::add(V::mul(rest, V::all(0.00375397946f)), V::all(0.0866637230f));
+  const auto e = V::mul(V::add(V::mul(rest, inner), V::all(1.0f)), V::power_of_eighths(rounded));
   const auto u = V::mul(e, V::add(e, V::all(2.0f)));
-  return V::div(V::mul(z, u), V::add(u, V::all(2.0f)));
+  return V::div(V::mul(y, u), V::add(u, V::all(2.0f)));
 }
 
-template <class V>
-inline float sum_of(const typename V::F32 (&sums)[kGroup / V::kLanes]) {
-  alignas(64) float lanes[kGroup];
-#pragma GCC unroll 16
-  for (int v = 0; v < kGroup / V::kLanes; ++v) V::store(lanes + v * V::kLanes, sums[v]);
-  for (int half = kGroup / 2; half; half /= 2)
-    for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
-  return lanes[0];
-}
+struct Pair {                   // of document tokens, by their halves, and the query token whose relation with them is wanted
+  const float* before;
+  const float* after;
+  const float* products;
+};
 
-// The relation of a query token, which `products` is of, with a pair of document tokens given by their halves; without its constant.
 template <class V>
-inline float relate(const RelationTask& task, const float* before, const float* after, const float* products) {
+inline float squares_of(const RelationTask& task, const Pair& pair) {
   constexpr int kEach = kGroup / V::kLanes;
-  typename V::F32 squares[kEach], sums[kEach];
+  typename V::F32 squares[kEach];
 #pragma GCC unroll 16
-  for (int v = 0; v < kEach; ++v) squares[v] = sums[v] = V::all(0);
+  for (int v = 0; v < kEach; ++v) squares[v] = V::all(0);
   for (int64_t k = 0; k < task.width; k += kGroup)
 #pragma GCC unroll 16
     for (int v = 0; v < kEach; ++v) {
-      const auto x = V::add(V::load(before + k + v * V::kLanes), V::load(after + k + v * V::kLanes));
+      const auto x = V::add(V::load(pair.before + k + v * V::kLanes), V::load(pair.after + k + v * V::kLanes));
       squares[v] = V::add(squares[v], V::mul(x, x));
     }
-  const auto inverse = V::all(1 / std::sqrt(sum_of<V>(squares) / float(task.dim) + 1e-5f));
-  for (int64_t k = 0; k < task.width; k += kGroup)
+  return V::total(squares);
+}
+
+// Four registers as one: what is done to one is done to the others before what depends on it, so that none waits long.
+template <class V>
+struct Four {
+  struct F32 { typename V::F32 parts[4]; };
+
+  template <class Run>
+  static F32 each(const Run& run) {
+    F32 result;
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p) result.parts[p] = run(p);
+    return result;
+  }
+  static F32 all(float value) { return each([&](int) { return V::all(value); }); }
+  static F32 load(const float* from) { return each([&](int p) { return V::load(from + p * kGroup); }); }
+  static F32 add(const F32& a, const F32& b) { return each([&](int p) { return V::add(a.parts[p], b.parts[p]); }); }
+  static F32 sub(const F32& a, const F32& b) { return each([&](int p) { return V::sub(a.parts[p], b.parts[p]); }); }
+  static F32 mul(const F32& a, const F32& b) { return each([&](int p) { return V::mul(a.parts[p], b.parts[p]); }); }
+  static F32 within(const F32& a, const F32& limit) { return each([&](int p) { return V::within(a.parts[p], limit.parts[p]); }); }
+  static F32 power_of_eighths(const F32& a) { return each([&](int p) { return V::power_of_eighths(a.parts[p]); }); }
+  // a / b; two share a division.
+  static F32 div(const F32& a, const F32& b) {
+    const typename V::F32 over[2] = {V::div(V::all(1), V::mul(b.parts[0], b.parts[1])), V::div(V::all(1), V::mul(b.parts[2], b.parts[3]))};
+    return each([&](int p) { return V::mul(a.parts[p], V::mul(over[p / 2], b.parts[p ^ 1])); });
+  }
+};
+
+template <class V>
+inline float hidden_product(const RelationTask& task, const Pair& pair, float factor) {
+  constexpr int kEach = kGroup / V::kLanes;
+  typedef Four<V> W;
+  const auto inverse = W::all(factor);
+  typename V::F32 sums[kEach];
+#pragma GCC unroll 16
+  for (int v = 0; v < kEach; ++v) sums[v] = V::all(0);
+  for (int64_t k = 0; k < task.width; k += 4 * kGroup)
 #pragma GCC unroll 16
     for (int v = 0; v < kEach; ++v) {
       const int64_t at = k + v * V::kLanes;
-      const auto x = V::mul(V::add(V::load(before + at), V::load(after + at)), inverse);
-      const auto hidden = mish<V>(V::add(V::mul(x, V::load(task.scale + at)), V::load(task.shift + at)));
-      sums[v] = V::add(sums[v], V::mul(hidden, V::load(products + at)));
+      const auto x = W::mul(W::add(W::load(pair.before + at), W::load(pair.after + at)), inverse);
+      const auto hidden = mish<W>(W::add(W::mul(x, W::load(task.scale + at)), W::load(task.shift + at)));
+      const auto worth = W::mul(hidden, W::load(pair.products + at));
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; ++p) sums[v] = V::add(sums[v], worth.parts[p]);
     }
-  return sum_of<V>(sums);
+  return V::total(sums);
 }
 
-// One half of a token, made of its decoded vector when it is first asked for.
+// Relations without their constants, of at most kPairs pairs.
 template <class V>
-inline const float* half_of(const RelationTask& task, const RelationScratch& scratch, int64_t first, int64_t j, bool second) {
-  float* half = (second ? scratch.after : scratch.before) + j * task.width;
-  const uint8_t flag = second ? 2 : 1;
-  if (scratch.made[j] & flag) return half;
-  scratch.made[j] |= flag;
-  const int64_t token = first + j;
-  const int per_byte = 8 / task.decoder.nbits;
+inline void relate(const RelationTask& task, const Pair* pairs, int64_t count, float* relations) {
+  float inverses[kPairs];
+  for (int64_t c = 0; c < count; ++c) inverses[c] = squares_of<V>(task, pairs[c]);
+  for (int64_t c = 0; c < count; ++c) inverses[c] = 1 / std::sqrt(inverses[c] / float(task.dim) + 1e-5f);
+  for (int64_t c = 0; c < count; ++c) relations[c] = hidden_product<V>(task, pairs[c], inverses[c]);
+}
+
+template <int EACH>
+inline void copy_values(const uint8_t* packed, int64_t begin, int64_t count, const float* values, float* to) {
+  for (int64_t b = begin; b < count; ++b) std::memcpy(to + b * EACH, values + packed[b] * EACH, EACH * sizeof(float));
+}
+
+template <class V>
+inline void decode_vector(const RelationTask& task, int64_t token, float* __restrict centroid, float* __restrict vector) {
   const uint8_t* packed = task.shard.residuals + token * task.decoder.packed_bytes;
-  const float* centroid = task.centroids + code_of(task.shard, token) * task.dim;
-  float scales[2], length;
+  const int64_t bytes = task.decoder.packed_bytes;
+  int64_t done = 0;
+  if constexpr (V::kLanes == kGroup)
+    if (task.decoder.nbits == 4)
+      for (; done + 8 <= bytes; done += 8) V::expand4(packed + done, task.buckets, vector + 2 * done);
+  switch (task.decoder.nbits) {
+    case 1: copy_values<8>(packed, 0, bytes, task.values, vector); break;
+    case 2: copy_values<4>(packed, 0, bytes, task.values, vector); break;
+    case 4: copy_values<2>(packed, done, bytes, task.values, vector); break;
+    default: copy_values<1>(packed, 0, bytes, task.values, vector);
+  }
+  float scales[2];
   V::to_floats(task.shard.scales + 2 * token, 2, scales);
-  for (int64_t b = 0; b < task.decoder.packed_bytes; ++b)
-    for (int k = 0; k < per_byte; ++k) {
-      const int64_t d = b * per_byte + k;
-      scratch.vector[d] = scales[0] * centroid[d] + scales[1] * task.values[packed[b] * per_byte + k];
-    }
-  to_words<V>(scratch.vector, 1, task.dim, 2 * task.pairs, scratch.words, &length);
-  word_products<V>({scratch.words, 2 * task.pairs, 1, second ? task.after : task.before, task.width, task.pairs,
-                    second ? task.after_scales : task.before_scales, nullptr, nullptr, nullptr}, half, 0, 1);
-  for (int64_t k = 0; k < task.width; ++k) half[k] = half[k] * length + (second ? task.bias[k] : 0.0f);
-  return half;
+  V::to_floats(task.centroids + code_of(task.shard, token) * task.dim, task.dim, centroid);
+  for (int64_t d = 0; d < task.dim; ++d) vector[d] = scales[0] * centroid[d] + scales[1] * vector[d];
 }
 
-// Every score of a document, and for each query token the document tokens that can win.
+// Some tokens' products with the columns of a half: rows of floats, the first `count` of which are looked at.
 template <class V>
-inline void find_candidates(const RelationTask& task, const RelationScratch& scratch, int64_t first, int64_t last, int64_t lanes) {
-  typedef typename V::Half W;  // its lanes divide any query's
-  const int64_t count = last - first;
-  fill(scratch.best, lanes, -INFINITY);
-  for (int64_t j = 0; j < count; ++j)
-    for (int64_t lane = 0; lane < lanes; lane += W::kLanes)
-      W::store(scratch.best + lane, W::max(W::load(scratch.best + lane), W::load(scratch.all + j * lanes + lane)));
-  for (int64_t i = 0; i < lanes; ++i) {
-    scratch.num_candidates[i] = 0;
-    scratch.least[i] = i < task.num_tokens ? scratch.best[i] - (task.upper[i] - task.lower[i]) : INFINITY;
+inline void multiply_half(const RelationTask& task, RelationScratch& scratch, const RelationHalf& half, bool second, int64_t count,
+                          float* rows) {
+  if constexpr (V::kMatrix) {
+    V::multiply_half(task, scratch, half, second, count, rows);
+  } else {
+    word_products<V>({scratch.words, task.stride, kRows, half.columns, task.width, task.pairs, half.scales, nullptr, nullptr, nullptr}, rows, 0,
+                     (count + 7) / 8 * 8);
+    for (int64_t t = 0; t < count; ++t)
+      for (int64_t k = 0; k < task.width; ++k) rows[t * task.width + k] = rows[t * task.width + k] * scratch.lengths[t] + half.bias[k];
   }
-  for (int64_t j = 0; j < count; ++j)
-    for (int64_t lane = 0; lane < lanes; lane += W::kLanes)
-      for (uint32_t mask = W::at_least(W::load(scratch.all + j * lanes + lane), W::load(scratch.least + lane)); mask; mask &= mask - 1) {
+}
+
+enum Which { kBefore = 1, kAfter = 2 };
+
+// Halves of tokens of a document that have none yet: what each adds to the hidden layer as the first of a pair, as the second, or both.
+template <class V>
+inline void make_halves(const RelationTask& task, RelationScratch& scratch, int64_t first, const int32_t* tokens, int64_t count, int which) {
+  for (int64_t t = 0; t < count; ++t) {
+    const Score* centroid = task.centroids + code_of(task.shard, first + tokens[t]) * task.dim;
+    for (int64_t d = 0; d < task.dim; d += 32) __builtin_prefetch(centroid + d);
+  }
+  for (int64_t begin = 0; begin < count; begin += kRows) {
+    const int64_t some = at_most_a_block(count - begin);
+    for (int64_t t = 0; t < some; ++t) {
+      decode_vector<V>(task, first + tokens[begin + t], scratch.centroid, scratch.vector);
+      to_words<V>(scratch.vector, 1, task.dim, task.stride, scratch.words + t * task.stride, scratch.lengths + t);
+    }
+    if constexpr (V::kMatrix) V::split_words(scratch.words, some, task.stride, scratch.row_planes);
+    for (int second = 0; second < 2; ++second) {
+      if (!(which & (second ? kAfter : kBefore))) continue;
+      int64_t& made = scratch.num_made[second];
+      for (int64_t t = 0; t < some; ++t) scratch.places[second][tokens[begin + t]] = int32_t(made + t);
+      multiply_half<V>(task, scratch, second ? task.after : task.before, second, some, scratch.halves[second] + made * task.width);
+      made += some;
+    }
+  }
+}
+
+inline const float* half_of(const RelationTask& task, RelationScratch& scratch, int64_t token, bool second) {
+  return scratch.halves[second] + scratch.places[second][token] * task.width;
+}
+
+// The nearest document token of every query token, the first of equals.
+template <class V>
+inline void find_nearest(RelationScratch& scratch, int64_t count, int64_t lanes) {
+  over_lanes<V>(lanes, [&](auto registers, auto some, int64_t lane) {
+    using W = decltype(registers);
+    constexpr int kVectors = decltype(some)::value / W::kLanes;
+    typename W::F32 best[kVectors], where[kVectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) best[v] = W::all(-INFINITY), where[v] = W::all(0);
+    auto number = W::all(0);
+    for (int64_t j = 0; j < count; ++j) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) W::keep_larger(best[v], where[v], W::load(scratch.all + j * lanes + lane + v * W::kLanes), number);
+      number = W::add(number, W::all(1));
+    }
+    float places[decltype(some)::value];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) W::store(places + v * W::kLanes, where[v]);
+    for (int i = 0; i < decltype(some)::value; ++i) scratch.nearest[lane + i] = int32_t(places[i]);
+  });
+}
+
+// For each query token the document tokens beside the nearest whose cosine is at least `least`.
+template <class V>
+inline void find_candidates(RelationScratch& scratch, int64_t count, int64_t lanes) {
+  std::memset(scratch.num_candidates, 0, lanes * sizeof(int64_t));
+  over_lanes<V>(lanes, [&](auto registers, auto some, int64_t lane) {
+    using W = decltype(registers);
+    constexpr int kVectors = decltype(some)::value / W::kLanes;
+    for (int64_t j = 0; j < count; ++j) {
+      uint32_t mask = 0;
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t at = lane + v * W::kLanes;
+        mask |= W::at_least(W::load(scratch.all + j * lanes + at), W::load(scratch.least + at)) << (v * W::kLanes);
+      }
+      for (; mask; mask &= mask - 1) {
         const int64_t i = lane + __builtin_ctz(mask);
-        scratch.candidates[i * scratch.tokens + scratch.num_candidates[i]++] = int32_t(j);
+        if (scratch.nearest[i] != j) scratch.candidates[i * scratch.tokens + scratch.num_candidates[i]++] = int32_t(j);
       }
+    }
+  });
 }
 
-// The score of a document whose candidates are known: query tokens are aligned one after another, ties to the first token.
+// A document: its scores are known, and its halves are made when they are needed.
 template <class V>
-inline float align(const RelationTask& task, const RelationScratch& scratch, int64_t first, int64_t lanes) {
-  double total = 0;
-  int64_t previous = 0;
-  for (int64_t i = 0; i < task.num_tokens; ++i) {
-    const int32_t* candidates = scratch.candidates + i * scratch.tokens;
-    const auto cosine = [&](int64_t j) { return scratch.all[j * lanes + i]; };
-    int64_t nearest = candidates[0];
-    for (int64_t c = 1; c < scratch.num_candidates[i]; ++c)
-      if (cosine(candidates[c]) > cosine(nearest)) nearest = candidates[c];
-    int64_t winner = nearest;
-    float best = cosine(nearest);
-    if (i) {
-      const float* before = half_of<V>(task, scratch, first, previous, false);
-      const float* products = task.products + i * task.width;
-      const auto value = [&](int64_t j) {
-        return cosine(j) + (relate<V>(task, before, half_of<V>(task, scratch, first, j, true), products) + task.constants[i]);
-      };
-      best = value(nearest);
-      for (int64_t c = 0; c < scratch.num_candidates[i]; ++c) {
-        const int64_t j = candidates[c];
-        if (j == nearest || cosine(j) + task.upper[i] < best) continue;
-        const float mine = value(j);
-        if (mine > best || (mine == best && j < winner)) best = mine, winner = j;
-      }
-    }
-    if (task.shard.weights) {
-      float weight;
-      V::to_floats(task.shard.weights + first + winner, 1, &weight);
-      best += weight * cosine(winner);
-    }
-    total += double(task.query.weights[i]) * best;
-    previous = task.by_cosine ? nearest : winner;
+struct Alignment {
+  const RelationTask& task;
+  RelationScratch& scratch;
+  int64_t first, count, lanes;
+
+  float cosine(int64_t i, int64_t j) const { return scratch.all[j * lanes + i]; }
+
+  Pair pair(int64_t i, int64_t previous, int64_t j) const {
+    return {half_of(task, scratch, previous, false), half_of(task, scratch, j, true), task.products + i * task.width};
   }
-  return float(total);
-}
+
+  float value(int64_t i, int64_t j, float relation) const { return cosine(i, j) + (relation + task.constants[i]); }
+
+  // Notes a token whose halves are to be made, unless they are or will be.
+  void ask(int64_t j, int which, int64_t& asked) const {
+    int32_t* places = scratch.places[which == kAfter];
+    if (places[j] != -1) return;
+    places[j] = -2;
+    scratch.asked[asked++] = int32_t(j);
+  }
+
+  void ask_candidates(int64_t i, int64_t& asked) const {
+    for (int64_t c = 0; c < scratch.num_candidates[i]; ++c) ask(scratch.candidates[i * scratch.tokens + c], kAfter, asked);
+  }
+
+  void make(int which, int64_t asked) const { make_halves<V>(task, scratch, first, scratch.asked, asked, which); }
+
+  void begin_at(int64_t i, float relation) const {
+    scratch.values[i] = value(i, scratch.nearest[i], relation);
+    scratch.least[i] = scratch.values[i] - task.upper[i];
+  }
+
+  // What every query token's score is if all go to the nearest, and which tokens could still win then.
+  void begin() const {
+    for (int second = 0; second < 2; ++second) {
+      scratch.num_made[second] = 0;
+      std::memset(scratch.places[second], -1, count * sizeof(int32_t));
+    }
+    find_nearest<V>(scratch, count, lanes);
+    int64_t asked = 0;
+    for (int64_t i = 0; i < task.num_tokens; ++i) ask(scratch.nearest[i], kBefore, asked);
+    make(kBefore | kAfter, asked);
+    for (int64_t i = 0; i < lanes; ++i) scratch.least[i] = INFINITY;
+    for (int64_t begin = 1; begin < task.num_tokens; begin += kPairs) {
+      Pair pairs[kPairs];
+      float relations[kPairs];
+      const int64_t some = std::min<int64_t>(kPairs, task.num_tokens - begin);
+      for (int64_t t = 0; t < some; ++t) pairs[t] = pair(begin + t, scratch.nearest[begin + t - 1], scratch.nearest[begin + t]);
+      relate<V>(task, pairs, some, relations);
+      for (int64_t t = 0; t < some; ++t) begin_at(begin + t, relations[t]);
+    }
+    find_candidates<V>(scratch, count, lanes);
+    asked = 0;
+    for (int64_t i = 1; i < task.num_tokens; ++i) ask_candidates(i, asked);
+    make(kAfter, asked);
+  }
+
+  // The same for one query token, after another token than the nearest.
+  void begin_again(int64_t i, int64_t previous) const {
+    int64_t asked = 0;
+    ask(previous, kBefore, asked);
+    make(kBefore, asked);
+    const int64_t nearest = scratch.nearest[i];
+    const Pair with_nearest = pair(i, previous, nearest);
+    float relation;
+    relate<V>(task, &with_nearest, 1, &relation);
+    begin_at(i, relation);
+    int64_t& found = scratch.num_candidates[i] = 0;
+    for (int64_t j = 0; j < count; ++j)
+      if (cosine(i, j) >= scratch.least[i] && j != nearest) scratch.candidates[i * scratch.tokens + found++] = int32_t(j);
+    asked = 0;
+    ask_candidates(i, asked);
+    make(kAfter, asked);
+  }
+
+  // The best of the candidates that come next, as many as are computed together, if it is better; ties to the first document token.
+  int64_t compare(int64_t i, int64_t previous, int64_t at, float& best, int64_t& winner) const {
+    Pair pairs[kPairs];
+    int32_t tokens[kPairs];
+    float relations[kPairs];
+    int64_t some = 0;
+    for (; at < scratch.num_candidates[i] && some < kPairs; ++at) {
+      const int32_t j = scratch.candidates[i * scratch.tokens + at];
+      if (cosine(i, j) + task.upper[i] < best) continue;
+      tokens[some] = j;
+      pairs[some++] = pair(i, previous, j);
+    }
+    relate<V>(task, pairs, some, relations);
+    for (int64_t t = 0; t < some; ++t) {
+      const float mine = value(i, tokens[t], relations[t]);
+      if (mine > best || (mine == best && tokens[t] < winner)) best = mine, winner = tokens[t];
+    }
+    return at;
+  }
+
+  // Query tokens are aligned one after another.
+  float score() const {
+    double total = 0;
+    int64_t previous = 0;
+    for (int64_t i = 0; i < task.num_tokens; ++i) {
+      const int64_t nearest = scratch.nearest[i];
+      if (i && previous != scratch.nearest[i - 1]) begin_again(i, previous);
+      int64_t winner = nearest;
+      float best = i ? scratch.values[i] : cosine(i, nearest);
+      for (int64_t at = 0; at < scratch.num_candidates[i];) at = compare(i, previous, at, best, winner);
+      if (task.shard.weights) {
+        float weight;
+        V::to_floats(task.shard.weights + first + winner, 1, &weight);
+        best += weight * cosine(i, winner);
+      }
+      total += double(task.query.weights[i]) * best;
+      previous = task.by_cosine ? nearest : winner;
+    }
+    return float(total);
+  }
+};
 
 template <class V>
-void relation_maxsim(const RelationTask& task, int64_t begin, int64_t end, const RelationScratch& scratch) {
+void relation_maxsim(const RelationTask& task, int64_t begin, int64_t end, RelationScratch& scratch) {
   PackedQuery query = task.query;
   query.all = scratch.all;
   fill(task.scores + begin, end - begin, -INFINITY);
+  if constexpr (V::kMatrix) V::split_columns(task, scratch);
   over_blocks<V, kAll>(task.shard, task.decoder, &query, 1, task.documents, begin, end, scratch.rows, [&](const Block& block) {
-    std::memset(scratch.made, 0, block.last - block.first);
-    find_candidates<V>(task, scratch, block.first, block.last, query.lanes);
-    task.scores[block.place] = align<V>(task, scratch, block.first, query.lanes);
+    const Alignment<V> alignment = {task, scratch, block.first, block.last - block.first, query.lanes};
+    alignment.begin();
+    task.scores[block.place] = alignment.score();
   });
 }
