@@ -9,7 +9,7 @@ from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.warp import WarpParams
 from ray_lir.engines.xtr import XtrParams
 
-LEARNING_RATE = 5e-5
+LEARNING_RATE = 2e-5
 UNTRAINED = "untrained"
 
 

@@ -1,0 +1,178 @@
+"""Encoding as a service: POST /encode of this project and PyLate's server, the same checkpoint, texts and clients.
+
+    python -m bench.encoding_service --index runs/index --dataset scifact [--work runs/bench] [--output bench/results]
+
+Both servers run on this machine one after the other, and the clients share its cores. PyLate's server encodes and nothing else; it has
+an environment of its own, made when it is first needed. Each is sent queries one by one, by some clients without a pause.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+from bench.environments import python_of
+from bench.quality import machine
+from bench.systems import TORCH
+from ray_lir.config import EncoderConfig
+from ray_lir.evaluation.datasets import load_dataset
+from ray_lir.evaluation.latency import percentiles_ms
+from ray_lir.models.encoder import Encoder
+from ray_lir.search import Searcher
+
+CLIENTS = (1, 4, 16, 64)
+STARTS_WITHIN_S = 240
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--index", required=True)
+    parser.add_argument("--dataset", required=True, help="folder in the BEIR layout")
+    parser.add_argument("--seconds", type=float, default=8, help="of each number of clients")
+    parser.add_argument("--work", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--output", type=Path, default=Path("bench/results"))
+    options = parser.parse_args()
+    texts = list(load_dataset(options.dataset).queries.values())[:200]
+    checkpoint = saved(options.index, options.work / "served-checkpoint")
+    python = python_of("pylate-server", options.work, TORCH)
+    port = free_port()
+    servers = {
+        "ray_lir": ([sys.executable, "-m", "serving", "--index", options.index, "--port", str(port)], "/encode", ours),
+        "pylate": (
+            [str(python), "-m", "pylate.server.server", "--host", "127.0.0.1", "--port", str(port), "--model", str(checkpoint)],
+            "/v1/embeddings",
+            lambda text: {"input": [text], "is_query": True, "model": str(checkpoint)},
+        ),
+    }
+    rows, vectors = [], {}
+    for name, (command, path, body) in servers.items():
+        with running(command):
+            rows += asyncio.run(measure(name, f"http://127.0.0.1:{port}", path, [body(text) for text in texts], options.seconds, vectors))
+    report = {"machine": machine(), "rows": rows, "cosine": agreement(vectors)}
+    (options.output / "encoding_service.json").write_text(json.dumps(report, indent=1) + "\n")
+    (options.output / "encoding_service.md").write_text(markdown(report))
+    print(json.dumps(report))
+
+
+def ours(text: str) -> dict[str, Any]:
+    return {"texts": [text], "kind": "query"}
+
+
+def saved(index: str, folder: Path) -> Path:
+    """The index's checkpoint in a layout that PyLate loads."""
+    if not folder.exists():
+        contract = Searcher.open(index).manifest.contract
+        Encoder.load(EncoderConfig(checkpoint=contract.checkpoint, precision="float32")).save(folder)
+    return folder.absolute()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator[None]:
+    """A server while it is entered; ended by its own process group."""
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
+
+
+async def measure(
+    name: str, url: str, path: str, bodies: list[dict[str, Any]], seconds: float, vectors: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """One row a number of clients; the vectors of the first text go into `vectors`."""
+    async with aiohttp.ClientSession(url) as client:
+        vectors[name] = first_matrix(await started(client, path, bodies[0]))
+        await load(client, path, bodies, 4, 3)  # to warm up
+        return [{"system": name} | await load(client, path, bodies, each, seconds) for each in CLIENTS]
+
+
+async def started(client: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The first answer of a server that is still starting."""
+    end = time.monotonic() + STARTS_WITHIN_S
+    while time.monotonic() < end:
+        try:
+            async with client.post(path, json=body) as reply:
+                if reply.status == 200:
+                    return await reply.json()
+        except aiohttp.ClientError:
+            pass
+        await asyncio.sleep(0.5)
+    sys.exit(f"error: {path} did not answer within {STARTS_WITHIN_S} seconds")
+
+
+async def load(client: aiohttp.ClientSession, path: str, bodies: list[dict[str, Any]], clients: int, seconds: float) -> dict[str, Any]:
+    taken: list[float] = []
+    others = 0
+    end = time.perf_counter() + seconds
+
+    async def ask(number: int) -> None:
+        nonlocal others
+        while time.perf_counter() < end:
+            number += clients
+            start = time.perf_counter()
+            async with client.post(path, json=bodies[number % len(bodies)]) as reply:
+                await reply.read()
+            if reply.status == 200:
+                taken.append(time.perf_counter() - start)
+            else:
+                others += 1
+                await asyncio.sleep(float(reply.headers.get("Retry-After", 0)))
+
+    began = time.perf_counter()
+    await asyncio.gather(*(ask(number) for number in range(clients)))
+    return {
+        "clients": clients,
+        "answers_per_second": round(len(taken) / (time.perf_counter() - began), 1),
+        "latency_ms": percentiles_ms(taken),
+        "not_200": others,
+    }
+
+
+def first_matrix(answer: dict[str, Any]) -> np.ndarray:
+    matrix = answer["embeddings"][0] if "embeddings" in answer else answer["data"][0]["embedding"]
+    return np.asarray(matrix, np.float32)
+
+
+def agreement(vectors: dict[str, np.ndarray]) -> float | None:
+    """The mean cosine of both servers' token vectors; None where they have other tokens."""
+    a, b = vectors.values()
+    return round(float((a * b).sum(axis=1).mean()), 5) if a.shape == b.shape else None
+
+
+def markdown(report: dict[str, Any]) -> str:
+    about = report["machine"]
+    lines = [
+        f"Queries of scifact, one a request; {about['cpu']}, {about['cores']} cores, which clients and server share. "
+        f"Mean cosine of both servers' vectors: {report['cosine']}.",
+        "",
+        "| system | clients | answers/s | p50 ms | p99 ms | not answered |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        ms = row["latency_ms"]
+        figures = f"{row['answers_per_second']} | {ms['p50']:.1f} | {ms['p99']:.1f} | {row['not_200']}"
+        lines.append(f"| {row['system']} | {row['clients']} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
