@@ -153,7 +153,7 @@ class Training:
             scores = self.encoder.model.scorer.training_scores(queries, collectives.gather_texts(documents))
             return self._scaler.scale(factor * self._objective(scores, queries, targets))
 
-        return torch.stack([gradient_cache.backward(sides, scaled_loss) / self._scaler.get_scale(), factor * mean_weight])
+        return torch.stack([gradient_cache.backward(sides, scaled_loss, self._autocast()) / self._scaler.get_scale(), factor * mean_weight])
 
     def _pieces(
         self,
