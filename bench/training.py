@@ -3,9 +3,9 @@
     python -m bench.training DATA_FOLDER [--parts peers workers attention] [--batch 16] [--steps 8] [--work runs/bench]
                              [--output bench/results]
 
-Both systems train the same checkpoint in float32 on one batch of squad pairs again and again, each in a process of its own; the first
-steps warm up, and what is told is the median of the others. Every measurement is kept in the work folder and not made again. Run it on
-idle cores.
+Both systems train the same checkpoint, its products in float32 and in bfloat16, on one batch of squad pairs again and again, each in
+a process of its own; the first steps warm up, and what is told is the median of the others. Every measurement is kept in the work folder
+and not made again. Run it on idle cores.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from ray_lir.models.training_source import TrainingSource, load_training_data
 
 LENGTH, WARM_UP = 96, 2
 WORKERS = (1, 2)
+PRECISIONS = ("float32", "bfloat16")
+"""Of the products; weights and losses are float32. The workers and the encoding have the one that is faster here."""
 TEXTS, RUNS = 64, 5
 
 
@@ -67,13 +70,14 @@ def measure_peers(folder: Path, given: argparse.Namespace) -> None:
     pairs = folder / f"batch-{given.batch}.json"
     pairs.write_text(json.dumps(json.loads((folder / "pairs.json").read_text())[: given.batch]))
     pythons = {"ray_lir": Path(sys.executable), "pylate": python_of("pylate", given.work, SYSTEMS["PyLate PLAID"].base)}
-    for threads in (1, 2):
+    for precision, threads in product(PRECISIONS, (1, 2)):
         for system, python in pythons.items():
-            result = folder / f"result-{system}-{threads}.json"
+            result = folder / f"result-{system}-{precision}-{threads}.json"
             if not result.exists():
-                measured = folder / f"{system}-{threads}.json"
+                measured = folder / f"{system}-{precision}-{threads}.json"
                 command = [str(python), "-m", "bench.peers.training", system, str(saved_checkpoint(folder)), str(pairs), str(measured)]
                 command += ["--threads", str(threads), "--steps", str(given.steps), "--length", str(LENGTH)]
+                command += ["--precision", precision]
                 subprocess.run(["env", *(f"{name}={threads}" for name in THREAD_VARIABLES), *command], check=True, stdout=sys.stderr)
                 keep(result, json.loads(measured.read_text()), given.batch)
 
@@ -95,7 +99,7 @@ def measure_workers(folder: Path, given: argparse.Namespace) -> None:
         result, output = folder / f"result-workers-{workers}.json", folder / f"trained-{given.batch}-{given.steps}-{workers}"
         if not result.exists():
             command = [sys.executable, "-m", "jobs.train", "--examples", str(examples), "--output", str(output)]
-            command += ["--encoder.checkpoint", str(saved_checkpoint(folder)), "--encoder.device", "cpu", "--encoder.precision", "float32"]
+            command += ["--encoder.checkpoint", str(saved_checkpoint(folder)), "--encoder.device", "cpu"]
             command += ["--encoder.query_length", "32", "--encoder.document_length", str(LENGTH), "--num_workers", str(workers)]
             command += ["--cpus_per_worker", "1", "--batch_size", str(given.batch), "--max_steps", str(given.steps), "--temperature", "1"]
             subprocess.run(command, check=True, stdout=sys.stderr)
@@ -106,13 +110,13 @@ def measure_workers(folder: Path, given: argparse.Namespace) -> None:
 
 
 def measure_attention(folder: Path, given: argparse.Namespace) -> None:
-    """Encoding in float32 with attention weights and without, in turns, on one core; the least processor time of each."""
+    """Encoding with attention weights and without, in turns, on one core; the least processor time of each."""
     result = folder / "result-attention.json"
     if result.exists():
         return
     texts = [passage for _, passage in json.loads((folder / "pairs.json").read_text())][:TEXTS]
     torch.set_num_threads(1)
-    plain = Encoder.load(EncoderConfig(device="cpu", precision="float32"))
+    plain = Encoder.load(EncoderConfig(device="cpu"))
     encoders = {"maxsim": plain, "attention": plain.with_scorer("attention")}
     seconds: dict[str, list[float]] = {name: [] for name in encoders}
     for encoder in encoders.values():
@@ -132,8 +136,8 @@ def markdown(report: dict[str, Any]) -> str:
         return [f"| {' | '.join(map(str, found(name)))} |" for name in names if f"result-{name}" in report]
 
     def peer(name: str) -> list[object]:
-        row, (system, threads) = report[f"result-{name}"], name.split("-")
-        return [system, threads, row["examples_per_second"], row["examples_per_cpu_second"], f"{row['peak_bytes'] / 2**20:.0f}"]
+        row, (system, precision, threads) = report[f"result-{name}"], name.split("-")
+        return [system, precision, threads, row["examples_per_second"], row["examples_per_cpu_second"], f"{row['peak_bytes'] / 2**20:.0f}"]
 
     def workers(name: str) -> list[object]:
         rate, alone = (report.get(f"result-{each}", {}).get("examples_per_second") for each in (name, "workers-1"))
@@ -141,12 +145,12 @@ def markdown(report: dict[str, Any]) -> str:
         return [number, rate, f"{rate / alone / number:.0%}" if alone else ""]
 
     lines = [
-        f"One batch of {report['batch']} squad pairs, passages of {report['length']} tokens at most, float32; medians of the steps after "
+        f"One batch of {report['batch']} squad pairs, passages of {report['length']} tokens at most; medians of the steps after "
         f"{report['warm_up']}. {report['machine']['cpu']}, {report['machine']['cores']} cores.",
         "",
-        "| system | threads | pairs/s | pairs a processor second | peak MB |",
-        "|---|---|---|---|---|",
-        *rows(peer, [f"{system}-{threads}" for threads in (1, 2) for system in ("ray_lir", "pylate")]),
+        "| system | products | threads | pairs/s | pairs a processor second | peak MB |",
+        "|---|---|---|---|---|---|",
+        *rows(peer, ["-".join(map(str, each)) for each in product(("ray_lir", "pylate"), PRECISIONS, (1, 2))]),
         "",
         "| workers of one core | pairs/s | efficiency |",
         "|---|---|---|",

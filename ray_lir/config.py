@@ -48,10 +48,11 @@ class EncoderConfig(Config):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: float16 on a GPU, bfloat16 on a CPU that multiplies it natively, float32 otherwise."""
+    """auto: float16 on a GPU, bfloat16 on a CPU that multiplies it natively, float32 otherwise. Every machine decides for itself; vectors
+    of all three go together, but for the same bytes from processors of different kinds none will do: run a job on one kind."""
     batch_tokens: int | None = Field(None, ge=1)
     """Padded tokens a batch, at most (one text longer than this is a batch of its own). None: 1024 on a CPU, whose caches hold that
-    much, 32768 on a GPU."""
+    much (2048 in bfloat16), 32768 on a GPU."""
 
 
 class ClusteringConfig(Config):

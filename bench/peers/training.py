@@ -1,6 +1,7 @@
 """The measuring half of bench.training: trains one system on one batch of pairs again and again, in this process.
 
 python -m bench.peers.training SYSTEM CHECKPOINT PAIRS.json RESULT.json --threads N --steps N --length N
+                                [--precision float32|bfloat16]
 """
 
 import argparse
@@ -31,12 +32,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--length", type=int, default=96, help="of passages, in tokens")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of products; weights are float32")
     given = parser.parse_args()
     pin(given.threads)
     torch.set_num_threads(given.threads)
     ends: list[tuple[float, float, float]] = []
-    train = SYSTEMS[given.system]
-    train(given.checkpoint, json.loads(given.pairs.read_text()), given.steps, given.length, lambda loss: ends.append((*clocks(), loss)))
+    train, pairs = SYSTEMS[given.system], json.loads(given.pairs.read_text())
+    train(given.checkpoint, pairs, given.steps, given.length, given.precision, lambda loss: ends.append((*clocks(), loss)))
     steps = [{"seconds": end[0] - start[0], "cpu_seconds": end[1] - start[1]} for start, end in zip(ends, ends[1:], strict=False)]
     report = {"steps": steps, "losses": [loss for _, _, loss in ends], "peak_bytes": memory_bytes("VmHWM")}
     given.result.write_text(json.dumps(report, indent=1) + "\n")
@@ -46,7 +48,7 @@ def clocks() -> tuple[float, float]:
     return time.perf_counter(), cpu_seconds()
 
 
-def ray_lir(checkpoint: str, pairs: Pairs, steps: int, length: int, tell: Tell) -> None:
+def ray_lir(checkpoint: str, pairs: Pairs, steps: int, length: int, precision: str, tell: Tell) -> None:
     """The loop that a worker of jobs.train runs."""
     from ray_lir.config import EncoderConfig, TrainingConfig
     from ray_lir.models.training import Training, load_encoder
@@ -55,12 +57,13 @@ def ray_lir(checkpoint: str, pairs: Pairs, steps: int, length: int, tell: Tell) 
     config = TrainingConfig(max_steps=steps, batch_size=len(pairs), learning_rate=LEARNING_RATE, temperature=1.0)
     encoder = load_encoder(EncoderConfig(checkpoint=checkpoint, query_length=QUERY_LENGTH, document_length=length), 0, "cpu")
     queries, passages = zip(*pairs, strict=True)
-    training = Training(encoder, TrainingData(list(queries), list(passages), [((number,),) for number in range(len(pairs))]), config)
+    data = TrainingData(list(queries), list(passages), [((number,),) for number in range(len(pairs))])
+    training = Training(encoder, data, config, getattr(torch, precision))
     for batches in training.remaining():
         tell(training.run_step(*batches).loss)
 
 
-def pylate(checkpoint: str, pairs: Pairs, steps: int, length: int, tell: Tell) -> None:
+def pylate(checkpoint: str, pairs: Pairs, steps: int, length: int, precision: str, tell: Tell) -> None:
     """SentenceTransformerTrainer with PyLate's contrastive loss and collator, as its documentation has it, without evaluation or saving."""
     from datasets import Dataset
     from pylate import losses, models, utils
@@ -82,6 +85,7 @@ def pylate(checkpoint: str, pairs: Pairs, steps: int, length: int, tell: Tell) -
             report_to="none",
             disable_tqdm=True,
             use_cpu=True,
+            bf16=precision == "bfloat16",
         )
 
         class Telling(SentenceTransformerTrainer):

@@ -4,6 +4,7 @@ B texts, H heads, L tokens, d dimensions a head.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,64 @@ class LastAttention:
             else:
                 logits = logits + bias
         return logits.masked_fill(unseen, torch.finfo(logits.dtype).min).softmax(-1).masked_fill(~self.attended[:, None, None, :], 0.0)
+
+
+@dataclass(frozen=True)
+class RunAttention:
+    """The same of texts that are equally long, and of their attended tokens alone, in the number format of the model: nothing is masked.
+
+    Attributes:
+        query: [B, H, L, d].
+        key: [B, H, L, d].
+        scale: factor of the dot products.
+    """
+
+    query: Tensor
+    key: Tensor
+    scale: float
+
+    def column_mean(self) -> Tensor:
+        """[B, L] float32 or wider, as of LastAttention."""
+        starts = range(0, self.query.shape[2], ROWS_AT_ONCE)
+        wide = torch.promote_types(self.query.dtype, torch.float32)
+        received = sum(self._probabilities(slice(start, start + ROWS_AT_ONCE)).sum((1, 2), dtype=wide) for start in starts)
+        return received / (self.query.shape[1] * self.query.shape[2])
+
+    def first_row(self) -> Tensor:
+        """[B, L] float32 or wider, as of LastAttention."""
+        return self._probabilities(slice(0, 1)).mean((1, 2), dtype=torch.promote_types(self.query.dtype, torch.float32))
+
+    def _probabilities(self, rows: slice) -> Tensor:
+        return ((self.query[:, :, rows] * self.scale) @ self.key.transpose(-1, -2)).softmax(-1)
+
+
+@dataclass(frozen=True)
+class UnpaddedAttention:
+    """The same of texts that were encoded without padding, as a scorer reads it.
+
+    Attributes:
+        runs: of some texts each, in their order.
+        attended: [B, L] bool, of all texts.
+    """
+
+    runs: Sequence[RunAttention]
+    attended: Tensor
+
+    def column_mean(self) -> Tensor:
+        return self._padded([run.column_mean() for run in self.runs])
+
+    def first_row(self) -> Tensor:
+        return self._padded([run.first_row() for run in self.runs])
+
+    def _padded(self, received: list[Tensor]) -> Tensor:
+        """[B, L] from [texts, tokens] of each run."""
+        padded = received[0].new_zeros(self.attended.shape)
+        padded[self.attended] = torch.cat([each.flatten() for each in received])
+        return padded
+
+
+Attention = LastAttention | UnpaddedAttention
+"""What a scorer reads."""
 
 
 class AttentionRecorder(TorchFunctionMode):

@@ -19,10 +19,14 @@ from ray_lir.models.layouts.parts import Parts, expansion_token, longest_input, 
 from ray_lir.models.network import Network
 from ray_lir.models.scorers import SCORERS, Trial
 from ray_lir.models.tokenization import TextTokenizer
+from ray_lir.models.unpadded import native_bfloat16
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 """Padded tokens a batch where the configuration says nothing. The activations of 1024 tokens stay in a CPU's caches: on an AVX2 core
 MiniLM encodes 15 to 30% more documents a second than with 8192."""
+BFLOAT16_BATCH_TOKENS = 2048
+"""The same on a CPU in bfloat16: half the bytes, and products so fast that calls count. On AMX 4% more documents a second than with
+1024 on one core, 13% on two. It must not follow the number of threads, which is to change no bit."""
 
 
 class Encoder:
@@ -92,8 +96,7 @@ class Encoder:
     def _placed(cls, contract: EncoderContract, parts: Parts, config: EncoderConfig) -> "Encoder":
         device = choose_device(config.device)
         network = parts.network.eval().place(device, choose_dtype(config.precision, device))
-        batch_tokens = config.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
-        return cls(contract, TextTokenizer(contract, parts.tokenizer), network, batch_tokens)
+        return cls(contract, TextTokenizer(contract, parts.tokenizer), network, config.batch_tokens or default_batch_tokens(network))
 
     @property
     def device(self) -> torch.device:
@@ -263,6 +266,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def default_batch_tokens(network: Network) -> int:
+    """Padded tokens a batch that suit where a network lies and what it multiplies."""
+    parameter = next(network.parameters())
+    if parameter.device.type == "cpu" and parameter.dtype == torch.bfloat16:
+        return BFLOAT16_BATCH_TOKENS
+    return BATCH_TOKENS.get(parameter.device.type, BATCH_TOKENS["cpu"])
+
+
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The number format that EncoderConfig.precision names; auto takes the fastest one that the device multiplies natively."""
     if precision != "auto":
@@ -270,11 +281,6 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.float16
     return torch.bfloat16 if native_bfloat16() else torch.float32
-
-
-def native_bfloat16() -> bool:
-    """Whether this machine's CPU multiplies bfloat16 itself."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def _changes(config: EncoderConfig, parts: Parts) -> dict:

@@ -5,6 +5,7 @@ piece is embedded again and that gradient goes on into the encoder. The result i
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -16,10 +17,16 @@ Piece = Callable[[], EmbeddedTexts]
 """Embeds some texts; must give the same every time, dropout included."""
 
 
-def backward(sides: Sequence[Sequence[Piece]], loss_of: Callable[..., Tensor]) -> Tensor:
-    """Adds the gradients of loss_of(texts of the first side, of the second, ...) to all parameters; returns the loss."""
+def backward(sides: Sequence[Sequence[Piece]], loss_of: Callable[..., Tensor], together: AbstractContextManager[object]) -> Tensor:
+    """Adds the gradients of loss_of(texts of the first side, of the second, ...) to all parameters; returns the loss.
+
+    Args:
+        together: entered around the sides where each is one piece: an autocast that converts weights once for both.
+    """
     if all(len(side) == 1 for side in sides):
-        loss = loss_of(*(embed() for (embed,) in sides))
+        with together:
+            texts = [embed() for (embed,) in sides]
+        loss = loss_of(*texts)
         loss.backward()
         return loss.detach()
     with torch.no_grad():

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ray_lir.config import Config
-from ray_lir.models.attention import AttentionRecorder, LastAttention
+from ray_lir.models import unpadded
+from ray_lir.models.attention import Attention, AttentionRecorder
 from ray_lir.models.batches import EmbeddedTexts, TokenBatch
 from ray_lir.models.scorers import MaxSim, Scorer
 
@@ -55,6 +57,7 @@ class Network(nn.Module):
         self.normalize = normalize
         self.dim: int = layers[-1].linear.out_features if layers else backbone.config.hidden_size
         self.scorer = scorer or MaxSim(self.dim, Config())
+        self._ready: tuple[list[tuple[int, int]], unpadded.UnpaddedBert] | None = None
 
     def queries(self, batch: TokenBatch) -> EmbeddedTexts:
         """Queries with the scorer's weights of their tokens; differentiable. Rows outside the mask are zeros (masked before the norm)."""
@@ -70,18 +73,39 @@ class Network(nn.Module):
         self.scorer.float()
         return self
 
-    def _embed(self, batch: TokenBatch, weigh: Callable[[Tensor, LastAttention | None], Tensor | None]) -> EmbeddedTexts:
-        recorder = AttentionRecorder() if self.scorer.reads_attention else None
-        with recorder or nullcontext():
-            projected = self._project(batch)
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made ready for encoding: oneDNN's order of the weights can neither be copied nor pickled."""
+        return self.__dict__ | {"_ready": None}
+
+    def _embed(self, batch: TokenBatch, weigh: Callable[[Tensor, Attention | None], Tensor | None]) -> EmbeddedTexts:
+        projected, attention = self._project(batch)
         with torch.autocast(projected.device.type, enabled=False):
-            weights = weigh(projected, recorder.last(batch.attention_mask) if recorder else None)
+            weights = weigh(projected, attention)
             vectors = nn.functional.normalize(projected, dim=-1, eps=1e-12) if self.normalize else projected
             return EmbeddedTexts(vectors, batch.keep_mask, weights)
 
-    def _project(self, batch: TokenBatch) -> Tensor:
-        """[B, L, D] float32 vectors before the norm."""
-        hidden = self.backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+    def _project(self, batch: TokenBatch) -> tuple[Tensor, Attention | None]:
+        """[B, L, D] float32 vectors before the norm, and the attention of the last layer if the scorer reads it."""
+        hidden, attention = self._unpadded(batch) if self._can_unpad(batch) else self._padded(batch)
         for projection in self.projections:
             hidden = projection(hidden)
-        return hidden.float() * batch.keep_mask.unsqueeze(-1)
+        return hidden.float() * batch.keep_mask.unsqueeze(-1), attention if self.scorer.reads_attention else None
+
+    def _padded(self, batch: TokenBatch) -> tuple[Tensor, Attention | None]:
+        """The model's own forward pass."""
+        recorder = AttentionRecorder() if self.scorer.reads_attention else None
+        with recorder or nullcontext():
+            hidden = self.backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        return hidden, recorder.last(batch.attention_mask) if recorder else None
+
+    def _can_unpad(self, batch: TokenBatch) -> bool:
+        if torch.is_grad_enabled() or self.backbone.training or batch.input_ids.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return False
+        return unpadded.suits(self.backbone) and unpadded.has_tokens(batch)
+
+    def _unpadded(self, batch: TokenBatch) -> tuple[Tensor, Attention]:
+        """The same without padding; from weights that are made ready once, and again if the model's have changed."""
+        state = [(parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version) for parameter in self.backbone.parameters()]
+        if self._ready is None or self._ready[0] != state:
+            self._ready = state, unpadded.UnpaddedBert(self.backbone)
+        return self._ready[1](batch)

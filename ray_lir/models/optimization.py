@@ -25,7 +25,7 @@ def make_optimizer(encoder: nn.Module, heads: nn.Module, config: TrainingConfig)
         ):
             if chosen:
                 groups.append({"params": chosen, "weight_decay": decay, "rate": rate / config.learning_rate})
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

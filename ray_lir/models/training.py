@@ -19,11 +19,12 @@ from ray_lir.errors import ConfigError
 from ray_lir.models import collectives, gradient_cache
 from ray_lir.models.batches import EmbeddedTexts, TokenBatch
 from ray_lir.models.dev_set import DevSet, ndcg_at_10
-from ray_lir.models.encoder import Encoder, native_bfloat16
+from ray_lir.models.encoder import Encoder
 from ray_lir.models.losses import Objective, Targets
 from ray_lir.models.optimization import learning_rate_at, make_optimizer, set_learning_rate
 from ray_lir.models.projection import fresh_projection
 from ray_lir.models.training_data import Batch, TrainingData, batches
+from ray_lir.models.unpadded import native_bfloat16
 
 
 class StepRecord(Config):
@@ -152,7 +153,7 @@ class Training:
             scores = self.encoder.model.scorer.training_scores(queries, collectives.gather_texts(documents))
             return self._scaler.scale(factor * self._objective(scores, queries, targets))
 
-        return torch.stack([gradient_cache.backward(sides, scaled_loss) / self._scaler.get_scale(), factor * mean_weight])
+        return torch.stack([gradient_cache.backward(sides, scaled_loss, self._autocast()) / self._scaler.get_scale(), factor * mean_weight])
 
     def _pieces(
         self,

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from ray_lir.config import AttentionConfig
-from ray_lir.models.attention import LastAttention
+from ray_lir.models.attention import Attention as Received
 from ray_lir.models.batches import EmbeddedTexts
 from ray_lir.models.scorers import maxsim
 from ray_lir.models.scorers.scorer import Scorer
@@ -24,10 +24,10 @@ class Attention(Scorer):
     def weighs(self) -> tuple[Literal["queries", "documents"], ...]:
         return ("queries", "documents") if self.settings.sides == "both" else (self.settings.sides,)
 
-    def query_weights(self, projected_BnD: Tensor, attention: LastAttention | None) -> Tensor | None:
+    def query_weights(self, projected_BnD: Tensor, attention: Received | None) -> Tensor | None:
         return None if self.settings.sides == "documents" else self._received(attention).exp()
 
-    def document_weights(self, projected_NmD: Tensor, attention: LastAttention | None) -> Tensor | None:
+    def document_weights(self, projected_NmD: Tensor, attention: Received | None) -> Tensor | None:
         if self.settings.sides == "queries":
             return None
         received = self._received(attention)
@@ -38,7 +38,7 @@ class Attention(Scorer):
     def forward(self, queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
         return maxsim.scores(queries, documents)
 
-    def _received(self, attention: LastAttention) -> Tensor:
+    def _received(self, attention: Received) -> Tensor:
         received = attention.first_row() if self.settings.reading == "cls_row" else attention.column_mean()
         return received.detach() if self.settings.detach else received
 

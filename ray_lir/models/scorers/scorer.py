@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from ray_lir.config import Config
-from ray_lir.models.attention import LastAttention
+from ray_lir.models.attention import Attention
 from ray_lir.models.batches import EmbeddedTexts
 
 
@@ -33,7 +33,7 @@ class Scorer(nn.Module):
         """Texts whose tokens it weighs."""
         return ()
 
-    def query_weights(self, projected_BnD: Tensor, attention: LastAttention | None) -> Tensor | None:
+    def query_weights(self, projected_BnD: Tensor, attention: Attention | None) -> Tensor | None:
         """[B, n] factors of the query tokens (u of ALGORITHMS 7); None: 1.
 
         Args:
@@ -42,7 +42,7 @@ class Scorer(nn.Module):
         """
         return None
 
-    def document_weights(self, projected_NmD: Tensor, attention: LastAttention | None) -> Tensor | None:
+    def document_weights(self, projected_NmD: Tensor, attention: Attention | None) -> Tensor | None:
         """[N, m] factors of the document tokens (rho of ALGORITHMS 7); None: 1."""
         return None
 

@@ -1,0 +1,125 @@
+"""Encoding without padding gives what the model's own padded forward pass gives, and is taken where it does."""
+
+import copy
+import pickle
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel, PreTrainedModel, RobertaConfig, RobertaModel
+
+from ray_lir.config import AttentionConfig, EncoderConfig
+from ray_lir.models import unpadded
+from ray_lir.models.batches import TokenBatch, pad
+from ray_lir.models.encoder import Encoder
+from ray_lir.models.network import Dense, Network
+from ray_lir.models.scorers.attention import Attention
+
+SIZES = {"vocab_size": 60, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
+LENGTHS = [[1], [9, 9, 9], [40, 17, 17, 2, 1], [1, 30, 1, 1, 30, 13], list(range(1, 24))]
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.03}
+
+
+def network(kind: type[PreTrainedModel] = BertModel, dtype: torch.dtype = torch.float32, **changes: object) -> Network:
+    """A small model whose attention is not flat and whose biases are not zero, so that a token that leaks is seen."""
+    torch.manual_seed(0)
+    config = {BertModel: BertConfig, RobertaModel: RobertaConfig, ModernBertModel: ModernBertConfig}[kind]
+    backbone = kind(config(**SIZES, max_position_embeddings=64, pad_token_id=1, **changes))
+    for parameter in backbone.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    network = Network(backbone, [Dense(64, 16)], scorer=Attention(16, AttentionConfig(delta_length=50)))
+    return network.eval().place(torch.device("cpu"), dtype)
+
+
+def batch(lengths: Sequence[int], attended: Sequence[int] | None = None) -> TokenBatch:
+    rng = np.random.default_rng(sum(lengths))
+    ids = [rng.integers(5, 60, length).astype(np.int32) for length in lengths]
+    return pad(ids, attended or lengths, [rng.random(length) < 0.8 for length in lengths])
+
+
+def both(model: Network, texts: TokenBatch):
+    with torch.inference_mode():
+        found = model.documents(texts)
+        assert model._ready, "the padded pass was taken"
+    expected = model.documents(texts)  # with gradients
+    assert expected.vectors.requires_grad
+    return found, expected
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("kind", [BertModel, RobertaModel])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_vectors_and_attention_weights_are_those_of_the_padded_pass(lengths: list[int], kind: type, dtype: torch.dtype) -> None:
+    found, expected = both(network(kind, dtype), batch(lengths))
+    assert torch.equal(found.mask, expected.mask)
+    torch.testing.assert_close(found.vectors, expected.vectors, rtol=0, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(found.weights, expected.weights, rtol=0, atol=TOLERANCE[dtype] / 10)
+
+
+@pytest.mark.parametrize("attended", [[12, 3, 1], [5, 5, 5]], ids=str)
+def test_tokens_that_nobody_looks_at_are_encoded_all_the_same(attended: list[int]) -> None:
+    texts = batch([12, 12, 12], attended)
+    texts = TokenBatch(texts.input_ids, texts.attention_mask, torch.ones_like(texts.keep_mask))
+    found, expected = both(network(), texts)
+    torch.testing.assert_close(found.vectors, expected.vectors, rtol=0, atol=2e-5)
+    torch.testing.assert_close(found.weights, expected.weights, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_padding_decides_nothing(dtype: torch.dtype) -> None:
+    model, texts = network(dtype=dtype), batch([7, 20, 1])
+    wider = [torch.nn.functional.pad(each, (0, 9), value=value) for each, value in zip(vars(texts).values(), (33, 0, False), strict=True)]
+    wider[0][~unpadded.present_tokens(TokenBatch(*wider))] = 44
+    with torch.inference_mode():
+        expected, found = model.documents(texts), model.documents(TokenBatch(*wider))
+    assert torch.equal(found.vectors[:, :20], expected.vectors) and not found.vectors[:, 20:].any()
+    assert torch.equal(found.weights[:, :20], expected.weights)
+
+
+def test_texts_of_equal_length_and_attention_are_one_run() -> None:
+    assert unpadded.runs_of([5, 5, 4, 4, 4], [5, 5, 4, 2, 2]) == [unpadded.Run(2, 5, 5), unpadded.Run(1, 4, 4), unpadded.Run(2, 4, 2)]
+
+
+def test_weights_that_change_are_seen() -> None:
+    model, texts = network(), batch([7, 3])
+    both(model, texts)
+    with torch.no_grad():
+        model.backbone.encoder.layer[0].output.dense.weight.mul_(2)
+    found, expected = both(model, texts)
+    torch.testing.assert_close(found.vectors, expected.vectors, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("changes", [{"hidden_act": "relu"}, {"is_decoder": True}])
+def test_a_model_that_departs_from_bert_keeps_its_own_pass(changes: dict) -> None:
+    assert unpadded.suits(network().backbone) and not unpadded.suits(network(**changes).backbone)
+    assert not unpadded.suits(network(ModernBertModel, eos_token_id=2, bos_token_id=3, cls_token_id=3, sep_token_id=2).backbone)
+
+
+def test_an_adapter_in_the_place_of_a_layer_is_not_passed_over() -> None:
+    class Adapter(torch.nn.Linear):
+        pass
+
+    model = network()
+    model.backbone.encoder.layer[1].attention.self.key = Adapter(64, 64)
+    assert not unpadded.suits(model.backbone)
+
+
+def test_a_text_without_tokens_and_a_batch_without_texts_keep_the_padded_pass() -> None:
+    assert not unpadded.has_tokens(batch([3, 0])) and not unpadded.has_tokens(batch([]))
+
+
+def test_training_and_autocast_keep_the_padded_pass() -> None:
+    model, texts = network(), batch([7, 3])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model.documents(texts)
+    with torch.no_grad():
+        model.train().documents(texts)
+    assert model._ready is None
+
+
+def test_an_encoder_that_has_encoded_can_be_copied_and_pickled() -> None:
+    encoder = Encoder.load(EncoderConfig(precision="bfloat16", device="cpu"))
+    expected = encoder.encode_documents(["a river", ""])
+    for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        assert np.array_equal(other.encode_documents(["a river", ""]).values, expected.values)
