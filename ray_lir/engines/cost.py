@@ -10,8 +10,9 @@ from ray_lir.engines.plan import IndexStatistics
 
 QUERY_TOKENS = 32
 DIM = 128
-RELATIONS = 30
-"""How many times as long as by MaxSim it takes to score a token by TRIAL (bench/results/trial.json, a fresh relation encoder)."""
+RELATIONS = 25
+"""How many times as long as by MaxSim it takes to score a token by TRIAL, of a fresh relation encoder: 15 with AVX2, 35 with AMX
+(bench/trial.py)."""
 
 
 @dataclass(frozen=True)
