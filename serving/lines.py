@@ -62,39 +62,46 @@ class Listener:
 
     def __init__(self, target: Any):
         self.target = target
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._server: asyncio.Server | None = None
+        self._listening: tuple[asyncio.Server, tempfile.TemporaryDirectory[str]] | None = None
         self._running: dict[tuple[Frames, int], asyncio.Task[None]] = {}
         self._open: set[Frames] = set()
 
     @property
     def is_open(self) -> bool:
-        return self._folder is not None
+        """Whether somebody is connected, or may connect."""
+        return bool(self._listening or self._open)
 
     async def address(self) -> str:
-        """Where it listens, from the first time that somebody asks. Raises OSError where it cannot."""
-        if self._folder is None:
-            folder = tempfile.TemporaryDirectory(prefix="ray_lir-")
-            self._server = await asyncio.get_running_loop().create_unix_server(self._connection, str(Path(folder.name, "line")))
-            self._folder = folder
-        return str(Path(self._folder.name, "line"))
+        """Where it listens from now on, for one connection: what is left of a killed replica is at most a folder that nobody came to.
+
+        Raises OSError where it cannot listen.
+        """
+        self._stop_listening()
+        folder = tempfile.TemporaryDirectory(prefix="ray_lir-")
+        path = str(Path(folder.name, "line"))
+        self._listening = (await asyncio.get_running_loop().create_unix_server(self._connection, path), folder)
+        return path
 
     async def close(self) -> None:
         """Takes in nothing more, and ends when what is being worked on has been answered."""
-        if self._folder is None or self._server is None:
-            return
-        self._server.close()
-        self._folder.cleanup()
-        self._folder = None
+        self._stop_listening()
         for frames in self._open:
             frames.transport.pause_reading()  # what comes in now is asked again through Serve
         await asyncio.gather(*self._running.values(), return_exceptions=True)
         for frames in self._open:
             frames.transport.close()
 
+    def _stop_listening(self) -> None:
+        if self._listening:
+            server, folder = self._listening
+            server.close()
+            folder.cleanup()
+            self._listening = None
+
     def _connection(self) -> Frames:
         frames = Frames(self._request, self._lost)
         self._open.add(frames)
+        asyncio.get_running_loop().call_soon(self._stop_listening)  # asyncio still needs the server to make the connection
         return frames
 
     def _request(self, frames: Frames, number: int, request: bytes) -> None:

@@ -173,10 +173,9 @@ def test_what_a_lost_replica_leaves_without_an_answer_is_asked_again_through_ser
     play(scene)
 
 
-def test_a_replica_that_ends_answers_what_it_works_on_and_leaves_nothing_behind():
+def test_a_replica_that_ends_answers_what_it_works_on():
     async def scene(s: Scene) -> None:
         await s.connect()
-        address = await s.replica.address()
         waiting = asyncio.create_task(s.ask("wait", "question"))
         await until(lambda: bool(s.replica.began))
         closing = asyncio.create_task(s.replica.listener.close())
@@ -184,8 +183,8 @@ def test_a_replica_that_ends_answers_what_it_works_on_and_leaves_nothing_behind(
         assert not closing.done()
         s.replica.release.set()
         await closing
-        assert await waiting == "question" and not s.replica.listener.is_open
-        assert not Path(address).parent.exists()
+        assert await waiting == "question"
+        await until(lambda: not s.replica.listener.is_open)
         await s.replica.listener.close()
 
     play(scene)
@@ -201,6 +200,20 @@ def test_a_replica_on_another_machine_is_asked_through_serve_and_not_tried_again
             assert await s.ask("echo", number) == number
             await asyncio.sleep(0.005)
         assert s.handles.calls.count("address") == 1 and s.handles.calls.count("echo") == 20
+
+    play(scene)
+
+
+def test_an_address_is_for_one_connection_and_nothing_is_left_of_it():
+    async def scene(s: Scene) -> None:
+        forgotten, address = await s.replica.address(), await s.replica.address()
+        assert not Path(forgotten).parent.exists()
+        line = await Line.open(address)
+        assert await line.ask("echo", 1) == 1
+        assert not Path(address).parent.exists()
+        with pytest.raises(OSError):
+            await Line.open(address)
+        assert await (await Line.open(await s.replica.address())).ask("echo", 2) == 2 and await line.ask("echo", 3) == 3
 
     play(scene)
 
