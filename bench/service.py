@@ -3,7 +3,8 @@
     python -m bench.service --index runs/index --dataset scifact [--output bench/results] [--optimized]
 
 Starts the service on a Ray cluster of its own on this machine; the client is this process, the service is others, and they
-share the machine's cores. With --optimized Serve listens through HAProxy and its deployments talk over gRPC.
+share the machine's cores. With --optimized Serve has the switches that
+`python -m serving` sets.
 Every answer under faults is compared with the in-process Searcher's.
 """
 
@@ -33,11 +34,10 @@ from ray_lir.evaluation.latency import percentiles_ms
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher
 from serving.app import build
+from serving.switches import SWITCHES
 
 K = 10
 WARM_UP = 20
-SWITCHES = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
-"""Serve reads them when it is imported, in every process of the cluster."""
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8, help="of each load, and after each fault")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256])
     parser.add_argument("--parts", nargs="+", choices=("load", "faults"), default=["load", "faults"])
-    parser.add_argument("--optimized", action="store_true", help=f"set {' and '.join(SWITCHES)}")
+    parser.add_argument("--optimized", action="store_true", help="set Serve's switches, as python -m serving does")
     options = parser.parse_args()
     if options.optimized and not os.environ.items() >= SWITCHES.items():
         os.execve(sys.executable, [sys.executable, "-m", "bench.service", *sys.argv[1:]], os.environ | SWITCHES)

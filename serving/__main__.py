@@ -1,85 +1,9 @@
 """`python -m serving --index DIR [--port 8000]`: starts the search service here and serves until it is interrupted."""
 
-import os
-import signal
-import socket
-import sys
-import threading
-from collections.abc import Sequence
-from typing import Any
-
-import tyro
-from pydantic import Field
-from ray import serve
-
-from ray_lir import logs
-from ray_lir.distributed.runtime import ray_session
-from ray_lir.errors import ConfigError, RayLirError
-
-from .access import check_address
-from .app import ServeConfig, access_of, build
-
-
-class Options(ServeConfig):
-    """Starts the search service on this machine (or on the cluster of RAY_ADDRESS) and serves until it is interrupted."""
-
-    host: str = "127.0.0.1"
-    """Address to listen on; any other than this machine's own needs tokens."""
-    port: int = Field(8000, ge=1, le=65535)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the service's address on standard output when it answers. A mistake of the user ends it with code 2."""
-    logs.configure()
-    options = tyro.cli(Options, args=argv)
-    try:
-        serve_until_interrupted(options)
-    except RayLirError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
-
-
-def serve_until_interrupted(options: Options) -> None:
-    """Raises ConfigError if the service cannot start."""
-    check_address(options.host, access_of(options))
-    application = build(options.model_dump(exclude={"host", "port"}))
-    if "RAY_ADDRESS" not in os.environ:
-        _check_free(options.host, options.port)
-    with ray_session():
-        signal.signal(signal.SIGTERM, _interrupt)  # Ray's own handler would end the process at once
-        try:
-            serve.start(http_options={"host": options.host, "port": options.port})
-            serve.run(application)
-            print(f"http://{options.host}:{options.port}/ is ready, and /docs describes its API", flush=True)
-            threading.Event().wait()
-        except RuntimeError as error:
-            raise ConfigError(f"the service did not start: {_reason(error)}") from None
-        except KeyboardInterrupt:
-            pass
-        finally:
-            serve.shutdown()
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def _check_free(host: str, port: int) -> None:
-    """Raises ConfigError if the port is taken; Serve would try it for minutes."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
-
-
-def _reason(error: RuntimeError) -> str:
-    """The last line of what a deployment that failed says, or of the error itself."""
-    applications = serve.status().applications.values()
-    failed = [each.message for app in applications for each in app.deployments.values() if each.status == "DEPLOY_FAILED"]
-    return (failed or [str(error)])[0].strip().splitlines()[-1]
-
+from .switches import set_switches
 
 if __name__ == "__main__":
+    set_switches()
+    from .foreground import main  # Serve reads the switches when it is imported
+
     main()

@@ -35,6 +35,9 @@ ENCODER_CALLS = 8
 CONSTRUCTOR_TRIES = 2
 """A wrong checkpoint stays wrong; one more try is for a machine that was lost meanwhile."""
 
+HEALTH_CHECK_S = 2.0
+"""How often Serve looks whether a replica is there: a lost one is missed for so long before another starts."""
+
 
 def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -173,6 +176,7 @@ def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Ac
         "max_constructor_retry_count": CONSTRUCTOR_TRIES,
         "graceful_shutdown_timeout_s": config.timeout_s + 5,  # what is being worked on may end
         "graceful_shutdown_wait_loop_s": 0.5,
+        "health_check_period_s": HEALTH_CHECK_S,
         "logging_config": {"encoding": "JSON", "enable_access_log": False},
     }
     replicas: dict[str, Any] = {"max_ongoing_requests": config.max_ongoing_requests, **options}
@@ -196,5 +200,6 @@ def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Ac
         config.timeout_s,
         config.max_requests,
         hedge_percentile(config),
+        max(config.replicas, config.max_replicas or 0) == 1,
         access,
     )

@@ -13,12 +13,13 @@ class Batcher(Generic[Item, Result]):
     """Nobody waits for company: a batch is what is there. What was cancelled while it waited is never worked on.
 
     Args:
-        work: results of some items, in their order; runs on a thread, one batch at a time.
+        work: results of some items, in their order, an exception for an item that failed by itself; runs on a thread, one batch at a
+            time.
         cost: of an item.
         max_cost: of a batch; an item that costs more is a batch of its own.
     """
 
-    def __init__(self, work: Callable[[Sequence[Item]], Sequence[Result]], cost: Callable[[Item], int], max_cost: int):
+    def __init__(self, work: Callable[[Sequence[Item]], Sequence[Result | Exception]], cost: Callable[[Item], int], max_cost: int):
         self.work = work
         self.cost = cost
         self.max_cost = max_cost
@@ -26,7 +27,7 @@ class Batcher(Generic[Item, Result]):
         self._worker: asyncio.Task[None] | None = None
 
     async def __call__(self, item: Item) -> Result:
-        """The item's result. Raises what `work` raised for its batch."""
+        """The item's result. Raises what `work` gave or raised for it."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._worker is None or self._worker.done():
@@ -35,16 +36,18 @@ class Batcher(Generic[Item, Result]):
 
     async def _run(self) -> None:
         while batch := self._next():
+            results: Sequence[Result | Exception]
             try:
                 results = await asyncio.to_thread(self.work, [item for item, _ in batch])
             except Exception as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-            else:
-                for (_, future), result in zip(batch, results, strict=True):
-                    if not future.done():
-                        future.set_result(result)
+                results = [error] * len(batch)
+            for (_, future), result in zip(batch, results, strict=True):
+                if future.done():
+                    continue
+                if isinstance(result, Exception):
+                    future.set_exception(result)
+                else:
+                    future.set_result(result)
 
     def _next(self) -> list[tuple[Item, asyncio.Future[Result]]]:
         batch: list[tuple[Item, asyncio.Future[Result]]] = []

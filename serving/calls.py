@@ -63,7 +63,11 @@ def _told(name: str, error: Exception) -> Exception:
     if isinstance(error, RayTaskError) and isinstance(error.cause, RayLirError):
         return error.cause
     if isinstance(error, TimeoutError):
-        return ShardUnavailable(f"{name} did not answer in time; try again, or start the service with a longer timeout_s")
+        return late(name)
     if isinstance(error, (RayActorError, RayServeException)):
         return ShardUnavailable(f"{name} is not running ({type(error).__name__}); try again in a few seconds")
     return error
+
+
+def late(name: str) -> ShardUnavailable:
+    return ShardUnavailable(f"{name} did not answer in time; try again, or start the service with a longer timeout_s")

@@ -7,6 +7,7 @@ from ray.serve.handle import DeploymentHandle
 from .access import Access, check_address
 from .api import routes
 from .calls import ENCODER, Calls, RayCalls
+from .direct import DirectCalls
 from .hedging import HedgedCalls
 from .metrics import Metrics
 from .service import Service
@@ -22,6 +23,7 @@ class Gateway:
         timeout_s: what a request may take.
         max_requests: requests that are worked on at a time.
         hedge_percentile: calls of a group that take longer than this percentile of the last ones are made again; None: never.
+        one_replica: whether the query encoder and each group have one replica, and never more.
 
     Raises:
         ConfigError: if Serve listens to a network and no tokens are asked for.
@@ -36,6 +38,7 @@ class Gateway:
         timeout_s: float,
         max_requests: int,
         hedge_percentile: float | None,
+        one_replica: bool,
         access: Access,
     ):
         check_address(listening_host(), access)
@@ -43,6 +46,8 @@ class Gateway:
         calls: Calls = RayCalls({ENCODER: encoder, **groups}, metrics)
         if hedge_percentile is not None:
             calls = HedgedCalls(calls, groups, hedge_percentile, metrics)
+        if one_replica:
+            calls = DirectCalls(calls, (ENCODER, *groups), metrics)
         self.access = access
         self.service = Service(root, version, list(groups), calls, timeout_s, max_requests, metrics)
 

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.search import Planner, open_planner, read_version
 
 from .batching import Batcher
+from .lines import Listener
 from .versions import Served, Versions
 
 if TYPE_CHECKING:
@@ -35,6 +36,16 @@ class Planned:
     plan: float
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Texts of one request to be encoded, and what is to be made of their embeddings on the same thread: going to another would take
+    several times as long as a plan."""
+
+    served: Served
+    texts: list[str]
+    then: Callable[[TokenEmbeddings], Any]
+
+
 class QueryEncoder:
     """Holds the encoder that the index was made with, and the index's planner, for each version that is open.
 
@@ -46,33 +57,37 @@ class QueryEncoder:
     """
 
     def __init__(self, root: str, version: int, checkpoint: str | None, verify: bool):
+        self.listener = Listener(self)
         self.root = root
         self.checkpoint = checkpoint
         self.verify = verify
         self.encoders: dict[str, Encoder] = {}
         self.versions = Versions(self._open, version)
-        self.encode_queries = Batcher(self._encode_queries, self._cost, MAX_BATCH_TOKENS)
+        self._in_batches = Batcher(self._encode_queries, self._cost, MAX_BATCH_TOKENS)
         self.versions.open(version)
 
     async def plan(self, served: Served, texts: list[str], k: int, engine: str | Config, quality: str) -> Planned:
         """A plan for each text, all of the same engine. The texts of requests that wait together are encoded together."""
         start = time.perf_counter()
-        embeddings = await self.encode_queries((served, texts))
-        encoded = time.perf_counter()
-        _, planner = self.versions.get(served)
-        plans = await asyncio.to_thread(planner.plan, embeddings, k, engine, quality)
-        return Planned(plans, encoded - start, time.perf_counter() - encoded)
+
+        def planned(embeddings: TokenEmbeddings) -> Planned:
+            encoded = time.perf_counter()
+            _, planner = self.versions.get(served)
+            plans = planner.plan(embeddings, k, engine, quality)
+            return Planned(plans, encoded - start, time.perf_counter() - encoded)
+
+        return await self._in_batches(Wanted(served, texts, planned))
 
     async def encode(self, served: Served, texts: list[str], kind: Literal["query", "document"]) -> TokenEmbeddings:
         """Token embeddings of texts."""
         if kind == "query":
-            return await self.encode_queries((served, texts))
+            return await self._encoded(served, texts)
         encoder, _ = self.versions.get(served)
         return await asyncio.to_thread(encoder.encode_documents, texts)
 
     async def score(self, served: Served, query: str, texts: list[str]) -> np.ndarray:
         """[texts] float32, what the index's scorer gives the query and each text, nothing compressed; -inf for a text without tokens."""
-        queries = await self.encode_queries((served, [query]))
+        queries = await self._encoded(served, [query])
         documents = await self.encode(served, texts, "document")
         encoder, _ = self.versions.get(served)
         [scores] = await asyncio.to_thread(encoder.scores, queries, documents)
@@ -97,6 +112,14 @@ class QueryEncoder:
         """What was served when this was last asked for something."""
         return self.versions.served
 
+    async def address(self) -> str:
+        """Where the gateway can reach this replica without Serve, if it is on the same machine."""
+        return await self.listener.address()
+
+    def __del__(self) -> Coroutine[Any, Any, None] | None:
+        """Serve awaits it before it ends a replica: what came in over the line is answered first."""
+        return self.listener.close() if self.listener.is_open else None
+
     async def ready(self) -> None:
         """Answers as soon as the encoder is loaded."""
 
@@ -112,22 +135,32 @@ class QueryEncoder:
         planner.plan(encoder.encode_queries(["warm up"]))
         return encoder, planner
 
-    def _cost(self, item: tuple[Served, list[str]]) -> int:
-        """Tokens, at most: none is shorter than a character."""
-        served, texts = item
-        longest = self.versions.get(served)[0].contract.query_length
-        return sum(min(longest, len(text) + 3) for text in texts)
+    async def _encoded(self, served: Served, texts: list[str]) -> TokenEmbeddings:
+        return await self._in_batches(Wanted(served, texts, lambda embeddings: embeddings))
 
-    def _encode_queries(self, items: Sequence[tuple[Served, list[str]]]) -> list[TokenEmbeddings]:
-        encoders = [self.versions.get(served)[0] for served, _ in items]
-        results: list[TokenEmbeddings | None] = [None] * len(items)
+    def _cost(self, wanted: Wanted) -> int:
+        """Tokens, at most: none is shorter than a character."""
+        longest = self.versions.get(wanted.served)[0].contract.query_length
+        return sum(min(longest, len(text) + 3) for text in wanted.texts)
+
+    def _encode_queries(self, batch: Sequence[Wanted]) -> list[Any]:
+        encoders = [self.versions.get(wanted.served)[0] for wanted in batch]
+        results: list[Any] = [None] * len(batch)
         for encoder in dict.fromkeys(encoders):  # more than one only while versions with different encoders change over
             mine = [number for number, each in enumerate(encoders) if each is encoder]
-            embeddings = encoder.encode_queries([text for number in mine for text in items[number][1]])
-            ends = np.cumsum([len(items[number][1]) for number in mine]).tolist()
+            embeddings = encoder.encode_queries([text for number in mine for text in batch[number].texts])
+            ends = np.cumsum([len(batch[number].texts) for number in mine]).tolist()
             for number, end in zip(mine, ends, strict=True):
-                results[number] = embeddings.slice(end - len(items[number][1]), end)
+                results[number] = _attempt(batch[number].then, embeddings.slice(end - len(batch[number].texts), end))
         return results
+
+
+def _attempt(then: Callable[[TokenEmbeddings], Any], embeddings: TokenEmbeddings) -> Any:
+    """What it returns, or raises: that concerns none of the others in the batch."""
+    try:
+        return then(embeddings)
+    except Exception as error:
+        return error
 
 
 def _spans(encoder: "Encoder", queries: list[str], documents: list[str]) -> tuple[list[Spans], list[Spans]]:

@@ -4,7 +4,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +24,7 @@ from ray_lir.kernels import select
 from ray_lir.search import Searcher, open_planner, open_shards, read_version
 
 from .cache import local_copy, remove_others
+from .lines import Listener
 from .versions import Served, Versions
 
 STUCK_AFTER_S = 120.0
@@ -62,6 +63,7 @@ class ShardServer:
     """
 
     def __init__(self, root: str, version: int, group: int, num_groups: int, num_cpus: float, verify: bool, cache: str | None):
+        self.listener = Listener(self)
         self.root = root
         self.group = group
         self.num_groups = num_groups
@@ -131,6 +133,14 @@ class ShardServer:
     async def remembered(self) -> Served:
         """What was served when this was last asked for something."""
         return self.versions.served
+
+    async def address(self) -> str:
+        """Where the gateway can reach this replica without Serve, if it is on the same machine."""
+        return await self.listener.address()
+
+    def __del__(self) -> Coroutine[Any, Any, None] | None:
+        """Serve awaits it before it ends a replica: what came in over the line is answered first."""
+        return self.listener.close() if self.listener.is_open else None
 
     async def ready(self) -> None:
         """Answers as soon as the shards are open."""

@@ -38,10 +38,16 @@ class VolumeMount(Part):
     readOnly: bool = False
 
 
+class Variable(Part):
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    value: str
+
+
 class Container(Part):
     name: Name
     image: str
     ports: list[ContainerPort] = []
+    env: list[Variable] = []
     resources: Resources
     volumeMounts: list[VolumeMount] = []
 

@@ -20,6 +20,7 @@ from jobs.__main__ import VERBS
 from jobs.cli import parse
 from serving import metrics
 from serving.app import ServeConfig
+from serving.switches import SWITCHES
 from tests.kubernetes_schema import KINDS, RayClusterSpec
 
 ROOT = Path(__file__).parent.parent
@@ -100,6 +101,7 @@ def test_the_service_is_one_that_ray_serve_and_the_application_take():
     for pod in pods:
         mounts = [mount.mountPath for mount in pod.containers[0].volumeMounts]
         assert all(any(path.startswith(mount) for mount in mounts) for path in (arguments.index, arguments.tokens))
+        assert {each.name: each.value for each in pod.containers[0].env}.items() <= SWITCHES.items()
     cpus = [int(pod.containers[0].resources.requests["cpu"]) for pod in pods]
     asked = arguments.replicas * (arguments.encoder_cpus + arguments.num_groups * arguments.shard_cpus) + 1
     workers = cluster_of(INFRA / "kuberay" / "rayservice.yaml").workerGroupSpecs

@@ -194,6 +194,24 @@ def test_a_group_that_died_is_reported_never_left_out_and_comes_back(serve_with,
     check_equal(reply.json()["results"][0], expected, searcher)
 
 
+def num_lines() -> int:
+    """Connections to sockets of replicas, on this machine."""
+    listed = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    return sum(fields[5] == "03" and fields[-1].endswith("/line") and "/ray_lir-" in fields[-1] for fields in listed)
+
+
+def test_the_only_replicas_are_asked_over_lines_and_several_through_serve(serve_with, searcher, encoder):
+    [expected] = searcher.search(encoder.encode_queries(["token"]), 5, "scan")
+    for replicas in (2, 1):
+        client = serve_with(num_groups=2, replicas=replicas)
+        for _ in range(10):
+            check_equal(search(client, query="token", k=5, engine="scan")["results"][0], expected, searcher)
+        until = time.monotonic() + 20
+        while num_lines() != (3 if replicas == 1 else 0):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
 def test_a_search_that_takes_too_long_names_what_did_not_answer(serve_with):
     client = serve_with(num_groups=1, timeout_s=0.001)
     reply = client.post("/search", json={"query": "token"})

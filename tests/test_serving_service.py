@@ -11,13 +11,15 @@ import pytest
 from fastapi.testclient import TestClient
 
 from ray_lir.engines import ENGINES, SERVED
-from ray_lir.errors import FormatError, ShardUnavailable
+from ray_lir.errors import ConfigError, FormatError, ShardUnavailable
 from ray_lir.index.filters import Filters
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher
 from serving import scatter
 from serving.api import routes
+from serving.calls import ENCODER
 from serving.shard_server import ShardServer
+from serving.versions import Served
 from tests.local_service import LocalCalls, local_service, raising, sleeping
 from tests.served_index import QUERIES, delete, make_index
 
@@ -327,3 +329,15 @@ def test_live_and_ready_differ_while_a_group_is_down(client, calls):
     reply = client.get("/health/ready")
     assert (reply.status_code, reply.json()["deployments"]["ShardGroup-2"]) == (503, "ShardGroup-2 is gone")
     assert client.get("/health/live").status_code == 200
+
+
+def test_a_query_that_cannot_be_planned_fails_alone_among_those_that_it_was_encoded_with(index):
+    encoder = local_service(index)[1].deployments[ENCODER]
+
+    async def together() -> list[object]:
+        asked = [encoder.plan(Served(0, 1), [text], k, "scan", "balanced") for text, k in (("a", 3), ("b", 3), ("c", 0), ("d", 3))]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    first, second, wrong, last = asyncio.run(together())
+    assert isinstance(wrong, ConfigError) and str(wrong) == "k must be between 1 and 100000, not 0"
+    assert [len(each.plans) for each in (first, second, last)] == [1, 1, 1]

@@ -1,0 +1,229 @@
+"""Lines: direct calls to a replica on the same machine are those of Serve's handles, and those take over where there is no line."""
+
+import asyncio
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ray_lir.errors import ConfigError, ShardUnavailable
+from serving.direct import DirectCalls
+from serving.lines import Line, Listener
+
+
+class Replica:
+    """Stands for a deployment's replica."""
+
+    def __init__(self) -> None:
+        self.listener = Listener(self)
+        self.began: list[str] = []
+        self.cancelled: list[str] = []
+        self.release = asyncio.Event()
+
+    async def address(self) -> str:
+        return await self.listener.address()
+
+    async def echo(self, value: Any) -> Any:
+        return value
+
+    async def wrong(self) -> None:
+        raise ConfigError("k must be between 1 and 10, not 11")
+
+    async def broken(self) -> None:
+        raise KeyError("no such thing")
+
+    async def wait(self, name: str) -> str:
+        self.began.append(name)
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(name)
+            raise
+        return name
+
+
+class Handles:
+    """Stands for the calls through Serve."""
+
+    def __init__(self, replica: Replica):
+        self.replica = replica
+        self.calls: list[str] = []
+
+    async def ask(self, name: str, deadline: float, method: str, *args: Any) -> Any:
+        self.calls.append(method)
+        return await getattr(self.replica, method)(*args)
+
+    async def ask_all(self, name: str, deadline: float, method: str, *args: Any) -> list[Any]:
+        return [await self.ask(name, deadline, method, *args)]
+
+
+class Counted:
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str, bool]] = []
+
+    def call(self, target: str, method: str, seconds: float, failed: bool) -> None:
+        self.calls.append((target, method, failed))
+
+
+class Scene:
+    """A replica, the line to it, and what the gateway asks it through."""
+
+    def __init__(self) -> None:
+        self.replica = Replica()
+        self.handles = Handles(self.replica)
+        self.metrics = Counted()
+        self.calls = DirectCalls(self.handles, ["ShardGroup-0"], self.metrics)
+
+    async def ask(self, method: str, *args: Any, seconds: float = 20, name: str = "ShardGroup-0") -> Any:
+        return await self.calls.ask(name, asyncio.get_running_loop().time() + seconds, method, *args)
+
+    async def connect(self) -> None:
+        """Until calls go over the line."""
+        self.metrics.calls.clear()
+        while not self.metrics.calls:
+            await self.ask("echo", None)
+            await asyncio.sleep(0)
+        self.handles.calls.clear()
+        self.metrics.calls.clear()
+
+
+def play(scene: Callable[[Scene], Awaitable[None]]) -> None:
+    async def played() -> None:
+        await asyncio.wait_for(scene(Scene()), 60)
+
+    asyncio.run(played())
+
+
+async def until(true: Callable[[], bool]) -> None:
+    while not true():
+        await asyncio.sleep(0.001)
+
+
+def test_calls_go_over_a_line_from_when_it_is_open():
+    async def scene(s: Scene) -> None:
+        assert await s.ask("echo", "first") == "first"
+        assert s.handles.calls == ["echo"] and not s.metrics.calls
+        await s.connect()
+        large = np.arange(500_000)
+        answers = await asyncio.gather(s.ask("echo", large), *(s.ask("echo", number) for number in range(50)))
+        assert np.array_equal(answers[0], large) and answers[1:] == list(range(50))
+        assert s.handles.calls == [] and s.metrics.calls == [("ShardGroup-0", "echo", False)] * 51
+
+    play(scene)
+
+
+def test_deployments_with_several_replicas_are_asked_through_serve_which_chooses_one():
+    async def scene(s: Scene) -> None:
+        for number in range(5):
+            assert await s.ask("echo", number, name="ShardGroup-1") == number
+            await asyncio.sleep(0.01)
+        assert s.handles.calls == ["echo"] * 5
+
+    play(scene)
+
+
+def test_an_error_arrives_as_what_it_is():
+    async def scene(s: Scene) -> None:
+        await s.connect()
+        with pytest.raises(ConfigError, match="k must be between 1 and 10, not 11"):
+            await s.ask("wrong")
+        with pytest.raises(RuntimeError, match="broken failed with KeyError: 'no such thing'"):
+            await s.ask("broken")
+        assert await s.ask("echo", "and goes on") == "and goes on"
+
+    play(scene)
+
+
+def test_what_is_late_or_given_up_is_cancelled_where_it_runs():
+    async def scene(s: Scene) -> None:
+        await s.connect()
+        with pytest.raises(ShardUnavailable, match="ShardGroup-0 did not answer in time"):
+            await s.ask("wait", "late", seconds=0.05)
+        left = asyncio.create_task(s.ask("wait", "left"))
+        await until(lambda: "left" in s.replica.began)
+        left.cancel()
+        await until(lambda: len(s.replica.cancelled) == 2)
+        assert s.replica.cancelled == ["late", "left"]
+        assert s.metrics.calls == [("ShardGroup-0", "wait", True)] * 2
+        assert await s.ask("echo", "and goes on") == "and goes on"
+
+    play(scene)
+
+
+def test_what_a_lost_replica_leaves_without_an_answer_is_asked_again_through_serve_and_a_new_line_is_opened():
+    async def scene(s: Scene) -> None:
+        await s.connect()
+        lost, successor = s.replica, Replica()
+        waiting = asyncio.create_task(s.ask("wait", "question"))
+        await until(lambda: bool(lost.began))
+        s.handles.replica = successor
+        for frames in lost.listener._open:
+            frames.transport.abort()
+        await until(lambda: successor.began == ["question"])
+        assert lost.cancelled == ["question"]
+        successor.release.set()
+        assert await waiting == "question"
+        await s.connect()
+        assert await s.ask("echo", "new") == "new" and s.handles.calls == []
+
+    play(scene)
+
+
+def test_a_replica_that_ends_answers_what_it_works_on():
+    async def scene(s: Scene) -> None:
+        await s.connect()
+        waiting = asyncio.create_task(s.ask("wait", "question"))
+        await until(lambda: bool(s.replica.began))
+        closing = asyncio.create_task(s.replica.listener.close())
+        await asyncio.sleep(0.02)
+        assert not closing.done()
+        s.replica.release.set()
+        await closing
+        assert await waiting == "question"
+        await until(lambda: not s.replica.listener.is_open)
+        await s.replica.listener.close()
+
+    play(scene)
+
+
+def test_a_replica_on_another_machine_is_asked_through_serve_and_not_tried_again_at_once():
+    async def scene(s: Scene) -> None:
+        async def elsewhere() -> str:
+            return "/nowhere/line"
+
+        s.replica.address = elsewhere
+        for number in range(20):
+            assert await s.ask("echo", number) == number
+            await asyncio.sleep(0.005)
+        assert s.handles.calls.count("address") == 1 and s.handles.calls.count("echo") == 20
+
+    play(scene)
+
+
+def test_an_address_is_for_one_connection_and_nothing_is_left_of_it():
+    async def scene(s: Scene) -> None:
+        forgotten, address = await s.replica.address(), await s.replica.address()
+        assert not Path(forgotten).parent.exists()
+        line = await Line.open(address)
+        assert await line.ask("echo", 1) == 1
+        assert not Path(address).parent.exists()
+        with pytest.raises(OSError):
+            await Line.open(address)
+        assert await (await Line.open(await s.replica.address())).ask("echo", 2) == 2 and await line.ask("echo", 3) == 3
+
+    play(scene)
+
+
+def test_nobody_else_can_reach_a_line():
+    async def scene(s: Scene) -> None:
+        folder = Path(await s.replica.address()).parent
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and folder.stat().st_uid == os.getuid()
+        await s.replica.listener.close()
+        with pytest.raises(OSError):
+            await Line.open(str(folder / "line"))
+
+    play(scene)
