@@ -34,7 +34,7 @@ from ray_lir.evaluation.latency import percentiles_ms
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher
 from serving.app import build
-from serving.switches import SWITCHES
+from serving.switches import switches
 
 K = 10
 WARM_UP = 20
@@ -52,8 +52,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=("load", "faults"), default=["load", "faults"])
     parser.add_argument("--optimized", action="store_true", help="set Serve's switches, as python -m serving does")
     options = parser.parse_args()
-    if options.optimized and not os.environ.items() >= SWITCHES.items():
-        os.execve(sys.executable, [sys.executable, "-m", "bench.service", *sys.argv[1:]], os.environ | SWITCHES)
+    if options.optimized and not os.environ.items() >= switches().items():
+        os.execve(sys.executable, [sys.executable, "-m", "bench.service", *sys.argv[1:]], os.environ | switches())
     texts = list(load_dataset(options.dataset).queries.values())[:200]
     target = Path(options.output) / "service.json"
     report = json.loads(target.read_text()) if target.exists() else {}

