@@ -1,6 +1,5 @@
 """The service without a cluster: what the HTTP side accepts and refuses, how shards are grouped, what a wrong start says."""
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +17,6 @@ from serving.app import build, parse, scaling
 from serving.foreground import main
 from serving.metrics import Metrics
 from serving.shard_server import ShardServer, split_shards
-from serving.switches import SWITCHES, set_switches
 from tests.served_index import make_index
 
 
@@ -264,15 +262,6 @@ def test_the_service_refuses_to_start_open_to_a_network(index, capsys):
         main(["--index", str(index), "--host", "0.0.0.0"])
     assert exit.value.code == 2
     assert capsys.readouterr().err == "error: listening on 0.0.0.0 lets a network in; set tokens to a token file, or listen on 127.0.0.1\n"
-
-
-def test_serves_switches_are_set_unless_they_are_set_otherwise_or_the_cluster_has_started(monkeypatch):
-    monkeypatch.setattr(os, "environ", {"RAY_SERVE_ENABLE_HA_PROXY": "0"})
-    set_switches()
-    assert os.environ == {**SWITCHES, "RAY_SERVE_ENABLE_HA_PROXY": "0"}
-    monkeypatch.setattr(os, "environ", {"RAY_ADDRESS": "auto"})
-    set_switches()
-    assert os.environ == {"RAY_ADDRESS": "auto"}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])

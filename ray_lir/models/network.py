@@ -73,6 +73,12 @@ class Network(nn.Module):
         self.scorer.float()
         return self
 
+    def train(self, mode: bool = True) -> "Network":
+        """As every module's. What was made of weights that are trained is forgotten: a fused optimiser does not count its changes."""
+        if mode:
+            self._ready = None
+        return super().train(mode)
+
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made ready for encoding: oneDNN's order of the weights can neither be copied nor pickled."""
         return self.__dict__ | {"_ready": None}
