@@ -34,7 +34,7 @@ from ray_lir.evaluation.latency import percentiles_ms
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher
 from serving.app import build
-from serving.switches import switches
+from serving.switches import SWITCHES, switches
 
 K = 10
 WARM_UP = 20
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=("load", "faults"), default=["load", "faults"])
     parser.add_argument("--optimized", action="store_true", help="set Serve's switches, as python -m serving does")
     options = parser.parse_args()
-    if options.optimized and not os.environ.items() >= switches().items():
+    if options.optimized and not os.environ.keys() >= SWITCHES.keys():
         os.execve(sys.executable, [sys.executable, "-m", "bench.service", *sys.argv[1:]], os.environ | switches())
     texts = list(load_dataset(options.dataset).queries.values())[:200]
     target = Path(options.output) / "service.json"

