@@ -1,7 +1,7 @@
 """What a query costs with each engine, from the index's statistics and measured times: how `auto` chooses.
 
-Times are nanoseconds of one core for a query of 32 tokens of 128 dimensions; products grow with both. reference, portable, avx2
-and avx512_vnni were timed with bench/cost.py (bench/results/cost.json); the others are estimates from what the processors can do.
+Times are nanoseconds of one core for a query of 32 tokens of 128 dimensions; products grow with both. All but cuda were timed with
+bench/cost.py (bench/results/cost.json is of one processor; amx_int8 is of another); cuda is an estimate of what the processors can do.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ COSTS = {
     "native:portable": Costs(token=2340, centroid=1740, byte_table=100, code=2.8, probe=140, posting=114),
     "native:avx2": Costs(token=54, centroid=58, byte_table=6.5, code=0.67, probe=78, posting=57),
     "native:avx512_vnni": Costs(token=35, centroid=38, byte_table=6.6, code=0.66, probe=77, posting=54),
-    "native:amx_int8": Costs(token=18, centroid=38, byte_table=6.6, code=0.66, probe=77, posting=54),
+    "native:amx_int8": Costs(token=14, centroid=38, byte_table=8.9, code=0.55, probe=66, posting=31),
     "cuda": Costs(token=0.1, centroid=0.1, byte_table=0, code=0.05, probe=20, posting=1),
 }
 
