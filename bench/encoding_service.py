@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from ray_lir.evaluation.datasets import load_dataset
 from ray_lir.evaluation.latency import percentiles_ms
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher
+from serving.switches import free_ports
 
 CLIENTS = (1, 4, 16, 64)
 STARTS_WITHIN_S = 240
@@ -47,7 +47,7 @@ def main() -> None:
     texts = list(load_dataset(options.dataset).queries.values())[:200]
     checkpoint = saved(options.index, options.work / "served-checkpoint")
     python = python_of("pylate-server", options.work, TORCH)
-    port = free_port()
+    [port] = free_ports(1)
     servers = {
         "ray_lir": ([sys.executable, "-m", "serving", "--index", options.index, "--port", str(port)], "/encode", ours),
         "pylate": (
@@ -76,12 +76,6 @@ def saved(index: str, folder: Path) -> Path:
         contract = Searcher.open(index).manifest.contract
         Encoder.load(EncoderConfig(checkpoint=contract.checkpoint, precision="float32")).save(folder)
     return folder.absolute()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

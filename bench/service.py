@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -34,7 +33,7 @@ from ray_lir.evaluation.latency import percentiles_ms
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher
 from serving.app import build
-from serving.switches import SWITCHES, switches
+from serving.switches import SWITCHES, free_ports, switches
 
 K = 10
 WARM_UP = 20
@@ -66,9 +65,7 @@ def main() -> None:
             "all cores": in_process(options.index, texts[:60], options.engine),
         }
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         start = partial(run, port)

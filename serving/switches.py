@@ -38,6 +38,7 @@ def switches() -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens to now."""
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
