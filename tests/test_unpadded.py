@@ -100,9 +100,14 @@ def test_an_adapter_in_the_place_of_a_layer_is_not_passed_over() -> None:
     class Adapter(torch.nn.Linear):
         pass
 
-    model = network()
+    model, texts = network(), batch([7, 3])
+    both(model, texts)
     model.backbone.encoder.layer[1].attention.self.key = Adapter(64, 64)
     assert not unpadded.suits(model.backbone)
+    with torch.inference_mode():
+        found = model.documents(texts)
+    assert model._ready is None
+    torch.testing.assert_close(found.vectors, model.documents(texts).vectors, rtol=0, atol=2e-5)
 
 
 def test_a_text_without_tokens_and_a_batch_without_texts_keep_the_padded_pass() -> None:

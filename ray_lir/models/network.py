@@ -57,7 +57,7 @@ class Network(nn.Module):
         self.normalize = normalize
         self.dim: int = layers[-1].linear.out_features if layers else backbone.config.hidden_size
         self.scorer = scorer or MaxSim(self.dim, Config())
-        self._ready: tuple[list[tuple[int, int]], unpadded.UnpaddedBert] | None = None
+        self._ready: unpadded.UnpaddedBert | None = None
 
     def queries(self, batch: TokenBatch) -> EmbeddedTexts:
         """Queries with the scorer's weights of their tokens; differentiable. Rows outside the mask are zeros (masked before the norm)."""
@@ -92,7 +92,7 @@ class Network(nn.Module):
 
     def _project(self, batch: TokenBatch) -> tuple[Tensor, Attention | None]:
         """[B, L, D] float32 vectors before the norm, and the attention of the last layer if the scorer reads it."""
-        hidden, attention = self._unpadded(batch) if self._can_unpad(batch) else self._padded(batch)
+        hidden, attention = (self._without_padding(batch) or self._padded)(batch)
         for projection in self.projections:
             hidden = projection(hidden)
         return hidden.float() * batch.keep_mask.unsqueeze(-1), attention if self.scorer.reads_attention else None
@@ -104,14 +104,12 @@ class Network(nn.Module):
             hidden = self.backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         return hidden, recorder.last(batch.attention_mask) if recorder else None
 
-    def _can_unpad(self, batch: TokenBatch) -> bool:
+    def _without_padding(self, batch: TokenBatch) -> unpadded.UnpaddedBert | None:
+        """What computes the same without padding, where something can: of weights that are made ready once, and again if they change."""
         if torch.is_grad_enabled() or self.backbone.training or batch.input_ids.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-            return False
-        return unpadded.suits(self.backbone) and unpadded.has_tokens(batch)
-
-    def _unpadded(self, batch: TokenBatch) -> tuple[Tensor, Attention]:
-        """The same without padding; from weights that are made ready once, and again if the model's have changed."""
-        state = [(parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version) for parameter in self.backbone.parameters()]
-        if self._ready is None or self._ready[0] != state:
-            self._ready = state, unpadded.UnpaddedBert(self.backbone)
-        return self._ready[1](batch)
+            return None
+        if not unpadded.has_tokens(batch):
+            return None
+        if self._ready is None or not self._ready.is_current:
+            self._ready = unpadded.UnpaddedBert(self.backbone) if unpadded.suits(self.backbone) else None
+        return self._ready

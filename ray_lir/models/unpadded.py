@@ -15,6 +15,9 @@ from transformers import PreTrainedModel
 from ray_lir.models.attention import RunAttention, UnpaddedAttention
 from ray_lir.models.batches import TokenBatch
 
+ROWS = 16
+"""Rows are filled up to a multiple of it, a tile of AMX: for every other number of rows oneDNN would compile its products anew."""
+
 FAMILY = {"bert", "roberta", "xlm-roberta", "camembert"}
 """Model types whose layers are BERT's, by the same names."""
 
@@ -36,9 +39,16 @@ class UnpaddedBert:
     """
 
     def __init__(self, backbone: PreTrainedModel):
+        self._modules = list(backbone.modules())
+        self._made_of = _state(self._modules)
         self._embeddings = backbone.embeddings
         self._first_position = getattr(backbone.embeddings, "padding_idx", -1) + 1  # RoBERTa counts on from its padding token
         self._layers = [_Layer(layer) for layer in backbone.encoder.layer]
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the model still has the modules and the weights that this was made of."""
+        return _state(self._modules) == self._made_of
 
     def __call__(self, batch: TokenBatch) -> tuple[Tensor, UnpaddedAttention]:
         """[B, L, W] last hidden states, zero for padding; and the attention that the last layer pays.
@@ -49,11 +59,13 @@ class UnpaddedBert:
         runs = runs_of(present.sum(1).tolist(), attended.sum(1).tolist())
         positions = present.nonzero()[:, 1] + self._first_position
         hidden = self._embeddings(input_ids=batch.input_ids[present][None], position_ids=positions[None])[0]
+        num_tokens = len(hidden)
+        hidden = functional.pad(hidden, (0, 0, 0, -num_tokens % ROWS))
         for layer in self._layers:
             products = layer.products(hidden, runs)
             hidden = layer(hidden, products)
         padded = hidden.new_zeros(*present.shape, hidden.shape[-1])
-        padded[present] = hidden
+        padded[present] = hidden[:num_tokens]
         return padded, UnpaddedAttention([_last_attention(*each) for each in products], attended)
 
 
@@ -70,13 +82,15 @@ class _Layer:
 
     def products(self, hidden_TW: Tensor, runs: list[Run]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """For each run query [count, H, length, d], and key and value [count, H, attended, d]."""
-        parts = self._project(hidden_TW).split([run.count * run.length for run in runs])
+        projected, sizes = self._project(hidden_TW), [run.count * run.length for run in runs]
+        parts = projected[: sum(sizes)].split(sizes)
         return [_heads(part, run, self._heads) for part, run in zip(parts, runs, strict=True)]
 
     def __call__(self, hidden_TW: Tensor, products: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         """[T, W] the layer's result."""
         mixed = [functional.scaled_dot_product_attention(*each).transpose(1, 2).flatten(0, 1).flatten(1) for each in products]
-        hidden = self._norm(self._output(torch.cat(mixed) if len(mixed) > 1 else mixed[0]) + hidden_TW)
+        rest = hidden_TW[sum(map(len, mixed)) :]
+        hidden = self._norm(self._output(torch.cat([*mixed, rest])) + hidden_TW)
         return self._last_norm(self._narrow(self._widen(hidden)) + hidden)
 
 
@@ -111,6 +125,15 @@ def runs_of(lengths: list[int], attended: list[int]) -> list[Run]:
 def native_bfloat16() -> bool:
     """Whether this machine's CPU multiplies bfloat16 itself."""
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def _state(modules: list[nn.Module]) -> tuple[list[int], list[tuple[int, int]]]:
+    """What differs if a module is replaced or a weight changed; read for every batch, so without torch's own search of all modules."""
+    weights = (weight for module in modules for weight in module._parameters.values() if weight is not None)
+    return (
+        [id(part) for module in modules for part in module._modules.values()],
+        [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights],
+    )
 
 
 def _heads(projected_TX: Tensor, run: Run, heads: int) -> tuple[Tensor, Tensor, Tensor]:
