@@ -36,7 +36,8 @@ from serving.app import build
 from serving.switches import SWITCHES, free_ports, switches
 
 K = 10
-WARM_UP = 20
+PAUSE_S = 0.01
+"""About as long as a part of the service does nothing between two searches of one client."""
 
 
 def main() -> None:
@@ -60,10 +61,6 @@ def main() -> None:
     mode = "optimized" if options.optimized else "as it comes"
     if "load" in options.parts:
         loaded: dict[str, Any] = {"load_average_before": os.getloadavg()[0]}
-        loaded["in_process_ms"] = {
-            "one core": on_one_core(lambda: in_process(options.index, texts[:60], options.engine)),
-            "all cores": in_process(options.index, texts[:60], options.engine),
-        }
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     [port] = free_ports(1)
     try:
@@ -71,7 +68,7 @@ def main() -> None:
         start = partial(run, port)
         if "load" in options.parts:
             url = start({"index": options.index, "num_groups": options.num_groups})
-            loaded |= asyncio.run(loads(url, texts, options.engine, options.concurrency, options.seconds))
+            loaded |= asyncio.run(loads(url, options.index, texts, options.engine, options.concurrency, options.seconds))
             report["load"] = report.get("load", {}) | {mode: loaded}
             write(report, target)
         if "faults" in options.parts:
@@ -99,7 +96,7 @@ def run(port: int, arguments: dict[str, Any]) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-def on_one_core(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def on_one_core(measure: Callable[[], Any]) -> Any:
     """With one thread on one core, as every part of the service has."""
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     os.sched_setaffinity(0, {min(cores)})
@@ -111,51 +108,68 @@ def on_one_core(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         torch.set_num_threads(threads)
 
 
-def in_process(index: str, texts: list[str], engine: str) -> dict[str, Any]:
-    """Milliseconds of encoding a query, searching, and reading the documents' fields, one query at a time, without a service."""
-    searcher = Searcher.open(index)
-    encoder = Encoder.for_contract(searcher.manifest.contract)
-    seconds = []
-    for text in texts:
+class InProcess:
+    """Encoding a query, searching, and reading the documents' fields, without a service."""
+
+    def __init__(self, index: str, engine: str):
+        self.searcher = Searcher.open(index)
+        self.encoder = Encoder.for_contract(self.searcher.manifest.contract)
+        self.engine = engine
+
+    def seconds(self, text: str, pause: float = 0.0) -> float:
+        """Of one query, after a pause: what lay in the caches is others' then."""
+        time.sleep(pause)
         start = time.perf_counter()
-        [answer] = searcher.search(encoder.encode_queries([text]), K, engine)
-        searcher.documents(answer.documents)
-        seconds.append(time.perf_counter() - start)
-    return percentiles_ms(seconds[WARM_UP:])
+        [answer] = self.searcher.search(self.encoder.encode_queries([text]), K, self.engine)
+        self.searcher.documents(answer.documents)
+        return time.perf_counter() - start
 
 
-async def loads(url: str, texts: list[str], engine: str, levels: list[int], seconds: float) -> dict[str, Any]:
-    await load(url, texts, engine, 2, 3)  # to warm up
-    return {"one_client": await steps(url, texts[:80], engine), "load": [await load(url, texts, engine, each, seconds) for each in levels]}
-
-
-async def steps(url: str, texts: list[str], engine: str) -> dict[str, Any]:
-    """Where the time of a single client's searches goes, in milliseconds (medians), and what a request without a search takes."""
-    taken, empty, timings = [], [], []
+async def one_client(url: str, index: str, texts: list[str], engine: str, rounds: int = 5) -> dict[str, Any]:
+    """A single client's searches, and the same ones in process by turns: what else goes on on the machine is the same for both."""
+    local = InProcess(index, engine)
+    on_one_core(lambda: [local.seconds(text) for text in texts])  # to warm up
+    inside: dict[str, list[float]] = {"one core": [], "one core, after pauses": [], "all cores": []}
+    taken: list[float] = []
+    empty: list[float] = []
+    timings: list[dict[str, Any]] = []
     async with aiohttp.ClientSession(url) as client:
-        for text in texts:
-            start = time.perf_counter()
-            async with client.post("/search", json={"query": text, "k": K, "engine": engine}) as reply:
-                answer = await reply.json()
-            taken.append(time.perf_counter() - start)
-            timings.append(answer["timings"])
-            start = time.perf_counter()
-            async with client.get("/health/live") as reply:
-                await reply.read()
-            empty.append(time.perf_counter() - start)
-    timings = timings[WARM_UP:]
+        for _ in range(rounds):
+            inside["one core"] += on_one_core(lambda: [local.seconds(text) for text in texts])
+            inside["one core, after pauses"] += on_one_core(lambda: [local.seconds(text, PAUSE_S) for text in texts])
+            inside["all cores"] += [local.seconds(text) for text in texts]
+            for text in texts:
+                start = time.perf_counter()
+                async with client.post("/search", json={"query": text, "k": K, "engine": engine}) as reply:
+                    answer = await reply.json()
+                taken.append(time.perf_counter() - start)
+                timings.append(answer["timings"])
+            for _ in texts:
+                start = time.perf_counter()
+                async with client.get("/health/live") as reply:
+                    await reply.read()
+                empty.append(time.perf_counter() - start)
 
     def middle(value: Any) -> float:
         return round(sorted(map(value, timings))[len(timings) // 2], 2)
 
     return {
-        "latency_ms": percentiles_ms(taken[WARM_UP:]),
+        "in_process_ms": {cores: percentiles_ms(each) for cores, each in inside.items()},
+        "latency_ms": percentiles_ms(taken),
         "encode": middle(lambda each: each["encode"]),
         "plan": middle(lambda each: each["plan"]),
         "stages": middle(lambda each: sum(each["stages"])),
         "documents": middle(lambda each: each["documents"]),
         "in_gateway": middle(lambda each: each["total"]),
-        "empty_request": percentiles_ms(empty[WARM_UP:])["p50"],
+        "empty_request": percentiles_ms(empty)["p50"],
+    }
+
+
+async def loads(url: str, index: str, texts: list[str], engine: str, levels: list[int], seconds: float) -> dict[str, Any]:
+    await load(url, texts, engine, 2, 3)  # to warm up
+    return {
+        "one_client": await one_client(url, index, texts[:40], engine),
+        "load": [await load(url, texts, engine, each, seconds) for each in levels],
     }
 
 
@@ -224,13 +238,14 @@ def markdown(report: dict[str, Any]) -> str:
 
 def load_lines(mode: str, loaded: dict[str, Any]) -> list[str]:
     """What one mode of Serve did under load."""
-    alone, both, one = loaded["in_process_ms"]["one core"], loaded["in_process_ms"]["all cores"], loaded["one_client"]
+    one = loaded["one_client"]
+    inside = "; ".join(f"p50 {ms['p50']:.1f} ms, p99 {ms['p99']:.1f} ms on {cores}" for cores, ms in one["in_process_ms"].items())
     lines = [
         f"## Serve {mode}",
         "",
-        f"In process, one query at a time: p50 {alone['p50']:.1f} ms, p99 {alone['p99']:.1f} ms on one core, "
-        f"p50 {both['p50']:.1f} ms, p99 {both['p99']:.1f} ms on all. "
-        f"Served, one client: p50 {one['latency_ms']['p50']:.1f} ms, "
+        "One query at a time, in process and served by turns. "
+        f"In process: {inside}. "
+        f"Served: p50 {one['latency_ms']['p50']:.1f} ms, "
         f"p99 {one['latency_ms']['p99']:.1f} ms (a request without a search: {one['empty_request']:.1f} ms). "
         f"The load average before was {loaded['load_average_before']:.1f}.",
         "",
