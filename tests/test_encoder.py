@@ -78,6 +78,24 @@ def test_equal_calls_give_equal_bits(minilm: Encoder) -> None:
     assert np.array_equal(first.values, second.values) and np.array_equal(first.offsets, second.offsets)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_number_of_threads_changes_no_bit_and_stays_what_it_was(checkpoint: str, precision: str) -> None:
+    encoder = Encoder.load(EncoderConfig(checkpoint=checkpoint, precision=precision, batch_tokens=64))
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(encoder.encode_documents(DOCUMENTS * 4))
+            assert torch.get_num_threads() == threads
+        with pytest.raises(ConfigError):
+            encoder.encode_documents([*DOCUMENTS, 7])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert all(np.array_equal(each.values, found[0].values) for each in found)
+
+
 def test_small_batches_change_nothing_but_rounding(small: Encoder) -> None:
     whole = small.encode_documents(DOCUMENTS)
     pieces = Encoder(small.contract, small.tokenizer, small.model, batch_tokens=1).encode_documents(DOCUMENTS)

@@ -1,8 +1,9 @@
 """Encoder: a checkpoint and its contract, turning queries and documents into TokenEmbeddings (ALGORITHMS 1)."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from ray_lir.models.network import Network
 from ray_lir.models.scorers import SCORERS, Trial
 from ray_lir.models.tokenization import TextTokenizer
 from ray_lir.models.unpadded import native_bfloat16
+from ray_lir.parallel import threads
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 """Padded tokens a batch where the configuration says nothing. The activations of 1024 tokens stay in a CPU's caches: on an AVX2 core
@@ -222,17 +224,42 @@ class Encoder:
         values, weights = np.empty((offsets[-1], self.contract.dim), np.float16), None
         if self.model.training:  # it goes through all modules, half a millisecond for every query
             self.model.eval()
-        for rows in by_length([len(ids) for ids in token_ids], self.batch_tokens):
+
+        def embedded(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
             batch = pad([token_ids[row] for row in rows], [attended[row] for row in rows], [keep[row] for row in rows])
             texts = embed(batch)
+            found = texts.vectors[texts.mask].half().cpu().numpy()
+            return rows, found, None if texts.weights is None else texts.weights[texts.mask].float().cpu().numpy()
+
+        batches = list(by_length([len(ids) for ids in token_ids], self.batch_tokens))
+        for rows, found, weighed in _on_all_cores(embedded, batches, self.device):
             places = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
-            values[places] = texts.vectors[texts.mask].half().cpu().numpy()
-            if texts.weights is not None:
+            values[places] = found
+            if weighed is not None:
                 weights = np.empty(offsets[-1], np.float32) if weights is None else weights
-                weights[places] = texts.weights[texts.mask].float().cpu().numpy()
+                weights[places] = weighed
         kept_ids = [ids[kept] for ids, kept in zip(token_ids, keep, strict=True)]
         flat_ids = np.concatenate(kept_ids).astype(np.int32) if kept_ids else np.empty(0, np.int32)
         return TokenEmbeddings(values, offsets, names, flat_ids, weights)
+
+
+def _on_all_cores(work: Callable[[np.ndarray], Any], batches: list[np.ndarray], device: torch.device) -> Iterator[Any]:
+    """The work on each batch, in their order: on a CPU a core takes a batch of its own, since cores that share one wait for each other
+    after every product. Torch's number of threads is one setting for the whole process; it is restored."""
+    cores = torch.get_num_threads()
+    if device.type != "cpu" or cores == 1 or len(batches) < cores:
+        yield from map(work, batches)
+        return
+
+    def alone(batch: np.ndarray) -> Any:
+        torch.set_num_threads(1)
+        with torch.inference_mode():  # a setting of each thread
+            return work(batch)
+
+    try:
+        yield from threads(alone, batches, cores)
+    finally:
+        torch.set_num_threads(cores)
 
 
 def weights_digest(network: Network) -> str:
