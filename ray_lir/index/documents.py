@@ -55,16 +55,24 @@ def find(table: pa.Table, doc_ids: Sequence[str]) -> np.ndarray:
 
 def rows(table: pa.Table, numbers: np.ndarray) -> list[dict[str, str]]:
     """The documents with these row numbers, in their order."""
-    columns = [column(table, name, numbers) for name in COLUMNS]
+    places = _places(table, numbers)
+    columns = [_values(table, name, places) for name in COLUMNS]
     return [dict(zip(COLUMNS, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def column(table: pa.Table, name: str, numbers: np.ndarray) -> list[str]:
-    """One field of the documents with these row numbers.
+    """One field of the documents with these row numbers."""
+    return _values(table, name, _places(table, numbers))
 
-    Value by value: Arrow's `take` would first copy a column of many chunks into one.
-    """
-    chunks = table.column(name).chunks
-    ends = np.cumsum([len(chunk) for chunk in chunks])
+
+def _places(table: pa.Table, numbers: np.ndarray) -> list[tuple[int, int]]:
+    """The chunk that holds each row, and the row's number there; chunks are the same for every column."""
+    ends = np.cumsum([len(chunk) for chunk in table.column(0).chunks])
     owners = np.searchsorted(ends, numbers, side="right")
-    return [chunks[owner][number - ends[owner]].as_py() for owner, number in zip(owners.tolist(), numbers.tolist(), strict=True)]
+    return list(zip(owners.tolist(), (numbers - ends[owners]).tolist(), strict=True))
+
+
+def _values(table: pa.Table, name: str, places: Sequence[tuple[int, int]]) -> list[str]:
+    """Value by value: Arrow's `take` would first copy a column of many chunks into one."""
+    chunks = table.column(name).chunks
+    return [chunks[owner][row].as_py() for owner, row in places]
