@@ -13,7 +13,8 @@ class System:
 
     Attributes:
         module: its script in bench/peers.
-        settings: name -> search options; the first is its default, the others are points of its curve.
+        settings: name -> search options, `k` among them where it is not the run's; the first is its default, the others are points of
+            its curve.
         index: build options.
         environment: its requirements in bench/peers/requirements; None: the environment that runs the comparison.
         base: the environment that its own stands on.
@@ -33,6 +34,7 @@ SYSTEMS = {
         module="ray_lir",
         settings={
             "auto": {},
+            "auto, k 10": {"k": 10},
             "exact": {"engine": "exact"},
             "scan": {"engine": "scan"},
             "scan, 128": {"engine": "scan", "ncandidates": 128},
@@ -62,6 +64,7 @@ SYSTEMS = {
         module="xtr_warp",
         settings={
             "default": {},
+            "default, k 10": {"k": 10},
             "nprobe 32": {"nprobe": 32, "t_prime": 100_000},
             "nprobe 64, no threshold": {"nprobe": 64, "centroid_score_threshold": 0.0},
             "nprobe 128, no threshold": {"nprobe": 128, "centroid_score_threshold": 0.0},

@@ -137,6 +137,22 @@ def test_centroid_interaction_is_that_of_the_reference(**shape):
 
 
 @settings(max_examples=60, deadline=None)
+@given(**SHAPES)
+def test_distinct_codes_are_each_documents_own_in_the_order_of_its_tokens(**shape):
+    shard, *_ = made_up(**shape)
+    codes, offsets = native.distinct_codes(shard)
+    assert codes.dtype == shard.codes.dtype
+    documents = [shard.codes[shard.doc_offsets[d] : shard.doc_offsets[d + 1]].tolist() for d in range(shard.num_docs)]
+    assert [codes[offsets[d] : offsets[d + 1]].tolist() for d in range(shard.num_docs)] == [list(dict.fromkeys(each)) for each in documents]
+    assert native.distinct_codes(shard)[0] is codes
+
+
+def test_a_code_without_a_centroid_is_refused():
+    with pytest.raises(ValueError, match="a code without a centroid"):
+        native.module().distinct_codes(np.array([0, 7], np.uint16), np.array([0, 2]), 7)
+
+
+@settings(max_examples=60, deadline=None)
 @given(**SHAPES, strength=st.sampled_from([0.0, 0.01, 0.3]), by_cosine=st.booleans(), has_weights=st.booleans())
 def test_relations_from_codes_and_residuals_are_those_of_the_reference(strength, by_cosine, has_weights, **shape):
     shard, codec, query, weights, rng = made_up(**shape)

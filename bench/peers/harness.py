@@ -85,14 +85,16 @@ def measure_search(open_index: Open, given: argparse.Namespace) -> tuple[dict[st
     texts = inputs.load(given.input, "queries")
     queries = [texts[number].astype(np.float32) for number in range(len(texts))]
     before, start = memory_bytes("VmRSS"), time.perf_counter()
-    search = open_index(given.input, given.index, given.threads, **given.options)
+    options = dict(given.options)
+    k = options.pop("k", given.k)
+    search = open_index(given.input, given.index, given.threads, **options)
     opened = time.perf_counter() - start
-    search(queries[:WARM_UP], given.k)
-    result: dict[str, Any] = {"threads": given.threads, "k": given.k, "open_seconds": round(opened, 3)}
+    search(queries[:WARM_UP], k)
+    result: dict[str, Any] = {"threads": given.threads, "k": k, "open_seconds": round(opened, 3)}
     answers, wall, cpu = [], [], []
     for query in queries[: given.queries]:
         wall_start, cpu_start = time.perf_counter(), time.process_time()
-        (answer,) = search([query], given.k)
+        (answer,) = search([query], k)
         wall.append(time.perf_counter() - wall_start)
         cpu.append(time.process_time() - cpu_start)
         answers.append(answer)
@@ -101,11 +103,11 @@ def measure_search(open_index: Open, given: argparse.Namespace) -> tuple[dict[st
     if given.batch:
         batch = [queries[number % len(queries)] for number in range(given.batch)]
         wall_start, cpu_start = time.perf_counter(), time.process_time()
-        search(batch, given.k)
+        search(batch, k)
         seconds, cpu_used = time.perf_counter() - wall_start, time.process_time() - cpu_start
         result["batch"] = {"size": given.batch, "seconds": round(seconds, 3), "cpu_seconds": round(cpu_used, 3)}
     result["memory_bytes"] = memory_bytes("VmHWM") - before
-    return result, table(answers, given.k)
+    return result, table(answers, k)
 
 
 def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:

@@ -15,6 +15,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "isa.h"
@@ -639,6 +640,37 @@ nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights
   return nb::make_tuple(score_array, document_array);
 }
 
+// Every document's centroids, each once, and where each document's begin: a scan asks no token twice for the same score.
+template <class Code>
+nb::tuple distinct_codes_of(const Code* codes, Numbers doc_offsets, int64_t num_centroids) {
+  const int64_t num_docs = int64_t(doc_offsets.shape(0)) - 1;
+  std::vector<Code> found;
+  int64_t* offsets;
+  auto offset_array = array_of<int64_t>({size_t(num_docs + 1)}, &offsets);
+  {
+    nb::gil_scoped_release release;
+    std::vector<int64_t> last_document(num_centroids, -1);
+    for (int64_t d = 0; d < num_docs; ++d) {
+      offsets[d] = int64_t(found.size());
+      for (int64_t t = doc_offsets.data()[d]; t < doc_offsets.data()[d + 1]; ++t) {
+        require(int64_t(codes[t]) < num_centroids, "a code without a centroid");
+        if (std::exchange(last_document[codes[t]], d) != d) found.push_back(codes[t]);
+      }
+    }
+    offsets[num_docs] = int64_t(found.size());
+  }
+  Code* distinct;
+  auto code_array = array_of<Code>({found.size()}, &distinct);
+  std::copy(found.begin(), found.end(), distinct);
+  return nb::make_tuple(code_array, offset_array);
+}
+
+nb::tuple distinct_codes(Codes codes, Numbers doc_offsets, int64_t num_centroids) {
+  const Shard shard = shard_of(codes, doc_offsets);
+  return shard.wide_codes ? distinct_codes_of(static_cast<const uint32_t*>(shard.codes), doc_offsets, num_centroids)
+                          : distinct_codes_of(static_cast<const uint16_t*>(shard.codes), doc_offsets, num_centroids);
+}
+
 // Documents with a token in one of the cells, ascending.
 nb::ndarray<nb::numpy, int64_t> candidates(Numbers cells, Array<uint32_t, 1> postings, Numbers posting_offsets,
                                            Array<uint32_t, 1> block_documents, Numbers doc_offsets) {
@@ -986,7 +1018,7 @@ NB_MODULE(ray_lir_native, m) {
   using namespace ray_lir;
   using namespace nb::literals;
   m.attr("__doc__") = "Compiled kernels of ray_lir; use ray_lir.kernels.select('native').";
-  m.attr("ABI") = 4;
+  m.attr("ABI") = 5;
   m.def("instruction_sets", &instruction_sets);
   m.def("residual_maxsim", &residual_maxsim, "isa"_a, "vectors"_a, "weights"_a, "tables"_a, "codes"_a, "residuals"_a, "scales"_a,
         "token_weights"_a.none(), "doc_offsets"_a, "buckets"_a, "documents"_a.none(), "threads"_a);
@@ -1002,6 +1034,7 @@ NB_MODULE(ray_lir_native, m) {
   m.def("probe", &probe, "isa"_a, "table"_a, "num_tokens"_a, "sizes"_a, "nprobe"_a, "bound"_a, "t_prime"_a);
   m.def("posting_scores", &posting_scores, "isa"_a, "vectors"_a, "weights"_a, "cells"_a, "cell_scores"_a, "imputed"_a, "floor"_a, "postings"_a,
         "posting_offsets"_a, "block_documents"_a, "residuals"_a, "scales"_a, "token_weights"_a.none(), "doc_offsets"_a, "buckets"_a);
+  m.def("distinct_codes", &distinct_codes, "codes"_a, "doc_offsets"_a, "num_centroids"_a);
   m.def("candidates", &candidates, "cells"_a, "postings"_a, "posting_offsets"_a, "block_documents"_a, "doc_offsets"_a);
   m.def("assign", &assign, "isa"_a, "vectors"_a, "centroids"_a, "euclidean"_a, "threads"_a);
   m.def("nearest_cells", &nearest_cells, "isa"_a, "vectors"_a, "cells"_a, "nprobe"_a, "threads"_a);
