@@ -123,7 +123,7 @@ class Scatter:
             ran = [answer for answer in found if number < len(answer.stages)]
             parts = [[answer.stages[number][plan] for answer in ran] for plan in range(len(plans))]
             if number:
-                parts = await self._completed(plans, number, [np.sort(top.documents) for top in kept[-1]], parts)
+                parts = await self._completed(plans, number, [top.documents for top in kept[-1]], parts)
             kept.append([merge(each, plan.keeps[number], self.kernels) for plan, each in zip(plans, parts, strict=True)])
             slowest = max((answer.seconds[number] for answer in ran), default=0.0)
             seconds.append(slowest + time.perf_counter() - start)
@@ -134,10 +134,12 @@ class Scatter:
     ) -> list[list[TopK]]:
         """What stage `number` says of each plan's survivors: what is known already, and what the groups still have to say."""
         known = [_among(each, wanted) for each, wanted in zip(parts, survivors, strict=True)]
+        if all(len(top.documents) == len(wanted) for top, wanted in zip(known, survivors, strict=True)):
+            return [[top] for top in known]
         unknown = [np.setdiff1d(wanted, top.documents, assume_unique=True) for top, wanted in zip(known, survivors, strict=True)]
         calls = {}
         for name, group in self.groups.items():
-            mine = [group.own(each) for each in unknown]
+            mine = [group.own(np.sort(each)) for each in unknown]
             if any(len(each) for each in mine):
                 calls[name] = ("run_stage", plans, number, mine)
         answers = await self._ask(calls, len(plans[0].keeps) - number + 1, {})
@@ -159,6 +161,8 @@ class Scatter:
             GroupLost: if a group is left out from now on, and the others are still enough.
             ShardUnavailable: if they are not.
         """
+        if not calls:
+            return answers
         now = asyncio.get_running_loop().time()
         until = self.turn.deadline if self.min_coverage >= 1 else now + (self.turn.deadline - now) / steps
         turn = replace(self.turn, deadline=until)
@@ -193,8 +197,9 @@ def _ahead(plans: list[QueryPlan], num_groups: int) -> list[int]:
 
 
 def _among(parts: Sequence[TopK], wanted: np.ndarray) -> TopK:
-    """What is said there of the wanted documents."""
-    scores = np.concatenate([np.zeros(0, np.float32), *(part.scores for part in parts)])
-    documents = np.concatenate([np.zeros(0, np.int64), *(part.documents for part in parts)])
-    kept = np.isin(documents, wanted)
-    return TopK(scores[kept], documents[kept])
+    """What is said there of the wanted documents. They are few: a set of Python's takes a tenth of the time of NumPy's."""
+    known = set(wanted.tolist())
+    kept = [[place for place, number in enumerate(part.documents.tolist()) if number in known] for part in parts]
+    scores = np.concatenate([np.zeros(0, np.float32), *(part.scores[places] for part, places in zip(parts, kept, strict=True))])
+    documents = np.concatenate([np.zeros(0, np.int64), *(part.documents[places] for part, places in zip(parts, kept, strict=True))])
+    return TopK(scores, documents)
