@@ -1,7 +1,8 @@
 """This project and its peers side by side: the same embeddings, machine, threads and measuring code.
 
     python -m bench.compare --dataset DATASET_FOLDER [--sizes small big] [--systems ray_lir fast-plaid ...] [--queries 300]
-                            [--batch 300] [--threads 1 2] [--work runs/bench] [--output bench/results] [--report]
+                            [--batch 300] [--threads 1 2] [--assembled] [--work runs/bench] [--output bench/results]
+                            [--report]
 
 Every build and every setting is measured in a process of its own, in the system's own environment (made when it is first
 needed), and kept as a JSON in the work folder; what is there is not measured again, so a run can be cut into pieces or
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=300, help="searched in one call; 0: no throughput")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of the batches; single queries have one")
     parser.add_argument("--build-threads", type=int, default=os.cpu_count())
+    parser.add_argument("--assembled", action="store_true", help="peers' indexes on ray_lir's centroids and codes, where that can be done")
     parser.add_argument("--timeout", type=float, help="seconds for one build or setting, at most")
     parser.add_argument("--work", type=Path, default=Path("runs/bench"))
     parser.add_argument("--output", type=Path, default=Path("bench/results"))
@@ -63,7 +65,10 @@ def measure_system(name: str, system: System, folder: Path, given: argparse.Name
     command = [str(python), "-m", f"bench.peers.{system.module}"]
     where = [str(folder), str(results / "index")]
     built, flags = results / "build.json", {"--options": json.dumps(system.index)}
-    if not measure(built, [*command, "build", *where, str(built)], given.build_threads, flags, given.timeout):
+    build = [*command, "build"]
+    if system.assembled and given.assembled:
+        build, flags = [sys.executable, "-m", "bench.peers.assembled", system.module], {}
+    if not measure(built, [*build, *where, str(built)], given.build_threads, flags, given.timeout):
         return
     for setting, options in system.settings.items():
         if given.settings and setting not in given.settings:

@@ -145,6 +145,8 @@ def growth(sizes: list[Row]) -> list[str]:
 def build_line(row: Row) -> str:
     if "error" in row:
         return f"| {row['system']} | | {row['error']} | | | |"
+    if "assembled" in row:
+        return f"| {row['system']} | | assembled ({row['assembled']}) | | | {row['bytes_per_token']} |"
     peak, held = (round(row[key] / 2**20) for key in ("peak_bytes", "held_bytes"))
     times = f"{number(row['seconds'])} | {number(row['cpu_seconds'])}"
     return f"| {row['system']} | {row['threads']} | {times} | {peak} ({held}) | {row['bytes_per_token']} |"

@@ -18,6 +18,7 @@ class System:
         index: build options.
         environment: its requirements in bench/peers/requirements; None: the environment that runs the comparison.
         base: the environment that its own stands on.
+        assembled: whether bench.peers.assembled can write its index.
     """
 
     module: str
@@ -25,6 +26,7 @@ class System:
     index: Options = field(default_factory=dict)
     environment: str | None = None
     base: str | None = None
+    assembled: bool = False
 
 
 TORCH = "torch-2.11.0"
@@ -59,6 +61,7 @@ SYSTEMS = {
         },
         environment="fast-plaid",
         base=TORCH,
+        assembled=True,
     ),
     "xtr-warp-rs": System(
         module="xtr_warp",
@@ -71,6 +74,7 @@ SYSTEMS = {
         },
         environment="xtr-warp-rs",
         base=TORCH,
+        assembled=True,
     ),
     "PyLate PLAID": System(
         module="pylate_plaid",

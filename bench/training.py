@@ -10,6 +10,7 @@ and not made again. Run it on idle cores.
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -32,7 +33,9 @@ from ray_lir.models.encoder import Encoder
 from ray_lir.models.training_source import TrainingSource, load_training_data
 
 LENGTH, WARM_UP = 96, 2
-WORKERS = (1, 2)
+TURNS = 3
+WORKERS = ((1, 1), (2, 1), (2, 2))
+"""How many, and how many batches they have together."""
 PRECISIONS = ("float32", "bfloat16")
 """Of the products; weights and losses are float32. The workers and the encoding have the one that is faster here."""
 TEXTS, RUNS = 64, 5
@@ -66,42 +69,48 @@ def main() -> None:
 
 
 def measure_peers(folder: Path, given: argparse.Namespace) -> None:
-    """Each system on one and on two cores."""
+    """Each system on one and on two cores, by turns: what else goes on on the machine is the same for both."""
     pairs = folder / f"batch-{given.batch}.json"
     pairs.write_text(json.dumps(json.loads((folder / "pairs.json").read_text())[: given.batch]))
     pythons = {"ray_lir": Path(sys.executable), "pylate": python_of("pylate", given.work, SYSTEMS["PyLate PLAID"].base)}
     for precision, threads in product(PRECISIONS, (1, 2)):
-        for system, python in pythons.items():
-            result = folder / f"result-{system}-{precision}-{threads}.json"
-            if not result.exists():
-                measured = folder / f"{system}-{precision}-{threads}.json"
-                command = [str(python), "-m", "bench.peers.training", system, str(saved_checkpoint(folder)), str(pairs), str(measured)]
-                command += ["--threads", str(threads), "--steps", str(given.steps), "--length", str(LENGTH)]
-                command += ["--precision", precision]
-                subprocess.run(["env", *(f"{name}={threads}" for name in THREAD_VARIABLES), *command], check=True, stdout=sys.stderr)
-                keep(result, json.loads(measured.read_text()), given.batch)
+        results = {system: folder / f"result-{system}-{precision}-{threads}.json" for system in pythons}
+        if all(result.exists() for result in results.values()):
+            continue
+        runs: dict[str, list[dict[str, Any]]] = {system: [] for system in pythons}
+        for _, (system, python) in product(range(TURNS), pythons.items()):
+            measured = folder / f"{system}-{precision}-{threads}.json"
+            command = [str(python), "-m", "bench.peers.training", system, str(saved_checkpoint(folder)), str(pairs), str(measured)]
+            command += ["--threads", str(threads), "--steps", str(given.steps), "--length", str(LENGTH)]
+            command += ["--precision", precision]
+            subprocess.run(["env", *(f"{name}={threads}" for name in THREAD_VARIABLES), *command], check=True, stdout=sys.stderr)
+            runs[system].append(json.loads(measured.read_text()))
+        for system, result in results.items():
+            keep(result, runs[system], given.batch)
 
 
-def keep(result: Path, measured: dict[str, Any], batch: int) -> None:
-    timed = measured["steps"][WARM_UP - 1 :]  # the first of them began when the first step had ended
+def keep(result: Path, runs: list[dict[str, Any]], batch: int) -> None:
+    timed = [step for run in runs for step in run["steps"][WARM_UP - 1 :]]  # the first of them began when the first step had ended
     seconds, cpu_seconds = (statistics.median(step[name] for step in timed) for name in ("seconds", "cpu_seconds"))
-    row = {"examples_per_second": round(batch / seconds, 2), "examples_per_cpu_second": round(batch / cpu_seconds, 2)}
-    row |= {"steps": len(timed), "peak_bytes": measured["peak_bytes"], "losses": [round(loss, 5) for loss in measured["losses"]]}
+    row = {"examples_per_second": round(batch / seconds, 2), "examples_per_cpu_second": round(batch / cpu_seconds, 2), "steps": len(timed)}
+    row |= {"peak_bytes": max(run["peak_bytes"] for run in runs), "losses": [round(loss, 5) for loss in runs[0]["losses"]]}
     result.write_text(json.dumps(row) + "\n")
 
 
 def measure_workers(folder: Path, given: argparse.Namespace) -> None:
-    """jobs.train with one worker and with two, of a core each, that share the same batch."""
-    examples = folder / f"examples-{given.batch}.jsonl"
-    pairs = json.loads((folder / "pairs.json").read_text())[: given.batch]
-    examples.write_text("".join(json.dumps({"query": query, "positive": passage}) + "\n" for query, passage in pairs))
-    for workers in WORKERS:
-        result, output = folder / f"result-workers-{workers}.json", folder / f"trained-{given.batch}-{given.steps}-{workers}"
+    """jobs.train with one worker and with two, of a core each: two share the batch of one, or have one each."""
+    for workers, batches in WORKERS:
+        batch = batches * given.batch
+        examples = folder / f"examples-{batch}.jsonl"
+        pairs = json.loads((folder / "pairs.json").read_text())[:batch]
+        examples.write_text("".join(json.dumps({"query": query, "positive": passage}) + "\n" for query, passage in pairs))
+        result, output = folder / f"result-workers-{workers}-{batch}.json", folder / f"trained-{batch}-{given.steps}-{workers}"
         if not result.exists():
+            shutil.rmtree(output, ignore_errors=True)
             command = [sys.executable, "-m", "jobs.train", "--examples", str(examples), "--output", str(output)]
             command += ["--encoder.checkpoint", str(saved_checkpoint(folder)), "--encoder.device", "cpu"]
             command += ["--encoder.query_length", "32", "--encoder.document_length", str(LENGTH), "--num_workers", str(workers)]
-            command += ["--cpus_per_worker", "1", "--batch_size", str(given.batch), "--max_steps", str(given.steps), "--temperature", "1"]
+            command += ["--cpus_per_worker", "1", "--batch_size", str(batch), "--max_steps", str(given.steps), "--temperature", "1"]
             subprocess.run(command, check=True, stdout=sys.stderr)
             curve = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
             rates = [record["examples_per_second"] for record in curve[WARM_UP:]]
@@ -140,21 +149,21 @@ def markdown(report: dict[str, Any]) -> str:
         return [system, precision, threads, row["examples_per_second"], row["examples_per_cpu_second"], f"{row['peak_bytes'] / 2**20:.0f}"]
 
     def workers(name: str) -> list[object]:
-        rate, alone = (report.get(f"result-{each}", {}).get("examples_per_second") for each in (name, "workers-1"))
-        number = int(name.split("-")[1])
-        return [number, rate, f"{rate / alone / number:.0%}" if alone else ""]
+        rate, alone = (report.get(f"result-{each}", {}).get("examples_per_second") for each in (name, f"workers-1-{report['batch']}"))
+        number, batch = map(int, name.split("-")[1:])
+        return [number, batch, rate, f"{rate / alone / number:.0%}" if alone else ""]
 
     lines = [
         f"One batch of {report['batch']} squad pairs, passages of {report['length']} tokens at most; medians of the steps after "
-        f"{report['warm_up']}. {report['machine']['cpu']}, {report['machine']['cores']} cores.",
+        f"{report['warm_up']}, of {TURNS} runs by turns. {report['machine']['cpu']}, {report['machine']['cores']} cores.",
         "",
         "| system | products | threads | pairs/s | pairs a processor second | peak MB |",
         "|---|---|---|---|---|---|",
         *rows(peer, ["-".join(map(str, each)) for each in product(("ray_lir", "pylate"), PRECISIONS, (1, 2))]),
         "",
-        "| workers of one core | pairs/s | efficiency |",
-        "|---|---|---|",
-        *rows(workers, [f"workers-{number}" for number in WORKERS]),
+        "| workers of one core | pairs a step | pairs/s | efficiency |",
+        "|---|---|---|---|",
+        *rows(workers, [f"workers-{number}-{batches * report['batch']}" for number, batches in WORKERS]),
     ]
     if attention := report.get("result-attention"):
         seconds = attention["seconds"]

@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 
 from ray_lir.config import EncoderConfig, TrainingConfig
 from ray_lir.errors import ConfigError
+from ray_lir.models import collectives
 from ray_lir.models.encoder import Encoder
 from ray_lir.models.optimization import learning_rate_at
 from ray_lir.models.training import StepRecord, Training, load_encoder
@@ -168,4 +169,31 @@ def _work(rank: int, num_workers: int, folder: str, checkpoint: str, pairs: Trai
     training = start(Path(checkpoint), pairs)
     losses = [record.loss for record in advance(training, 3)]
     torch.save((losses, dict(training.encoder.model.state_dict())), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_gradients_are_means_over_workers_of_tables_too(tmp_path: Path) -> None:
+    mp.spawn(_average, (str(tmp_path),), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    means = [(first + second) / 2 for first, second in zip(_gradients(0), _gradients(1), strict=True)]
+    for worker in found:
+        for gradient, mean in zip(worker, means, strict=True):
+            assert torch.equal(gradient, mean)
+
+
+def _gradients(rank: int) -> list[torch.Tensor]:
+    """Of a table of which each worker reached other rows, of one that nobody reached, and of a matrix."""
+    generator = torch.Generator().manual_seed(rank)
+    table = torch.zeros(collectives.TABLE_ROWS, 3)
+    table[torch.randint(0, len(table), (50,), generator=generator)] = torch.randn(50, 3, generator=generator)
+    return [table, torch.zeros(collectives.TABLE_ROWS + 1, 2), torch.randn(5, 4, generator=generator)]
+
+
+def _average(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    parameters = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in _gradients(rank)]
+    for parameter, gradient in zip(parameters, _gradients(rank), strict=True):
+        parameter.grad = gradient
+    collectives.average_gradients([*parameters, torch.nn.Parameter(torch.zeros(2))])
+    torch.save([parameter.grad for parameter in parameters], f"{folder}/{rank}.pt")
     dist.destroy_process_group()

@@ -14,6 +14,7 @@ from torch.nn import functional
 from ray_lir.models.batches import EmbeddedTexts
 
 T = TypeVar("T")
+TABLE_ROWS = 4096
 
 
 def num_workers() -> int:
@@ -60,13 +61,31 @@ def mean_over_workers(value: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Makes every worker's gradients the mean over all workers, in one exchange."""
+    """Makes every worker's gradients the mean over all workers. Of a table of embeddings only rows travel that a token of some worker
+    reached: tables are half of a small model, and a batch reaches a fraction of them."""
     if num_workers() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    means = mean_over_workers(torch.cat([gradient.flatten() for gradient in gradients]))
-    for gradient, mean in zip(gradients, means.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    rows = _reached_rows(gradients)
+    parts = [gradient if reached is None else gradient[reached] for gradient, reached in zip(gradients, rows, strict=True)]
+    means = mean_over_workers(torch.cat([part.flatten() for part in parts])).split([part.numel() for part in parts])
+    for gradient, reached, part, mean in zip(gradients, rows, parts, means, strict=True):
+        if reached is None:
+            gradient.copy_(mean.view_as(gradient))
+        else:
+            gradient[reached] = mean.view_as(part)
+
+
+def _reached_rows(gradients: list[Tensor]) -> list[Tensor | None]:
+    """For each gradient with as many rows as a vocabulary, the numbers of those that are not zero for some worker; None for others."""
+    tables = [gradient.dim() == 2 and len(gradient) >= TABLE_ROWS for gradient in gradients]
+    masks = [gradient.any(dim=1) for gradient, is_table in zip(gradients, tables, strict=True) if is_table]
+    if not masks:
+        return [None] * len(gradients)
+    reached = torch.cat(masks).to(torch.uint8)
+    dist.all_reduce(reached, dist.ReduceOp.MAX)
+    parts = iter(reached.split([len(mask) for mask in masks]))
+    return [next(parts).nonzero().squeeze(1) if is_table else None for is_table in tables]
 
 
 def copy_from_first_worker(module: nn.Module) -> None:
