@@ -103,7 +103,7 @@ struct RelationTask {
   RelationHalf before;
   RelationHalf after;
   const float* scale;           // the norm's, and
-  const float* shift;           // in the units of mish(), relation.h
+  const float* shift;           // in the units of mish(), loops/mish.h
   const float* products;        // [n, width] what the hidden layer of a pair is multiplied with, in these units
   const float* constants;       // [n] added to that
   const float* upper;           // [n] no relation is above

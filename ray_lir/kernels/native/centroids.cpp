@@ -1,0 +1,233 @@
+// Scores of centroids: a query's tables of them, scans of documents' distinct codes, and the cells to probe.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "arrays.h"
+#include "bindings.h"
+#include "sets.h"
+#include "shard_arrays.h"
+#include "threads.h"
+#include "vectors.h"
+
+namespace ray_lir {
+namespace {
+
+nb::ndarray<nb::numpy, Score> centroid_scores(const std::string& name, Matrix vectors, Array<int16_t, 2> centroids, int threads) {
+  const Isa& isa = isa_named(name);
+  const int64_t dim = vectors.shape(1), stride = centroids.shape(1), count = centroids.shape(0);
+  require(stride % 2 == 0 && stride >= dim, "centroids of other dimensions");
+  const Columns columns(isa, vectors.data(), vectors.shape(0), dim);
+  Score* scores;
+  auto result = array_of<Score>({size_t(count), size_t(columns.lanes)}, &scores, false);
+  const WordsTask task = {centroids.data(), stride, count, columns.words.get(), columns.lanes, columns.pairs, columns.scales.get(),
+                          nullptr, nullptr, nullptr};
+  nb::gil_scoped_release release;
+  spread(count, 1024, threads, [&](int64_t begin, int64_t end) { isa.word_scores(task, scores, begin, end); });
+  return result;
+}
+
+nb::tuple byte_table(const std::string& name, Scores table) {
+  const Isa& isa = isa_named(name);
+  require(table.shape(1) % kStep == 0, "a table of lanes");
+  const int64_t byte_lanes = round_up(table.shape(1), kGroup);
+  float *lows, *steps;
+  uint8_t* bytes;
+  auto low_array = array_of<float>({table.shape(1)}, &lows), step_array = array_of<float>({table.shape(1)}, &steps);
+  auto byte_array = array_of<uint8_t>({table.shape(0), size_t(byte_lanes)}, &bytes, false);
+  {
+    nb::gil_scoped_release release;
+    isa.byte_table({table.data(), int64_t(table.shape(0)), int64_t(table.shape(1)), byte_lanes, lows, steps, bytes});
+  }
+  return nb::make_tuple(byte_array, low_array, step_array);
+}
+
+// Every document's centroids, each once, and where each document's begin: a scan asks no token twice for the same score.
+template <class Code>
+nb::tuple distinct_codes_of(const Code* codes, Numbers doc_offsets, int64_t num_centroids) {
+  const int64_t num_docs = int64_t(doc_offsets.shape(0)) - 1;
+  std::vector<Code> found;
+  int64_t* offsets;
+  auto offset_array = array_of<int64_t>({size_t(num_docs + 1)}, &offsets);
+  {
+    nb::gil_scoped_release release;
+    std::vector<int64_t> last_document(num_centroids, -1);
+    for (int64_t d = 0; d < num_docs; ++d) {
+      offsets[d] = int64_t(found.size());
+      for (int64_t t = doc_offsets.data()[d]; t < doc_offsets.data()[d + 1]; ++t) {
+        require(int64_t(codes[t]) < num_centroids, "a code without a centroid");
+        if (std::exchange(last_document[codes[t]], d) != d) found.push_back(codes[t]);
+      }
+    }
+    offsets[num_docs] = int64_t(found.size());
+  }
+  Code* distinct;
+  auto code_array = array_of<Code>({found.size()}, &distinct);
+  std::copy(found.begin(), found.end(), distinct);
+  return nb::make_tuple(code_array, offset_array);
+}
+
+nb::tuple distinct_codes(Codes codes, Numbers doc_offsets, int64_t num_centroids) {
+  const Shard shard = shard_of(codes, doc_offsets);
+  return shard.wide_codes ? distinct_codes_of(static_cast<const uint32_t*>(shard.codes), doc_offsets, num_centroids)
+                          : distinct_codes_of(static_cast<const uint16_t*>(shard.codes), doc_offsets, num_centroids);
+}
+
+// Which of 8 query tokens, from `first`, each centroid scores at least a threshold for, a bit each; of tokens past the last none.
+void reached_of(const Isa& isa, Scores table, int64_t num_tokens, int64_t first, const float* thresholds, uint8_t* masks) {
+  float padded[kStep];
+  for (int j = 0; j < kStep; ++j) padded[j] = first + j < num_tokens ? thresholds[j] : INFINITY;
+  isa.reached({table.data() + first, int64_t(table.shape(0)), int64_t(table.shape(1)), padded, masks});
+}
+
+// Whether a centroid scores at least the threshold for some query token.
+std::vector<uint8_t> kept_centroids(const Isa& isa, Scores table, int64_t num_tokens, float threshold) {
+  std::vector<uint8_t> kept(table.shape(0)), masks(table.shape(0));
+  const std::vector<float> thresholds(kStep, threshold);
+  for (int64_t first = 0; first < num_tokens; first += kStep) {
+    reached_of(isa, table, num_tokens, first, thresholds.data(), masks.data());
+    for (size_t c = 0; c < kept.size(); ++c) kept[c] |= masks[c];
+  }
+  return kept;
+}
+
+template <class Item>
+FloatResult table_maxsim(const std::string& name, Array<Item, 2> table, Floats weights, float base, Codes codes, Numbers doc_offsets,
+                         std::optional<float> threshold, std::optional<Numbers> documents, int threads) {
+  const Isa& isa = isa_named(name);
+  const int64_t lanes = int64_t(table.shape(1)), count = count_of(documents, doc_offsets);
+  require(lanes % (sizeof(Item) == 1 ? kGroup : kStep) == 0 && int64_t(weights.shape(0)) <= lanes, "a table of another query");
+  std::vector<uint8_t> kept;
+  if constexpr (sizeof(Item) == sizeof(Score))
+    if (threshold) kept = kept_centroids(isa, table, int64_t(weights.shape(0)), *threshold);
+  Aligned<float> factors(lanes);
+  std::copy(weights.data(), weights.data() + weights.shape(0), factors.get());
+  float* scores;
+  FloatResult result = array_of<float>({size_t(count)}, &scores);
+  const CentroidTask task = {shard_of(codes, doc_offsets), table.data(), factors.get(), base, lanes, threshold ? kept.data() : nullptr,
+                             documents ? documents->data() : nullptr, count, scores};
+  auto* loop = sizeof(Item) == 1 ? isa.byte_maxsim : isa.centroid_maxsim;
+  nb::gil_scoped_release release;
+  spread(count, 512, threads, [&](int64_t begin, int64_t end) {
+    Aligned<float> best(lanes);
+    loop(task, begin, end, best.get());
+  });
+  return result;
+}
+
+struct Centroid {
+  float score;
+  int32_t number;
+
+  bool operator<(const Centroid& other) const { return score > other.score || (score == other.score && number < other.number); }
+};
+
+constexpr int64_t kSampled = 16;  // every so many centroids guess how high the best ones score
+
+// A column of a table, every `step`th centroid.
+std::vector<float> column_of(const Isa& isa, Scores table, int64_t column, int64_t step) {
+  std::vector<Score> scores;
+  for (int64_t c = 0; c < int64_t(table.shape(0)); c += step) scores.push_back(table.data()[c * int64_t(table.shape(1)) + column]);
+  std::vector<float> floats(scores.size());
+  isa.to_floats(scores.data(), int64_t(scores.size()), floats.data());
+  return floats;
+}
+
+// A score that a few more than `bound` centroids are likely to reach.
+float likely_threshold(const Isa& isa, Scores table, int64_t column, int64_t bound) {
+  std::vector<float> sample = column_of(isa, table, column, kSampled);
+  const int64_t rank = std::min<int64_t>(sample.size() - 1, bound / kSampled + bound / (2 * kSampled) + 8);
+  std::nth_element(sample.begin(), sample.begin() + rank, sample.end(), std::greater<>());
+  return sample[rank];
+}
+
+// The centroids of one query token that were found to score enough, or all of them if those are fewer than `bound`.
+std::vector<Centroid> found_centroids(const Isa& isa, Scores table, int64_t column, const uint8_t* masks, int bit, int64_t bound) {
+  std::vector<Centroid> found;
+  const int64_t count = table.shape(0), lanes = table.shape(1);
+  std::vector<Score> scores;
+  std::vector<int32_t> numbers;
+  for (int64_t c = 0; c < count; ++c)
+    if (masks[c] >> bit & 1) numbers.push_back(int32_t(c));
+  if (int64_t(numbers.size()) < bound) {
+    numbers.resize(count);
+    std::iota(numbers.begin(), numbers.end(), 0);
+  }
+  for (int32_t c : numbers) scores.push_back(table.data()[c * lanes + column]);
+  std::vector<float> floats(scores.size());
+  isa.to_floats(scores.data(), int64_t(scores.size()), floats.data());
+  for (size_t i = 0; i < numbers.size(); ++i) found.push_back({floats[i], numbers[i]});
+  return found;
+}
+
+// The score of the first centroid, in order, at which t_prime tokens have been passed; or of the last.
+float passed_score(std::vector<Centroid>& found, const int64_t* sizes, int64_t t_prime) {
+  int64_t low = 0, high = found.size(), passed = 0;
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    std::nth_element(found.begin() + low, found.begin() + middle, found.begin() + high);
+    int64_t here = 0;
+    for (int64_t p = low; p < middle; ++p) here += sizes[found[p].number];
+    if (passed + here >= t_prime) {
+      high = middle;
+    } else {
+      passed += here;
+      low = middle;
+    }
+  }
+  return found[low].score;
+}
+
+// The nprobe best centroids of each query token, best first, and the score at which t_prime tokens have been passed.
+nb::tuple probe(const std::string& name, Scores table, int64_t num_tokens, Numbers sizes, int64_t nprobe, int64_t bound, int64_t t_prime) {
+  const Isa& isa = isa_named(name);
+  const int64_t num_centroids = table.shape(0);
+  require(table.shape(1) % kStep == 0 && num_tokens <= int64_t(table.shape(1)), "a table of another query");
+  require(int64_t(sizes.shape(0)) == num_centroids, "sizes of other centroids");
+  require(1 <= nprobe && nprobe <= bound && bound <= num_centroids, "nprobe <= bound <= centroids");
+  int64_t* cells;
+  float *cell_scores, *imputed;
+  auto cell_array = array_of<int64_t>({size_t(num_tokens), size_t(nprobe)}, &cells);
+  auto score_array = array_of<float>({size_t(num_tokens), size_t(nprobe)}, &cell_scores);
+  auto imputed_array = array_of<float>({size_t(num_tokens)}, &imputed);
+  {
+    nb::gil_scoped_release release;
+    std::vector<uint8_t> masks(num_centroids);
+    for (int64_t i = 0; i < num_tokens; ++i) {
+      if (i % kStep == 0) {
+        float thresholds[kStep];
+        for (int j = 0; j < kStep && i + j < num_tokens; ++j) thresholds[j] = likely_threshold(isa, table, i + j, bound);
+        reached_of(isa, table, num_tokens, i, thresholds, masks.data());
+      }
+      std::vector<Centroid> found = found_centroids(isa, table, i, masks.data(), int(i % kStep), bound);
+      std::nth_element(found.begin(), found.begin() + bound - 1, found.end());
+      found.resize(bound);
+      std::partial_sort(found.begin(), found.begin() + nprobe, found.end());
+      for (int64_t p = 0; p < nprobe; ++p) cells[i * nprobe + p] = found[p].number, cell_scores[i * nprobe + p] = found[p].score;
+      imputed[i] = passed_score(found, sizes.data(), t_prime);
+    }
+  }
+  return nb::make_tuple(cell_array, score_array, imputed_array);
+}
+
+}  // namespace
+
+void add_centroids(nb::module_& m) {
+  using namespace nb::literals;
+  m.def("centroid_maxsim", &table_maxsim<Score>, "isa"_a, "table"_a, "weights"_a, "base"_a, "codes"_a, "doc_offsets"_a, "threshold"_a.none(),
+        "documents"_a.none(), "threads"_a);
+  m.def("byte_maxsim", &table_maxsim<uint8_t>, "isa"_a, "table"_a, "weights"_a, "base"_a, "codes"_a, "doc_offsets"_a, "threshold"_a.none(),
+        "documents"_a.none(), "threads"_a);
+  m.def("centroid_scores", &centroid_scores, "isa"_a, "vectors"_a, "centroids"_a, "threads"_a);
+  m.def("byte_table", &byte_table, "isa"_a, "table"_a);
+  m.def("probe", &probe, "isa"_a, "table"_a, "num_tokens"_a, "sizes"_a, "nprobe"_a, "bound"_a, "t_prime"_a);
+  m.def("distinct_codes", &distinct_codes, "codes"_a, "doc_offsets"_a, "num_centroids"_a);
+}
+
+}  // namespace ray_lir

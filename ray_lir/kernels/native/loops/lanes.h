@@ -1,0 +1,34 @@
+// Lanes, rows and blocks of rows, as many at a time as registers or the first-level cache hold; a part of loops.h.
+
+template <int LANES>
+using Count = std::integral_constant<int, LANES>;
+
+// Calls run(registers, count, lane) for 32 lanes at a time, then for the 24, 16 or 8 that are left.
+template <class V, class Run>
+inline void over_lanes(int64_t lanes, const Run& run) {
+  int64_t lane = 0;
+  for (; lane + 32 <= lanes; lane += 32) run(V{}, Count<32>{}, lane);
+  if constexpr (V::kLanes > kStep) {
+    if (lane + kGroup <= lanes) run(V{}, Count<kGroup>{}, lane);
+    if (lanes % kGroup) run(typename V::Half{}, Count<kStep>{}, lanes - kStep);
+  } else {
+    if (lanes - lane == 24) run(V{}, Count<24>{}, lane);
+    if (lanes - lane == 16) run(V{}, Count<16>{}, lane);
+    if (lanes - lane == 8) run(V{}, Count<8>{}, lane);
+  }
+}
+
+// Calls run(count, row) for as many rows at a time as keep their sums in registers.
+template <class V, int LANES, class Run>
+inline void over_rows(int64_t begin, int64_t end, const Run& run) {
+  constexpr int kTile = V::tile(LANES);
+  int64_t row = begin;
+  for (; row + kTile <= end; row += kTile) run(Count<kTile>{}, row);
+  for (; row < end; ++row) run(Count<1>{}, row);
+}
+
+inline int64_t at_most_a_block(int64_t tokens) { return tokens < kRows ? tokens : kRows; }
+
+inline void fill(float* lanes, int64_t count, float value) {
+  for (int64_t i = 0; i < count; ++i) lanes[i] = value;
+}

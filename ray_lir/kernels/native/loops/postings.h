@@ -1,0 +1,52 @@
+// WARP's scores of postings; a part of loops.h.
+
+// With token weights the best score is chosen first, and its token's weight multiplied then.
+template <class V>
+inline void raise_weighted(const PostingTask& task, DocumentState& state, int64_t token, int64_t document, float score) {
+  const bool first = state.stamp != task.stamp;
+  if (!first && !(score > state.best)) return;
+  float weight;
+  V::to_floats(task.shard.weights + token, 1, &weight);
+  float worth = score * (weight + 1);
+  if (task.floor && worth < task.imputed) worth = task.imputed;
+  state.total += task.weight * (double(worth) - (first ? task.imputed : task.worths[document]));
+  state.stamp = task.stamp;
+  state.best = score;
+  task.worths[document] = worth;
+}
+
+// WARP: the tokens of some cells against one query token; a document's best is raised in place, so nothing is sorted.
+template <class V>
+void score_postings(const PostingTask& task, uint8_t* row) {
+  const Shard& shard = task.shard;
+  for (int64_t c = 0; c < task.count; ++c) {
+    const int64_t end = task.posting_offsets[task.cells[c] + 1];
+    for (int64_t p = task.posting_offsets[task.cells[c]]; p < end; ++p) {
+      const int64_t token = task.postings[p];
+      if (p + 8 < end) {
+        __builtin_prefetch(shard.residuals + task.postings[p + 8] * task.decoder.packed_bytes);
+        __builtin_prefetch(shard.scales + 2 * int64_t(task.postings[p + 8]));
+      }
+      decode<V>(task.decoder, shard.residuals + token * task.decoder.packed_bytes, 1, row);
+      const float residual = float(V::dot_row(row, task.query, task.decoder.quads * 4) + task.start) * task.slope;
+      // WARP does not bring tokens to length one: its token is the centroid plus the buckets in the residual's own scale.
+      float scales[2];
+      V::to_floats(shard.scales + 2 * token, 2, scales);
+      float score = task.cell_scores[c] + residual * (scales[1] / scales[0]);
+      if (task.floor && !shard.weights && score < task.imputed) score = task.imputed;
+      int64_t document = task.block_documents[token / 64];
+      while (shard.doc_offsets[document + 1] <= token) ++document;
+      DocumentState& state = task.states[document];
+      if (shard.weights) {
+        raise_weighted<V>(task, state, token, document, score);
+      } else if (state.stamp != task.stamp) {
+        state.total += task.weight * (double(score) - task.imputed);
+        state.stamp = task.stamp;
+        state.best = score;
+      } else if (score > state.best) {
+        state.total += task.weight * (double(score) - state.best);
+        state.best = score;
+      }
+    }
+  }
+}

@@ -1,0 +1,45 @@
+// Integer products of rows with columns, of bytes and of 16-bit words; a part of loops.h.
+
+// Adds to sums the products of ROWS rows with LANES columns, from the one at `lane`. An item is the 4 bytes that `dot` multiplies at
+// a time: a row has them one after another, columns are packed so that an item of 16 columns lies together.
+template <class V, int LANES, int ROWS, class Dot>
+inline void add_products(const void* rows, int64_t stride, const void* columns, int64_t column_items, int64_t lane, int64_t items,
+                         typename V::I32 (&sums)[ROWS][LANES / V::kLanes], const Dot& dot) {
+  const auto* row_bytes = static_cast<const uint8_t*>(rows);
+  const auto* column_bytes = static_cast<const uint8_t*>(columns) + (lane / kGroup * column_items * kGroup + lane % kGroup) * 4;
+  const int64_t group = column_items * kGroup * 4;
+  int64_t k = 0;
+  do {  // there is one at least; a loop that might not run at all would keep its sums in two registers each
+    typename V::I32 item[ROWS];
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) item[r] = V::broadcast(row_bytes + r * stride + 4 * k);
+#pragma GCC unroll 16
+    for (int v = 0; v < LANES / V::kLanes; ++v) {
+      const auto column = V::load_i32(column_bytes + v * V::kLanes / kGroup * group + (k * kGroup + v * V::kLanes % kGroup) * 4);
+#pragma GCC unroll 16
+      for (int r = 0; r < ROWS; ++r) sums[r][v] = dot(sums[r][v], item[r], column);
+    }
+  } while (++k < items);
+}
+
+// int32 products of ROWS decoded rows with LANES query tokens.
+template <class V, int LANES, int ROWS>
+inline void multiply_bytes(const uint8_t* rows, int64_t stride, int64_t quads, const PackedQuery& query, int64_t lane,
+                           typename V::I32 (&sums)[ROWS][LANES / V::kLanes]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < LANES / V::kLanes; ++v) sums[r][v] = V::load_i32(query.starts + lane + v * V::kLanes);
+  add_products<V, LANES, ROWS>(rows, stride, query.bytes, stride / 4, lane, quads, sums,
+                               [](auto sum, auto row, auto column) { return V::dot_bytes(sum, row, column); });
+}
+
+template <class V, int LANES, int ROWS>
+inline void multiply_words(const WordsTask& task, int64_t row, int64_t lane, typename V::I32 (&sums)[ROWS][LANES / V::kLanes]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < LANES / V::kLanes; ++v) sums[r][v] = V::zero();
+  add_products<V, LANES, ROWS>(task.rows + row * task.stride, 2 * task.stride, task.columns, task.pairs, lane, task.pairs, sums,
+                               [](auto sum, auto row, auto column) { return V::dot_words(sum, row, column); });
+}

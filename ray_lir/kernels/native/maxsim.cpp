@@ -1,0 +1,135 @@
+// MaxSim: from residuals, from vectors that are not compressed, and bare products of bytes, which nothing is faster than.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "arrays.h"
+#include "bindings.h"
+#include "queries.h"
+#include "sets.h"
+#include "shard_arrays.h"
+#include "threads.h"
+#include "vectors.h"
+
+namespace ray_lir {
+namespace {
+
+FloatResult residual_maxsim(const std::string& name, std::vector<Matrix> vectors, std::vector<Floats> weights, std::vector<Scores> tables,
+                            Codes codes, Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights, Numbers doc_offsets,
+                            Floats buckets, std::optional<Numbers> documents, int threads) {
+  const Isa& isa = isa_named(name);
+  const Levels levels(buckets);
+  const size_t num_queries = vectors.size();
+  require(num_queries > 0 && weights.size() == num_queries && tables.size() == num_queries, "one table and one row of weights a query");
+  const Decoder decoder = decoder_of(levels, vectors[0].shape(1));
+  const Shard shard = shard_of(codes, residuals, scales, token_weights, doc_offsets, decoder);
+  const int64_t count = count_of(documents, doc_offsets);
+  float* scores;
+  FloatResult result = array_of<float>({num_queries, size_t(count)}, &scores);
+  std::vector<Packed> packed;
+  int64_t lanes = 0;
+  for (size_t q = 0; q < num_queries; ++q) {
+    require(vectors[q].shape(1) == vectors[0].shape(1), "queries of different dimensions");
+    packed.emplace_back(vectors[q], weights[q], levels);
+    require(int64_t(tables[q].shape(1)) == packed.back().lanes, "a table of another query");
+    lanes += packed.back().lanes;
+  }
+  nb::gil_scoped_release release;
+  spread(count, std::max<int64_t>(1, std::min<int64_t>(256, count / (4 * std::max(1, threads)))), threads, [&](int64_t begin, int64_t end) {
+    Aligned<uint8_t> rows((2 * kRows + kMoreRows) * decoder.stride);
+    Aligned<float> best(2 * lanes);
+    std::vector<PackedQuery> queries;
+    float* scratch = best.get();
+    for (size_t q = 0; q < num_queries; scratch += packed[q++].lanes) queries.push_back(packed[q].view(tables[q].data(), scratch, scratch + lanes));
+    isa.residual_maxsim({shard, decoder, queries.data(), int64_t(num_queries), documents ? documents->data() : nullptr, count, scores}, begin,
+                        end, rows.get());
+  });
+  return result;
+}
+
+// MaxSim over vectors that are not compressed.
+FloatResult maxsim(const std::string& name, std::vector<Matrix> vectors, std::vector<Floats> weights, Rows tokens, Numbers offsets, int threads) {
+  const Isa& isa = isa_named(name);
+  check_rows(tokens);
+  require(weights.size() == vectors.size(), "one row of weights a query");
+  const int64_t dim = tokens.shape(1), count = int64_t(offsets.shape(0)) - 1, stride = round_up(dim, 2);
+  require(count >= 0 && offsets.data()[count] <= int64_t(tokens.shape(0)), "offsets beyond the tokens");
+  std::vector<Columns> columns;
+  int64_t widest = 0;
+  for (size_t q = 0; q < vectors.size(); ++q) {
+    require(int64_t(vectors[q].shape(1)) == dim && weights[q].shape(0) == vectors[q].shape(0), "queries of the tokens' dimensions");
+    columns.emplace_back(isa, vectors[q].data(), int64_t(vectors[q].shape(0)), dim);
+    widest = std::max(widest, columns.back().lanes);
+  }
+  float* scores;
+  FloatResult result = array_of<float>({vectors.size(), size_t(count)}, &scores);
+  nb::gil_scoped_release release;
+  spread(count, 16, threads, [&](int64_t begin, int64_t end) {
+    std::vector<float> memory, lengths(kRows), best(widest * vectors.size());
+    Aligned<int16_t> rows(kRows * stride);
+    Aligned<float> products(kRows * widest);
+    for (int64_t document = begin; document < end; ++document) {
+      std::fill(best.begin(), best.end(), -INFINITY);
+      for (int64_t first = offsets.data()[document]; first < offsets.data()[document + 1]; first += kRows) {
+        const int64_t here = std::min<int64_t>(kRows, offsets.data()[document + 1] - first);
+        const float* block = as_floats(isa, tokens, first, here, memory);
+        isa.to_words(block, here, dim, stride, rows.get(), lengths.data());
+        for (size_t q = 0; q < vectors.size(); ++q) {
+          isa.word_products({rows.get(), stride, here, columns[q].words.get(), columns[q].lanes, columns[q].pairs, columns[q].scales.get(),
+                             nullptr, nullptr, nullptr}, products.get(), 0, here);
+          for (int64_t t = 0; t < here; ++t)
+            for (int64_t lane = 0; lane < columns[q].lanes; ++lane)
+              best[q * widest + lane] = std::max(best[q * widest + lane], products.get()[t * columns[q].lanes + lane] * lengths[t]);
+        }
+      }
+      for (size_t q = 0; q < vectors.size(); ++q) {
+        double total = 0;
+        for (size_t i = 0; i < vectors[q].shape(0); ++i) total += double(weights[q].data()[i]) * best[q * widest + i];
+        scores[q * count + document] = offsets.data()[document] == offsets.data()[document + 1] ? -INFINITY : float(total);
+      }
+    }
+  });
+  return result;
+}
+
+// The largest product of each query token with any of the rows, nothing else: the speed limit of byte products.
+FloatResult row_maxima(const std::string& name, Matrix vectors, Array<uint8_t, 2> rows, int threads) {
+  const Isa& isa = isa_named(name);
+  const int64_t stride = round_up(vectors.shape(1), 64);
+  require(int64_t(rows.shape(1)) == stride && rows.shape(0) % kRows == 0, "rows padded to 64 dimensions and to a multiple of 32 rows");
+  std::vector<float> ones(vectors.shape(0), 1.0f);
+  const float pair[2] = {-63, 63};
+  const size_t two = 2, many = ones.size();
+  const Levels levels(Floats(pair, 1, &two));
+  const Packed packed(vectors, Floats(ones.data(), 1, &many), levels);
+  float* maxima;
+  FloatResult result = array_of<float>({size_t(packed.lanes)}, &maxima);
+  {
+    nb::gil_scoped_release release;
+    std::atomic_flag lock = ATOMIC_FLAG_INIT;
+    spread(int64_t(rows.shape(0)), 1024 * kRows, threads, [&](int64_t begin, int64_t end) {
+      Aligned<float> best(packed.lanes);
+      const PackedQuery query = packed.view(nullptr, best.get(), nullptr);
+      isa.row_maxima({rows.data(), stride, (int64_t(vectors.shape(1)) + 3) / 4, &query}, begin, end);
+      while (lock.test_and_set()) {}
+      for (int64_t i = 0; i < packed.lanes; ++i) maxima[i] = std::max(maxima[i], best.get()[i]);
+      lock.clear();
+    });
+  }
+  return result;
+}
+
+}  // namespace
+
+void add_maxsim(nb::module_& m) {
+  using namespace nb::literals;
+  m.def("residual_maxsim", &residual_maxsim, "isa"_a, "vectors"_a, "weights"_a, "tables"_a, "codes"_a, "residuals"_a, "scales"_a,
+        "token_weights"_a.none(), "doc_offsets"_a, "buckets"_a, "documents"_a.none(), "threads"_a);
+  m.def("maxsim", &maxsim, "isa"_a, "vectors"_a, "weights"_a, "tokens"_a, "offsets"_a, "threads"_a);
+  m.def("row_maxima", &row_maxima, "isa"_a, "vectors"_a, "rows"_a, "threads"_a);
+}
+
+}  // namespace ray_lir

@@ -1,0 +1,133 @@
+// WARP's postings: scores of the tokens in some cells, and the documents that have any.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "arrays.h"
+#include "bindings.h"
+#include "queries.h"
+#include "sets.h"
+#include "shard_arrays.h"
+
+namespace ray_lir {
+namespace {
+
+struct PostingArrays {
+  Array<uint32_t, 1> postings;
+  Numbers posting_offsets;
+  Array<uint32_t, 1> block_documents;
+  Numbers doc_offsets;
+
+  void check(const int64_t* cells, int64_t count) const {
+    require(posting_offsets.data()[posting_offsets.shape(0) - 1] == int64_t(postings.shape(0)), "posting offsets of other postings");
+    require(int64_t(block_documents.shape(0)) * 64 >= int64_t(postings.shape(0)), "block documents of other postings");
+    for (int64_t i = 0; i < count; ++i) require(cells[i] >= 0 && cells[i] + 1 < int64_t(posting_offsets.shape(0)), "a cell does not exist");
+  }
+};
+
+nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights, Array<int64_t, 2> cells, Matrix cell_scores, Floats imputed,
+                         bool floor, Array<uint32_t, 1> postings, Numbers posting_offsets, Array<uint32_t, 1> block_documents,
+                         Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights, Numbers doc_offsets,
+                         Floats buckets) {
+  const Isa& isa = isa_named(name);
+  const Levels levels(buckets);
+  const int64_t dim = vectors.shape(1), num_docs = int64_t(doc_offsets.shape(0)) - 1;
+  const Decoder decoder = decoder_of(levels, dim);
+  require(int64_t(residuals.shape(1)) == decoder.packed_bytes, "residuals of other dimensions or bits");
+  require(scales.shape(0) == residuals.shape(0) && scales.shape(1) == 2 && postings.shape(0) <= residuals.shape(0), "postings, residuals and scales of one length");
+  require(!token_weights || token_weights->shape(0) == residuals.shape(0), "one weight a token");
+  require(cells.shape(0) == vectors.shape(0) && weights.shape(0) == vectors.shape(0) && imputed.shape(0) == vectors.shape(0),
+          "one row of cells a query token");
+  const PostingArrays arrays{postings, posting_offsets, block_documents, doc_offsets};
+  arrays.check(cells.data(), int64_t(cells.size()));
+  std::vector<int64_t> found;
+  std::vector<float> totals;
+  {
+    nb::gil_scoped_release release;
+    Aligned<DocumentState> states(num_docs);
+    Aligned<float> worths(token_weights ? num_docs : 0);
+    Aligned<uint8_t> row(decoder.stride);
+    Aligned<int8_t> query(decoder.stride);
+    double all_imputed = 0;
+    for (int64_t i = 0; i < int64_t(vectors.shape(0)); ++i) {
+      PostingTask task = {};
+      const float* vector = vectors.data() + i * dim;
+      const float scale = largest_of(vector, dim) / 127;
+      for (int64_t d = 0; d < dim; ++d) {
+        const auto byte = int8_t(scale > 0 ? std::lround(vector[d] / scale) : 0);
+        query.get()[levels.place(d, dim)] = byte;
+        task.start -= 64 * byte;
+      }
+      task.shard.residuals = residuals.data();
+      task.shard.scales = scales.data();
+      task.shard.weights = token_weights ? token_weights->data() : nullptr;
+      task.shard.doc_offsets = doc_offsets.data();
+      task.decoder = decoder;
+      task.postings = postings.data();
+      task.posting_offsets = posting_offsets.data();
+      task.block_documents = block_documents.data();
+      task.query = query.get();
+      task.slope = scale * levels.step;
+      task.count = int64_t(cells.shape(1));
+      task.cells = cells.data() + i * task.count;
+      task.cell_scores = cell_scores.data() + i * task.count;
+      task.weight = weights.data()[i];
+      task.imputed = imputed.data()[i];
+      task.floor = floor;
+      task.stamp = int32_t(i + 1);
+      task.states = states.get();
+      task.worths = worths.get();
+      all_imputed += task.weight * task.imputed;
+      isa.score_postings(task, row.get());
+    }
+    for (int64_t d = 0; d < num_docs; ++d)
+      if (states.get()[d].stamp) {
+        found.push_back(d);
+        totals.push_back(float(states.get()[d].total + all_imputed));
+      }
+  }
+  float* scores;
+  int64_t* documents;
+  auto score_array = array_of<float>({totals.size()}, &scores);
+  auto document_array = array_of<int64_t>({found.size()}, &documents);
+  std::copy(totals.begin(), totals.end(), scores);
+  std::copy(found.begin(), found.end(), documents);
+  return nb::make_tuple(score_array, document_array);
+}
+
+// Documents with a token in one of the cells, ascending.
+nb::ndarray<nb::numpy, int64_t> candidates(Numbers cells, Array<uint32_t, 1> postings, Numbers posting_offsets,
+                                           Array<uint32_t, 1> block_documents, Numbers doc_offsets) {
+  const PostingArrays arrays{postings, posting_offsets, block_documents, doc_offsets};
+  arrays.check(cells.data(), int64_t(cells.shape(0)));
+  std::vector<int64_t> found;
+  {
+    nb::gil_scoped_release release;
+    std::vector<uint8_t> seen(doc_offsets.shape(0) - 1);
+    for (size_t c = 0; c < cells.shape(0); ++c)
+      for (int64_t p = posting_offsets.data()[cells.data()[c]]; p < posting_offsets.data()[cells.data()[c] + 1]; ++p) {
+        int64_t document = block_documents.data()[postings.data()[p] / 64];
+        while (doc_offsets.data()[document + 1] <= postings.data()[p]) ++document;
+        seen[document] = 1;
+      }
+    for (size_t d = 0; d < seen.size(); ++d)
+      if (seen[d]) found.push_back(int64_t(d));
+  }
+  int64_t* documents;
+  auto result = array_of<int64_t>({found.size()}, &documents);
+  std::copy(found.begin(), found.end(), documents);
+  return result;
+}
+
+}  // namespace
+
+void add_postings(nb::module_& m) {
+  using namespace nb::literals;
+  m.def("posting_scores", &posting_scores, "isa"_a, "vectors"_a, "weights"_a, "cells"_a, "cell_scores"_a, "imputed"_a, "floor"_a, "postings"_a,
+        "posting_offsets"_a, "block_documents"_a, "residuals"_a, "scales"_a, "token_weights"_a.none(), "doc_offsets"_a, "buckets"_a);
+  m.def("candidates", &candidates, "cells"_a, "postings"_a, "posting_offsets"_a, "block_documents"_a, "doc_offsets"_a);
+}
+
+}  // namespace ray_lir

@@ -1,0 +1,81 @@
+// What is made of a codec's bucket weights and of a query: levels, and a query as bytes.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "arrays.h"
+
+namespace ray_lir {
+
+struct Levels {
+  uint8_t levels[256] = {};
+  std::vector<uint8_t> lut;
+  float step = 1;
+  int nbits = 0;
+
+  explicit Levels(Floats weights) {
+    const int64_t count = int64_t(weights.shape(0));
+    while ((1 << nbits) < count) ++nbits;
+    require((1 << nbits) == count && (nbits == 1 || nbits == 2 || nbits == 4 || nbits == 8), "bucket weights must be 2, 4, 16 or 256");
+    float largest = 0;
+    for (int64_t k = 0; k < count; ++k) largest = std::max(largest, std::fabs(weights.data()[k]));
+    if (largest > 0) step = largest / 63;
+    for (int64_t k = 0; k < count; ++k) levels[k] = uint8_t(64 + std::lround(weights.data()[k] / step));
+    const int per_byte = 8 / nbits;
+    lut.resize(256 * per_byte);
+    for (int byte = 0; byte < 256; ++byte)
+      for (int j = 0; j < per_byte; ++j) lut[byte * per_byte + j] = levels[byte >> (8 - nbits * (j + 1)) & (count - 1)];
+  }
+
+  // Where a dimension stands in a decoded row.
+  int64_t place(int64_t d, int64_t dim) const {
+    const int64_t block = d / 64 * 64;
+    return nbits == 4 && block + 64 <= dim ? block + d % 2 * 32 + d % 64 / 2 : d;
+  }
+};
+
+inline Decoder decoder_of(const Levels& levels, int64_t dim) {
+  return {levels.nbits, (dim + 3) / 4, dim * levels.nbits / 8, round_up(dim, 64), levels.lut.data(), levels.levels};
+}
+
+inline float largest_of(const float* values, int64_t count) {
+  float largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(values[i]));
+  return largest;
+}
+
+// A query as bytes: each token's values times 127 over its largest, so that no token's score depends on another token.
+struct Packed {
+  int64_t lanes;
+  Aligned<int8_t> bytes;
+  Aligned<int32_t> starts;
+  Aligned<float> slopes, weights;
+
+  Packed(Matrix vectors, Floats importance, const Levels& levels)
+      : lanes(lanes_of(vectors.shape(0))),
+        bytes(round_up(lanes, kGroup) * round_up(vectors.shape(1), 64)), starts(lanes), slopes(lanes), weights(lanes) {
+    const int64_t dim = vectors.shape(1), stride = round_up(dim, 64);
+    require(dim > 0, "vectors without dimensions");
+    require(importance.shape(0) == vectors.shape(0), "one weight a query token");
+    for (int64_t i = 0; i < int64_t(vectors.shape(0)); ++i) {
+      const float scale = largest_of(vectors.data() + i * dim, dim) / 127;
+      slopes.get()[i] = scale * levels.step;
+      int8_t* group = bytes.get() + i / kGroup * kGroup * stride + i % kGroup * 4;
+      for (int64_t d = 0; d < dim; ++d) {
+        const auto byte = int8_t(scale > 0 ? std::lround(vectors.data()[i * dim + d] / scale) : 0);
+        const int64_t place = levels.place(d, dim);
+        group[place / 4 * kGroup * 4 + place % 4] = byte;
+        starts.get()[i] -= 64 * byte;
+      }
+      weights.get()[i] = importance.data()[i];
+    }
+  }
+
+  PackedQuery view(const Score* table, float* best, float* factors) const {
+    return {bytes.get(), starts.get(), slopes.get(), table, weights.get(), best, factors, nullptr, lanes};
+  }
+};
+
+}  // namespace ray_lir

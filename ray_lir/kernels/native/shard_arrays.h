@@ -1,0 +1,40 @@
+// The arrays of a shard, as the loops take them.
+#pragma once
+#include <cstdint>
+#include <optional>
+
+#include "arrays.h"
+
+namespace ray_lir {
+
+inline Shard shard_of(const Codes& codes, Numbers doc_offsets) {
+  const bool wide = codes.dtype() == nb::dtype<uint32_t>();
+  require(wide || codes.dtype() == nb::dtype<uint16_t>(), "codes must be uint16 or uint32");
+  require(doc_offsets.shape(0) > 0 && doc_offsets.data()[doc_offsets.shape(0) - 1] <= int64_t(codes.shape(0)), "offsets beyond the codes");
+  return {codes.data(), wide, nullptr, nullptr, nullptr, doc_offsets.data()};
+}
+
+using TokenWeights = std::optional<Array<uint16_t, 1>>;
+
+// A shard with residuals of as many dimensions as the decoder's.
+inline Shard shard_of(const Codes& codes, const Array<uint8_t, 2>& residuals, const Array<uint16_t, 2>& scales, const TokenWeights& weights,
+                      Numbers doc_offsets, const Decoder& decoder) {
+  require(int64_t(residuals.shape(1)) == decoder.packed_bytes, "residuals of other dimensions or bits");
+  require(residuals.shape(0) == codes.shape(0) && scales.shape(0) == codes.shape(0) && scales.shape(1) == 2, "codes, residuals and scales of one length");
+  require(!weights || weights->shape(0) == codes.shape(0), "one weight a token");
+  Shard shard = shard_of(codes, doc_offsets);
+  shard.residuals = residuals.data();
+  shard.scales = scales.data();
+  shard.weights = weights ? weights->data() : nullptr;
+  return shard;
+}
+
+inline int64_t count_of(const std::optional<Numbers>& documents, Numbers doc_offsets) {
+  const int64_t num_docs = int64_t(doc_offsets.shape(0)) - 1;
+  if (!documents) return num_docs;
+  for (size_t i = 0; i < documents->shape(0); ++i)
+    require(documents->data()[i] >= 0 && documents->data()[i] < num_docs, "a document number is not in the shard");
+  return int64_t(documents->shape(0));
+}
+
+}  // namespace ray_lir
