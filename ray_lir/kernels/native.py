@@ -186,9 +186,7 @@ def centroid_maxsim(
     documents: np.ndarray | None = None,
 ) -> np.ndarray:
     documents = None if documents is None else _numbers(documents)
-    return module().centroid_maxsim(
-        isa, _halves(table_CL), _floats(weights_n), 0.0, *distinct_codes(shard), threshold, documents, threads
-    )
+    return module().centroid_maxsim(isa, _halves(table_CL), _floats(weights_n), 0.0, *distinct_codes(shard), threshold, documents, threads)
 
 
 class ByteTable(NamedTuple):
