@@ -1,6 +1,6 @@
 """What every system is given: the token embeddings of the documents and the queries of one size, as NumPy files.
 
-T tokens in all, N texts, D dimensions. Nothing here, or in any script beside it, imports ray_lir (its own adapter apart):
+T tokens in all, N texts, D dimensions. Nothing here, or in any script beside it, imports ray_lir (its own adapter and `assembled` apart):
 peers run in environments where it is not installed.
 """
 
