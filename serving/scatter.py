@@ -136,10 +136,10 @@ class Scatter:
         known = [_among(each, wanted) for each, wanted in zip(parts, survivors, strict=True)]
         if all(len(top.documents) == len(wanted) for top, wanted in zip(known, survivors, strict=True)):
             return [[top] for top in known]
-        unknown = [np.setdiff1d(wanted, top.documents, assume_unique=True) for top, wanted in zip(known, survivors, strict=True)]
+        unknown = [np.setdiff1d(wanted, top.documents) for top, wanted in zip(known, survivors, strict=True)]
         calls = {}
         for name, group in self.groups.items():
-            mine = [group.own(np.sort(each)) for each in unknown]
+            mine = [group.own(each) for each in unknown]
             if any(len(each) for each in mine):
                 calls[name] = ("run_stage", plans, number, mine)
         answers = await self._ask(calls, len(plans[0].keeps) - number + 1, {})

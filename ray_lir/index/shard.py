@@ -12,11 +12,10 @@
 What was deleted since stays in the files; its numbers lie in the version's tombstones: a file [num_deleted] uint32, ascending.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -67,16 +66,6 @@ class IndexShard:
     @cached_property
     def _filtered(self) -> FilteredDocuments:
         return FilteredDocuments(self.documents, self.live)
-
-    @cached_property
-    def _made(self) -> dict[str, Any]:
-        return {}
-
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` gave when this was first asked for `name`: kernels keep here what they make of a shard."""
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
 
     @cached_property
     def block_documents(self) -> np.ndarray:

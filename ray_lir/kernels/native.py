@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ray_lir.errors import KernelUnavailable
+from ray_lir.kernels.resident import Resident
 
 if TYPE_CHECKING:
     from ray_lir.index.codec import ResidualCodec
@@ -208,10 +209,13 @@ def scan_codes(isa: str, threads: int, table: ByteTable, weights_n: np.ndarray, 
     return module().byte_maxsim(isa, table.bytes, factors, base, *distinct_codes(shard), None, None, threads)
 
 
-def distinct_codes(shard: "IndexShard") -> tuple[np.ndarray, np.ndarray]:
-    """Every document's centroids, each once, and the offsets of documents in them: about half of a text's tokens share theirs with
-    another of the same text. Found in nanoseconds a token, when the shard is first scanned."""
-    return shard.once("distinct_codes", lambda: module().distinct_codes(shard.codes, shard.doc_offsets, shard.num_centroids))
+def _distinct_codes(shard: "IndexShard") -> tuple[np.ndarray, np.ndarray]:
+    return module().distinct_codes(shard.codes, shard.doc_offsets, shard.num_centroids)
+
+
+distinct_codes: Resident[tuple[np.ndarray, np.ndarray]] = Resident(_distinct_codes)
+"""Of a shard every document's centroids, each once, and the offsets of documents in them: about half of a text's tokens share theirs
+with another of the same text. Found in nanoseconds a token, when the shard is first scanned."""
 
 
 def probe(

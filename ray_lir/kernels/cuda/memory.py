@@ -1,10 +1,7 @@
 """What lies in the device's memory: the arrays of shards and codecs, each for as long as the object it belongs to."""
 
-import threading
-import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,12 +10,12 @@ import triton
 from ray_lir.errors import KernelUnavailable
 from ray_lir.kernels import reference
 from ray_lir.kernels.cuda.tiles import Tiles, cut
+from ray_lir.kernels.resident import Resident
 
 if TYPE_CHECKING:
     from ray_lir.index.codec import ResidualCodec
     from ray_lir.index.shard import IndexShard
 
-Value = TypeVar("Value")
 CHUNK_BYTES = 1 << 28
 """Copied to the device at a time, so that a mapped file need not fit in memory."""
 SMALLEST = 16
@@ -36,37 +33,6 @@ def device() -> torch.device:
     if not torch.cuda.is_available():
         raise KernelUnavailable("kernels 'cuda' need a GPU and a torch built for it, and there is none here; use auto, native or reference")
     return torch.device("cuda", torch.cuda.current_device())
-
-
-class Resident(Generic[Value]):
-    """Remembers what was made of an object until the object is gone; objects are told apart by identity.
-
-    Args:
-        make: called once an object.
-    """
-
-    def __init__(self, make: Callable[[Any], Value]):
-        self._make = make
-        self._values: dict[int, Value] = {}
-        self._lock = threading.Lock()
-
-    def __call__(self, owner: Any) -> Value:
-        with self._lock:
-            if id(owner) not in self._values:
-                self._keep(owner, self._make(owner))
-            return self._values[id(owner)]
-
-    def put(self, owner: Any, value: Value) -> None:
-        """Remembers a value that was made elsewhere."""
-        with self._lock:
-            self._keep(owner, value)
-
-    def _keep(self, owner: Any, value: Value) -> None:
-        self._values[id(owner)] = value
-        weakref.finalize(owner, self._values.pop, id(owner), None)
-
-    def __len__(self) -> int:
-        return len(self._values)
 
 
 def upload(array: np.ndarray) -> torch.Tensor:

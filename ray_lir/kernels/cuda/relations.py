@@ -8,8 +8,9 @@ import triton
 import triton.language as tl
 
 from ray_lir.kernels import reference
-from ray_lir.kernels.cuda.memory import Resident, codec_memory, device, download, padded, shard_memory, upload
+from ray_lir.kernels.cuda.memory import codec_memory, device, download, padded, shard_memory, upload
 from ray_lir.kernels.cuda.postings import residual_values
+from ray_lir.kernels.resident import Resident
 
 if TYPE_CHECKING:
     from ray_lir.index.codec import ResidualCodec
