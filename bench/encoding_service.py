@@ -22,6 +22,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from bench.clients import ask
 from bench.environments import python_of
 from bench.quality import machine
 from bench.systems import TORCH
@@ -114,30 +115,12 @@ async def started(client: aiohttp.ClientSession, path: str, body: dict[str, Any]
 
 
 async def load(client: aiohttp.ClientSession, path: str, bodies: list[dict[str, Any]], clients: int, seconds: float) -> dict[str, Any]:
-    taken: list[float] = []
-    others = 0
-    end = time.perf_counter() + seconds
-
-    async def ask(number: int) -> None:
-        nonlocal others
-        while time.perf_counter() < end:
-            number += clients
-            start = time.perf_counter()
-            async with client.post(path, json=bodies[number % len(bodies)]) as reply:
-                await reply.read()
-            if reply.status == 200:
-                taken.append(time.perf_counter() - start)
-            else:
-                others += 1
-                await asyncio.sleep(float(reply.headers.get("Retry-After", 0)))
-
-    began = time.perf_counter()
-    await asyncio.gather(*(ask(number) for number in range(clients)))
+    answers = await ask(client, path, bodies, clients, seconds)
     return {
         "clients": clients,
-        "answers_per_second": round(len(taken) / (time.perf_counter() - began), 1),
-        "latency_ms": percentiles_ms(taken),
-        "not_200": others,
+        "answers_per_second": answers.per_second,
+        "latency_ms": percentiles_ms(answers.seconds),
+        "not_200": answers.statuses.total() - answers.statuses[200],
     }
 
 

@@ -15,7 +15,6 @@ import os
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ import torch
 from ray import serve
 
 from bench import service_faults
+from bench.clients import ask
 from bench.quality import machine
 from ray_lir.evaluation.datasets import load_dataset
 from ray_lir.evaluation.latency import percentiles_ms
@@ -174,35 +174,14 @@ async def loads(url: str, index: str, texts: list[str], engine: str, levels: lis
 
 
 async def load(url: str, texts: list[str], engine: str, concurrency: int, seconds: float) -> dict[str, Any]:
-    """Clients that ask without a pause; those that are told to come again wait for as long as they are told."""
-    taken: list[float] = []
-    ended: list[float] = []
-    outcomes: Counter[int] = Counter()
-    bodies = [json.dumps({"query": text, "k": K, "engine": engine}) for text in texts]
-    headers = {"Content-Type": "application/json"}
-    end = time.perf_counter() + seconds
-
-    async def ask(client: aiohttp.ClientSession, number: int) -> None:
-        while time.perf_counter() < end:
-            number += concurrency
-            start = time.perf_counter()
-            async with client.post("/search", data=bodies[number % len(bodies)], headers=headers) as reply:
-                await reply.read()
-            outcomes[reply.status] += 1
-            if reply.status == 200:
-                ended.append(time.perf_counter())
-                taken.append(ended[-1] - start)
-            else:
-                await asyncio.sleep(float(reply.headers.get("Retry-After", 0)))
-
-    began = time.perf_counter()
+    bodies = [{"query": text, "k": K, "engine": engine} for text in texts]
     async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=concurrency)) as client:
-        await asyncio.gather(*(ask(client, number) for number in range(concurrency)))
+        answers = await ask(client, "/search", bodies, concurrency, seconds)
     return {
         "concurrency": concurrency,
-        "queries_per_second": round(len(ended) / (ended[-1] - began), 1),
-        "latency_ms": percentiles_ms(taken),
-        "statuses": {str(status): number for status, number in sorted(outcomes.items())},
+        "queries_per_second": answers.per_second,
+        "latency_ms": percentiles_ms(answers.seconds),
+        "statuses": {str(status): number for status, number in sorted(answers.statuses.items())},
     }
 
 

@@ -1,0 +1,54 @@
+"""Clients of a service that ask without a pause: how fast they were answered, and with what."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+HEADERS = {"Content-Type": "application/json"}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What some clients got.
+
+    Attributes:
+        seconds: of every request that was answered with 200.
+        per_second: of those, until the last of them.
+        statuses: how many answers had each.
+    """
+
+    seconds: list[float]
+    per_second: float
+    statuses: Counter[int]
+
+
+async def ask(client: aiohttp.ClientSession, path: str, bodies: Sequence[Any], clients: int, seconds: float) -> Answers:
+    """As many clients for so long, each with another of the bodies every time; one that is told to come again waits for as long as it is
+    told."""
+    taken: list[float] = []
+    ended: list[float] = []
+    statuses: Counter[int] = Counter()
+    texts = [json.dumps(body) for body in bodies]
+    began = time.perf_counter()
+
+    async def one(number: int) -> None:
+        while time.perf_counter() < began + seconds:
+            number += clients
+            start = time.perf_counter()
+            async with client.post(path, data=texts[number % len(texts)], headers=HEADERS) as reply:
+                await reply.read()
+            statuses[reply.status] += 1
+            if reply.status == 200:
+                ended.append(time.perf_counter())
+                taken.append(ended[-1] - start)
+            else:
+                await asyncio.sleep(float(reply.headers.get("Retry-After", 0)))
+
+    await asyncio.gather(*(one(number) for number in range(clients)))
+    return Answers(taken, round(len(ended) / (ended[-1] - began), 1), statuses)
