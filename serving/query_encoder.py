@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ray_lir.models.encoder import Encoder  # torch is loaded in this deployment alone
 
 MAX_BATCH_TOKENS = 4096
+SMALL_BATCH_TOKENS = 128
+"""Are encoded in some ten milliseconds."""
 
 Spans = tuple[list[str], np.ndarray]
 """The pieces of a text's tokens, and [T, 2] first and end characters, -1 for tokens that are not in the text."""
@@ -63,7 +65,7 @@ class QueryEncoder:
         self.verify = verify
         self.encoders: dict[str, Encoder] = {}
         self.versions = Versions(self._open, version)
-        self._in_batches = Batcher(self._encode_queries, self._cost, MAX_BATCH_TOKENS)
+        self._in_batches = Batcher(self._encode_queries, self._cost, MAX_BATCH_TOKENS, SMALL_BATCH_TOKENS)
         self.versions.open(version)
 
     async def plan(self, served: Served, texts: list[str], k: int, engine: str | Config, quality: str) -> Planned:

@@ -4,7 +4,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,6 +29,9 @@ from .versions import Served, Versions
 
 STUCK_AFTER_S = 120.0
 """A single call that computes longer than this makes the replica unhealthy, and Serve starts another."""
+
+SHORT_S = 0.01
+"""What took no longer the last time is computed in the event loop: a thread would cost it a tenth more."""
 
 Result = TypeVar("Result")
 
@@ -71,6 +74,8 @@ class ShardServer:
         self.cache = cache
         self.pool = ThreadPoolExecutor(max(1, math.floor(num_cpus)))
         self.began: dict[int, float] = {}
+        self.calls = 0
+        self.seconds: dict[Hashable, float] = {}
         self.versions = Versions(self._open, version)
         self.versions.open(version)
 
@@ -85,7 +90,8 @@ class ShardServer:
             ahead: for each later stage, how many of this group's best of the stage before go on; empty for none.
             fields: of the last stage's best documents to send along; None for no documents.
         """
-        return await self._compute(_search, self.versions, served, plans, filters, ahead, fields)
+        kind = (plans[0].params.engine, len(plans)) if filters is None else None  # how long filters take depends on what they ask
+        return await self._compute(_search, self.versions, served, plans, filters, ahead, fields, kind=kind)
 
     async def run_stage(self, served: Served, plans: Sequence[QueryPlan], number: int, documents: Sequence[np.ndarray]) -> list[TopK]:
         """Stage `number`, from 1, of the plans' engine for some of this group's documents.
@@ -165,16 +171,26 @@ class ShardServer:
         shards = [shard for version in versions for shard in read_version(self.root, version).shards]
         remove_others(self.root, self.cache or "", [file for shard in shards for file in files_of(shard)])
 
-    async def _compute(self, work: Callable[..., Result], *args: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self.pool, self._timed, work, *args)
+    async def _compute(self, work: Callable[..., Result], *args: Any, kind: Hashable = None) -> Result:
+        """What the work returns. On a thread, unless it is the only call and others of its kind are known to be short."""
+        self.calls += 1
+        try:
+            await asyncio.sleep(0)  # calls that came in together are counted
+            if self.calls == 1 and not self.began and self.seconds.get(kind, math.inf) <= SHORT_S:
+                return self._timed(kind, work, *args)
+            return await asyncio.get_running_loop().run_in_executor(self.pool, self._timed, kind, work, *args)
+        finally:
+            self.calls -= 1
 
-    def _timed(self, work: Callable[..., Result], *args: Any) -> Result:
-        thread = threading.get_ident()
-        self.began[thread] = time.monotonic()
+    def _timed(self, kind: Hashable, work: Callable[..., Result], *args: Any) -> Result:
+        thread, start = threading.get_ident(), time.monotonic()
+        self.began[thread] = start
         try:
             return work(*args)
         finally:
             del self.began[thread]
+            if kind is not None:
+                self.seconds[kind] = time.monotonic() - start
 
 
 def _search(

@@ -11,7 +11,7 @@ SWITCHES = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",  # instead of a proxy in Python
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # lines of the log at once, not in thousands
     "RAY_worker_niceness": "0",  # not 15, with which whatever else runs on the machine goes before an answer
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # not ten times a second, each of which takes a core from whatever answers
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1",  # not 0.1: each time takes a core from whatever answers
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",  # likewise, in every replica
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # large pages: weights that nobody read for a while are found again sooner
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # the proxy on the same machine learns at once that a gateway ends

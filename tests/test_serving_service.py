@@ -3,7 +3,8 @@
 import asyncio
 import base64
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from ray_lir.errors import ConfigError, FormatError, ShardUnavailable
 from ray_lir.index.filters import Filters
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher
-from serving import scatter
+from serving import scatter, shard_server
 from serving.api import routes
+from serving.batching import Batcher
 from serving.calls import ENCODER
 from serving.shard_server import ShardServer
 from serving.versions import Served
@@ -234,6 +236,36 @@ def test_a_call_that_was_cancelled_while_it_waited_is_never_begun(index):
         return begun
 
     assert asyncio.run(scene()) == ["first", "third"]
+
+
+def test_a_call_is_computed_without_a_thread_if_its_kind_is_short_and_it_is_alone(index, monkeypatch):
+    async def scene() -> list[list[bool]]:
+        server = ShardServer(str(index), 1, 0, 4, 1.0, True, None)
+
+        def on_loop(seconds: float) -> bool:
+            time.sleep(seconds)
+            return threading.current_thread() is threading.main_thread()
+
+        async def together(number: int, seconds: float = 0.0) -> list[bool]:
+            return await asyncio.gather(*(server._compute(on_loop, seconds, kind="search") for _ in range(number)))
+
+        return [await together(1), await together(1), await together(2), await together(1, 0.05), await together(1), await together(1)]
+
+    monkeypatch.setattr(shard_server, "SHORT_S", 0.03)
+    unknown, short, two, turns_out_long, after_a_long_one, short_again = asyncio.run(scene())
+    assert [unknown, short, two] == [[False], [True], [False, False]]
+    assert [turns_out_long, after_a_long_one, short_again] == [[True], [False], [True]]
+
+
+def test_small_batches_are_worked_on_without_a_thread_and_large_ones_with_one():
+    async def scene() -> list[list[bool]]:
+        def on_loop(items: Sequence[int]) -> list[bool]:
+            return [threading.current_thread() is threading.main_thread()] * len(items)
+
+        batcher = Batcher(on_loop, lambda item: item, max_cost=10, small_cost=4)
+        return [list(await asyncio.gather(*map(batcher, items))) for items in ([4], [2, 2], [5], [2, 3])]
+
+    assert asyncio.run(scene()) == [[True], [True, True], [False], [False, False]]
 
 
 def test_encoding_gives_the_encoders_vectors_as_numbers_or_bytes(client, encoder):
