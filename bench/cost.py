@@ -18,13 +18,13 @@ import pyarrow as pa
 
 from bench.quality import machine
 from ray_lir.engines.cost import DIM, QUERY_TOKENS
+from ray_lir.engines.warp import NPROBE
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels, native, reference, select
 
-NUM_CENTROIDS = 16384
+NUM_CENTROIDS = 8192
 TOKENS_PER_DOCUMENT = 240
-NPROBE = 32
 
 
 def main() -> None:

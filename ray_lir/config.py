@@ -62,7 +62,7 @@ class ClusteringConfig(Config):
     """k_means clusters all tokens together; token_aware those of each vocabulary id apart, which takes less time a token and
     about twice as many centroids."""
     num_centroids: int | None = Field(None, ge=1)
-    """None: 2^floor(log2(16 sqrt(number of tokens))), twice as many with token_aware."""
+    """None: 8 sqrt(number of tokens), twice as many with token_aware."""
     num_iterations: int = Field(4, ge=1)
     points_per_centroid: int = Field(64, ge=1)
     """Training vectors for each centroid, at most."""

@@ -37,7 +37,7 @@ def embeddings(tmp_path_factory) -> str:
 
 
 def test_default_sizes_follow_colbertv2():
-    assert [default_num_centroids(t) for t in (1, 1_386_000, 13_860_000)] == [16, 16384, 32768]
+    assert [default_num_centroids(t) for t in (1, 1_386_000, 13_860_000)] == [16, 9424, 29776]
     assert [sample_size(n) for n in (10, 5_183, 1_000_000)] == [10, 5_183, 175_272]
 
 

@@ -2,9 +2,10 @@
 
     python -m bench.peers.assembled xtr_warp|fast_plaid INPUT INDEX RESULT.json [--threads N]
 
-Their builds compare every token with every centroid, which takes hours where there are ten million. Here INPUT/ray_lir/index
-gives the centroids and the code of each token; all else is made by the peer's rules, in the files that its own build leaves. From
-a peer's own centroids, codes and sample come its own bytes (bench/README.md, "Peers side by side").
+Their builds compare every token with every centroid, which takes hours where there are ten million. Here INPUT/clustered, an index of
+this project with as many centroids as the peers would train (it is made if it is not there), gives the centroids and the code of each
+token; all else is made by the peer's rules, in the files that its own build leaves. From a peer's own centroids, codes and sample come
+its own bytes (bench/README.md, "Peers side by side").
 
 T tokens, N documents, C centroids, D dimensions.
 """
@@ -23,6 +24,8 @@ import numpy as np
 
 from bench.peers import harness, inputs
 from bench.peers.inputs import Texts
+from ray_lir.build import build_index
+from ray_lir.config import ClusteringConfig, IndexConfig
 from ray_lir.index.clustering import sample_size
 from ray_lir.index.codec import load_codec
 from ray_lir.search import latest_version, read_version
@@ -93,6 +96,13 @@ class Buckets:
         quantiles = np.quantile(values, levels).astype(np.float32)
         mean = np.abs(values).mean(axis=0, dtype=np.float64).astype(np.float32)
         return cls(quantiles[1::2], quantiles[::2], mean, np.linalg.norm(values, axis=1))
+
+
+def clustered_index(input: Path, num_tokens: int) -> Path:
+    """An index with as many centroids as the peers take: 2^floor(log2(16 sqrt(T)))."""
+    config = ClusteringConfig(num_centroids=2 ** math.floor(math.log2(16 * math.sqrt(num_tokens))))
+    build_index(str(input / "embeddings"), str(input / "clustered"), IndexConfig(clustering=config))
+    return input / "clustered"
 
 
 def read_clustered(index: Path, documents: Texts) -> Clustered:
@@ -255,7 +265,8 @@ def main() -> None:
     harness.pin(given.threads)
     shutil.rmtree(given.index, ignore_errors=True)
     given.index.mkdir(parents=True)
-    clustered = read_clustered(given.input / "ray_lir" / "index", inputs.load(given.input, "documents"))
+    documents = inputs.load(given.input, "documents")
+    clustered = read_clustered(clustered_index(given.input, documents.num_tokens), documents)
     sample, write = PEERS[given.peer]
     write(clustered, given.index, sample(clustered.lengths, np.random.default_rng(0)))
     given.result.write_text(json.dumps({"assembled": BY, "disk_bytes": harness.disk_bytes(given.index)}, indent=1) + "\n")

@@ -7,6 +7,7 @@ bench/cost.py (bench/results/cost.json is of one processor; amx_int8 is of anoth
 from dataclasses import dataclass
 
 from ray_lir.engines.plan import IndexStatistics
+from ray_lir.engines.warp import NPROBE
 
 QUERY_TOKENS = 32
 DIM = 128
@@ -48,7 +49,7 @@ COSTS = {
 }
 
 
-def estimate_ms(engine: str, statistics: IndexStatistics, kernels: str, candidates: int, nprobe: int = 32) -> float:
+def estimate_ms(engine: str, statistics: IndexStatistics, kernels: str, candidates: int, nprobe: int = NPROBE) -> float:
     """Milliseconds of one core that a query takes.
 
     Args:

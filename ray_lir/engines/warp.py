@@ -13,13 +13,16 @@ from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
+NPROBE = 16
+"""Cells for each query token: half of WARP's 32 finds the same best 10 once they are rescored (bench/README.md)."""
+
 
 class WarpParams(Config):
     """WARP's knobs, and how many of its candidates are rescored exactly."""
 
     engine: Literal["warp"] = "warp"
     nprobe: int | None = Field(None, ge=1)
-    """Cells scored for each query token. None: 32."""
+    """Cells scored for each query token. None: 16."""
     t_prime: int | None = Field(None, ge=1)
     """A document not seen for a query token is given the score of the centroid at which this many tokens have been passed.
     None: tokens a centroid x nprobe x half the query tokens, within 5,000 and 200,000 (ALGORITHMS 4.2)."""
@@ -46,7 +49,7 @@ def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params
 
 def _resolve(params: WarpParams, statistics: IndexStatistics, num_live: int, k: int) -> WarpParams:
     num_centroids = len(statistics.cluster_sizes)
-    nprobe = min(params.nprobe or 32, num_centroids)
+    nprobe = min(params.nprobe or NPROBE, num_centroids)
     expected = int(statistics.tokens_per_centroid * nprobe * max(1, num_live // 2))
     return WarpParams(
         nprobe=nprobe,

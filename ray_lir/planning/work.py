@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from ray_lir.engines import cost
+from ray_lir.engines.warp import NPROBE
 from ray_lir.index.clustering import EXACT_CENTROIDS, sample_size
 from ray_lir.planning.sizes import Collection
 
@@ -78,7 +79,7 @@ class QueryWork:
         return self.plan + sum(self.stages)
 
 
-def query_work(engine: str, of: Collection, kernels: str, k: int, nprobe: int = 32) -> QueryWork:
+def query_work(engine: str, of: Collection, kernels: str, k: int, nprobe: int = NPROBE) -> QueryWork:
     """The parts that cost.estimate_ms adds up, apart; candidates as the engines take them by themselves."""
     statistics = of.statistics
     candidates = statistics.default_candidates(k) * (2 if engine == "warp" else 1)
