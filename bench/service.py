@@ -36,6 +36,8 @@ from serving.app import build
 from serving.switches import SWITCHES, free_ports, switches
 
 K = 10
+SETTLE_S = 10.0
+"""After the service has started and been warmed up: Ray still starts and registers things meanwhile."""
 PAUSE_S = 0.01
 """About as long as a part of the service does nothing between two searches of one client."""
 
@@ -167,6 +169,7 @@ async def one_client(url: str, index: str, texts: list[str], engine: str, rounds
 
 async def loads(url: str, index: str, texts: list[str], engine: str, levels: list[int], seconds: float) -> dict[str, Any]:
     await load(url, texts, engine, 2, 3)  # to warm up
+    await asyncio.sleep(SETTLE_S)
     return {
         "one_client": await one_client(url, index, texts[:40], engine),
         "load": [await load(url, texts, engine, each, seconds) for each in levels],
