@@ -43,7 +43,7 @@ def test_bytes_are_those_of_a_real_index_but_for_headers(nbits, shards, tmp_path
 
 
 def test_centroids_and_shards_are_those_that_build_index_would_make():
-    assert (BILLION.num_centroids, BILLION.num_shards) == (4_194_304, 1400)
+    assert (BILLION.num_centroids, BILLION.num_shards) == (2_116_608, 1400)
     assert Collection.of(1e9, 70, 128, 2, 262_144, 600).num_centroids == 262_144
 
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_done_is_said_with_the_way_out():
 
 
 def test_fewer_centroids_are_chosen_when_plans_would_take_too_long():
-    result = run(PlanJob(docs=1e8, nbits=2, qps=1, p95_ms=33, json=True))
+    result = run(PlanJob(docs=1e8, nbits=2, qps=1, p95_ms=27, json=True))
     centroids = result["collection"]["centroids"]
     assert result["search"]["in_time"] and centroids < Collection.of(1e8, 70, 128, 2, None, 600).num_centroids
     assert any(f"--clustering.num_centroids {centroids}" in line for line in result["warnings"])

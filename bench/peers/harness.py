@@ -105,7 +105,7 @@ def measure_search(open_index: Open, given: argparse.Namespace) -> tuple[dict[st
         wall_start, cpu_start = time.perf_counter(), time.process_time()
         search(batch, k)
         seconds, cpu_used = time.perf_counter() - wall_start, time.process_time() - cpu_start
-        result["batch"] = {"size": given.batch, "seconds": round(seconds, 3), "cpu_seconds": round(cpu_used, 3)}
+        result["batch"] = {"size": given.batch, "seconds": round(seconds, 6), "cpu_seconds": round(cpu_used, 6)}
     result["memory_bytes"] = memory_bytes("VmHWM") - before
     return result, table(answers, k)
 
