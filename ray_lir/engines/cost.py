@@ -1,7 +1,7 @@
 """What a query costs with each engine, from the index's statistics and measured times: how `auto` chooses.
 
 Times are nanoseconds of one core for a query of 32 tokens of 128 dimensions; products grow with both. All but cuda were timed with
-bench/cost.py (bench/results/cost.json is of one processor; amx_int8 is of another); cuda is an estimate of what the processors can do.
+bench/cost.py (bench/results/cost.json, one processor); cuda is an estimate of what the processors can do.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,10 @@ DIM = 128
 RELATIONS = 25
 """How many times as long as by MaxSim it takes to score a token by TRIAL, of a fresh relation encoder: 15 with AVX2, 35 with AMX
 (bench/trial.py)."""
+
+
+DENSITY = 1.7
+"""Tokens in the cells that a query's tokens look into, over those of an average cell (scifact)."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,11 @@ class Costs:
 
 
 COSTS = {
-    "reference": Costs(token=1550, centroid=78, byte_table=0, code=240, probe=5200, posting=2450),
-    "native:portable": Costs(token=2340, centroid=1740, byte_table=100, code=2.8, probe=140, posting=114),
-    "native:avx2": Costs(token=54, centroid=58, byte_table=6.5, code=0.67, probe=78, posting=57),
-    "native:avx512_vnni": Costs(token=35, centroid=38, byte_table=6.6, code=0.66, probe=77, posting=54),
-    "native:amx_int8": Costs(token=14, centroid=38, byte_table=8.9, code=0.55, probe=66, posting=31),
+    "reference": Costs(token=1050, centroid=57, byte_table=0, code=105, probe=3800, posting=3820),
+    "native:portable": Costs(token=1970, centroid=1260, byte_table=108, code=3.0, probe=118, posting=126),
+    "native:avx2": Costs(token=56, centroid=78, byte_table=9.0, code=0.51, probe=83, posting=23),
+    "native:avx512_vnni": Costs(token=24, centroid=36, byte_table=7.4, code=0.5, probe=77, posting=22),
+    "native:amx_int8": Costs(token=11.5, centroid=34, byte_table=7.4, code=0.47, probe=71, posting=20),
     "cuda": Costs(token=0.1, centroid=0.1, byte_table=0, code=0.05, probe=20, posting=1),
 }
 
@@ -69,7 +73,7 @@ def estimate_ms(engine: str, statistics: IndexStatistics, kernels: str, candidat
         "scan": tables + num_centroids * costs.byte_table + statistics.num_tokens * costs.code + rescoring,
         "warp": tables
         + num_centroids * costs.probe
-        + QUERY_TOKENS * nprobe * statistics.tokens_per_centroid * costs.posting * width
+        + QUERY_TOKENS * nprobe * DENSITY * statistics.tokens_per_centroid * costs.posting * width
         + rescoring,
     }
     return (spent[engine] + costs.query) / 1e6
