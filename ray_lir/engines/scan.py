@@ -19,11 +19,11 @@ class ScanParams(Config):
 
     engine: Literal["scan"] = "scan"
     ncandidates: int | None = Field(None, ge=1)
-    """Documents rescored exactly. None: 4 k, or as many as the size of the index asks for if that is more."""
+    """Documents rescored exactly. None: 4 k, or as many as the size of the index and the length of the query ask for if that is more."""
 
 
 def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: ScanParams, k: int, kernels: Kernels) -> QueryPlan:
-    ncandidates = max(k, params.ncandidates or statistics.default_candidates(k))
+    ncandidates = max(k, params.ncandidates or statistics.default_candidates(k, len(query.live)))
     return QueryPlan(query, ScanParams(ncandidates=ncandidates), (ncandidates, k))
 
 

@@ -8,13 +8,13 @@ from pydantic import Field
 
 from ray_lir.config import Config
 from ray_lir.engines.exact import rescore
-from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored, among
+from ray_lir.engines.plan import USUAL_TOKENS, Engine, IndexStatistics, Query, QueryPlan, Scored, among
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
 NPROBE = 16
-"""Cells for each query token: half of WARP's 32 finds the same best 10 once they are rescored (bench/README.md)."""
+"""Cells for each token of a usual query: half of WARP's 32 finds the same best 10 once they are rescored (bench/README.md)."""
 
 
 class WarpParams(Config):
@@ -22,7 +22,7 @@ class WarpParams(Config):
 
     engine: Literal["warp"] = "warp"
     nprobe: int | None = Field(None, ge=1)
-    """Cells scored for each query token. None: 16."""
+    """Cells scored for each query token. None: 16, or more for a query of less than 21 tokens, so that as many are scored in all."""
     t_prime: int | None = Field(None, ge=1)
     """A document not seen for a query token is given the score of the centroid at which this many tokens have been passed.
     None: tokens a centroid x nprobe x half the query tokens, within 5,000 and 200,000 (ALGORITHMS 4.2)."""
@@ -35,7 +35,7 @@ class WarpParams(Config):
 
 
 def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: WarpParams, k: int, kernels: Kernels) -> QueryPlan:
-    live = np.flatnonzero((query.weights > 0) & query.vectors.any(axis=1))
+    live = query.live
     params = _resolve(params, statistics, len(live), k)
     keeps = (max(params.rescore, k), k) if params.rescore else (k,)
     result = QueryPlan(query, params, keeps)
@@ -49,13 +49,14 @@ def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params
 
 def _resolve(params: WarpParams, statistics: IndexStatistics, num_live: int, k: int) -> WarpParams:
     num_centroids = len(statistics.cluster_sizes)
-    nprobe = min(params.nprobe or NPROBE, num_centroids)
+    usual = max(NPROBE, NPROBE * USUAL_TOKENS // max(1, num_live))
+    nprobe = min(params.nprobe or usual, num_centroids)
     expected = int(statistics.tokens_per_centroid * nprobe * max(1, num_live // 2))
     return WarpParams(
         nprobe=nprobe,
         t_prime=min(params.t_prime or int(np.clip(expected, 5_000, 200_000)), max(1, statistics.num_tokens)),
         bound=min(max(nprobe, params.bound or max(8 * nprobe, num_centroids // 20)), num_centroids),
-        rescore=2 * statistics.default_candidates(k) if params.rescore is None else params.rescore,
+        rescore=2 * statistics.default_candidates(k, num_live) if params.rescore is None else params.rescore,
         floor_at_imputed=params.floor_at_imputed,
     )
 
