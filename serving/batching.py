@@ -30,21 +30,21 @@ class Batcher(Generic[Item, Result]):
         self.cost = cost
         self.max_cost = max_cost
         self.small_cost = small_cost
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._waiting: deque[tuple[Item, int, asyncio.Future[Result]]] = deque()
         self._worker: asyncio.Task[None] | None = None
 
     async def __call__(self, item: Item) -> Result:
         """The item's result. Raises what `work` gave or raised for it."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
+        self._waiting.append((item, self.cost(item), future))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._run())
         return await future
 
     async def _run(self) -> None:
         while batch := self._next():
-            results = await self._results([item for item, _ in batch])
-            for (_, future), result in zip(batch, results, strict=True):
+            results = await self._results([item for item, _, _ in batch], sum(cost for _, cost, _ in batch))
+            for (_, _, future), result in zip(batch, results, strict=True):
                 if future.done():
                     continue
                 if isinstance(result, Exception):
@@ -53,23 +53,23 @@ class Batcher(Generic[Item, Result]):
                     future.set_result(result)
             await asyncio.sleep(0)  # what came in meanwhile is read, and is in the next batch
 
-    async def _results(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
+    async def _results(self, items: Sequence[Item], cost: int) -> Sequence[Result | Exception]:
         try:
-            if sum(map(self.cost, items)) <= self.small_cost:
+            if cost <= self.small_cost:
                 return self.work(items)
             return await asyncio.to_thread(self.work, items)
         except Exception as error:
             return [error] * len(items)
 
-    def _next(self) -> list[tuple[Item, asyncio.Future[Result]]]:
-        batch: list[tuple[Item, asyncio.Future[Result]]] = []
-        cost = 0
+    def _next(self) -> list[tuple[Item, int, asyncio.Future[Result]]]:
+        batch: list[tuple[Item, int, asyncio.Future[Result]]] = []
+        total = 0
         while self._waiting:
-            item, future = self._waiting[0]
+            item, cost, future = self._waiting[0]
             if not future.done():
-                cost += self.cost(item)
-                if batch and cost > self.max_cost:
+                total += cost
+                if batch and total > self.max_cost:
                     break
-                batch.append((item, future))
+                batch.append((item, cost, future))
             self._waiting.popleft()
         return batch
