@@ -75,9 +75,9 @@ struct Avx2 {
     half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
   }
-  static void decode4(const Decoder& d, const uint8_t* packed, uint8_t* row) { decode4_from(d, 0, packed, row); }
-  static void decode4_from(const Decoder& d, int64_t i, const uint8_t* packed, uint8_t* row) {
-    const I32 levels = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(d.levels)));
+  static I32 levels4(const Decoder& d) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(d.levels))); }
+  static void decode4(const Decoder& d, I32 levels, const uint8_t* packed, uint8_t* row) { decode4_from(d, levels, 0, packed, row); }
+  static void decode4_from(const Decoder& d, I32 levels, int64_t i, const uint8_t* packed, uint8_t* row) {
     const I32 low = _mm256_set1_epi8(15);
     for (; i + 32 <= d.packed_bytes; i += 32) {
       const I32 bytes = _mm256_loadu_si256(reinterpret_cast<const I32*>(packed + i));

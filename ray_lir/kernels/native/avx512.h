@@ -33,6 +33,8 @@ struct Avx512 : Avx2 {
     store(each, lanes);
     for (int half = 0; half < 2; ++half) Half::store_bytes(to + half * kStep, Half::load(each + half * kStep));
   }
+  static F32 widen(__m256 lanes) { return _mm512_castps256_ps512(lanes); }
+  static __m256 lower(F32 lanes) { return _mm512_castps512_ps256(lanes); }
   static F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
   static F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
   static F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
@@ -65,9 +67,9 @@ struct Avx512 : Avx2 {
   }
   static I32 dot_bytes(I32 sums, I32 row, I32 columns) { return _mm512_dpbusd_epi32(sums, row, columns); }
   static I32 dot_words(I32 sums, I32 row, I32 columns) { return _mm512_dpwssd_epi32(sums, row, columns); }
+  static I32 levels4(const Decoder& d) { return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(d.levels))); }
   // Whole registers are stored, so that a load of 64 bytes need not wait until two stores are in the cache.
-  static void decode4(const Decoder& d, const uint8_t* packed, uint8_t* row) {
-    const I32 levels = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(d.levels)));
+  static void decode4(const Decoder& d, I32 levels, const uint8_t* packed, uint8_t* row) {
     const I32 low = _mm512_set1_epi8(15);
     int64_t i = 0;
     for (; i + 64 <= d.packed_bytes; i += 64) {
@@ -77,7 +79,7 @@ struct Avx512 : Avx2 {
       _mm512_storeu_si512(row + 2 * i, _mm512_shuffle_i64x2(even, odd, 0x44));
       _mm512_storeu_si512(row + 2 * i + 64, _mm512_shuffle_i64x2(even, odd, 0xee));
     }
-    decode4_from(d, i, packed, row);
+    decode4_from(d, _mm512_castsi512_si256(levels), i, packed, row);
   }
   // The values of 8 bytes of two dimensions each, of 16 buckets.
   static void expand4(const uint8_t* packed, const float* buckets, float* to) {

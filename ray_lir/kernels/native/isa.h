@@ -19,6 +19,7 @@ typedef uint16_t Score;              // float16
 constexpr int kGroup = 16;           // query tokens packed together
 constexpr int kStep = 8;             // lanes are a multiple of
 constexpr int kRows = 32;            // document tokens decoded together: they stay in the first-level cache
+constexpr int kLanesTogether = 32;   // query tokens whose products with a block a matrix unit makes together
 constexpr int kMoreRows = 8;         // memory after them, which is multiplied and not looked at
 constexpr float kEighths = 11.5415603f;  // 8 / ln 2: exp(z) = 2^(y / 8) for y = kEighths z
 constexpr float kLargestScore = 65504;  // that float16 holds
@@ -47,7 +48,7 @@ struct Shard {
 
 struct PackedQuery {
   const int8_t* bytes;
-  const int32_t* starts;        // [L] what products begin with: -64 times the sum of the query token's bytes
+  const int32_t* starts;        // [L rounded up to 16] what products begin with: -64 times the sum of the query token's bytes
   const float* slopes;          // [L] what one unit of an integer product is worth
   const Score* table;           // [C, L] centroid scores
   const float* weights;         // [L]
@@ -68,6 +69,8 @@ struct Block {                  // some neighbouring tokens of a document, decod
   int64_t next;                 // tokens that are scored after these: the first
   int64_t next_count;
 };
+
+typedef int32_t Products[kLanesTogether / kGroup][kRows][kGroup];  // of a block's tokens with query tokens
 
 enum Keep { kBest, kWeighted, kAll };  // the best score, that and what its token weighs, or every score
 
@@ -245,7 +248,6 @@ struct Isa {
   void (*rotate)(const float* rows, int64_t count, int64_t dim, const float* rotation, float* turned);
   void (*to_floats)(const uint16_t* halves, int64_t count, float* floats);
   void (*to_words)(const float* rows, int64_t count, int64_t dim, int64_t stride, int16_t* words, float* lengths);
-  void (*decode)(const Decoder&, const uint8_t* packed, int64_t count, uint8_t* rows);
 };
 
 // Each returns null where the compiler could not build it.

@@ -21,13 +21,12 @@ struct Amx : Avx512 {
 
   // Products of 32 rows with GROUPS groups, begun with their starts; rows beyond what is asked for are whatever the buffer holds.
   template <int GROUPS>
-  static void multiply_matrix(const uint8_t* rows, int64_t stride, const int8_t* bytes, const int32_t (*starts)[kGroup],
-                              int32_t (*products)[kRows][kGroup]) {
-    _tile_loadd(0, starts[0], 0);  // the same 64 bytes for every row
-    _tile_loadd(1, starts[0], 0);
+  static void multiply_groups(const uint8_t* rows, int64_t stride, const int8_t* bytes, const int32_t* starts, Products& products) {
+    _tile_loadd(0, starts, 0);  // the same 64 bytes for every row
+    _tile_loadd(1, starts, 0);
     if constexpr (GROUPS == 2) {
-      _tile_loadd(2, starts[1], 0);
-      _tile_loadd(3, starts[1], 0);
+      _tile_loadd(2, starts + kGroup, 0);
+      _tile_loadd(3, starts + kGroup, 0);
     }
     for (int64_t at = 0; at < stride; at += 64) {
       _tile_loadd(4, rows + at, stride);
@@ -49,31 +48,9 @@ struct Amx : Avx512 {
     }
   }
 
-  // Calls run(products, lane, lanes) for the products of 32 rows with 32 query tokens at a time.
-  template <class Run>
-  static void multiply_lanes(const uint8_t* rows, int64_t stride, const PackedQuery& query, const Run& run) {
-    alignas(64) int32_t products[2][kRows][kGroup], starts[2][kGroup] = {};
-    for (int64_t lane = 0; lane < query.lanes; lane += 2 * kGroup) {
-      const int64_t lanes = query.lanes - lane < 2 * kGroup ? query.lanes - lane : 2 * kGroup;
-      std::memcpy(starts, query.starts + lane, lanes * 4);
-      (lanes > kGroup ? multiply_matrix<2> : multiply_matrix<1>)(rows, stride, query.bytes + lane * stride, starts, products);
-      run(products, lane, lanes);
-    }
-  }
-
-  template <Keep KEEP, class Meanwhile>
-  static void score_block(const Shard& shard, const Decoder& decoder, const PackedQuery& query, const Block& block,
-                          const Meanwhile& meanwhile) {
-    multiply_lanes(block.rows, decoder.stride, query, [&](const auto& products, int64_t first, int64_t count) {
-      if (!first) meanwhile();
-      over_lanes<Amx>(count, [&](auto registers, auto lanes, int64_t at) {
-        using W = decltype(registers);
-        keep<W, KEEP, decltype(lanes)::value, kRows>(shard, query, first + at, block, 0, [&](int64_t t, int v) {
-          const int64_t lane = at + v * W::kLanes;
-          return W::load_i32(products[lane / kGroup][t] + lane % kGroup);
-        });
-      });
-    });
+  // Products of 32 rows with up to 32 lanes of a query, from `lane` on.
+  static void multiply(const uint8_t* rows, int64_t stride, const PackedQuery& query, int64_t lane, Products& products) {
+    (query.lanes - lane > kGroup ? multiply_groups<2> : multiply_groups<1>)(rows, stride, query.bytes + lane * stride, query.starts + lane, products);
   }
 
   // Words as two bytes, w = 256 high + low, low from -128 to 127: rows of [high, low][kRows][width].
@@ -166,15 +143,18 @@ struct Amx : Avx512 {
   }
 
   static void bare_rows(const RowsTask& task, int64_t row, int64_t count) {
-    multiply_lanes(task.rows + row * task.stride, task.stride, *task.query, [&](const auto& products, int64_t first, int64_t lanes) {
-      for (int64_t lane = 0; lane < lanes; lane += kStep) {
-        auto best = Half::load(task.query->best + first + lane);
+    alignas(64) Products products;
+    const PackedQuery& query = *task.query;
+    for (int64_t first = 0; first < query.lanes; first += kLanesTogether) {
+      multiply(task.rows + row * task.stride, task.stride, query, first, products);
+      for (int64_t lane = 0; lane < kLanesTogether && first + lane < query.lanes; lane += kStep) {
+        auto best = Half::load(query.best + first + lane);
         for (int64_t t = 0; t < count; ++t) {
           best = Half::max(best, Half::to_float(Half::load_i32(products[lane / kGroup][t] + lane % kGroup)));
         }
-        Half::store(task.query->best + first + lane, best);
+        Half::store(query.best + first + lane, best);
       }
-    });
+    }
   }
 };
 

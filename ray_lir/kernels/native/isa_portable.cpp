@@ -79,11 +79,12 @@ struct Plain {
     for (int64_t i = 0; i < count; ++i) sum += int(row[i]) * query[i];
     return sum;
   }
-  static void decode4(const Decoder& d, const uint8_t* packed, uint8_t* row) {
+  static const uint8_t* levels4(const Decoder& d) { return d.levels; }
+  static void decode4(const Decoder& d, const uint8_t* levels, const uint8_t* packed, uint8_t* row) {
     const int64_t whole = d.packed_bytes / 32 * 32;
     for (int64_t i = 0; i < whole; ++i) {
-      row[i / 32 * 64 + i % 32] = d.levels[packed[i] >> 4];
-      row[i / 32 * 64 + 32 + i % 32] = d.levels[packed[i] & 15];
+      row[i / 32 * 64 + i % 32] = levels[packed[i] >> 4];
+      row[i / 32 * 64 + 32 + i % 32] = levels[packed[i] & 15];
     }
     for (int64_t i = whole; i < d.packed_bytes; ++i) std::memcpy(row + 2 * i, d.lut + 2 * packed[i], 2);
   }

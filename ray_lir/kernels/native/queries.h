@@ -55,7 +55,7 @@ struct Packed {
 
   Packed(Matrix vectors, Floats importance, const Levels& levels)
       : lanes(lanes_of(vectors.shape(0))),
-        bytes(round_up(lanes, kGroup) * round_up(vectors.shape(1), 64)), starts(lanes), slopes(lanes), weights(lanes) {
+        bytes(round_up(lanes, kGroup) * round_up(vectors.shape(1), 64)), starts(round_up(lanes, kGroup)), slopes(lanes), weights(lanes) {
     const int64_t dim = vectors.shape(1), stride = round_up(dim, 64);
     require(dim > 0, "vectors without dimensions");
     require(importance.shape(0) == vectors.shape(0), "one weight a query token");

@@ -27,11 +27,11 @@ inline void decode_block(const Shard& shard, const Decoder& decoder, const Packe
     V::to_floats(shard.weights + block.token, block.count, block.weights);
     for (int64_t t = 0; t < block.count; ++t) block.weights[t] += 1;
   }
-  fetch_rows(shard.residuals, decoder.packed_bytes, block.next, block.next_count);
   fetch_rows(shard.scales, 2 * sizeof(uint16_t), block.next, block.next_count);
   fetch_rows(shard.codes, shard.wide_codes ? 4 : 2, block.next, block.next_count);
   for (int64_t q = 0; q < num_queries; ++q) fetch_scores(shard, queries[q], block);
-  decode<V>(decoder, shard.residuals + block.token * decoder.packed_bytes, block.count, block.rows);
+  decode<V>(decoder, shard.residuals + block.token * decoder.packed_bytes, block.count, block.rows,
+            shard.residuals + block.next * decoder.packed_bytes, block.next_count);
 }
 
 // The blocks of some documents one after another; documents without tokens have none.
@@ -66,27 +66,45 @@ class Blocks {
   int64_t place_, end_, first_ = 0, last_ = 0, token_ = 0;
 };
 
-// Scores all tokens of documents for some queries and calls finish(block) after each document's last block. A block is decoded while the one
-// before it is multiplied.
+// Scores all tokens of documents for some queries and calls finish(block) after each document's last block. While a matrix unit makes the
+// products of a block, those of the one before it become scores and the one after it is decoded: there is memory for two of each.
 template <class V, Keep KEEP, class Finish>
 inline void over_blocks(const Shard& shard, const Decoder& decoder, const PackedQuery* queries, int64_t num_queries, const int64_t* documents,
                         int64_t begin, int64_t end, uint8_t* rows, const Finish& finish) {
   float scales[2][2 * kRows], weights[2][kRows];
+  alignas(64) Products products[2];
   Blocks blocks(shard, documents, begin, end);
-  int turn = 0;
+  int turn = 0, place = 0;
   const auto decoded = [&] {
     const Block block = blocks.take(rows + turn * kRows * decoder.stride, scales[turn], weights[turn]);
     turn = 1 - turn;
     if (block.count) decode_block<V>(shard, decoder, queries, num_queries, block);
     return block;
   };
+  const auto step = [&](const PackedQuery& query) { return V::kMatrix ? kLanesTogether : query.lanes; };
+  struct Work {                 // a block, and lanes of a query
+    Block block;
+    int64_t q, lane;
+  };
+  const auto score = [&](const Work& work, const Products& made) {
+    const PackedQuery& query = queries[work.q];
+    if (KEEP != kAll && work.block.token == work.block.first && work.lane == 0) fill(query.best, query.lanes, -INFINITY);
+    keep_block<V, KEEP>(shard, decoder, query, work.lane, work.block, made);
+    const bool last = work.q == num_queries - 1 && work.lane + step(query) >= query.lanes;
+    if (last && work.block.token + work.block.count == work.block.last) finish(work.block);
+  };
   V::begin();
+  Work before = {};
   for (Block block = decoded(), next; block.count; block = next) {
-    for (int64_t q = 0; q < num_queries; ++q) {
-      if (KEEP != kAll && block.token == block.first) fill(queries[q].best, queries[q].lanes, -INFINITY);
-      score_block<V, KEEP>(shard, decoder, queries[q], block, [&] { if (!q) next = decoded(); });
-    }
-    if (block.token + block.count == block.last) finish(block);
+    for (int64_t q = 0; q < num_queries; ++q)
+      for (int64_t lane = 0; lane < queries[q].lanes; lane += step(queries[q])) {
+        if constexpr (V::kMatrix) V::multiply(block.rows, decoder.stride, queries[q], lane, products[place]);
+        place = 1 - place;
+        if (before.block.count) score(before, products[place]);
+        before = {block, q, lane};
+        if (q == 0 && lane == 0) next = decoded();
+      }
   }
+  if (before.block.count) score(before, products[1 - place]);
   V::end();
 }

@@ -5,15 +5,29 @@ inline void decode_bytes(const Decoder& d, const uint8_t* packed, uint8_t* row) 
   for (int64_t i = 0; i < d.packed_bytes; ++i) std::memcpy(row + i * ITEM, d.lut + packed[i] * ITEM, ITEM);
 }
 
+// Decodes rows and asks for those that are decoded next, a row at a time: the first-level cache waits for no more than a few lines.
 template <class V>
-void decode(const Decoder& d, const uint8_t* packed, int64_t count, uint8_t* rows) {
+void decode(const Decoder& decoder, const uint8_t* packed, int64_t count, uint8_t* rows, const uint8_t* next, int64_t next_count) {
+  const Decoder d = decoder;  // whose fields bytes that are stored could not change
+  const uint8_t* end = next + next_count * d.packed_bytes;
   const auto each = [&](const auto& decode_row) {
-    for (int64_t i = 0; i < count; ++i) decode_row(d, packed + i * d.packed_bytes, rows + i * d.stride);
+    for (int64_t i = 0; i < count; ++i, packed += d.packed_bytes, rows += d.stride) {
+      for (int64_t line = 0; line < d.packed_bytes; line += 64, next += 64)
+        if (next < end) __builtin_prefetch(next, 0, 2);
+      decode_row(packed, rows);
+    }
+    for (; next < end; next += 64) __builtin_prefetch(next);
+  };
+  const auto whole = [&](auto item) {
+    each([&](const uint8_t* from, uint8_t* to) { decode_bytes<decltype(item)::value>(d, from, to); });
   };
   switch (d.nbits) {
-    case 1: return each(decode_bytes<8>);
-    case 2: return each(decode_bytes<4>);
-    case 4: return each(V::decode4);
-    default: return each(decode_bytes<1>);
+    case 1: return whole(Count<8>{});
+    case 2: return whole(Count<4>{});
+    case 4: {
+      const auto levels = V::levels4(d);
+      return each([&](const uint8_t* from, uint8_t* to) { V::decode4(d, levels, from, to); });
+    }
+    default: return whole(Count<1>{});
   }
 }

@@ -3,6 +3,29 @@
 template <int LANES>
 using Count = std::integral_constant<int, LANES>;
 
+// The vectors of LANES lanes. The last is half of one where they do not fill it; what its upper half holds is nobody's.
+template <class V, int LANES>
+struct Part {
+  static constexpr bool kHalf = LANES % V::kLanes != 0;
+  static bool is_half(int v) { return kHalf && v == LANES / V::kLanes; }
+
+  static auto load(const float* from, int v) {
+    from += v * V::kLanes;
+    if constexpr (kHalf) if (is_half(v)) return V::widen(V::Half::load(from));
+    return V::load(from);
+  }
+  static auto load_scores(const Score* from, int v) {
+    from += v * V::kLanes;
+    if constexpr (kHalf) if (is_half(v)) return V::widen(V::Half::load_scores(from));
+    return V::load_scores(from);
+  }
+  static void store(float* to, int v, typename V::F32 lanes) {
+    to += v * V::kLanes;
+    if constexpr (kHalf) if (is_half(v)) return V::Half::store(to, V::lower(lanes));
+    V::store(to, lanes);
+  }
+};
+
 // Calls run(registers, count, lane) for 32 lanes at a time, then for the 24, 16 or 8 that are left.
 template <class V, class Run>
 inline void over_lanes(int64_t lanes, const Run& run) {

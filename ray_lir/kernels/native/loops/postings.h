@@ -27,7 +27,7 @@ void score_postings(const PostingTask& task, uint8_t* row) {
         __builtin_prefetch(shard.residuals + task.postings[p + 8] * task.decoder.packed_bytes);
         __builtin_prefetch(shard.scales + 2 * int64_t(task.postings[p + 8]));
       }
-      decode<V>(task.decoder, shard.residuals + token * task.decoder.packed_bytes, 1, row);
+      decode<V>(task.decoder, shard.residuals + token * task.decoder.packed_bytes, 1, row, nullptr, 0);
       const float residual = float(V::dot_row(row, task.query, task.decoder.quads * 4) + task.start) * task.slope;
       // WARP does not bring tokens to length one: its token is the centroid plus the buckets in the residual's own scale.
       float scales[2];

@@ -2,29 +2,28 @@
 
 // What turns products into scores, score = scale centroid score + scale' slope product, and keeps what is wanted of them. Tokens are a
 // block's from `row` on, at most TOKENS; product(t, v) has vector v of those of token row + t. Sums lie in registers or, for a whole block,
-// in memory.
+// in memory. Lanes that fill half a register are the lower half of one.
 template <class V, Keep KEEP, int LANES, int TOKENS, class Product>
 inline void keep(const Shard& shard, const PackedQuery& query, int64_t lane, const Block& block, int64_t row, const Product& product) {
-  constexpr int kVectors = LANES / V::kLanes;
-  typename V::F32 best[kVectors], factors[kVectors];
-  if constexpr (KEEP != kAll) {
+  constexpr int kVectors = (LANES + V::kLanes - 1) / V::kLanes;
+  typedef Part<V, LANES> P;
+  typename V::F32 best[kVectors], factors[kVectors], slopes[kVectors];
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) best[v] = V::load(query.best + lane + v * V::kLanes);
-  }
-  if constexpr (KEEP == kWeighted) {
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) factors[v] = V::load(query.factors + lane + v * V::kLanes);
+  for (int v = 0; v < kVectors; ++v) {
+    slopes[v] = P::load(query.slopes + lane, v);
+    if constexpr (KEEP != kAll) best[v] = P::load(query.best + lane, v);
+    if constexpr (KEEP == kWeighted) factors[v] = P::load(query.factors + lane, v);
   }
   const auto token = [&](int64_t t) {
     const Score* table = query.table + code_of(shard, block.token + row + t) * query.lanes + lane;
     const auto centroid_scale = V::all(block.scales[2 * (row + t)]), residual_scale = V::all(block.scales[2 * (row + t) + 1]);
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
-      const auto residual = V::mul(V::mul(V::to_float(product(t, v)), V::load(query.slopes + lane + v * V::kLanes)), residual_scale);
-      const auto score = V::add(residual, V::mul(V::load_scores(table + v * V::kLanes), centroid_scale));
+      const auto residual = V::mul(V::mul(V::to_float(product(t, v)), slopes[v]), residual_scale);
+      const auto score = V::add(residual, V::mul(P::load_scores(table, v), centroid_scale));
       if constexpr (KEEP == kBest) best[v] = V::max(best[v], score);
       if constexpr (KEEP == kWeighted) V::keep_larger(best[v], factors[v], score, V::all(block.weights[row + t]));
-      if constexpr (KEEP == kAll) V::store(query.all + (block.token - block.first + row + t) * query.lanes + lane + v * V::kLanes, score);
+      if constexpr (KEEP == kAll) P::store(query.all + (block.token - block.first + row + t) * query.lanes + lane, v, score);
     }
   };
   if constexpr (TOKENS == kRows) {
@@ -36,31 +35,38 @@ inline void keep(const Shard& shard, const PackedQuery& query, int64_t lane, con
       token(t);
     }
   }
-  if constexpr (KEEP != kAll) {
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) V::store(query.best + lane + v * V::kLanes, best[v]);
-  }
-  if constexpr (KEEP == kWeighted) {
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) V::store(query.factors + lane + v * V::kLanes, factors[v]);
+  for (int v = 0; v < kVectors; ++v) {
+    if constexpr (KEEP != kAll) P::store(query.best + lane, v, best[v]);
+    if constexpr (KEEP == kWeighted) P::store(query.factors + lane, v, factors[v]);
   }
 }
 
-// Scores a block. `meanwhile` is called once, where a matrix unit would be waited for.
-template <class V, Keep KEEP, class Meanwhile>
-inline void score_block(const Shard& shard, const Decoder& decoder, const PackedQuery& query, const Block& block, const Meanwhile& meanwhile) {
+// Scores of a block with some of a query's lanes, whose products are in memory if there is a matrix unit, and are made here if not.
+template <class V, Keep KEEP>
+inline void keep_block(const Shard& shard, const Decoder& decoder, const PackedQuery& query, int64_t lane, const Block& block,
+                       const Products& products) {
   if constexpr (V::kMatrix) {
-    V::template score_block<KEEP>(shard, decoder, query, block, meanwhile);
+    const auto run = [&](auto registers, auto lanes) {
+      typedef decltype(registers) W;
+      keep<W, KEEP, decltype(lanes)::value, kRows>(shard, query, lane, block, 0, [&](int64_t t, int v) {
+        return W::load_i32(products[v * W::kLanes / kGroup][t] + v * W::kLanes % kGroup);
+      });
+    };
+    const int64_t lanes = query.lanes - lane;
+    if (lanes > 24) run(V{}, Count<32>{});
+    else if (lanes > 16) run(V{}, Count<24>{});
+    else if (lanes > 8) run(V{}, Count<16>{});
+    else run(typename V::Half{}, Count<8>{});
   } else {
-    meanwhile();
-    over_lanes<V>(query.lanes, [&](auto registers, auto lanes, int64_t lane) {
+    over_lanes<V>(query.lanes, [&](auto registers, auto lanes, int64_t at) {
       using W = decltype(registers);
       constexpr int kCount = decltype(lanes)::value;
       constexpr int kTile = W::tile(kCount);
       for (int64_t row = 0; row < block.count; row += kTile) {  // there is memory for as many rows as a tile has
         typename W::I32 sums[kTile][kCount / W::kLanes];
-        multiply_bytes<W, kCount>(block.rows + row * decoder.stride, decoder.stride, decoder.quads, query, lane, sums);
-        keep<W, KEEP, kCount, kTile>(shard, query, lane, block, row, [&](int64_t t, int v) { return sums[t][v]; });
+        multiply_bytes<W, kCount>(block.rows + row * decoder.stride, decoder.stride, decoder.quads, query, at, sums);
+        keep<W, KEEP, kCount, kTile>(shard, query, at, block, row, [&](int64_t t, int v) { return sums[t][v]; });
       }
     });
   }
