@@ -13,6 +13,8 @@ JSON to measure it anew. What cannot be installed or fails is in the report with
 import argparse
 import json
 import os
+import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any
 from bench.collection import SIZES, open_collection
 from bench.environments import NotInstallable, python_of
 from bench.report import write_report
-from bench.systems import SYSTEMS, System, slug
+from bench.systems import LOWER_BOUND, SYSTEMS, System, slug
 
 K = 100
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of the batches; single queries have one")
     parser.add_argument("--build-threads", type=int, default=os.cpu_count())
     parser.add_argument("--assembled", action="store_true", help="peers' indexes on ray_lir's centroids and codes, where that can be done")
+    parser.add_argument("--lower-bound", type=float, metavar="SECONDS", help="only the builds, each for so long at most: what they take at least")
     parser.add_argument("--timeout", type=float, help="seconds for one build or setting, at most")
     parser.add_argument("--work", type=Path, default=Path("runs/bench"))
     parser.add_argument("--output", type=Path, default=Path("bench/results"))
@@ -66,6 +69,11 @@ def measure_system(name: str, system: System, folder: Path, given: argparse.Name
     where = [str(folder), str(results / "index")]
     built, flags = results / "build.json", {"--options": json.dumps(system.index)}
     build = [*command, "build"]
+    if given.lower_bound:
+        bound = results / LOWER_BOUND
+        measure(bound, [*build, str(folder), str(results / "index-own"), str(bound)], given.build_threads, flags, given.lower_bound)
+        shutil.rmtree(results / "index-own", ignore_errors=True)
+        return
     if system.assembled and given.assembled:
         build, flags = [sys.executable, "-m", "bench.peers.assembled", system.module], {}
     if not measure(built, [*build, *where, str(built)], given.build_threads, flags, given.timeout):
@@ -92,10 +100,11 @@ def measure(path: Path, command: list[str], threads: int, flags: dict[str, Any],
     print(f"{path.parent.parent.name} {path.parent.name} {path.stem}", file=sys.stderr, flush=True)
     words = [*command, "--threads", str(threads), *(str(word) for pair in flags.items() for word in pair)]
     environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
+    used = children_seconds()
     try:
         done = subprocess.run(words, check=False, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, env=environment, timeout=timeout)
     except subprocess.TimeoutExpired:
-        error = f"not done after {timeout:g} seconds"
+        error = f"not done after {timeout:g} seconds, {children_seconds() - used:.0f} of a processor's"
     else:
         if not done.returncode:
             return True
@@ -104,6 +113,12 @@ def measure(path: Path, command: list[str], threads: int, flags: dict[str, Any],
     print(f"  {error}", file=sys.stderr, flush=True)
     keep(path, {"setting": flags.get("--setting"), "error": error})
     return False
+
+
+def children_seconds() -> float:
+    """Processor seconds of the processes that were run and have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def keep(path: Path, result: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from bench.collection import SIZES, Collection, open_collection
 from bench.environments import REQUIREMENTS
 from bench.quality import machine
-from bench.systems import SYSTEMS, slug
+from bench.systems import LOWER_BOUND, SYSTEMS, slug
 from ray_lir import __version__
 from ray_lir.evaluation import metrics
 
@@ -44,8 +44,10 @@ def measurements(work: Path, size: str) -> Row:
     builds, searches = [], []
     for name in SYSTEMS:
         results = collection.folder / slug(name)
+        for path in (results / "build.json", results / LOWER_BOUND):
+            if path.exists():
+                builds.append({"system": name, **build_row(json.loads(path.read_text()), num_tokens)})
         if (results / "build.json").exists():
-            builds.append({"system": name, **build_row(json.loads((results / "build.json").read_text()), num_tokens)})
             searches += [{"system": name, **row} for row in search_rows(name, results, collection, num_tokens)]
     return {
         "size": size,

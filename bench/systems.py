@@ -29,6 +29,8 @@ class System:
     assembled: bool = False
 
 
+LOWER_BOUND = "lower-bound.json"
+"""In a system's folder: its own build where the index beside it is assembled, stopped after some time."""
 TORCH = "torch-2.11.0"
 
 SYSTEMS = {

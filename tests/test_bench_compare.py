@@ -48,6 +48,7 @@ def work(documents: TokenEmbeddings, tmp_path_factory: pytest.TempPathFactory) -
 
 def settings(**changes: object) -> argparse.Namespace:
     given = {"queries": NUM_QUERIES, "batch": 4, "threads": [1], "build_threads": 1, "settings": None, "timeout": 120, "work": None}
+    given |= {"lower_bound": None}
     return argparse.Namespace(**{**given, **changes})
 
 
@@ -143,8 +144,22 @@ def test_a_measurement_is_kept_and_a_failure_is_tried_again(tmp_path: Path) -> N
 def test_a_measurement_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     path = tmp_path / "size" / "system" / "build.json"
     path.parent.mkdir(parents=True)
-    assert not compare.measure(path, [sys.executable, "-c", "import time; time.sleep(60)"], 1, {}, 0.5)
-    assert json.loads(path.read_text())["error"] == "not done after 0.5 seconds"
+    busy = [sys.executable, "-c", "while True: pass"]
+    assert not compare.measure(path, busy, 1, {}, 2)
+    assert json.loads(path.read_text())["error"] in [f"not done after 2 seconds, {used} of a processor's" for used in (1, 2)]
+
+
+def test_a_lower_bound_is_a_line_of_its_own_beside_an_index(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(report, "SYSTEMS", {"bounded": EXACT})
+    compare.measure_system("bounded", EXACT, work / "small", settings())
+    compare.measure_system("bounded", EXACT, work / "small", settings(lower_bound=0.2))
+    assert not (work / "small" / "bounded" / "index-own").exists()
+    report.write_report(work, tmp_path)
+    whole, bound = json.loads((tmp_path / "compare.json").read_text())["sizes"][0]["builds"]
+    assert whole["seconds"] > 0
+    assert bound["error"].startswith("not done after 0.2 seconds")
+    assert "| bounded | | not done after" in (tmp_path / "compare.md").read_text()
 
 
 def test_recall_counts_what_the_oracle_ranks_highest() -> None:
