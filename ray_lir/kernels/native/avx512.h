@@ -29,9 +29,7 @@ struct Avx512 : Avx2 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
   static void store_bytes(uint8_t* to, F32 lanes) {
-    float each[kLanes];
-    store(each, lanes);
-    for (int half = 0; half < 2; ++half) Half::store_bytes(to + half * kStep, Half::load(each + half * kStep));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(lanes)));
   }
   static F32 widen(__m256 lanes) { return _mm512_castps256_ps512(lanes); }
   static __m256 lower(F32 lanes) { return _mm512_castps512_ps256(lanes); }

@@ -6,6 +6,7 @@ namespace {
 
 struct Amx : Avx512 {
   static constexpr bool kMatrix = true;
+  static constexpr int64_t kWidest = 128;  // words of a row, and columns, that there is memory for on the stack
 
   // Tiles 0-3 hold sums (two of tokens by two of query tokens), 4-5 document tokens, 6-7 query tokens; all 16 rows of 64 bytes.
   static void begin() {
@@ -53,10 +54,13 @@ struct Amx : Avx512 {
     (query.lanes - lane > kGroup ? multiply_groups<2> : multiply_groups<1>)(rows, stride, query.bytes + lane * stride, query.starts + lane, products);
   }
 
-  // Words as two bytes, w = 256 high + low, low from -128 to 127: rows of [high, low][kRows][width].
-  static void split_words(const int16_t* words, int64_t count, int64_t width, int8_t* planes) {
-    for (int64_t i = 0; i < count * width; ++i) planes[i] = int8_t((words[i] + 128) >> 8);
-    for (int64_t i = 0; i < count * width; ++i) planes[kRows * width + i] = int8_t(uint8_t(words[i]));
+  // Words as two planes of bytes, `size` bytes apart: w = 256 high + low, low from -128 to 127. A multiple of 32 words.
+  static void split_words(const int16_t* words, int64_t count, int8_t* planes, int64_t size) {
+    for (int64_t i = 0; i < count; i += 32) {
+      const I32 each = load_i32(words + i), high = _mm512_srai_epi16(_mm512_add_epi16(each, _mm512_set1_epi16(128)), 8);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(planes + i), _mm512_cvtepi16_epi8(high));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(planes + size + i), _mm512_cvtepi16_epi8(each));
+    }
   }
 
   // Two bytes of each of 16 columns, and two more, as the 4 bytes that are multiplied at a time.
@@ -69,24 +73,29 @@ struct Amx : Avx512 {
     store_i32(reinterpret_cast<int32_t*>(to), _mm512_or_si512(joined(first), _mm512_slli_epi32(joined(second), 16)));
   }
 
-  // Both halves' columns as [half][high, low][width / 16][width / 4][16][4].
+  // Packed columns of words as two planes, `size` bytes apart, of [width / 4][16][4] for each 16 of them.
+  static void split_columns(const int16_t* columns, int64_t groups, int64_t pairs, int64_t width, int64_t size, int8_t* planes) {
+    for (int64_t group = 0; group < groups; ++group)
+      for (int64_t quad = 0; quad < (pairs + 1) / 2; ++quad) {
+        const int16_t* from = columns + (group * pairs + 2 * quad) * 2 * kGroup;
+        const I32 first = load_i32(from), second = 2 * quad + 1 < pairs ? load_i32(from + 2 * kGroup) : zero();
+        const auto high = [](I32 words) { return _mm512_srai_epi16(_mm512_add_epi16(words, _mm512_set1_epi16(128)), 8); };
+        int8_t* to = planes + (group * width / 4 + quad) * 4 * kGroup;
+        join_bytes(to, high(first), high(second));
+        join_bytes(to + size, first, second);
+      }
+  }
+
   static void split_columns(const RelationTask& task, RelationScratch& scratch) {
     const int64_t size = task.width * task.width;
-    for (int half = 0; half < 2; ++half)
-      for (int64_t group = 0; group < task.width / kGroup; ++group)
-        for (int64_t quad = 0; quad < (task.pairs + 1) / 2; ++quad) {
-          const int16_t* columns = (half ? task.after : task.before).columns + (group * task.pairs + 2 * quad) * 2 * kGroup;
-          const I32 first = load_i32(columns), second = 2 * quad + 1 < task.pairs ? load_i32(columns + 2 * kGroup) : zero();
-          const auto high = [](I32 words) { return _mm512_srai_epi16(_mm512_add_epi16(words, _mm512_set1_epi16(128)), 8); };
-          int8_t* to = scratch.column_planes + 2 * half * size + (group * task.width / 4 + quad) * 4 * kGroup;
-          join_bytes(to, high(first), high(second));
-          join_bytes(to + size, first, second);
-        }
+    split_columns(task.before.columns, task.width / kGroup, task.pairs, task.width, size, scratch.column_planes);
+    split_columns(task.after.columns, task.width / kGroup, task.pairs, task.width, size, scratch.column_planes + 2 * size);
   }
 
   // Products of 16 rows with 16 columns: of high with high bytes, high with low and low with high, and low with low. Rows of up to 128
   // words stay in tiles 4-7, so they need be loaded for the first columns alone.
-  static void multiply_planes(const int8_t* rows, bool load, const int8_t* columns, int64_t width, int32_t (*products)[kGroup][kGroup]) {
+  static void multiply_planes(const int8_t* rows, bool load, const int8_t* columns, int64_t size, int64_t width,
+                              int32_t (*products)[kGroup][kGroup]) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -98,7 +107,7 @@ struct Amx : Avx512 {
         if (two) _tile_loadd(6, rows + at + 64, width);
         if (two) _tile_loadd(7, rows + kRows * width + at + 64, width);
       }
-      const int8_t *high = columns + at * kGroup, *low = high + width * width;
+      const int8_t *high = columns + at * kGroup, *low = high + size;
       _tile_loadd(3, high, 64);
       _tile_dpbssd(0, 4, 3);
       _tile_dpbssd(1, 5, 3);
@@ -118,6 +127,48 @@ struct Amx : Avx512 {
     _tile_stored(2, products[2], 64);
   }
 
+  // What 16-bit products are, of a row of those of their bytes.
+  static I32 join_products(const int32_t (&sums)[3][kGroup][kGroup], int64_t t) {
+    return add_i32(add_i32(_mm512_slli_epi32(load_i32(sums[0][t]), 16), _mm512_slli_epi32(load_i32(sums[1][t]), 8)), load_i32(sums[2][t]));
+  }
+
+  // Whether rows of words and columns are what `multiply_words` has memory for.
+  static bool fits(const WordsTask& task) {
+    return task.stride % 64 == 0 && task.stride == 2 * task.pairs && task.stride <= kWidest && task.lanes <= kWidest;
+  }
+
+  // Products of rows of words with all columns; those of 16 by 16 become floats while the next are made.
+  template <class Item>
+  static void multiply_words(const WordsTask& task, Item* products, int64_t begin, int64_t end) {
+    alignas(64) int8_t columns[2 * kWidest * kWidest], rows[2 * kRows * kWidest];
+    alignas(64) int32_t sums[2][3][kGroup][kGroup];
+    const int64_t width = task.stride, groups = (task.lanes + kGroup - 1) / kGroup, size = groups * kGroup * width;
+    const int64_t blocks = (end - begin + kGroup - 1) / kGroup * groups;
+    split_columns(task.columns, groups, task.pairs, width, size, columns);
+    Amx::begin();
+    for (int64_t block = 0; block <= blocks; ++block) {
+      if (block < blocks) {
+        const int64_t row = begin + block / groups * kGroup;
+        if (block % groups == 0) split_words(task.rows + row * width, (end - row < kGroup ? end - row : kGroup) * width, rows, kRows * width);
+        multiply_planes(rows, block % groups == 0, columns + block % groups * kGroup * width, size, width, sums[block % 2]);
+      }
+      if (block) keep_words(task, sums[(block - 1) % 2], begin + (block - 1) / groups * kGroup, end, (block - 1) % groups * kGroup, products);
+    }
+    Amx::end();
+  }
+
+  template <class Item>
+  static void keep_words(const WordsTask& task, const int32_t (&sums)[3][kGroup][kGroup], int64_t row, int64_t end, int64_t lane, Item* products) {
+    const bool whole = task.lanes - lane >= kGroup;
+    const F32 scale = whole ? load(task.scales + lane) : widen(Half::load(task.scales + lane));
+    Item* to = products + row * task.lanes + lane;
+    for (int64_t t = 0; t < kGroup && row + t < end; ++t, to += task.lanes) {
+      const F32 product = mul(to_float(join_products(sums, t)), scale);
+      if (whole) store_product<Avx512>(to, product);
+      else store_product<Half>(to, lower(product));
+    }
+  }
+
   // The products of one block of 16 by 16 become floats while those of the next are made.
   static void multiply_half(const RelationTask& task, const RelationScratch& scratch, const RelationHalf& half, bool second, int64_t count,
                             float* rows) {
@@ -126,8 +177,8 @@ struct Amx : Avx512 {
     const int64_t width = task.width, groups = width / kGroup, blocks = (count + kGroup - 1) / kGroup * groups;
     for (int64_t block = 0; block <= blocks; ++block) {
       if (block < blocks)
-        multiply_planes(scratch.row_planes + block / groups * kGroup * width, block % groups == 0, planes + block % groups * kGroup * width, width,
-                        products[block % 2]);
+        multiply_planes(scratch.row_planes + block / groups * kGroup * width, block % groups == 0, planes + block % groups * kGroup * width,
+                        width * width, width, products[block % 2]);
       if (block == 0) continue;
       const int64_t row = (block - 1) / groups * kGroup, column = (block - 1) % groups * kGroup;
       const auto& sums = products[(block - 1) % 2];
@@ -135,9 +186,7 @@ struct Amx : Avx512 {
       const int64_t some = count - row < kGroup ? count - row : kGroup;
       float* to = rows + row * width + column;
       for (int64_t t = 0; t < some; ++t) {
-        const I32 high = _mm512_slli_epi32(load_i32(sums[0][t]), 16), middle = _mm512_slli_epi32(load_i32(sums[1][t]), 8);
-        const F32 product = to_float(add_i32(add_i32(high, middle), load_i32(sums[2][t])));
-        store(to + t * width, add(mul(mul(product, scale), all(scratch.lengths[row + t])), bias));
+        store(to + t * width, add(mul(mul(to_float(join_products(sums, t)), scale), all(scratch.lengths[row + t])), bias));
       }
     }
   }

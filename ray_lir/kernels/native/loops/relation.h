@@ -111,7 +111,7 @@ inline void make_halves(const RelationTask& task, RelationScratch& scratch, int6
       decode_vector<V>(task, first + tokens[begin + t], scratch.centroid, scratch.vector);
       to_words<V>(scratch.vector, 1, task.dim, task.stride, scratch.words + t * task.stride, scratch.lengths + t);
     }
-    if constexpr (V::kMatrix) V::split_words(scratch.words, some, task.stride, scratch.row_planes);
+    if constexpr (V::kMatrix) V::split_words(scratch.words, some * task.stride, scratch.row_planes, kRows * task.stride);
     for (int second = 0; second < 2; ++second) {
       if (!(which & (second ? kAfter : kBefore))) continue;
       int64_t& made = scratch.num_made[second];

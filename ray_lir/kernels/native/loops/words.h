@@ -24,6 +24,8 @@ inline void store_product(Score* to, typename V::F32 products) {
 
 template <class V, class Item>
 void word_products(const WordsTask& task, Item* products, int64_t begin, int64_t end) {
+  if constexpr (V::kMatrix)
+    if (V::fits(task)) return V::multiply_words(task, products, begin, end);
   over_lanes<V>(task.lanes, [&](auto registers, auto lanes, int64_t lane) {
     using W = decltype(registers);
     constexpr int kCount = decltype(lanes)::value;
