@@ -86,6 +86,8 @@ class TokenEmbeddings:
 
     def slice(self, start: int, stop: int) -> "TokenEmbeddings":
         """Texts `start` to `stop`; arrays are views."""
+        if (start, stop) == (0, len(self)):
+            return self
         first, last = self.offsets[start], self.offsets[stop]
         return TokenEmbeddings(
             self.values[first:last],

@@ -59,14 +59,17 @@ struct Packed {
     const int64_t dim = vectors.shape(1), stride = round_up(dim, 64);
     require(dim > 0, "vectors without dimensions");
     require(importance.shape(0) == vectors.shape(0), "one weight a query token");
+    std::vector<int64_t> places(dim);
+    for (int64_t d = 0; d < dim; ++d) places[d] = levels.place(d, dim) / 4 * kGroup * 4 + levels.place(d, dim) % 4;
     for (int64_t i = 0; i < int64_t(vectors.shape(0)); ++i) {
       const float scale = largest_of(vectors.data() + i * dim, dim) / 127;
       slopes.get()[i] = scale * levels.step;
       int8_t* group = bytes.get() + i / kGroup * kGroup * stride + i % kGroup * 4;
+      const float* vector = vectors.data() + i * dim;
       for (int64_t d = 0; d < dim; ++d) {
-        const auto byte = int8_t(scale > 0 ? std::lround(vectors.data()[i * dim + d] / scale) : 0);
-        const int64_t place = levels.place(d, dim);
-        group[place / 4 * kGroup * 4 + place % 4] = byte;
+        const float value = scale > 0 ? vector[d] / scale : 0;
+        const auto byte = int8_t(int32_t(value + (value < 0 ? -0.5f : 0.5f)));
+        group[places[d]] = byte;
         starts.get()[i] -= 64 * byte;
       }
       weights.get()[i] = importance.data()[i];

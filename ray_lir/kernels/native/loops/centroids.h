@@ -30,7 +30,7 @@ void centroid_maxsim(const CentroidTask& task, int64_t begin, int64_t end, float
     over_lanes<V>(task.lanes, [&](auto registers, auto lanes, int64_t lane) {
       any = best_centroids<decltype(registers), decltype(lanes)::value>(task, first, last, lane, best + lane);
     });
-    task.scores[i] = any ? weighted_sum(best, task.weights, task.lanes) + task.base : -INFINITY;
+    task.scores[i] = any ? weighted_sum<V>(best, task.weights, task.lanes) + task.base : -INFINITY;
   }
 }
 
@@ -59,14 +59,14 @@ void byte_maxsim(const CentroidTask& task, int64_t begin, int64_t end, float* be
     int64_t lane = 0;
     for (; lane + 2 * kGroup <= task.lanes; lane += 2 * kGroup) byte_document<V, 2 * kGroup>(task, first, last, lane, best + lane);
     if (lane < task.lanes) byte_document<V, kGroup>(task, first, last, lane, best + lane);
-    task.scores[i] = first == last ? -INFINITY : weighted_sum(best, task.weights, task.lanes) + task.base;
+    task.scores[i] = first == last ? -INFINITY : weighted_sum<V>(best, task.weights, task.lanes) + task.base;
   }
 }
 
 // A byte is worth a 255th of the range of its query token's scores.
 template <class V>
 void byte_table(const TableTask& task) {
-  std::memset(task.bytes, 0, task.num_centroids * task.byte_lanes);
+  if (task.lanes < task.byte_lanes) std::memset(task.bytes, 0, task.num_centroids * task.byte_lanes);
   over_lanes<V>(task.lanes, [&](auto registers, auto lanes, int64_t lane) {
     using W = decltype(registers);
     constexpr int kVectors = decltype(lanes)::value / W::kLanes;

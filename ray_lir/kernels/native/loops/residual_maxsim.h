@@ -9,7 +9,7 @@ void maxsim_of(const ResidualTask& task, int64_t begin, int64_t end, uint8_t* ro
       const PackedQuery& query = task.queries[q];
       if (KEEP == kWeighted)
         for (int64_t lane = 0; lane < query.lanes; ++lane) query.best[lane] *= query.factors[lane];
-      task.scores[q * task.count + block.place] = weighted_sum(query.best, query.weights, query.lanes);
+      task.scores[q * task.count + block.place] = weighted_sum<V>(query.best, query.weights, query.lanes);
     }
   });
 }

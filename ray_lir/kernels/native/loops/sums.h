@@ -1,13 +1,20 @@
 // Sums of floats in one order whatever the width of registers; a part of loops.h.
 
-// Sums of lanes in one order whatever the width: 16 running sums, then halves added to halves.
+// Sums of lanes in one order whatever the width: 16 running sums, then halves added to halves. A multiple of 8 lanes.
+template <class V>
 inline float weighted_sum(const float* lanes, const float* weights, int64_t count) {
-  float sums[kGroup] = {};
-  for (int64_t i = 0; i < count; i += kStep)
-    for (int j = 0; j < kStep; ++j) sums[i % kGroup + j] += lanes[i + j] * weights[i + j];
-  for (int half = kGroup / 2; half; half /= 2)
-    for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
-  return sums[0];
+  typedef typename V::Half W;
+  constexpr int kEach = kGroup / W::kLanes;
+  typename W::F32 sums[kEach];
+#pragma GCC unroll 16
+  for (int v = 0; v < kEach; ++v) sums[v] = W::all(0);
+  for (int64_t i = 0; i < count; i += kGroup)
+#pragma GCC unroll 16
+    for (int v = 0; v < kEach; ++v) {
+      const int64_t lane = i + v * W::kLanes;
+      if (lane < count) sums[v] = W::add(sums[v], W::mul(W::load(lanes + lane), W::load(weights + lane)));
+    }
+  return W::total(sums);
 }
 
 inline float dot(const float* a, const float* b, int64_t count) {
