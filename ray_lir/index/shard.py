@@ -26,7 +26,6 @@ from ray_lir.index import documents, postings
 from ray_lir.index.filters import FilteredDocuments, Filters
 from ray_lir.index.rows import map_array, read_array
 
-BLOCK_TOKENS = 64
 ARRAYS = ("doc_offsets", "codes", "residuals", "scales")
 WEIGHTS = "weights"
 
@@ -68,11 +67,6 @@ class IndexShard:
         return FilteredDocuments(self.documents, self.live)
 
     @cached_property
-    def block_documents(self) -> np.ndarray:
-        """[T / 64 rounded up] uint32: the document of every 64th token, from where a token's document is a few steps away."""
-        return (np.searchsorted(self.doc_offsets, np.arange(0, len(self.codes), BLOCK_TOKENS), side="right") - 1).astype(np.uint32)
-
-    @cached_property
     def _grouped(self) -> tuple[np.ndarray, np.ndarray]:
         return postings.group(self.codes, self.num_centroids)
 
@@ -85,6 +79,18 @@ class IndexShard:
     def posting_offsets(self) -> np.ndarray:
         """[C + 1] int64: where each centroid's postings begin."""
         return self._grouped[1]
+
+    @cached_property
+    def posting_documents(self) -> np.ndarray:
+        """[T] uint32: the document of each posting, beside it: a probe has enough to do with the residuals, which lie anywhere."""
+        documents = np.repeat(np.arange(self.num_docs, dtype=np.uint32), np.diff(self.doc_offsets))
+        return documents[self.postings]
+
+    @cached_property
+    def posting_ratios(self) -> np.ndarray:
+        """[T] float32: scales[1] / scales[0] of each posting's token, likewise."""
+        scales = self.scales.astype(np.float32)
+        return (scales[:, 1] / scales[:, 0])[self.postings]
 
     def find(self, doc_ids: Sequence[str]) -> dict[str, int]:
         """The numbers, inside the shard, of those of these documents that it holds and that are not deleted.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ray_lir.index.shard import IndexShard
 
 logger = logging.getLogger(__name__)
-ABI = 5
+ABI = 6
 """What this file and the compiled module agree on; raised with every change of a compiled function's arguments."""
 
 
@@ -225,7 +225,7 @@ def probe(
 
 
 def candidates(cells: np.ndarray, shard: "IndexShard") -> np.ndarray:
-    return module().candidates(_numbers(cells), shard.postings, shard.posting_offsets, shard.block_documents, shard.doc_offsets)
+    return module().candidates(_numbers(cells), shard.postings, shard.posting_offsets, shard.posting_documents, shard.num_docs)
 
 
 def posting_scores(
@@ -250,11 +250,11 @@ def posting_scores(
         floor,
         shard.postings,
         shard.posting_offsets,
-        shard.block_documents,
+        shard.posting_documents,
+        shard.posting_ratios,
         shard.residuals,
-        shard.scales.view(np.uint16),
         _halves(shard.weights),
-        shard.doc_offsets,
+        shard.num_docs,
         codec.weights,
     )
 

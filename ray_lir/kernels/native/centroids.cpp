@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <numeric>
 #include <optional>
@@ -147,14 +148,18 @@ float likely_threshold(const Isa& isa, Scores table, int64_t column, int64_t bou
   return sample[rank];
 }
 
-// The centroids of one query token that were found to score enough, or all of them if those are fewer than `bound`.
+// The centroids of one query token that were found to score enough, or all of them if those are fewer than `bound`. Behind the masks
+// there are zeros to a multiple of 8.
 std::vector<Centroid> found_centroids(const Isa& isa, Scores table, int64_t column, const uint8_t* masks, int bit, int64_t bound) {
   std::vector<Centroid> found;
   const int64_t count = table.shape(0), lanes = table.shape(1);
   std::vector<Score> scores;
   std::vector<int32_t> numbers;
-  for (int64_t c = 0; c < count; ++c)
-    if (masks[c] >> bit & 1) numbers.push_back(int32_t(c));
+  for (int64_t c = 0; c < count; c += 8) {  // eight masks at a time: few centroids score enough
+    uint64_t eight;
+    std::memcpy(&eight, masks + c, 8);
+    for (eight &= uint64_t(0x0101010101010101) << bit; eight; eight &= eight - 1) numbers.push_back(int32_t(c + __builtin_ctzll(eight) / 8));
+  }
   if (int64_t(numbers.size()) < bound) {
     numbers.resize(count);
     std::iota(numbers.begin(), numbers.end(), 0);
@@ -198,7 +203,7 @@ nb::tuple probe(const std::string& name, Scores table, int64_t num_tokens, Numbe
   auto imputed_array = array_of<float>({size_t(num_tokens)}, &imputed);
   {
     nb::gil_scoped_release release;
-    std::vector<uint8_t> masks(num_centroids);
+    std::vector<uint8_t> masks(round_up(num_centroids, 8));
     for (int64_t i = 0; i < num_tokens; ++i) {
       if (i % kStep == 0) {
         float thresholds[kStep];

@@ -160,7 +160,9 @@ struct PostingTask {
   Decoder decoder;
   const uint32_t* postings;     // [T]
   const int64_t* posting_offsets;
-  const uint32_t* block_documents;  // the document of every 64th token
+  const uint32_t* documents;    // [T] of each posting
+  const float* ratios;          // [T] of each posting its token's scales[1] / scales[0]: WARP's token is the centroid plus the buckets in the
+                                // residual's own scale, and is not brought to length one
   const int8_t* query;          // [stride] one query token, in the order of decoded rows
   int32_t start;
   float slope;

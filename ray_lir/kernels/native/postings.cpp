@@ -17,30 +17,28 @@ namespace {
 struct PostingArrays {
   Array<uint32_t, 1> postings;
   Numbers posting_offsets;
-  Array<uint32_t, 1> block_documents;
-  Numbers doc_offsets;
+  Array<uint32_t, 1> documents;
 
   void check(const int64_t* cells, int64_t count) const {
     require(posting_offsets.data()[posting_offsets.shape(0) - 1] == int64_t(postings.shape(0)), "posting offsets of other postings");
-    require(int64_t(block_documents.shape(0)) * 64 >= int64_t(postings.shape(0)), "block documents of other postings");
+    require(documents.shape(0) == postings.shape(0), "documents of other postings");
     for (int64_t i = 0; i < count; ++i) require(cells[i] >= 0 && cells[i] + 1 < int64_t(posting_offsets.shape(0)), "a cell does not exist");
   }
 };
 
 nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights, Array<int64_t, 2> cells, Matrix cell_scores, Floats imputed,
-                         bool floor, Array<uint32_t, 1> postings, Numbers posting_offsets, Array<uint32_t, 1> block_documents,
-                         Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights, Numbers doc_offsets,
-                         Floats buckets) {
+                         bool floor, Array<uint32_t, 1> postings, Numbers posting_offsets, Array<uint32_t, 1> documents, Floats ratios,
+                         Array<uint8_t, 2> residuals, TokenWeights token_weights, int64_t num_docs, Floats buckets) {
   const Isa& isa = isa_named(name);
   const Levels levels(buckets);
-  const int64_t dim = vectors.shape(1), num_docs = int64_t(doc_offsets.shape(0)) - 1;
+  const int64_t dim = vectors.shape(1);
   const Decoder decoder = decoder_of(levels, dim);
   require(int64_t(residuals.shape(1)) == decoder.packed_bytes, "residuals of other dimensions or bits");
-  require(scales.shape(0) == residuals.shape(0) && scales.shape(1) == 2 && postings.shape(0) <= residuals.shape(0), "postings, residuals and scales of one length");
+  require(postings.shape(0) == residuals.shape(0) && ratios.shape(0) == residuals.shape(0), "postings, residuals and ratios of one length");
   require(!token_weights || token_weights->shape(0) == residuals.shape(0), "one weight a token");
   require(cells.shape(0) == vectors.shape(0) && weights.shape(0) == vectors.shape(0) && imputed.shape(0) == vectors.shape(0),
           "one row of cells a query token");
-  const PostingArrays arrays{postings, posting_offsets, block_documents, doc_offsets};
+  const PostingArrays arrays{postings, posting_offsets, documents};
   arrays.check(cells.data(), int64_t(cells.size()));
   std::vector<int64_t> found;
   std::vector<float> totals;
@@ -61,13 +59,12 @@ nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights
         task.start -= 64 * byte;
       }
       task.shard.residuals = residuals.data();
-      task.shard.scales = scales.data();
       task.shard.weights = token_weights ? token_weights->data() : nullptr;
-      task.shard.doc_offsets = doc_offsets.data();
       task.decoder = decoder;
       task.postings = postings.data();
       task.posting_offsets = posting_offsets.data();
-      task.block_documents = block_documents.data();
+      task.documents = documents.data();
+      task.ratios = ratios.data();
       task.query = query.get();
       task.slope = scale * levels.step;
       task.count = int64_t(cells.shape(1));
@@ -89,35 +86,31 @@ nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights
       }
   }
   float* scores;
-  int64_t* documents;
+  int64_t* numbers;
   auto score_array = array_of<float>({totals.size()}, &scores);
-  auto document_array = array_of<int64_t>({found.size()}, &documents);
+  auto document_array = array_of<int64_t>({found.size()}, &numbers);
   std::copy(totals.begin(), totals.end(), scores);
-  std::copy(found.begin(), found.end(), documents);
+  std::copy(found.begin(), found.end(), numbers);
   return nb::make_tuple(score_array, document_array);
 }
 
 // Documents with a token in one of the cells, ascending.
-nb::ndarray<nb::numpy, int64_t> candidates(Numbers cells, Array<uint32_t, 1> postings, Numbers posting_offsets,
-                                           Array<uint32_t, 1> block_documents, Numbers doc_offsets) {
-  const PostingArrays arrays{postings, posting_offsets, block_documents, doc_offsets};
+nb::ndarray<nb::numpy, int64_t> candidates(Numbers cells, Array<uint32_t, 1> postings, Numbers posting_offsets, Array<uint32_t, 1> documents,
+                                           int64_t num_docs) {
+  const PostingArrays arrays{postings, posting_offsets, documents};
   arrays.check(cells.data(), int64_t(cells.shape(0)));
   std::vector<int64_t> found;
   {
     nb::gil_scoped_release release;
-    std::vector<uint8_t> seen(doc_offsets.shape(0) - 1);
+    std::vector<uint8_t> seen(num_docs);
     for (size_t c = 0; c < cells.shape(0); ++c)
-      for (int64_t p = posting_offsets.data()[cells.data()[c]]; p < posting_offsets.data()[cells.data()[c] + 1]; ++p) {
-        int64_t document = block_documents.data()[postings.data()[p] / 64];
-        while (doc_offsets.data()[document + 1] <= postings.data()[p]) ++document;
-        seen[document] = 1;
-      }
+      for (int64_t p = posting_offsets.data()[cells.data()[c]]; p < posting_offsets.data()[cells.data()[c] + 1]; ++p) seen[documents.data()[p]] = 1;
     for (size_t d = 0; d < seen.size(); ++d)
       if (seen[d]) found.push_back(int64_t(d));
   }
-  int64_t* documents;
-  auto result = array_of<int64_t>({found.size()}, &documents);
-  std::copy(found.begin(), found.end(), documents);
+  int64_t* numbers;
+  auto result = array_of<int64_t>({found.size()}, &numbers);
+  std::copy(found.begin(), found.end(), numbers);
   return result;
 }
 
@@ -126,8 +119,8 @@ nb::ndarray<nb::numpy, int64_t> candidates(Numbers cells, Array<uint32_t, 1> pos
 void add_postings(nb::module_& m) {
   using namespace nb::literals;
   m.def("posting_scores", &posting_scores, "isa"_a, "vectors"_a, "weights"_a, "cells"_a, "cell_scores"_a, "imputed"_a, "floor"_a, "postings"_a,
-        "posting_offsets"_a, "block_documents"_a, "residuals"_a, "scales"_a, "token_weights"_a.none(), "doc_offsets"_a, "buckets"_a);
-  m.def("candidates", &candidates, "cells"_a, "postings"_a, "posting_offsets"_a, "block_documents"_a, "doc_offsets"_a);
+        "posting_offsets"_a, "documents"_a, "ratios"_a, "residuals"_a, "token_weights"_a.none(), "num_docs"_a, "buckets"_a);
+  m.def("candidates", &candidates, "cells"_a, "postings"_a, "posting_offsets"_a, "documents"_a, "num_docs"_a);
 }
 
 }  // namespace ray_lir

@@ -15,6 +15,8 @@ inline void raise_weighted(const PostingTask& task, DocumentState& state, int64_
   task.worths[document] = worth;
 }
 
+constexpr int64_t kPostingsAhead = 16;  // whose residuals, which lie anywhere, are asked for
+
 // WARP: the tokens of some cells against one query token; a document's best is raised in place, so nothing is sorted.
 template <class V>
 void score_postings(const PostingTask& task, uint8_t* row) {
@@ -23,19 +25,12 @@ void score_postings(const PostingTask& task, uint8_t* row) {
     const int64_t end = task.posting_offsets[task.cells[c] + 1];
     for (int64_t p = task.posting_offsets[task.cells[c]]; p < end; ++p) {
       const int64_t token = task.postings[p];
-      if (p + 8 < end) {
-        __builtin_prefetch(shard.residuals + task.postings[p + 8] * task.decoder.packed_bytes);
-        __builtin_prefetch(shard.scales + 2 * int64_t(task.postings[p + 8]));
-      }
+      if (p + kPostingsAhead < end) __builtin_prefetch(shard.residuals + task.postings[p + kPostingsAhead] * task.decoder.packed_bytes);
       decode<V>(task.decoder, shard.residuals + token * task.decoder.packed_bytes, 1, row, nullptr, 0);
       const float residual = float(V::dot_row(row, task.query, task.decoder.quads * 4) + task.start) * task.slope;
-      // WARP does not bring tokens to length one: its token is the centroid plus the buckets in the residual's own scale.
-      float scales[2];
-      V::to_floats(shard.scales + 2 * token, 2, scales);
-      float score = task.cell_scores[c] + residual * (scales[1] / scales[0]);
+      float score = task.cell_scores[c] + residual * task.ratios[p];
       if (task.floor && !shard.weights && score < task.imputed) score = task.imputed;
-      int64_t document = task.block_documents[token / 64];
-      while (shard.doc_offsets[document + 1] <= token) ++document;
+      const int64_t document = task.documents[p];
       DocumentState& state = task.states[document];
       if (shard.weights) {
         raise_weighted<V>(task, state, token, document, score);
