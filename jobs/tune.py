@@ -24,8 +24,9 @@ from ray_lir.search import Searcher, latest_version
 
 from .cli import main
 
-SCAN = tuple(ScanParams(ncandidates=count) for count in (16, 32, 64, 128, 256, 512, 1024, 2048))
-WARP = tuple(WarpParams(nprobe=nprobe, rescore=count) for nprobe in (8, 16, 32, 64) for count in (64, 256, 1024))
+SCAN = tuple(ScanParams(share=share) for share in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16))
+WARP = tuple(WarpParams(nprobe=nprobe, share=share) for nprobe in (8, 16, 32, 64) for share in (1 / 4, 1, 4))
+"""Shares of the default number of candidates, so that what is chosen is right for queries of other lengths and for another k too."""
 QUESTION_WORDS = 12
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_lir.engines import ENGINES, choose, cost, plaid, resolve, warp
+from ray_lir.engines import ENGINES, choose, cost, plaid, resolve, scan, warp
 from ray_lir.engines.plan import IndexStatistics, Query, run_stage
 from ray_lir.errors import ConfigError
 from ray_lir.index.clustering import default_num_centroids
@@ -138,7 +138,7 @@ def test_auto_says_why_and_follows_the_quality_that_is_asked_for():
     assert reason.startswith(f"{params.engine}: ") and "exact" in reason
     assert resolve("auto", statistics, "native:avx2", "exact").engine == "exact"
     fast = resolve("auto", statistics_of(30_000), "native:avx2", "fast")
-    assert fast.engine == "scan" and 4 * fast.ncandidates <= statistics_of(30_000).default_candidates(10)
+    assert fast.engine == "scan" and fast.share == 0.25
     with pytest.raises(ConfigError, match="fast, balanced, exact"):
         resolve("auto", statistics, "native:avx2", "best")
 
@@ -146,3 +146,11 @@ def test_auto_says_why_and_follows_the_quality_that_is_asked_for():
 def test_an_unknown_engine_is_told_which_there_are():
     with pytest.raises(ConfigError, match="exact, scan, plaid, warp"):
         resolve("bm25", IndexStatistics(1, 1, np.ones(1)))
+
+
+@pytest.mark.parametrize("tokens", [4, 21, 60])
+def test_quality_fast_looks_at_a_quarter_of_the_candidates_of_a_query_of_any_length(tokens):
+    statistics, query = statistics_of(30_000), Query(np.eye(128, dtype=np.float32)[:tokens], np.ones(tokens, np.float32))
+    codec, kernels = None, select("reference")
+    fast, balanced = (scan.plan(query, codec, statistics, scan.ScanParams(share=share), 10, kernels).keeps[0] for share in (0.25, None))
+    assert balanced == statistics.default_candidates(10, tokens) and fast == round(balanced / 4)

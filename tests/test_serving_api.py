@@ -83,7 +83,7 @@ def test_a_body_that_is_not_json_is_refused():
     ("body", "message"),
     [
         ({"engine": "fast"}, "unknown engine 'fast'; choose auto, exact, scan, plaid, warp"),
-        ({"engine": "scan", "params": {"nprobe": 4}}, "params of scan: unknown field nprobe; the fields are engine, ncandidates"),
+        ({"engine": "scan", "params": {"nprobe": 4}}, "params of scan: unknown field nprobe; the fields are engine, ncandidates, share"),
         ({"engine": "warp", "params": {"nprobe": 0}}, "params of warp: nprobe: input should be greater than or equal to 1"),
         ({"engine": "plaid", "params": {"engine": "warp"}}, "params of plaid: engine: input should be 'plaid'"),
         ({"params": {"nprobe": 4}}, "params need an engine that they belong to; choose exact, scan, plaid, warp"),

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jobs.tune import TuneConfig, tune
 from ray_lir.config import EncoderConfig
 from ray_lir.errors import ConfigError, FormatError
+from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher
 from tests.served_index import make_index
@@ -33,12 +35,15 @@ def test_it_sets_what_auto_does_and_keeps_the_curve(index):
     assert searcher.search(queries, 10, quality="exact")[0].params.engine == "exact"
 
 
-def test_a_deeper_search_looks_at_as_many_more_candidates(index):
+def test_a_choice_looks_at_more_candidates_for_a_deeper_search(index):
     tune(TuneConfig(index=str(index), target="R@10=0.9", num_queries=5))
-    tuning = Searcher.open(str(index)).planner.tuning
-    near, deep = tuning.params("balanced", 10), tuning.params("balanced", 95)
-    name = {"scan": "ncandidates", "warp": "rescore"}[near.engine]
-    assert getattr(deep, name) == 10 * getattr(near, name)
+    planner = Searcher.open(str(index)).planner
+    choice = planner.tuning.choices["balanced"]
+    query = TokenEmbeddings.of([np.eye(planner.manifest.dim)[:20]])
+    near, deep = (planner.plan(query, k)[0].params for k in (100, 1000))
+    name = {"scan": "ncandidates", "warp": "rescore"}[choice.engine]
+    assert getattr(near, name) == max(100, round(400 * choice.share)) * (2 if choice.engine == "warp" else 1)
+    assert getattr(deep, name) == pytest.approx(10 * getattr(near, name), rel=0.01)
 
 
 @pytest.mark.parametrize("target", ["R@10", "nDCG@10=0.5", "R@0=0.9", "R@10=1.5"])

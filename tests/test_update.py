@@ -372,7 +372,7 @@ def test_a_removal_that_was_killed_is_finished_by_the_next(index, monkeypatch):
 def test_measured_choices_go_with_the_next_version(index):
     (index / "versions" / "1" / "tuning.json").write_text('{"k": 10, "choices": {"balanced": {"engine": "scan", "ncandidates": 33}}}')
     update_index(str(index), delete=["doc-1"])
-    assert Searcher.open(str(index)).planner.tuning.params("balanced", 10) == ScanParams(ncandidates=33)
+    assert Searcher.open(str(index)).planner.tuning.choices["balanced"] == ScanParams(ncandidates=33)
 
 
 def test_what_fits_the_codec_badly_is_said_to(index):

@@ -27,6 +27,8 @@ EngineParams = Annotated[
 ]
 
 TUNING = "tuning.json"
+FAST_SHARE = 0.25
+"""Of the candidates of quality balanced."""
 QUALITIES = ("fast", "balanced", "exact")
 
 
@@ -35,20 +37,10 @@ class Tuning:
     """What jobs.tune found for an index (versions/<n>/tuning.json).
 
     Attributes:
-        k: depth that recall was measured at.
         choices: for fast and balanced the engine parameters that reached their target soonest.
     """
 
-    k: int
     choices: dict[str, Config]
-
-    def params(self, quality: str, k: int) -> Config | None:
-        """The choice for a quality; deeper searches look at as many more candidates."""
-        found = self.choices.get(quality)
-        name = {"scan": "ncandidates", "warp": "rescore"}.get(found.engine) if found else None
-        if name is None:
-            return found
-        return found.model_copy(update={name: getattr(found, name) * max(1, -(-k // self.k))})
 
 
 def resolve(
@@ -77,7 +69,7 @@ def resolve(
     if quality not in QUALITIES:
         raise ConfigError(f"unknown quality {quality!r}; choose {', '.join(QUALITIES)}")
     if engine == "auto":
-        tuned = tuning.params(quality, k) if tuning else None
+        tuned = tuning.choices.get(quality) if tuning else None
         return tuned or choose(statistics, kernels or select().name, quality, k)[0]
     if engine not in ENGINES:
         raise ConfigError(f"unknown engine {engine!r}; choose auto, {', '.join(ENGINES)}")
@@ -88,7 +80,8 @@ def choose(statistics: IndexStatistics, kernels: str, quality: str = "balanced",
     """The engine that is estimated to answer first at a quality, and one line that says why."""
     if quality == "exact":
         return exact.ExactParams(), "exact, as quality is exact"
-    candidates = statistics.default_candidates(k) // (4 if quality == "fast" else 1)
+    share = FAST_SHARE if quality == "fast" else None
+    candidates = statistics.default_candidates(k, share=share or 1)
     estimates = {
         "exact": cost.estimate_ms("exact", statistics, kernels, 0),
         "scan": cost.estimate_ms("scan", statistics, kernels, candidates),
@@ -97,8 +90,8 @@ def choose(statistics: IndexStatistics, kernels: str, quality: str = "balanced",
     best = min(estimates, key=estimates.__getitem__)
     others = ", ".join(f"{name} {ms:.1f}" for name, ms in estimates.items() if name != best)
     reason = f"{best}: {estimates[best]:.1f} ms a query estimated with {kernels}, against {others}"
-    fast = {"exact": exact.ExactParams(), "scan": scan.ScanParams(ncandidates=candidates), "warp": warp.WarpParams(rescore=2 * candidates)}
-    return (fast[best] if quality == "fast" else ENGINES[best].params()), reason
+    params = {"exact": exact.ExactParams(), "scan": scan.ScanParams(share=share), "warp": warp.WarpParams(share=share)}
+    return params[best], reason
 
 
 def read_tuning(root: str, version: int) -> Tuning | None:
@@ -113,6 +106,6 @@ def read_tuning(root: str, version: int) -> Tuning | None:
     try:
         found = json.loads(storage.read_bytes(url))
         choices = {quality: TypeAdapter(EngineParams).validate_python(params) for quality, params in found["choices"].items()}
-        return Tuning(found["k"], choices)
+        return Tuning(choices)
     except (ValueError, KeyError) as error:
         raise FormatError(url, "what jobs.tune wrote", f"{error!r:.120}", "run jobs.tune again, or remove the file") from None
