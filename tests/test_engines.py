@@ -152,5 +152,5 @@ def test_an_unknown_engine_is_told_which_there_are():
 def test_quality_fast_looks_at_a_quarter_of_the_candidates_of_a_query_of_any_length(tokens):
     statistics, query = statistics_of(30_000), Query(np.eye(128, dtype=np.float32)[:tokens], np.ones(tokens, np.float32))
     codec, kernels = None, select("reference")
-    fast, balanced = (scan.plan(query, codec, statistics, scan.ScanParams(share=share), 10, kernels).keeps[0] for share in (0.25, None))
+    fast, balanced = (scan.plan(query, codec, statistics, scan.ScanParams(share=share), 10, kernels).keeps[0] for share in (0.25, 1))
     assert balanced == statistics.default_candidates(10, tokens) and fast == round(balanced / 4)

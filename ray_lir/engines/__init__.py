@@ -80,8 +80,8 @@ def choose(statistics: IndexStatistics, kernels: str, quality: str = "balanced",
     """The engine that is estimated to answer first at a quality, and one line that says why."""
     if quality == "exact":
         return exact.ExactParams(), "exact, as quality is exact"
-    share = FAST_SHARE if quality == "fast" else None
-    candidates = statistics.default_candidates(k, share=share or 1)
+    share = FAST_SHARE if quality == "fast" else 1
+    candidates = statistics.default_candidates(k, share=share)
     estimates = {
         "exact": cost.estimate_ms("exact", statistics, kernels, 0),
         "scan": cost.estimate_ms("scan", statistics, kernels, candidates),

@@ -20,12 +20,12 @@ class ScanParams(Config):
     engine: Literal["scan"] = "scan"
     ncandidates: int | None = Field(None, ge=1)
     """Documents rescored exactly. None: 4 k, or as many as the size of the index and the length of the query ask for if that is more."""
-    share: float | None = Field(None, gt=0)
+    share: float = Field(1, gt=0)
     """Of that default so much, where ncandidates is None: what qualities and jobs.tune say, for queries of any length and any k."""
 
 
 def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: ScanParams, k: int, kernels: Kernels) -> QueryPlan:
-    ncandidates = max(k, params.ncandidates or statistics.default_candidates(k, len(query.live), params.share or 1))
+    ncandidates = max(k, params.ncandidates or statistics.default_candidates(k, len(query.live), params.share))
     return QueryPlan(query, ScanParams(ncandidates=ncandidates), (ncandidates, k))
 
 

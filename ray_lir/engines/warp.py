@@ -30,7 +30,7 @@ class WarpParams(Config):
     """Centroids passed on the way to t_prime, at most. None: 8 nprobe, or 5% of all if that is more."""
     rescore: int | None = Field(None, ge=0)
     """Candidates rescored exactly; 0 gives WARP's own scores. None: 8 k, or twice what scan rescores if that is more."""
-    share: float | None = Field(None, gt=0)
+    share: float = Field(1, gt=0)
     """Of that default so much, where rescore is None (ScanParams.share)."""
     floor_at_imputed: bool = False
     """Let no seen score fall below the imputed one (ALGORITHMS 4.3)."""
@@ -58,7 +58,7 @@ def _resolve(params: WarpParams, statistics: IndexStatistics, num_live: int, k: 
         nprobe=nprobe,
         t_prime=min(params.t_prime or int(np.clip(expected, 5_000, 200_000)), max(1, statistics.num_tokens)),
         bound=min(max(nprobe, params.bound or max(8 * nprobe, num_centroids // 20)), num_centroids),
-        rescore=2 * statistics.default_candidates(k, num_live, params.share or 1) if params.rescore is None else params.rescore,
+        rescore=2 * statistics.default_candidates(k, num_live, params.share) if params.rescore is None else params.rescore,
         floor_at_imputed=params.floor_at_imputed,
     )
 

@@ -281,7 +281,8 @@ def _rows(values: np.ndarray) -> np.ndarray:
 
 
 def _known_answer(isa: str) -> np.ndarray:
-    """Scores of a small random index, of more query tokens and more tokens a document than any block holds."""
+    """Scores of a small random index, of more query tokens and more tokens a document than any block holds; of wider vectors than a matrix
+    unit takes at a time, and of others."""
     rng = np.random.default_rng(0)
     dim, num_centroids, num_tokens = 192, 40, 300
     query = rng.normal(size=(53, dim)).astype(np.float32)
@@ -306,4 +307,6 @@ def _known_answer(isa: str) -> np.ndarray:
     scores.append(
         module().relation_maxsim(isa, query, ones, table, *terms, *shard, centroids, *halves[0], *halves[1], *rows, False, None, 1)
     )
-    return np.concatenate([*scores, table.ravel()])
+    half = module().centroid_scores(isa, _floats(query[:, :128]), np.ascontiguousarray(words[:, :128]), 1)
+    nearest = module().assign(isa, query[:, :128].copy(), _floats(words[:, :128]), True, 1)
+    return np.concatenate([*scores, table.ravel(), half.ravel(), *nearest])

@@ -132,14 +132,14 @@ struct Amx : Avx512 {
     return add_i32(add_i32(_mm512_slli_epi32(load_i32(sums[0][t]), 16), _mm512_slli_epi32(load_i32(sums[1][t]), 8)), load_i32(sums[2][t]));
   }
 
-  // Whether rows of words and columns are what `multiply_words` has memory for.
+  // Whether there is memory for rows of words, and for columns, as planes.
   static bool fits(const WordsTask& task) {
     return task.stride % 64 == 0 && task.stride == 2 * task.pairs && task.stride <= kWidest && task.lanes <= kWidest;
   }
 
-  // Products of rows of words with all columns; those of 16 by 16 become floats while the next are made.
-  template <class Item>
-  static void multiply_words(const WordsTask& task, Item* products, int64_t begin, int64_t end) {
+  // Calls keep(sums, row, lane) for the products of rows of words with all columns, 16 by 16, while the next are made.
+  template <class Keep>
+  static void over_words(const WordsTask& task, int64_t begin, int64_t end, const Keep& keep) {
     alignas(64) int8_t columns[2 * kWidest * kWidest], rows[2 * kRows * kWidest];
     alignas(64) int32_t sums[2][3][kGroup][kGroup];
     const int64_t width = task.stride, groups = (task.lanes + kGroup - 1) / kGroup, size = groups * kGroup * width;
@@ -152,9 +152,28 @@ struct Amx : Avx512 {
         if (block % groups == 0) split_words(task.rows + row * width, (end - row < kGroup ? end - row : kGroup) * width, rows, kRows * width);
         multiply_planes(rows, block % groups == 0, columns + block % groups * kGroup * width, size, width, sums[block % 2]);
       }
-      if (block) keep_words(task, sums[(block - 1) % 2], begin + (block - 1) / groups * kGroup, end, (block - 1) % groups * kGroup, products);
+      if (block) keep(sums[(block - 1) % 2], begin + (block - 1) / groups * kGroup, (block - 1) % groups * kGroup);
     }
     Amx::end();
+  }
+
+  template <class Item>
+  static void multiply_words(const WordsTask& task, Item* products, int64_t begin, int64_t end) {
+    over_words(task, begin, end, [&](const auto& sums, int64_t row, int64_t lane) { keep_words(task, sums, row, end, lane, products); });
+  }
+
+  static void nearest_words(const WordsTask& task) {
+    alignas(64) int32_t best[kWidest], where[kWidest] = {};
+    for (int32_t& each : best) each = INT32_MIN;
+    over_words(task, 0, task.num_rows, [&](const auto& sums, int64_t row, int64_t lane) {
+      I32 most = load_i32(best + lane), number = load_i32(where + lane);
+      for (int64_t t = 0; t < kGroup && row + t < task.num_rows; ++t)
+        keep_larger(most, number, add_i32(join_products(sums, t), all_i32(task.biases ? task.biases[row + t] : 0)), int32_t(row + t));
+      store_i32(best + lane, most);
+      store_i32(where + lane, number);
+    });
+    std::memcpy(task.nearness, best, task.lanes * sizeof(int32_t));
+    std::memcpy(task.nearest, where, task.lanes * sizeof(int32_t));
   }
 
   template <class Item>

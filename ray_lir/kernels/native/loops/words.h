@@ -45,6 +45,8 @@ void word_products(const WordsTask& task, Item* products, int64_t begin, int64_t
 
 template <class V>
 void word_nearest(const WordsTask& task) {
+  if constexpr (V::kMatrix)
+    if (V::fits(task)) return V::nearest_words(task);
   over_lanes<V>(task.lanes, [&](auto registers, auto lanes, int64_t lane) {
     using W = decltype(registers);
     constexpr int kCount = decltype(lanes)::value, kVectors = kCount / W::kLanes;
