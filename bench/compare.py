@@ -42,7 +42,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of the batches; single queries have one")
     parser.add_argument("--build-threads", type=int, default=os.cpu_count())
     parser.add_argument("--assembled", action="store_true", help="peers' indexes on ray_lir's centroids and codes, where that can be done")
-    parser.add_argument("--lower-bound", type=float, metavar="SECONDS", help="only the builds, each for so long at most: what they take at least")
+    parser.add_argument(
+        "--lower-bound", type=float, metavar="SECONDS", help="only the builds, each for so long at most: what they take at least"
+    )
     parser.add_argument("--timeout", type=float, help="seconds for one build or setting, at most")
     parser.add_argument("--work", type=Path, default=Path("runs/bench"))
     parser.add_argument("--output", type=Path, default=Path("bench/results"))

@@ -19,6 +19,7 @@ from ray_lir.errors import ConfigError
 from ray_lir.models import collectives, gradient_cache
 from ray_lir.models.batches import EmbeddedTexts, TokenBatch
 from ray_lir.models.dev_set import DevSet, ndcg_at_10
+from ray_lir.models.dropout import fast_dropout
 from ray_lir.models.encoder import Encoder
 from ray_lir.models.losses import Objective, Targets
 from ray_lir.models.optimization import learning_rate_at, make_optimizer, set_learning_rate
@@ -169,7 +170,7 @@ class Training:
 
     def _embed(self, embed: Callable[[TokenBatch], EmbeddedTexts], batch: TokenBatch, place: list[int]) -> EmbeddedTexts:
         _seed([self.config.seed, self.step, collectives.rank(), *place])
-        with self._autocast():
+        with self._autocast(), fast_dropout(self._device):
             return embed(batch)
 
     def _autocast(self) -> torch.autocast:
