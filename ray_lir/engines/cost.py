@@ -40,15 +40,15 @@ class Costs:
     code: float
     probe: float
     posting: float
-    query: float = 300_000
+    query: float = 250_000
 
 
 COSTS = {
-    "reference": Costs(token=1050, centroid=57, byte_table=0, code=105, probe=3800, posting=3820),
-    "native:portable": Costs(token=1970, centroid=1260, byte_table=108, code=3.0, probe=118, posting=126),
-    "native:avx2": Costs(token=56, centroid=78, byte_table=9.0, code=0.51, probe=83, posting=23),
-    "native:avx512_vnni": Costs(token=24, centroid=36, byte_table=7.4, code=0.5, probe=77, posting=22),
-    "native:amx_int8": Costs(token=11.5, centroid=34, byte_table=7.4, code=0.47, probe=71, posting=20),
+    "reference": Costs(token=1230, centroid=56, byte_table=0, code=96, probe=3250, posting=1120),
+    "native:portable": Costs(token=1970, centroid=1200, byte_table=100, code=2.0, probe=103, posting=113),
+    "native:avx2": Costs(token=51, centroid=66, byte_table=6.6, code=0.40, probe=64, posting=19),
+    "native:avx512_vnni": Costs(token=23, centroid=35, byte_table=4.7, code=0.36, probe=61, posting=17),
+    "native:amx_int8": Costs(token=10.4, centroid=19, byte_table=4.3, code=0.39, probe=62, posting=17),
     "cuda": Costs(token=0.1, centroid=0.1, byte_table=0, code=0.05, probe=20, posting=1),
 }
 
