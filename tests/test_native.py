@@ -325,3 +325,17 @@ def test_every_set_can_be_asked_for_by_name_and_another_is_named():
         assert select(f"native:{name}").name == f"native:{name}"
     with pytest.raises(KernelUnavailable, match="portable"):
         select("native:sse9")
+
+
+@pytest.mark.parametrize("instruction_set", native.instruction_sets())
+def test_a_probe_goes_on_where_the_nearest_cells_hold_few_tokens(instruction_set):
+    """The first 8 query tokens' best cells are nearly empty, so that t_prime is passed far behind where it usually is."""
+    rng = np.random.default_rng(3)
+    table = rng.random((3000, 16)).astype(np.float16).astype(np.float32)
+    table[:, :8] = np.linspace(1, 0, 3000, dtype=np.float16)[:, None]
+    sizes = np.where(np.arange(3000) < 900, 1, 500)
+    expected = reference.probe(table, 16, sizes, 4, 1500, 3000)
+    assert (expected[2][:8] < 0.71).all() and (expected[2][8:] > 0.9).all()
+    found = select(f"native:{instruction_set}").probe(table.astype(np.float16), 16, sizes, 4, 1500, 3000)
+    for mine, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine, wanted)

@@ -203,16 +203,30 @@ nb::tuple probe(const std::string& name, Scores table, int64_t num_tokens, Numbe
   auto imputed_array = array_of<float>({size_t(num_tokens)}, &imputed);
   {
     nb::gil_scoped_release release;
-    std::vector<uint8_t> masks(round_up(num_centroids, 8));
+    // t_prime tokens have mostly been passed after twice as many centroids as cells of the mean size would take, well before `bound`.
+    const int64_t total = std::accumulate(sizes.data(), sizes.data() + num_centroids, int64_t(0));
+    const int64_t few = std::clamp<int64_t>(2 * num_centroids * t_prime / std::max<int64_t>(1, total), nprobe, bound);
+    std::vector<uint8_t> masks(round_up(num_centroids, 8)), more(masks.size());
+    const auto reach = [&](int64_t first, int64_t count, std::vector<uint8_t>& reached) {
+      float thresholds[kStep];
+      for (int j = 0; j < kStep && first + j < num_tokens; ++j) thresholds[j] = likely_threshold(isa, table, first + j, count);
+      reached_of(isa, table, num_tokens, first, thresholds, reached.data());
+    };
+    const auto best = [&](int64_t i, int64_t count, const std::vector<uint8_t>& reached) {
+      std::vector<Centroid> found = found_centroids(isa, table, i, reached.data(), int(i % kStep), count);
+      std::nth_element(found.begin(), found.begin() + count - 1, found.end());
+      found.resize(count);
+      return found;
+    };
     for (int64_t i = 0; i < num_tokens; ++i) {
-      if (i % kStep == 0) {
-        float thresholds[kStep];
-        for (int j = 0; j < kStep && i + j < num_tokens; ++j) thresholds[j] = likely_threshold(isa, table, i + j, bound);
-        reached_of(isa, table, num_tokens, i, thresholds, masks.data());
+      if (i % kStep == 0) reach(i, few, masks);
+      std::vector<Centroid> found = best(i, few, masks);
+      int64_t passed = 0;
+      for (const Centroid& each : found) passed += sizes.data()[each.number];
+      if (passed < t_prime && few < bound) {
+        reach(i / kStep * kStep, bound, more);
+        found = best(i, bound, more);
       }
-      std::vector<Centroid> found = found_centroids(isa, table, i, masks.data(), int(i % kStep), bound);
-      std::nth_element(found.begin(), found.begin() + bound - 1, found.end());
-      found.resize(bound);
       std::partial_sort(found.begin(), found.begin() + nprobe, found.end());
       for (int64_t p = 0; p < nprobe; ++p) cells[i * nprobe + p] = found[p].number, cell_scores[i * nprobe + p] = found[p].score;
       imputed[i] = passed_score(found, sizes.data(), t_prime);
