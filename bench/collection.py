@@ -31,6 +31,7 @@ NOISE = 0.3
 """Length of the noise added to a token of length 1."""
 SEED = 0
 DOCS_PER_BLOCK = 512
+ORACLE = "oracle.npy"
 DEPTH = 100
 """Documents that the oracle ranks for each query."""
 
@@ -45,10 +46,15 @@ class Collection:
     qrels: dict[str, dict[str, int]] | None
     """None where the documents are not judged."""
 
+    @property
+    def has_oracle(self) -> bool:
+        """Whether it was computed before."""
+        return (self.folder / ORACLE).exists()
+
     def oracle(self) -> np.ndarray:
         """[Q, DEPTH] the documents that exact MaxSim in float32 over the embeddings ranks highest; computed once."""
-        path = self.folder / "oracle.npy"
-        if not path.exists():
+        path = self.folder / ORACLE
+        if not self.has_oracle:
             queries, documents = (inputs.load(self.folder, name) for name in ("queries", "documents"))
             print(f"oracle of {self.folder.name}: {documents.num_tokens} tokens", file=sys.stderr, flush=True)
             np.save(path, exact_ranking(queries, documents, DEPTH))

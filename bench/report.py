@@ -89,8 +89,10 @@ def search_rows(system: str, results: Path, collection: Collection, num_tokens: 
 
 def quality(numbers_QK: np.ndarray, collection: Collection) -> dict[str, float]:
     """Recall of the oracle's best 10 and 100, and nDCG@10 where documents are judged, of the first Q queries."""
-    best = collection.oracle()[: len(numbers_QK)]
-    values = {f"recall@{k}": round(recall(numbers_QK, best, k), 4) for k in (10, 100) if k <= numbers_QK.shape[1]}
+    values = {}
+    if collection.has_oracle:
+        best = collection.oracle()[: len(numbers_QK)]
+        values = {f"recall@{k}": round(recall(numbers_QK, best, k), 4) for k in (10, 100) if k <= numbers_QK.shape[1]}
     if collection.qrels:
         judged = {query: collection.qrels[query] for query in collection.query_ids[: len(numbers_QK)]}
         run = {

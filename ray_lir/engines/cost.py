@@ -45,10 +45,10 @@ class Costs:
 
 COSTS = {
     "reference": Costs(token=1230, centroid=56, byte_table=0, code=96, probe=3250, posting=1120),
-    "native:portable": Costs(token=1970, centroid=1200, byte_table=100, code=2.0, probe=103, posting=113),
-    "native:avx2": Costs(token=51, centroid=66, byte_table=6.6, code=0.40, probe=64, posting=19),
-    "native:avx512_vnni": Costs(token=23, centroid=35, byte_table=4.7, code=0.36, probe=61, posting=17),
-    "native:amx_int8": Costs(token=10.4, centroid=19, byte_table=4.3, code=0.39, probe=62, posting=17),
+    "native:portable": Costs(token=1600, centroid=1200, byte_table=97, code=2.4, probe=78, posting=120),
+    "native:avx2": Costs(token=50, centroid=61, byte_table=6.5, code=0.37, probe=36, posting=18),
+    "native:avx512_vnni": Costs(token=20, centroid=30, byte_table=4.6, code=0.37, probe=36, posting=16),
+    "native:amx_int8": Costs(token=9.0, centroid=18, byte_table=4.0, code=0.40, probe=34, posting=17),
     "cuda": Costs(token=0.1, centroid=0.1, byte_table=0, code=0.05, probe=20, posting=1),
 }
 

@@ -32,8 +32,8 @@ class BuildCosts:
     assemble: float
 
 
-BUILD = BuildCosts(compared=5.56, sample=2809, sum=3029, compress=1153, assemble=265)
-"""With the kernels native:avx2 (bench/results/planning.json)."""
+BUILD = BuildCosts(compared=3.58, sample=2152, sum=1726, compress=783, assemble=225)
+"""With the kernels native:amx_int8 (bench/results/planning.json); native:avx2 took half as much again."""
 
 
 def comparisons(num_centroids: int) -> float:
