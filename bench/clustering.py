@@ -2,7 +2,7 @@
 
     python -m bench.clustering EMBEDDINGS QUERIES.npz [--output bench/results/clustering.json]
 
-QUERIES.npz holds `values` [T, D] and `offsets` of encoded queries (bench.collection writes it). Run it on idle cores.
+QUERIES.npz holds `values` [T, D] and `offsets` of encoded queries. Run it on idle cores.
 """
 
 import argparse

@@ -308,5 +308,5 @@ def _known_answer(isa: str) -> np.ndarray:
         module().relation_maxsim(isa, query, ones, table, *terms, *shard, centroids, *halves[0], *halves[1], *rows, False, None, 1)
     )
     half = module().centroid_scores(isa, _floats(query[:, :128]), np.ascontiguousarray(words[:, :128]), 1)
-    nearest = module().assign(isa, query[:, :128].copy(), _floats(words[:, :128]), True, 1)
+    nearest = module().assign(isa, _floats(query[:, :128]), _floats(words[:, :128]) / 2**16, True, 1)
     return np.concatenate([*scores, table.ravel(), half.ravel(), *nearest])
