@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -40,7 +40,6 @@ class Planner:
     statistics: IndexStatistics
     kernels: Kernels
     tuning: Tuning | None = None
-    _resolved: dict[tuple[str, str, int], Config] = field(default_factory=dict, repr=False, compare=False)
 
     def plan(self, queries: TokenEmbeddings, k: int = 10, engine: str | Config = "auto", quality: str = "balanced") -> list[QueryPlan]:
         """One plan a query, all of the same engine.
@@ -64,20 +63,12 @@ class Planner:
             check_weights(self.manifest.contract, "queries", queries.weights is not None)
         if not 1 <= k <= MAX_K:
             raise ConfigError(f"k must be between 1 and {MAX_K}, not {k}")
-        params = self._params(engine, quality, k)
+        params = resolve(engine, self.statistics, self.kernels.name, quality, k, self.tuning)
         make = ENGINES[params.engine].plan
         return [
             replace(make(query, self.codec, self.statistics, params, k, self.kernels), relation=relation_terms(query, self.codec))
             for query in _split(queries, self.codec, self.kernels)
         ]
-
-    def _params(self, engine: str | Config, quality: str, k: int) -> Config:
-        """An engine's parameters; those of a name are the same for every query, and estimated once."""
-        if isinstance(engine, Config):
-            return engine
-        if (engine, quality, k) not in self._resolved:
-            self._resolved[engine, quality, k] = resolve(engine, self.statistics, self.kernels.name, quality, k, self.tuning)
-        return self._resolved[engine, quality, k]
 
 
 def open_planner(root: str, manifest: IndexManifest, verify: bool = False, kernels: str = "auto", tuning: Tuning | None = None) -> Planner:

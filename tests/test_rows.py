@@ -1,16 +1,76 @@
-"""Arrays of a disk: what is mapped, and when its pages become those of the process."""
+"""Arrays in .npy files: read whole, mapped and by rows, also by several threads at once; when mapped pages become those of the process."""
 
+import gc
 import mmap
 import os
 import resource
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ray_lir.index import rows
+from ray_lir.errors import FormatError
+from ray_lir.index import rows as module
+from ray_lir.index.rows import array_bytes, map_array, open_rows, read_array, write_rows
+from ray_lir.parallel import threads
 
 PAGES = 16384
+
+
+def test_rows_of_a_file_of_blocks_are_those_that_were_written(tmp_path):
+    rows = np.arange(60, dtype=np.uint16).reshape(20, 3)
+    write_rows(tmp_path / "rows.npy", 20, [rows[:7], rows[7:8], rows[8:]])
+    assert np.array_equal(read_array(str(tmp_path / "rows.npy")), rows)
+    assert np.array_equal(map_array(tmp_path / "rows.npy"), rows)
+    with open_rows(str(tmp_path / "rows.npy")) as file:
+        assert np.array_equal(file[5:9], rows[5:9])
+
+
+def test_an_array_without_elements_is_read_where_it_cannot_be_mapped(tmp_path):
+    (tmp_path / "empty.npy").write_bytes(array_bytes(np.zeros((0, 4), np.float32)))
+    assert map_array(tmp_path / "empty.npy").shape == (0, 4)
+
+
+@pytest.mark.parametrize("read", [lambda path: read_array(str(path)), map_array])
+def test_a_file_that_is_no_array_is_refused(tmp_path, read):
+    (tmp_path / "wrong.npy").write_bytes(b"not an array at all")
+    with pytest.raises(FormatError, match="build the index anew"):
+        read(tmp_path / "wrong.npy")
+
+
+@pytest.fixture
+def hurried():
+    """Threads take turns as often as they can, and garbage collection lets them do so inside of C code."""
+    interval, threshold = sys.getswitchinterval(), gc.get_threshold()
+    turn = lambda *_: [0 for _ in range(3)]  # noqa: E731
+    gc.callbacks.append(turn)
+    gc.set_threshold(5)
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+    gc.set_threshold(*threshold)
+    gc.callbacks.remove(turn)
+
+
+def test_threads_read_at_once(tmp_path, hurried):
+    path = tmp_path / "array.npy"
+    path.write_bytes(array_bytes(np.arange(3)))
+
+    def read(depth: int) -> int:
+        return read(depth - 1) if depth else sum(_both(path) for _ in range(1000))
+
+    assert sum(threads(read, range(4), num_threads=4)) == 4 * 1000 * 6
+
+
+def _both(path: Path) -> int:
+    return int(read_array(str(path)).sum() + map_array(path).sum())
+
+
+@pytest.fixture
+def many_pages(tmp_path: Path) -> Path:
+    np.save(tmp_path / "array.npy", np.arange(PAGES * resource.getpagesize(), dtype=np.uint8))
+    return tmp_path / "array.npy"
 
 
 def faults_of_reading(array: np.ndarray) -> int:
@@ -20,34 +80,24 @@ def faults_of_reading(array: np.ndarray) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    np.save(tmp_path / "array.npy", np.arange(PAGES * resource.getpagesize(), dtype=np.uint8))
-    return tmp_path / "array.npy"
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux tells what is in memory")
+def test_pages_in_memory_are_mapped_at_once(many_pages, monkeypatch):
+    if not module._is_cached(many_pages):
+        pytest.skip("this file system does not tell what is in memory")
+    try:
+        mmap.mmap(-1, resource.getpagesize()).madvise(module.POPULATE_READ)
+    except OSError:
+        pytest.skip("this Linux maps pages when they are touched alone")
+    at_once = faults_of_reading(map_array(many_pages))
+    monkeypatch.setattr(module, "_is_cached", lambda _: False)
+    assert at_once < faults_of_reading(map_array(many_pages)) / 2
 
 
 @pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux tells what is in memory")
-def test_pages_in_memory_are_mapped_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not rows._is_cached(path):
-        pytest.skip("this file system does not tell what is in memory")
-    try:
-        mmap.mmap(-1, resource.getpagesize()).madvise(rows.POPULATE_READ)
-    except OSError:
-        pytest.skip("this Linux maps pages when they are touched alone")
-    at_once = faults_of_reading(rows.map_array(path))
-    monkeypatch.setattr(rows, "_is_cached", lambda _: False)
-    assert at_once < faults_of_reading(rows.map_array(path)) / 2
-
-
-def test_a_file_that_is_not_in_memory_is_mapped_all_the_same(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_not_in_memory_is_mapped_all_the_same(many_pages, monkeypatch):
     def refuse(*_: object) -> int:
         raise BlockingIOError
 
-    monkeypatch.setattr(rows.os, "preadv", refuse)
-    assert not rows._is_cached(path)
-    np.testing.assert_array_equal(rows.map_array(path), np.load(path))
-
-
-def test_an_array_without_elements_is_read(tmp_path: Path) -> None:
-    np.save(tmp_path / "none.npy", np.zeros((0, 64), np.uint8))
-    assert rows.map_array(tmp_path / "none.npy").shape == (0, 64)
+    monkeypatch.setattr(module.os, "preadv", refuse)
+    assert not module._is_cached(many_pages)
+    np.testing.assert_array_equal(map_array(many_pages), np.load(many_pages))

@@ -19,8 +19,8 @@ typedef uint16_t Score;              // float16
 constexpr int kGroup = 16;           // query tokens packed together
 constexpr int kStep = 8;             // lanes are a multiple of
 constexpr int kRows = 32;            // document tokens decoded together: they stay in the first-level cache
-constexpr int kLanesTogether = 32;   // query tokens whose products with a block a matrix unit makes together
 constexpr int kMoreRows = 8;         // memory after them, which is multiplied and not looked at
+constexpr int kLanesTogether = 32;   // query tokens whose products with a block a matrix unit makes together
 constexpr float kEighths = 11.5415603f;  // 8 / ln 2: exp(z) = 2^(y / 8) for y = kEighths z
 constexpr float kLargestScore = 65504;  // that float16 holds
 constexpr int kWordBits = 14;        // words are values times 2^14: products of unit vectors fit 32 bits

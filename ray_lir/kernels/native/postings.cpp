@@ -54,7 +54,7 @@ nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights
       const float* vector = vectors.data() + i * dim;
       const float scale = largest_of(vector, dim) / 127;
       for (int64_t d = 0; d < dim; ++d) {
-        const auto byte = int8_t(scale > 0 ? std::lround(vector[d] / scale) : 0);
+        const int8_t byte = byte_of(vector[d], scale);
         query.get()[levels.place(d, dim)] = byte;
         task.start -= 64 * byte;
       }

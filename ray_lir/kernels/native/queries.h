@@ -46,6 +46,12 @@ inline float largest_of(const float* values, int64_t count) {
   return largest;
 }
 
+// A value of a query token in units of `scale`, rounded.
+inline int8_t byte_of(float value, float scale) {
+  const float units = scale > 0 ? value / scale : 0;
+  return int8_t(int32_t(units + (units < 0 ? -0.5f : 0.5f)));
+}
+
 // A query as bytes: each token's values times 127 over its largest, so that no token's score depends on another token.
 struct Packed {
   int64_t lanes;
@@ -67,8 +73,7 @@ struct Packed {
       int8_t* group = bytes.get() + i / kGroup * kGroup * stride + i % kGroup * 4;
       const float* vector = vectors.data() + i * dim;
       for (int64_t d = 0; d < dim; ++d) {
-        const float value = scale > 0 ? vector[d] / scale : 0;
-        const auto byte = int8_t(int32_t(value + (value < 0 ? -0.5f : 0.5f)));
+        const int8_t byte = byte_of(vector[d], scale);
         group[places[d]] = byte;
         starts.get()[i] -= 64 * byte;
       }
