@@ -11,13 +11,17 @@ import numpy as np
 
 from ray_lir.formats.relation import EPSILON, Relation
 
-STEEPEST = 1.0894
-"""No two values of Mish are further apart than this times their arguments."""
-DIP = 0.0078
-"""Mish(y) - y / 2 is nowhere below minus this."""
-WORD_BITS = 14
-SLACK = 1e-5
-"""For the rounding of kernels: bounds are this share of themselves wider than they need to be, and this much."""
+LOWEST = 0.3089
+"""Mish is nowhere below minus this."""
+CURVED = 0.65
+"""The second derivative of Mish is no larger in size."""
+LINE = 0.008
+"""No line that a kernel has instead of Mish is further from it."""
+WORD = 2.0**-12
+"""Rounding to 16-bit words moves the hidden layer by less, in units of the largest it can be."""
+WIDE = 0.05
+"""Bounds of relations that are larger than this are made narrower, since it is then that pairs with many tokens have to be computed."""
+GRID = 0.25
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,11 @@ class PairEncoder:
         return cls(*rows, weight=relation.weight, by_cosine=relation.alignment == "cosine")
 
     @cached_property
-    def before_words(self) -> tuple[np.ndarray, np.ndarray]:
-        """`before` as `words` has it, for integer arithmetic."""
-        return words(self.before)
-
-    @cached_property
-    def after_words(self) -> tuple[np.ndarray, np.ndarray]:
-        return words(self.after)
+    def unit(self) -> float:
+        """What both halves and the bias are multiplied with for arithmetic in 16-bit words: no pair's hidden layer is then longer than 2^15
+        before its norm."""
+        longest = np.sqrt(2) * np.linalg.norm(np.hstack([self.before, self.after]), 2) + np.linalg.norm(self.bias)
+        return float(0.95 * 2**15 / longest) if longest > 0 else 1.0
 
     def terms(self, query_nD: np.ndarray) -> PairTerms:
         """Of a query without masked tokens, whose every token relates to the one before it."""
@@ -89,37 +91,59 @@ class PairEncoder:
         relations = self.weight * (relations @ self.outer_weight.T.astype(np.float64) + self.outer_bias)
         relations = np.concatenate([np.zeros((min(1, len(query)), dim)), relations])
         products, constants = relations @ self.outer_weight.astype(np.float64), relations @ self.outer_bias.astype(np.float64)
-        upper = np.minimum(self._steepest(products), self._rectified(products)) + constants
-        upper += SLACK * (1 + np.sqrt(dim) * np.linalg.norm(products * self.scale, axis=1) + np.abs(products) @ np.abs(self.shift))
+        upper = self._rectified(products)
+        wide = upper > WIDE
+        upper[wide] = np.minimum(upper[wide], self._dual(products[wide]))
+        upper += constants + self._rounding(products)
         return PairTerms(*(np.float32(array) for array in (products, constants, upper)))
 
-    def _steepest(self, products_nD: np.ndarray) -> np.ndarray:
-        """[n], which products . hidden layer is not above: the norm's output z has length sqrt(D) at most, so the hidden layer is at
-        most so far from that of z = 0."""
-        reach = STEEPEST * np.sqrt(products_nD.shape[1]) * np.linalg.norm(products_nD * self.scale, axis=1)
-        return products_nD @ mish(self.shift.astype(np.float64)) + reach
-
     def _rectified(self, products_nD: np.ndarray) -> np.ndarray:
-        """The same: Mish(y) is y / 2 plus what lies between -DIP and |y| / 2, for y = scale z + shift. So it is at most a constant plus
-        the sum over k of a_k z_k + b_k |z_k|. The z_k add up to 0, so any number may be taken from all a_k."""
-        gains = np.maximum(products_nD, 0) / 2
-        slopes, steeper = products_nD * self.scale / 2, gains * np.abs(self.scale)
-        slopes = slopes - (slopes + np.sign(slopes) * steeper).mean(axis=1, keepdims=True)
-        reach = np.sqrt(products_nD.shape[1]) * np.linalg.norm(np.abs(slopes) + steeper, axis=1)
-        return products_nD @ self.shift / 2 + gains @ np.abs(self.shift) + DIP * np.maximum(-products_nD, 0).sum(axis=1) + reach
+        """[n], which products . hidden layer is not above. The norm's output z has length sqrt(D) at most, and Mish(y) is at most y where
+        that is positive, 0 elsewhere and nowhere below -LOWEST, for y = scale z + shift. So it is at most a constant plus the sum over k of
+        max(slope_k z_k, 0). The z_k add up to 0, so any number may be taken from all slopes, on both sides of 0."""
+        gains = np.maximum(products_nD, 0)
+        slopes, taken = self._slopes(products_nD)
+        reach = np.sqrt(len(self.bias)) * np.linalg.norm(np.maximum(np.abs(slopes - taken), np.abs(taken)), axis=1)
+        return gains @ np.maximum(self.shift, 0) + LOWEST * (gains - products_nD).sum(axis=1) + reach + self._sums(taken)
+
+    def _dual(self, products_nD: np.ndarray) -> np.ndarray:
+        """[n], the same but narrower: for any mu and nu it is at most mu D plus the sum over k of the largest value that
+        products_k Mish(y_k) - mu z_k^2 - nu z_k has (Lagrange), which is looked for on a grid. With these mu and nu, chosen by experiment,
+        it is within a few percent of the least bound there is."""
+        slopes, taken = self._slopes(products_nD)
+        mu, nu = 0.55 * np.linalg.norm(slopes - taken, axis=1) / np.sqrt(len(self.bias)), 0.85 * taken
+        z, hidden = self._grid
+        taken_nG = mu[:, None] * z**2 + nu * z
+        largest = (np.float32(products_nD)[:, :, None] * hidden - np.float32(taken_nG)[:, None]).max(axis=2).sum(axis=1, dtype=np.float64)
+        between = GRID**2 / 8 * (2 * mu * len(self.bias) + CURVED * np.abs(products_nD) @ self.scale.astype(np.float64) ** 2)
+        return mu * len(self.bias) + largest + between + self._sums(nu)
+
+    def _slopes(self, products_nD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[n, D] how much a z can add where Mish rises, and [n, 1] their mean."""
+        slopes = np.maximum(products_nD, 0) * self.scale
+        return slopes, slopes.mean(axis=1, keepdims=True)
+
+    def _sums(self, factors_n1: np.ndarray) -> np.ndarray:
+        """[n], these times the sum of the z_k: 0 but for the whole units that kernels round to what is added up."""
+        return np.abs(factors_n1[:, 0]) * (0.1 + 3 * len(self.bias) / (self.unit * np.sqrt(EPSILON)))
+
+    @cached_property
+    def _grid(self) -> tuple[np.ndarray, np.ndarray]:
+        """[G] values of z, past its largest on both sides; [D, G] float32, the hidden layer of each component."""
+        steps = int(np.sqrt(len(self.bias)) / GRID) + 1
+        z = GRID * np.arange(-steps, steps + 1)
+        return z, mish(z * self.scale[:, None].astype(np.float64) + self.shift[:, None]).astype(np.float32)
+
+    def _rounding(self, products_nD: np.ndarray) -> np.ndarray:
+        """[n], how far above products . hidden layer kernels may come out that compute in 16 bits and have lines for Mish."""
+        largest = (np.sqrt(products_nD.shape[1]) * np.abs(self.scale) + np.abs(self.shift)).max()
+        return (LINE + largest * WORD) * np.abs(products_nD).sum(axis=1)
 
     def hidden(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """[..., D] float64: Mish(norm(.)) of pairs given by their halves, both centred, so that the norm has only to divide."""
         both = before + after
         both = both / np.sqrt(np.square(both).mean(axis=-1, keepdims=True) + EPSILON)
         return mish(both * self.scale + self.shift)
-
-
-def words(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows [R, D] in units in which each has length 2^14, [R, D rounded up to even] int16; what a product with a word row is worth [R]."""
-    lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
-    scaled = np.round(rows * (2.0**WORD_BITS / np.maximum(lengths, 1e-30))[:, None]).astype(np.int16)
-    return np.pad(scaled, ((0, 0), (0, rows.shape[1] % 2))), (lengths / 4.0**WORD_BITS).astype(np.float32)
 
 
 def mish(values: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ray_lir.errors import KernelUnavailable
+from ray_lir.formats.relation import EPSILON
 from ray_lir.kernels.resident import Resident
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ray_lir.index.shard import IndexShard
 
 logger = logging.getLogger(__name__)
-ABI = 6
+ABI = 7
 """What this file and the compiled module agree on; raised with every change of a compiled function's arguments."""
 
 
@@ -139,6 +140,41 @@ def residual_maxsim(
     )
 
 
+def _relation_encoder(codec: "ResidualCodec") -> tuple[Any, np.ndarray]:
+    pairs, unit, width = codec.pairs, codec.pairs.unit, -(-codec.dim // 64) * 64
+    halves = unit * np.stack([pairs.before, pairs.after])
+    step = np.abs(halves).max() / 2 / 126 or 1
+    whole = np.zeros((2 * width, codec.dim), np.float32)
+    whole.reshape(2, width, -1)[:, : codec.dim] = step * _whole(halves / 2 / step)
+    encoder = module().RelationEncoder(
+        whole[_register_order(2 * width)], step, unit * pairs.bias, pairs.scale, pairs.shift, unit**2 * EPSILON, codec.weights
+    )
+    centroids = np.zeros((codec.num_centroids, 2, width), np.int16)
+    for which, half in enumerate(halves):
+        centroids[:, which, : codec.dim] = np.round(codec.centroids_f32 @ half.T)
+    return encoder, centroids.reshape(codec.num_centroids, 2 * width)
+
+
+def _register_order(count: int) -> np.ndarray:
+    """[count] the row whose products each lane has, so that two registers of them become words in the order of rows: of each 32 rows the
+    first registers have those that are 0 to 3 modulo 8."""
+    return np.arange(count).reshape(-1, 4, 2, 4).transpose(0, 2, 1, 3).ravel()
+
+
+def _whole(halves: np.ndarray) -> np.ndarray:
+    """[2, D, D] rounded so that sums over the second axis stay what they are, 0: as many as it takes to the other side, of those for which
+    that makes the least difference."""
+    rounded = np.round(halves)
+    excess = rounded.sum(axis=1, keepdims=True)
+    order = np.argsort((halves - rounded) * np.sign(excess), axis=1).argsort(axis=1)
+    return rounded - np.sign(excess) * (order < np.abs(excess))
+
+
+relation_encoder: Resident[tuple[Any, np.ndarray]] = Resident(_relation_encoder)
+"""Of a codec TRIAL's relation encoder in fixed-point numbers, and what its centroids add to hidden layers as the first and as the second of
+a pair: 4 D bytes a centroid."""
+
+
 def relation_maxsim(
     isa: str,
     threads: int,
@@ -150,7 +186,7 @@ def relation_maxsim(
     codec: "ResidualCodec",
     documents: np.ndarray | None = None,
 ) -> np.ndarray:
-    pairs = codec.pairs
+    encoder, centroids = relation_encoder(codec)
     return module().relation_maxsim(
         isa,
         _floats(query_nD),
@@ -164,14 +200,9 @@ def relation_maxsim(
         shard.scales.view(np.uint16),
         _halves(shard.weights),
         shard.doc_offsets,
-        codec.weights,
-        _halves(codec.centroids),
-        *pairs.before_words,
-        *pairs.after_words,
-        pairs.bias,
-        pairs.scale,
-        pairs.shift,
-        pairs.by_cosine,
+        encoder,
+        centroids,
+        codec.pairs.by_cosine,
         None if documents is None else _numbers(documents),
         threads,
     )
@@ -299,14 +330,12 @@ def _known_answer(isa: str) -> np.ndarray:
         module().residual_maxsim(isa, [query], [ones], [table], codes, residuals, scales, each, offsets, weights, None, 1).ravel()
         for each in (None, factors)
     ]
-    halves = [(rng.integers(-3000, 3000, (dim, dim)).astype(np.int16), rng.random(dim, np.float32) / 2**22) for _ in range(2)]
-    rows = rng.normal(size=(3, dim)).astype(np.float32)
+    layer, rows = 100 * rng.normal(size=(2 * dim, dim)).astype(np.float32), rng.normal(size=(3, dim)).astype(np.float32)
     products = rng.normal(size=query.shape).astype(np.float32)
-    terms, shard = (products, 0 * ones, 1e3 * ones), (codes, residuals, scales, factors, offsets, weights)
-    centroids = (words / 2**14).astype(np.float16).view(np.uint16)
-    scores.append(
-        module().relation_maxsim(isa, query, ones, table, *terms, *shard, centroids, *halves[0], *halves[1], *rows, False, None, 1)
-    )
+    terms, shard = (products, 0 * ones, 1e3 * ones), (codes, residuals, scales, factors, offsets)
+    encoder = module().RelationEncoder(layer, 3.0, *rows, 1.0, weights)
+    added = rng.integers(-9999, 9999, (num_centroids, 2 * dim)).astype(np.int16)
+    scores.append(module().relation_maxsim(isa, query, ones, table, *terms, *shard, encoder, added, False, None, 1))
     half = module().centroid_scores(isa, _floats(query[:, :128]), np.ascontiguousarray(words[:, :128]), 1)
     nearest = module().assign(isa, _floats(query[:, :128]), _floats(words[:, :128]) / 2**16, True, 1)
     return np.concatenate([*scores, table.ravel(), half.ravel(), *nearest])

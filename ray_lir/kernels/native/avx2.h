@@ -33,18 +33,12 @@ struct Avx2 {
     _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(words, words));
   }
   static F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
-  static F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
   static F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
   static F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
   static F32 min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
-  static F32 within(F32 a, F32 limit) { return max(min(a, limit), sub(_mm256_setzero_ps(), limit)); }
   static F32 div(F32 a, F32 b) { return _mm256_div_ps(a, b); }
+  static F32 root(F32 a) { return _mm256_sqrt_ps(a); }
   static F32 to_float(I32 lanes) { return _mm256_cvtepi32_ps(lanes); }
-  static F32 power_of_eighths(F32 rounded) {
-    const I32 eighths = _mm256_castps_si256(rounded);
-    const F32 powers = _mm256_permutevar8x32_ps(_mm256_loadu_ps(reinterpret_cast<const float*>(kPowers)), eighths);
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(eighths, 20), _mm256_castps_si256(powers)));
-  }
   static float total(__m128 lanes) {
     lanes = _mm_add_ps(lanes, _mm_movehl_ps(lanes, lanes));
     return _mm_cvtss_f32(_mm_add_ss(lanes, _mm_shuffle_ps(lanes, lanes, 1)));
@@ -68,12 +62,48 @@ struct Avx2 {
     return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(row, columns), _mm256_set1_epi16(1)));
   }
   static I32 dot_words(I32 sums, I32 row, I32 columns) { return _mm256_add_epi32(sums, _mm256_madd_epi16(row, columns)); }
+
+  // 16-bit words.
+  static I32 all_words(int16_t value) { return _mm256_set1_epi16(value); }
+  static I32 add_words(I32 a, I32 b) { return _mm256_add_epi16(a, b); }
+  static I32 add_saturated(I32 a, I32 b) { return _mm256_adds_epi16(a, b); }
+  static I32 min_words(I32 a, I32 b) { return _mm256_min_epi16(a, b); }
+  static I32 max_words(I32 a, I32 b) { return _mm256_max_epi16(a, b); }
+  static I32 multiply_fractions(I32 a, I32 b) { return _mm256_mulhrs_epi16(a, b); }  // a b / 2^15, rounded
+  static I32 shift_left_words(I32 a, int count) { return _mm256_sll_epi16(a, _mm_cvtsi32_si128(count)); }
+  static I32 multiply_high(I32 a, I32 b) { return _mm256_mulhi_epi16(a, b); }  // a b / 2^16, downwards
+  struct Table { I32 low[2], high[2]; };  // 32 words as their bytes, 16 to a register's half
+  static Table table(const int16_t* words) {
+    uint8_t low[32], high[32];
+    for (int i = 0; i < 32; ++i) low[i] = uint8_t(words[i]), high[i] = uint8_t(uint16_t(words[i]) >> 8);
+    const auto half = [](const uint8_t* bytes) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes))); };
+    return {{half(low), half(low + 16)}, {half(high), half(high + 16)}};
+  }
+  static I32 look_up(const Table& table, I32 places) {  // by the low 5 bits
+    const I32 second = _mm256_slli_epi16(places, 11);   // bit 4 to the top, which of two bytes is taken
+    const I32 place = _mm256_or_si256(_mm256_and_si256(places, _mm256_set1_epi16(15)), _mm256_set1_epi16(int16_t(0x8000)));
+    const auto bytes = [&](const I32 (&halves)[2]) {
+      const I32 first = _mm256_shuffle_epi8(halves[0], place), other = _mm256_shuffle_epi8(halves[1], place);
+      return _mm256_blendv_epi8(first, other, _mm256_srai_epi16(second, 15));
+    };
+    return _mm256_or_si256(bytes(table.low), _mm256_slli_epi16(bytes(table.high), 8));
+  }
+  static int32_t total_i32(__m128i lanes) {
+    lanes = _mm_add_epi32(lanes, _mm_shuffle_epi32(lanes, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(lanes, _mm_shuffle_epi32(lanes, 0xb1)));
+  }
+  static int32_t total_i32(I32 lanes) { return total_i32(_mm_add_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1))); }
+  static void store_totals(int32_t* to, I32 a, I32 b, I32 c, I32 d) {
+    const I32 pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)));
+  }
+  // Two registers of products over 2^bits as words: of each 4 lanes those of the first, then those of the second.
+  static I32 to_words(I32 first, I32 second, I32 bits) { return _mm256_packs_epi32(_mm256_srav_epi32(first, bits), _mm256_srav_epi32(second, bits)); }
+
   static int32_t dot_row(const uint8_t* row, const int8_t* query, int64_t count) {
     I32 sums = zero();
     for (int64_t i = 0; i < count; i += 32) sums = dot_bytes(sums, load_i32(row + i), load_i32(query + i));
-    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+    return total_i32(sums);
   }
   static I32 levels4(const Decoder& d) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(d.levels))); }
   static void decode4(const Decoder& d, I32 levels, const uint8_t* packed, uint8_t* row) { decode4_from(d, levels, 0, packed, row); }

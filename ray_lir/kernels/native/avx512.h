@@ -34,20 +34,12 @@ struct Avx512 : Avx2 {
   static F32 widen(__m256 lanes) { return _mm512_castps256_ps512(lanes); }
   static __m256 lower(F32 lanes) { return _mm512_castps512_ps256(lanes); }
   static F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
-  static F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
   static F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
   static F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
   static F32 min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
-  static F32 within(F32 a, F32 limit) {  // the smaller in size, with the sign of a
-    return _mm512_range_ps(a, limit, 2);
-  }
   static F32 div(F32 a, F32 b) { return _mm512_div_ps(a, b); }
+  static F32 root(F32 a) { return _mm512_sqrt_ps(a); }
   static F32 to_float(I32 lanes) { return _mm512_cvtepi32_ps(lanes); }
-  static F32 power_of_eighths(F32 rounded) {
-    const I32 eighths = _mm512_castps_si512(rounded);
-    const F32 powers = _mm512_permutexvar_ps(eighths, _mm512_loadu_ps(reinterpret_cast<const float*>(kPowers)));
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(eighths, 20), _mm512_castps_si512(powers)));
-  }
   static float total(const F32 (&lanes)[1]) {
     const I32 bits = _mm512_castps_si512(lanes[0]);
     return Half::total(_mm256_add_ps(_mm256_castsi256_ps(_mm512_castsi512_si256(bits)), _mm256_castsi256_ps(_mm512_extracti64x4_epi64(bits, 1))));
@@ -65,6 +57,26 @@ struct Avx512 : Avx2 {
   }
   static I32 dot_bytes(I32 sums, I32 row, I32 columns) { return _mm512_dpbusd_epi32(sums, row, columns); }
   static I32 dot_words(I32 sums, I32 row, I32 columns) { return _mm512_dpwssd_epi32(sums, row, columns); }
+  static I32 all_words(int16_t value) { return _mm512_set1_epi16(value); }
+  static I32 add_words(I32 a, I32 b) { return _mm512_add_epi16(a, b); }
+  static I32 add_saturated(I32 a, I32 b) { return _mm512_adds_epi16(a, b); }
+  static I32 min_words(I32 a, I32 b) { return _mm512_min_epi16(a, b); }
+  static I32 max_words(I32 a, I32 b) { return _mm512_max_epi16(a, b); }
+  static I32 multiply_fractions(I32 a, I32 b) { return _mm512_mulhrs_epi16(a, b); }
+  static I32 shift_left_words(I32 a, int count) { return _mm512_sll_epi16(a, _mm_cvtsi32_si128(count)); }
+  static I32 multiply_high(I32 a, I32 b) { return _mm512_mulhi_epi16(a, b); }
+  typedef I32 Table;
+  static Table table(const int16_t* words) { return load_i32(words); }
+  static I32 look_up(Table table, I32 places) { return _mm512_permutexvar_epi16(places, table); }
+  static int32_t total_i32(I32 lanes) { return _mm512_reduce_add_epi32(lanes); }
+  static void store_totals(int32_t* to, I32 a, I32 b, I32 c, I32 d) {
+    const auto pairs = [](I32 x, I32 y) { return add_i32(_mm512_unpacklo_epi32(x, y), _mm512_unpackhi_epi32(x, y)); };
+    const I32 ab = pairs(a, b), cd = pairs(c, d);
+    const I32 all = add_i32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+  }
+  static I32 to_words(I32 first, I32 second, I32 bits) { return _mm512_packs_epi32(_mm512_srav_epi32(first, bits), _mm512_srav_epi32(second, bits)); }
   static I32 levels4(const Decoder& d) { return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(d.levels))); }
   // Whole registers are stored, so that a load of 64 bytes need not wait until two stores are in the cache.
   static void decode4(const Decoder& d, I32 levels, const uint8_t* packed, uint8_t* row) {
@@ -79,16 +91,10 @@ struct Avx512 : Avx2 {
     }
     decode4_from(d, _mm512_castsi512_si256(levels), i, packed, row);
   }
-  // The values of 8 bytes of two dimensions each, of 16 buckets.
-  static void expand4(const uint8_t* packed, const float* buckets, float* to) {
-    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(packed)), low = _mm_set1_epi8(15);
-    const __m128i each = _mm_unpacklo_epi8(_mm_and_si128(_mm_srli_epi16(bytes, 4), low), _mm_and_si128(bytes, low));
-    store(to, _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(each), load(buckets)));
-  }
   static int32_t dot_row(const uint8_t* row, const int8_t* query, int64_t count) {
     I32 sums = zero();
     for (int64_t i = 0; i < count; i += 64) sums = dot_bytes(sums, load_i32(row + i), load_i32(query + i));
-    return _mm512_reduce_add_epi32(sums);
+    return total_i32(sums);
   }
 };
 

@@ -21,7 +21,11 @@ constexpr int kStep = 8;             // lanes are a multiple of
 constexpr int kRows = 32;            // document tokens decoded together: they stay in the first-level cache
 constexpr int kMoreRows = 8;         // memory after them, which is multiplied and not looked at
 constexpr int kLanesTogether = 32;   // query tokens whose products with a block a matrix unit makes together
-constexpr float kEighths = 11.5415603f;  // 8 / ln 2: exp(z) = 2^(y / 8) for y = kEighths z
+constexpr int64_t kTogether = 1280;         // tokens of documents that are aligned together, unless one has more
+constexpr int64_t kDocumentsTogether = 32;
+constexpr int64_t kFew = 8;                // candidates of a query token whose relations are computed with those of others
+constexpr int kMishLines = 32;
+constexpr int kMishLeast = -21;      // where the first begins, in lengths of a line
 constexpr float kLargestScore = 65504;  // that float16 holds
 constexpr int kWordBits = 14;        // words are values times 2^14: products of unit vectors fit 32 bits
 constexpr float kWordScale = 1.0f / (1 << (2 * kWordBits));
@@ -72,7 +76,7 @@ struct Block {                  // some neighbouring tokens of a document, decod
 
 typedef int32_t Products[kLanesTogether / kGroup][kRows][kGroup];  // of a block's tokens with query tokens
 
-enum Keep { kBest, kWeighted, kAll };  // the best score, that and what its token weighs, or every score
+enum Keep { kBest, kWeighted, kAll };  // the best score, that and what its token weighs, or that and which it is, and every score
 
 struct ResidualTask {
   Shard shard;
@@ -84,30 +88,29 @@ struct ResidualTask {
   float* scores;                // [queries, count]
 };
 
-struct RelationHalf {           // what a token adds to the hidden layer of a pair as the first, or as the second
-  const int16_t* columns;       // packed, `width` of them
-  const float* scales;          // [width]
-  const float* bias;            // [width]
-};
-
-// TRIAL (ALGORITHMS 5.4): rows of floats are [D rounded up to 64], filled with zeros.
+// TRIAL (ALGORITHMS 5.4): words are of 16 bits, rows of `width` of them filled with zeros.
 struct RelationTask {
   Shard shard;
   Decoder decoder;
   PackedQuery query;            // scratch is the worker's
   int64_t num_tokens;           // n
-  const Score* centroids;       // [C, D] float16
-  const float* buckets;         // [2^nbits] bucket weights
-  const float* values;          // [256, 8 / nbits] the bucket weights in a packed byte
+  PackedQuery layer;            // the relation encoder's first layer as a query of 2 width tokens: what a token adds to the hidden layer of a
+                                // pair as the first, then as the second; in the order that to_words has of registers of products
+  int product_bits;             // products with it lose so many bits to be words; they begin with half of the last of these
+  float residual_unit;          // times scales[1], what such a word is worth in twice the unit of halves, times 2^15
+  const int16_t* centroids;     // [C, 2 width] what centroids add
+  const int16_t* bias;          // [2 width]
   int64_t dim;
   int64_t width;                // D rounded up to 64
-  int64_t pairs;
-  int64_t stride;               // words of a token's row: 2 pairs or more
-  RelationHalf before;
-  RelationHalf after;
-  const float* scale;           // the norm's, and
-  const float* shift;           // in the units of mish(), loops/mish.h
-  const float* products;        // [n, width] what the hidden layer of a pair is multiplied with, in these units
+  float epsilon;                // the norm's, in these units squared
+  int norm_bits;                // what is divided by its root mean square is words of 2^norm_bits
+  int shift_bits;               // then times scale plus shift it is words of 2^shift_bits
+  const int16_t* scale;         // [width] times 2^(15 + shift_bits - norm_bits)
+  const int16_t* shift;         // [width]
+  const int16_t* lines;         // [2, kMishLines] Mish's: slopes times 2^14, starts times 2^(shift_bits - 1)
+  int16_t lines_a_unit;         // of a word that Mish is of, times 2^16
+  const int16_t* products;      // [n, width] what the hidden layer of a pair is multiplied with
+  const float* factors;         // [n] what that is worth
   const float* constants;       // [n] added to that
   const float* upper;           // [n] no relation is above
   bool by_cosine;               // a relation starts from the token with the best cosine, not from the winner
@@ -116,25 +119,45 @@ struct RelationTask {
   float* scores;                // [count]
 };
 
-struct RelationScratch {        // of a worker, for documents of up to `tokens` tokens
-  uint8_t* rows;                // [2 kRows, stride of the decoder]
-  float* all;                   // [tokens, L] scores
-  int32_t* nearest;             // [L]
+enum Which : uint8_t { kBefore = 1, kAfter = 2 };  // of a token's halves
+
+struct AskedToken {
+  int64_t token;                // of the shard
+  int64_t place;                // of its halves
+};
+
+struct Alignment {              // of a document's m tokens with a query's
+  int64_t place;                // of the document among those that are scored
+  int64_t first;                // token of the shard
+  int64_t count;                // m
+  int64_t at;                   // the place of the first token's halves
+  float* all;                   // [m, L] cosines
+  int32_t* nearest;             // [L] the token of the best cosine
   float* values;                // [L] the score with the nearest
   float* least;                 // [L] the cosine of what could win
-  int32_t* candidates;          // [L, tokens]
-  int64_t* num_candidates;      // [L]
-  int32_t* asked;               // [tokens] whose halves are to be made
-  float* halves[2];             // [tokens + kRows, width], in the order in which they were made
-  int32_t* places[2];           // [tokens] where among them, or -1
-  int64_t num_made[2];
-  float* centroid;              // [D]
-  float* vector;                // [D]
-  int16_t* words;               // [kRows, stride]
-  float* lengths;               // [kRows]
-  int8_t* row_planes;           // [2, kRows, width] high and low bytes of words, where matrices are multiplied
-  int8_t* column_planes;        // [2, 2, width, width]
-  int64_t tokens;
+  int32_t* candidates;          // [L, m]
+  int32_t* num_candidates;      // [L]
+  int32_t* relations;           // [L, kFew] of candidates, where there are no more
+};
+
+// Of a worker, for documents that are aligned together and have up to so many tokens (capacity).
+struct RelationScratch {
+  uint8_t* rows;                // [2 kRows, stride of the decoder]
+  float* all;                   // [capacity, L]
+  int32_t* candidates;          // [capacity, L]
+  int32_t* found;               // [capacity]
+  uint32_t* masks;              // [capacity] query tokens, a bit each
+  int32_t* nearest;             // [kDocumentsTogether, L], and so the next three
+  float* values;
+  float* least;
+  int32_t* num_candidates;
+  int32_t* relations;           // [kDocumentsTogether, L, kFew]
+  int16_t* halves;              // [capacity, 2 width]
+  uint8_t* made;                // [capacity] which
+  AskedToken* asked;            // [capacity] whose halves are to be made
+  int64_t num_asked;
+  Alignment* documents;         // [kDocumentsTogether]
+  int64_t num_documents;
 };
 
 struct CentroidTask {

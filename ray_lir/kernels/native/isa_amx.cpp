@@ -86,12 +86,6 @@ struct Amx : Avx512 {
       }
   }
 
-  static void split_columns(const RelationTask& task, RelationScratch& scratch) {
-    const int64_t size = task.width * task.width;
-    split_columns(task.before.columns, task.width / kGroup, task.pairs, task.width, size, scratch.column_planes);
-    split_columns(task.after.columns, task.width / kGroup, task.pairs, task.width, size, scratch.column_planes + 2 * size);
-  }
-
   // Products of 16 rows with 16 columns: of high with high bytes, high with low and low with high, and low with low. Rows of up to 128
   // words stay in tiles 4-7, so they need be loaded for the first columns alone.
   static void multiply_planes(const int8_t* rows, bool load, const int8_t* columns, int64_t size, int64_t width,
@@ -185,28 +179,6 @@ struct Amx : Avx512 {
       const F32 product = mul(to_float(join_products(sums, t)), scale);
       if (whole) store_product<Avx512>(to, product);
       else store_product<Half>(to, lower(product));
-    }
-  }
-
-  // The products of one block of 16 by 16 become floats while those of the next are made.
-  static void multiply_half(const RelationTask& task, const RelationScratch& scratch, const RelationHalf& half, bool second, int64_t count,
-                            float* rows) {
-    alignas(64) int32_t products[2][3][kGroup][kGroup];
-    const int8_t* planes = scratch.column_planes + (second ? 2 : 0) * task.width * task.width;
-    const int64_t width = task.width, groups = width / kGroup, blocks = (count + kGroup - 1) / kGroup * groups;
-    for (int64_t block = 0; block <= blocks; ++block) {
-      if (block < blocks)
-        multiply_planes(scratch.row_planes + block / groups * kGroup * width, block % groups == 0, planes + block % groups * kGroup * width,
-                        width * width, width, products[block % 2]);
-      if (block == 0) continue;
-      const int64_t row = (block - 1) / groups * kGroup, column = (block - 1) % groups * kGroup;
-      const auto& sums = products[(block - 1) % 2];
-      const F32 scale = load(half.scales + column), bias = load(half.bias + column);
-      const int64_t some = count - row < kGroup ? count - row : kGroup;
-      float* to = rows + row * width + column;
-      for (int64_t t = 0; t < some; ++t) {
-        store(to + t * width, add(mul(mul(to_float(join_products(sums, t)), scale), all(scratch.lengths[row + t])), bias));
-      }
     }
   }
 

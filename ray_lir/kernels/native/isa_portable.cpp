@@ -23,21 +23,15 @@ struct Plain {
   static F32 load(const float* from) { F32 lanes; std::memcpy(&lanes, from, 16); return lanes; }
   static void store(float* to, F32 lanes) { std::memcpy(to, &lanes, 16); }
   static F32 add(F32 a, F32 b) { return a + b; }
-  static F32 sub(F32 a, F32 b) { return a - b; }
   static F32 mul(F32 a, F32 b) { return a * b; }
   static F32 max(F32 a, F32 b) { return a > b ? a : b; }
   static F32 min(F32 a, F32 b) { return a < b ? a : b; }
-  static F32 within(F32 a, F32 limit) { return max(min(a, limit), -limit); }
   static F32 div(F32 a, F32 b) { return a / b; }
-  static F32 to_float(I32 lanes) { return __builtin_convertvector(lanes, F32); }
-  static F32 power_of_eighths(F32 rounded) {
-    uint32_t lanes[4];
-    std::memcpy(lanes, &rounded, 16);
-    for (auto& lane : lanes) lane = (lane << 20) + kPowers[lane % 8];
-    F32 powers;
-    std::memcpy(&powers, lanes, 16);
-    return powers;
+  static F32 root(F32 a) {
+    for (int lane = 0; lane < 4; ++lane) a[lane] = std::sqrt(a[lane]);
+    return a;
   }
+  static F32 to_float(I32 lanes) { return __builtin_convertvector(lanes, F32); }
   static float total(const F32 (&lanes)[4]) {
     const F32 sums = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
     return (sums[0] + sums[2]) + (sums[1] + sums[3]);
@@ -71,8 +65,44 @@ struct Plain {
     int16_t a[8], b[8];
     std::memcpy(a, &row, 16);
     std::memcpy(b, &columns, 16);
-    for (int lane = 0; lane < 4; ++lane) sums[lane] += int(a[2 * lane]) * b[2 * lane] + int(a[2 * lane + 1]) * b[2 * lane + 1];
+    for (int lane = 0; lane < 4; ++lane) sums[lane] += int32_t(uint32_t(a[2 * lane] * b[2 * lane]) + uint32_t(a[2 * lane + 1] * b[2 * lane + 1]));
     return sums;
+  }
+
+  template <class Run>
+  static I32 each_word(I32 lanes, const Run& run) {
+    int16_t words[8];
+    std::memcpy(words, &lanes, 16);
+    for (int i = 0; i < 8; ++i) words[i] = run(words[i], i);
+    std::memcpy(&lanes, words, 16);
+    return lanes;
+  }
+  template <class Run>
+  static I32 each_word(I32 a, I32 b, const Run& run) {
+    int16_t others[8];
+    std::memcpy(others, &b, 16);
+    return each_word(a, [&](int16_t word, int i) { return run(word, others[i]); });
+  }
+  static int16_t saturated(int32_t value) { return int16_t(value > 32767 ? 32767 : value < -32768 ? -32768 : value); }
+  static I32 all_words(int16_t value) { return each_word(zero(), [&](int16_t, int) { return value; }); }
+  static I32 add_words(I32 a, I32 b) { return each_word(a, b, [](int16_t x, int16_t y) { return int16_t(x + y); }); }
+  static I32 add_saturated(I32 a, I32 b) { return each_word(a, b, [](int16_t x, int16_t y) { return saturated(x + y); }); }
+  static I32 min_words(I32 a, I32 b) { return each_word(a, b, [](int16_t x, int16_t y) { return x < y ? x : y; }); }
+  static I32 max_words(I32 a, I32 b) { return each_word(a, b, [](int16_t x, int16_t y) { return x > y ? x : y; }); }
+  static I32 multiply_fractions(I32 a, I32 b) { return each_word(a, b, [](int16_t x, int16_t y) { return int16_t((x * y + (1 << 14)) >> 15); }); }
+  static I32 shift_left_words(I32 a, int count) { return each_word(a, [&](int16_t x, int) { return int16_t(uint32_t(x) << count); }); }
+  static I32 multiply_high(I32 a, I32 b) { return each_word(a, b, [](int16_t x, int16_t y) { return int16_t(x * y >> 16); }); }
+  typedef const int16_t* Table;
+  static Table table(const int16_t* words) { return words; }
+  static I32 look_up(Table words, I32 places) { return each_word(places, [&](int16_t x, int) { return words[x & 31]; }); }
+  static int32_t total_i32(I32 lanes) {
+    return int32_t((uint32_t(lanes[0]) + uint32_t(lanes[1])) + (uint32_t(lanes[2]) + uint32_t(lanes[3])));
+  }
+  static void store_totals(int32_t* to, I32 a, I32 b, I32 c, I32 d) {
+    to[0] = total_i32(a), to[1] = total_i32(b), to[2] = total_i32(c), to[3] = total_i32(d);
+  }
+  static I32 to_words(I32 first, I32 second, I32 bits) {
+    return each_word(zero(), [&](int16_t, int i) { return saturated((i < 4 ? first[i] : second[i - 4]) >> bits[0]); });
   }
   static int32_t dot_row(const uint8_t* row, const int8_t* query, int64_t count) {
     int32_t sum = 0;

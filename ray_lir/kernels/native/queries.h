@@ -59,16 +59,21 @@ struct Packed {
   Aligned<int32_t> starts;
   Aligned<float> slopes, weights;
 
-  Packed(Matrix vectors, Floats importance, const Levels& levels)
+  Packed(Matrix vectors, Floats importance, const Levels& levels) : Packed(vectors, levels) {
+    require(importance.shape(0) == vectors.shape(0), "one weight a query token");
+    std::copy(importance.data(), importance.data() + importance.shape(0), weights.get());
+  }
+
+  // With one scale for all tokens, if any is given.
+  Packed(Matrix vectors, const Levels& levels, float common = 0)
       : lanes(lanes_of(vectors.shape(0))),
         bytes(round_up(lanes, kGroup) * round_up(vectors.shape(1), 64)), starts(round_up(lanes, kGroup)), slopes(lanes), weights(lanes) {
     const int64_t dim = vectors.shape(1), stride = round_up(dim, 64);
     require(dim > 0, "vectors without dimensions");
-    require(importance.shape(0) == vectors.shape(0), "one weight a query token");
     std::vector<int64_t> places(dim);
     for (int64_t d = 0; d < dim; ++d) places[d] = levels.place(d, dim) / 4 * kGroup * 4 + levels.place(d, dim) % 4;
     for (int64_t i = 0; i < int64_t(vectors.shape(0)); ++i) {
-      const float scale = largest_of(vectors.data() + i * dim, dim) / 127;
+      const float scale = common > 0 ? common : largest_of(vectors.data() + i * dim, dim) / 127;
       slopes.get()[i] = scale * levels.step;
       int8_t* group = bytes.get() + i / kGroup * kGroup * stride + i % kGroup * 4;
       const float* vector = vectors.data() + i * dim;
@@ -77,7 +82,6 @@ struct Packed {
         group[places[d]] = byte;
         starts.get()[i] -= 64 * byte;
       }
-      weights.get()[i] = importance.data()[i];
     }
   }
 

@@ -1,5 +1,6 @@
 // TRIAL: MaxSim with relations between the document tokens that query tokens are aligned with.
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <string>
 #include <vector>
@@ -10,92 +11,170 @@
 #include "sets.h"
 #include "shard_arrays.h"
 #include "threads.h"
-#include "vectors.h"
 
 namespace ray_lir {
 namespace {
 
-using Words = Array<int16_t, 2>;
+int16_t word_of(double value) { return int16_t(std::lround(std::clamp(value, -32768.0, 32767.0))); }
 
-// The rows of a matrix as packed columns, filled with zeros to whole registers.
-Columns columns_of(const Words& words, Floats scales, int64_t dim, int64_t width) {
-  require(int64_t(words.shape(0)) == dim && int64_t(words.shape(1)) == round_up(dim, 2) && int64_t(scales.shape(0)) == dim,
-          "a relation encoder of other dimensions");
-  Columns columns(width, dim);
-  for (int64_t i = 0; i < dim; ++i) columns.set(i, words.data() + i * words.shape(1));
-  std::copy(scales.data(), scales.data() + dim, columns.scales.get());
-  return columns;
+double mish(double y) { return y * std::tanh(std::log1p(std::exp(y))); }
+
+// Lines through two points of Mish each, so that one is as far above it as below; beyond them Mish is nearly 0, or its argument. Line number k,
+// from kMishLeast on, is at the place k modulo kMishLines.
+Aligned<int16_t> mish_lines(int bits, int16_t lines_a_unit) {
+  Aligned<int16_t> lines(2 * kMishLines);
+  const double length = std::ldexp(1.0 / lines_a_unit, 16 - bits);
+  for (int k = 0; k < kMishLines; ++k) {
+    const double middle = (kMishLeast + k + 0.5) * length, away = length / std::sqrt(8);
+    const double slope = (mish(middle + away) - mish(middle - away)) / (2 * away), start = mish(middle + away) - slope * (middle + away);
+    const bool first = k == 0, last = k == kMishLines - 1;
+    const int place = (kMishLeast + k) & (kMishLines - 1);
+    lines.get()[place] = word_of((first ? 0 : last ? 1 : slope) * (1 << 14));
+    lines.get()[kMishLines + place] = word_of((first ? -0.0075 : last ? -0.0067 : start) * (1 << (bits - 1)));
+  }
+  return lines;
 }
 
-// Rows times a factor, filled with zeros to `width`.
-Aligned<float> widened(const float* rows, int64_t count, int64_t dim, int64_t width, float factor = 1) {
-  Aligned<float> wide(count * width);
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t d = 0; d < dim; ++d) wide.get()[i * width + d] = rows[i * dim + d] * factor;
-  return wide;
-}
+// A relation encoder in fixed-point numbers, for residuals with these buckets.
+class RelationEncoder {
+ public:
+  // Everything is in units that the hidden layer before its norm is shorter than 2^15 in, but the layer: that is of whole numbers of up to 127
+  // times `step` in twice these units, so that sums of what it is multiplied with fit, with rows in the order of RelationTask::layer.
+  RelationEncoder(Matrix layer, float step, Floats bias, Floats scale, Floats shift, float epsilon, Floats buckets)
+      : dim(layer.shape(1)), width(layer.shape(0) / 2), epsilon(epsilon), levels(buckets),
+        layer(layer, levels, step), bias(2 * width), scale(width), shift(width) {
+    require(layer.shape(0) % 128 == 0 && dim <= width, "a first layer of two halves, each of a multiple of 64 rows");
+    for (const Floats& row : {bias, scale, shift}) require(int64_t(row.shape(0)) == dim, "a relation encoder of other dimensions");
+    choose_bits(scale.data(), shift.data());
+    choose_product_bits(step, buckets);
+    for (int64_t d = 0; d < dim; ++d) {
+      this->bias.get()[width + d] = word_of(bias.data()[d]);
+      this->scale.get()[d] = word_of(std::ldexp(scale.data()[d], 15 + shift_bits - norm_bits));
+      this->shift.get()[d] = word_of(std::ldexp(shift.data()[d], shift_bits));
+    }
+    lines_a_unit = word_of(std::ldexp(1 / 0.3, 16 - shift_bits));
+    lines = mish_lines(shift_bits, lines_a_unit);
+  }
 
-// A worker's memory.
-struct RelationMemory {
-  Aligned<uint8_t> rows;
-  Aligned<float> all, values, least, before, after, centroid, vector, lengths;
-  Aligned<int32_t> nearest, candidates, asked, first_places, second_places;
-  Aligned<int64_t> num_candidates;
-  Aligned<int16_t> words;
-  Aligned<int8_t> row_planes, column_planes;
-  RelationScratch scratch;
+  int64_t dim, width;
+  float epsilon;
+  Levels levels;
+  Packed layer;
+  Aligned<int16_t> bias, scale, shift;
+  Aligned<int16_t> lines{0};
+  int16_t lines_a_unit;
+  int norm_bits, shift_bits, product_bits;
+  float residual_unit;
 
-  RelationMemory(const RelationTask& task, int64_t tokens)
-      : rows((2 * kRows + kMoreRows) * task.decoder.stride), all(tokens * task.query.lanes, false), values(task.query.lanes), least(task.query.lanes),
-        before((tokens + kRows) * task.width, false), after((tokens + kRows) * task.width, false), centroid(task.dim), vector(task.dim),
-        lengths(kRows), nearest(task.query.lanes), candidates(tokens * task.query.lanes, false), asked(tokens), first_places(tokens),
-        second_places(tokens), num_candidates(task.query.lanes), words(kRows * task.stride), row_planes(2 * kRows * task.width),
-        column_planes(4 * task.width * task.width),
-        scratch{rows.get(), all.get(), nearest.get(), values.get(), least.get(), candidates.get(), num_candidates.get(), asked.get(),
-                {before.get(), after.get()}, {first_places.get(), second_places.get()}, {0, 0}, centroid.get(), vector.get(), words.get(),
-                lengths.get(), row_planes.get(), column_planes.get(), tokens} {}
+ private:
+  // As many bits as no overflow follows from: the norm's output has length sqrt(D), so twice a component of it is below 2^15, as a component
+  // times scale plus shift is, and the product of the hidden layer with a word vector of length 2^15 below 2^31.
+  void choose_bits(const float* scale, const float* shift) {
+    double largest = 0, length = 0, steepest = 0;
+    const double root = std::sqrt(double(dim));
+    for (int64_t d = 0; d < dim; ++d) {
+      largest = std::max(largest, root * std::fabs(scale[d]) + std::fabs(shift[d]));
+      steepest = std::max(steepest, double(std::fabs(scale[d])));
+      length += double(shift[d]) * shift[d];
+    }
+    length = 1.1 * (root * steepest + std::sqrt(length)) + root / 10;
+    norm_bits = int(std::ceil(13 - std::log2(root))) - 1;
+    const double most = std::min({15 - std::log2(std::max(largest, 1e-9)), 17 - std::log2(length), norm_bits - std::log2(std::max(steepest, 1e-9))});
+    shift_bits = std::clamp(int(std::floor(most + 1e-4)), 4, norm_bits);
+  }
+
+  // What a word of a residual's products is worth has to be below one unit; scales[1] is at most about 1 / (sqrt(D) root mean square of buckets).
+  void choose_product_bits(float step, Floats buckets) {
+    double squares = 1e-30;
+    for (size_t k = 0; k < buckets.shape(0); ++k) squares += double(buckets.data()[k]) * buckets.data()[k] / double(buckets.shape(0));
+    const double unit = step * double(levels.step), largest = 1.2 * unit / std::sqrt(double(dim) * squares);
+    product_bits = std::clamp(int(std::floor(-std::log2(std::max(largest, 1e-9)))), 0, 14);
+    residual_unit = float(std::ldexp(unit, 15 + product_bits));
+    if (product_bits)
+      for (int64_t i = 0; i < layer.lanes; ++i) layer.starts.get()[i] += 1 << (product_bits - 1);
+  }
 };
 
-// TRIAL from codes and residuals.
-FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weights, Scores table, Matrix products, Floats constants, Floats upper,
-                            Codes codes, Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights, Numbers doc_offsets,
-                            Floats buckets, Scores centroids, Words before, Floats before_scales, Words after, Floats after_scales, Floats bias,
-                            Floats scale, Floats shift, bool by_cosine, std::optional<Numbers> documents, int threads) {
-  const Isa& isa = isa_named(name);
-  const Levels levels(buckets);
-  const int64_t num_tokens = vectors.shape(0), dim = vectors.shape(1), width = round_up(dim, 64);
-  const Decoder decoder = decoder_of(levels, dim);
-  const Shard shard = shard_of(codes, residuals, scales, token_weights, doc_offsets, decoder);
-  const Packed packed(vectors, weights, levels);
-  require(int64_t(table.shape(1)) == packed.lanes && table.shape(0) == centroids.shape(0), "a table of another query, or of other centroids");
-  require(int64_t(products.shape(0)) == num_tokens && int64_t(products.shape(1)) == dim && int64_t(constants.shape(0)) == num_tokens &&
-              int64_t(upper.shape(0)) == num_tokens, "relation terms of another query");
-  for (const Floats& row : {bias, scale, shift}) require(int64_t(row.shape(0)) == dim, "a relation encoder of other dimensions");
-  require(int64_t(centroids.shape(1)) == dim, "centroids of other dimensions");
-  std::vector<float> values(256 * (8 / levels.nbits));
-  for (int byte = 0; byte < 256; ++byte)
-    for (int j = 0; j < 8 / levels.nbits; ++j)
-      values[byte * (8 / levels.nbits) + j] = buckets.data()[byte >> (8 - levels.nbits * (j + 1)) & ((1 << levels.nbits) - 1)];
-  const Columns first = columns_of(before, before_scales, dim, width), second = columns_of(after, after_scales, dim, width);
+// What relations are multiplied with for each query token, as words, and what their products are worth.
+struct RelationProducts {
+  Aligned<int16_t> words;
+  Aligned<float> factors;
 
-  const Aligned<float> no_bias(width), wide_bias = widened(bias.data(), 1, dim, width), wide_scale = widened(scale.data(), 1, dim, width, kEighths),
-                       wide_shift = widened(shift.data(), 1, dim, width, kEighths),
-                       wide_products = widened(products.data(), num_tokens, dim, width, 1 / kEighths);
-  const int64_t count = count_of(documents, doc_offsets);
-  int64_t longest = 1;
+  RelationProducts(const Matrix& products, const RelationEncoder& encoder)
+      : words(products.shape(0) * encoder.width), factors(products.shape(0)) {
+    for (int64_t i = 0; i < int64_t(products.shape(0)); ++i) {
+      const float* row = products.data() + i * encoder.dim;
+      double squares = 0;
+      for (int64_t d = 0; d < encoder.dim; ++d) squares += double(row[d]) * row[d];
+      const double unit = std::sqrt(squares) / 32767;
+      for (int64_t d = 0; d < encoder.dim && unit > 0; ++d) words.get()[i * encoder.width + d] = word_of(row[d] / unit);
+      factors.get()[i] = float(std::ldexp(unit, 1 - encoder.shift_bits));
+    }
+  }
+};
+
+// A worker's memory, for so many tokens.
+struct RelationMemory {
+  Aligned<uint8_t> rows;
+  Aligned<float> all, best, number, values, least;
+  Aligned<int32_t> candidates, found, nearest, num_candidates, relations;
+  Aligned<uint32_t> masks;
+  Aligned<int16_t> halves;
+  Aligned<uint8_t> made;
+  std::vector<AskedToken> asked;
+  std::vector<Alignment> documents;
+  RelationTask task;            // with this memory for the query's scores
+  RelationScratch scratch;
+
+  RelationMemory(const RelationTask& whole, int64_t tokens)
+      : rows((2 * kRows + kMoreRows) * whole.decoder.stride), all(tokens * whole.query.lanes, false), best(whole.query.lanes),
+        number(whole.query.lanes), values(kDocumentsTogether * whole.query.lanes), least(kDocumentsTogether * whole.query.lanes),
+        candidates(tokens * whole.query.lanes, false), found(tokens), nearest(kDocumentsTogether * whole.query.lanes),
+        num_candidates(kDocumentsTogether * whole.query.lanes),
+        relations(kDocumentsTogether * whole.query.lanes * kFew, false), masks(tokens), halves(tokens * whole.layer.lanes, false), made(tokens), asked(tokens),
+        documents(kDocumentsTogether), task(whole),
+        scratch{rows.get(), all.get(), candidates.get(), found.get(), masks.get(), nearest.get(), values.get(), least.get(), num_candidates.get(), relations.get(), halves.get(), made.get(),
+                asked.data(), 0, documents.data(), 0} {
+    task.query.best = best.get();
+    task.query.factors = number.get();
+  }
+};
+
+int64_t longest_of(const std::optional<Numbers>& documents, Numbers doc_offsets, int64_t count) {
+  int64_t longest = 0;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t number = documents ? documents->data()[i] : i;
     longest = std::max(longest, doc_offsets.data()[number + 1] - doc_offsets.data()[number]);
   }
+  return longest;
+}
+
+// TRIAL from codes and residuals.
+FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weights, Scores table, Matrix products, Floats constants, Floats upper,
+                            Codes codes, Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights, Numbers doc_offsets,
+                            const RelationEncoder& encoder, Array<int16_t, 2> layer_centroids, bool by_cosine, std::optional<Numbers> documents, int threads) {
+  const Isa& isa = isa_named(name);
+  const int64_t num_tokens = vectors.shape(0), dim = vectors.shape(1);
+  const Decoder decoder = decoder_of(encoder.levels, dim);
+  const Shard shard = shard_of(codes, residuals, scales, token_weights, doc_offsets, decoder);
+  const Packed packed(vectors, weights, encoder.levels);
+  require(dim == encoder.dim, "a relation encoder of other dimensions");
+  require(int64_t(table.shape(1)) == packed.lanes && table.shape(0) == layer_centroids.shape(0), "a table of another query, or of other centroids");
+  require(int64_t(layer_centroids.shape(1)) == encoder.layer.lanes, "centroids of another first layer");
+  require(int64_t(products.shape(0)) == num_tokens && int64_t(products.shape(1)) == dim && int64_t(constants.shape(0)) == num_tokens &&
+              int64_t(upper.shape(0)) == num_tokens, "relation terms of another query");
+  const RelationProducts words(products, encoder);
+  const int64_t count = count_of(documents, doc_offsets), tokens = std::max(kTogether, longest_of(documents, doc_offsets, count));
   float* scores;
   FloatResult result = array_of<float>({size_t(count)}, &scores);
-  const RelationTask task = {shard, decoder, packed.view(table.data(), nullptr, nullptr), num_tokens, centroids.data(), buckets.data(), values.data(), dim,
-                             width, first.pairs, width, {first.words.get(), first.scales.get(), no_bias.get()},
-                             {second.words.get(), second.scales.get(), wide_bias.get()}, wide_scale.get(), wide_shift.get(), wide_products.get(),
-                             constants.data(), upper.data(), by_cosine, documents ? documents->data() : nullptr, count, scores};
+  const RelationTask task = {shard, decoder, packed.view(table.data(), nullptr, nullptr), num_tokens,
+                             encoder.layer.view(nullptr, nullptr, nullptr), encoder.product_bits, encoder.residual_unit, layer_centroids.data(), encoder.bias.get(), dim, encoder.width, encoder.epsilon,
+                             encoder.norm_bits, encoder.shift_bits, encoder.scale.get(), encoder.shift.get(), encoder.lines.get(), encoder.lines_a_unit,
+                             words.words.get(), words.factors.get(), constants.data(), upper.data(), by_cosine,
+                             documents ? documents->data() : nullptr, count, scores};
   nb::gil_scoped_release release;
-  spread_with(count, 32, threads, [&] { return RelationMemory(task, longest); }, [&](RelationMemory& memory, int64_t begin, int64_t end) {
-    isa.relation_maxsim(task, begin, end, memory.scratch);
+  spread_with(count, kDocumentsTogether, threads, [&] { return RelationMemory(task, tokens); }, [&](RelationMemory& memory, int64_t begin, int64_t end) {
+    isa.relation_maxsim(memory.task, begin, end, memory.scratch);
   });
   return result;
 }
@@ -104,9 +183,11 @@ FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weig
 
 void add_relation(nb::module_& m) {
   using namespace nb::literals;
+  nb::class_<RelationEncoder>(m, "RelationEncoder")
+      .def(nb::init<Matrix, float, Floats, Floats, Floats, float, Floats>(), "layer"_a, "step"_a, "bias"_a, "scale"_a, "shift"_a, "epsilon"_a, "buckets"_a);
   m.def("relation_maxsim", &relation_maxsim, "isa"_a, "vectors"_a, "weights"_a, "table"_a, "products"_a, "constants"_a, "upper"_a,
-        "codes"_a, "residuals"_a, "scales"_a, "token_weights"_a.none(), "doc_offsets"_a, "buckets"_a, "centroids"_a, "before"_a, "before_scales"_a,
-        "after"_a, "after_scales"_a, "bias"_a, "scale"_a, "shift"_a, "by_cosine"_a, "documents"_a.none(), "threads"_a);
+        "codes"_a, "residuals"_a, "scales"_a, "token_weights"_a.none(), "doc_offsets"_a, "encoder"_a, "layer_centroids"_a, "by_cosine"_a,
+        "documents"_a.none(), "threads"_a);
 }
 
 }  // namespace ray_lir

@@ -88,7 +88,7 @@ inline void over_blocks(const Shard& shard, const Decoder& decoder, const Packed
   };
   const auto score = [&](const Work& work, const Products& made) {
     const PackedQuery& query = queries[work.q];
-    if (KEEP != kAll && work.block.token == work.block.first && work.lane == 0) fill(query.best, query.lanes, -INFINITY);
+    if (work.block.token == work.block.first && work.lane == 0) fill(query.best, query.lanes, -INFINITY);
     keep_block<V, KEEP>(shard, decoder, query, work.lane, work.block, made);
     const bool last = work.q == num_queries - 1 && work.lane + step(query) >= query.lanes;
     if (last && work.block.token + work.block.count == work.block.last) finish(work.block);

@@ -1,286 +1,335 @@
 // TRIAL from codes and residuals (ALGORITHMS 5.4); a part of loops.h.
 //
-// Most query tokens go to the document token of the best cosine, the nearest. So the relations of the nearest are computed first, in one
-// batch a document; then those of the tokens that could still win, since no relation of query token i is above upper[i]; and where a
+// Most query tokens go to the document token of the best cosine, the nearest. So the relations of the nearest are computed first, of some
+// documents together; then those of the tokens that could still win, since no relation of query token i is above upper[i]; and where a
 // query token went to another one after all, the next token's are computed again. What wins is what wins of all pairs.
+//
+// What a token adds to the hidden layer is its score with the first layer's rows, as if they were a query; the rest is fixed-point
+// arithmetic of 16 bits, whose sums are exact.
 
-constexpr int kPairs = 32;  // pairs whose relations are computed together, so that none waits for the root of its own variance
+constexpr int kPairs = 32;        // pairs whose relations are computed together, so that none waits for the root of its own variance
 
-struct Pair {                   // of document tokens, by their halves, and the query token whose relation with them is wanted
-  const float* before;
-  const float* after;
-  const float* products;
+struct Pair {                     // of document tokens, by their halves, and the query token whose relation with them is wanted
+  const int16_t* before;
+  const int16_t* after;
+  const int16_t* products;
 };
 
-template <class V>
-inline float squares_of(const RelationTask& task, const Pair& pair) {
-  constexpr int kEach = kGroup / V::kLanes;
-  typename V::F32 squares[kEach];
-#pragma GCC unroll 16
-  for (int v = 0; v < kEach; ++v) squares[v] = V::all(0);
-  for (int64_t k = 0; k < task.width; k += kGroup)
-#pragma GCC unroll 16
-    for (int v = 0; v < kEach; ++v) {
-      const auto x = V::add(V::load(pair.before + k + v * V::kLanes), V::load(pair.after + k + v * V::kLanes));
-      squares[v] = V::add(squares[v], V::mul(x, x));
-    }
-  return V::total(squares);
-}
+struct Inverses {                 // of pairs' root mean squares: what words are shifted by and multiplied with
+  int32_t shifts[kPairs];
+  int32_t fractions[kPairs];      // twice each, as words
 
-template <class V>
-inline float hidden_product(const RelationTask& task, const Pair& pair, float factor) {
-  constexpr int kEach = kGroup / V::kLanes;
-  typedef Four<V> W;
-  const auto inverse = W::all(factor);
-  typename V::F32 sums[kEach];
-#pragma GCC unroll 16
-  for (int v = 0; v < kEach; ++v) sums[v] = V::all(0);
-  for (int64_t k = 0; k < task.width; k += 4 * kGroup)
-#pragma GCC unroll 16
-    for (int v = 0; v < kEach; ++v) {
-      const int64_t at = k + v * V::kLanes;
-      const auto x = W::mul(W::add(W::load(pair.before + at), W::load(pair.after + at)), inverse);
-      const auto hidden = mish<W>(W::add(W::mul(x, W::load(task.scale + at)), W::load(task.shift + at)));
-      const auto worth = W::mul(hidden, W::load(pair.products + at));
+  // Whether any is shifted: none with usual tokens, whose hidden layers are a good part of the longest.
+  bool set(const float* inverse, int64_t count) {
+    int32_t most = 0, bits[kPairs];
+    std::memcpy(bits, inverse, count * sizeof(float));
+    for (int64_t c = 0; c < count; ++c) most = std::max(most, bits[c]);
+    for (int64_t c = 0; c < count; ++c) fractions[c] = 0x10001 * int32_t(inverse[c] * 32768);
+    const int32_t one = 0x3f800000;
+    if (most < one) return false;
+    for (int64_t c = 0; c < count; ++c) {
+      shifts[c] = std::clamp((bits[c] >> 23) - 126, 0, 15);  // bits[c] >> 23 is 126 from 1/2 to below 1
+      float rest;
+      bits[c] -= shifts[c] << 23;
+      std::memcpy(&rest, bits + c, 4);
+      fractions[c] = 0x10001 * int32_t(std::min(rest * 32768, 32767.0f));
+    }
+    return true;
+  }
+};
+
+// Calls add(k, sums) for the words of a hidden layer from the kth on, and gives the totals of four sums each.
+template <class V, class Add>
+inline void four_totals(int64_t width, int32_t* totals, const Add& add) {
+  typename V::I32 sums[4];
 #pragma GCC unroll 4
-      for (int p = 0; p < 4; ++p) sums[v] = V::add(sums[v], worth.parts[p]);
-    }
-  return V::total(sums);
-}
-
-// Relations without their constants, of at most kPairs pairs.
-template <class V>
-inline void relate(const RelationTask& task, const Pair* pairs, int64_t count, float* relations) {
-  float inverses[kPairs];
-  for (int64_t c = 0; c < count; ++c) inverses[c] = squares_of<V>(task, pairs[c]);
-  for (int64_t c = 0; c < count; ++c) inverses[c] = 1 / std::sqrt(inverses[c] / float(task.dim) + 1e-5f);
-  for (int64_t c = 0; c < count; ++c) relations[c] = hidden_product<V>(task, pairs[c], inverses[c]);
-}
-
-template <int EACH>
-inline void copy_values(const uint8_t* packed, int64_t begin, int64_t count, const float* values, float* to) {
-  for (int64_t b = begin; b < count; ++b) std::memcpy(to + b * EACH, values + packed[b] * EACH, EACH * sizeof(float));
+  for (int p = 0; p < 4; ++p) sums[p] = V::zero();
+  for (int64_t k = 0; k < width; k += 2 * V::kLanes) add(k, sums);
+  V::store_totals(totals, sums[0], sums[1], sums[2], sums[3]);
 }
 
 template <class V>
-inline void decode_vector(const RelationTask& task, int64_t token, float* __restrict centroid, float* __restrict vector) {
-  const uint8_t* packed = task.shard.residuals + token * task.decoder.packed_bytes;
-  const int64_t bytes = task.decoder.packed_bytes;
-  int64_t done = 0;
-  if constexpr (V::kLanes == kGroup)
-    if (task.decoder.nbits == 4)
-      for (; done + 8 <= bytes; done += 8) V::expand4(packed + done, task.buckets, vector + 2 * done);
-  switch (task.decoder.nbits) {
-    case 1: copy_values<8>(packed, 0, bytes, task.values, vector); break;
-    case 2: copy_values<4>(packed, 0, bytes, task.values, vector); break;
-    case 4: copy_values<2>(packed, done, bytes, task.values, vector); break;
-    default: copy_values<1>(packed, 0, bytes, task.values, vector);
+inline typename V::I32 hidden_of(const Pair& pair, int64_t k) { return V::add_words(V::load_i32(pair.before + k), V::load_i32(pair.after + k)); }
+
+template <class V, class Shifted>
+inline void hidden_products(const RelationTask& task, const Pair* pairs, int64_t count, const Inverses& inverses, const Shifted& shifted,
+                            int32_t* relations) {
+  const Mish<V> mish(task.lines, task.lines_a_unit);
+  for (int64_t c = 0; c < count; c += 4)
+    four_totals<V>(task.width, relations + c, [&](int64_t k, auto& sums) {
+      const auto scale = V::load_i32(task.scale + k), shift = V::load_i32(task.shift + k);
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; ++p) {
+        const auto z = V::multiply_fractions(shifted(hidden_of<V>(pairs[c + p], k), c + p), V::broadcast(inverses.fractions + c + p));
+        const auto y = V::add_saturated(V::multiply_fractions(z, scale), shift);
+        sums[p] = V::dot_words(sums[p], mish(y), V::load_i32(pairs[c + p].products + k));
+      }
+    });
+}
+
+// Relations without their constants, of at most kPairs pairs, for which there is memory up to a multiple of 4.
+template <class V>
+inline void relate(const RelationTask& task, Pair* pairs, int64_t count, int32_t* relations) {
+  if (!count) return;
+  alignas(64) int32_t squares[kPairs];
+  alignas(64) float inverse[kPairs];
+  for (; count % 4; ++count) pairs[count] = pairs[count - 1];
+  for (int64_t c = 0; c < count; c += 4)
+    four_totals<V>(task.width, squares + c, [&](int64_t k, auto& sums) {
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; ++p) {
+        const auto x = hidden_of<V>(pairs[c + p], k);
+        sums[p] = V::dot_words(sums[p], x, x);
+      }
+    });
+  const auto share = V::all(1 / float(task.dim)), epsilon = V::all(task.epsilon), unit = V::all(float(1 << task.norm_bits));
+  for (int64_t c = 0; c < count; c += V::kLanes) {
+    const auto mean = V::mul(V::to_float(V::load_i32(squares + c)), share);
+    V::store(inverse + c, V::div(unit, V::root(V::add(mean, epsilon))));
   }
-  float scales[2];
-  V::to_floats(task.shard.scales + 2 * token, 2, scales);
-  V::to_floats(task.centroids + code_of(task.shard, token) * task.dim, task.dim, centroid);
-  for (int64_t d = 0; d < task.dim; ++d) vector[d] = scales[0] * centroid[d] + scales[1] * vector[d];
+  Inverses inverses;
+  if (!inverses.set(inverse, count)) return hidden_products<V>(task, pairs, count, inverses, [](auto x, int64_t) { return x; }, relations);
+  hidden_products<V>(task, pairs, count, inverses, [&](auto x, int64_t c) { return V::shift_left_words(x, inverses.shifts[c]); }, relations);
 }
 
-// Some tokens' products with the columns of a half: rows of floats, the first `count` of which are looked at.
-template <class V>
-inline void multiply_half(const RelationTask& task, RelationScratch& scratch, const RelationHalf& half, bool second, int64_t count,
-                          float* rows) {
+// Calls run(registers, lane, row, tokens, product) for the products of a few rows at a time with 32 lanes of a query, from `begin` to `end`;
+// product(t, v) has vector v of row + t. A matrix unit makes the next while these are looked at.
+template <class V, class Run>
+inline void over_products(const Decoder& decoder, const PackedQuery& query, const uint8_t* rows, int64_t count, int64_t begin, int64_t end,
+                          const Run& run) {
   if constexpr (V::kMatrix) {
-    V::multiply_half(task, scratch, half, second, count, rows);
+    alignas(64) Products products[2];
+    for (int64_t lane = begin; lane < end + kLanesTogether; lane += kLanesTogether) {
+      const int turn = lane / kLanesTogether % 2;
+      if (lane < end) V::multiply(rows, decoder.stride, query, lane, products[turn]);
+      if (lane > begin) run(lane - kLanesTogether, 0, count, [&](int64_t t, int v) { return V::load_i32(products[1 - turn][v * V::kLanes / kGroup][t]); });
+    }
   } else {
-    word_products<V>({scratch.words, task.stride, kRows, half.columns, task.width, task.pairs, half.scales, nullptr, nullptr, nullptr}, rows, 0,
-                     (count + 7) / 8 * 8);
-    for (int64_t t = 0; t < count; ++t)
-      for (int64_t k = 0; k < task.width; ++k) rows[t * task.width + k] = rows[t * task.width + k] * scratch.lengths[t] + half.bias[k];
+    constexpr int kTile = V::tile(kLanesTogether);
+    for (int64_t lane = begin; lane < end; lane += kLanesTogether)
+      for (int64_t row = 0; row < count; row += kTile) {
+        typename V::I32 sums[kTile][kLanesTogether / V::kLanes];
+        multiply_bytes<V, kLanesTogether>(rows + row * decoder.stride, decoder.stride, decoder.quads, query, lane, sums);
+        run(lane, row, count - row < kTile ? count - row : kTile, [&](int64_t t, int v) { return sums[t][v]; });
+      }
   }
 }
 
-enum Which { kBefore = 1, kAfter = 2 };
+// A positive number as a word, twice.
+inline int32_t twice_fraction_of(float value) { return 0x10001 * int32_t(value < 32767 ? value + 0.5f : 32767.0f); }
 
-// Halves of tokens of a document that have none yet: what each adds to the hidden layer as the first of a pair, as the second, or both.
+// Of the tokens that are asked for the halves from lane `begin` of the first layer to `end`.
 template <class V>
-inline void make_halves(const RelationTask& task, RelationScratch& scratch, int64_t first, const int32_t* tokens, int64_t count, int which) {
-  for (int64_t t = 0; t < count; ++t) {
-    const Score* centroid = task.centroids + code_of(task.shard, first + tokens[t]) * task.dim;
-    for (int64_t d = 0; d < task.dim; d += 32) __builtin_prefetch(centroid + d);
-  }
-  for (int64_t begin = 0; begin < count; begin += kRows) {
-    const int64_t some = at_most_a_block(count - begin);
+inline void make_halves(const RelationTask& task, RelationScratch& scratch, int64_t begin, int64_t end) {
+  const PackedQuery& layer = task.layer;
+  for (int64_t first = 0; first < scratch.num_asked; first += kRows) {
+    const int64_t some = at_most_a_block(scratch.num_asked - first);
+    const AskedToken* asked = scratch.asked + first;
+    int32_t scales[2 * kRows];
+    const int16_t* centroids[kRows];
+    int16_t* halves[kRows];
     for (int64_t t = 0; t < some; ++t) {
-      decode_vector<V>(task, first + tokens[begin + t], scratch.centroid, scratch.vector);
-      to_words<V>(scratch.vector, 1, task.dim, task.stride, scratch.words + t * task.stride, scratch.lengths + t);
+      const int64_t token = asked[t].token, bytes = task.decoder.packed_bytes;
+      float floats[2];
+      V::to_floats(task.shard.scales + 2 * token, 2, floats);
+      scales[2 * t] = twice_fraction_of(floats[0] * 16384);
+      scales[2 * t + 1] = twice_fraction_of(floats[1] * task.residual_unit);
+      centroids[t] = task.centroids + code_of(task.shard, token) * layer.lanes;
+      halves[t] = scratch.halves + asked[t].place * layer.lanes;
+      decode<V>(task.decoder, task.shard.residuals + token * bytes, 1, scratch.rows + t * task.decoder.stride, nullptr, 0);
     }
-    if constexpr (V::kMatrix) V::split_words(scratch.words, some * task.stride, scratch.row_planes, kRows * task.stride);
-    for (int second = 0; second < 2; ++second) {
-      if (!(which & (second ? kAfter : kBefore))) continue;
-      int64_t& made = scratch.num_made[second];
-      for (int64_t t = 0; t < some; ++t) scratch.places[second][tokens[begin + t]] = int32_t(made + t);
-      multiply_half<V>(task, scratch, second ? task.after : task.before, second, some, scratch.halves[second] + made * task.width);
-      made += some;
-    }
+    const auto bits = V::all_i32(task.product_bits);
+    over_products<V>(task.decoder, layer, scratch.rows, some, begin, end, [&](int64_t lane, int64_t row, int64_t tokens, const auto& product) {
+      constexpr int kVectors = kLanesTogether / V::kLanes / 2;
+      typename V::I32 bias[kVectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) bias[v] = V::load_i32(task.bias + lane + 2 * v * V::kLanes);
+      for (int64_t t = row; t < row + tokens; ++t)
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) {
+          const int64_t at = lane + 2 * v * V::kLanes;
+          const auto words = V::to_words(product(t - row, v), product(t - row, v + kVectors), bits);
+          const auto residual = V::multiply_fractions(words, V::broadcast(scales + 2 * t + 1));
+          const auto both = V::add_words(residual, V::multiply_fractions(V::load_i32(centroids[t] + at), V::broadcast(scales + 2 * t)));
+          V::store_i32(reinterpret_cast<int32_t*>(halves[t] + at), V::add_words(V::add_words(both, both), bias[v]));
+        }
+    });
   }
-}
-
-inline const float* half_of(const RelationTask& task, RelationScratch& scratch, int64_t token, bool second) {
-  return scratch.halves[second] + scratch.places[second][token] * task.width;
-}
-
-// The nearest document token of every query token, the first of equals.
-template <class V>
-inline void find_nearest(RelationScratch& scratch, int64_t count, int64_t lanes) {
-  over_lanes<V>(lanes, [&](auto registers, auto some, int64_t lane) {
-    using W = decltype(registers);
-    constexpr int kVectors = decltype(some)::value / W::kLanes;
-    typename W::F32 best[kVectors], where[kVectors];
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) best[v] = W::all(-INFINITY), where[v] = W::all(0);
-    auto number = W::all(0);
-    for (int64_t j = 0; j < count; ++j) {
-#pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) W::keep_larger(best[v], where[v], W::load(scratch.all + j * lanes + lane + v * W::kLanes), number);
-      number = W::add(number, W::all(1));
-    }
-    float places[decltype(some)::value];
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) W::store(places + v * W::kLanes, where[v]);
-    for (int i = 0; i < decltype(some)::value; ++i) scratch.nearest[lane + i] = int32_t(places[i]);
-  });
+  scratch.num_asked = 0;
 }
 
 // For each query token the document tokens beside the nearest whose cosine is at least `least`.
 template <class V>
-inline void find_candidates(RelationScratch& scratch, int64_t count, int64_t lanes) {
-  std::memset(scratch.num_candidates, 0, lanes * sizeof(int64_t));
+inline void find_candidates(const Alignment& document, RelationScratch& scratch, int64_t lanes) {
+  std::memset(document.num_candidates, 0, lanes * sizeof(int32_t));
   over_lanes<V>(lanes, [&](auto registers, auto some, int64_t lane) {
     using W = decltype(registers);
     constexpr int kVectors = decltype(some)::value / W::kLanes;
-    for (int64_t j = 0; j < count; ++j) {
+    typename W::F32 least[kVectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) least[v] = W::load(document.least + lane + v * W::kLanes);
+    int64_t found = 0;            // tokens that some query token could win with; noted without a branch
+    for (int64_t j = 0; j < document.count; ++j) {
       uint32_t mask = 0;
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) {
-        const int64_t at = lane + v * W::kLanes;
-        mask |= W::at_least(W::load(scratch.all + j * lanes + at), W::load(scratch.least + at)) << (v * W::kLanes);
-      }
-      for (; mask; mask &= mask - 1) {
-        const int64_t i = lane + __builtin_ctz(mask);
-        if (scratch.nearest[i] != j) scratch.candidates[i * scratch.tokens + scratch.num_candidates[i]++] = int32_t(j);
-      }
+      for (int v = 0; v < kVectors; ++v) mask |= W::at_least(W::load(document.all + j * lanes + lane + v * W::kLanes), least[v]) << (v * W::kLanes);
+      scratch.found[found] = int32_t(j);
+      scratch.masks[found] = mask;
+      found += mask != 0;
     }
+    for (int64_t f = 0; f < found; ++f)
+      for (uint32_t mask = scratch.masks[f]; mask; mask &= mask - 1) {
+        const int64_t i = lane + __builtin_ctz(mask);
+        if (document.nearest[i] != scratch.found[f]) document.candidates[i * document.count + document.num_candidates[i]++] = scratch.found[f];
+      }
   });
 }
 
-// A document: its scores are known, and its halves are made when they are needed.
+// Documents that are aligned together: their scores are known, and their tokens' halves are made when they are needed.
 template <class V>
-struct Alignment {
+struct Aligning {
   const RelationTask& task;
   RelationScratch& scratch;
-  int64_t first, count, lanes;
 
-  float cosine(int64_t i, int64_t j) const { return scratch.all[j * lanes + i]; }
+  float cosine(const Alignment& document, int64_t i, int64_t j) const { return document.all[j * task.query.lanes + i]; }
 
-  Pair pair(int64_t i, int64_t previous, int64_t j) const {
-    return {half_of(task, scratch, previous, false), half_of(task, scratch, j, true), task.products + i * task.width};
+  // Notes a token whose half, or halves, are to be made, unless they are or will be.
+  void ask(const Alignment& document, int64_t j, uint8_t which) const {
+    const int64_t place = document.at + j;
+    if ((scratch.made[place] & which) == which) return;
+    scratch.made[place] |= which;
+    scratch.asked[scratch.num_asked++] = {document.first + j, place};
   }
 
-  float value(int64_t i, int64_t j, float relation) const { return cosine(i, j) + (relation + task.constants[i]); }
+  void make_before() const { make_halves<V>(task, scratch, 0, task.width); }
+  void make_after() const { make_halves<V>(task, scratch, task.width, task.layer.lanes); }
+  void make_both() const { make_halves<V>(task, scratch, 0, task.layer.lanes); }
 
-  // Notes a token whose halves are to be made, unless they are or will be.
-  void ask(int64_t j, int which, int64_t& asked) const {
-    int32_t* places = scratch.places[which == kAfter];
-    if (places[j] != -1) return;
-    places[j] = -2;
-    scratch.asked[asked++] = int32_t(j);
+  Pair pair(const Alignment& document, int64_t i, int64_t previous, int64_t j) const {
+    const int16_t* halves = scratch.halves + document.at * task.layer.lanes;
+    return {halves + previous * task.layer.lanes, halves + j * task.layer.lanes + task.width, task.products + i * task.width};
   }
 
-  void ask_candidates(int64_t i, int64_t& asked) const {
-    for (int64_t c = 0; c < scratch.num_candidates[i]; ++c) ask(scratch.candidates[i * scratch.tokens + c], kAfter, asked);
+  float value(const Alignment& document, int64_t i, int64_t j, int32_t relation) const {
+    return cosine(document, i, j) + (float(relation) * task.factors[i] + task.constants[i]);
   }
 
-  void make(int which, int64_t asked) const { make_halves<V>(task, scratch, first, scratch.asked, asked, which); }
+  // A document whose cosines are known, with the nearest tokens of query tokens in `nearest`.
+  Alignment take(const Block& block, const float* nearest, int64_t at) const {
+    const int64_t lanes = task.query.lanes, number = scratch.num_documents++;
+    Alignment& document = scratch.documents[number];
+    document = {block.place, block.first, block.last - block.first, at, scratch.all + at * lanes, scratch.nearest + number * lanes,
+                scratch.values + number * lanes, scratch.least + number * lanes, scratch.candidates + at * lanes,
+                scratch.num_candidates + number * lanes, scratch.relations + number * lanes * kFew};
+    std::memset(scratch.made + at, 0, document.count);
+    for (int64_t i = 0; i < task.num_tokens; ++i) {
+      document.nearest[i] = int32_t(nearest[i]);
+      ask(document, document.nearest[i], kBefore | kAfter);
+      fetch_rows(task.centroids, task.layer.lanes * sizeof(int16_t), code_of(task.shard, block.first + document.nearest[i]), 1);
+    }
+    return document;
+  }
 
-  void begin_at(int64_t i, float relation) const {
-    scratch.values[i] = value(i, scratch.nearest[i], relation);
-    scratch.least[i] = scratch.values[i] - task.upper[i];
+  void begin_at(const Alignment& document, int64_t i, int32_t relation) const {
+    document.values[i] = value(document, i, document.nearest[i], relation);
+    document.least[i] = document.values[i] - task.upper[i];
   }
 
   // What every query token's score is if all go to the nearest, and which tokens could still win then.
-  void begin() const {
-    for (int second = 0; second < 2; ++second) {
-      scratch.num_made[second] = 0;
-      std::memset(scratch.places[second], -1, count * sizeof(int32_t));
-    }
-    find_nearest<V>(scratch, count, lanes);
-    int64_t asked = 0;
-    for (int64_t i = 0; i < task.num_tokens; ++i) ask(scratch.nearest[i], kBefore, asked);
-    make(kBefore | kAfter, asked);
-    for (int64_t i = 0; i < lanes; ++i) scratch.least[i] = INFINITY;
+  void begin(const Alignment& document) const {
+    fill(document.least, task.query.lanes, INFINITY);
     for (int64_t begin = 1; begin < task.num_tokens; begin += kPairs) {
       Pair pairs[kPairs];
-      float relations[kPairs];
+      int32_t relations[kPairs];
       const int64_t some = std::min<int64_t>(kPairs, task.num_tokens - begin);
-      for (int64_t t = 0; t < some; ++t) pairs[t] = pair(begin + t, scratch.nearest[begin + t - 1], scratch.nearest[begin + t]);
+      for (int64_t t = 0; t < some; ++t) pairs[t] = pair(document, begin + t, document.nearest[begin + t - 1], document.nearest[begin + t]);
       relate<V>(task, pairs, some, relations);
-      for (int64_t t = 0; t < some; ++t) begin_at(begin + t, relations[t]);
+      for (int64_t t = 0; t < some; ++t) begin_at(document, begin + t, relations[t]);
     }
-    find_candidates<V>(scratch, count, lanes);
-    asked = 0;
-    for (int64_t i = 1; i < task.num_tokens; ++i) ask_candidates(i, asked);
-    make(kAfter, asked);
+    find_candidates<V>(document, scratch, task.query.lanes);
+    for (int64_t i = 1; i < task.num_tokens; ++i) ask_candidates(document, i);
+  }
+
+  void ask_candidates(const Alignment& document, int64_t i) const {
+    for (int64_t c = 0; c < document.num_candidates[i]; ++c) ask(document, document.candidates[i * document.count + c], kAfter);
   }
 
   // The same for one query token, after another token than the nearest.
-  void begin_again(int64_t i, int64_t previous) const {
-    int64_t asked = 0;
-    ask(previous, kBefore, asked);
-    make(kBefore, asked);
-    const int64_t nearest = scratch.nearest[i];
-    const Pair with_nearest = pair(i, previous, nearest);
-    float relation;
-    relate<V>(task, &with_nearest, 1, &relation);
-    begin_at(i, relation);
-    int64_t& found = scratch.num_candidates[i] = 0;
-    for (int64_t j = 0; j < count; ++j)
-      if (cosine(i, j) >= scratch.least[i] && j != nearest) scratch.candidates[i * scratch.tokens + found++] = int32_t(j);
-    asked = 0;
-    ask_candidates(i, asked);
-    make(kAfter, asked);
+  void begin_again(const Alignment& document, int64_t i, int64_t previous) const {
+    ask(document, previous, kBefore);
+    make_before();
+    const int64_t nearest = document.nearest[i];
+    Pair with_nearest[4] = {pair(document, i, previous, nearest)};
+    int32_t relations[4];
+    relate<V>(task, with_nearest, 1, relations);
+    begin_at(document, i, relations[0]);
+    int32_t& found = document.num_candidates[i] = 0;
+    for (int64_t j = 0; j < document.count; ++j)
+      if (cosine(document, i, j) >= document.least[i] && j != nearest) document.candidates[i * document.count + found++] = int32_t(j);
+    ask_candidates(document, i);
+    make_after();
   }
 
-  // The best of the candidates that come next, as many as are computed together, if it is better; ties to the first document token.
-  int64_t compare(int64_t i, int64_t previous, int64_t at, float& best, int64_t& winner) const {
+  static void keep_better(float value, int64_t token, float& best, int64_t& winner) {  // ties to the first document token
+    if (value > best || (value == best && token < winner)) best = value, winner = token;
+  }
+
+  // The best of the candidates that come next, as many as are computed together, if it is better.
+  int64_t compare(const Alignment& document, int64_t i, int64_t previous, int64_t at, float& best, int64_t& winner) const {
     Pair pairs[kPairs];
-    int32_t tokens[kPairs];
-    float relations[kPairs];
+    int32_t tokens[kPairs], relations[kPairs];
     int64_t some = 0;
-    for (; at < scratch.num_candidates[i] && some < kPairs; ++at) {
-      const int32_t j = scratch.candidates[i * scratch.tokens + at];
-      if (cosine(i, j) + task.upper[i] < best) continue;
+    for (; at < document.num_candidates[i] && some < kPairs; ++at) {
+      const int32_t j = document.candidates[i * document.count + at];
+      if (cosine(document, i, j) + task.upper[i] < best) continue;
       tokens[some] = j;
-      pairs[some++] = pair(i, previous, j);
+      pairs[some++] = pair(document, i, previous, j);
     }
     relate<V>(task, pairs, some, relations);
-    for (int64_t t = 0; t < some; ++t) {
-      const float mine = value(i, tokens[t], relations[t]);
-      if (mine > best || (mine == best && tokens[t] < winner)) best = mine, winner = tokens[t];
-    }
+    for (int64_t t = 0; t < some; ++t) keep_better(value(document, i, tokens[t], relations[t]), tokens[t], best, winner);
     return at;
   }
 
+  // The relations of query tokens that have few candidates, of many together, as they are if the token before went to the nearest.
+  void relate_few(const Alignment& document) const {
+    Pair pairs[kPairs];
+    int32_t relations[kPairs], *places[kPairs];
+    int64_t some = 0;
+    const auto finish = [&] {
+      relate<V>(task, pairs, some, relations);
+      for (int64_t t = 0; t < some; ++t) *places[t] = relations[t];
+      some = 0;
+    };
+    for (int64_t i = 1; i < task.num_tokens; ++i)
+      for (int64_t c = 0; c < document.num_candidates[i] && document.num_candidates[i] <= kFew; ++c) {
+        places[some] = document.relations + i * kFew + c;
+        pairs[some++] = pair(document, i, document.nearest[i - 1], document.candidates[i * document.count + c]);
+        if (some == kPairs) finish();
+      }
+    finish();
+  }
+
   // Query tokens are aligned one after another.
-  float score() const {
+  float score(const Alignment& document) const {
+    relate_few(document);
     double total = 0;
     int64_t previous = 0;
     for (int64_t i = 0; i < task.num_tokens; ++i) {
-      const int64_t nearest = scratch.nearest[i];
-      if (i && previous != scratch.nearest[i - 1]) begin_again(i, previous);
+      const int64_t nearest = document.nearest[i];
+      const bool as_expected = i == 0 || previous == document.nearest[i - 1], known = as_expected && document.num_candidates[i] <= kFew;
+      if (!as_expected) begin_again(document, i, previous);
       int64_t winner = nearest;
-      float best = i ? scratch.values[i] : cosine(i, nearest);
-      for (int64_t at = 0; at < scratch.num_candidates[i];) at = compare(i, previous, at, best, winner);
+      float best = i ? document.values[i] : cosine(document, i, nearest);
+      const int32_t* candidates = document.candidates + i * document.count;
+      if (known)
+        for (int64_t c = 0; c < document.num_candidates[i]; ++c)
+          keep_better(value(document, i, candidates[c], document.relations[i * kFew + c]), candidates[c], best, winner);
+      else
+        for (int64_t at = 0; at < document.num_candidates[i];) at = compare(document, i, previous, at, best, winner);
       if (task.shard.weights) {
         float weight;
-        V::to_floats(task.shard.weights + first + winner, 1, &weight);
-        best += weight * cosine(i, winner);
+        V::to_floats(task.shard.weights + document.first + winner, 1, &weight);
+        best += weight * cosine(document, i, winner);
       }
       total += double(task.query.weights[i]) * best;
       previous = task.by_cosine ? nearest : winner;
@@ -289,15 +338,35 @@ struct Alignment {
   }
 };
 
+// The end of the documents from `begin` on that are aligned together: one at least.
+inline int64_t end_of_some(const RelationTask& task, int64_t begin, int64_t end) {
+  int64_t tokens = 0, place = begin;
+  for (; place < end && place < begin + kDocumentsTogether; ++place) {
+    const int64_t number = number_of(task.documents, place);
+    tokens += task.shard.doc_offsets[number + 1] - task.shard.doc_offsets[number];
+    if (place > begin && tokens > kTogether) break;
+  }
+  return place;
+}
+
 template <class V>
 void relation_maxsim(const RelationTask& task, int64_t begin, int64_t end, RelationScratch& scratch) {
-  PackedQuery query = task.query;
-  query.all = scratch.all;
   fill(task.scores + begin, end - begin, -INFINITY);
-  if constexpr (V::kMatrix) V::split_columns(task, scratch);
-  over_blocks<V, kAll>(task.shard, task.decoder, &query, 1, task.documents, begin, end, scratch.rows, [&](const Block& block) {
-    const Alignment<V> alignment = {task, scratch, block.first, block.last - block.first, query.lanes};
-    alignment.begin();
-    task.scores[block.place] = alignment.score();
-  });
+  const Aligning<V> aligning = {task, scratch};
+  for (int64_t next; begin < end; begin = next) {
+    next = end_of_some(task, begin, end);
+    PackedQuery query = task.query;
+    query.all = scratch.all;
+    scratch.num_documents = scratch.num_asked = 0;
+    over_blocks<V, kAll>(task.shard, task.decoder, &query, 1, task.documents, begin, next, scratch.rows, [&](const Block& block) {
+      const Alignment document = aligning.take(block, query.factors, (query.all - scratch.all) / query.lanes);
+      query.all += document.count * query.lanes;
+    });
+    V::begin();
+    aligning.make_both();
+    for (int64_t d = 0; d < scratch.num_documents; ++d) aligning.begin(scratch.documents[d]);
+    aligning.make_after();
+    for (int64_t d = 0; d < scratch.num_documents; ++d) task.scores[scratch.documents[d].place] = aligning.score(scratch.documents[d]);
+    V::end();
+  }
 }

@@ -11,34 +11,43 @@ inline void keep(const Shard& shard, const PackedQuery& query, int64_t lane, con
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) {
     slopes[v] = P::load(query.slopes + lane, v);
-    if constexpr (KEEP != kAll) best[v] = P::load(query.best + lane, v);
-    if constexpr (KEEP == kWeighted) factors[v] = P::load(query.factors + lane, v);
+    best[v] = P::load(query.best + lane, v);
+    if constexpr (KEEP != kBest) factors[v] = P::load(query.factors + lane, v);
   }
+  // What scores that are stored cannot change, as far as the compiler knows.
+  const int64_t lanes = query.lanes, token0 = block.token + row, first = token0 - block.first, count = block.count;
+  const Score* const tables = query.table + lane;
+  const Shard codes = {shard.codes, shard.wide_codes, nullptr, nullptr, nullptr, nullptr};
+  const float* const scales = block.scales + 2 * row;
+  float* const all = KEEP == kAll ? query.all + first * lanes + lane : nullptr;
   const auto token = [&](int64_t t) {
-    const Score* table = query.table + code_of(shard, block.token + row + t) * query.lanes + lane;
-    const auto centroid_scale = V::all(block.scales[2 * (row + t)]), residual_scale = V::all(block.scales[2 * (row + t) + 1]);
+    const Score* table = tables + code_of(codes, token0 + t) * lanes;
+    const auto centroid_scale = V::all(scales[2 * t]), residual_scale = V::all(scales[2 * t + 1]);
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
       const auto residual = V::mul(V::mul(V::to_float(product(t, v)), slopes[v]), residual_scale);
       const auto score = V::add(residual, V::mul(P::load_scores(table, v), centroid_scale));
       if constexpr (KEEP == kBest) best[v] = V::max(best[v], score);
       if constexpr (KEEP == kWeighted) V::keep_larger(best[v], factors[v], score, V::all(block.weights[row + t]));
-      if constexpr (KEEP == kAll) P::store(query.all + (block.token - block.first + row + t) * query.lanes + lane, v, score);
+      if constexpr (KEEP == kAll) {
+        V::keep_larger(best[v], factors[v], score, V::all(float(first + t)));
+        P::store(all + t * lanes, v, score);
+      }
     }
   };
   if constexpr (TOKENS == kRows) {
-    for (int64_t t = 0; t < block.count; ++t) token(t);
+    for (int64_t t = 0; t < count; ++t) token(t);
   } else {
 #pragma GCC unroll 16
     for (int t = 0; t < TOKENS; ++t) {
-      if (TOKENS > 1 && row + t >= block.count) break;
+      if (TOKENS > 1 && row + t >= count) break;
       token(t);
     }
   }
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) {
-    if constexpr (KEEP != kAll) P::store(query.best + lane, v, best[v]);
-    if constexpr (KEEP == kWeighted) P::store(query.factors + lane, v, factors[v]);
+    P::store(query.best + lane, v, best[v]);
+    if constexpr (KEEP != kBest) P::store(query.factors + lane, v, factors[v]);
   }
 }
 
