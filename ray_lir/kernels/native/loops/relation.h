@@ -198,6 +198,9 @@ struct Aligning {
     const int64_t place = document.at + j;
     if ((scratch.made[place] & which) == which) return;
     scratch.made[place] |= which;
+    const int16_t* centroid = task.centroids + code_of(task.shard, document.first + j) * task.layer.lanes;
+    if (which & kBefore) fetch_rows(centroid, 2 * task.width, 0, 1);
+    if (which & kAfter) fetch_rows(centroid + task.width, 2 * task.width, 0, 1);
     scratch.asked[scratch.num_asked++] = {document.first + j, place};
   }
 
@@ -225,7 +228,6 @@ struct Aligning {
     for (int64_t i = 0; i < task.num_tokens; ++i) {
       document.nearest[i] = int32_t(nearest[i]);
       ask(document, document.nearest[i], kBefore | kAfter);
-      fetch_rows(task.centroids, task.layer.lanes * sizeof(int16_t), code_of(task.shard, block.first + document.nearest[i]), 1);
     }
     return document;
   }
