@@ -126,9 +126,10 @@ def test_auto_is_exact_for_few_documents_then_scan_then_warp(kernels):
     assert chosen == sorted(chosen)  # exact, scan, warp: each begins where the one before gets slow
 
 
-def test_auto_knows_that_relations_make_exact_scores_slow():
+def test_auto_knows_that_relations_make_candidates_slow():
     plain, related = (replace(statistics_of(20_000), has_relations=has) for has in (False, True))
-    assert cost.estimate_ms("exact", related, "native:avx2", 0) > 10 * cost.estimate_ms("exact", plain, "native:avx2", 0)
+    assert cost.estimate_ms("scan", related, "native:avx2", 200) > 4 * cost.estimate_ms("scan", plain, "native:avx2", 200)
+    assert cost.estimate_ms("exact", related, "native:avx2", 200) < 2 * cost.estimate_ms("exact", plain, "native:avx2", 200)
     assert resolve("auto", replace(statistics_of(1000), has_relations=True), "native:avx2").engine != "exact"
 
 

@@ -10,6 +10,7 @@ from ray_lir.build import build_index
 from ray_lir.compact import compact_index
 from ray_lir.config import ClusteringConfig, IndexConfig
 from ray_lir.engines import ENGINES
+from ray_lir.engines.exact import score_all
 from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.plan import TopK
 from ray_lir.engines.scan import ScanParams
@@ -324,3 +325,21 @@ def test_a_relation_of_no_weight_leaves_maxsim(tmp_path: Path):
     for name, relation in {"plain": None, "none": relation_of(weight=0.0)}.items():
         build_index(PLAIN, str(tmp_path / name), IndexConfig(**CONFIG), relation=relation)
     same(*(Searcher.open(str(tmp_path / name)).search(QUERIES, 10, "exact") for name in ("plain", "none")))
+
+
+@pytest.mark.parametrize("weight", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("alignment", ["combined", "cosine"])
+def test_documents_whose_relations_are_left_out_could_not_have_been_among_the_best(tmp_path, weight, alignment):
+    """The best of an index, whose other documents' relations bounds leave out, are the best of all exact scores, to the bit."""
+    documents = collection(400, seed=5)
+    build_index(documents, str(tmp_path), IndexConfig(num_shards=1, **CONFIG), relation=relation_of(alignment, weight=weight))
+    for kernels in ("reference", "auto"):
+        searcher = Searcher.open(str(tmp_path), kernels=kernels)
+        shard, codec = searcher.shards[0], searcher.planner.codec
+        for plan in searcher.planner.plan(queries_about(documents, [3, 90, 222]), 5, "exact"):
+            everything = dataclasses.replace(plan, keeps=(400,))
+            [(best, _)] = score_all([plan], shard, codec, searcher.planner.kernels, [None])
+            [(scores, _)] = score_all([everything], shard, codec, searcher.planner.kernels, [None])
+            assert np.isfinite(scores).all() and (weight > 0.01 or np.isfinite(best).sum() < 100)
+            np.testing.assert_array_equal(best[np.isfinite(best)], scores[np.isfinite(best)])
+            assert (scores[np.isneginf(best)] < np.sort(best)[-5]).all()

@@ -83,7 +83,7 @@ def choose(statistics: IndexStatistics, kernels: str, quality: str = "balanced",
     share = FAST_SHARE if quality == "fast" else 1
     candidates = statistics.default_candidates(k, share=share)
     estimates = {
-        "exact": cost.estimate_ms("exact", statistics, kernels, 0),
+        "exact": cost.estimate_ms("exact", statistics, kernels, candidates),
         "scan": cost.estimate_ms("scan", statistics, kernels, candidates),
         "warp": cost.estimate_ms("warp", statistics, kernels, 2 * candidates),
     }

@@ -11,10 +11,9 @@ from ray_lir.engines.warp import NPROBE
 
 QUERY_TOKENS = 32
 DIM = 128
-RELATIONS = 25
-"""How many times as long as by MaxSim it takes to score a token by TRIAL, of a fresh relation encoder: 15 with AVX2, 35 with AMX
+RELATIONS = 12
+"""How many times as long as by MaxSim it takes to score a token by TRIAL, of a fresh relation encoder: 9 with AVX2, 15 with AMX
 (bench/trial.py)."""
-
 
 DENSITY = 1.7
 """Tokens in the cells that a query's tokens look into, over those of an average cell (scifact)."""
@@ -59,17 +58,19 @@ def estimate_ms(engine: str, statistics: IndexStatistics, kernels: str, candidat
     Args:
         engine: exact, scan or warp.
         kernels: name of a set in COSTS.
-        candidates: documents that are rescored.
+        candidates: documents that are rescored; of exact, which relations are computed of.
         nprobe: cells that warp scores for each query token.
     """
     costs = COSTS[kernels]
     width = statistics.dim / DIM
-    token = costs.token * width * (RELATIONS if statistics.has_relations else 1)
+    token = costs.token * width
     tables = statistics.num_centroids * costs.centroid * width
-    rescoring = min(candidates, statistics.num_docs) * statistics.tokens_per_document * token
+    maxsim = min(candidates, statistics.num_docs) * statistics.tokens_per_document * token
+    relations = maxsim * RELATIONS if statistics.has_relations else 0
+    rescoring = maxsim + relations
     num_centroids = statistics.num_centroids
     spent = {
-        "exact": tables + statistics.num_tokens * token,
+        "exact": tables + statistics.num_tokens * token + relations,
         "scan": tables + num_centroids * costs.byte_table + statistics.num_tokens * costs.code + rescoring,
         "warp": tables
         + num_centroids * costs.probe

@@ -5,6 +5,7 @@ relations.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -34,6 +35,8 @@ def score_all(
     On a CPU that is one: decoding a token is a tenth of scoring it, and several queries' tables of centroid scores push
     each other out of the processor's caches (eight together took twice the time each).
     """
+    if plans[0].relation is not None:
+        return rescore(plans, shard, codec, kernels, [np.arange(shard.num_docs) if mine is None else mine for mine in documents])
     if all(mine is not None and 2 * len(mine) < shard.num_docs for mine in documents):
         return rescore(plans, shard, codec, kernels, documents)
     numbers = np.arange(shard.num_docs)
@@ -49,16 +52,31 @@ def score_all(
 def rescore(
     plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[np.ndarray | None]
 ) -> list[Scored]:
-    """The exact scores of the candidates."""
-    return [(_scores([plan], shard, codec, kernels, numbers)[0], numbers) for plan, numbers in zip(plans, documents, strict=True)]
+    """The exact scores of the candidates; with TRIAL's relations of all that can be among the best, and -inf for the others."""
+    return [(_rescored(plan, shard, codec, kernels, numbers), numbers) for plan, numbers in zip(plans, documents, strict=True)]
+
+
+def _rescored(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, numbers: np.ndarray) -> np.ndarray:
+    """[N] float32."""
+    if plan.relation is None:
+        return _scores([plan], shard, codec, kernels, numbers)[0]
+    related = partial(_related, plan, plan.relation, shard, codec, kernels)
+    k = plan.keeps[-1]
+    if 3 * k >= len(numbers) or shard.weights is not None:
+        return related(numbers)
+    bounds = _scores([plan], shard, codec, kernels, numbers)[0] + plan.relation.most(plan.query)
+    scores = np.full(len(numbers), -np.inf, np.float32)
+    _, first = kernels.top_k(bounds, np.arange(len(numbers)), k)
+    scores[first] = related(numbers[first])
+    others = np.setdiff1d(np.flatnonzero(bounds >= scores[first].min()), first)
+    scores[others] = related(numbers[others])
+    return scores
 
 
 def _scores(
     plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: np.ndarray | None
 ) -> np.ndarray:
-    """[plans, N] float32."""
-    if plans[0].relation is not None:
-        return np.stack([_related(plan, plan.relation, shard, codec, kernels, documents) for plan in plans])
+    """[plans, N] float32, without relations."""
     tables = (plan.centroid_scores(codec, kernels) for plan in plans)  # made only if the kernels look at them
     return kernels.residual_maxsim(
         [plan.query.vectors for plan in plans], [plan.query.weights for plan in plans], tables, shard, codec, documents
@@ -66,7 +84,7 @@ def _scores(
 
 
 def _related(
-    plan: QueryPlan, relation: RelationTerms, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: np.ndarray | None
+    plan: QueryPlan, relation: RelationTerms, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: np.ndarray
 ) -> np.ndarray:
     """[N] float32, TRIAL's. Masked tokens of the query are left out first: they are nobody's predecessor."""
     live = relation.live

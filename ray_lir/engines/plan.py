@@ -35,6 +35,8 @@ class Query:
         return np.flatnonzero((self.weights > 0) & self.vectors.any(axis=1))
 
 
+ROUNDING = 1e-3
+"""Of a cosine, where two kernels make it."""
 USUAL_TOKENS = 21
 """Of a query, where none is given."""
 
@@ -89,6 +91,11 @@ class RelationTerms:
 
     live: np.ndarray
     pairs: PairTerms
+
+    def most(self, query: Query) -> float:
+        """How far above its score without relations a document's can be."""
+        weights = query.weights[self.live].astype(np.float64)
+        return float(weights @ np.maximum(self.pairs.upper, 0) + ROUNDING * weights.sum())
 
 
 def relation_terms(query: Query, codec: ResidualCodec) -> RelationTerms | None:
