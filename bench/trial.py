@@ -1,19 +1,24 @@
 """What rescoring with TRIAL costs beside MaxSim, and beside TRIAL as it is written: every relation of every pair of tokens computed.
 
-    python -m bench.trial [--output bench/results/trial.json]
+    python -m bench.trial [--index INDEX] [--output bench/results/trial.json]
 
-256 candidates of 300 tokens, a query of 32, 128 dimensions, one thread, the least of several runs. Document tokens lie near a few topics
+256 candidates of 300 tokens, a query of 32, 128 dimensions, one thread, the least of many runs (the first are slow: BLAS's threads, which
+made something of the relation encoder, still spin on the other core). Document tokens lie near a few topics
 and query tokens near tokens of the documents, as those of encoders do. The kernels compute the pairs that can win, so the time depends on
 how large relations are beside differences of cosines: `strength` is the standard deviation of lambda times a relation over the tokens of
 a document, and `pairs` how many a query token cannot do without: those whose cosine is within the largest relation of what wins.
 
 Rows: a fresh relation encoder (models/scorers/trial.py) with lambda times a factor (0.2 is the lambda of the public configuration); one
 trained for some steps on made-up documents whose words follow one another in a fixed order; `winners alone`, the floor, where kernels
-are told that no other token than the nearest can win; and `all pairs`, what relations of any size take at most.
+are told that no other token than the nearest can win; and `all pairs`, what relations of any size take at most. `best_10_ms` is what an
+engine's last stage takes for the best 10 of these candidates: MaxSim of all, then relations of the `related` that can be among them.
+
+With --index (of any scorer, with 128 dimensions) the same of real documents: queries are 32 neighbouring tokens of one, with noise.
 """
 
 import argparse
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,8 @@ from torch import Tensor
 from bench.cost import least
 from bench.quality import machine
 from ray_lir.config import TrialConfig
+from ray_lir.engines.exact import ExactParams, rescore
+from ray_lir.engines.plan import Query, QueryPlan, RelationTerms, relation_terms
 from ray_lir.formats.relation import Alignment
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.pairs import PairEncoder
@@ -33,6 +40,7 @@ from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels, reference, select
 from ray_lir.models.batches import EmbeddedTexts
 from ray_lir.models.scorers.trial import Relation, Trial
+from ray_lir.search import Searcher
 
 ALIGNMENTS: tuple[Alignment, ...] = ("combined", "cosine")
 CANDIDATES, TOKENS, QUERY_TOKENS, DIM = 256, 300, 32, 128
@@ -45,7 +53,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.trial", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=40)
+    parser.add_argument("--index", help="an index whose documents are rescored too")
     parser.add_argument("--output", type=Path, default=Path("bench/results/trial.json"))
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -74,9 +83,13 @@ def main() -> None:
         "maxsim_ms": ms(maxsim),
         "naive_ms": ms(naive),
         "trial": [
-            {**row, "times_maxsim": round(row["ms"] / ms(maxsim), 2), "naive_over_it": round(ms(naive) / row["ms"], 1)} for row in rows
+            {**row, "times_maxsim": round(row["ms"] / ms(maxsim), 2), "naive_over_it": round(ms(naive) / row["ms"], 1)}
+            | ({"best_10_times_maxsim": round(row["best_10_ms"] / ms(maxsim), 2)} if "best_10_ms" in row else {})
+            for row in rows
         ],
     }
+    if given.index:
+        result["index"] = on_index(given.index, fresh, kernels, given.runs)
     given.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
@@ -96,6 +109,54 @@ def made_up() -> tuple[IndexShard, ResidualCodec, np.ndarray]:
     shard = IndexShard(0, offsets, numbers.astype(np.uint16), residuals, scales.astype(np.float16), pa.table({}), NUM_CENTROIDS)
     asked = vectors[rng.choice(len(vectors), QUERY_TOKENS)]
     return shard, codec, reference.normalize(asked + 0.5 * rng.normal(size=asked.shape) / np.sqrt(DIM)).astype(np.float32)
+
+
+def on_index(url: str, fresh: Trial, kernels: Kernels, runs: int, num_queries: int = 8) -> dict[str, Any]:
+    """Mean milliseconds for the best k of all documents of an index's first shard, or of the best by MaxSim."""
+    searcher = Searcher.open(url)
+    shard, plain, rng = searcher.shards[0], searcher.planner.codec, np.random.default_rng(0)
+    long = np.flatnonzero(shard.lengths(np.arange(shard.num_docs)) >= 2 * QUERY_TOKENS)
+    rows: dict[tuple[float, int, int], list[list[float]]] = {}
+    for number in rng.choice(long, num_queries):
+        tokens, offsets = shard.tokens(np.array([number]))
+        begin = int(rng.integers(offsets[1] - QUERY_TOKENS))
+        vectors = reference.decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], plain)
+        vectors = vectors[begin : begin + QUERY_TOKENS]
+        asked = reference.normalize(vectors + 0.5 * rng.normal(size=vectors.shape) / np.sqrt(DIM)).astype(np.float32)
+        for factor in (0.2, 1):
+            codec = replace(plain, pairs=PairEncoder.of(scaled(fresh, factor).to_arrays(), plain.rotation))
+            query = Query(asked, np.ones(QUERY_TOKENS, np.float32))
+            for count, k in ((CANDIDATES, 10), (CANDIDATES, 100), (shard.num_docs, 10), (shard.num_docs, 100)):
+                plan = QueryPlan(query, ExactParams(), (k,))
+                [(scores, _)] = rescore([plan], shard, codec, kernels, [np.arange(shard.num_docs)])
+                candidates = [np.sort(np.argsort(-scores)[:count])]
+                related = replace(plan, relation=relation_terms(query, codec))
+                related.centroid_scores(codec, kernels)
+                [(answers, _)] = rescore([related], shard, codec, kernels, candidates)
+                time.sleep(0.2)  # until threads of BLAS, which made something of the relation encoder, spin no more
+                rows.setdefault((factor, count, k), []).append(
+                    [
+                        timed(plan, shard, codec, kernels, candidates[0], runs // 4),
+                        timed(replace(related, keeps=(count,)), shard, codec, kernels, candidates[0], runs // 4),
+                        timed(related, shard, codec, kernels, candidates[0], runs // 4),
+                        int(np.isfinite(answers).sum()),
+                    ]
+                )
+    names = ("maxsim_ms", "all_ms", "best_ms", "related")
+    return {
+        "documents": shard.num_docs,
+        "tokens": round(float(shard.lengths(np.arange(shard.num_docs)).mean()), 1),
+        "rows": [
+            {"relations": f"fresh x {factor}", "candidates": count, "k": k}
+            | dict(zip(names, np.mean(values, axis=0).round(2).tolist(), strict=True))
+            for (factor, count, k), values in rows.items()
+        ],
+    }
+
+
+def timed(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, candidates: np.ndarray, runs: int) -> float:
+    """Milliseconds of an engine's last stage."""
+    return ms(least(lambda: rescore([plan], shard, codec, kernels, [candidates]), runs))
 
 
 def scaled(scorer: Trial, factor: float) -> Trial:
@@ -165,6 +226,16 @@ def measure(
     relations = hidden @ terms.products[1:].T + terms.constants[1:]
     values = query[1:] @ vectors.T + relations.T
     needed = (query[1:] @ vectors.T + relations.max(axis=0)[:, None] >= values.max(axis=1, keepdims=True)).sum(axis=1).mean()
+    best = {}
+    if not widened:
+        plan = QueryPlan(Query(query, ones), ExactParams(), (10,), relation=RelationTerms(np.arange(len(query)), terms))
+        plan.centroid_scores(codec, kernels)
+        everything = np.arange(CANDIDATES)
+        [(scores, _)] = rescore([plan], shard, codec, kernels, [everything])
+        best = {
+            "related": int(np.isfinite(scores).sum()),
+            "best_10_ms": timed(plan, shard, codec, kernels, everything, runs),
+        }
     return {
         "relations": name,
         "alignment": alignment,
@@ -172,6 +243,7 @@ def measure(
         "bound": round(float(terms.upper[1:].mean()), 4),
         "pairs": round(float(needed), 1),
         "ms": ms(seconds),
+        **best,
     }
 
 

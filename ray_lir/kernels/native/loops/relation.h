@@ -158,33 +158,6 @@ inline void make_halves(const RelationTask& task, RelationScratch& scratch, int6
   scratch.num_asked = 0;
 }
 
-// For each query token the document tokens beside the nearest whose cosine is at least `least`.
-template <class V>
-inline void find_candidates(const Alignment& document, RelationScratch& scratch, int64_t lanes) {
-  std::memset(document.num_candidates, 0, lanes * sizeof(int32_t));
-  over_lanes<V>(lanes, [&](auto registers, auto some, int64_t lane) {
-    using W = decltype(registers);
-    constexpr int kVectors = decltype(some)::value / W::kLanes;
-    typename W::F32 least[kVectors];
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) least[v] = W::load(document.least + lane + v * W::kLanes);
-    int64_t found = 0;            // tokens that some query token could win with; noted without a branch
-    for (int64_t j = 0; j < document.count; ++j) {
-      uint32_t mask = 0;
-#pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) mask |= W::at_least(W::load(document.all + j * lanes + lane + v * W::kLanes), least[v]) << (v * W::kLanes);
-      scratch.found[found] = int32_t(j);
-      scratch.masks[found] = mask;
-      found += mask != 0;
-    }
-    for (int64_t f = 0; f < found; ++f)
-      for (uint32_t mask = scratch.masks[f]; mask; mask &= mask - 1) {
-        const int64_t i = lane + __builtin_ctz(mask);
-        if (document.nearest[i] != scratch.found[f]) document.candidates[i * document.count + document.num_candidates[i]++] = scratch.found[f];
-      }
-  });
-}
-
 // Documents that are aligned together: their scores are known, and their tokens' halves are made when they are needed.
 template <class V>
 struct Aligning {
@@ -237,6 +210,36 @@ struct Aligning {
     document.least[i] = document.values[i] - task.upper[i];
   }
 
+  // For each query token the document tokens beside the nearest whose cosine is at least `least`; their halves are asked for.
+  void find_candidates(const Alignment& document) const {
+    const int64_t lanes = task.query.lanes;
+    std::memset(document.num_candidates, 0, lanes * sizeof(int32_t));
+    over_lanes<V>(lanes, [&](auto registers, auto some, int64_t lane) {
+      using W = decltype(registers);
+      constexpr int kVectors = decltype(some)::value / W::kLanes;
+      typename W::F32 least[kVectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) least[v] = W::load(document.least + lane + v * W::kLanes);
+      int64_t found = 0;         // tokens that some query token could win with; noted without a branch
+      for (int64_t j = 0; j < document.count; ++j) {
+        uint32_t mask = 0;
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) mask |= W::at_least(W::load(document.all + j * lanes + lane + v * W::kLanes), least[v]) << (v * W::kLanes);
+        scratch.found[found] = int32_t(j);
+        scratch.masks[found] = mask;
+        found += mask != 0;
+      }
+      for (int64_t f = 0; f < found; ++f) {
+        const int32_t j = scratch.found[f];
+        ask(document, j, kAfter);
+        for (uint32_t mask = scratch.masks[f]; mask; mask &= mask - 1) {
+          const int64_t i = lane + __builtin_ctz(mask);
+          if (document.nearest[i] != j) document.candidates[i * document.count + document.num_candidates[i]++] = j;
+        }
+      }
+    });
+  }
+
   // What every query token's score is if all go to the nearest, and which tokens could still win then.
   void begin(const Alignment& document) const {
     fill(document.least, task.query.lanes, INFINITY);
@@ -248,12 +251,7 @@ struct Aligning {
       relate<V>(task, pairs, some, relations);
       for (int64_t t = 0; t < some; ++t) begin_at(document, begin + t, relations[t]);
     }
-    find_candidates<V>(document, scratch, task.query.lanes);
-    for (int64_t i = 1; i < task.num_tokens; ++i) ask_candidates(document, i);
-  }
-
-  void ask_candidates(const Alignment& document, int64_t i) const {
-    for (int64_t c = 0; c < document.num_candidates[i]; ++c) ask(document, document.candidates[i * document.count + c], kAfter);
+    find_candidates(document);
   }
 
   // The same for one query token, after another token than the nearest.
@@ -266,9 +264,11 @@ struct Aligning {
     relate<V>(task, with_nearest, 1, relations);
     begin_at(document, i, relations[0]);
     int32_t& found = document.num_candidates[i] = 0;
-    for (int64_t j = 0; j < document.count; ++j)
-      if (cosine(document, i, j) >= document.least[i] && j != nearest) document.candidates[i * document.count + found++] = int32_t(j);
-    ask_candidates(document, i);
+    for (int64_t j = 0; j < document.count; ++j) {
+      if (cosine(document, i, j) < document.least[i] || j == nearest) continue;
+      document.candidates[i * document.count + found++] = int32_t(j);
+      ask(document, j, kAfter);
+    }
     make_after();
   }
 
