@@ -42,13 +42,13 @@ inline __m512 from_halves(__m256i halves) {
   return result;
 }
 
-inline __m512i from_bytes(__m128i bytes) {
-  uint8_t in[16];
-  int32_t out[16];
-  std::memcpy(in, &bytes, 16);
-  for (int i = 0; i < 16; ++i) out[i] = in[i];
+inline __m512i shifted(__m512i lanes, __m512i counts) {
+  int32_t in[16], by[16];
+  std::memcpy(in, &lanes, 64);
+  std::memcpy(by, &counts, 64);
+  for (int i = 0; i < 16; ++i) in[i] >>= by[i];
   __m512i result;
-  std::memcpy(&result, out, 64);
+  std::memcpy(&result, in, 64);
   return result;
 }
 
@@ -121,7 +121,7 @@ inline void multiply(int sums, int a, int b) {
 #undef _tile_dpbusd
 #undef _tile_dpbssd
 #define _mm512_cvtepi32_ps(lanes) emulated::to_float(lanes)
-#define _mm512_cvtepu8_epi32(bytes) emulated::from_bytes(bytes)
+#define _mm512_srav_epi32(lanes, counts) emulated::shifted(lanes, counts)
 #define _mm512_reduce_add_epi32(lanes) emulated::sum(lanes)
 #define _mm512_cvtph_ps(halves) emulated::from_halves(halves)
 #undef _mm512_cvtps_ph
