@@ -330,7 +330,7 @@ def _known_answer(isa: str) -> np.ndarray:
         module().residual_maxsim(isa, [query], [ones], [table], codes, residuals, scales, each, offsets, weights, None, 1).ravel()
         for each in (None, factors)
     ]
-    layer, rows = 100 * rng.normal(size=(2 * dim, dim)).astype(np.float32), rng.normal(size=(3, dim)).astype(np.float32)
+    layer, rows = 20 * rng.normal(size=(2 * dim, dim)).astype(np.float32), rng.normal(size=(3, dim)).astype(np.float32)
     products = rng.normal(size=query.shape).astype(np.float32)
     terms, shard = (products, 0 * ones, 1e3 * ones), (codes, residuals, scales, factors, offsets)
     encoder = module().RelationEncoder(layer, 3.0, *rows, 1.0, weights)

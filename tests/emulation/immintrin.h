@@ -52,6 +52,26 @@ inline __m512i shifted(__m512i lanes, __m512i counts) {
   return result;
 }
 
+inline __m512i whole_parts(__m512 lanes) {
+  float in[16];
+  int32_t out[16];
+  std::memcpy(in, &lanes, 64);
+  for (int i = 0; i < 16; ++i) out[i] = int32_t(in[i]);
+  __m512i result;
+  std::memcpy(&result, out, 64);
+  return result;
+}
+
+inline __m128i to_bytes(__m512i lanes) {
+  int32_t in[16];
+  uint8_t out[16];
+  std::memcpy(in, &lanes, 64);
+  for (int i = 0; i < 16; ++i) out[i] = uint8_t(in[i]);
+  __m128i result;
+  std::memcpy(&result, out, 16);
+  return result;
+}
+
 inline __m256i to_halves(__m512 lanes) {
   __m256 in[2];
   std::memcpy(in, &lanes, 64);
@@ -121,6 +141,10 @@ inline void multiply(int sums, int a, int b) {
 #undef _tile_dpbusd
 #undef _tile_dpbssd
 #define _mm512_cvtepi32_ps(lanes) emulated::to_float(lanes)
+#define _mm512_cvttps_epi32(lanes) emulated::whole_parts(lanes)
+#define _mm512_cvtepi32_epi8(lanes) emulated::to_bytes(lanes)
+#undef _mm512_shuffle_i64x2  // which SIMDe 0.7 gives no alias
+#define _mm512_shuffle_i64x2(a, b, lanes) simde_mm512_shuffle_i64x2(a, b, lanes)
 #define _mm512_srav_epi32(lanes, counts) emulated::shifted(lanes, counts)
 #define _mm512_reduce_add_epi32(lanes) emulated::sum(lanes)
 #define _mm512_cvtph_ps(halves) emulated::from_halves(halves)

@@ -65,7 +65,8 @@ struct Plain {
     int16_t a[8], b[8];
     std::memcpy(a, &row, 16);
     std::memcpy(b, &columns, 16);
-    for (int lane = 0; lane < 4; ++lane) sums[lane] += int32_t(uint32_t(a[2 * lane] * b[2 * lane]) + uint32_t(a[2 * lane + 1] * b[2 * lane + 1]));
+    for (int lane = 0; lane < 4; ++lane)
+      sums[lane] = int32_t(uint32_t(sums[lane]) + uint32_t(a[2 * lane] * b[2 * lane]) + uint32_t(a[2 * lane + 1] * b[2 * lane + 1]));
     return sums;
   }
 

@@ -24,9 +24,11 @@ struct Inverses {                 // of pairs' root mean squares: what words are
     int32_t most = 0, bits[kPairs];
     std::memcpy(bits, inverse, count * sizeof(float));
     for (int64_t c = 0; c < count; ++c) most = std::max(most, bits[c]);
-    for (int64_t c = 0; c < count; ++c) fractions[c] = 0x10001 * int32_t(inverse[c] * 32768);
     const int32_t one = 0x3f800000;
-    if (most < one) return false;
+    if (most < one) {
+      for (int64_t c = 0; c < count; ++c) fractions[c] = 0x10001 * int32_t(inverse[c] * 32768);
+      return false;
+    }
     for (int64_t c = 0; c < count; ++c) {
       shifts[c] = std::clamp((bits[c] >> 23) - 126, 0, 15);  // bits[c] >> 23 is 126 from 1/2 to below 1
       float rest;
@@ -85,7 +87,7 @@ inline void relate(const RelationTask& task, Pair* pairs, int64_t count, int32_t
   const auto share = V::all(1 / float(task.dim)), epsilon = V::all(task.epsilon), unit = V::all(float(1 << task.norm_bits));
   for (int64_t c = 0; c < count; c += V::kLanes) {
     const auto mean = V::mul(V::to_float(V::load_i32(squares + c)), share);
-    V::store(inverse + c, V::div(unit, V::root(V::add(mean, epsilon))));
+    V::store(inverse + c, V::div(unit, V::root(V::add(V::max(mean, V::all(0)), epsilon))));
   }
   Inverses inverses;
   if (!inverses.set(inverse, count)) return hidden_products<V>(task, pairs, count, inverses, [](auto x, int64_t) { return x; }, relations);
