@@ -210,6 +210,27 @@ def test_relations_are_what_they_are_without_pruning():
             np.testing.assert_array_equal(*scores)
 
 
+@pytest.mark.parametrize("dim", [32, 128, 192])
+def test_a_relation_is_within_a_hundredth_or_two_of_their_spread(dim):
+    """Of documents of one token, where nothing else can win."""
+    shard, codec, query, _, rng = made_up(8, 2, dim, 4, 100, 400, 1)
+    codec = related(codec, 0.1, False, rng)
+    shard = replace(shard, doc_offsets=np.arange(len(shard.codes) + 1))
+    terms, weights = codec.pairs.terms(query), np.float32([0, 1])
+    none = replace(terms, products=0 * terms.products, constants=0 * terms.constants)
+
+    def relations(kernels: Kernels) -> np.ndarray:
+        scores = [
+            kernels.relation_maxsim(query, weights, each, kernels.centroid_scores(query, codec), shard, codec) for each in (terms, none)
+        ]
+        return scores[0] - scores[1]
+
+    expected = relations(select("reference"))
+    for name in SETS:
+        errors = relations(select(f"native:{name}")) - expected
+        assert errors.std() < 0.02 * expected.std() and abs(errors.mean()) < 0.01 * expected.std()
+
+
 @settings(max_examples=60, deadline=None)
 @given(**SHAPES, floor=st.booleans(), has_weights=st.booleans())
 def test_posting_scores_are_those_of_the_reference(floor, has_weights, **shape):
