@@ -4,7 +4,7 @@ Its `rescore` is the last stage of every engine that first finds candidates: the
 relations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -60,7 +60,7 @@ def _rescored(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels:
     """[N] float32."""
     if plan.relation is None:
         return _scores([plan], shard, codec, kernels, numbers)[0]
-    related = partial(_related, plan, plan.relation, shard, codec, kernels)
+    related = _related(plan, plan.relation, shard, codec, kernels)
     k = plan.keeps[-1]
     if 3 * k >= len(numbers) or shard.weights is not None:
         return related(numbers)
@@ -84,14 +84,13 @@ def _scores(
 
 
 def _related(
-    plan: QueryPlan, relation: RelationTerms, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: np.ndarray
-) -> np.ndarray:
-    """[N] float32, TRIAL's. Masked tokens of the query are left out first: they are nobody's predecessor."""
-    live = relation.live
-    table = plan.centroid_scores(codec, kernels)
-    if len(live) < len(plan.query.vectors):
-        table = kernels.centroid_scores(plan.query.vectors[live], codec)
-    return kernels.relation_maxsim(plan.query.vectors[live], plan.query.weights[live], relation.pairs, table, shard, codec, documents)
+    plan: QueryPlan, relation: RelationTerms, shard: IndexShard, codec: ResidualCodec, kernels: Kernels
+) -> Callable[[np.ndarray], np.ndarray]:
+    """What gives documents' scores by TRIAL. Masked tokens of the query are left out first: they are nobody's predecessor."""
+    vectors, weights = plan.query.vectors[relation.live], plan.query.weights[relation.live]
+    masked = len(vectors) < len(plan.query.vectors)
+    table = kernels.centroid_scores(vectors, codec) if masked else plan.centroid_scores(codec, kernels)
+    return partial(kernels.relation_maxsim, vectors, weights, relation.pairs, table, shard, codec)
 
 
 ENGINE = Engine(ExactParams, plan, (score_all,))

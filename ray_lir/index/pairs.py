@@ -22,6 +22,7 @@ WORD = 2.0**-12
 WIDE = 0.05
 """Bounds of relations that are larger than this are made narrower, since it is then that pairs with many tokens have to be computed."""
 GRID = 0.25
+"""Between the values of z that a bound looks at."""
 
 
 @dataclass(frozen=True)

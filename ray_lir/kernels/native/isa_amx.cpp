@@ -86,29 +86,28 @@ struct Amx : Avx512 {
       }
   }
 
-  // Products of 16 rows with 16 columns: of high with high bytes, high with low and low with high, and low with low. Rows of up to 128
-  // words stay in tiles 4-7, so they need be loaded for the first columns alone.
+  // Products of 16 rows with 16 columns, of 64 or 128 words: of high with high bytes, high with low and low with high, and low with low. Rows
+  // stay in tiles 4-7, so they need be loaded for the first columns alone.
   static void multiply_planes(const int8_t* rows, bool load, const int8_t* columns, int64_t size, int64_t width,
                               int32_t (*products)[kGroup][kGroup]) {
+    const bool two = width > 64;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
-    for (int64_t at = 0; at < width; at += 128) {
-      const bool two = at + 64 < width;
-      if (load || width > 128) {
-        _tile_loadd(4, rows + at, width);
-        _tile_loadd(5, rows + kRows * width + at, width);
-        if (two) _tile_loadd(6, rows + at + 64, width);
-        if (two) _tile_loadd(7, rows + kRows * width + at + 64, width);
-      }
-      const int8_t *high = columns + at * kGroup, *low = high + size;
-      _tile_loadd(3, high, 64);
-      _tile_dpbssd(0, 4, 3);
-      _tile_dpbssd(1, 5, 3);
-      _tile_loadd(3, low, 64);
-      _tile_dpbssd(1, 4, 3);
-      _tile_dpbssd(2, 5, 3);
-      if (!two) break;
+    if (load) {
+      _tile_loadd(4, rows, width);
+      _tile_loadd(5, rows + kRows * width, width);
+      if (two) _tile_loadd(6, rows + 64, width);
+      if (two) _tile_loadd(7, rows + kRows * width + 64, width);
+    }
+    const int8_t *high = columns, *low = high + size;
+    _tile_loadd(3, high, 64);
+    _tile_dpbssd(0, 4, 3);
+    _tile_dpbssd(1, 5, 3);
+    _tile_loadd(3, low, 64);
+    _tile_dpbssd(1, 4, 3);
+    _tile_dpbssd(2, 5, 3);
+    if (two) {
       _tile_loadd(3, high + 64 * kGroup, 64);
       _tile_dpbssd(0, 6, 3);
       _tile_dpbssd(1, 7, 3);

@@ -130,11 +130,10 @@ struct RelationMemory {
       : rows((2 * kRows + kMoreRows) * whole.decoder.stride), all(tokens * whole.query.lanes, false), best(whole.query.lanes),
         number(whole.query.lanes), values(kDocumentsTogether * whole.query.lanes), least(kDocumentsTogether * whole.query.lanes),
         candidates(tokens * whole.query.lanes, false), found(tokens), nearest(kDocumentsTogether * whole.query.lanes),
-        num_candidates(kDocumentsTogether * whole.query.lanes),
-        relations(kDocumentsTogether * whole.query.lanes * kFew, false), masks(tokens), halves(tokens * whole.layer.lanes, false), made(tokens), asked(tokens),
-        documents(kDocumentsTogether), task(whole),
-        scratch{rows.get(), all.get(), candidates.get(), found.get(), masks.get(), nearest.get(), values.get(), least.get(), num_candidates.get(), relations.get(), halves.get(), made.get(),
-                asked.data(), 0, documents.data(), 0} {
+        num_candidates(kDocumentsTogether * whole.query.lanes), relations(kDocumentsTogether * whole.query.lanes * kFew, false),
+        masks(tokens), halves(tokens * whole.layer.lanes, false), made(tokens), asked(tokens), documents(kDocumentsTogether), task(whole),
+        scratch{rows.get(), all.get(), candidates.get(), found.get(), masks.get(), nearest.get(), values.get(), least.get(),
+                num_candidates.get(), relations.get(), halves.get(), made.get(), asked.data(), 0, documents.data(), 0} {
     task.query.best = best.get();
     task.query.factors = number.get();
   }
@@ -168,8 +167,9 @@ FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weig
   float* scores;
   FloatResult result = array_of<float>({size_t(count)}, &scores);
   const RelationTask task = {shard, decoder, packed.view(table.data(), nullptr, nullptr), num_tokens,
-                             encoder.layer.view(nullptr, nullptr, nullptr), encoder.product_bits, encoder.residual_unit, layer_centroids.data(), encoder.bias.get(), dim, encoder.width, encoder.epsilon,
-                             encoder.norm_bits, encoder.shift_bits, encoder.scale.get(), encoder.shift.get(), encoder.lines.get(), encoder.lines_a_unit,
+                             encoder.layer.view(nullptr, nullptr, nullptr), encoder.product_bits, encoder.residual_unit,
+                             layer_centroids.data(), encoder.bias.get(), dim, encoder.width, encoder.epsilon, encoder.norm_bits,
+                             encoder.shift_bits, encoder.scale.get(), encoder.shift.get(), encoder.lines.get(), encoder.lines_a_unit,
                              words.words.get(), words.factors.get(), constants.data(), upper.data(), by_cosine,
                              documents ? documents->data() : nullptr, count, scores};
   nb::gil_scoped_release release;
