@@ -18,14 +18,28 @@
 namespace emulated {
 
 // Some that SIMDe 0.7 does not have.
-inline __m512 to_float(__m512i lanes) {
-  int32_t in[16];
-  float out[16];
-  std::memcpy(in, &lanes, 64);
-  for (int i = 0; i < 16; ++i) out[i] = float(in[i]);
-  __m512 result;
-  std::memcpy(&result, out, 64);
+
+// A register of run(lane, its number) for each of 16 lanes.
+template <class Result, class Out, class In, class Register, class Run>
+inline Result each_of_16(const Register& lanes, const Run& run) {
+  static_assert(sizeof(Register) == 16 * sizeof(In) && sizeof(Result) == 16 * sizeof(Out));
+  In in[16];
+  Out out[16];
+  std::memcpy(in, &lanes, sizeof in);
+  for (int i = 0; i < 16; ++i) out[i] = Out(run(in[i], i));
+  Result result;
+  std::memcpy(&result, out, sizeof out);
   return result;
+}
+
+inline __m512 to_float(__m512i lanes) { return each_of_16<__m512, float, int32_t>(lanes, [](int32_t lane, int) { return lane; }); }
+inline __m512i whole_parts(__m512 lanes) { return each_of_16<__m512i, int32_t, float>(lanes, [](float lane, int) { return lane; }); }
+inline __m128i to_bytes(__m512i lanes) { return each_of_16<__m128i, uint8_t, int32_t>(lanes, [](int32_t lane, int) { return lane; }); }
+
+inline __m512i shifted(__m512i lanes, __m512i counts) {
+  int32_t by[16];
+  std::memcpy(by, &counts, 64);
+  return each_of_16<__m512i, int32_t, int32_t>(lanes, [&](int32_t lane, int i) { return lane >> by[i]; });
 }
 
 inline int32_t sum(__m512i lanes) {
@@ -39,36 +53,6 @@ inline __m512 from_halves(__m256i halves) {
   __m256 out[2] = {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
   __m512 result;
   std::memcpy(&result, out, 64);
-  return result;
-}
-
-inline __m512i shifted(__m512i lanes, __m512i counts) {
-  int32_t in[16], by[16];
-  std::memcpy(in, &lanes, 64);
-  std::memcpy(by, &counts, 64);
-  for (int i = 0; i < 16; ++i) in[i] >>= by[i];
-  __m512i result;
-  std::memcpy(&result, in, 64);
-  return result;
-}
-
-inline __m512i whole_parts(__m512 lanes) {
-  float in[16];
-  int32_t out[16];
-  std::memcpy(in, &lanes, 64);
-  for (int i = 0; i < 16; ++i) out[i] = int32_t(in[i]);
-  __m512i result;
-  std::memcpy(&result, out, 64);
-  return result;
-}
-
-inline __m128i to_bytes(__m512i lanes) {
-  int32_t in[16];
-  uint8_t out[16];
-  std::memcpy(in, &lanes, 64);
-  for (int i = 0; i < 16; ++i) out[i] = uint8_t(in[i]);
-  __m128i result;
-  std::memcpy(&result, out, 16);
   return result;
 }
 
