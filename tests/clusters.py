@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
@@ -72,6 +73,7 @@ def machines(count: int, object_store_bytes: int = OBJECT_STORE_BYTES, **setting
     Ray gives its workers the lowest priority, with which they hardly start on a machine that others use too: here they have the usual one.
     """
     folder = tempfile.mkdtemp(prefix="ray-")  # the sockets in it allow no long path
+    os.makedirs(get_default_ray_temp_dir(), exist_ok=True)  # where Cluster notes the address, and what no other cluster may have made
     head = {"num_cpus": 0, "object_store_memory": object_store_bytes, "temp_dir": folder, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head | {"_system_config": {"worker_niceness": 0} | settings})
     try:
