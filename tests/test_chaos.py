@@ -18,7 +18,8 @@ def test_an_update_whose_driver_and_workers_are_killed_ends_with_the_same_bytes(
         report = disturb(cluster, tmp_path, "update", ["worker", "driver", "worker"], random.Random(7))
     assert [kind for kind, _ in report.kills] == ["worker", "driver", "worker"] and report.resumes == 1
     assert report.equal
-    assert report.repeated <= 4  # what was under way when the driver died: two machines with a chunk each, and one that waits
+    under_way = 4  # when the driver died: what two machines had just finished, and what they went on with
+    assert report.repeated <= under_way + 2  # and of each worker what it finished without having said so
 
 
 def test_steps_that_are_trained_again_are_counted_by_the_lines_of_progress():
