@@ -1,0 +1,112 @@
+"""What rescoring with TRIAL costs beside MaxSim for a collection's own queries and trained encoders, and how far relations reach.
+
+    python -m bench.trial_queries DATASET INDEX... [--queries 8] [--output bench/results/trial_queries.json]
+
+Of every index (jobs.build_index, of an encoder with scorer trial) the first shard: of each query the 256 best documents by MaxSim, one
+thread, the least of some runs. Milliseconds are of an engine's last stage; `times_maxsim` is the mean over queries. `spread` is the
+standard deviation of a relation over the tokens of a document and `bound` how far above their mean no relation can be; `elsewhere`
+is the share of query tokens that go to another document token than the nearest by cosine, `far` beyond the 8 nearest.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.quality import machine
+from bench.trial import timed
+from ray_lir.config import EncoderConfig
+from ray_lir.engines.exact import ExactParams, rescore
+from ray_lir.engines.plan import QueryPlan
+from ray_lir.evaluation.datasets import load_dataset
+from ray_lir.kernels import reference
+from ray_lir.models.encoder import Encoder
+from ray_lir.search import Searcher
+
+CANDIDATES, BEST = 256, 10
+NEAR = 8
+LOOKED_AT = 16
+"""Documents of a query whose every pair is looked at."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.trial_queries", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dataset")
+    parser.add_argument("indexes", nargs="+")
+    parser.add_argument("--queries", type=int, default=8)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--output", type=Path, default=Path("bench/results/trial_queries.json"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    dataset = load_dataset(given.dataset)
+    texts = list(dataset.queries.values())[: given.queries]
+    rows = [on_index(url, texts, given.runs) for url in given.indexes]
+    result = {"machine": machine(), "dataset": dataset.name, "queries": len(texts), "candidates": CANDIDATES, "indexes": rows}
+    given.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def on_index(url: str, texts: list[str], runs: int) -> dict[str, Any]:
+    searcher = Searcher.open(url)
+    contract, codec = searcher.manifest.contract, searcher.planner.codec
+    encoder = Encoder.for_contract(contract, EncoderConfig(checkpoint=contract.checkpoint))
+    plans = searcher.planner.plan(encoder.encode_queries(texts), BEST, ExactParams())
+    measured = [measure(plan, searcher, runs) for plan in plans]
+    maxsim, everything, best = np.transpose([row[:3] for row in measured])
+    spread, bound, elsewhere, far = np.mean([row[3:] for row in measured], axis=0).round(4).tolist()
+    return {
+        "kernels": searcher.kernels.name,
+        "dim": codec.dim,
+        "relation_weight": codec.pairs.weight,
+        "query_tokens": round(float(np.mean([len(plan.relation.live) for plan in plans])), 1),
+        "maxsim_ms": round(float(maxsim.mean()), 2),
+        "all_ms": round(float(everything.mean()), 2),
+        "times_maxsim": round(float((everything / maxsim).mean()), 2),
+        f"best_{BEST}_ms": round(float(best.mean()), 2),
+        "spread": spread,
+        "bound": bound,
+        "elsewhere": elsewhere,
+        "far": far,
+    }
+
+
+def measure(plan: QueryPlan, searcher: Searcher, runs: int) -> list[float]:
+    """Milliseconds of MaxSim, with relations of all candidates, and of those that can be among the best; then what `reaches` gives."""
+    shard, codec, kernels = searcher.shards[0], searcher.planner.codec, searcher.kernels
+    plain = replace(plan, relation=None)
+    [(scores, _)] = rescore([plain], shard, codec, kernels, [np.arange(shard.num_docs)])
+    best_first = np.argsort(-scores, kind="stable")[:CANDIDATES]
+    candidates = np.sort(best_first)
+    rescore([plan], shard, codec, kernels, [candidates])  # makes what is made once
+    time.sleep(0.2)  # until threads of BLAS spin no more
+    spent = [timed(each, shard, codec, kernels, candidates, runs) for each in (plain, replace(plan, keeps=(CANDIDATES,)), plan)]
+    seen = [reach for number in best_first[:LOOKED_AT] for reach in reaches(plan, searcher, int(number))]
+    return [*spent, *np.mean(seen, axis=0)]
+
+
+def reaches(plan: QueryPlan, searcher: Searcher, number: int) -> Iterator[tuple[float, float, float, float]]:
+    """Of each query token but the first, in one document: spread, bound above the mean, and whether it goes elsewhere, and far."""
+    shard, codec, relation = searcher.shards[0], searcher.planner.codec, plan.relation
+    tokens, _ = shard.tokens(np.array([number]))
+    vectors = reference.decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
+    query, pairs = plan.query.vectors[relation.live], codec.pairs
+    winners, _ = reference.align(query, relation.pairs, vectors, pairs)
+    cosines = query.astype(np.float64) @ vectors.T
+    before, after = vectors @ pairs.before.T, vectors @ pairs.after.T + pairs.bias
+    for i in range(1, len(query)):
+        previous = cosines[i - 1].argmax() if pairs.by_cosine else winners[i - 1]
+        relations = pairs.hidden(before[previous], after) @ relation.pairs.products[i] + relation.pairs.constants[i]
+        nearer = (cosines[i] > cosines[i, winners[i]]).sum()
+        yield relations.std(), relation.pairs.upper[i] - relations.mean(), nearer > 0, nearer >= NEAR
+
+
+if __name__ == "__main__":
+    main()
