@@ -134,8 +134,7 @@ def on_index(url: str, fresh: Trial, kernels: Kernels, runs: int, num_queries: i
             for count, k in ((CANDIDATES, 10), (CANDIDATES, 100), (shard.num_docs, 10), (shard.num_docs, 100)):
                 candidates, best = np.sort(best_first[:count]), replace(related, keeps=(k,))
                 [(answers, _)] = rescore([best], shard, codec, kernels, [candidates])
-                plans = (replace(related, relation=None), replace(related, keeps=(count,)), best)
-                spent = [timed(plan, shard, codec, kernels, candidates, runs // 4) for plan in plans]
+                spent = three_ways(best, shard, codec, kernels, candidates, runs // 4)
                 rows.setdefault((factor, count, k), []).append([*spent, int(np.isfinite(answers).sum())])
     names = ("maxsim_ms", "all_ms", "best_ms", "related")
     return {
@@ -147,6 +146,14 @@ def on_index(url: str, fresh: Trial, kernels: Kernels, runs: int, num_queries: i
             for (factor, count, k), values in rows.items()
         ],
     }
+
+
+def three_ways(
+    plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, candidates: np.ndarray, runs: int
+) -> list[float]:
+    """Milliseconds by MaxSim, with relations of all candidates, and with those of the candidates that can be among the plan's best."""
+    plans = (replace(plan, relation=None), replace(plan, keeps=(len(candidates),)), plan)
+    return [timed(each, shard, codec, kernels, candidates, runs) for each in plans]
 
 
 def timed(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, candidates: np.ndarray, runs: int) -> float:

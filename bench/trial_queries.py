@@ -11,7 +11,6 @@ is the share of query tokens that go to another document token than the nearest 
 import argparse
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 
 from bench.quality import machine
-from bench.trial import timed
+from bench.trial import CANDIDATES, three_ways
 from ray_lir.config import EncoderConfig
 from ray_lir.engines.exact import ExactParams, rescore
 from ray_lir.engines.plan import QueryPlan
@@ -29,8 +28,7 @@ from ray_lir.kernels import reference
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher
 
-CANDIDATES, BEST = 256, 10
-NEAR = 8
+BEST, NEAR = 10, 8
 LOOKED_AT = 16
 """Documents of a query whose every pair is looked at."""
 
@@ -79,33 +77,27 @@ def on_index(url: str, texts: list[str], runs: int) -> dict[str, Any]:
 
 
 def measure(plan: QueryPlan, searcher: Searcher, runs: int) -> list[float]:
-    """Milliseconds of MaxSim, with relations of all candidates, and of those that can be among the best; then what `reaches` gives."""
+    """What `three_ways` gives, and the mean of what `reaches` gives."""
     shard, codec, kernels = searcher.shards[0], searcher.planner.codec, searcher.kernels
-    plain = replace(plan, relation=None)
-    [(scores, _)] = rescore([plain], shard, codec, kernels, [np.arange(shard.num_docs)])
+    [(scores, _)] = rescore([replace(plan, relation=None)], shard, codec, kernels, [np.arange(shard.num_docs)])
     best_first = np.argsort(-scores, kind="stable")[:CANDIDATES]
     candidates = np.sort(best_first)
     rescore([plan], shard, codec, kernels, [candidates])  # makes what is made once
     time.sleep(0.2)  # until threads of BLAS spin no more
-    spent = [timed(each, shard, codec, kernels, candidates, runs) for each in (plain, replace(plan, keeps=(CANDIDATES,)), plan)]
-    seen = [reach for number in best_first[:LOOKED_AT] for reach in reaches(plan, searcher, int(number))]
-    return [*spent, *np.mean(seen, axis=0)]
+    seen = np.concatenate([reaches(plan, searcher, int(number)) for number in best_first[:LOOKED_AT]])
+    return [*three_ways(plan, shard, codec, kernels, candidates, runs), *seen.mean(axis=0)]
 
 
-def reaches(plan: QueryPlan, searcher: Searcher, number: int) -> Iterator[tuple[float, float, float, float]]:
-    """Of each query token but the first, in one document: spread, bound above the mean, and whether it goes elsewhere, and far."""
+def reaches(plan: QueryPlan, searcher: Searcher, number: int) -> np.ndarray:
+    """[n - 1, 4], of each query token but the first in a document: spread, bound above the mean, whether it goes elsewhere, and far."""
     shard, codec, relation = searcher.shards[0], searcher.planner.codec, plan.relation
     tokens, _ = shard.tokens(np.array([number]))
     vectors = reference.decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
-    query, pairs = plan.query.vectors[relation.live], codec.pairs
-    winners, _ = reference.align(query, relation.pairs, vectors, pairs)
-    cosines = query.astype(np.float64) @ vectors.T
-    before, after = vectors @ pairs.before.T, vectors @ pairs.after.T + pairs.bias
-    for i in range(1, len(query)):
-        previous = cosines[i - 1].argmax() if pairs.by_cosine else winners[i - 1]
-        relations = pairs.hidden(before[previous], after) @ relation.pairs.products[i] + relation.pairs.constants[i]
-        nearer = (cosines[i] > cosines[i, winners[i]]).sum()
-        yield relations.std(), relation.pairs.upper[i] - relations.mean(), nearer > 0, nearer >= NEAR
+    cosines, relations = reference.compare(plan.query.vectors[relation.live], relation.pairs, vectors, codec.pairs)
+    winners = (cosines + relations).argmax(axis=1, keepdims=True)
+    nearer = (cosines > np.take_along_axis(cosines, winners, axis=1)).sum(axis=1)
+    rows = (relations.std(axis=1), relation.pairs.upper - relations.mean(axis=1), nearer > 0, nearer >= NEAR)
+    return np.stack(rows, axis=1)[1:]
 
 
 if __name__ == "__main__":

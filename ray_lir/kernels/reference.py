@@ -244,15 +244,20 @@ def relation_maxsim(
 
 def align(query_nD: np.ndarray, terms: "PairTerms", vectors_mD: np.ndarray, pairs: "PairEncoder") -> tuple[np.ndarray, np.ndarray]:
     """[n] int64: the document token that each query token wins; [n] float64: its relation to what the token before was aligned to."""
+    cosines_nm, relations_nm = compare(query_nD, terms, vectors_mD, pairs)
+    winners = (cosines_nm + relations_nm).argmax(axis=1)
+    return winners, relations_nm[np.arange(len(winners)), winners]
+
+
+def compare(query_nD: np.ndarray, terms: "PairTerms", vectors_mD: np.ndarray, pairs: "PairEncoder") -> tuple[np.ndarray, np.ndarray]:
+    """Two [n, m] float64: the cosines, and the relations of every document token to what the query token before was aligned to."""
     cosines_nm = query_nD.astype(np.float64) @ vectors_mD.T
     before_mD, after_mD = vectors_mD @ pairs.before.T.astype(np.float64), vectors_mD @ pairs.after.T.astype(np.float64) + pairs.bias
-    winners, relations, aligned = np.zeros(len(query_nD), np.int64), np.zeros(len(query_nD)), 0
-    for i, cosines_m in enumerate(cosines_nm):
-        relations_m = pairs.hidden(before_mD[aligned], after_mD) @ terms.products[i] + terms.constants[i] if i else np.zeros(len(cosines_m))
-        winners[i] = best = int((cosines_m + relations_m).argmax())
-        relations[i] = relations_m[best]
-        aligned = int(cosines_m.argmax()) if pairs.by_cosine else best
-    return winners, relations
+    relations_nm = np.zeros_like(cosines_nm)
+    for i in range(1, len(query_nD)):
+        deciding_m = cosines_nm[i - 1] if pairs.by_cosine else cosines_nm[i - 1] + relations_nm[i - 1]
+        relations_nm[i] = pairs.hidden(before_mD[deciding_m.argmax()], after_mD) @ terms.products[i] + terms.constants[i]
+    return cosines_nm, relations_nm
 
 
 def centroid_maxsim(
