@@ -213,7 +213,6 @@ def build(num_tokens: int) -> dict[str, float]:
     }
     speeds = {f"{name}_tokens_per_s": 1000 * len(vectors) / wall_ms(step, 3) for name, step in steps.items()}
     os.environ[VARIABLE] = "cuda"
-    select.cache_clear()
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         config = IndexConfig(clustering=ClusteringConfig(assign_nprobe=0))

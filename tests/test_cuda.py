@@ -18,7 +18,7 @@ from ray_lir.build import build_index
 from ray_lir.config import ClusteringConfig, IndexConfig
 from ray_lir.errors import KernelUnavailable
 from ray_lir.index.codec import ResidualCodec, random_rotation
-from ray_lir.kernels import VARIABLE, Kernels, reference, select
+from ray_lir.kernels import VARIABLE, Kernels, load, reference, select
 from ray_lir.search import Searcher
 from tests.synthetic import collection, queries_about
 from tests.test_native import check_compression, made_up, related
@@ -37,7 +37,7 @@ def cuda():
         patch.setenv("TRITON_INTERPRET", "1")
         import_anew()
         yield select("cuda")
-    select.cache_clear()
+    load.cache_clear()
     import_anew()
 
 
@@ -265,10 +265,8 @@ def test_an_index_is_built_and_answers_as_with_the_reference(cuda, tmp_path, mon
     root = str(tmp_path / "index")
     with monkeypatch.context() as patch:
         patch.setenv(VARIABLE, built_with)
-        select.cache_clear()
         assert (select() == select("cuda")) == (built_with == "cuda")
         build_index(documents, root, IndexConfig(clustering=ClusteringConfig(num_centroids=32)))
-    select.cache_clear()
     by_reference, searcher = Searcher.open(root, kernels="reference"), Searcher.open(root, kernels="cuda")
     for engine in ("exact", "scan", "plaid", "warp", "auto"):
         for expected, found in zip(by_reference.search(queries, 5, engine), searcher.search(queries, 5, engine), strict=True):

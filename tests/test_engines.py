@@ -54,10 +54,30 @@ def test_plaid_dagger_probes_prunes_and_keeps_as_the_golden_vectors():
     np.testing.assert_array_equal(interacted.documents, g["stage3"])
 
 
-def test_a_fully_pruned_document_is_no_candidate():
+def test_a_fully_pruned_document_takes_no_place_from_the_others():
     g, _, (probed, _) = plaid_golden(golden("plaid_dagger")["w"] + 1e-9)
     pruned = g["candidates"][np.isneginf(g["pruned_weighted"])]
     assert len(pruned) and not np.isin(pruned, probed.documents).any()
+
+
+@pytest.mark.parametrize("threshold", [0.5, 9.0])
+def test_plaid_ranks_fully_pruned_documents_after_all_others(threshold):
+    """By their full centroid scores: no document that was found is lost."""
+    g = golden("plaid_dagger")
+    codec = ResidualCodec(g["centroids"], np.zeros(1), np.zeros(2))
+    shard = shard_of(g["codes"], np.zeros((len(g["codes"]), 2), np.uint8), g["doc_offsets"], len(g["centroids"]))
+    statistics = IndexStatistics(24, len(g["codes"]), np.bincount(g["codes"], minlength=24))
+    query = Query(g["q"].astype(np.float32), np.ones(len(g["q"]), np.float32))
+    params = plaid.PlaidParams(nprobe=int(g["nprobe"]), centroid_score_threshold=threshold, ncandidates=1000)
+    plan = plaid.plan(query, codec, statistics, params, 1000, KERNELS)
+    candidates = KERNELS.candidates(plan.terms["cells"], shard)
+    table = plan.centroid_scores(codec, KERNELS)
+    pruned = np.isneginf(KERNELS.centroid_maxsim(table, query.weights, shard, threshold, candidates))
+    full = KERNELS.centroid_maxsim(table, query.weights, shard, None, candidates)
+    [probed, _] = run("plaid", plan, shard, codec, 2)
+    assert pruned.any() and set(probed.documents) == set(candidates)
+    last = candidates[pruned][np.argsort(-full[pruned], kind="stable")]
+    np.testing.assert_array_equal(probed.documents[-len(last) :], last)
 
 
 def test_a_query_token_of_weight_zero_is_not_probed():

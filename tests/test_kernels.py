@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ray_lir.errors import ConfigError
 from ray_lir.index.shard import IndexShard
-from ray_lir.kernels import reference, select
+from ray_lir.kernels import VARIABLE, reference, select
 from tests.golden_files import golden
 from tests.synthetic import collection, exact_scores, queries_about
 
@@ -116,5 +116,20 @@ def test_document_blocks_cover_every_document_once(lengths, block_tokens):
 
 def test_kernels_that_are_not_here_say_what_to_use():
     assert select("reference").name == "reference"
-    with pytest.raises(ConfigError, match="reference"):
-        select("fastest")
+    for name in ("fastest", "reference:avx2", "cuda:0", ""):
+        with pytest.raises(ConfigError, match="use auto, native, native:SET, cuda or reference"):
+            select(name)
+
+
+def test_a_changed_environment_variable_changes_what_auto_selects(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    default = select()
+    monkeypatch.setenv(VARIABLE, "reference")
+    assert select().name == "reference"
+    for empty in ("", "  "):
+        monkeypatch.setenv(VARIABLE, empty)
+        assert select() == default
+    monkeypatch.setenv(VARIABLE, "fastest")
+    with pytest.raises(ConfigError, match=f"{VARIABLE} is 'fastest': unknown kernels"):
+        select()
+    assert select("reference").name == "reference"

@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ray_lir.build import build_index
 from ray_lir.config import ClusteringConfig, CodecConfig, IndexConfig
@@ -18,7 +20,7 @@ from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.kernels import select
 from ray_lir.search import Searcher
-from tests.synthetic import collection, exact_scores, queries_about
+from tests.synthetic import collection, exact_scores, queries_about, unit
 
 DOCUMENTS = collection(300)
 ASKED = [0, 5, 41, 99, 150, 222, 299]
@@ -196,6 +198,39 @@ def test_k_beyond_the_corpus_gives_what_there_is(index, engine):
     top = index(2).search(QUERIES.slice(0, 1), 5_000, EVERYTHING[engine])[0]
     assert len(top.documents) == 300 == len(np.unique(top.documents))
     assert (np.diff(top.scores) <= 0).all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    lengths=st.lists(st.integers(0, 9), min_size=4, max_size=30),
+    num_shards=st.integers(1, 3),
+    k=st.integers(1, 40),
+    spread=st.sampled_from([0.0, 0.5, 1.0]),
+    data=st.data(),
+)
+def test_an_engine_returns_as_many_documents_as_it_found(tmp_path_factory, seed, lengths, num_shards, k, spread, data):
+    """min(k, documents found): no stage loses a document unless another takes its place."""
+    rng = np.random.default_rng(seed)
+    lengths = [1, *lengths]
+    documents = TokenEmbeddings.of([unit(rng.normal(size=(n, 16)) + 3 * spread) for n in lengths])
+    root = str(tmp_path_factory.mktemp("counts") / "index")
+    build_index(documents, root, IndexConfig(num_shards=num_shards))
+    searcher = Searcher.open(root)
+    queries = TokenEmbeddings.of([unit(rng.normal(size=(4, 16)) - spread), unit(rng.normal(size=(1, 16)))])
+    drawn = data.draw(st.none() | st.sets(st.integers(0, len(lengths) - 1)))
+    only = None if drawn is None else np.array(sorted(drawn), int)
+    there = np.flatnonzero(np.array(lengths) > 0)
+    there = there if only is None else np.intersect1d(there, only)
+    for params in ("exact", ScanParams(), ScanParams(ncandidates=1), *EVERYTHING.values(), XtrParams(), XtrParams(rescore=1)):
+        for top in searcher.search(queries, k, params, only=only):
+            assert len(top.documents) == min(k, len(there)), params
+    for params in ("plaid", "warp", PlaidParams(ncandidates=1), PlaidParams(centroid_score_threshold=9.0), WarpParams(rescore=1)):
+        plans = searcher.planner.plan(queries, k, params)
+        for plan, top in zip(plans, searcher.search(queries, k, params, only=only), strict=True):
+            cells = np.unique(plan.terms["cells"])
+            found = np.concatenate([shard.first_document + searcher.kernels.candidates(cells, shard) for shard in searcher.shards])
+            assert len(top.documents) == min(k, len(np.intersect1d(found, there))), params
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -21,7 +21,8 @@ class PlaidParams(Config):
     nprobe: int | None = Field(None, ge=1)
     """Centroids probed for each query token. None: 2 for k up to 10, 4 up to 100, else 8."""
     centroid_score_threshold: float | None = None
-    """Centroids below this for every query token are pruned in the second stage. None: 0.5, 0.45 or 0.4 for the same k."""
+    """Centroids below this for every query token are pruned in the second stage. Documents without any other centroid rank after all
+    others. None: 0.5, 0.45 or 0.4 for the same k."""
     ncandidates: int | None = Field(None, ge=1)
     """Documents kept by the second stage; a quarter of them is rescored. None: max(1024, 4 k) for k up to 100, else max(4096, 4 k)."""
 
@@ -31,7 +32,7 @@ def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params
     params = PlaidParams(
         nprobe=min(params.nprobe or nprobe, codec.num_centroids),
         centroid_score_threshold=threshold if params.centroid_score_threshold is None else params.centroid_score_threshold,
-        ncandidates=params.ncandidates or max(ncandidates, 4 * k),
+        ncandidates=max(params.ncandidates, k) if params.ncandidates else max(ncandidates, 4 * k),
     )
     result = QueryPlan(query, params, (params.ncandidates, max(params.ncandidates // 4, k), k))
     # A token of weight 0 adds nothing to any score, so it need not find candidates; pruning looks at unweighted scores.
@@ -45,15 +46,25 @@ def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params
 def probe(
     plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[np.ndarray | None]
 ) -> list[Scored]:
-    """Documents with a token in a probed cell, scored by their centroids above the threshold."""
+    """Documents with a token in a probed cell, scored by their centroids above the threshold; those without such a centroid come last."""
     answers = []
-    for plan, mine in zip(plans, documents, strict=True):
+    for plan, allowed in zip(plans, documents, strict=True):
         numbers = kernels.candidates(plan.terms["cells"], shard)
-        numbers, _ = among(numbers, numbers, mine)
-        table, threshold = plan.centroid_scores(codec, kernels), plan.params.centroid_score_threshold
-        scores = kernels.centroid_maxsim(table, plan.query.weights, shard, threshold, numbers)
+        numbers, _ = among(numbers, numbers, allowed)
+        table, weights = plan.centroid_scores(codec, kernels), plan.query.weights
+        scores = kernels.centroid_maxsim(table, weights, shard, plan.params.centroid_score_threshold, numbers)
+        pruned = np.flatnonzero(np.isneginf(scores))
+        if len(pruned) and len(scores) - len(pruned) < plan.keeps[0]:
+            scores = scores.copy()
+            scores[pruned] = kernels.centroid_maxsim(table, weights, shard, None, numbers[pruned]) - _score_range(table, weights)
         answers.append(kernels.top_k(scores, numbers, plan.keeps[0]))
     return answers
+
+
+def _score_range(table_CL: np.ndarray, weights_n: np.ndarray) -> np.float32:
+    """At least the difference between any two centroid scores of documents."""
+    largest_n = np.abs(table_CL[:, : len(weights_n)]).max(axis=0).astype(np.float64)
+    return np.float32(2 * weights_n @ largest_n + 1)
 
 
 def interact(

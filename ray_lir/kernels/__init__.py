@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_lir.errors import ConfigError
+from ray_lir.errors import ConfigError, RayLirError
 from ray_lir.kernels import native, reference
 from ray_lir.parallel import num_cores
 
@@ -61,11 +61,11 @@ NAMES = [name for name in Kernels.__dataclass_fields__ if name not in ("name", "
 REFERENCE = Kernels("reference", 1, **{name: getattr(reference, name) for name in NAMES})
 
 
-@cache
 def select(name: str = "auto", threads: int = 1) -> Kernels:
     """The kernels called `name`: reference, native, native:SET for one instruction set, or cuda.
 
-    auto is what the environment variable RAY_LIR_KERNELS names, or else the fastest there is on a CPU.
+    auto stands for the value of the environment variable RAY_LIR_KERNELS, read at every call; if the variable is unset or empty, for
+    the fastest kernels of the CPU.
 
     Args:
         threads: how many a call may use; 0 for all cores.
@@ -74,13 +74,24 @@ def select(name: str = "auto", threads: int = 1) -> Kernels:
         KernelUnavailable: if an explicit choice cannot run here.
         ConfigError: if there is no such set.
     """
-    name = os.environ.get(VARIABLE, name) if name == "auto" else name
+    variable = os.environ.get(VARIABLE, "").strip() if name == "auto" else ""
+    if not variable:
+        return load(name, threads)
+    try:
+        return load(variable, threads)
+    except RayLirError as error:
+        raise type(error)(f"the environment variable {VARIABLE} is {variable!r}: {error}") from None
+
+
+@cache
+def load(name: str, threads: int) -> Kernels:
+    """`select` without the environment variable: auto stands for the fastest kernels of the CPU."""
     if name == "reference" or (name == "auto" and not native.available()):
         return REFERENCE
     kind, _, instruction_set = name.partition(":")
-    if kind not in ("auto", "native", "cuda"):
-        raise ConfigError(f"unknown kernels {name!r}; use auto, native, cuda or reference")
-    if kind == "cuda":
+    if name not in ("auto", "cuda") and kind != "native":
+        raise ConfigError(f"unknown kernels {name!r}; use auto, native, native:SET, cuda or reference")
+    if name == "cuda":
         from ray_lir.kernels import cuda  # torch and triton, which nothing else of the index tower needs
 
         return Kernels("cuda", 1, **cuda.functions(NAMES))
