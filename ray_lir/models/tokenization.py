@@ -1,17 +1,28 @@
 """Text to token ids as an EncoderContract says (ALGORITHMS 1.1); needs the tokenizer's files, but no weights."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from ray_lir.errors import ConfigError
 from ray_lir.formats.contract import EncoderContract
+from ray_lir.formats.truncation import Truncation
 from ray_lir.models import layouts
 from ray_lir.models.checkpoint import find
+from ray_lir.models.long_texts import Beginning, Condenser, beginning, stable_tokens, words_after
+
+COUNTED_CHARACTERS = 32_768
+"""Texts of up to so many characters are tokenised as a whole and their tokens counted; of longer texts only the beginning is tokenised."""
+CHARACTERS_PER_TOKEN = 16
+"""A beginning has at least so many characters for each token that is kept."""
+GROWTH = 4
+"""How much longer the next beginning is if one gave too few tokens."""
+CHARACTERS_AT_ONCE = 1 << 18
+"""Texts that are tokenised together have at most so many characters, which bounds memory: a token in work takes about 100 bytes."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,51 @@ class TokenSpans:
 
     pieces: list[str]
     spans: np.ndarray
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """The token ids of texts, and how much of each text they are.
+
+    Attributes:
+        ids: one int32 array a text, special tokens and marker included.
+        truncations: one a text.
+    """
+
+    ids: list[np.ndarray]
+    truncations: list[Truncation]
+
+
+@dataclass(frozen=True)
+class _Cutter:
+    """A tokenizer that truncates to one length.
+
+    Attributes:
+        capacity: tokens of a text that it keeps, special tokens not counted.
+        num_special: special tokens that it adds.
+    """
+
+    tokenizer: Tokenizer
+    capacity: int
+    num_special: int
+
+    @classmethod
+    def of(cls, serialized: str, length: int) -> "_Cutter":
+        """A tokenizer of its own for each length: one that is shared would have to be switched, which threads cannot do."""
+        tokenizer = Tokenizer.from_str(serialized)
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(length)
+        num_special = tokenizer.num_special_tokens_to_add(False)
+        return cls(tokenizer, length - num_special, num_special)
+
+    @property
+    def first_limit(self) -> int:
+        """Characters of a text that are tokenised at first."""
+        return max(COUNTED_CHARACTERS, CHARACTERS_PER_TOKEN * self.capacity)
+
+    def num_tokens(self, encoding: Encoding) -> int:
+        """Tokens of the text before truncation, special tokens included once."""
+        return len(encoding) + sum(len(part) - self.num_special for part in encoding.overflowing)
 
 
 class TextTokenizer:
@@ -46,8 +102,9 @@ class TextTokenizer:
         self._document_marker = _marker_id(tokenizer, contract.document_marker)
         self._expansion = _marker_id(tokenizer, contract.expansion_token if contract.query_expansion else None)
         serialized = tokenizer.backend_tokenizer.to_str()
-        self._query_tokenizer = _cutting(serialized, contract.query_length - (self._query_marker is not None))
-        self._document_tokenizer = _cutting(serialized, contract.document_length - (self._document_marker is not None))
+        self._queries = _Cutter.of(serialized, contract.query_length - (self._query_marker is not None))
+        self._documents = _Cutter.of(serialized, contract.document_length - (self._document_marker is not None))
+        self._condenser = Condenser.of(self._documents.tokenizer)
 
     @classmethod
     def load(cls, checkpoint: str, contract: EncoderContract) -> "TextTokenizer":
@@ -60,7 +117,11 @@ class TextTokenizer:
         Raises:
             ConfigError: if a text is not a string; the message has its position.
         """
-        return self._ids(self._document_tokenizer, texts, self.contract.document_prompt, self._document_marker)
+        return self.tokenize_documents(texts).ids
+
+    def tokenize_documents(self, texts: Sequence[str]) -> TokenizedTexts:
+        """The same, with the tokens that each text had before it was cut."""
+        return self._tokenize(self._documents, texts, self.contract.document_prompt, self._document_marker)
 
     def queries(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The same for queries, padded with expansion tokens if the contract expands."""
@@ -68,7 +129,11 @@ class TextTokenizer:
 
     def bare_queries(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Queries without their expansion tokens."""
-        return self._ids(self._query_tokenizer, texts, self.contract.query_prompt, self._query_marker)
+        return self.tokenize_queries(texts).ids
+
+    def tokenize_queries(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Queries without their expansion tokens, with the tokens that each had before it was cut to `query_length`."""
+        return self._tokenize(self._queries, texts, self.contract.query_prompt, self._query_marker)
 
     def expand(self, ids: np.ndarray) -> np.ndarray:
         """A query's ids with its expansion tokens."""
@@ -83,17 +148,18 @@ class TextTokenizer:
         contract = self.contract
         if contract.pooling_factor > 1:
             return TokenSpans([], np.zeros((0, 2), np.int64))
-        return self._spans(self._document_tokenizer, text, contract.document_prompt, self._document_marker, contract.skip_tokens, False)
+        return self._spans(self._documents, text, contract.document_prompt, self._document_marker, contract.skip_tokens, False)
 
     def query_spans(self, text: str) -> TokenSpans:
         """The same for a query, expansion tokens included."""
         contract = self.contract
-        return self._spans(self._query_tokenizer, text, contract.query_prompt, self._query_marker, contract.query_skip_tokens, True)
+        return self._spans(self._queries, text, contract.query_prompt, self._query_marker, contract.query_skip_tokens, True)
 
-    def _spans(self, tokenizer: Tokenizer, text: str, prompt: str, marker: int | None, skip: Sequence[int], expand: bool) -> TokenSpans:
-        encoding = tokenizer.encode(self._prepared(text, prompt))
+    def _spans(self, cutter: _Cutter, text: str, prompt: str, marker: int | None, skip: Sequence[int], expand: bool) -> TokenSpans:
+        start = len(text) - len(text.lstrip())
+        encoding, read, _ = self._encode(cutter, text.strip(), prompt, cutter.first_limit)
         ids, spans = np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int64).reshape(-1, 2)
-        origins = self._origins(text, prompt)
+        origins = self._origins(read, prompt, start)
         inside = (spans[:, 0] < spans[:, 1]) & (origins[spans[:, 0]] >= 0)
         spans = np.where(inside[:, None], np.stack([origins[spans[:, 0]], origins[spans[:, 1] - 1] + 1], axis=1), -1)
         if marker is not None:
@@ -105,25 +171,75 @@ class TextTokenizer:
         kept = ~np.isin(ids, skip)
         return TokenSpans(self.tokenizer.convert_ids_to_tokens(ids[kept].tolist()), spans[kept])
 
-    def _origins(self, text: str, prompt: str) -> np.ndarray:
-        """For each character of the prepared text its place in `text`, -1 in the prompt; and one more for the end."""
-        stripped = text.strip()
-        start = len(text) - len(text.lstrip())
-        places = np.concatenate([np.full(len(prompt), -1), np.arange(start, start + len(stripped))])
+    def _origins(self, read: Beginning, prompt: str, start: int) -> np.ndarray:
+        """For each character of the prepared text its place in the text, -1 in the prompt; and one more for the end."""
+        places = np.concatenate([np.full(len(prompt), -1), *(start + np.arange(*piece) for piece in read.pieces)])
         if self.contract.lower_case:  # one character may become several
-            places = np.repeat(places, [len(character.lower()) for character in prompt + stripped])
+            places = np.repeat(places, [len(character.lower()) for character in prompt + read.text])
         return np.append(places, -1)
 
-    def _ids(self, tokenizer: Tokenizer, texts: Sequence[str], prompt: str, marker: int | None) -> list[np.ndarray]:
+    def _tokenize(self, cutter: _Cutter, texts: Sequence[str], prompt: str, marker: int | None) -> TokenizedTexts:
         if "RAY_RAYLET_PID" in os.environ:  # in a Ray worker, where each one would start a thread a core
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        encodings = tokenizer.encode_batch_fast([self._prepared(text, prompt) for text in checked(texts)])
-        ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
-        return ids if marker is None else [np.insert(row, min(1, len(row)), np.int32(marker)) for row in ids]
+        limit = cutter.first_limit
+        result = TokenizedTexts([], [])
+        for group in _groups(checked(texts), limit):
+            for encoding, total, exact in self._encode_group(cutter, [text.strip() for text in group], prompt, limit):
+                ids = np.array(encoding.ids, np.int32)
+                if marker is not None:
+                    ids, total = np.insert(ids, min(1, len(ids)), np.int32(marker)), total + 1
+                result.ids.append(ids)
+                result.truncations.append(Truncation(len(ids), total, exact))
+        return result
+
+    def _encode_group(self, cutter: _Cutter, sources: list[str], prompt: str, limit: int) -> Iterator[tuple[Encoding, int, bool]]:
+        """The truncated encoding of each text, its tokens before truncation, and whether that number is exact."""
+        read = [self._read(source, limit) for source in sources]
+        prepared = [self._prepared(each.text, prompt) for each in read]
+        all_whole = all(each.whole for each in read)  # encode_batch_fast leaves out the offsets that show which tokens are stable
+        encode = cutter.tokenizer.encode_batch_fast if all_whole else cutter.tokenizer.encode_batch
+        for source, each, text, encoding in zip(sources, read, prepared, encode(prepared), strict=True):
+            stable = 0 if each.whole else stable_tokens(encoding, len(text))
+            if not each.whole and stable < cutter.capacity:
+                encoding, each, stable = self._encode(cutter, source, prompt, GROWTH * limit)
+            if each.whole:
+                yield encoding, cutter.num_tokens(encoding), True
+            else:
+                yield encoding, cutter.num_special + stable + words_after(source, each.end), False
+
+    def _encode(self, cutter: _Cutter, source: str, prompt: str, limit: int) -> tuple[Encoding, Beginning, int]:
+        """The encoding of a text's beginning, long enough for the tokens that are kept; the beginning; and its stable tokens."""
+        while True:
+            read = self._read(source, limit, self._condenser)
+            text = self._prepared(read.text, prompt)
+            encoding = cutter.tokenizer.encode(text)
+            stable = 0 if read.whole else stable_tokens(encoding, len(text))
+            if read.whole or stable >= cutter.capacity:
+                return encoding, read, stable
+            limit *= GROWTH
+
+    def _read(self, source: str, limit: int, condenser: Condenser | None = None) -> Beginning:
+        read = condenser.condense(source, limit) if condenser and len(source) > limit else beginning(source, limit)
+        depends_on_rest = self.contract.lower_case and "Σ" in read.text  # at the end of a word it becomes another letter
+        if depends_on_rest and not read.cut_at_space:
+            return beginning(source, len(source))
+        return read
 
     def _prepared(self, text: str, prompt: str) -> str:
-        text = prompt + _valid_unicode(text).strip()
+        text = prompt + _valid_unicode(text)
         return text.lower() if self.contract.lower_case else text
+
+
+def _groups(texts: Sequence[str], longest: int) -> Iterator[Sequence[str]]:
+    """Runs of texts to tokenise together, counting at most `longest` characters of each."""
+    first = size = 0
+    for position, text in enumerate(texts):
+        if size + min(len(text), longest) > CHARACTERS_AT_ONCE and position > first:
+            yield texts[first:position]
+            first, size = position, 0
+        size += min(len(text), longest)
+    if first < len(texts):
+        yield texts[first:]
 
 
 def checked(texts: Sequence[str]) -> Sequence[str]:
@@ -146,14 +262,6 @@ def _valid_unicode(text: str) -> str:
         return text
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _cutting(serialized: str, length: int) -> Tokenizer:
-    """A tokenizer of its own for each length: one that is shared would have to be switched, which threads cannot do."""
-    tokenizer = Tokenizer.from_str(serialized)
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(length)
-    return tokenizer
 
 
 def _marker_id(tokenizer: PreTrainedTokenizerBase, token: str | None) -> int | None:
