@@ -8,7 +8,6 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from ray_lir import logs
 from ray_lir.config import Config
 from ray_lir.errors import ConfigError, RayLirError
+from ray_lir.formats import storage
 from ray_lir.formats.storage import store_errors
 
 Job = TypeVar("Job", bound=Config)
@@ -125,7 +125,7 @@ def _value(text: str, annotation: Any) -> Any:
 
 def _read_recipe(path: str) -> dict[str, Any]:
     try:
-        recipe = yaml.safe_load(Path(path).read_text())
+        recipe = yaml.safe_load(storage.local_path(path).read_text())
     except OSError as error:
         raise ConfigError(f"cannot read the recipe {path}: {error.strerror}; check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

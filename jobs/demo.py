@@ -55,7 +55,7 @@ class DemoJob(Config):
 
 
 def run(job: DemoJob) -> dict[str, Any]:
-    folder = Path(job.output).absolute() / f"{job.num_docs}-documents"
+    folder = storage.local_path(job.output) / f"{job.num_docs}-documents"
     corpus, embeddings, index = folder / "corpus.jsonl", folder / "embeddings", folder / "index"
     log: list[dict[str, Any]] = []
     with logs.stage("demo, corpus", log) as record:

@@ -7,7 +7,7 @@ compute does not depend on the number of shards, so an index answers the same ho
 
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,12 +54,14 @@ WORK_OF_CHANGES = ("version-", "embeddings-")
 
 
 def build_index(
-    embeddings: str | TokenEmbeddings,
-    output: str,
+    embeddings: storage.PathOrUrl | TokenEmbeddings,
+    output: storage.PathOrUrl,
     config: IndexConfig | None = None,
     *,
     contract: EncoderContract | None = None,
     texts: Sequence[str] | None = None,
+    titles: Sequence[str] | None = None,
+    metadata: Sequence[Mapping[str, Any] | None] | None = None,
     relation: Relation | None = None,
     map: Map = ray_lir.parallel.threads,
 ) -> IndexManifest:
@@ -71,6 +73,8 @@ def build_index(
         config: shards, clustering and codec, or the index whose codec is taken; None for the defaults.
         contract: for embeddings held in memory, that of their encoder.
         texts: for embeddings held in memory, one a document.
+        titles: for embeddings held in memory, one a document.
+        metadata: for embeddings held in memory, a dict of JSON values for each document.
         relation: for embeddings held in memory, that of their encoder, if its scorer is trial.
         map: where the steps run: threads of this process, plain `map`, or distributed.ray_map. The bytes are the same.
 
@@ -88,10 +92,11 @@ def build_index(
         _check_output(output)
         check_dimensions(embeddings.dim, config.codec.nbits)
         folder = storage.join(output, WORK, "embeddings")
-        save_embeddings(folder, embeddings, contract, texts, relation)
+        save_embeddings(folder, embeddings, contract, texts, relation, titles=titles, metadata=metadata)
         manifest = build_index(folder, output, config, map=map)
         _tidy(output)
         return manifest
+    check_unused("build_index", contract=contract, texts=texts, titles=titles, metadata=metadata, relation=relation)
     source, config, identity = _read_source(embeddings, config)
     if _check_output(output):
         return _existing(output, identity)
@@ -103,6 +108,13 @@ def build_index(
         if LATEST in storage.list_names(output):  # another run of this job was faster, and took the work folder away
             return _existing(output, identity)
         raise
+
+
+def check_unused(function: str, **arguments: Any) -> None:
+    """Raises ConfigError if an argument is given that only embeddings held in memory need: a folder has its own."""
+    given = next((name for name, value in arguments.items() if value is not None), None)
+    if given:
+        raise ConfigError(f"{function} takes {given} only with TokenEmbeddings held in memory; a folder of embeddings has its own")
 
 
 def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], map: Map) -> IndexManifest:
@@ -177,7 +189,7 @@ def codec_of(index: str, manifest: IndexManifest) -> tuple[ResidualCodec, Assign
     return codec, assigner_over(codec.centroids_f32, codec.token_offsets, settings_of(manifest).clustering)
 
 
-def prepare(embeddings: str, output: str, config: IndexConfig) -> Build:
+def prepare(embeddings: storage.PathOrUrl, output: storage.PathOrUrl, config: IndexConfig) -> Build:
     """What a build would do; nothing is written.
 
     Raises:
@@ -190,7 +202,7 @@ def prepare(embeddings: str, output: str, config: IndexConfig) -> Build:
     return _prepare(storage.absolute(embeddings), source, output, config, digest(identity)[:16])
 
 
-def _read_source(embeddings: str, config: IndexConfig) -> tuple[EmbeddingsManifest, IndexConfig, dict[str, Any]]:
+def _read_source(embeddings: storage.PathOrUrl, config: IndexConfig) -> tuple[EmbeddingsManifest, IndexConfig, dict[str, Any]]:
     """The embeddings' manifest, the configuration with all that codec_from says, and all that decides what the index holds."""
     source = read_manifest(storage.join(storage.absolute(embeddings), MANIFEST), EmbeddingsManifest, "jobs.encode")
     identity: dict[str, Any] = {"embeddings": manifest_digest(source)}

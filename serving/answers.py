@@ -1,6 +1,5 @@
 """Answers: what was found, put into the replies' words."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,14 +20,14 @@ def hits(
             number=number,
             doc_id=documents[number]["doc_id"],
             matches=matches[number] if matches else None,
-            **{name: _value(name, documents[number][name]) for name in include},
+            **{name: documents[number][name] for name in include},
         )
         for score, number in zip(answer.scores.tolist(), answer.documents.tolist(), strict=True)
     ]
 
 
 def document(number: int, fields: dict[str, Any], index_version: int) -> Document:
-    return Document(number=number, index_version=index_version, **{name: _value(name, value) for name, value in fields.items()})
+    return Document(number=number, index_version=index_version, **fields)
 
 
 def query_tokens(plan: QueryPlan, spans: Spans) -> list[QueryToken]:
@@ -51,7 +50,3 @@ def token_matches(found: TokenMatches, fields: dict[str, Any], spans: Spans) -> 
         field, start, end = (places[token] if token < len(places) else None) or (None, None, None)
         matches.append(Match(similarity=similarity, contribution=contribution, field=field, start=start, end=end))
     return matches
-
-
-def _value(name: str, value: str) -> Any:
-    return json.loads(value) if name == "metadata" else value

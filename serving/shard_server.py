@@ -48,7 +48,7 @@ class GroupAnswer:
 
     stages: list[list[TopK]]
     seconds: list[float]
-    documents: dict[int, dict[str, str]]
+    documents: dict[int, dict[str, Any]]
 
 
 class ShardServer:
@@ -117,7 +117,7 @@ class ShardServer:
         """The scores that one document would get in every stage, and what keeps it from being searched."""
         return await self._compute(_stage_scores, self.versions, served, plan, number, filters)
 
-    async def documents(self, served: Served, numbers: np.ndarray, fields: Sequence[str]) -> list[dict[str, str]]:
+    async def documents(self, served: Served, numbers: np.ndarray, fields: Sequence[str]) -> list[dict[str, Any]]:
         """doc_id and these fields of some of this group's documents, in the order of their numbers."""
         return await asyncio.to_thread(lambda: _rows(self.versions.get(served), numbers, fields))
 
@@ -212,7 +212,7 @@ def _search(
     return GroupAnswer(stages, seconds, rows)
 
 
-def _rows(searcher: Searcher, numbers: np.ndarray, fields: Sequence[str]) -> list[dict[str, str]]:
+def _rows(searcher: Searcher, numbers: np.ndarray, fields: Sequence[str]) -> list[dict[str, Any]]:
     return [{name: row[name] for name in ("doc_id", *fields)} for row in searcher.documents(numbers)]
 
 

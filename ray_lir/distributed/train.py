@@ -31,7 +31,7 @@ from ray_lir.errors import ConfigError, RayLirError
 from ray_lir.formats import storage
 from ray_lir.formats.manifest import MANIFEST, PROVENANCE, TrainingManifest, read_manifest, write_manifest
 from ray_lir.models.dev_set import DevSet
-from ray_lir.models.encoder import Encoder
+from ray_lir.models.encoder import Encoder, absolute_name
 from ray_lir.models.training import load_encoder, prepare
 from ray_lir.models.training_data import TrainingData, check_data
 from ray_lir.models.training_source import TrainingSource, load_dev_set, load_training_data
@@ -105,8 +105,7 @@ def _digest(data: TrainingData, dev: DevSet | None) -> str:
 
 def _absolute_checkpoint(encoder: EncoderConfig) -> EncoderConfig:
     """The same encoder for every process: Ray Train's workers have a working directory of their own."""
-    path = Path(encoder.checkpoint).expanduser()
-    return encoder.model_copy(update={"checkpoint": str(path.resolve())}) if path.exists() else encoder
+    return encoder.model_copy(update={"checkpoint": absolute_name(encoder.checkpoint)})
 
 
 def _describe_encoder(config: EncoderConfig, training: TrainingConfig) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Dataset:
     corpus: str
 
 
-def load_dataset(folder_or_name: str, split: str = "test") -> Dataset:
+def load_dataset(folder_or_name: storage.PathOrUrl, split: str = "test") -> Dataset:
     """Reads a collection from a local folder, an fsspec URL or, by its BEIR name, from the network (kept in a cache).
 
     The folder holds queries.jsonl (or .jsonl.gz) with _id and text, and qrels/<split>.tsv with a header.
@@ -61,7 +61,7 @@ def load_dataset(folder_or_name: str, split: str = "test") -> Dataset:
         ConfigError: if there is no such folder or split, or a download fails.
         FormatError: if a file is missing, a line is malformed, or a judged query has no text.
     """
-    folder = _find_folder(folder_or_name)
+    folder = _find_folder(storage.spelled(folder_or_name))
     qrels = _read_qrels(folder, split)
     texts = _read_queries(folder)
     for query_id in qrels:

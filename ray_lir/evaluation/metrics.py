@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import ir_measures
 
+from ray_lir.arguments import text_list
 from ray_lir.evaluation.runs import Ranking
 
 MEASURES = ("nDCG@10", "RR@10", "Success@5", "R@10", "R@100")
@@ -16,6 +17,7 @@ def evaluate(run: Mapping[str, Ranking], qrels: Mapping[str, Mapping[str, int]],
 
     A judged query without results, or without a relevant document, has the value 0. Queries that nobody judged are left out.
     """
+    measures = text_list("measures", measures)
     parsed = {ir_measures.parse_measure(name): name for name in measures}
     # evaluators sort by score and break ties by document id: ranks in place of scores cannot tie
     ranks = {

@@ -1,15 +1,19 @@
 """A folder of token embeddings: publishing its parts and manifest, and writing one from embeddings held in memory."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
+import pyarrow as pa
+
+from ray_lir.arguments import aligned_mappings, aligned_texts, id_list
 from ray_lir.errors import ConfigError
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract, check_weights
 from ray_lir.formats.manifest import MANIFEST, EmbeddingPart, EmbeddingsManifest, FileEntry, write_manifest, write_named
+from ray_lir.formats.metadata import to_json
 from ray_lir.formats.parquet import Block, texts_table, write_part
 from ray_lir.formats.relation import Relation
-from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.formats.token_embeddings import TokenEmbeddings, check_embeddings
 
 DOCS_PER_PART = 512
 FOLDER = "embeddings"
@@ -41,12 +45,39 @@ def external_contract(dim: int, has_weights: bool = False) -> EncoderContract:
     return EncoderContract(checkpoint="external", weights_digest="", dim=dim, weighs=weighs, query_length=1, document_length=1)
 
 
+def documents_table(
+    doc_ids: Sequence[str],
+    titles: Sequence[str] | None = None,
+    texts: Sequence[str] | None = None,
+    metadata: Sequence[Mapping[str, Any] | None] | None = None,
+) -> pa.Table:
+    """doc_id, title, text and metadata (JSON) of documents held in memory, empty where nothing is given.
+
+    Raises:
+        ConfigError: if there is not one value for each document, or one is of a wrong type.
+    """
+    doc_ids = id_list("doc_ids", doc_ids)
+    count = len(doc_ids)
+    objects = ["{}"] * count
+    if metadata is not None:
+        objects = [to_json(each, f"metadata[{number}]") for number, each in enumerate(aligned_mappings("metadata", metadata, count))]
+    return texts_table(
+        doc_ids,
+        [""] * count if titles is None else aligned_texts("titles", titles, count),
+        [""] * count if texts is None else aligned_texts("texts", texts, count),
+        objects,
+    )
+
+
 def save_embeddings(
-    root: str,
+    root: storage.PathOrUrl,
     embeddings: TokenEmbeddings,
     contract: EncoderContract | None = None,
     texts: Sequence[str] | None = None,
     relation: Relation | None = None,
+    *,
+    titles: Sequence[str] | None = None,
+    metadata: Sequence[Mapping[str, Any] | None] | None = None,
 ) -> EmbeddingsManifest:
     """Writes token embeddings held in memory as a folder that build_index reads.
 
@@ -55,24 +86,35 @@ def save_embeddings(
         contract: that of the encoder they came from, if it is known.
         texts: one a document, returned with search results.
         relation: that of the encoder, if its scorer is trial (Encoder.relation).
+        titles: one a document, returned with search results.
+        metadata: a dict of JSON values for each document, for filters and search results.
 
     Raises:
-        ConfigError: if there are no documents, or not one text for each.
+        ConfigError: if there are no documents, or not one text, title or dict for each; nothing is written.
         IncompatibleError: if the embeddings lack weights that the contract speaks of, or have others.
     """
+    embeddings = check_embeddings("embeddings", embeddings)
+    table = documents_table(embeddings.doc_ids, titles, texts, metadata)
+    return write_embeddings(storage.absolute(root), embeddings, table, contract, relation)
+
+
+def write_embeddings(
+    root: str,
+    embeddings: TokenEmbeddings,
+    documents: pa.Table,
+    contract: EncoderContract | None = None,
+    relation: Relation | None = None,
+) -> EmbeddingsManifest:
+    """As `save_embeddings`, with the documents as `documents_table` returns them."""
     contract = contract or external_contract(embeddings.dim, embeddings.weights is not None)
     check_weights(contract, "documents", embeddings.weights is not None)
     if len(embeddings) == 0:
         raise ConfigError("there are no documents to save")
-    if texts is not None and len(texts) != len(embeddings):
-        raise ConfigError(f"{len(texts)} texts for {len(embeddings)} documents; give one each")
     parts = []
     for number, start in enumerate(range(0, len(embeddings), DOCS_PER_PART)):
-        stop = min(start + DOCS_PER_PART, len(embeddings))
-        chunk = embeddings.slice(start, stop)
-        empty = [""] * len(chunk)
-        table = texts_table(chunk.doc_ids, empty, empty if texts is None else texts[start:stop], ["{}"] * len(chunk))
-        parts.append(publish_part(root, number, Block(chunk, table), contract.fingerprint))
+        chunk = embeddings.slice(start, min(start + DOCS_PER_PART, len(embeddings)))
+        block = Block(chunk, documents.slice(start, len(chunk)))
+        parts.append(publish_part(root, number, block, contract.fingerprint))
     manifest = EmbeddingsManifest(
         contract=contract,
         dim=embeddings.dim,

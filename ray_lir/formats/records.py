@@ -48,12 +48,13 @@ def document_text(title: str, text: str) -> str:
     return f"{title} {text}".strip()
 
 
-def corpus_files(url: str) -> list[str]:
+def corpus_files(url: storage.PathOrUrl) -> list[str]:
     """The files of a corpus: the file itself, the corpus of a BEIR folder, or all files of a folder that can be read.
 
     Raises:
         ConfigError: if there is nothing there, or nothing that can be read.
     """
+    url = storage.absolute(url)
     with storage.told_as("read", url):
         names = storage.list_names(url)
         if not names and not storage.exists(url):
@@ -70,13 +71,14 @@ def corpus_files(url: str) -> list[str]:
     return [storage.join(url, name) for name in readable]
 
 
-def read_rows(url: str) -> Iterator[tuple[int, bytes]]:
+def read_rows(url: storage.PathOrUrl) -> Iterator[tuple[int, bytes]]:
     """The rows of a file, each as (line or row number from 1, the bytes of a JSON object); blank lines are passed over.
 
     Raises:
         FormatError: if the file is cut or damaged.
         ConfigError: if it cannot be read.
     """
+    url = storage.spelled(url)
     with storage.told_as("read", url):
         try:
             yield from _parquet_rows(url) if url.endswith(PARQUET) else _jsonl_rows(url)
@@ -101,7 +103,7 @@ def parse_document(row: bytes) -> Document:
     return Document(doc_id, title, text, {**(nested if isinstance(nested, dict) else {}), **fields})
 
 
-def read_documents(url: str) -> Iterator[Document]:
+def read_documents(url: storage.PathOrUrl) -> Iterator[Document]:
     """The documents of a corpus one after another; rows that are none are passed over, and how many is logged."""
     num_bad = 0
     for file in corpus_files(url):

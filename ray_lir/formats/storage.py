@@ -7,6 +7,7 @@ of an object store that pass are waited out (s3.py); one that does not is a Conf
 import errno
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -14,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import fsspec
 
@@ -25,40 +26,80 @@ MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """What says that something is not there: for the caller to deal with."""
 
 
-def is_local(url: str) -> bool:
-    return "://" not in url or url.startswith("file://")
+PathOrUrl = str | os.PathLike[str]
+CHAINING = "asyncwrapper|blockcache|cached|dir|filecache|libarchive|reference|simplecache|tar|zip"
+"""The file systems of fsspec that read from another one, which "::" separates from them."""
+URL = re.compile(rf"(?:(?:{CHAINING})::)*(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
+"""How a URL begins, chained ones (simplecache::s3://...) included. Everything else is a path of this machine, "::" in it or not."""
 
 
-def local_path(url: str) -> Path:
-    return Path(url.removeprefix("file://")).expanduser()
+def spelled(place: PathOrUrl) -> str:
+    """A path or URL as text: the only place where either enters the library.
+
+    Raises:
+        ConfigError: if it is neither a string nor a path object, or nothing can have that name.
+    """
+    text = os.fspath(place) if isinstance(place, os.PathLike) else place
+    if not isinstance(text, str):
+        raise ConfigError(f"a path is a string or a pathlib.Path, not {type(place).__name__} {place!r:.60}")
+    if not text or "\0" in text:
+        raise ConfigError(f"{text!r:.80} is no path; give the path of a file or folder, or a URL")
+    return text
 
 
-def absolute(url: str) -> str:
+def is_local(url: PathOrUrl) -> bool:
+    """Whether it is a path of this machine rather than a URL of an object store."""
+    found = URL.match(spelled(url))
+    return found is None or found[0] == "file://"
+
+
+def local_path(url: PathOrUrl) -> Path:
+    """The absolute path that a local path, or file:// URL, names.
+
+    `~` and `~/...` are the home folder. `~name` is a file or folder of that name, as a shell leaves only such names unexpanded.
+    """
+    text = spelled(url).removeprefix("file://")
+    if text == "~" or text.startswith("~/"):
+        text = f"{Path.home()}{text[1:]}"
+    return Path(text).absolute()
+
+
+def absolute(url: PathOrUrl) -> str:
     """The same place for every process of a cluster: local paths are made absolute, URLs are kept."""
-    return str(local_path(url).absolute()) if is_local(url) else url.rstrip("/")
+    return str(local_path(url)) if is_local(url) else spelled(url).rstrip("/")
 
 
-def join(base: str, *parts: str) -> str:
-    return "/".join([base.rstrip("/"), *parts])
+def join(base: PathOrUrl, *parts: str) -> str:
+    return "/".join([spelled(base).rstrip("/"), *parts])
 
 
-def name_of(url: str) -> str:
-    return url.rstrip("/").rsplit("/", 1)[-1]
+def name_of(url: PathOrUrl) -> str:
+    return spelled(url).rstrip("/").rsplit("/", 1)[-1]
 
 
-def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def filesystem(url: PathOrUrl) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of `url` and the path inside it."""
+    if is_local(url):
+        return fsspec.filesystem("file"), absolute(url)  # not by its text, in which fsspec would look for "::"
     try:
         if not _is_s3(url):
-            return fsspec.core.url_to_fs(absolute(url))
+            return _of_url(absolute(url))
         from ray_lir.formats import s3
 
-        fs, path = fsspec.core.url_to_fs(absolute(url), **s3.OPTIONS)
+        fs, path = _of_url(absolute(url), **s3.OPTIONS)
         with told_as("open", url):
             s3.prepare(fs)
         return fs, path
     except (ValueError, ImportError) as error:
         raise ConfigError(f"cannot open {url}: {error}; use a local path or a URL that fsspec knows, such as s3://bucket/folder") from error
+
+
+def _of_url(url: str, **options: Any) -> tuple[fsspec.AbstractFileSystem, str]:
+    """As fsspec's url_to_fs, but "::" separates file systems only after one that reads from another."""
+    if re.match(rf"(?:{CHAINING})(?:::|://)", url):
+        return fsspec.core.url_to_fs(url, **options)
+    kind = fsspec.get_filesystem_class(url.partition("://")[0])
+    return fsspec.filesystem(url.partition("://")[0], **{**kind._get_kwargs_from_urls(url), **options}), kind._strip_protocol(url)
 
 
 def store_errors() -> tuple[type[Exception], ...]:
@@ -72,7 +113,7 @@ def store_errors() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def told_as(action: str, url: str) -> Iterator[None]:
+def told_as(action: str, url: PathOrUrl) -> Iterator[None]:
     """Tells the store's errors in the body as a ConfigError: "cannot <action> <url>: ..."."""
     try:
         yield
@@ -80,13 +121,13 @@ def told_as(action: str, url: str) -> Iterator[None]:
         raise _told(action, url, error) from error
 
 
-def _told(action: str, url: str, error: Exception) -> ConfigError:
+def _told(action: str, url: PathOrUrl, error: Exception) -> ConfigError:
     why = " ".join(str(error).split())[:200] or type(error).__name__
     return ConfigError(f"cannot {action} {url}: {why}; check the address, your rights and the space left")
 
 
 @contextmanager
-def _answered(action: str, url: str) -> Iterator[None]:
+def _answered(action: str, url: PathOrUrl) -> Iterator[None]:
     """As `told_as` for an object store; that something is not there, and what a disk raises, stays as it is."""
     try:
         yield
@@ -98,7 +139,7 @@ def _answered(action: str, url: str) -> Iterator[None]:
         raise _told(action, url, error) from error
 
 
-def exists(url: str) -> bool:
+def exists(url: PathOrUrl) -> bool:
     """Whether the file or folder is there now, not when a listing was last cached."""
     fs, path = filesystem(url)
     fs.invalidate_cache(fs._parent(path))
@@ -106,13 +147,13 @@ def exists(url: str) -> bool:
         return fs.exists(path)
 
 
-def is_folder(url: str) -> bool:
+def is_folder(url: PathOrUrl) -> bool:
     fs, path = filesystem(url)
     with _answered("look for", url):
         return fs.isdir(path)
 
 
-def list_names(url: str) -> list[str]:
+def list_names(url: PathOrUrl) -> list[str]:
     """The names directly inside a folder, sorted; empty if the folder does not exist. Never from a stale listing cache."""
     fs, path = filesystem(url)
     fs.invalidate_cache(path)
@@ -125,7 +166,7 @@ def list_names(url: str) -> list[str]:
 
 
 @contextmanager
-def open_input(url: str) -> Iterator[IO[bytes]]:
+def open_input(url: PathOrUrl) -> Iterator[IO[bytes]]:
     """A file to read as a stream. What a read of it raises is the caller's to tell (`told_as`)."""
     fs, path = filesystem(url)
     with _answered("read", url):
@@ -134,12 +175,12 @@ def open_input(url: str) -> Iterator[IO[bytes]]:
         yield file
 
 
-def read_bytes(url: str) -> bytes:
+def read_bytes(url: PathOrUrl) -> bytes:
     with _answered("read", url), open_input(url) as file:
         return file.read()
 
 
-def sha256(url: str) -> str:
+def sha256(url: PathOrUrl) -> str:
     """The hex digest of a file's bytes, read in blocks."""
     digest = hashlib.sha256()
     with _answered("read", url), open_input(url) as file:
@@ -148,13 +189,13 @@ def sha256(url: str) -> str:
     return digest.hexdigest()
 
 
-def size(url: str) -> int:
+def size(url: PathOrUrl) -> int:
     fs, path = filesystem(url)
     with _answered("look for", url):
         return fs.size(path)
 
 
-def state_of(url: str) -> str:
+def state_of(url: PathOrUrl) -> str:
     """A digest of the names, sizes and tags (or times) that an object store says of a folder's files: another when one has changed.
 
     Raises:
@@ -169,7 +210,7 @@ def state_of(url: str) -> str:
     return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
-def download(url: str, folder: Path) -> None:
+def download(url: PathOrUrl, folder: Path) -> None:
     """Copies a folder of an object store to a new local one."""
     fs, path = filesystem(url)
     with _answered("read", url):
@@ -180,7 +221,7 @@ def download(url: str, folder: Path) -> None:
                 shutil.copyfileobj(source, copy, BLOCK_BYTES)
 
 
-def write_bytes(url: str, data: bytes) -> None:
+def write_bytes(url: PathOrUrl, data: bytes) -> None:
     """Writes a whole file in one atomic step."""
     if is_local(url):
         target = local_path(url)
@@ -202,7 +243,7 @@ def write_bytes(url: str, data: bytes) -> None:
             fs.pipe_file(path, data, **_upload_options(url, len(data)))
 
 
-def publish(attempt: Path, url: str) -> None:
+def publish(attempt: Path, url: PathOrUrl) -> None:
     """Moves a finished file or folder, made in an `attempt_folder` near `url`, to its published name.
 
     If a folder of that name is there already, another attempt with the same content was faster and this one is dropped:
@@ -226,7 +267,7 @@ def publish(attempt: Path, url: str) -> None:
 
 
 @contextmanager
-def attempt_folder(near: str) -> Iterator[Path]:
+def attempt_folder(near: PathOrUrl) -> Iterator[Path]:
     """A local scratch folder that is removed afterwards: beside the output when that is local (so that publishing is a
     rename on one disk), in the temporary folder otherwise.
 
@@ -248,7 +289,7 @@ def attempt_folder(near: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_tree(url: str) -> None:
+def remove_tree(url: PathOrUrl) -> None:
     """Removes a folder and what is in it, if it is there. Somebody else may be removing it, or writing to it, at the same time."""
     if is_local(url):
         shutil.rmtree(local_path(url), ignore_errors=True)
@@ -258,11 +299,11 @@ def remove_tree(url: str) -> None:
             fs.rm(path, recursive=True)
 
 
-def _is_s3(url: str) -> bool:
-    return url.startswith(("s3://", "s3a://"))
+def _is_s3(url: PathOrUrl) -> bool:
+    return spelled(url).startswith(("s3://", "s3a://"))
 
 
-def _upload_options(url: str, num_bytes: int) -> dict[str, int]:
+def _upload_options(url: PathOrUrl, num_bytes: int) -> dict[str, int]:
     if not _is_s3(url):
         return {}
     from ray_lir.formats import s3

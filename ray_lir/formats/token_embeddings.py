@@ -3,11 +3,13 @@
 T tokens in all, N documents (or queries), D dimensions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from ray_lir.arguments import id_list
 from ray_lir.errors import ConfigError
 
 
@@ -33,6 +35,8 @@ class TokenEmbeddings:
     weights: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.doc_ids, (str, bytes)):
+            raise ConfigError(f"doc_ids must be a list of strings, not one {type(self.doc_ids).__name__}; put it in a list")
         if self.values.ndim != 2 or self.values.dtype != np.float16:
             raise ConfigError(
                 f"token embeddings must be [tokens, dim] float16, not {self.values.shape} {self.values.dtype}; use TokenEmbeddings.of"
@@ -55,11 +59,19 @@ class TokenEmbeddings:
     @classmethod
     def of(cls, matrices: Sequence[np.ndarray], doc_ids: Sequence[str] | None = None) -> "TokenEmbeddings":
         """From one [tokens, D] matrix of any float type for each text; texts are numbered if they have no ids."""
+        if isinstance(matrices, (str, bytes, Mapping)) or not isinstance(matrices, Iterable):
+            raise ConfigError(f"TokenEmbeddings.of needs a list of [tokens, dim] matrices, not {type(matrices).__name__}")
+        matrices = [_matrix(number, matrix) for number, matrix in enumerate(matrices)]
         if not matrices:
             raise ConfigError("TokenEmbeddings.of needs at least one matrix")
-        doc_ids = [str(i) for i in range(len(matrices))] if doc_ids is None else list(doc_ids)
+        for number, matrix in enumerate(matrices):
+            if matrix.shape[1] != matrices[0].shape[1]:
+                raise ConfigError(f"matrices[{number}] has {matrix.shape[1]} dimensions and matrices[0] {matrices[0].shape[1]}")
+        doc_ids = [str(i) for i in range(len(matrices))] if doc_ids is None else id_list("doc_ids", doc_ids)
+        if len(doc_ids) != len(matrices):
+            raise ConfigError(f"{len(doc_ids)} doc_ids for {len(matrices)} matrices; give one each")
         offsets = np.concatenate([[0], np.cumsum([len(matrix) for matrix in matrices])]).astype(np.int64)
-        return cls(np.concatenate([np.asarray(matrix, np.float16) for matrix in matrices]), offsets, doc_ids)
+        return cls(np.concatenate([matrix.astype(np.float16) for matrix in matrices]), offsets, doc_ids)
 
     def __len__(self) -> int:
         return len(self.doc_ids)
@@ -96,6 +108,29 @@ class TokenEmbeddings:
             None if self.token_ids is None else self.token_ids[first:last],
             None if self.weights is None else self.weights[first:last],
         )
+
+
+def _matrix(number: int, value: Any) -> np.ndarray:
+    try:
+        matrix = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"matrices[{number}] is no array: {' '.join(str(error).split()):.120}") from None
+    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
+        found = f"an array of shape {matrix.shape} and type {matrix.dtype}"
+        raise ConfigError(f"matrices[{number}] is {found}; give one [tokens, dim] matrix of numbers for each text")
+    return matrix
+
+
+def check_embeddings(name: str, value: Any) -> TokenEmbeddings:
+    """The value, if it is token embeddings.
+
+    Raises:
+        ConfigError: if it is something else, such as the text that is to be encoded first.
+    """
+    if isinstance(value, TokenEmbeddings):
+        return value
+    encode = "encode_queries" if name in ("query", "queries") else "encode_documents"
+    raise ConfigError(f"{name} must be TokenEmbeddings, not {type(value).__name__}; encode texts with encoder.{encode}([text])")
 
 
 def concatenate(batches: Sequence[TokenEmbeddings]) -> TokenEmbeddings:

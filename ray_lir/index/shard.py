@@ -13,9 +13,10 @@ What was deleted since stays in the files; its numbers lie in the version's tomb
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +47,10 @@ class IndexShard:
     weights: np.ndarray | None = None
     """[T] float16, what each token weighs (rho of ALGORITHMS 7) less one, so that weights near one keep 11 bits of what they differ by;
     None: every token weighs one."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: what is derived from them is made again where it is needed, and some of it cannot be pickled."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def num_docs(self) -> int:

@@ -26,7 +26,7 @@ WEIGHT_FILES = ["*.safetensors", "*.bin"]
 EXPORTS = ["onnx/*", "openvino/*", "*.onnx*", "*.msgpack", "*.h5"]
 
 
-def find(checkpoint: str, weights: bool = True) -> Path:
+def find(checkpoint: storage.PathOrUrl, weights: bool = True) -> Path:
     """The folder (or legacy .dnn file) of a checkpoint named by its path or URL, as the packaged default, or on the Hugging Face hub.
 
     Args:
@@ -36,9 +36,10 @@ def find(checkpoint: str, weights: bool = True) -> Path:
     Raises:
         ConfigError: if there is no such checkpoint.
     """
+    checkpoint = storage.spelled(checkpoint)
     if not storage.is_local(checkpoint):
         return _from_store(checkpoint)
-    path = Path(checkpoint).expanduser()
+    path = storage.local_path(checkpoint)
     if path.suffix == ".ckpt" and path.exists():
         raise ConfigError(f"{checkpoint} is a Lightning checkpoint, which is not loaded yet; export its encoder as a Hugging Face folder")
     if path.is_dir() or (path.is_file() and path.suffix == ".dnn"):
@@ -47,7 +48,7 @@ def find(checkpoint: str, weights: bool = True) -> Path:
         raise ConfigError(f"{checkpoint} is a file; give the folder that the checkpoint lies in")
     if checkpoint.removeprefix("sentence-transformers/") == DEFAULT_CHECKPOINT:
         return _packaged()
-    if path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1:
+    if Path(checkpoint).is_absolute() or checkpoint.startswith((".", "~", "file://")) or checkpoint.count("/") > 1:
         raise ConfigError(f"there is no checkpoint folder {checkpoint}; check the path")
     return _from_hub(checkpoint, weights)
 
@@ -94,7 +95,9 @@ def save(folder: str | Path, network: Network, tokenizer: PreTrainedTokenizerBas
     Raises:
         ConfigError: if the folder is not empty, or the layout has no place for a convention of the contract.
     """
-    folder = Path(folder).expanduser()
+    if not storage.is_local(folder):
+        raise ConfigError(f"an encoder is saved to a folder of this machine, not to {folder}; save it locally and copy the folder")
+    folder = storage.local_path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists already; save the encoder to a new folder")
     for field, value in (("expansion_length", None), ("query_skip_tokens", ()), ("normalize", True)):

@@ -1,6 +1,7 @@
 """Encoder: a checkpoint and its contract, turning queries and documents into TokenEmbeddings (ALGORITHMS 1)."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ray_lir.arguments import id_list
 from ray_lir.config import Config, EncoderConfig, canonical_json
 from ray_lir.errors import ConfigError, IncompatibleError
+from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract, check_weights
 from ray_lir.formats.pooling import pool_tokens
 from ray_lir.formats.relation import Relation
@@ -48,7 +51,7 @@ class Encoder:
         self.batch_tokens = batch_tokens
 
     @classmethod
-    def load(cls, config: EncoderConfig | str = EncoderConfig()) -> "Encoder":
+    def load(cls, config: EncoderConfig | str | os.PathLike[str] = EncoderConfig()) -> "Encoder":
         """Loads a checkpoint of any layout (ALGORITHMS 1.4) with the configuration's changes to its conventions.
 
         `config.projection` is not looked at: fit_projection fits one on a corpus.
@@ -56,7 +59,7 @@ class Encoder:
         Raises:
             ConfigError: if there is no such checkpoint, it cannot be loaded, or a change does not suit it.
         """
-        config = EncoderConfig(checkpoint=config) if isinstance(config, str) else config
+        config = config if isinstance(config, EncoderConfig) else EncoderConfig(checkpoint=storage.spelled(config))
         parts = layouts.load(checkpoint.find(config.checkpoint))
         conventions = {**parts.conventions, **_changes(config, parts)}
         limit = longest_input(parts.network.backbone.config)
@@ -122,6 +125,7 @@ class Encoder:
 
     def encode_document_tokens(self, token_ids: Sequence[np.ndarray], doc_ids: Sequence[str] | None = None) -> TokenEmbeddings:
         """The same from what `tokenizer.documents` gave, on another machine perhaps."""
+        token_ids = list(token_ids)
         embeddings = self._encode(token_ids, [len(ids) for ids in token_ids], self.contract.skip_tokens, doc_ids, self.embed_documents)
         return pool_tokens(embeddings, self.contract.pooling_factor)
 
@@ -216,7 +220,7 @@ class Encoder:
         names: Sequence[str] | None,
         embed: Callable[[TokenBatch], EmbeddedTexts],
     ) -> TokenEmbeddings:
-        names = [str(number) for number in range(len(token_ids))] if names is None else list(names)
+        names = [str(number) for number in range(len(token_ids))] if names is None else id_list("ids", names)
         if len(names) != len(token_ids):
             raise ConfigError(f"{len(token_ids)} texts need as many ids, not {len(names)}")
         keep = _keep(token_ids, skip)
@@ -336,5 +340,5 @@ def _keep(token_ids: Sequence[np.ndarray], skip: Sequence[int]) -> list[np.ndarr
 
 def absolute_name(name: str) -> str:
     """A checkpoint's name, or its folder as every process of this machine finds it."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
+    path = storage.local_path(name) if storage.is_local(name) else None
+    return str(path.resolve()) if path and path.exists() else name

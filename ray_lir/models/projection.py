@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ray_lir.arguments import text_list
 from ray_lir.errors import ConfigError
 from ray_lir.models.encoder import Encoder, weights_digest
 from ray_lir.models.network import Dense, Network
@@ -31,6 +32,7 @@ def fit_projection(encoder: Encoder, texts: Sequence[str], projection: str) -> E
     Raises:
         ConfigError: if the projection is not of that form, or there are no texts.
     """
+    texts = text_list("texts", texts)
     dim = parse_projection(projection, encoder.contract.dim)
     if encoder.contract.scorer != "maxsim":
         raise ConfigError(f"{projection} would not fit the heads of scorer {encoder.contract.scorer}; fit it before training them")

@@ -8,6 +8,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from ray_lir.arguments import text_list
 from ray_lir.errors import ConfigError
 from ray_lir.formats.contract import EncoderContract
 from ray_lir.formats.truncation import Truncation
@@ -183,7 +184,7 @@ class TextTokenizer:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         limit = cutter.first_limit
         result = TokenizedTexts([], [])
-        for group in _groups(checked(texts), limit):
+        for group in _groups(text_list("texts", texts), limit):
             for encoding, total, exact in self._encode_group(cutter, [text.strip() for text in group], prompt, limit):
                 ids = np.array(encoding.ids, np.int32)
                 if marker is not None:
@@ -240,20 +241,6 @@ def _groups(texts: Sequence[str], longest: int) -> Iterator[Sequence[str]]:
         size += min(len(text), longest)
     if first < len(texts):
         yield texts[first:]
-
-
-def checked(texts: Sequence[str]) -> Sequence[str]:
-    """The texts, if each is a string.
-
-    Raises:
-        ConfigError: if they are not; the message has the position of the first that is not.
-    """
-    if isinstance(texts, str):
-        raise ConfigError("texts must be a list of strings, not one string; put it in a list")
-    for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ConfigError(f"text {position} is {type(text).__name__}, not a string; leave it out or convert it")
-    return texts
 
 
 def _valid_unicode(text: str) -> str:
