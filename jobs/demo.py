@@ -65,7 +65,7 @@ def run(job: DemoJob) -> dict[str, Any]:
         with logs.stage("demo, encode", log) as record:
             encoder = {"document_length": job.document_length}
             record["folder"] = embeddings
-            encode.run(encode.EncodeJob(corpus=str(corpus), output=str(embeddings), encoder=encoder))
+            encoded = encode.run(encode.EncodeJob(corpus=str(corpus), output=str(embeddings), encoder=encoder))
         with logs.stage("demo, index", log) as record:
             record["folder"] = index
             built = build_index.run(build_index.BuildIndexJob(embeddings=str(embeddings), output=str(index)))
@@ -81,6 +81,7 @@ def run(job: DemoJob) -> dict[str, Any]:
         "index": str(index),
         "num_docs": built["num_docs"],
         "num_tokens": built["num_tokens"],
+        **{name: encoded[name] for name in ("num_truncated_docs", "num_tokens_dropped", "dropped_is_minimum", "dropped_fraction")},
         "seconds": {record["stage"].removeprefix("demo, "): record["seconds"] for record in log},
         "answers": [{"query": answer["query"], "ms": answer["ms"], "doc_id": answer["hits"][0]["doc_id"]} for answer in answers],
     }

@@ -44,6 +44,7 @@ def run(job: EncodeJob) -> dict[str, Any]:
         "num_docs": manifest.num_docs,
         "num_tokens": manifest.num_tokens,
         "num_dead": manifest.num_dead,
+        **manifest.truncation.report,
         "bytes": sum(part.size for part in manifest.parts),
         "seconds": round(time.perf_counter() - start, 3),
         "docs_per_second": result.docs_per_second,

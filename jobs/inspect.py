@@ -109,6 +109,7 @@ def _index(root: str, job: InspectJob) -> dict[str, Any]:
         "nbits": manifest.nbits,
         "centroids": manifest.num_centroids,
         "deleted": sum(shard.num_deleted for shard in manifest.shards),
+        **manifest.truncation.report,
         "mean_residual_norm": round(manifest.mean_residual_norm, 4),
         **changed,
         **({"change": manifest.change.model_dump(exclude_none=True)} if manifest.change else {}),
@@ -137,7 +138,7 @@ def _published(root: str, job: InspectJob) -> dict[str, Any]:
     manifest = read_manifest(url, *MADE_BY[kind])
     result = {**_head(root, manifest), **_provenance(root), **_checked(root, manifest, job)}
     if isinstance(manifest, EmbeddingsManifest):
-        result |= {"parts": len(manifest.parts), "rows_refused": manifest.num_dead}
+        result |= {"parts": len(manifest.parts), "rows_refused": manifest.num_dead, **manifest.truncation.report}
     if isinstance(manifest, TrainingManifest):
         result |= {"steps": manifest.num_steps, "final_loss": manifest.final_loss}
         if storage.is_local(root):

@@ -134,6 +134,7 @@ def _result(job: UpdateJob, update: Update) -> dict[str, Any]:
         "num_deleted": change.num_deleted,
         "num_unknown": change.num_unknown,
         "added_tokens": change.added_tokens,
+        **change.truncation.report,
         "num_docs": manifest.num_docs,
         "num_tokens": manifest.num_tokens,
         "num_shards": len(manifest.shards),

@@ -133,6 +133,7 @@ def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], m
         codec=write_named(build.output, "codec/codec", ".safetensors", codec.to_bytes()),
         cluster_sizes=write_named(build.output, CLUSTER_SIZES, ".npy", array_bytes(cluster_sizes)),
         mean_residual_norm=mean_residual_norm,
+        **source.truncation.fields,
         relation=_copy_relation(build, source),
         shards=shards,
         config=identity,

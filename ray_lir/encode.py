@@ -19,11 +19,12 @@ from ray_lir.config import EncoderConfig, canonical_json, digest
 from ray_lir.errors import ConfigError
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract
-from ray_lir.formats.corpus import Corpus, CorpusFile, read_chunks, sample_texts, scan
+from ray_lir.formats.corpus import CHUNK_BYTES, Corpus, CorpusFile, read_chunks, sample_texts, scan
 from ray_lir.formats.embeddings import DOCS_PER_PART, FOLDER, write_relation
 from ray_lir.formats.manifest import MANIFEST, PROVENANCE, EmbeddingsManifest, read_manifest, write_manifest
 from ray_lir.formats.records import corpus_files
 from ray_lir.formats.relation import Relation
+from ray_lir.formats.truncation import TruncationCounts
 from ray_lir.logs import stage
 from ray_lir.models.chunks import DEAD_LETTERS, ChunkEntry, Destination, encode_chunk, finished_chunks, has_entries
 from ray_lir.models.encoder import Encoder, absolute_name
@@ -135,11 +136,12 @@ def encode_corpus(
     source = _load(encoder, contract)
     _check_encoder(encoder, source.contract, output, docs_per_part)
     identity = _identity(found, encoder, source.contract)
-    destination = Destination(output, storage.join(output, PROGRESS, digest(identity)[:16]))
+    destination = Destination(output, storage.join(output, PROGRESS, digest({**identity, "chunk_bytes": CHUNK_BYTES})[:16]))
     with storage.told_as("write to", output):
         existing = _existing(destination, identity)
         if existing:
             logger.info("%s is encoded already from this corpus with this configuration; nothing to do", output)
+            tell_truncation(existing)
             return EncodeResult(existing, found.num_chunks, found.num_chunks, 0.0)
         try:
             if encoder.projection:
@@ -154,7 +156,14 @@ def encode_corpus(
                 raise
             logger.info("%s was finished by another run of this job", output)
             return EncodeResult(existing, found.num_chunks, 0, 0.0)
+        tell_truncation(manifest)
         return EncodeResult(manifest, found.num_chunks, len(plan.done), record["docs_per_second"])
+
+
+def tell_truncation(manifest: EmbeddingsManifest) -> None:
+    """Logs a warning if documents were cut."""
+    if told := manifest.truncation.describe(manifest.num_docs, manifest.contract.document_length):
+        logger.warning("encode: %s", told)
 
 
 def identify(
@@ -313,6 +322,7 @@ def _publish(plan: Plan, entries: dict[int, ChunkEntry], identity: dict[str, Any
         parts=parts,
         dead_letters=dead,
         config=identity,
+        **TruncationCounts.sum(entry.truncation for entry in ordered if entry.truncation).fields,
         relation=write_relation(output, plan.relation),
     )
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

@@ -38,6 +38,7 @@ from ray_lir.formats.manifest import (
 )
 from ray_lir.formats.parquet import read_doc_ids
 from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.formats.truncation import TruncationCounts
 from ray_lir.index.assemble import assemble
 from ray_lir.index.deleting import Deletion, delete_from_shard
 from ray_lir.index.pieces import compress
@@ -236,7 +237,8 @@ def _update(
         more, norm, deltas = _add(index, number, parent, added, work, map, records)
         sizes += more
         shards += deltas
-        counts = counts.model_copy(update={"added_tokens": added.source.num_tokens, "mean_residual_norm": norm})
+        truncation = added.source.truncation
+        counts = counts.model_copy(update={"added_tokens": added.source.num_tokens, "mean_residual_norm": norm, **truncation.fields})
     manifest = parent.model_copy(
         update={
             "num_docs": sum(shard.num_live for shard in shards),
@@ -245,6 +247,7 @@ def _update(
             "shards": shards,
             "config": config_of(parent, change),
             "change": counts,
+            **(TruncationCounts.sum((parent.truncation, counts.truncation)).fields if added else {}),
             **_norms(parent, counts),
         }
     )

@@ -18,8 +18,8 @@ from ray_lir.formats import storage
 from ray_lir.formats.records import BadRow, document_text, parse_document, read_rows
 from ray_lir.parallel import Map
 
-CHUNK_BYTES = 64 << 20
-"""A chunk ends early when its rows have this many bytes, so that it fits in memory whatever the documents are."""
+CHUNK_BYTES = 16 << 20
+"""A chunk ends early when its rows have this many bytes, so that its texts fit in memory however long the documents are."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ray_lir.config import Config, canonical_json, digest
 from ray_lir.errors import FormatError, IncompatibleError, UnsupportedVersion
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract
+from ray_lir.formats.truncation import TruncationCounts
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -47,7 +48,20 @@ def _later(default: Any) -> Any:
     return Field(default, exclude_if=lambda value: value == default)
 
 
-class EmbeddingsManifest(Config):
+class CountsTruncation(Config):
+    """Fields of a manifest that say how much text was cut off at document_length; None: unknown. `TruncationCounts` describes them."""
+
+    num_truncated_docs: int | None = _later(None)
+    num_tokens_dropped: int | None = _later(None)
+    num_source_tokens: int | None = _later(None)
+    dropped_is_minimum: bool = _later(False)
+
+    @property
+    def truncation(self) -> TruncationCounts:
+        return TruncationCounts.from_fields(self)
+
+
+class EmbeddingsManifest(CountsTruncation):
     """A folder of token embeddings: the output of jobs.encode."""
 
     format_version: int = FORMAT_VERSION
@@ -99,8 +113,8 @@ class ShardEntry(Config):
         return self.name.startswith(DELTA)
 
 
-class Change(Config):
-    """How a version came of the one before it."""
+class Change(CountsTruncation):
+    """How a version came of the one before it. The counts of truncation are those of the added documents."""
 
     parent: int
     """The version before."""
@@ -117,8 +131,11 @@ class Change(Config):
     """Of the added tokens."""
 
 
-class IndexManifest(Config):
-    """One version of an index. Paths are relative to the index folder, so shards can be shared between versions."""
+class IndexManifest(CountsTruncation):
+    """One version of an index. Paths are relative to the index folder, so shards can be shared between versions.
+
+    The counts of truncation are those of all documents that were ever added, deleted documents included.
+    """
 
     format_version: int = FORMAT_VERSION
     kind: Literal["index"] = "index"

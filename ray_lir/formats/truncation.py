@@ -30,7 +30,7 @@ class Truncation:
 
 
 class TruncationCounts(Config):
-    """Sums over documents. None: unknown, as in folders that were written before these were counted."""
+    """Sums over documents. None: unknown, as in folders that were written before truncation was counted."""
 
     num_truncated_docs: int | None
     """Documents that are longer than `document_length`."""
@@ -71,8 +71,13 @@ class TruncationCounts(Config):
 
     @property
     def fields(self) -> dict[str, Any]:
-        """As a manifest and the result of a job hold them."""
+        """As a manifest holds them."""
         return self.model_dump()
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """As the result of a job holds them."""
+        return {**self.fields, "dropped_fraction": self.dropped_fraction}
 
     @property
     def dropped_fraction(self) -> float | None:

@@ -16,6 +16,7 @@ from ray_lir.formats.embeddings import FOLDER, publish_part
 from ray_lir.formats.manifest import DeadLetter, EmbeddingPart
 from ray_lir.formats.parquet import Block, texts_table
 from ray_lir.formats.records import BadRow, Document, document_text, parse_document
+from ray_lir.formats.truncation import TruncationCounts
 from ray_lir.models.encoder import Encoder
 from ray_lir.models.tokenization import TextTokenizer
 
@@ -31,12 +32,14 @@ class TokenisedChunk:
         documents: N documents.
         token_ids: N int32 arrays.
         dead: rows that are no document, each with the reason, the file, the line and the row itself.
+        truncation: how many tokens the documents had before they were cut.
     """
 
     number: int
     documents: list[Document]
     token_ids: list[np.ndarray]
     dead: list[dict[str, Any]]
+    truncation: TruncationCounts
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class ChunkEntry(Config):
     number: int
     part: EmbeddingPart | None
     dead: DeadLetter | None
+    truncation: TruncationCounts | None = None
+    """None in entries of versions that did not count; such chunks are encoded again."""
 
 
 def encode_chunk(chunk: Chunk, encoder: Encoder, destination: Destination) -> ChunkEntry:
@@ -71,13 +76,14 @@ def tokenise_chunk(chunk: Chunk, tokenizer: TextTokenizer) -> TokenisedChunk:
             documents.append(document)
         except BadRow as error:
             dead.append({"reason": str(error), "file": chunk.file, "line": line, **_readable(row)})
-    token_ids = tokenizer.documents([document_text(document.title, document.text) for document in documents])
-    return TokenisedChunk(chunk.number, documents, token_ids, dead)
+    tokens = tokenizer.tokenize_documents([document_text(document.title, document.text) for document in documents])
+    return TokenisedChunk(chunk.number, documents, tokens.ids, dead, TruncationCounts.of(tokens.truncations))
 
 
 def write_chunk(chunk: TokenisedChunk, encoder: Encoder, destination: Destination) -> ChunkEntry:
     """Encodes the token ids, publishes the part and the dead letters, and last the entry that says the chunk is done."""
-    entry = ChunkEntry(number=chunk.number, part=_write_part(chunk, encoder, destination), dead=_write_dead(chunk, destination))
+    part, dead = _write_part(chunk, encoder, destination), _write_dead(chunk, destination)
+    entry = ChunkEntry(number=chunk.number, part=part, dead=dead, truncation=chunk.truncation)
     storage.write_bytes(storage.join(destination.progress, _entry_name(chunk.number)), canonical_json(entry.model_dump(mode="json")))
     return entry
 
@@ -88,7 +94,7 @@ def finished_chunks(destination: Destination) -> Iterator[ChunkEntry]:
     there = {f"{folder}/{name}" for folder in (FOLDER, DEAD_LETTERS) for name in storage.list_names(storage.join(output, folder))}
     for name in _entry_names(destination.progress):
         entry = ChunkEntry.model_validate_json(storage.read_bytes(storage.join(destination.progress, name)))
-        if all(file is None or file.name in there for file in (entry.part, entry.dead)):
+        if entry.truncation and all(file is None or file.name in there for file in (entry.part, entry.dead)):
             yield entry
 
 
