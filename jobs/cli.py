@@ -61,7 +61,7 @@ def parse(config_type: type[Job], argv: list[str]) -> Job:
             config=(tyro.conf.FlagConversionOff,),
         )
     fields = dict(_fields(config_type))
-    flags = dict(_flags(argv, {name for name, annotation in fields.items() if annotation is bool}))
+    flags = dict(_flags(argv, {name for name, annotation in fields.items() if annotation is bool or bool in get_args(annotation)}))
     recipe = _read_recipe(flags.pop("recipe")) if "recipe" in flags else {}
     values: dict[str, Any] = {}
     for name, value in _flatten(recipe, fields):

@@ -1,26 +1,32 @@
 """Measures the quality and latency of an index on the judged queries of a BEIR dataset."""
 
+import logging
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, create_model
 
 from ray_lir import logs
-from ray_lir.config import Config, EncoderConfig, canonical_json
+from ray_lir.config import Config, EncoderConfig, canonical_json, digest
 from ray_lir.engines import ENGINES, resolve
 from ray_lir.engines.plan import TopK
 from ray_lir.errors import ConfigError
 from ray_lir.evaluation import metrics
-from ray_lir.evaluation.datasets import Dataset, load_dataset
+from ray_lir.evaluation.coverage import check_coverage, judged_documents
+from ray_lir.evaluation.datasets import Dataset, has_queries_as_documents, load_dataset
 from ray_lir.evaluation.latency import percentiles_ms, time_each
-from ray_lir.evaluation.runs import Run, write_run
+from ray_lir.evaluation.runs import Run, check_ids, format_run, read_tag
 from ray_lir.formats import storage
+from ray_lir.formats.exclusive import OutputFile
 from ray_lir.formats.manifest import manifest_digest
 from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.index import documents
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher, latest_version
 
 from .cli import main
+
+logger = logging.getLogger(__name__)
 
 
 class QueryEncoderConfig(Config):
@@ -49,12 +55,14 @@ class EvaluateFields(Config):
     """For the engine auto: how much of the exact ranking it has to keep."""
     k: int = Field(default=100, ge=1)
     """Documents found for each query; measures that look deeper are left out."""
-    ignore_identical_ids: bool = False
-    """Leave out hits whose id is the query's own (BEIR's convention for ArguAna and Quora)."""
+    ignore_identical_ids: bool | Literal["auto"] = "auto"
+    """Leave out hits whose id is the query's own: auto (for ArguAna and Quora, as BEIR does), yes or no."""
     run: str | None = None
-    """Writes the run to this file, in TREC format."""
+    """Writes the run to this file, in TREC format. An existing file is replaced only if it is the run of this configuration."""
     per_query: str | None = None
     """Writes each query's measures to this file, as JSON."""
+    overwrite: bool = False
+    """Replace the files `run` and `per_query` if they are there."""
     latency_queries: int = Field(default=20, ge=0)
     """Queries, spread over the split, whose latency is measured one at a time; 0 measures none."""
     encoder: QueryEncoderConfig = QueryEncoderConfig()
@@ -69,7 +77,9 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
     """Searches every judged query and measures the answers.
 
     Raises:
-        ConfigError: if the engine, the dataset, the split or a path is wrong.
+        ConfigError: if the engine, the dataset, the split or a path is wrong, the index holds no judged document, an output
+            cannot be written, or the run format cannot carry an id; nothing is searched then.
+        Conflict: if another job wrote an output meanwhile.
         FormatError: if the index or the dataset is damaged.
         IncompatibleError: if the encoder is not the one that the index was made with.
     """
@@ -78,9 +88,11 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
     planner = searcher.planner
     engine = resolve(_engine(config), planner.statistics, planner.kernels.name, config.quality, config.k, planner.tuning)
     dataset = load_dataset(config.dataset, config.split)
-    for path in filter(None, (config.run, config.per_query)):
-        if storage.is_folder(path):
-            raise ConfigError(f"{path} is a folder; name a file in it")
+    judged = searcher.find(judged_documents(dataset.qrels))
+    coverage = check_coverage(dataset.qrels, judged, f"{dataset.name}/{dataset.split}", config.index)
+    ignores = has_queries_as_documents(dataset.name) if config.ignore_identical_ids == "auto" else config.ignore_identical_ids
+    tag = _tag(config, searcher, dataset, engine, ignores)
+    outputs = _check_outputs(config, searcher, dataset, tag)
     contract = searcher.manifest.contract
     given = config.encoder.model_dump()
     encoder = Encoder.for_contract(contract, EncoderConfig(**given | {"checkpoint": given["checkpoint"] or contract.checkpoint}))
@@ -89,23 +101,27 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         queries = encoder.encode_queries(list(dataset.queries.values()), list(dataset.queries))
         record.update(queries=len(queries), tokens=queries.num_tokens)
     with logs.stage("search") as record:
-        depth = config.k + config.ignore_identical_ids
+        depth = config.k + ignores
         answers = searcher.search(queries, depth, engine)
         record.update(queries=len(answers), engine=engine.engine)
-    run = _run(searcher, queries, answers, config)
-    values = metrics.evaluate(run, dataset.qrels, metrics.up_to(config.k))
-    if config.run:
-        write_run(config.run, run, f"ray_lir-{engine.engine}")
-    if config.per_query:
+    run, identical = _run(searcher, queries, answers, config.k, ignores)
+    with logs.stage("measure") as record:  # the log keeps the measures if an output cannot be written after all
+        values = metrics.evaluate(run, dataset.qrels, metrics.up_to(config.k))
+        record.update(metrics.means(values))
+    if "run" in outputs:
+        outputs["run"].write(format_run(run, tag))
+    if "per_query" in outputs:
         by_query = {query_id: {name: values[name][query_id] for name in values} for query_id in dataset.queries}
-        storage.write_bytes(config.per_query, canonical_json(by_query))
+        outputs["per_query"].write(canonical_json(by_query))
     return {
         "dataset": dataset.name,
         "split": dataset.split,
         "queries": len(dataset.queries),
         **metrics.means(values),
         "k": config.k,
-        "ignore_identical_ids": config.ignore_identical_ids,
+        "ignore_identical_ids": ignores,
+        "identical_ids_dropped": identical if ignores else 0,
+        **coverage.counts(),
         "engine": engine.engine,
         "params": _summary([answer.params for answer in answers if answer.params]),
         "index": {"path": config.index, "version": version, "manifest": manifest_digest(searcher.manifest), **_sizes(searcher)},
@@ -125,14 +141,53 @@ def _engine(config: EvaluateFields) -> str | Config:
     return getattr(config, config.engine)
 
 
-def _run(searcher: Searcher, queries: TokenEmbeddings, answers: list[TopK], config: EvaluateFields) -> Run:
+def _tag(config: EvaluateFields, searcher: Searcher, dataset: Dataset, engine: Config, ignores: bool) -> str:
+    """The run's name, which carries a digest of everything that decides its content."""
+    settings = {
+        "index": manifest_digest(searcher.manifest),
+        "queries": dataset.queries,
+        "engine": engine.model_dump(mode="json"),
+        "k": config.k,
+        "ignores": ignores,
+        "encoder": config.encoder.model_dump(mode="json"),
+    }
+    return f"ray_lir-{engine.engine}-{digest(settings)[:12]}"
+
+
+def _check_outputs(config: EvaluateFields, searcher: Searcher, dataset: Dataset, tag: str) -> dict[str, OutputFile]:
+    """The output files by the names of their flags, checked before the work."""
+    outputs = {}
+    if config.run:
+        check_ids(dataset.queries, "query")
+        for shard in searcher.shards:
+            check_ids(documents.column(shard.documents, "doc_id", shard.found_documents), "document")
+        same = not config.overwrite and storage.exists(config.run) and not storage.is_folder(config.run) and read_tag(config.run) == tag
+        if same:
+            logger.info("%s is a run of this configuration and is written again", config.run)
+        outputs["run"] = OutputFile.check(config.run, "--run", config.overwrite or same)
+    if config.per_query:
+        outputs["per_query"] = OutputFile.check(config.per_query, "--per_query", config.overwrite)
+    if len({output.url for output in outputs.values()}) < len(outputs):
+        raise ConfigError(f"--run and --per_query name the same file {config.run}; give two")
+    return outputs
+
+
+def _run(searcher: Searcher, queries: TokenEmbeddings, answers: list[TopK], k: int, ignores: bool) -> tuple[Run, int]:
+    """The run, and how many hits had the id of their query: they are left out of it if `ignores` is true."""
     run: Run = {
         query_id: list(zip(searcher.doc_ids(answer.documents), answer.scores.tolist(), strict=True))
         for query_id, answer in zip(queries.doc_ids, answers, strict=True)
     }
-    if config.ignore_identical_ids:
+    identical = metrics.num_identical_ids(run)
+    if ignores:
         run = metrics.without_identical_ids(run)
-    return {query_id: ranking[: config.k] for query_id, ranking in run.items()}
+        logger.info("search: %d hits with the id of their query were left out", identical)
+    elif identical:
+        logger.warning(
+            "search: %d queries found a document with their own id; if queries are documents here, set --ignore_identical_ids yes",
+            identical,
+        )
+    return {query_id: ranking[:k] for query_id, ranking in run.items()}, identical
 
 
 def _latency(

@@ -21,6 +21,7 @@ from ray_lir.config import Config, EncoderConfig, digest
 from ray_lir.errors import ConfigError
 from ray_lir.evaluation.datasets import Dataset, load_dataset
 from ray_lir.formats import storage
+from ray_lir.formats.exclusive import OutputFile
 from ray_lir.formats.manifest import manifest_digest
 from ray_lir.formats.records import document_text, read_documents
 from ray_lir.models.cross_encoder import CrossEncoder
@@ -95,7 +96,7 @@ def mine(config: MineConfig) -> dict[str, Any]:
         FormatError: if the index or the dataset is damaged.
         IncompatibleError: if the encoder is not the one that the index was made with.
     """
-    _check_output(config)
+    output = _check_output(config)
     searcher = Searcher.open(config.index)
     dataset = load_dataset(config.dataset, config.split)
     positives = _positives(dataset)
@@ -112,7 +113,11 @@ def mine(config: MineConfig) -> dict[str, Any]:
         with logs.stage("score") as record:
             _add_scores(rows, dataset, teacher, finished)
             record.update(pairs=sum(len(row["scores"]) for row in rows))
-    storage.write_bytes(config.output, _file(rows, config.output))
+    try:
+        output.write(_file(rows, config.output))
+    finally:
+        if storage.exists(output.url):
+            storage.remove_tree(finished.folder)
     storage.remove_tree(config.output + UNFINISHED)
     return {
         "output": storage.absolute(config.output),
@@ -123,15 +128,16 @@ def mine(config: MineConfig) -> dict[str, Any]:
     }
 
 
-def _check_output(config: MineConfig) -> None:
+def _check_output(config: MineConfig) -> OutputFile:
     if not config.output.endswith(SUFFIXES):
         raise ConfigError(f"--output {config.output} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    if storage.exists(config.output) and not storage.exists(config.output + UNFINISHED):  # both: a job that was killed at its very end
-        raise ConfigError(f"{config.output} is there already; give another --output, or remove it first")
     if config.skip + config.num_negatives > config.depth:
         raise ConfigError(
             f"--skip {config.skip} and --num_negatives {config.num_negatives} are more than --depth {config.depth}; raise the depth"
         )
+    if storage.exists(config.output) and storage.exists(config.output + UNFINISHED):  # a job that was killed at its very end
+        return OutputFile(storage.absolute(config.output), None)
+    return OutputFile.check(config.output, "--output")
 
 
 def _finished(config: MineConfig, searcher: Searcher, dataset: Dataset) -> Finished:

@@ -13,10 +13,12 @@ from ray_lir.engines import TUNING
 from ray_lir.engines.plan import TopK
 from ray_lir.engines.scan import ScanParams
 from ray_lir.engines.warp import WarpParams
-from ray_lir.errors import ConfigError
+from ray_lir.errors import ConfigError, Conflict
 from ray_lir.evaluation.datasets import load_dataset
 from ray_lir.evaluation.latency import time_each
 from ray_lir.formats import storage
+from ray_lir.formats.exclusive import OutputFile
+from ray_lir.formats.manifest import MANIFEST
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.models.encoder import Encoder
 from ray_lir.progress import track
@@ -52,11 +54,14 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     """The curve and the choices, as they are written beside the manifest of the index's latest version.
 
     Raises:
-        ConfigError: if the target cannot be read, or the index is not on a local disk.
+        ConfigError: if the target cannot be read, or the index is not on a local disk or cannot be written.
+        Conflict: if another job changed, removed or tuned the version meanwhile.
     """
     k, target = _read_target(config.target)
     version = latest_version(config.index)
     searcher = Searcher.open(config.index, version)
+    folder = storage.join(storage.absolute(config.index), "versions", str(version))
+    output = OutputFile.check(storage.join(folder, TUNING), "--index", overwrite=True)
     queries = _queries(config, searcher)
     with logs.stage("exact") as record:
         exact = searcher.search(queries, k, "exact")
@@ -76,7 +81,14 @@ def tune(config: TuneConfig) -> dict[str, Any]:
         "choices": choices,
         "curve": curve,
     }
-    storage.write_bytes(storage.join(storage.absolute(config.index), "versions", str(version), TUNING), canonical_json(result))
+    with storage.told_as("write", output.url):
+        if not storage.exists(storage.join(folder, MANIFEST)):
+            raise Conflict(f"version {version} of {config.index} was removed while it was tuned; run again to tune the latest version")
+    output.write(canonical_json(result))
+    if latest_version(config.index) != version:
+        raise Conflict(
+            f"{config.index} changed while version {version} was tuned, and the choices are of that version; run again to tune the latest"
+        )
     return {name: value for name, value in result.items() if name != "curve"} | {"settings": len(curve), "index": config.index}
 
 

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 import ray_lir.parallel
 from ray_lir.config import IndexConfig, canonical_json, digest
-from ray_lir.errors import ConfigError
+from ray_lir.errors import ConfigError, Conflict
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract
-from ray_lir.formats.embeddings import save_embeddings
+from ray_lir.formats.embeddings import content_digest, documents_table, write_embeddings
 from ray_lir.formats.manifest import (
     MANIFEST,
     PROVENANCE,
@@ -26,9 +27,12 @@ from ray_lir.formats.manifest import (
     IndexManifest,
     check_complete,
     check_file,
+    create_manifest,
+    listed_by,
+    listed_names,
     manifest_digest,
     read_manifest,
-    write_manifest,
+    version_numbers,
     write_named,
 )
 from ray_lir.formats.relation import Relation, load_relation
@@ -40,7 +44,7 @@ from ray_lir.index.pieces import compress
 from ray_lir.index.rows import array_bytes
 from ray_lir.index.token_clustering import TokenAssigner
 from ray_lir.index.training import assigner_over, train_codec
-from ray_lir.index.work import WORK, Build, Work, tidy
+from ray_lir.index.work import GARBAGE, WORK, Build, Work, tidy
 from ray_lir.parallel import Map
 from ray_lir.search import LATEST, read_version
 
@@ -48,9 +52,11 @@ logger = logging.getLogger(__name__)
 
 TOKENS_PER_SHARD = 50_000_000
 CLUSTER_SIZES = "codec/cluster_sizes"
+MEMORY = "memory-"
+"""Beginning of the names in the work folder of embeddings that were given in memory."""
 FOLDERS = (WORK, "codec", "shards", "tombstones", "versions")
-WORK_OF_CHANGES = ("version-", "embeddings-")
-"""How the names of the work folders begin that belong to updates and compactions."""
+WORK_OF_CHANGES = ("version-", "embeddings-", GARBAGE)
+"""Beginnings of the names in the work folder that belong to updates, compactions and removals of versions."""
 
 
 def build_index(
@@ -83,31 +89,73 @@ def build_index(
 
     Raises:
         ConfigError: if the output holds something else, or the configuration does not fit the embeddings.
+        Conflict: if another build published a different index there meanwhile; that index is left as it is.
         FormatError: if the embeddings are not what their manifest says.
         IncompatibleError: if they lack what their scorer needs in search.
     """
     config = config or IndexConfig()
     output = storage.absolute(output)
     if isinstance(embeddings, TokenEmbeddings):
-        _check_output(output)
-        check_dimensions(embeddings.dim, config.codec.nbits)
-        folder = storage.join(output, WORK, "embeddings")
-        save_embeddings(folder, embeddings, contract, texts, relation, titles=titles, metadata=metadata)
-        manifest = build_index(folder, output, config, map=map)
-        _tidy(output)
-        return manifest
+        documents = documents_table(embeddings.doc_ids, titles, texts, metadata)
+        return _build_from_memory(embeddings, output, config, contract, documents, relation, map)
     check_unused("build_index", contract=contract, texts=texts, titles=titles, metadata=metadata, relation=relation)
     source, config, identity = _read_source(embeddings, config)
     if _check_output(output):
         return _existing(output, identity)
     build = _prepare(storage.absolute(embeddings), source, output, config, digest(identity)[:16])
+    storage.check_writable(output)
     try:
         with storage.told_as("write to", output):
             return _build(build, source, identity, map)
-    except Exception:
-        if LATEST in storage.list_names(output):  # another run of this job was faster, and took the work folder away
-            return _existing(output, identity)
+    except Exception as error:
+        return _overtaken(output, identity, build.work, error)
+
+
+def _build_from_memory(
+    embeddings: TokenEmbeddings,
+    output: str,
+    config: IndexConfig,
+    contract: EncoderContract | None,
+    documents: pa.Table,
+    relation: Relation | None,
+    map: Map,
+) -> IndexManifest:
+    """Save the embeddings in the work folder, under a digest of their content, and build from there."""
+    was_built = _check_output(output)
+    check_dimensions(embeddings.dim, config.codec.nbits)
+    folder = storage.join(output, WORK, f"{MEMORY}{content_digest(embeddings, documents, contract, relation)}")
+    try:
+        write_embeddings(folder, embeddings, documents, contract, relation)
+        return build_index(folder, output, config, map=map)
+    except Conflict:
         raise
+    except Exception:
+        # Another build that finishes first removes this folder. Saved again, the embeddings say whether that index is the same.
+        if was_built or not _check_output(output):
+            raise
+        write_embeddings(folder, embeddings, documents, contract, relation)
+        return build_index(folder, output, config, map=map)
+    finally:
+        tidy(output, lambda name: name == storage.name_of(folder))
+
+
+def _overtaken(output: str, identity: dict[str, Any], work: Work, error: Exception) -> IndexManifest:
+    """Return the index that another run of the same build published, or explain why this build failed.
+
+    Raises:
+        Conflict: Another build published a different index.
+        Exception: `error`, if no index is there.
+    """
+    if LATEST not in storage.list_names(output):
+        raise error
+    storage.remove_tree(work.root)
+    try:
+        return _existing(output, identity)
+    except ConfigError:
+        raise Conflict(
+            f"another build, of other embeddings or with another configuration, published its index in {output} while this one ran, "
+            "and this one was not published; choose another output"
+        ) from error
 
 
 def check_unused(function: str, **arguments: Any) -> None:
@@ -138,8 +186,7 @@ def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], m
         shards=shards,
         config=identity,
     )
-    _publish(build, manifest, records)
-    return manifest
+    return _publish(build, manifest, records)
 
 
 def _copy_relation(build: Build, source: EmbeddingsManifest) -> FileEntry | None:
@@ -252,13 +299,44 @@ def _prepare(embeddings: str, source: EmbeddingsManifest, output: str, config: I
     )
 
 
-def _publish(build: Build, manifest: IndexManifest, records: list[dict[str, Any]]) -> None:
-    """Makes the version visible, then removes the work folder."""
-    if LATEST in storage.list_names(build.output):
-        _existing(build.output, manifest.config)  # somebody else built here meanwhile: the same index, or an error
+def _publish(build: Build, manifest: IndexManifest, records: list[dict[str, Any]]) -> IndexManifest:
+    """Make the version visible, then remove the work folder. Of several builds at once, the first to write the manifest wins.
+
+    Returns:
+        The manifest that is there: of this build, or of another run of the same build.
+
+    Raises:
+        Conflict: A different build was first.
+    """
+    if _check_output(build.output):
+        try:
+            return _existing(build.output, manifest.config)
+        except ConfigError:
+            _remove_unlisted(build.output, manifest)
+            raise
+    if storage.exists(storage.join(build.output, MANIFEST)):
+        raise Conflict(f"another job wrote {MANIFEST} in {build.output} while this one ran; choose another output")
     version = storage.join(build.output, "versions", "1")
+    try:
+        create_manifest(storage.join(version, MANIFEST), manifest)
+    except FileExistsError:
+        first = read_version(build.output, 1)
+        if first.config != manifest.config:
+            _remove_unlisted(build.output, manifest)
+            raise Conflict(
+                f"another build, of other embeddings or with another configuration, publishes its index in {build.output}; choose "
+                f"another output, or, if no other build is running, remove {version} and run this one again"
+            ) from None
+        manifest = first
     provenance = {"stages": records, "python": platform.python_version(), "numpy": np.__version__, "embeddings": build.embeddings}
     storage.write_bytes(storage.join(version, PROVENANCE), canonical_json(provenance))
-    write_manifest(storage.join(version, MANIFEST), manifest)
-    storage.write_bytes(storage.join(build.output, LATEST), b"1\n")
+    if LATEST not in storage.list_names(build.output):  # an update may have published version 2 since
+        storage.write_bytes(storage.join(build.output, LATEST), b"1\n")
     _tidy(build.output)
+    return manifest
+
+
+def _remove_unlisted(output: str, manifest: IndexManifest) -> None:
+    """Remove the files of a build that was not published, except those that the published index has too."""
+    for name in listed_names(manifest) - listed_by(output, version_numbers(output)):
+        storage.remove(storage.join(output, name))

@@ -56,12 +56,14 @@ def compact_index(index: storage.PathOrUrl, num_shards: int | None = None, *, ma
     if not needs_compaction(parent, wanted):
         logger.info("version %d of %s is compact; nothing to do", number, index)
         return Compaction(parent, number, False)
+    storage.check_writable(index)
     for file in (file for shard in parent.shards for file in shard.files):
         check_file(index, file)
     merge = Merge(
         index,
         tuple(shard for shard in parent.shards if shard.num_live),
         wanted,
+        number + 1,
         work_of(index, number, parent, change),
     )
     try:

@@ -16,12 +16,12 @@ from typing import Any
 
 import ray_lir.parallel
 from ray_lir.config import EncoderConfig, canonical_json, digest
-from ray_lir.errors import ConfigError
+from ray_lir.errors import ConfigError, Conflict
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract
 from ray_lir.formats.corpus import CHUNK_BYTES, Corpus, CorpusFile, read_chunks, sample_texts, scan
 from ray_lir.formats.embeddings import DOCS_PER_PART, FOLDER, write_relation
-from ray_lir.formats.manifest import MANIFEST, PROVENANCE, EmbeddingsManifest, read_manifest, write_manifest
+from ray_lir.formats.manifest import LATEST, MANIFEST, PROVENANCE, EmbeddingsManifest, create_manifest, files_of, read_manifest
 from ray_lir.formats.records import corpus_files
 from ray_lir.formats.relation import Relation
 from ray_lir.formats.truncation import TruncationCounts
@@ -127,10 +127,13 @@ def encode_corpus(
 
     Raises:
         ConfigError: if the corpus holds no document, or the output holds something else; nothing is written then.
+        Conflict: if a job with another corpus or configuration finished in the output meanwhile; that one stays as it is.
         FormatError: if a file of the corpus is cut or damaged.
     """
     corpus, output = storage.absolute(corpus), storage.absolute(output)
     _check_apart(corpus, output)
+    if not storage.exists(storage.join(output, MANIFEST)):
+        storage.check_writable(output)
     records: list[dict[str, Any]] = []
     found = _scan(corpus, docs_per_part, map, records)
     source = _load(encoder, contract)
@@ -150,6 +153,8 @@ def encode_corpus(
             plan = _plan(found, encoder, source, destination, frozenset(entries))
             record = _encode(plan, spread, entries, records)
             manifest = _publish(plan, entries, identity, {"corpus": corpus, "stages": records})
+        except Conflict:
+            raise
         except Exception:
             existing = _existing(destination, identity)  # another run of the same job may have been faster, and have tidied up
             if not existing:
@@ -326,8 +331,32 @@ def _publish(plan: Plan, entries: dict[int, ChunkEntry], identity: dict[str, Any
         relation=write_relation(output, plan.relation),
     )
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    if LATEST in storage.list_names(output):
+        raise Conflict(f"another job built an index in {output} while this one ran; choose another output")
+    try:
+        create_manifest(storage.join(output, MANIFEST), manifest)
+    except FileExistsError:
+        manifest = _published_first(plan.destination, manifest)
     storage.write_bytes(storage.join(output, PROVENANCE), canonical_json({**provenance, "versions": versions}))
-    write_manifest(storage.join(output, MANIFEST), manifest)
     with suppress(*storage.store_errors()):  # another run of the same job may be working in it
         storage.remove_tree(storage.join(output, PROGRESS))
     return manifest
+
+
+def _published_first(destination: Destination, mine: EmbeddingsManifest) -> EmbeddingsManifest:
+    """Return the manifest that another run of this job published first.
+
+    Raises:
+        Conflict: It is of another job. This job's own files are removed.
+    """
+    output = destination.output
+    first = read_manifest(storage.join(output, MANIFEST), EmbeddingsManifest, "jobs.encode")
+    if first.config == mine.config:
+        return first
+    for name in {entry.name for entry in files_of(mine)} - {entry.name for entry in files_of(first)}:
+        storage.remove(storage.join(output, name))
+    storage.remove_tree(destination.progress)
+    raise Conflict(
+        f"another job finished in {output} while this one ran: it holds embeddings of another corpus or configuration"
+        f"{_difference(first.config, mine.config)}, and this job's were not published; choose another output"
+    )

@@ -15,7 +15,7 @@ from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, TopK, relati
 from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats import storage
 from ray_lir.formats.contract import check_weights
-from ray_lir.formats.manifest import MANIFEST, IndexManifest, ShardEntry, check_complete, check_file, files_of, read_manifest
+from ray_lir.formats.manifest import LATEST, MANIFEST, IndexManifest, ShardEntry, check_complete, check_file, files_of, read_manifest
 from ray_lir.formats.metadata import from_json
 from ray_lir.formats.relation import load_relation
 from ray_lir.formats.token_embeddings import TokenEmbeddings, check_embeddings
@@ -28,7 +28,6 @@ from ray_lir.index.shard import IndexShard, open_shard
 from ray_lir.kernels import Kernels, select
 from ray_lir.parallel import num_cores, one_blas_thread, threads
 
-LATEST = "LATEST"
 MAX_K = 100_000
 MAX_VERSION = 2**63 - 1
 BATCH_QUERIES = 64

@@ -5,7 +5,6 @@ stays as it is. Statistics are counted without what is deleted, so plans, cuts a
 built from the same documents with the same codec.
 """
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,16 +13,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 import ray_lir.parallel
 from ray_lir.arguments import id_set
 from ray_lir.build import CLUSTER_SIZES, TOKENS_PER_SHARD, check_unused, codec_of, settings_of
-from ray_lir.config import canonical_json, digest
-from ray_lir.errors import ConfigError, IncompatibleError
+from ray_lir.config import digest
+from ray_lir.errors import ConfigError, Conflict, IncompatibleError
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract, check_same_encoder
-from ray_lir.formats.embeddings import documents_table, write_embeddings
+from ray_lir.formats.embeddings import content_digest, documents_table, write_embeddings
 from ray_lir.formats.manifest import (
     DELTA,
     MANIFEST,
@@ -46,7 +44,7 @@ from ray_lir.index.rows import array_bytes, read_array
 from ray_lir.index.work import WORK, Build, Work, tidy
 from ray_lir.logs import stage
 from ray_lir.parallel import Map, watched
-from ray_lir.search import read_version
+from ray_lir.search import latest_version, read_version
 from ray_lir.versions import config_of, is_same, overtaken_by, publish, read_parent, work_of
 
 logger = logging.getLogger(__name__)
@@ -106,8 +104,17 @@ def update_index(
     if isinstance(add, TokenEmbeddings):
         contract = contract or read_version(index).contract
         table = documents_table(add.doc_ids, titles, texts, metadata)
-        folder = storage.join(index, WORK, f"embeddings-{_content_digest(add, table)}")
+        folder = storage.join(index, WORK, f"embeddings-{content_digest(add, table, contract)}")
+        version = latest_version(index)
         try:
+            write_embeddings(folder, add, table, contract)
+            return update_index(index, folder, ids, map=map)
+        except Conflict:
+            raise
+        except Exception:
+            # The same update, run by another process and finished first, removes the folder that both use.
+            if latest_version(index) == version:
+                raise
             write_embeddings(folder, add, table, contract)
             return update_index(index, folder, ids, map=map)
         finally:
@@ -123,6 +130,7 @@ def update_index(
         return Update(parent, number, parent.change)
     if added:
         added.check(parent)
+    storage.check_writable(index)
     work = work_of(index, number, parent, change)
     try:
         with storage.told_as("write to", index):
@@ -243,7 +251,7 @@ def _update(
         update={
             "num_docs": sum(shard.num_live for shard in shards),
             "num_tokens": sum(shard.live_tokens for shard in shards),
-            "cluster_sizes": write_named(index, CLUSTER_SIZES, ".npy", array_bytes(sizes)),
+            "cluster_sizes": write_named(index, f"{CLUSTER_SIZES}-{number + 1:05d}", ".npy", array_bytes(sizes)),
             "shards": shards,
             "config": config_of(parent, change),
             "change": counts,
@@ -281,11 +289,3 @@ def _norms(parent: IndexManifest, counts: Change) -> dict[str, Any]:
         return {}
     total = parent.added_tokens * (parent.added_residual_norm or 0.0) + counts.added_tokens * counts.mean_residual_norm
     return {"added_tokens": tokens, "added_residual_norm": total / tokens}
-
-
-def _content_digest(embeddings: TokenEmbeddings, documents: pa.Table) -> str:
-    """16 hex digits over all that would be saved."""
-    sha256 = hashlib.sha256(canonical_json([embeddings.offsets.tolist(), documents.to_pydict()]))
-    for array in (embeddings.values, embeddings.token_ids, embeddings.weights):
-        sha256.update(b"" if array is None else np.ascontiguousarray(array).data)
-    return sha256.hexdigest()[:16]

@@ -10,21 +10,9 @@ from ray_lir.engines import TUNING
 from ray_lir.errors import ConfigError, Conflict
 from ray_lir.formats import storage
 from ray_lir.formats.exclusive import create_bytes
-from ray_lir.formats.manifest import MANIFEST, PROVENANCE, IndexManifest, listed_names, manifest_digest
-from ray_lir.index.work import WORK, Work, tidy
+from ray_lir.formats.manifest import PROVENANCE, IndexManifest, listed_by, manifest_digest, version_manifest, version_numbers
+from ray_lir.index.work import GARBAGE, WORK, Work, tidy
 from ray_lir.search import LATEST, latest_version, read_version
-
-GARBAGE = "garbage.json"
-"""In the work folder: what is to be removed with versions that are gone already."""
-
-
-def version_numbers(index: str) -> list[int]:
-    """Of all versions whose manifest is there, ascending."""
-    return sorted(
-        int(name)
-        for name in storage.list_names(storage.join(index, "versions"))
-        if name.isdigit() and storage.exists(_manifest(index, int(name)))
-    )
 
 
 def read_parent(index: str, change: dict[str, Any]) -> tuple[int, IndexManifest]:
@@ -39,7 +27,7 @@ def read_parent(index: str, change: dict[str, Any]) -> tuple[int, IndexManifest]
         Conflict: if another change stopped there, or is there just now.
     """
     number = latest_version(index)
-    if storage.exists(_manifest(index, number + 1)):
+    if storage.exists(version_manifest(index, number + 1)):
         newer = read_version(index, number + 1)
         if not is_same(newer, change):
             raise Conflict(
@@ -78,7 +66,7 @@ def publish(index: str, manifest: IndexManifest, records: list[dict[str, Any]]) 
     if latest_version(index) != parent:
         raise Conflict(f"{index} has newer versions than {parent}")
     try:
-        create_bytes(_manifest(index, parent + 1), canonical_json(manifest.model_dump(mode="json")))
+        create_bytes(version_manifest(index, parent + 1), canonical_json(manifest.model_dump(mode="json")))
     except FileExistsError:
         raise Conflict(f"version {parent + 1} of {index} is another's") from None
     if latest_version(index) > parent + 1:  # in that instant others made newer ones and removed this one's number
@@ -95,7 +83,7 @@ def overtaken_by(index: str, parent: int, change: dict[str, Any]) -> IndexManife
         Conflict: if it was a different change.
     """
     latest = latest_version(index)
-    if latest == parent and not storage.exists(_manifest(index, parent + 1)):
+    if latest == parent and not storage.exists(version_manifest(index, parent + 1)):
         return None
     manifest = read_version(index, max(latest, parent + 1))
     if is_same(manifest, change):
@@ -132,24 +120,14 @@ def remove_versions(index: str, keep: int) -> dict[str, Any]:
     old = numbers[:-keep]
     work = Work(storage.join(index, WORK))
     unused = set(work.load_record(GARBAGE)) if work.has(GARBAGE) else set()
-    unused |= {name for number in old for name in listed_names(read_version(index, number))}
+    unused |= listed_by(index, old)
     if unused:
         work.save_record(GARBAGE, sorted(unused))
     for number in old:
         storage.remove_tree(storage.join(index, "versions", str(number)))
-    unused -= {name for number in version_numbers(index) for name in listed_names(read_version(index, number))}
+    unused -= listed_by(index, version_numbers(index))
     for name in sorted(unused):
-        _remove(storage.join(index, name))
-    _remove(storage.join(work.root, GARBAGE))
+        storage.remove(storage.join(index, name))
+    storage.remove(storage.join(work.root, GARBAGE))
     tidy(index, lambda name: False)
     return {"versions_removed": old, "removed": len(unused)}
-
-
-def _remove(url: str) -> None:
-    if storage.exists(url):
-        fs, path = storage.filesystem(url)
-        fs.rm(path, recursive=True)
-
-
-def _manifest(index: str, number: int) -> str:
-    return storage.join(index, "versions", str(number), MANIFEST)

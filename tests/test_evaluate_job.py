@@ -7,11 +7,12 @@ from pathlib import Path
 import ir_measures
 import pytest
 
-from jobs.cli import main
+from jobs.cli import main, parse
 from jobs.evaluate import EvaluateConfig, evaluate
 from ray_lir.build import build_index
 from ray_lir.config import ClusteringConfig, IndexConfig
 from ray_lir.engines import ENGINES
+from ray_lir.errors import ConfigError
 from ray_lir.evaluation.datasets import load_dataset
 from ray_lir.evaluation.runs import read_run
 from ray_lir.models.encoder import Encoder
@@ -113,10 +114,84 @@ def test_a_query_that_is_a_document_does_not_find_itself_on_request(index, datas
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nbread\tphotosynthesis\t1\n")
     run = tmp_path / "own.run"
     for ignore, first in ((False, "bread"), (True, "photosynthesis")):
-        result = evaluate(configure(index, str(folder), engine="exact", k=10, ignore_identical_ids=ignore, run=str(run)))
+        result = evaluate(configure(index, str(folder), engine="exact", k=10, ignore_identical_ids=ignore, run=str(run), overwrite=True))
         ranking = read_run(str(run))["bread"]
         assert result["ignore_identical_ids"] is ignore
+        assert result["identical_ids_dropped"] == int(ignore)
         assert ranking[0][0] == first and len(ranking) == 10
+
+
+@pytest.mark.parametrize(("name", "dropped"), [("arguana", 1), ("Quora-small", 1), ("scifact", 0), ("quoranet", 0)])
+def test_arguana_and_quora_leave_out_hits_with_the_querys_id_by_default(index, dataset, tmp_path, caplog, name, dropped):
+    caplog.set_level("INFO")
+    folder = tmp_path / name
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "bread", "text": DOCUMENTS["bread"]}))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nbread\tphotosynthesis\t1\n")
+    result = evaluate(configure(index, str(folder), engine="exact", k=10))
+    assert (result["ignore_identical_ids"], result["identical_ids_dropped"]) == (bool(dropped), dropped)
+    assert ("1 hits with the id of their query were left out" if dropped else "set --ignore_identical_ids yes") in caplog.text
+    config = parse(EvaluateConfig, ["--index", "i", "--dataset", "d", "--ignore_identical_ids"])
+    assert config.ignore_identical_ids is True
+    assert parse(EvaluateConfig, ["--index", "i", "--dataset", "d", "--ignore_identical_ids", "no"]).ignore_identical_ids is False
+
+
+def test_judgements_of_another_collection_are_refused_or_counted(index, tmp_path, caplog):
+    folder = tmp_path / "other"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "queries.jsonl").write_text('{"_id": "a", "text": "dough"}\n{"_id": "b", "text": "moon"}\n{"_id": "c", "text": "sea"}\n')
+    (folder / "qrels" / "test.tsv").write_text("a\t17\t1\nb\t18\t1\n")
+    (folder / "qrels" / "dev.tsv").write_text("a\tbread\t1\na\t17\t1\nb\t18\t1\nc\ttides\t0\n")
+    with pytest.raises(ConfigError, match="none of the 2 documents that other/test judges is in .* every measure would be 0"):
+        evaluate(configure(index, str(folder), run=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+    result = evaluate(configure(index, str(folder), split="dev"))
+    assert (result["judged_documents"], result["judged_documents_missing"]) == (4, 2)
+    assert (result["queries_without_relevant"], result["queries_with_relevant_missing"]) == (1, 1)
+    assert "lacks 2 of the 4 documents that other/dev judges, '17' for one" in caplog.text
+
+
+def test_a_run_is_replaced_only_by_the_same_configuration_or_on_request(index, dataset, tmp_path, caplog):
+    caplog.set_level("INFO")
+    run, per_query = tmp_path / "a.run", tmp_path / "a.json"
+    evaluate(configure(index, dataset, engine="exact", run=str(run)))
+    before = run.read_bytes()
+    evaluate(configure(index, dataset, engine="exact", run=str(run)))
+    assert run.read_bytes() == before and "is a run of this configuration and is written again" in caplog.text
+    for other in ({"engine": "warp"}, {"engine": "exact", "k": 3}):
+        with pytest.raises(ConfigError, match="a.run is there already; give another --run, or --overwrite true to replace it"):
+            evaluate(configure(index, dataset, run=str(run), **other))
+    assert run.read_bytes() == before
+    evaluate(configure(index, dataset, engine="exact", k=3, run=str(run), overwrite=True))
+    assert run.read_bytes() != before
+    per_query.write_text("mine")
+    with pytest.raises(ConfigError, match="--per_query .* is there already"):
+        evaluate(configure(index, dataset, per_query=str(per_query)))
+    with pytest.raises(ConfigError, match="name the same file"):
+        evaluate(configure(index, dataset, run=str(tmp_path / "x"), per_query=str(tmp_path / "x")))
+
+
+def test_outputs_are_checked_before_the_search(index, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("ray_lir.models.encoder.Encoder.for_contract", lambda *_: pytest.fail("the work has started"))
+    (tmp_path / "file").write_text("")
+    for output in ("run", "per_query"):
+        with pytest.raises(ConfigError, match="cannot write to"):
+            evaluate(configure(index, dataset, **{output: str(tmp_path / "file" / "out")}))
+    spaced = tmp_path / "spaced"
+    (spaced / "qrels").mkdir(parents=True)
+    (spaced / "queries.jsonl").write_text('{"_id": "q 1", "text": "dough"}\n')
+    (spaced / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq 1\tbread\t1\n")
+    with pytest.raises(ConfigError, match="cannot carry the query id 'q 1'"):
+        evaluate(configure(index, str(spaced), run=str(tmp_path / "run")))
+
+
+def test_a_document_id_with_a_space_is_refused_before_the_search(dataset, encoder, tmp_path, monkeypatch):
+    folder = str(tmp_path / "index")
+    embeddings = encoder.encode_documents(list(DOCUMENTS.values()), [*list(DOCUMENTS)[:-1], "photo synthesis"])
+    build_index(embeddings, folder, IndexConfig(clustering=ClusteringConfig(num_centroids=16)), contract=encoder.contract)
+    monkeypatch.setattr("ray_lir.models.encoder.Encoder.for_contract", lambda *_: pytest.fail("the work has started"))
+    with pytest.raises(ConfigError, match="cannot carry the document id 'photo synthesis'"):
+        evaluate(configure(folder, dataset, run=str(tmp_path / "run")))
 
 
 def test_latency_is_reported_for_searching_and_encoding_apart(index, dataset):
@@ -164,5 +239,5 @@ def test_an_encoder_with_other_weights_is_refused(index, dataset, encoder, tmp_p
 def test_a_folder_in_place_of_the_run_file_is_refused(index, dataset, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(EvaluateConfig, evaluate, ["--index", index, "--dataset", dataset, "--run", str(tmp_path)])
-    assert f"error: {tmp_path} is a folder; name a file in it" in capsys.readouterr().err
+    assert f"error: --run {tmp_path} is a folder; name a file in it" in capsys.readouterr().err
     assert not list(Path(tmp_path).iterdir())

@@ -56,8 +56,13 @@ def test_a_dataset_may_be_compressed_and_have_windows_line_ends(tmp_path):
         (QUERIES + QUERIES, QRELS, "queries.jsonl line 4: expected each _id once, found 'q1'"),
         (QUERIES, QRELS + "q1\td4\n", "test.tsv line 5: expected query-id <tab> corpus-id <tab> whole number, found q1\td4"),
         (QUERIES, QRELS + "q1\td4\t0.5\n", "test.tsv line 5"),
-        (QUERIES, "q1\td4\t1\n", "test.tsv line 1: expected the header query-id <tab>"),
-        (QUERIES, "", "expected the header query-id <tab> corpus-id <tab> score, found an empty file"),
+        (QUERIES, "kind\twho\twhat\n" + QRELS, "test.tsv line 1: expected query-id <tab> corpus-id <tab> whole number, found kind"),
+        (QUERIES, QRELS + "q1\td4\t2147483648\n", "test.tsv line 5: expected a grade from -1000000 to 1000000, found 2147483648"),
+        (QUERIES, QRELS + f"q1\td4\t-{10**30}\n", "test.tsv line 5: expected a grade from -1000000"),
+        (QUERIES, QRELS + "q1\td2\t3\n", "test.tsv line 5: expected one grade of document 'd2' for query 'q1', found 3 after 1"),
+        (QUERIES, QRELS + "\td2\t3\n", "test.tsv line 5: expected query-id <tab>"),
+        (QUERIES, QRELS + "q1\td4\tnan\n", "test.tsv line 5: expected query-id <tab>"),
+        (QUERIES, "", "expected judgements, found none"),
         (QUERIES, "query-id\tcorpus-id\tscore\n", "expected judgements, found none"),
         (QUERIES, QRELS + "q9\td1\t1\n", "expected the text of query 'q9', which qrels/test.tsv judges, found no such query"),
     ],
@@ -66,6 +71,37 @@ def test_a_malformed_dataset_is_refused_with_file_and_line(tmp_path, queries, qr
     with pytest.raises(FormatError) as error:
         load_dataset(str(make_dataset(tmp_path, queries, qrels)))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "qrels",
+    [
+        QRELS.replace("query-id\tcorpus-id\tscore\n", ""),
+        "query_id\tdoc_id\tRelevance\n" + QRELS.partition("\n")[2],
+        "\ufeff" + QRELS,
+        "q2 0 d1 2\nq1 0 d2 1\nq1 Q0 d3 0\n",
+        "q2\t0\td1\t2\nq1\t0\td2\t1\nq1\t0\td3\t0\n",
+        QRELS.replace("\t2\n", "\t2.0\n").replace("\t1\n", "\t+1\n"),
+        QRELS + "q1\td2\t1\n\n",
+    ],
+)
+def test_judgements_are_read_with_or_without_a_header_and_in_the_columns_of_trec(tmp_path, qrels):
+    assert load_dataset(str(make_dataset(tmp_path, QUERIES, qrels))).qrels == {"q2": {"d1": 2}, "q1": {"d2": 1, "d3": 0}}
+
+
+def test_judgements_may_be_compressed(tmp_path):
+    folder = make_dataset(tmp_path, QUERIES, QRELS)
+    (folder / "qrels" / "dev.tsv.gz").write_bytes(gzip.compress(QRELS.encode()))
+    assert load_dataset(str(folder), "dev").qrels == load_dataset(str(folder)).qrels
+    with pytest.raises(ConfigError, match="it has dev, test"):
+        load_dataset(str(folder), "train")
+
+
+def test_a_negative_grade_is_not_relevant_and_one_that_trec_eval_cannot_count_is_refused():
+    run = {"q": [("b", 2.0), ("a", 1.0)]}
+    assert metrics.means(metrics.evaluate(run, {"q": {"a": 1, "b": -2}}, ["RR@10"])) == {"RR@10": 0.5}
+    with pytest.raises(ConfigError, match="grades run from"):
+        metrics.evaluate(run, {"q": {"a": 2**31}}, ["RR@10"])
 
 
 def test_a_missing_split_is_answered_with_those_there_are(tmp_path):
@@ -182,7 +218,7 @@ def test_a_run_survives_its_file_with_every_digit(tmp_path):
 
 
 def test_a_run_that_cannot_be_written_leaves_nothing(tmp_path):
-    with pytest.raises(ConfigError, match="white space.*'two words'"):
+    with pytest.raises(ConfigError, match="'two words', which is empty or holds white space"):
         write_run(str(tmp_path / "test.run"), {"q": [("two words", 1.0)]}, "ray_lir")
     assert not list(tmp_path.iterdir())
 

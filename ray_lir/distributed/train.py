@@ -27,8 +27,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_lir.config import Config, EncoderConfig, TrainingConfig, canonical_json, digest
 from ray_lir.distributed.runtime import error_of, ray_session, wait_for_machines
 from ray_lir.distributed.train_worker import ENCODER, METRICS, WorkerTask, best_record, read_curve, train_worker
-from ray_lir.errors import ConfigError, RayLirError
+from ray_lir.errors import ConfigError, Conflict, RayLirError
 from ray_lir.formats import storage
+from ray_lir.formats.exclusive import create_bytes, sole_writer
 from ray_lir.formats.manifest import MANIFEST, PROVENANCE, TrainingManifest, read_manifest, write_manifest
 from ray_lir.models.dev_set import DevSet
 from ray_lir.models.encoder import Encoder, absolute_name
@@ -70,6 +71,7 @@ def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: T
     Raises:
         ConfigError, FormatError: if the data, the encoder or a setting is wrong, or `output` holds something else, such as
             a training with another configuration; nothing is written then.
+        Conflict: if another process trains into `output` at the same time.
     """
     start = time.perf_counter()
     output = storage.absolute(output)
@@ -80,6 +82,8 @@ def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: T
         raise ConfigError(
             f"--batch_size {config.batch_size} cannot be shared evenly by --num_workers {run.num_workers}; make it a multiple"
         )
+    if not storage.exists(storage.join(output, MANIFEST)):
+        storage.check_writable(output)
     identity = config.model_dump(mode="json") | _describe_encoder(encoder, config) | {"data": _digest(data, dev)}
     if _is_finished(output, identity):
         logger.info("train: %s has finished; nothing to do", output)
@@ -87,16 +91,33 @@ def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: T
         with ray_session():
             wait_for_machines()
             scaling = _scaling(run, encoder)
-            storage.write_bytes(storage.join(output, STATE, CONFIG), canonical_json(identity))
-            try:
-                result = _fit(data, dev, output, encoder, config, run, scaling, f"train-{digest(identity)[:12]}")
-            except ConfigError:
-                if not storage.exists(storage.join(output, METRICS)):  # nothing to continue from: let a mended command have the folder
-                    storage.remove_tree(storage.join(output, STATE))
-                raise
-            _publish(result, output, identity, scaling, start)
+            with sole_writer(output):
+                if not _claim(output, identity):
+                    _fit_and_publish(data, dev, output, encoder, config, run, scaling, identity, start)
     storage.remove_tree(storage.join(output, STATE))
     return _summary(output)
+
+
+def _claim(output: str, identity: dict[str, Any]) -> bool:
+    """Enter this training as the one that the output is for, before it writes anything there.
+
+    Returns:
+        Whether another run of this training has finished meanwhile.
+
+    Raises:
+        Conflict: Another training began or finished there since this one started.
+    """
+    claimed = True
+    try:
+        create_bytes(storage.join(output, STATE, CONFIG), canonical_json(identity))
+    except FileExistsError:
+        claimed = False
+    try:
+        return _is_finished(output, identity)
+    except ConfigError as error:
+        if claimed:  # the other training has finished and removed its own claim
+            storage.remove_tree(storage.join(output, STATE))
+        raise Conflict(f"another training began at the same time: {error}") from None
 
 
 def _digest(data: TrainingData, dev: DevSet | None) -> str:
@@ -151,6 +172,26 @@ def _is_finished(output: str, identity: dict[str, Any]) -> bool:
     if different:
         raise ConfigError(f"{output} holds a training with {different[0]}; give another --output, or remove that folder first")
     return finished
+
+
+def _fit_and_publish(
+    data: TrainingData,
+    dev: DevSet | None,
+    output: str,
+    encoder: EncoderConfig,
+    config: TrainingConfig,
+    run: TrainingRun,
+    scaling: ScalingConfig,
+    identity: dict[str, Any],
+    start: float,
+) -> None:
+    try:
+        result = _fit(data, dev, output, encoder, config, run, scaling, f"train-{digest(identity)[:12]}")
+    except ConfigError:
+        if not storage.exists(storage.join(output, METRICS)):  # nothing to continue from: a corrected command may use the folder
+            storage.remove_tree(storage.join(output, STATE))
+        raise
+    _publish(result, output, identity, scaling, start)
 
 
 def _scaling(run: TrainingRun, encoder: EncoderConfig) -> ScalingConfig:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -31,6 +32,17 @@ BEIR_NAMES = (
     "webis-touche2020",
 )
 QRELS_HEADER = ("query-id", "corpus-id", "score")
+HEADER_NAMES = (
+    {"query-id", "query", "qid", "topic", "topic-id"},
+    {"corpus-id", "doc-id", "docid", "document-id", "document", "docno", "pid", "passage-id"},
+    {"score", "relevance", "rel", "grade", "label", "judgement", "judgment"},
+)
+"""Names of the columns in a header, in lower case; `_` counts as `-`."""
+LARGEST_GRADE = 1_000_000
+"""trec_eval keeps an array as long as the largest grade, and from 2**31 on every measure is 0."""
+GRADE = re.compile(r"[+-]?[0-9]+(\.0*)?")
+WITHOUT_THEMSELVES = ("arguana", "quora")
+"""Collections of which each query is also a document: BEIR leaves it out of the query's own ranking."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +64,16 @@ class Dataset:
     corpus: str
 
 
+def has_queries_as_documents(name: str) -> bool:
+    """Whether this collection's queries are documents of its corpus under the same ids, judged by its name (ArguAna, Quora)."""
+    return any(word in WITHOUT_THEMSELVES for word in re.split("[^a-z]+", name.lower()))
+
+
 def load_dataset(folder_or_name: storage.PathOrUrl, split: str = "test") -> Dataset:
     """Reads a collection from a local folder, an fsspec URL or, by its BEIR name, from the network (kept in a cache).
 
-    The folder holds queries.jsonl (or .jsonl.gz) with _id and text, and qrels/<split>.tsv with a header.
+    The folder holds queries.jsonl (or .jsonl.gz) with _id and text, and qrels/<split>.tsv (or .tsv.gz): three columns, with or
+    without a header, or the four columns of TREC (query, an unused number, document, grade). A grade is a whole number.
 
     Raises:
         ConfigError: if there is no such folder or split, or a download fails.
@@ -64,9 +82,14 @@ def load_dataset(folder_or_name: storage.PathOrUrl, split: str = "test") -> Data
     folder = _find_folder(storage.spelled(folder_or_name))
     qrels = _read_qrels(folder, split)
     texts = _read_queries(folder)
-    for query_id in qrels:
-        if query_id not in texts:
-            raise FormatError(_queries_file(folder), f"the text of query {query_id!r}, which qrels/{split}.tsv judges", "no such query")
+    unknown = [query_id for query_id in qrels if query_id not in texts]
+    if unknown:
+        raise FormatError(
+            _queries_file(folder),
+            f"the text of query {unknown[0]!r}, which qrels/{split}.tsv judges",
+            f"no such query ({len(unknown)} of {len(qrels)} judged queries are missing)",
+            "give the queries and the judgements of one collection",
+        )
     return Dataset(storage.name_of(folder), split, {query_id: texts[query_id] for query_id in qrels}, qrels, folder)
 
 
@@ -122,24 +145,43 @@ def _read_queries(folder: str) -> dict[str, str]:
 
 
 def _read_qrels(folder: str, split: str) -> dict[str, dict[str, int]]:
-    url = storage.join(folder, "qrels", f"{split}.tsv")
-    if not storage.exists(url):
-        splits = [name.removesuffix(".tsv") for name in storage.list_names(storage.join(folder, "qrels")) if name.endswith(".tsv")]
+    names = storage.list_names(storage.join(folder, "qrels"))
+    name = next((name for name in (f"{split}.tsv", f"{split}.tsv.gz") if name in names), None)
+    if name is None:
+        splits = sorted({name.partition(".tsv")[0] for name in names if name.endswith((".tsv", ".tsv.gz"))})
         have = f"it has {', '.join(splits)}" if splits else "it has no qrels/*.tsv at all: give a folder in the BEIR layout"
         raise ConfigError(f"no split {split!r} in {folder}; {have}")
+    url = storage.join(folder, "qrels", name)
     qrels: dict[str, dict[str, int]] = {}
-    lines = _lines(url)
-    where, header = next(lines, (url, ""))
-    if tuple(header.split("\t")) != QRELS_HEADER:
-        raise FormatError(where, "the header " + " <tab> ".join(QRELS_HEADER), f"{header:.80}" or "an empty file")
-    for where, line in lines:
-        fields = line.split("\t")
-        if len(fields) != 3 or not fields[2].strip().removeprefix("-").isdecimal():
-            raise FormatError(where, "query-id <tab> corpus-id <tab> whole number", f"{line:.80}")
-        qrels.setdefault(fields[0], {})[fields[1]] = int(fields[2])
+    for number, (where, line) in enumerate(_lines(url)):
+        fields = [field.strip() for field in (line.split("\t") if "\t" in line else line.split())]
+        if number == 0 and _is_header(fields):
+            continue
+        query_id, doc_id, grade = _judgement(fields, line, where)
+        before = qrels.setdefault(query_id, {}).setdefault(doc_id, grade)
+        if before != grade:
+            raise FormatError(
+                where, f"one grade of document {doc_id!r} for query {query_id!r}", f"{grade} after {before}", "keep one of the lines"
+            )
     if not qrels:
-        raise FormatError(url, "judgements", "none")
+        raise FormatError(url, "judgements", "none", "give a split that has some")
     return qrels
+
+
+def _is_header(fields: list[str]) -> bool:
+    return len(fields) == 3 and all(field.lower().replace("_", "-") in known for field, known in zip(fields, HEADER_NAMES, strict=True))
+
+
+def _judgement(fields: list[str], line: str, where: str) -> tuple[str, str, int]:
+    """The query, the document and the grade of a line of three columns, or of the four of TREC."""
+    if len(fields) == 4:
+        fields = [fields[0], *fields[2:]]
+    if len(fields) != 3 or not fields[0] or not fields[1] or not GRADE.fullmatch(fields[2]):
+        raise FormatError(where, "query-id <tab> corpus-id <tab> whole number", f"{line:.80}")
+    grade = int(fields[2].partition(".")[0])
+    if abs(grade) > LARGEST_GRADE:
+        raise FormatError(where, f"a grade from -{LARGEST_GRADE} to {LARGEST_GRADE}", f"{fields[2]:.40}", "use smaller grades")
+    return fields[0], fields[1], grade
 
 
 def _lines(url: str) -> Iterator[tuple[str, str]]:
@@ -148,7 +190,7 @@ def _lines(url: str) -> Iterator[tuple[str, str]]:
     try:
         with storage.open_input(url) as raw:
             for number, line in enumerate(gzip.GzipFile(fileobj=raw) if url.endswith(".gz") else raw, 1):
-                if text := line.decode().rstrip("\r\n"):
+                if (text := line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")).strip():
                     yield f"{url} line {number}", text
     except UnicodeDecodeError as error:
         raise FormatError(f"{url} line {number}", "UTF-8", error.reason) from None

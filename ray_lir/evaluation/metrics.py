@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import ir_measures
 
 from ray_lir.arguments import text_list
+from ray_lir.errors import ConfigError
+from ray_lir.evaluation.datasets import LARGEST_GRADE
 from ray_lir.evaluation.runs import Ranking
 
 MEASURES = ("nDCG@10", "RR@10", "Success@5", "R@10", "R@100")
@@ -15,9 +17,17 @@ PerQuery = dict[str, dict[str, float]]
 def evaluate(run: Mapping[str, Ranking], qrels: Mapping[str, Mapping[str, int]], measures: Sequence[str] = MEASURES) -> PerQuery:
     """The value of every measure for every judged query, in the order given (the run's scores are not looked at).
 
+    Raises:
+        ConfigError: A grade is larger than the measures can count.
+
     A judged query without results, or without a relevant document, has the value 0. Queries that nobody judged are left out.
     """
     measures = text_list("measures", measures)
+    largest = max((abs(grade) for grades in qrels.values() for grade in grades.values()), default=0)
+    if largest > LARGEST_GRADE:
+        raise ConfigError(f"grades run from -{LARGEST_GRADE} to {LARGEST_GRADE}, and one is {largest}; use smaller grades")
+    if not measures:
+        return {}
     parsed = {ir_measures.parse_measure(name): name for name in measures}
     # evaluators sort by score and break ties by document id: ranks in place of scores cannot tie
     ranks = {
@@ -45,3 +55,8 @@ def up_to(depth: int) -> tuple[str, ...]:
 def without_identical_ids(run: Mapping[str, Ranking]) -> dict[str, Ranking]:
     """The run without hits whose id is the query's own: BEIR's convention for ArguAna and Quora."""
     return {query_id: [hit for hit in ranking if hit[0] != query_id] for query_id, ranking in run.items()}
+
+
+def num_identical_ids(run: Mapping[str, Ranking]) -> int:
+    """Return how many hits of the run have the id of their query."""
+    return sum(doc_id == query_id for query_id, ranking in run.items() for doc_id, _ in ranking)

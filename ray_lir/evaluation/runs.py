@@ -1,6 +1,6 @@
 """Runs: the ranked documents of each query, read and written as TREC run files (query Q0 document rank score tag)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -13,25 +13,50 @@ Run = dict[str, Ranking]
 """query id -> its ranking."""
 
 
-def write_run(url: str, run: Run, tag: str) -> None:
-    """Writes a run file in one atomic step.
+def format_run(run: Run, tag: str) -> bytes:
+    """Return the content of a run file.
 
     trec_eval sorts by score alone (as float32, ties by document id), so a score that does not fall below the one before
     it is written one float32 step lower: any evaluator then sees the order given.
 
     Raises:
-        ConfigError: if an id holds white space, which the format cannot carry; nothing is written.
+        ConfigError: An id holds white space, which the format cannot carry.
     """
     lines = []
     for query_id, ranking in run.items():
+        check_ids([query_id], "query")
+        check_ids([doc_id for doc_id, _ in ranking], "document")
         scores = _strictly_decreasing([score for _, score in ranking])
         for rank, ((doc_id, _), score) in enumerate(zip(ranking, scores, strict=True), 1):
-            if len(query_id.split()) != 1 or len(doc_id.split()) != 1:
-                raise ConfigError(
-                    f"cannot write the run {url}: an id is empty or holds white space (query {query_id!r}, document {doc_id!r})"
-                )
             lines.append(f"{query_id} Q0 {doc_id} {rank} {score:.9g} {tag}\n")
-    storage.write_bytes(url, "".join(lines).encode())
+    return "".join(lines).encode()
+
+
+def check_ids(ids: Iterable[str], kind: str) -> None:
+    """Raise ConfigError if a run file cannot carry one of these ids.
+
+    Args:
+        kind: "query" or "document", for the message.
+    """
+    for each in ids:
+        if len(each.split()) != 1:
+            raise ConfigError(f"a run file cannot carry the {kind} id {each!r}, which is empty or holds white space; leave out --run")
+
+
+def read_tag(url: str) -> str | None:
+    """Return the tag of a run file's first line; None if the file holds no run."""
+    with storage.open_input(url) as file:
+        columns = file.readline(10_000).decode(errors="replace").split()
+    return columns[5] if len(columns) == 6 else None
+
+
+def write_run(url: str, run: Run, tag: str) -> None:
+    """Write a run file in one atomic step.
+
+    Raises:
+        ConfigError: An id holds white space; nothing is written.
+    """
+    storage.write_bytes(url, format_run(run, tag))
 
 
 def read_run(url: str) -> Run:

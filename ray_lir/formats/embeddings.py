@@ -1,11 +1,14 @@
 """A folder of token embeddings: publishing its parts and manifest, and writing one from embeddings held in memory."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from ray_lir.arguments import aligned_mappings, aligned_texts, id_list
+from ray_lir.config import canonical_json
 from ray_lir.errors import ConfigError
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract, check_weights
@@ -125,3 +128,16 @@ def write_embeddings(
     )
     write_manifest(storage.join(root, MANIFEST), manifest)
     return manifest
+
+
+def content_digest(
+    embeddings: TokenEmbeddings, documents: pa.Table, contract: EncoderContract | None = None, relation: Relation | None = None
+) -> str:
+    """Return 16 hex digits over everything that `write_embeddings` writes: other content has another digest."""
+    described = [embeddings.offsets.tolist(), documents.to_pydict(), contract and contract.model_dump(mode="json")]
+    sha256 = hashlib.sha256(canonical_json(described))
+    for array in (embeddings.values, embeddings.token_ids, embeddings.weights):
+        sha256.update(b"none" if array is None else f"{array.dtype} {array.shape}".encode())
+        sha256.update(b"" if array is None else np.ascontiguousarray(array).data)
+    sha256.update(relation.to_bytes() if relation else b"")
+    return sha256.hexdigest()[:16]

@@ -15,11 +15,14 @@ from ray_lir.config import Config, canonical_json, digest
 from ray_lir.errors import FormatError, IncompatibleError, UnsupportedVersion
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract
+from ray_lir.formats.exclusive import create_bytes
 from ray_lir.formats.truncation import TruncationCounts
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PROVENANCE = "provenance.json"
+LATEST = "LATEST"
+"""File of an index that names its latest version."""
 
 
 class FileEntry(Config):
@@ -229,6 +232,15 @@ def write_manifest(url: str, manifest: Config) -> None:
     storage.write_bytes(url, canonical_json(manifest.model_dump(mode="json")))
 
 
+def create_manifest(url: str, manifest: Config) -> None:
+    """Publish a manifest in one atomic step, unless another job has published a different one there.
+
+    Raises:
+        FileExistsError: A manifest with other content exists.
+    """
+    create_bytes(url, canonical_json(manifest.model_dump(mode="json")))
+
+
 def read_manifest(url: str, kind: type[Manifest], made_by: str) -> Manifest:
     """Reads and checks a manifest; `made_by` says what would have written it, for the message if it is missing.
 
@@ -284,3 +296,29 @@ def check_file(root: str, entry: FileEntry, content: bool = False) -> None:
         raise FormatError(url, f"{entry.size} bytes", f"{size} bytes", "the file was cut or altered: restore it or make the folder anew")
     if content and (found := storage.sha256(url)) != entry.sha256:
         raise FormatError(url, f"sha256 {entry.sha256[:16]}", f"{found[:16]}", "the file was altered: restore it or make the folder anew")
+
+
+def version_manifest(index: str, number: int) -> str:
+    """Return the URL of the manifest of a version of an index."""
+    return storage.join(index, "versions", str(number), MANIFEST)
+
+
+def version_numbers(index: str) -> list[int]:
+    """Of all versions whose manifest is there, ascending."""
+    return sorted(
+        int(name)
+        for name in storage.list_names(storage.join(index, "versions"))
+        if name.isdigit() and storage.exists(version_manifest(index, int(name)))
+    )
+
+
+def listed_by(index: str, numbers: list[int]) -> set[str]:
+    """The names of the shards and files that these versions list; a version that is removed at the same time lists none."""
+    names: set[str] = set()
+    for number in numbers:
+        try:
+            names |= listed_names(read_manifest(version_manifest(index, number), IndexManifest, "jobs.build_index"))
+        except FormatError:
+            if storage.exists(version_manifest(index, number)):
+                raise
+    return names

@@ -22,6 +22,8 @@ import fsspec
 from ray_lir.errors import ConfigError
 
 BLOCK_BYTES = 1 << 20
+ATTEMPTS = 20
+"""Attempts to make a folder while another process removes an empty parent."""
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """What says that something is not there: for the caller to deal with."""
 
@@ -221,11 +223,59 @@ def download(url: PathOrUrl, folder: Path) -> None:
                 shutil.copyfileobj(source, copy, BLOCK_BYTES)
 
 
+def make_folder(path: Path) -> None:
+    """Makes a local folder and its parents, even if another process removes an empty parent at the same time.
+
+    Raises:
+        OSError: The folder cannot be made.
+    """
+    for _ in range(ATTEMPTS):
+        with suppress(FileNotFoundError):
+            path.mkdir(parents=True, exist_ok=True)
+            return
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def check_writable(url: PathOrUrl) -> None:
+    """Check that files can be written to a folder, before the long work that ends with writing them. Nothing is left behind.
+
+    Args:
+        url: Local folder or URL; the folder need not exist yet.
+
+    Raises:
+        ConfigError: The folder cannot be written, or is a file.
+    """
+    try:
+        with told_as("write to", url):
+            if is_local(url):
+                if (folder := _nearest_folder(local_path(url))).is_file():
+                    raise ConfigError(f"cannot write to {url}: {folder} is a file; choose a folder")
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+            else:
+                fs, path = filesystem(url)
+                probe = f"{path}/.writable-{uuid.uuid4().hex}"
+                fs.pipe_file(probe, b"")
+                fs.rm_file(probe)
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(f"cannot write to {url}: {' '.join(str(error).split()) or 'it is read-only'}; choose another output") from error
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The path itself, or its nearest parent that exists."""
+    while True:
+        try:
+            os.lstat(path)
+            return path
+        except (FileNotFoundError, NotADirectoryError):
+            path = path.parent
+
+
 def write_bytes(url: PathOrUrl, data: bytes) -> None:
     """Writes a whole file in one atomic step."""
     if is_local(url):
         target = local_path(url)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         attempt = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
             with open(attempt, "wb") as file:
@@ -251,7 +301,7 @@ def publish(attempt: Path, url: PathOrUrl) -> None:
     """
     if is_local(url):
         target = local_path(url)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         try:
             os.replace(attempt, target)
         except OSError:
@@ -277,7 +327,7 @@ def attempt_folder(near: PathOrUrl) -> Iterator[Path]:
     parent = None
     if is_local(near):
         parent = local_path(near)
-        parent.mkdir(parents=True, exist_ok=True)
+        make_folder(parent)
     folder = Path(tempfile.mkdtemp(prefix=".attempt-", dir=parent))
     try:
         yield folder
@@ -287,6 +337,14 @@ def attempt_folder(near: PathOrUrl) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove(url: PathOrUrl) -> None:
+    """Remove a file or a folder, if it is there. Another process may remove it at the same time."""
+    if is_local(url) and not local_path(url).is_dir():
+        local_path(url).unlink(missing_ok=True)
+    else:
+        remove_tree(url)
 
 
 def remove_tree(url: PathOrUrl) -> None:

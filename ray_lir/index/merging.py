@@ -33,11 +33,13 @@ class Merge:
         index: folder or URL.
         shards: the shards whose documents become new ones.
         num_shards: how many new ones.
+        version: Number of the version that the new shards are for.
     """
 
     index: str
     shards: tuple[ShardEntry, ...]
     num_shards: int
+    version: int
     work: Work
 
 
@@ -84,7 +86,8 @@ def _live(index: str, shard: ShardEntry) -> tuple[np.ndarray, np.ndarray, np.nda
 def _merge_shard(merge: Merge, bounds: list[int], number: int) -> ShardEntry:
     first, end = bounds[number], bounds[number + 1]
     write = partial(_write_shard, merge, first, end)
-    return publish_shard(merge.work, merge.index, f"shards/{number:05d}.json", f"{SHARD}{number:05d}", first, end - first, write)
+    prefix = f"{SHARD}{number:05d}-{merge.version:05d}"  # no file of a new version has the name of a file of an old one
+    return publish_shard(merge.work, merge.index, f"shards/{number:05d}.json", prefix, first, end - first, write)
 
 
 def _write_shard(merge: Merge, first: int, end: int, folder: Path) -> int:

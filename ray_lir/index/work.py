@@ -16,6 +16,8 @@ from ray_lir.index.rows import array_bytes, read_array
 
 WORK = "_work"
 """Folder of an index where its jobs work; each has a folder of its own in it."""
+GARBAGE = "garbage.json"
+"""File of the work folder: names to remove with versions that are removed already."""
 
 
 @dataclass(frozen=True)
