@@ -1,5 +1,6 @@
 """Asks a running search service one query, and shows the answers."""
 
+import logging
 import os
 from typing import Annotated, Any
 
@@ -13,6 +14,8 @@ from ray_lir.messages import MAX_K, Quality, SearchResponse
 
 from .cli import main
 from .search import show
+
+logger = logging.getLogger("ray_lir.ask")
 
 TOKEN = "RAY_LIR_TOKEN"
 
@@ -51,6 +54,8 @@ def run(job: AskJob) -> dict[str, Any]:
     with Client(job.url, os.environ.get(TOKEN)) as client:
         response: SearchResponse = client.search(job.query, **options)
     reply = response.model_dump(mode="json", exclude_none=True)
+    for cut in response.truncated_queries:
+        logger.warning("only the first %d of %d tokens of the query were searched for", cut.kept_tokens, cut.total_tokens)
     if not job.json_only:
         show(reply["results"][0])
     return {"query": job.query, **reply}

@@ -7,6 +7,7 @@ import tyro
 from pydantic import Field
 
 from ray_lir.config import Config, EncoderConfig
+from ray_lir.formats.truncation import Truncation
 from ray_lir.index.filters import Filters
 from ray_lir.messages import MAX_K, Quality, chosen_engine
 from ray_lir.models.encoder import Encoder
@@ -46,6 +47,7 @@ def run(job: SearchJob) -> dict[str, Any]:
     searcher = Searcher.open(job.index)
     contract = searcher.manifest.contract
     encoder = Encoder.for_contract(contract, EncoderConfig(checkpoint=job.encoder or contract.checkpoint))
+    [truncation] = encoder.tokenizer.query_truncations([job.query])
     [answer] = searcher.search(encoder.encode_queries([job.query]), job.k, engine, job.quality, filters=job.filters)
     documents = searcher.documents(answer.documents)
     hits = [
@@ -54,7 +56,13 @@ def run(job: SearchJob) -> dict[str, Any]:
     ]
     if not job.json_only:
         show(hits)
-    return {"query": job.query, "hits": hits, "params": answer.params.model_dump() if answer.params else {}}
+    return {"query": job.query, "hits": hits, "params": answer.params.model_dump() if answer.params else {}, **cut_of(truncation)}
+
+
+def cut_of(truncation: Truncation) -> dict[str, Any]:
+    """What the result says of a query that is longer than query_length; nothing of others."""
+    fields = {"kept_tokens": truncation.kept, "total_tokens": truncation.total, "exact": truncation.exact}
+    return {"truncated_query": fields} if truncation.is_cut else {}
 
 
 def show(hits: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -10,7 +11,9 @@ from ray_lir.config import Config
 from ray_lir.engines import ENGINES
 from ray_lir.engines.plan import QueryPlan, TopK, run_stage, settled
 from ray_lir.errors import ConfigError
+from ray_lir.formats.records import document_text
 from ray_lir.formats.token_embeddings import TokenEmbeddings, check_embeddings
+from ray_lir.formats.truncation import Truncation
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.filters import Filters
 from ray_lir.index.shard import IndexShard
@@ -56,14 +59,25 @@ class StageTrace:
     survived: bool
 
 
+class CountsTokens(Protocol):
+    """What `explain` needs of an encoder's tokenizer."""
+
+    def document_truncations(self, texts: Sequence[str]) -> list[Truncation]: ...
+
+
 @dataclass(frozen=True)
 class Trace:
-    """The way of a document through an engine; rank counts from 1, None if it was dropped, at a stage, by filters, or deleted."""
+    """The way of a document through an engine; rank counts from 1, None if it was dropped, at a stage, by filters, or deleted.
+
+    Attributes:
+        truncation: how many of the document's tokens are in the index; None if no tokenizer was given to count them.
+    """
 
     stages: list[StageTrace]
     rank: int | None
     dropped_at: str | None
     reason: str
+    truncation: Truncation | None = None
 
     @property
     def score(self) -> float | None:
@@ -78,6 +92,7 @@ def explain(
     k: int = 10,
     engine: str | Config = "auto",
     filters: Filters | None = None,
+    tokenizer: CountsTokens | None = None,
 ) -> tuple[Trace, TokenMatches]:
     """Runs the search of one query again and follows one document through it.
 
@@ -85,6 +100,7 @@ def explain(
         query: token embeddings of one query.
         number: the document's number.
         filters: those of the search.
+        tokenizer: of the index's encoder (`encoder.tokenizer`), to say whether the document was cut at `document_length`.
 
     Raises:
         ConfigError: if there is no such document, more than one query, or the engine is not possible.
@@ -103,7 +119,12 @@ def explain(
         answers += run_stage(stage, [plan], [keep], searcher.shards, codec, kernels, documents)
         documents = [np.sort(answers[-1].documents)]
     scores = stage_scores(plan, shard, codec, kernels, number)
-    return trace(plan, answers, scores, number, kept_out(shard, number, filters)), match_tokens(plan, shard, codec, number)
+    truncation = None
+    if tokenizer is not None:
+        [fields] = searcher.documents([number])
+        [truncation] = tokenizer.document_truncations([document_text(fields["title"], fields["text"])])
+    told = trace(plan, answers, scores, number, kept_out(shard, number, filters), truncation)
+    return told, match_tokens(plan, shard, codec, number)
 
 
 def shard_of(shards: Sequence[IndexShard], number: int) -> IndexShard:
@@ -152,8 +173,23 @@ def kept_out(shard: IndexShard, number: int, filters: Filters | None) -> str | N
     return "filters" if filters is not None and row not in shard.matching(filters) else None
 
 
-def trace(plan: QueryPlan, answers: Sequence[TopK], scores: Sequence[float | None], number: int, kept_out: str | None = None) -> Trace:
+def trace(
+    plan: QueryPlan,
+    answers: Sequence[TopK],
+    scores: Sequence[float | None],
+    number: int,
+    kept_out: str | None = None,
+    truncation: Truncation | None = None,
+) -> Trace:
     """Puts together what the stages kept (`answers`, over all shards), what they gave the document (`scores`), and what kept it out."""
+    found = _trace(plan, answers, scores, number, kept_out)
+    if truncation is None or not truncation.is_cut:
+        return replace(found, truncation=truncation)
+    note = f"the document was cut: only {truncation} are indexed, and the rest matches no query"
+    return replace(found, truncation=truncation, reason=f"{found.reason}; {note}")
+
+
+def _trace(plan: QueryPlan, answers: Sequence[TopK], scores: Sequence[float | None], number: int, kept_out: str | None) -> Trace:
     stages = [
         StageTrace(
             name=stage.__name__,

@@ -89,6 +89,17 @@ class QueryToken(Config):
     weight: float
 
 
+class TextTruncation(Config):
+    """A text that is longer than the encoder reads."""
+
+    position: int = 0
+    """Of the text in the request's list."""
+    kept_tokens: int
+    total_tokens: int
+    exact: bool = True
+    """False: total_tokens is a lower bound."""
+
+
 class Match(Config):
     """The token of a document that a query token is most similar to."""
 
@@ -136,6 +147,8 @@ class SearchResponse(Config):
     results: list[list[Hit]]
     query_tokens: list[list[QueryToken]] | None = None
     """With explain: the tokens of each query."""
+    truncated_queries: list[TextTruncation] = []
+    """Queries that are longer than the encoder's query_length: only their first tokens were searched for."""
     engine: str
     params: list[EngineParams]
     """The parameters that gave each query's answer, with all defaults filled in."""
@@ -168,6 +181,8 @@ class EncodeResponse(Config):
     dim: int
     fingerprint: str
     """Of the encoder's contract."""
+    truncated_texts: list[TextTruncation] = []
+    """Texts that are longer than the encoder reads: the rest was not encoded."""
 
 
 class RerankRequest(Config):
@@ -203,6 +218,10 @@ class RerankResponse(Config):
     """Best first; equal scores in the request's order. Texts or documents without a token to match are left out."""
 
     results: list[Reranked]
+    truncated_queries: list[TextTruncation] = []
+    """The query, if it is longer than the encoder's query_length."""
+    truncated_texts: list[TextTruncation] = []
+    """Texts of the request that are longer than the encoder's document_length."""
     index_version: int
 
 
@@ -261,6 +280,10 @@ class Explanation(Config):
     dropped_at: str | None = None
     """A stage, or filters; None if it was found."""
     reason: str
+    truncation: TextTruncation | None = None
+    """Set if the document is longer than the encoder's document_length: only its first tokens are indexed."""
+    truncated_queries: list[TextTruncation] = []
+    """The query, if it is longer than the encoder's query_length."""
     stages: list[StageReport]
     query_tokens: list[QueryToken]
     matches: list[Match]

@@ -5,7 +5,8 @@ from typing import Any
 
 from ray_lir.engines.plan import QueryPlan, TopK
 from ray_lir.explain import TokenMatches, in_fields
-from ray_lir.messages import Document, DocumentField, Hit, Match, QueryToken
+from ray_lir.formats.truncation import Truncation
+from ray_lir.messages import Document, DocumentField, Hit, Match, QueryToken, TextTruncation
 
 from .query_encoder import Spans
 
@@ -50,3 +51,12 @@ def token_matches(found: TokenMatches, fields: dict[str, Any], spans: Spans) -> 
         field, start, end = (places[token] if token < len(places) else None) or (None, None, None)
         matches.append(Match(similarity=similarity, contribution=contribution, field=field, start=start, end=end))
     return matches
+
+
+def truncated(truncations: Sequence[Truncation]) -> list[TextTruncation]:
+    """The texts that were cut."""
+    return [
+        TextTruncation(position=position, kept_tokens=each.kept, total_tokens=each.total, exact=each.exact)
+        for position, each in enumerate(truncations)
+        if each.is_cut
+    ]

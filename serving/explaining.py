@@ -47,7 +47,8 @@ async def explain_document(turn: Turn, request: ExplainRequest, kernels: Kernels
     scatter = Scatter(turn, kernels, filters=request.filters)
     found = await scatter.find([plan], ())
     scores, kept_out = await turn.ask(owner, "stage_scores", plan, number, request.filters)
-    told = trace(plan, [best for [best] in found.kept], scores, number, kept_out)
+    [truncation] = await turn.encoder("truncations", [document_text(document.title, document.text)], "document")
+    told = trace(plan, [best for [best] in found.kept], scores, number, kept_out, truncation)
     only = TopK(np.zeros(1, np.float32), np.array([number]))
     explained = await _explained(scatter, [request.query], [plan], [only], {number: {"title": document.title, "text": document.text}})
     return Explanation(
@@ -56,6 +57,8 @@ async def explain_document(turn: Turn, request: ExplainRequest, kernels: Kernels
         score=told.score,
         dropped_at=told.dropped_at,
         reason=told.reason,
+        truncation=next(iter(answers.truncated([truncation])), None),
+        truncated_queries=answers.truncated(planned.truncations),
         stages=[StageReport(**vars(stage)) for stage in told.stages],
         query_tokens=explained.tokens[0],
         matches=explained.matches[0][number],

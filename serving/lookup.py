@@ -46,12 +46,19 @@ async def rerank(turn: Turn, request: RerankRequest, kernels: Kernels) -> Rerank
         scores = await turn.encoder("score", request.query, list(request.texts))
     else:
         scores = await _scores(turn, request.query, request.doc_ids or [], kernels)
+    of_query = await turn.encoder("truncations", [request.query], "query")
+    of_texts = await turn.encoder("truncations", list(request.texts), "document") if request.texts else []
     order = [position for position in np.argsort(-scores, kind="stable").tolist() if scores[position] > -np.inf]
     ids = request.doc_ids
     results = [
         Reranked(position=position, doc_id=ids[position] if ids else None, score=float(scores[position])) for position in order[: request.k]
     ]
-    return RerankResponse(results=results, index_version=turn.served.answering)
+    return RerankResponse(
+        results=results,
+        truncated_queries=answers.truncated(of_query),
+        truncated_texts=answers.truncated(of_texts),
+        index_version=turn.served.answering,
+    )
 
 
 async def _scores(turn: Turn, query: str, doc_ids: Sequence[str], kernels: Kernels) -> np.ndarray:

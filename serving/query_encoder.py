@@ -12,6 +12,7 @@ from ray_lir.config import Config, EncoderConfig
 from ray_lir.engines import read_tuning
 from ray_lir.engines.plan import QueryPlan
 from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.formats.truncation import Truncation
 from ray_lir.search import Planner, open_planner, read_version
 
 from .batching import Batcher
@@ -31,11 +32,12 @@ Spans = tuple[list[str], np.ndarray]
 
 @dataclass(frozen=True)
 class Planned:
-    """Plans of one request's queries, and the seconds that they took."""
+    """Plans of one request's queries, the seconds that they took, and how many tokens of each query were kept."""
 
     plans: list[QueryPlan]
     encode: float
     plan: float
+    truncations: list[Truncation]
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,9 @@ class QueryEncoder:
 
         def planned(embeddings: TokenEmbeddings) -> Planned:
             encoded = time.perf_counter()
-            _, planner = self.versions.get(served)
+            encoder, planner = self.versions.get(served)
             plans = planner.plan(embeddings, k, engine, quality)
-            return Planned(plans, encoded - start, time.perf_counter() - encoded)
+            return Planned(plans, encoded - start, time.perf_counter() - encoded, encoder.tokenizer.query_truncations(texts))
 
         return await self._in_batches(Wanted(served, texts, planned))
 
@@ -99,6 +101,11 @@ class QueryEncoder:
         """Where the vectors of these texts come from in them."""
         encoder, _ = self.versions.get(served)
         return await asyncio.to_thread(_spans, encoder, queries, documents)
+
+    async def truncations(self, served: Served, texts: list[str], kind: Literal["query", "document"]) -> list[Truncation]:
+        """How many tokens each text has, and how many of them are encoded."""
+        tokenizer = self.versions.get(served)[0].tokenizer
+        return await asyncio.to_thread(tokenizer.query_truncations if kind == "query" else tokenizer.document_truncations, texts)
 
     async def stage(self, version: int) -> None:
         """Opens a version so that it can be served. Raises if it is damaged, or made with another encoder than there is."""

@@ -32,6 +32,7 @@ async def search(turn: Turn, request: SearchRequest, kernels: Kernels) -> Search
     return SearchResponse(
         results=[answers.hits(each, found.documents, request.include, match) for each, match in zip(best, matches, strict=True)],
         query_tokens=explained.tokens if explained else None,
+        truncated_queries=answers.truncated(planned.truncations),
         engine=planned.plans[0].params.engine,
         params=[answer.params for answer in best],
         timings=Timings(

@@ -13,7 +13,7 @@ from ray_lir.errors import Conflict
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.kernels import select
 
-from . import changes, explaining, lookup, searching
+from . import answers, changes, explaining, lookup, searching
 from .admission import Admission
 from .calls import ENCODER, Calls
 from .metrics import Metrics
@@ -61,11 +61,13 @@ class Service:
         """In float16, the precision that embeddings have everywhere."""
         async with self._turn() as turn:
             embeddings: TokenEmbeddings = await turn.encoder("encode", list(request.texts), request.kind)
+            truncations = await turn.encoder("truncations", list(request.texts), request.kind)
         return messages.EncodeResponse(
             embeddings=[_numbers(matrix) if request.format == "numbers" else _base64(matrix) for matrix in embeddings],
             num_tokens=embeddings.lengths.tolist(),
             dim=embeddings.dim,
             fingerprint=turn.snapshot.manifest.contract.fingerprint,
+            truncated_texts=answers.truncated(truncations),
         )
 
     async def rerank(self, request: messages.RerankRequest) -> messages.RerankResponse:

@@ -5,18 +5,22 @@ import logging
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
-from jobs import inspect, update
+from jobs import inspect, search, update
 from ray_lir.build import build_index
 from ray_lir.config import EncoderConfig, canonical_json
 from ray_lir.encode import encode_corpus
+from ray_lir.explain import explain
 from ray_lir.formats.manifest import EmbeddingsManifest, read_manifest
 from ray_lir.formats.truncation import UNKNOWN, Truncation, TruncationCounts
 from ray_lir.models import tokenization
 from ray_lir.models.encoder import Encoder
-from ray_lir.search import read_version
+from ray_lir.search import Searcher, read_version
+from serving.api import routes
 from tests.checkpoints import put_together
 from tests.corpora import write_rows
+from tests.local_service import local_service
 
 LENGTH = 16
 ROWS = [{"_id": f"d{n}", "title": f"Title {n}", "text": "the cell of a protein " * (n % 4)} for n in range(40)]
@@ -135,3 +139,57 @@ def test_lower_bounds_are_called_so(checkpoint, tmp_path, monkeypatch):
     counts = encode_corpus(corpus, str(tmp_path / "out"), config).manifest.truncation
     assert counts.dropped_is_minimum and 9_900 < counts.num_source_tokens <= 10_002
     assert "at least" in counts.describe(1, LENGTH)
+
+
+LONG_QUERY = "the king of the city " * 30
+
+
+@pytest.fixture(scope="module")
+def client(made):
+    with TestClient(routes(local_service(made / "index", num_groups=1)[0])) as client:
+        yield client
+
+
+def test_a_query_that_is_cut_is_told_in_the_answer(client):
+    reply = client.post("/search", json={"queries": ["a song", LONG_QUERY]}).json()
+    [cut] = reply["truncated_queries"]
+    assert (cut["position"], cut["kept_tokens"], cut["exact"]) == (1, 16, True) and cut["total_tokens"] > 150
+    assert client.post("/search", json={"query": "a song"}).json()["truncated_queries"] == []
+    reranked = client.post("/rerank", json={"query": LONG_QUERY, "texts": ["a", "the cell " * 30]}).json()
+    assert [len(reranked[name]) for name in ("truncated_queries", "truncated_texts")] == [1, 1]
+    assert reranked["truncated_texts"][0]["position"] == 1
+    assert client.post("/encode", json={"texts": ["a", LONG_QUERY]}).json()["truncated_texts"][0]["position"] == 1
+
+
+def test_explanations_mark_a_document_that_was_cut(client, made, checkpoint):
+    told = client.post("/explain", json={"query": LONG_QUERY, "doc_id": "d3"}).json()
+    assert (told["truncation"]["kept_tokens"], told["truncation"]["total_tokens"]) == (LENGTH, 24)
+    assert "the document was cut: only 16 of 24 tokens are indexed" in told["reason"]
+    assert told["truncated_queries"][0]["kept_tokens"] == 16
+    whole = client.post("/explain", json={"query": "king", "doc_id": "d0"}).json()
+    assert "truncation" not in whole and "cut" not in whole["reason"]
+    searcher = Searcher.open(str(made / "index"))
+    encoder = Encoder.for_contract(searcher.manifest.contract)
+    number = searcher.find(["d3"])["d3"]
+    trace, _ = explain(searcher, encoder.encode_queries(["king"]), number, tokenizer=encoder.tokenizer)
+    assert trace.truncation == Truncation(LENGTH, 24) and "16 of 24 tokens" in trace.reason
+    assert explain(searcher, encoder.encode_queries(["king"]), number)[0].truncation is None
+
+
+def test_python_warns_once_of_texts_that_are_cut(checkpoint, caplog):
+    encoder = Encoder.load(EncoderConfig(checkpoint=checkpoint, document_length=LENGTH))
+    with caplog.at_level(logging.WARNING, "ray_lir"):
+        encoder.encode_queries(["a song"])
+        encoder.encode_documents(["a song"])
+        assert not caplog.records
+        for _ in range(2):
+            encoder.encode_queries([LONG_QUERY])
+            encoder.encode_documents([LONG_QUERY])
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2 and "query_length 16" in messages[0] and "document_length 16" in messages[1]
+
+
+def test_the_command_line_tells_a_query_that_is_cut(made):
+    result = search.run(search.SearchJob(index=str(made / "index"), query=LONG_QUERY, k=1))
+    assert result["truncated_query"]["kept_tokens"] == 16
+    assert "truncated_query" not in search.run(search.SearchJob(index=str(made / "index"), query="song", k=1))

@@ -121,7 +121,9 @@ class Encoder:
         Raises:
             ConfigError: if a text is not a string, or there are more or fewer ids than texts.
         """
-        return self.encode_document_tokens(self.tokenizer.documents(texts), doc_ids)
+        tokens = self.tokenizer.tokenize_documents(texts)
+        self.tokenizer.warn_if_cut("document", tokens.truncations)
+        return self.encode_document_tokens(tokens.ids, doc_ids)
 
     def encode_document_tokens(self, token_ids: Sequence[np.ndarray], doc_ids: Sequence[str] | None = None) -> TokenEmbeddings:
         """The same from what `tokenizer.documents` gave, on another machine perhaps."""
@@ -156,7 +158,9 @@ class Encoder:
 
     def batch_documents(self, texts: Sequence[str]) -> TokenBatch:
         """One padded batch of documents for `embed_documents`."""
-        token_ids = self.tokenizer.documents(texts)
+        tokens = self.tokenizer.tokenize_documents(texts)
+        self.tokenizer.warn_if_cut("document", tokens.truncations)
+        token_ids = tokens.ids
         return pad(token_ids, [len(ids) for ids in token_ids], _keep(token_ids, self.contract.skip_tokens))
 
     def batch_queries(self, texts: Sequence[str]) -> TokenBatch:
@@ -207,7 +211,9 @@ class Encoder:
 
     def _query_tokens(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[int]]:
         """Token ids, and how many of them (all, or all before the expansion tokens) are attended to."""
-        bare = self.tokenizer.bare_queries(texts)
+        tokens = self.tokenizer.tokenize_queries(texts)
+        self.tokenizer.warn_if_cut("query", tokens.truncations)
+        bare = tokens.ids
         expanded = [self.tokenizer.expand(ids) for ids in bare]
         return expanded, [len(ids) for ids in (expanded if self.contract.attend_to_expansion else bare)]
 

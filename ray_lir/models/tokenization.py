@@ -1,8 +1,10 @@
 """Text to token ids as an EncoderContract says (ALGORITHMS 1.1); needs the tokenizer's files, but no weights."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -15,6 +17,8 @@ from ray_lir.formats.truncation import Truncation
 from ray_lir.models import layouts
 from ray_lir.models.checkpoint import find
 from ray_lir.models.long_texts import Beginning, Condenser, beginning, stable_tokens, words_after
+
+logger = logging.getLogger(__name__)
 
 COUNTED_CHARACTERS = 32_768
 """Texts of up to so many characters are tokenised as a whole and their tokens counted; of longer texts only the beginning is tokenised."""
@@ -105,6 +109,7 @@ class TextTokenizer:
         serialized = tokenizer.backend_tokenizer.to_str()
         self._queries = _Cutter.of(serialized, contract.query_length - (self._query_marker is not None))
         self._documents = _Cutter.of(serialized, contract.document_length - (self._document_marker is not None))
+        self._warned: set[str] = set()
         self._condenser = Condenser.of(self._documents.tokenizer)
 
     @classmethod
@@ -135,6 +140,29 @@ class TextTokenizer:
     def tokenize_queries(self, texts: Sequence[str]) -> TokenizedTexts:
         """Queries without their expansion tokens, with the tokens that each had before it was cut to `query_length`."""
         return self._tokenize(self._queries, texts, self.contract.query_prompt, self._query_marker)
+
+    def document_truncations(self, texts: Sequence[str]) -> list[Truncation]:
+        """How many tokens each document has, and how many of them are kept."""
+        return self.tokenize_documents(texts).truncations
+
+    def query_truncations(self, texts: Sequence[str]) -> list[Truncation]:
+        """The same for queries."""
+        return self.tokenize_queries(texts).truncations
+
+    def warn_if_cut(self, kind: Literal["query", "document"], truncations: Sequence[Truncation]) -> None:
+        """Logs a warning for the first text that was cut; once for each kind, since a whole corpus may follow."""
+        cut = next((each for each in truncations if each.is_cut), None)
+        if cut is None or kind in self._warned:
+            return
+        self._warned.add(kind)
+        length = self.contract.query_length if kind == "query" else self.contract.document_length
+        logger.warning(
+            "a %s is longer than %s_length %d and was cut: %s are kept, the rest is ignored (later ones are cut without a warning)",
+            kind,
+            kind,
+            length,
+            cut,
+        )
 
     def expand(self, ids: np.ndarray) -> np.ndarray:
         """A query's ids with its expansion tokens."""

@@ -139,7 +139,8 @@ function showAnswer(query, answer) {
   [...$("results").children].forEach(addUnfolding);
   const covered = answer.coverage < 1 ? ` · only ${(100 * answer.coverage).toFixed(0)}% of the documents could be searched` : "";
   const found = hits.length === 1 ? "1 document" : `${hits.length} documents`;
-  say(`${found} in ${answer.timings.total.toFixed(0)} ms · ${answer.engine} · index version ${answer.index_version}${covered}`, covered !== "");
+  const cut = (answer.truncated_queries ?? []).map((each) => ` · only the first ${each.kept_tokens} of ${each.total_tokens} tokens of the query were used`).join("");
+  say(`${found} in ${answer.timings.total.toFixed(0)} ms · ${answer.engine} · index version ${answer.index_version}${covered}${cut}`, covered + cut !== "");
   showTimings(answer);
   $("why").hidden = false;
   $("reason").replaceChildren();
