@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ray_lir.client import DEFAULT_URL, Client
 from ray_lir.config import Config
-from ray_lir.index.filters import Filters
+from ray_lir.index.filters import FILTER_NAMES, FiltersInput
 from ray_lir.messages import MAX_K, Quality, SearchResponse
 
 from .cli import main
@@ -36,8 +36,9 @@ class AskJob(Config):
     """Of the engine auto: fast, balanced or exact."""
     params: dict[str, Any] = {}
     """The engine's parameters, such as {nprobe: 4}."""
-    filters: Filters | None = None
-    """What documents must be like, as JSON: {"where": {"op": "ge", "field": "year", "value": 2020}, "ids": {"exclude": ["a"]}}."""
+    filters: FiltersInput = Field(None, validation_alias=FILTER_NAMES)
+    """What documents must be like: "year >= 2020, tags ~ news", or JSON, {"where": {"op": "ge", "field": "year", "value": 2020},
+    "ids": {"exclude": ["a"]}}; --where and --filter say the same."""
     deadline_ms: float | None = Field(None, gt=0)
     """What the answer may take; late parts of the index are left out as far as min_coverage allows."""
     min_coverage: float = Field(1.0, ge=0, le=1)
@@ -56,6 +57,8 @@ def run(job: AskJob) -> dict[str, Any]:
     reply = response.model_dump(mode="json", exclude_none=True)
     for cut in response.truncated_queries:
         logger.warning("only the first %d of %d tokens of the query were searched for", cut.kept_tokens, cut.total_tokens)
+    for warning in response.warnings:
+        logger.warning("%s", warning)
     if not job.json_only:
         show(reply["results"][0])
     return {"query": job.query, **reply}

@@ -7,13 +7,13 @@ import difflib
 import json
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 import tyro
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
 
 from ray_lir import logs
 from ray_lir.config import Config
@@ -61,13 +61,15 @@ def parse(config_type: type[Job], argv: list[str]) -> Job:
             config=(tyro.conf.FlagConversionOff,),
         )
     fields = dict(_fields(config_type))
+    same = dict(_other_names(config_type))
     flags = dict(_flags(argv, {name for name, annotation in fields.items() if annotation is bool or bool in get_args(annotation)}))
     recipe = _read_recipe(flags.pop("recipe")) if "recipe" in flags else {}
     values: dict[str, Any] = {}
-    for name, value in _flatten(recipe, fields):
-        _put(values, _known(name, fields, ""), value)
+    for name, value in _flatten(recipe, {**fields, **same}):
+        _put(values, _known(same.get(name, name), fields, ""), value)
     for name, text in flags.items():
-        name = _known(name.replace("-", "_"), fields, "--")
+        name = name.replace("-", "_")
+        name = _known(same.get(name, name), fields, "--")
         _put(values, name, _value(text, fields[name]))
     try:
         return config_type.model_validate(values)
@@ -102,6 +104,13 @@ def _fields(config_type: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
             yield prefix + (field.alias or name), field.annotation
 
 
+def _other_names(config_type: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """Other names of fields, each with the field's own name."""
+    for name, field in config_type.model_fields.items():
+        if isinstance(field.validation_alias, AliasChoices):
+            yield from ((str(other), name) for other in field.validation_alias.choices if other != name)
+
+
 def _known(name: str, fields: dict[str, Any], dashes: str) -> str:
     if name in fields:
         return name
@@ -115,12 +124,17 @@ def _value(text: str, annotation: Any) -> Any:
     choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
     if type(None) in choices and text.lower() in ("none", "null"):
         return None
-    if annotation is str or str in choices:
+    if annotation is str or str in choices or (_reads_text(choices) and not text.lstrip().startswith("{")):
         return text
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+
+
+def _reads_text(choices: Iterable[Any]) -> bool:
+    """Whether one of the types has a syntax of its own (Filters): a class method `parse`."""
+    return any(hasattr(choice, "parse") for choice in choices)
 
 
 def _read_recipe(path: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ray_lir.config import Config, EncoderConfig
 from ray_lir.formats.truncation import Truncation
-from ray_lir.index.filters import Filters
+from ray_lir.index.filters import FILTER_NAMES, FiltersInput
 from ray_lir.messages import MAX_K, Quality, chosen_engine
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher
@@ -33,8 +33,9 @@ class SearchJob(Config):
     """Of the engine auto: fast, balanced or exact."""
     params: dict[str, Any] = {}
     """The engine's parameters, such as {nprobe: 4}."""
-    filters: Filters | None = None
-    """What documents must be like, as JSON: {"where": {"op": "ge", "field": "year", "value": 2020}, "ids": {"exclude": ["a"]}}."""
+    filters: FiltersInput = Field(None, validation_alias=FILTER_NAMES)
+    """What documents must be like: "year >= 2020, tags ~ news", or JSON, {"where": {"op": "ge", "field": "year", "value": 2020},
+    "ids": {"exclude": ["a"]}}; --where and --filter say the same."""
     encoder: str | None = None
     """Where the encoder's checkpoint lies now. None: where it was when the index was made."""
     json_only: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
@@ -51,7 +52,7 @@ def run(job: SearchJob) -> dict[str, Any]:
     [answer] = searcher.search(encoder.encode_queries([job.query]), job.k, engine, job.quality, filters=job.filters)
     documents = searcher.documents(answer.documents)
     hits = [
-        {"doc_id": document["doc_id"], "score": score, "title": document["title"], "text": document["text"]}
+        {"doc_id": document["doc_id"], "score": score, **{name: document[name] for name in ("title", "text", "metadata")}}
         for document, score in zip(documents, answer.scores.tolist(), strict=True)
     ]
     if not job.json_only:

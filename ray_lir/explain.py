@@ -1,8 +1,8 @@
 """Why a document was found for a query, or why not: what each query token matched, and the stage that dropped the document."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -91,7 +91,7 @@ def explain(
     number: int,
     k: int = 10,
     engine: str | Config = "auto",
-    filters: Filters | None = None,
+    filters: Filters | Mapping[str, Any] | str | None = None,
     tokenizer: CountsTokens | None = None,
 ) -> tuple[Trace, TokenMatches]:
     """Runs the search of one query again and follows one document through it.
@@ -106,6 +106,7 @@ def explain(
         ConfigError: if there is no such document, more than one query, or the engine is not possible.
     """
     query = check_embeddings("query", query)
+    filters = None if filters is None else Filters.of(filters)
     number = whole_number("number", number, 0, MAX_NUMBER)
     if len(query) != 1:
         raise ConfigError(f"one query is explained at a time, not {len(query)}; use query.slice(i, i + 1)")

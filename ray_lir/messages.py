@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, StringConstraints, ValidationError, mode
 from ray_lir.config import Config
 from ray_lir.engines import ENGINES, SERVED, EngineParams
 from ray_lir.errors import ConfigError
-from ray_lir.index.filters import Filters
+from ray_lir.index.filters import FILTER_NAMES, FiltersInput
 
 MAX_QUERIES = 64
 MAX_K = 1000
@@ -36,7 +36,7 @@ class SearchRequest(Config):
                 {"query": "How do I read a zip file?", "k": 3},
                 {"queries": ["open a file", "parse a date"], "engine": "plaid", "params": {"nprobe": 4}, "include": ["title"]},
                 {"query": "copy a folder", "deadline_ms": 200, "min_coverage": 0.5, "explain": True},
-                {"query": "copy a folder", "filters": {"where": {"op": "eq", "field": "kind", "value": "function"}}},
+                {"query": "copy a folder", "filters": "kind = function and not (name ^= _ or name in [main, run])"},
             ]
         }
     )
@@ -51,8 +51,9 @@ class SearchRequest(Config):
     """Of the engine auto: how much of the exact answer it must find."""
     params: dict[str, Any] = {}
     """The engine's own parameters; what is left out follows from the index and k."""
-    filters: Filters | None = None
-    """What documents must be like to be found; the others take nobody's place."""
+    filters: FiltersInput = Field(None, validation_alias=FILTER_NAMES)
+    """What documents must be like to be found, as text (`year >= 2020, tags ~ news`), a short dict ({"year": {">=": 2020}}) or an
+    object with `where` and `ids`. Others are left out before any cut is made. `where` and `filter` are other names of this field."""
     include: tuple[DocumentField, ...] = ("title", "text", "metadata")
     """Fields of the documents to send beside doc_id, score and number."""
     deadline_ms: Milliseconds | None = None
@@ -159,6 +160,8 @@ class SearchResponse(Config):
     the same query plans."""
     missing: dict[str, str] = {}
     """Shard groups that were left out, and why."""
+    warnings: list[str] = []
+    """What in the request is probably a mistake: a filter's field that no document has."""
 
 
 class EncodeRequest(Config):
@@ -249,7 +252,7 @@ class ExplainRequest(Config):
     engine: str = "auto"
     quality: Quality = "balanced"
     params: dict[str, Any] = {}
-    filters: Filters | None = None
+    filters: FiltersInput = Field(None, validation_alias=FILTER_NAMES)
 
     def chosen_engine(self) -> str | Config:
         return chosen_engine(self.engine, self.params)
@@ -289,6 +292,8 @@ class Explanation(Config):
     matches: list[Match]
     params: EngineParams
     index_version: int
+    warnings: list[str] = []
+    """What in the request is probably a mistake: a filter's field that no document has."""
 
 
 def chosen_engine(engine: str, params: dict[str, Any]) -> str | Config:

@@ -1,6 +1,7 @@
 """Searcher: an index opened for search in this process. Plan once, run each stage on every shard, merge."""
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,12 +22,14 @@ from ray_lir.formats.relation import load_relation
 from ray_lir.formats.token_embeddings import TokenEmbeddings, check_embeddings
 from ray_lir.index import documents as documents_file
 from ray_lir.index.codec import ResidualCodec, load_codec
-from ray_lir.index.filters import Filters
+from ray_lir.index.filters import Filters, unknown_field_warnings
 from ray_lir.index.pairs import PairEncoder
 from ray_lir.index.rows import read_array
 from ray_lir.index.shard import IndexShard, open_shard
 from ray_lir.kernels import Kernels, select
 from ray_lir.parallel import num_cores, one_blas_thread, threads
+
+logger = logging.getLogger(__name__)
 
 MAX_K = 100_000
 MAX_VERSION = 2**63 - 1
@@ -164,7 +167,7 @@ class Searcher:
         engine: str | Config = "auto",
         quality: str = "balanced",
         only: Iterable[int] | np.ndarray | None = None,
-        filters: Filters | None = None,
+        filters: Filters | Mapping[str, Any] | str | None = None,
     ) -> list[TopK]:
         """The best k documents of each query.
 
@@ -175,7 +178,8 @@ class Searcher:
             quality: fast, balanced or exact, for the engine auto.
             only: numbers of the documents that may be found, in any order; None for all. Others are left out before any cut is
                 made, and deleted documents are never found.
-            filters: what the documents must be like; left out are those that are not, and those not in `only`.
+            filters: what the documents must be like, as Filters, text (`year >= 2020, tags ~ news`) or a dict ({"year": {">=": 2020}});
+                others are left out, and those not in `only`. A field that no document has is logged as a warning.
 
         Raises:
             ConfigError: if the dimensions differ, or k, the engine or the quality is not possible.
@@ -204,7 +208,7 @@ class Searcher:
             documents = [np.sort(top.documents) for top in best]
         return finish(plans, best)
 
-    def _allowed(self, only: Iterable[int] | np.ndarray | None, filters: Filters | None) -> np.ndarray | None:
+    def _allowed(self, only: Iterable[int] | np.ndarray | None, filters: Filters | Mapping[str, Any] | str | None) -> np.ndarray | None:
         """Numbers of the documents that a search may find, ascending; None: all that are not deleted."""
         if only is None:
             return None if filters is None else self.matching(filters)
@@ -216,9 +220,17 @@ class Searcher:
                 chosen = np.setdiff1d(chosen, shard.first_document + shard.deleted.astype(np.int64), assume_unique=True)
         return chosen
 
-    def matching(self, filters: Filters) -> np.ndarray:
-        """Numbers of the documents that are not deleted and that the filters let through, ascending."""
-        return np.concatenate([np.zeros(0, np.int64), *(shard.first_document + shard.matching(filters) for shard in self.shards)])
+    def matching(self, filters: Filters | Mapping[str, Any] | str) -> np.ndarray:
+        """Numbers of the documents that are not deleted and that the filters let through, ascending. A field that no document has is
+        logged as a warning.
+
+        Raises:
+            ConfigError: if the filters cannot be read.
+        """
+        filters = Filters.of(filters)
+        for warning in unknown_field_warnings(unknown_fields(self.shards, filters)):
+            logger.warning("%s", warning)
+        return matching(self.shards, filters)
 
     def documents(self, numbers: Iterable[int] | np.ndarray) -> list[dict[str, Any]]:
         """The documents with these numbers, in their order.
@@ -253,6 +265,22 @@ class Searcher:
     def _by_shard(self, numbers: np.ndarray) -> list[tuple[IndexShard, np.ndarray]]:
         spans = [(shard, numbers >= shard.first_document, numbers < shard.first_document + shard.num_docs) for shard in self.shards]
         return [(shard, numbers[low & high]) for shard, low, high in spans if (low & high).any()]
+
+
+def matching(shards: Sequence[IndexShard], filters: Filters) -> np.ndarray:
+    """Numbers of the documents of some shards that are not deleted and that the filters let through, ascending."""
+    return np.concatenate([np.zeros(0, np.int64), *(shard.first_document + shard.matching(filters) for shard in shards)])
+
+
+def unknown_fields(shards: Sequence[IndexShard], filters: Filters) -> dict[str, frozenset[str]]:
+    """The fields of the filters that no document of these shards has, each with the names of the fields that some have."""
+    return common_unknown_fields([shard.unknown_fields(filters) for shard in shards])
+
+
+def common_unknown_fields(parts: Sequence[Mapping[str, frozenset[str]]]) -> dict[str, frozenset[str]]:
+    """The fields that are unknown in every part of an index, with the names of the fields of all parts."""
+    common = set.intersection(*map(set, parts)) if parts else set()
+    return {field: frozenset().union(*(part[field] for part in parts)) for field in (parts[0] if parts else ()) if field in common}
 
 
 def open_shards(

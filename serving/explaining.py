@@ -63,6 +63,7 @@ async def explain_document(turn: Turn, request: ExplainRequest, kernels: Kernels
         query_tokens=explained.tokens[0],
         matches=explained.matches[0][number],
         params=plan.params,
+        warnings=scatter.warnings,
         index_version=turn.served.answering,
     )
 

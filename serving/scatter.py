@@ -12,8 +12,9 @@ import numpy as np
 from ray_lir.engines.plan import QueryPlan, TopK, merge
 from ray_lir.errors import FormatError, ShardUnavailable
 from ray_lir.explain import TokenMatches
-from ray_lir.index.filters import Filters
+from ray_lir.index.filters import Filters, unknown_field_warnings
 from ray_lir.kernels import Kernels
+from ray_lir.search import common_unknown_fields
 
 from .shard_server import GroupAnswer
 from .turn import Turn
@@ -78,6 +79,11 @@ class Scatter:
     @property
     def coverage(self) -> float:
         return sum(group.num_live for group in self.groups.values()) / self.num_docs if self.num_docs else 1.0
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is probably a mistake in the filters: one line for each field that no document has."""
+        return unknown_field_warnings(common_unknown_fields([self._answers[name].unknown_fields for name in self.groups]))
 
     async def find(self, plans: list[QueryPlan], fields: Sequence[str]) -> Found:
         """The best documents of each plan, with their fields.

@@ -46,6 +46,7 @@ async def search(turn: Turn, request: SearchRequest, kernels: Kernels) -> Search
         index_version=turn.served.answering,
         coverage=found.coverage,
         missing=found.missing,
+        warnings=scatter.warnings,
     )
 
 

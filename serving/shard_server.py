@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from ray_lir.formats import storage
 from ray_lir.formats.manifest import ShardEntry, files_of
 from ray_lir.index.filters import Filters
 from ray_lir.kernels import select
-from ray_lir.search import Searcher, open_planner, open_shards, read_version
+from ray_lir.search import Searcher, matching, open_planner, open_shards, read_version, unknown_fields
 
 from .cache import local_copy, remove_others
 from .lines import Listener
@@ -44,11 +44,13 @@ class GroupAnswer:
         stages: for each stage that was run and each plan, the documents that it scored and kept, best first.
         seconds: of each stage.
         documents: fields of the last stage's best, by number.
+        unknown_fields: fields of the filters that none of the group's documents has, with the names of those that some have.
     """
 
     stages: list[list[TopK]]
     seconds: list[float]
     documents: dict[int, dict[str, Any]]
+    unknown_fields: dict[str, frozenset[str]] = field(default_factory=dict)
 
 
 class ShardServer:
@@ -197,7 +199,7 @@ def _search(
     versions: Versions[Searcher], served: Served, plans: Sequence[QueryPlan], filters: Filters | None, ahead: Sequence[int], fields: Any
 ) -> GroupAnswer:
     searcher = versions.get(served)
-    documents: list[np.ndarray | None] = [None if filters is None else searcher.matching(filters)] * len(plans)
+    documents: list[np.ndarray | None] = [None if filters is None else matching(searcher.shards, filters)] * len(plans)
     keeps = [plan.keeps[0] for plan in plans]
     stages, seconds = [], []
     for number, stage in enumerate(ENGINES[plans[0].params.engine].stages[: 1 + len(ahead)]):
@@ -209,7 +211,7 @@ def _search(
         seconds.append(time.perf_counter() - start)
     numbers = np.unique(np.concatenate([best.documents[: plan.keeps[-1]] for plan, best in zip(plans, stages[-1], strict=True)]))
     rows = {} if fields is None else dict(zip(numbers.tolist(), _rows(searcher, numbers, fields), strict=True))
-    return GroupAnswer(stages, seconds, rows)
+    return GroupAnswer(stages, seconds, rows, {} if filters is None else unknown_fields(searcher.shards, filters))
 
 
 def _rows(searcher: Searcher, numbers: np.ndarray, fields: Sequence[str]) -> list[dict[str, Any]]:

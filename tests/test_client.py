@@ -156,9 +156,25 @@ def test_ask_and_search_find_the_same_and_print_json_last(url, index, capsys, mo
     assert sorted(rows) == list(range(20))
     main(search.SearchJob, search.run, ["--index", str(index), "--query", QUERIES[0], "--k", "30", "--engine", "exact", "--filters", only])
     assert [hit["doc_id"] for hit in last_line(capsys.readouterr().out)["hits"]] == [f"doc-{row}" for row in rows]
+    for flag in ("--filters", "--where"):
+        main(ask.AskJob, ask.run, ["--url", url, "--query", QUERIES[0], "--k", "30", "--engine", "exact", flag, "row < 20"])
+        assert [hit["metadata"]["row"] for hit in last_line(capsys.readouterr().out)["results"][0]] == rows
     assert asked.splitlines()[:6] == searched.splitlines()[:6] and asked.startswith("  1  ")
     main(ask.AskJob, ask.run, ["--url", url, "--query", QUERIES[0], "--json"])
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_a_filter_is_text_or_a_dict_and_a_field_that_no_document_has_is_warned_of(client):
+    expected = client.search(QUERIES[0], k=30, filters={"where": {"op": "lt", "field": "row", "value": 20}})
+    assert expected.warnings == []
+    for filters in ("row < 20", {"row": {"<": 20}}, '{"row": {"<": 20}}'):
+        assert client.search(QUERIES[0], k=30, where=filters).results == expected.results
+    warned = client.search(QUERIES[0], filters="rwo < 20")
+    assert warned.results == [[]]
+    assert warned.warnings == ["no document has the field 'rwo' of the filter; did you mean row?"]
+    assert client.explain(QUERIES[0], "doc-1", filters="rwo < 20").warnings == warned.warnings
+    with pytest.raises(ConfigError, match="filters: expected a value"):
+        client.search(QUERIES[0], filters="row <")
 
 
 def test_asking_nobody_is_one_line_and_exit_code_2(capsys):

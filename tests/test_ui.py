@@ -179,7 +179,7 @@ def test_only_what_the_filter_lets_through_is_shown_and_the_address_keeps_it(bro
 
 def test_a_filter_that_makes_no_sense_is_told(browser, url):
     ask(browser, url)
-    for filter, told in (("row", "is no condition"), ("{", "not JSON"), ('{"op": "like", "field": "row"}', "filters.where")):
+    for filter, told in (("row", "after the field"), ("{", "starts like JSON"), ('{"op": "like", "field": "row"}', "filters.where")):
         one(browser, "#filter").clear()
         one(browser, "#filter").send_keys(filter, "\n")
         until(lambda told=told: told in one(browser, "#status").text, told)

@@ -22,7 +22,7 @@ def to_json(metadata: Mapping[str, Any], name: str = "metadata") -> str:
         ConfigError: if a value has no counterpart in JSON; `name` says whose metadata it is.
     """
     try:
-        text = json.dumps(_plain(metadata), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(plain(metadata), ensure_ascii=False, allow_nan=False)
         text.encode()
     except UnicodeEncodeError:
         raise ConfigError(f"{name} holds half of a surrogate pair, which is no Unicode text; repair it") from None
@@ -46,11 +46,16 @@ def from_json(text: str, doc_id: str) -> dict[str, Any]:
     return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON has it.
+
+    Raises:
+        TypeError: if it has no counterpart in JSON.
+    """
     if isinstance(value, (np.float16, np.float32)):
-        return _plain(float(str(value)))  # 0.1 as float32 is 0.1, not 0.10000000149
+        return plain(float(str(value)))  # 0.1 as float32 is 0.1, not 0.10000000149
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -60,9 +65,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: plain(each) for key, each in value.items()}
     if isinstance(value, np.ndarray):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     raise TypeError(f"{type(value).__name__} {value!r:.40} has no counterpart in JSON")

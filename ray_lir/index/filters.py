@@ -1,19 +1,35 @@
-"""Filters: which documents a search may find, by their metadata and ids; evaluated on one shard's documents by DuckDB."""
+"""Filters: which documents a search may find, by their metadata, title, text and ids; evaluated on one shard's documents by DuckDB."""
 
+import difflib
+import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, StringConstraints, model_validator
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ray_lir.config import Config, canonical_json
-from ray_lir.errors import FormatError
-from ray_lir.index import documents
+from ray_lir.errors import ConfigError, FormatError
+from ray_lir.formats.metadata import plain
+from ray_lir.index import documents, filter_text
 
 if TYPE_CHECKING:
     import duckdb
@@ -22,13 +38,19 @@ MAX_CONDITIONS = 64
 MAX_DEPTH = 16
 MAX_VALUES = 1000
 MAX_IDS = 10_000
+MAX_KNOWN_FIELDS = 1000
 KEPT_RESULTS = 16
 """Filters whose results a shard keeps, N / 8 bytes each: services are asked with the same few again and again."""
 
 Key = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Path = Key | Annotated[list[Key], Field(min_length=1, max_length=16)]
-"""A field of the metadata: author.name is the field name of the object author. A list of keys where a key has a dot itself; a
-number as a key counts into a list."""
+"""A field: `title`, `text` and `doc_id` are the document's own; every other name, also after `metadata.`, is in its metadata, where
+author.name is the field name of the object author. A list of keys, always of the metadata, where a key has a dot itself; a number as a
+key counts into a list."""
+OWN_FIELDS = ("doc_id", "title", "text")
+SAMPLED_DOCUMENTS = 1000
+"""Documents of a shard whose fields are compared with the name of a field that no document has."""
+NAMES_SHOWN = 8
 Number = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | Annotated[StrictFloat, Field(allow_inf_nan=False)]
 Text = Annotated[StrictStr, StringConstraints(max_length=4096)]
 Value = StrictBool | Number | Text
@@ -108,8 +130,9 @@ class Ids(Config):
 
 
 class Filters(Config):
-    """What a document must be like to be found. Conditions on a field that a document has not, that is null or of another type
-    are false, so their `not` is true."""
+    """What a document must be like to be found. Conditions on a field that a document does not have, that is null or of another type
+    are false, so their `not` is true. Instead of this object a text is accepted, `year >= 2020, tags ~ news`, or a short dict,
+    {"year": {">=": 2020}}; both also as `where`."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -132,6 +155,69 @@ class Filters(Config):
     where: Condition | None = None
     ids: Ids = Ids()
 
+    @classmethod
+    def parse(cls, text: str) -> "Filters":
+        """The filter that a text spells: conditions such as `year >= 2020 and not (tags ~ news or lang in [en, de])`, or JSON.
+
+        Raises:
+            ConfigError: if it cannot be read; the message says where.
+        """
+        if not isinstance(text, str):
+            raise ConfigError(f"Filters.parse takes text, not {type(text).__name__}; other spellings are for Filters.of")
+        return cls.of(text)
+
+    @classmethod
+    def of(cls, filters: "Filters | Mapping[str, Any] | str") -> "Filters":
+        """The filter that a text, a short dict, a condition's tree or an object with `where` and `ids` spells.
+
+        Raises:
+            ConfigError: if it is none of these; the message says where.
+        """
+        if isinstance(filters, Filters):
+            return filters
+        try:
+            return cls.model_validate(filters)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(["filters", *map(str, first["loc"])])
+            raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            given = _from_text(given)
+        if isinstance(given, CONDITIONS):
+            return {"where": given}
+        if not isinstance(given, Mapping) or "where" in given or "ids" in given:
+            return given
+        return {"where": given} if isinstance(given.get("op"), str) or filter_text.is_short(given) else given
+
+    @field_validator("where", mode="before")
+    @classmethod
+    def _read_where(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            given = _from_text(given)
+        if not isinstance(given, Mapping):
+            return given
+        try:
+            tree = given if isinstance(given.get("op"), str) else filter_text.from_mapping(given)
+            return plain(tree)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        except RecursionError:
+            raise ValueError(f"the filter is nested more than {MAX_DEPTH} deep") from None
+
+    @property
+    def fields(self) -> list[str | list[str]]:
+        """The fields that the conditions are about, each once."""
+        conditions, found = [self.where] if self.where else [], []
+        for condition in conditions:  # it grows
+            conditions += _parts(condition)
+            if hasattr(condition, "field") and condition.field not in found:
+                found.append(condition.field)
+        return found
+
     @model_validator(mode="after")
     def _small(self) -> "Filters":
         level, num_conditions, depth = [self.where] if self.where else [], 0, 0
@@ -141,6 +227,40 @@ class Filters(Config):
         if num_conditions > MAX_CONDITIONS or depth > MAX_DEPTH:
             raise ValueError(f"where has {num_conditions} conditions, {depth} deep; {MAX_CONDITIONS} and {MAX_DEPTH} are possible")
         return self
+
+
+CONDITIONS = (Equals, OneOf, Compares, Exists, StartsWith, Contains, Group, Not)
+
+
+def _from_text(text: str) -> Any:
+    if not text.lstrip().startswith("{"):
+        return filter_text.parse(text)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"the filter starts like JSON and is not: {error}") from None
+
+
+FILTER_NAMES = AliasChoices("filters", "where", "filter")
+"""How requests and command lines may call their filters."""
+
+FiltersInput = Annotated[Filters | None, BeforeValidator(lambda given: given, json_schema_input_type=Filters | str | None)]
+"""Filters as requests and command lines take them: text is in their JSON schema too."""
+
+
+def unknown_field_warnings(unknown: Mapping[str, Iterable[str]]) -> list[str]:
+    """One line for each field that no document has, given with the names of the fields that some have."""
+    return [_unknown_field(field, sorted(set(names))) for field, names in unknown.items()]
+
+
+def _unknown_field(field: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(field, [*names, *OWN_FIELDS], n=3, cutoff=0.6)
+    if near:
+        return f"no document has the field {field!r} of the filter; did you mean {' or '.join(near)}?"
+    if not names:
+        return f"no document has the field {field!r} of the filter; none has metadata"
+    shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+    return f"no document has the field {field!r} of the filter; there are {shown}"
 
 
 class FilteredDocuments:
@@ -155,7 +275,29 @@ class FilteredDocuments:
         self.table = table
         self.live = live
         self._results: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._has: dict[str, bool] = {}
         self._lock = threading.Lock()
+
+    def has_field(self, field: str | list[str]) -> bool:
+        """Whether a document has the field (empty fields of its own count)."""
+        if field in OWN_FIELDS:
+            return True
+        key = _field_name(field)
+        if key not in self._has:
+            if len(self._has) >= MAX_KNOWN_FIELDS:
+                self._has.clear()
+            self._has[key] = len(_matching(self.table, Exists(op="exists", field=field), limit=1)) > 0
+        return self._has[key]
+
+    def unknown_fields(self, filters: Filters) -> dict[str, frozenset[str]]:
+        """The fields of the filters that no document has, each with the names of the fields that some have."""
+        return {_field_name(field): self.field_names for field in filters.fields if not self.has_field(field)}
+
+    @cached_property
+    def field_names(self) -> frozenset[str]:
+        """Paths of the metadata's fields, in a sample of the documents."""
+        rows = np.unique(np.linspace(0, self.table.num_rows - 1, min(SAMPLED_DOCUMENTS, self.table.num_rows)).astype(np.int64))
+        return frozenset(chain.from_iterable(_paths(json.loads(text)) for text in documents.column(self.table, "metadata", rows)))
 
     def rows(self, filters: Filters) -> np.ndarray:
         """Row numbers of the documents that the filters let through, ascending.
@@ -196,13 +338,27 @@ def _mask(length: int, rows: np.ndarray | None) -> np.ndarray:
     return mask
 
 
-def _matching(table: pa.Table, condition: Any) -> np.ndarray:
-    """Row numbers for which the condition holds, in no order."""
+def _field_name(field: str | list[str]) -> str:
+    return field if isinstance(field, str) else ".".join(field)
+
+
+def _paths(metadata: Any, prefix: str = "", depth: int = 3) -> Iterator[str]:
+    for key, value in metadata.items() if isinstance(metadata, dict) else ():
+        yield prefix + key
+        if depth > 1:
+            yield from _paths(value, f"{prefix}{key}.", depth - 1)
+
+
+def _matching(table: pa.Table, condition: Any, limit: int | None = None) -> np.ndarray:
+    """Row numbers for which the condition holds, in no order; at most `limit` of them."""
     import duckdb
 
     sql = _Sql()
     query = f"SELECT row FROM documents WHERE {sql.condition(condition)}"
-    numbered = pa.table({"row": pa.array(np.arange(table.num_rows)), "metadata": table.column("metadata")})
+    if limit is not None:
+        query += f" LIMIT {int(limit)}"
+    columns = {name: table.column(name) for name in ("metadata", *OWN_FIELDS)}
+    numbered = pa.table({"row": pa.array(np.arange(table.num_rows)), **columns})
     with _database().cursor() as cursor:
         cursor.register("documents", numbered)
         try:
@@ -222,7 +378,7 @@ def _database() -> "duckdb.DuckDBPyConnection":
 
 
 class _Sql:
-    """Conditions as SQL over the column `metadata`. Whatever came with a filter is a parameter, never part of the text.
+    """Conditions as SQL over the columns of the documents. Whatever came with a filter is a parameter, never part of the text.
 
     Attributes:
         values: the parameters by name.
@@ -240,6 +396,8 @@ class _Sql:
                 return f"(NOT {self.condition(part)})"
             case OneOf(values=[]):
                 return "false"
+        if condition.field in OWN_FIELDS:
+            return f"coalesce({self._of_own(condition)}, false)"
         path = self._bind(_pointer(condition.field))
         kind, text = f"json_type(metadata, {path})", f"json_extract_string(metadata, {path})"
         match condition:
@@ -248,7 +406,7 @@ class _Sql:
             case OneOf(values=values):
                 holds = self._one_of(kind, text, values)
             case Compares(op=op, value=value):
-                holds = self._compares(kind, text, {"lt": "<", "le": "<=", "ge": ">=", "gt": ">"}[op], value)
+                holds = self._compares(kind, text, SIGNS[op], value)
             case Exists():
                 holds = f"{kind} <> 'NULL'"
             case StartsWith(value=value):
@@ -256,6 +414,24 @@ class _Sql:
             case Contains(value=value):
                 holds = self._contains(kind, text, path, value)
         return f"coalesce({holds}, false)"
+
+    def _of_own(self, condition: Any) -> str:
+        """The same of a column of texts, which is there unless it is empty."""
+        kind, text = "'VARCHAR'", condition.field
+        match condition:
+            case Equals(value=value):
+                return self._one_of(kind, text, [value])
+            case OneOf(values=values):
+                return self._one_of(kind, text, values)
+            case Compares(op=op, value=str() as value):
+                return f"{text} {SIGNS[op]} {self._bind(value)}"
+            case Exists():
+                return f"{text} <> ''"
+            case StartsWith(value=value):
+                return f"starts_with({text}, {self._bind(value)})"
+            case Contains(value=str() as value):
+                return f"contains({text}, {self._bind(value)})"
+        return "false"
 
     def _bind(self, value: Any) -> str:
         name = f"v{len(self.values)}"
@@ -299,6 +475,7 @@ class _Sql:
         return f"({kind} = 'VARCHAR' AND contains({text}, {self._bind(value)})) OR ({in_list})" if isinstance(value, str) else in_list
 
 
+SIGNS = {"lt": "<", "le": "<=", "ge": ">=", "gt": ">"}
 INTEGERS = "('UBIGINT', 'BIGINT')"
 NUMBERS = "('UBIGINT', 'BIGINT', 'DOUBLE')"
 
@@ -314,5 +491,5 @@ def _parts(condition: Any) -> list[Any]:
 
 def _pointer(field: str | list[str]) -> str:
     """The JSON pointer (RFC 6901) of a field."""
-    keys = field.split(".") if isinstance(field, str) else field
+    keys = field.removeprefix("metadata.").split(".") if isinstance(field, str) else field
     return "".join("/" + key.replace("~", "~0").replace("/", "~1") for key in keys)

@@ -114,6 +114,14 @@ class IndexShard:
         """
         return self._filtered.rows(filters)
 
+    def unknown_fields(self, filters: Filters) -> dict[str, frozenset[str]]:
+        """The fields of the filters that no document of the shard has, each with the names of the fields that some have.
+
+        Raises:
+            FormatError: if metadata is not JSON.
+        """
+        return self._filtered.unknown_fields(filters)
+
     def lengths(self, numbers: np.ndarray) -> np.ndarray:
         """Tokens of each of these documents."""
         return self.doc_offsets[numbers + 1] - self.doc_offsets[numbers]

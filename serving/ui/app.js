@@ -140,7 +140,9 @@ function showAnswer(query, answer) {
   const covered = answer.coverage < 1 ? ` · only ${(100 * answer.coverage).toFixed(0)}% of the documents could be searched` : "";
   const found = hits.length === 1 ? "1 document" : `${hits.length} documents`;
   const cut = (answer.truncated_queries ?? []).map((each) => ` · only the first ${each.kept_tokens} of ${each.total_tokens} tokens of the query were used`).join("");
-  say(`${found} in ${answer.timings.total.toFixed(0)} ms · ${answer.engine} · index version ${answer.index_version}${covered}${cut}`, covered + cut !== "");
+  const warned = answer.warnings.map((warning) => ` · ${warning}`).join("");
+  const summary = `${found} in ${answer.timings.total.toFixed(0)} ms · ${answer.engine} · index version ${answer.index_version}`;
+  say(summary + covered + cut + warned, covered + cut + warned !== "");
   showTimings(answer);
   $("why").hidden = false;
   $("reason").replaceChildren();
@@ -178,37 +180,10 @@ function choices() {
   return { k: Number($("k").value), engine: $("engine").value, quality: $("quality").value };
 }
 
-// What is in the filter's box: a filter of the API as JSON, or conditions with commas between them.
+// What is in the filter's box goes to the service as it is: conditions such as year >= 2020, tags ~ news, or JSON.
 function filters() {
   const text = $("filter").value.trim();
-  if (!text) return {};
-  if (text.startsWith("{")) {
-    let given;
-    try {
-      given = JSON.parse(text);
-    } catch (error) {
-      throw new Error(`the filter is not JSON: ${error.message}`);
-    }
-    return { filters: given.op ? { where: given } : given };
-  }
-  return { filters: { where: { op: "and", filters: text.split(",").map(condition) } } };
-}
-
-function condition(text) {
-  const found = /^\s*([^=<>!~]+?)\s*(>=|<=|!=|=|>|<|~)\s*(.*?)\s*$/.exec(text);
-  if (!found) throw new Error(`the filter "${text.trim()}" is no condition; write one like year >= 2020`);
-  const [, field, sign, written] = found;
-  const value = valueOf(written);
-  const equal = { op: "in", field, values: value === written ? [value] : [value, written] }; // 2020 may be text, too
-  if (sign === "=") return equal;
-  if (sign === "!=") return { op: "not", filter: equal };
-  return { op: { ">=": "ge", "<=": "le", ">": "gt", "<": "lt", "~": "contains" }[sign], field, value };
-}
-
-function valueOf(written) {
-  if (/^-?\d+(\.\d+)?$/.test(written)) return Number(written);
-  if (written === "true" || written === "false") return written === "true";
-  return written;
+  return text ? { filters: text } : {};
 }
 
 async function search() {
