@@ -18,6 +18,7 @@ from ray import serve
 from ray.serve import Application
 
 from ray_lir.config import Config, EncoderConfig
+from ray_lir.distributed.room import Demand, check_room_before_start
 from ray_lir.errors import ConfigError, RayLirError
 from ray_lir.formats import storage
 from ray_lir.formats.manifest import IndexManifest, check_file, files_of
@@ -30,6 +31,7 @@ from .query_encoder import QueryEncoder
 from .shard_server import ShardServer
 
 DEFAULT_GROUPS = 4
+ROOM_FIX = "lower these settings, replicas or num_groups, or add a machine"
 ENCODER_CALLS = 8
 """Calls at a query encoder beyond which another is started: it encodes what comes in together at once."""
 CONSTRUCTOR_TRIES = 2
@@ -102,6 +104,20 @@ def build(args: dict[str, Any]) -> Application:
     """
     try:
         config = parse(args)
+        if config.encoder_gpus or config.encoder_cpus + config.shard_cpus > 1:  # by default it fits on any machine
+            check_room_before_start(demands_of(config), ROOM_FIX)
+        return application_of(config)
+    except RayLirError as error:
+        raise ApplicationError(str(error)) from None
+
+
+def application_of(config: ServeConfig) -> Application:
+    """The application, without a look at the cluster.
+
+    Raises:
+        ApplicationError: if the index is not there or damaged, or its encoder cannot be loaded.
+    """
+    try:
         version = latest_version(config.index) if config.version is None else config.version
         manifest = read_version(config.index, version)
         _check_index(config, manifest)
@@ -110,6 +126,15 @@ def build(args: dict[str, Any]) -> Application:
         return _bind(config, version, manifest, access)
     except RayLirError as error:
         raise ApplicationError(str(error)) from None
+
+
+def demands_of(config: ServeConfig) -> list[Demand]:
+    """What the smallest service of this configuration takes of the cluster."""
+    groups = config.num_groups or 1
+    return [
+        Demand("query encoder (encoder_gpus, encoder_cpus)", {"CPU": config.encoder_cpus, "GPU": config.encoder_gpus}, config.replicas),
+        Demand("shard group (shard_cpus)", {"CPU": config.shard_cpus}, groups * config.replicas),
+    ]
 
 
 def parse(args: dict[str, Any]) -> ServeConfig:

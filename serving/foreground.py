@@ -13,11 +13,12 @@ from pydantic import Field
 from ray import serve
 
 from ray_lir import logs
+from ray_lir.distributed.room import check_room
 from ray_lir.distributed.runtime import ray_session
 from ray_lir.errors import ConfigError, RayLirError
 
 from .access import check_address
-from .app import ServeConfig, access_of, build
+from .app import ROOM_FIX, ServeConfig, access_of, application_of, demands_of, parse
 
 
 class Options(ServeConfig):
@@ -42,10 +43,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def serve_until_interrupted(options: Options) -> None:
     """Raises ConfigError if the service cannot start."""
     check_address(options.host, access_of(options))
-    application = build(options.model_dump(exclude={"host", "port"}))
+    config = parse(options.model_dump(exclude={"host", "port"}))
+    application = application_of(config)
     if "RAY_ADDRESS" not in os.environ:
         _check_free(options.host, options.port)
     with ray_session():
+        check_room(demands_of(config), ROOM_FIX)
         signal.signal(signal.SIGTERM, _interrupt)  # Ray's own handler would end the process at once
         try:
             serve.start(http_options={"host": options.host, "port": options.port})

@@ -18,6 +18,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 
 from ray_lir.config import Config, EncoderConfig
+from ray_lir.distributed.room import Demand, check_room
 from ray_lir.distributed.runtime import error_of, portable_errors, start_ray, wait_for_machines
 from ray_lir.encode import Plan
 from ray_lir.errors import ConfigError
@@ -67,7 +68,7 @@ def make_pool(workers: Workers, encoder: EncoderConfig) -> Pool:
     """Settles what the configuration leaves open, from the resources of the cluster; waits for the first of its machines.
 
     Raises:
-        ConfigError: if GPUs are asked for, the cluster has none, and num_workers does not say how many are to come.
+        ConfigError: if GPUs are asked for, and the cluster has too few for a single worker and cannot grow.
     """
     start_ray()
     wait_for_machines()
@@ -76,8 +77,8 @@ def make_pool(workers: Workers, encoder: EncoderConfig) -> Pool:
     asked = encoder.device.startswith("cuda") or workers.gpus_per_worker is not None
     if asked and not num_gpus and not workers.num_workers:
         raise ConfigError(
-            "the Ray cluster has no GPU; leave encoder.device and workers.gpus_per_worker as they are, add a machine with one, "
-            "or say by workers.num_workers for how many to wait"
+            "the Ray cluster has no GPU; set encoder.device to cpu and leave out workers.gpus_per_worker, add a machine with a GPU, "
+            "or, where an autoscaler adds it, set workers.num_workers to the workers to wait for"
         )
     if (num_gpus or asked) and encoder.device != "cpu":
         gpus = workers.gpus_per_worker or 1.0
@@ -87,7 +88,12 @@ def make_pool(workers: Workers, encoder: EncoderConfig) -> Pool:
         gpus = 0.0
         threads = workers.cpus_per_worker or max(1, _largest_machine() // WORKERS_PER_MACHINE)
         size = workers.num_workers or max(1, num_cpus // threads)
-    return Pool(size, threads, ENCODING_SHARE * min(threads, _largest_machine()), gpus)
+    pool = Pool(size, threads, ENCODING_SHARE * min(threads, _largest_machine()), gpus)
+    fix = "set workers.gpus_per_worker to what a machine has, or encoder.device to cpu"
+    check_room([Demand("encoding worker", {"GPU": gpus, "CPU": pool.cpus})], fix)
+    if size * gpus > num_gpus or size * pool.cpus > num_cpus:
+        logger.warning("encode: %d workers are asked for, more than the cluster runs at once; the others wait for a machine", size)
+    return pool
 
 
 def on_ray(plan: Plan, pool: Pool) -> Iterator[ChunkEntry]:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayTaskError
 
+from ray_lir.distributed.room import Demand, check_room
 from ray_lir.distributed.runtime import error_of, portable_errors, start_ray
 
 Item = TypeVar("Item")
@@ -34,9 +35,12 @@ def ray_map(
         in_flight: calls under way or waiting to be yielded, at most; None: two for each that the cluster runs at once.
 
     Raises:
+        ConfigError: if no machine of the cluster can run a call, and the cluster cannot grow.
         RayLirError: the very error that the function raised. Other exceptions come as ray.exceptions.RayTaskError.
     """
     start_ray()
+    if num_gpus or num_cpus > 1:
+        check_room([Demand("task", {"CPU": num_cpus, "GPU": num_gpus})], "ask for less, or add a machine")
     stored = ray.put(function)
     call = _call.options(num_cpus=num_cpus, num_gpus=num_gpus)
     most, looked = in_flight or 0, -SECONDS_BETWEEN_LOOKS
