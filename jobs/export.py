@@ -147,15 +147,16 @@ def _open(source: str) -> tuple[EmbeddingsManifest | IndexManifest, Iterator[Blo
 
 
 def index_blocks(root: str, manifest: IndexManifest, docs_per_block: int = 256) -> Iterator[Block]:
-    """The documents of an index that are not deleted, in their order, their vectors decompressed, turned back and of unit length,
-    with their weights."""
+    """The documents of an index that are not deleted, in their order, their vectors decompressed, turned back and as long as
+    those that the index was made of, with their weights."""
     codec = load_codec(storage.join(root, manifest.codec.name))
     for entry in manifest.shards:
         shard = open_shard(root, entry, manifest.num_centroids)
         for start in range(0, len(shard.found_documents), docs_per_block):
             rows = shard.found_documents[start : start + docs_per_block]
             tokens, offsets = shard.tokens(rows)
-            vectors = normalize(decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec))
+            vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec)
+            vectors = normalize(vectors) if manifest.unit_norms else vectors
             vectors = vectors if codec.rotation is None else vectors @ codec.rotation.T
             texts = shard.documents.slice(rows[0], rows[-1] + 1 - rows[0]).take(pa.array(rows - rows[0]))
             weights = token_weights(shard, tokens)

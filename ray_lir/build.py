@@ -8,6 +8,7 @@ compute does not depend on the number of shards, so an index answers the same ho
 import logging
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -169,18 +170,23 @@ def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], m
     records: list[dict[str, Any]] = []
     given = build.config.codec_from
     codec, assigner = codec_of(given, read_version(given)) if given else train_codec(build, map, records)
-    cluster_sizes, mean_residual_norm = compress(build, codec, assigner, map, records)
-    shards = assemble(build, map, records)
+    compressed = compress(build, codec, assigner, map, records)
+    counts = compressed.counts
+    if not counts.unit and not given:
+        codec = replace(codec, mean_norm=compressed.mean_norm)
+    shards = assemble(build, compressed.part_tokens, map, records)
     manifest = IndexManifest(
         contract=source.contract,
         dim=source.dim,
         nbits=codec.nbits,
         num_centroids=codec.num_centroids,
         num_docs=source.num_docs,
-        num_tokens=source.num_tokens,
+        num_tokens=counts.tokens,
+        num_zero_rows=counts.zero_rows,
+        unit_norms=counts.unit,
         codec=write_named(build.output, "codec/codec", ".safetensors", codec.to_bytes()),
-        cluster_sizes=write_named(build.output, CLUSTER_SIZES, ".npy", array_bytes(cluster_sizes)),
-        mean_residual_norm=mean_residual_norm,
+        cluster_sizes=write_named(build.output, CLUSTER_SIZES, ".npy", array_bytes(compressed.sizes)),
+        mean_residual_norm=compressed.mean_residual_norm,
         **source.truncation.fields,
         relation=_copy_relation(build, source),
         shards=shards,

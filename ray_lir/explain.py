@@ -31,7 +31,7 @@ class TokenMatches:
 
     Attributes:
         tokens: [n] int64, tokens of the document, counted from its first vector.
-        similarities: [n] float32.
+        similarities: [n] float32, dot products of the query's vectors with the decoded ones.
         contributions: [n] float32, what the scorer makes of it: similarity times both tokens' weights, and with trial the relation to the
             match before; their sum is the document's exact score, up to the rounding of the kernels.
     """
@@ -150,6 +150,8 @@ def match_tokens(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, numbe
     similarities = similarities_nT[np.arange(len(best)), best]
     weights_T = token_weights(shard, tokens)
     worth = similarities if weights_T is None else weights_T[best] * similarities
+    if query.norms is not None:
+        similarities = similarities * query.norms
     return TokenMatches(best, similarities.astype(np.float32), (query.weights * (worth + relations)).astype(np.float32))
 
 

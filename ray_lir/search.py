@@ -23,6 +23,7 @@ from ray_lir.formats.token_embeddings import TokenEmbeddings, check_embeddings
 from ray_lir.index import documents as documents_file
 from ray_lir.index.codec import ResidualCodec, load_codec
 from ray_lir.index.filters import Filters, unknown_field_warnings
+from ray_lir.index.norms import directions, kept_norms
 from ray_lir.index.pairs import PairEncoder
 from ray_lir.index.rows import read_array
 from ray_lir.index.shard import IndexShard, open_shard
@@ -72,7 +73,11 @@ class Planner:
         params = resolve(engine, self.statistics, self.kernels.name, quality, k, self.tuning)
         make = ENGINES[params.engine].plan
         return [
-            replace(make(query, self.codec, self.statistics, params, k, self.kernels), relation=relation_terms(query, self.codec))
+            replace(
+                make(query, self.codec, self.statistics, params, k, self.kernels),
+                relation=relation_terms(query, self.codec),
+                unit_norms=self.statistics.unit_norms,
+            )
             for query in _split(queries, self.codec, self.kernels)
         ]
 
@@ -93,7 +98,7 @@ def open_planner(root: str, manifest: IndexManifest, verify: bool = False, kerne
         codec = replace(codec, pairs=PairEncoder.of(relation, codec.rotation))
     sizes = read_array(storage.join(root, manifest.cluster_sizes.name))
     related = codec.pairs is not None and codec.pairs.weight > 0
-    statistics = IndexStatistics(manifest.num_docs, manifest.num_tokens, sizes, manifest.dim, related)
+    statistics = IndexStatistics(manifest.num_docs, manifest.num_tokens, sizes, manifest.dim, related, manifest.unit_norms)
     return Planner(manifest, codec, statistics, select(kernels), tuning)
 
 
@@ -292,6 +297,14 @@ def open_shards(
 
 
 def _split(queries: TokenEmbeddings, codec: ResidualCodec, kernels: Kernels) -> list[Query]:
+    """Each query with rows of unit length, whose lengths are factors of the weights: tables of scores then hold cosines, whatever the
+    encoder's scale. TRIAL's relations are of the vectors as they are."""
     weights = np.ones(queries.num_tokens, np.float32) if queries.weights is None else queries.weights.astype(np.float32)
-    spans = zip(queries.offsets[:-1], queries.offsets[1:], strict=True)
-    return [Query(codec.turn(queries.values[a:b], kernels), weights[a:b]) for a, b in spans]
+    norms = np.ones_like(weights) if codec.pairs is not None else kept_norms(queries.values)
+    vectors = directions(queries.values, norms)
+    split = []
+    for first, end in zip(queries.offsets[:-1], queries.offsets[1:], strict=True):
+        mine = norms[first:end]
+        query_norms = None if (mine == 1).all() else mine
+        split.append(Query(codec.turn(vectors[first:end], kernels), weights[first:end] * mine, query_norms))
+    return split

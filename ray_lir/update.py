@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 import ray_lir.parallel
 from ray_lir.arguments import id_set
 from ray_lir.build import CLUSTER_SIZES, TOKENS_PER_SHARD, check_unused, codec_of, settings_of
@@ -39,7 +37,7 @@ from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.formats.truncation import TruncationCounts
 from ray_lir.index.assemble import assemble
 from ray_lir.index.deleting import Deletion, delete_from_shard
-from ray_lir.index.pieces import compress
+from ray_lir.index.pieces import Compressed, compress
 from ray_lir.index.rows import array_bytes, read_array
 from ray_lir.index.work import WORK, Build, Work, tidy
 from ray_lir.logs import stage
@@ -241,12 +239,19 @@ def _update(
     for deletion in deletions:
         sizes[deletion.centroids] -= deletion.sizes
     shards = tuple(deletion.entry for deletion in deletions)
+    compressed = None
     if added:
-        more, norm, deltas = _add(index, number, parent, added, work, map, records)
-        sizes += more
+        compressed, deltas = _add(index, number, parent, added, work, map, records)
+        sizes += compressed.sizes
         shards += deltas
-        truncation = added.source.truncation
-        counts = counts.model_copy(update={"added_tokens": added.source.num_tokens, "mean_residual_norm": norm, **truncation.fields})
+        counts = counts.model_copy(
+            update={
+                "added_tokens": compressed.counts.tokens,
+                "mean_residual_norm": compressed.mean_residual_norm if compressed.counts.tokens else None,
+                "num_zero_rows": compressed.counts.zero_rows,
+                **added.source.truncation.fields,
+            }
+        )
     manifest = parent.model_copy(
         update={
             "num_docs": sum(shard.num_live for shard in shards),
@@ -256,6 +261,8 @@ def _update(
             "config": config_of(parent, change),
             "change": counts,
             **(TruncationCounts.sum((parent.truncation, counts.truncation)).fields if added else {}),
+            "num_zero_rows": parent.num_zero_rows + counts.num_zero_rows,
+            "unit_norms": parent.unit_norms and (compressed is None or compressed.counts.unit),
             **_norms(parent, counts),
         }
     )
@@ -272,14 +279,14 @@ def _delete(index: str, parent: IndexManifest, ids: list[str], map: Map, records
 
 def _add(
     index: str, number: int, parent: IndexManifest, added: Added, work: Work, map: Map, records: list[dict[str, Any]]
-) -> tuple[np.ndarray, float | None, tuple[ShardEntry, ...]]:
-    """Tokens of each centroid [C], the mean residual norm (None: no tokens), and the delta shards."""
+) -> tuple[Compressed, tuple[ShardEntry, ...]]:
+    """What compressing the added documents came to, and the delta shards."""
     build = added.build(index, parent, work)
     codec, assigner = codec_of(index, parent)
-    sizes, norm = compress(build, codec, assigner, map, records)
-    shards = assemble(build, map, records, f"{DELTA}{number + 1:05d}-")
+    compressed = compress(build, codec, assigner, map, records)
+    shards = assemble(build, compressed.part_tokens, map, records, f"{DELTA}{number + 1:05d}-")
     numbered = (shard.model_copy(update={"first_document": parent.num_numbers + shard.first_document}) for shard in shards)
-    return sizes, norm if build.num_tokens else None, tuple(numbered)
+    return compressed, tuple(numbered)
 
 
 def _norms(parent: IndexManifest, counts: Change) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def query_tokens(plan: QueryPlan, spans: Spans) -> list[QueryToken]:
     pieces, places = spans
     return [
         QueryToken(piece=piece, start=None if first < 0 else first, end=None if first < 0 else end, weight=weight)
-        for piece, (first, end), weight in zip(pieces, places.tolist(), plan.query.weights.tolist(), strict=True)
+        for piece, (first, end), weight in zip(pieces, places.tolist(), plan.query.importance.tolist(), strict=True)
     ]
 
 

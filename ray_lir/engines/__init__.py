@@ -80,6 +80,11 @@ def choose(statistics: IndexStatistics, kernels: str, quality: str = "balanced",
     """The engine that is estimated to answer first at a quality, and one line that says why."""
     if quality == "exact":
         return exact.ExactParams(), "exact, as quality is exact"
+    if not statistics.unit_norms and quality == "balanced":
+        return (
+            exact.ExactParams(),
+            "exact, as vectors differ in length, so that candidates by centroids are less certain; jobs.tune measures them",
+        )
     share = FAST_SHARE if quality == "fast" else 1
     candidates = statistics.default_candidates(k, share=share)
     estimates = {

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ray_lir.config import Config
 from ray_lir.engines.exact import rescore
-from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored, among
+from ray_lir.engines.plan import NORMS_NPROBE, Engine, IndexStatistics, Query, QueryPlan, Scored, among, centroid_interaction
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
@@ -19,16 +19,17 @@ class PlaidParams(Config):
 
     engine: Literal["plaid"] = "plaid"
     nprobe: int | None = Field(None, ge=1)
-    """Centroids probed for each query token. None: 2 for k up to 10, 4 up to 100, else 8."""
+    """Centroids probed for each query token. None: 2 for k up to 10, 4 up to 100, else 8; four times that if vector lengths differ."""
     centroid_score_threshold: float | None = None
-    """Centroids below this for every query token are pruned in the second stage. Documents without any other centroid rank after all
-    others. None: 0.5, 0.45 or 0.4 for the same k."""
+    """Centroids that score below this for every query token are pruned in the second stage; it is multiplied with the mean length of the
+    vectors if lengths differ. Documents without any other centroid rank after all others. None: 0.5, 0.45 or 0.4 for the same k."""
     ncandidates: int | None = Field(None, ge=1)
     """Documents kept by the second stage; a quarter of them is rescored. None: max(1024, 4 k) for k up to 100, else max(4096, 4 k)."""
 
 
 def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: PlaidParams, k: int, kernels: Kernels) -> QueryPlan:
     nprobe, threshold, ncandidates = (2, 0.5, 1024) if k <= 10 else (4, 0.45, 1024) if k <= 100 else (8, 0.4, 4096)
+    nprobe *= 1 if statistics.unit_norms else NORMS_NPROBE
     params = PlaidParams(
         nprobe=min(params.nprobe or nprobe, codec.num_centroids),
         centroid_score_threshold=threshold if params.centroid_score_threshold is None else params.centroid_score_threshold,
@@ -51,20 +52,21 @@ def probe(
     for plan, allowed in zip(plans, documents, strict=True):
         numbers = kernels.candidates(plan.terms["cells"], shard)
         numbers, _ = among(numbers, numbers, allowed)
-        table, weights = plan.centroid_scores(codec, kernels), plan.query.weights
-        scores = kernels.centroid_maxsim(table, weights, shard, plan.params.centroid_score_threshold, numbers)
+        scores = centroid_interaction(plan, shard, codec, kernels, plan.params.centroid_score_threshold * codec.mean_norm, numbers)
         pruned = np.flatnonzero(np.isneginf(scores))
         if len(pruned) and len(scores) - len(pruned) < plan.keeps[0]:
+            full = centroid_interaction(plan, shard, codec, kernels, None, numbers[pruned])
             scores = scores.copy()
-            scores[pruned] = kernels.centroid_maxsim(table, weights, shard, None, numbers[pruned]) - _score_range(table, weights)
+            scores[pruned] = full - _score_range(plan, codec, kernels)
         answers.append(kernels.top_k(scores, numbers, plan.keeps[0]))
     return answers
 
 
-def _score_range(table_CL: np.ndarray, weights_n: np.ndarray) -> np.float32:
-    """At least the difference between any two centroid scores of documents."""
-    largest_n = np.abs(table_CL[:, : len(weights_n)]).max(axis=0).astype(np.float64)
-    return np.float32(2 * weights_n @ largest_n + 1)
+def _score_range(plan: QueryPlan, codec: ResidualCodec, kernels: Kernels) -> np.float32:
+    """At least the difference between any two centroid scores of documents whose tokens are no longer than is usual in the index."""
+    weights = plan.query.weights.astype(np.float64)
+    largest = np.abs(plan.centroid_scores(codec, kernels)[:, : len(weights)]).max(axis=0)
+    return np.float32(codec.mean_norm * (2 * weights @ largest + 1))
 
 
 def interact(
@@ -72,8 +74,7 @@ def interact(
 ) -> list[Scored]:
     """The survivors, scored by all their centroids."""
     return [
-        (kernels.centroid_maxsim(plan.centroid_scores(codec, kernels), plan.query.weights, shard, None, numbers), numbers)
-        for plan, numbers in zip(plans, documents, strict=True)
+        (centroid_interaction(plan, shard, codec, kernels, None, numbers), numbers) for plan, numbers in zip(plans, documents, strict=True)
     ]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ray_lir.config import Config
 from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.norms import norm_codes
 from ray_lir.index.pairs import PairTerms
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
@@ -23,11 +24,18 @@ class Query:
 
     Attributes:
         vectors: [n, D] float32, turned as the codec's; rows of zeros are masked tokens and take no part.
-        weights: [n] float32, importance of each token, at least 0 (ALGORITHMS 7, u_i).
+        weights: [n] float32, importance of each token, at least 0 (ALGORITHMS 7, u_i), times `norms`.
+        norms: [n] float32, lengths that rows were divided by to be of unit length; None if no row was.
     """
 
     vectors: np.ndarray
     weights: np.ndarray
+    norms: np.ndarray | None = None
+
+    @property
+    def importance(self) -> np.ndarray:
+        """[n] float32: the tokens' weights without their lengths."""
+        return self.weights if self.norms is None else self.weights / self.norms
 
     @property
     def live(self) -> np.ndarray:
@@ -37,6 +45,10 @@ class Query:
 
 ROUNDING = 1e-3
 """Of a cosine, where two kernels make it."""
+NORMS_NPROBE = 4
+"""Cells that are probed for each where all vectors have unit length: a long token can score best although its direction is further away."""
+NORMS_CANDIDATES = 4
+"""Candidates for each where all vectors have unit length."""
 USUAL_TOKENS = 21
 """Of a query, where none is given."""
 
@@ -49,6 +61,7 @@ class IndexStatistics:
         cluster_sizes: [C] int64, tokens of every centroid.
         dim: of the vectors.
         has_relations: whether exact scores are TRIAL's, which take far longer.
+        unit_norms: whether document tokens have about unit length.
     """
 
     num_docs: int
@@ -56,6 +69,7 @@ class IndexStatistics:
     cluster_sizes: np.ndarray
     dim: int = 128
     has_relations: bool = False
+    unit_norms: bool = True
 
     @property
     def num_centroids(self) -> int:
@@ -77,7 +91,8 @@ class IndexStatistics:
         Of ten times as many documents it takes two and a half times as many. jobs.tune measures what it takes for an index.
         """
         of_tokens = max(96, 2700 / max(1, num_tokens))
-        return max(1, round(share * max(4 * k, round(of_tokens * max(1.0, self.num_docs / 5000) ** 0.4))))
+        default = max(4 * k, round(of_tokens * max(1.0, self.num_docs / 5000) ** 0.4))
+        return max(1, round(share * default * (1 if self.unit_norms else NORMS_CANDIDATES)))
 
 
 @dataclass(frozen=True)
@@ -115,6 +130,7 @@ class QueryPlan:
         keeps: how many documents survive each stage, over all shards; as many stages are run as it has entries.
         terms: arrays that the engine's stages need beside the query.
         relation: what the exact score needs of it with scorer trial.
+        unit_norms: whether document tokens have about unit length, so that candidates are found by directions alone.
     """
 
     query: Query
@@ -122,6 +138,7 @@ class QueryPlan:
     keeps: tuple[int, ...]
     terms: dict[str, np.ndarray] = field(default_factory=dict)
     relation: RelationTerms | None = None
+    unit_norms: bool = True
     _centroid_scores: np.ndarray | None = field(default=None, repr=False)
     _scan_table: Any = field(default=None, repr=False)
 
@@ -154,6 +171,22 @@ class TopK:
     scores: np.ndarray
     documents: np.ndarray
     params: Config | None = None
+
+
+def centroid_interaction(
+    plan: QueryPlan,
+    shard: IndexShard,
+    codec: ResidualCodec,
+    kernels: Kernels,
+    threshold: float | None = None,
+    documents: np.ndarray | None = None,
+) -> np.ndarray:
+    """[N] float32: `kernels.centroid_maxsim`; a centroid's score times the token's length where lengths differ."""
+    table = plan.centroid_scores(codec, kernels)
+    if not plan.unit_norms:
+        codes = norm_codes(shard)
+        table, shard = codes.table(table), codes.shard
+    return kernels.centroid_maxsim(table, plan.query.weights, shard, threshold, documents)
 
 
 Scored = tuple[np.ndarray, np.ndarray]

@@ -10,6 +10,7 @@ from ray_lir.config import Config
 from ray_lir.engines.exact import rescore
 from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored, among
 from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.norms import norm_codes
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
@@ -19,7 +20,8 @@ class ScanParams(Config):
 
     engine: Literal["scan"] = "scan"
     ncandidates: int | None = Field(None, ge=1)
-    """Documents rescored exactly. None: 4 k, or as many as the size of the index and the length of the query ask for if that is more."""
+    """Documents rescored exactly. None: 4 k, or as many as the size of the index and the length of the query ask for if that is more; four
+    times that if vector lengths differ."""
     share: float = Field(1, gt=0)
     """Of that default so much, where ncandidates is None: what qualities and jobs.tune say, for queries of any length and any k."""
 
@@ -32,13 +34,21 @@ def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params
 def score_codes(
     plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[np.ndarray | None]
 ) -> list[Scored]:
-    """Centroid interaction of every document."""
+    """Centroid interaction of every document: MaxSim with every token replaced by its centroid, as long as the token."""
     numbers = np.arange(shard.num_docs)
     answers = []
     for plan, mine in zip(plans, documents, strict=True):
-        scores = kernels.scan_codes(plan.scan_table(codec, kernels), plan.query.weights, shard)
+        scores = _scan(plan, shard, codec, kernels)
         answers.append(kernels.top_k(*among(scores, numbers, mine), plan.keeps[0]))
     return answers
+
+
+def _scan(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels) -> np.ndarray:
+    """[N] float32."""
+    if plan.unit_norms:
+        return kernels.scan_codes(plan.scan_table(codec, kernels), plan.query.weights, shard)
+    codes = norm_codes(shard)
+    return kernels.scan_codes(kernels.scan_table(codes.table(plan.centroid_scores(codec, kernels))), plan.query.weights, codes.shard)
 
 
 ENGINE = Engine(ScanParams, plan, (score_codes, rescore))

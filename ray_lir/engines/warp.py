@@ -8,8 +8,9 @@ from pydantic import Field
 
 from ray_lir.config import Config
 from ray_lir.engines.exact import rescore
-from ray_lir.engines.plan import USUAL_TOKENS, Engine, IndexStatistics, Query, QueryPlan, Scored, among
+from ray_lir.engines.plan import NORMS_NPROBE, USUAL_TOKENS, Engine, IndexStatistics, Query, QueryPlan, Scored, among
 from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.norms import norm_codes
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
@@ -22,7 +23,8 @@ class WarpParams(Config):
 
     engine: Literal["warp"] = "warp"
     nprobe: int | None = Field(None, ge=1)
-    """Cells scored for each query token. None: 16, or more for a query of less than 21 tokens, so that as many are scored in all."""
+    """Cells scored for each query token. None: 16, or more for a query of less than 21 tokens, so that as many are scored in all; four
+    times as many if vectors differ in length."""
     t_prime: int | None = Field(None, ge=1)
     """A document not seen for a query token is given the score of the centroid at which this many tokens have been passed.
     None: tokens a centroid x nprobe x half the query tokens, within 5,000 and 200,000 (ALGORITHMS 4.2)."""
@@ -45,13 +47,14 @@ def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params
     cells, cell_scores, imputed = kernels.probe(
         table, len(query.vectors), statistics.cluster_sizes, params.nprobe, params.bound, params.t_prime
     )
-    result.terms.update(live=live, cells=cells[live], cell_scores=cell_scores[live], imputed=imputed[live])
+    # mean_norm is 1 for unit vectors. What was not seen is taken to be as long as vectors of the index are on average.
+    result.terms.update(live=live, cells=cells[live], cell_scores=cell_scores[live], imputed=imputed[live] * np.float32(codec.mean_norm))
     return result
 
 
 def _resolve(params: WarpParams, statistics: IndexStatistics, num_live: int, k: int) -> WarpParams:
     num_centroids = len(statistics.cluster_sizes)
-    usual = max(NPROBE, NPROBE * USUAL_TOKENS // max(1, num_live))
+    usual = max(NPROBE, NPROBE * USUAL_TOKENS // max(1, num_live)) * (1 if statistics.unit_norms else NORMS_NPROBE)
     nprobe = min(params.nprobe or usual, num_centroids)
     expected = int(statistics.tokens_per_centroid * nprobe * max(1, num_live // 2))
     return WarpParams(
@@ -69,15 +72,20 @@ def score_postings(
     """WARP's score of every document with a token in a probed cell."""
     answers = []
     for plan, mine in zip(plans, documents, strict=True):
-        live, terms = plan.terms["live"], plan.terms
+        live, terms, scored = plan.terms["live"], plan.terms, shard
+        cells, cell_scores = terms["cells"], terms["cell_scores"]
+        if not plan.unit_norms:
+            codes = norm_codes(shard)
+            scored = codes.shard
+            cells, cell_scores = codes.expand(cells, cell_scores)
         scores, numbers = kernels.posting_scores(
             plan.query.vectors[live],
             plan.query.weights[live],
-            terms["cells"],
-            terms["cell_scores"],
+            cells,
+            cell_scores,
             terms["imputed"],
             plan.params.floor_at_imputed,
-            shard,
+            scored,
             codec,
         )
         answers.append(kernels.top_k(*among(scores, numbers, mine), plan.keeps[0]))

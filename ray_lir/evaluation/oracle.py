@@ -11,6 +11,7 @@ from ray_lir.evaluation.runs import Run
 from ray_lir.formats import parquet, storage
 from ray_lir.formats.manifest import EmbeddingsManifest
 from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.index.norms import without_zero_rows
 
 QUERY_TOKENS = 1024
 """Query tokens whose similarities with one block are held at once."""
@@ -61,10 +62,10 @@ def exact_run(blocks: Iterable[TokenEmbeddings], queries: TokenEmbeddings, k: in
 
 
 def read_embeddings(folder: str, manifest: EmbeddingsManifest) -> Iterator[TokenEmbeddings]:
-    """The token embeddings of a folder, block by block, in document order."""
+    """The token embeddings of a folder, block by block, in document order, without rows of zeros, as an index holds them."""
     for part in manifest.parts:
         for block in parquet.read_blocks(storage.join(folder, part.name)):
-            yield block.embeddings
+            yield without_zero_rows(block.embeddings)
 
 
 def overlap(run: Run, oracle: Run, k: int) -> float:

@@ -132,6 +132,8 @@ class Change(CountsTruncation):
     added_tokens: int = 0
     mean_residual_norm: float | None = None
     """Of the added tokens."""
+    num_zero_rows: int = _later(0)
+    """Rows of zeros (padding) that were left out of the added documents."""
 
 
 class IndexManifest(CountsTruncation):
@@ -154,6 +156,10 @@ class IndexManifest(CountsTruncation):
     """[num_centroids] tokens of each centroid over all shards: query plans are made from these."""
     mean_residual_norm: float
     """Of the tokens that the index was built from, which the codec was made for."""
+    num_zero_rows: int = _later(0)
+    """Rows of zeros (padding) that were left out of the documents by the build and all updates."""
+    unit_norms: bool = _later(True)
+    """Whether all token vectors have about unit length; if not, engines take lengths into account when they look for candidates."""
     relation: FileEntry | None = _later(None)
     """The relation encoder, with scorer trial: shards need half of it, and plans the other."""
     shards: tuple[ShardEntry, ...]

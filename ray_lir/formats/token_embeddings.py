@@ -12,13 +12,16 @@ import numpy as np
 from ray_lir.arguments import id_list
 from ray_lir.errors import ConfigError
 
+LARGEST_HALF = float(np.finfo(np.float16).max)
+
 
 @dataclass(frozen=True)
 class TokenEmbeddings:
     """Token vectors of N texts, one after another.
 
     Attributes:
-        values: [T, D] float16.
+        values: [T, D] float16, of any length (`norm`); a row of zeros is padding. Queries keep such rows, as masked tokens; an index leaves
+            them out of documents.
         offsets: [N + 1] int64; text i owns rows offsets[i] to offsets[i + 1].
         doc_ids: N strings.
         token_ids: [T] int32 vocabulary ids, if known.
@@ -52,26 +55,48 @@ class TokenEmbeddings:
             if array is not None and array.shape != (len(self.values),):
                 raise ConfigError(f"{name} must have one entry for each of the {len(self.values)} tokens, not shape {array.shape}")
         if not np.isfinite(self.values).all():
-            raise ConfigError("token embeddings hold NaN or infinite values; look at the encoder's precision and input")
+            row = int(np.flatnonzero(~np.isfinite(self.values).all(axis=1))[0])
+            raise ConfigError(
+                f"the token embeddings of {self.owner_of(row)!r} hold NaN or infinite values; check the encoder's precision and input"
+            )
         if self.weights is not None and not (np.isfinite(self.weights) & (self.weights >= 0)).all():
             raise ConfigError("token weights must be at least 0 and finite; look at the scorer that made them")
 
     @classmethod
     def of(cls, matrices: Sequence[np.ndarray], doc_ids: Sequence[str] | None = None) -> "TokenEmbeddings":
-        """From one [tokens, D] matrix of any float type for each text; texts are numbered if they have no ids."""
+        """Token embeddings from one matrix for each text.
+
+        Args:
+            matrices: N matrices [tokens, D] of any float type, with values in the range of float16 and D the same for all. A text without
+                tokens is a matrix [0, D].
+            doc_ids: N ids; None numbers the texts from 0.
+
+        Raises:
+            ConfigError: a matrix has another shape or type, or holds a value that is not finite in float16; the message names the text.
+        """
         if isinstance(matrices, (str, bytes, Mapping)) or not isinstance(matrices, Iterable):
             raise ConfigError(f"TokenEmbeddings.of needs a list of [tokens, dim] matrices, not {type(matrices).__name__}")
-        matrices = [_matrix(number, matrix) for number, matrix in enumerate(matrices)]
+        if isinstance(matrices, np.ndarray) and matrices.ndim == 2:
+            raise ConfigError("TokenEmbeddings.of needs a list of matrices, one for each text, not one matrix; use [matrix] for one text")
+        matrices = list(matrices)
         if not matrices:
             raise ConfigError("TokenEmbeddings.of needs at least one matrix")
-        for number, matrix in enumerate(matrices):
-            if matrix.shape[1] != matrices[0].shape[1]:
-                raise ConfigError(f"matrices[{number}] has {matrix.shape[1]} dimensions and matrices[0] {matrices[0].shape[1]}")
         doc_ids = [str(i) for i in range(len(matrices))] if doc_ids is None else id_list("doc_ids", doc_ids)
         if len(doc_ids) != len(matrices):
-            raise ConfigError(f"{len(doc_ids)} doc_ids for {len(matrices)} matrices; give one each")
-        offsets = np.concatenate([[0], np.cumsum([len(matrix) for matrix in matrices])]).astype(np.int64)
-        return cls(np.concatenate([matrix.astype(np.float16) for matrix in matrices]), offsets, doc_ids)
+            raise ConfigError(f"{len(doc_ids)} doc_ids for {len(matrices)} matrices; give one id for each matrix")
+        rows = [_half_precision(matrix, doc_id) for matrix, doc_id in zip(matrices, doc_ids, strict=True)]
+        for matrix, doc_id in zip(rows, doc_ids, strict=True):
+            if matrix.shape[1] != rows[0].shape[1]:
+                raise ConfigError(
+                    f"the token embeddings of {doc_id!r} have {matrix.shape[1]} dimensions and those of {doc_ids[0]!r} {rows[0].shape[1]}; "
+                    "all need the same number"
+                )
+        offsets = np.concatenate([[0], np.cumsum([len(matrix) for matrix in rows])]).astype(np.int64)
+        return cls(np.concatenate(rows), offsets, doc_ids)
+
+    def owner_of(self, row: int) -> str:
+        """The id of the text that a row of `values` belongs to."""
+        return self.doc_ids[int(np.searchsorted(self.offsets, row, side="right")) - 1]
 
     def __len__(self) -> int:
         return len(self.doc_ids)
@@ -110,15 +135,28 @@ class TokenEmbeddings:
         )
 
 
-def _matrix(number: int, value: Any) -> np.ndarray:
+def _half_precision(matrix: np.ndarray, doc_id: str) -> np.ndarray:
+    """[tokens, D] float16. Raises ConfigError, which names the text, unless it is a matrix of floats that float16 can hold."""
+    what = f"the token embeddings of {doc_id!r}"
     try:
-        matrix = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"matrices[{number}] is no array: {' '.join(str(error).split()):.120}") from None
-    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
-        found = f"an array of shape {matrix.shape} and type {matrix.dtype}"
-        raise ConfigError(f"matrices[{number}] is {found}; give one [tokens, dim] matrix of numbers for each text")
-    return matrix
+        array = np.asarray(matrix)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, or tensors that NumPy cannot read
+        raise ConfigError(
+            f"{what} are not a matrix of floats ({' '.join(str(error).split()):.120}); convert them to float32 on the CPU"
+        ) from None
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise ConfigError(f"{what} must be a matrix [tokens, dim], not of shape {array.shape}")
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ConfigError(f"{what} must be floats, not {array.dtype}; convert them to float32")
+    with np.errstate(over="ignore", under="ignore"):
+        halves = array.astype(np.float16)
+    if np.isinf(halves).any() and np.isfinite(array).all():
+        raise ConfigError(
+            f"{what} hold values up to {np.abs(array).max():g}, and float16 ends at {LARGEST_HALF:g}; scale all embeddings down"
+        )
+    if not np.isfinite(halves).all():
+        raise ConfigError(f"{what} hold NaN or infinite values; check the encoder's precision and input")
+    return halves
 
 
 def check_embeddings(name: str, value: Any) -> TokenEmbeddings:

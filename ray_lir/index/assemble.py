@@ -12,9 +12,9 @@ import numpy as np
 from ray_lir.config import digest
 from ray_lir.formats import storage
 from ray_lir.formats.manifest import ShardEntry, describe_file
-from ray_lir.formats.parquet import read_lengths, read_texts
+from ray_lir.formats.parquet import read_texts
 from ray_lir.index import documents
-from ray_lir.index.pieces import kinds_of, load_piece
+from ray_lir.index.pieces import LENGTHS, kinds_of, load_piece
 from ray_lir.index.rows import write_rows
 from ray_lir.index.work import Build, Work
 from ray_lir.logs import stage
@@ -24,20 +24,26 @@ SHARD = "shards/shard-"
 """How the names of shards begin that a whole index was cut into."""
 
 
-def assemble(build: Build, map: Map, records: list[dict[str, Any]], prefix: str = SHARD) -> tuple[ShardEntry, ...]:
-    """Publishes every shard's folder below the output, its name beginning with `prefix`; documents are numbered from 0."""
+def assemble(
+    build: Build, part_tokens: Sequence[int], map: Map, records: list[dict[str, Any]], prefix: str = SHARD
+) -> tuple[ShardEntry, ...]:
+    """Publishes every shard's folder below the output, its name beginning with `prefix`; documents are numbered from 0.
+
+    Args:
+        part_tokens: tokens of each part's piece.
+    """
     with stage("assemble", records) as record:
-        bounds = shard_bounds(build)
+        bounds = shard_bounds(build, part_tokens)
         step = partial(_assemble_shard, build, bounds, prefix)
         shards = tuple(watched(map, "assemble")(step, range(len(bounds) - 1)))
         record.update(shards=len(shards), bytes=sum(file.size for shard in shards for file in shard.files))
     return shards
 
 
-def shard_bounds(build: Build) -> list[int]:
+def shard_bounds(build: Build, part_tokens: Sequence[int]) -> list[int]:
     """Documents at which shards begin, and the end."""
-    tokens, docs = [part.num_tokens for part in build.parts], [part.num_docs for part in build.parts]
-    return cut(tokens, docs, lambda part: read_lengths(build.part_url(part)), build.num_shards)
+    docs = [part.num_docs for part in build.parts]
+    return cut(part_tokens, docs, lambda part: load_piece(build.work, part, LENGTHS), build.num_shards)
 
 
 def cut(tokens: Sequence[int], docs: Sequence[int], lengths: Callable[[int], np.ndarray], num_shards: int) -> list[int]:
@@ -118,7 +124,7 @@ def _spans(build: Build, first: int, end: int) -> Iterator[_Span]:
     for number, part in enumerate(build.parts):
         start, stop = max(first - begin, 0), min(end - begin, part.num_docs)
         if start < stop:
-            lengths = read_lengths(build.part_url(number))
+            lengths = load_piece(build.work, number, LENGTHS)
             yield _Span(number, start, lengths[start:stop], int(lengths[:start].sum()))
         begin += part.num_docs
 

@@ -28,6 +28,8 @@ class ResidualCodec:
         rotation: [D, D] float32, orthogonal, or None; centroids and residuals are of vectors that it has turned.
         token_scale: whether cutoffs and weights are in units of each residual's own root mean square.
         token_offsets: [V + 1] int64 or None; of token-aware clustering, where the centroids of each vocabulary id begin.
+        mean_norm: mean length of the vectors that the codec was trained on; exactly 1 if all had about unit length. Centroids and residuals
+            are of directions, and a token's length is a factor of its two scales.
         pairs: TRIAL's relation encoder in the terms of this codec, if the index has one; kept in a file of its own.
     """
 
@@ -37,6 +39,7 @@ class ResidualCodec:
     rotation: np.ndarray | None = None
     token_scale: bool = False
     token_offsets: np.ndarray | None = None
+    mean_norm: float = 1.0
     pairs: PairEncoder | None = None
 
     def __post_init__(self) -> None:
@@ -80,6 +83,8 @@ class ResidualCodec:
         for name in ("rotation", "token_offsets"):
             if getattr(self, name) is not None:
                 arrays[name] = getattr(self, name)
+        if self.mean_norm != 1:
+            arrays["mean_norm"] = np.array([self.mean_norm], np.float32)
         return save(arrays | {"token_scale": np.array([self.token_scale])})
 
 
@@ -94,7 +99,8 @@ def load_codec(url: str) -> ResidualCodec:
     try:
         arrays = load(storage.read_bytes(url))
         tables = (arrays["centroids"], arrays["cutoffs"], arrays["weights"])
-        return ResidualCodec(*tables, arrays.get("rotation"), bool(arrays["token_scale"][0]), arrays.get("token_offsets"))
+        mean_norm = float(arrays["mean_norm"][0]) if "mean_norm" in arrays else 1.0
+        return ResidualCodec(*tables, arrays.get("rotation"), bool(arrays["token_scale"][0]), arrays.get("token_offsets"), mean_norm)
     except (SafetensorError, KeyError) as error:
         raise FormatError(url, "a residual codec", f"{error}", "restore the file or build the index anew") from error
 

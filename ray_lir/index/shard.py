@@ -5,7 +5,7 @@
 | doc_offsets.npy | [N + 1] int64 | document i owns tokens doc_offsets[i] to doc_offsets[i + 1] |
 | codes.npy | [T] uint16 or uint32 | each token's centroid |
 | residuals.npy | [T, D nbits / 8] uint8 | packed buckets, the first dimension in the highest bits |
-| scales.npy | [T, 2] float16 | a token is scales[0] centroid + scales[1] bucket weights, and has length one |
+| scales.npy | [T, 2] float16 | a token is scales[0] centroid + scales[1] bucket weights, as long as the vector it was made from |
 | weights.npy | [T] float16 | what each token's similarities are multiplied with, less one; if the scorer weighs document tokens |
 | documents.arrow | N rows | doc_id, title, text, metadata |
 

@@ -16,7 +16,7 @@ from ray_lir.kernels.reference import decompress, tokens_of
 BLOCK_TOKENS = 1 << 16
 """Tokens that are decompressed at a time."""
 ROUNDING = 1e-5
-"""FAISS adds up products of unit vectors within this, in an order that depends on a token's place."""
+"""FAISS adds up products of unit vectors (of longer ones: times both lengths) within this, in an order that depends on a token's place."""
 
 BLOCK_QUERIES = 32
 """Query tokens that are searched with at a time."""
@@ -31,10 +31,11 @@ class TokenIndex:
         shard, codec: whose tokens they are, for scores that do not depend on how FAISS adds.
     """
 
-    def __init__(self, shard: IndexShard, codec: ResidualCodec, lists: faiss.IndexIVFFlat):
+    def __init__(self, shard: IndexShard, codec: ResidualCodec, lists: faiss.IndexIVFFlat, longest: float):
         self.shard = shard
         self.codec = codec
         self._lists = lists
+        self._longest = longest
 
     @classmethod
     def build(cls, shard: IndexShard, codec: ResidualCodec) -> "TokenIndex":
@@ -44,13 +45,15 @@ class TokenIndex:
         lists.own_fields = True
         centroids.this.disown()
         lists.is_trained = True
+        longest = 1.0
         for start in range(0, len(shard.codes), BLOCK_TOKENS):
             block = slice(start, start + BLOCK_TOKENS)
             vectors = decompress(shard.codes[block], shard.residuals[block], shard.scales[block], codec)
+            longest = max(longest, float(np.linalg.norm(vectors, axis=1).max()))
             codes = shard.codes[block].astype(np.int64)
             numbers = np.arange(start, start + len(codes))
             lists.add_core(len(codes), faiss.swig_ptr(vectors), faiss.swig_ptr(numbers), faiss.swig_ptr(codes))
-        return cls(shard, codec, lists)
+        return cls(shard, codec, lists, longest)
 
     def search(
         self, queries_nD: np.ndarray, k: int, cells: np.ndarray | None, allowed: np.ndarray | None
@@ -98,7 +101,7 @@ class TokenIndex:
         last, and cannot be among the k best where that is clear of the k-th."""
         sizes = np.diff(self.shard.posting_offsets)[cells].sum(axis=1)
         most = int(sizes.max(initial=0)) if allowed is None else min(int(sizes.max(initial=0)), len(allowed))
-        slack = 2 * ROUNDING * np.linalg.norm(queries_nD, axis=1)
+        slack = 2 * ROUNDING * self._longest * np.linalg.norm(queries_nD, axis=1)
         wanted = k + max(64, k // 16)
         while wanted < most:
             tokens, scores = self._nearest(queries_nD, wanted, cells, allowed)

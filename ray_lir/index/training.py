@@ -12,6 +12,7 @@ from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.index import clustering, token_clustering
 from ray_lir.index.clustering import Assigner, Piece
 from ray_lir.index.codec import ResidualCodec, fit_buckets, random_rotation
+from ray_lir.index.norms import directions, kept_norms, without_zero_rows
 from ray_lir.index.token_clustering import TokenAssigner
 from ray_lir.index.work import Build, Work
 from ray_lir.kernels import select
@@ -36,6 +37,8 @@ def train_codec(build: Build, map: Map, records: list[dict[str, Any]]) -> tuple[
         counts = np.array(list(watched(map, "sample")(partial(_sample_part, build, rotation), parts)))
         num_train, num_held_out = counts.sum(axis=0).tolist()
         record.update(vectors=num_train, held_out=num_held_out)
+    if not num_train:
+        raise ConfigError(f"{build.embeddings} holds nothing but rows of zeros, so there is nothing to index")
     token_offsets = _token_offsets(build) if config.clustering.method == "token_aware" else None
     centroids = normalize(_k_means(build, counts[:, 0], token_offsets, map, records)).astype(np.float16)
     with stage("buckets", records) as record:
@@ -78,8 +81,8 @@ def _sample_part(build: Build, rotation: np.ndarray | None, number: int) -> tupl
         vectors, token_ids = _tokens_of(build, number, np.sort(rng.choice(part.num_docs, num_docs, replace=False)))
         order = rng.permutation(len(vectors))
         vectors = vectors[order]
-        if rotation is not None:
-            vectors = select().rotate(vectors, rotation).astype(np.float16)
+        vectors = directions(vectors, kept_norms(vectors))
+        vectors = (vectors if rotation is None else select().rotate(vectors, rotation)).astype(np.float16, copy=False)
         share = part.num_tokens / build.num_tokens
         num_held_out = int(min(HELD_OUT_SHARE * len(vectors), HELD_OUT_VECTORS * share))
         num_train = min(len(vectors) - num_held_out, int(np.ceil(config.points_per_centroid * build.num_centroids * share)))
@@ -95,12 +98,13 @@ def _tokens_of(build: Build, number: int, chosen: np.ndarray) -> Piece:
     """The token vectors of some documents of a part, and their vocabulary ids if the clustering needs them."""
     vectors, token_ids, first = [], [], 0
     for block in read_blocks(build.part_url(number)):
-        mine = chosen[(chosen >= first) & (chosen < first + len(block.embeddings))] - first
-        vectors += [block.embeddings[i] for i in mine]
+        embeddings = without_zero_rows(block.embeddings)
+        mine = chosen[(chosen >= first) & (chosen < first + len(embeddings))] - first
+        vectors += [embeddings[i] for i in mine]
         if build.config.clustering.method == "token_aware":
-            ids, offsets = token_ids_of(build, block.embeddings), block.embeddings.offsets
+            ids, offsets = token_ids_of(build, embeddings), embeddings.offsets
             token_ids += [ids[offsets[i] : offsets[i + 1]] for i in mine]
-        first += len(block.embeddings)
+        first += len(embeddings)
     return np.concatenate(vectors), np.concatenate(token_ids) if token_ids else None
 
 
