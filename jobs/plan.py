@@ -1,12 +1,13 @@
 """Predicts what a collection takes: bytes, machines, hours, latency and cost."""
 
 import math
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from pydantic import Field
 
-from ray_lir.config import Config
+from ray_lir.config import Config, EncoderConfig
 from ray_lir.engines.cost import COSTS
 from ray_lir.errors import ConfigError
 from ray_lir.index.clustering import default_num_centroids
@@ -23,32 +24,47 @@ from ray_lir.planning.capacity import (
     smallest,
     with_fewer_centroids,
 )
+from ray_lir.planning.measure import Measured, measure_corpus, measure_embeddings, measure_index
 from ray_lir.planning.sizes import Collection, predict_bytes
 from ray_lir.planning.work import build_seconds, encode_seconds
 
 from .cli import main
 
+if TYPE_CHECKING:
+    from ray_lir.models.encoder import Encoder
+
 HOURS_A_MONTH = 730
+ASSUMED_TOKENS = 160
+"""Token vectors of a document where nothing is known: abstracts and passages of 100 to 120 words."""
+ASSUMED_TEXT_BYTES = 600
 GB = 1e9
 
 
 class PlanJob(Config):
     """Predicts bytes, machines, hours, latency and cost. docs/operations.md says where the constants come from."""
 
-    docs: float = Field(ge=1)
-    """Documents (1e9 is fine)."""
-    tokens_per_doc: float = Field(70, gt=0)
-    """Token vectors of a document, on average."""
-    dim: int = Field(128, ge=1)
-    """Dimensions of a token vector."""
+    docs: float | None = Field(None, ge=1)
+    """Documents (1e9 is fine). None: as many as the corpus, the embeddings or the index has."""
+    corpus: str | None = None
+    """A corpus to take documents, tokens and bytes of text from; 1,000 of its documents are tokenised."""
+    embeddings: str | None = None
+    """Or a folder that jobs.encode wrote."""
+    index: str | None = None
+    """Or an index."""
+    encoder: EncoderConfig = EncoderConfig()
+    """The encoder that will be used: its dimensions and its tokens are planned with."""
+    tokens_per_doc: float | None = Field(None, gt=0)
+    """Token vectors of a document, on average. None: measured, or assumed, which is said first."""
+    dim: int | None = Field(None, ge=1)
+    """Dimensions of a token vector. None: measured, or the encoder's."""
     nbits: Literal[1, 2, 4, 8] = 4
     """Bits a dimension of the compressed residuals."""
     num_centroids: int | None = Field(None, ge=1)
     """None: what build_index chooses; or, if that is not in time, the most that are."""
     num_iterations: int = Field(4, ge=1)
     """Of k-means."""
-    text_bytes_per_doc: float = Field(600, ge=0)
-    """Bytes of a document's id, title, text and metadata."""
+    text_bytes_per_doc: float | None = Field(None, ge=0)
+    """Bytes of a document's id, title, text and metadata. None: measured, or assumed, which is said first."""
     qps: float = Field(10, gt=0)
     """Searches a second."""
     p95_ms: float = Field(200, gt=0)
@@ -89,25 +105,30 @@ def run(job: PlanJob) -> dict[str, Any]:
     """The prediction.
 
     Raises:
-        ConfigError: if there are no such kernels, or the codec does not fit into a machine's memory.
+        ConfigError: if there are no such kernels, the codec does not fit into a machine's memory, or nothing says how many documents
+            there are.
     """
-    collection, load, machine = _inputs(job)
+    shape, assumptions = _shape(job)
+    if not job.json_only:
+        show({"assumptions": assumptions})
+    collection, load, machine = _inputs(job, shape)
     engines = ENGINES if job.engine == "auto" else (job.engine,)
     capacity = smallest(collection, load, machine, engines)
     if not capacity.enough and job.num_centroids is None:
         others = ((smaller, smallest(smaller, load, machine, engines)) for smaller in with_fewer_centroids(collection))
         collection, capacity = next((found for found in others if found[1].enough), (collection, capacity))
     result = {
+        "assumptions": assumptions,
         "collection": _collection(collection),
         "bytes": _bytes(collection),
         "encode": _encode(job, collection),
         "build": _build(job, collection),
-        "search": _search(load, capacity),
+        "search": _search(job, load, capacity),
         "cost": _cost(job, collection, capacity),
         "warnings": _warnings(job, collection, capacity),
     }
     if not job.json_only:
-        show(result)
+        show({name: part for name, part in result.items() if name != "assumptions"})
     return result
 
 
@@ -124,11 +145,60 @@ def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
-def _inputs(job: PlanJob) -> tuple[Collection, Load, Machine]:
-    check_dimensions(job.dim, job.nbits)
+def _shape(job: PlanJob) -> tuple[Measured, list[str]]:
+    """Documents, tokens, dimensions and texts as measured or given, and a line for each number that is neither."""
+    sources = [name for name in ("corpus", "embeddings", "index") if getattr(job, name)]
+    if len(sources) > 1:
+        raise ConfigError(f"--{sources[0]} and --{sources[1]} are both given; the collection is measured on one of them")
+    measured = _measure(job)
+    if measured is None and job.docs is None:
+        raise ConfigError("nothing says how many documents there are; give --docs, --corpus, --embeddings or --index")
+    assumptions = []
+    if measured is None and job.tokens_per_doc is None:
+        assumptions.append(
+            f"{ASSUMED_TOKENS} tokens a document are assumed; give --tokens-per-doc, or --corpus, --embeddings or --index to measure them"
+        )
+    if measured is None and job.text_bytes_per_doc is None:
+        assumptions.append(f"{ASSUMED_TEXT_BYTES} bytes of text a document are assumed; give --text-bytes-per-doc, or measure them")
+    if measured is None and job.dim is None:
+        dim = _encoder(job).contract.dim
+        assumptions.append(f"{dim} dimensions are those of the encoder {job.encoder.checkpoint}; give --dim or --encoder.checkpoint")
+        measured = Measured(0, ASSUMED_TOKENS, dim, ASSUMED_TEXT_BYTES)
+    elif measured is None:
+        measured = Measured(0, ASSUMED_TOKENS, job.dim or 0, ASSUMED_TEXT_BYTES)
+    elif measured.num_sampled is not None:
+        assumptions.append(
+            f"measured on {measured.num_sampled:,} documents of {job.corpus}: {measured.tokens_per_doc:.1f} vectors of {measured.dim} "
+            f"dimensions and {measured.text_bytes:.0f} bytes of text a document"
+        )
+    given = {"num_docs": job.docs and round(job.docs), "tokens_per_doc": job.tokens_per_doc, "dim": job.dim}
+    given["text_bytes"] = job.text_bytes_per_doc
+    if job.encoder.projection and job.dim is None and not (job.embeddings or job.index):
+        from ray_lir.models.projection import parse_projection
+
+        given["dim"] = parse_projection(job.encoder.projection, measured.dim)
+    return replace(measured, **{name: value for name, value in given.items() if value is not None}), assumptions
+
+
+def _measure(job: PlanJob) -> Measured | None:
+    if job.embeddings:
+        return measure_embeddings(job.embeddings)
+    if job.index:
+        return measure_index(job.index)
+    return measure_corpus(job.corpus, _encoder(job).tokenizer) if job.corpus else None
+
+
+def _encoder(job: PlanJob) -> "Encoder":
+    from ray_lir.models.encoder import Encoder  # torch takes seconds to load, and other plans do not need it
+
+    return Encoder.load(job.encoder.model_copy(update={"device": "cpu", "precision": "float32"}))
+
+
+def _inputs(job: PlanJob, shape: Measured) -> tuple[Collection, Load, Machine]:
+    check_dimensions(shape.dim, job.nbits)
     if job.kernels not in COSTS:
         raise ConfigError(f"nothing is known of kernels {job.kernels!r}; choose {', '.join(COSTS)}")
-    collection = Collection.of(job.docs, job.tokens_per_doc, job.dim, job.nbits, job.num_centroids, job.text_bytes_per_doc)
+    collection = Collection.of(shape.num_docs, shape.tokens_per_doc, shape.dim, job.nbits, job.num_centroids, shape.text_bytes)
     machine = Machine(job.node_cores, job.node_memory_gb * GB, job.kernels)
     if not groups_for_memory(collection, machine, "exact"):
         raise ConfigError(
@@ -160,14 +230,17 @@ def _build(job: PlanJob, of: Collection) -> dict[str, Any]:
     return {"core_hours": _rounded(hours), "hours": _rounded(hours / job.build_nodes / job.node_cores), "core_hours_by_stage": share}
 
 
-def _search(load: Load, found: Capacity) -> dict[str, Any]:
+def _search(job: PlanJob, load: Load, found: Capacity) -> dict[str, Any]:
     service = found.service
+    planning = _planning_nodes(job, found)
     return {
         "in_time": found.enough,
         "engine": found.engine,
         "groups": service.groups,
         "replicas": service.replicas,
         "nodes": found.nodes,
+        "planning_nodes": planning,
+        "total_nodes": found.nodes + planning,
         "memory_gb_a_group": _rounded(found.memory_a_group / GB),
         "utilisation": round(load.qps * service.utilisation_per_qps, 3),
         "core_ms_a_query": _rounded(found.work.total),
@@ -183,9 +256,15 @@ def _cost(job: PlanJob, of: Collection, found: Capacity) -> dict[str, Any]:
     return {
         "encode_dollars": _rounded(encode_hours * job.gpu_price),
         "build_dollars": _rounded(build_hours / job.node_cores * job.node_price),
-        "search_dollars_a_month": _rounded(found.nodes * job.node_price * HOURS_A_MONTH),
+        "search_dollars_a_month": _rounded((found.nodes + _planning_nodes(job, found)) * job.node_price * HOURS_A_MONTH),
         "storage_dollars_a_month": _rounded((sizes.index + sizes.embeddings) / GB * job.storage_price),
     }
+
+
+def _planning_nodes(job: PlanJob, found: Capacity) -> int:
+    """Machines that only make query plans; 0 if the machines of the groups can do it."""
+    machines = math.ceil(job.qps * found.work.plan / 1000 / UTILISATION / job.node_cores)
+    return machines if machines > 1 else 0
 
 
 def _warnings(job: PlanJob, of: Collection, found: Capacity) -> list[str]:
@@ -199,9 +278,12 @@ def _warnings(job: PlanJob, of: Collection, found: Capacity) -> list[str]:
         )
     if job.num_centroids is None and of.num_centroids != default_num_centroids(of.num_tokens):
         said.append(f"build with --clustering.num_centroids {of.num_centroids}: with as many as by default plans alone would take too long")
-    gateways = math.ceil(job.qps * found.work.plan / 1000 / UTILISATION / job.node_cores)
-    if gateways > 1:
-        said.append(f"planning alone takes {gateways} machines at this load, and a service has one gateway: run {gateways} services")
+    gateways = _planning_nodes(job, found)
+    if gateways:
+        said.append(
+            f"planning alone takes {gateways} machines at this load (they are in the price), and a service has one gateway: "
+            f"run {gateways} services"
+        )
     if found.memory_a_group > MEMORY_SHARE * job.node_memory_gb * GB:
         said.append(f"a group's arrays fill more than {MEMORY_SHARE:.0%} of a machine: pages will be read from disk")
     if of.num_docs > 1e7:

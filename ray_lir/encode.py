@@ -30,7 +30,7 @@ from ray_lir.models.chunks import DEAD_LETTERS, ChunkEntry, Destination, encode_
 from ray_lir.models.encoder import Encoder, absolute_name
 from ray_lir.models.projection import fit_projection, parse_projection
 from ray_lir.models.tokenization import TextTokenizer
-from ray_lir.parallel import Map
+from ray_lir.parallel import Map, watched
 from ray_lir.progress import track
 
 logger = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ def _check_apart(corpus: str, output: str) -> None:
 
 def _scan(corpus: str, docs_per_part: int, map: Map, records: list[dict[str, Any]]) -> Corpus:
     with stage("scan", records) as record:
-        found = scan(corpus_files(corpus), docs_per_part, map)
+        found = scan(corpus_files(corpus), docs_per_part, watched(map, "scan"))
         record.update(files=len(found.files), rows=found.num_rows, documents=found.num_docs)
     if not found.num_docs:
         why = f"no row is one, the first because: {found.first_bad}" if found.num_rows else "it is empty"

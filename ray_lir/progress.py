@@ -1,8 +1,10 @@
-"""Progress of a long step on standard error: a bar where somebody watches, a line every few seconds where nobody does."""
+"""Progress of a long step on standard error: a bar on a terminal, a line every few seconds elsewhere."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -10,31 +12,67 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+SECONDS_TO_FIRST_LINE = 1.0
 SECONDS_BETWEEN_LINES = 5.0
 
 
 def track(
-    results: Iterable[Result], name: str, total: int, count: Callable[[Result], int], unit: str = "documents", initial: int = 0
+    results: Iterable[Result], name: str, total: int | None, count: Callable[[Result], int], unit: str = "documents", initial: int = 0
 ) -> Iterator[Result]:
-    """Passes results on and shows how far they have come: done of total, how many a second, how long it still takes.
+    """Passes results on and shows progress: done of total, units a second, remaining time.
+
+    Lines come from the first second on, also while the first result is awaited.
 
     Args:
-        count: how many units one result is.
+        total: units in all; None if unknown.
+        count: units of one result.
         initial: units that an earlier run has done.
     """
-    done, first = initial, None
-    last = time.monotonic()
+    state = _State(name, total, unit, initial, time.monotonic())
+    ended = threading.Event()
     with tqdm(total=total, initial=initial, desc=name, unit=f" {unit}", disable=None) as bar:
-        for result in results:
-            done += count(result)
-            bar.update(count(result))
-            now = time.monotonic()
-            first = first or (now, done)  # the time before it went into starting up
-            if bar.disable and now - last >= SECONDS_BETWEEN_LINES:
-                logger.info("%s: %d of %d %s%s", name, done, total, unit, _speed(done - first[1], now - first[0], total - done))
-                last = now
-            yield result
+        reporter = threading.Thread(target=_report, args=(state, ended), daemon=True) if bar.disable else None
+        if reporter:
+            reporter.start()
+        try:
+            for result in results:
+                units = count(result)
+                state.add(units)
+                bar.update(units)
+                yield result
+        finally:
+            ended.set()
 
 
-def _speed(done: int, seconds: float, left: int) -> str:
-    return f", {done / seconds:.1f} a second, {tqdm.format_interval(left * seconds / done)} left" if done and seconds else ""
+@dataclass
+class _State:
+    name: str
+    total: int | None
+    unit: str
+    done: int
+    start: float
+    first: tuple[float, int] | None = None
+    """When the first result came, and what was done then: the time before went into starting up."""
+
+    def add(self, units: int) -> None:
+        self.done += units
+        self.first = self.first or (time.monotonic(), self.done)
+
+    def line(self) -> str:
+        now = time.monotonic()
+        of = "" if self.total is None else f" of {self.total}"
+        text = f"{self.name}: {self.done}{of} {self.unit}"
+        if self.first is None:
+            return f"{text}, waiting for the first result since {now - self.start:.0f} s"
+        seconds, done = now - self.first[0], self.done - self.first[1]
+        if not done or not seconds:
+            return text
+        speed = f", {done / seconds:.1f} a second"
+        return text + speed + ("" if self.total is None else f", {tqdm.format_interval((self.total - self.done) * seconds / done)} left")
+
+
+def _report(state: _State, ended: threading.Event) -> None:
+    pause = SECONDS_TO_FIRST_LINE
+    while not ended.wait(pause):
+        logger.info("%s", state.line())
+        pause = SECONDS_BETWEEN_LINES
