@@ -47,6 +47,8 @@ def run(job: BuildIndexJob) -> dict[str, Any]:
         "nbits": manifest.nbits,
         "bytes": num_bytes,
         "bytes_per_token": round(num_bytes / manifest.num_tokens, 1),
+        **({"num_zero_rows": manifest.num_zero_rows} if manifest.num_zero_rows else {}),
+        "unit_norms": manifest.unit_norms,
         "mean_residual_norm": round(manifest.mean_residual_norm, 4),
         "seconds": round(time.perf_counter() - start, 1),
         "manifest_digest": manifest_digest(manifest),

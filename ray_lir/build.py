@@ -41,11 +41,13 @@ from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.index.assemble import assemble
 from ray_lir.index.clustering import Assigner, default_num_centroids
 from ray_lir.index.codec import ResidualCodec, check_dimensions, load_codec
+from ray_lir.index.held_out import held_out_residual_norm
 from ray_lir.index.pieces import compress
 from ray_lir.index.rows import array_bytes
 from ray_lir.index.token_clustering import TokenAssigner
 from ray_lir.index.training import assigner_over, train_codec
 from ray_lir.index.work import GARBAGE, WORK, Build, Work, tidy
+from ray_lir.logs import stage
 from ray_lir.parallel import Map
 from ray_lir.search import LATEST, read_version
 
@@ -174,6 +176,10 @@ def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], m
     counts = compressed.counts
     if not counts.unit and not given:
         codec = replace(codec, mean_norm=compressed.mean_norm)
+    with stage("held-out", records) as record:
+        # Under the codec of another index no document was trained on.
+        held_out = compressed.mean_residual_norm if given else held_out_residual_norm(build, codec, compressed, map)
+        record.update(residual_norm=held_out)
     shards = assemble(build, compressed.part_tokens, map, records)
     manifest = IndexManifest(
         contract=source.contract,
@@ -187,6 +193,7 @@ def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], m
         codec=write_named(build.output, "codec/codec", ".safetensors", codec.to_bytes()),
         cluster_sizes=write_named(build.output, CLUSTER_SIZES, ".npy", array_bytes(compressed.sizes)),
         mean_residual_norm=compressed.mean_residual_norm,
+        held_out_residual_norm=held_out,
         **source.truncation.fields,
         relation=_copy_relation(build, source),
         shards=shards,

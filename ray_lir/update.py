@@ -50,6 +50,9 @@ logger = logging.getLogger(__name__)
 DRIFT = 1.25
 """Residuals that are longer by this factor are coded as if with a third of a bit less (docs/operations.md has measurements)."""
 
+FEWEST_ADDED_TOKENS = 500
+"""Fewer added tokens do not tell whether new documents fit the codec."""
+
 
 @dataclass(frozen=True)
 class Update:
@@ -199,8 +202,9 @@ def change_of(added: str | None, ids: Sequence[str]) -> dict[str, Any]:
 
 
 def drift_of(manifest: IndexManifest) -> float | None:
-    """How much longer the residuals of all added tokens are than those of the tokens that the codec was made for."""
-    return manifest.added_residual_norm / manifest.mean_residual_norm if manifest.added_tokens and manifest.mean_residual_norm else None
+    """The mean residual norm of all added tokens over that of held-out documents of the index; None if there are too few to tell."""
+    expected, tokens = manifest.held_out_residual_norm, manifest.added_tokens
+    return manifest.added_residual_norm / expected if expected and tokens >= FEWEST_ADDED_TOKENS else None
 
 
 def advice(manifest: IndexManifest) -> str | None:

@@ -28,7 +28,7 @@ from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.search import LATEST, Searcher, latest_version, read_version
 from ray_lir.update import advice, drift_of, update_index
 from ray_lir.versions import remove_versions
-from tests.synthetic import collection, queries_about
+from tests.synthetic import collection, queries_about, unit
 from tests.test_object_storage import bucket  # noqa: F401
 
 DOCUMENTS = collection(300)
@@ -380,10 +380,50 @@ def test_what_fits_the_codec_badly_is_said_to(index):
     assert drift_of(update.manifest) == pytest.approx(1, abs=0.05) and advice(update.manifest) is None
     others = collection(300, seed=77)
     update = update_index(str(index), TokenEmbeddings.of(list(others), [f"other-{number}" for number in range(300)]))
-    own, before = update.change.mean_residual_norm, read_version(str(index), 1).mean_residual_norm
+    own, before = update.change.mean_residual_norm, read_version(str(index), 1).held_out_residual_norm
     assert own > 1.2 * before and 1 < drift_of(update.manifest) < own / before
     assert "build the index anew" in advice(update.manifest)
     assert drift_of(compact_index(str(index)).manifest) == drift_of(update.manifest)
+
+
+def random_documents(seed: int, num_docs: int) -> TokenEmbeddings:
+    """Nothing is like anything else: the hardest case for centroids."""
+    rng = np.random.default_rng(seed)
+    return TokenEmbeddings.of([unit(rng.normal(size=(rng.integers(5, 20), 32))) for _ in range(num_docs)])
+
+
+@pytest.mark.parametrize("method", ["k_means", "token_aware"])
+@pytest.mark.parametrize("make", [lambda seed, num_docs: collection(num_docs, seed=seed), random_documents], ids=["topics", "random"])
+@pytest.mark.parametrize(("num_docs", "seeds"), [(50, 4), (200, 2), (450, 1), (1000, 1)])
+def test_more_documents_of_the_same_collection_fit_the_codec(tmp_path, num_docs, seeds, make, method):
+    config = IndexConfig(clustering=ClusteringConfig(method=method))
+    for seed in range(seeds):
+        documents, root = make(seed, num_docs + 50), str(tmp_path / str(seed))
+        ids = np.random.default_rng(seed).integers(0, 40, documents.num_tokens).astype(np.int32) if method == "token_aware" else None
+        documents = TokenEmbeddings(documents.values, documents.offsets, [str(i) for i in range(len(documents))], token_ids=ids)
+        build_index(documents.slice(0, num_docs), root, config)
+        manifest = update_index(root, documents.slice(num_docs, num_docs + 50)).manifest
+        assert advice(manifest) is None and 0.85 < drift_of(manifest) < 1.15
+
+
+@pytest.mark.parametrize("num_docs", [50, 1000])
+def test_documents_of_another_kind_fit_it_badly(tmp_path, num_docs):
+    root = str(tmp_path / "index")
+    build_index(collection(num_docs), root)
+    others = collection(60, seed=9)
+    manifest = update_index(root, TokenEmbeddings.of(list(others), [f"other-{i}" for i in range(60)])).manifest
+    assert "build the index anew" in advice(manifest)
+
+
+def test_too_few_documents_say_nothing_about_the_codec(tmp_path):
+    others = collection(60, seed=9)
+    few, many = (TokenEmbeddings.of(list(others)[:count], [f"other-{i}" for i in range(count)]) for count in (3, 60))
+    build_index(collection(100), str(tmp_path / "large"))
+    assert few.num_tokens < 500 and drift_of(update_index(str(tmp_path / "large"), few).manifest) is None
+    assert read_version(str(tmp_path / "large"), 1).held_out_residual_norm is not None
+    build_index(collection(5), str(tmp_path / "small"))
+    assert read_version(str(tmp_path / "small")).held_out_residual_norm is None
+    assert advice(update_index(str(tmp_path / "small"), many).manifest) is None
 
 
 @pytest.mark.ray

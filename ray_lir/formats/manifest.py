@@ -156,6 +156,9 @@ class IndexManifest(CountsTruncation):
     """[num_centroids] tokens of each centroid over all shards: query plans are made from these."""
     mean_residual_norm: float
     """Of the tokens that the index was built from, which the codec was made for."""
+    held_out_residual_norm: float | None = _later(None)
+    """Of documents of the index, each under the centroids that all others give: what to expect of new documents of the same kind. None if
+    the index is too small to tell."""
     num_zero_rows: int = _later(0)
     """Rows of zeros (padding) that were left out of the documents by the build and all updates."""
     unit_norms: bool = _later(True)
