@@ -16,7 +16,9 @@ import torch
 import ray_lir.kernels
 from ray_lir.build import build_index
 from ray_lir.config import ClusteringConfig, IndexConfig
+from ray_lir.engines.warp import WarpParams
 from ray_lir.errors import KernelUnavailable
+from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.index.codec import ResidualCodec, random_rotation
 from ray_lir.kernels import VARIABLE, Kernels, load, reference, select
 from ray_lir.search import Searcher
@@ -271,6 +273,20 @@ def test_an_index_is_built_and_answers_as_with_the_reference(cuda, tmp_path, mon
     for engine in ("exact", "scan", "plaid", "warp", "auto"):
         for expected, found in zip(by_reference.search(queries, 5, engine), searcher.search(queries, 5, engine), strict=True):
             np.testing.assert_allclose(found.scores, expected.scores, atol=0.01)
+            assert found.documents[0] == expected.documents[0]
+
+
+def test_vectors_of_several_lengths_are_scored_as_by_the_reference(cuda, tmp_path):
+    rng = np.random.default_rng(5)
+    plain = collection(30, max_tokens=10)
+    documents = TokenEmbeddings.of([doc.astype(np.float64) * np.exp(rng.uniform(-5, 5, (len(doc), 1))) for doc in plain])
+    queries = TokenEmbeddings.of([40 * query.astype(np.float64) for query in queries_about(plain, [3, 17])])
+    root = str(tmp_path / "index")
+    assert not build_index(documents, root, IndexConfig(clustering=ClusteringConfig(num_centroids=16))).unit_norms
+    by_reference, searcher = Searcher.open(root, kernels="reference"), Searcher.open(root, kernels="cuda")
+    for engine in ("exact", "scan", "plaid", WarpParams(rescore=0)):
+        for expected, found in zip(by_reference.search(queries, 5, engine), searcher.search(queries, 5, engine), strict=True):
+            np.testing.assert_allclose(found.scores, expected.scores, rtol=0.01)
             assert found.documents[0] == expected.documents[0]
 
 
