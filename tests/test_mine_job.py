@@ -1,6 +1,7 @@
 """jobs.mine on a small real index: what it takes as negatives, how a cross-encoder scores them, and what it refuses."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,16 @@ def test_scores_are_the_cross_encoders_up_to_a_constant_a_row(place, tmp_path):
             logits = model(**pairs).logits[:, 0].numpy()
         np.testing.assert_allclose(row["scores"], logits - logits.min(), rtol=0, atol=1e-4)
         assert np.ptp(logits) > 1e-3
+
+
+def test_pairs_that_are_cut_are_told_once(place, caplog):
+    teacher = CrossEncoder.load(str(place / "teacher"), max_length=12, device="cpu", precision="float32")
+    with caplog.at_level(logging.WARNING, "ray_lir"):
+        teacher.scores([("mot1", "word1")])
+        assert not caplog.records
+        for _ in range(2):
+            teacher.scores([("mot1", "word1"), ("mot3", "word1 word2 word3 " * 20)])
+    assert [record.getMessage()[:15] for record in caplog.records] == ["1 of 2 pairs ar"]
 
 
 def test_a_pairs_score_does_not_depend_on_the_pairs_beside_it(place):

@@ -16,6 +16,7 @@ from ray_lir.formats.manifest import EmbeddingsManifest, read_manifest
 from ray_lir.formats.truncation import UNKNOWN, Truncation, TruncationCounts
 from ray_lir.models import tokenization
 from ray_lir.models.encoder import Encoder
+from ray_lir.models.training_data import TrainingData, log_truncation
 from ray_lir.search import Searcher, read_version
 from serving.api import routes
 from tests.checkpoints import put_together
@@ -193,3 +194,14 @@ def test_the_command_line_tells_a_query_that_is_cut(made):
     result = search.run(search.SearchJob(index=str(made / "index"), query=LONG_QUERY, k=1))
     assert result["truncated_query"]["kept_tokens"] == 16
     assert "truncated_query" not in search.run(search.SearchJob(index=str(made / "index"), query="song", k=1))
+
+
+def test_training_texts_that_are_cut_are_told(checkpoint, caplog):
+    tokenizer = Encoder.load(EncoderConfig(checkpoint=checkpoint, document_length=LENGTH)).tokenizer
+    with caplog.at_level(logging.WARNING, "ray_lir"):
+        log_truncation(TrainingData(["a song"], ["a king"], [((0,),)]), tokenizer)
+        assert not caplog.records
+        log_truncation(TrainingData([LONG_QUERY, "a"], ["a king", "the cell " * 30, "x"], [((0, 1),), ((2,),)]), tokenizer)
+    queries, documents = (record.getMessage() for record in caplog.records)
+    assert "1 of 2 sampled queries are longer than 16 tokens" in queries
+    assert "1 of 3 sampled documents are longer than 16 tokens" in documents

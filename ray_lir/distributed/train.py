@@ -34,7 +34,7 @@ from ray_lir.formats.manifest import MANIFEST, PROVENANCE, TrainingManifest, rea
 from ray_lir.models.dev_set import DevSet
 from ray_lir.models.encoder import Encoder, absolute_name
 from ray_lir.models.training import load_encoder, prepare
-from ray_lir.models.training_data import TrainingData, check_data
+from ray_lir.models.training_data import TrainingData, check_data, log_truncation
 from ray_lir.models.training_source import TrainingSource, load_dev_set, load_training_data
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: T
         )
     if not storage.exists(storage.join(output, MANIFEST)):
         storage.check_writable(output)
-    identity = config.model_dump(mode="json") | _describe_encoder(encoder, config) | {"data": _digest(data, dev)}
+    identity = config.model_dump(mode="json") | _describe_encoder(encoder, config, data) | {"data": _digest(data, dev)}
     if _is_finished(output, identity):
         logger.info("train: %s has finished; nothing to do", output)
     else:
@@ -129,7 +129,7 @@ def _absolute_checkpoint(encoder: EncoderConfig) -> EncoderConfig:
     return encoder.model_copy(update={"checkpoint": absolute_name(encoder.checkpoint)})
 
 
-def _describe_encoder(config: EncoderConfig, training: TrainingConfig) -> dict[str, Any]:
+def _describe_encoder(config: EncoderConfig, training: TrainingConfig, data: TrainingData) -> dict[str, Any]:
     """What of an encoder decides the training. Loads it, and uses and saves it once for show: better to fail now than at the end.
 
     Raises:
@@ -146,6 +146,7 @@ def _describe_encoder(config: EncoderConfig, training: TrainingConfig) -> dict[s
         )
     suited = prepare(encoder, training)
     suited.encode_queries(["for show"])
+    log_truncation(data, suited.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         suited.save(Path(folder) / ENCODER)
     return {"encoder": encoder.contract.fingerprint, "precision": config.precision}

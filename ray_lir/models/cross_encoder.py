@@ -1,5 +1,6 @@
 """A cross-encoder that scores a query and a document read together: a teacher for distillation."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,8 @@ from ray_lir.models import checkpoint
 from ray_lir.models.batches import by_length
 from ray_lir.models.encoder import BATCH_TOKENS, choose_device, choose_dtype
 from ray_lir.models.layouts.parts import load_tokenizer, loading
+
+logger = logging.getLogger(__name__)
 
 
 class CrossEncoder:
@@ -24,6 +27,7 @@ class CrossEncoder:
         self.max_length = max_length
         self._model = model
         self._tokenizer = tokenizer
+        self._warned = False
 
     @classmethod
     def load(cls, name: str, max_length: int = 256, device: str = "auto", precision: str = "auto") -> "CrossEncoder":
@@ -47,6 +51,15 @@ class CrossEncoder:
         """[P] float32, the logit of each (query, document); more is more relevant."""
         queries, documents = ([pair[side] for pair in pairs] for side in (0, 1))
         encoded = self._tokenizer(queries, documents, truncation="longest_first", max_length=self.max_length)
+        cut = sum(bool(each.overflowing) for each in encoded.encodings)
+        if cut and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%d of %d pairs are longer than the cross-encoder's max_length %d and are cut (later ones are cut without a warning)",
+                cut,
+                len(pairs),
+                self.max_length,
+            )
         device = self._model.device
         result = np.empty(len(pairs), np.float32)
         for rows in by_length([len(ids) for ids in encoded["input_ids"]], BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])):

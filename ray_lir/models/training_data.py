@@ -1,6 +1,8 @@
 """What training reads: queries, each with lists of documents to compare, and the order in which batches come."""
 
 import itertools
+import logging
+import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +11,13 @@ import numpy as np
 
 from ray_lir.config import TrainingConfig
 from ray_lir.errors import ConfigError
+from ray_lir.formats.truncation import TruncationCounts
+from ray_lir.models.tokenization import TextTokenizer
+
+logger = logging.getLogger(__name__)
+
+SAMPLED_TEXTS = 1000
+"""Queries and documents that are tokenised to say how many are cut."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,26 @@ def check_data(data: TrainingData, config: TrainingConfig) -> None:
         raise ConfigError(
             "the examples have no teacher's scores; make them with jobs.mine --cross_encoder CHECKPOINT, or set --distillation_weight 0"
         )
+
+
+def log_truncation(data: TrainingData, tokenizer: TextTokenizer) -> None:
+    """Logs a warning if texts of a sample are longer than the encoder reads: training sees only their first tokens."""
+    choose = random.Random(0)
+    for kind, texts, count, length in (
+        ("queries", data.queries, tokenizer.query_truncations, tokenizer.contract.query_length),
+        ("documents", data.documents, tokenizer.document_truncations, tokenizer.contract.document_length),
+    ):
+        sample = texts if len(texts) <= SAMPLED_TEXTS else choose.sample(texts, SAMPLED_TEXTS)
+        counts = TruncationCounts.of(count(sample))
+        if counts.num_truncated_docs:
+            logger.warning(
+                "training data: %d of %d sampled %s are longer than %d tokens and are cut; %.1f%% of their tokens are not trained on",
+                counts.num_truncated_docs,
+                len(sample),
+                kind,
+                length,
+                100 * (counts.dropped_fraction or 0),
+            )
 
 
 def batches(data: TrainingData, batch_size: int, seed: int, num_negatives: int = 0, first_batch: int = 0) -> Iterator[Batch]:
