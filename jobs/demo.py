@@ -130,7 +130,8 @@ def ask(url: str, query: str, k: int) -> dict[str, Any]:
     body = json.dumps({"query": query, "k": k}).encode()
     request = urllib.request.Request(f"{url}/search", body, {"Content-Type": "application/json"})
     start = time.perf_counter()
-    with urllib.request.urlopen(request, timeout=60) as response:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the service is on this machine: no proxy reaches it
+    with direct.open(request, timeout=60) as response:
         (hits,) = json.load(response)["results"]
     return {"query": query, "ms": round(1000 * (time.perf_counter() - start), 1), "hits": hits}
 

@@ -19,11 +19,12 @@ from pydantic import Field
 from ray_lir import logs
 from ray_lir.config import Config, EncoderConfig, digest
 from ray_lir.errors import ConfigError
+from ray_lir.evaluation.coverage import check_coverage, judged_documents
 from ray_lir.evaluation.datasets import Dataset, load_dataset
 from ray_lir.formats import storage
 from ray_lir.formats.exclusive import OutputFile
 from ray_lir.formats.manifest import manifest_digest
-from ray_lir.formats.records import document_text, read_documents
+from ray_lir.formats.records import RefusedRows, document_text, read_documents
 from ray_lir.models.cross_encoder import CrossEncoder
 from ray_lir.models.encoder import Encoder
 from ray_lir.models.training_data import collect
@@ -92,7 +93,8 @@ def mine(config: MineConfig) -> dict[str, Any]:
     """Writes the tuples; the file is there when all are.
 
     Raises:
-        ConfigError: if a setting or a path is wrong, a query has no positive, or fewer documents are found than wanted.
+        ConfigError: if a setting or a path is wrong, the index holds no judged document, a query has no positive,
+            or fewer documents are found than wanted.
         FormatError: if the index or the dataset is damaged.
         IncompatibleError: if the encoder is not the one that the index was made with.
     """
@@ -100,6 +102,8 @@ def mine(config: MineConfig) -> dict[str, Any]:
     searcher = Searcher.open(config.index)
     dataset = load_dataset(config.dataset, config.split)
     positives = _positives(dataset)
+    present = searcher.find(judged_documents(dataset.qrels))
+    coverage = check_coverage(dataset.qrels, present, f"{dataset.name}/{dataset.split}", config.index)
     teacher = config.cross_encoder and CrossEncoder.load(
         config.cross_encoder, config.cross_encoder_length, config.encoder.device, config.encoder.precision
     )
@@ -109,9 +113,10 @@ def mine(config: MineConfig) -> dict[str, Any]:
         negatives = dict(track(found, "search", len(dataset.queries), lambda _: 1, "queries"))
         record.update(queries=len(negatives))
     rows = [{"query_id": query, "document_ids": [positive, *negatives[query]]} for query, found in positives.items() for positive in found]
+    refused = RefusedRows()
     if teacher:
         with logs.stage("score") as record:
-            _add_scores(rows, dataset, teacher, finished)
+            _add_scores(rows, dataset, teacher, finished, refused)
             record.update(pairs=sum(len(row["scores"]) for row in rows))
     try:
         output.write(_file(rows, config.output))
@@ -125,6 +130,8 @@ def mine(config: MineConfig) -> dict[str, Any]:
         "rows": len(rows),
         "num_negatives": config.num_negatives,
         "scored": teacher is not None,
+        "num_dead": refused.num_rows,
+        **coverage.counts(),
     }
 
 
@@ -164,7 +171,7 @@ def _negatives(
     contract = searcher.manifest.contract
     given = config.encoder.model_dump()
     encoder = Encoder.for_contract(contract, EncoderConfig(**given | {"checkpoint": given["checkpoint"] or contract.checkpoint}))
-    depth = config.depth + max(map(len, positives.values()))
+    depth = config.depth + max(map(len, positives.values())) + 1  # the query's own document is left out too
     queries = list(dataset.queries)
 
     def search(first: int) -> list[list[str]]:
@@ -194,16 +201,15 @@ def _chosen(config: MineConfig, query: str, candidates: list[str], number: int) 
     return [candidates[place] for place in np.sort(places)]
 
 
-def _add_scores(rows: list[Row], dataset: Dataset, teacher: CrossEncoder, finished: Finished) -> None:
-    """Gives each row its scores, shifted so that the least is 0: losses do not depend on it, and files of scores are at least 0."""
+def _add_scores(rows: list[Row], dataset: Dataset, teacher: CrossEncoder, finished: Finished, refused: RefusedRows) -> None:
+    """Give each row the teacher's scores of its documents, as the teacher returns them."""
     wanted = dict.fromkeys(doc_id for row in rows for doc_id in row["document_ids"])
-    corpus = ((document.doc_id, document_text(document.title, document.text)) for document in read_documents(dataset.corpus))
+    corpus = ((document.doc_id, document_text(document.title, document.text)) for document in read_documents(dataset.corpus, refused))
     numbers, texts = collect(wanted, corpus)
 
     def score(part: list[Row]) -> list[list[float]]:
         pairs = [[(dataset.queries[row["query_id"]], texts[numbers[doc_id]]) for doc_id in row["document_ids"]] for row in part]
-        logits = [teacher.scores(each) for each in pairs]
-        return [(each - each.min()).tolist() for each in logits]
+        return [teacher.scores(each).tolist() for each in pairs]
 
     parts = [rows[first : first + TUPLES_AT_ONCE] for first in range(0, len(rows), TUPLES_AT_ONCE)]
     for number, part in enumerate(track(parts, "score", len(rows), len, "tuples")):

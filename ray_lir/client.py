@@ -1,6 +1,7 @@
 """Client: a typed client of the search service, for ordinary code (Client) and for asyncio (AsyncClient)."""
 
 import base64
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Self, TypeVar
@@ -77,7 +78,7 @@ class Client:
 
     def __init__(self, url: str = DEFAULT_URL, token: str | None = None, timeout_s: float = 60.0):
         self._settings = (url, token, timeout_s)
-        self._http = httpx.Client(base_url=url, headers=_headers(token), timeout=timeout_s)
+        self._http = httpx.Client(base_url=url, headers=_headers(token), timeout=timeout_s, trust_env=not _is_loopback(url))
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
         """A copy, in another process perhaps, opens connections of its own."""
@@ -148,7 +149,9 @@ class AsyncClient:
     def __init__(self, url: str = DEFAULT_URL, token: str | None = None, timeout_s: float = 60.0, max_connections: int = 100):
         self._settings = (url, token, timeout_s, max_connections)
         limits = httpx.Limits(max_connections=max_connections)
-        self._http = httpx.AsyncClient(base_url=url, headers=_headers(token), timeout=timeout_s, limits=limits)
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=_headers(token), timeout=timeout_s, limits=limits, trust_env=not _is_loopback(url)
+        )
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
         """A copy, in another process perhaps, opens connections of its own."""
@@ -259,6 +262,18 @@ def _error(kind: str) -> type[RayLirError]:
     if kind in ("InvalidRequest", "RequestEntityTooLarge"):
         return ConfigError
     return found if isinstance(found, type) and issubclass(found, RayLirError) and not issubclass(found, FormatError) else RayLirError
+
+
+def _is_loopback(url: str) -> bool:
+    """Whether a URL names this machine itself, which no proxy of the environment (HTTP_PROXY and the like) can reach."""
+    host = httpx.URL(url).host
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
 
 
 def _unreachable(url: httpx.URL, error: httpx.HTTPError) -> ServiceUnavailable:

@@ -56,6 +56,24 @@ def client(url: str) -> Iterator[Client]:
         yield client
 
 
+def test_proxies_of_the_environment_are_not_used_for_this_machine(url, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for address in (url, url.replace("127.0.0.1", "localhost")):
+        with Client(address, READ) as client:
+            assert client.index().num_docs
+
+    async def asked() -> int:
+        async with AsyncClient(url, READ) as client:
+            return (await client.index()).num_docs
+
+    assert asyncio.run(asked())
+    with Client("http://service.invalid") as client, pytest.raises(ServiceUnavailable, match="onnect"):  # that one goes to the proxy
+        client.health()
+
+
 def test_every_route_has_its_method_and_its_types(client, index):
     searcher = Searcher.open(str(index))
     encoder = Encoder.for_contract(searcher.manifest.contract)

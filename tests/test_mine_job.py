@@ -62,7 +62,9 @@ def ranking(place: Path, query: str) -> list[str]:
 
 def test_negatives_are_the_best_documents_that_are_not_positive(place, tmp_path):
     result = mine(configure(place, tmp_path / "tuples.jsonl", choose="best", skip=2))
-    assert result == {"output": str(tmp_path / "tuples.jsonl"), "queries": 96, "rows": 96, "num_negatives": 4, "scored": False}
+    expected = {"output": str(tmp_path / "tuples.jsonl"), "queries": 96, "rows": 96, "num_negatives": 4, "scored": False, "num_dead": 0}
+    missing = {"judged_documents_missing": 0, "queries_without_relevant": 0, "queries_with_relevant_missing": 0}
+    assert result.pop("judged_documents") > 0 and result == expected | missing
     found = {row["query_id"]: row["document_ids"] for row in rows(tmp_path / "tuples.jsonl")}
     qrels = load_dataset(str(place / "words"), "train").qrels
     for query, (positive, *negatives) in found.items():
@@ -86,13 +88,13 @@ def test_mined_tuples_with_scores_train_an_encoder(place, tmp_path, name):
     assert mine(configure(place, tmp_path / name, cross_encoder=str(place / "teacher")))["scored"]
     data = read_examples(str(tmp_path / name), str(place / "words"))
     assert len(data.queries) == 96 and {len(scores) for lists in data.teacher for scores in lists} == {5}
-    assert all(min(scores) == 0 for lists in data.teacher for scores in lists)
+    assert all(np.isfinite(scores).all() for lists in data.teacher for scores in lists)
     config = TrainingConfig(batch_size=4, num_negatives=4, distillation_weight=1.0, max_steps=2)
     training = Training(load_encoder(EncoderConfig(checkpoint=str(place / "tiny")), 0, "cpu"), data, config)
     assert all(np.isfinite(training.run_step(*batches).loss) for batches in training.remaining())
 
 
-def test_scores_are_the_cross_encoders_up_to_a_constant_a_row(place, tmp_path):
+def test_scores_are_the_cross_encoders_whatever_their_sign(place, tmp_path):
     mine(configure(place, tmp_path / "tuples.jsonl", cross_encoder=str(place / "teacher")))
     dataset = load_dataset(str(place / "words"), "train")
     texts = {document.doc_id: document.text for document in read_documents(str(place / "words"))}
@@ -104,7 +106,7 @@ def test_scores_are_the_cross_encoders_up_to_a_constant_a_row(place, tmp_path):
         )
         with torch.inference_mode():
             logits = model(**pairs).logits[:, 0].numpy()
-        np.testing.assert_allclose(row["scores"], logits - logits.min(), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(row["scores"], logits, rtol=0, atol=1e-4)
         assert np.ptp(logits) > 1e-3
 
 
@@ -133,7 +135,9 @@ def test_a_pairs_score_does_not_depend_on_the_pairs_beside_it(place):
         ({"skip": 17}, "--skip 17 and --num_negatives 4 are more than --depth 20"),
         ({"num_negatives": 60, "depth": 100}, "found 47 negatives for query 'q0' and 60 are wanted"),
         ({"cross_encoder": "/nowhere"}, "no checkpoint folder /nowhere"),
-        ({"cross_encoder": "tiny"}, "lacks weights of a classifier"),
+        ({"cross_encoder": "all-MiniLM-L6-v2"}, "not a cross-encoder; give a sequence classifier with one label"),
+        ({"cross_encoder": "words"}, "words is no cross-encoder: it has no config.json"),
+        ({"cross_encoder": "tiny"}, "tiny is no cross-encoder with one label: it lacks weights of a classifier"),
         ({"index": "nowhere"}, "no LATEST file"),
         ({"split": "dev"}, "no split 'dev'"),
         ({"engine": "guess"}, "guess"),
@@ -189,3 +193,16 @@ def test_a_job_that_was_killed_goes_on_where_it_was(place, tmp_path, monkeypatch
     assert not (tmp_path / "tuples.jsonl.unfinished").exists()
     with pytest.raises(ConfigError, match="is there already"):
         mine(config)
+
+
+def test_judgements_of_another_collection_are_refused(place, tmp_path):
+    (place / "words" / "qrels" / "other.tsv").write_text("q0\tnowhere\t1\n")
+    with pytest.raises(ConfigError, match="none of the 1 documents that words/other judges is in"):
+        mine(configure(place, tmp_path / "tuples.jsonl", split="other"))
+
+
+def test_a_missing_cross_encoder_is_not_answered_with_an_encoder(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match="there is no cross-encoder nobody/nothing") as caught:
+        mine(configure(place, tmp_path / "tuples.jsonl", cross_encoder="nobody/nothing"))
+    assert "MiniLM" not in str(caught.value)

@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from ray_lir.config import TrainingConfig
 from ray_lir.errors import ConfigError, FormatError
+from ray_lir.models.losses import DistillationLoss
 from ray_lir.models.training_data import TrainingData, batches, check_data
 from ray_lir.models.training_files import read_examples
 from ray_lir.models.training_source import TrainingSource, load_dev_set, load_training_data
@@ -82,9 +84,8 @@ def test_triples_and_ids_are_the_same_data(tmp_path, collection):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"query": "q", "documents": ["A", "B"], "scores": [1, -0.5]}, "found -0.5; .*subtract each row's least score"),
-        ({"query": "q", "documents": ["A", "B"], "scores": [1, float("nan")]}, "finite and at least 0, found nan"),
-        ({"query": "q", "documents": ["A", "B"], "scores": [1e39, 1]}, "finite and at least 0, found 1e[+]39"),
+        ({"query": "q", "documents": ["A", "B"], "scores": [1, float("nan")]}, "finite float32 numbers, found nan"),
+        ({"query": "q", "documents": ["A", "B"], "scores": [1e39, 1]}, "finite float32 numbers, found 1e[+]39"),
         ({"query": "q", "documents": ["A", "B"], "scores": [1, float("inf")]}, "found inf"),
         ({"query": "q", "documents": ["A", "B"], "scores": [1, None]}, "found None"),
         ({"query": "q", "documents": ["A", "B"], "scores": [1]}, "expected 2 scores"),
@@ -92,8 +93,13 @@ def test_triples_and_ids_are_the_same_data(tmp_path, collection):
         ({"query": "q", "positive": "", "negative": "B"}, "leave out queries without a positive"),
         ({"query": "", "positive": "A", "negative": "B"}, "leave out"),
         ({"query": "q", "positive": 3, "negative": "B"}, "every text must be a string"),
-        ({"query": "q"}, "expected a query with positive and negative"),
-        ({"positive": "A", "negative": "B"}, "every text must be a string"),
+        ({"query": "q"}, "expected a query .*with positive"),
+        ({"query": "q", "documents": ["A", "B"], "scores": [1, True]}, "found True"),
+        ({"positive": "A", "negative": "B"}, "found the columns positive, negative; rename the columns"),
+        ({"text": "A", "label": 1}, "or anchor, question.*found the columns text, label"),
+        ({"query": "q", "anchor": "q", "positive": "A"}, "one of the columns query, anchor, question, found query and anchor"),
+        ({"query": "q", "positive": "A", "negative": 7}, "negative as text or a list of texts, found 7"),
+        ({"query": "q", "positive": "A", "negative": ["B", None]}, "every text must be a string"),
         ({"query_id": 1.5, "document_ids": ["a"]}, "every id must be a string or a whole number"),
         ([1], "expected a JSON object, found list"),
     ],
@@ -102,6 +108,39 @@ def test_a_row_that_is_wrong_is_refused_by_its_line(tmp_path, row, message):
     with pytest.raises(FormatError, match=message) as error:
         read_examples(write(tmp_path / "examples.jsonl", [TUPLES[0], row]))
     assert "examples.jsonl:2" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_scores_of_any_sign_are_kept(tmp_path):
+    data = read_examples(write(tmp_path / "examples.jsonl", [{"query": "q", "documents": ["A", "B"], "scores": [-0.5, -11]}]))
+    assert data.teacher == [((-0.5, -11.0),)]
+
+
+def test_a_constant_added_to_a_teachers_scores_changes_no_distillation_loss():
+    student, teacher = torch.tensor([[1.0, 2.0, 0.5]]), torch.tensor([[-3.0, -1.0, -9.0]])
+    for normalize in (False, True):
+        loss = DistillationLoss(1.0, normalize, normalize)
+        assert loss(student, teacher).item() == pytest.approx(loss(student, teacher + 9.0).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"anchor": "one", "positive": "A", "negative": "B"},
+        {"question": "one", "answer": "A", "negative": ["B"]},
+        {"query": "one", "positive": "A", "negatives": ["B"]},
+        {"anchor": "one", "positive": "A", "negative_1": "B"},
+    ],
+)
+def test_the_column_names_of_sentence_transformers_are_understood(tmp_path, row):
+    assert words(read_examples(write(tmp_path / "examples.jsonl", [row]))) == {"one": [["A", "B"]]}
+    columns = {name: [value] for name, value in row.items()}
+    pq.write_table(pa.table(columns), tmp_path / "examples.parquet")
+    assert words(read_examples(str(tmp_path / "examples.parquet"))) == {"one": [["A", "B"]]}
+
+
+def test_numbered_negatives_come_in_the_order_of_their_numbers(tmp_path):
+    row = {"anchor": "one", "negative_10": "K", "positive": "A", "negative_2": "C", "negative_1": "B"}
+    assert words(read_examples(write(tmp_path / "examples.jsonl", [row]))) == {"one": [["A", "B", "C", "K"]]}
 
 
 def test_files_that_mix_or_hold_nothing_are_refused(tmp_path):
@@ -170,6 +209,23 @@ def test_sources_name_what_they_lack(tmp_path, collection):
     with pytest.raises(ConfigError, match="--dev_split needs the collection"):
         load_dev_set(TrainingSource(examples=write(tmp_path / "triples.jsonl", TRIPLES), dev_split="dev"))
     assert load_dev_set(TrainingSource(dataset=str(collection))) is None
+
+
+def test_a_dev_set_of_another_collection_is_refused(collection):
+    (collection / "qrels" / "other.tsv").write_text("query-id\tcorpus-id\tscore\n1\tnowhere\t1\n")
+    with pytest.raises(ConfigError, match="none of the 1 documents that .*/other judges is in"):
+        load_dev_set(TrainingSource(dataset=str(collection), dev_split="other"))
+    with pytest.raises(ConfigError, match="no split 'missing' in .*; it has"):
+        load_dev_set(TrainingSource(dataset=str(collection), dev_split="missing"))
+
+
+def test_rows_of_the_corpus_that_are_no_documents_are_counted_and_named(collection, caplog):
+    with open(collection / "corpus.jsonl", "a") as file:
+        file.write('{"_id": "x"}\nnot JSON\n')
+    counts: dict[str, int] = {}
+    load_training_data(TrainingSource(dataset=str(collection), split="dev"), counts)
+    assert counts["num_dead"] == 2 and counts["queries_left_out"] > 0
+    assert "2 rows of" in caplog.text and "no text" in caplog.text
 
 
 def test_queries_without_a_positive_are_counted_and_left_out(collection, caplog):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import AuthenticationError, RayTaskError
 
 from ray_lir.errors import ConfigError, RayLirError
 from ray_lir.formats.storage import store_errors
@@ -24,7 +24,7 @@ def start_ray(num_cpus: int | None = None) -> bool:
     Ray's log files, so that nothing comes between a job's results on standard output.
 
     Raises:
-        ConfigError: if RAY_ADDRESS names no cluster that answers.
+        ConfigError: if RAY_ADDRESS names no cluster that answers, or the cluster asks for another token.
     """
     if ray.is_initialized():
         return False
@@ -33,15 +33,22 @@ def start_ray(num_cpus: int | None = None) -> bool:
         try:
             _check_answers(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except AuthenticationError as error:
+            raise ConfigError(_token_message(address)) from error
         except (OSError, ValueError) as error:
+            if _is_unauthenticated(error):
+                raise ConfigError(_token_message(address)) from error
             raise ConfigError(
                 f"no Ray cluster answers at RAY_ADDRESS={address}; start it, or unset RAY_ADDRESS to use this machine"
             ) from error
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors make it print errors that are none
-        with _silent():  # it announces such settings while it starts; what goes wrong comes as an exception
-            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            with _silent():  # it announces such settings while it starts; what goes wrong comes as an exception
+                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except AuthenticationError as error:
+            raise ConfigError(_token_message("this machine")) from error
     logger.debug("Ray has %s", ray.cluster_resources())
     return True
 
@@ -55,6 +62,22 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     finally:
         if started:
             ray.shutdown()
+
+
+def _is_unauthenticated(error: BaseException | None) -> bool:
+    """Whether a cluster refused the token: Ray reports that as a failure to connect, with the reason in its cause."""
+    while error is not None:
+        if "Unauthenticated" in str(error) or "AuthToken" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _token_message(place: str) -> str:
+    return (
+        f"Ray's token for {place} is missing or wrong; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's "
+        "token (ray get-auth-token prints that of this machine)"
+    )
 
 
 def wait_for_machines() -> None:

@@ -65,7 +65,8 @@ def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: T
     The same call continues a training that was killed, and does nothing more once it has finished.
 
     Returns:
-        output, checkpoint, steps, final_loss, with a dev set best_step and its nDCG@10, and of the run that finished it:
+        output, checkpoint, steps, final_loss, the counts of load_training_data,
+        with a dev set best_step and its nDCG@10, and of the run that finished it:
         seconds, examples_per_second (None if it had no step left to take), resumed_from_step and num_workers.
 
     Raises:
@@ -76,7 +77,8 @@ def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: T
     start = time.perf_counter()
     output = storage.absolute(output)
     encoder = _absolute_checkpoint(encoder)
-    data, dev = load_training_data(source), load_dev_set(source)
+    counts: dict[str, int] = {}
+    data, dev = load_training_data(source, counts), load_dev_set(source)
     check_data(data, config)
     if config.batch_size % run.num_workers:
         raise ConfigError(
@@ -95,7 +97,7 @@ def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: T
                 if not _claim(output, identity):
                     _fit_and_publish(data, dev, output, encoder, config, run, scaling, identity, start)
     storage.remove_tree(storage.join(output, STATE))
-    return _summary(output)
+    return _summary(output) | counts
 
 
 def _claim(output: str, identity: dict[str, Any]) -> bool:
@@ -121,7 +123,15 @@ def _claim(output: str, identity: dict[str, Any]) -> bool:
 
 
 def _digest(data: TrainingData, dev: DevSet | None) -> str:
-    return digest([data.queries, data.documents, data.lists, data.teacher, dev and [dev.queries, dev.documents, dev.qrels]])
+    return digest(
+        [
+            data.queries,
+            data.documents,
+            data.lists,
+            data.teacher,
+            dev and [dev.queries, dev.documents, dev.qrels, *[True] * dev.ignore_identical_ids],
+        ]
+    )
 
 
 def _absolute_checkpoint(encoder: EncoderConfig) -> EncoderConfig:

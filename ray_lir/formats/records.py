@@ -103,17 +103,32 @@ def parse_document(row: bytes) -> Document:
     return Document(doc_id, title, text, {**(nested if isinstance(nested, dict) else {}), **fields})
 
 
-def read_documents(url: storage.PathOrUrl) -> Iterator[Document]:
-    """The documents of a corpus one after another; rows that are none are passed over, and how many is logged."""
-    num_bad = 0
+@dataclass
+class RefusedRows:
+    """Rows of a corpus that are no documents.
+
+    Attributes:
+        num_rows: How many there were.
+        first: File, row and reason of the first one; None if there was none.
+    """
+
+    num_rows: int = 0
+    first: str | None = None
+
+
+def read_documents(url: storage.PathOrUrl, refused: RefusedRows | None = None) -> Iterator[Document]:
+    """The documents of a corpus one after another. Rows that are none are left out, counted in `refused`, and logged at the end."""
+    refused = refused or RefusedRows()
+    before = refused.num_rows
     for file in corpus_files(url):
-        for _, row in read_rows(file):
+        for number, row in read_rows(file):
             try:
                 yield parse_document(row)
-            except BadRow:
-                num_bad += 1
-    if num_bad:
-        logger.warning("corpus: %d rows of %s are not documents and were passed over", num_bad, url)
+            except BadRow as error:
+                refused.num_rows += 1
+                refused.first = refused.first or f"{file}:{number}: {error}"
+    if num_bad := refused.num_rows - before:
+        logger.warning("corpus: %d rows of %s are not documents and were left out, the first: %s", num_bad, url, refused.first)
 
 
 def _jsonl_rows(url: str) -> Iterator[tuple[int, bytes]]:

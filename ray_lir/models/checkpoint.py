@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -26,11 +26,12 @@ WEIGHT_FILES = ["*.safetensors", "*.bin"]
 EXPORTS = ["onnx/*", "openvino/*", "*.onnx*", "*.msgpack", "*.h5"]
 
 
-def find(checkpoint: storage.PathOrUrl, weights: bool = True) -> Path:
+def find(checkpoint: storage.PathOrUrl, weights: bool = True, kind: Literal["encoder", "cross-encoder"] = "encoder") -> Path:
     """The folder (or legacy .dnn file) of a checkpoint named by its path or URL, as the packaged default, or on the Hugging Face hub.
 
     Args:
         checkpoint: what EncoderConfig.checkpoint says.
+        kind: what it is to be used as; the message about one that is missing names no encoder in place of a cross-encoder.
         weights: False fetches only the small files from a hub, enough for a tokenizer.
 
     Raises:
@@ -50,7 +51,7 @@ def find(checkpoint: storage.PathOrUrl, weights: bool = True) -> Path:
         return _packaged()
     if Path(checkpoint).is_absolute() or checkpoint.startswith((".", "~", "file://")) or checkpoint.count("/") > 1:
         raise ConfigError(f"there is no checkpoint folder {checkpoint}; check the path")
-    return _from_hub(checkpoint, weights)
+    return _from_hub(checkpoint, weights, kind)
 
 
 def _from_store(url: str) -> Path:
@@ -74,15 +75,16 @@ def _packaged() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def _from_hub(name: str, weights: bool) -> Path:
+def _from_hub(name: str, weights: bool, kind: str) -> Path:
     try:
         if not weights:
             return Path(snapshot_download(name, allow_patterns=SMALL_FILES))
         return Path(snapshot_download(name, allow_patterns=SMALL_FILES + WEIGHT_FILES, ignore_patterns=EXPORTS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        instead = f", or use {DEFAULT_CHECKPOINT}, which needs no network" if kind == "encoder" else ""
         raise ConfigError(
-            f"there is no folder {name}, and the Hugging Face hub did not give a model of that name ({type(error).__name__}); "
-            f"check the name or the network, give a checkpoint folder, or use {DEFAULT_CHECKPOINT}, which needs no network"
+            f"there is no {kind} {name}: no such folder, and the Hugging Face hub did not give a model of that name "
+            f"({type(error).__name__}); check the name or the network, or give a checkpoint folder{instead}"
         ) from None
 
 

@@ -1,7 +1,9 @@
 """A cross-encoder that scores a query and a document read together: a teacher for distillation."""
 
+import json
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +16,10 @@ from ray_lir.models.encoder import BATCH_TOKENS, choose_device, choose_dtype
 from ray_lir.models.layouts.parts import load_tokenizer, loading
 
 logger = logging.getLogger(__name__)
+GIVE = "give a sequence classifier with one label, such as cross-encoder/ms-marco-MiniLM-L-6-v2"
+
+ENCODER_FILES = {"modules.json", "artifact.metadata"}
+"""Files that only checkpoints of encoders of single texts have: sentence-transformers and PyLate, Stanford ColBERT."""
 
 
 class CrossEncoder:
@@ -34,16 +40,18 @@ class CrossEncoder:
         """A sequence classifier with one label, from a folder or the Hugging Face hub.
 
         Raises:
-            ConfigError: if there is none, or it has another number of labels.
+            ConfigError: There is none, it is another kind of model, or it has another number of labels.
         """
-        folder = checkpoint.find(name)
+        folder = checkpoint.find(name, kind="cross-encoder")
+        _check_kind(name, folder)
         tokenizer = load_tokenizer(folder)
         place = choose_device(device)
         with loading(folder):
             model, info = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         if model.config.num_labels != 1 or info["missing_keys"]:
             missing = f"lacks weights of a classifier ({min(info['missing_keys'])})" if info["missing_keys"] else ""
-            raise ConfigError(f"{name} {missing or f'gives {model.config.num_labels} scores a pair'}; give a cross-encoder with one label")
+            found = missing or f"gives {model.config.num_labels} scores a pair"
+            raise ConfigError(f"{name} is no cross-encoder with one label: it {found}; {GIVE}")
         return cls(model.eval().to(place, choose_dtype(precision, place)), tokenizer, max_length)
 
     @torch.inference_mode()
@@ -66,3 +74,21 @@ class CrossEncoder:
             batch = self._tokenizer.pad({name: [values[row] for row in rows] for name, values in encoded.items()}, return_tensors="pt")
             result[rows] = self._model(**batch.to(device)).logits[:, 0].float().cpu().numpy()
         return result
+
+
+def _check_kind(name: str, folder: Path) -> None:
+    """Raise ConfigError if a checkpoint is an encoder of single texts, or no checkpoint at all."""
+    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if files & ENCODER_FILES and not _is_classifier(folder):
+        raise ConfigError(f"{name} is an encoder of single texts (it has {min(files & ENCODER_FILES)}), not a cross-encoder; {GIVE}")
+    if "config.json" not in files:
+        raise ConfigError(f"{name} is no cross-encoder: it has no config.json; {GIVE}")
+
+
+def _is_classifier(folder: Path) -> bool:
+    """Whether config.json names a sequence classifier; recent sentence-transformers writes modules.json for cross-encoders too."""
+    try:
+        architectures = json.loads((folder / "config.json").read_text()).get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        return False
+    return any(str(name).endswith("ForSequenceClassification") for name in architectures)

@@ -7,8 +7,9 @@ from pydantic import Field
 
 from ray_lir.config import Config
 from ray_lir.errors import ConfigError
-from ray_lir.evaluation.datasets import load_dataset
-from ray_lir.formats.records import document_text, read_documents
+from ray_lir.evaluation.coverage import check_coverage
+from ray_lir.evaluation.datasets import has_queries_as_documents, load_dataset
+from ray_lir.formats.records import RefusedRows, document_text, read_documents
 from ray_lir.logs import stage
 from ray_lir.models.dev_set import DevSet
 from ray_lir.models.training_data import TrainingData, from_judgements
@@ -34,23 +35,31 @@ class TrainingSource(Config):
     """Documents that are ranked: all judged ones, and of the others the first of the corpus, up to this many together."""
 
 
-def load_training_data(source: TrainingSource) -> TrainingData:
+def load_training_data(source: TrainingSource, counts: dict[str, int] | None = None) -> TrainingData:
     """Queries with the documents to compare.
+
+    Args:
+        source: Where they are.
+        counts: Filled with the numbers of queries and documents, of rows of the corpus that are no documents (num_dead), and of
+            queries without a document judged above 0 (queries_left_out).
 
     Raises:
         ConfigError, FormatError: if there is none, or a file or a row is wrong.
     """
+    refused, left_out = RefusedRows(), 0
     with stage("training data") as record:
         if source.examples:
-            data = read_examples(source.examples, source.dataset)
+            data = read_examples(source.examples, source.dataset, refused)
         elif source.dataset:
             judged = load_dataset(source.dataset, source.split)
-            data = from_judgements(judged.queries, judged.qrels, _texts(judged.corpus))
-            if without := len(judged.queries) - len(data.queries):
-                logger.warning("training data: %d queries of %s have no document judged above 0 and are left out", without, source.split)
+            data = from_judgements(judged.queries, judged.qrels, _texts(judged.corpus, refused))
+            if left_out := len(judged.queries) - len(data.queries):
+                logger.warning("training data: %d queries of %s have no document judged above 0 and are left out", left_out, source.split)
         else:
             raise ConfigError("there is nothing to train on; give --dataset, --examples, or both")
         record.update(queries=len(data.queries), documents=len(data.documents), lists=sum(map(len, data.lists)))
+    if counts is not None:
+        counts.update(queries=len(data.queries), documents=len(data.documents), num_dead=refused.num_rows, queries_left_out=left_out)
     return data
 
 
@@ -58,7 +67,7 @@ def load_dev_set(source: TrainingSource) -> DevSet | None:
     """What the encoder is evaluated on, if it is to be.
 
     Raises:
-        ConfigError, FormatError: if there is no such collection or split, or a file is wrong.
+        ConfigError, FormatError: if there is no such collection or split, a file is wrong, or the corpus holds no judged document.
     """
     if source.dev_split is None:
         return None
@@ -74,8 +83,9 @@ def load_dev_set(source: TrainingSource) -> DevSet | None:
             if doc_id in wanted or others >= 0:
                 documents[doc_id] = text
         record.update(queries=len(judged.queries), documents=len(documents))
-    return DevSet(judged.queries, documents, judged.qrels)
+    check_coverage(judged.qrels, documents, f"{judged.name}/{judged.split}", judged.corpus)
+    return DevSet(judged.queries, documents, judged.qrels, has_queries_as_documents(judged.name))
 
 
-def _texts(corpus: str) -> Iterator[tuple[str, str]]:
-    return ((document.doc_id, document_text(document.title, document.text)) for document in read_documents(corpus))
+def _texts(corpus: str, refused: RefusedRows | None = None) -> Iterator[tuple[str, str]]:
+    return ((document.doc_id, document_text(document.title, document.text)) for document in read_documents(corpus, refused))

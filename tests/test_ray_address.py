@@ -1,0 +1,49 @@
+"""Connecting to a Ray cluster: the message says whether the cluster is absent or refuses the token."""
+
+import pytest
+import ray
+from ray.exceptions import AuthenticationError
+
+from ray_lir.distributed import runtime
+from ray_lir.errors import ConfigError
+
+
+def fail_with(error: Exception, cause: Exception | None = None):
+    def init(**_: object) -> None:
+        raise error from cause
+
+    return init
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "message"),
+    [
+        (
+            AuthenticationError("Token authentication is enabled but no authentication token was found"),
+            None,
+            "token for .* missing or wrong",
+        ),
+        (
+            ConnectionError("Failed to connect to Ray cluster at 192.0.2.2:6391"),
+            RuntimeError("Failed to connect to GCS. ... ray.exceptions.RpcError: Unauthenticated: InvalidAuthToken"),
+            "token for .* missing or wrong; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN",
+        ),
+        (ConnectionError("refused"), None, "no Ray cluster answers at RAY_ADDRESS=192.0.2.2:6391"),
+    ],
+)
+def test_a_refused_token_is_told_from_a_missing_cluster(monkeypatch, error, cause, message):
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.2:6391")
+    monkeypatch.setattr(runtime, "_check_answers", lambda address: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail_with(error, cause))
+    with pytest.raises(ConfigError, match=message) as caught:
+        runtime.start_ray()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_token_for_a_cluster_of_this_machine_is_named(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail_with(AuthenticationError("no token")))
+    with pytest.raises(ConfigError, match="Ray's token for this machine is missing or wrong"):
+        runtime.start_ray()
