@@ -11,9 +11,11 @@ from ray_lir.distributed.encode import Workers, make_pool, on_ray
 from ray_lir.distributed.ray_map import ray_map
 from ray_lir.distributed.runtime import ray_session
 from ray_lir.encode import encode_corpus
+from ray_lir.formats import storage
 from ray_lir.formats.embeddings import DOCS_PER_PART
 from ray_lir.formats.manifest import manifest_digest
 from ray_lir.formats.records import corpus_files
+from ray_lir.formats.refused import DEAD_LETTERS
 
 from .cli import main
 
@@ -44,6 +46,8 @@ def run(job: EncodeJob) -> dict[str, Any]:
         "num_docs": manifest.num_docs,
         "num_tokens": manifest.num_tokens,
         "num_dead": manifest.num_dead,
+        "num_repeated": manifest.num_repeated,
+        "dead_letters": storage.join(job.output, DEAD_LETTERS) if manifest.num_dead else None,
         **manifest.truncation.report,
         "bytes": sum(part.size for part in manifest.parts),
         "seconds": round(time.perf_counter() - start, 3),

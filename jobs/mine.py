@@ -24,7 +24,8 @@ from ray_lir.evaluation.datasets import Dataset, load_dataset
 from ray_lir.formats import storage
 from ray_lir.formats.exclusive import OutputFile
 from ray_lir.formats.manifest import manifest_digest
-from ray_lir.formats.records import RefusedRows, document_text, read_documents
+from ray_lir.formats.records import document_text, read_documents
+from ray_lir.formats.refused import RefusedRows
 from ray_lir.models.cross_encoder import CrossEncoder
 from ray_lir.models.encoder import Encoder
 from ray_lir.models.training_data import collect

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
 
@@ -15,13 +16,16 @@ from ray_lir.encode import encode_corpus, identify, in_process
 from ray_lir.errors import ConfigError
 from ray_lir.formats import storage
 from ray_lir.formats.embeddings import DOCS_PER_PART
+from ray_lir.formats.lines import read_lines
 from ray_lir.formats.manifest import MANIFEST, IndexManifest, manifest_digest
 from ray_lir.formats.records import ID_FIELDS, corpus_files, read_documents
+from ray_lir.formats.refused import RefusedRows
+from ray_lir.ids import BadId, id_text
 from ray_lir.index.work import WORK, tidy
 from ray_lir.parallel import Map, threads
 from ray_lir.planning.preview import preview_update
 from ray_lir.search import latest_version, read_version
-from ray_lir.update import Added, Update, advice, change_of, drift_of, update_index
+from ray_lir.update import Added, Update, advice, change_of, drift_of, log_dead_letters, update_index
 from ray_lir.versions import is_same
 
 from .cli import main
@@ -34,7 +38,8 @@ class UpdateJob(Config):
     index: str
     """Folder or URL of the index."""
     add: str | None = None
-    """Documents to add: a corpus as jobs.encode takes it, or a folder that it wrote. One with the id of another replaces it."""
+    """Documents to add: a corpus as jobs.encode takes it, or a folder that it wrote. One with the id of another replaces it; of rows
+    with one id the last counts. Rows that are refused are counted and kept in the index's folder dead_letters."""
     delete: str | None = None
     """File of ids of documents to delete: one a line, or JSON lines with _id. Those that the index does not hold are counted."""
     encoder: QueryEncoderConfig = QueryEncoderConfig()
@@ -69,13 +74,15 @@ def _update(job: UpdateJob, manifest: IndexManifest, ids: list[str], map: Map) -
         return update_index(job.index, job.add, ids, map=map)
     given = job.encoder.model_dump()
     encoder = EncoderConfig(**given | {"checkpoint": given["checkpoint"] or manifest.contract.checkpoint})
-    identity, _ = identify(job.add, encoder, manifest.contract, docs_per_part=job.docs_per_part, map=map)
+    identity, _ = identify(job.add, encoder, manifest.contract, docs_per_part=job.docs_per_part, kept="last", map=map)
     if is_same(manifest, change_of(digest(identity), ids)):
+        log_dead_letters(job.index, manifest.change)
         return Update(manifest, latest_version(job.index), manifest.change)
     folder = storage.join(storage.absolute(job.index), WORK, f"embeddings-{digest(identity)[:16]}")
     spread = partial(on_ray, pool=make_pool(job.workers, encoder)) if job.where == "ray" else in_process
-    contract = manifest.contract
-    encode_corpus(job.add, folder, encoder, contract=contract, docs_per_part=job.docs_per_part, map=map, spread=spread)
+    encode_corpus(
+        job.add, folder, encoder, contract=manifest.contract, docs_per_part=job.docs_per_part, kept="last", map=map, spread=spread
+    )
     update = update_index(job.index, folder, ids, map=map)
     tidy(storage.absolute(job.index), lambda name: name == storage.name_of(folder))
     return update
@@ -87,7 +94,9 @@ def _preview(job: UpdateJob, ids: list[str]) -> dict[str, Any]:
     if is_embeddings(job.add):
         added = Added.read(job.add)
         return preview_update(job.index, added.doc_ids(), ids, added.source.num_tokens)
-    return preview_update(job.index, list(dict.fromkeys(document.doc_id for document in read_documents(job.add))), ids)
+    refused = RefusedRows()
+    new_ids = [document.doc_id for document in read_documents(job.add, refused)]
+    return preview_update(job.index, new_ids, ids) | {"num_dead": refused.num_rows, "num_repeated": refused.num_repeated}
 
 
 def is_embeddings(url: str) -> bool:
@@ -96,31 +105,34 @@ def is_embeddings(url: str) -> bool:
 
 
 def read_ids(url: str) -> list[str]:
-    """Ids of documents: one a line, or JSON lines with _id, doc_id or id; blank lines are passed over.
+    """Read ids of documents: one a line, or JSON lines with _id, doc_id or id, a string or a whole number; blank lines are passed over.
+
+    Ids are read exactly: only the line end is dropped.
 
     Raises:
-        ConfigError: if the file cannot be read, or a line is JSON without an id.
+        ConfigError: the file cannot be read, a line is not UTF-8, or a line is JSON without an id.
     """
-    with storage.told_as("read", url):
-        content = storage.read_bytes(url)
+    return [_read_id(url, number, line) for number, line in read_lines(url)]
+
+
+def _read_id(url: str, number: int, raw: bytes) -> str:
     try:
-        lines = content.decode("utf-8-sig").splitlines()
+        line = raw.decode()
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{url} is not text in UTF-8 (byte {error.start}); write one id a line") from None
-    return [_read_id(url, number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _read_id(url: str, number: int, line: str) -> str:
-    if not line.startswith("{"):
+        raise ConfigError(f"{url} is not text in UTF-8 (line {number}, byte {error.start}); write one id a line") from None
+    if not line.lstrip(" \t").startswith("{"):
         return line
     try:
         fields = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = {}
     for name in ID_FIELDS:
-        if isinstance(fields.get(name), str) and fields[name]:
-            return fields[name]
-    raise ConfigError(f"line {number} of {url} is no id: want one id a line, or a JSON object with the string {ID_FIELDS[0]}")
+        with suppress(BadId):
+            if found := id_text(fields.get(name)):
+                return found
+    raise ConfigError(
+        f"line {number} of {url} is no id: want one id a line, or a JSON object whose {ID_FIELDS[0]} is a string or a whole number"
+    )
 
 
 def _result(job: UpdateJob, update: Update) -> dict[str, Any]:
@@ -133,6 +145,9 @@ def _result(job: UpdateJob, update: Update) -> dict[str, Any]:
         "num_replaced": change.num_replaced,
         "num_deleted": change.num_deleted,
         "num_unknown": change.num_unknown,
+        "num_dead": change.num_dead,
+        "num_repeated": change.num_repeated,
+        "dead_letters": change.dead_letters and storage.join(job.index, change.dead_letters),
         "added_tokens": change.added_tokens,
         **change.truncation.report,
         "num_docs": manifest.num_docs,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ray_lir.errors import ConfigError
+from ray_lir.ids import BadId, check_id, id_text
 
 
 def text_list(name: str, values: Iterable[str]) -> list[str]:
@@ -22,22 +23,44 @@ def text_list(name: str, values: Iterable[str]) -> list[str]:
     return _strings(name, _ordered(name, values))
 
 
-def id_list(name: str, values: Iterable[str]) -> list[str]:
-    """The ids as a list, like `text_list`; ids must be valid Unicode, and a file is refused, since its lines end in line breaks.
+def id_list(name: str, values: Iterable[str | int]) -> list[str]:
+    """The ids as a list, like `text_list`; a whole number stands for its decimal text.
+
+    Ids must be valid Unicode, and a file is refused, since its lines end in line breaks.
 
     Raises:
-        ConfigError: if it is not a list of such strings.
+        ConfigError: if it is not a list of such values.
     """
-    return _stored(name, text_list(name, _not_a_file(name, values)))
+    return _stored(name, _id_texts(name, _ordered(name, _not_a_file(name, values))))
 
 
-def id_set(name: str, values: Iterable[str]) -> list[str]:
+def id_set(name: str, values: Iterable[str | int]) -> list[str]:
     """Ids in an order without meaning, each once and sorted: as `id_list`, and sets are accepted.
 
     Raises:
-        ConfigError: if it is not a collection of such strings.
+        ConfigError: if it is not a collection of such values.
     """
-    return sorted(set(_stored(name, _strings(name, _listed(name, _not_a_file(name, values))))))
+    return sorted(set(_stored(name, _id_texts(name, _listed(name, _not_a_file(name, values))))))
+
+
+def new_ids(name: str, values: Iterable[str | int]) -> list[str]:
+    """The ids of documents that enter an index: as `id_list`, each by the rule of `ids.check_id` and once.
+
+    Raises:
+        ConfigError: if one breaks the rule or comes twice; the message names the position.
+    """
+    places: dict[str, int] = {}
+    for position, value in enumerate(id_list(name, values)):
+        try:
+            doc_id = check_id(value)
+        except BadId as error:
+            raise ConfigError(f"{_entry(name)} {position} {error}; give 1 to 1,024 characters without control characters") from None
+        if doc_id in places:
+            raise ConfigError(
+                f"{_entry(name)} {position} is {value!r:.60}, as is {_entry(name)} {places[doc_id]}; give each document its own id"
+            )
+        places[doc_id] = position
+    return list(places)
 
 
 def aligned_texts(name: str, values: Iterable[str], count: int) -> list[str]:
@@ -143,6 +166,17 @@ def _strings(name: str, values: Iterable[Any]) -> list[str]:
         if not isinstance(value, str):
             raise ConfigError(f"{_entry(name)} {position} is {_shown(value)}, not a string; leave it out or convert it")
     return [value if type(value) is str else str(value) for value in values]
+
+
+def _id_texts(name: str, values: Iterable[Any]) -> list[str]:
+    texts = []
+    for position, value in enumerate(values):
+        try:
+            texts.append(id_text(value))
+        except BadId:
+            what = f"{_entry(name)} {position} is {_shown(value)}"
+            raise ConfigError(f"{what}, not a string or a whole number; leave it out or convert it") from None
+    return texts
 
 
 def _stored(name: str, values: list[str]) -> list[str]:

@@ -22,11 +22,12 @@ from ray_lir.formats.contract import EncoderContract
 from ray_lir.formats.corpus import CHUNK_BYTES, Corpus, CorpusFile, read_chunks, sample_texts, scan
 from ray_lir.formats.embeddings import DOCS_PER_PART, FOLDER, write_relation
 from ray_lir.formats.manifest import LATEST, MANIFEST, PROVENANCE, EmbeddingsManifest, create_manifest, files_of, read_manifest
-from ray_lir.formats.records import corpus_files
+from ray_lir.formats.records import Kept, corpus_files
+from ray_lir.formats.refused import DEAD_LETTERS, first_reasons, log_refused
 from ray_lir.formats.relation import Relation
 from ray_lir.formats.truncation import TruncationCounts
 from ray_lir.logs import stage
-from ray_lir.models.chunks import DEAD_LETTERS, ChunkEntry, Destination, encode_chunk, finished_chunks, has_entries
+from ray_lir.models.chunks import ChunkEntry, Destination, encode_chunk, finished_chunks, has_entries
 from ray_lir.models.encoder import Encoder, absolute_name
 from ray_lir.models.projection import fit_projection, parse_projection
 from ray_lir.models.tokenization import TextTokenizer
@@ -109,16 +110,18 @@ def encode_corpus(
     *,
     contract: EncoderContract | None = None,
     docs_per_part: int = DOCS_PER_PART,
+    kept: Kept = "first",
     map: Map = ray_lir.parallel.threads,
     spread: Spread = in_process,
 ) -> EncodeResult:
-    """Encodes all documents of a corpus; rows that are none go to dead letters, each with the reason.
+    """Encodes all documents of a corpus; rows that are none go to dead letters, each with the reason, and the log counts them.
 
     Args:
         corpus: BEIR folder, JSONL, JSONL.gz or Parquet file, or a folder of such files; on a disk or an object store.
         output: folder for the embeddings, on a disk or an object store.
         contract: of an index, say, whose conventions are kept instead of those of the checkpoint and of `encoder`.
         docs_per_part: rows of the corpus that make one chunk, the unit of work, and one Parquet file.
+        kept: which of the rows with one id is the document; the others are refused.
         map: where the scan runs, one call a file.
         spread: where the chunks are encoded: in_process, or distributed.encode.on_ray. The manifest is the same.
 
@@ -135,7 +138,22 @@ def encode_corpus(
     if not storage.exists(storage.join(output, MANIFEST)):
         storage.check_writable(output)
     records: list[dict[str, Any]] = []
-    found = _scan(corpus, docs_per_part, map, records)
+    found = _scan(corpus, docs_per_part, map, records, kept)
+    result = _encode_scanned(corpus, output, encoder, contract, docs_per_part, found, spread, records)
+    log_refused(corpus, result.manifest.num_dead, first_reasons(output, result.manifest.dead_letters))
+    return result
+
+
+def _encode_scanned(
+    corpus: str,
+    output: str,
+    encoder: EncoderConfig,
+    contract: EncoderContract | None,
+    docs_per_part: int,
+    found: Corpus,
+    spread: Spread,
+    records: list[dict[str, Any]],
+) -> EncodeResult:
     source = _load(encoder, contract)
     _check_encoder(encoder, source.contract, output, docs_per_part)
     identity = _identity(found, encoder, source.contract)
@@ -177,6 +195,7 @@ def identify(
     contract: EncoderContract,
     *,
     docs_per_part: int = DOCS_PER_PART,
+    kept: Kept = "first",
     map: Map = ray_lir.parallel.threads,
 ) -> tuple[dict[str, Any], int]:
     """What the manifest of these embeddings will hold as its configuration, and how many documents there are; nothing is encoded.
@@ -185,7 +204,7 @@ def identify(
         ConfigError: if the corpus holds no document.
         FormatError: if a file of the corpus is cut or damaged.
     """
-    found = _scan(storage.absolute(corpus), docs_per_part, map, [])
+    found = _scan(storage.absolute(corpus), docs_per_part, map, [], kept)
     return _identity(found, encoder, contract), found.num_docs
 
 
@@ -209,9 +228,9 @@ def _check_apart(corpus: str, output: str) -> None:
         raise ConfigError(f"the output {output} lies in the corpus {corpus}; choose a folder beside it")
 
 
-def _scan(corpus: str, docs_per_part: int, map: Map, records: list[dict[str, Any]]) -> Corpus:
+def _scan(corpus: str, docs_per_part: int, map: Map, records: list[dict[str, Any]], kept: Kept) -> Corpus:
     with stage("scan", records) as record:
-        found = scan(corpus_files(corpus), docs_per_part, watched(map, "scan"))
+        found = scan(corpus_files(corpus), docs_per_part, watched(map, "scan"), kept)
         record.update(files=len(found.files), rows=found.num_rows, documents=found.num_docs)
     if not found.num_docs:
         why = f"no row is one, the first because: {found.first_bad}" if found.num_rows else "it is empty"
@@ -237,7 +256,8 @@ def _check_encoder(encoder: EncoderConfig, contract: EncoderContract, output: st
 def _identity(corpus: Corpus, encoder: EncoderConfig, contract: EncoderContract) -> dict[str, Any]:
     """All that decides what the embeddings are; the checkpoint by its content, wherever it lies."""
     settings = {**encoder.model_dump(mode="json", exclude={"checkpoint"}), "fingerprint": contract.fingerprint}
-    return {"corpus": corpus.fingerprint, "docs_per_part": corpus.docs_per_chunk, "encoder": settings}
+    rows = {"kept": corpus.kept} if corpus.num_repeated and corpus.kept != "first" else {}
+    return {"corpus": corpus.fingerprint, "docs_per_part": corpus.docs_per_chunk, "encoder": settings, **rows}
 
 
 def _existing(destination: Destination, identity: dict[str, Any]) -> EmbeddingsManifest | None:
@@ -324,6 +344,7 @@ def _publish(plan: Plan, entries: dict[int, ChunkEntry], identity: dict[str, Any
         num_docs=sum(part.num_docs for part in parts),
         num_tokens=sum(part.num_tokens for part in parts),
         num_dead=sum(letter.num_rows for letter in dead),
+        num_repeated=plan.corpus.num_repeated,
         parts=parts,
         dead_letters=dead,
         config=identity,

@@ -33,6 +33,7 @@ from ray_lir.formats.manifest import (
     write_named,
 )
 from ray_lir.formats.parquet import read_doc_ids
+from ray_lir.formats.refused import DEAD_LETTERS
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.formats.truncation import TruncationCounts
 from ray_lir.index.assemble import assemble
@@ -128,6 +129,7 @@ def update_index(
     number, parent = read_parent(index, change)
     if is_same(parent, change):
         logger.info("%s has had this update, which made version %d; nothing to do", index, number)
+        log_dead_letters(index, parent.change)
         return Update(parent, number, parent.change)
     if added:
         added.check(parent)
@@ -201,6 +203,13 @@ def change_of(added: str | None, ids: Sequence[str]) -> dict[str, Any]:
     return {"kind": "update", "add": added, "delete": digest(sorted(ids)) if ids else None}
 
 
+def log_dead_letters(index: str, change: Change) -> None:
+    """Report in the log where the refused rows of an update are kept, if there are any."""
+    if change.dead_letters:
+        repeated = f" ({change.num_repeated} of them replaced by a later row with the same id)" if change.num_repeated else ""
+        logger.warning("update: %d refused rows%s are kept in %s", change.num_dead, repeated, storage.join(index, change.dead_letters))
+
+
 def drift_of(manifest: IndexManifest) -> float | None:
     """The mean residual norm of all added tokens over that of held-out documents of the index; None if there are too few to tell."""
     expected, tokens = manifest.held_out_residual_norm, manifest.added_tokens
@@ -253,6 +262,9 @@ def _update(
                 "added_tokens": compressed.counts.tokens,
                 "mean_residual_norm": compressed.mean_residual_norm if compressed.counts.tokens else None,
                 "num_zero_rows": compressed.counts.zero_rows,
+                "num_dead": added.source.num_dead,
+                "num_repeated": added.source.num_repeated,
+                "dead_letters": _keep_dead_letters(index, number + 1, added),
                 **added.source.truncation.fields,
             }
         )
@@ -271,6 +283,7 @@ def _update(
         }
     )
     publish(index, manifest, records)
+    log_dead_letters(index, counts)
     return Update(manifest, number + 1, counts)
 
 
@@ -291,6 +304,14 @@ def _add(
     shards = assemble(build, compressed.part_tokens, map, records, f"{DELTA}{number + 1:05d}-")
     numbered = (shard.model_copy(update={"first_document": parent.num_numbers + shard.first_document}) for shard in shards)
     return compressed, tuple(numbered)
+
+
+def _keep_dead_letters(index: str, version: int, added: Added) -> str | None:
+    """Copy the rows that were refused when the corpus was encoded into one file of the index; return its name, None if there are none."""
+    for letter in added.source.dead_letters:
+        check_file(added.folder, letter)
+    rows = b"".join(storage.read_bytes(storage.join(added.folder, letter.name)) for letter in added.source.dead_letters)
+    return write_named(index, f"{DEAD_LETTERS}/version-{version:05d}", ".jsonl", rows).name if rows else None
 
 
 def _norms(parent: IndexManifest, counts: Change) -> dict[str, Any]:

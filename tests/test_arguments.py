@@ -163,7 +163,7 @@ def test_texts_from_an_iterator_are_all_encoded(encoder):
     for wrong in ("text", b"text", {"a": "b"}, ["a", None], None):
         with pytest.raises(ConfigError, match="text"):
             encoder.encode_queries(wrong)
-    for ids in ("ab", [1, 2], {"a", "b"}):
+    for ids in ("ab", [1.0, 2.0], [True, False], [None, "b"], {"a", "b"}):
         with pytest.raises(ConfigError, match="id"):
             encoder.encode_documents(texts, ids)
 
@@ -179,12 +179,15 @@ def test_token_embeddings_of_take_one_matrix_for_each_text():
         ([np.eye(2, 8), np.eye(2, 4)], None),
         ([[[1.0], [1.0, 2.0]]], None),
         (matrices, "ab"),
-        (matrices, [1, 2]),
+        (matrices, [1.0, 2.0]),
         (matrices, ["a"]),
         (matrices, {"a", "b"}),
     ):
         with pytest.raises(ConfigError):
             TokenEmbeddings.of(wrong, ids)
+    for numbers in ([1, 2], np.array([1, 2]), range(1, 3)):
+        assert TokenEmbeddings.of(matrices, numbers).doc_ids == ["1", "2"]
+        assert TokenEmbeddings(np.ones((2, 8), np.float16), np.array([0, 1, 2]), numbers).doc_ids == ["1", "2"]
     with pytest.raises(ConfigError, match="doc_ids"):
         TokenEmbeddings(np.ones((2, 8), np.float16), np.array([0, 1, 2]), "ab")
 

@@ -22,7 +22,7 @@ from .checkpoints import put_together
 from .corpora import write_rows
 
 ROWS = [{"_id": f"d{number}", "title": f"Title {number}", "text": f"the text of document {number}", "year": number} for number in range(11)]
-BAD = [{"_id": 17, "text": "number"}, {"text": "no id"}, {"_id": "d3", "text": "again"}, b"not json", b'{"_id": "x", "text": "\xff"}']
+BAD = [{"_id": 1.5, "text": "number"}, {"text": "no id"}, {"_id": "d3", "text": "again"}, b"not json", b'{"_id": "x", "text": "\xff"}']
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_bad_rows_become_dead_letters_with_their_reasons_and_the_rest_goes_on(ch
     assert list(embeddings.doc_ids) == [row["_id"] for row in ROWS]
     assert manifest.num_dead == len(letters) == len(BAD)
     assert [(letter["line"], letter["reason"].split(":")[0]) for letter in letters] == [
-        (1, "_id is a number (17), not a string"),
+        (1, "_id is a number with a fraction (1.5), not a string or a whole number"),
         (7, "no id"),
         (8, "the id 'd3' is that of an earlier row"),
         (9, "not JSON"),

@@ -189,7 +189,6 @@ def test_deleting_what_is_not_there_changes_nothing(index):
     ("add", "delete", "error", "message"),
     [
         (None, [], ConfigError, "nothing to add and nothing to delete"),
-        (TokenEmbeddings.of([np.eye(2, 32)] * 2, ["a", "a"]), [], ConfigError, "'a' is added twice"),
         (TokenEmbeddings.of([np.eye(2, 16)]), [], IncompatibleError, "has 16 dimensions and the index 32"),
     ],
 )

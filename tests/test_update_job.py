@@ -1,6 +1,8 @@
 """jobs.update and jobs.compact: from rows of a corpus to the next version of an index; and what their dry runs say."""
 
+import gzip
 import json
+import logging
 import os
 import shutil
 import signal
@@ -196,3 +198,61 @@ def test_on_ray_the_bytes_are_the_same(ray_cluster, one_thread, made, index, tmp
     compact.run(compact.CompactJob(index=str(index), where="here"))
     compact.run(compact.CompactJob(index=str(there)))
     assert tree(there) == tree(index)
+
+
+MESSY = [
+    {"_id": "n1", "text": "the older text"},
+    {"_id": 7, "text": "a number as id"},
+    {"_id": "n2", "text": None},
+    {"_id": "n1", "text": "the newer text"},
+    b"not JSON",
+    {"_id": "n3", "text": "good"},
+    {"_id": 1.5, "text": "a fraction as id"},
+    {"_id": "a\nb", "text": "a line feed in the id"},
+]
+
+
+def test_refused_rows_are_counted_told_and_kept_and_the_last_row_with_an_id_wins(index, made, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("ray_lir"), "propagate", True)  # another test may have run a job
+    rows = write_rows(tmp_path / "messy.jsonl", MESSY)
+    preview = change(index, made, add=rows, delete=None, dry_run=True)
+    assert (preview["num_added"], preview["num_dead"], preview["num_repeated"]) == (3, 5, 1)
+    result = change(index, made, add=rows, delete=None)
+    assert (result["num_added"], result["num_dead"], result["num_repeated"]) == (3, 5, 1)
+    letters = [json.loads(line) for line in Path(result["dead_letters"]).read_text().split("\n")[:-1]]
+    assert [(each["line"], each["reason"].partition(":")[0]) for each in letters] == [
+        (1, "a later row has the id 'n1' too, and replaces this one"),
+        (3, "no text"),
+        (5, "not JSON"),
+        (7, "_id is a number with a fraction (1.5), not a string or a whole number"),
+        (8, "_id holds the control character U+000A ('a\\nb')"),
+    ]
+    assert json.loads(letters[0]["row"])["text"] == "the older text"
+    assert f"5 rows of {rows} were refused; the first: messy.jsonl line 1: a later row" in caplog.text
+    assert (
+        f"update: 5 refused rows (1 of them replaced by a later row with the same id) are kept in {result['dead_letters']}" in caplog.text
+    )
+    searcher = Searcher.open(str(index))
+    found = searcher.find(["n1", "7", "n3"])
+    assert [each["text"] for each in searcher.documents([found[each] for each in ("n1", "7", "n3")])] == [
+        "the newer text",
+        "a number as id",
+        "good",
+    ]
+    caplog.clear()
+    assert change(index, made, add=rows, delete=None) | {"seconds": 0} == result | {"seconds": 0} and "are kept in" in caplog.text
+    compact.run(compact.CompactJob(index=str(index), where="here", keep_versions=1))
+    assert Path(result["dead_letters"]).is_file()
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\xa0", " "])
+def test_ids_to_delete_are_cut_at_line_feeds_alone(tmp_path, separator):
+    plain, odd = f"a{separator}b", f"{separator}a{separator}"
+    (tmp_path / "ids").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([plain, odd, ""]).encode())
+    assert update.read_ids(str(tmp_path / "ids")) == [plain, odd]
+    (tmp_path / "ids.gz").write_bytes(gzip.compress(f"{plain}\n{odd}\n".encode()))
+    assert update.read_ids(str(tmp_path / "ids.gz")) == [plain, odd]
+    if separator > "\x1f":
+        text = json.dumps({"_id": odd, "text": separator}, ensure_ascii=False)
+        (tmp_path / "ids").write_text(f'{text}\n{{"_id": 7}}\n', encoding="utf-8")
+        assert update.read_ids(str(tmp_path / "ids")) == [odd, "7"]

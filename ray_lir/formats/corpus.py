@@ -15,7 +15,7 @@ import numpy as np
 from ray_lir.config import digest
 from ray_lir.errors import ConfigError
 from ray_lir.formats import storage
-from ray_lir.formats.records import BadRow, document_text, parse_document, read_rows
+from ray_lir.formats.records import BadRow, Kept, document_text, parse_document, read_rows
 from ray_lir.parallel import Map
 
 CHUNK_BYTES = 16 << 20
@@ -31,7 +31,8 @@ class Chunk:
         file: name of the file.
         lines: line (or row) number of each row, from 1.
         rows: each row, the bytes of a JSON object.
-        repeated: positions in `rows` whose id an earlier row of the corpus has.
+        repeated: positions in `rows` that are refused because another row of the corpus has their id.
+        kept: which of the rows with one id is the document.
     """
 
     number: int
@@ -39,6 +40,7 @@ class Chunk:
     lines: list[int]
     rows: list[bytes]
     repeated: frozenset[int]
+    kept: Kept = "first"
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,15 @@ class CorpusFile:
         url: where it lies.
         first_chunk: number of its first chunk.
         digests: for each chunk, a sha256 (hex) of all rows up to its end.
-        repeated: ordinals of rows whose id an earlier row of the corpus has, ascending.
+        repeated: ordinals of rows that are refused because another row of the corpus has their id, ascending.
+        kept: which of the rows with one id is the document.
     """
 
     url: str
     first_chunk: int
     digests: tuple[str, ...]
     repeated: tuple[int, ...]
+    kept: Kept = "first"
 
     @property
     def chunks(self) -> range:
@@ -71,7 +75,9 @@ class Corpus:
         files: in reading order.
         docs_per_chunk: rows of a chunk, at most.
         num_rows: rows in all.
-        num_docs: rows that are documents and repeat no id.
+        num_docs: rows that are documents, one for each id.
+        num_repeated: rows that are refused because another row has their id.
+        kept: which of the rows with one id is the document.
         fingerprint: sha256 (hex) over file names and rows.
         first_bad: where and why the first row is no document; empty if all are.
     """
@@ -80,6 +86,8 @@ class Corpus:
     docs_per_chunk: int
     num_rows: int
     num_docs: int
+    num_repeated: int
+    kept: Kept
     fingerprint: str
     first_bad: str
 
@@ -97,25 +105,30 @@ class _FileScan:
     first_bad: str
 
 
-def scan(urls: list[str], docs_per_chunk: int, map: Map = map) -> Corpus:
+def scan(urls: list[str], docs_per_chunk: int, map: Map = map, kept: Kept = "first") -> Corpus:
     """Reads all files once, one call of `map` each; 16 bytes a row are held (about 60 while repeated ids are sought).
+
+    Args:
+        kept: Which of the rows with one id is the document.
 
     Raises:
         FormatError: if a file is cut or damaged.
     """
     scans = list(map(partial(_scan_file, docs_per_chunk=docs_per_chunk), urls))
     ids = np.concatenate([np.zeros((0, 2), np.uint64), *(found.ids for found in scans)])
-    repeated = _repeated(ids)
+    repeated = _repeated(ids, kept)
     files, row, chunk = [], 0, 0
     for found in scans:
         first, last = np.searchsorted(repeated, [row, row + len(found.ids)])
-        files.append(CorpusFile(found.url, chunk, found.digests, tuple((repeated[first:last] - row).tolist())))
+        files.append(CorpusFile(found.url, chunk, found.digests, tuple((repeated[first:last] - row).tolist()), kept))
         row, chunk = row + len(found.ids), chunk + len(found.digests)
     return Corpus(
         files=tuple(files),
         docs_per_chunk=docs_per_chunk,
         num_rows=len(ids),
         num_docs=int(ids.any(axis=1).sum()) - len(repeated),
+        num_repeated=len(repeated),
+        kept=kept,
         fingerprint=digest([[storage.name_of(found.url), *found.digests[-1:]] for found in scans]),
         first_bad=next((found.first_bad for found in scans if found.first_bad), ""),
     )
@@ -135,7 +148,8 @@ def read_chunks(file: CorpusFile, docs_per_chunk: int, skip: Collection[int] = (
         number = file.first_chunk + position
         if number not in skip:
             first, last = np.searchsorted(file.repeated, [row, row + len(rows)])
-            yield Chunk(number, storage.name_of(file.url), lines, rows, frozenset(again - row for again in file.repeated[first:last]))
+            repeated = frozenset(again - row for again in file.repeated[first:last])
+            yield Chunk(number, storage.name_of(file.url), lines, rows, repeated, file.kept)
         row += len(rows)
     if position + 1 != len(file.digests):
         raise changed
@@ -186,8 +200,9 @@ def _scan_file(url: str, docs_per_chunk: int) -> _FileScan:
     return _FileScan(url, tuple(digests), np.frombuffer(bytes(hashes), np.uint64).reshape(-1, 2), first_bad)
 
 
-def _repeated(ids: np.ndarray) -> np.ndarray:
-    """Ordinals, ascending, of the rows of [rows, 2] hashes that an earlier row equals; zero rows are not compared."""
+def _repeated(ids: np.ndarray, kept: Kept) -> np.ndarray:
+    """Ordinals, ascending, of the rows of [rows, 2] hashes that equal an earlier (or later) one; zero rows are not compared."""
     order = np.lexsort((ids[:, 1], ids[:, 0]))
-    later = order[1:]
-    return np.sort(later[(ids[later] == ids[order[:-1]]).all(axis=1) & ids[later].any(axis=1)])
+    earlier, later = order[:-1], order[1:]
+    same = (ids[later] == ids[earlier]).all(axis=1) & ids[later].any(axis=1)
+    return np.sort((later if kept == "first" else earlier)[same])

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from ray_lir.arguments import aligned_mappings, aligned_texts, id_list
+from ray_lir.arguments import aligned_mappings, aligned_texts, new_ids
 from ray_lir.config import canonical_json
 from ray_lir.errors import ConfigError
 from ray_lir.formats import storage
@@ -57,9 +57,9 @@ def documents_table(
     """doc_id, title, text and metadata (JSON) of documents held in memory, empty where nothing is given.
 
     Raises:
-        ConfigError: if there is not one value for each document, or one is of a wrong type.
+        ConfigError: if there is not one value for each document, one is of a wrong type, or an id breaks the rule for ids or comes twice.
     """
-    doc_ids = id_list("doc_ids", doc_ids)
+    doc_ids = new_ids("doc_ids", doc_ids)
     count = len(doc_ids)
     objects = ["{}"] * count
     if metadata is not None:

@@ -74,6 +74,9 @@ class EmbeddingsManifest(CountsTruncation):
     num_docs: int
     num_tokens: int
     num_dead: int = 0
+    """Rows of the corpus that were refused."""
+    num_repeated: int = _later(0)
+    """Of these, rows that were refused because another row has their id."""
     parts: tuple[EmbeddingPart, ...]
     dead_letters: tuple[DeadLetter, ...] = ()
     config: dict[str, Any] = Field(default_factory=dict)
@@ -134,6 +137,12 @@ class Change(CountsTruncation):
     """Of the added tokens."""
     num_zero_rows: int = _later(0)
     """Rows of zeros (padding) that were left out of the added documents."""
+    num_dead: int = _later(0)
+    """Rows of the added corpus that were refused."""
+    num_repeated: int = _later(0)
+    """Of these, rows that were refused because another row has their id."""
+    dead_letters: str | None = _later(None)
+    """File of the refused rows with the reasons, in the index folder. No version needs it, and compaction leaves it there."""
 
 
 class IndexManifest(CountsTruncation):

@@ -1,24 +1,27 @@
 """Corpus rows: JSONL (plain or gzip) and Parquet files, read as streams, and what makes a row a document.
 
-A row is a JSON object; rows of Parquet are turned into one. Its id is `_id`, `doc_id` or `id`, a string; `text` is
-required, `title` is not; the fields of a `metadata` object and all other fields are the document's metadata.
+A row is a JSON object; rows of Parquet are turned into one. Its id is `_id`, `doc_id` or `id`, a string or a whole number
+(`ray_lir/ids.py` has the rule); `text` is required, `title` is not; the fields of a `metadata` object and all other fields are the
+document's metadata.
 """
 
-import base64
-import gzip
+import hashlib
 import json
 import logging
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BufferedReader
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats import storage
+from ray_lir.formats.lines import read_lines
+from ray_lir.formats.parquet_values import column_values, distinct_names
+from ray_lir.formats.refused import RefusedRows, log_refused
+from ray_lir.ids import BadId, check_id
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,10 @@ BEIR_FILES = ("corpus.jsonl", "corpus.jsonl.gz")
 JSONL, GZIP, PARQUET = ".jsonl", ".jsonl.gz", ".parquet"
 SUFFIXES = (JSONL, GZIP, PARQUET)
 ROWS_PER_BATCH = 256
+Kept = Literal["first", "last"]
+"""Which of the rows with one id is the document; the others are refused."""
+MAX_NESTING = 100
+"""Lists and objects of a row within each other. Python's own limit depends on the process that parses."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +89,15 @@ def read_rows(url: storage.PathOrUrl) -> Iterator[tuple[int, bytes]]:
     with storage.told_as("read", url):
         try:
             yield from _parquet_rows(url) if url.endswith(PARQUET) else _jsonl_rows(url)
-        except (gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowInvalid, UnicodeDecodeError) as error:
-            kind = {GZIP: "a gzip file of JSON lines", PARQUET: "a Parquet file"}.get(_suffix(url), "JSON lines")
-            raise FormatError(url, kind, _short(error), "the file is cut or damaged: fetch it again") from error
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise FormatError(url, "a Parquet file", _short(error), "the file is cut or damaged: fetch it again") from error
 
 
 def parse_document(row: bytes) -> Document:
     """The document of a row.
 
     Raises:
-        BadRow: if the row is not a JSON object in UTF-8 with a string as id and one as text.
+        BadRow: if the row is not a JSON object in UTF-8 with an id and a text.
     """
     fields = _parse_object(row)
     doc_id = _take_id(fields)
@@ -103,76 +109,87 @@ def parse_document(row: bytes) -> Document:
     return Document(doc_id, title, text, {**(nested if isinstance(nested, dict) else {}), **fields})
 
 
-@dataclass
-class RefusedRows:
-    """Rows of a corpus that are no documents.
-
-    Attributes:
-        num_rows: How many there were.
-        first: File, row and reason of the first one; None if there was none.
-    """
-
-    num_rows: int = 0
-    first: str | None = None
-
-
 def read_documents(url: storage.PathOrUrl, refused: RefusedRows | None = None) -> Iterator[Document]:
-    """The documents of a corpus one after another. Rows that are none are left out, counted in `refused`, and logged at the end."""
-    refused = refused or RefusedRows()
-    before = refused.num_rows
+    """Yield the documents of a corpus; of rows with one id the first counts, as in jobs.encode.
+
+    Refused rows are added to `refused` (None: counted here) and reported in the log at the end. About 60 bytes a document are held.
+    """
+    url = storage.absolute(url)
+    found = RefusedRows()
+    seen: set[int] = set()
     for file in corpus_files(url):
-        for number, row in read_rows(file):
+        for line, row in read_rows(file):
             try:
-                yield parse_document(row)
+                document = parse_document(row)
             except BadRow as error:
-                refused.num_rows += 1
-                refused.first = refused.first or f"{file}:{number}: {error}"
-    if num_bad := refused.num_rows - before:
-        logger.warning("corpus: %d rows of %s are not documents and were left out, the first: %s", num_bad, url, refused.first)
+                found.add(storage.name_of(file), line, error)
+                continue
+            key = int.from_bytes(hashlib.blake2b(document.doc_id.encode(), digest_size=8).digest())
+            if key in seen:
+                found.add(storage.name_of(file), line, repeats(document.doc_id), repeated=True)
+            else:
+                seen.add(key)
+                yield document
+    log_refused(url, found.num_rows, found.reasons)
+    if refused is not None:
+        refused.merge(found)
+
+
+def repeats(doc_id: str, kept: Kept = "first") -> str:
+    """Return why a row is refused whose id another row has too."""
+    return (
+        f"the id {doc_id!r} is that of an earlier row"
+        if kept == "first"
+        else f"a later row has the id {doc_id!r} too, and replaces this one"
+    )
 
 
 def _jsonl_rows(url: str) -> Iterator[tuple[int, bytes]]:
-    with storage.open_input(url) as file:
-        lines = gzip.GzipFile(fileobj=file) if url.endswith(GZIP) else BufferedReader(file, storage.BLOCK_BYTES)  # type: ignore[type-var]
-        for number, line in enumerate(lines, start=1):
-            row = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
-            if row:
-                yield number, row
+    return ((number, line.strip(b" \t\r")) for number, line in read_lines(url))
 
 
 def _parquet_rows(url: str) -> Iterator[tuple[int, bytes]]:
     with storage.open_input(url) as file:
         number = 0
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_PER_BATCH):
-            columns = {name: _values(batch.column(name)) for name in batch.schema.names}
-            for values in zip(*columns.values(), strict=True):
+        parquet = pq.ParquetFile(file)
+        if b"ray_lir.dim" in (parquet.schema_arrow.metadata or {}):
+            raise ConfigError(f"{url} holds token embeddings, not a corpus; give the folder above it to jobs.build_index or jobs.update")
+        for batch in parquet.iter_batches(batch_size=ROWS_PER_BATCH):
+            names = distinct_names(batch.schema.names)
+            if names != batch.schema.names:
+                renamed = ", ".join(name for name, was in zip(names, batch.schema.names, strict=True) if name != was)
+                _notice("corpus: %s has several columns of one name; those after the first become %s", url, renamed)
+            columns = [_values(name, column) for name, column in zip(names, batch.columns, strict=True)]
+            for values in zip(*columns, strict=True):
                 number += 1
-                fields = dict(zip(columns, values, strict=True))
-                yield number, json.dumps(fields, ensure_ascii=False, default=_plain).encode("utf-8", "surrogateescape")
+                fields = dict(zip(names, values, strict=True))
+                yield number, json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogateescape")
 
 
-def _values(column: pa.Array) -> list[Any]:
-    """A column's values; text that is not UTF-8 is kept byte for byte, for `parse_document` to refuse that row alone."""
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        raw = column.cast(pa.large_binary()).to_pylist()
-        return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
-    return column.to_pylist()
+def _values(name: str, column: pa.Array) -> list[Any]:
+    """Return a column as JSON values. Ids and texts that are not UTF-8 keep their bytes, for `parse_document` to refuse their rows."""
+    return column_values(column, "surrogateescape" if name in (*ID_FIELDS, "title", "text") else "backslashreplace")
 
 
-def _plain(value: Any) -> Any:
-    """What JSON has no word for: bytes become an object (so they are not taken for text), dates and decimals strings."""
-    return {"base64": base64.b64encode(value).decode()} if isinstance(value, bytes) else str(value)
+@lru_cache(maxsize=1024)
+def _notice(message: str, *values: str) -> None:
+    """Log something about a file once in a process: a file is read more than once."""
+    logger.warning(message, *values)
 
 
 def _parse_object(row: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(row.decode(), parse_constant=lambda _: None)
+        fields = json.loads(row.decode(), parse_constant=lambda _: None, object_pairs_hook=_distinct)
     except UnicodeDecodeError as error:
         raise BadRow(f"not UTF-8: byte 0x{row[error.start]:02x} at position {error.start}") from None
+    except BadRow:
+        raise
     except (ValueError, RecursionError) as error:
         raise BadRow(f"not JSON: {_short(error)}") from None
     if not isinstance(fields, dict):
         raise BadRow(f"not a JSON object but {_kind(fields)}")
+    if row.count(b"[") + row.count(b"{") > MAX_NESTING and _depth(fields) > MAX_NESTING:
+        raise BadRow(f"nested more than {MAX_NESTING} deep")
     try:
         json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
@@ -182,15 +199,34 @@ def _parse_object(row: bytes) -> dict[str, Any]:
     return fields
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise BadRow(f"holds the field {next(name for name in names if names.count(name) > 1)!r} twice")
+    return fields
+
+
+def _depth(value: Any) -> int:
+    """Return how many lists and objects lie within each other; no recursion, which has a limit."""
+    level, depth = [value], 0
+    while level := [each for each in level if isinstance(each, dict | list)]:
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+        depth += 1
+    return depth
+
+
 def _take_id(fields: dict[str, Any]) -> str:
     name = next((name for name in ID_FIELDS if fields.get(name) is not None), None)
     if name is None:
         raise BadRow(f"no id: want a field {', '.join(ID_FIELDS[:-1])} or {ID_FIELDS[-1]}")
-    doc_id = _take_string(fields, name)
-    if not doc_id:
-        raise BadRow(f"{name} is empty")
+    value = fields[name]
+    try:
+        doc_id = check_id(value)
+    except BadId as error:
+        raise BadRow(f"{name} {error}") from None
     for other in ID_FIELDS:
-        if fields.get(other, doc_id) in (None, doc_id):
+        if type(fields.get(other)) in (type(None), type(value)) and fields.get(other) in (None, value):
             fields.pop(other, None)
     return doc_id
 
@@ -211,10 +247,6 @@ def _kind(value: Any) -> str:
         return "null"
     names = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object", str: "a string"}
     return f"{names[type(value)]} ({json.dumps(value)[:40]})"
-
-
-def _suffix(url: str) -> str:
-    return next((suffix for suffix in SUFFIXES if url.endswith(suffix)), "")
 
 
 def _short(error: BaseException) -> str:

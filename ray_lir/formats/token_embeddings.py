@@ -23,7 +23,7 @@ class TokenEmbeddings:
         values: [T, D] float16, of any length (`norm`); a row of zeros is padding. Queries keep such rows, as masked tokens; an index leaves
             them out of documents.
         offsets: [N + 1] int64; text i owns rows offsets[i] to offsets[i + 1].
-        doc_ids: N strings.
+        doc_ids: N strings; whole numbers become their decimal text.
         token_ids: [T] int32 vocabulary ids, if known.
         weights: [T] float32, what the scorer multiplies a token's similarities with, at least 0 (ALGORITHMS 7), if it weighs these texts.
 
@@ -40,6 +40,8 @@ class TokenEmbeddings:
     def __post_init__(self) -> None:
         if isinstance(self.doc_ids, (str, bytes)):
             raise ConfigError(f"doc_ids must be a list of strings, not one {type(self.doc_ids).__name__}; put it in a list")
+        if not all(type(doc_id) is str for doc_id in self.doc_ids):
+            object.__setattr__(self, "doc_ids", id_list("doc_ids", self.doc_ids))
         if self.values.ndim != 2 or self.values.dtype != np.float16:
             raise ConfigError(
                 f"token embeddings must be [tokens, dim] float16, not {self.values.shape} {self.values.dtype}; use TokenEmbeddings.of"

@@ -15,12 +15,11 @@ from ray_lir.formats.corpus import Chunk
 from ray_lir.formats.embeddings import FOLDER, publish_part
 from ray_lir.formats.manifest import DeadLetter, EmbeddingPart
 from ray_lir.formats.parquet import Block, texts_table
-from ray_lir.formats.records import BadRow, Document, document_text, parse_document
+from ray_lir.formats.records import BadRow, Document, document_text, parse_document, repeats
+from ray_lir.formats.refused import DEAD_LETTERS
 from ray_lir.formats.truncation import TruncationCounts
 from ray_lir.models.encoder import Encoder
 from ray_lir.models.tokenization import TextTokenizer
-
-DEAD_LETTERS = "dead_letters"
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def tokenise_chunk(chunk: Chunk, tokenizer: TextTokenizer) -> TokenisedChunk:
         try:
             document = parse_document(row)
             if position in chunk.repeated:
-                raise BadRow(f"the id {document.doc_id!r} is that of an earlier row")
+                raise BadRow(repeats(document.doc_id, chunk.kept))
             documents.append(document)
         except BadRow as error:
             dead.append({"reason": str(error), "file": chunk.file, "line": line, **_readable(row)})

@@ -18,7 +18,8 @@ import numpy as np
 
 from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats import storage
-from ray_lir.formats.records import RefusedRows, document_text, read_documents, read_rows
+from ray_lir.formats.records import document_text, read_documents, read_rows
+from ray_lir.formats.refused import RefusedRows
 from ray_lir.models.training_data import TrainingData, collect
 
 LARGEST_SCORE = float(np.finfo(np.float32).max)

@@ -9,7 +9,8 @@ from ray_lir.config import Config
 from ray_lir.errors import ConfigError
 from ray_lir.evaluation.coverage import check_coverage
 from ray_lir.evaluation.datasets import has_queries_as_documents, load_dataset
-from ray_lir.formats.records import RefusedRows, document_text, read_documents
+from ray_lir.formats.records import document_text, read_documents
+from ray_lir.formats.refused import RefusedRows
 from ray_lir.logs import stage
 from ray_lir.models.dev_set import DevSet
 from ray_lir.models.training_data import TrainingData, from_judgements
