@@ -1,33 +1,29 @@
 """Asks a running search service one query, and shows the answers."""
 
 import logging
-import os
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from pydantic import Field
 
-from ray_lir.client import DEFAULT_URL, Client
-from ray_lir.config import Config
 from ray_lir.index.filters import FILTER_NAMES, FiltersInput
 from ray_lir.messages import MAX_K, Quality, SearchResponse
 
 from .cli import main
-from .search import show
+from .connection import TOKEN as TOKEN
+from .connection import ServiceJob, connect
+from .hits import show_hits
 
 logger = logging.getLogger("ray_lir.ask")
 
-TOKEN = "RAY_LIR_TOKEN"
 
+class AskJob(ServiceJob):
+    """Asks a running search service one query and shows the documents it finds.
 
-class AskJob(Config):
-    """Asks a search service: the answers for people, then the whole reply as JSON. The environment variable RAY_LIR_TOKEN
-    holds the bearer token of a service that asks for one."""
+    If the service asks for a bearer token, set the environment variable RAY_LIR_TOKEN to it.
+    """
 
     query: str
     """What to look for."""
-    url: str = DEFAULT_URL
-    """Address of the service."""
     k: int = Field(10, ge=1, le=MAX_K)
     """How many documents, at most."""
     engine: str = "auto"
@@ -45,24 +41,20 @@ class AskJob(Config):
     """The share of the documents that must have been searched."""
     explain: bool = False
     """Say in the JSON which token of each document every query token matched."""
-    json_only: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
-    """Print nothing but the JSON."""
 
 
 def run(job: AskJob) -> dict[str, Any]:
     """Raises ServiceUnavailable if nothing answers, and whatever the service says is wrong."""
-    options = job.model_dump(exclude={"query", "url", "json_only"}, exclude_none=True)
-    with Client(job.url, os.environ.get(TOKEN)) as client:
+    options = job.model_dump(exclude={"query", "url"}, exclude_none=True)
+    with connect(job) as client:
         response: SearchResponse = client.search(job.query, **options)
     reply = response.model_dump(mode="json", exclude_none=True)
     for cut in response.truncated_queries:
         logger.warning("only the first %d of %d tokens of the query were searched for", cut.kept_tokens, cut.total_tokens)
     for warning in response.warnings:
         logger.warning("%s", warning)
-    if not job.json_only:
-        show(reply["results"][0])
     return {"query": job.query, **reply}
 
 
 if __name__ == "__main__":
-    main(AskJob, run)
+    main(AskJob, run, show=lambda result: show_hits(result["results"][0]), positional="query")

@@ -3,13 +3,7 @@
 import time
 from typing import Any, Literal
 
-from ray_lir.build import build_index
 from ray_lir.config import IndexConfig
-from ray_lir.distributed.ray_map import ray_map
-from ray_lir.distributed.runtime import ray_session
-from ray_lir.formats.manifest import manifest_digest
-from ray_lir.parallel import threads
-from ray_lir.planning.preview import preview_build
 
 from .cli import main
 
@@ -29,10 +23,18 @@ class BuildIndexJob(IndexConfig):
 
 def run(job: BuildIndexJob) -> dict[str, Any]:
     start = time.perf_counter()
+    from ray_lir.build import build_index
+    from ray_lir.formats.manifest import manifest_digest
+    from ray_lir.parallel import threads
+    from ray_lir.planning.preview import preview_build
+
     config = IndexConfig(**{name: getattr(job, name) for name in IndexConfig.model_fields})
     if job.dry_run:
         return {"output": job.output, "dry_run": True, **preview_build(job.embeddings, job.output, config)}
     if job.where == "ray":
+        from ray_lir.distributed.ray_map import ray_map
+        from ray_lir.distributed.runtime import ray_session
+
         with ray_session():
             manifest = build_index(job.embeddings, job.output, config, map=ray_map)
     else:

@@ -1,69 +1,135 @@
-"""What every job does alike: flags and a recipe become a configuration, a result becomes the last line of JSON.
+"""What every command shares: flags and a recipe become a configuration, the result is shown to people or printed as JSON.
 
-A recipe (--recipe FILE) is YAML with the job's fields; flags given beside it win.
+A recipe (--recipe FILE) is YAML with the job's fields; flags beside it win.
 """
 
 import difflib
 import json
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-import tyro
-import yaml
 from pydantic import AliasChoices, BaseModel, ValidationError
 
 from ray_lir import logs
 from ray_lir.config import Config
 from ray_lir.errors import ConfigError, RayLirError
-from ray_lir.formats import storage
-from ray_lir.formats.storage import store_errors
 
 Job = TypeVar("Job", bound=Config)
+Result = dict[str, Any]
+
+TRACEBACK = "RAY_LIR_TRACEBACK"
+"""Environment variable: set, an unexpected error shows its traceback."""
+INTERRUPTED, CLOSED_PIPE = 130, 141
+
+command: str | None = None
+"""How the running command was called (`ray-lir encode`), if not as `python -m jobs.encode`."""
 
 
-def main(config_type: type[Job], run: Callable[[Job], dict[str, Any]], argv: list[str] | None = None) -> None:
-    """Runs a job from the command line: its result is the last line of standard output, as one JSON object.
+def main(
+    config_type: type[Job],
+    run: Callable[[Job], Result],
+    argv: list[str] | None = None,
+    show: Callable[[Result], None] | None = None,
+    positional: str | None = None,
+) -> None:
+    """Runs a job from the command line.
 
-    A mistake of the user, or a disk or object store that does not do its part, ends it with one line on standard error and
-    exit code 2.
+    On a terminal the result is shown for people. With --json, or when standard output is piped or redirected, it is the last line of
+    standard output, as one JSON object. A user's mistake, or a disk or object store that fails, ends the job with one line on standard
+    error and exit code 2; an error that nobody foresaw with exit code 1.
+
+    Args:
+        show: prints the result for people. None: one line a field.
+        positional: the field that an argument without a flag fills, such as the folder of `ray-lir inspect DIR`.
     """
     logs.configure()
-    try:
-        result = run(parse(config_type, sys.argv[1:] if argv is None else argv))
-    except RayLirError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
-    except store_errors() as error:
+    words = list(sys.argv[1:] if argv is None else argv)
+    with ending_in_one_line():
+        job, as_json = parse_command(config_type, words, positional)
+        result = run(job)
+        if as_json or not sys.stdout.isatty():
+            print(json.dumps(result), flush=True)
+        else:
+            (show or show_fields)(result)
+            sys.stdout.flush()
+
+
+class ending_in_one_line:
+    """A context that ends the process with one line on standard error instead of a traceback, whatever its body raises."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> bool:
+        if isinstance(error, KeyboardInterrupt):
+            _end("interrupted; a job continues when the same command runs again", INTERRUPTED)
+        if isinstance(error, BrokenPipeError):  # the reader of standard output, such as `head`, has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os._exit(CLOSED_PIPE)
+        if not isinstance(error, Exception):
+            return False
+        if os.environ.get(TRACEBACK):
+            return False
+        from ray_lir.formats.storage import store_errors  # fsspec takes a tenth of a second to load
+
         why = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {why}; check the address, your rights and the space left", file=sys.stderr, flush=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr, flush=True)
-        sys.exit(130)
-    print(json.dumps(result), flush=True)
+        if isinstance(error, RayLirError):
+            _end(f"error: {error}", 2)
+        if isinstance(error, store_errors()):
+            _end(f"error: {why}; check the address, your rights and the space left", 2)
+        _end(f"error: unexpected {type(error).__name__}: {why[:300]}; set {TRACEBACK}=1 to see where, and report it", 1)
+        return False
 
 
-def parse(config_type: type[Job], argv: list[str]) -> Job:
+def _end(line: str, code: int) -> None:
+    print(line, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def show_fields(result: Result) -> None:
+    """Prints a result for people, a line a field; lists take a line for each entry."""
+    width = max(map(len, result), default=0)
+    for name, value in result.items():
+        for number, each in enumerate(value if isinstance(value, list) and value else [value]):
+            print(f"{'' if number else name:<{width}}  {readable(each)}")
+
+
+def readable(value: Any) -> str:
+    """A value for people: thousands with commas, mappings as name=value."""
+    if isinstance(value, dict):
+        return "  ".join(f"{name}={readable(each)}" for name, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(readable, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def parse(config_type: type[Job], argv: list[str], positional: str | None = None) -> Job:
     """The configuration that `--field value` and `--field=value` flags, and a recipe, describe.
 
     Raises:
         ConfigError: if a field is unknown, missing or has a wrong value; the message is one line.
     """
+    return parse_command(config_type, argv, positional)[0]
+
+
+def parse_command(config_type: type[Job], argv: list[str], positional: str | None = None) -> tuple[Job, bool]:
+    """The same, and whether --json asks for JSON."""
     if "--help" in argv or "-h" in argv:
-        note = "--recipe FILE reads any of these fields from a YAML file; flags win over it."
-        tyro.cli(
-            config_type,
-            args=["--help"],
-            description=f"{(config_type.__doc__ or '').strip()}\n\n{note}",
-            config=(tyro.conf.FlagConversionOff,),
-        )
+        from .help import help_text  # kept out of ordinary starts
+
+        print(help_text(config_type, _usage(config_type, positional)), flush=True)
+        sys.exit(0)
     fields = dict(_fields(config_type))
     same = dict(_other_names(config_type))
-    flags = dict(_flags(argv, {name for name, annotation in fields.items() if annotation is bool or bool in get_args(annotation)}))
+    switches = {name for name, annotation in fields.items() if annotation is bool or bool in get_args(annotation)} | {"json"}
+    flags = dict(_flags(_with_positional(argv, positional), switches))
     recipe = _read_recipe(flags.pop("recipe")) if "recipe" in flags else {}
+    as_json = _switch("json", flags.pop("json", "false"))
     values: dict[str, Any] = {}
     for name, value in _flatten(recipe, {**fields, **same}):
         _put(values, _known(same.get(name, name), fields, ""), value)
@@ -72,9 +138,35 @@ def parse(config_type: type[Job], argv: list[str]) -> Job:
         name = _known(same.get(name, name), fields, "--")
         _put(values, name, _value(text, fields[name]))
     try:
-        return config_type.model_validate(values)
+        return config_type.model_validate(values), as_json
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
+
+
+def _usage(config_type: type[BaseModel], positional: str | None) -> str:
+    required = [name for name, field in config_type.model_fields.items() if field.is_required()]
+    words = [name.upper() if name == positional else f"--{name} {name.upper()}" for name in required]
+    if positional and positional not in required:
+        words.append(f"[{positional.upper()}]")
+    return " ".join([command or _module_command(), *words, "[--field value ...]"])
+
+
+def _module_command() -> str:
+    """`python -m jobs.encode` for a module that runs as the main program."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
+
+
+def _with_positional(argv: list[str], positional: str | None) -> list[str]:
+    """The arguments, with the flag of `positional` before an argument that stands first without a flag."""
+    return [f"--{positional}", *argv] if positional and argv and not argv[0].startswith("-") else argv
+
+
+def _switch(name: str, text: str) -> bool:
+    value = _value(text, bool)
+    if not isinstance(value, bool):
+        raise ConfigError(f"--{name}: must be true or false, not {text!r}")
+    return value
 
 
 def _flags(argv: list[str], switches: set[str]) -> Iterator[tuple[str, str]]:
@@ -126,9 +218,11 @@ def _value(text: str, annotation: Any) -> Any:
         return None
     if annotation is str or str in choices or (_reads_text(choices) and not text.lstrip().startswith("{")):
         return text
+    import yaml
+
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that no calendar has
         return text
 
 
@@ -138,6 +232,10 @@ def _reads_text(choices: Iterable[Any]) -> bool:
 
 
 def _read_recipe(path: str) -> dict[str, Any]:
+    import yaml
+
+    from ray_lir.formats import storage
+
     try:
         recipe = yaml.safe_load(storage.local_path(path).read_text())
     except OSError as error:

@@ -5,15 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ray_lir.compact import compact_index
 from ray_lir.config import Config
-from ray_lir.distributed.ray_map import ray_map
-from ray_lir.distributed.runtime import ray_session
-from ray_lir.formats import storage
-from ray_lir.formats.manifest import manifest_digest
-from ray_lir.parallel import threads
-from ray_lir.planning.preview import preview_compaction, shard_bytes
-from ray_lir.versions import remove_versions
 
 from .cli import main
 
@@ -37,9 +29,19 @@ class CompactJob(Config):
 def run(job: CompactJob) -> dict[str, Any]:
     """Raises ConfigError, FormatError or Conflict; no version has changed then."""
     start = time.perf_counter()
+    from ray_lir.compact import compact_index
+    from ray_lir.formats import storage
+    from ray_lir.formats.manifest import manifest_digest
+    from ray_lir.parallel import threads
+    from ray_lir.planning.preview import preview_compaction, shard_bytes
+    from ray_lir.versions import remove_versions
+
     if job.dry_run:
         return {"index": job.index, "dry_run": True, **preview_compaction(job.index, job.num_shards)}
     if job.where == "ray":
+        from ray_lir.distributed.ray_map import ray_map
+        from ray_lir.distributed.runtime import ray_session
+
         with ray_session():
             compaction = compact_index(job.index, job.num_shards, map=ray_map)
     else:

@@ -14,12 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from ray import serve
 
 from ray_lir import logs
 from ray_lir.config import Config
-from ray_lir.distributed.runtime import ray_session
-from ray_lir.evaluation import docstrings
 from ray_lir.formats import storage
 
 from . import build_index, encode
@@ -55,6 +52,8 @@ class DemoJob(Config):
 
 
 def run(job: DemoJob) -> dict[str, Any]:
+    from ray_lir.distributed.runtime import ray_session  # Ray takes seconds to load
+
     folder = storage.local_path(job.output) / f"{job.num_docs}-documents"
     corpus, embeddings, index = folder / "corpus.jsonl", folder / "embeddings", folder / "index"
     log: list[dict[str, Any]] = []
@@ -91,6 +90,8 @@ def collect_corpus(file: Path, num_docs: int) -> None:
     """Writes the docstring corpus as JSON lines, unless it is there already."""
     if file.exists():
         return
+    from ray_lir.evaluation import docstrings
+
     logger.info("demo, corpus: reading the sources of the standard library, %s", ", ".join(docstrings.PACKAGES))
     rows = [
         {"_id": document.doc_id, "title": document.title, "text": document.text, "metadata": document.metadata}
@@ -102,6 +103,8 @@ def collect_corpus(file: Path, num_docs: int) -> None:
 @contextmanager
 def served(index: Path) -> Iterator[str]:
     """The search service over an index, at the address that is yielded; it ends with the body."""
+    from ray import serve
+
     port = free_port(DEFAULT_PORT)
     url = f"http://127.0.0.1:{port}"
     with logs.stage("demo, serve") as record:

@@ -1,20 +1,13 @@
 """Encodes a corpus into a folder of token embeddings."""
 
 import time
-from functools import partial
 from typing import Any
 
 from pydantic import Field
 
-from ray_lir.config import Config, EncoderConfig
-from ray_lir.distributed.encode import Workers, make_pool, on_ray
-from ray_lir.distributed.ray_map import ray_map
-from ray_lir.distributed.runtime import ray_session
-from ray_lir.encode import encode_corpus
+from ray_lir.config import DOCS_PER_PART, Config, EncoderConfig
+from ray_lir.distributed.workers import Workers
 from ray_lir.formats import storage
-from ray_lir.formats.embeddings import DOCS_PER_PART
-from ray_lir.formats.manifest import manifest_digest
-from ray_lir.formats.records import corpus_files
 from ray_lir.formats.refused import DEAD_LETTERS
 
 from .cli import main
@@ -36,7 +29,17 @@ class EncodeJob(Config):
 def run(job: EncodeJob) -> dict[str, Any]:
     """Runs the job on Ray; returns what it made."""
     start = time.perf_counter()
+    from ray_lir.formats.records import corpus_files
+
     corpus_files(job.corpus)  # a wrong path is told before a cluster starts
+    from functools import partial
+
+    from ray_lir.distributed.encode import make_pool, on_ray
+    from ray_lir.distributed.ray_map import ray_map
+    from ray_lir.distributed.runtime import ray_session
+    from ray_lir.encode import encode_corpus
+    from ray_lir.formats.manifest import manifest_digest
+
     with ray_session():
         spread = partial(on_ray, pool=make_pool(job.workers, job.encoder))
         result = encode_corpus(job.corpus, job.output, job.encoder, docs_per_part=job.docs_per_part, map=ray_map, spread=spread)

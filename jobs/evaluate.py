@@ -1,7 +1,7 @@
 """Measures the quality and latency of an index on the judged queries of a BEIR dataset."""
 
 import logging
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field, create_model
@@ -21,10 +21,12 @@ from ray_lir.formats.exclusive import OutputFile
 from ray_lir.formats.manifest import manifest_digest
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.index import documents
-from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher, latest_version
 
 from .cli import main
+
+if TYPE_CHECKING:
+    from ray_lir.models.encoder import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +85,8 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         FormatError: if the index or the dataset is damaged.
         IncompatibleError: if the encoder is not the one that the index was made with.
     """
+    from ray_lir.models.encoder import Encoder  # torch takes seconds to load
+
     version = latest_version(config.index)
     searcher = Searcher.open(config.index, version)
     planner = searcher.planner
@@ -191,7 +195,7 @@ def _run(searcher: Searcher, queries: TokenEmbeddings, answers: list[TopK], k: i
 
 
 def _latency(
-    config: EvaluateFields, searcher: Searcher, encoder: Encoder, dataset: Dataset, queries: TokenEmbeddings, engine: Config
+    config: EvaluateFields, searcher: Searcher, encoder: "Encoder", dataset: Dataset, queries: TokenEmbeddings, engine: Config
 ) -> dict[str, Any] | None:
     """Percentiles of one query at a time, searching and encoding apart; None if none are wanted."""
     if not config.latency_queries:

@@ -1,11 +1,9 @@
 """Prints what a folder holds (embeddings, an index, a training, an export, a checkpoint) and verifies it."""
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import tyro
 from pydantic import BaseModel, Field
 
 from ray_lir.config import Config, EncoderConfig
@@ -47,8 +45,6 @@ class InspectJob(Config):
     """Version of an index. None: the latest."""
     verify: bool = True
     """Read every file and compare its sha256; false compares sizes alone."""
-    json_only: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
-    """Print nothing but the JSON."""
 
 
 def run(job: InspectJob) -> dict[str, Any]:
@@ -62,22 +58,7 @@ def run(job: InspectJob) -> dict[str, Any]:
     folder = storage.absolute(job.folder)
     with storage.told_as("read", folder):
         result = _kind(folder)(folder, job)
-    if not job.json_only:
-        show(result)
     return result
-
-
-def show(result: dict[str, Any]) -> None:
-    """Prints a result for people, a line a field."""
-    for name, value in result.items():
-        for number, each in enumerate(value if isinstance(value, list) and value else [value]):
-            print(f"{'' if number else name:<20} {_text(each)}", flush=True)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return "  ".join(f"{key}={_text(each)}" for key, each in value.items())
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _kind(folder: str) -> Callable[[str, InspectJob], dict[str, Any]]:
@@ -203,8 +184,7 @@ def _checked(root: str, manifest: BaseModel, job: InspectJob) -> dict[str, Any]:
     """Compares every file that the manifest lists, prints those that differ, and raises the first."""
     damaged = list(_damaged(root, manifest, job.verify))
     if damaged:
-        if not job.json_only:
-            print(*(f"damaged  {error}" for error in damaged), sep="\n", flush=True)
+        print(*(f"damaged  {error}" for error in damaged), sep="\n", flush=True)
         first = damaged[0]
         others = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
         raise FormatError(first.path, first.expected, first.found + others, first.fix)
@@ -219,10 +199,5 @@ def _damaged(root: str, manifest: BaseModel, verify: bool) -> Iterator[FormatErr
             yield error
 
 
-def with_folder(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with --folder before one that stands alone at the beginning."""
-    return ["--folder", *arguments] if arguments and not arguments[0].startswith("-") else list(arguments)
-
-
 if __name__ == "__main__":
-    main(InspectJob, run, with_folder(sys.argv[1:]))
+    main(InspectJob, run, positional="folder")

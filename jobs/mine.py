@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,14 +26,14 @@ from ray_lir.formats.exclusive import OutputFile
 from ray_lir.formats.manifest import manifest_digest
 from ray_lir.formats.records import document_text, read_documents
 from ray_lir.formats.refused import RefusedRows
-from ray_lir.models.cross_encoder import CrossEncoder
-from ray_lir.models.encoder import Encoder
-from ray_lir.models.training_data import collect
 from ray_lir.progress import track
 from ray_lir.search import Searcher
 
 from .cli import main
 from .evaluate import QueryEncoderConfig
+
+if TYPE_CHECKING:
+    from ray_lir.models.cross_encoder import CrossEncoder
 
 QUERIES_AT_ONCE = 256
 TUPLES_AT_ONCE = 64
@@ -103,6 +103,8 @@ def mine(config: MineConfig) -> dict[str, Any]:
     searcher = Searcher.open(config.index)
     dataset = load_dataset(config.dataset, config.split)
     positives = _positives(dataset)
+    from ray_lir.models.cross_encoder import CrossEncoder  # torch takes seconds to load
+
     present = searcher.find(judged_documents(dataset.qrels))
     coverage = check_coverage(dataset.qrels, present, f"{dataset.name}/{dataset.split}", config.index)
     teacher = config.cross_encoder and CrossEncoder.load(
@@ -169,6 +171,8 @@ def _negatives(
     config: MineConfig, searcher: Searcher, dataset: Dataset, positives: Mapping[str, list[str]], finished: Finished
 ) -> Iterator[tuple[str, list[str]]]:
     """Each query's id with the ids of its negatives, best first."""
+    from ray_lir.models.encoder import Encoder
+
     contract = searcher.manifest.contract
     given = config.encoder.model_dump()
     encoder = Encoder.for_contract(contract, EncoderConfig(**given | {"checkpoint": given["checkpoint"] or contract.checkpoint}))
@@ -202,8 +206,10 @@ def _chosen(config: MineConfig, query: str, candidates: list[str], number: int) 
     return [candidates[place] for place in np.sort(places)]
 
 
-def _add_scores(rows: list[Row], dataset: Dataset, teacher: CrossEncoder, finished: Finished, refused: RefusedRows) -> None:
+def _add_scores(rows: list[Row], dataset: Dataset, teacher: "CrossEncoder", finished: Finished, refused: RefusedRows) -> None:
     """Give each row the teacher's scores of its documents, as the teacher returns them."""
+    from ray_lir.models.training_data import collect
+
     wanted = dict.fromkeys(doc_id for row in rows for doc_id in row["document_ids"])
     corpus = ((document.doc_id, document_text(document.title, document.text)) for document in read_documents(dataset.corpus, refused))
     numbers, texts = collect(wanted, corpus)

@@ -2,12 +2,11 @@
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
 from pydantic import Field
 
-from ray_lir.config import Config, EncoderConfig
+from ray_lir.config import DEFAULT_CHECKPOINT, DEFAULT_DIM, Config, EncoderConfig
 from ray_lir.engines.cost import COSTS
 from ray_lir.errors import ConfigError
 from ray_lir.index.clustering import default_num_centroids
@@ -28,7 +27,7 @@ from ray_lir.planning.measure import Measured, measure_corpus, measure_embedding
 from ray_lir.planning.sizes import Collection, predict_bytes
 from ray_lir.planning.work import build_seconds, encode_seconds
 
-from .cli import main
+from .cli import main, readable
 
 if TYPE_CHECKING:
     from ray_lir.models.encoder import Encoder
@@ -97,8 +96,6 @@ class PlanJob(Config):
     """GPUs that encode."""
     storage_price: float = Field(0.023, ge=0)
     """Dollars a GB and month of object storage."""
-    json_only: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
-    """Print nothing but the JSON."""
 
 
 def run(job: PlanJob) -> dict[str, Any]:
@@ -109,8 +106,6 @@ def run(job: PlanJob) -> dict[str, Any]:
             there are.
     """
     shape, assumptions = _shape(job)
-    if not job.json_only:
-        show({"assumptions": assumptions})
     collection, load, machine = _inputs(job, shape)
     engines = ENGINES if job.engine == "auto" else (job.engine,)
     capacity = smallest(collection, load, machine, engines)
@@ -127,22 +122,14 @@ def run(job: PlanJob) -> dict[str, Any]:
         "cost": _cost(job, collection, capacity),
         "warnings": _warnings(job, collection, capacity),
     }
-    if not job.json_only:
-        show({name: part for name, part in result.items() if name != "assumptions"})
     return result
 
 
 def show(result: dict[str, Any]) -> None:
     """Prints a prediction for people."""
     for part, values in result.items():
-        for line in values if isinstance(values, list) else [f"{name:<24} {_text(value)}" for name, value in values.items()]:
+        for line in values if isinstance(values, list) else [f"{name:<24} {readable(value)}" for name, value in values.items()]:
             print(f"{part:<11} {line}", flush=True)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return "  ".join(f"{name} {_text(each)}" for name, each in value.items())
-    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def _shape(job: PlanJob) -> tuple[Measured, list[str]]:
@@ -161,7 +148,8 @@ def _shape(job: PlanJob) -> tuple[Measured, list[str]]:
     if measured is None and job.text_bytes_per_doc is None:
         assumptions.append(f"{ASSUMED_TEXT_BYTES} bytes of text a document are assumed; give --text-bytes-per-doc, or measure them")
     if measured is None and job.dim is None:
-        dim = _encoder(job).contract.dim
+        is_default = job.encoder.checkpoint == DEFAULT_CHECKPOINT  # loading it only for this would take seconds
+        dim = DEFAULT_DIM if is_default else _encoder(job).contract.dim
         assumptions.append(f"{dim} dimensions are those of the encoder {job.encoder.checkpoint}; give --dim or --encoder.checkpoint")
         measured = Measured(0, ASSUMED_TOKENS, dim, ASSUMED_TEXT_BYTES)
     elif measured is None:
@@ -297,4 +285,4 @@ def _rounded(value: float) -> float:
 
 
 if __name__ == "__main__":
-    main(PlanJob, run)
+    main(PlanJob, run, show=show)

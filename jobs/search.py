@@ -1,25 +1,20 @@
 """Searches an index on this machine for one query, and shows the answers."""
 
-import textwrap
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from pydantic import Field
 
 from ray_lir.config import Config, EncoderConfig
 from ray_lir.formats.truncation import Truncation
 from ray_lir.index.filters import FILTER_NAMES, FiltersInput
 from ray_lir.messages import MAX_K, Quality, chosen_engine
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher
 
 from .cli import main
-
-WIDTH = 110
+from .hits import show_hits
 
 
 class SearchJob(Config):
-    """Searches an index on this machine: the answers for people, then the same as JSON."""
+    """Searches an index on this machine for one query and shows the documents it finds."""
 
     index: str
     """Folder of the index."""
@@ -38,12 +33,13 @@ class SearchJob(Config):
     "ids": {"exclude": ["a"]}}; --where and --filter say the same."""
     encoder: str | None = None
     """Where the encoder's checkpoint lies now. None: where it was when the index was made."""
-    json_only: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
-    """Print nothing but the JSON."""
 
 
 def run(job: SearchJob) -> dict[str, Any]:
     """Raises ConfigError or FormatError if there is no such index or engine."""
+    from ray_lir.models.encoder import Encoder  # torch takes seconds to load, and a wrong flag does not need it
+    from ray_lir.search import Searcher
+
     engine = chosen_engine(job.engine, job.params)
     searcher = Searcher.open(job.index)
     contract = searcher.manifest.contract
@@ -55,23 +51,14 @@ def run(job: SearchJob) -> dict[str, Any]:
         {"doc_id": document["doc_id"], "score": score, **{name: document[name] for name in ("title", "text", "metadata")}}
         for document, score in zip(documents, answer.scores.tolist(), strict=True)
     ]
-    if not job.json_only:
-        show(hits)
     return {"query": job.query, "hits": hits, "params": answer.params.model_dump() if answer.params else {}, **cut_of(truncation)}
 
 
-def cut_of(truncation: Truncation) -> dict[str, Any]:
+def cut_of(truncation: "Truncation") -> dict[str, Any]:
     """What the result says of a query that is longer than query_length; nothing of others."""
     fields = {"kept_tokens": truncation.kept, "total_tokens": truncation.total, "exact": truncation.exact}
     return {"truncated_query": fields} if truncation.is_cut else {}
 
 
-def show(hits: list[dict[str, Any]]) -> None:
-    """Prints hits for people, two lines each."""
-    for rank, hit in enumerate(hits, 1):
-        print(f"{rank:3}  {hit['score']:7.3f}  {hit['title'] or hit['doc_id']}")
-        print(textwrap.shorten(hit["text"], WIDTH, initial_indent=" " * 14, placeholder=" ..."), flush=True)
-
-
 if __name__ == "__main__":
-    main(SearchJob, run)
+    main(SearchJob, run, show=lambda result: show_hits(result["hits"]), positional="query")

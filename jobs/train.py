@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from ray_lir.config import EncoderConfig, TrainingConfig
-from ray_lir.distributed.train import TrainingRun, train
-from ray_lir.models.training_source import TrainingSource
+from ray_lir.config import EncoderConfig, TrainingConfig, TrainingSource
+from ray_lir.distributed.workers import TrainingRun
 
 from .cli import main
 
@@ -19,6 +18,8 @@ class TrainJob(TrainingConfig, TrainingSource, TrainingRun):
 
 
 def run(job: TrainJob) -> dict[str, Any]:
+    from ray_lir.distributed.train import train  # Ray and torch take seconds to load
+
     parts = [kind(**{name: getattr(job, name) for name in kind.model_fields}) for kind in (TrainingSource, TrainingConfig, TrainingRun)]
     source, config, how = parts
     return train(source, job.output, job.encoder, config, how)

@@ -20,7 +20,6 @@ from ray_lir.formats import storage
 from ray_lir.formats.exclusive import OutputFile
 from ray_lir.formats.manifest import MANIFEST
 from ray_lir.formats.token_embeddings import TokenEmbeddings
-from ray_lir.models.encoder import Encoder
 from ray_lir.progress import track
 from ray_lir.search import Searcher, latest_version
 
@@ -100,6 +99,8 @@ def _read_target(text: str) -> tuple[int, float]:
 
 
 def _queries(config: TuneConfig, searcher: Searcher) -> TokenEmbeddings:
+    from ray_lir.models.encoder import Encoder  # torch takes seconds to load
+
     contract = searcher.manifest.contract
     encoder = Encoder.for_contract(contract, EncoderConfig(checkpoint=contract.checkpoint))
     rng = np.random.default_rng(config.seed)

@@ -4,18 +4,14 @@ import json
 import time
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ray_lir.config import Config, EncoderConfig, digest
-from ray_lir.distributed.encode import Workers, make_pool, on_ray
-from ray_lir.distributed.ray_map import ray_map
-from ray_lir.distributed.runtime import ray_session
-from ray_lir.encode import encode_corpus, identify, in_process
+from ray_lir.config import DOCS_PER_PART, Config, EncoderConfig, digest
+from ray_lir.distributed.workers import Workers
 from ray_lir.errors import ConfigError
 from ray_lir.formats import storage
-from ray_lir.formats.embeddings import DOCS_PER_PART
 from ray_lir.formats.lines import read_lines
 from ray_lir.formats.manifest import MANIFEST, IndexManifest, manifest_digest
 from ray_lir.formats.records import ID_FIELDS, corpus_files, read_documents
@@ -30,6 +26,9 @@ from ray_lir.versions import is_same
 
 from .cli import main
 from .evaluate import QueryEncoderConfig
+
+if TYPE_CHECKING:
+    from ray_lir.encode import Spread
 
 
 class UpdateJob(Config):
@@ -64,6 +63,9 @@ def run(job: UpdateJob) -> dict[str, Any]:
     if job.where == "here":
         update = _update(job, manifest, ids, threads)
     else:
+        from ray_lir.distributed.ray_map import ray_map
+        from ray_lir.distributed.runtime import ray_session
+
         with ray_session():
             update = _update(job, manifest, ids, ray_map)
     return _result(job, update) | {"seconds": round(time.perf_counter() - start, 3)}
@@ -72,6 +74,8 @@ def run(job: UpdateJob) -> dict[str, Any]:
 def _update(job: UpdateJob, manifest: IndexManifest, ids: list[str], map: Map) -> Update:
     if job.add is None or is_embeddings(job.add):
         return update_index(job.index, job.add, ids, map=map)
+    from ray_lir.encode import encode_corpus, identify, in_process
+
     given = job.encoder.model_dump()
     encoder = EncoderConfig(**given | {"checkpoint": given["checkpoint"] or manifest.contract.checkpoint})
     identity, _ = identify(job.add, encoder, manifest.contract, docs_per_part=job.docs_per_part, kept="last", map=map)
@@ -79,13 +83,19 @@ def _update(job: UpdateJob, manifest: IndexManifest, ids: list[str], map: Map) -
         log_dead_letters(job.index, manifest.change)
         return Update(manifest, latest_version(job.index), manifest.change)
     folder = storage.join(storage.absolute(job.index), WORK, f"embeddings-{digest(identity)[:16]}")
-    spread = partial(on_ray, pool=make_pool(job.workers, encoder)) if job.where == "ray" else in_process
+    spread = _on_ray(job, encoder) if job.where == "ray" else in_process
     encode_corpus(
         job.add, folder, encoder, contract=manifest.contract, docs_per_part=job.docs_per_part, kept="last", map=map, spread=spread
     )
     update = update_index(job.index, folder, ids, map=map)
     tidy(storage.absolute(job.index), lambda name: name == storage.name_of(folder))
     return update
+
+
+def _on_ray(job: UpdateJob, encoder: EncoderConfig) -> "Spread":
+    from ray_lir.distributed.encode import make_pool, on_ray
+
+    return partial(on_ray, pool=make_pool(job.workers, encoder))
 
 
 def _preview(job: UpdateJob, ids: list[str]) -> dict[str, Any]:

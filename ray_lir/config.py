@@ -8,6 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 DEFAULT_CHECKPOINT = "all-MiniLM-L6-v2"
+DEFAULT_DIM = 384
+"""Dimensions of its token embeddings."""
+DOCS_PER_PART = 512
+"""Documents in one Parquet file of embeddings."""
 
 
 class Config(BaseModel):
@@ -205,3 +209,20 @@ class TrainingConfig(Config):
     def scorer_settings(self) -> Config:
         """Those of the chosen scorer."""
         return getattr(self, self.scorer, Config())
+
+
+class TrainingSource(Config):
+    """Where the data of a training lies."""
+
+    dataset: str | None = None
+    """Folder or URL in the BEIR layout, or the name of a BEIR dataset to download."""
+    split: str = "train"
+    """Which judgements: qrels/SPLIT.tsv. Not looked at if there are examples."""
+    examples: str | None = None
+    """JSONL, JSONL.gz or Parquet file of triples or n-way tuples (docs/training.md); its ids are those of `dataset`."""
+    dev_dataset: str | None = None
+    """The collection that the encoder is evaluated on while it is trained. None: `dataset`."""
+    dev_split: str | None = None
+    """Its judgements. None: no evaluation, and the last encoder is kept."""
+    dev_documents: int = Field(20000, ge=1)
+    """Documents that are ranked: all judged ones, and of the others the first of the corpus, up to this many together."""

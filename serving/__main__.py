@@ -1,9 +1,15 @@
-"""`python -m serving --index DIR [--port 8000]`: starts the search service here and serves until it is interrupted."""
+"""Starts the search service over an index on this machine, and serves until it is interrupted."""
+
+import sys
+from importlib import import_module
 
 from .switches import set_switches
 
 if __name__ == "__main__":
-    set_switches()
-    from .foreground import main  # Serve reads the switches when it is imported
+    cli = import_module(f"{(__package__ or '').removesuffix('serving')}jobs.cli")
+    with cli.ending_in_one_line():
+        if not {"-h", "--help"} & set(sys.argv):
+            set_switches()
+        from .foreground import main  # Serve reads the switches when it is imported
 
-    main()
+        main()

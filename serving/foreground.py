@@ -6,16 +6,16 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
-import tyro
 from pydantic import Field
 from ray import serve
 
 from ray_lir import logs
 from ray_lir.distributed.room import check_room
 from ray_lir.distributed.runtime import ray_session
-from ray_lir.errors import ConfigError, RayLirError
+from ray_lir.errors import ConfigError
 
 from .access import check_address
 from .app import ROOM_FIX, ServeConfig, access_of, application_of, demands_of, parse
@@ -30,14 +30,11 @@ class Options(ServeConfig):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the service's address on standard output when it answers. A mistake of the user ends it with code 2."""
+    """Prints the service's address on standard output when it answers. A user's mistake ends it with one line and code 2."""
+    cli = import_module(f"{(__package__ or '').removesuffix('serving')}jobs.cli")
     logs.configure()
-    options = tyro.cli(Options, args=argv)
-    try:
-        serve_until_interrupted(options)
-    except RayLirError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+    with cli.ending_in_one_line():
+        serve_until_interrupted(cli.parse(Options, list(sys.argv[1:] if argv is None else argv)))
 
 
 def serve_until_interrupted(options: Options) -> None:

@@ -99,3 +99,31 @@ def test_help_lists_every_field_with_its_description(capsys):
         parse(Job, ["--help"])
     shown = capsys.readouterr().out
     assert exit.value.code == 0 and "--codec.nbits" in shown and "--recipe FILE" in shown and "Where." in shown
+
+
+def test_a_terminal_shows_fields_and_json_on_request(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    main(Job, lambda job: {"output": job.output, "bytes": 12345, "parts": [{"a": 1}, {"a": 2}]}, ["--output", "x"])
+    assert capsys.readouterr().out.splitlines() == ["output  x", "bytes   12,345", "parts   a=1", "        a=2"]
+    main(Job, lambda job: {"output": job.output}, ["--output", "x", "--json"])
+    assert json.loads(capsys.readouterr().out) == {"output": "x"}
+    main(Job, lambda job: {"output": job.output}, ["x"], show=lambda result: print("shown", result["output"]), positional="output")
+    assert capsys.readouterr().out == "shown x\n"
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_and_exit_code_1(capsys):
+    def fails(job: Job) -> dict:
+        raise ZeroDivisionError("division\nby zero")
+
+    with pytest.raises(SystemExit) as exit:
+        main(Job, fails, ["--output", "x"])
+    shown = capsys.readouterr().err
+    assert exit.value.code == 1 and shown.startswith("error: unexpected ZeroDivisionError: division by zero;") and shown.count("\n") == 1
+
+
+def test_every_sentence_of_the_help_is_whole(capsys):
+    with pytest.raises(SystemExit):
+        parse(Job, ["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "None: 8 sqrt(number of tokens), twice as many with token_aware. (default: none)" in shown
+    assert "--codec.nbits {1,2,4,8} (default: 4)" in shown and "Where. (required)" in shown

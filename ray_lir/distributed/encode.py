@@ -13,13 +13,13 @@ from typing import Any
 import ray
 import ray.data
 import torch
-from pydantic import Field
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 
-from ray_lir.config import Config, EncoderConfig
+from ray_lir.config import EncoderConfig
 from ray_lir.distributed.room import Demand, check_room
 from ray_lir.distributed.runtime import error_of, portable_errors, start_ray, wait_for_machines
+from ray_lir.distributed.workers import Workers
 from ray_lir.encode import Plan
 from ray_lir.errors import ConfigError
 from ray_lir.formats.contract import EncoderContract
@@ -40,18 +40,6 @@ ENCODING_SHARE = 0.75
 PATIENCE_S = 120.0
 """How long nothing may move before the rest is begun anew: calls of an actor wait for it to come back, which an actor does
 not whose machine is lost and has no successor. Each time it was too short, it doubles."""
-
-
-class Workers(Config):
-    """How the encoding is spread. What is not said follows from the machines that the cluster has when the job starts."""
-
-    num_workers: int | None = Field(None, ge=1)
-    """Processes that encode; those that the cluster has no room for join when a machine comes. None: one a GPU, or as many as
-    the CPUs allow."""
-    cpus_per_worker: int | None = Field(None, ge=1)
-    """Threads of each. None: 1, or more where a machine would have over 16 workers (each holds the model)."""
-    gpus_per_worker: float | None = Field(None, gt=0)
-    """GPUs of each, or a share of one. None: 1 if the cluster has GPUs and encoder.device is not cpu."""
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ from typing import Any
 
 import ray
 from pyarrow.fs import FSSpecHandler, PyFileSystem
-from pydantic import Field
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_lir.config import Config, EncoderConfig, TrainingConfig, canonical_json, digest
+from ray_lir.config import EncoderConfig, TrainingConfig, canonical_json, digest
 from ray_lir.distributed.runtime import error_of, ray_session, wait_for_machines
 from ray_lir.distributed.train_worker import ENCODER, METRICS, WorkerTask, best_record, read_curve, train_worker
+from ray_lir.distributed.workers import TrainingRun
 from ray_lir.errors import ConfigError, Conflict, RayLirError
 from ray_lir.formats import storage
 from ray_lir.formats.exclusive import create_bytes, sole_writer
@@ -44,19 +44,6 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 CHECKPOINTS_KEPT = 2
 FAILURES_SURVIVED = 8
 """How often training begins again from its last checkpoint when a worker or its machine was lost."""
-
-
-class TrainingRun(Config):
-    """How a training runs: what comes out depends on it by no more than the rounding of sums."""
-
-    num_workers: int = Field(1, ge=1)
-    """Workers that share each batch: with a GPU each where the cluster has as many, on CPUs otherwise."""
-    cpus_per_worker: int | None = Field(None, ge=1)
-    """CPUs that a worker without a GPU takes, and its threads; None: the workers share all that the cluster has."""
-    checkpoint_every: int = Field(100, ge=1)
-    """Steps between checkpoints; a training that was killed continues from the last one."""
-    log_every: int = Field(10, ge=1)
-    """Steps between lines of progress."""
 
 
 def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: TrainingConfig, run: TrainingRun) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_lir.arguments import aligned_mappings, aligned_texts, new_ids
-from ray_lir.config import canonical_json
+from ray_lir.config import DOCS_PER_PART, canonical_json
 from ray_lir.errors import ConfigError
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract, check_weights
@@ -18,7 +18,6 @@ from ray_lir.formats.parquet import Block, texts_table, write_part
 from ray_lir.formats.relation import Relation
 from ray_lir.formats.token_embeddings import TokenEmbeddings, check_embeddings
 
-DOCS_PER_PART = 512
 FOLDER = "embeddings"
 
 

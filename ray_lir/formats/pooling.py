@@ -1,8 +1,6 @@
 """Token pooling: a document's vectors clustered, and each cluster kept as one vector (Clavié et al., 2024, arXiv 2409.14683)."""
 
 import numpy as np
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 
 from ray_lir.errors import ConfigError
 from ray_lir.formats.token_embeddings import TokenEmbeddings
@@ -55,6 +53,9 @@ def _clusters(tokens_TD: np.ndarray, factor: int, protected: int) -> np.ndarray:
     kept = -(-len(free) // factor)
     if len(free) <= max(kept, 1):
         return np.arange(len(tokens_TD))
+    from scipy.cluster.hierarchy import fcluster, linkage  # takes half a second to load
+    from scipy.spatial.distance import squareform
+
     distances = 1 - free @ free.T
     np.fill_diagonal(distances, 0)
     tree = linkage(squareform(np.maximum(distances, 0), checks=False), method="ward")

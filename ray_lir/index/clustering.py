@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-import faiss
 import numpy as np
 
 from ray_lir.kernels import Kernels, select
@@ -66,6 +65,8 @@ class Assigner:
         num_centroids, dim = centroids.shape
         if nprobe == 0 or num_centroids <= EXACT_CENTROIDS or nprobe >= math.isqrt(num_centroids):
             return cls(centroids, np.arange(num_centroids), np.zeros((1, dim), np.float32), np.array([0, num_centroids]), 1)
+        import faiss  # takes a fifth of a second to load; loaded here, its BLAS is among those that are limited to one thread
+
         with one_blas_thread():
             kmeans = faiss.Kmeans(dim, math.isqrt(num_centroids), niter=CELL_ITERATIONS, seed=seed + 1)
             kmeans.train(centroids)

@@ -5,13 +5,16 @@ to look into all of them is to look at every token. It takes 4 D + 8 bytes of me
 """
 
 import threading
+from typing import TYPE_CHECKING
 
-import faiss
 import numpy as np
 
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels.reference import decompress, tokens_of
+
+if TYPE_CHECKING:
+    import faiss
 
 BLOCK_TOKENS = 1 << 16
 """Tokens that are decompressed at a time."""
@@ -31,7 +34,7 @@ class TokenIndex:
         shard, codec: whose tokens they are, for scores that do not depend on how FAISS adds.
     """
 
-    def __init__(self, shard: IndexShard, codec: ResidualCodec, lists: faiss.IndexIVFFlat, longest: float):
+    def __init__(self, shard: IndexShard, codec: ResidualCodec, lists: "faiss.IndexIVFFlat", longest: float):
         self.shard = shard
         self.codec = codec
         self._lists = lists
@@ -39,6 +42,8 @@ class TokenIndex:
 
     @classmethod
     def build(cls, shard: IndexShard, codec: ResidualCodec) -> "TokenIndex":
+        import faiss  # only engine xtr needs it
+
         centroids = faiss.IndexFlatIP(codec.dim)
         centroids.add(codec.centroids_f32)
         lists = faiss.IndexIVFFlat(centroids, codec.dim, codec.num_centroids, faiss.METRIC_INNER_PRODUCT)
@@ -113,6 +118,8 @@ class TokenIndex:
 
     def _nearest(self, queries_nD: np.ndarray, k: int, cells: np.ndarray, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """[n, k] token numbers, -1 past those that there are, and [n, k] scores."""
+        import faiss
+
         parameters = faiss.SearchParametersIVF(nprobe=cells.shape[1])
         if allowed is not None:
             marks = np.zeros(len(self.shard.codes), bool)

@@ -3,9 +3,7 @@
 import logging
 from collections.abc import Iterator
 
-from pydantic import Field
-
-from ray_lir.config import Config
+from ray_lir.config import TrainingSource
 from ray_lir.errors import ConfigError
 from ray_lir.evaluation.coverage import check_coverage
 from ray_lir.evaluation.datasets import has_queries_as_documents, load_dataset
@@ -17,23 +15,6 @@ from ray_lir.models.training_data import TrainingData, from_judgements
 from ray_lir.models.training_files import read_examples
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingSource(Config):
-    """Where the data of a training lies."""
-
-    dataset: str | None = None
-    """Folder or URL in the BEIR layout, or the name of a BEIR dataset to download."""
-    split: str = "train"
-    """Which judgements: qrels/SPLIT.tsv. Not looked at if there are examples."""
-    examples: str | None = None
-    """JSONL, JSONL.gz or Parquet file of triples or n-way tuples (docs/training.md); its ids are those of `dataset`."""
-    dev_dataset: str | None = None
-    """The collection that the encoder is evaluated on while it is trained. None: `dataset`."""
-    dev_split: str | None = None
-    """Its judgements. None: no evaluation, and the last encoder is kept."""
-    dev_documents: int = Field(20000, ge=1)
-    """Documents that are ranked: all judged ones, and of the others the first of the corpus, up to this many together."""
 
 
 def load_training_data(source: TrainingSource, counts: dict[str, int] | None = None) -> TrainingData:

@@ -1,0 +1,30 @@
+"""The connection of a command to a running service: its address, and its token from the environment."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from ray_lir.config import Config
+
+if TYPE_CHECKING:
+    from ray_lir.client import Client
+
+TOKEN = "RAY_LIR_TOKEN"
+
+
+class ServiceJob(Config):
+    """A command that calls a running service."""
+
+    url: str = "http://127.0.0.1:8000"
+    """Address of the service."""
+
+
+def connect(job: ServiceJob) -> "Client":
+    """A client with the token of the environment variable RAY_LIR_TOKEN, if it is set."""
+    from ray_lir.client import Client
+
+    return Client(job.url, os.environ.get(TOKEN))
+
+
+def state(reply: Config) -> dict[str, Any]:
+    """The reply to a change of the served version, as a result."""
+    return reply.model_dump(mode="json", exclude_none=True)

@@ -1,0 +1,79 @@
+"""Shows hits for people: the best passage of each document with its words marked, and the metadata that is asked for."""
+
+import os
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+WIDEST = 110
+LINES = 3
+INDENT = " " * 5
+MARK, PLAIN = "\033[1;33m", "\033[0m"
+
+
+def show_hits(hits: Sequence[Mapping[str, Any]], metadata: Sequence[str] = ()) -> None:
+    """Prints each hit: rank, score and title; id and metadata; its snippet, or the beginning of its text.
+
+    Args:
+        metadata: names of the metadata to show.
+    """
+    if not hits:
+        print("no document found")
+    for rank, hit in enumerate(hits, 1):
+        found = hit.get("metadata") or {}
+        facts = [f"{name}: {found[name]}" for name in metadata if name in found]
+        if hit.get("title"):
+            print(f"{rank:3}. {hit['title']}  ({hit['score']:.3f})")
+            facts.insert(0, hit["doc_id"])
+        else:
+            print(f"{rank:3}. {hit['doc_id']}  ({hit['score']:.3f})")
+        if facts:
+            print(INDENT + " | ".join(facts))
+        if body := _body(hit):
+            print(body)
+
+
+def _body(hit: Mapping[str, Any]) -> str:
+    snippet = hit.get("snippet")
+    if not snippet:
+        return textwrap.shorten(hit.get("text") or "", LINES * _width(), initial_indent=INDENT, placeholder=" ...")
+    text, first = snippet["text"], snippet["start"]
+    end = first + len(text)
+    marks = [(mark["start"] - first, mark["end"] - first) for mark in hit.get("highlights", ()) if _inside(mark, first, end)]
+    lines = _lines(text)
+    before, after = "... " if first else "", " ..." if snippet["more"] else ""
+    shown = [INDENT + _marked(text, start, stop, marks) for start, stop in lines]
+    return (INDENT + before + "\n".join(shown).removeprefix(INDENT) + after) if shown else ""
+
+
+def _inside(mark: Mapping[str, Any], first: int, end: int) -> bool:
+    return mark["field"] == "text" and mark["strength"] >= 0.25 and first <= mark["start"] and mark["end"] <= end
+
+
+def _lines(text: str) -> list[tuple[int, int]]:
+    """Where each line of the text begins and ends when it is wrapped to the terminal."""
+    lines: list[tuple[int, int]] = []
+    at = 0
+    for word in text.split():
+        start = text.index(word, at)
+        at = start + len(word)
+        if lines and at - lines[-1][0] <= _width():
+            lines[-1] = (lines[-1][0], at)
+        else:
+            lines.append((start, at))
+    return lines
+
+
+def _marked(text: str, start: int, stop: int, marks: Sequence[tuple[int, int]]) -> str:
+    before, after = ("[", "]") if os.environ.get("NO_COLOR") else (MARK, PLAIN)
+    parts, at = [], start
+    for first, end in marks:
+        if at <= first and end <= stop:
+            parts += [text[at:first], before, text[first:end], after]
+            at = end
+    return " ".join("".join([*parts, text[at:stop]]).split())
+
+
+def _width() -> int:
+    return min(WIDEST, shutil.get_terminal_size().columns) - len(INDENT)

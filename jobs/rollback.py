@@ -1,0 +1,22 @@
+"""Makes a running service end its canary, or serve the previous version of its index."""
+
+from typing import Any
+
+from .cli import main
+from .connection import ServiceJob, connect, state
+
+
+class RollbackJob(ServiceJob):
+    """Makes a running service end its canary; without a canary, it serves the previous version of its index again.
+
+    The environment variable RAY_LIR_TOKEN must hold a token that may administrate.
+    """
+
+
+def run(job: RollbackJob) -> dict[str, Any]:
+    with connect(job) as client:
+        return state(client.roll_back())
+
+
+if __name__ == "__main__":
+    main(RollbackJob, run)
