@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from ray_lir.config import Config
-from ray_lir.errors import ConfigError
+from ray_lir.errors import ConfigError, Conflict
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract
 from ray_lir.formats.manifest import (
@@ -23,10 +23,10 @@ from ray_lir.formats.manifest import (
     FileEntry,
     IndexManifest,
     check_file,
+    create_manifest,
     describe_file,
     manifest_digest,
     read_manifest,
-    write_manifest,
 )
 from ray_lir.formats.parquet import TEXT_COLUMNS, Block, read_blocks
 from ray_lir.formats.token_embeddings import TokenEmbeddings, concatenate
@@ -88,6 +88,7 @@ def run(job: ExportJob) -> dict[str, Any]:
         raise ConfigError(f"{output} is not empty; choose another --output, or remove it first")
     manifest, blocks = _open(source)
     check_layout(manifest, job.layout)
+    storage.check_writable(output)
     with storage.told_as("write to", output):
         tracked = track(blocks, "export", manifest.num_docs, lambda block: len(block.embeddings))
         files = [
@@ -110,7 +111,10 @@ def run(job: ExportJob) -> dict[str, Any]:
             source=manifest_digest(manifest),
             files=tuple(files),
         )
-        write_manifest(storage.join(output, MANIFEST), exported)
+        try:
+            create_manifest(storage.join(output, MANIFEST), exported)
+        except FileExistsError:
+            raise Conflict(f"another export wrote to {output} while this one ran; choose another --output and run again") from None
     return {
         "output": job.output,
         "layout": job.layout,

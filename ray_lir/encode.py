@@ -135,7 +135,7 @@ def encode_corpus(
     """
     corpus, output = storage.absolute(corpus), storage.absolute(output)
     _check_apart(corpus, output)
-    if not storage.exists(storage.join(output, MANIFEST)):
+    if MANIFEST not in storage.list_names(output):
         storage.check_writable(output)
     records: list[dict[str, Any]] = []
     found = _scan(corpus, docs_per_part, map, records, kept)

@@ -10,10 +10,11 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
+import jobs.export
 from jobs.export import ExportJob, ExportManifest, qdrant_collection, run
 from ray_lir.build import build_index
 from ray_lir.config import ClusteringConfig, CodecConfig, IndexConfig
-from ray_lir.errors import ConfigError, FormatError
+from ray_lir.errors import ConfigError, Conflict, FormatError
 from ray_lir.formats.embeddings import save_embeddings
 from ray_lir.formats.manifest import check_file, read_manifest
 from ray_lir.formats.relation import load_relation
@@ -170,3 +171,17 @@ def test_what_qdrant_cannot_score_is_refused_before_anything_is_written(attended
         with pytest.raises(ConfigError, match=f"Qdrant scores by MaxSim alone.*needs {lost}; choose --layout npy or parquet"):
             run(ExportJob(source=str(source), output=str(tmp_path / "out"), layout="qdrant"))
         assert not (tmp_path / "out").exists()
+
+
+def test_of_two_exports_at_once_the_later_is_refused(embeddings, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    digest_of = jobs.export.manifest_digest
+
+    def other_export_publishes(manifest):
+        (output / "manifest.json").write_text("another")
+        return digest_of(manifest)
+
+    monkeypatch.setattr(jobs.export, "manifest_digest", other_export_publishes)
+    with pytest.raises(Conflict, match="another export wrote to"):
+        run(ExportJob(source=str(embeddings), output=str(output)))
+    assert (output / "manifest.json").read_text() == "another"
