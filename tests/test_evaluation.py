@@ -1,6 +1,7 @@
 """Evaluation: collections, measures against golden vectors, run files, the oracle."""
 
 import gzip
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -52,7 +53,9 @@ def test_a_dataset_may_be_compressed_and_have_windows_line_ends(tmp_path):
     ("queries", "qrels", "message"),
     [
         (QUERIES + "{nonsense\n", QRELS, "queries.jsonl line 4: expected a JSON object"),
-        (QUERIES + '{"_id": 7, "text": "x"}\n', QRELS, "queries.jsonl line 4: expected a JSON object whose _id and text are strings"),
+        (QUERIES + '{"_id": 1.5, "text": "x"}\n', QRELS, "queries.jsonl line 4: expected a JSON object with an _id"),
+        (QUERIES + '{"_id": "7", "text": 1}\n', QRELS, "queries.jsonl line 4: expected a JSON object whose text is a string"),
+        (QUERIES + '{"_id": 7, "text": "x"}\n{"_id": "7", "text": "y"}\n', QRELS, "queries.jsonl line 5: expected each _id once"),
         (QUERIES + QUERIES, QRELS, "queries.jsonl line 4: expected each _id once, found 'q1'"),
         (QUERIES, QRELS + "q1\td4\n", "test.tsv line 5: expected query-id <tab> corpus-id <tab> whole number, found q1\td4"),
         (QUERIES, QRELS + "q1\td4\t0.5\n", "test.tsv line 5"),
@@ -302,3 +305,26 @@ def test_latency_is_measured_call_by_call_in_milliseconds():
     seconds = time_each(calls.append, [1, 2, 3])
     assert calls == [1, 1, 2, 3] and len(seconds) == 3 and min(seconds) >= 0
     assert percentiles_ms([0.001] * 50 + [0.003] * 50) == {"p50": 2.0, "p95": 3.0, "p99": 3.0}
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x1c", "\xa0", "\u3000"])
+def test_ids_with_odd_separators_are_read_from_queries_judgements_and_runs(tmp_path, separator):
+    query, document = f"q{separator}1", f"d{separator}1{separator}"
+    run = {query: [(document, 2.0), ("d2", 1.0)]}
+    write_run(str(tmp_path / "test.run"), run, "tag")
+    assert read_run(str(tmp_path / "test.run")) == run
+    (tmp_path / "test.run").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "test.run").read_bytes().replace(b"\n", b"\r\n"))
+    assert read_run(str(tmp_path / "test.run")) == run
+    if separator != "\x1c":  # a control character
+        queries = json.dumps({"_id": query, "text": f"two{separator}words"}, ensure_ascii=False) + '\n{"_id": 7, "text": "seven"}\n'
+        folder = make_dataset(
+            tmp_path / "set", "\ufeff" + queries, f"\ufeffquery-id\tcorpus-id\tscore\r\n{query}\t{document}\t1\r\n7\t8\t1\r\n"
+        )
+        dataset = load_dataset(str(folder))
+        assert dataset.queries == {query: f"two{separator}words", "7": "seven"} and dataset.qrels == {query: {document: 1}, "7": {"8": 1}}
+
+
+@pytest.mark.parametrize("doc_id", ["", " d", "d ", "a b", "a\tb", "a\nb", "a\x0cb"])
+def test_an_id_that_a_run_cannot_carry_is_refused(tmp_path, doc_id):
+    with pytest.raises(ConfigError, match="cannot carry the document id"):
+        write_run(str(tmp_path / "test.run"), {"q": [(doc_id, 1.0)]}, "tag")

@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats import corpus as corpus_module
 from ray_lir.formats.corpus import read_chunks, sample_texts, scan
+from ray_lir.formats.embeddings import save_embeddings
 from ray_lir.formats.records import BadRow, Document, corpus_files, document_text, parse_document, read_documents, read_rows
+from ray_lir.formats.token_embeddings import TokenEmbeddings
 
 ROWS = [{"_id": str(number), "title": f"Title {number}", "text": f"text of {number}", "year": number} for number in range(10)]
 DOCUMENTS = [Document(row["_id"], row["title"], row["text"], {"year": row["year"]}) for row in ROWS]
@@ -47,6 +50,48 @@ def test_the_corpus_of_a_beir_folder_is_read_and_its_queries_are_not(tmp_path: P
     write_gzip(tmp_path / "corpus.jsonl.gz")
     write_jsonl(tmp_path / "queries.jsonl", [{"_id": "q", "text": "a query"}])
     assert list(read_documents(str(tmp_path))) == DOCUMENTS
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.jsonl.gz", "corpus.parquet", "docs.jsonl", "corpus-00000-of-00001.parquet"])
+def test_queries_judgements_and_other_files_are_no_documents(tmp_path: Path, name: str):
+    write = {"l": write_jsonl, "z": write_gzip, "t": write_parquet}[name[-1]]
+    write(tmp_path / name)
+    query = [{"_id": "q", "text": "a query"}]
+    write_jsonl(tmp_path / "queries.jsonl", query)
+    write_gzip(tmp_path / "queries.jsonl.gz", query)
+    write_parquet(tmp_path / "queries.parquet", query)
+    write_parquet(tmp_path / "queries-00000-of-00001.parquet", query)
+    write_jsonl(tmp_path / "qrels.jsonl", query)
+    write_jsonl(tmp_path / ".hidden.jsonl", query)
+    write_jsonl(tmp_path / "_SUCCESS.jsonl", query)
+    for other in ("README.md", "qrels.tsv", "queries.tsv"):
+        (tmp_path / other).write_text("_id\ttext\nq\ta query\n")
+    (tmp_path / "qrels").mkdir()
+    write_jsonl(tmp_path / "qrels" / "test.jsonl", query)
+    (tmp_path / "nested.jsonl").mkdir()
+    assert list(read_documents(str(tmp_path))) == DOCUMENTS
+    assert [document.doc_id for document in read_documents(str(tmp_path / "queries.parquet"))] == ["q"]  # asked for by name
+
+
+@pytest.mark.parametrize("folder", ["corpus", "corpus.parquet"])
+def test_a_folder_named_corpus_is_the_corpus(tmp_path: Path, folder: str):
+    for name in (folder, "queries"):
+        (tmp_path / name).mkdir()
+    write_parquet(tmp_path / folder / "part-0.parquet", ROWS[:5])
+    write_parquet(tmp_path / folder / "part-1.parquet", ROWS[5:])
+    write_jsonl(tmp_path / "queries" / "queries.jsonl", [{"_id": "q", "text": "a query"}])
+    assert list(read_documents(str(tmp_path))) == DOCUMENTS
+
+
+def test_embeddings_are_no_corpus(tmp_path: Path):
+    save_embeddings(tmp_path / "embeddings", TokenEmbeddings.of([np.eye(2, 8)]))
+    with pytest.raises(ConfigError, match="holds token embeddings or an index, not a corpus"):
+        corpus_files(tmp_path / "embeddings")
+    with pytest.raises(ConfigError, match="holds token embeddings, not a corpus"):
+        list(read_documents(tmp_path / "embeddings" / "embeddings"))
+    write_jsonl(tmp_path / "queries.jsonl")
+    with pytest.raises(ConfigError, match="not queries"):
+        corpus_files(tmp_path)
 
 
 def test_the_files_of_a_folder_are_read_in_the_order_of_their_names(tmp_path: Path):

@@ -1,17 +1,17 @@
 """Test collections in the BEIR layout: queries and judgements of one split, from a folder, a URL or BEIR by name."""
 
-import gzip
 import json
 import os
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats import storage
+from ray_lir.formats.lines import ascii_columns, read_text_lines
+from ray_lir.ids import BadId, check_id
 
 BEIR_URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{}.zip"
 BEIR_NAMES = (
@@ -136,11 +136,15 @@ def _read_queries(folder: str) -> dict[str, str]:
             row = json.loads(line)
         except ValueError as error:
             raise FormatError(where, "a JSON object with _id and text", f"{error}") from None
-        if not isinstance(row, dict) or not isinstance(row.get("_id"), str) or not isinstance(row.get("text"), str):
-            raise FormatError(where, "a JSON object whose _id and text are strings", f"{line:.80}")
-        if row["_id"] in queries:
-            raise FormatError(where, "each _id once", f"{row['_id']!r} a second time")
-        queries[row["_id"]] = row["text"]
+        try:
+            query_id = check_id(row.get("_id") if isinstance(row, dict) else None)
+        except BadId as error:
+            raise FormatError(where, "a JSON object with an _id", f"{line:.80} (its _id {error})") from None
+        if not isinstance(row.get("text"), str):
+            raise FormatError(where, "a JSON object whose text is a string", f"{line:.80}")
+        if query_id in queries:
+            raise FormatError(where, "each _id once", f"{query_id!r} a second time")
+        queries[query_id] = row["text"]
     return queries
 
 
@@ -154,7 +158,7 @@ def _read_qrels(folder: str, split: str) -> dict[str, dict[str, int]]:
     url = storage.join(folder, "qrels", name)
     qrels: dict[str, dict[str, int]] = {}
     for number, (where, line) in enumerate(_lines(url)):
-        fields = [field.strip() for field in (line.split("\t") if "\t" in line else line.split())]
+        fields = [field.strip(" ") for field in (line.split("\t") if "\t" in line else ascii_columns(line))]
         if number == 0 and _is_header(fields):
             continue
         query_id, doc_id, grade = _judgement(fields, line, where)
@@ -185,14 +189,5 @@ def _judgement(fields: list[str], line: str, where: str) -> tuple[str, str, int]
 
 
 def _lines(url: str) -> Iterator[tuple[str, str]]:
-    """(file and line number, text) of every line that is not blank."""
-    number = 0
-    try:
-        with storage.open_input(url) as raw:
-            for number, line in enumerate(gzip.GzipFile(fileobj=raw) if url.endswith(".gz") else raw, 1):
-                if (text := line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")).strip():
-                    yield f"{url} line {number}", text
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{url} line {number}", "UTF-8", error.reason) from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise FormatError(url, "a whole gzip file", f"damage after line {number} ({error})", "restore the file") from None
+    """Yield (file and line number, text) of every line that is not blank."""
+    return ((f"{url} line {number}", text) for number, text in read_text_lines(url))

@@ -6,6 +6,7 @@ import numpy as np
 
 from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats import storage
+from ray_lir.formats.lines import ascii_columns, read_text_lines
 
 Ranking = Sequence[tuple[str, float]]
 """(document id, score), best first."""
@@ -39,7 +40,7 @@ def check_ids(ids: Iterable[str], kind: str) -> None:
         kind: "query" or "document", for the message.
     """
     for each in ids:
-        if len(each.split()) != 1:
+        if ascii_columns(each) != [each]:
             raise ConfigError(f"a run file cannot carry the {kind} id {each!r}, which is empty or holds white space; leave out --run")
 
 
@@ -63,12 +64,13 @@ def read_run(url: str) -> Run:
     """Reads a run file; documents are ordered by score, equal scores as in the file.
 
     Raises:
+        ConfigError: if the file cannot be read.
         FormatError: if a line does not have the six columns, or a document comes twice for one query.
     """
     scored: dict[str, dict[str, float]] = {}
-    for number, line in enumerate(storage.read_bytes(url).decode().splitlines(), 1):
+    for number, line in read_text_lines(url):
         try:
-            query_id, _, doc_id, _, score, _ = line.split()
+            query_id, _, doc_id, _, score, _ = ascii_columns(line)
             value = float(score)
         except ValueError:
             raise FormatError(f"{url} line {number}", "query Q0 document rank score tag", f"{line:.80}") from None

@@ -50,4 +50,9 @@ def read_text_lines(url: str) -> Iterator[tuple[int, str]]:
             yield number, line.decode()
         except UnicodeDecodeError as error:
             found = f"byte 0x{line[error.start]:02x} at position {error.start}"
-            raise FormatError(f"{url} line {number}", "text in UTF-8", found, "convert the file to UTF-8") from None
+            raise FormatError(f"{url} line {number}", "UTF-8", found, "convert the file to UTF-8") from None
+
+
+def ascii_columns(line: str) -> list[str]:
+    """Return the columns of a line; they are separated by ASCII white space alone, as in trec_eval."""
+    return [column.decode("utf-8", "surrogatepass") for column in line.encode("utf-8", "surrogatepass").split()]

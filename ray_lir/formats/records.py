@@ -8,6 +8,7 @@ document's metadata.
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,9 +27,15 @@ from ray_lir.ids import BadId, check_id
 logger = logging.getLogger(__name__)
 
 ID_FIELDS = ("_id", "doc_id", "id")
-BEIR_FILES = ("corpus.jsonl", "corpus.jsonl.gz")
 JSONL, GZIP, PARQUET = ".jsonl", ".jsonl.gz", ".parquet"
 SUFFIXES = (JSONL, GZIP, PARQUET)
+CORPUS_NAMES = tuple(
+    re.compile(pattern)
+    for pattern in (r"corpus\.jsonl", r"corpus\.jsonl\.gz", r"corpus\.parquet", r"corpus", r"corpus[-_.].*\.(jsonl|jsonl\.gz|parquet)")
+)
+"""Names of a corpus in a folder, by precedence."""
+OTHER_NAMES = re.compile(r"(queries|query|questions|topics|qrels|qrel|judgements|judgments|runs?)([-_.]|$)", re.IGNORECASE)
+"""Names of files of a test collection that are no documents."""
 ROWS_PER_BATCH = 256
 Kept = Literal["first", "last"]
 """Which of the rows with one id is the document; the others are refused."""
@@ -56,26 +63,54 @@ def document_text(title: str, text: str) -> str:
 
 
 def corpus_files(url: storage.PathOrUrl) -> list[str]:
-    """The files of a corpus: the file itself, the corpus of a BEIR folder, or all files of a folder that can be read.
+    """Return the files of a corpus, in reading order.
+
+    A file is itself. In a folder, whatever is named corpus (corpus.jsonl, corpus.jsonl.gz, corpus.parquet, corpus-00000-of-00002.parquet,
+    or a folder corpus/) is the corpus, the first of these kinds alone; without one, all files that can be read are, except queries,
+    judgements and hidden files. Other files are named in the log.
 
     Raises:
-        ConfigError: if there is nothing there, or nothing that can be read.
+        ConfigError: there is nothing there, or nothing that can be read.
     """
     url = storage.absolute(url)
     with storage.told_as("read", url):
         names = storage.list_names(url)
         if not names and not storage.exists(url):
             raise ConfigError(f"no corpus at {url}: no such file or folder; check the path")
-    if not names and not storage.is_folder(url):
-        names, url = [storage.name_of(url)], url.rstrip("/").rpartition("/")[0] or ("/" if url.startswith("/") else ".")
-    names = [name for name in BEIR_FILES if name in names][:1] or names
-    readable = [name for name in names if name.endswith(SUFFIXES) and not name.startswith((".", "_"))]
+        if not names and not storage.is_folder(url):
+            if not url.endswith(SUFFIXES):
+                raise ConfigError(f"{url} is no corpus: want a file that ends in {', '.join(SUFFIXES)}; convert it or check the path")
+            return [url]
+        return _folder_files(url, names)
+
+
+def _folder_files(url: str, names: list[str]) -> list[str]:
+    visible = [name for name in names if not name.startswith((".", "_"))]
+    for kind in CORPUS_NAMES:
+        found = [name for name in visible if kind.fullmatch(name)]
+        if not found:
+            continue
+        folders = [name for name in found if storage.is_folder(storage.join(url, name))]
+        if folders:
+            return corpus_files(storage.join(url, folders[0]))
+        _log_others(url, names, found)
+        return [storage.join(url, name) for name in found]
+    readable = [name for name in visible if name.endswith(SUFFIXES) and not OTHER_NAMES.match(name)]
+    readable = [name for name in readable if not storage.is_folder(storage.join(url, name))]
     if not readable:
         found = ", ".join(names[:3]) or "nothing"
-        raise ConfigError(f"no corpus at {url}: found {found}, want files that end in {', '.join(SUFFIXES)}; convert it or check the path")
-    if len(readable) < len(names):
-        logger.info("corpus: %d files of %s are read, %d others are not", len(readable), url, len(names) - len(readable))
+        if "manifest.json" in names or "LATEST" in names:
+            raise ConfigError(f"{url} holds token embeddings or an index, not a corpus (it has {found}); give the corpus it was made from")
+        want = f"files that end in {', '.join(SUFFIXES)} and are not queries"
+        raise ConfigError(f"no corpus at {url}: found {found}, want {want}; convert it or check the path")
+    _log_others(url, names, readable)
     return [storage.join(url, name) for name in readable]
+
+
+def _log_others(url: str, names: list[str], read: list[str]) -> None:
+    others = [name for name in names if name not in read]
+    if others:
+        logger.info("corpus: %d files of %s are read; others are not: %s", len(read), url, ", ".join(others[:10]))
 
 
 def read_rows(url: storage.PathOrUrl) -> Iterator[tuple[int, bytes]]:
