@@ -84,16 +84,18 @@ class RunAttention:
     def column_mean(self) -> Tensor:
         """[B, L] float32 or wider, as of LastAttention."""
         starts = range(0, self.query.shape[2], ROWS_AT_ONCE)
-        wide = torch.promote_types(self.query.dtype, torch.float32)
-        received = sum(self._probabilities(slice(start, start + ROWS_AT_ONCE)).sum((1, 2), dtype=wide) for start in starts)
+        received = sum(self._summed(slice(start, start + ROWS_AT_ONCE)) for start in starts)
         return received / (self.query.shape[1] * self.query.shape[2])
 
     def first_row(self) -> Tensor:
         """[B, L] float32 or wider, as of LastAttention."""
-        return self._probabilities(slice(0, 1)).mean((1, 2), dtype=torch.promote_types(self.query.dtype, torch.float32))
+        return self._summed(slice(0, 1)) / self.query.shape[1]
 
-    def _probabilities(self, rows: slice) -> Tensor:
-        return ((self.query[:, :, rows] * self.scale) @ self.key.transpose(-1, -2)).softmax(-1)
+    def _summed(self, rows: slice) -> Tensor:
+        """[B, L] probabilities added up over heads and rows, text by text: the order of a sum over several texts depends on how many."""
+        wide = torch.promote_types(self.query.dtype, torch.float32)
+        texts = zip(self.query[:, :, rows], self.key, strict=True)
+        return torch.stack([((query * self.scale) @ key.transpose(-1, -2)).softmax(-1).sum((0, 1), dtype=wide) for query, key in texts])
 
 
 @dataclass(frozen=True)

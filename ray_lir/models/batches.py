@@ -3,11 +3,12 @@
 B texts, L tokens in the longest of them, D dimensions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 
@@ -54,6 +55,20 @@ def padded(embeddings: TokenEmbeddings, device: torch.device | str) -> EmbeddedT
         weights = np.zeros(mask.shape, np.float32)
         weights[mask] = embeddings.weights
     return EmbeddedTexts(*(None if array is None else torch.from_numpy(array).to(device) for array in (vectors, mask, weights)))
+
+
+ROWS = 16
+"""A product of a multiple of this many rows computes each row alike, wherever it stands; it is also a tile of AMX."""
+
+
+def in_full_rows(layer: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
+    """[..., out]: a layer over the last dimension of [..., in]. On a CPU rows are added up to a multiple of ROWS, so that no row's
+    result depends on how many there are."""
+    rows = values.flatten(0, -2)
+    if values.device.type != "cpu" or len(rows) % ROWS == 0:
+        return layer(values)
+    result = layer(functional.pad(rows, (0, 0, 0, -len(rows) % ROWS)))[: len(rows)]
+    return result.unflatten(0, values.shape[:-1])
 
 
 def pad(token_ids: Sequence[np.ndarray], attended: Sequence[int], keep: Sequence[np.ndarray]) -> TokenBatch:

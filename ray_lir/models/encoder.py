@@ -23,6 +23,7 @@ from ray_lir.models.layouts.parts import Parts, expansion_token, longest_input, 
 from ray_lir.models.network import Network
 from ray_lir.models.scorers import SCORERS, Trial
 from ray_lir.models.tokenization import TextTokenizer
+from ray_lir.models.torch_threads import one_torch_thread
 from ray_lir.models.unpadded import native_bfloat16
 from ray_lir.parallel import threads
 
@@ -217,6 +218,14 @@ class Encoder:
         expanded = [self.tokenizer.expand(ids) for ids in bare]
         return expanded, [len(ids) for ids in (expanded if self.contract.attend_to_expansion else bare)]
 
+    def _batches(self, lengths: Sequence[int], attended: Sequence[int]) -> list[np.ndarray]:
+        """The texts that are computed together. No result depends on them: texts that would be padded go one by one on a CPU."""
+        if self.device.type != "cpu":
+            return list(by_length(lengths, self.batch_tokens))
+        together = np.flatnonzero(np.asarray(attended)) if self.model.needs_no_padding else np.zeros(0, np.int64)
+        batches = [together[rows] for rows in by_length([lengths[row] for row in together], self.batch_tokens)]
+        return batches + [np.array([row]) for row in np.setdiff1d(np.arange(len(lengths)), together)]
+
     @torch.inference_mode()
     def _encode(
         self,
@@ -241,8 +250,8 @@ class Encoder:
             found = texts.vectors[texts.mask].half().cpu().numpy()
             return rows, found, None if texts.weights is None else texts.weights[texts.mask].float().cpu().numpy()
 
-        batches = list(by_length([len(ids) for ids in token_ids], self.batch_tokens))
-        for rows, found, weighed in _on_all_cores(embedded, batches, self.device):
+        lengths = [len(ids) for ids in token_ids]
+        for rows, found, weighed in _on_all_cores(embedded, self._batches(lengths, attended), self.device):
             places = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
             values[places] = found
             if weighed is not None:
@@ -254,22 +263,21 @@ class Encoder:
 
 
 def _on_all_cores(work: Callable[[np.ndarray], Any], batches: list[np.ndarray], device: torch.device) -> Iterator[Any]:
-    """The work on each batch, in their order: on a CPU a core takes a batch of its own, since cores that share one wait for each other
-    after every product. Torch's number of threads is one setting for the whole process; it is restored."""
-    cores = torch.get_num_threads()
-    if device.type != "cpu" or cores == 1 or len(batches) < cores:
+    """The work on each batch, in their order.
+
+    On a CPU each batch is computed by one thread. Two threads would split a product, and the parts add up in another order: a vector
+    would depend on the number of cores. Cores that share a batch also wait for each other after every product.
+    """
+    if device.type != "cpu":
         yield from map(work, batches)
         return
 
     def alone(batch: np.ndarray) -> Any:
-        torch.set_num_threads(1)
-        with torch.inference_mode():  # a setting of each thread
+        with one_torch_thread(), torch.inference_mode():  # both are settings of each thread
             return work(batch)
 
-    try:
-        yield from threads(alone, batches, cores)
-    finally:
-        torch.set_num_threads(cores)
+    cores = min(torch.get_num_threads(), len(batches))
+    yield from map(alone, batches) if cores <= 1 else threads(alone, batches, cores)
 
 
 def weights_digest(network: Network) -> str:

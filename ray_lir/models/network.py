@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ray_lir.config import Config
 from ray_lir.models import unpadded
 from ray_lir.models.attention import Attention, AttentionRecorder
-from ray_lir.models.batches import EmbeddedTexts, TokenBatch
+from ray_lir.models.batches import EmbeddedTexts, TokenBatch, in_full_rows
 from ray_lir.models.scorers import MaxSim, Scorer
 
 
@@ -94,8 +94,13 @@ class Network(nn.Module):
         """[B, L, D] float32 vectors before the norm, and the attention of the last layer if the scorer reads it."""
         hidden, attention = (self._without_padding(batch) or self._padded)(batch)
         for projection in self.projections:
-            hidden = projection(hidden)
+            hidden = in_full_rows(projection, hidden)
         return hidden.float() * batch.keep_mask.unsqueeze(-1), attention if self.scorer.reads_attention else None
+
+    @property
+    def needs_no_padding(self) -> bool:
+        """Whether this model encodes on a CPU without padding."""
+        return unpadded.suits(self.backbone)
 
     def _padded(self, batch: TokenBatch) -> tuple[Tensor, Attention | None]:
         """The model's own forward pass."""

@@ -13,10 +13,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ray_lir.models.attention import RunAttention, UnpaddedAttention
-from ray_lir.models.batches import TokenBatch
-
-ROWS = 16
-"""Rows are filled up to a multiple of it, a tile of AMX: for every other number of rows oneDNN would compile its products anew."""
+from ray_lir.models.batches import ROWS, TokenBatch
 
 FAMILY = {"bert", "roberta", "xlm-roberta", "camembert"}
 """Model types whose layers are BERT's, by the same names."""
@@ -34,8 +31,8 @@ class Run:
 class UnpaddedBert:
     """What a model that `suits` computes in evaluation, without gradients, from the weights that it has when this is made.
 
-    Where the processor multiplies bfloat16, weights in it are kept a second time, in the order in which oneDNN reads them: without
-    that every product takes a quarter more, and the GELU a pass of its own.
+    Weights are kept a second time, in the order in which oneDNN reads them: without that every product takes a quarter more, and the
+    GELU a pass of its own. oneDNN also keeps to the number of threads of the calling thread, and MKL to that of the whole process.
     """
 
     def __init__(self, backbone: PreTrainedModel):
@@ -124,7 +121,8 @@ def runs_of(lengths: list[int], attended: list[int]) -> list[Run]:
 
 def native_bfloat16() -> bool:
     """Whether this machine's CPU multiplies bfloat16 itself."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    supported = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return supported and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # oneDNN may have been told to use less than there is
 
 
 def _state(modules: list[nn.Module]) -> tuple[list[int], list[tuple[int, int]]]:
@@ -149,7 +147,8 @@ def _last_attention(query: Tensor, key: Tensor, _: Tensor) -> RunAttention:
 def _linear(*layers: nn.Linear, activation: str = "none") -> Callable[[Tensor], Tensor]:
     """[T, in] -> [T, out]: layers of the same input as one product, and what follows it."""
     weight, bias = (torch.cat([getattr(layer, name).detach() for layer in layers]) for name in ("weight", "bias"))
-    if weight.dtype == torch.bfloat16 and native_bfloat16() and torch.backends.mkldnn.is_available():
+    native = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and native_bfloat16())
+    if native and torch.backends.mkldnn.is_available():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], "none")
     follow = {"none": lambda x: x, "gelu": functional.gelu}[activation]

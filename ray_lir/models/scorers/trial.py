@@ -12,7 +12,7 @@ from torch.nn import functional
 from ray_lir.config import TrialConfig
 from ray_lir.formats import relation as formats
 from ray_lir.models.attention import Attention
-from ray_lir.models.batches import EmbeddedTexts
+from ray_lir.models.batches import EmbeddedTexts, in_full_rows
 from ray_lir.models.scorers import maxsim
 from ray_lir.models.scorers.interaction import chunks, cosines, similarities, take, total
 from ray_lir.models.scorers.scorer import Scorer
@@ -94,7 +94,7 @@ class Trial(Scorer):
         return formats.Relation(**arrays, weight=self.settings.relation_weight, alignment=self.settings.alignment)
 
     def query_weights(self, projected_BnD: Tensor, attention: Attention | None) -> Tensor | None:
-        return self.gate(projected_BnD)
+        return in_full_rows(self.gate, projected_BnD)
 
     def forward(self, queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
         if self.settings.relation_weight == 0:

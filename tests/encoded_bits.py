@@ -1,0 +1,74 @@
+"""Encodes the same texts in many ways with every checkpoint of tests/fixtures, and prints the ways that gave other bits.
+
+`python -m tests.encoded_bits FOLDER`; test_encoder_bits.py runs it under several instruction sets, which torch reads when it starts.
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ray_lir import Encoder, EncoderConfig
+from tests.checkpoints import put_together
+
+CHECKPOINTS = {
+    ("sentence_transformers", "fixed"): ("attention", "trial"),
+    ("sentence_transformers", "bare"): ("attention", "trial"),
+    ("pylate", "expansion"): ("attention",),
+    ("pylate", "attended_expansion"): (),
+    ("pylate", "two_dense"): (),
+    ("stanford", "default"): ("trial",),
+    ("xtr", "checkpoint"): (),
+}
+TEXTS = ["", *(f"the text of document {number} " * (number % 5) + " ".join(map(str, range(number % 7))) for number in range(23))]
+
+
+def encoded(encode: Callable, size: int) -> list[np.ndarray]:
+    """Vectors and weights of all texts, encoded `size` at a time."""
+    parts = [encode(TEXTS[start : start + size]) for start in range(0, len(TEXTS), size)]
+    arrays = [np.concatenate([part.values for part in parts])]
+    return arrays if parts[0].weights is None else [*arrays, np.concatenate([part.weights for part in parts])]
+
+
+def differences(encoder: Encoder) -> list[str]:
+    """The ways of encoding that gave other bits than one text after another on one thread."""
+    found = []
+    for kind, encode in {"documents": encoder.encode_documents, "queries": encoder.encode_queries}.items():
+        torch.set_num_threads(1)
+        expected = encoded(encode, 1)
+
+        def check(way: str, arrays: list[np.ndarray], expected: list[np.ndarray] = expected, kind: str = kind) -> None:
+            if not all(np.array_equal(*pair) for pair in zip(arrays, expected, strict=True)):
+                found.append(f"{kind}, {way}")
+
+        for threads, size in ((1, len(TEXTS)), (2, len(TEXTS)), (2, 5), (4, 1)):
+            torch.set_num_threads(threads)
+            check(f"{threads} threads, {size} at a time", encoded(encode, size))
+            if torch.get_num_threads() != threads:
+                found.append(f"{kind}, {threads} threads: not restored")
+        with ThreadPoolExecutor(4) as pool:
+            for arrays in pool.map(lambda size, encode=encode: encoded(encode, size), (1, 2, 3, 24, 1, 7)):
+                check("concurrent calls", arrays)
+    return found
+
+
+def main() -> int:
+    logging.disable()
+    wrong = []
+    for (library, variant), scorers in CHECKPOINTS.items():
+        checkpoint = put_together(library, variant, Path(sys.argv[1]) / library / variant)
+        for precision in ("float32", "bfloat16"):
+            encoder = Encoder.load(EncoderConfig(checkpoint=checkpoint, precision=precision, device="cpu"))
+            torch.manual_seed(0)
+            for each in [encoder, *(encoder.with_scorer(scorer) for scorer in scorers)]:
+                wrong += [f"{library}/{variant} {precision} {each.contract.scorer}: {way}" for way in differences(each)]
+    print(*wrong, sep="\n")
+    return len(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main() > 0)
