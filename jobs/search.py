@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from ray_lir.config import Config, EncoderConfig
+from ray_lir.engine_params import PARAMS
 from ray_lir.formats.truncation import Truncation
 from ray_lir.index.filters import FILTER_NAMES, FiltersInput
 from ray_lir.messages import MAX_K, Quality, chosen_engine
@@ -23,7 +24,7 @@ class SearchJob(Config):
     k: int = Field(10, ge=1, le=MAX_K)
     """How many documents, at most."""
     engine: str = "auto"
-    """auto, exact, scan, plaid or warp."""
+    """auto, exact, scan, plaid, warp or xtr."""
     quality: Quality = "balanced"
     """Of the engine auto: fast, balanced or exact."""
     params: dict[str, Any] = {}
@@ -40,7 +41,7 @@ def run(job: SearchJob) -> dict[str, Any]:
     from ray_lir.models.encoder import Encoder  # torch takes seconds to load, and a wrong flag does not need it
     from ray_lir.search import Searcher
 
-    engine = chosen_engine(job.engine, job.params)
+    engine = chosen_engine(job.engine, job.params, tuple(PARAMS))
     searcher = Searcher.open(job.index)
     contract = searcher.manifest.contract
     encoder = Encoder.for_contract(contract, EncoderConfig(checkpoint=job.encoder or contract.checkpoint))

@@ -4,18 +4,14 @@ import base64
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 from urllib.parse import quote
 
-import httpx
-import numpy as np
 from pydantic import ValidationError
 
 from ray_lir import errors
-from ray_lir.arguments import id_list, text_list
 from ray_lir.config import Config
 from ray_lir.errors import ConfigError, FormatError, Overloaded, RayLirError, ServiceUnavailable
-from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.messages import (
     Document,
     EncodeRequest,
@@ -29,6 +25,11 @@ from ray_lir.messages import (
     first_problem,
 )
 from ray_lir.operation import ErrorBody, Health, IndexChange, IndexFacts, IndexState
+
+if TYPE_CHECKING:
+    import httpx
+
+    from ray_lir.formats.token_embeddings import TokenEmbeddings
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -50,7 +51,7 @@ class Call(Generic[Reply]):
         content = None if self.body is None else self.body.model_dump_json(exclude_none=True)
         return {"method": self.method, "url": self.path, "content": content, "headers": {"Content-Type": "application/json"}}
 
-    def read(self, response: httpx.Response) -> Reply:
+    def read(self, response: "httpx.Response") -> Reply:
         """Raises the error that the service names, or FormatError if it is no ray_lir service."""
         try:
             if response.status_code in self.statuses:
@@ -77,6 +78,8 @@ class Client:
     """
 
     def __init__(self, url: str = DEFAULT_URL, token: str | None = None, timeout_s: float = 60.0):
+        import httpx  # a program that only knows of the client does not load it
+
         self._settings = (url, token, timeout_s)
         self._http = httpx.Client(base_url=url, headers=_headers(token), timeout=timeout_s, trust_env=not _is_loopback(url))
 
@@ -88,7 +91,7 @@ class Client:
         """Searches for one query or several; options are the other fields of SearchRequest."""
         return self._send(_search(query, options))
 
-    def encode(self, texts: Sequence[str], kind: Literal["query", "document"] = "query") -> TokenEmbeddings:
+    def encode(self, texts: Sequence[str], kind: Literal["query", "document"] = "query") -> "TokenEmbeddings":
         """Token embeddings of texts; they are numbered."""
         return _embeddings(self._send(_encode(texts, kind)))
 
@@ -132,6 +135,8 @@ class Client:
         self.close()
 
     def _send(self, call: Call[Reply]) -> Reply:
+        import httpx
+
         try:
             response = self._http.request(**call.arguments())
         except httpx.HTTPError as error:
@@ -147,6 +152,8 @@ class AsyncClient:
     """
 
     def __init__(self, url: str = DEFAULT_URL, token: str | None = None, timeout_s: float = 60.0, max_connections: int = 100):
+        import httpx
+
         self._settings = (url, token, timeout_s, max_connections)
         limits = httpx.Limits(max_connections=max_connections)
         self._http = httpx.AsyncClient(
@@ -160,7 +167,7 @@ class AsyncClient:
     async def search(self, query: str | Sequence[str], **options: Any) -> SearchResponse:
         return await self._send(_search(query, options))
 
-    async def encode(self, texts: Sequence[str], kind: Literal["query", "document"] = "query") -> TokenEmbeddings:
+    async def encode(self, texts: Sequence[str], kind: Literal["query", "document"] = "query") -> "TokenEmbeddings":
         return _embeddings(await self._send(_encode(texts, kind)))
 
     async def rerank(self, query: str, **options: Any) -> RerankResponse:
@@ -197,6 +204,8 @@ class AsyncClient:
         await self.close()
 
     async def _send(self, call: Call[Reply]) -> Reply:
+        import httpx
+
         try:
             response = await self._http.request(**call.arguments())
         except httpx.HTTPError as error:
@@ -209,17 +218,26 @@ HEALTH = Call("GET", "/health", Health, statuses=(200, 503))
 
 
 def _search(query: str | Sequence[str], options: dict[str, Any]) -> Call[SearchResponse]:
-    queries = {"query": query} if isinstance(query, str) else {"queries": text_list("queries", query)}
+    if isinstance(query, str):
+        queries: dict[str, Any] = {"query": query}
+    else:
+        from ray_lir.arguments import text_list  # needs NumPy, which one query does not
+
+        queries = {"queries": text_list("queries", query)}
     return Call("POST", "/search", SearchResponse, _checked(SearchRequest, {**queries, **options}))
 
 
 def _encode(texts: Sequence[str], kind: str) -> Call[EncodeResponse]:
+    from ray_lir.arguments import text_list
+
     return Call(
         "POST", "/encode", EncodeResponse, _checked(EncodeRequest, {"texts": text_list("texts", texts), "kind": kind, "format": "base64"})
     )
 
 
 def _rerank(query: str, options: dict[str, Any]) -> Call[RerankResponse]:
+    from ray_lir.arguments import id_list, text_list
+
     if options.get("texts") is not None:
         options["texts"] = text_list("texts", options["texts"])
     if options.get("doc_ids") is not None:
@@ -247,7 +265,11 @@ def _checked(kind: type[Request], fields: dict[str, Any]) -> Request:
         raise ConfigError(first_problem(error.errors(), kind)) from None
 
 
-def _embeddings(response: EncodeResponse) -> TokenEmbeddings:
+def _embeddings(response: EncodeResponse) -> "TokenEmbeddings":
+    import numpy as np
+
+    from ray_lir.formats.token_embeddings import TokenEmbeddings
+
     matrices = [np.frombuffer(base64.b64decode(each), "<f2").reshape(-1, response.dim) for each in response.embeddings]
     return TokenEmbeddings.of(matrices)
 
@@ -266,6 +288,8 @@ def _error(kind: str) -> type[RayLirError]:
 
 def _is_loopback(url: str) -> bool:
     """Whether a URL names this machine itself, which no proxy of the environment (HTTP_PROXY and the like) can reach."""
+    import httpx
+
     host = httpx.URL(url).host
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -276,6 +300,8 @@ def _is_loopback(url: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def _unreachable(url: httpx.URL, error: httpx.HTTPError) -> ServiceUnavailable:
+def _unreachable(url: "httpx.URL", error: "httpx.HTTPError") -> ServiceUnavailable:
+    import httpx
+
     why = "it took too long" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
     return ServiceUnavailable(f"no answer from {url}: {why}; check the address, and that the service runs")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from ray_lir.config import Config
-from ray_lir.engines import ENGINES, SERVED, EngineParams
+from ray_lir.engine_params import PARAMS, SERVED, EngineParams
 from ray_lir.errors import ConfigError
 from ray_lir.index.filters import FILTER_NAMES, FiltersInput
 
@@ -296,26 +296,30 @@ class Explanation(Config):
     """What in the request is probably a mistake: a filter's field that no document has."""
 
 
-def chosen_engine(engine: str, params: dict[str, Any]) -> str | Config:
+def chosen_engine(engine: str, params: dict[str, Any], engines: Sequence[str] = SERVED) -> str | Config:
     """`auto`, or the parameters of the engine.
+
+    Args:
+        engines: those that can be chosen. A service has SERVED, a Searcher all of PARAMS.
 
     Raises:
         ConfigError: if there is no such engine, or it has no such parameters.
     """
     if engine == "auto":
         if params:
-            raise ConfigError(f"params need an engine that they belong to; choose {', '.join(SERVED)}")
+            raise ConfigError(f"params need an engine that they belong to; choose {', '.join(engines)}")
         return "auto"
-    if engine not in ENGINES:
-        raise ConfigError(f"unknown engine {engine!r}; choose auto, {', '.join(SERVED)}")
-    if engine not in SERVED:
+    if engine not in PARAMS:
+        raise ConfigError(f"unknown engine {engine!r}; choose auto, {', '.join(engines)}")
+    if engine not in engines:
         raise ConfigError(
-            f"engine {engine} needs all shards in one process, which a service spreads; choose {', '.join(SERVED)}, or use Searcher"
+            f"engine {engine} needs all shards in one process, so a service does not have it; choose {', '.join(engines)}, "
+            "or use Searcher (ray-lir search)"
         )
     for name, value in params.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"params of {engine}: {name}: {value} is no number to search with; leave it out for the default")
-    kind = ENGINES[engine].params
+    kind = PARAMS[engine]
     try:
         return kind.model_validate({"engine": engine, **params})
     except ValidationError as error:

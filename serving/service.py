@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 
 from ray_lir import messages, operation
-from ray_lir.engines import ENGINES
+from ray_lir.engine_params import SERVED
 from ray_lir.errors import Conflict
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.kernels import select
@@ -107,7 +107,7 @@ class Service:
             num_groups=len(self.groups),
             num_centroids=manifest.num_centroids,
             nbits=manifest.nbits,
-            engines=list(ENGINES),
+            engines=list(SERVED),
             contract=manifest.contract,
             fingerprint=manifest.contract.fingerprint,
         )

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from jobs.__main__ import VERBS
+from ray_lir.engine_params import IN_PROCESS, PARAMS
+from ray_lir.engines import ENGINES
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "ray", "faiss", "scipy", "duckdb", "tyro")
@@ -66,6 +68,14 @@ def test_commands_that_need_no_model_and_no_cluster_load_neither(words, expected
     assert expected == 0 or shown.splitlines()[-1].startswith("error: ")
 
 
+def test_the_client_loads_no_array_library():
+    code = (
+        f"import sys, ray_lir.client; print([name for name in {(*HEAVY, 'numpy', 'pyarrow', 'fsspec', 'httpx')!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_a_closed_pipe_is_silent():
     done = subprocess.run(
         f"{sys.executable} -m jobs plan --help | head -1; {sys.executable} -m jobs --help | head -1",
@@ -81,3 +91,8 @@ def test_an_interrupt_is_one_line_and_exit_code_130():
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130 and errors.startswith("interrupted") and errors.count("\n") == 1
+
+
+def test_engines_that_are_not_served_are_those_that_survey_all_shards():
+    assert {name: engine.params for name, engine in ENGINES.items()} == PARAMS
+    assert [name for name, engine in ENGINES.items() if engine.survey is not None] == list(IN_PROCESS)

@@ -1,12 +1,13 @@
-"""The engines by name. A new one is a file beside these, a line in ENGINES and EngineParams, and a test."""
+"""The engines by name. A new one is a file beside these, its parameters in engine_params.py, a line in ENGINES, and a test."""
 
 import json
 from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from ray_lir.config import Config
+from ray_lir.engine_params import SERVED as SERVED
+from ray_lir.engine_params import EngineParams
 from ray_lir.engines import cost, exact, plaid, scan, warp, xtr
 from ray_lir.engines.plan import Engine, IndexStatistics
 from ray_lir.errors import ConfigError, FormatError
@@ -20,11 +21,6 @@ ENGINES: dict[str, Engine] = {
     "warp": warp.ENGINE,
     "xtr": xtr.ENGINE,
 }
-SERVED = tuple(name for name, engine in ENGINES.items() if engine.survey is None)
-"""Engines that a service has: the others must have all shards in one process."""
-EngineParams = Annotated[
-    exact.ExactParams | scan.ScanParams | plaid.PlaidParams | warp.WarpParams | xtr.XtrParams, Field(discriminator="engine")
-]
 
 TUNING = "tuning.json"
 FAST_SHARE = 0.25

@@ -6,21 +6,14 @@ relations.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
-from ray_lir.config import Config
+from ray_lir.engine_params import ExactParams
 from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, RelationTerms, Scored, among
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
-
-
-class ExactParams(Config):
-    """Exact scoring has no parameters."""
-
-    engine: Literal["exact"] = "exact"
 
 
 def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: ExactParams, k: int, kernels: Kernels) -> QueryPlan:

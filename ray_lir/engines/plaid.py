@@ -1,30 +1,15 @@
 """plaid: probe the nearest centroids, score candidates by centroids in two stages, rescore the rest (ALGORITHMS 2.3, 2.4)."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
-from ray_lir.config import Config
+from ray_lir.engine_params import PlaidParams
 from ray_lir.engines.exact import rescore
 from ray_lir.engines.plan import NORMS_NPROBE, Engine, IndexStatistics, Query, QueryPlan, Scored, among, centroid_interaction
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
-
-
-class PlaidParams(Config):
-    """The three knobs of PLAID; defaults follow k."""
-
-    engine: Literal["plaid"] = "plaid"
-    nprobe: int | None = Field(None, ge=1)
-    """Centroids probed for each query token. None: 2 for k up to 10, 4 up to 100, else 8; four times that if vector lengths differ."""
-    centroid_score_threshold: float | None = None
-    """Centroids that score below this for every query token are pruned in the second stage; it is multiplied with the mean length of the
-    vectors if lengths differ. Documents without any other centroid rank after all others. None: 0.5, 0.45 or 0.4 for the same k."""
-    ncandidates: int | None = Field(None, ge=1)
-    """Documents kept by the second stage; a quarter of them is rescored. None: max(1024, 4 k) for k up to 100, else max(4096, 4 k)."""
 
 
 def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: PlaidParams, k: int, kernels: Kernels) -> QueryPlan:

@@ -1,29 +1,16 @@
 """scan: every document scored by its centroid codes alone, the best rescored exactly. No probing, so nothing is lost to it."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
-from ray_lir.config import Config
+from ray_lir.engine_params import ScanParams
 from ray_lir.engines.exact import rescore
 from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored, among
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.norms import norm_codes
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
-
-
-class ScanParams(Config):
-    """How far a scan looks before it scores exactly."""
-
-    engine: Literal["scan"] = "scan"
-    ncandidates: int | None = Field(None, ge=1)
-    """Documents rescored exactly. None: 4 k, or as many as the size of the index and the length of the query ask for if that is more; four
-    times that if vector lengths differ."""
-    share: float = Field(1, gt=0)
-    """Of that default so much, where ncandidates is None: what qualities and jobs.tune say, for queries of any length and any k."""
 
 
 def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: ScanParams, k: int, kernels: Kernels) -> QueryPlan:

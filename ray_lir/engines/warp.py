@@ -1,12 +1,10 @@
 """warp: score the tokens of probed cells without decompressing vectors, impute the rest, then rescore (ALGORITHMS 4)."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
-from ray_lir.config import Config
+from ray_lir.engine_params import WarpParams
 from ray_lir.engines.exact import rescore
 from ray_lir.engines.plan import NORMS_NPROBE, USUAL_TOKENS, Engine, IndexStatistics, Query, QueryPlan, Scored, among
 from ray_lir.index.codec import ResidualCodec
@@ -16,26 +14,6 @@ from ray_lir.kernels import Kernels
 
 NPROBE = 16
 """Cells for each token of a usual query: half of WARP's 32 finds the same best 10 once they are rescored (bench/README.md)."""
-
-
-class WarpParams(Config):
-    """WARP's knobs, and how many of its candidates are rescored exactly."""
-
-    engine: Literal["warp"] = "warp"
-    nprobe: int | None = Field(None, ge=1)
-    """Cells scored for each query token. None: 16, or more for a query of less than 21 tokens, so that as many are scored in all; four
-    times as many if vectors differ in length."""
-    t_prime: int | None = Field(None, ge=1)
-    """A document not seen for a query token is given the score of the centroid at which this many tokens have been passed.
-    None: tokens a centroid x nprobe x half the query tokens, within 5,000 and 200,000 (ALGORITHMS 4.2)."""
-    bound: int | None = Field(None, ge=1)
-    """Centroids passed on the way to t_prime, at most. None: 8 nprobe, or 5% of all if that is more."""
-    rescore: int | None = Field(None, ge=0)
-    """Candidates rescored exactly; 0 gives WARP's own scores. None: 8 k, or twice what scan rescores if that is more."""
-    share: float = Field(1, gt=0)
-    """Of that default so much, where rescore is None (ScanParams.share)."""
-    floor_at_imputed: bool = False
-    """Let no seen score fall below the imputed one (ALGORITHMS 4.3)."""
 
 
 def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: WarpParams, k: int, kernels: Kernels) -> QueryPlan:

@@ -7,12 +7,10 @@ retrieved. So all shards must lie in one process, and the engine is for comparis
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
-from ray_lir.config import Config
+from ray_lir.engine_params import Imputation, XtrParams
 from ray_lir.engines.exact import rescore
 from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored, among
 from ray_lir.index.codec import ResidualCodec
@@ -21,25 +19,9 @@ from ray_lir.index.token_index import token_index
 from ray_lir.kernels import Kernels
 from ray_lir.kernels.reference import token_weights
 
-Imputation = Literal["min", "mean", "p10", "power_law", "zero"]
 K_PRIME = 4000
 POWER_LAW_RANKS = 100
 """The power law is read at so many times the rank of the last retrieved token (ALGORITHMS 10, 17)."""
-
-
-class XtrParams(Config):
-    """XTR's knobs."""
-
-    engine: Literal["xtr"] = "xtr"
-    k_prime: int | None = Field(None, ge=1)
-    """Tokens retrieved for each query token, of the whole index. None: 4,000, or 4 k if that is more."""
-    imputation: Imputation = "min"
-    """What a query token scores in a document none of whose tokens it retrieved: the least of the retrieved scores, their mean, their
-    10th percentile, what a power law through them says of much lower ranks, or nothing."""
-    nprobe: int | None = Field(None, ge=1)
-    """Cells of the codec that are looked into for each query token. None: all, so that the best tokens are found for certain."""
-    rescore: int = Field(0, ge=0)
-    """Candidates rescored exactly; 0 gives XTR's own scores."""
 
 
 def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: XtrParams, k: int, kernels: Kernels) -> QueryPlan:

@@ -1,4 +1,7 @@
-"""Filters: which documents a search may find, by their metadata, title, text and ids; evaluated on one shard's documents by DuckDB."""
+"""Filters: which documents a search may find, by their metadata, title, text and ids; evaluated on one shard's documents by DuckDB.
+
+Arrow, NumPy and DuckDB are imported where a filter is evaluated: clients know filters and never evaluate one.
+"""
 
 import difflib
 import json
@@ -9,8 +12,6 @@ from functools import cache, cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-import pyarrow as pa
 from pydantic import (
     AliasChoices,
     BeforeValidator,
@@ -28,11 +29,12 @@ from pydantic import (
 
 from ray_lir.config import Config, canonical_json
 from ray_lir.errors import ConfigError, FormatError
-from ray_lir.formats.metadata import plain
-from ray_lir.index import documents, filter_text
+from ray_lir.index import filter_text
 
 if TYPE_CHECKING:
     import duckdb
+    import numpy as np
+    import pyarrow as pa
 
 MAX_CONDITIONS = 64
 MAX_DEPTH = 16
@@ -202,6 +204,8 @@ class Filters(Config):
             return given
         try:
             tree = given if isinstance(given.get("op"), str) else filter_text.from_mapping(given)
+            from ray_lir.formats.metadata import plain
+
             return plain(tree)
         except TypeError as error:
             raise ValueError(str(error)) from None
@@ -271,10 +275,10 @@ class FilteredDocuments:
         live: row numbers that can be found at all, ascending; None for all.
     """
 
-    def __init__(self, table: pa.Table, live: np.ndarray | None):
+    def __init__(self, table: "pa.Table", live: "np.ndarray | None"):
         self.table = table
         self.live = live
-        self._results: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._results: OrderedDict[bytes, Any] = OrderedDict()
         self._has: dict[str, bool] = {}
         self._lock = threading.Lock()
 
@@ -296,15 +300,21 @@ class FilteredDocuments:
     @cached_property
     def field_names(self) -> frozenset[str]:
         """Paths of the metadata's fields, in a sample of the documents."""
+        import numpy as np
+
+        from ray_lir.index import documents
+
         rows = np.unique(np.linspace(0, self.table.num_rows - 1, min(SAMPLED_DOCUMENTS, self.table.num_rows)).astype(np.int64))
         return frozenset(chain.from_iterable(_paths(json.loads(text)) for text in documents.column(self.table, "metadata", rows)))
 
-    def rows(self, filters: Filters) -> np.ndarray:
+    def rows(self, filters: Filters) -> "np.ndarray":
         """Row numbers of the documents that the filters let through, ascending.
 
         Raises:
             FormatError: if metadata is not JSON.
         """
+        import numpy as np
+
         key = canonical_json(filters.model_dump(mode="json"))
         with self._lock:
             bits = self._results.get(key)
@@ -318,8 +328,10 @@ class FilteredDocuments:
                     self._results.popitem(last=False)
         return np.flatnonzero(np.unpackbits(bits, count=self.table.num_rows))
 
-    def _evaluate(self, filters: Filters) -> np.ndarray:
+    def _evaluate(self, filters: Filters) -> "np.ndarray":
         """[N] bool."""
+        from ray_lir.index import documents
+
         num_docs = self.table.num_rows
         allowed = _mask(num_docs, self.live)
         if filters.ids.include is not None:
@@ -331,7 +343,9 @@ class FilteredDocuments:
         return allowed
 
 
-def _mask(length: int, rows: np.ndarray | None) -> np.ndarray:
+def _mask(length: int, rows: "np.ndarray | None") -> "np.ndarray":
+    import numpy as np
+
     mask = np.full(length, rows is None)
     if rows is not None:
         mask[rows] = True
@@ -349,9 +363,11 @@ def _paths(metadata: Any, prefix: str = "", depth: int = 3) -> Iterator[str]:
             yield from _paths(value, f"{prefix}{key}.", depth - 1)
 
 
-def _matching(table: pa.Table, condition: Any, limit: int | None = None) -> np.ndarray:
+def _matching(table: "pa.Table", condition: Any, limit: int | None = None) -> "np.ndarray":
     """Row numbers for which the condition holds, in no order; at most `limit` of them."""
     import duckdb
+    import numpy as np
+    import pyarrow as pa
 
     sql = _Sql()
     query = f"SELECT row FROM documents WHERE {sql.condition(condition)}"
