@@ -36,6 +36,8 @@ class QueryEncoderConfig(Config):
 
     checkpoint: str | None = None
     """Checkpoint folder or name. None: the one that the index was made with."""
+    trust_remote_code: bool = False
+    """Run Python code that the checkpoint brings (`auto_map` in its config.json) with your rights. Only for checkpoints you have read."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -30,7 +30,7 @@ from ray_lir.formats.manifest import (
 )
 from ray_lir.formats.parquet import TEXT_COLUMNS, Block, read_blocks
 from ray_lir.formats.token_embeddings import TokenEmbeddings, concatenate
-from ray_lir.index.codec import load_codec
+from ray_lir.index.codec import read_codec
 from ray_lir.index.shard import open_shard
 from ray_lir.kernels.reference import decompress, normalize, token_weights
 from ray_lir.progress import track
@@ -153,9 +153,9 @@ def _open(source: str) -> tuple[EmbeddingsManifest | IndexManifest, Iterator[Blo
 def index_blocks(root: str, manifest: IndexManifest, docs_per_block: int = 256) -> Iterator[Block]:
     """The documents of an index that are not deleted, in their order, their vectors decompressed, turned back and as long as
     those that the index was made of, with their weights."""
-    codec = load_codec(storage.join(root, manifest.codec.name))
+    codec = read_codec(root, manifest)
     for entry in manifest.shards:
-        shard = open_shard(root, entry, manifest.num_centroids)
+        shard = open_shard(root, entry, manifest)
         for start in range(0, len(shard.found_documents), docs_per_block):
             rows = shard.found_documents[start : start + docs_per_block]
             tokens, offsets = shard.tokens(rows)

@@ -1,12 +1,11 @@
 """Prints what a folder holds (embeddings, an index, a training, an export, a checkpoint) and verifies it."""
 
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from pydantic import BaseModel, Field
 
-from ray_lir.config import Config, EncoderConfig
+from ray_lir.config import Config, EncoderConfig, parse_json
 from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract, check_same_encoder
@@ -21,6 +20,7 @@ from ray_lir.formats.manifest import (
     listed_names,
     manifest_digest,
     read_manifest,
+    version_numbers,
 )
 from ray_lir.search import LATEST, latest_version, read_version
 from ray_lir.update import advice, drift_of
@@ -79,7 +79,7 @@ def _kind(folder: str) -> Callable[[str, InspectJob], dict[str, Any]]:
 def _index(root: str, job: InspectJob) -> dict[str, Any]:
     version = latest_version(root) if job.version is None else job.version
     manifest = read_version(root, version)
-    versions = sorted(int(name) for name in storage.list_names(storage.join(root, "versions")) if name.isdigit())
+    versions = version_numbers(root)
     listed = {name for number in versions for name in listed_names(read_version(root, number))}
     there = {f"{part}/{name}" for part in ("codec", "shards", "tombstones") for name in storage.list_names(storage.join(root, part))}
     changed = {"drift": drift_of(manifest), "advice": advice(manifest)} if manifest.added_tokens else {}
@@ -114,7 +114,7 @@ def _published(root: str, job: InspectJob) -> dict[str, Any]:
     """A folder with one manifest at its top."""
     url = storage.join(root, MANIFEST)
     try:
-        kind = json.loads(storage.read_bytes(url)).get("kind")
+        kind = parse_json(storage.read_bytes(url)).get("kind")
     except (ValueError, AttributeError) as error:
         raise FormatError(url, "a manifest of ray_lir", f"damaged content ({error})", "restore the file or make the folder anew") from None
     if kind not in MADE_BY:
@@ -174,8 +174,10 @@ def _provenance(folder: str) -> dict[str, Any]:
     """When there is one: what each stage took. It is for people, so one that cannot be read is no error."""
     url = storage.join(folder, PROVENANCE)
     try:
-        found = json.loads(storage.read_bytes(url))
+        found = parse_json(storage.read_bytes(url))
     except (FileNotFoundError, ValueError):
+        return {}
+    if not isinstance(found, dict):
         return {}
     return {"made": found.get("stages") or [found]}
 

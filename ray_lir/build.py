@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import ValidationError
 
 import ray_lir.parallel
 from ray_lir.config import IndexConfig, canonical_json, digest
-from ray_lir.errors import ConfigError, Conflict
+from ray_lir.errors import ConfigError, Conflict, FormatError
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract
 from ray_lir.formats.embeddings import content_digest, documents_table, write_embeddings
@@ -40,7 +41,7 @@ from ray_lir.formats.relation import Relation, load_relation
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.index.assemble import assemble
 from ray_lir.index.clustering import Assigner, default_num_centroids
-from ray_lir.index.codec import ResidualCodec, check_dimensions, load_codec
+from ray_lir.index.codec import ResidualCodec, check_dimensions, read_codec
 from ray_lir.index.held_out import held_out_residual_norm
 from ray_lir.index.pieces import compress
 from ray_lir.index.rows import array_bytes
@@ -240,13 +241,19 @@ def _tidy(output: str) -> None:
 
 def settings_of(manifest: IndexManifest) -> IndexConfig:
     """The configuration that an index was built with."""
-    return IndexConfig.model_validate(manifest.config.get("index", {}))
+    try:
+        return IndexConfig.model_validate(manifest.config.get("index", {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        fix = "restore the manifest, or upgrade ray_lir if a newer one built the index"
+        raise FormatError("the index's manifest", "the configuration of an index build", found, fix) from None
 
 
 def codec_of(index: str, manifest: IndexManifest) -> tuple[ResidualCodec, Assigner | TokenAssigner]:
     """The codec of an index, and what finds a vector's centroid in it as when the index was built."""
     check_file(index, manifest.codec, content=True)
-    codec = load_codec(storage.join(index, manifest.codec.name))
+    codec = read_codec(index, manifest)
     return codec, assigner_over(codec.centroids_f32, codec.token_offsets, settings_of(manifest).clustering)
 
 

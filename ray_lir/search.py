@@ -16,12 +16,21 @@ from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, TopK, relati
 from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats import storage
 from ray_lir.formats.contract import check_weights
-from ray_lir.formats.manifest import LATEST, MANIFEST, IndexManifest, ShardEntry, check_complete, check_file, files_of, read_manifest
+from ray_lir.formats.manifest import (
+    LATEST,
+    IndexManifest,
+    ShardEntry,
+    check_complete,
+    check_file,
+    files_of,
+    parse_version,
+    read_index_manifest,
+)
 from ray_lir.formats.metadata import from_json
 from ray_lir.formats.relation import load_relation
 from ray_lir.formats.token_embeddings import TokenEmbeddings, check_embeddings
 from ray_lir.index import documents as documents_file
-from ray_lir.index.codec import ResidualCodec, load_codec
+from ray_lir.index.codec import ResidualCodec, read_codec
 from ray_lir.index.filters import Filters, unknown_field_warnings
 from ray_lir.index.norms import directions, kept_norms
 from ray_lir.index.pairs import PairEncoder
@@ -92,14 +101,28 @@ def open_planner(root: str, manifest: IndexManifest, verify: bool = False, kerne
     check_complete(manifest)
     for file in files_of((manifest.codec, manifest.cluster_sizes, manifest.relation)):
         check_file(root, file, content=verify)
-    codec = load_codec(storage.join(root, manifest.codec.name))
+    codec = read_codec(root, manifest)
     if manifest.relation:
         relation = load_relation(storage.join(root, manifest.relation.name), codec.dim)
         codec = replace(codec, pairs=PairEncoder.of(relation, codec.rotation))
-    sizes = read_array(storage.join(root, manifest.cluster_sizes.name))
+    sizes = read_cluster_sizes(root, manifest)
     related = codec.pairs is not None and codec.pairs.weight > 0
     statistics = IndexStatistics(manifest.num_docs, manifest.num_tokens, sizes, manifest.dim, related, manifest.unit_norms)
     return Planner(manifest, codec, statistics, select(kernels), tuning)
+
+
+def read_cluster_sizes(root: str, manifest: IndexManifest) -> np.ndarray:
+    """[C] int64, the tokens of each centroid over all shards.
+
+    Raises:
+        FormatError: if they are not the sizes of this index's clusters.
+    """
+    url = storage.join(root, manifest.cluster_sizes.name)
+    sizes = read_array(url, np.int64, (manifest.num_centroids,))
+    if sizes.min() < 0 or sizes.sum() != manifest.num_tokens:
+        fix = "restore the file or build the index anew"
+        raise FormatError(url, f"cluster sizes that add up to {manifest.num_tokens} tokens", f"{sizes.sum()}", fix)
+    return sizes
 
 
 def latest_version(root: storage.PathOrUrl) -> int:
@@ -109,7 +132,7 @@ def latest_version(root: storage.PathOrUrl) -> int:
         FormatError: if there is no index.
     """
     try:
-        return int(storage.read_bytes(storage.join(root, LATEST)))
+        return parse_version(storage.read_bytes(storage.join(root, LATEST)))
     except (FileNotFoundError, NotADirectoryError):
         raise FormatError(root, "an index", "no LATEST file", "check the path, or make one with jobs.build_index") from None
     except ValueError:
@@ -124,7 +147,7 @@ def read_version(root: storage.PathOrUrl, version: int | None = None) -> IndexMa
         FormatError: if there is no index or no such version.
     """
     version = latest_version(root) if version is None else version
-    return read_manifest(storage.join(root, "versions", str(version), MANIFEST), IndexManifest, "jobs.build_index")
+    return read_index_manifest(root, version)
 
 
 def finish(plans: Sequence[QueryPlan], last: Sequence[TopK]) -> list[TopK]:
@@ -293,7 +316,7 @@ def open_shards(
 ) -> tuple[IndexShard, ...]:
     """Maps some shards (None: all) of an index."""
     entries = manifest.shards if entries is None else entries
-    return tuple(open_shard(root, entry, manifest.num_centroids, verify) for entry in entries)
+    return tuple(open_shard(root, entry, manifest, verify) for entry in entries)
 
 
 def _split(queries: TokenEmbeddings, codec: ResidualCodec, kernels: Kernels) -> list[Query]:

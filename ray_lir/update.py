@@ -39,11 +39,11 @@ from ray_lir.formats.truncation import TruncationCounts
 from ray_lir.index.assemble import assemble
 from ray_lir.index.deleting import Deletion, delete_from_shard
 from ray_lir.index.pieces import Compressed, compress
-from ray_lir.index.rows import array_bytes, read_array
+from ray_lir.index.rows import array_bytes
 from ray_lir.index.work import WORK, Build, Work, tidy
 from ray_lir.logs import stage
 from ray_lir.parallel import Map, watched
-from ray_lir.search import latest_version, read_version
+from ray_lir.search import latest_version, read_cluster_sizes, read_version
 from ray_lir.versions import config_of, is_same, overtaken_by, publish, read_parent, work_of
 
 logger = logging.getLogger(__name__)
@@ -248,7 +248,7 @@ def _update(
     )
     if not gone and not added:
         return Update(parent, number, counts)
-    sizes = read_array(storage.join(index, parent.cluster_sizes.name)).copy()
+    sizes = read_cluster_sizes(index, parent).copy()
     for deletion in deletions:
         sizes[deletion.centroids] -= deletion.sizes
     shards = tuple(deletion.entry for deletion in deletions)

@@ -1,18 +1,33 @@
 """Versions of an index: the next one is published by one writer alone; old ones are removed with what only they use."""
 
+import logging
 import platform
+import re
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from ray_lir.config import canonical_json, digest
 from ray_lir.engines import TUNING
-from ray_lir.errors import ConfigError, Conflict
+from ray_lir.errors import ConfigError, Conflict, FormatError
 from ray_lir.formats import storage
 from ray_lir.formats.exclusive import create_bytes
-from ray_lir.formats.manifest import PROVENANCE, IndexManifest, listed_by, manifest_digest, version_manifest, version_numbers
+from ray_lir.formats.manifest import (
+    INDEX_FOLDERS,
+    PROVENANCE,
+    IndexManifest,
+    check_index_links,
+    listed_by,
+    manifest_digest,
+    version_manifest,
+    version_numbers,
+)
+from ray_lir.formats.names import FileName, check_links
 from ray_lir.index.work import GARBAGE, WORK, Work, tidy
 from ray_lir.search import LATEST, latest_version, read_version
+
+logger = logging.getLogger(__name__)
 
 
 def read_parent(index: str, change: dict[str, Any]) -> tuple[int, IndexManifest]:
@@ -100,7 +115,7 @@ def _finish(index: str, manifest: IndexManifest, provenance: dict[str, Any]) -> 
     if provenance:
         storage.write_bytes(storage.join(new, PROVENANCE), canonical_json(provenance))
     storage.write_bytes(storage.join(index, LATEST), f"{number}\n".encode())
-    tidy(index, lambda name: name.startswith("version-") and int(name.split("-")[1]) <= number)
+    tidy(index, lambda name: (started := _started(name)) is not None and started <= number)
 
 
 def remove_versions(index: str, keep: int) -> dict[str, Any]:
@@ -116,11 +131,13 @@ def remove_versions(index: str, keep: int) -> dict[str, Any]:
     """
     if keep < 1:
         raise ConfigError(f"at least the latest version is kept, not {keep}")
+    check_index_links(index)
     numbers = [number for number in version_numbers(index) if number <= latest_version(index)]
     old = numbers[:-keep]
+    listed_by(index, numbers[-keep:])  # raises before anything is removed if a version that stays is damaged
     work = Work(storage.join(index, WORK))
-    unused = set(work.load_record(GARBAGE)) if work.has(GARBAGE) else set()
-    unused |= listed_by(index, old)
+    unused = _read_garbage(work)
+    unused |= {name for number in old for name in _listed(index, number)}
     if unused:
         work.save_record(GARBAGE, sorted(unused))
     for number in old:
@@ -131,3 +148,33 @@ def remove_versions(index: str, keep: int) -> dict[str, Any]:
     storage.remove(storage.join(work.root, GARBAGE))
     tidy(index, lambda name: False)
     return {"versions_removed": old, "removed": len(unused)}
+
+
+def _read_garbage(work: Work) -> set[str]:
+    """The names that an earlier run has left to be removed; none if the note holds anything that is not a name of an index's file."""
+    if not work.has(GARBAGE):
+        return set()
+    try:
+        names = TypeAdapter(list[FileName]).validate_python(work.load_record(GARBAGE))
+        check_links(work.root.removesuffix(f"/{WORK}"), names)
+        if all(name.partition("/")[0] in INDEX_FOLDERS and name.count("/") == 1 for name in names):
+            return set(names)
+    except (ValueError, FormatError):
+        pass
+    logger.warning("%s does not list files of the index and is removed; jobs.inspect shows files that no version uses", work.root)
+    return set()
+
+
+def _listed(index: str, number: int) -> set[str]:
+    """What an old version that is to be removed consists of; nothing if its manifest is damaged, so that only the manifest goes."""
+    try:
+        return listed_by(index, [number])
+    except FormatError as error:
+        logger.warning("version %d is removed, but not the files that only it uses, because its manifest is damaged: %s", number, error)
+        return set()
+
+
+def _started(name: str) -> int | None:
+    """The version that a work folder is for, which `work_of` names version-NUMBER-DIGEST."""
+    found = re.fullmatch(r"version-(\d{1,10})-[0-9a-f]+", name, re.ASCII)
+    return int(found[1]) if found else None

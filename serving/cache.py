@@ -27,7 +27,7 @@ def local_copy(root: str, cache: str, files: Iterable[FileEntry]) -> str:
         try:
             check_file(folder, file, content=True)
         except FormatError:
-            _download(storage.join(root, file.name), _inside(Path(folder), file.name), file)
+            _download(storage.join(root, file.name), Path(folder, file.name), file)
     return folder
 
 
@@ -61,10 +61,3 @@ def _download(url: str, target: Path, file: FileEntry) -> None:
         os.replace(attempt, target)
     finally:
         attempt.unlink(missing_ok=True)
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """Raises FormatError for a name that leads out of the folder."""
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise FormatError(str(folder), "names of files below the index", repr(name), "build the index anew")
-    return folder / name

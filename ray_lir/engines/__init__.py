@@ -1,11 +1,10 @@
 """The engines by name. A new one is a file beside these, its parameters in engine_params.py, a line in ENGINES, and a test."""
 
-import json
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
-from ray_lir.config import Config
+from ray_lir.config import Config, parse_json
 from ray_lir.engine_params import SERVED as SERVED
 from ray_lir.engine_params import EngineParams
 from ray_lir.engines import cost, exact, plaid, scan, warp, xtr
@@ -105,8 +104,8 @@ def read_tuning(root: str, version: int) -> Tuning | None:
     if not storage.exists(url):
         return None
     try:
-        found = json.loads(storage.read_bytes(url))
+        found = parse_json(storage.read_bytes(url))
         choices = {quality: TypeAdapter(EngineParams).validate_python(params) for quality, params in found["choices"].items()}
         return Tuning(choices)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(url, "what jobs.tune wrote", f"{error!r:.120}", "run jobs.tune again, or remove the file") from None

@@ -1,49 +1,54 @@
 """EncoderContract: every convention that decides what a text's token embeddings are."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from ray_lir.config import Config, digest
 from ray_lir.errors import IncompatibleError
 
+Name = Annotated[str, Field(max_length=4096)]
+Text = Annotated[str, Field(max_length=1 << 16)]
+Length = Annotated[int, Field(ge=1, le=1 << 24)]
+TokenIds = tuple[Annotated[int, Field(ge=0, le=1 << 32)], ...]
+
 
 class EncoderContract(Config):
     """The conventions of ALGORITHMS 1.1 to 1.3 as data. Two encoders with one fingerprint give interchangeable vectors."""
 
-    checkpoint: str
+    checkpoint: Name
     """Where the weights came from: a name or folder, for people; not part of the fingerprint."""
-    weights_digest: str
+    weights_digest: Name
     """sha256 over the names, shapes and bytes of all weights."""
-    dim: int
+    dim: Annotated[int, Field(ge=1, le=1 << 16)]
     """Dimensions of a token embedding."""
-    scorer: str = "maxsim"
+    scorer: Name = "maxsim"
     weighs: tuple[Literal["queries", "documents"], ...] = Field((), exclude_if=lambda sides: not sides)
     """Texts that come with a weight for each token, which the scorer cannot do without."""
-    query_marker: str | None = None
+    query_marker: Name | None = None
     """Token inserted at position 1 of every query ([Q]), if any."""
-    document_marker: str | None = None
-    query_prompt: str = ""
+    document_marker: Name | None = None
+    query_prompt: Text = ""
     """Text put before every query ("search_query: "), if any; after the marker."""
-    document_prompt: str = ""
-    query_length: int
+    document_prompt: Text = ""
+    query_length: Length
     """Longest query in tokens, with special tokens and marker."""
-    document_length: int
+    document_length: Length
     lower_case: bool = False
     """Lower-case the text before tokenising (XTR), whatever the tokeniser itself does."""
     query_expansion: bool = False
     """Pad queries with `expansion_token`, kept as query vectors."""
-    expansion_length: int | None = None
+    expansion_length: Length | None = None
     """Tokens that queries are padded to, at least; None: query_length."""
     attend_to_expansion: bool = False
-    expansion_token: str | None = None
-    skip_tokens: tuple[int, ...] = ()
+    expansion_token: Name | None = None
+    skip_tokens: TokenIds = ()
     """Vocabulary ids that are encoded in documents, then left out of the embeddings."""
-    query_skip_tokens: tuple[int, ...] = ()
+    query_skip_tokens: TokenIds = ()
     """The same for queries."""
     normalize: bool = True
     """L2-normalise each token embedding (zero stays zero)."""
-    pooling_factor: int = Field(1, exclude_if=lambda factor: factor == 1)
+    pooling_factor: int = Field(1, ge=1, exclude_if=lambda factor: factor == 1)
     """Tokens of a document over its vectors (formats/pooling.py); 1: a vector a token."""
 
     @property

@@ -5,17 +5,18 @@ configuration, so that a job that was killed and run again ends with the same by
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
-from typing import Any, Literal, TypeVar
+from contextlib import suppress
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from ray_lir.config import Config, canonical_json, digest
+from ray_lir.config import Config, canonical_json, digest, parse_json
 from ray_lir.errors import FormatError, IncompatibleError, UnsupportedVersion
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract
 from ray_lir.formats.exclusive import create_bytes
+from ray_lir.formats.names import FileName, check_links
 from ray_lir.formats.truncation import TruncationCounts
 
 FORMAT_VERSION = 1
@@ -23,27 +24,34 @@ MANIFEST = "manifest.json"
 PROVENANCE = "provenance.json"
 LATEST = "LATEST"
 """File of an index that names its latest version."""
+LAST_VERSION = 1 << 31
+
+
+Count = Annotated[int, Field(ge=0, le=1 << 53)]
+"""A number of documents, tokens or bytes, or a position among them."""
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Dim = Annotated[int, Field(ge=1, le=1 << 16)]
 
 
 class FileEntry(Config):
     """A file below the manifest's root folder."""
 
-    name: str
-    size: int
-    sha256: str
+    name: FileName
+    size: Annotated[int, Field(ge=1, le=1 << 53)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class EmbeddingPart(FileEntry):
     """A Parquet file of token embeddings."""
 
-    num_docs: int
-    num_tokens: int
+    num_docs: Count
+    num_tokens: Count
 
 
 class DeadLetter(FileEntry):
     """A JSONL file of corpus rows that could not be used, each with the reason."""
 
-    num_rows: int
+    num_rows: Count
 
 
 def _later(default: Any) -> Any:
@@ -54,9 +62,9 @@ def _later(default: Any) -> Any:
 class CountsTruncation(Config):
     """Fields of a manifest that say how much text was cut off at document_length; None: unknown. `TruncationCounts` describes them."""
 
-    num_truncated_docs: int | None = _later(None)
-    num_tokens_dropped: int | None = _later(None)
-    num_source_tokens: int | None = _later(None)
+    num_truncated_docs: Count | None = _later(None)
+    num_tokens_dropped: Count | None = _later(None)
+    num_source_tokens: Count | None = _later(None)
     dropped_is_minimum: bool = _later(False)
 
     @property
@@ -70,12 +78,12 @@ class EmbeddingsManifest(CountsTruncation):
     format_version: int = FORMAT_VERSION
     kind: Literal["embeddings"] = "embeddings"
     contract: EncoderContract
-    dim: int
-    num_docs: int
-    num_tokens: int
-    num_dead: int = 0
+    dim: Dim
+    num_docs: Count
+    num_tokens: Count
+    num_dead: Count = 0
     """Rows of the corpus that were refused."""
-    num_repeated: int = _later(0)
+    num_repeated: Count = _later(0)
     """Of these, rows that were refused because another row has their id."""
     parts: tuple[EmbeddingPart, ...]
     dead_letters: tuple[DeadLetter, ...] = ()
@@ -84,9 +92,19 @@ class EmbeddingsManifest(CountsTruncation):
     relation: FileEntry | None = _later(None)
     """The relation encoder (formats/relation.py), with scorer trial."""
 
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        _check_names(self)
+        _check_sums(self, self.parts, "num_docs", "num_tokens")
+        return self
+
 
 DELTA = "shards/delta-"
 """How the names of shards begin that an update added."""
+SHARD_FILES = ("doc_offsets.npy", "codes.npy", "residuals.npy", "scales.npy", "documents.arrow")
+"""What every shard's folder holds; index/shard.py says what each file is."""
+MAX_DOCS_PER_SHARD = 1 << 32
+"""Document numbers inside a shard are uint32."""
 
 
 class ShardEntry(Config):
@@ -95,16 +113,29 @@ class ShardEntry(Config):
     Its folder never changes; what is deleted from it is listed in a file that belongs to a version of the index.
     """
 
-    name: str
-    first_document: int
-    num_docs: int
+    name: FileName
+    first_document: Count
+    num_docs: Annotated[int, Field(ge=0, le=MAX_DOCS_PER_SHARD)]
     """With those that are deleted, whose numbers nobody else gets."""
-    num_tokens: int
+    num_tokens: Count
     """With those of the deleted."""
     files: tuple[FileEntry, ...]
-    num_deleted: int = _later(0)
-    deleted_tokens: int = _later(0)
+    num_deleted: Count = _later(0)
+    deleted_tokens: Count = _later(0)
     tombstones: FileEntry | None = _later(None)
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        """Readers open these files by their names in the shard's folder: each has to be listed, so that its size and digest are checked."""
+        listed = {file.name for file in self.files}
+        missing = [file for file in SHARD_FILES if f"{self.name}/{file}" not in listed]
+        if missing:
+            raise ValueError(f"shard {self.name} does not list {missing[0]}")
+        if any(name.rpartition("/")[0] != self.name for name in listed):
+            raise ValueError(f"shard {self.name} lists a file that is not in its folder")
+        if self.num_deleted > self.num_docs or self.deleted_tokens > self.num_tokens or bool(self.num_deleted) != bool(self.tombstones):
+            raise ValueError(f"shard {self.name} has numbers of deleted documents that do not fit it")
+        return self
 
     @property
     def num_live(self) -> int:
@@ -122,27 +153,31 @@ class ShardEntry(Config):
 class Change(CountsTruncation):
     """How a version came of the one before it. The counts of truncation are those of the added documents."""
 
-    parent: int
+    parent: Annotated[int, Field(ge=1, le=1 << 53)]
     """The version before."""
     kind: Literal["update", "compact"]
-    num_added: int = 0
+    num_added: Count = 0
     """Documents that are new or replace another."""
-    num_replaced: int = 0
-    num_deleted: int = 0
+    num_replaced: Count = 0
+    num_deleted: Count = 0
     """Without those that were replaced."""
-    num_unknown: int = 0
+    num_unknown: Count = 0
     """Ids to delete that the index did not hold."""
-    added_tokens: int = 0
-    mean_residual_norm: float | None = None
+    added_tokens: Count = 0
+    mean_residual_norm: Finite | None = None
     """Of the added tokens."""
-    num_zero_rows: int = _later(0)
+    num_zero_rows: Count = _later(0)
     """Rows of zeros (padding) that were left out of the added documents."""
-    num_dead: int = _later(0)
+    num_dead: Count = _later(0)
     """Rows of the added corpus that were refused."""
-    num_repeated: int = _later(0)
+    num_repeated: Count = _later(0)
     """Of these, rows that were refused because another row has their id."""
-    dead_letters: str | None = _later(None)
+    dead_letters: FileName | None = _later(None)
     """File of the refused rows with the reasons, in the index folder. No version needs it, and compaction leaves it there."""
+
+
+INDEX_FOLDERS = ("codec", "shards", "tombstones")
+"""Where the files of an index lie: what remove_versions may remove is in them."""
 
 
 class IndexManifest(CountsTruncation):
@@ -154,21 +189,21 @@ class IndexManifest(CountsTruncation):
     format_version: int = FORMAT_VERSION
     kind: Literal["index"] = "index"
     contract: EncoderContract
-    dim: int
-    nbits: int
-    num_centroids: int
-    num_docs: int
+    dim: Dim
+    nbits: Literal[1, 2, 4, 8]
+    num_centroids: Annotated[int, Field(ge=1, le=1 << 32)]
+    num_docs: Count
     """Without those that are deleted; num_tokens and cluster_sizes too."""
-    num_tokens: int
+    num_tokens: Count
     codec: FileEntry
     cluster_sizes: FileEntry
     """[num_centroids] tokens of each centroid over all shards: query plans are made from these."""
-    mean_residual_norm: float
+    mean_residual_norm: Finite
     """Of the tokens that the index was built from, which the codec was made for."""
-    held_out_residual_norm: float | None = _later(None)
+    held_out_residual_norm: Finite | None = _later(None)
     """Of documents of the index, each under the centroids that all others give: what to expect of new documents of the same kind. None if
     the index is too small to tell."""
-    num_zero_rows: int = _later(0)
+    num_zero_rows: Count = _later(0)
     """Rows of zeros (padding) that were left out of the documents by the build and all updates."""
     unit_norms: bool = _later(True)
     """Whether all token vectors have about unit length; if not, engines take lengths into account when they look for candidates."""
@@ -178,10 +213,23 @@ class IndexManifest(CountsTruncation):
     config: dict[str, Any] = Field(default_factory=dict)
     change: Change | None = _later(None)
     """None of a version that was built from embeddings."""
-    added_tokens: int = _later(0)
+    added_tokens: Count = _later(0)
     """By all updates since then, with what was deleted of them."""
-    added_residual_norm: float | None = _later(None)
+    added_residual_norm: Finite | None = _later(None)
     """The mean of those tokens."""
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        _check_names(self)
+        if any(file.name.partition("/")[0] not in INDEX_FOLDERS for file in files_of(self)):
+            raise ValueError(f"the files of an index lie in its folders {', '.join(INDEX_FOLDERS)}")
+        _check_sums(self, self.shards, "num_live", "live_tokens")
+        end = 0
+        for shard in self.shards:
+            if shard.first_document < end:
+                raise ValueError(f"shard {shard.name} has document numbers of another shard")
+            end = shard.first_document + shard.num_docs
+        return self
 
     @property
     def num_numbers(self) -> int:
@@ -240,6 +288,23 @@ def files_of(value: Any) -> Iterator[FileEntry]:
             yield from files_of(each)
 
 
+def _check_names(manifest: EmbeddingsManifest | IndexManifest) -> None:
+    """Raises ValueError if two entries of a manifest have one name, or a file lies beside the manifest rather than in a folder."""
+    names: set[str] = set()
+    for file in files_of(manifest):
+        if file.name in names or "/" not in file.name:
+            raise ValueError(f"{file.name} is listed twice" if file.name in names else f"{file.name} is in no folder")
+        names.add(file.name)
+
+
+def _check_sums(manifest: Any, parts: tuple[Any, ...], docs: str, tokens: str) -> None:
+    """Raises ValueError unless the manifest's counts are the sums of its parts'."""
+    for total, name in (("num_docs", docs), ("num_tokens", tokens)):
+        found = sum(getattr(part, name) for part in parts)
+        if getattr(manifest, total) != found:
+            raise ValueError(f"{total} is {getattr(manifest, total)}, and the parts hold {found}")
+
+
 def listed_names(manifest: IndexManifest) -> set[str]:
     """The folders of shards, and the files that are in none, that a version of an index consists of."""
     return {"/".join(entry.name.split("/")[:2]) for entry in files_of(manifest)}
@@ -268,24 +333,24 @@ def read_manifest(url: str, kind: type[Manifest], made_by: str) -> Manifest:
     """
     wanted = kind.model_fields["kind"].default
     try:
-        value = json.loads(storage.read_bytes(url))
+        value = parse_json(storage.read_bytes(url))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise FormatError(url, f"the manifest of {wanted}", "no such file", f"check the path, or make it with {made_by}") from None
     except ValueError as error:
         raise FormatError(url, "JSON", f"damaged content ({error})", "restore the file or make the folder anew") from None
     if not isinstance(value, dict) or value.get("kind") != wanted:
-        found = value.get("kind", "no kind") if isinstance(value, dict) else type(value).__name__
+        found = f"{value.get('kind', 'no kind')!s:.80}" if isinstance(value, dict) else type(value).__name__
         raise FormatError(url, f"a manifest of {wanted}", f"{found}", f"give a folder made by {made_by}")
     version = value.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise UnsupportedVersion(url, f"format_version up to {FORMAT_VERSION}", f"{version}", "upgrade ray_lir to read it")
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        raise UnsupportedVersion(url, f"format_version up to {FORMAT_VERSION}", f"{version!r:.40}", "upgrade ray_lir to read it")
     try:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise FormatError(
-            url, f"a valid {wanted} manifest", f"{where}: {first['msg']}", "restore the file or make the folder anew"
+            url, f"a valid {wanted} manifest", f"{where}: {first['msg']}"[:300], "restore the file or make the folder anew"
         ) from None
 
 
@@ -304,7 +369,8 @@ def write_named(root: str, stem: str, suffix: str, data: bytes) -> FileEntry:
 
 
 def check_file(root: str, entry: FileEntry, content: bool = False) -> None:
-    """Raises FormatError unless the listed file is there with its size (and, with `content`, its sha256)."""
+    """Raises FormatError unless the listed file is there, in the folder, with its size (and, with `content`, its sha256)."""
+    check_links(root, [entry.name])
     url = storage.join(root, entry.name)
     try:
         size = storage.size(url)
@@ -321,13 +387,46 @@ def version_manifest(index: str, number: int) -> str:
     return storage.join(index, "versions", str(number), MANIFEST)
 
 
+def read_index_manifest(index: str, number: int) -> IndexManifest:
+    """The manifest of a version of an index.
+
+    Raises:
+        FormatError: if there is no such version, its manifest is damaged, or a symbolic link on the way to a file leads out of the index.
+    """
+    check_index_links(index)
+    check_links(index, [f"versions/{number}/{MANIFEST}"])
+    manifest = read_manifest(version_manifest(index, number), IndexManifest, "jobs.build_index")
+    check_links(index, [file.name for file in files_of(manifest)])
+    return manifest
+
+
+def check_index_links(index: str) -> None:
+    """Raises FormatError if a folder that changes of an index write to, or remove from, is a symbolic link that leads out of it."""
+    check_links(index, [LATEST, "versions", "_work", *INDEX_FOLDERS])
+
+
 def version_numbers(index: str) -> list[int]:
     """Of all versions whose manifest is there, ascending."""
     return sorted(
-        int(name)
-        for name in storage.list_names(storage.join(index, "versions"))
-        if name.isdigit() and storage.exists(version_manifest(index, int(name)))
+        number
+        for number in map(_number, storage.list_names(storage.join(index, "versions")))
+        if number and storage.exists(version_manifest(index, number))
     )
+
+
+def parse_version(text: bytes | str) -> int:
+    """The number of a version. Raises ValueError unless it is written in digits and between 1 and LAST_VERSION."""
+    digits = (text.decode("ascii") if isinstance(text, bytes) else text).strip()
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= len(str(LAST_VERSION)) and 1 <= int(digits) <= LAST_VERSION):
+        raise ValueError(f"{digits[:20]!r} is not the number of a version")
+    return int(digits)
+
+
+def _number(name: str) -> int | None:
+    """The version of a folder in versions/; None if it is not one that ray_lir makes."""
+    with suppress(ValueError):
+        return number if name == str(number := parse_version(name)) else None
+    return None
 
 
 def listed_by(index: str, numbers: list[int]) -> set[str]:
@@ -335,7 +434,7 @@ def listed_by(index: str, numbers: list[int]) -> set[str]:
     names: set[str] = set()
     for number in numbers:
         try:
-            names |= listed_names(read_manifest(version_manifest(index, number), IndexManifest, "jobs.build_index"))
+            names |= listed_names(read_index_manifest(index, number))
         except FormatError:
             if storage.exists(version_manifest(index, number)):
                 raise

@@ -5,7 +5,9 @@ Columns: doc_id string, num_tokens int32, embeddings binary (row-major float16, 
 The schema's metadata holds dim and the encoder fingerprint. A row group is a block: what a reader holds at once.
 """
 
+import errno
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +15,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_lir.errors import FormatError
+from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats import storage
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 
 DOCS_PER_BLOCK = 256
 TEXT_COLUMNS = ("title", "text", "metadata")
+MAX_DIM = 1 << 16
+MAX_GROUP_BYTES = 4 << 30
+"""Uncompressed bytes of a row group that is read; those that `write_part` writes have 2 GiB at most."""
+COLUMN_TYPES: dict[str, tuple[pa.DataType | None, ...]] = {
+    "num_tokens": (pa.int32(),),
+    "embeddings": (pa.binary(),),
+    "token_ids": (pa.binary(), None),
+    "weights": (pa.binary(), None),
+    **{name: (pa.string(),) for name in ("doc_id", *TEXT_COLUMNS)},
+}
+"""The types that each column may have; None: it may be missing."""
 
 
 @dataclass(frozen=True)
@@ -72,37 +85,81 @@ def read_blocks(url: str) -> Iterator[Block]:
     Raises:
         FormatError: if the file is not an embedding shard, or was cut.
     """
-    try:
-        with storage.open_input(url) as file:
-            part = pq.ParquetFile(file)
-            dim = int((part.schema_arrow.metadata or {})[b"ray_lir.dim"])
-            for number in range(part.num_row_groups):
-                yield _to_block(part.read_row_group(number), dim)
-    except (pa.ArrowException, KeyError, FileNotFoundError) as error:
-        raise FormatError(url, "a Parquet file of token embeddings", f"{error!r:.120}", "restore it or encode the corpus anew") from error
+    with _open_part(url) as part:
+        dim = int((part.schema_arrow.metadata or {})[b"ray_lir.dim"])
+        if not 1 <= dim <= MAX_DIM:
+            raise ValueError(f"{dim} dimensions")
+        for number in range(part.num_row_groups):
+            yield _to_block(_checked(part.read_row_group(number)), dim)
 
 
 def read_texts(url: str) -> pa.Table:
     """doc_id, title, text and metadata of a part's documents, without reading the embeddings."""
-    with storage.open_input(url) as file:
-        return pq.read_table(file, columns=["doc_id", *TEXT_COLUMNS])
+    with _open_part(url) as part:
+        return _checked(part.read(columns=["doc_id", *TEXT_COLUMNS]))
 
 
 def read_doc_ids(url: str) -> list[str]:
     """The ids of a part's documents, without reading the embeddings."""
-    with storage.open_input(url) as file:
-        return pq.read_table(file, columns=["doc_id"]).column(0).to_pylist()
+    with _open_part(url) as part:
+        return _checked(part.read(columns=["doc_id"])).column(0).to_pylist()
 
 
 def read_lengths(url: str) -> np.ndarray:
     """[N] int64, tokens of each document of a part, without reading the embeddings."""
-    with storage.open_input(url) as file:
-        return pq.read_table(file, columns=["num_tokens"]).column(0).to_numpy().astype(np.int64)
+    with _open_part(url) as part:
+        lengths = _checked(part.read(columns=["num_tokens"])).column(0).to_numpy().astype(np.int64)
+        _check_lengths(lengths)
+        return lengths
+
+
+@contextmanager
+def _open_part(url: str) -> Iterator[pq.ParquetFile]:
+    """An embedding shard with the columns that one has; what goes wrong in the body because it is damaged becomes a FormatError."""
+    try:
+        with storage.open_input(url) as file:
+            part = pq.ParquetFile(file)
+            _check_part(part)
+            yield part
+    except (pa.ArrowException, OSError, KeyError, ValueError, ConfigError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):  # what Arrow says of damaged content has no number
+            raise
+        found = " ".join(f"{error!r}".split())[:160]
+        raise FormatError(url, "a Parquet file of token embeddings", found, "restore it or encode the corpus anew") from error
+
+
+def _check_part(part: pq.ParquetFile) -> None:
+    """Raises ValueError unless the columns are those that `write_part` writes, and a row group fits into memory when it is read."""
+    schema = part.schema_arrow
+    for name, kinds in COLUMN_TYPES.items():
+        found = schema.field(name).type if name in schema.names else None
+        if schema.names.count(name) > 1 or found not in kinds:
+            raise ValueError(f"column {name} of type {found}, not {kinds[0]}")
+    for number in range(part.num_row_groups):
+        group = part.metadata.row_group(number)
+        sizes = [group.column(column).total_uncompressed_size for column in range(group.num_columns)]
+        if max(group.total_byte_size, sum(sizes)) > MAX_GROUP_BYTES or min(sizes) < 0 or group.num_rows > MAX_GROUP_BYTES:
+            raise ValueError(f"a row group of {max(group.total_byte_size, sum(sizes))} bytes and {group.num_rows} rows")
+
+
+def _checked(table: pa.Table) -> pa.Table:
+    """Raises ValueError if a value is missing, or text is not UTF-8."""
+    for name in table.column_names:
+        if name in COLUMN_TYPES and table.column(name).null_count:
+            raise ValueError(f"column {name} lacks values")
+    table.validate(full=True)
+    return table
+
+
+def _check_lengths(lengths: np.ndarray) -> None:
+    if len(lengths) and lengths.min() < 0:
+        raise ValueError(f"a document of {lengths.min()} tokens")
 
 
 def _to_block(table: pa.Table, dim: int) -> Block:
     table = table.combine_chunks()
-    offsets = np.concatenate([[0], np.cumsum(table.column("num_tokens").to_numpy())]).astype(np.int64)
+    _check_lengths(table.column("num_tokens").to_numpy())
+    offsets = np.concatenate([[0], np.cumsum(table.column("num_tokens").to_numpy(), dtype=np.int64)])
     values = _from_binary(table, "embeddings", np.float16)
     embeddings = TokenEmbeddings(
         values.reshape(-1, dim),

@@ -60,8 +60,18 @@ def load_relation(url: str, dim: int) -> Relation:
         arrays = load(storage.read_bytes(url))
         alignment: Alignment = "cosine" if arrays["by_cosine"][0] else "combined"
         relation = Relation(*(arrays[field.name] for field in fields(Relation)[:6]), float(arrays["weight"][0]), alignment)
-    except (SafetensorError, KeyError, FileNotFoundError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, IndexError, FileNotFoundError) as error:
         raise FormatError(url, "the relation encoder of a TRIAL checkpoint", f"{error!r:.120}", fix) from None
-    if relation.inner_weight.shape != (dim, 2 * dim) or relation.outer_weight.shape != (dim, dim):
+    if relation.dim != dim:
         raise FormatError(url, f"a relation encoder of {dim} dimensions", f"one of {relation.dim}", fix)
+    shapes = ((dim, 2 * dim), (dim,), (dim,), (dim,), (dim, dim), (dim,))
+    for field, shape in zip(fields(Relation)[:6], shapes, strict=True):
+        array = getattr(relation, field.name)
+        if array.shape != shape or array.dtype != np.float32:
+            found = f"{field.name} of {array.dtype} {list(array.shape)}"
+            raise FormatError(url, f"a relation encoder of {dim} dimensions", found, fix)
+        if not np.isfinite(array).all():
+            raise FormatError(url, "finite weights", f"{field.name} with NaN or infinite values", fix)
+    if not 0 <= relation.weight < np.inf:
+        raise FormatError(url, "a finite weight of at least 0", f"{relation.weight}", fix)
     return relation

@@ -10,6 +10,7 @@ from safetensors.numpy import load, save
 from ray_lir.config import CodecConfig
 from ray_lir.errors import ConfigError, FormatError
 from ray_lir.formats import storage
+from ray_lir.formats.manifest import IndexManifest, check_file
 from ray_lir.index.pairs import PairEncoder
 from ray_lir.kernels import Kernels
 
@@ -94,15 +95,65 @@ def random_rotation(dim: int, seed: int) -> np.ndarray:
     return (q * np.sign(np.diag(r))).astype(np.float32)
 
 
+def read_codec(root: str, manifest: IndexManifest) -> ResidualCodec:
+    """The codec of an index.
+
+    Raises:
+        FormatError: if the file is missing or damaged, or the codec of another index.
+    """
+    check_file(root, manifest.codec)
+    url = storage.join(root, manifest.codec.name)
+    codec = load_codec(url)
+    have, want = ((each.num_centroids, each.dim, each.nbits) for each in (codec, manifest))
+    if have != want:
+        text = "a codec of {} centroids, {} dimensions and {} bits"
+        raise FormatError(url, text.format(*want), text.format(*have), "restore the file or build the index anew")
+    return codec
+
+
 def load_codec(url: str) -> ResidualCodec:
-    """Reads a file of `ResidualCodec.to_bytes`."""
+    """Reads a file of `ResidualCodec.to_bytes`.
+
+    Raises:
+        FormatError: if it is something else, or its arrays do not fit together.
+    """
     try:
         arrays = load(storage.read_bytes(url))
         tables = (arrays["centroids"], arrays["cutoffs"], arrays["weights"])
+        _check_tables(arrays)
         mean_norm = float(arrays["mean_norm"][0]) if "mean_norm" in arrays else 1.0
         return ResidualCodec(*tables, arrays.get("rotation"), bool(arrays["token_scale"][0]), arrays.get("token_offsets"), mean_norm)
-    except (SafetensorError, KeyError) as error:
-        raise FormatError(url, "a residual codec", f"{error}", "restore the file or build the index anew") from error
+    except (SafetensorError, KeyError, ValueError, TypeError, ConfigError) as error:
+        raise FormatError(url, "a residual codec", f"{error}"[:160], "restore the file or build the index anew") from error
+
+
+def _check_tables(arrays: dict[str, np.ndarray]) -> None:
+    """Raises ValueError unless types and shapes are those of a codec, every number is finite, and offsets ascend."""
+    centroids, num_buckets = arrays["centroids"], len(arrays["weights"])
+    num_centroids, dim = centroids.shape
+    expected = {
+        "centroids": (np.float16, (num_centroids, dim)),
+        "cutoffs": (np.float32, (num_buckets - 1,)),
+        "weights": (np.float32, (num_buckets,)),
+        "token_scale": (np.bool_, (1,)),
+    }
+    if "rotation" in arrays:
+        expected["rotation"] = (np.float32, (dim, dim))
+    if "mean_norm" in arrays:
+        expected["mean_norm"] = (arrays["mean_norm"].dtype, (1,))
+    if "token_offsets" in arrays:
+        offsets = arrays["token_offsets"]
+        expected["token_offsets"] = (np.int64, (max(2, len(offsets)),))
+    if num_buckets not in (2, 4, 16, 256) or not num_centroids or not dim:
+        raise ValueError(f"{num_buckets} buckets and {num_centroids} centroids of {dim} dimensions")
+    for name, (dtype, shape) in expected.items():
+        array = arrays[name]
+        if array.dtype != dtype or array.shape != shape:
+            raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} {list(shape)}")
+        if not np.isfinite(array).all() or (name == "mean_norm" and array[0] <= 0):
+            raise ValueError(f"{name} holds numbers that it cannot")
+    if "token_offsets" in arrays and (offsets[0] != 0 or offsets[-1] != num_centroids or (np.diff(offsets) < 0).any()):
+        raise ValueError("token_offsets do not ascend from 0 to the number of centroids")
 
 
 def check_dimensions(dim: int, nbits: int) -> None:

@@ -9,7 +9,8 @@ import pyarrow as pa
 from ray_lir.formats import storage
 from ray_lir.formats.manifest import ShardEntry, write_named
 from ray_lir.index import documents
-from ray_lir.index.rows import array_bytes, open_rows, read_array
+from ray_lir.index.rows import array_bytes, open_rows
+from ray_lir.index.shard import read_deleted, read_offsets
 
 FOLDER = "tombstones"
 
@@ -39,7 +40,7 @@ def delete_from_shard(index: str, doc_ids: Sequence[str], entry: ShardEntry) -> 
     found, ids = find_in_shard(index, doc_ids, entry)
     if not len(found):
         return Deletion(entry, [], np.zeros(0, np.int64), np.zeros(0, np.int64))
-    offsets = read_array(storage.join(index, entry.name, "doc_offsets.npy"))
+    offsets = read_offsets(index, entry)
     with open_rows(storage.join(index, entry.name, "codes.npy")) as codes:
         gone = np.concatenate([codes[offsets[row] : offsets[row + 1]] for row in found.tolist()])
     centroids, sizes = np.unique(gone, return_counts=True)
@@ -47,11 +48,6 @@ def delete_from_shard(index: str, doc_ids: Sequence[str], entry: ShardEntry) -> 
     tombstones = write_named(index, f"{FOLDER}/{storage.name_of(entry.name)}", ".npy", array_bytes(numbers))
     counts = {"num_deleted": len(numbers), "deleted_tokens": entry.deleted_tokens + len(gone)}
     return Deletion(entry.model_copy(update={"tombstones": tombstones, **counts}), ids, centroids.astype(np.int64), sizes)
-
-
-def read_deleted(index: str, entry: ShardEntry) -> np.ndarray:
-    """[num_deleted] uint32: numbers, inside the shard, of the documents that are deleted."""
-    return read_array(storage.join(index, entry.tombstones.name)) if entry.tombstones else np.zeros(0, np.uint32)
 
 
 def find_in_shard(index: str, doc_ids: Sequence[str], entry: ShardEntry) -> tuple[np.ndarray, list[str]]:

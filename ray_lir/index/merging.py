@@ -13,10 +13,9 @@ from ray_lir.formats import storage
 from ray_lir.formats.manifest import ShardEntry
 from ray_lir.index import documents
 from ray_lir.index.assemble import SHARD, cut, publish_shard
-from ray_lir.index.deleting import read_deleted
 from ray_lir.index.pieces import kinds_of
-from ray_lir.index.rows import open_rows, read_array, write_rows
-from ray_lir.index.shard import is_weighed
+from ray_lir.index.rows import open_rows, write_rows
+from ray_lir.index.shard import is_weighed, read_deleted, read_offsets
 from ray_lir.index.work import Work
 from ray_lir.logs import stage
 from ray_lir.parallel import Map, watched
@@ -78,7 +77,7 @@ class _Span:
 
 def _live(index: str, shard: ShardEntry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of a shard's documents that are not deleted, their lengths, and the shard's doc_offsets."""
-    offsets = read_array(storage.join(index, shard.name, "doc_offsets.npy"))
+    offsets = read_offsets(index, shard)
     rows = np.delete(np.arange(shard.num_docs), read_deleted(index, shard))
     return rows, offsets[rows + 1] - offsets[rows], offsets
 

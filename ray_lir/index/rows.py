@@ -1,6 +1,7 @@
 """Arrays in .npy files: whole, mapped, or a block of rows at a time from a disk or an object store; writing a file of many blocks."""
 
 import io
+import math
 import mmap
 import os
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,9 @@ _header_lock = Lock()
 
 POPULATE_READ = 22
 """Linux's MADV_POPULATE_READ, which Python has no name for."""
+MAX_HEADER = 1 << 12
+"""Characters of a .npy header; those that ray_lir writes have 118."""
+FIX = "restore it or build the index anew"
 CACHE_SAMPLE = 64
 """Places of a file that are looked at."""
 
@@ -36,6 +40,8 @@ class Rows:
 
     def __getitem__(self, wanted: slice) -> np.ndarray:
         """Rows `wanted.start` to `wanted.stop`."""
+        if not 0 <= wanted.start <= wanted.stop <= self.shape[0]:
+            raise IndexError(f"rows {wanted.start} to {wanted.stop} of {self.shape[0]}")
         row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:]))
         self.file.seek(self.start + wanted.start * row_bytes)
         content = self.file.read((wanted.stop - wanted.start) * row_bytes)
@@ -51,20 +57,53 @@ def open_rows(url: str) -> Iterator[Rows]:
     """
     try:
         with storage.open_input(url) as file:
-            with _header_lock:
-                np.lib.format.read_magic(file)
-                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            yield Rows(file, dtype, shape, file.tell())
+            file.seek(0, io.SEEK_END)
+            size = file.tell()
+            file.seek(0)
+            rows = _read_header(file, size)
+            yield rows
     except FileNotFoundError:
-        raise FormatError(url, "a NumPy array", "no such file", "restore it or build the index anew") from None
-    except ValueError as error:
-        raise FormatError(url, "a NumPy array", f"{error!r:.120}", "restore it or build the index anew") from error
+        raise FormatError(url, "a NumPy array", "no such file", FIX) from None
+    except (ValueError, IndexError) as error:
+        raise FormatError(url, "a NumPy array", f"{error!r:.120}", FIX) from error
 
 
-def read_array(url: str) -> np.ndarray:
-    """A whole .npy file."""
+def _read_header(file: IO[bytes], size: int) -> Rows:
+    """Raises ValueError unless the file holds plain numbers, row after row, and ends with the last of them."""
+    with _header_lock:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("a version of the format that ray_lir does not write")
+        try:
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=MAX_HEADER)
+        except Exception as error:  # a header is Python source, and NumPy's parsing of a damaged one raises almost anything
+            raise ValueError(f"a damaged header ({type(error).__name__})") from None
+    start = file.tell()
+    if dtype.kind not in "buif" or not dtype.isnative or dtype.subdtype or (fortran_order and len(shape) > 1) or not shape:
+        raise ValueError(f"an array of {dtype} {shape}")
+    if start % 64:
+        raise ValueError(f"a header of {start} bytes")
+    if min(shape) < 0 or start + math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"{size - start} bytes for an array of {dtype} {shape}")
+    return Rows(file, dtype, shape, start)
+
+
+def read_array(url: str, dtype: type | None = None, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """A whole .npy file.
+
+    Raises:
+        FormatError: if it is missing or damaged, or has another type or shape than these.
+    """
     with open_rows(url) as rows:
-        return rows[0 : rows.shape[0]]
+        array = rows[0 : rows.shape[0]]
+    if dtype is not None:
+        check_array(url, array, dtype, shape)
+    return array
+
+
+def check_array(url: str, array: np.ndarray, dtype: type | np.dtype, shape: tuple[int, ...] | None) -> None:
+    """Raises FormatError unless an array has this type and shape (None: any)."""
+    if array.dtype != dtype or shape not in (None, array.shape):
+        raise FormatError(url, f"{np.dtype(dtype)} {list(shape or ())}", f"{array.dtype} {list(array.shape)}", FIX)
 
 
 def map_array(path: Path) -> np.ndarray:
@@ -76,15 +115,16 @@ def map_array(path: Path) -> np.ndarray:
     Raises:
         FormatError: if it is none.
     """
-    try:
-        with _header_lock:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:
-        return read_array(str(path))
-    if isinstance(array.base, mmap.mmap) and _is_cached(path):
+    with open_rows(str(path)) as rows:
+        dtype, shape, start = rows.dtype, rows.shape, rows.start
+    if not math.prod(shape):
+        return np.zeros(shape, dtype)
+    with open(path, "rb") as file:
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if _is_cached(path):
         with suppress(OSError):  # a system that does not know how, or has no memory for it
-            array.base.madvise(POPULATE_READ)
-    return array.view(np.ndarray)
+            pages.madvise(POPULATE_READ)
+    return np.frombuffer(pages, dtype, offset=start).reshape(shape)
 
 
 def _is_cached(path: Path) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ray_lir.config import IndexConfig
+from ray_lir.config import IndexConfig, parse_json
+from ray_lir.errors import FormatError
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract
 from ray_lir.formats.manifest import EmbeddingPart
@@ -42,7 +43,11 @@ class Work:
         storage.write_bytes(storage.join(self.root, name), json.dumps(record).encode())
 
     def load_record(self, name: str) -> Any:
-        return json.loads(storage.read_bytes(storage.join(self.root, name)))
+        url = storage.join(self.root, name)
+        try:
+            return parse_json(storage.read_bytes(url))
+        except ValueError as error:
+            raise FormatError(url, "JSON", f"{error!r:.120}", "remove the folder it is in, and run the job again") from None
 
 
 def tidy(index: str, done: Callable[[str], bool]) -> None:

@@ -13,7 +13,7 @@ from ray_lir.errors import ConfigError
 from ray_lir.models import checkpoint
 from ray_lir.models.batches import by_length
 from ray_lir.models.encoder import BATCH_TOKENS, choose_device, choose_dtype
-from ray_lir.models.layouts.parts import load_tokenizer, loading
+from ray_lir.models.layouts.parts import load_config, load_tokenizer, loading
 
 logger = logging.getLogger(__name__)
 GIVE = "give a sequence classifier with one label, such as cross-encoder/ms-marco-MiniLM-L-6-v2"
@@ -36,7 +36,9 @@ class CrossEncoder:
         self._warned = False
 
     @classmethod
-    def load(cls, name: str, max_length: int = 256, device: str = "auto", precision: str = "auto") -> "CrossEncoder":
+    def load(
+        cls, name: str, max_length: int = 256, device: str = "auto", precision: str = "auto", trust_remote_code: bool = False
+    ) -> "CrossEncoder":
         """A sequence classifier with one label, from a folder or the Hugging Face hub.
 
         Raises:
@@ -44,10 +46,13 @@ class CrossEncoder:
         """
         folder = checkpoint.find(name, kind="cross-encoder")
         _check_kind(name, folder)
-        tokenizer = load_tokenizer(folder)
+        config = load_config(folder, trust_remote_code)
+        tokenizer = load_tokenizer(folder, trust_remote_code)
         place = choose_device(device)
         with loading(folder):
-            model, info = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                folder, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code
+            )
         if model.config.num_labels != 1 or info["missing_keys"]:
             missing = f"lacks weights of a classifier ({min(info['missing_keys'])})" if info["missing_keys"] else ""
             found = missing or f"gives {model.config.num_labels} scores a pair"

@@ -61,7 +61,7 @@ class Encoder:
             ConfigError: if there is no such checkpoint, it cannot be loaded, or a change does not suit it.
         """
         config = config if isinstance(config, EncoderConfig) else EncoderConfig(checkpoint=storage.spelled(config))
-        parts = layouts.load(checkpoint.find(config.checkpoint))
+        parts = layouts.load(checkpoint.find(config.checkpoint), config.trust_remote_code)
         conventions = {**parts.conventions, **_changes(config, parts)}
         limit = longest_input(parts.network.backbone.config)
         for name in ("query_length", "document_length"):
@@ -86,7 +86,7 @@ class Encoder:
             IncompatibleError: if the checkpoint's weights are others than the contract's.
         """
         config = config or EncoderConfig(checkpoint=contract.checkpoint)
-        parts = layouts.load(checkpoint.find(config.checkpoint))
+        parts = layouts.load(checkpoint.find(config.checkpoint), config.trust_remote_code)
         if parts.network.scorer.name != contract.scorer:
             raise IncompatibleError(
                 f"{config.checkpoint} is for scorer {parts.network.scorer.name}, and {contract.scorer} is wanted; "

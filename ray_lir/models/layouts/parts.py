@@ -1,6 +1,5 @@
 """What a checkpoint consists of, and the readers that the layouts share."""
 
-import json
 import string
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,10 +14,13 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from ray_lir.config import parse_json
 from ray_lir.errors import ConfigError
 from ray_lir.models.network import Dense, Network
 
 ENCODER_ONLY = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+PARAMETERS_PER_BYTE = 64
+"""Parameters that a configuration may describe for each byte of weights: layers may share theirs."""
 POSITIONS_START_AT_2 = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
 
 
@@ -40,37 +42,59 @@ class Parts:
 def read_json(path: Path) -> Any:
     """A JSON file; {} if there is none."""
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_text())
     except FileNotFoundError:
         return {}
     except (ValueError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as JSON ({error}); copy the checkpoint again") from None
 
 
-def load_config(folder: Path) -> PretrainedConfig:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; {} if there is none."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds {type(value).__name__} instead of an object; copy the checkpoint again")
+    return value
+
+
+def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a transformer.
+
+    Raises:
+        ConfigError: if it cannot be read, needs code of the checkpoint's own that is not trusted, or describes no model of a possible size.
+    """
+    own_code = not trust_remote_code and read_object(folder / "config.json").get("auto_map")
+    try:
+        with loading(folder):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except ConfigError as error:
+        raise (_untrusted(folder, own_code) if own_code else error) from None
+    if not trust_remote_code and "/" in str(config._attn_implementation):  # attention kernels of a repository on the hub
+        raise _untrusted(folder, config._attn_implementation)
+    _check_sizes(folder, config)
+    return config
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     with loading(folder):
-        return AutoConfig.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    with loading(folder):
-        return AutoTokenizer.from_pretrained(folder)
-
-
-def load_backbone(folder: Path, state: dict[str, torch.Tensor] | None = None) -> PreTrainedModel:
+def load_backbone(folder: Path, state: dict[str, torch.Tensor] | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
     """The transformer in a folder (with the weights `state`, if given), without a decoder, in float32.
 
     Raises:
         ConfigError: if files or weights are missing.
     """
-    config = load_config(folder)
+    config = load_config(folder, trust_remote_code)
     model_class = getattr(transformers, ENCODER_ONLY.get(config.model_type, "AutoModel"))
+    trusted = {"trust_remote_code": trust_remote_code} if model_class is transformers.AutoModel else {}
     with loading(folder):
         if state is None:
-            model, info = model_class.from_pretrained(folder, config=config, dtype=torch.float32, output_loading_info=True)
+            model, info = model_class.from_pretrained(folder, config=config, dtype=torch.float32, output_loading_info=True, **trusted)
             missing = info["missing_keys"]
         else:
-            model = model_class.from_config(config).float().eval()
+            model = model_class.from_config(config, **trusted).float().eval()
             bare = {name.removeprefix(f"{model.base_model_prefix}."): tensor for name, tensor in state.items()}
             missing = model.load_state_dict(bare, strict=False).missing_keys
     missing = sorted(name for name in missing if "pooler" not in name)
@@ -79,6 +103,29 @@ def load_backbone(folder: Path, state: dict[str, torch.Tensor] | None = None) ->
     if getattr(model, "pooler", None) is not None:
         model.pooler.requires_grad_(False)  # kept for who loads the checkpoint elsewhere, but nothing here looks at its output
     return model
+
+
+def _untrusted(folder: Path, what: Any) -> ConfigError:
+    return ConfigError(
+        f"the checkpoint {folder} brings Python code of its own ({what!s:.80}), which is not run; use another checkpoint, or, if you have "
+        "read that code and trust it, set trust_remote_code (--encoder.trust_remote_code true)"
+    )
+
+
+def _check_sizes(folder: Path, config: PretrainedConfig) -> None:
+    """Raises ConfigError if a model of this configuration could never have the weights beside it: building one would fill the memory."""
+    hidden, layers, words, inner = (
+        getattr(config, name, None) or 0 for name in ("hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size")
+    )
+    sizes = (hidden, layers, words, inner)
+    files = [path for pattern in ("*.safetensors", "*.bin", "*.dnn") for path in folder.glob(pattern)]
+    num_bytes = sum(path.stat().st_size for path in files)
+    whole = all(isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= 1 << 32 for size in sizes)
+    if not whole or (files and hidden * (words + layers * (4 * hidden + 2 * inner)) > PARAMETERS_PER_BYTE * num_bytes + (1 << 26)):
+        raise ConfigError(
+            f"{folder}/config.json describes {layers!s:.20} layers of {hidden!s:.20} dimensions and {words!s:.20} words, which the weights "
+            "beside it do not hold; copy the checkpoint again"
+        )
 
 
 def load_dense(folder: Path, default_activation: str) -> Dense:

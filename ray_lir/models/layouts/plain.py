@@ -14,13 +14,16 @@ def matches(path: Path) -> bool:
     return True
 
 
-def load(path: Path) -> Parts:
+def load(path: Path, trust_remote_code: bool = False) -> Parts:
     if not (path / "config.json").is_file():
         raise ConfigError(
             f"{path} holds no checkpoint that is known (no modules.json, config.json or .dnn file); "
             "give a Hugging Face, sentence-transformers, PyLate or Stanford ColBERT folder"
         )
-    backbone, tokenizer = load_backbone(path), load_tokenizer(path)
+    backbone, tokenizer = (
+        load_backbone(path, trust_remote_code=trust_remote_code),
+        load_tokenizer(path, trust_remote_code=trust_remote_code),
+    )
     return Parts(Network(backbone), tokenizer, conventions(tokenizer, backbone.config))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ray_lir.errors import ConfigError
+from ray_lir.formats.names import check_name
 from ray_lir.models.layouts import plain
 from ray_lir.models.layouts.parts import (
     ENCODER_ONLY,
@@ -17,6 +18,7 @@ from ray_lir.models.layouts.parts import (
     load_tokenizer,
     punctuation_ids,
     read_json,
+    read_object,
     word_ids,
 )
 from ray_lir.models.network import Network
@@ -41,19 +43,22 @@ def matches(path: Path) -> bool:
     return (path / "modules.json").is_file() or any(path.glob("*_Dense/config.json"))
 
 
-def load(path: Path) -> Parts:
+def load(path: Path, trust_remote_code: bool = False) -> Parts:
     modules = _modules(path)
     folder = transformer_folder(path)
-    backbone, tokenizer = load_backbone(folder), load_tokenizer(folder)
+    backbone, tokenizer = (
+        load_backbone(folder, trust_remote_code=trust_remote_code),
+        load_tokenizer(folder, trust_remote_code=trust_remote_code),
+    )
     dense = [
         load_dense(path / module["path"], "torch.nn.Identity" if module["type"].startswith("pylate.") else "torch.nn.Tanh")
         for module in modules
         if _kind(module) == "Dense"
     ]
-    settings = read_json(path / "config_sentence_transformers.json")
-    transformer = read_json(folder / "sentence_bert_config.json")
+    settings = read_object(path / "config_sentence_transformers.json")
+    transformer = read_object(folder / "sentence_bert_config.json")
     length = default_length(tokenizer, backbone.config, transformer.get("max_seq_length"))
-    masks = [read_json(path / module["path"] / "config.json") for module in modules if _kind(module) == "MultiVectorMask"]
+    masks = [read_object(path / module["path"] / "config.json") for module in modules if _kind(module) == "MultiVectorMask"]
     if masks or settings.get("model_type") == "MultiVectorEncoder":
         conventions = _native(settings, transformer, masks[0] if masks else {}, tokenizer, length)
         conventions["normalize"] = any(_kind(module) == "Normalize" for module in modules)
@@ -84,12 +89,25 @@ def _modules(path: Path) -> list[dict[str, Any]]:
     if not modules:  # an XTR folder may come without modules.json
         dense = sorted(folder.parent.name for folder in path.glob("*_Dense/config.json"))
         return [{"path": "", "type": "Transformer"}, *({"path": name, "type": "Dense"} for name in dense)]
+    _check_modules(path, modules)
     modules = sorted(modules, key=lambda module: module["idx"])
     unknown = [module["type"] for module in modules if _kind(module) not in IGNORED | {"Transformer", "Dense"}]
     if unknown or _kind(modules[0]) != "Transformer":
         fault = f"names {', '.join(unknown)}" if unknown else "does not begin with a Transformer"
         raise ConfigError(f"{path}/modules.json {fault}; checkpoints of Transformer, Dense, {', '.join(sorted(IGNORED))} can be loaded")
     return modules
+
+
+def _check_modules(path: Path, modules: Any) -> None:
+    """Raises ConfigError unless every module has a number, a type, and a folder inside the checkpoint."""
+    try:
+        for module in modules:
+            if not isinstance(module["type"], str) or not isinstance(module["idx"], int):
+                raise ValueError("modules with a number idx and a type are wanted")
+            if module["path"]:
+                check_name(module["path"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise ConfigError(f"{path}/modules.json is not a list of modules in this folder ({error}); copy the checkpoint again") from None
 
 
 def _kind(module: dict[str, Any]) -> str:

@@ -8,33 +8,33 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ray_lir.errors import ConfigError
-from ray_lir.models.layouts.parts import Parts, load_backbone, load_tokenizer, load_weights, read_json
+from ray_lir.models.layouts.parts import Parts, load_backbone, load_tokenizer, load_weights, read_object
 from ray_lir.models.network import Dense, Network
 
 QUERY_LENGTH, DOCUMENT_LENGTH = 32, 220  # the defaults of the original (ALGORITHMS 1.2)
 
 
 def matches(path: Path) -> bool:
-    return path.suffix == ".dnn" or "HF_ColBERT" in (read_json(path / "config.json").get("architectures") or [])
+    return path.suffix == ".dnn" or "HF_ColBERT" in (read_object(path / "config.json").get("architectures") or [])
 
 
-def load(path: Path) -> Parts:
+def load(path: Path, trust_remote_code: bool = False) -> Parts:
     """A folder, or a legacy .dnn file whose base model's config.json and tokenizer lie beside it."""
     if path.suffix == ".dnn":
         folder, state = path.parent, _legacy_weights(path)
         if not (folder / "config.json").is_file():
             raise ConfigError(f"{path} holds weights alone; put the config.json and tokenizer files of its base model beside it")
-        backbone = load_backbone(folder, state)
+        backbone = load_backbone(folder, state, trust_remote_code=trust_remote_code)
     else:
         folder, state = path, load_weights(path)
-        backbone = load_backbone(folder)
+        backbone = load_backbone(folder, trust_remote_code=trust_remote_code)
     weight = state.get("linear.weight")
     if weight is None:
         raise ConfigError(f"{path} has no linear.weight, the projection of a ColBERT checkpoint; copy the checkpoint again")
     projection = Dense(weight.shape[1], weight.shape[0])
     projection.load_state_dict({"linear.weight": weight})
-    tokenizer = load_tokenizer(folder)
-    return Parts(Network(backbone, [projection.float()]), tokenizer, conventions(read_json(folder / "artifact.metadata"), tokenizer))
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    return Parts(Network(backbone, [projection.float()]), tokenizer, conventions(read_object(folder / "artifact.metadata"), tokenizer))
 
 
 def conventions(metadata: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

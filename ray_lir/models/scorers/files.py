@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ray_lir.config import Config
+from ray_lir.config import Config, parse_json
 from ray_lir.errors import ConfigError
 from ray_lir.models.scorers import SCORERS
 from ray_lir.models.scorers.maxsim import MaxSim
@@ -43,7 +43,7 @@ def load_scorer(checkpoint: Path, dim: int) -> Scorer:
     if not folder.is_dir():
         return MaxSim(dim, Config())
     try:
-        settings = json.loads((folder / CONFIG).read_text())
+        settings = parse_json((folder / CONFIG).read_text())
         kind = SCORERS[settings.pop("scorer")]
         scorer = kind(dim, kind.Settings.model_validate(settings))
         if scorer.state_dict():
