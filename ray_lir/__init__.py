@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ray_lir.models.encoder import Encoder
     from ray_lir.search import Searcher
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Encoder", "EncoderConfig", "IndexConfig", "Searcher", "TokenEmbeddings", "build_index"]
 
 _HOMES = {
