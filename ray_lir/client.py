@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from ray_lir import errors
 from ray_lir.config import Config
 from ray_lir.errors import ConfigError, FormatError, Overloaded, RayLirError, ServiceUnavailable
+from ray_lir.ids import BadId, look_up_id
 from ray_lir.messages import (
     Document,
     EncodeRequest,
@@ -103,7 +104,7 @@ class Client:
         """Why a document is found, or not; options are the other fields of ExplainRequest."""
         return self._send(_explain(query, doc_id, options))
 
-    def document(self, doc_id: str) -> Document:
+    def document(self, doc_id: str | int) -> Document:
         return self._send(_document(doc_id))
 
     def index(self) -> IndexFacts:
@@ -176,7 +177,7 @@ class AsyncClient:
     async def explain(self, query: str, doc_id: str, **options: Any) -> Explanation:
         return await self._send(_explain(query, doc_id, options))
 
-    async def document(self, doc_id: str) -> Document:
+    async def document(self, doc_id: str | int) -> Document:
         return await self._send(_document(doc_id))
 
     async def index(self) -> IndexFacts:
@@ -249,8 +250,12 @@ def _explain(query: str, doc_id: str, options: dict[str, Any]) -> Call[Explanati
     return Call("POST", "/explain", Explanation, _checked(ExplainRequest, {"query": query, "doc_id": doc_id, **options}))
 
 
-def _document(doc_id: str) -> Call[Document]:
-    return Call("GET", f"/documents/{quote(doc_id, safe='')}", Document)
+def _document(doc_id: str | int) -> Call[Document]:
+    try:
+        doc_id = look_up_id(doc_id)
+    except BadId as error:
+        raise ConfigError(f"doc_id {error}; give the id of a document") from None
+    return Call("GET", f"/documents?id={quote(doc_id, safe='')}", Document)
 
 
 def _change(action: str, **options: Any) -> Call[IndexState]:

@@ -32,21 +32,31 @@ def id_text(value: Any) -> str:
     raise BadId(f"is {_kind(value)}, not a string or a whole number")
 
 
+def look_up_id(value: Any) -> str:
+    """Return the text of an id to look up, which need not follow the rule for new ids.
+
+    Raises:
+        BadId: the value is neither text nor a whole number, or is empty or no valid Unicode, so no document has it.
+    """
+    text = id_text(value)
+    if not text:
+        raise BadId("is empty")
+    if _SURROGATE.search(text):
+        raise BadId(f"holds half of a surrogate pair, which is no Unicode text ({ascii(text[:40])})")
+    return text
+
+
 def check_id(value: Any) -> str:
     """Return the id that a value stands for.
 
     Raises:
         BadId: the value breaks the rule of this module.
     """
-    text = id_text(value)
-    if not text:
-        raise BadId("is empty")
+    text = look_up_id(value)
     if len(text) > MAX_ID_CHARACTERS:
         raise BadId(f"has {len(text):,} characters, more than {MAX_ID_CHARACTERS:,} ({text[:40]!r}...)")
     if found := _CONTROL.search(text):
         raise BadId(f"holds the control character U+{ord(found[0]):04X} ({text[:40]!r})")
-    if _SURROGATE.search(text):
-        raise BadId(f"holds half of a surrogate pair, which is no Unicode text ({ascii(text[:40])})")
     return text
 
 

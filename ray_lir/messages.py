@@ -4,11 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from ray_lir.config import Config
 from ray_lir.engine_params import PARAMS, SERVED, EngineParams
 from ray_lir.errors import ConfigError
+from ray_lir.ids import look_up_id
 from ray_lir.index.filters import FILTER_NAMES, FiltersInput
 
 MAX_QUERIES = 64
@@ -23,7 +24,8 @@ Quality = Literal["fast", "balanced", "exact"]
 DocumentField = Literal["title", "text", "metadata"]
 QueryText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY_CHARACTERS)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARACTERS)]
-DocId = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+DocId = Annotated[str, BeforeValidator(look_up_id), StringConstraints(min_length=1, max_length=8192)]
+"""Longer than the ids that enter an index may be: older indexes hold others."""
 Milliseconds = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
 
 

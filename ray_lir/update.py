@@ -32,10 +32,11 @@ from ray_lir.formats.manifest import (
     read_manifest,
     write_named,
 )
-from ray_lir.formats.parquet import read_doc_ids
+from ray_lir.formats.parquet import read_doc_ids, read_texts
 from ray_lir.formats.refused import DEAD_LETTERS
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.formats.truncation import TruncationCounts
+from ray_lir.index import documents
 from ray_lir.index.assemble import assemble
 from ray_lir.index.deleting import Deletion, delete_from_shard
 from ray_lir.index.pieces import Compressed, compress
@@ -79,6 +80,7 @@ def update_index(
     texts: Sequence[str] | None = None,
     titles: Sequence[str] | None = None,
     metadata: Sequence[Mapping[str, Any] | None] | None = None,
+    allow_empty_texts: bool = False,
     map: Map = ray_lir.parallel.threads,
 ) -> Update:
     """Adds and deletes documents, and publishes the result as the next version.
@@ -89,14 +91,17 @@ def update_index(
         index: folder of the index, on a disk or an object store.
         add: folder that jobs.encode or save_embeddings wrote, or token embeddings held in memory, of the index's encoder.
         delete: ids of documents, in any order (a set, say); those that the index does not hold are counted.
-        contract: for embeddings held in memory, that of their encoder; None: the index's.
+        contract: for embeddings held in memory, that of their encoder (`encoder.contract`); None is for an index that was built from
+            embeddings without one.
         texts: for embeddings held in memory, one a document.
         titles: for embeddings held in memory, one a document.
         metadata: for embeddings held in memory, a dict of JSON values for each document.
+        allow_empty_texts: add documents without texts to an index whose documents have texts.
         map: where the steps run: threads of this process, plain `map`, or distributed.ray_map. The bytes are the same.
 
     Raises:
-        ConfigError: if there is nothing to do, or what is added does not fit; nothing has changed then.
+        ConfigError: if there is nothing to do, or what is added does not fit, or lacks texts or the contract that the index has; nothing
+            has changed then.
         Conflict: if another change of the index was published meanwhile; this one has changed nothing then.
         IncompatibleError: if what is added comes from another encoder.
         FormatError: if a file of the index or of the embeddings is missing or damaged.
@@ -104,13 +109,13 @@ def update_index(
     index = storage.absolute(index)
     ids = id_set("delete", () if delete is None else delete)
     if isinstance(add, TokenEmbeddings):
-        contract = contract or read_version(index).contract
+        contract = contract or _contract_of(index)
         table = documents_table(add.doc_ids, titles, texts, metadata)
         folder = storage.join(index, WORK, f"embeddings-{content_digest(add, table, contract)}")
         version = latest_version(index)
         try:
             write_embeddings(folder, add, table, contract)
-            return update_index(index, folder, ids, map=map)
+            return update_index(index, folder, ids, allow_empty_texts=allow_empty_texts or not (texts is None and titles is None), map=map)
         except Conflict:
             raise
         except Exception:
@@ -118,7 +123,7 @@ def update_index(
             if latest_version(index) == version:
                 raise
             write_embeddings(folder, add, table, contract)
-            return update_index(index, folder, ids, map=map)
+            return update_index(index, folder, ids, allow_empty_texts=allow_empty_texts or not (texts is None and titles is None), map=map)
         finally:
             tidy(index, lambda name: name == storage.name_of(folder))
     check_unused("update_index", contract=contract, texts=texts, titles=titles, metadata=metadata)
@@ -133,6 +138,11 @@ def update_index(
         return Update(parent, number, parent.change)
     if added:
         added.check(parent)
+        if not allow_empty_texts and not added.has_texts() and _has_texts(index, parent):
+            raise ConfigError(
+                f"what is added has neither texts nor titles, and documents of {index} have texts; "
+                "give texts=, or allow_empty_texts=True to add vectors alone"
+            )
     storage.check_writable(index)
     work = work_of(index, number, parent, change)
     try:
@@ -172,6 +182,13 @@ class Added:
         for part in self.source.parts:
             check_file(self.folder, part)
 
+    def has_texts(self) -> bool:
+        """Whether it comes from a corpus, or a document has a text or a title."""
+        if self.source.config:
+            return True
+        tables = (read_texts(storage.join(self.folder, part.name)) for part in self.source.parts)
+        return any(any(table.column(name).to_pylist()) for table in tables for name in ("text", "title"))
+
     def doc_ids(self) -> list[str]:
         """Raises ConfigError if one comes twice."""
         found = [doc_id for part in self.source.parts for doc_id in read_doc_ids(storage.join(self.folder, part.name))]
@@ -196,6 +213,23 @@ class Added:
             num_centroids=parent.num_centroids,
             work=work,
         )
+
+
+def _contract_of(index: str) -> EncoderContract:
+    """Return the contract for embeddings that come without one. Raises ConfigError if the index has that of an encoder."""
+    contract = read_version(index).contract
+    if contract.weights_digest:
+        raise ConfigError(
+            f"{index} holds embeddings of the encoder {contract.checkpoint}, and the embeddings to add do not say of which they are; "
+            "give contract=encoder.contract"
+        )
+    return contract
+
+
+def _has_texts(index: str, manifest: IndexManifest) -> bool:
+    """Whether a document of the index has a text; usually the first batch tells."""
+    urls = (storage.join(index, shard.name, documents.FILE) for shard in manifest.shards)
+    return any(any(batch.column("text").to_pylist()) for url in urls for batch in documents.read_batches(url, ["text"]))
 
 
 def change_of(added: str | None, ids: Sequence[str]) -> dict[str, Any]:

@@ -94,9 +94,14 @@ def _add_searches(app: FastAPI, service: Backend, access: Access) -> None:
         """Says why a document is found for a query, or at which stage of the engine it is dropped."""
         return await service.explain(request)
 
+    @app.get("/documents", **options)
+    async def document_of_any_id(id: messages.DocId) -> messages.Document:
+        """A document by its id as a query parameter: no id is out of reach, be it `..` or `a/b?`."""
+        return await service.document(id)
+
     @app.get("/documents/{doc_id:path}", **options)
     async def document(doc_id: messages.DocId) -> messages.Document:
-        """A document by its id."""
+        """A document by its id; for ids that are no plain path, such as `..`, use the query parameter of /documents."""
         return await service.document(doc_id)
 
 

@@ -11,15 +11,21 @@ import numpy as np
 import pytest
 import uvicorn
 
-from jobs import ask, search
+from jobs import ask, search, update
 from jobs.cli import main
+from ray_lir.build import build_index
 from ray_lir.client import AsyncClient, Client
+from ray_lir.config import ClusteringConfig, EncoderConfig, IndexConfig
+from ray_lir.encode import encode_corpus
 from ray_lir.errors import ConfigError, Forbidden, FormatError, NotFound, Overloaded, ServiceUnavailable, ShardUnavailable, Unauthenticated
+from ray_lir.ids import look_up_id
 from ray_lir.models.encoder import Encoder
 from ray_lir.search import Searcher
+from ray_lir.update import update_index
 from serving.access import Access, read_tokens
 from serving.api import routes
 from serving.service import Service
+from tests.corpora import write_rows
 from tests.local_service import LocalCalls, local_service, raising
 from tests.served_index import QUERIES, make_index
 
@@ -199,3 +205,69 @@ def test_asking_nobody_is_one_line_and_exit_code_2(capsys):
         main(ask.AskJob, ask.run, ["--url", "http://127.0.0.1:9", "--query", "king"])
     assert exit.value.code == 2
     assert capsys.readouterr().err.startswith("error: no answer from http://127.0.0.1:9")
+
+
+ODD_IDS = [
+    "a/b",
+    "/",
+    "//a//",
+    ".",
+    "..",
+    "../x",
+    "a/../b",
+    "%2F",
+    "%2e%2e",
+    "a?b=c&d",
+    "#",
+    "a#b",
+    " ",
+    " a ",
+    "a b",
+    "+",
+    "é日本",
+    "\u2028",
+    "a\x85b",
+]
+ODD_IDS += ["\\\\", '"', "<b>", "😀" * 1024, "index", "e\u0301", "7"]
+
+
+@pytest.fixture(scope="module")
+def odd(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of documents with odd ids; one was written before control characters were refused."""
+    folder = tmp_path_factory.mktemp("odd")
+    rows = [{"_id": doc_id, "text": f"the river {number}"} for number, doc_id in enumerate([*ODD_IDS, "old\nid"])]
+    encoder = EncoderConfig(checkpoint=str(index.parent / "checkpoint"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray_lir.formats.records.check_id", look_up_id)
+        encode_corpus(write_rows(folder / "corpus.jsonl", rows), str(folder / "embeddings"), encoder, map=map)
+    build_index(str(folder / "embeddings"), str(folder / "index"), IndexConfig(clustering=ClusteringConfig(num_centroids=16)))
+    return folder / "index"
+
+
+def test_every_id_that_is_indexed_is_read_explained_reranked_filtered_and_deleted(odd: Path, tmp_path: Path):
+    deployed, _ = local_service(odd, 1)
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(routes(deployed), log_level="warning"))
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    try:
+        with Client(f"http://127.0.0.1:{listening.getsockname()[1]}") as client:
+            for number, doc_id in enumerate([*ODD_IDS, "old\nid"]):
+                assert (client.document(doc_id).doc_id, client.document(doc_id).text) == (doc_id, f"the river {number}")
+                assert client.explain("river", doc_id).document.doc_id == doc_id
+                assert [each.doc_id for each in client.rerank("river", doc_ids=[doc_id]).results] == [doc_id]
+                [hits] = client.search("river", filters={"ids": {"include": [doc_id]}}).results
+                assert [hit.doc_id for hit in hits] == [doc_id]
+            assert client.document(7).doc_id == client.rerank("river", doc_ids=[7]).results[0].doc_id == "7"
+            for wrong in ("", "\ud800", 1.5, None):
+                with pytest.raises(ConfigError, match="doc_id"):
+                    client.document(wrong)
+    finally:
+        server.should_exit = True
+        thread.join()
+    lines = [doc_id.encode() for doc_id in ODD_IDS] + [b'{"_id": "old\\nid"}']
+    (tmp_path / "ids").write_bytes(b"\n".join(lines).replace(b"\n \n", b'\n{"_id": " "}\n'))
+    ids = update.read_ids(str(tmp_path / "ids"))
+    assert ids == [*ODD_IDS, "old\nid"]
+    change = update_index(str(odd), delete=ids).change
+    assert (change.num_deleted, change.num_unknown) == (len(ODD_IDS) + 1, 0)

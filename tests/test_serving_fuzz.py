@@ -13,7 +13,15 @@ from tests.served_index import make_index
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed (it is in the dev extra)")
 
-WITH_PARAMETERS = ("POST /search", "POST /encode", "POST /rerank", "POST /explain", "GET /documents/{doc_id}", "POST /admin/index")
+WITH_PARAMETERS = (
+    "POST /search",
+    "POST /encode",
+    "POST /rerank",
+    "POST /explain",
+    "GET /documents",
+    "GET /documents/{doc_id}",
+    "POST /admin/index",
+)
 WITHOUT = ("GET /index", "GET /health", "GET /health/live", "GET /health/ready")
 OPERATIONS = WITH_PARAMETERS + WITHOUT
 CASES = [(label, "positive") for label in OPERATIONS] + [(label, "negative") for label in WITH_PARAMETERS]

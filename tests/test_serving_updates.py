@@ -54,7 +54,7 @@ def test_each_version_is_served_once_it_is_loaded(client, index):
     encoder = Encoder.for_contract(Searcher.open(str(index)).manifest.contract)
     gone = sorted({hits[0][0] for hits in first})
     added = encoder.encode_documents([QUERIES[0], "a bridge to the city"], [gone[0], "added"])
-    update_index(str(index), added, gone, texts=["replaced", "new"])
+    update_index(str(index), added, gone, texts=["replaced", "new"], contract=encoder.contract)
     assert served(client) == (1, first)
     assert client.load_version(2).version == 2
     second = expected(index)

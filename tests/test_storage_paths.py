@@ -90,7 +90,7 @@ def test_the_whole_way_from_a_corpus_to_answers_takes_such_a_folder(tmp_path, mo
     assert encode_corpus(folder, Path(f"{name}-embeddings"), encoder).manifest.num_docs == 3
     build_index(Path(f"{name}-embeddings"), folder / "index")
     build_index(Path(f"{name}-embeddings"), folder / "again", IndexConfig(codec_from=folder / "index"))
-    save_embeddings(folder / "more", collection(2, dim=384), read_version(folder / "index").contract)
+    save_embeddings(folder / "more", collection(2, dim=384), read_version(folder / "index").contract, ["a", "b"])
     assert update_index(folder / "index", folder / "more", ["1"]).manifest.num_docs == 4
     assert Searcher.open(folder / "index", verify=True).find(["0", "1"]).keys() == {"0"}
     assert Encoder.load(folder / "checkpoint").contract.checkpoint == str((tmp_path / name / "checkpoint").resolve())

@@ -3,6 +3,7 @@
 import errno
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -21,12 +22,13 @@ from ray_lir.engines.warp import WarpParams
 from ray_lir.errors import ConfigError, Conflict, FormatError, IncompatibleError
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract
-from ray_lir.formats.embeddings import save_embeddings
+from ray_lir.formats.embeddings import external_contract, save_embeddings
 from ray_lir.formats.exclusive import create_bytes
 from ray_lir.formats.manifest import listed_names
 from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.search import LATEST, Searcher, latest_version, read_version
-from ray_lir.update import advice, drift_of, update_index
+from ray_lir.update import advice, drift_of
+from ray_lir.update import update_index as update_checked
 from ray_lir.versions import remove_versions
 from tests.synthetic import collection, queries_about, unit
 from tests.test_object_storage import bucket  # noqa: F401
@@ -34,6 +36,8 @@ from tests.test_object_storage import bucket  # noqa: F401
 DOCUMENTS = collection(300)
 QUERIES = queries_about(DOCUMENTS, [0, 41, 99, 150, 222, 299])
 TIGHT = {"scan": ScanParams(ncandidates=12), "plaid": PlaidParams(nprobe=2, ncandidates=16), "warp": WarpParams(nprobe=2, rescore=12)}
+update_index = partial(update_checked, allow_empty_texts=True)
+"""Most of these tests are about vectors: the index has texts, what is added has none."""
 CONFIG = IndexConfig(num_shards=2, clustering=ClusteringConfig(num_centroids=64))
 
 
@@ -454,3 +458,53 @@ def test_an_index_on_s3_is_updated_and_compacted_as_on_a_disk(index, bucket, tmp
         update_index(f"{bucket}/index", delete=["doc-9"])
     with pytest.raises(FileExistsError):
         create_bytes(f"{bucket}/index/versions/4/manifest.json", b"another")
+
+
+def test_documents_without_texts_are_added_to_an_index_with_texts_on_request_alone(index, tmp_path):
+    before = tree(index)
+    save_embeddings(tmp_path / "add", some([250]))
+    for what in (some([250]), tmp_path / "add"):
+        with pytest.raises(ConfigError, match="allow_empty_texts=True"):
+            update_checked(index, what)
+        assert tree(index) == before and not list(index.glob("_work*"))
+    save_embeddings(tmp_path / "said", some([251]), texts=["a text"])
+    assert update_checked(index, tmp_path / "said").version == 2
+    assert update_checked(index, some([252]), texts=[""]).version == 3  # that it is empty is said
+    assert update_checked(index, tmp_path / "add", allow_empty_texts=True).version == 4
+    build_index(some(range(50)), tmp_path / "vectors", CONFIG)
+    assert update_checked(tmp_path / "vectors", some([250])).version == 2  # vectors alone everywhere
+
+
+def test_embeddings_of_unknown_origin_are_not_added_to_an_index_of_an_encoder(tmp_path):
+    contract = external_contract(32).model_copy(update={"checkpoint": "known", "weights_digest": "0" * 64})
+    build_index(some(range(50)), tmp_path / "index", CONFIG, contract=contract)
+    before = tree(tmp_path / "index")
+    with pytest.raises(ConfigError, match="of the encoder known.*give contract=encoder.contract"):
+        update_checked(tmp_path / "index", some([60]))
+    assert tree(tmp_path / "index") == before
+    other = contract.model_copy(update={"weights_digest": "1" * 64})
+    with pytest.raises(IncompatibleError):
+        update_checked(tmp_path / "index", some([60]), contract=other)
+    assert update_checked(tmp_path / "index", some([60]), contract=contract).version == 2
+
+
+def test_ids_held_in_memory_follow_the_rule_of_corpora(index, tmp_path):
+    vectors = [np.eye(2, 32)] * 2
+    for ids, message in (
+        (["a", "a"], "give each document its own id"),
+        (["a", ""], "doc_id 1 is empty"),
+        (["a", "b\n"], "control character U\\+000A"),
+        (["a", "x" * 1025], "1,025 characters"),
+    ):
+        embeddings = TokenEmbeddings.of(vectors, ids)
+        for attempt in (
+            lambda given: save_embeddings(tmp_path / "add", given),
+            lambda given: build_index(given, tmp_path / "new"),
+            lambda given: update_index(index, given),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                attempt(embeddings)
+    assert not (tmp_path / "add").exists() and not (tmp_path / "new").exists()
+    update_index(index, TokenEmbeddings.of(vectors, np.array([7, 8])))
+    assert sorted(Searcher.open(index).find([7, "8"])) == ["7", "8"]
+    assert update_index(index, delete=[7, np.int64(8), "nobody"]).change.num_deleted == 2

@@ -29,6 +29,7 @@ from pydantic import (
 
 from ray_lir.config import Config, canonical_json
 from ray_lir.errors import ConfigError, FormatError
+from ray_lir.ids import look_up_id
 from ray_lir.index import filter_text
 
 if TYPE_CHECKING:
@@ -123,12 +124,16 @@ class Not(Config):
 Condition = Annotated[Equals | OneOf | Compares | Exists | StartsWith | Contains | Group | Not, Field(discriminator="op")]
 
 
+DocId = Annotated[str, BeforeValidator(look_up_id)]
+"""The id of a document to look up; a whole number stands for its decimal text."""
+
+
 class Ids(Config):
     """Documents by their ids; those that the index does not have are passed over."""
 
-    include: Annotated[list[str], Field(max_length=MAX_IDS)] | None = None
+    include: Annotated[list[DocId], Field(max_length=MAX_IDS)] | None = None
     """None but these. Null: all."""
-    exclude: list[str] = Field([], max_length=MAX_IDS)
+    exclude: list[DocId] = Field([], max_length=MAX_IDS)
 
 
 class Filters(Config):

@@ -205,7 +205,7 @@ async function search() {
 async function explainMissing(event) {
   event.preventDefault();
   try {
-    const told = await ask("explain", { query: $("query").value.trim(), doc_id: $("doc-id").value.trim(), ...choices(), ...filters() });
+    const told = await ask("explain", { query: $("query").value.trim(), doc_id: $("doc-id").value, ...choices(), ...filters() });
     const row = (tag, cells) => element("tr", {}, ...cells.map((cell) => element(tag, { textContent: cell })));
     const stages = told.stages.map((stage) =>
       row("td", [stage.name, stage.score?.toFixed(3) ?? "–", stage.cut?.toFixed(3) ?? "–", stage.num_kept, stage.survived ? "yes" : "no"]),
