@@ -1,6 +1,6 @@
 """Searches an index on this machine for one query, and shows the answers."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -12,6 +12,11 @@ from ray_lir.messages import MAX_K, Quality, chosen_engine
 
 from .cli import main
 from .hits import show_hits
+
+if TYPE_CHECKING:
+    from ray_lir.formats.contract import EncoderContract
+    from ray_lir.models.encoder import Encoder
+    from ray_lir.models.light_encoder import LightQueryEncoder
 
 
 class SearchJob(Config):
@@ -38,13 +43,12 @@ class SearchJob(Config):
 
 def run(job: SearchJob) -> dict[str, Any]:
     """Raises ConfigError or FormatError if there is no such index or engine."""
-    from ray_lir.models.encoder import Encoder  # torch takes seconds to load, and a wrong flag does not need it
     from ray_lir.search import Searcher
 
     engine = chosen_engine(job.engine, job.params, tuple(PARAMS))
     searcher = Searcher.open(job.index)
     contract = searcher.manifest.contract
-    encoder = Encoder.for_contract(contract, EncoderConfig(checkpoint=job.encoder or contract.checkpoint))
+    encoder = _encoder(contract, job.encoder or contract.checkpoint)
     [truncation] = encoder.tokenizer.query_truncations([job.query])
     [answer] = searcher.search(encoder.encode_queries([job.query]), job.k, engine, job.quality, filters=job.filters)
     documents = searcher.documents(answer.documents)
@@ -53,6 +57,17 @@ def run(job: SearchJob) -> dict[str, Any]:
         for document, score in zip(documents, answer.scores.tolist(), strict=True)
     ]
     return {"query": job.query, "hits": hits, "params": answer.params.model_dump() if answer.params else {}, **cut_of(truncation)}
+
+
+def _encoder(contract: "EncoderContract", checkpoint: str) -> "Encoder | LightQueryEncoder":
+    """What encodes one query soonest: NumPy if it can, since loading torch takes seconds."""
+    from ray_lir.models.light_encoder import LightQueryEncoder
+
+    if light := LightQueryEncoder.load(contract, checkpoint):
+        return light
+    from ray_lir.models.encoder import Encoder
+
+    return Encoder.for_contract(contract, EncoderConfig(checkpoint=checkpoint))
 
 
 def cut_of(truncation: "Truncation") -> dict[str, Any]:

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from jobs.__main__ import VERBS
+from ray_lir.build import build_index
 from ray_lir.engine_params import IN_PROCESS, PARAMS
 from ray_lir.engines import ENGINES
+from ray_lir.models.encoder import Encoder
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "ray", "faiss", "scipy", "duckdb", "tyro")
@@ -66,6 +68,15 @@ def test_commands_that_need_no_model_and_no_cluster_load_neither(words, expected
     code, modules, shown = loaded(*words)
     assert code == expected and modules == [], shown
     assert expected == 0 or shown.splitlines()[-1].startswith("error: ")
+
+
+def test_search_needs_no_torch_for_a_bert_checkpoint(tmp_path):
+    encoder = Encoder.load()
+    texts = ["The mitochondrion makes the energy of the cell.", "Aspirin thins the blood."]
+    build_index(encoder.encode_documents(texts), str(tmp_path / "index"), contract=encoder.contract, texts=texts)
+    code, modules, shown = loaded("search", "where does energy come from?", "--index", str(tmp_path / "index"))
+    assert (code, modules) == (0, []), shown
+    assert json.loads(shown.splitlines()[-1])["hits"][0]["text"] == texts[0]
 
 
 def test_the_client_loads_no_array_library():

