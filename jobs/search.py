@@ -1,5 +1,6 @@
 """Searches an index on this machine for one query, and shows the answers."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -60,11 +61,15 @@ def run(job: SearchJob) -> dict[str, Any]:
 
 
 def _encoder(contract: "EncoderContract", checkpoint: str) -> "Encoder | LightQueryEncoder":
-    """What encodes one query soonest: NumPy if it can, since loading torch takes seconds."""
-    from ray_lir.models.light_encoder import LightQueryEncoder
+    """What encodes one query soonest: unless torch is loaded already, NumPy if it can, since loading torch takes seconds.
 
-    if light := LightQueryEncoder.load(contract, checkpoint):
-        return light
+    NumPy computes in float32. Where the encoder computes in bfloat16, scores differ by its rounding, as between machines.
+    """
+    if "torch" not in sys.modules:
+        from ray_lir.models.light_encoder import LightQueryEncoder
+
+        if light := LightQueryEncoder.load(contract, checkpoint):
+            return light
     from ray_lir.models.encoder import Encoder
 
     return Encoder.for_contract(contract, EncoderConfig(checkpoint=checkpoint))
