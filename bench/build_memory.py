@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 
 from bench.quality import machine
-from ray_lir.formats import storage
-from ray_lir.formats.embeddings import DOCS_PER_PART, external_contract, publish_part
-from ray_lir.formats.manifest import MANIFEST, EmbeddingsManifest, write_manifest
-from ray_lir.formats.parquet import Block, texts_table
-from ray_lir.formats.token_embeddings import TokenEmbeddings
-from ray_lir.models.encoder import Encoder
+from ray_lir import storage
+from ray_lir.embeddings.folder import DOCS_PER_PART, external_contract, publish_part
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.embeddings.parquet import Block, texts_table
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.storage.manifest import MANIFEST, write_manifest
 
 DIM = 128
 VOCABULARY = 30_522

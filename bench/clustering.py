@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from bench.quality import machine
-from ray_lir.build import build_index
-from ray_lir.config import ClusteringConfig, IndexConfig
+from ray_lir.base.config import ClusteringConfig, IndexConfig
+from ray_lir.building.build import build_index
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.engines.scan import ScanParams
 from ray_lir.evaluation.latency import percentiles_ms, time_each
-from ray_lir.formats.token_embeddings import TokenEmbeddings
-from ray_lir.search import Searcher
+from ray_lir.search.searcher import Searcher
 
 SETTINGS = [("k_means", 1), ("token_aware", 1), ("token_aware", 2), ("token_aware", 4), ("token_aware", 8)]
 """Method, and centroids as multiples of the default of k-means."""

@@ -16,12 +16,12 @@ from bench.collection import SIZES, Collection, open_collection
 from bench.peers import inputs
 from bench.quality import machine
 from bench.report import quality
-from ray_lir.build import build_index
-from ray_lir.config import CodecConfig, IndexConfig
-from ray_lir.formats import storage
-from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir import storage
+from ray_lir.base.config import CodecConfig, IndexConfig
+from ray_lir.building.build import build_index
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.index.documents import FILE
-from ray_lir.search import Searcher
+from ray_lir.search.searcher import Searcher
 
 BITS = (1, 2, 4, 8)
 CODECS = {

@@ -16,13 +16,14 @@ import numpy as np
 
 from bench.peers import inputs
 from bench.peers.inputs import Texts
+from ray_lir.base.parallel import one_blas_thread, threads
+from ray_lir.corpus.datasets import load_dataset
+from ray_lir.embeddings.folder import publish_part
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.embeddings.parquet import Block, texts_table
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
 from ray_lir.evaluation import oracle
-from ray_lir.evaluation.datasets import load_dataset
-from ray_lir.formats.embeddings import publish_part
-from ray_lir.formats.manifest import MANIFEST, EmbeddingsManifest, read_manifest, write_manifest
-from ray_lir.formats.parquet import Block, texts_table
-from ray_lir.formats.token_embeddings import TokenEmbeddings, concatenate
-from ray_lir.parallel import one_blas_thread, threads
+from ray_lir.storage.manifest import MANIFEST, read_manifest, write_manifest
 
 SIZES = {"tiny": 1 / 3, "small": 1, "medium": 3, "big": 10, "huge": 30}
 """How many times the collection is there; tiny is the first third of it."""
@@ -72,7 +73,7 @@ def open_collection(dataset: Path | None, size: str, work: Path) -> Collection:
 
 
 def _make(dataset: Path, times: float, work: Path, folder: Path) -> None:
-    from ray_lir.models.encoder import Encoder, EncoderConfig  # torch, which nothing else here needs
+    from ray_lir.encoder.encoder import Encoder, EncoderConfig  # torch, which nothing else here needs
 
     encoded = work / f"{dataset.name}{DIM}"
     if not (encoded / MANIFEST).exists():

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.quality import machine
-from ray_lir.build import build_index
-from ray_lir.config import EncoderConfig, IndexConfig
-from ray_lir.evaluation.datasets import load_dataset
-from ray_lir.formats.token_embeddings import TokenEmbeddings
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher, read_version
+from ray_lir.base.config import EncoderConfig, IndexConfig
+from ray_lir.building.build import build_index
+from ray_lir.corpus.datasets import load_dataset
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.index.versions import read_version
+from ray_lir.search.searcher import Searcher
 
 K = 10
 

@@ -19,8 +19,8 @@ from bench.environments import python_of
 from bench.quality import machine
 from bench.report import instructions
 from bench.systems import SYSTEMS
-from ray_lir.formats.corpus import sample_texts, scan
-from ray_lir.formats.records import corpus_files
+from ray_lir.corpus.records import corpus_files
+from ray_lir.corpus.scan import sample_texts, scan
 
 PRECISIONS = ("float32", "bfloat16")
 THREADS = (1, 2)
@@ -59,8 +59,8 @@ def saved_checkpoint(folder: Path) -> Path:
     """The default checkpoint in the layout that both read, with float32 weights: a peer keeps what it reads."""
     saved = folder / "checkpoint"
     if not saved.exists():
-        from ray_lir.config import EncoderConfig
-        from ray_lir.models.encoder import Encoder
+        from ray_lir.base.config import EncoderConfig
+        from ray_lir.encoder.encoder import Encoder
 
         Encoder.load(EncoderConfig(precision="float32")).save(saved)
     return saved

@@ -26,12 +26,12 @@ from bench.clients import ask
 from bench.environments import python_of
 from bench.quality import machine
 from bench.systems import TORCH
-from ray_lir.config import EncoderConfig
-from ray_lir.evaluation.datasets import load_dataset
+from ray_lir.base.config import EncoderConfig
+from ray_lir.corpus.datasets import load_dataset
+from ray_lir.encoder.encoder import Encoder
 from ray_lir.evaluation.latency import percentiles_ms
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher
-from serving.switches import free_ports
+from ray_lir.search.searcher import Searcher
+from serving.ray_env import free_ports
 
 CLIENTS = (1, 4, 16, 64)
 STARTS_WITHIN_S = 240

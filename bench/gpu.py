@@ -25,7 +25,7 @@ import numpy as np
 
 from bench.made_up import DIM, QUERY_TOKENS, documents_near_topics, made_up, made_up_queries
 from bench.quality import machine
-from ray_lir.errors import KernelUnavailable
+from ray_lir.base.errors import KernelUnavailable
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import VARIABLE, Kernels, reference, select
@@ -193,10 +193,10 @@ def answer(
 
 def build(num_tokens: int) -> dict[str, float]:
     """Tokens a second of the kernels that build an index, and of a whole build with k-means over every centroid."""
-    from ray_lir.build import build_index
-    from ray_lir.config import ClusteringConfig, IndexConfig
-    from ray_lir.formats.token_embeddings import TokenEmbeddings
-    from ray_lir.index.clustering import default_num_centroids
+    from ray_lir.base.config import ClusteringConfig, IndexConfig
+    from ray_lir.building.build import build_index
+    from ray_lir.building.clustering import default_num_centroids
+    from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 
     kernels = select("cuda")
     documents, _ = documents_near_topics(num_tokens)
@@ -223,8 +223,8 @@ def build(num_tokens: int) -> dict[str, float]:
 
 def encode(num_docs: int) -> dict[str, Any]:
     """Tokens a second of the default encoder in float16, tokenising and the way back to the host included."""
-    from ray_lir.config import EncoderConfig
-    from ray_lir.models.encoder import Encoder
+    from ray_lir.base.config import EncoderConfig
+    from ray_lir.encoder.encoder import Encoder
 
     encoder = Encoder.load(EncoderConfig(device="cuda", precision="float16"))
     rng = np.random.default_rng(3)
@@ -239,9 +239,9 @@ def encode(num_docs: int) -> dict[str, Any]:
 
 def peers(num_tokens: int) -> dict[str, Any]:
     """Queries a second and recall of the exact best, of this project's exact search and of the peers that are installed."""
-    from ray_lir.build import build_index
-    from ray_lir.formats.token_embeddings import TokenEmbeddings
-    from ray_lir.search import Searcher
+    from ray_lir.building.build import build_index
+    from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+    from ray_lir.search.searcher import Searcher
 
     documents, queries = documents_near_topics(num_tokens)
     found: dict[str, Any] = {}

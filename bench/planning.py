@@ -3,7 +3,7 @@
     python -m bench.planning [--output bench/results/planning.json]
 
 Seconds are of the processor, on one thread, so that other work on the machine changes them little. The constants are fitted
-to the small build; the large one is predicted with them. Copy the constants to ray_lir/planning/work.py.
+to the small build; the large one is predicted with them. Copy the constants to ray_lir/planning/workload.py.
 """
 
 import argparse
@@ -19,16 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from ray_lir.build import build_index
-from ray_lir.config import IndexConfig
-from ray_lir.formats.embeddings import save_embeddings
-from ray_lir.formats.token_embeddings import TokenEmbeddings
-from ray_lir.index.clustering import Assigner
+from ray_lir.base.config import IndexConfig
+from ray_lir.building.build import build_index
+from ray_lir.building.clustering import Assigner
+from ray_lir.embeddings.folder import save_embeddings
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.kernels import select
 from ray_lir.planning.capacity import ENGINES
 from ray_lir.planning.sizes import Collection, predict_bytes
-from ray_lir.planning.work import BuildCosts, build_seconds, comparisons, query_work, sampled_tokens
-from ray_lir.search import Searcher
+from ray_lir.planning.workload import BuildCosts, build_seconds, comparisons, query_work, sampled_tokens
+from ray_lir.search.searcher import Searcher
 
 SIZES = (2_000, 8_000)
 TOKENS_PER_DOC, DIM, NBITS, TEXT = 70, 128, 2, 600

@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ray_lir.config import EncoderConfig
+from ray_lir.base.config import EncoderConfig
+from ray_lir.corpus.datasets import load_dataset
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.embeddings.pooling import pool_tokens
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.encoder.encoder import Encoder
 from ray_lir.evaluation import metrics, oracle
-from ray_lir.evaluation.datasets import load_dataset
-from ray_lir.formats.manifest import MANIFEST, EmbeddingsManifest, read_manifest
-from ray_lir.formats.pooling import pool_tokens
-from ray_lir.formats.token_embeddings import TokenEmbeddings
-from ray_lir.models.encoder import Encoder
+from ray_lir.storage.manifest import MANIFEST, read_manifest
 
 FACTORS = (1, 2, 3, 4)
 DEPTH = 100

@@ -17,10 +17,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ray_lir.corpus.datasets import load_dataset
+from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.evaluation import metrics, oracle
-from ray_lir.evaluation.datasets import load_dataset
 from ray_lir.evaluation.runs import Run, read_run, write_run
-from ray_lir.formats.manifest import MANIFEST, EmbeddingsManifest, read_manifest
+from ray_lir.storage.manifest import MANIFEST, read_manifest
 
 ENGINES = {
     "exact": ["--engine", "exact"],
@@ -107,7 +108,7 @@ def oracle_run(dataset: Path, split: str, work: Path) -> Run:
     """Exact MaxSim over the uncompressed embeddings, kept as a run file."""
     path = work / "oracle.run"
     if not path.exists():
-        from ray_lir.models.encoder import Encoder
+        from ray_lir.encoder.encoder import Encoder
 
         print(f"oracle of {dataset.name}", file=sys.stderr, flush=True)
         manifest = read_manifest(str(work / "embeddings" / MANIFEST), EmbeddingsManifest, "jobs.encode")

@@ -26,10 +26,10 @@ from bench.disturbed import NUM_CENTROIDS, make_inputs
 from bench.quality import machine
 from jobs.update import UpdateJob
 from jobs.update import run as update
-from ray_lir.build import build_index
-from ray_lir.config import ClusteringConfig, EncoderConfig, IndexConfig
-from ray_lir.encode import encode_corpus
-from ray_lir.formats import storage
+from ray_lir import storage
+from ray_lir.base.config import ClusteringConfig, EncoderConfig, IndexConfig
+from ray_lir.building.build import build_index
+from ray_lir.encoder.corpus_encoder import encode_corpus
 from tests.faulty_proxy import FAULTS, Faults, faulty_proxy
 from tests.s3_servers import as_endpoint, make_bucket, moto_server
 

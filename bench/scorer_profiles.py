@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ray_lir.config import Config
+from ray_lir.base.config import Config
 from ray_lir.engines.exact import ExactParams
 from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.warp import WarpParams

@@ -25,17 +25,17 @@ from bench.quality import machine
 from bench.report import instructions
 from bench.scorer_profiles import LEARNING_RATE, PROFILES, UNTRAINED, Profile, engines, models
 from bench.scorer_report import write_report
-from ray_lir.build import build_index
-from ray_lir.config import Config, EncoderConfig, IndexConfig, TrainingConfig
+from ray_lir.base.config import Config, EncoderConfig, IndexConfig, TrainingConfig
+from ray_lir.building.build import build_index
+from ray_lir.corpus.datasets import load_dataset
+from ray_lir.corpus.records import document_text, read_documents
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.encoder.projection import fit_projection
 from ray_lir.evaluation import metrics
-from ray_lir.evaluation.datasets import load_dataset
-from ray_lir.formats.records import document_text, read_documents
-from ray_lir.formats.token_embeddings import TokenEmbeddings
-from ray_lir.models.encoder import Encoder
-from ray_lir.models.projection import fit_projection
-from ray_lir.models.training import Training, load_encoder, product_dtype
-from ray_lir.models.training_data import TrainingData, from_judgements
-from ray_lir.search import Searcher
+from ray_lir.search.searcher import Searcher
+from ray_lir.training.data import TrainingData, from_judgements
+from ray_lir.training.trainer import Training, load_encoder, product_dtype
 
 SEED = 0
 DIM = 128

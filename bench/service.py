@@ -28,12 +28,12 @@ from ray import serve
 from bench import service_faults
 from bench.clients import ask
 from bench.quality import machine
-from ray_lir.evaluation.datasets import load_dataset
+from ray_lir.corpus.datasets import load_dataset
+from ray_lir.encoder.encoder import Encoder
 from ray_lir.evaluation.latency import percentiles_ms
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher
+from ray_lir.search.searcher import Searcher
 from serving.app import build
-from serving.switches import SWITCHES, free_ports, switches
+from serving.ray_env import SWITCHES, free_ports, switches
 
 K = 10
 SETTLE_S = 10.0

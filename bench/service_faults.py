@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import ray
 
-from ray_lir.client import AsyncClient
+from ray_lir.api.client import AsyncClient
+from ray_lir.api.search import SearchResponse
+from ray_lir.base.errors import Conflict, RayLirError
+from ray_lir.building.update import update_index
+from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines.plan import TopK
-from ray_lir.errors import Conflict, RayLirError
-from ray_lir.formats.manifest import MANIFEST, describe_file, write_manifest
-from ray_lir.messages import SearchResponse
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher, read_version
-from ray_lir.update import update_index
-from serving.shard_server import split_shards
+from ray_lir.index.versions import read_version
+from ray_lir.search.searcher import Searcher
+from ray_lir.storage.manifest import MANIFEST, describe_file, write_manifest
+from serving.workers.shard_server import split_shards
 
 K = 10
 BEFORE_S = 3.0

@@ -28,9 +28,9 @@ from bench.environments import python_of
 from bench.quality import machine
 from bench.report import instructions
 from bench.systems import SYSTEMS
-from ray_lir.config import EncoderConfig
-from ray_lir.models.encoder import Encoder
-from ray_lir.models.training_source import TrainingSource, load_training_data
+from ray_lir.base.config import EncoderConfig
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.training.source import TrainingSource, load_training_data
 
 LENGTH, WARM_UP = 96, 2
 TURNS = 3

@@ -8,7 +8,7 @@ and query tokens near tokens of the documents, as those of encoders do. The kern
 how large relations are beside differences of cosines: `strength` is the standard deviation of lambda times a relation over the tokens of
 a document, and `pairs` how many a query token cannot do without: those whose cosine is within the largest relation of what wins.
 
-Rows: a fresh relation encoder (models/scorers/trial.py) with lambda times a factor (0.2 is the lambda of the public configuration); one
+Rows: a fresh relation encoder (scorers/trial.py) with lambda times a factor (0.2 is the lambda of the public configuration); one
 trained for some steps on made-up documents whose words follow one another in a fixed order; `winners alone`, the floor, where kernels
 are told that no other token than the nearest can win; and `all pairs`, what relations of any size take at most. `best_10_ms` is what an
 engine's last stage takes for the best 10 of these candidates: MaxSim of all, then relations of the `related` that can be among them.
@@ -30,17 +30,17 @@ from torch import Tensor
 
 from bench.cost import least
 from bench.quality import machine
-from ray_lir.config import TrialConfig
+from ray_lir.base.config import TrialConfig
+from ray_lir.embeddings.relation import Alignment
 from ray_lir.engines.exact import ExactParams, rescore
 from ray_lir.engines.plan import Query, QueryPlan, RelationTerms, relation_terms
-from ray_lir.formats.relation import Alignment
 from ray_lir.index.codec import ResidualCodec
-from ray_lir.index.pairs import PairEncoder
+from ray_lir.index.relation import PairEncoder
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels, reference, select
-from ray_lir.models.batches import EmbeddedTexts
-from ray_lir.models.scorers.trial import Relation, Trial
-from ray_lir.search import Searcher
+from ray_lir.scorers.batches import EmbeddedTexts
+from ray_lir.scorers.trial import Relation, Trial
+from ray_lir.search.searcher import Searcher
 
 ALIGNMENTS: tuple[Alignment, ...] = ("combined", "cosine")
 CANDIDATES, TOKENS, QUERY_TOKENS, DIM = 256, 300, 32, 128

@@ -20,13 +20,13 @@ import torch
 
 from bench.quality import machine
 from bench.trial import CANDIDATES, three_ways
-from ray_lir.config import EncoderConfig
+from ray_lir.base.config import EncoderConfig
+from ray_lir.corpus.datasets import load_dataset
+from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines.exact import ExactParams, rescore
 from ray_lir.engines.plan import QueryPlan
-from ray_lir.evaluation.datasets import load_dataset
 from ray_lir.kernels import reference
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher
+from ray_lir.search.searcher import Searcher
 
 BEST, NEAR = 10, 8
 LOOKED_AT = 16

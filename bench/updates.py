@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 
 from bench.quality import machine
-from ray_lir.compact import compact_index
+from ray_lir.building.compact import compact_index
+from ray_lir.building.update import update_index
+from ray_lir.embeddings.folder import save_embeddings
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.embeddings.parquet import read_blocks
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
 from ray_lir.engines import SERVED
-from ray_lir.formats.embeddings import save_embeddings
-from ray_lir.formats.manifest import MANIFEST, EmbeddingsManifest, read_manifest
-from ray_lir.formats.parquet import read_blocks
-from ray_lir.formats.token_embeddings import TokenEmbeddings, concatenate
-from ray_lir.search import Searcher, read_version
-from ray_lir.update import update_index
+from ray_lir.index.versions import read_version
+from ray_lir.search.searcher import Searcher
+from ray_lir.storage.manifest import MANIFEST, read_manifest
 
 DELTAS = 20
 ADDED = 1000

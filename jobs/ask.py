@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import Field
 
+from ray_lir.api.search import MAX_K, Quality, SearchResponse
 from ray_lir.index.filters import FILTER_NAMES, FiltersInput
-from ray_lir.messages import MAX_K, Quality, SearchResponse
 
 from .cli import main
 from .connection import TOKEN as TOKEN

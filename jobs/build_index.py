@@ -3,7 +3,7 @@
 import time
 from typing import Any, Literal
 
-from ray_lir.config import IndexConfig
+from ray_lir.base.config import IndexConfig
 
 from .cli import main
 
@@ -23,10 +23,10 @@ class BuildIndexJob(IndexConfig):
 
 def run(job: BuildIndexJob) -> dict[str, Any]:
     start = time.perf_counter()
-    from ray_lir.build import build_index
-    from ray_lir.formats.manifest import manifest_digest
-    from ray_lir.parallel import threads
+    from ray_lir.base.parallel import threads
+    from ray_lir.building.build import build_index
     from ray_lir.planning.preview import preview_build
+    from ray_lir.storage.manifest import manifest_digest
 
     config = IndexConfig(**{name: getattr(job, name) for name in IndexConfig.model_fields})
     if job.dry_run:

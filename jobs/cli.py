@@ -15,9 +15,9 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel, ValidationError
 
-from ray_lir import logs
-from ray_lir.config import Config
-from ray_lir.errors import ConfigError, RayLirError
+from ray_lir.base import logs
+from ray_lir.base.config import Config
+from ray_lir.base.errors import ConfigError, RayLirError
 
 Job = TypeVar("Job", bound=Config)
 Result = dict[str, Any]
@@ -75,7 +75,7 @@ class ending_in_one_line:
             return False
         if os.environ.get(TRACEBACK):
             return False
-        from ray_lir.formats.storage import store_errors  # fsspec takes a tenth of a second to load
+        from ray_lir.storage.files import store_errors  # fsspec takes a tenth of a second to load
 
         why = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, RayLirError):
@@ -234,7 +234,7 @@ def _reads_text(choices: Iterable[Any]) -> bool:
 def _read_recipe(path: str) -> dict[str, Any]:
     import yaml
 
-    from ray_lir.formats import storage
+    from ray_lir import storage
 
     try:
         recipe = yaml.safe_load(storage.local_path(path).read_text())

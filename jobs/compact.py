@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ray_lir.config import Config
+from ray_lir.base.config import Config
 
 from .cli import main
 
@@ -29,12 +29,12 @@ class CompactJob(Config):
 def run(job: CompactJob) -> dict[str, Any]:
     """Raises ConfigError, FormatError or Conflict; no version has changed then."""
     start = time.perf_counter()
-    from ray_lir.compact import compact_index
-    from ray_lir.formats import storage
-    from ray_lir.formats.manifest import manifest_digest
-    from ray_lir.parallel import threads
+    from ray_lir import storage
+    from ray_lir.base.parallel import threads
+    from ray_lir.building.compact import compact_index
+    from ray_lir.building.publishing import remove_versions
     from ray_lir.planning.preview import preview_compaction, shard_bytes
-    from ray_lir.versions import remove_versions
+    from ray_lir.storage.manifest import manifest_digest
 
     if job.dry_run:
         return {"index": job.index, "dry_run": True, **preview_compaction(job.index, job.num_shards)}

@@ -3,10 +3,10 @@
 import os
 from typing import TYPE_CHECKING, Any
 
-from ray_lir.config import Config
+from ray_lir.base.config import Config
 
 if TYPE_CHECKING:
-    from ray_lir.client import Client
+    from ray_lir.api.client import Client
 
 TOKEN = "RAY_LIR_TOKEN"
 
@@ -20,7 +20,7 @@ class ServiceJob(Config):
 
 def connect(job: ServiceJob) -> "Client":
     """A client with the token of the environment variable RAY_LIR_TOKEN, if it is set."""
-    from ray_lir.client import Client
+    from ray_lir.api.client import Client
 
     return Client(job.url, os.environ.get(TOKEN))
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import Field
 
-from ray_lir import logs
-from ray_lir.config import Config
-from ray_lir.formats import storage
+from ray_lir import storage
+from ray_lir.base import logs
+from ray_lir.base.config import Config
 
 from . import build_index, encode
 from .cli import main
@@ -90,7 +90,7 @@ def collect_corpus(file: Path, num_docs: int) -> None:
     """Writes the docstring corpus as JSON lines, unless it is there already."""
     if file.exists():
         return
-    from ray_lir.evaluation import docstrings
+    from ray_lir.corpus import docstrings
 
     logger.info("demo, corpus: reading the sources of the standard library, %s", ", ".join(docstrings.PACKAGES))
     rows = [

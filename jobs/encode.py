@@ -5,10 +5,10 @@ from typing import Any
 
 from pydantic import Field
 
-from ray_lir.config import DOCS_PER_PART, Config, EncoderConfig
+from ray_lir import storage
+from ray_lir.base.config import DOCS_PER_PART, Config, EncoderConfig
+from ray_lir.corpus.refused_rows import DEAD_LETTERS
 from ray_lir.distributed.workers import Workers
-from ray_lir.formats import storage
-from ray_lir.formats.refused import DEAD_LETTERS
 
 from .cli import main
 
@@ -29,7 +29,7 @@ class EncodeJob(Config):
 def run(job: EncodeJob) -> dict[str, Any]:
     """Runs the job on Ray; returns what it made."""
     start = time.perf_counter()
-    from ray_lir.formats.records import corpus_files
+    from ray_lir.corpus.records import corpus_files
 
     corpus_files(job.corpus)  # a wrong path is told before a cluster starts
     from functools import partial
@@ -37,8 +37,8 @@ def run(job: EncodeJob) -> dict[str, Any]:
     from ray_lir.distributed.encode import make_pool, on_ray
     from ray_lir.distributed.ray_map import ray_map
     from ray_lir.distributed.runtime import ray_session
-    from ray_lir.encode import encode_corpus
-    from ray_lir.formats.manifest import manifest_digest
+    from ray_lir.encoder.corpus_encoder import encode_corpus
+    from ray_lir.storage.manifest import manifest_digest
 
     with ray_session():
         spread = partial(on_ray, pool=make_pool(job.workers, job.encoder))

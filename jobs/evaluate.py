@@ -6,27 +6,28 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, create_model
 
-from ray_lir import logs
-from ray_lir.config import Config, EncoderConfig, canonical_json, digest
+from ray_lir import storage
+from ray_lir.base import logs
+from ray_lir.base.config import Config, EncoderConfig, canonical_json, digest
+from ray_lir.base.errors import ConfigError
+from ray_lir.corpus.datasets import Dataset, has_queries_as_documents, load_dataset
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.engines import ENGINES, resolve
 from ray_lir.engines.plan import TopK
-from ray_lir.errors import ConfigError
 from ray_lir.evaluation import metrics
 from ray_lir.evaluation.coverage import check_coverage, judged_documents
-from ray_lir.evaluation.datasets import Dataset, has_queries_as_documents, load_dataset
 from ray_lir.evaluation.latency import percentiles_ms, time_each
 from ray_lir.evaluation.runs import Run, check_ids, format_run, read_tag
-from ray_lir.formats import storage
-from ray_lir.formats.exclusive import OutputFile
-from ray_lir.formats.manifest import manifest_digest
-from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.index import documents
-from ray_lir.search import Searcher, latest_version
+from ray_lir.index.versions import latest_version
+from ray_lir.search.searcher import Searcher
+from ray_lir.storage.exclusive import OutputFile
+from ray_lir.storage.manifest import manifest_digest
 
 from .cli import main
 
 if TYPE_CHECKING:
-    from ray_lir.models.encoder import Encoder
+    from ray_lir.encoder.encoder import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         FormatError: if the index or the dataset is damaged.
         IncompatibleError: if the encoder is not the one that the index was made with.
     """
-    from ray_lir.models.encoder import Encoder  # torch takes seconds to load
+    from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load
 
     version = latest_version(config.index)
     searcher = Searcher.open(config.index, version)

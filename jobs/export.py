@@ -12,29 +12,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from ray_lir.config import Config
-from ray_lir.errors import ConfigError, Conflict
-from ray_lir.formats import storage
-from ray_lir.formats.contract import EncoderContract
-from ray_lir.formats.manifest import (
+from ray_lir import storage
+from ray_lir.base.config import Config
+from ray_lir.base.errors import ConfigError, Conflict
+from ray_lir.base.progress import track
+from ray_lir.embeddings.contract import EncoderContract
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.embeddings.parquet import TEXT_COLUMNS, Block, read_blocks
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
+from ray_lir.index.codec import read_codec
+from ray_lir.index.manifest import IndexManifest
+from ray_lir.index.shard import open_shard
+from ray_lir.index.versions import read_version
+from ray_lir.kernels.reference import decompress, normalize, token_weights
+from ray_lir.storage.manifest import (
     FORMAT_VERSION,
+    LATEST,
     MANIFEST,
-    EmbeddingsManifest,
     FileEntry,
-    IndexManifest,
     check_file,
     create_manifest,
     describe_file,
     manifest_digest,
     read_manifest,
 )
-from ray_lir.formats.parquet import TEXT_COLUMNS, Block, read_blocks
-from ray_lir.formats.token_embeddings import TokenEmbeddings, concatenate
-from ray_lir.index.codec import read_codec
-from ray_lir.index.shard import open_shard
-from ray_lir.kernels.reference import decompress, normalize, token_weights
-from ray_lir.progress import track
-from ray_lir.search import LATEST, read_version
 
 from .cli import main
 
@@ -43,7 +44,7 @@ NAMESPACE = uuid.UUID("5f0c6f2e-4c0b-5b0e-9a53-6f5d8f6f0b57")
 """Of the UUIDs that stand for document ids in Qdrant, so that an export made again replaces its points."""
 VECTOR = "colbert"
 RELATION = "relation.safetensors"
-"""The relation encoder of scorer trial (formats/relation.py)."""
+"""The relation encoder of scorer trial (embeddings/relation.py)."""
 
 
 class ExportManifest(Config):

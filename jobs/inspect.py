@@ -5,25 +5,16 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from ray_lir.config import Config, EncoderConfig, parse_json
-from ray_lir.errors import ConfigError, FormatError
-from ray_lir.formats import storage
-from ray_lir.formats.contract import EncoderContract, check_same_encoder
-from ray_lir.formats.manifest import (
-    MANIFEST,
-    PROVENANCE,
-    EmbeddingsManifest,
-    ShardEntry,
-    TrainingManifest,
-    check_file,
-    files_of,
-    listed_names,
-    manifest_digest,
-    read_manifest,
-    version_numbers,
-)
-from ray_lir.search import LATEST, latest_version, read_version
-from ray_lir.update import advice, drift_of
+from ray_lir import storage
+from ray_lir.base.config import Config, EncoderConfig, parse_json
+from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.building.update import advice, drift_of
+from ray_lir.embeddings.contract import EncoderContract, check_same_encoder
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.index.manifest import ShardEntry, listed_names
+from ray_lir.index.versions import latest_version, read_version, version_numbers
+from ray_lir.storage.manifest import LATEST, MANIFEST, PROVENANCE, check_file, files_of, manifest_digest, read_manifest
+from ray_lir.training.manifest import TrainingManifest
 
 from .cli import main
 from .export import ExportManifest
@@ -146,7 +137,7 @@ def _checkpoint(folder: str, _: InspectJob) -> dict[str, Any]:
 
 
 def _contract(folder: str) -> EncoderContract:
-    from ray_lir.models.encoder import Encoder  # torch takes seconds to load, and other folders do not need it
+    from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load, and other folders do not need it
 
     return Encoder.load(EncoderConfig(checkpoint=folder, device="cpu")).contract
 

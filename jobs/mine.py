@@ -16,24 +16,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from ray_lir import logs
-from ray_lir.config import Config, EncoderConfig, digest
-from ray_lir.errors import ConfigError
+from ray_lir import storage
+from ray_lir.base import logs
+from ray_lir.base.config import Config, EncoderConfig, digest
+from ray_lir.base.errors import ConfigError
+from ray_lir.base.progress import track
+from ray_lir.corpus.datasets import Dataset, load_dataset
+from ray_lir.corpus.records import document_text, read_documents
+from ray_lir.corpus.refused_rows import RefusedRows
 from ray_lir.evaluation.coverage import check_coverage, judged_documents
-from ray_lir.evaluation.datasets import Dataset, load_dataset
-from ray_lir.formats import storage
-from ray_lir.formats.exclusive import OutputFile
-from ray_lir.formats.manifest import manifest_digest
-from ray_lir.formats.records import document_text, read_documents
-from ray_lir.formats.refused import RefusedRows
-from ray_lir.progress import track
-from ray_lir.search import Searcher
+from ray_lir.search.searcher import Searcher
+from ray_lir.storage.exclusive import OutputFile
+from ray_lir.storage.manifest import manifest_digest
 
 from .cli import main
 from .evaluate import QueryEncoderConfig
 
 if TYPE_CHECKING:
-    from ray_lir.models.cross_encoder import CrossEncoder
+    from ray_lir.encoder.cross_encoder import CrossEncoder
 
 QUERIES_AT_ONCE = 256
 TUPLES_AT_ONCE = 64
@@ -103,7 +103,7 @@ def mine(config: MineConfig) -> dict[str, Any]:
     searcher = Searcher.open(config.index)
     dataset = load_dataset(config.dataset, config.split)
     positives = _positives(dataset)
-    from ray_lir.models.cross_encoder import CrossEncoder  # torch takes seconds to load
+    from ray_lir.encoder.cross_encoder import CrossEncoder  # torch takes seconds to load
 
     present = searcher.find(judged_documents(dataset.qrels))
     coverage = check_coverage(dataset.qrels, present, f"{dataset.name}/{dataset.split}", config.index)
@@ -171,7 +171,7 @@ def _negatives(
     config: MineConfig, searcher: Searcher, dataset: Dataset, positives: Mapping[str, list[str]], finished: Finished
 ) -> Iterator[tuple[str, list[str]]]:
     """Each query's id with the ids of its negatives, best first."""
-    from ray_lir.models.encoder import Encoder
+    from ray_lir.encoder.encoder import Encoder
 
     contract = searcher.manifest.contract
     given = config.encoder.model_dump()
@@ -208,7 +208,7 @@ def _chosen(config: MineConfig, query: str, candidates: list[str], number: int) 
 
 def _add_scores(rows: list[Row], dataset: Dataset, teacher: "CrossEncoder", finished: Finished, refused: RefusedRows) -> None:
     """Give each row the teacher's scores of its documents, as the teacher returns them."""
-    from ray_lir.models.training_data import collect
+    from ray_lir.training.data import collect
 
     wanted = dict.fromkeys(doc_id for row in rows for doc_id in row["document_ids"])
     corpus = ((document.doc_id, document_text(document.title, document.text)) for document in read_documents(dataset.corpus, refused))

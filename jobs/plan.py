@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ray_lir.config import DEFAULT_CHECKPOINT, DEFAULT_DIM, Config, EncoderConfig
+from ray_lir.base.config import DEFAULT_CHECKPOINT, DEFAULT_DIM, Config, EncoderConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.building.clustering import default_num_centroids
 from ray_lir.engines.cost import COSTS
-from ray_lir.errors import ConfigError
-from ray_lir.index.clustering import default_num_centroids
 from ray_lir.index.codec import check_dimensions
 from ray_lir.planning.capacity import (
     ENGINES,
@@ -25,12 +25,12 @@ from ray_lir.planning.capacity import (
 )
 from ray_lir.planning.measure import Measured, measure_corpus, measure_embeddings, measure_index
 from ray_lir.planning.sizes import Collection, predict_bytes
-from ray_lir.planning.work import build_seconds, encode_seconds
+from ray_lir.planning.workload import build_seconds, encode_seconds
 
 from .cli import main, readable
 
 if TYPE_CHECKING:
-    from ray_lir.models.encoder import Encoder
+    from ray_lir.encoder.encoder import Encoder
 
 HOURS_A_MONTH = 730
 ASSUMED_TOKENS = 160
@@ -162,7 +162,7 @@ def _shape(job: PlanJob) -> tuple[Measured, list[str]]:
     given = {"num_docs": job.docs and round(job.docs), "tokens_per_doc": job.tokens_per_doc, "dim": job.dim}
     given["text_bytes"] = job.text_bytes_per_doc
     if job.encoder.projection and job.dim is None and not (job.embeddings or job.index):
-        from ray_lir.models.projection import parse_projection
+        from ray_lir.encoder.projection import parse_projection
 
         given["dim"] = parse_projection(job.encoder.projection, measured.dim)
     return replace(measured, **{name: value for name, value in given.items() if value is not None}), assumptions
@@ -177,7 +177,7 @@ def _measure(job: PlanJob) -> Measured | None:
 
 
 def _encoder(job: PlanJob) -> "Encoder":
-    from ray_lir.models.encoder import Encoder  # torch takes seconds to load, and other plans do not need it
+    from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load, and other plans do not need it
 
     return Encoder.load(job.encoder.model_copy(update={"device": "cpu", "precision": "float32"}))
 

@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from ray_lir.config import Config, EncoderConfig
-from ray_lir.engine_params import PARAMS
-from ray_lir.formats.truncation import Truncation
+from ray_lir.api.search import MAX_K, Quality, chosen_engine
+from ray_lir.base.config import Config, EncoderConfig
+from ray_lir.base.engine_params import PARAMS
+from ray_lir.embeddings.truncation import Truncation
 from ray_lir.index.filters import FILTER_NAMES, FiltersInput
-from ray_lir.messages import MAX_K, Quality, chosen_engine
 
 from .cli import main
 from .hits import show_hits
 
 if TYPE_CHECKING:
-    from ray_lir.formats.contract import EncoderContract
-    from ray_lir.models.encoder import Encoder
-    from ray_lir.models.light_encoder import LightQueryEncoder
+    from ray_lir.embeddings.contract import EncoderContract
+    from ray_lir.encoder.encoder import Encoder
+    from ray_lir.encoder.light_encoder import LightQueryEncoder
 
 
 class SearchJob(Config):
@@ -44,7 +44,7 @@ class SearchJob(Config):
 
 def run(job: SearchJob) -> dict[str, Any]:
     """Raises ConfigError or FormatError if there is no such index or engine."""
-    from ray_lir.search import Searcher
+    from ray_lir.search.searcher import Searcher
 
     engine = chosen_engine(job.engine, job.params, tuple(PARAMS))
     searcher = Searcher.open(job.index)
@@ -66,11 +66,11 @@ def _encoder(contract: "EncoderContract", checkpoint: str) -> "Encoder | LightQu
     NumPy computes in float32. Where the encoder computes in bfloat16, scores differ by its rounding, as between machines.
     """
     if "torch" not in sys.modules:
-        from ray_lir.models.light_encoder import LightQueryEncoder
+        from ray_lir.encoder.light_encoder import LightQueryEncoder
 
         if light := LightQueryEncoder.load(contract, checkpoint):
             return light
-    from ray_lir.models.encoder import Encoder
+    from ray_lir.encoder.encoder import Encoder
 
     return Encoder.for_contract(contract, EncoderConfig(checkpoint=checkpoint))
 

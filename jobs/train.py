@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ray_lir.config import EncoderConfig, TrainingConfig, TrainingSource
+from ray_lir.base.config import EncoderConfig, TrainingConfig, TrainingSource
 from ray_lir.distributed.workers import TrainingRun
 
 from .cli import main

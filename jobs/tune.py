@@ -7,21 +7,22 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from ray_lir import logs
-from ray_lir.config import Config, EncoderConfig, canonical_json
+from ray_lir import storage
+from ray_lir.base import logs
+from ray_lir.base.config import Config, EncoderConfig, canonical_json
+from ray_lir.base.errors import ConfigError, Conflict
+from ray_lir.base.progress import track
+from ray_lir.corpus.datasets import load_dataset
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.engines import TUNING
 from ray_lir.engines.plan import TopK
 from ray_lir.engines.scan import ScanParams
 from ray_lir.engines.warp import WarpParams
-from ray_lir.errors import ConfigError, Conflict
-from ray_lir.evaluation.datasets import load_dataset
 from ray_lir.evaluation.latency import time_each
-from ray_lir.formats import storage
-from ray_lir.formats.exclusive import OutputFile
-from ray_lir.formats.manifest import MANIFEST
-from ray_lir.formats.token_embeddings import TokenEmbeddings
-from ray_lir.progress import track
-from ray_lir.search import Searcher, latest_version
+from ray_lir.index.versions import latest_version
+from ray_lir.search.searcher import Searcher
+from ray_lir.storage.exclusive import OutputFile
+from ray_lir.storage.manifest import MANIFEST
 
 from .cli import main
 
@@ -99,7 +100,7 @@ def _read_target(text: str) -> tuple[int, float]:
 
 
 def _queries(config: TuneConfig, searcher: Searcher) -> TokenEmbeddings:
-    from ray_lir.models.encoder import Encoder  # torch takes seconds to load
+    from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load
 
     contract = searcher.manifest.contract
     encoder = Encoder.for_contract(contract, EncoderConfig(checkpoint=contract.checkpoint))

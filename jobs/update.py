@@ -8,27 +8,28 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ray_lir.config import DOCS_PER_PART, Config, EncoderConfig, digest
+from ray_lir import storage
+from ray_lir.base.config import DOCS_PER_PART, Config, EncoderConfig, digest
+from ray_lir.base.errors import ConfigError
+from ray_lir.base.ids import BadId, id_text
+from ray_lir.base.parallel import Map, threads
+from ray_lir.building.publishing import is_same
+from ray_lir.building.update import Added, Update, advice, change_of, drift_of, log_dead_letters, update_index
+from ray_lir.building.workspace import WORK, tidy
+from ray_lir.corpus.lines import read_lines
+from ray_lir.corpus.records import ID_FIELDS, corpus_files, read_documents
+from ray_lir.corpus.refused_rows import RefusedRows
 from ray_lir.distributed.workers import Workers
-from ray_lir.errors import ConfigError
-from ray_lir.formats import storage
-from ray_lir.formats.lines import read_lines
-from ray_lir.formats.manifest import MANIFEST, IndexManifest, manifest_digest
-from ray_lir.formats.records import ID_FIELDS, corpus_files, read_documents
-from ray_lir.formats.refused import RefusedRows
-from ray_lir.ids import BadId, id_text
-from ray_lir.index.work import WORK, tidy
-from ray_lir.parallel import Map, threads
+from ray_lir.index.manifest import IndexManifest
+from ray_lir.index.versions import latest_version, read_version
 from ray_lir.planning.preview import preview_update
-from ray_lir.search import latest_version, read_version
-from ray_lir.update import Added, Update, advice, change_of, drift_of, log_dead_letters, update_index
-from ray_lir.versions import is_same
+from ray_lir.storage.manifest import MANIFEST, manifest_digest
 
 from .cli import main
 from .evaluate import QueryEncoderConfig
 
 if TYPE_CHECKING:
-    from ray_lir.encode import Spread
+    from ray_lir.encoder.corpus_encoder import Spread
 
 
 class UpdateJob(Config):
@@ -74,7 +75,7 @@ def run(job: UpdateJob) -> dict[str, Any]:
 def _update(job: UpdateJob, manifest: IndexManifest, ids: list[str], map: Map) -> Update:
     if job.add is None or is_embeddings(job.add):
         return update_index(job.index, job.add, ids, map=map)
-    from ray_lir.encode import encode_corpus, identify, in_process
+    from ray_lir.encoder.corpus_encoder import encode_corpus, identify, in_process
 
     given = job.encoder.model_dump()
     encoder = EncoderConfig(**given | {"checkpoint": given["checkpoint"] or manifest.contract.checkpoint})

@@ -7,24 +7,28 @@ library (build_index, Searcher) never imports torch or Ray.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ray_lir import moved
+
 if TYPE_CHECKING:
-    from ray_lir.build import build_index
-    from ray_lir.config import EncoderConfig, IndexConfig
-    from ray_lir.formats.token_embeddings import TokenEmbeddings
-    from ray_lir.models.encoder import Encoder
-    from ray_lir.search import Searcher
+    from ray_lir.base.config import EncoderConfig, IndexConfig
+    from ray_lir.building.build import build_index
+    from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+    from ray_lir.encoder.encoder import Encoder
+    from ray_lir.search.searcher import Searcher
 
 __version__ = "0.2.0"
 __all__ = ["Encoder", "EncoderConfig", "IndexConfig", "Searcher", "TokenEmbeddings", "build_index"]
 
 _HOMES = {
-    "Encoder": "ray_lir.models.encoder",
-    "EncoderConfig": "ray_lir.config",
-    "IndexConfig": "ray_lir.config",
-    "Searcher": "ray_lir.search",
-    "TokenEmbeddings": "ray_lir.formats.token_embeddings",
-    "build_index": "ray_lir.build",
+    "Encoder": "ray_lir.encoder.encoder",
+    "EncoderConfig": "ray_lir.base.config",
+    "IndexConfig": "ray_lir.base.config",
+    "Searcher": "ray_lir.search.searcher.searcher",
+    "TokenEmbeddings": "ray_lir.embeddings.token_embeddings",
+    "build_index": "ray_lir.building.build",
 }
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-from .switches import set_switches
+from .ray_env import set_switches
 
 if __name__ == "__main__":
     cli = import_module(f"{(__package__ or '').removesuffix('serving')}jobs.cli")

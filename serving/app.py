@@ -17,18 +17,19 @@ from pydantic import BeforeValidator, Field, ValidationError
 from ray import serve
 from ray.serve import Application
 
-from ray_lir.config import Config, EncoderConfig
+from ray_lir import storage
+from ray_lir.api.search import first_problem
+from ray_lir.base.config import Config, EncoderConfig
+from ray_lir.base.errors import ConfigError, RayLirError
 from ray_lir.distributed.room import Demand, check_room_before_start
-from ray_lir.errors import ConfigError, RayLirError
-from ray_lir.formats import storage
-from ray_lir.formats.manifest import IndexManifest, check_file, files_of
-from ray_lir.messages import first_problem
-from ray_lir.search import latest_version, read_version
+from ray_lir.index.manifest import IndexManifest
+from ray_lir.index.versions import latest_version, read_version
+from ray_lir.storage.manifest import check_file, files_of
 
-from .access import Access, read_tokens
 from .gateway import Gateway
-from .query_encoder import QueryEncoder
-from .shard_server import ShardServer
+from .http.access import Access, read_tokens
+from .workers.query_encoder import QueryEncoder
+from .workers.shard_server import ShardServer
 
 DEFAULT_GROUPS = 4
 ROOM_FIX = "lower these settings, replicas or num_groups, or add a machine"
@@ -176,7 +177,7 @@ def _check_index(config: ServeConfig, manifest: IndexManifest) -> None:
 
 def _check_encoder(config: ServeConfig, manifest: IndexManifest) -> None:
     """Loads the checkpoint once, here: a mistake in a replica would be told between the lines of several tracebacks."""
-    from ray_lir.models.encoder import Encoder  # torch takes seconds to load; other mistakes are told before
+    from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load; other mistakes are told before
 
     checkpoint = config.encoder or manifest.contract.checkpoint
     Encoder.for_contract(manifest.contract, EncoderConfig(checkpoint=checkpoint, device="cpu"))

@@ -12,13 +12,13 @@ from typing import Any
 from pydantic import Field
 from ray import serve
 
-from ray_lir import logs
+from ray_lir.base import logs
+from ray_lir.base.errors import ConfigError
 from ray_lir.distributed.room import check_room
 from ray_lir.distributed.runtime import ray_session
-from ray_lir.errors import ConfigError
 
-from .access import check_address
 from .app import ROOM_FIX, ServeConfig, access_of, application_of, demands_of, parse
+from .http.access import check_address
 
 
 class Options(ServeConfig):

@@ -4,13 +4,13 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from .access import Access, check_address
-from .api import routes
-from .calls import ENCODER, Calls, RayCalls
-from .direct import DirectCalls
-from .hedging import HedgedCalls
+from .http.access import Access, check_address
+from .http.routes import routes
 from .metrics import Metrics
 from .service import Service
+from .transport.direct import DirectCalls
+from .transport.hedged import HedgedCalls
+from .transport.ray import ENCODER, Calls, RayCalls
 
 
 @serve.ingress()

@@ -2,9 +2,9 @@
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from ray_lir.messages import SearchResponse
+from ray_lir.api.search import SearchResponse
 
-from .versions import Served
+from .workers.versions import Served
 
 SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
 SHARES = [0.25, 0.5, 0.75, 0.9, 0.99, 0.999]

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from ray_lir.base.errors import FormatError, ShardUnavailable
 from ray_lir.engines.plan import QueryPlan, TopK, merge
-from ray_lir.errors import FormatError, ShardUnavailable
-from ray_lir.explain import TokenMatches
 from ray_lir.index.filters import Filters, unknown_field_warnings
 from ray_lir.kernels import Kernels
-from ray_lir.search import common_unknown_fields
+from ray_lir.search.explain import TokenMatches
+from ray_lir.search.searcher import common_unknown_fields
 
-from .shard_server import GroupAnswer
-from .turn import Turn
+from .request_context import Turn
+from .workers.shard_server import GroupAnswer
 
 
 @dataclass(frozen=True)

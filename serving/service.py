@@ -7,19 +7,24 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from ray_lir import messages, operation
-from ray_lir.engine_params import SERVED
-from ray_lir.errors import Conflict
-from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.api import admin as operation
+from ray_lir.api import search as messages
+from ray_lir.base.engine_params import SERVED
+from ray_lir.base.errors import Conflict
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.kernels import select
 
-from . import answers, changes, explaining, lookup, searching
-from .admission import Admission
-from .calls import ENCODER, Calls
+from .handlers import admin as changes
+from .handlers import documents as lookup
+from .handlers import explain as explaining
+from .handlers import hits as answers
+from .handlers import search as searching
+from .http.admission import Admission
+from .http.middleware import REQUEST_ID
 from .metrics import Metrics
-from .middleware import REQUEST_ID
-from .turn import Snapshot, Turn, open_snapshot
-from .versions import Served, Versions
+from .request_context import Snapshot, Turn, open_snapshot
+from .transport.ray import ENCODER, Calls
+from .workers.versions import Served, Versions
 
 HEALTH_TIMEOUT_S = 5.0
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray_lir.errors import ShardUnavailable
-from serving.calls import ENCODER
+from ray_lir.base.errors import ShardUnavailable
 from serving.metrics import Metrics
-from serving.query_encoder import QueryEncoder
 from serving.service import Service
-from serving.shard_server import ShardServer
+from serving.transport.ray import ENCODER
+from serving.workers.query_encoder import QueryEncoder
+from serving.workers.shard_server import ShardServer
 
 
 class LocalCalls:

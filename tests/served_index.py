@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_lir.build import build_index
-from ray_lir.config import ClusteringConfig, EncoderConfig, IndexConfig
-from ray_lir.encode import encode_corpus
-from ray_lir.formats.manifest import describe_file, write_manifest
-from ray_lir.search import read_version
+from ray_lir.base.config import ClusteringConfig, EncoderConfig, IndexConfig
+from ray_lir.building.build import build_index
+from ray_lir.encoder.corpus_encoder import encode_corpus
+from ray_lir.index.versions import read_version
+from ray_lir.storage.manifest import describe_file, write_manifest
 from tests.fixtures.tiny import WORDS, bert
 
 QUERIES = ["what is late interaction?", "the bridge on the river of the city", "Does the drug help (in mice)?", "token"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

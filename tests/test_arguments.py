@@ -12,18 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_lir.arguments import aligned_texts, id_list, id_set, number_list, number_set, text_list, whole_number
-from ray_lir.build import build_index
-from ray_lir.client import AsyncClient, Client, _encode, _rerank, _search
-from ray_lir.errors import ConfigError
+from ray_lir.api.client import AsyncClient, Client, _encode, _rerank, _search
+from ray_lir.base.arguments import aligned_texts, id_list, id_set, number_list, number_set, text_list, whole_number
+from ray_lir.base.errors import ConfigError
+from ray_lir.building.build import build_index
+from ray_lir.building.update import update_index
+from ray_lir.embeddings.folder import save_embeddings
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.encoder.encoder import Encoder
 from ray_lir.evaluation.metrics import evaluate
-from ray_lir.explain import explain
-from ray_lir.formats.embeddings import save_embeddings
-from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.index.filters import Filters
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher
-from ray_lir.update import update_index
+from ray_lir.search.explain import explain
+from ray_lir.search.searcher import Searcher
 from tests.synthetic import collection, queries_about
 
 DOCUMENTS = TokenEmbeddings.of(list(collection(20)))  # with the ids "0" to "19"

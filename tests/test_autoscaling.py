@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import ray.util
 
-from ray_lir.config import EncoderConfig
-from ray_lir.encode import encode_corpus
+from ray_lir.base.config import EncoderConfig
+from ray_lir.encoder.corpus_encoder import encode_corpus
 
 from .corpora import write_rows
 from .fixtures.tiny import bert

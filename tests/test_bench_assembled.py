@@ -9,9 +9,9 @@ import pytest
 from bench import report
 from bench.peers import assembled
 from bench.peers.inputs import Texts
-from ray_lir.build import build_index
-from ray_lir.config import IndexConfig
-from ray_lir.formats.embeddings import save_embeddings
+from ray_lir.base.config import IndexConfig
+from ray_lir.building.build import build_index
+from ray_lir.embeddings.folder import save_embeddings
 from tests.synthetic import collection
 
 NUM_CENTROIDS = 5

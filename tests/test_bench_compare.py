@@ -15,11 +15,12 @@ from bench import compare, environments, report
 from bench.environments import NotInstallable, python_of, site_packages
 from bench.peers import harness, inputs
 from bench.systems import SYSTEMS, System, slug
+from ray_lir.embeddings.folder import save_embeddings
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
 from ray_lir.engines import ENGINES
 from ray_lir.evaluation import oracle
-from ray_lir.formats.embeddings import save_embeddings
-from ray_lir.formats.manifest import MANIFEST, EmbeddingsManifest, read_manifest
-from ray_lir.formats.token_embeddings import TokenEmbeddings, concatenate
+from ray_lir.storage.manifest import MANIFEST, read_manifest
 from tests.synthetic import collection, exact_scores, queries_about
 
 NUM_QUERIES = 5

@@ -11,7 +11,7 @@ from bench.scorer_profiles import PROFILES, engines, models
 from bench.scorer_report import verdict, write_report
 from bench.scorers import training_data
 from bench.significance import difference, holm
-from ray_lir.config import TrainingConfig
+from ray_lir.base.config import TrainingConfig
 
 
 def test_p_is_the_share_of_signs_that_give_as_much():

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_lir.build import build_index
-from ray_lir.config import ClusteringConfig, CodecConfig, IndexConfig
-from ray_lir.errors import ConfigError, FormatError
-from ray_lir.formats.embeddings import save_embeddings
-from ray_lir.formats.token_embeddings import TokenEmbeddings
-from ray_lir.index.clustering import Assigner, default_num_centroids, sample_size
-from ray_lir.index.token_clustering import budgets
+from ray_lir.base.config import ClusteringConfig, CodecConfig, IndexConfig
+from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.building.build import build_index
+from ray_lir.building.clustering import Assigner, default_num_centroids, sample_size
+from ray_lir.building.token_clustering import budgets
+from ray_lir.embeddings.folder import save_embeddings
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.kernels import reference
-from ray_lir.search import Searcher
+from ray_lir.search.searcher import Searcher
 from tests.synthetic import collection, queries_about
 
 

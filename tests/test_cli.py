@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from jobs.cli import main, parse
-from ray_lir.config import IndexConfig
-from ray_lir.errors import ConfigError
+from ray_lir.base.config import IndexConfig
+from ray_lir.base.errors import ConfigError
 
 
 class Job(IndexConfig):

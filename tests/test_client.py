@@ -13,17 +13,26 @@ import uvicorn
 
 from jobs import ask, search, update
 from jobs.cli import main
-from ray_lir.build import build_index
-from ray_lir.client import AsyncClient, Client
-from ray_lir.config import ClusteringConfig, EncoderConfig, IndexConfig
-from ray_lir.encode import encode_corpus
-from ray_lir.errors import ConfigError, Forbidden, FormatError, NotFound, Overloaded, ServiceUnavailable, ShardUnavailable, Unauthenticated
-from ray_lir.ids import look_up_id
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher
-from ray_lir.update import update_index
-from serving.access import Access, read_tokens
-from serving.api import routes
+from ray_lir.api.client import AsyncClient, Client
+from ray_lir.base.config import ClusteringConfig, EncoderConfig, IndexConfig
+from ray_lir.base.errors import (
+    ConfigError,
+    Forbidden,
+    FormatError,
+    NotFound,
+    Overloaded,
+    ServiceUnavailable,
+    ShardUnavailable,
+    Unauthenticated,
+)
+from ray_lir.base.ids import look_up_id
+from ray_lir.building.build import build_index
+from ray_lir.building.update import update_index
+from ray_lir.encoder.corpus_encoder import encode_corpus
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.search.searcher import Searcher
+from serving.http.access import Access, read_tokens
+from serving.http.routes import routes
 from serving.service import Service
 from tests.corpora import write_rows
 from tests.local_service import LocalCalls, local_service, raising
@@ -238,7 +247,7 @@ def odd(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"_id": doc_id, "text": f"the river {number}"} for number, doc_id in enumerate([*ODD_IDS, "old\nid"])]
     encoder = EncoderConfig(checkpoint=str(index.parent / "checkpoint"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ray_lir.formats.records.check_id", look_up_id)
+        patch.setattr("ray_lir.corpus.records.check_id", look_up_id)
         encode_corpus(write_rows(folder / "corpus.jsonl", rows), str(folder / "embeddings"), encoder, map=map)
     build_index(str(folder / "embeddings"), str(folder / "index"), IndexConfig(clustering=ClusteringConfig(num_centroids=16)))
     return folder / "index"

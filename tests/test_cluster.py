@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_lir.build import build_index
-from ray_lir.config import ClusteringConfig, EncoderConfig, IndexConfig
-from ray_lir.encode import encode_corpus
+from ray_lir.base.config import ClusteringConfig, EncoderConfig, IndexConfig
+from ray_lir.building.build import build_index
+from ray_lir.encoder.corpus_encoder import encode_corpus
 from tests import translated_words
 from tests.clusters import NOTICED_SOON, Machines, machines, wait_for_files
 from tests.corpora import write_rows

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ray_lir.config import CodecConfig
-from ray_lir.errors import ConfigError, FormatError
+from ray_lir.base.config import CodecConfig
+from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.index.codec import ResidualCodec, check_dimensions, fit_buckets, load_codec, random_rotation
 from ray_lir.kernels import reference
 from tests.golden_files import golden

@@ -10,21 +10,24 @@ from typing import Any
 
 import pytest
 
-from ray_lir.build import build_index
-from ray_lir.compact import compact_index
-from ray_lir.config import CodecConfig, EncoderConfig, IndexConfig
+from ray_lir import storage
+from ray_lir.base.config import CodecConfig, EncoderConfig, IndexConfig
+from ray_lir.base.errors import ConfigError, Conflict, RayLirError
+from ray_lir.building.build import build_index
+from ray_lir.building.compact import compact_index
+from ray_lir.building.publishing import remove_versions, version_numbers
+from ray_lir.building.update import update_index
+from ray_lir.building.workspace import GARBAGE, WORK
 from ray_lir.distributed.train import _claim
-from ray_lir.encode import Plan, encode_corpus, in_process
-from ray_lir.errors import ConfigError, Conflict, RayLirError
-from ray_lir.formats import storage
-from ray_lir.formats.embeddings import content_digest, documents_table, external_contract, save_embeddings
-from ray_lir.formats.exclusive import OutputFile, sole_writer
-from ray_lir.formats.manifest import MANIFEST, EmbeddingsManifest, check_file, files_of, listed_names, read_manifest
-from ray_lir.formats.token_embeddings import TokenEmbeddings
-from ray_lir.index.work import GARBAGE, WORK
-from ray_lir.search import Searcher, latest_version, read_version
-from ray_lir.update import update_index
-from ray_lir.versions import remove_versions, version_numbers
+from ray_lir.embeddings.folder import content_digest, documents_table, external_contract, save_embeddings
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.encoder.corpus_encoder import Plan, encode_corpus, in_process
+from ray_lir.index.manifest import listed_names
+from ray_lir.index.versions import latest_version, read_version
+from ray_lir.search.searcher import Searcher
+from ray_lir.storage.exclusive import OutputFile, sole_writer
+from ray_lir.storage.manifest import MANIFEST, check_file, files_of, read_manifest
 
 from .checkpoints import put_together
 from .corpora import write_rows

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 import ray_lir.kernels
-from ray_lir.build import build_index
-from ray_lir.config import ClusteringConfig, IndexConfig
+from ray_lir.base.config import ClusteringConfig, IndexConfig
+from ray_lir.base.errors import KernelUnavailable
+from ray_lir.building.build import build_index
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.engines.warp import WarpParams
-from ray_lir.errors import KernelUnavailable
-from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.index.codec import ResidualCodec, random_rotation
 from ray_lir.kernels import VARIABLE, Kernels, load, reference, select
-from ray_lir.search import Searcher
+from ray_lir.search.searcher import Searcher
 from tests.synthetic import collection, queries_about
 from tests.test_native import check_compression, made_up, related
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ray_lir.build import build_index
-from ray_lir.config import ClusteringConfig, EncoderConfig, IndexConfig
-from ray_lir.encode import encode_corpus
-from ray_lir.errors import ConfigError
-from ray_lir.formats.manifest import MANIFEST
+from ray_lir.base.config import ClusteringConfig, EncoderConfig, IndexConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.building.build import build_index
+from ray_lir.encoder.corpus_encoder import encode_corpus
+from ray_lir.storage.manifest import MANIFEST
 
 from .checkpoints import put_together
 from .corpora import write_rows

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ray_lir.models.dropout import FastDropout, fast_dropout
+from ray_lir.training.dropout import FastDropout, fast_dropout
 
 CPU = torch.device("cpu")
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_lir.config import EncoderConfig
-from ray_lir.encode import PROGRESS, Plan, encode_corpus, in_process
-from ray_lir.errors import ConfigError, FormatError
-from ray_lir.formats import storage
-from ray_lir.formats.manifest import EmbeddingsManifest, check_file
-from ray_lir.formats.parquet import read_blocks
-from ray_lir.formats.token_embeddings import concatenate
-from ray_lir.models.chunks import ChunkEntry
-from ray_lir.models.encoder import Encoder
+from ray_lir import storage
+from ray_lir.base.config import EncoderConfig
+from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.embeddings.parquet import read_blocks
+from ray_lir.embeddings.token_embeddings import concatenate
+from ray_lir.encoder.chunks import ChunkEntry
+from ray_lir.encoder.corpus_encoder import PROGRESS, Plan, encode_corpus, in_process
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.storage.manifest import check_file
 
 from .checkpoints import put_together
 from .corpora import write_rows

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ray_lir.config import EncoderConfig
-from ray_lir.encode import PROGRESS, Plan, encode_corpus
-from ray_lir.errors import ConfigError
-from ray_lir.models.chunks import ChunkEntry
+from ray_lir.base.config import EncoderConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.encoder.chunks import ChunkEntry
+from ray_lir.encoder.corpus_encoder import PROGRESS, Plan, encode_corpus
 
 from .checkpoints import put_together
 from .corpora import write_rows

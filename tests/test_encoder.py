@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ray_lir.config import EncoderConfig
-from ray_lir.errors import ConfigError, IncompatibleError
-from ray_lir.models.batches import by_length
-from ray_lir.models.encoder import Encoder, choose_device, choose_dtype
-from ray_lir.models.tokenization import TextTokenizer
+from ray_lir.base.config import EncoderConfig
+from ray_lir.base.errors import ConfigError, IncompatibleError
+from ray_lir.encoder.encoder import Encoder, choose_device, choose_dtype
+from ray_lir.encoder.tokenization import TextTokenizer
+from ray_lir.scorers.batches import by_length
 from tests.checkpoints import put_together
 from tests.fixtures.tiny import DOCUMENTS, QUERIES
 

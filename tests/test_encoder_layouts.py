@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ray_lir.config import EncoderConfig
-from ray_lir.errors import ConfigError
-from ray_lir.formats.token_embeddings import TokenEmbeddings
-from ray_lir.models.encoder import Encoder
+from ray_lir.base.config import EncoderConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.encoder.encoder import Encoder
 from tests.checkpoints import FIXTURES, all_variants, plain, put_together
 from tests.fixtures.tiny import DOCUMENTS, QUERIES
 

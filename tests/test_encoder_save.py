@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_lir.config import EncoderConfig
-from ray_lir.errors import ConfigError
-from ray_lir.models.encoder import Encoder
-from ray_lir.models.projection import fit_projection
+from ray_lir.base.config import EncoderConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.encoder.projection import fit_projection
 from tests.checkpoints import plain, put_together
 from tests.fixtures.tiny import DOCUMENTS, QUERIES
 

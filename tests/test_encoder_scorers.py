@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ray_lir.build import build_index
-from ray_lir.config import AttentionConfig, ClusteringConfig, CodecConfig, Config, EncoderConfig, IndexConfig, TrialConfig, XtrConfig
-from ray_lir.encode import encode_corpus
-from ray_lir.errors import ConfigError, IncompatibleError
-from ray_lir.formats.parquet import read_blocks
-from ray_lir.formats.token_embeddings import TokenEmbeddings, concatenate
-from ray_lir.models.encoder import Encoder
-from ray_lir.models.projection import fit_projection
-from ray_lir.search import Searcher
+from ray_lir.base.config import AttentionConfig, ClusteringConfig, CodecConfig, Config, EncoderConfig, IndexConfig, TrialConfig, XtrConfig
+from ray_lir.base.errors import ConfigError, IncompatibleError
+from ray_lir.building.build import build_index
+from ray_lir.embeddings.parquet import read_blocks
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
+from ray_lir.encoder.corpus_encoder import encode_corpus
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.encoder.projection import fit_projection
+from ray_lir.search.searcher import Searcher
 from tests.checkpoints import put_together
 from tests.fixtures.tiny import DOCUMENTS, QUERIES
 

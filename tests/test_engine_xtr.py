@@ -6,19 +6,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_lir.build import build_index
-from ray_lir.config import ClusteringConfig, IndexConfig
+from ray_lir.api.search import chosen_engine
+from ray_lir.base.config import ClusteringConfig, IndexConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.building.build import build_index
 from ray_lir.engines import ENGINES, SERVED, choose, resolve
 from ray_lir.engines.plan import IndexStatistics, Query, run_stage, settled
+from ray_lir.engines.token_index import token_index
 from ray_lir.engines.xtr import XtrParams, impute, plan
-from ray_lir.errors import ConfigError
-from ray_lir.explain import explain
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
-from ray_lir.index.token_index import token_index
 from ray_lir.kernels import select
-from ray_lir.messages import chosen_engine
-from ray_lir.search import Searcher
+from ray_lir.search.explain import explain
+from ray_lir.search.searcher import Searcher
 from tests.golden_files import golden
 from tests.synthetic import collection, queries_about
 
@@ -118,7 +118,7 @@ def test_faiss_finds_the_tokens_that_comparing_with_all_finds(tmp_path):
     build_index(collection(300), str(tmp_path / "index"), IndexConfig(clustering=ClusteringConfig(num_centroids=64)))
     searcher = Searcher.open(str(tmp_path / "index"))
     shard, codec = searcher.shards[0], searcher.planner.codec
-    queries = codec.turn(queries_about(collection(300), [3, 50]).values, KERNELS)
+    queries = codec.rotate(queries_about(collection(300), [3, 50]).values, KERNELS)
     index = token_index(shard, codec)
     rows, tokens, scores = index.search(queries, 40, None, None)
     _, everything, all_scores = index.search(queries, len(shard.codes), None, None)

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ray_lir.base.errors import ConfigError
+from ray_lir.building.clustering import default_num_centroids
 from ray_lir.engines import ENGINES, choose, cost, plaid, resolve, scan, warp
 from ray_lir.engines.plan import IndexStatistics, Query, run_stage
-from ray_lir.errors import ConfigError
-from ray_lir.index.clustering import default_num_centroids
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import reference, select

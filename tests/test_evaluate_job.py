@@ -9,13 +9,13 @@ import pytest
 
 from jobs.cli import main, parse
 from jobs.evaluate import EvaluateConfig, evaluate
-from ray_lir.build import build_index
-from ray_lir.config import ClusteringConfig, IndexConfig
+from ray_lir.base.config import ClusteringConfig, IndexConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.building.build import build_index
+from ray_lir.corpus.datasets import load_dataset
+from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines import ENGINES
-from ray_lir.errors import ConfigError
-from ray_lir.evaluation.datasets import load_dataset
 from ray_lir.evaluation.runs import read_run
-from ray_lir.models.encoder import Encoder
 
 DOCUMENTS = {
     "bread": "Bread dough rises because yeast turns sugar into carbon dioxide.",
@@ -172,7 +172,7 @@ def test_a_run_is_replaced_only_by_the_same_configuration_or_on_request(index, d
 
 
 def test_outputs_are_checked_before_the_search(index, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("ray_lir.models.encoder.Encoder.for_contract", lambda *_: pytest.fail("the work has started"))
+    monkeypatch.setattr("ray_lir.encoder.encoder.Encoder.for_contract", lambda *_: pytest.fail("the work has started"))
     (tmp_path / "file").write_text("")
     for output in ("run", "per_query"):
         with pytest.raises(ConfigError, match="cannot write to"):
@@ -189,7 +189,7 @@ def test_a_document_id_with_a_space_is_refused_before_the_search(dataset, encode
     folder = str(tmp_path / "index")
     embeddings = encoder.encode_documents(list(DOCUMENTS.values()), [*list(DOCUMENTS)[:-1], "photo synthesis"])
     build_index(embeddings, folder, IndexConfig(clustering=ClusteringConfig(num_centroids=16)), contract=encoder.contract)
-    monkeypatch.setattr("ray_lir.models.encoder.Encoder.for_contract", lambda *_: pytest.fail("the work has started"))
+    monkeypatch.setattr("ray_lir.encoder.encoder.Encoder.for_contract", lambda *_: pytest.fail("the work has started"))
     with pytest.raises(ConfigError, match="cannot carry the document id 'photo synthesis'"):
         evaluate(configure(folder, dataset, run=str(tmp_path / "run")))
 

@@ -10,12 +10,12 @@ import ir_measures
 import numpy as np
 import pytest
 
-from ray_lir.errors import ConfigError, FormatError
+from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.corpus.datasets import load_dataset
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.evaluation import metrics, oracle
-from ray_lir.evaluation.datasets import load_dataset
 from ray_lir.evaluation.latency import percentiles_ms, time_each
 from ray_lir.evaluation.runs import read_run, write_run
-from ray_lir.formats.token_embeddings import TokenEmbeddings
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"
 
@@ -146,7 +146,7 @@ def beir_server(tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    monkeypatch.setattr("ray_lir.evaluation.datasets.BEIR_URL", f"http://127.0.0.1:{server.server_port}/{{}}.zip")
+    monkeypatch.setattr("ray_lir.corpus.datasets.BEIR_URL", f"http://127.0.0.1:{server.server_port}/{{}}.zip")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield folder

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ray_lir.base.errors import ConfigError
+from ray_lir.corpus.records import document_text
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines import ENGINES
-from ray_lir.errors import ConfigError
-from ray_lir.explain import explain, in_fields
-from ray_lir.formats.records import document_text
-from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.index.filters import Filters
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher
+from ray_lir.search.explain import explain, in_fields
+from ray_lir.search.searcher import Searcher
 from tests.fixtures.tiny import DOCUMENTS
 from tests.fixtures.tiny import QUERIES as TINY_QUERIES
 from tests.served_index import QUERIES, make_index

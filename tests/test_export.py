@@ -12,14 +12,14 @@ import pytest
 
 import jobs.export
 from jobs.export import ExportJob, ExportManifest, qdrant_collection, run
-from ray_lir.build import build_index
-from ray_lir.config import ClusteringConfig, CodecConfig, IndexConfig
-from ray_lir.errors import ConfigError, Conflict, FormatError
-from ray_lir.formats.embeddings import save_embeddings
-from ray_lir.formats.manifest import check_file, read_manifest
-from ray_lir.formats.relation import load_relation
-from ray_lir.formats.token_embeddings import TokenEmbeddings
-from ray_lir.search import Searcher
+from ray_lir.base.config import ClusteringConfig, CodecConfig, IndexConfig
+from ray_lir.base.errors import ConfigError, Conflict, FormatError
+from ray_lir.building.build import build_index
+from ray_lir.embeddings.folder import save_embeddings
+from ray_lir.embeddings.relation import load_relation
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.search.searcher import Searcher
+from ray_lir.storage.manifest import check_file, read_manifest
 from tests.synthetic import collection, exact_scores, queries_about
 from tests.test_search_weighted import relation_of
 

@@ -10,15 +10,15 @@ import pytest
 
 from jobs.cli import parse as parse_flags
 from jobs.search import SearchJob
-from ray_lir.build import build_index
-from ray_lir.config import IndexConfig
-from ray_lir.errors import ConfigError
-from ray_lir.explain import explain
-from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.api.search import SearchRequest
+from ray_lir.base.config import IndexConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.building.build import build_index
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.index.filter_text import MAX_NESTING, parse
 from ray_lir.index.filters import Filters
-from ray_lir.messages import SearchRequest
-from ray_lir.search import Searcher, common_unknown_fields
+from ray_lir.search.explain import explain
+from ray_lir.search.searcher import Searcher, common_unknown_fields
 from tests.synthetic import collection, queries_about
 
 METADATA: list[dict[str, Any]] = [

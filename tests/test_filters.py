@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given, settings
 from pydantic import ValidationError
 
-from ray_lir.config import Config
+from ray_lir.base.config import Config
+from ray_lir.base.errors import FormatError
+from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines import ENGINES
 from ray_lir.engines.plan import TopK
-from ray_lir.errors import FormatError
 from ray_lir.index import filters as module
 from ray_lir.index.filters import FilteredDocuments, Filters
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher
+from ray_lir.search.searcher import Searcher
 from tests.served_index import QUERIES, make_index
 
 COMPARES = {"eq": operator.eq, "lt": operator.lt, "le": operator.le, "ge": operator.ge, "gt": operator.gt}

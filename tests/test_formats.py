@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_lir.errors import ConfigError, FormatError, IncompatibleError
-from ray_lir.formats import storage
-from ray_lir.formats.contract import EncoderContract, check_same_encoder
-from ray_lir.formats.embeddings import save_embeddings
-from ray_lir.formats.manifest import EmbeddingsManifest, check_file, manifest_digest, read_manifest
-from ray_lir.formats.parquet import Block, read_blocks, read_lengths, read_texts, texts_table, write_part
-from ray_lir.formats.token_embeddings import TokenEmbeddings, concatenate
+from ray_lir import storage
+from ray_lir.base.errors import ConfigError, FormatError, IncompatibleError
+from ray_lir.embeddings.contract import EncoderContract, check_same_encoder
+from ray_lir.embeddings.folder import save_embeddings
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.embeddings.parquet import Block, read_blocks, read_lengths, read_texts, texts_table, write_part
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
+from ray_lir.storage.manifest import check_file, manifest_digest, read_manifest
 from tests.synthetic import collection
 
 CONTRACT = EncoderContract(checkpoint="somewhere", weights_digest="abc", dim=32, query_length=32, document_length=180)

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.engines import ENGINES
 from ray_lir.engines.xtr import XtrParams
-from ray_lir.formats.manifest import FORMAT_VERSION
-from ray_lir.formats.token_embeddings import TokenEmbeddings
-from ray_lir.search import Searcher
+from ray_lir.search.searcher import Searcher
+from ray_lir.storage.manifest import FORMAT_VERSION
 
 VERSIONS = sorted(Path(__file__).parent.glob("golden/index_v*"))
 

@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_lir.build import build_index
-from ray_lir.compact import compact_index
-from ray_lir.config import ClusteringConfig, CodecConfig, IndexConfig
-from ray_lir.errors import FormatError, RayLirError
-from ray_lir.formats.embeddings import save_embeddings
-from ray_lir.formats.manifest import files_of
-from ray_lir.search import Searcher, latest_version, read_version
-from ray_lir.update import update_index
-from ray_lir.versions import remove_versions
+from ray_lir.base.config import ClusteringConfig, CodecConfig, IndexConfig
+from ray_lir.base.errors import FormatError, RayLirError
+from ray_lir.building.build import build_index
+from ray_lir.building.compact import compact_index
+from ray_lir.building.publishing import remove_versions
+from ray_lir.building.update import update_index
+from ray_lir.embeddings.folder import save_embeddings
+from ray_lir.index.versions import latest_version, read_version
+from ray_lir.search.searcher import Searcher
+from ray_lir.storage.manifest import files_of
 from tests.synthetic import collection, queries_about
 
 ENGINES = ("exact", "scan", "plaid", "warp", "xtr")
@@ -308,7 +309,7 @@ def replace_listed(index: Path, file_name: str, content: bytes) -> None:
 def test_numbers_out_of_range_are_found_when_the_index_is_opened(
     index: Path, file_name: str, change: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    from ray_lir.index.rows import array_bytes
+    from ray_lir.index.arrays import array_bytes
 
     array = np.load(next(index.glob(f"shards/shard-00000*/{file_name}")))
     replace_listed(index, file_name, array_bytes(np.ascontiguousarray(change(array))))
@@ -318,7 +319,7 @@ def test_numbers_out_of_range_are_found_when_the_index_is_opened(
 
 @pytest.mark.parametrize("numbers", [[99], [5, 3], [3, 3]])
 def test_tombstones_out_of_range_are_found(index: Path, numbers: list[int]) -> None:
-    from ray_lir.index.rows import array_bytes
+    from ray_lir.index.arrays import array_bytes
 
     def change(manifest: dict[str, Any]) -> None:
         shard = manifest["shards"][0]

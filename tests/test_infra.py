@@ -20,7 +20,7 @@ from jobs.__main__ import VERBS
 from jobs.cli import parse
 from serving import metrics
 from serving.app import ServeConfig
-from serving.switches import SWITCHES
+from serving.ray_env import SWITCHES
 from tests.kubernetes_schema import KINDS, RayClusterSpec
 
 ROOT = Path(__file__).parent.parent

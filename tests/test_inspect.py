@@ -13,12 +13,12 @@ from jobs.cli import parse
 from jobs.export import ExportJob
 from jobs.export import run as export
 from jobs.inspect import InspectJob, run
-from ray_lir.errors import ConfigError, FormatError
-from ray_lir.formats import storage
-from ray_lir.formats.embeddings import save_embeddings
-from ray_lir.formats.manifest import manifest_digest
-from ray_lir.formats.token_embeddings import TokenEmbeddings
-from ray_lir.search import read_version
+from ray_lir import storage
+from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.embeddings.folder import save_embeddings
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.index.versions import read_version
+from ray_lir.storage.manifest import manifest_digest
 from tests.checkpoints import put_together
 from tests.served_index import make_index
 from tests.test_object_storage import bucket  # noqa: F401 (a fixture)

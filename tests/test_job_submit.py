@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_lir.search import Searcher
+from ray_lir.search.searcher import Searcher
 
 from .checkpoints import put_together
 from .corpora import write_rows

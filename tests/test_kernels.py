@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_lir.errors import ConfigError
+from ray_lir.base.errors import ConfigError
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import VARIABLE, reference, select
 from tests.golden_files import golden

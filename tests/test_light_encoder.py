@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_lir.config import EncoderConfig
-from ray_lir.models.encoder import Encoder
-from ray_lir.models.light_encoder import LightQueryEncoder
+from ray_lir.base.config import EncoderConfig
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.encoder.light_encoder import LightQueryEncoder
 from tests.checkpoints import all_variants, plain, put_together
 from tests.fixtures.tiny import QUERIES
 

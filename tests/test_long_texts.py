@@ -9,11 +9,11 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ray_lir.formats.contract import EncoderContract
-from ray_lir.formats.truncation import Truncation
-from ray_lir.models import layouts, long_texts, tokenization
-from ray_lir.models.checkpoint import find
-from ray_lir.models.tokenization import TextTokenizer
+from ray_lir.embeddings.contract import EncoderContract
+from ray_lir.embeddings.truncation import Truncation
+from ray_lir.encoder import layouts, long_texts, tokenization
+from ray_lir.encoder.checkpoint import find
+from ray_lir.encoder.tokenization import TextTokenizer
 from tests.checkpoints import put_together
 
 ALPHABETS = (

@@ -7,10 +7,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ray_lir.config import TrainingConfig
-from ray_lir.models.batches import EmbeddedTexts
-from ray_lir.models.losses import MIN_TEMPERATURE, ContrastiveLoss, DistillationLoss, Objective, Targets, gate_penalty, min_max
-from ray_lir.models.scorers import xtr
+from ray_lir.base.config import TrainingConfig
+from ray_lir.scorers import xtr
+from ray_lir.scorers.batches import EmbeddedTexts
+from ray_lir.training.losses import MIN_TEMPERATURE, ContrastiveLoss, DistillationLoss, Objective, Targets, gate_penalty, min_max
 from tests.golden_files import golden
 from tests.test_scorer_xtr import golden_texts
 

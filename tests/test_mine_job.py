@@ -11,16 +11,16 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from jobs.cli import main
 from jobs.mine import MineConfig, mine
-from ray_lir.build import build_index
-from ray_lir.config import ClusteringConfig, EncoderConfig, IndexConfig, TrainingConfig
-from ray_lir.errors import ConfigError
-from ray_lir.evaluation.datasets import load_dataset
-from ray_lir.formats.records import read_documents
-from ray_lir.models.cross_encoder import CrossEncoder
-from ray_lir.models.encoder import Encoder
-from ray_lir.models.training import Training, load_encoder
-from ray_lir.models.training_files import read_examples
-from ray_lir.search import Searcher
+from ray_lir.base.config import ClusteringConfig, EncoderConfig, IndexConfig, TrainingConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.building.build import build_index
+from ray_lir.corpus.datasets import load_dataset
+from ray_lir.corpus.records import read_documents
+from ray_lir.encoder.cross_encoder import CrossEncoder
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.search.searcher import Searcher
+from ray_lir.training.files import read_examples
+from ray_lir.training.trainer import Training, load_encoder
 from tests import translated_words
 
 pytestmark = pytest.mark.usefixtures("one_thread")

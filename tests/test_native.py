@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_lir.errors import KernelUnavailable
-from ray_lir.formats.relation import Relation
+from ray_lir.base.errors import KernelUnavailable
+from ray_lir.embeddings.relation import Relation
 from ray_lir.index.codec import ResidualCodec, random_rotation
-from ray_lir.index.pairs import PairEncoder, mish
+from ray_lir.index.relation import PairEncoder, mish
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels, native, reference, select
 

@@ -9,24 +9,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.export import index_blocks
-from ray_lir.build import build_index
-from ray_lir.compact import compact_index
-from ray_lir.config import ClusteringConfig, CodecConfig, IndexConfig
+from ray_lir.base.config import ClusteringConfig, CodecConfig, IndexConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.building.build import build_index
+from ray_lir.building.compact import compact_index
+from ray_lir.building.update import update_index
+from ray_lir.embeddings.folder import save_embeddings
+from ray_lir.embeddings.pooling import pool_tokens
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines import ENGINES, choose
 from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.scan import ScanParams
 from ray_lir.engines.warp import WarpParams
 from ray_lir.engines.xtr import XtrParams
-from ray_lir.errors import ConfigError
 from ray_lir.evaluation.oracle import exact_run, read_embeddings
-from ray_lir.explain import explain
-from ray_lir.formats.embeddings import save_embeddings
-from ray_lir.formats.pooling import pool_tokens
-from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.index.norms import LARGEST_NORM, directions, kept_norms, without_zero_rows
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher, read_version
-from ray_lir.update import update_index
+from ray_lir.index.versions import read_version
+from ray_lir.search.explain import explain
+from ray_lir.search.searcher import Searcher
 from tests.checkpoints import put_together
 from tests.synthetic import collection, exact_scores, queries_about, unit
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from ray_lir.config import EncoderConfig
-from ray_lir.encode import encode_corpus
-from ray_lir.errors import ConfigError
-from ray_lir.formats import storage
-from ray_lir.formats.manifest import MANIFEST, check_file
-from ray_lir.formats.parquet import read_blocks
-from ray_lir.formats.records import corpus_files
+from ray_lir import storage
+from ray_lir.base.config import EncoderConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.corpus.records import corpus_files
+from ray_lir.embeddings.parquet import read_blocks
+from ray_lir.encoder.corpus_encoder import encode_corpus
+from ray_lir.storage.manifest import MANIFEST, check_file
 
 from .checkpoints import put_together
 from .corpora import write_rows

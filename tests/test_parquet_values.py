@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_lir.formats.parquet_values import column_values, distinct_names
-from ray_lir.formats.records import Document, read_documents
+from ray_lir.corpus.parquet_values import column_values, distinct_names
+from ray_lir.corpus.records import Document, read_documents
 
 NOT_UTF8 = pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(np.array([0, 1, 2], np.int32)), pa.py_buffer(b"\xffa")])
 

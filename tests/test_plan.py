@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 
 from jobs.plan import PlanJob, run, show
-from ray_lir.build import build_index
-from ray_lir.config import DEFAULT_CHECKPOINT, DEFAULT_DIM, EncoderConfig, IndexConfig
-from ray_lir.encode import encode_corpus
+from ray_lir.base.config import DEFAULT_CHECKPOINT, DEFAULT_DIM, EncoderConfig, IndexConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.building.build import build_index
+from ray_lir.embeddings.folder import save_embeddings
+from ray_lir.encoder.corpus_encoder import encode_corpus
+from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines.cost import COSTS, estimate_ms
-from ray_lir.errors import ConfigError
-from ray_lir.formats.embeddings import save_embeddings
-from ray_lir.formats.manifest import files_of
 from ray_lir.index.documents import FILE
-from ray_lir.models.encoder import Encoder
+from ray_lir.index.versions import read_version
 from ray_lir.planning.capacity import Load, Machine, smallest
-from ray_lir.planning.scatter import Service, simulate
+from ray_lir.planning.latency_simulation import Service, simulate
 from ray_lir.planning.sizes import Collection, predict_bytes
-from ray_lir.planning.work import BUILD, build_seconds, query_work
-from ray_lir.search import read_version
+from ray_lir.planning.workload import BUILD, build_seconds, query_work
+from ray_lir.storage.manifest import files_of
 from tests.corpora import write_rows
 from tests.fixtures.tiny import WORDS, bert
 from tests.synthetic import collection

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from ray_lir.errors import ConfigError
-from ray_lir.formats.pooling import pool_tokens
-from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.base.errors import ConfigError
+from ray_lir.embeddings.pooling import pool_tokens
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from tests.synthetic import collection, exact_scores, queries_about, unit
 
 DOCUMENTS = collection(60, dim=16, topics=20)

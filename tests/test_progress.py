@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ray_lir import progress
+from ray_lir.base import progress
 
 
 def test_lines_come_while_the_first_result_is_awaited(caplog, monkeypatch):

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from ray_lir import Encoder, EncoderConfig, Searcher, TokenEmbeddings, build_index
+from ray_lir.corpus.datasets import load_dataset
+from ray_lir.corpus.docstrings import STDLIB, collect, known_items
+from ray_lir.corpus.records import Document, document_text, read_documents
 from ray_lir.evaluation import metrics
-from ray_lir.evaluation.datasets import load_dataset
-from ray_lir.evaluation.docstrings import STDLIB, collect, known_items
 from ray_lir.evaluation.runs import Run
-from ray_lir.formats.records import Document, document_text, read_documents
 
 NUM_ITEMS = 150
 NUM_QUERIES = 50

@@ -4,8 +4,8 @@ import pytest
 import ray
 from ray.exceptions import AuthenticationError
 
+from ray_lir.base.errors import ConfigError
 from ray_lir.distributed import runtime
-from ray_lir.errors import ConfigError
 
 
 def fail_with(error: Exception, cause: Exception | None = None):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_lir.errors import FormatError
+from ray_lir.base.errors import FormatError
 
 pytestmark = pytest.mark.ray
 
@@ -83,7 +83,7 @@ def test_what_a_store_raises_in_another_process_arrives_with_its_message_and_end
     from botocore.exceptions import EndpointConnectionError
 
     from jobs import cli
-    from ray_lir.config import Config
+    from ray_lir.base.config import Config
     from ray_lir.distributed.ray_map import ray_map
 
     def write(_: int) -> None:

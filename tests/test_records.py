@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_lir.errors import ConfigError, FormatError
-from ray_lir.formats import corpus as corpus_module
-from ray_lir.formats.corpus import read_chunks, sample_texts, scan
-from ray_lir.formats.embeddings import save_embeddings
-from ray_lir.formats.records import BadRow, Document, corpus_files, document_text, parse_document, read_documents, read_rows
-from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.corpus import scan as corpus_module
+from ray_lir.corpus.records import BadRow, Document, corpus_files, document_text, parse_document, read_documents, read_rows
+from ray_lir.corpus.scan import read_chunks, sample_texts, scan
+from ray_lir.embeddings.folder import save_embeddings
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 
 ROWS = [{"_id": str(number), "title": f"Title {number}", "text": f"text of {number}", "year": number} for number in range(10)]
 DOCUMENTS = [Document(row["_id"], row["title"], row["text"], {"year": row["year"]}) for row in ROWS]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from ray_lir.base.errors import ConfigError
 from ray_lir.distributed.room import Demand, what_is_missing
-from ray_lir.errors import ConfigError
 
 NODES = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 2.0}]
 
@@ -35,7 +35,7 @@ def test_no_machine_at_all_has_no_gpu():
 @pytest.mark.ray
 @pytest.mark.parametrize("num_workers", [None, 2])
 def test_an_encode_job_with_gpus_on_a_cluster_without_fails_within_seconds(ray_cluster, num_workers):
-    from ray_lir.config import EncoderConfig
+    from ray_lir.base.config import EncoderConfig
     from ray_lir.distributed.encode import Workers, make_pool
 
     start = time.monotonic()

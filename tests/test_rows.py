@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_lir.errors import FormatError
-from ray_lir.index import rows as module
-from ray_lir.index.rows import array_bytes, map_array, open_rows, read_array, write_rows
-from ray_lir.parallel import threads
+from ray_lir.base.errors import FormatError
+from ray_lir.base.parallel import threads
+from ray_lir.index import arrays as module
+from ray_lir.index.arrays import array_bytes, map_array, open_rows, read_array, write_rows
 
 PAGES = 16384
 

@@ -11,13 +11,15 @@ from s3fs import S3FileSystem
 from jobs import cli
 from jobs.build_index import BuildIndexJob
 from jobs.build_index import run as run_build_index
-from ray_lir.build import build_index
-from ray_lir.config import ClusteringConfig, EncoderConfig, IndexConfig
-from ray_lir.encode import encode_corpus
-from ray_lir.errors import ConfigError
-from ray_lir.formats import s3, storage
-from ray_lir.formats.manifest import MANIFEST, PROVENANCE, EmbeddingsManifest, FileEntry, check_file, read_manifest
-from ray_lir.search import LATEST, read_version
+from ray_lir import storage
+from ray_lir.base.config import ClusteringConfig, EncoderConfig, IndexConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.building.build import build_index
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.encoder.corpus_encoder import encode_corpus
+from ray_lir.index.versions import read_version
+from ray_lir.storage import s3
+from ray_lir.storage.manifest import LATEST, MANIFEST, PROVENANCE, FileEntry, check_file, read_manifest
 
 from .checkpoints import put_together
 from .corpora import write_rows
@@ -154,7 +156,7 @@ def test_a_store_that_is_out_of_order_is_one_line_and_what_was_published_stays(
     assert encode_and_build(bucket, corpus, checkpoint) == undisturbed
     faults.log.clear()
     faults.always = {"": "503"}
-    monkeypatch.setattr("ray_lir.logs.configure", lambda: None)  # it would take the records from caplog
+    monkeypatch.setattr("ray_lir.base.logs.configure", lambda: None)  # it would take the records from caplog
     with caplog.at_level(logging.INFO, "ray_lir"), pytest.raises(SystemExit, match="2"):
         cli.main(BuildIndexJob, run_build_index, ["--embeddings", f"{bucket}/embeddings", "--output", f"{bucket}/index", "--where", "here"])
     *_, error = capsys.readouterr().err.splitlines()

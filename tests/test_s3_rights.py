@@ -12,13 +12,14 @@ from urllib.parse import parse_qs, urlsplit
 import boto3
 import pytest
 
-from ray_lir.build import build_index
-from ray_lir.config import ClusteringConfig, EncoderConfig, IndexConfig
-from ray_lir.encode import encode_corpus
-from ray_lir.errors import ConfigError
-from ray_lir.formats import s3, storage
-from ray_lir.formats.manifest import check_file
-from ray_lir.search import read_version
+from ray_lir import storage
+from ray_lir.base.config import ClusteringConfig, EncoderConfig, IndexConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.building.build import build_index
+from ray_lir.encoder.corpus_encoder import encode_corpus
+from ray_lir.index.versions import read_version
+from ray_lir.storage import s3
+from ray_lir.storage.manifest import check_file
 from tests.checkpoints import put_together
 from tests.corpora import write_rows
 from tests.faulty_proxy import Faults, Request, faulty_proxy

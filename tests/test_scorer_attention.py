@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import ModernBertConfig, ModernBertModel, T5Config, T5EncoderModel
 
-from ray_lir.config import AttentionConfig, EncoderConfig
-from ray_lir.errors import ConfigError
-from ray_lir.models import attention
-from ray_lir.models.attention import AttentionRecorder, LastAttention
-from ray_lir.models.encoder import Encoder
-from ray_lir.models.scorers import maxsim
-from ray_lir.models.scorers.attention import Attention, delta
-from ray_lir.models.scorers.interaction import winners
+from ray_lir.base.config import AttentionConfig, EncoderConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.scorers import maxsim
+from ray_lir.scorers import received_attention as attention
+from ray_lir.scorers.attention import Attention, delta
+from ray_lir.scorers.interaction import winners
+from ray_lir.scorers.received_attention import AttentionRecorder, LastAttention
 from tests.checkpoints import put_together
 from tests.fixtures.tiny import DOCUMENTS, QUERIES
 from tests.golden_files import golden

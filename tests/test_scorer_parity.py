@@ -7,16 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_lir.config import AttentionConfig, Config, TrialConfig, XtrConfig
+from ray_lir.base.config import AttentionConfig, Config, TrialConfig, XtrConfig
+from ray_lir.embeddings.relation import Relation, load_relation
 from ray_lir.engines.exact import ExactParams, score_all
 from ray_lir.engines.plan import Query, QueryPlan, relation_terms
-from ray_lir.formats.relation import Relation, load_relation
 from ray_lir.index.codec import ResidualCodec, random_rotation
-from ray_lir.index.pairs import PairEncoder
+from ray_lir.index.relation import PairEncoder
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels, native, reference, select
-from ray_lir.models.batches import EmbeddedTexts
-from ray_lir.models.scorers import SCORERS, Scorer
+from ray_lir.scorers import SCORERS, Scorer
+from ray_lir.scorers.batches import EmbeddedTexts
 from tests.golden_files import golden
 from tests.test_scorer_trial import golden_trial
 
@@ -77,7 +77,7 @@ def searched(
         codec = ResidualCodec(
             codec.centroids, codec.cutoffs, codec.weights, codec.rotation, pairs=PairEncoder.of(scorer.to_arrays(), codec.rotation)
         )
-    plan_of = Query(codec.turn(query, kernels), weights)
+    plan_of = Query(codec.rotate(query, kernels), weights)
     plan = QueryPlan(plan_of, ExactParams(), (shard.num_docs,), relation=relation_terms(plan_of, codec))
     [(scores, numbers)] = score_all([plan], shard, codec, kernels, [None])
     result = np.full(shard.num_docs, -np.inf)

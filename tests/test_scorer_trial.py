@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_lir.config import TrialConfig
-from ray_lir.models.batches import EmbeddedTexts
-from ray_lir.models.scorers import maxsim, trial
-from ray_lir.models.scorers.trial import Gate, Relation, Trial
+from ray_lir.base.config import TrialConfig
+from ray_lir.scorers import maxsim, trial
+from ray_lir.scorers.batches import EmbeddedTexts
+from ray_lir.scorers.trial import Gate, Relation, Trial
 from tests.golden_files import golden
 from tests.test_scorers import PRECISIONS, random_texts, texts
 
@@ -83,7 +83,7 @@ def test_the_relation_encoder_is_its_definition() -> None:
 
 
 def naive_score(query: Tensor, weights: Tensor, document: Tensor, relation: Relation, relation_weight: float, alignment: str) -> Tensor:
-    """One pair, without masked tokens, as ALGORITHMS 5.1 writes it."""
+    """One pair, without masked tokens, as docs/algorithms.md#51-score writes it."""
 
     def rel(previous: Tensor, current: Tensor) -> Tensor:
         return relation.outer(torch.nn.functional.mish(relation.norm(relation.inner(torch.cat([previous, current], -1)))))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ray_lir.errors import ConfigError
-from ray_lir.models.batches import EmbeddedTexts
-from ray_lir.models.scorers import maxsim, xtr
+from ray_lir.base.errors import ConfigError
+from ray_lir.scorers import maxsim, xtr
+from ray_lir.scorers.batches import EmbeddedTexts
 from tests.golden_files import golden
 from tests.test_scorers import PRECISIONS, texts
 
@@ -25,7 +25,10 @@ def test_xtr_gives_the_golden_scores_for_several_k_at_once(dtype: torch.dtype, t
 
 
 def test_a_token_that_was_not_retrieved_does_not_count() -> None:
-    """The first historical bug: the mask of what was retrieved was made and thrown away (ALGORITHMS 3.2)."""
+    """The first historical bug: the mask of what was retrieved was made and thrown away.
+
+    Source: docs/algorithms.md#32-faults-of-published-code-avoided-here.
+    """
     query = texts([[[1.0, 0.0], [0.0, 1.0]]])
     documents = texts([[[0.9, 0.1]], [[0.8, 0.6]], [[0.7, 0.2]]])
     (scores,) = xtr.scores(query, documents, (2,))
@@ -39,8 +42,8 @@ def test_a_token_that_was_not_retrieved_does_not_count() -> None:
 
 def test_long_vectors_do_not_reach_the_scorer(tmp_path) -> None:
     """The second historical bug: neither side was normalised. What an encoder gives to any scorer is."""
-    from ray_lir.config import EncoderConfig
-    from ray_lir.models.encoder import Encoder
+    from ray_lir.base.config import EncoderConfig
+    from ray_lir.encoder.encoder import Encoder
     from tests.checkpoints import put_together
 
     encoder = Encoder.load(EncoderConfig(checkpoint=put_together("pylate", "expansion", tmp_path), precision="float32"))

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_lir.config import Config, TrainingConfig, TrialConfig, XtrConfig
-from ray_lir.models.batches import EmbeddedTexts
-from ray_lir.models.scorers import SCORERS, Scorer, interaction, maxsim
+from ray_lir.base.config import Config, TrainingConfig, TrialConfig, XtrConfig
+from ray_lir.scorers import SCORERS, Scorer, interaction, maxsim
+from ray_lir.scorers.batches import EmbeddedTexts
 from tests.golden_files import golden
 
 PRECISIONS = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])

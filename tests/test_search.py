@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_lir.build import build_index
-from ray_lir.config import ClusteringConfig, CodecConfig, IndexConfig
+from ray_lir.base.config import ClusteringConfig, CodecConfig, IndexConfig
+from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.building.build import build_index
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.engines import ENGINES
 from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.plan import TopK, merge
 from ray_lir.engines.scan import ScanParams
 from ray_lir.engines.warp import WarpParams
 from ray_lir.engines.xtr import XtrParams
-from ray_lir.errors import ConfigError, FormatError
-from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.kernels import select
-from ray_lir.search import Searcher
+from ray_lir.search.searcher import Searcher
 from tests.synthetic import collection, exact_scores, queries_about, unit
 
 DOCUMENTS = collection(300)

@@ -6,26 +6,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_lir.build import build_index
-from ray_lir.compact import compact_index
-from ray_lir.config import ClusteringConfig, IndexConfig
+from ray_lir import storage
+from ray_lir.base.config import ClusteringConfig, IndexConfig
+from ray_lir.base.errors import ConfigError, FormatError, IncompatibleError
+from ray_lir.building.build import build_index
+from ray_lir.building.compact import compact_index
+from ray_lir.building.compress import LARGEST_WEIGHT
+from ray_lir.building.update import update_index
+from ray_lir.embeddings.contract import EncoderContract
+from ray_lir.embeddings.folder import external_contract, save_embeddings
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.embeddings.relation import Relation, load_relation
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
 from ray_lir.engines import ENGINES
 from ray_lir.engines.exact import score_all
 from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.plan import TopK
 from ray_lir.engines.scan import ScanParams
-from ray_lir.errors import ConfigError, FormatError, IncompatibleError
-from ray_lir.explain import explain
-from ray_lir.formats import storage
-from ray_lir.formats.contract import EncoderContract
-from ray_lir.formats.embeddings import external_contract, save_embeddings
-from ray_lir.formats.manifest import MANIFEST, EmbeddingsManifest, read_manifest, write_manifest
-from ray_lir.formats.relation import Relation, load_relation
-from ray_lir.formats.token_embeddings import TokenEmbeddings, concatenate
-from ray_lir.index.pieces import LARGEST_WEIGHT
 from ray_lir.kernels.reference import decompress
-from ray_lir.search import Searcher
-from ray_lir.update import update_index
+from ray_lir.search.explain import explain
+from ray_lir.search.searcher import Searcher
+from ray_lir.storage.manifest import MANIFEST, read_manifest, write_manifest
 from tests.synthetic import collection, queries_about
 from tests.test_search import EVERYTHING, TIGHT, same
 
@@ -82,7 +83,7 @@ def decoded(searcher: Searcher, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def definition(searcher: Searcher, query: np.ndarray, weights: np.ndarray, number: int, relation: Relation | None) -> float:
-    """The score of a document as ALGORITHMS 5.1 and 6.1 write it, a pair at a time; no form is factored."""
+    """The score of a document as docs/algorithms.md#51-score and 6.1 write it, a pair at a time; no form is factored."""
 
     def rel(previous: np.ndarray, current: np.ndarray) -> np.ndarray:
         x = relation.inner_weight @ np.concatenate([previous, current]) + relation.inner_bias

@@ -10,11 +10,11 @@ import httpx
 import numpy as np
 import pytest
 
+from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines import ENGINES, SERVED
 from ray_lir.engines.plan import TopK
 from ray_lir.index.filters import Filters
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher
+from ray_lir.search.searcher import Searcher
 from tests.served_index import QUERIES, delete, make_index, serve_started
 
 pytestmark = pytest.mark.ray

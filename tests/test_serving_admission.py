@@ -2,8 +2,8 @@
 
 import pytest
 
-from ray_lir.errors import Overloaded
-from serving.admission import LONGEST_WAIT_S, Admission
+from ray_lir.base.errors import Overloaded
+from serving.http.admission import LONGEST_WAIT_S, Admission
 from serving.metrics import Metrics
 
 

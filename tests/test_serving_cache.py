@@ -11,14 +11,14 @@ import s3fs
 from fastapi.testclient import TestClient
 from moto.server import ThreadedMotoServer
 
-from ray_lir.errors import FormatError
-from ray_lir.formats import storage
-from ray_lir.formats.manifest import FileEntry
-from ray_lir.models.encoder import Encoder
-from ray_lir.operation import IndexChange
-from ray_lir.search import Searcher
-from serving.api import routes
+from ray_lir import storage
+from ray_lir.api.admin import IndexChange
+from ray_lir.base.errors import FormatError
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.search.searcher import Searcher
+from ray_lir.storage.manifest import FileEntry
 from serving.app import build
+from serving.http.routes import routes
 from tests.local_service import local_service
 from tests.served_index import QUERIES, make_index
 

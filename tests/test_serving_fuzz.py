@@ -6,8 +6,8 @@ import hypothesis
 import pytest
 from fastapi.testclient import TestClient
 
-from serving.access import Access, read_tokens
-from serving.api import routes
+from serving.http.access import Access, read_tokens
+from serving.http.routes import routes
 from tests.local_service import local_service
 from tests.served_index import make_index
 

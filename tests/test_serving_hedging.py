@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from ray_lir.errors import ConfigError, ShardUnavailable
+from ray_lir.base.errors import ConfigError, ShardUnavailable
 from serving.app import ServeConfig, hedge_percentile
-from serving.hedging import MIN_CALLS, HedgedCalls
-from serving.versions import Served
+from serving.transport.hedged import MIN_CALLS, HedgedCalls
+from serving.workers.versions import Served
 
 SERVED = Served(0, 1)
 LATE, USUAL = 20.0, 0.01

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_lir.errors import ConfigError, ShardUnavailable
-from serving.direct import DirectCalls
-from serving.lines import Line, Listener
+from ray_lir.base.errors import ConfigError, ShardUnavailable
+from serving.transport.direct import DirectCalls
+from serving.transport.unix import Line, Listener
 
 
 class Replica:

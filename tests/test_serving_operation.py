@@ -14,10 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ray_lir.client import Client
-from ray_lir.errors import Forbidden, RayLirError, ShardUnavailable
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import LATEST, Searcher
+from ray_lir.api.client import Client
+from ray_lir.base.errors import Forbidden, RayLirError, ShardUnavailable
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.search.searcher import Searcher
+from ray_lir.storage.manifest import LATEST
 from tests.served_index import QUERIES, make_index, serve_started
 
 pytestmark = pytest.mark.ray

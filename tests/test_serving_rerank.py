@@ -8,11 +8,11 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from ray_lir.build import build_index
-from ray_lir.config import ClusteringConfig, CodecConfig, EncoderConfig, IndexConfig
-from ray_lir.encode import encode_corpus
-from ray_lir.models.encoder import Encoder
-from serving.api import routes
+from ray_lir.base.config import ClusteringConfig, CodecConfig, EncoderConfig, IndexConfig
+from ray_lir.building.build import build_index
+from ray_lir.encoder.corpus_encoder import encode_corpus
+from ray_lir.encoder.encoder import Encoder
+from serving.http.routes import routes
 from tests.fixtures.tiny import DOCUMENTS, bert
 from tests.local_service import local_service
 

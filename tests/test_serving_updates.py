@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from ray_lir.client import Client
-from ray_lir.compact import compact_index
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher
-from ray_lir.update import update_index
+from ray_lir.api.client import Client
+from ray_lir.building.compact import compact_index
+from ray_lir.building.update import update_index
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.search.searcher import Searcher
 from tests.served_index import QUERIES, make_index, serve_started
 
 pytestmark = pytest.mark.ray

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from ray_lir import messages, operation
-from ray_lir.errors import Conflict, ShardUnavailable
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import LATEST, Searcher
-from serving.api import routes
-from serving.middleware import REQUEST_ID
+from ray_lir.api import admin as operation
+from ray_lir.api import search as messages
+from ray_lir.base.errors import Conflict, ShardUnavailable
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.search.searcher import Searcher
+from ray_lir.storage.manifest import LATEST
+from serving.http.middleware import REQUEST_ID
+from serving.http.routes import routes
 from serving.service import Service
-from serving.versions import Served, Versions
+from serving.workers.versions import Served, Versions
 from tests.local_service import LocalCalls, local_service, raising, sleeping
 from tests.served_index import QUERIES, make_index
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from jobs.__main__ import VERBS
-from ray_lir.build import build_index
-from ray_lir.engine_params import IN_PROCESS, PARAMS
+from ray_lir.base.engine_params import IN_PROCESS, PARAMS
+from ray_lir.building.build import build_index
+from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines import ENGINES
-from ray_lir.models.encoder import Encoder
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "ray", "faiss", "scipy", "duckdb", "tyro")
@@ -80,9 +80,8 @@ def test_search_needs_no_torch_for_a_bert_checkpoint(tmp_path):
 
 
 def test_the_client_loads_no_array_library():
-    code = (
-        f"import sys, ray_lir.client; print([name for name in {(*HEAVY, 'numpy', 'pyarrow', 'fsspec', 'httpx')!r} if name in sys.modules])"
-    )
+    names = (*HEAVY, "numpy", "pyarrow", "fsspec", "httpx")
+    code = f"import sys, ray_lir.api.client; print([name for name in {names!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -96,7 +95,9 @@ def test_a_closed_pipe_is_silent():
 
 
 def test_an_interrupt_is_one_line_and_exit_code_130():
-    code = "import sys, time; from jobs.cli import main; from ray_lir.config import Config; main(Config, lambda job: time.sleep(60), [])"
+    code = (
+        "import sys, time; from jobs.cli import main; from ray_lir.base.config import Config; main(Config, lambda job: time.sleep(60), [])"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     time.sleep(2)
     process.send_signal(signal.SIGINT)

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from ray_lir.build import build_index
-from ray_lir.config import EncoderConfig, IndexConfig
-from ray_lir.encode import encode_corpus
-from ray_lir.errors import ConfigError
-from ray_lir.evaluation.datasets import load_dataset
-from ray_lir.formats import storage
-from ray_lir.formats.embeddings import save_embeddings
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher, read_version
-from ray_lir.update import update_index
+from ray_lir import storage
+from ray_lir.base.config import EncoderConfig, IndexConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.building.build import build_index
+from ray_lir.building.update import update_index
+from ray_lir.corpus.datasets import load_dataset
+from ray_lir.embeddings.folder import save_embeddings
+from ray_lir.encoder.corpus_encoder import encode_corpus
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.index.versions import read_version
+from ray_lir.search.searcher import Searcher
 from tests.synthetic import collection
 
 NAMES = ["a::b", "zip::x", "s3::b", "x#1", "x?y=1", "two words", "~old", "50%20off", "данные-é", "a:b", "[1]*", "~", "file:"]

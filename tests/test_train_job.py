@@ -15,13 +15,14 @@ import torch
 from jobs import cli
 from jobs.mine import MineConfig
 from jobs.train import TrainJob, run
-from ray_lir.config import EncoderConfig, TrainingConfig
+from ray_lir.base.config import EncoderConfig, TrainingConfig
 from ray_lir.distributed.train_worker import best_record
-from ray_lir.formats.manifest import TrainingManifest, read_manifest
-from ray_lir.models.encoder import Encoder
-from ray_lir.models.scorers import SCORERS
-from ray_lir.models.training import Training, load_encoder
-from ray_lir.models.training_source import TrainingSource, load_dev_set
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.scorers import SCORERS
+from ray_lir.storage.manifest import read_manifest
+from ray_lir.training.manifest import TrainingManifest
+from ray_lir.training.source import TrainingSource, load_dev_set
+from ray_lir.training.trainer import Training, load_encoder
 from tests import translated_words
 from tests.translated_words import load_pairs, success_at_1
 

@@ -10,13 +10,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ray_lir.config import EncoderConfig, TrainingConfig
-from ray_lir.errors import ConfigError
-from ray_lir.models import collectives
-from ray_lir.models.encoder import Encoder
-from ray_lir.models.optimization import learning_rate_at
-from ray_lir.models.training import StepRecord, Training, load_encoder
-from ray_lir.models.training_data import TrainingData, batches, from_judgements
+from ray_lir.base.config import EncoderConfig, TrainingConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.training import collectives
+from ray_lir.training.data import TrainingData, batches, from_judgements
+from ray_lir.training.optimization import learning_rate_at
+from ray_lir.training.trainer import StepRecord, Training, load_encoder
 from tests import translated_words
 from tests.translated_words import load_pairs, success_at_1
 

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ray_lir.config import TrainingConfig
-from ray_lir.errors import ConfigError, FormatError
-from ray_lir.models.losses import DistillationLoss
-from ray_lir.models.training_data import TrainingData, batches, check_data
-from ray_lir.models.training_files import read_examples
-from ray_lir.models.training_source import TrainingSource, load_dev_set, load_training_data
+from ray_lir.base.config import TrainingConfig
+from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.training.data import TrainingData, batches, check_data
+from ray_lir.training.files import read_examples
+from ray_lir.training.losses import DistillationLoss
+from ray_lir.training.source import TrainingSource, load_dev_set, load_training_data
 from tests import translated_words
 
 TRIPLES = [

@@ -9,13 +9,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ray_lir.config import EncoderConfig, TrainingConfig
-from ray_lir.errors import ConfigError
-from ray_lir.models.dev_set import DevSet, ndcg_at_10
-from ray_lir.models.encoder import Encoder
-from ray_lir.models.scorers import SCORERS
-from ray_lir.models.training import StepRecord, Training, load_encoder
-from ray_lir.models.training_data import TrainingData
+from ray_lir.base.config import EncoderConfig, TrainingConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.scorers import SCORERS
+from ray_lir.training.data import TrainingData
+from ray_lir.training.dev_set import DevSet, ndcg_at_10
+from ray_lir.training.trainer import StepRecord, Training, load_encoder
 from tests import translated_words
 from tests.translated_words import load_pairs
 

@@ -8,17 +8,19 @@ import pytest
 from fastapi.testclient import TestClient
 
 from jobs import inspect, search, update
-from ray_lir.build import build_index
-from ray_lir.config import EncoderConfig, canonical_json
-from ray_lir.encode import encode_corpus
-from ray_lir.explain import explain
-from ray_lir.formats.manifest import EmbeddingsManifest, read_manifest
-from ray_lir.formats.truncation import UNKNOWN, Truncation, TruncationCounts
-from ray_lir.models import tokenization
-from ray_lir.models.encoder import Encoder
-from ray_lir.models.training_data import TrainingData, log_truncation
-from ray_lir.search import Searcher, read_version
-from serving.api import routes
+from ray_lir.base.config import EncoderConfig, canonical_json
+from ray_lir.building.build import build_index
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.embeddings.truncation import UNKNOWN, Truncation, TruncationCounts
+from ray_lir.encoder import tokenization
+from ray_lir.encoder.corpus_encoder import encode_corpus
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.index.versions import read_version
+from ray_lir.search.explain import explain
+from ray_lir.search.searcher import Searcher
+from ray_lir.storage.manifest import read_manifest
+from ray_lir.training.data import TrainingData, log_truncation
+from serving.http.routes import routes
 from tests.checkpoints import put_together
 from tests.corpora import write_rows
 from tests.local_service import local_service
@@ -70,7 +72,7 @@ def test_embeddings_index_and_inspect_hold_the_counts(made, checkpoint):
 
 
 def test_a_run_that_continues_counts_what_was_encoded_before(made, checkpoint, tmp_path):
-    from ray_lir.encode import in_process
+    from ray_lir.encoder.corpus_encoder import in_process
 
     def interrupted(plan):
         for number, entry in enumerate(in_process(plan)):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from jobs.tune import TuneConfig, tune
-from ray_lir.config import EncoderConfig
-from ray_lir.errors import ConfigError, FormatError
-from ray_lir.formats.token_embeddings import TokenEmbeddings
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher
+from ray_lir.base.config import EncoderConfig
+from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.search.searcher import Searcher
 from tests.served_index import make_index
 
 

@@ -13,9 +13,9 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from ray_lir.errors import ShardUnavailable
-from serving.access import Access, read_tokens
-from serving.api import routes
+from ray_lir.base.errors import ShardUnavailable
+from serving.http.access import Access, read_tokens
+from serving.http.routes import routes
 from serving.service import Service
 from tests.local_service import LocalCalls, local_service, raising
 from tests.served_index import QUERIES, make_index

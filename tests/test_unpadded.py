@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel, PreTrainedModel, RobertaConfig, RobertaModel
 
-from ray_lir.config import AttentionConfig, EncoderConfig
-from ray_lir.models import unpadded
-from ray_lir.models.batches import TokenBatch, pad
-from ray_lir.models.encoder import Encoder
-from ray_lir.models.network import Dense, Network
-from ray_lir.models.scorers.attention import Attention
+from ray_lir.base.config import AttentionConfig, EncoderConfig
+from ray_lir.encoder import unpadded
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.encoder.network import Dense, Network
+from ray_lir.scorers.attention import Attention
+from ray_lir.scorers.batches import TokenBatch, pad
 
 SIZES = {"vocab_size": 60, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
 LENGTHS = [[1], [9, 9, 9], [40, 17, 17, 2, 1], [1, 30, 1, 1, 30, 13], list(range(1, 24))]

@@ -12,24 +12,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ray_lir.build import build_index
-from ray_lir.compact import compact_index
-from ray_lir.config import ClusteringConfig, IndexConfig
+from ray_lir import storage
+from ray_lir.base.config import ClusteringConfig, IndexConfig
+from ray_lir.base.errors import ConfigError, Conflict, FormatError, IncompatibleError
+from ray_lir.building.build import build_index
+from ray_lir.building.compact import compact_index
+from ray_lir.building.publishing import remove_versions
+from ray_lir.building.update import advice, drift_of
+from ray_lir.building.update import update_index as update_checked
+from ray_lir.embeddings.contract import EncoderContract
+from ray_lir.embeddings.folder import external_contract, save_embeddings
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.engines import ENGINES
 from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.scan import ScanParams
 from ray_lir.engines.warp import WarpParams
-from ray_lir.errors import ConfigError, Conflict, FormatError, IncompatibleError
-from ray_lir.formats import storage
-from ray_lir.formats.contract import EncoderContract
-from ray_lir.formats.embeddings import external_contract, save_embeddings
-from ray_lir.formats.exclusive import create_bytes
-from ray_lir.formats.manifest import listed_names
-from ray_lir.formats.token_embeddings import TokenEmbeddings
-from ray_lir.search import LATEST, Searcher, latest_version, read_version
-from ray_lir.update import advice, drift_of
-from ray_lir.update import update_index as update_checked
-from ray_lir.versions import remove_versions
+from ray_lir.index.manifest import listed_names
+from ray_lir.index.versions import latest_version, read_version
+from ray_lir.search.searcher import Searcher
+from ray_lir.storage.exclusive import create_bytes
+from ray_lir.storage.manifest import LATEST
 from tests.synthetic import collection, queries_about, unit
 from tests.test_object_storage import bucket  # noqa: F401
 
@@ -365,7 +367,7 @@ def test_a_removal_that_was_killed_is_finished_by_the_next(index, monkeypatch):
         removed.append(url)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("ray_lir.formats.storage.remove", dies)
+        patched.setattr("ray_lir.storage.files.remove", dies)
         remove_versions(str(index), 1)
     assert not (index / "versions" / "1").exists() and len(list((index / "shards").iterdir())) == 5
     assert remove_versions(str(index), 1)["versions_removed"] == []

@@ -18,12 +18,13 @@ from jobs import compact, inspect, update
 from jobs.build_index import BuildIndexJob
 from jobs.build_index import run as build
 from jobs.export import index_blocks
-from ray_lir.build import build_index
-from ray_lir.config import ClusteringConfig, EncoderConfig, IndexConfig
-from ray_lir.encode import encode_corpus
-from ray_lir.errors import ConfigError, IncompatibleError
-from ray_lir.models.encoder import Encoder
-from ray_lir.search import Searcher, latest_version, read_version
+from ray_lir.base.config import ClusteringConfig, EncoderConfig, IndexConfig
+from ray_lir.base.errors import ConfigError, IncompatibleError
+from ray_lir.building.build import build_index
+from ray_lir.encoder.corpus_encoder import encode_corpus
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.index.versions import latest_version, read_version
+from ray_lir.search.searcher import Searcher
 from tests.corpora import write_rows
 from tests.fixtures.tiny import WORDS, bert
 from tests.served_index import QUERIES, make_index

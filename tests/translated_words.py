@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from ray_lir.evaluation.datasets import load_dataset
-from ray_lir.formats.records import read_documents
-from ray_lir.models.encoder import Encoder
-from ray_lir.models.training_data import TrainingData, from_judgements
+from ray_lir.corpus.datasets import load_dataset
+from ray_lir.corpus.records import read_documents
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.training.data import TrainingData, from_judgements
 
 NUM_WORDS, NUM_DOCS, WORDS_PER_DOC, WORDS_PER_QUERY, QUERIES_PER_DOC = 40, 48, 6, 3, 2
 

@@ -24,11 +24,11 @@ import numpy as np
 
 from bench.peers import harness, inputs
 from bench.peers.inputs import Texts
-from ray_lir.build import build_index
-from ray_lir.config import ClusteringConfig, IndexConfig
-from ray_lir.index.clustering import sample_size
+from ray_lir.base.config import ClusteringConfig, IndexConfig
+from ray_lir.building.build import build_index
+from ray_lir.building.clustering import sample_size
 from ray_lir.index.codec import load_codec
-from ray_lir.search import latest_version, read_version
+from ray_lir.index.versions import latest_version, read_version
 
 BY = "k-means and assignment by ray_lir"
 NBITS = 4

@@ -45,8 +45,8 @@ def main() -> None:
 
 def ray_lir(checkpoint: str, precision: str, length: int) -> Encode:
     """Encoder.encode_documents at its defaults."""
-    from ray_lir.config import EncoderConfig
-    from ray_lir.models.encoder import Encoder
+    from ray_lir.base.config import EncoderConfig
+    from ray_lir.encoder.encoder import Encoder
 
     encoder = Encoder.load(EncoderConfig(checkpoint=checkpoint, precision=precision, document_length=length))
     return lambda texts: list(encoder.encode_documents(texts))

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from bench.peers.harness import Search, main
-from ray_lir.build import build_index
-from ray_lir.config import IndexConfig
+from ray_lir.base.config import IndexConfig
+from ray_lir.building.build import build_index
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.engines import ENGINES
-from ray_lir.formats.token_embeddings import TokenEmbeddings
-from ray_lir.search import Searcher
+from ray_lir.search.searcher import Searcher
 
 
 def build(input: Path, index: Path, threads: int, **options: Any) -> Callable[[], object]:

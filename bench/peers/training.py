@@ -50,9 +50,9 @@ def clocks() -> tuple[float, float]:
 
 def ray_lir(checkpoint: str, pairs: Pairs, steps: int, length: int, precision: str, tell: Tell) -> None:
     """The loop that a worker of jobs.train runs."""
-    from ray_lir.config import EncoderConfig, TrainingConfig
-    from ray_lir.models.training import Training, load_encoder
-    from ray_lir.models.training_data import TrainingData
+    from ray_lir.base.config import EncoderConfig, TrainingConfig
+    from ray_lir.training.data import TrainingData
+    from ray_lir.training.trainer import Training, load_encoder
 
     config = TrainingConfig(max_steps=steps, batch_size=len(pairs), learning_rate=LEARNING_RATE, temperature=1.0)
     encoder = load_encoder(EncoderConfig(checkpoint=checkpoint, query_length=QUERY_LENGTH, document_length=length), 0, "cpu")

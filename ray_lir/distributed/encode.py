@@ -16,17 +16,17 @@ import torch
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 
-from ray_lir.config import EncoderConfig
+from ray_lir.base.config import EncoderConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.corpus.scan import read_chunks
 from ray_lir.distributed.room import Demand, check_room
 from ray_lir.distributed.runtime import error_of, portable_errors, start_ray, wait_for_machines
 from ray_lir.distributed.workers import Workers
-from ray_lir.encode import Plan
-from ray_lir.errors import ConfigError
-from ray_lir.formats.contract import EncoderContract
-from ray_lir.formats.corpus import read_chunks
-from ray_lir.models.chunks import ChunkEntry, Destination, tokenise_chunk, write_chunk
-from ray_lir.models.encoder import Encoder
-from ray_lir.models.tokenization import TextTokenizer
+from ray_lir.embeddings.contract import EncoderContract
+from ray_lir.encoder.chunks import ChunkEntry, Destination, tokenise_chunk, write_chunk
+from ray_lir.encoder.corpus_encoder import Plan
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.encoder.tokenization import TextTokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 from ray._private.state import state
 from ray.experimental.internal_kv import _internal_kv_get
 
-from ray_lir.errors import ConfigError
+from ray_lir.base.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import ray
 from ray.exceptions import AuthenticationError, RayTaskError
 
-from ray_lir.errors import ConfigError, RayLirError
-from ray_lir.formats.storage import store_errors
+from ray_lir.base.errors import ConfigError, RayLirError
+from ray_lir.storage.files import store_errors
 
 logger = logging.getLogger(__name__)
 

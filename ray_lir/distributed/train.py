@@ -23,19 +23,20 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_lir.config import EncoderConfig, TrainingConfig, canonical_json, digest
+from ray_lir import storage
+from ray_lir.base.config import EncoderConfig, TrainingConfig, canonical_json, digest
+from ray_lir.base.errors import ConfigError, Conflict, RayLirError
 from ray_lir.distributed.runtime import error_of, ray_session, wait_for_machines
 from ray_lir.distributed.train_worker import ENCODER, METRICS, WorkerTask, best_record, read_curve, train_worker
 from ray_lir.distributed.workers import TrainingRun
-from ray_lir.errors import ConfigError, Conflict, RayLirError
-from ray_lir.formats import storage
-from ray_lir.formats.exclusive import create_bytes, sole_writer
-from ray_lir.formats.manifest import MANIFEST, PROVENANCE, TrainingManifest, read_manifest, write_manifest
-from ray_lir.models.dev_set import DevSet
-from ray_lir.models.encoder import Encoder, absolute_name
-from ray_lir.models.training import load_encoder, prepare
-from ray_lir.models.training_data import TrainingData, check_data, log_truncation
-from ray_lir.models.training_source import TrainingSource, load_dev_set, load_training_data
+from ray_lir.encoder.encoder import Encoder, absolute_name
+from ray_lir.storage.exclusive import create_bytes, sole_writer
+from ray_lir.storage.manifest import MANIFEST, PROVENANCE, read_manifest, write_manifest
+from ray_lir.training.data import TrainingData, check_data, log_truncation
+from ray_lir.training.dev_set import DevSet
+from ray_lir.training.manifest import TrainingManifest
+from ray_lir.training.source import TrainingSource, load_dev_set, load_training_data
+from ray_lir.training.trainer import load_encoder, prepare
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ import torch
 from ray.train.torch import get_device
 from ray.util.queue import Queue
 
-from ray_lir.config import EncoderConfig, TrainingConfig
+from ray_lir import storage
+from ray_lir.base.config import EncoderConfig, TrainingConfig
+from ray_lir.base.errors import RayLirError
 from ray_lir.distributed.runtime import portable_errors
-from ray_lir.errors import RayLirError
-from ray_lir.formats import storage
-from ray_lir.models.training import StepRecord, Training, load_encoder, product_dtype
+from ray_lir.training.trainer import StepRecord, Training, load_encoder, product_dtype
 
 METRICS, STATE, ENCODER = "metrics.jsonl", "training.pt", "encoder"
 

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from ray_lir.config import Config
+from ray_lir.base.config import Config
 
 
 class Workers(Config):

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
-from ray_lir.config import Config, parse_json
-from ray_lir.engine_params import SERVED as SERVED
-from ray_lir.engine_params import EngineParams
+from ray_lir import storage
+from ray_lir.base.config import Config, parse_json
+from ray_lir.base.engine_params import SERVED as SERVED
+from ray_lir.base.engine_params import EngineParams
+from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.engines import cost, exact, plaid, scan, warp, xtr
 from ray_lir.engines.plan import Engine, IndexStatistics
-from ray_lir.errors import ConfigError, FormatError
-from ray_lir.formats import storage
 from ray_lir.kernels import select
 
 ENGINES: dict[str, Engine] = {

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from ray_lir.engine_params import ExactParams
+from ray_lir.base.engine_params import ExactParams
 from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, RelationTerms, Scored, among
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard

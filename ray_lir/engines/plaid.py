@@ -1,10 +1,10 @@
-"""plaid: probe the nearest centroids, score candidates by centroids in two stages, rescore the rest (ALGORITHMS 2.3, 2.4)."""
+"""plaid: probe the nearest centroids, score candidates by centroids in two stages, rescore the rest (docs/algorithms.md#23-plaid.4)."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from ray_lir.engine_params import PlaidParams
+from ray_lir.base.engine_params import PlaidParams
 from ray_lir.engines.exact import rescore
 from ray_lir.engines.plan import NORMS_NPROBE, Engine, IndexStatistics, Query, QueryPlan, Scored, among, centroid_interaction
 from ray_lir.index.codec import ResidualCodec

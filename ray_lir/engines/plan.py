@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ray_lir.config import Config
+from ray_lir.base.config import Config
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.norms import norm_codes
-from ray_lir.index.pairs import PairTerms
+from ray_lir.index.relation import PairTerms
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
@@ -24,7 +24,7 @@ class Query:
 
     Attributes:
         vectors: [n, D] float32, turned as the codec's; rows of zeros are masked tokens and take no part.
-        weights: [n] float32, importance of each token, at least 0 (ALGORITHMS 7, u_i), times `norms`.
+        weights: [n] float32, importance of each token, at least 0 (docs/algorithms.md#7-one-factored-form, u_i), times `norms`.
         norms: [n] float32, lengths that rows were divided by to be of unit length; None if no row was.
     """
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ray_lir.engine_params import ScanParams
+from ray_lir.base.engine_params import ScanParams
 from ray_lir.engines.exact import rescore
 from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored, among
 from ray_lir.index.codec import ResidualCodec

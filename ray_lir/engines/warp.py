@@ -1,10 +1,10 @@
-"""warp: score the tokens of probed cells without decompressing vectors, impute the rest, then rescore (ALGORITHMS 4)."""
+"""warp: score the tokens of probed cells without decompressing vectors, impute the rest, then rescore (docs/algorithms.md#4-warp)."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from ray_lir.engine_params import WarpParams
+from ray_lir.base.engine_params import WarpParams
 from ray_lir.engines.exact import rescore
 from ray_lir.engines.plan import NORMS_NPROBE, USUAL_TOKENS, Engine, IndexStatistics, Query, QueryPlan, Scored, among
 from ray_lir.index.codec import ResidualCodec

@@ -1,4 +1,6 @@
-"""xtr: retrieve the best tokens of the whole index for each query token, and impute what a document's unseen ones score (ALGORITHMS 3.5).
+"""xtr: retrieve the best tokens of the whole index for each query token, and impute what a document's unseen ones score.
+
+Source: docs/algorithms.md#35-retrieval-and-imputation.
 
 Which tokens are retrieved is decided over all shards before the first stage: every shard gives its best, and the best of those are
 retrieved. So all shards must lie in one process, and the engine is for comparisons rather than for services.
@@ -10,18 +12,18 @@ from itertools import pairwise
 
 import numpy as np
 
-from ray_lir.engine_params import Imputation, XtrParams
+from ray_lir.base.engine_params import Imputation, XtrParams
 from ray_lir.engines.exact import rescore
 from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored, among
+from ray_lir.engines.token_index import token_index
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
-from ray_lir.index.token_index import token_index
 from ray_lir.kernels import Kernels
 from ray_lir.kernels.reference import token_weights
 
 K_PRIME = 4000
 POWER_LAW_RANKS = 100
-"""The power law is read at so many times the rank of the last retrieved token (ALGORITHMS 10, 17)."""
+"""The power law is read at so many times the rank of the last retrieved token (docs/algorithms.md#9-where-sources-disagree)."""
 
 
 def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: XtrParams, k: int, kernels: Kernels) -> QueryPlan:

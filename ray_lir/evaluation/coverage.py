@@ -4,7 +4,7 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 
-from ray_lir.errors import ConfigError
+from ray_lir.base.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -1,12 +1,12 @@
-"""Retrieval measures through ir-measures (ALGORITHMS 8.1): linear gains, and every judged query counts."""
+"""Retrieval measures through ir-measures (docs/algorithms.md#81-measures): linear gains, and every judged query counts."""
 
 from collections.abc import Mapping, Sequence
 
 import ir_measures
 
-from ray_lir.arguments import text_list
-from ray_lir.errors import ConfigError
-from ray_lir.evaluation.datasets import LARGEST_GRADE
+from ray_lir.base.arguments import text_list
+from ray_lir.base.errors import ConfigError
+from ray_lir.corpus.datasets import LARGEST_GRADE
 from ray_lir.evaluation.runs import Ranking
 
 MEASURES = ("nDCG@10", "RR@10", "Success@5", "R@10", "R@100")

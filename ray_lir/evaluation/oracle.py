@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from ray_lir import storage
+from ray_lir.embeddings import parquet
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.evaluation.runs import Run
-from ray_lir.formats import parquet, storage
-from ray_lir.formats.manifest import EmbeddingsManifest
-from ray_lir.formats.token_embeddings import TokenEmbeddings
 from ray_lir.index.norms import without_zero_rows
 
 QUERY_TOKENS = 1024
@@ -18,7 +19,7 @@ QUERY_TOKENS = 1024
 
 
 def maxsim(queries: TokenEmbeddings, documents: TokenEmbeddings) -> np.ndarray:
-    """[Q, B] float32: for every query token its best similarity in the document, summed (ALGORITHMS 2.1).
+    """[Q, B] float32: for every query token its best similarity in the document, summed (docs/algorithms.md#21-maxsim).
 
     -inf for a document without tokens: it is never an answer.
     """

@@ -1,21 +1,29 @@
-"""ResidualCodec: a token vector as its centroid's number and a few bits a dimension for the rest (ALGORITHMS 2.2)."""
+"""ResidualCodec: a token vector as its centroid's number and a few bits a dimension for the rest (docs/algorithms.md#22-residual-codec)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from ray_lir.config import CodecConfig
-from ray_lir.errors import ConfigError, FormatError
-from ray_lir.formats import storage
-from ray_lir.formats.manifest import IndexManifest, check_file
-from ray_lir.index.pairs import PairEncoder
-from ray_lir.kernels import Kernels
+from ray_lir import storage
+from ray_lir.base.config import CodecConfig
+from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.index.manifest import IndexManifest
+from ray_lir.index.relation import PairEncoder
+from ray_lir.storage.manifest import check_file
 
 LLOYD_MAX_ITERATIONS = 1000
 WORD_BITS = 14
+
+
+class Rotates(Protocol):
+    """The kernel that a codec needs: `kernels.Kernels` has it."""
+
+    rotate: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class ResidualCodec:
         words = np.round(self.centroids_f32 * 2**WORD_BITS).astype(np.int16)
         return np.pad(words, ((0, 0), (0, self.dim % 2)))
 
-    def turn(self, vectors_TD: np.ndarray, kernels: Kernels) -> np.ndarray:
+    def rotate(self, vectors_TD: np.ndarray, kernels: Rotates) -> np.ndarray:
         """[T, D] float32: vectors as the codec compresses and compares them. Dot products stay what they were."""
         return vectors_TD.astype(np.float32) if self.rotation is None else kernels.rotate(vectors_TD, self.rotation)
 

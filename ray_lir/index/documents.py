@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
-from ray_lir.errors import FormatError
-from ray_lir.formats import storage
+from ray_lir import storage
+from ray_lir.base.errors import FormatError
 
 FILE = "documents.arrow"
 COLUMNS = ("doc_id", "title", "text", "metadata")

@@ -27,9 +27,9 @@ from pydantic import (
     model_validator,
 )
 
-from ray_lir.config import Config, canonical_json
-from ray_lir.errors import ConfigError, FormatError
-from ray_lir.ids import look_up_id
+from ray_lir.base.config import Config, canonical_json
+from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.base.ids import look_up_id
 from ray_lir.index import filter_text
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ class Filters(Config):
             return given
         try:
             tree = given if isinstance(given.get("op"), str) else filter_text.from_mapping(given)
-            from ray_lir.formats.metadata import plain
+            from ray_lir.corpus.metadata import plain
 
             return plain(tree)
         except TypeError as error:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ray_lir.errors import ConfigError
-from ray_lir.formats.token_embeddings import TokenEmbeddings
+from ray_lir.base.errors import ConfigError
+from ray_lir.base.resident import Resident
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.index.shard import IndexShard
-from ray_lir.kernels.resident import Resident
 
 UNIT_TOLERANCE = 5e-3
 """Vectors whose length differs from one by less are unit vectors that float16 or bfloat16 has rounded: their length is not kept."""

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ray_lir.errors import FormatError
-from ray_lir.formats import storage
-from ray_lir.formats.manifest import IndexManifest, ShardEntry, check_file, files_of
+from ray_lir import storage
+from ray_lir.base.errors import FormatError
 from ray_lir.index import documents, postings
+from ray_lir.index.arrays import FIX, check_array, map_array, read_array
 from ray_lir.index.filters import FilteredDocuments, Filters
-from ray_lir.index.rows import FIX, check_array, map_array, read_array
+from ray_lir.index.manifest import IndexManifest, ShardEntry
+from ray_lir.storage.manifest import check_file, files_of
 
 ARRAYS = ("doc_offsets", "codes", "residuals", "scales")
 WEIGHTS = "weights"
@@ -46,7 +47,9 @@ class IndexShard:
     deleted: np.ndarray | None = None
     """[num_deleted] uint32, numbers inside the shard of documents that no search finds; None if there are none."""
     weights: np.ndarray | None = None
-    """[T] float16, what each token weighs (rho of ALGORITHMS 7) less one, so that weights near one keep 11 bits of what they differ by;
+    """[T] float16, what each token weighs. less one, so that weights near one keep 11 bits of what they differ by;
+
+    Source: rho of docs/algorithms.md#7-one-factored-form.
     None: every token weighs one."""
 
     def __getstate__(self) -> dict[str, Any]:

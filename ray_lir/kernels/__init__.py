@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ray_lir.errors import ConfigError, RayLirError
+from ray_lir.base.errors import ConfigError, RayLirError
+from ray_lir.base.parallel import num_cores
 from ray_lir.kernels import native, reference
-from ray_lir.parallel import num_cores
 
 
 @dataclass(frozen=True)

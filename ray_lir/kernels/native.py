@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ray_lir.errors import KernelUnavailable
-from ray_lir.formats.relation import EPSILON
-from ray_lir.kernels.resident import Resident
+from ray_lir.base.errors import KernelUnavailable
+from ray_lir.base.resident import Resident
+from ray_lir.embeddings.relation import EPSILON
 
 if TYPE_CHECKING:
     from ray_lir.index.codec import ResidualCodec
-    from ray_lir.index.pairs import PairTerms
+    from ray_lir.index.relation import PairTerms
     from ray_lir.index.shard import IndexShard
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from ray_lir.index.codec import ResidualCodec
-    from ray_lir.index.pairs import PairEncoder, PairTerms
+    from ray_lir.index.relation import PairEncoder, PairTerms
     from ray_lir.index.shard import IndexShard
 
 NEVER = np.float32(-np.inf)
@@ -23,7 +23,9 @@ BLOCK_TOKENS = 4096
 
 
 def assign(vectors_TD: np.ndarray, centroids_CD: np.ndarray, euclidean: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest centroid of each vector, the lowest on a tie, [T] int64, and how near it is, [T] float32 (ALGORITHMS 2.2).
+    """The nearest centroid of each vector, the lowest on a tie, [T] int64, and how near it is, [T] float32.
+
+    Source: docs/algorithms.md#22-residual-codec.
 
     Nearness is x . c; with `euclidean` x . c - |c|^2 / 2, which is largest where the distance is smallest.
     """
@@ -73,7 +75,7 @@ def rotate(vectors_TD: np.ndarray, rotation_DD: np.ndarray) -> np.ndarray:
 def compress(vectors_TD: np.ndarray, codes_T: np.ndarray, codec: "ResidualCodec") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Packed residuals [T, P] uint8, scales [T, 2] float32, and norms [T] float32 of what the centroids left over.
 
-    A token is decoded as scales[0] centroid + scales[1] bucket weights, and has length one (ALGORITHMS 2.2). With
+    A token is decoded as scales[0] centroid + scales[1] bucket weights, and has length one (docs/algorithms.md#22-residual-codec). With
     `codec.token_scale` buckets are of the residual over its root mean square, and its scale is the least-squares one.
     """
     residuals_TD = vectors_TD.astype(np.float32) - codec.centroids_f32[codes_T]
@@ -133,7 +135,7 @@ def normalize(vectors_TD: np.ndarray) -> np.ndarray:
 def best_in_documents(scores_nT: np.ndarray, offsets: np.ndarray, token_weights_T: np.ndarray | None = None) -> np.ndarray:
     """[n, N]: each query token's best score among each document's tokens, -inf for a document without tokens.
 
-    With token weights, that score times the weight of the token it was found at, the first of equals (ALGORITHMS 6.1).
+    With token weights, that score times the weight of the token it was found at, the first of equals (docs/algorithms.md#61-score).
     """
     best_nN = np.full((len(scores_nT), len(offsets) - 1), NEVER, scores_nT.dtype)
     present = np.flatnonzero(np.diff(offsets))
@@ -148,7 +150,10 @@ def best_in_documents(scores_nT: np.ndarray, offsets: np.ndarray, token_weights_
 
 
 def maxsim(queries: list[np.ndarray], weights: list[np.ndarray], tokens_TD: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """[queries, N] float32: sum over query tokens i of weight_i max_j q_i . d_j; -inf for an empty document (ALGORITHMS 2.1)."""
+    """[queries, N] float32: sum over query tokens i of weight_i max_j q_i . d_j; -inf for an empty document.
+
+    Source: docs/algorithms.md#21-maxsim.
+    """
     return _maxsim(queries, weights, tokens_TD, offsets, None)
 
 
@@ -216,7 +221,7 @@ def relation_maxsim(
     codec: "ResidualCodec",
     documents: np.ndarray | None = None,
 ) -> np.ndarray:
-    """[N] float32: TRIAL's score of documents (all, or these) from their codes and residuals (ALGORITHMS 5.1, 5.4).
+    """[N] float32: TRIAL's score of documents (all, or these) from their codes and residuals (docs/algorithms.md#51-score.4).
 
     Query tokens are aligned one after another: token i goes to the document token j of the largest q_i . d_j + relation of (p, j), where
     p is what token i - 1 was aligned to (with `codec.pairs.by_cosine` its token of the best cosine); of equals to the first. A document
@@ -267,7 +272,7 @@ def centroid_maxsim(
     threshold: float | None = None,
     documents: np.ndarray | None = None,
 ) -> np.ndarray:
-    """[N] float32: MaxSim with every token replaced by its centroid (PLAID's centroid interaction, ALGORITHMS 2.3).
+    """[N] float32: MaxSim with every token replaced by its centroid (PLAID's centroid interaction, docs/algorithms.md#23-plaid).
 
     Token weights are left out (7): it is a centroid that wins here, which none of them belongs to.
 
@@ -313,7 +318,9 @@ def _weighted_sum(best_nN: np.ndarray, weights_n: np.ndarray, empty_N: np.ndarra
 def probe(
     table_CL: np.ndarray, num_tokens: int, cluster_sizes: np.ndarray, nprobe: int, bound: int, t_prime: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each of the first `num_tokens` query tokens its nearest centroids and WARP's imputed score (ALGORITHMS 4.1, step 1).
+    """For each of the first `num_tokens` query tokens its nearest centroids and WARP's imputed score.
+
+    Source: docs/algorithms.md#41-algorithm, step 1.
 
     Args:
         cluster_sizes: tokens of every centroid, over the whole index.
@@ -350,7 +357,9 @@ def posting_scores(
     shard: "IndexShard",
     codec: "ResidualCodec",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """WARP's scores [N] float32 of the documents [N] int64, ascending, with a token in the cells (ALGORITHMS 4.1, steps 3 and 4).
+    """WARP's scores [N] float32 of the documents [N] int64, ascending, with a token in the cells.
+
+    Source: docs/algorithms.md#41-algorithm, steps 3 and 4.
 
     A token scores centroid score + q . bucket weights, in the residual's own scale and not brought to length one. A document
     adds the best of its tokens for each query token, times what that token weighs, or the imputed score where it has none; of equals

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ray_lir.planning.scatter import Service, simulate
+from ray_lir.planning.latency_simulation import Service, simulate
 from ray_lir.planning.sizes import Collection, codec_memory, posting_memory, predict_bytes
-from ray_lir.planning.work import QueryWork, query_work
+from ray_lir.planning.workload import QueryWork, query_work
 
 ENGINES = ("exact", "scan", "warp")
 PROBING = ("warp",)

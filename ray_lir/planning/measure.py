@@ -8,15 +8,16 @@ from typing import Protocol
 
 import numpy as np
 
-from ray_lir.errors import ConfigError
-from ray_lir.formats import storage
-from ray_lir.formats.contract import EncoderContract
-from ray_lir.formats.manifest import MANIFEST, EmbeddingsManifest, read_manifest
-from ray_lir.formats.parquet import read_texts, texts_table
-from ray_lir.formats.records import BadRow, corpus_files, document_text, parse_document, read_rows
+from ray_lir import storage
+from ray_lir.base.errors import ConfigError
+from ray_lir.base.progress import track
+from ray_lir.corpus.records import BadRow, corpus_files, document_text, parse_document, read_rows
+from ray_lir.embeddings.contract import EncoderContract
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.embeddings.parquet import read_texts, texts_table
 from ray_lir.index.documents import FILE
-from ray_lir.progress import track
-from ray_lir.search import read_version
+from ray_lir.index.versions import read_version
+from ray_lir.storage.manifest import MANIFEST, read_manifest
 
 SAMPLED_DOCS = 1000
 """Documents of a corpus that are tokenised."""

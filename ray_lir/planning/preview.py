@@ -6,19 +6,20 @@ from typing import Any
 
 import numpy as np
 
-import ray_lir.parallel
-from ray_lir.build import prepare
-from ray_lir.compact import needs_compaction, shards_of
-from ray_lir.config import IndexConfig
-from ray_lir.formats import storage
-from ray_lir.formats.manifest import IndexManifest, ShardEntry
-from ray_lir.formats.parquet import read_texts
-from ray_lir.index.deleting import find_in_shard
-from ray_lir.index.work import Build
-from ray_lir.parallel import Map
+import ray_lir.base.parallel
+from ray_lir import storage
+from ray_lir.base.config import IndexConfig
+from ray_lir.base.parallel import Map
+from ray_lir.building.build import prepare
+from ray_lir.building.compact import needs_compaction, shards_of
+from ray_lir.building.workspace import Build
+from ray_lir.embeddings.parquet import read_texts
+from ray_lir.index.manifest import IndexManifest, ShardEntry
+from ray_lir.index.tombstones import find_in_shard
+from ray_lir.index.versions import read_version
 from ray_lir.planning.sizes import Collection, predict_bytes
-from ray_lir.planning.work import build_seconds
-from ray_lir.search import LATEST, read_version
+from ray_lir.planning.workload import build_seconds
+from ray_lir.storage.manifest import LATEST
 
 SAMPLED_PARTS = 8
 """Parts of the embeddings whose texts are read to know their size."""
@@ -52,7 +53,7 @@ def preview_build(embeddings: str, output: str, config: IndexConfig) -> dict[str
 
 
 def preview_update(
-    index: str, new_ids: Sequence[str], ids: Sequence[str], num_tokens: int | None = None, map: Map = ray_lir.parallel.threads
+    index: str, new_ids: Sequence[str], ids: Sequence[str], num_tokens: int | None = None, map: Map = ray_lir.base.parallel.threads
 ) -> dict[str, Any]:
     """What an update would do to an index.
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ray_lir.build import TOKENS_PER_SHARD
-from ray_lir.config import Config
+from ray_lir.base.config import Config
+from ray_lir.building.build import TOKENS_PER_SHARD
+from ray_lir.building.clustering import default_num_centroids
 from ray_lir.engines.plan import IndexStatistics
-from ray_lir.index.clustering import default_num_centroids
 
 
 @dataclass(frozen=True)

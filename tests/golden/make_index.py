@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_lir.build import build_index
-from ray_lir.config import ClusteringConfig, IndexConfig
+from ray_lir.base.config import ClusteringConfig, IndexConfig
+from ray_lir.building.build import build_index
 from ray_lir.engines import ENGINES
 from ray_lir.engines.xtr import XtrParams
-from ray_lir.formats.manifest import FORMAT_VERSION
-from ray_lir.search import Searcher
+from ray_lir.search.searcher import Searcher
+from ray_lir.storage.manifest import FORMAT_VERSION
 from tests.synthetic import collection, queries_about
 
 FOLDER = Path(__file__).parent / f"index_v{FORMAT_VERSION}"

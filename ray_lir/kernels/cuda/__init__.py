@@ -8,7 +8,7 @@ first used and leave it with the object. Scores are summed in float32 from produ
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ray_lir.errors import KernelUnavailable
+from ray_lir.base.errors import KernelUnavailable
 from ray_lir.kernels import native, reference
 
 try:

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 import triton
 
-from ray_lir.errors import KernelUnavailable
+from ray_lir.base.errors import KernelUnavailable
+from ray_lir.base.resident import Resident
 from ray_lir.kernels import reference
 from ray_lir.kernels.cuda.tiles import Tiles, cut
-from ray_lir.kernels.resident import Resident
 
 if TYPE_CHECKING:
     from ray_lir.index.codec import ResidualCodec

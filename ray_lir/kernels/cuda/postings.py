@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ray_lir.base.resident import Resident
 from ray_lir.kernels.cuda.memory import codec_memory, device, download, shard_memory, upload
 from ray_lir.kernels.cuda.scoring import table_memory
-from ray_lir.kernels.resident import Resident
 
 if TYPE_CHECKING:
     from ray_lir.index.codec import ResidualCodec

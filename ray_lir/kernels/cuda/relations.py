@@ -1,4 +1,7 @@
-"""TRIAL's score on the device (ALGORITHMS 5.4): what single tokens add to relations by matrix products, then a program a document."""
+"""TRIAL's score on the device: what single tokens add to relations by matrix products, then one program per document.
+
+Source: docs/algorithms.md#54-exact-evaluation-in-fewer-steps.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -7,14 +10,14 @@ import torch
 import triton
 import triton.language as tl
 
+from ray_lir.base.resident import Resident
 from ray_lir.kernels import reference
 from ray_lir.kernels.cuda.memory import codec_memory, device, download, padded, shard_memory, upload
 from ray_lir.kernels.cuda.postings import residual_values
-from ray_lir.kernels.resident import Resident
 
 if TYPE_CHECKING:
     from ray_lir.index.codec import ResidualCodec
-    from ray_lir.index.pairs import PairTerms
+    from ray_lir.index.relation import PairTerms
     from ray_lir.index.shard import IndexShard
 
 BLOCK_TOKENS = 1 << 18

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 import triton
 
+from ray_lir.base.resident import Resident
 from ray_lir.kernels import reference
 from ray_lir.kernels.cuda.memory import SMALLEST, CodecMemory, codec_memory, device, download, padded, shard_memory, upload
 from ray_lir.kernels.cuda.programs import code_programs, residual_programs
 from ray_lir.kernels.cuda.tiles import Tiles, cut
-from ray_lir.kernels.resident import Resident
 
 if TYPE_CHECKING:
     from ray_lir.index.codec import ResidualCodec

@@ -88,7 +88,7 @@ struct ResidualTask {
   float* scores;                // [queries, count]
 };
 
-// TRIAL (ALGORITHMS 5.4): words are of 16 bits, rows of `width` of them filled with zeros.
+// TRIAL (docs/algorithms.md#54-exact-evaluation-in-fewer-steps): words are of 16 bits, rows of `width` of them filled with zeros.
 struct RelationTask {
   Shard shard;
   Decoder decoder;

@@ -1,4 +1,4 @@
-// TRIAL from codes and residuals (ALGORITHMS 5.4); a part of loops.h.
+// TRIAL from codes and residuals (docs/algorithms.md#54-exact-evaluation-in-fewer-steps); a part of loops.h.
 //
 // Most query tokens go to the document token of the best cosine, the nearest. So the relations of the nearest are computed first, of some
 // documents together; then those of the tokens that could still win, since no relation of query token i is above upper[i]; and where a

@@ -1,0 +1,1 @@
+"""What every part uses: configuration, errors, logs, progress and parallel maps."""

@@ -1,0 +1,348 @@
+"""Updating an index: documents are added as delta shards under the codec that is there, and deleted by tombstones.
+
+A document that is added with the id of another replaces it. The result is the next version of the index; the one before
+stays as it is. Statistics are counted without what is deleted, so plans, cuts and scores are those of an index that was
+built from the same documents with the same codec.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray_lir.base.parallel
+from ray_lir import storage
+from ray_lir.base.arguments import id_set
+from ray_lir.base.config import digest
+from ray_lir.base.errors import ConfigError, Conflict, IncompatibleError
+from ray_lir.base.logs import stage
+from ray_lir.base.parallel import Map, watched
+from ray_lir.building.assemble import assemble
+from ray_lir.building.build import CLUSTER_SIZES, TOKENS_PER_SHARD, check_unused, codec_of, settings_of
+from ray_lir.building.compress import Compressed, compress
+from ray_lir.building.publishing import config_of, is_same, overtaken_by, publish, read_parent, work_of
+from ray_lir.building.workspace import WORK, Build, Work, tidy
+from ray_lir.corpus.refused_rows import DEAD_LETTERS
+from ray_lir.embeddings.contract import EncoderContract, check_same_encoder
+from ray_lir.embeddings.folder import content_digest, documents_table, write_embeddings
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.embeddings.parquet import read_doc_ids, read_texts
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.embeddings.truncation import TruncationCounts
+from ray_lir.index import documents
+from ray_lir.index.arrays import array_bytes
+from ray_lir.index.manifest import DELTA, Change, IndexManifest, ShardEntry
+from ray_lir.index.tombstones import Deletion, delete_from_shard
+from ray_lir.index.versions import latest_version, read_cluster_sizes, read_version
+from ray_lir.storage.manifest import MANIFEST, check_file, manifest_digest, read_manifest, write_named
+
+logger = logging.getLogger(__name__)
+
+DRIFT = 1.25
+"""Residuals that are longer by this factor are coded as if with a third of a bit less (docs/operations.md has measurements)."""
+
+FEWEST_ADDED_TOKENS = 500
+"""Fewer added tokens do not tell whether new documents fit the codec."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """An index after an update.
+
+    Attributes:
+        manifest: of its latest version.
+        version: that version's number.
+        change: what the update did.
+    """
+
+    manifest: IndexManifest
+    version: int
+    change: Change
+
+
+def update_index(
+    index: storage.PathOrUrl,
+    add: storage.PathOrUrl | TokenEmbeddings | None = None,
+    delete: Iterable[str] | None = (),
+    *,
+    contract: EncoderContract | None = None,
+    texts: Sequence[str] | None = None,
+    titles: Sequence[str] | None = None,
+    metadata: Sequence[Mapping[str, Any] | None] | None = None,
+    allow_empty_texts: bool = False,
+    map: Map = ray_lir.base.parallel.threads,
+) -> Update:
+    """Adds and deletes documents, and publishes the result as the next version.
+
+    Run again after a kill, it continues; run again after it ended, it does nothing while its version is the latest.
+
+    Args:
+        index: folder of the index, on a disk or an object store.
+        add: folder that jobs.encode or save_embeddings wrote, or token embeddings held in memory, of the index's encoder.
+        delete: ids of documents, in any order (a set, say); those that the index does not hold are counted.
+        contract: for embeddings held in memory, that of their encoder (`encoder.contract`); None is for an index that was built from
+            embeddings without one.
+        texts: for embeddings held in memory, one a document.
+        titles: for embeddings held in memory, one a document.
+        metadata: for embeddings held in memory, a dict of JSON values for each document.
+        allow_empty_texts: add documents without texts to an index whose documents have texts.
+        map: where the steps run: threads of this process, plain `map`, or distributed.ray_map. The bytes are the same.
+
+    Raises:
+        ConfigError: if there is nothing to do, or what is added does not fit, or lacks texts or the contract that the index has; nothing
+            has changed then.
+        Conflict: if another change of the index was published meanwhile; this one has changed nothing then.
+        IncompatibleError: if what is added comes from another encoder.
+        FormatError: if a file of the index or of the embeddings is missing or damaged.
+    """
+    index = storage.absolute(index)
+    ids = id_set("delete", () if delete is None else delete)
+    if isinstance(add, TokenEmbeddings):
+        contract = contract or _contract_of(index)
+        table = documents_table(add.doc_ids, titles, texts, metadata)
+        folder = storage.join(index, WORK, f"embeddings-{content_digest(add, table, contract)}")
+        version = latest_version(index)
+        try:
+            write_embeddings(folder, add, table, contract)
+            return update_index(index, folder, ids, allow_empty_texts=allow_empty_texts or not (texts is None and titles is None), map=map)
+        except Conflict:
+            raise
+        except Exception:
+            # The same update, run by another process and finished first, removes the folder that both use.
+            if latest_version(index) == version:
+                raise
+            write_embeddings(folder, add, table, contract)
+            return update_index(index, folder, ids, allow_empty_texts=allow_empty_texts or not (texts is None and titles is None), map=map)
+        finally:
+            tidy(index, lambda name: name == storage.name_of(folder))
+    check_unused("update_index", contract=contract, texts=texts, titles=titles, metadata=metadata)
+    if add is None and not ids:
+        raise ConfigError("there is nothing to add and nothing to delete; give one of them")
+    added = Added.read(add) if add is not None else None
+    change = change_of(added.identity if added else None, ids)
+    number, parent = read_parent(index, change)
+    if is_same(parent, change):
+        logger.info("%s has had this update, which made version %d; nothing to do", index, number)
+        log_dead_letters(index, parent.change)
+        return Update(parent, number, parent.change)
+    if added:
+        added.check(parent)
+        if not allow_empty_texts and not added.has_texts() and _has_texts(index, parent):
+            raise ConfigError(
+                f"what is added has neither texts nor titles, and documents of {index} have texts; "
+                "give texts=, or allow_empty_texts=True to add vectors alone"
+            )
+    storage.check_writable(index)
+    work = work_of(index, number, parent, change)
+    try:
+        with storage.told_as("write to", index):
+            return _update(index, number, parent, added, ids, change, work, map)
+    except Exception:
+        done = overtaken_by(index, number, change)
+        if done is None:
+            raise
+        return Update(done, done.change.parent + 1, done.change)
+
+
+@dataclass(frozen=True)
+class Added:
+    """A folder of token embeddings that is added."""
+
+    folder: str
+    source: EmbeddingsManifest
+
+    @classmethod
+    def read(cls, folder: storage.PathOrUrl) -> "Added":
+        folder = storage.absolute(folder)
+        return cls(folder, read_manifest(storage.join(folder, MANIFEST), EmbeddingsManifest, "jobs.encode"))
+
+    @property
+    def identity(self) -> str:
+        """The same for the same corpus with the same encoder, before it is encoded and after."""
+        return digest(self.source.config) if self.source.config else manifest_digest(self.source)
+
+    def check(self, parent: IndexManifest) -> None:
+        """Raises IncompatibleError or FormatError unless all files are there and of the index's encoder."""
+        if self.source.dim != parent.dim:
+            raise IncompatibleError(
+                f"what is added has {self.source.dim} dimensions and the index {parent.dim}; use the encoder the index was made with"
+            )
+        check_same_encoder(self.source.contract, parent.contract, "what is added", "the index")
+        for part in self.source.parts:
+            check_file(self.folder, part)
+
+    def has_texts(self) -> bool:
+        """Whether it comes from a corpus, or a document has a text or a title."""
+        if self.source.config:
+            return True
+        tables = (read_texts(storage.join(self.folder, part.name)) for part in self.source.parts)
+        return any(any(table.column(name).to_pylist()) for table in tables for name in ("text", "title"))
+
+    def doc_ids(self) -> list[str]:
+        """Raises ConfigError if one comes twice."""
+        found = [doc_id for part in self.source.parts for doc_id in read_doc_ids(storage.join(self.folder, part.name))]
+        if len(set(found)) < len(found):
+            twice = next(doc_id for doc_id, count in Counter(found).items() if count > 1)
+            raise ConfigError(f"the document {twice!r} is added twice; leave one of them out")
+        return found
+
+    def build(self, index: str, parent: IndexManifest, work: Work) -> Build:
+        """What the steps of a build are told, to make delta shards."""
+        source = self.source
+        return Build(
+            embeddings=self.folder,
+            contract=source.contract,
+            parts=tuple(part for part in source.parts if part.num_docs),
+            output=index,
+            config=settings_of(parent),
+            dim=parent.dim,
+            num_docs=source.num_docs,
+            num_tokens=source.num_tokens,
+            num_shards=min(source.num_docs, max(1, -(-source.num_tokens // TOKENS_PER_SHARD))),
+            num_centroids=parent.num_centroids,
+            work=work,
+        )
+
+
+def _contract_of(index: str) -> EncoderContract:
+    """Return the contract for embeddings that come without one. Raises ConfigError if the index has that of an encoder."""
+    contract = read_version(index).contract
+    if contract.weights_digest:
+        raise ConfigError(
+            f"{index} holds embeddings of the encoder {contract.checkpoint}, and the embeddings to add do not say of which they are; "
+            "give contract=encoder.contract"
+        )
+    return contract
+
+
+def _has_texts(index: str, manifest: IndexManifest) -> bool:
+    """Whether a document of the index has a text; usually the first batch tells."""
+    urls = (storage.join(index, shard.name, documents.FILE) for shard in manifest.shards)
+    return any(any(batch.column("text").to_pylist()) for url in urls for batch in documents.read_batches(url, ["text"]))
+
+
+def change_of(added: str | None, ids: Sequence[str]) -> dict[str, Any]:
+    """What a version's configuration says of the update that it came of, for the same update to be known again."""
+    return {"kind": "update", "add": added, "delete": digest(sorted(ids)) if ids else None}
+
+
+def log_dead_letters(index: str, change: Change) -> None:
+    """Report in the log where the refused rows of an update are kept, if there are any."""
+    if change.dead_letters:
+        repeated = f" ({change.num_repeated} of them replaced by a later row with the same id)" if change.num_repeated else ""
+        logger.warning("update: %d refused rows%s are kept in %s", change.num_dead, repeated, storage.join(index, change.dead_letters))
+
+
+def drift_of(manifest: IndexManifest) -> float | None:
+    """The mean residual norm of all added tokens over that of held-out documents of the index; None if there are too few to tell."""
+    expected, tokens = manifest.held_out_residual_norm, manifest.added_tokens
+    return manifest.added_residual_norm / expected if expected and tokens >= FEWEST_ADDED_TOKENS else None
+
+
+def advice(manifest: IndexManifest) -> str | None:
+    """What to do about the drift; None if nothing."""
+    drift = drift_of(manifest)
+    if drift is None or drift <= DRIFT:
+        return None
+    return f"what was added fits the codec badly (residuals {drift:.2f} times as long): build the index anew from embeddings"
+
+
+def _update(
+    index: str,
+    number: int,
+    parent: IndexManifest,
+    added: Added | None,
+    ids: list[str],
+    change: dict[str, Any],
+    work: Work,
+    map: Map,
+) -> Update:
+    records: list[dict[str, Any]] = []
+    new_ids = added.doc_ids() if added else []
+    deletions = _delete(index, parent, sorted({*ids, *new_ids}), map, records)
+    gone = {doc_id for deletion in deletions for doc_id in deletion.doc_ids}
+    counts = Change(
+        parent=number,
+        kind="update",
+        num_added=len(new_ids),
+        num_replaced=len(gone.intersection(new_ids)),
+        num_deleted=len(gone.difference(new_ids)),
+        num_unknown=len(set(ids) - gone),
+    )
+    if not gone and not added:
+        return Update(parent, number, counts)
+    sizes = read_cluster_sizes(index, parent).copy()
+    for deletion in deletions:
+        sizes[deletion.centroids] -= deletion.sizes
+    shards = tuple(deletion.entry for deletion in deletions)
+    compressed = None
+    if added:
+        compressed, deltas = _add(index, number, parent, added, work, map, records)
+        sizes += compressed.sizes
+        shards += deltas
+        counts = counts.model_copy(
+            update={
+                "added_tokens": compressed.counts.tokens,
+                "mean_residual_norm": compressed.mean_residual_norm if compressed.counts.tokens else None,
+                "num_zero_rows": compressed.counts.zero_rows,
+                "num_dead": added.source.num_dead,
+                "num_repeated": added.source.num_repeated,
+                "dead_letters": _keep_dead_letters(index, number + 1, added),
+                **added.source.truncation.fields,
+            }
+        )
+    manifest = parent.model_copy(
+        update={
+            "num_docs": sum(shard.num_live for shard in shards),
+            "num_tokens": sum(shard.live_tokens for shard in shards),
+            "cluster_sizes": write_named(index, f"{CLUSTER_SIZES}-{number + 1:05d}", ".npy", array_bytes(sizes)),
+            "shards": shards,
+            "config": config_of(parent, change),
+            "change": counts,
+            **(TruncationCounts.sum((parent.truncation, counts.truncation)).fields if added else {}),
+            "num_zero_rows": parent.num_zero_rows + counts.num_zero_rows,
+            "unit_norms": parent.unit_norms and (compressed is None or compressed.counts.unit),
+            **_norms(parent, counts),
+        }
+    )
+    publish(index, manifest, records)
+    log_dead_letters(index, counts)
+    return Update(manifest, number + 1, counts)
+
+
+def _delete(index: str, parent: IndexManifest, ids: list[str], map: Map, records: list[dict[str, Any]]) -> list[Deletion]:
+    with stage("delete", records) as record:
+        deletions = list(watched(map, "delete")(partial(delete_from_shard, index, ids), parent.shards))
+        record.update(asked=len(ids), documents=sum(len(deletion.doc_ids) for deletion in deletions))
+    return deletions
+
+
+def _add(
+    index: str, number: int, parent: IndexManifest, added: Added, work: Work, map: Map, records: list[dict[str, Any]]
+) -> tuple[Compressed, tuple[ShardEntry, ...]]:
+    """What compressing the added documents came to, and the delta shards."""
+    build = added.build(index, parent, work)
+    codec, assigner = codec_of(index, parent)
+    compressed = compress(build, codec, assigner, map, records)
+    shards = assemble(build, compressed.part_tokens, map, records, f"{DELTA}{number + 1:05d}-")
+    numbered = (shard.model_copy(update={"first_document": parent.num_numbers + shard.first_document}) for shard in shards)
+    return compressed, tuple(numbered)
+
+
+def _keep_dead_letters(index: str, version: int, added: Added) -> str | None:
+    """Copy the rows that were refused when the corpus was encoded into one file of the index; return its name, None if there are none."""
+    for letter in added.source.dead_letters:
+        check_file(added.folder, letter)
+    rows = b"".join(storage.read_bytes(storage.join(added.folder, letter.name)) for letter in added.source.dead_letters)
+    return write_named(index, f"{DEAD_LETTERS}/version-{version:05d}", ".jsonl", rows).name if rows else None
+
+
+def _norms(parent: IndexManifest, counts: Change) -> dict[str, Any]:
+    """Tokens added so far, and the mean of their residuals' norms."""
+    tokens = parent.added_tokens + counts.added_tokens
+    if not counts.added_tokens:
+        return {}
+    total = parent.added_tokens * (parent.added_residual_norm or 0.0) + counts.added_tokens * counts.mean_residual_norm
+    return {"added_tokens": tokens, "added_residual_norm": total / tokens}

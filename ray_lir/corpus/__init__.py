@@ -1,0 +1,1 @@
+"""Corpora and data sets: rows become documents, queries and judgements."""

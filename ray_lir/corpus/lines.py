@@ -1,0 +1,58 @@
+"""Lines of text files, the same for every file of data: corpora, queries, judgements, runs, ids to delete.
+
+Lines end at a line feed and nowhere else. A carriage return before it and a byte order mark at the start of the file are dropped.
+Python's own ideas of lines and white space (`splitlines`, `split()`, `strip()`) would cut ids and texts at U+2028, U+0085 or U+001C.
+"""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from io import BufferedReader
+
+from ray_lir import storage
+from ray_lir.base.errors import FormatError
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BLANKS = b" \t\r"
+
+
+def read_lines(url: str) -> Iterator[tuple[int, bytes]]:
+    """Yield (line number from 1, line without its end) of every line that is not blank; a file that ends in .gz is decompressed.
+
+    Raises:
+        FormatError: a gzip file is cut or damaged.
+        ConfigError: the file cannot be read.
+    """
+    number = 0
+    with storage.told_as("read", url):
+        try:
+            with storage.open_input(url) as file:
+                lines = gzip.GzipFile(fileobj=file) if url.endswith(".gz") else BufferedReader(file, storage.BLOCK_BYTES)  # type: ignore[type-var]
+                for number, line in enumerate(lines, start=1):
+                    text = (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).removesuffix(b"\n").removesuffix(b"\r")
+                    if text.strip(BLANKS):
+                        yield number, text
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            why = " ".join(str(error).split())[:160] or type(error).__name__
+            found = f"damage after line {number} ({why})"
+            raise FormatError(url, "a whole gzip file", found, "the file is cut or damaged: fetch it again") from None
+
+
+def read_text_lines(url: str) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, text) of every line that is not blank.
+
+    Raises:
+        FormatError: a line is not UTF-8, or a gzip file is cut or damaged.
+        ConfigError: the file cannot be read.
+    """
+    for number, line in read_lines(url):
+        try:
+            yield number, line.decode()
+        except UnicodeDecodeError as error:
+            found = f"byte 0x{line[error.start]:02x} at position {error.start}"
+            raise FormatError(f"{url} line {number}", "UTF-8", found, "convert the file to UTF-8") from None
+
+
+def ascii_columns(line: str) -> list[str]:
+    """Return the columns of a line; they are separated by ASCII white space alone, as in trec_eval."""
+    return [column.decode("utf-8", "surrogatepass") for column in line.encode("utf-8", "surrogatepass").split()]

@@ -1,0 +1,73 @@
+"""Metadata of documents: a dict in Python, a JSON object in files."""
+
+import datetime
+import json
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+
+from ray_lir.base.errors import ConfigError, FormatError
+
+
+def to_json(metadata: Mapping[str, Any], name: str = "metadata") -> str:
+    """The JSON object of a document's metadata.
+
+    NumPy values and Decimals become numbers (a float32 by its shortest spelling), dates and times ISO 8601 texts, tuples and arrays
+    lists, NaN and infinity null.
+
+    Raises:
+        ConfigError: if a value has no counterpart in JSON; `name` says whose metadata it is.
+    """
+    try:
+        text = json.dumps(plain(metadata), ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{name} holds half of a surrogate pair, which is no Unicode text; repair it") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{name} is not JSON: {' '.join(str(error).split()):.160}; use numbers, texts, lists and dicts") from None
+    return text
+
+
+def from_json(text: str, doc_id: str) -> dict[str, Any]:
+    """The metadata of a stored document.
+
+    Raises:
+        FormatError: if it is not a JSON object.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise FormatError(f"metadata of document {doc_id!r}", "a JSON object", f"{error!s:.120}", "build the index anew") from None
+    if not isinstance(found, dict):
+        raise FormatError(f"metadata of document {doc_id!r}", "a JSON object", f"{text:.60}", "build the index anew")
+    return found
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it.
+
+    Raises:
+        TypeError: if it has no counterpart in JSON.
+    """
+    if isinstance(value, (np.float16, np.float32)):
+        return plain(float(str(value)))  # 0.1 as float32 is 0.1, not 0.10000000149
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Decimal):
+        return (int(value) if value == value.to_integral_value() else float(value)) if value.is_finite() else None
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, np.ndarray):
+        return [plain(each) for each in value]
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    raise TypeError(f"{type(value).__name__} {value!r:.40} has no counterpart in JSON")

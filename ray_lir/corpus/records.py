@@ -1,0 +1,288 @@
+"""Corpus rows: JSONL (plain or gzip) and Parquet files, read as streams, and what makes a row a document.
+
+A row is a JSON object; rows of Parquet are turned into one. Its id is `_id`, `doc_id` or `id`, a string or a whole number
+(`ray_lir/base/ids.py` has the rule); `text` is required, `title` is not; the fields of a `metadata` object and all other fields are the
+document's metadata.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_lir import storage
+from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.base.ids import BadId, check_id
+from ray_lir.corpus.lines import read_lines
+from ray_lir.corpus.parquet_values import column_values, distinct_names
+from ray_lir.corpus.refused_rows import RefusedRows, log_refused
+
+logger = logging.getLogger(__name__)
+
+ID_FIELDS = ("_id", "doc_id", "id")
+JSONL, GZIP, PARQUET = ".jsonl", ".jsonl.gz", ".parquet"
+SUFFIXES = (JSONL, GZIP, PARQUET)
+CORPUS_NAMES = tuple(
+    re.compile(pattern)
+    for pattern in (r"corpus\.jsonl", r"corpus\.jsonl\.gz", r"corpus\.parquet", r"corpus", r"corpus[-_.].*\.(jsonl|jsonl\.gz|parquet)")
+)
+"""Names of a corpus in a folder, by precedence."""
+OTHER_NAMES = re.compile(r"(queries|query|questions|topics|qrels|qrel|judgements|judgments|runs?)([-_.]|$)", re.IGNORECASE)
+"""Names of files of a test collection that are no documents."""
+ROWS_PER_BATCH = 256
+Kept = Literal["first", "last"]
+"""Which of the rows with one id is the document; the others are refused."""
+MAX_NESTING = 100
+"""Lists and objects of a row within each other. Python's own limit depends on the process that parses."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document of a corpus."""
+
+    doc_id: str
+    title: str
+    text: str
+    metadata: dict[str, Any]
+
+
+class BadRow(ValueError):
+    """A row that is no document; the message is the reason."""
+
+
+def document_text(title: str, text: str) -> str:
+    """What is encoded of a document: its title and its text, as BEIR joins them."""
+    return f"{title} {text}".strip()
+
+
+def corpus_files(url: storage.PathOrUrl) -> list[str]:
+    """Return the files of a corpus, in reading order.
+
+    A file is itself. In a folder, whatever is named corpus (corpus.jsonl, corpus.jsonl.gz, corpus.parquet, corpus-00000-of-00002.parquet,
+    or a folder corpus/) is the corpus, the first of these kinds alone; without one, all files that can be read are, except queries,
+    judgements and hidden files. Other files are named in the log.
+
+    Raises:
+        ConfigError: there is nothing there, or nothing that can be read.
+    """
+    url = storage.absolute(url)
+    with storage.told_as("read", url):
+        names = storage.list_names(url)
+        if not names and not storage.exists(url):
+            raise ConfigError(f"no corpus at {url}: no such file or folder; check the path")
+        if not names and not storage.is_folder(url):
+            if not url.endswith(SUFFIXES):
+                raise ConfigError(f"{url} is no corpus: want a file that ends in {', '.join(SUFFIXES)}; convert it or check the path")
+            return [url]
+        return _folder_files(url, names)
+
+
+def _folder_files(url: str, names: list[str]) -> list[str]:
+    visible = [name for name in names if not name.startswith((".", "_"))]
+    for kind in CORPUS_NAMES:
+        found = [name for name in visible if kind.fullmatch(name)]
+        if not found:
+            continue
+        folders = [name for name in found if storage.is_folder(storage.join(url, name))]
+        if folders:
+            return corpus_files(storage.join(url, folders[0]))
+        _log_others(url, names, found)
+        return [storage.join(url, name) for name in found]
+    readable = [name for name in visible if name.endswith(SUFFIXES) and not OTHER_NAMES.match(name)]
+    readable = [name for name in readable if not storage.is_folder(storage.join(url, name))]
+    if not readable:
+        found = ", ".join(names[:3]) or "nothing"
+        if "manifest.json" in names or "LATEST" in names:
+            raise ConfigError(f"{url} holds token embeddings or an index, not a corpus (it has {found}); give the corpus it was made from")
+        want = f"files that end in {', '.join(SUFFIXES)} and are not queries"
+        raise ConfigError(f"no corpus at {url}: found {found}, want {want}; convert it or check the path")
+    _log_others(url, names, readable)
+    return [storage.join(url, name) for name in readable]
+
+
+def _log_others(url: str, names: list[str], read: list[str]) -> None:
+    others = [name for name in names if name not in read]
+    if others:
+        logger.info("corpus: %d files of %s are read; others are not: %s", len(read), url, ", ".join(others[:10]))
+
+
+def read_rows(url: storage.PathOrUrl) -> Iterator[tuple[int, bytes]]:
+    """The rows of a file, each as (line or row number from 1, the bytes of a JSON object); blank lines are passed over.
+
+    Raises:
+        FormatError: if the file is cut or damaged.
+        ConfigError: if it cannot be read.
+    """
+    url = storage.spelled(url)
+    with storage.told_as("read", url):
+        try:
+            yield from _parquet_rows(url) if url.endswith(PARQUET) else _jsonl_rows(url)
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise FormatError(url, "a Parquet file", _short(error), "the file is cut or damaged: fetch it again") from error
+
+
+def parse_document(row: bytes) -> Document:
+    """The document of a row.
+
+    Raises:
+        BadRow: if the row is not a JSON object in UTF-8 with an id and a text.
+    """
+    fields = _parse_object(row)
+    doc_id = _take_id(fields)
+    title = _take_string(fields, "title", default="")
+    text = _take_string(fields, "text")
+    nested = fields.pop("metadata", None)
+    if nested is not None and not isinstance(nested, dict):
+        fields["metadata"] = nested
+    return Document(doc_id, title, text, {**(nested if isinstance(nested, dict) else {}), **fields})
+
+
+def read_documents(url: storage.PathOrUrl, refused: RefusedRows | None = None) -> Iterator[Document]:
+    """Yield the documents of a corpus; of rows with one id the first counts, as in jobs.encode.
+
+    Refused rows are added to `refused` (None: counted here) and reported in the log at the end. About 60 bytes a document are held.
+    """
+    url = storage.absolute(url)
+    found = RefusedRows()
+    seen: set[int] = set()
+    for file in corpus_files(url):
+        for line, row in read_rows(file):
+            try:
+                document = parse_document(row)
+            except BadRow as error:
+                found.add(storage.name_of(file), line, error)
+                continue
+            key = int.from_bytes(hashlib.blake2b(document.doc_id.encode(), digest_size=8).digest())
+            if key in seen:
+                found.add(storage.name_of(file), line, repeats(document.doc_id), repeated=True)
+            else:
+                seen.add(key)
+                yield document
+    log_refused(url, found.num_rows, found.reasons)
+    if refused is not None:
+        refused.merge(found)
+
+
+def repeats(doc_id: str, kept: Kept = "first") -> str:
+    """Return why a row is refused whose id another row has too."""
+    return (
+        f"the id {doc_id!r} is that of an earlier row"
+        if kept == "first"
+        else f"a later row has the id {doc_id!r} too, and replaces this one"
+    )
+
+
+def _jsonl_rows(url: str) -> Iterator[tuple[int, bytes]]:
+    return ((number, line.strip(b" \t\r")) for number, line in read_lines(url))
+
+
+def _parquet_rows(url: str) -> Iterator[tuple[int, bytes]]:
+    with storage.open_input(url) as file:
+        number = 0
+        parquet = pq.ParquetFile(file)
+        if b"ray_lir.dim" in (parquet.schema_arrow.metadata or {}):
+            raise ConfigError(f"{url} holds token embeddings, not a corpus; give the folder above it to jobs.build_index or jobs.update")
+        for batch in parquet.iter_batches(batch_size=ROWS_PER_BATCH):
+            names = distinct_names(batch.schema.names)
+            if names != batch.schema.names:
+                renamed = ", ".join(name for name, was in zip(names, batch.schema.names, strict=True) if name != was)
+                _notice("corpus: %s has several columns of one name; those after the first become %s", url, renamed)
+            columns = [_values(name, column) for name, column in zip(names, batch.columns, strict=True)]
+            for values in zip(*columns, strict=True):
+                number += 1
+                fields = dict(zip(names, values, strict=True))
+                yield number, json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogateescape")
+
+
+def _values(name: str, column: pa.Array) -> list[Any]:
+    """Return a column as JSON values. Ids and texts that are not UTF-8 keep their bytes, for `parse_document` to refuse their rows."""
+    return column_values(column, "surrogateescape" if name in (*ID_FIELDS, "title", "text") else "backslashreplace")
+
+
+@lru_cache(maxsize=1024)
+def _notice(message: str, *values: str) -> None:
+    """Log something about a file once in a process: a file is read more than once."""
+    logger.warning(message, *values)
+
+
+def _parse_object(row: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(row.decode(), parse_constant=lambda _: None, object_pairs_hook=_distinct)
+    except UnicodeDecodeError as error:
+        raise BadRow(f"not UTF-8: byte 0x{row[error.start]:02x} at position {error.start}") from None
+    except BadRow:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise BadRow(f"not JSON: {_short(error)}") from None
+    if not isinstance(fields, dict):
+        raise BadRow(f"not a JSON object but {_kind(fields)}")
+    if row.count(b"[") + row.count(b"{") > MAX_NESTING and _depth(fields) > MAX_NESTING:
+        raise BadRow(f"nested more than {MAX_NESTING} deep")
+    try:
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise BadRow("holds half of a surrogate pair, which is no Unicode text") from None
+    except ValueError:
+        raise BadRow("holds a number that is out of range") from None
+    return fields
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise BadRow(f"holds the field {next(name for name in names if names.count(name) > 1)!r} twice")
+    return fields
+
+
+def _depth(value: Any) -> int:
+    """Return how many lists and objects lie within each other; no recursion, which has a limit."""
+    level, depth = [value], 0
+    while level := [each for each in level if isinstance(each, dict | list)]:
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+        depth += 1
+    return depth
+
+
+def _take_id(fields: dict[str, Any]) -> str:
+    name = next((name for name in ID_FIELDS if fields.get(name) is not None), None)
+    if name is None:
+        raise BadRow(f"no id: want a field {', '.join(ID_FIELDS[:-1])} or {ID_FIELDS[-1]}")
+    value = fields[name]
+    try:
+        doc_id = check_id(value)
+    except BadId as error:
+        raise BadRow(f"{name} {error}") from None
+    for other in ID_FIELDS:
+        if type(fields.get(other)) in (type(None), type(value)) and fields.get(other) in (None, value):
+            fields.pop(other, None)
+    return doc_id
+
+
+def _take_string(fields: dict[str, Any], name: str, default: str | None = None) -> str:
+    value = fields.pop(name, None)
+    if value is None:
+        value = default
+    if value is None:
+        raise BadRow(f"no {name}")
+    if not isinstance(value, str):
+        raise BadRow(f"{name} is {_kind(value)}, not a string")
+    return value
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    names = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object", str: "a string"}
+    return f"{names[type(value)]} ({json.dumps(value)[:40]})"
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,0 +1,143 @@
+"""A folder of token embeddings: publishing its parts and manifest, and writing one from embeddings held in memory."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from ray_lir import storage
+from ray_lir.base.arguments import aligned_mappings, aligned_texts, new_ids
+from ray_lir.base.config import DOCS_PER_PART, canonical_json
+from ray_lir.base.errors import ConfigError
+from ray_lir.corpus.metadata import to_json
+from ray_lir.embeddings.contract import EncoderContract, check_weights
+from ray_lir.embeddings.manifest import EmbeddingPart, EmbeddingsManifest
+from ray_lir.embeddings.parquet import Block, texts_table, write_part
+from ray_lir.embeddings.relation import Relation
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings, check_embeddings
+from ray_lir.storage.manifest import MANIFEST, FileEntry, write_manifest, write_named
+
+FOLDER = "embeddings"
+
+
+def publish_part(root: str, number: int, block: Block, fingerprint: str, scratch: str | None = None) -> EmbeddingPart:
+    """Writes one part below `root`. Its name carries a digest of its content: a second attempt writes the same file.
+
+    It is made in `scratch` (None: in `root`), where an attempt that was killed leaves what it had.
+    """
+    with storage.attempt_folder(scratch or root) as folder:
+        attempt = folder / "part.parquet"
+        write_part(attempt, block, fingerprint)
+        sha256, size = storage.sha256(str(attempt)), attempt.stat().st_size
+        name = f"{FOLDER}/part-{number:05d}-{sha256[:12]}.parquet"
+        storage.publish(attempt, storage.join(root, name))
+    embeddings = block.embeddings
+    return EmbeddingPart(name=name, size=size, sha256=sha256, num_docs=len(embeddings), num_tokens=embeddings.num_tokens)
+
+
+def write_relation(root: str, relation: Relation | None) -> FileEntry | None:
+    """Writes the relation encoder beside the parts, if there is one."""
+    return write_named(root, f"{FOLDER}/relation", ".safetensors", relation.to_bytes()) if relation else None
+
+
+def external_contract(dim: int, has_weights: bool = False) -> EncoderContract:
+    """The contract of embeddings that came from elsewhere: only their dimensions are known, and whether documents have weights."""
+    weighs: tuple[Literal["documents"], ...] = ("documents",) if has_weights else ()
+    return EncoderContract(checkpoint="external", weights_digest="", dim=dim, weighs=weighs, query_length=1, document_length=1)
+
+
+def documents_table(
+    doc_ids: Sequence[str],
+    titles: Sequence[str] | None = None,
+    texts: Sequence[str] | None = None,
+    metadata: Sequence[Mapping[str, Any] | None] | None = None,
+) -> pa.Table:
+    """doc_id, title, text and metadata (JSON) of documents held in memory, empty where nothing is given.
+
+    Raises:
+        ConfigError: if there is not one value for each document, one is of a wrong type, or an id breaks the rule for ids or comes twice.
+    """
+    doc_ids = new_ids("doc_ids", doc_ids)
+    count = len(doc_ids)
+    objects = ["{}"] * count
+    if metadata is not None:
+        objects = [to_json(each, f"metadata[{number}]") for number, each in enumerate(aligned_mappings("metadata", metadata, count))]
+    return texts_table(
+        doc_ids,
+        [""] * count if titles is None else aligned_texts("titles", titles, count),
+        [""] * count if texts is None else aligned_texts("texts", texts, count),
+        objects,
+    )
+
+
+def save_embeddings(
+    root: storage.PathOrUrl,
+    embeddings: TokenEmbeddings,
+    contract: EncoderContract | None = None,
+    texts: Sequence[str] | None = None,
+    relation: Relation | None = None,
+    *,
+    titles: Sequence[str] | None = None,
+    metadata: Sequence[Mapping[str, Any] | None] | None = None,
+) -> EmbeddingsManifest:
+    """Writes token embeddings held in memory as a folder that build_index reads.
+
+    Args:
+        root: the folder; its manifest.json is written last.
+        contract: that of the encoder they came from, if it is known.
+        texts: one a document, returned with search results.
+        relation: that of the encoder, if its scorer is trial (Encoder.relation).
+        titles: one a document, returned with search results.
+        metadata: a dict of JSON values for each document, for filters and search results.
+
+    Raises:
+        ConfigError: if there are no documents, or not one text, title or dict for each; nothing is written.
+        IncompatibleError: if the embeddings lack weights that the contract speaks of, or have others.
+    """
+    embeddings = check_embeddings("embeddings", embeddings)
+    table = documents_table(embeddings.doc_ids, titles, texts, metadata)
+    return write_embeddings(storage.absolute(root), embeddings, table, contract, relation)
+
+
+def write_embeddings(
+    root: str,
+    embeddings: TokenEmbeddings,
+    documents: pa.Table,
+    contract: EncoderContract | None = None,
+    relation: Relation | None = None,
+) -> EmbeddingsManifest:
+    """As `save_embeddings`, with the documents as `documents_table` returns them."""
+    contract = contract or external_contract(embeddings.dim, embeddings.weights is not None)
+    check_weights(contract, "documents", embeddings.weights is not None)
+    if len(embeddings) == 0:
+        raise ConfigError("there are no documents to save")
+    parts = []
+    for number, start in enumerate(range(0, len(embeddings), DOCS_PER_PART)):
+        chunk = embeddings.slice(start, min(start + DOCS_PER_PART, len(embeddings)))
+        block = Block(chunk, documents.slice(start, len(chunk)))
+        parts.append(publish_part(root, number, block, contract.fingerprint))
+    manifest = EmbeddingsManifest(
+        contract=contract,
+        dim=embeddings.dim,
+        num_docs=len(embeddings),
+        num_tokens=embeddings.num_tokens,
+        parts=tuple(parts),
+        relation=write_relation(root, relation),
+    )
+    write_manifest(storage.join(root, MANIFEST), manifest)
+    return manifest
+
+
+def content_digest(
+    embeddings: TokenEmbeddings, documents: pa.Table, contract: EncoderContract | None = None, relation: Relation | None = None
+) -> str:
+    """Return 16 hex digits over everything that `write_embeddings` writes: other content has another digest."""
+    described = [embeddings.offsets.tolist(), documents.to_pydict(), contract and contract.model_dump(mode="json")]
+    sha256 = hashlib.sha256(canonical_json(described))
+    for array in (embeddings.values, embeddings.token_ids, embeddings.weights):
+        sha256.update(b"none" if array is None else f"{array.dtype} {array.shape}".encode())
+        sha256.update(b"" if array is None else np.ascontiguousarray(array).data)
+    sha256.update(relation.to_bytes() if relation else b"")
+    return sha256.hexdigest()[:16]

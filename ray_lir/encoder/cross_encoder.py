@@ -1,0 +1,99 @@
+"""A cross-encoder that scores a query and a document read together: a teacher for distillation."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from ray_lir.base.errors import ConfigError
+from ray_lir.encoder import checkpoint
+from ray_lir.encoder.encoder import BATCH_TOKENS, choose_device, choose_dtype
+from ray_lir.encoder.layouts.parts import load_config, load_tokenizer, loading
+from ray_lir.scorers.batches import by_length
+
+logger = logging.getLogger(__name__)
+GIVE = "give a sequence classifier with one label, such as cross-encoder/ms-marco-MiniLM-L-6-v2"
+
+ENCODER_FILES = {"modules.json", "artifact.metadata"}
+"""Files that only checkpoints of encoders of single texts have: sentence-transformers and PyLate, Stanford ColBERT."""
+
+
+class CrossEncoder:
+    """Scores pairs of texts; a pair's score does not depend on the pairs beside it.
+
+    Attributes:
+        max_length: tokens of query and document together; the longer of the two is cut first.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int):
+        self.max_length = max_length
+        self._model = model
+        self._tokenizer = tokenizer
+        self._warned = False
+
+    @classmethod
+    def load(
+        cls, name: str, max_length: int = 256, device: str = "auto", precision: str = "auto", trust_remote_code: bool = False
+    ) -> "CrossEncoder":
+        """A sequence classifier with one label, from a folder or the Hugging Face hub.
+
+        Raises:
+            ConfigError: There is none, it is another kind of model, or it has another number of labels.
+        """
+        folder = checkpoint.find(name, kind="cross-encoder")
+        _check_kind(name, folder)
+        config = load_config(folder, trust_remote_code)
+        tokenizer = load_tokenizer(folder, trust_remote_code)
+        place = choose_device(device)
+        with loading(folder):
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                folder, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code
+            )
+        if model.config.num_labels != 1 or info["missing_keys"]:
+            missing = f"lacks weights of a classifier ({min(info['missing_keys'])})" if info["missing_keys"] else ""
+            found = missing or f"gives {model.config.num_labels} scores a pair"
+            raise ConfigError(f"{name} is no cross-encoder with one label: it {found}; {GIVE}")
+        return cls(model.eval().to(place, choose_dtype(precision, place)), tokenizer, max_length)
+
+    @torch.inference_mode()
+    def scores(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """[P] float32, the logit of each (query, document); more is more relevant."""
+        queries, documents = ([pair[side] for pair in pairs] for side in (0, 1))
+        encoded = self._tokenizer(queries, documents, truncation="longest_first", max_length=self.max_length)
+        cut = sum(bool(each.overflowing) for each in encoded.encodings)
+        if cut and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%d of %d pairs are longer than the cross-encoder's max_length %d and are cut (later ones are cut without a warning)",
+                cut,
+                len(pairs),
+                self.max_length,
+            )
+        device = self._model.device
+        result = np.empty(len(pairs), np.float32)
+        for rows in by_length([len(ids) for ids in encoded["input_ids"]], BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])):
+            batch = self._tokenizer.pad({name: [values[row] for row in rows] for name, values in encoded.items()}, return_tensors="pt")
+            result[rows] = self._model(**batch.to(device)).logits[:, 0].float().cpu().numpy()
+        return result
+
+
+def _check_kind(name: str, folder: Path) -> None:
+    """Raise ConfigError if a checkpoint is an encoder of single texts, or no checkpoint at all."""
+    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if files & ENCODER_FILES and not _is_classifier(folder):
+        raise ConfigError(f"{name} is an encoder of single texts (it has {min(files & ENCODER_FILES)}), not a cross-encoder; {GIVE}")
+    if "config.json" not in files:
+        raise ConfigError(f"{name} is no cross-encoder: it has no config.json; {GIVE}")
+
+
+def _is_classifier(folder: Path) -> bool:
+    """Whether config.json names a sequence classifier; recent sentence-transformers writes modules.json for cross-encoders too."""
+    try:
+        architectures = json.loads((folder / "config.json").read_text()).get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        return False
+    return any(str(name).endswith("ForSequenceClassification") for name in architectures)

@@ -1,0 +1,121 @@
+"""The network of an encoder: a transformer, projections, the mask and norm of
+docs/algorithms.md#13-projection-and-normalisation, and a scorer's token weights."""
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ray_lir.base.config import Config
+from ray_lir.encoder import unpadded
+from ray_lir.scorers import MaxSim, Scorer
+from ray_lir.scorers.batches import EmbeddedTexts, TokenBatch, in_full_rows
+from ray_lir.scorers.received_attention import Attention, AttentionRecorder
+
+
+class Dense(nn.Module):
+    """y = activation(W x + b), plus x (or R x, where the sizes differ) with a residual."""
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = False, activation: nn.Module | None = None, use_residual: bool = False
+    ):
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features, bias=bias)
+        self.activation = activation or nn.Identity()
+        self.use_residual = use_residual
+        if use_residual and in_features != out_features:
+            self.residual = nn.Linear(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.activation(self.linear(x))
+        if not self.use_residual:
+            return y
+        return y + (self.residual(x) if hasattr(self, "residual") else x)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it gives back what it gets."""
+        weight = self.linear.weight
+        plain = self.linear.bias is None and isinstance(self.activation, nn.Identity) and not self.use_residual
+        return plain and torch.equal(weight, torch.eye(*weight.shape).to(weight))
+
+
+class Network(nn.Module):
+    """Token ids to token embeddings: the last hidden states of `backbone`, through each projection, masked, normalised.
+
+    Attributes:
+        scorer: weighs the tokens, and scores queries with documents; its heads, if it has any, stay in float32.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, projections: Iterable[Dense] = (), normalize: bool = True, scorer: Scorer | None = None):
+        super().__init__()
+        self.backbone = backbone
+        layers = list(projections)
+        self.projections = nn.ModuleList(layers)
+        self.normalize = normalize
+        self.dim: int = layers[-1].linear.out_features if layers else backbone.config.hidden_size
+        self.scorer = scorer or MaxSim(self.dim, Config())
+        self._ready: unpadded.UnpaddedBert | None = None
+
+    def queries(self, batch: TokenBatch) -> EmbeddedTexts:
+        """Queries with the scorer's weights of their tokens; differentiable. Rows outside the mask are zeros (masked before the norm)."""
+        return self._embed(batch, self.scorer.query_weights)
+
+    def documents(self, batch: TokenBatch) -> EmbeddedTexts:
+        """The same of documents."""
+        return self._embed(batch, self.scorer.document_weights)
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> "Network":
+        """Moves it, and gives all but the scorer's heads the number format."""
+        self.to(device, dtype)
+        self.scorer.float()
+        return self
+
+    def train(self, mode: bool = True) -> "Network":
+        """As every module's. What was made of weights that are trained is forgotten: a fused optimiser does not count its changes."""
+        if mode:
+            self._ready = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made ready for encoding: oneDNN's order of the weights can neither be copied nor pickled."""
+        return self.__dict__ | {"_ready": None}
+
+    def _embed(self, batch: TokenBatch, weigh: Callable[[Tensor, Attention | None], Tensor | None]) -> EmbeddedTexts:
+        projected, attention = self._project(batch)
+        with torch.autocast(projected.device.type, enabled=False):
+            weights = weigh(projected, attention)
+            vectors = nn.functional.normalize(projected, dim=-1, eps=1e-12) if self.normalize else projected
+            return EmbeddedTexts(vectors, batch.keep_mask, weights)
+
+    def _project(self, batch: TokenBatch) -> tuple[Tensor, Attention | None]:
+        """[B, L, D] float32 vectors before the norm, and the attention of the last layer if the scorer reads it."""
+        hidden, attention = (self._without_padding(batch) or self._padded)(batch)
+        for projection in self.projections:
+            hidden = in_full_rows(projection, hidden)
+        return hidden.float() * batch.keep_mask.unsqueeze(-1), attention if self.scorer.reads_attention else None
+
+    @property
+    def needs_no_padding(self) -> bool:
+        """Whether this model encodes on a CPU without padding."""
+        return unpadded.suits(self.backbone)
+
+    def _padded(self, batch: TokenBatch) -> tuple[Tensor, Attention | None]:
+        """The model's own forward pass."""
+        recorder = AttentionRecorder() if self.scorer.reads_attention else None
+        with recorder or nullcontext():
+            hidden = self.backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        return hidden, recorder.last(batch.attention_mask) if recorder else None
+
+    def _without_padding(self, batch: TokenBatch) -> unpadded.UnpaddedBert | None:
+        """What computes the same without padding, where something can: of weights that are made ready once, and again if they change."""
+        if torch.is_grad_enabled() or self.backbone.training or batch.input_ids.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return None
+        if not unpadded.has_tokens(batch):
+            return None
+        if self._ready is None or not self._ready.is_current:
+            self._ready = unpadded.UnpaddedBert(self.backbone) if unpadded.suits(self.backbone) else None
+        return self._ready

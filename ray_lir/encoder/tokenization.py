@@ -1,0 +1,293 @@
+"""Text to token ids as an EncoderContract says (docs/algorithms.md#11-token-sequence); needs the tokenizer's files, but no weights."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from ray_lir.base.arguments import text_list
+from ray_lir.base.errors import ConfigError
+from ray_lir.embeddings.contract import EncoderContract
+from ray_lir.embeddings.truncation import Truncation
+from ray_lir.encoder.long_texts import Beginning, Condenser, beginning, stable_tokens, words_after
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ray_lir.encoder.tokenizer_file import TokenizerFile
+
+logger = logging.getLogger(__name__)
+
+COUNTED_CHARACTERS = 32_768
+"""Texts of up to so many characters are tokenised as a whole and their tokens counted; of longer texts only the beginning is tokenised."""
+CHARACTERS_PER_TOKEN = 16
+"""A beginning has at least so many characters for each token that is kept."""
+GROWTH = 4
+"""How much longer the next beginning is if one gave too few tokens."""
+CHARACTERS_AT_ONCE = 1 << 18
+"""Texts that are tokenised together have at most so many characters, which bounds memory: a token in work takes about 100 bytes."""
+
+
+@dataclass(frozen=True)
+class TokenSpans:
+    """Where the vectors of a text come from: one entry for each token that is kept.
+
+    Attributes:
+        pieces: the tokens as the vocabulary has them.
+        spans: [T, 2] int64, first and end character of the text; -1, -1 for tokens that are not in it (special, marker, prompt).
+    """
+
+    pieces: list[str]
+    spans: np.ndarray
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """The token ids of texts, and how much of each text they are.
+
+    Attributes:
+        ids: one int32 array a text, special tokens and marker included.
+        truncations: one a text.
+    """
+
+    ids: list[np.ndarray]
+    truncations: list[Truncation]
+
+
+@dataclass(frozen=True)
+class _Cutter:
+    """A tokenizer that truncates to one length.
+
+    Attributes:
+        capacity: tokens of a text that it keeps, special tokens not counted.
+        num_special: special tokens that it adds.
+    """
+
+    tokenizer: Tokenizer
+    capacity: int
+    num_special: int
+
+    @classmethod
+    def of(cls, serialized: str, length: int) -> "_Cutter":
+        """A tokenizer of its own for each length: one that is shared would have to be switched, which threads cannot do."""
+        tokenizer = Tokenizer.from_str(serialized)
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(length)
+        num_special = tokenizer.num_special_tokens_to_add(False)
+        return cls(tokenizer, length - num_special, num_special)
+
+    @property
+    def first_limit(self) -> int:
+        """Characters of a text that are tokenised at first."""
+        return max(COUNTED_CHARACTERS, CHARACTERS_PER_TOKEN * self.capacity)
+
+    def num_tokens(self, encoding: Encoding) -> int:
+        """Tokens of the text before truncation, special tokens included once."""
+        return len(encoding) + sum(len(part) - self.num_special for part in encoding.overflowing)
+
+
+class TextTokenizer:
+    """The token ids of queries and documents: special tokens, markers, truncation, expansion. Picklable; safe in threads.
+
+    Texts are stripped of white space at both ends, and lone surrogates become U+FFFD.
+
+    Attributes:
+        contract: the conventions followed.
+        tokenizer: the checkpoint's own tokenizer, for whoever saves it again.
+    """
+
+    def __init__(self, contract: EncoderContract, tokenizer: "PreTrainedTokenizerBase | TokenizerFile"):
+        if not tokenizer.is_fast:
+            raise ConfigError(f"{contract.checkpoint} has no fast tokenizer (tokenizer.json); convert it with transformers first")
+        self.contract = contract
+        self.tokenizer = tokenizer
+        self._query_marker = _marker_id(tokenizer, contract.query_marker)
+        self._document_marker = _marker_id(tokenizer, contract.document_marker)
+        self._expansion = _marker_id(tokenizer, contract.expansion_token if contract.query_expansion else None)
+        serialized = tokenizer.backend_tokenizer.to_str()
+        self._queries = _Cutter.of(serialized, contract.query_length - (self._query_marker is not None))
+        self._documents = _Cutter.of(serialized, contract.document_length - (self._document_marker is not None))
+        self._warned: set[str] = set()
+        self._condenser = Condenser.of(self._documents.tokenizer)
+
+    @classmethod
+    def load(cls, checkpoint: str, contract: EncoderContract) -> "TextTokenizer":
+        """From the checkpoint's small files, where its weights are not wanted; it pickles, too."""
+        from ray_lir.encoder import layouts  # transformers takes seconds to load
+        from ray_lir.encoder.checkpoint import find
+
+        return cls(contract, layouts.load_tokenizer(find(checkpoint, weights=False)))
+
+    def documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One int32 array a text: special tokens and marker included, cut to `document_length` (the last special token stays).
+
+        Raises:
+            ConfigError: if a text is not a string; the message has its position.
+        """
+        return self.tokenize_documents(texts).ids
+
+    def tokenize_documents(self, texts: Sequence[str]) -> TokenizedTexts:
+        """The same, with the tokens that each text had before it was cut."""
+        return self._tokenize(self._documents, texts, self.contract.document_prompt, self._document_marker)
+
+    def queries(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The same for queries, padded with expansion tokens if the contract expands."""
+        return [self.expand(ids) for ids in self.bare_queries(texts)]
+
+    def bare_queries(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Queries without their expansion tokens."""
+        return self.tokenize_queries(texts).ids
+
+    def tokenize_queries(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Queries without their expansion tokens, with the tokens that each had before it was cut to `query_length`."""
+        return self._tokenize(self._queries, texts, self.contract.query_prompt, self._query_marker)
+
+    def document_truncations(self, texts: Sequence[str]) -> list[Truncation]:
+        """How many tokens each document has, and how many of them are kept."""
+        return self.tokenize_documents(texts).truncations
+
+    def query_truncations(self, texts: Sequence[str]) -> list[Truncation]:
+        """The same for queries."""
+        return self.tokenize_queries(texts).truncations
+
+    def warn_if_cut(self, kind: Literal["query", "document"], truncations: Sequence[Truncation]) -> None:
+        """Logs a warning for the first text that was cut; once for each kind, since a whole corpus may follow."""
+        cut = next((each for each in truncations if each.is_cut), None)
+        if cut is None or kind in self._warned:
+            return
+        self._warned.add(kind)
+        length = self.contract.query_length if kind == "query" else self.contract.document_length
+        logger.warning(
+            "a %s is longer than %s_length %d and was cut: %s are kept, the rest is ignored (later ones are cut without a warning)",
+            kind,
+            kind,
+            length,
+            cut,
+        )
+
+    def expand(self, ids: np.ndarray) -> np.ndarray:
+        """A query's ids with its expansion tokens."""
+        if self._expansion is None:
+            return ids
+        missing = (self.contract.expansion_length or self.contract.query_length) - len(ids)
+        return np.pad(ids, (0, max(0, missing)), constant_values=self._expansion)
+
+    def document_spans(self, text: str) -> TokenSpans:
+        """The tokens of a document that have a vector, in the order of their vectors; none if they are pooled, since a vector
+        then stands for tokens in several places."""
+        contract = self.contract
+        if contract.pooling_factor > 1:
+            return TokenSpans([], np.zeros((0, 2), np.int64))
+        return self._spans(self._documents, text, contract.document_prompt, self._document_marker, contract.skip_tokens, False)
+
+    def query_spans(self, text: str) -> TokenSpans:
+        """The same for a query, expansion tokens included."""
+        contract = self.contract
+        return self._spans(self._queries, text, contract.query_prompt, self._query_marker, contract.query_skip_tokens, True)
+
+    def _spans(self, cutter: _Cutter, text: str, prompt: str, marker: int | None, skip: Sequence[int], expand: bool) -> TokenSpans:
+        start = len(text) - len(text.lstrip())
+        encoding, read, _ = self._encode(cutter, text.strip(), prompt, cutter.first_limit)
+        ids, spans = np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        origins = self._origins(read, prompt, start)
+        inside = (spans[:, 0] < spans[:, 1]) & (origins[spans[:, 0]] >= 0)
+        spans = np.where(inside[:, None], np.stack([origins[spans[:, 0]], origins[spans[:, 1] - 1] + 1], axis=1), -1)
+        if marker is not None:
+            at = min(1, len(ids))
+            ids, spans = np.insert(ids, at, np.int32(marker)), np.insert(spans, at, -1, axis=0)
+        if expand:
+            ids = self.expand(ids)
+            spans = np.pad(spans, ((0, len(ids) - len(spans)), (0, 0)), constant_values=-1)
+        kept = ~np.isin(ids, skip)
+        return TokenSpans(self.tokenizer.convert_ids_to_tokens(ids[kept].tolist()), spans[kept])
+
+    def _origins(self, read: Beginning, prompt: str, start: int) -> np.ndarray:
+        """For each character of the prepared text its place in the text, -1 in the prompt; and one more for the end."""
+        places = np.concatenate([np.full(len(prompt), -1), *(start + np.arange(*piece) for piece in read.pieces)])
+        if self.contract.lower_case:  # one character may become several
+            places = np.repeat(places, [len(character.lower()) for character in prompt + read.text])
+        return np.append(places, -1)
+
+    def _tokenize(self, cutter: _Cutter, texts: Sequence[str], prompt: str, marker: int | None) -> TokenizedTexts:
+        if "RAY_RAYLET_PID" in os.environ:  # in a Ray worker, where each one would start a thread a core
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        limit = cutter.first_limit
+        result = TokenizedTexts([], [])
+        for group in _groups(text_list("texts", texts), limit):
+            for encoding, total, exact in self._encode_group(cutter, [text.strip() for text in group], prompt, limit):
+                ids = np.array(encoding.ids, np.int32)
+                if marker is not None:
+                    ids, total = np.insert(ids, min(1, len(ids)), np.int32(marker)), total + 1
+                result.ids.append(ids)
+                result.truncations.append(Truncation(len(ids), total, exact))
+        return result
+
+    def _encode_group(self, cutter: _Cutter, sources: list[str], prompt: str, limit: int) -> Iterator[tuple[Encoding, int, bool]]:
+        """The truncated encoding of each text, its tokens before truncation, and whether that number is exact."""
+        read = [self._read(source, limit) for source in sources]
+        prepared = [self._prepared(each.text, prompt) for each in read]
+        all_whole = all(each.whole for each in read)  # encode_batch_fast leaves out the offsets that show which tokens are stable
+        encode = cutter.tokenizer.encode_batch_fast if all_whole else cutter.tokenizer.encode_batch
+        for source, each, text, encoding in zip(sources, read, prepared, encode(prepared), strict=True):
+            stable = 0 if each.whole else stable_tokens(encoding, len(text))
+            if not each.whole and stable < cutter.capacity:
+                encoding, each, stable = self._encode(cutter, source, prompt, GROWTH * limit)
+            if each.whole:
+                yield encoding, cutter.num_tokens(encoding), True
+            else:
+                yield encoding, cutter.num_special + stable + words_after(source, each.end), False
+
+    def _encode(self, cutter: _Cutter, source: str, prompt: str, limit: int) -> tuple[Encoding, Beginning, int]:
+        """The encoding of a text's beginning, long enough for the tokens that are kept; the beginning; and its stable tokens."""
+        while True:
+            read = self._read(source, limit, self._condenser)
+            text = self._prepared(read.text, prompt)
+            encoding = cutter.tokenizer.encode(text)
+            stable = 0 if read.whole else stable_tokens(encoding, len(text))
+            if read.whole or stable >= cutter.capacity:
+                return encoding, read, stable
+            limit *= GROWTH
+
+    def _read(self, source: str, limit: int, condenser: Condenser | None = None) -> Beginning:
+        read = condenser.condense(source, limit) if condenser and len(source) > limit else beginning(source, limit)
+        depends_on_rest = self.contract.lower_case and "Σ" in read.text  # at the end of a word it becomes another letter
+        if depends_on_rest and not read.cut_at_space:
+            return beginning(source, len(source))
+        return read
+
+    def _prepared(self, text: str, prompt: str) -> str:
+        text = prompt + _valid_unicode(text)
+        return text.lower() if self.contract.lower_case else text
+
+
+def _groups(texts: Sequence[str], longest: int) -> Iterator[Sequence[str]]:
+    """Runs of texts to tokenise together, counting at most `longest` characters of each."""
+    first = size = 0
+    for position, text in enumerate(texts):
+        if size + min(len(text), longest) > CHARACTERS_AT_ONCE and position > first:
+            yield texts[first:position]
+            first, size = position, 0
+        size += min(len(text), longest)
+    if first < len(texts):
+        yield texts[first:]
+
+
+def _valid_unicode(text: str) -> str:
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _marker_id(tokenizer: "PreTrainedTokenizerBase | TokenizerFile", token: str | None) -> int | None:
+    if token is None:
+        return None
+    vocabulary = tokenizer.get_vocab()
+    if token not in vocabulary:
+        raise ConfigError(f"the tokenizer has no token {token!r}, which its checkpoint names; use the tokenizer that was saved with it")
+    return vocabulary[token]

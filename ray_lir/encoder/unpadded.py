@@ -1,0 +1,155 @@
+"""BERT on a CPU without padding: the tokens of all texts lie one after another, and only attention knows where a text ends.
+
+T tokens of all texts, W width of the model, H heads, d dimensions a head.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from ray_lir.scorers.batches import ROWS, TokenBatch
+from ray_lir.scorers.received_attention import RunAttention, UnpaddedAttention
+
+FAMILY = {"bert", "roberta", "xlm-roberta", "camembert"}
+"""Model types whose layers are BERT's, by the same names."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """`count` texts side by side, each of `length` tokens, whose first `attended` ones are looked at."""
+
+    count: int
+    length: int
+    attended: int
+
+
+class UnpaddedBert:
+    """What a model that `suits` computes in evaluation, without gradients, from the weights that it has when this is made.
+
+    Weights are kept a second time, in the order in which oneDNN reads them: without that every product takes a quarter more, and the
+    GELU a pass of its own. oneDNN also keeps to the number of threads of the calling thread, and MKL to that of the whole process.
+    """
+
+    def __init__(self, backbone: PreTrainedModel):
+        self._modules = list(backbone.modules())
+        self._made_of = _state(self._modules)
+        self._embeddings = backbone.embeddings
+        self._first_position = getattr(backbone.embeddings, "padding_idx", -1) + 1  # RoBERTa counts on from its padding token
+        self._layers = [_Layer(layer) for layer in backbone.encoder.layer]
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the model still has the modules and the weights that this was made of."""
+        return _state(self._modules) == self._made_of
+
+    def __call__(self, batch: TokenBatch) -> tuple[Tensor, UnpaddedAttention]:
+        """[B, L, W] last hidden states, zero for padding; and the attention that the last layer pays.
+
+        Every text must have a first token that is attended to (`has_tokens`).
+        """
+        present, attended = present_tokens(batch), batch.attention_mask.bool()
+        runs = runs_of(present.sum(1).tolist(), attended.sum(1).tolist())
+        positions = present.nonzero()[:, 1] + self._first_position
+        hidden = self._embeddings(input_ids=batch.input_ids[present][None], position_ids=positions[None])[0]
+        num_tokens = len(hidden)
+        hidden = functional.pad(hidden, (0, 0, 0, -num_tokens % ROWS))
+        for layer in self._layers:
+            products = layer.products(hidden, runs)
+            hidden = layer(hidden, products)
+        padded = hidden.new_zeros(*present.shape, hidden.shape[-1])
+        padded[present] = hidden[:num_tokens]
+        return padded, UnpaddedAttention([_last_attention(*each) for each in products], attended)
+
+
+class _Layer:
+    """One layer of BERT: attention and a network of two products, each followed by its residual and norm."""
+
+    def __init__(self, layer: nn.Module):
+        attention = layer.attention
+        self._heads = attention.self.num_attention_heads
+        self._project = _linear(attention.self.query, attention.self.key, attention.self.value)
+        self._output, self._norm = _linear(attention.output.dense), attention.output.LayerNorm
+        self._widen, self._narrow = _linear(layer.intermediate.dense, activation="gelu"), _linear(layer.output.dense)
+        self._last_norm = layer.output.LayerNorm
+
+    def products(self, hidden_TW: Tensor, runs: list[Run]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """For each run query [count, H, length, d], and key and value [count, H, attended, d]."""
+        projected, sizes = self._project(hidden_TW), [run.count * run.length for run in runs]
+        parts = projected[: sum(sizes)].split(sizes)
+        return [_heads(part, run, self._heads) for part, run in zip(parts, runs, strict=True)]
+
+    def __call__(self, hidden_TW: Tensor, products: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+        """[T, W] the layer's result."""
+        mixed = [functional.scaled_dot_product_attention(*each).transpose(1, 2).flatten(0, 1).flatten(1) for each in products]
+        rest = hidden_TW[sum(map(len, mixed)) :]
+        hidden = self._norm(self._output(torch.cat([*mixed, rest])) + hidden_TW)
+        return self._last_norm(self._narrow(self._widen(hidden)) + hidden)
+
+
+def suits(backbone: PreTrainedModel) -> bool:
+    """Whether UnpaddedBert computes what a model does: BERT's layers as they were published, nothing put in their place."""
+    config = backbone.config
+    if config.model_type not in FAMILY or config.hidden_act != "gelu" or getattr(config, "is_decoder", False):
+        return False
+    if getattr(config, "position_embedding_type", "absolute") != "absolute":
+        return False
+    return all(type(module) is nn.Linear for name, module in backbone.encoder.named_modules() if name.endswith(LINEAR))
+
+
+LINEAR = (".query", ".key", ".value", ".dense")
+
+
+def has_tokens(batch: TokenBatch) -> bool:
+    """Whether every text has a token, the first, that is attended to."""
+    return batch.input_ids.numel() > 0 and bool(batch.attention_mask[:, 0].all())
+
+
+def present_tokens(batch: TokenBatch) -> Tensor:
+    """[B, L] bool, false for padding: what is neither looked at nor wanted."""
+    return batch.attention_mask.bool() | batch.keep_mask
+
+
+def runs_of(lengths: list[int], attended: list[int]) -> list[Run]:
+    """Texts side by side that attention can take together without a mask."""
+    return [Run(len(list(texts)), *sizes) for sizes, texts in groupby(zip(lengths, attended, strict=True))]
+
+
+def native_bfloat16() -> bool:
+    """Whether this machine's CPU multiplies bfloat16 itself."""
+    supported = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return supported and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # oneDNN may have been told to use less than there is
+
+
+def _state(modules: list[nn.Module]) -> tuple[list[int], list[tuple[int, int]]]:
+    """What differs if a module is replaced or a weight changed; read for every batch, so without torch's own search of all modules."""
+    weights = (weight for module in modules for weight in module._parameters.values() if weight is not None)
+    return (
+        [id(part) for module in modules for part in module._modules.values()],
+        [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights],
+    )
+
+
+def _heads(projected_TX: Tensor, run: Run, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = projected_TX.view(run.count, run.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    return query, key[:, :, : run.attended], value[:, :, : run.attended]
+
+
+def _last_attention(query: Tensor, key: Tensor, _: Tensor) -> RunAttention:
+    """Of the tokens that are looked at: what others pay counts for nothing."""
+    return RunAttention(query[:, :, : key.shape[2]], key, key.shape[-1] ** -0.5)
+
+
+def _linear(*layers: nn.Linear, activation: str = "none") -> Callable[[Tensor], Tensor]:
+    """[T, in] -> [T, out]: layers of the same input as one product, and what follows it."""
+    weight, bias = (torch.cat([getattr(layer, name).detach() for layer in layers]) for name in ("weight", "bias"))
+    native = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and native_bfloat16())
+    if native and torch.backends.mkldnn.is_available():
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], "none")
+    follow = {"none": lambda x: x, "gelu": functional.gelu}[activation]
+    return lambda x: follow(functional.linear(x, weight, bias))

@@ -1,0 +1,112 @@
+"""Versions of an index: which are there, which is the latest, and reading their manifests."""
+
+from contextlib import suppress
+
+import numpy as np
+
+from ray_lir import storage
+from ray_lir.base.errors import FormatError
+from ray_lir.index.arrays import read_array
+from ray_lir.index.manifest import INDEX_FOLDERS, IndexManifest, listed_names
+from ray_lir.storage.manifest import LATEST, MANIFEST, files_of, read_manifest
+from ray_lir.storage.names import check_links
+
+LAST_VERSION = 1 << 31
+
+
+def version_manifest(index: str, number: int) -> str:
+    """Return the URL of the manifest of a version of an index."""
+    return storage.join(index, "versions", str(number), MANIFEST)
+
+
+def read_index_manifest(index: str, number: int) -> IndexManifest:
+    """The manifest of a version of an index.
+
+    Raises:
+        FormatError: if there is no such version, its manifest is damaged, or a symbolic link on the way to a file leads out of the index.
+    """
+    check_index_links(index)
+    check_links(index, [f"versions/{number}/{MANIFEST}"])
+    manifest = read_manifest(version_manifest(index, number), IndexManifest, "jobs.build_index")
+    check_links(index, [file.name for file in files_of(manifest)])
+    return manifest
+
+
+def check_index_links(index: str) -> None:
+    """Raises FormatError if a folder that changes of an index write to, or remove from, is a symbolic link that leads out of it."""
+    check_links(index, [LATEST, "versions", "_work", *INDEX_FOLDERS])
+
+
+def version_numbers(index: str) -> list[int]:
+    """Of all versions whose manifest is there, ascending."""
+    return sorted(
+        number
+        for number in map(_number, storage.list_names(storage.join(index, "versions")))
+        if number and storage.exists(version_manifest(index, number))
+    )
+
+
+def parse_version(text: bytes | str) -> int:
+    """The number of a version. Raises ValueError unless it is written in digits and between 1 and LAST_VERSION."""
+    digits = (text.decode("ascii") if isinstance(text, bytes) else text).strip()
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= len(str(LAST_VERSION)) and 1 <= int(digits) <= LAST_VERSION):
+        raise ValueError(f"{digits[:20]!r} is not the number of a version")
+    return int(digits)
+
+
+def _number(name: str) -> int | None:
+    """The version of a folder in versions/; None if it is not one that ray_lir makes."""
+    with suppress(ValueError):
+        return number if name == str(number := parse_version(name)) else None
+    return None
+
+
+def listed_by(index: str, numbers: list[int]) -> set[str]:
+    """The names of the shards and files that these versions list; a version that is removed at the same time lists none."""
+    names: set[str] = set()
+    for number in numbers:
+        try:
+            names |= listed_names(read_index_manifest(index, number))
+        except FormatError:
+            if storage.exists(version_manifest(index, number)):
+                raise
+    return names
+
+
+def latest_version(root: storage.PathOrUrl) -> int:
+    """The number of the version that is searched unless another is asked for.
+
+    Raises:
+        FormatError: if there is no index.
+    """
+    try:
+        return parse_version(storage.read_bytes(storage.join(root, LATEST)))
+    except (FileNotFoundError, NotADirectoryError):
+        raise FormatError(root, "an index", "no LATEST file", "check the path, or make one with jobs.build_index") from None
+    except ValueError:
+        fix = "write the number of a folder in versions/ into it"
+        raise FormatError(storage.join(root, LATEST), "a version number", "something else", fix) from None
+
+
+def read_version(root: storage.PathOrUrl, version: int | None = None) -> IndexManifest:
+    """The manifest of a version of the index, the latest by default.
+
+    Raises:
+        FormatError: if there is no index or no such version.
+    """
+    version = latest_version(root) if version is None else version
+    return read_index_manifest(root, version)
+
+
+def read_cluster_sizes(root: str, manifest: IndexManifest) -> np.ndarray:
+    """[C] int64, the tokens of each centroid over all shards.
+
+    Raises:
+        FormatError: if they are not the sizes of this index's clusters.
+    """
+    url = storage.join(root, manifest.cluster_sizes.name)
+    sizes = read_array(url, np.int64, (manifest.num_centroids,))
+    if sizes.min() < 0 or sizes.sum() != manifest.num_tokens:
+        fix = "restore the file or build the index anew"
+        raise FormatError(url, f"cluster sizes that add up to {manifest.num_tokens} tokens", f"{sizes.sum()}", fix)
+    return sizes

@@ -1,1 +1,0 @@
-"""The model tower (torch): checkpoints become encoders, encoders turn text into TokenEmbeddings."""

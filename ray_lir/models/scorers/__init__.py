@@ -1,9 +1,0 @@
-"""Late-interaction scorers as differentiable torch functions, by name."""
-
-from ray_lir.models.scorers.attention import Attention
-from ray_lir.models.scorers.maxsim import MaxSim
-from ray_lir.models.scorers.scorer import Scorer
-from ray_lir.models.scorers.trial import Trial
-from ray_lir.models.scorers.xtr import Xtr
-
-SCORERS: dict[str, type[Scorer]] = {"maxsim": MaxSim, "xtr": Xtr, "trial": Trial, "attention": Attention}

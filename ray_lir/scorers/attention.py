@@ -1,0 +1,54 @@
+"""ColBERT-Att: MaxSim whose tokens weigh e^A, A being the attention that they receive in the last layer.
+
+Source: docs/algorithms.md#6-colbert-att.
+"""
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from ray_lir.base.config import AttentionConfig
+from ray_lir.scorers import maxsim
+from ray_lir.scorers.batches import EmbeddedTexts
+from ray_lir.scorers.received_attention import Attention as Received
+from ray_lir.scorers.scorer import Scorer
+
+
+class Attention(Scorer):
+    """ColBERT-Att's scorer. In training delta is 1 (docs/algorithms.md#61-score); afterwards it is min(1, tokens / delta_length)."""
+
+    name = "attention"
+    Settings = AttentionConfig
+    reads_attention: ClassVar[bool] = True
+
+    settings: AttentionConfig
+
+    @property
+    def weighs(self) -> tuple[Literal["queries", "documents"], ...]:
+        return ("queries", "documents") if self.settings.sides == "both" else (self.settings.sides,)
+
+    def query_weights(self, projected_BnD: Tensor, attention: Received | None) -> Tensor | None:
+        return None if self.settings.sides == "documents" else self._received(attention).exp()
+
+    def document_weights(self, projected_NmD: Tensor, attention: Received | None) -> Tensor | None:
+        if self.settings.sides == "queries":
+            return None
+        received = self._received(attention)
+        if self.training or self.settings.delta_length is None:
+            return received.exp()
+        return (received * delta(attention.attended.sum(1), self.settings.delta_length).to(received.dtype)[:, None]).exp()
+
+    def forward(self, queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
+        return maxsim.scores(queries, documents)
+
+    def _received(self, attention: Received) -> Tensor:
+        received = attention.first_row() if self.settings.reading == "cls_row" else attention.column_mean()
+        return received.detach() if self.settings.detach else received
+
+
+def delta(num_tokens_N: Tensor, delta_length: int) -> Tensor:
+    """[N] the exponent min(1, length / l) of documents; the length counts every attended token.
+
+    Source: docs/algorithms.md#9-where-sources-disagree.
+    """
+    return (num_tokens_N.double() / delta_length).clamp(max=1.0)

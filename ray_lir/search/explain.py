@@ -1,0 +1,236 @@
+"""Why a document was found for a query, or why not: what each query token matched, and the stage that dropped the document."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from ray_lir.base.arguments import whole_number
+from ray_lir.base.config import Config
+from ray_lir.base.errors import ConfigError
+from ray_lir.corpus.records import document_text
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings, check_embeddings
+from ray_lir.embeddings.truncation import Truncation
+from ray_lir.engines import ENGINES
+from ray_lir.engines.plan import QueryPlan, TopK, run_stage, settled
+from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.filters import Filters
+from ray_lir.index.shard import IndexShard
+from ray_lir.kernels import Kernels
+from ray_lir.kernels.reference import align, decompress, token_weights
+from ray_lir.search.searcher import Searcher
+
+MAX_NUMBER = 2**63 - 1
+KEPT_OUT = {"filters": "left out by the filter", "deleted": "the document is deleted"}
+
+
+@dataclass(frozen=True)
+class TokenMatches:
+    """What each of a query's n tokens matches in one document by the scorer of the index; empty for a document without tokens.
+
+    Attributes:
+        tokens: [n] int64, tokens of the document, counted from its first vector.
+        similarities: [n] float32, dot products of the query's vectors with the decoded ones.
+        contributions: [n] float32, what the scorer makes of it: similarity times both tokens' weights, and with trial the relation to the
+            match before; their sum is the document's exact score, up to the rounding of the kernels.
+    """
+
+    tokens: np.ndarray
+    similarities: np.ndarray
+    contributions: np.ndarray
+
+
+@dataclass(frozen=True)
+class StageTrace:
+    """What became of a document in one stage.
+
+    Attributes:
+        name, what: the stage, and what it scores.
+        score: the document's, whatever the stages before did with it; None if this stage does not score it.
+        cut: the lowest score that was kept; None if fewer were scored than could be kept.
+    """
+
+    name: str
+    what: str
+    score: float | None
+    cut: float | None
+    num_kept: int
+    survived: bool
+
+
+class CountsTokens(Protocol):
+    """What `explain` needs of an encoder's tokenizer."""
+
+    def document_truncations(self, texts: Sequence[str]) -> list[Truncation]: ...
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The way of a document through an engine; rank counts from 1, None if it was dropped, at a stage, by filters, or deleted.
+
+    Attributes:
+        truncation: how many of the document's tokens are in the index; None if no tokenizer was given to count them.
+    """
+
+    stages: list[StageTrace]
+    rank: int | None
+    dropped_at: str | None
+    reason: str
+    truncation: Truncation | None = None
+
+    @property
+    def score(self) -> float | None:
+        """In the last stage."""
+        return self.stages[-1].score
+
+
+def explain(
+    searcher: Searcher,
+    query: TokenEmbeddings,
+    number: int,
+    k: int = 10,
+    engine: str | Config = "auto",
+    filters: Filters | Mapping[str, Any] | str | None = None,
+    tokenizer: CountsTokens | None = None,
+) -> tuple[Trace, TokenMatches]:
+    """Runs the search of one query again and follows one document through it.
+
+    Args:
+        query: token embeddings of one query.
+        number: the document's number.
+        filters: those of the search.
+        tokenizer: of the index's encoder (`encoder.tokenizer`), to say whether the document was cut at `document_length`.
+
+    Raises:
+        ConfigError: if there is no such document, more than one query, or the engine is not possible.
+    """
+    query = check_embeddings("query", query)
+    filters = None if filters is None else Filters.of(filters)
+    number = whole_number("number", number, 0, MAX_NUMBER)
+    if len(query) != 1:
+        raise ConfigError(f"one query is explained at a time, not {len(query)}; use query.slice(i, i + 1)")
+    [plan] = searcher.planner.plan(query, k, engine)
+    shard = shard_of(searcher.shards, number)
+    codec, kernels = searcher.planner.codec, searcher.kernels
+    answers: list[TopK] = []
+    documents: list[np.ndarray | None] = [None if filters is None else searcher.matching(filters)]
+    [plan] = settled(ENGINES[plan.params.engine], [plan], searcher.shards, codec, documents)
+    for stage, keep in zip(ENGINES[plan.params.engine].stages, plan.keeps, strict=False):
+        answers += run_stage(stage, [plan], [keep], searcher.shards, codec, kernels, documents)
+        documents = [np.sort(answers[-1].documents)]
+    scores = stage_scores(plan, shard, codec, kernels, number)
+    truncation = None
+    if tokenizer is not None:
+        [fields] = searcher.documents([number])
+        [truncation] = tokenizer.document_truncations([document_text(fields["title"], fields["text"])])
+    told = trace(plan, answers, scores, number, kept_out(shard, number, filters), truncation)
+    return told, match_tokens(plan, shard, codec, number)
+
+
+def shard_of(shards: Sequence[IndexShard], number: int) -> IndexShard:
+    """The shard that holds a document. Raises ConfigError if none does."""
+    for shard in shards:
+        if shard.first_document <= number < shard.first_document + shard.num_docs:
+            return shard
+    raise ConfigError(f"there is no document number {number} here")
+
+
+def match_tokens(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, number: int) -> TokenMatches:
+    """The token of a document that each token of a query is scored with; ties go to the first."""
+    query, relation = plan.query, plan.relation
+    tokens, _ = shard.tokens(np.array([number - shard.first_document]))
+    if not len(tokens):
+        return TokenMatches(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32))
+    vectors_TD = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
+    similarities_nT = query.vectors.astype(np.float64) @ vectors_TD.T
+    best, relations = similarities_nT.argmax(axis=1), np.zeros(len(query.vectors))
+    if relation is not None:
+        best[relation.live], relations[relation.live] = align(query.vectors[relation.live], relation.pairs, vectors_TD, codec.pairs)
+    similarities = similarities_nT[np.arange(len(best)), best]
+    weights_T = token_weights(shard, tokens)
+    worth = similarities if weights_T is None else weights_T[best] * similarities
+    if query.norms is not None:
+        similarities = similarities * query.norms
+    return TokenMatches(best, similarities.astype(np.float32), (query.weights * (worth + relations)).astype(np.float32))
+
+
+def stage_scores(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, number: int) -> list[float | None]:
+    """The document's score in each stage as if no stage had cut; None where a stage does not score it."""
+    uncut = replace(plan, keeps=(shard.num_docs,) * len(plan.keeps))
+    scores: list[float | None] = []
+    documents: list[np.ndarray | None] = [None]
+    for stage, _ in zip(ENGINES[plan.params.engine].stages, plan.keeps, strict=False):
+        [answer] = run_stage(stage, [uncut], [shard.num_docs], [shard], codec, kernels, documents)
+        found = np.flatnonzero(answer.documents == number)
+        scores.append(float(answer.scores[found[0]]) if len(found) else None)
+        documents = [np.array([number])]
+    return scores
+
+
+def kept_out(shard: IndexShard, number: int, filters: Filters | None) -> str | None:
+    """What kept a document from being searched at all: filters, or deleted; None if nothing did."""
+    row = number - shard.first_document
+    if shard.deleted is not None and row in shard.deleted:
+        return "deleted"
+    return "filters" if filters is not None and row not in shard.matching(filters) else None
+
+
+def trace(
+    plan: QueryPlan,
+    answers: Sequence[TopK],
+    scores: Sequence[float | None],
+    number: int,
+    kept_out: str | None = None,
+    truncation: Truncation | None = None,
+) -> Trace:
+    """Puts together what the stages kept (`answers`, over all shards), what they gave the document (`scores`), and what kept it out."""
+    found = _trace(plan, answers, scores, number, kept_out)
+    if truncation is None or not truncation.is_cut:
+        return replace(found, truncation=truncation)
+    note = f"the document was cut: only {truncation} are indexed, and the rest matches no query"
+    return replace(found, truncation=truncation, reason=f"{found.reason}; {note}")
+
+
+def _trace(plan: QueryPlan, answers: Sequence[TopK], scores: Sequence[float | None], number: int, kept_out: str | None) -> Trace:
+    stages = [
+        StageTrace(
+            name=stage.__name__,
+            what=(stage.__doc__ or "").partition("\n")[0],
+            score=score,
+            cut=float(answer.scores[-1]) if len(answer.scores) == keep else None,
+            num_kept=len(answer.documents),
+            survived=bool(np.isin(number, answer.documents)),
+        )
+        for stage, answer, score, keep in zip(ENGINES[plan.params.engine].stages, answers, scores, plan.keeps, strict=False)
+    ]
+    if kept_out:
+        return Trace(stages, None, kept_out, KEPT_OUT[kept_out])
+    dropped = next((stage for stage in stages if not stage.survived), None)
+    if dropped:
+        return Trace(stages, None, dropped.name, _reason(dropped))
+    rank = int(np.flatnonzero(answers[-1].documents == number)[0]) + 1
+    return Trace(stages, rank, None, f"found at rank {rank} of {stages[-1].num_kept}")
+
+
+def _reason(stage: StageTrace) -> str:
+    if stage.score is None or stage.cut is None:
+        return f"{stage.name} did not score it; it scores: {stage.what}"
+    below = "below" if stage.score < stage.cut else "no better than"
+    return f"{stage.name} gave it {stage.score:.4f}, {below} {stage.cut:.4f}, the lowest of the {stage.num_kept} that were kept"
+
+
+def in_fields(spans: np.ndarray, title: str, text: str) -> list[tuple[str, int, int] | None]:
+    """Spans [T, 2] of `document_text(title, text)` as (field, first, end) in the title or the text; None for those outside (-1)."""
+    joined = f"{title} {text}"
+    shift = len(joined) - len(joined.lstrip())
+    begin = len(title) + 1 - shift
+    return [_in_field(int(first), int(end), begin, shift, len(title)) for first, end in spans]
+
+
+def _in_field(first: int, end: int, begin: int, shift: int, len_title: int) -> tuple[str, int, int] | None:
+    if first < 0:
+        return None
+    if end > begin:
+        return "text", max(first - begin, 0), end - begin
+    return "title", first + shift, min(end + shift, len_title)

@@ -1,0 +1,115 @@
+"""What workers of one training exchange through torch.distributed. With one worker, or none set up, nothing happens.
+
+W workers hold B texts each; L tokens, D dimensions.
+"""
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ray_lir.scorers.batches import EmbeddedTexts
+
+T = TypeVar("T")
+TABLE_ROWS = 4096
+
+
+def num_workers() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def gather_texts(texts: EmbeddedTexts) -> EmbeddedTexts:
+    """The W*B texts of all workers, padded to the longest, in the order of their ranks.
+
+    Gradients flow to the worker that a row came from, summed over the losses of all workers.
+    """
+    if num_workers() == 1:
+        return texts
+    longest = torch.tensor(texts.mask.shape[1], device=texts.mask.device)
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    padding = int(longest) - texts.mask.shape[1]
+    mask = functional.pad(texts.mask, (0, padding))
+    weights = None if texts.weights is None else _GatherRows.apply(functional.pad(texts.weights, (0, padding)))
+    return EmbeddedTexts(
+        _GatherRows.apply(functional.pad(texts.vectors, (0, 0, 0, padding))), _gather_rows(mask.to(torch.uint8)).bool(), weights
+    )
+
+
+def gather_objects(value: T) -> list[T]:
+    """Each worker's value, in the order of their ranks."""
+    if num_workers() == 1:
+        return [value]
+    values: list[Any] = [None] * num_workers()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def mean_over_workers(value: Tensor) -> Tensor:
+    """The mean of each worker's value, without gradient."""
+    value = value.detach().clone()
+    if num_workers() > 1:
+        dist.all_reduce(value)
+        value /= num_workers()
+    return value
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Makes every worker's gradients the mean over all workers. Of a table of embeddings only rows travel that a token of some worker
+    reached: tables are half of a small model, and a batch reaches a fraction of them."""
+    if num_workers() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    rows = _reached_rows(gradients)
+    parts = [gradient if reached is None else gradient[reached] for gradient, reached in zip(gradients, rows, strict=True)]
+    means = mean_over_workers(torch.cat([part.flatten() for part in parts])).split([part.numel() for part in parts])
+    for gradient, reached, part, mean in zip(gradients, rows, parts, means, strict=True):
+        if reached is None:
+            gradient.copy_(mean.view_as(gradient))
+        else:
+            gradient[reached] = mean.view_as(part)
+
+
+def _reached_rows(gradients: list[Tensor]) -> list[Tensor | None]:
+    """For each gradient with as many rows as a vocabulary, the numbers of those that are not zero for some worker; None for others."""
+    tables = [gradient.dim() == 2 and len(gradient) >= TABLE_ROWS for gradient in gradients]
+    masks = [gradient.any(dim=1) for gradient, is_table in zip(gradients, tables, strict=True) if is_table]
+    if not masks:
+        return [None] * len(gradients)
+    reached = torch.cat(masks).to(torch.uint8)
+    dist.all_reduce(reached, dist.ReduceOp.MAX)
+    parts = iter(reached.split([len(mask) for mask in masks]))
+    return [next(parts).nonzero().squeeze(1) if is_table else None for is_table in tables]
+
+
+def copy_from_first_worker(module: nn.Module) -> None:
+    """Gives every worker the first one's weights, so that rows a checkpoint lacked are not random in different ways."""
+    if num_workers() > 1:
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
+def _gather_rows(rows: Tensor) -> Tensor:
+    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(num_workers())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+class _GatherRows(torch.autograd.Function):
+    """all_gather along the first dimension, differentiable."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return _gather_rows(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(num_workers())[rank()]

@@ -1,0 +1,78 @@
+"""A dev set: how well an encoder in training ranks documents, by exact search in memory.
+
+Q queries, N documents; workers of one training share the documents.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.evaluation import metrics
+from ray_lir.scorers.batches import EmbeddedTexts
+from ray_lir.training import collectives
+
+DEPTH = 10
+TEXTS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class DevSet:
+    """Judged queries and the documents that are ranked for them.
+
+    Attributes:
+        queries: query id -> text.
+        documents: document id -> text.
+        qrels: query id -> document id -> grade.
+        ignore_identical_ids: whether a document with the query's own id is left out of its ranking.
+    """
+
+    queries: dict[str, str]
+    documents: dict[str, str]
+    qrels: dict[str, dict[str, int]]
+    ignore_identical_ids: bool = False
+
+
+def ndcg_at_10(encoder: Encoder, dev: DevSet) -> float:
+    """The mean nDCG@10 over the queries, with the scorer's exact score of every document; equal scores rank in document order."""
+    doc_ids = list(dev.documents)
+    depth = DEPTH + dev.ignore_identical_ids
+    scores, numbers = rank(encoder, list(dev.queries.values()), list(dev.documents.values()), depth)
+    run = {
+        query: [(doc_ids[number], float(score)) for score, number in zip(*row, strict=True)]
+        for query, row in zip(dev.queries, zip(scores, numbers, strict=True), strict=True)
+    }
+    if dev.ignore_identical_ids:
+        run = metrics.without_identical_ids(run)
+    return metrics.means(metrics.evaluate(run, dev.qrels, ["nDCG@10"]))["nDCG@10"]
+
+
+@torch.inference_mode()
+def rank(encoder: Encoder, queries: list[str], documents: list[str], depth: int = DEPTH) -> tuple[np.ndarray, np.ndarray]:
+    """The scores [Q, depth] and numbers [Q, depth] of each query's best documents, fewer if there are fewer."""
+    encoder.model.eval()
+    query_texts = [
+        encoder.embed_queries(encoder.batch_queries(queries[start : start + TEXTS_AT_ONCE]))
+        for start in range(0, len(queries), TEXTS_AT_ONCE)
+    ]
+    best = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    for numbers, texts in _mine(encoder, documents):
+        scores = torch.cat([encoder.model.scorer(queries, texts) for queries in query_texts]).float().cpu().numpy()
+        best = _best(*(np.hstack(pair) for pair in zip(best, (scores, np.broadcast_to(numbers, scores.shape)), strict=True)), depth)
+    return _best(*(np.hstack(parts) for parts in zip(*collectives.gather_objects(best), strict=True)), depth)
+
+
+def _mine(encoder: Encoder, documents: list[str]) -> Iterator[tuple[np.ndarray, EmbeddedTexts]]:
+    """This worker's share of the documents, those of like length together."""
+    mine = np.arange(collectives.rank(), len(documents), collectives.num_workers())
+    order = mine[np.argsort([len(documents[number]) for number in mine], kind="stable")]
+    for start in range(0, len(order), TEXTS_AT_ONCE):
+        numbers = order[start : start + TEXTS_AT_ONCE]
+        yield numbers, encoder.embed_documents(encoder.batch_documents([documents[number] for number in numbers]))
+
+
+def _best(scores: np.ndarray, numbers: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.lexsort((numbers, -scores))[:, :depth]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(numbers, order, 1)

@@ -1,0 +1,112 @@
+"""Training losses over the scores of a batch (docs/algorithms.md#33-losses and 5.2): B queries with N documents each, B * N in all.
+
+A temperature is a plain scalar parameter, not its logarithm; `hold_temperatures` after each step of the optimiser keeps it
+from falling below MIN_TEMPERATURE.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ray_lir.base.config import TrainingConfig
+from ray_lir.scorers.batches import EmbeddedTexts
+
+MIN_TEMPERATURE = 1e-3
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the scores of some queries with all documents of a batch should say.
+
+    Attributes:
+        own: [B] int64, the column of each query's positive; its other documents have the columns after it.
+        excluded: [B, columns] bool, true for a query's other known positives: they are no negatives.
+        teacher: [B, N] a teacher's scores of each query's own documents, if there is one.
+    """
+
+    own: Tensor
+    excluded: Tensor
+    teacher: Tensor | None = None
+
+
+class Objective(nn.Module):
+    """The weighted sum of the losses that a configuration asks for; owns their temperatures."""
+
+    def __init__(self, config: TrainingConfig):
+        super().__init__()
+        self._config = config
+        self.contrastive = ContrastiveLoss(config.temperature) if config.contrastive_weight else None
+        self.distillation = None
+        if config.distillation_weight:
+            self.distillation = DistillationLoss(config.distillation_temperature, config.normalize_student, config.normalize_teacher)
+
+    def forward(self, scores: Sequence[Tensor], queries: EmbeddedTexts, targets: Targets) -> Tensor:
+        """The mean loss over the queries, a scalar; the mean over `scores`, if there are several of the same pairs."""
+        total = torch.stack([self._of(each, targets) for each in scores]).mean()
+        if self._config.scorer == "trial" and self._config.gate_weight:
+            total = total + self._config.gate_weight * gate_penalty(queries, self._config.gate_norm)
+        return total
+
+    @property
+    def temperature(self) -> float:
+        """That of the cross-entropy, or of the distillation where there is no cross-entropy."""
+        return float((self.contrastive or self.distillation).temperature.detach())
+
+    @torch.no_grad()
+    def hold_temperatures(self) -> None:
+        for temperature in self.parameters():
+            temperature.clamp_(min=MIN_TEMPERATURE)
+
+    def _of(self, scores: Tensor, targets: Targets) -> Tensor:
+        total = scores.new_zeros(())
+        if self.contrastive:
+            total = total + self._config.contrastive_weight * self.contrastive(scores, targets.own, targets.excluded)
+        if self.distillation:
+            columns = targets.own[:, None] + torch.arange(targets.teacher.shape[1], device=scores.device)
+            total = total + self._config.distillation_weight * self.distillation(scores.gather(1, columns), targets.teacher)
+        return total
+
+
+class ContrastiveLoss(nn.Module):
+    """Cross-entropy of each query's own positive against every other document of the batch, at a learned temperature."""
+
+    def __init__(self, temperature: float):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(float(temperature)))
+
+    def forward(self, scores: Tensor, own: Tensor, excluded: Tensor) -> Tensor:
+        """The mean loss over the queries, a scalar; arguments as in Targets."""
+        logits = scores / self.temperature
+        # Masked after the division, whose gradient by the temperature would be 0 * inf.
+        return functional.cross_entropy(logits.masked_fill(excluded, -torch.inf), own)
+
+
+class DistillationLoss(nn.Module):
+    """KL(teacher || student) between the distributions over each query's own documents; the student's has a learned temperature."""
+
+    def __init__(self, temperature: float, normalize_student: bool, normalize_teacher: bool):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(float(temperature)))
+        self.normalize_student, self.normalize_teacher = normalize_student, normalize_teacher
+
+    def forward(self, student_BN: Tensor, teacher_BN: Tensor) -> Tensor:
+        """The mean divergence over the queries, a scalar."""
+        student = min_max(student_BN) if self.normalize_student else student_BN
+        teacher = min_max(teacher_BN) if self.normalize_teacher else teacher_BN
+        log_student = functional.log_softmax(student / self.temperature, dim=-1)
+        return functional.kl_div(log_student, functional.log_softmax(teacher, dim=-1), log_target=True, reduction="batchmean")
+
+
+def min_max(scores_BN: Tensor) -> Tensor:
+    """Each row stretched to 0 .. 1; equal scores become 0."""
+    low, high = scores_BN.amin(-1, keepdim=True), scores_BN.amax(-1, keepdim=True)
+    return (scores_BN - low) / (high - low + 1e-8)
+
+
+def gate_penalty(queries: EmbeddedTexts, norm: str) -> Tensor:
+    """TRIAL's regulariser of the query tokens' weights (docs/algorithms.md#9-where-sources-disagree): l1 or frobenius, a scalar."""
+    weights = queries.weights.masked_fill(~queries.mask, 0.0)
+    return weights.sum(-1).mean() if norm == "l1" else weights.square().sum().sqrt()

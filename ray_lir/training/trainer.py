@@ -1,0 +1,210 @@
+"""Training of an encoder for a scorer: one step, and the state that a checkpoint holds.
+
+Nothing here is random beyond (seed, step, worker, piece): the state is the weights, the optimiser's moments and the step, and
+a training that continues from it is the training that was never interrupted.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ray_lir.base.config import Config, EncoderConfig, TrainingConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.encoder.projection import fresh_projection
+from ray_lir.encoder.unpadded import native_bfloat16
+from ray_lir.scorers.batches import EmbeddedTexts, TokenBatch
+from ray_lir.training import collectives, gradient_cache
+from ray_lir.training.data import Batch, TrainingData, batches
+from ray_lir.training.dev_set import DevSet, ndcg_at_10
+from ray_lir.training.dropout import fast_dropout
+from ray_lir.training.losses import Objective, Targets
+from ray_lir.training.optimization import learning_rate_at, make_optimizer, set_learning_rate
+
+
+class StepRecord(Config):
+    """One point of the loss curve; loss and temperature are those before the step's update."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    temperature: float
+    query_weight: float = 1.0
+    """Mean weight of the query tokens: 1 unless the scorer weighs them."""
+    ndcg_at_10: float | None = None
+    """On the dev set after the step, if it was evaluated then."""
+    examples_per_second: float = 0.0
+    """Queries a second over all workers."""
+
+
+class Training:
+    """An encoder in training: owns its weights, the losses' temperatures, the optimiser's moments and the scale of the gradients.
+
+    Under torch.distributed every worker holds one, and takes its share of each batch; negatives and gradients are those
+    of the whole batch.
+
+    Attributes:
+        encoder: the encoder, for the scorer of the configuration; its weights are float32 and change with every step.
+        step: steps taken so far.
+    """
+
+    def __init__(self, encoder: Encoder, data: TrainingData, config: TrainingConfig, products: torch.dtype = torch.float32):
+        """Args:
+        products: number format of the forward pass's products. With float16 the loss is scaled up, so that small gradients are not
+            lost, and a step whose gradients overflow is left out and the scale lowered.
+        """
+        self.encoder = prepare(encoder, config)
+        self.data, self.config, self._products = data, config, products
+        self.step = 0
+        self._device = encoder.device
+        self._objective = Objective(config).to(self._device)
+        network = self.encoder.model
+        self._modules = nn.ModuleDict({"encoder": network, "loss": self._objective})
+        body, heads = nn.ModuleList([network.backbone, network.projections]), nn.ModuleList([network.scorer, self._objective])
+        self._optimizer = make_optimizer(body, heads, config)
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=products == torch.float16)
+        collectives.copy_from_first_worker(self._modules)
+
+    def remaining(self) -> Iterator[tuple[Batch, ...]]:
+        """The batches of each step that is left."""
+        config = self.config
+        stream = batches(self.data, config.batch_size, config.seed, config.num_negatives, self.step * config.accumulate)
+        return (tuple(islice(stream, config.accumulate)) for _ in range(self.step, config.max_steps))
+
+    def run_step(self, *batches: Batch) -> StepRecord:
+        """One optimiser step on the mean of whole batches, of which this worker encodes its share.
+
+        Raises:
+            ConfigError: if the loss is no longer a finite number, all gates are closed, or the scorer cannot score such a batch.
+        """
+        learning_rate = learning_rate_at(self.step, self.config)
+        set_learning_rate(self._optimizer, learning_rate)
+        self._modules.train()
+        self._optimizer.zero_grad()
+        parts = torch.stack([self._backward(batch, number, 1 / len(batches)) for number, batch in enumerate(batches)])
+        mean_loss, query_weight = collectives.mean_over_workers(parts.sum(0)).tolist()
+        if not np.isfinite(mean_loss):
+            raise ConfigError(
+                f"the loss is {mean_loss} at step {self.step + 1}: give a lower --learning_rate or another --encoder.checkpoint"
+            )
+        if not query_weight:
+            raise ConfigError(
+                f"all gates are 0 at step {self.step + 1}, where they learn nothing more: start again with a lower --head_learning_rate"
+            )
+        collectives.average_gradients(self._modules.parameters())
+        self._scaler.unscale_(self._optimizer)
+        nn.utils.clip_grad_norm_(self._modules.parameters(), self.config.max_gradient_norm)
+        record = StepRecord(
+            step=self.step + 1,
+            loss=mean_loss,
+            learning_rate=learning_rate,
+            temperature=self._objective.temperature,
+            query_weight=query_weight,
+        )
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._objective.hold_temperatures()
+        self.step += 1
+        return record
+
+    def evaluate(self, dev: DevSet) -> float:
+        """nDCG@10 of the encoder as it is now; all workers get the same."""
+        with self._autocast():
+            return ndcg_at_10(self.encoder, dev)
+
+    def save(self, path: Path) -> None:
+        """Writes everything that `load` needs to continue."""
+        state = {"modules": self._modules, "optimizer": self._optimizer, "scaler": self._scaler}
+        torch.save({"step": self.step, **{name: part.state_dict() for name, part in state.items()}}, path)
+
+    def load(self, path: Path) -> None:
+        """Continues where the training that wrote `path` was."""
+        state: dict[str, Any] = torch.load(path, map_location=self._device, weights_only=True)
+        self._modules.load_state_dict(state["modules"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state.get("scaler", {}))
+        self.step = state["step"]
+
+    def _backward(self, batch: Batch, number: int, factor: float) -> Tensor:
+        """Adds `factor` times the gradients of this worker's share of a batch; returns as much of its loss and mean query weight, [2]."""
+        share = np.arange(len(batch.queries)).reshape(collectives.num_workers(), -1)[collectives.rank()]
+        queries = [self.data.queries[query] for query in batch.queries[share]]
+        documents = [self.data.documents[document] for document in batch.documents[share].ravel()]
+        targets = Targets(
+            self._tensor(share * batch.documents.shape[1]),
+            self._tensor(batch.excluded[share]),
+            None if batch.teacher is None else self._tensor(batch.teacher[share]),
+        )
+        sides = (
+            self._pieces(queries, self.encoder.batch_queries, self.encoder.embed_queries, [number, 0]),
+            self._pieces(documents, self.encoder.batch_documents, self.encoder.embed_documents, [number, 1]),
+        )
+
+        mean_weight = torch.ones((), device=self._device)
+
+        def scaled_loss(queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
+            if queries.weights is not None:
+                mean_weight.copy_(queries.weights.detach()[queries.mask].mean())
+            scores = self.encoder.model.scorer.training_scores(queries, collectives.gather_texts(documents))
+            return self._scaler.scale(factor * self._objective(scores, queries, targets))
+
+        return torch.stack([gradient_cache.backward(sides, scaled_loss, self._autocast()) / self._scaler.get_scale(), factor * mean_weight])
+
+    def _pieces(
+        self,
+        texts: Sequence[str],
+        pad: Callable[[Sequence[str]], TokenBatch],
+        embed: Callable[[TokenBatch], EmbeddedTexts],
+        place: list[int],
+    ) -> list[gradient_cache.Piece]:
+        """What embeds the texts, `micro_batch` at a time."""
+        size = self.config.micro_batch or len(texts)
+        parts = [pad(texts[start : start + size]) for start in range(0, len(texts), size)]
+        return [partial(self._embed, embed, part, [*place, number]) for number, part in enumerate(parts)]
+
+    def _embed(self, embed: Callable[[TokenBatch], EmbeddedTexts], batch: TokenBatch, place: list[int]) -> EmbeddedTexts:
+        _seed([self.config.seed, self.step, collectives.rank(), *place])
+        with self._autocast(), fast_dropout(self._device):
+            return embed(batch)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, self._products, enabled=self._products != torch.float32)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+def load_encoder(config: EncoderConfig, seed: int, device: str) -> Encoder:
+    """An encoder with float32 weights; rows that its checkpoint lacks, and the heads of a scorer, are drawn from the seed."""
+    torch.manual_seed(seed)
+    return Encoder.load(config.model_copy(update={"device": device, "precision": "float32"}))
+
+
+def prepare(encoder: Encoder, config: TrainingConfig) -> Encoder:
+    """The encoder with the projection and the scorer that a configuration asks for; what is new is drawn from torch's random numbers.
+
+    Raises:
+        ConfigError: if the checkpoint has been trained for another scorer or with another projection.
+    """
+    if config.projection_dim:
+        encoder = fresh_projection(encoder, config.projection_dim)
+    return encoder.with_scorer(config.scorer, config.scorer_settings)
+
+
+def product_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The number format of the forward pass's products: what was asked for; with auto bfloat16 where it is native, or float32."""
+    if precision != "auto":
+        return getattr(torch, precision)
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else native_bfloat16()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _seed(place: list[int]) -> None:
+    """Dropout depends on where a piece stands in the training alone, so it needs no place in the state."""
+    torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))

@@ -1,0 +1,1 @@
+"""One file for each kind of request: from its HTTP message to the answer."""

@@ -1,0 +1,82 @@
+"""Explaining: what the query's tokens matched in documents, and why a document was found or was not."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ray_lir.api.search import ExplainRequest, Explanation, Match, QueryToken, StageReport
+from ray_lir.corpus.records import document_text
+from ray_lir.engines.plan import QueryPlan, TopK
+from ray_lir.kernels import Kernels
+from ray_lir.search.explain import trace
+
+from ..request_context import Turn
+from ..scatter import Found, Scatter
+from ..workers.query_encoder import Planned
+from . import hits as answers
+from .documents import find, get_document
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The tokens of each query, and for each of its documents, by number, what they matched."""
+
+    tokens: list[list[QueryToken]]
+    matches: list[dict[int, list[Match]]]
+
+
+async def explain_hits(scatter: Scatter, queries: list[str], plans: list[QueryPlan], found: Found) -> Explained:
+    """Raises ShardUnavailable if the encoder or a group does not answer in time."""
+    return await _explained(scatter, queries, plans, found.kept[-1], found.documents)
+
+
+async def explain_document(turn: Turn, request: ExplainRequest, kernels: Kernels) -> Explanation:
+    """Runs the search again and follows one document through it.
+
+    Raises:
+        NotFound: if there is no such document.
+        ShardUnavailable: if the encoder or a group does not answer in time.
+    """
+    [(owner, number)] = (await find(turn, [request.doc_id])).values()
+    document = await get_document(turn, owner, number)
+    planned: Planned = await turn.encoder("plan", [request.query], request.k, request.chosen_engine(), request.quality)
+    [plan] = planned.plans
+    scatter = Scatter(turn, kernels, filters=request.filters)
+    found = await scatter.find([plan], ())
+    scores, kept_out = await turn.ask(owner, "stage_scores", plan, number, request.filters)
+    [truncation] = await turn.encoder("truncations", [document_text(document.title, document.text)], "document")
+    told = trace(plan, [best for [best] in found.kept], scores, number, kept_out, truncation)
+    only = TopK(np.zeros(1, np.float32), np.array([number]))
+    explained = await _explained(scatter, [request.query], [plan], [only], {number: {"title": document.title, "text": document.text}})
+    return Explanation(
+        document=document,
+        rank=told.rank,
+        score=told.score,
+        dropped_at=told.dropped_at,
+        reason=told.reason,
+        truncation=next(iter(answers.truncated([truncation])), None),
+        truncated_queries=answers.truncated(planned.truncations),
+        stages=[StageReport(**vars(stage)) for stage in told.stages],
+        query_tokens=explained.tokens[0],
+        matches=explained.matches[0][number],
+        params=plan.params,
+        warnings=scatter.warnings,
+        index_version=turn.served.answering,
+    )
+
+
+async def _explained(
+    scatter: Scatter, queries: list[str], plans: list[QueryPlan], best: list[TopK], documents: Mapping[int, dict[str, Any]]
+) -> Explained:
+    texts = [document_text(fields["title"], fields["text"]) for fields in documents.values()]
+    (of_queries, of_documents), found = await asyncio.gather(scatter.turn.encoder("spans", queries, texts), scatter.matches(plans, best))
+    spans = dict(zip(documents, of_documents, strict=True))
+    return Explained(
+        tokens=[answers.query_tokens(plan, each) for plan, each in zip(plans, of_queries, strict=True)],
+        matches=[
+            {number: answers.token_matches(matches, documents[number], spans[number]) for number, matches in each.items()} for each in found
+        ],
+    )

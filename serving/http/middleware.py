@@ -1,0 +1,90 @@
+"""What every request passes on its way in and out: a limit on its body, headers that keep browsers strict, a line in the log."""
+
+import logging
+import time
+import uuid
+from contextvars import ContextVar
+from http import HTTPStatus
+
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..metrics import Metrics
+
+logger = logging.getLogger("ray.serve")  # Serve configures it, and adds the request's id
+
+MAX_BODY_BYTES = 4 << 20
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+DOCS = ("/docs", "/redoc")
+"""FastAPI's pages fetch their scripts from elsewhere, which the policy would forbid."""
+
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id")
+"""Of the request that is being answered: the client's X-Request-ID, or a random one."""
+
+
+class BodyLimit:
+    """Answers 413 to a body over the limit, whether or not it says its length."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if max(received, _length(scope)) > MAX_BODY_BYTES:
+                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {MAX_BODY_BYTES} bytes")
+            return message
+
+        await self.app(scope, limited, send)
+
+
+class Observed:
+    """Counts and times each request, leaves one line in the log, and adds the strict headers."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics):
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        REQUEST_ID.set(dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1") or uuid.uuid4().hex)
+        start = time.perf_counter()
+        status = 499  # the client went away before there was an answer
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if scope["path"] not in DOCS:
+                    MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        finally:
+            seconds = time.perf_counter() - start
+            route = getattr(scope.get("route"), "path", "none")
+            self.metrics.request(route, status, seconds)
+            fields = {"method": scope["method"], "endpoint": route, "status": status, "ms": round(1000 * seconds, 2)}
+            logger.info("%(method)s %(endpoint)s %(status)d %(ms).2f ms", fields, extra=fields)
+
+
+def _length(scope: Scope) -> int:
+    value = dict(scope["headers"]).get(b"content-length", b"0")
+    return int(value) if value.isdigit() else 0

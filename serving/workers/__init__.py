@@ -1,0 +1,1 @@
+"""The deployments behind the gateway: query encoders and shard servers."""

@@ -1,0 +1,258 @@
+"""ShardServer: one group of an index's shards. Every group scores its own documents; the gateway merges their answers."""
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ray_lir import storage
+from ray_lir.base.errors import ShardUnavailable
+from ray_lir.engines import ENGINES
+from ray_lir.engines.exact import rescore
+from ray_lir.engines.plan import QueryPlan, TopK, run_stage
+from ray_lir.index.filters import Filters
+from ray_lir.index.manifest import ShardEntry
+from ray_lir.index.versions import read_version
+from ray_lir.kernels import select
+from ray_lir.search.explain import TokenMatches, kept_out, match_tokens, shard_of, stage_scores
+from ray_lir.search.searcher import Searcher, matching, open_planner, open_shards, unknown_fields
+from ray_lir.storage.manifest import files_of
+
+from ..transport.unix import Listener
+from .cache import local_copy, remove_others
+from .versions import Served, Versions
+
+STUCK_AFTER_S = 120.0
+"""A single call that computes longer than this makes the replica unhealthy, and Serve starts another."""
+
+SHORT_S = 0.01
+"""What took no longer the last time is computed in the event loop: a thread would cost it a tenth more."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class GroupAnswer:
+    """What a group found by itself.
+
+    Attributes:
+        stages: for each stage that was run and each plan, the documents that it scored and kept, best first.
+        seconds: of each stage.
+        documents: fields of the last stage's best, by number.
+        unknown_fields: fields of the filters that none of the group's documents has, with the names of those that some have.
+    """
+
+    stages: list[list[TopK]]
+    seconds: list[float]
+    documents: dict[int, dict[str, Any]]
+    unknown_fields: dict[str, frozenset[str]] = field(default_factory=dict)
+
+
+class ShardServer:
+    """Opens the shards of group `group` out of `num_groups`, and no others, of each version that it is asked for.
+
+    As many calls compute at a time as it has CPUs, because each needs memory of its own; the others wait, and one that
+    was cancelled while it waited is never begun.
+
+    Args:
+        verify: read every file and compare its digest when a version is opened.
+        cache: folder for copies of the shards, if the index is not on a disk.
+
+    Raises:
+        FormatError: if a file is missing, cut or (with verify) altered.
+    """
+
+    def __init__(self, root: str, version: int, group: int, num_groups: int, num_cpus: float, verify: bool, cache: str | None):
+        self.listener = Listener(self)
+        self.root = root
+        self.group = group
+        self.num_groups = num_groups
+        self.verify = verify
+        self.cache = cache
+        self.pool = ThreadPoolExecutor(max(1, math.floor(num_cpus)))
+        self.began: dict[int, float] = {}
+        self.calls = 0
+        self.seconds: dict[Hashable, float] = {}
+        self.versions = Versions(self._open, version)
+        self.versions.open(version)
+
+    async def search(
+        self, served: Served, plans: Sequence[QueryPlan], filters: Filters | None, ahead: Sequence[int], fields: Sequence[str] | None
+    ) -> GroupAnswer:
+        """The first stage of the plans' engine over this group's shards; and the later ones for its own best documents, most of
+        which the gateway is going to ask for once it knows the other groups' best.
+
+        Args:
+            filters: what documents must be like to be found.
+            ahead: for each later stage, how many of this group's best of the stage before go on; empty for none.
+            fields: of the last stage's best documents to send along; None for no documents.
+        """
+        kind = (plans[0].params.engine, len(plans)) if filters is None else None  # how long filters take depends on what they ask
+        return await self._compute(_search, self.versions, served, plans, filters, ahead, fields, kind=kind)
+
+    async def run_stage(self, served: Served, plans: Sequence[QueryPlan], number: int, documents: Sequence[np.ndarray]) -> list[TopK]:
+        """Stage `number`, from 1, of the plans' engine for some of this group's documents.
+
+        Args:
+            documents: for each plan survivors of the stage before, ascending.
+        """
+        stage = ENGINES[plans[0].params.engine].stages[number]
+        return await self._compute(_run, self.versions, served, stage, plans, [plan.keeps[number] for plan in plans], documents)
+
+    async def rescore(self, served: Served, plan: QueryPlan, numbers: np.ndarray) -> TopK:
+        """The exact scores of some of this group's documents, best first."""
+        [answer] = await self._compute(_run, self.versions, served, rescore, [plan], [len(numbers)], [np.sort(numbers)])
+        return answer
+
+    async def matches(self, served: Served, plans: Sequence[QueryPlan], numbers: Sequence[np.ndarray]) -> list[dict[int, TokenMatches]]:
+        """For each plan, what its query tokens matched in some of this group's documents."""
+        return await self._compute(_matches, self.versions, served, plans, numbers)
+
+    async def stage_scores(
+        self, served: Served, plan: QueryPlan, number: int, filters: Filters | None
+    ) -> tuple[list[float | None], str | None]:
+        """The scores that one document would get in every stage, and what keeps it from being searched."""
+        return await self._compute(_stage_scores, self.versions, served, plan, number, filters)
+
+    async def documents(self, served: Served, numbers: np.ndarray, fields: Sequence[str]) -> list[dict[str, Any]]:
+        """doc_id and these fields of some of this group's documents, in the order of their numbers."""
+        return await asyncio.to_thread(lambda: _rows(self.versions.get(served), numbers, fields))
+
+    async def find(self, served: Served, doc_ids: Sequence[str]) -> dict[str, int]:
+        """The numbers of those of these documents that this group holds."""
+        return await asyncio.to_thread(_find, self.versions, served, doc_ids)
+
+    async def stage(self, version: int) -> None:
+        """Opens a version so that it can be served. Raises FormatError if it is damaged."""
+        await asyncio.to_thread(self.versions.open, version)
+
+    async def adopt(self, served: Served) -> None:
+        """Remembers what is served from now on, and lets go of versions that no request reaches any more, and of their copies."""
+        await asyncio.to_thread(self.versions.get, served)
+        self.versions.keep(served.reachable)
+        if self.cache and not storage.is_local(self.root):
+            await asyncio.to_thread(self._let_go, served.reachable)
+
+    async def remembered(self) -> Served:
+        """What was served when this was last asked for something."""
+        return self.versions.served
+
+    async def address(self) -> str:
+        """Where the gateway can reach this replica without Serve, if it is on the same machine."""
+        return await self.listener.address()
+
+    def __del__(self) -> Coroutine[Any, Any, None] | None:
+        """Serve awaits it before it ends a replica: what came in over the line is answered first."""
+        return self.listener.close() if self.listener.is_open else None
+
+    async def ready(self) -> None:
+        """Answers as soon as the shards are open."""
+
+    def check_health(self) -> None:
+        """Serve asks regularly. Raises ShardUnavailable if a call hangs."""
+        longest = max((time.monotonic() - began for began in list(self.began.values())), default=0.0)
+        if longest > STUCK_AFTER_S:
+            raise ShardUnavailable(f"a call has been computing for {longest:.0f} seconds; look at this machine's disk and load")
+
+    def _open(self, version: int) -> Searcher:
+        manifest = read_version(self.root, version)
+        run = split_shards(manifest.shards, self.num_groups)[self.group]
+        shards = manifest.shards[run.start : run.stop]
+        planner = open_planner(self.root, manifest, self.verify)
+        if storage.is_local(self.root):
+            return Searcher(planner, open_shards(self.root, manifest, shards, self.verify), select("auto"))
+        copy = local_copy(self.root, self.cache or "", [file for shard in shards for file in files_of(shard)])
+        return Searcher(planner, open_shards(copy, manifest, shards), select("auto"))
+
+    def _let_go(self, versions: Sequence[int]) -> None:
+        shards = [shard for version in versions for shard in read_version(self.root, version).shards]
+        remove_others(self.root, self.cache or "", [file for shard in shards for file in files_of(shard)])
+
+    async def _compute(self, work: Callable[..., Result], *args: Any, kind: Hashable = None) -> Result:
+        """What the work returns. On a thread, unless it is the only call and others of its kind are known to be short."""
+        self.calls += 1
+        try:
+            await asyncio.sleep(0)  # calls that came in together are counted
+            if self.calls == 1 and not self.began and self.seconds.get(kind, math.inf) <= SHORT_S:
+                return self._timed(kind, work, *args)
+            return await asyncio.get_running_loop().run_in_executor(self.pool, self._timed, kind, work, *args)
+        finally:
+            self.calls -= 1
+
+    def _timed(self, kind: Hashable, work: Callable[..., Result], *args: Any) -> Result:
+        thread, start = threading.get_ident(), time.monotonic()
+        self.began[thread] = start
+        try:
+            return work(*args)
+        finally:
+            del self.began[thread]
+            if kind is not None:
+                self.seconds[kind] = time.monotonic() - start
+
+
+def _search(
+    versions: Versions[Searcher], served: Served, plans: Sequence[QueryPlan], filters: Filters | None, ahead: Sequence[int], fields: Any
+) -> GroupAnswer:
+    searcher = versions.get(served)
+    documents: list[np.ndarray | None] = [None if filters is None else matching(searcher.shards, filters)] * len(plans)
+    keeps = [plan.keeps[0] for plan in plans]
+    stages, seconds = [], []
+    for number, stage in enumerate(ENGINES[plans[0].params.engine].stages[: 1 + len(ahead)]):
+        start = time.perf_counter()
+        if number:
+            documents = [np.sort(best.documents[: ahead[number - 1]]) for best in stages[-1]]
+            keeps = [len(mine) for mine in documents]
+        stages.append(run_stage(stage, plans, keeps, searcher.shards, searcher.planner.codec, searcher.kernels, documents))
+        seconds.append(time.perf_counter() - start)
+    numbers = np.unique(np.concatenate([best.documents[: plan.keeps[-1]] for plan, best in zip(plans, stages[-1], strict=True)]))
+    rows = {} if fields is None else dict(zip(numbers.tolist(), _rows(searcher, numbers, fields), strict=True))
+    return GroupAnswer(stages, seconds, rows, {} if filters is None else unknown_fields(searcher.shards, filters))
+
+
+def _rows(searcher: Searcher, numbers: np.ndarray, fields: Sequence[str]) -> list[dict[str, Any]]:
+    return [{name: row[name] for name in ("doc_id", *fields)} for row in searcher.documents(numbers)]
+
+
+def _run(versions: Versions[Searcher], served: Served, stage: Any, plans: Any, keeps: Any, documents: Any) -> list[TopK]:
+    searcher = versions.get(served)
+    return run_stage(stage, plans, keeps, searcher.shards, searcher.planner.codec, searcher.kernels, documents)
+
+
+def _matches(versions: Versions[Searcher], served: Served, plans: Any, numbers: Any) -> list[dict[int, TokenMatches]]:
+    searcher = versions.get(served)
+    codec = searcher.planner.codec
+    return [
+        {number: match_tokens(plan, shard_of(searcher.shards, number), codec, number) for number in mine.tolist()}
+        for plan, mine in zip(plans, numbers, strict=True)
+    ]
+
+
+def _stage_scores(
+    versions: Versions[Searcher], served: Served, plan: QueryPlan, number: int, filters: Filters | None
+) -> tuple[list[float | None], str | None]:
+    searcher = versions.get(served)
+    shard = shard_of(searcher.shards, number)
+    return stage_scores(plan, shard, searcher.planner.codec, searcher.kernels, number), kept_out(shard, number, filters)
+
+
+def _find(versions: Versions[Searcher], served: Served, doc_ids: Sequence[str]) -> dict[str, int]:
+    return versions.get(served).find(doc_ids)
+
+
+def split_shards(shards: Sequence[ShardEntry], num_groups: int) -> list[range]:
+    """Runs of neighbouring shards, about equally many tokens each; at least one shard, while there are enough."""
+    ends = np.cumsum([shard.num_tokens for shard in shards])
+    bounds = [0]
+    filled = min(num_groups, len(shards))
+    for group in range(1, filled):
+        nearest = int(np.abs(ends - ends[-1] * group / filled).argmin()) + 1
+        bounds.append(min(max(nearest, bounds[-1] + 1), len(shards) - (filled - group)))
+    bounds += [len(shards)] * (num_groups - filled + 1)
+    return [range(first, end) for first, end in pairwise(bounds)]

@@ -1,0 +1,15 @@
+"""Import paths of version 0.1 lead to the modules of today."""
+
+import sys
+from importlib import import_module
+
+import pytest
+
+from ray_lir.moved import MODULES
+
+
+@pytest.mark.parametrize("old", MODULES)
+def test_an_old_import_path_gives_the_module_of_today_and_a_warning(old, monkeypatch):
+    monkeypatch.delitem(sys.modules, old, raising=False)
+    with pytest.warns(DeprecationWarning, match=MODULES[old]):
+        assert import_module(old) is import_module(MODULES[old])
