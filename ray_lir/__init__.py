@@ -23,7 +23,7 @@ _HOMES = {
     "Encoder": "ray_lir.encoder.encoder",
     "EncoderConfig": "ray_lir.base.config",
     "IndexConfig": "ray_lir.base.config",
-    "Searcher": "ray_lir.search.searcher.searcher",
+    "Searcher": "ray_lir.search.searcher",
     "TokenEmbeddings": "ray_lir.embeddings.token_embeddings",
     "build_index": "ray_lir.building.build",
 }
