@@ -180,4 +180,17 @@ class PodMonitor(Part):
     spec: PodMonitorSpec
 
 
-KINDS = {kind.__name__: kind for kind in (RayCluster, RayJob, RayService, PodMonitor)}
+class NetworkPolicySpec(Part):
+    podSelector: dict[Literal["matchLabels"], Labels]
+    policyTypes: list[Literal["Ingress", "Egress"]]
+    ingress: list[dict[Literal["from", "ports"], Any]]
+
+
+class NetworkPolicy(Part):
+    apiVersion: Literal["networking.k8s.io/v1"]
+    kind: Literal["NetworkPolicy"]
+    metadata: Metadata
+    spec: NetworkPolicySpec
+
+
+KINDS = {kind.__name__: kind for kind in (RayCluster, RayJob, RayService, PodMonitor, NetworkPolicy)}

@@ -101,11 +101,30 @@ def test_the_service_is_one_that_ray_serve_and_the_application_take():
     for pod in pods:
         mounts = [mount.mountPath for mount in pod.containers[0].volumeMounts]
         assert all(any(path.startswith(mount) for mount in mounts) for path in (arguments.index, arguments.tokens))
-        assert {each.name: each.value for each in pod.containers[0].env}.items() <= SWITCHES.items()
+        environment = {each.name: each.value for each in pod.containers[0].env}
+        wrapper = {name: environment.pop(name) for name in ("RAY_SERVE_HAPROXY_BINARY_PATH", "RAY_LIR_HAPROXY")}
+        assert all(path in (INFRA / "Dockerfile").read_text() for path in wrapper.values())
+        assert environment.items() <= SWITCHES.items()
     cpus = [int(pod.containers[0].resources.requests["cpu"]) for pod in pods]
     asked = arguments.replicas * (arguments.encoder_cpus + arguments.num_groups * arguments.shard_cpus) + 1
     workers = cluster_of(INFRA / "kuberay" / "rayservice.yaml").workerGroupSpecs
     assert asked <= cpus[0] + sum(cpu * group.replicas for cpu, group in zip(cpus[1:], workers, strict=True))
+
+
+def test_the_network_policy_opens_the_service_alone_to_everybody():
+    policy = checked(INFRA / "kuberay" / "networkpolicy.yaml").spec
+    for path in CLUSTERS:
+        for group in cluster_of(path).groups:
+            assert policy.podSelector["matchLabels"].items() <= group.template.metadata.labels.items()
+    [open_to_all] = [rule for rule in policy.ingress if "from" not in rule]
+    assert [port["port"] for port in open_to_all["ports"]] == [8000]
+
+
+def test_the_image_runs_haproxy_through_the_wrapper_that_closes_its_statistics():
+    dockerfile = (INFRA / "Dockerfile").read_text()
+    assert "COPY --chmod=755 serving/haproxy.sh /usr/local/bin/ray-lir-haproxy" in dockerfile
+    assert "RAY_SERVE_HAPROXY_BINARY_PATH=/usr/local/bin/ray-lir-haproxy" in dockerfile
+    assert ".get_haproxy_binary()" in dockerfile
 
 
 def test_the_cluster_file_follows_rays_schema_and_its_workers_are_spot():

@@ -2,8 +2,11 @@
 
 import asyncio
 import os
+import pickle
+import socket
 import stat
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 
 from ray_lir.base.errors import ConfigError, ShardUnavailable
+from serving.transport import unix as lines
 from serving.transport.direct import DirectCalls
 from serving.transport.unix import Line, Listener
 
@@ -227,3 +231,34 @@ def test_nobody_else_can_reach_a_line():
             await Line.open(str(folder / "line"))
 
     play(scene)
+
+
+@pytest.mark.parametrize("side", ["replica", "gateway"])
+def test_no_pickle_of_another_user_is_read(monkeypatch: pytest.MonkeyPatch, side: str) -> None:
+    async def scene() -> None:
+        replica = Replica()
+        address = await replica.address()
+        folder = os.stat(Path(address).parent)
+        assert stat.S_IMODE(folder.st_mode) == 0o700
+        assert folder.st_uid == os.geteuid()
+        monkeypatch.setattr(lines, "peer_user", lambda _: os.geteuid() + 1)
+        if side == "gateway":
+            with pytest.raises(PermissionError):
+                await Line.open(address)
+        else:
+            reader, writer = await asyncio.open_unix_connection(address)
+            content = pickle.dumps(("echo", (1,)))
+            writer.write(lines.HEADER.pack(0, len(content)) + content)
+            with suppress(ConnectionError):
+                assert await reader.read() == b""
+            writer.close()
+        assert not replica.listener._running
+        await replica.listener.close()
+
+    asyncio.run(asyncio.wait_for(scene(), 30))
+
+
+def test_the_system_says_which_user_is_at_the_other_end() -> None:
+    here, there = socket.socketpair(socket.AF_UNIX)
+    with here, there:
+        assert lines.peer_user(here) == os.geteuid()

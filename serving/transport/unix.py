@@ -1,14 +1,19 @@
 """Lines: direct connections from the gateway to replicas on its machine, for which a message costs a fraction of one through Serve.
 
-A replica listens on a Unix socket in a folder that only its user can enter, so nobody else's pickles are ever read, and
-tells its address through Serve. A frame is the number of a call, the length of what follows, and that: pickled, a request
-(method, arguments) one way and an answer (whether it is one, value or error) the other; a request of no bytes gives the call up.
+A replica listens on a Unix socket in a folder that only its user can enter, and tells its address through Serve. Both ends ask the
+system which user the other end runs as, and read nothing from anybody else: what they read is unpickled.
+
+A frame is the number of a call, the length of the content, and the content, pickled: a request (method, arguments) one way and an
+answer (whether it succeeded, value or error) the other. A request of no bytes gives the call up.
 """
 
 import asyncio
+import errno
 import itertools
 import logging
+import os
 import pickle
+import socket
 import struct
 import tempfile
 from collections.abc import Callable
@@ -20,6 +25,16 @@ from ray_lir.base.errors import RayLirError
 logger = logging.getLogger("ray.serve")
 
 HEADER = struct.Struct("<QQ")
+MAX_FRAME_BYTES = 1 << 30
+PEER = struct.Struct("=iII")
+"""Linux's struct ucred: process, user and group."""
+
+
+def peer_user(connection: socket.socket) -> int | None:
+    """The id of the user who connected, or listens, at the other end of a Unix socket; None where the system does not say."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    return PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))[1]
 
 
 class Frames(asyncio.Protocol):
@@ -37,11 +52,20 @@ class Frames(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
+        self.is_trusted = peer_user(transport.get_extra_info("socket")) == os.geteuid()
+        if not self.is_trusted:
+            logger.warning("a connection of another user of this machine is refused")
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        if not self.is_trusted:
+            return
         self._arrived += data
         while len(self._arrived) >= HEADER.size:
             number, size = HEADER.unpack_from(self._arrived)
+            if size > MAX_FRAME_BYTES:
+                self.transport.abort()
+                return
             end = HEADER.size + size
             if len(self._arrived) < end:
                 return
@@ -74,8 +98,10 @@ class Listener:
     async def address(self) -> str:
         """Where it listens from now on, for one connection: what is left of a killed replica is at most a folder that nobody came to.
 
-        Raises OSError where it cannot listen.
+        Raises OSError where it cannot listen, or the system does not say who connects.
         """
+        if not hasattr(socket, "SO_PEERCRED"):
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
         self._stop_listening()
         folder = tempfile.TemporaryDirectory(prefix="ray_lir-")
         path = str(Path(folder.name, "line"))
@@ -141,9 +167,11 @@ class Line:
 
     @classmethod
     async def open(cls, address: str) -> "Line":
-        """Raises OSError if nobody listens there on this machine."""
+        """Raises OSError if nobody listens there on this machine, or another user does."""
         line = cls()
         await asyncio.get_running_loop().create_unix_connection(lambda: line._frames, address)
+        if not line._frames.is_trusted:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), address)
         return line
 
     async def ask(self, method: str, *args: Any) -> Any:
