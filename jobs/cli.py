@@ -16,7 +16,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import AliasChoices, BaseModel, ValidationError
 
 from ray_lir.base import logs
-from ray_lir.base.config import Config
+from ray_lir.base.config import Config, parse_yaml
 from ray_lir.base.errors import ConfigError, RayLirError
 
 Job = TypeVar("Job", bound=Config)
@@ -218,11 +218,9 @@ def _value(text: str, annotation: Any) -> Any:
         return None
     if annotation is str or str in choices or (_reads_text(choices) and not text.lstrip().startswith("{")):
         return text
-    import yaml
-
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # ValueError: a date that no calendar has
+        return parse_yaml(text)
+    except ValueError:  # also of a date that no calendar has
         return text
 
 
@@ -232,15 +230,13 @@ def _reads_text(choices: Iterable[Any]) -> bool:
 
 
 def _read_recipe(path: str) -> dict[str, Any]:
-    import yaml
-
     from ray_lir import storage
 
     try:
-        recipe = yaml.safe_load(storage.local_path(path).read_text())
+        recipe = parse_yaml(storage.local_path(path).read_text())
     except OSError as error:
         raise ConfigError(f"cannot read the recipe {path}: {error.strerror}; check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(recipe, dict):
         raise ConfigError(f"the recipe {path} must map fields to values, like `codec: {{nbits: 2}}`")

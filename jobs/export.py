@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from ray_lir import storage
-from ray_lir.base.config import Config
+from ray_lir.base.config import Config, parse_json
 from ray_lir.base.errors import ConfigError, Conflict
 from ray_lir.base.progress import track
 from ray_lir.embeddings.contract import EncoderContract
@@ -221,7 +221,7 @@ def write_qdrant(folder: Path, number: int, block: Block) -> None:
     with open(folder / f"points-{number:05d}.jsonl", "w") as file:
         for vectors, row in zip(block.embeddings, block.texts.to_pylist(), strict=True):
             if len(vectors):  # Qdrant refuses a multivector of no vectors
-                payload = {**row, "metadata": json.loads(row["metadata"])}
+                payload = {**row, "metadata": parse_json(row["metadata"])}
                 point = {"id": str(uuid.uuid5(NAMESPACE, row["doc_id"])), "vector": {VECTOR: _rounded(vectors)}, "payload": payload}
                 file.write(json.dumps(point, ensure_ascii=False) + "\n")
 

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from ray_lir import storage
 from ray_lir.base import logs
-from ray_lir.base.config import Config, EncoderConfig, digest
+from ray_lir.base.config import Config, EncoderConfig, digest, parse_json
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.progress import track
 from ray_lir.corpus.datasets import Dataset, load_dataset
@@ -84,7 +84,7 @@ class Finished:
         """What `make` returns, a JSON value, or has returned before the job was killed."""
         url = storage.join(self.folder, f"{name}.json")
         if storage.exists(url):
-            return json.loads(storage.read_bytes(url))
+            return parse_json(storage.read_bytes(url))
         value = make()
         storage.write_bytes(url, json.dumps(value).encode())
         return value

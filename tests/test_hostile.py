@@ -4,6 +4,8 @@ It may not reach files outside of its folder, run code, end the process, or give
 The fuzz tests run in a process of their own, which a kernel that reads out of bounds would end. RAY_LIR_FUZZ=N multiplies their cases.
 """
 
+import gzip
+import io
 import json
 import os
 import pickle
@@ -12,22 +14,35 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from ray_lir.base.config import ClusteringConfig, CodecConfig, IndexConfig
-from ray_lir.base.errors import FormatError, RayLirError
+from jobs.cli import parse
+from jobs.update import UpdateJob
+from ray_lir.base.config import ClusteringConfig, CodecConfig, IndexConfig, parse_yaml
+from ray_lir.base.errors import ConfigError, FormatError, RayLirError
 from ray_lir.building.build import build_index
 from ray_lir.building.compact import compact_index
 from ray_lir.building.publishing import remove_versions
 from ray_lir.building.update import update_index
+from ray_lir.corpus import lines, records
+from ray_lir.corpus.records import BadRow, parse_document, read_rows
 from ray_lir.embeddings.folder import save_embeddings
+from ray_lir.encoder.cross_encoder import CrossEncoder
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.index.arrays import array_bytes
 from ray_lir.index.versions import latest_version, read_version
 from ray_lir.search.searcher import Searcher
 from ray_lir.storage.manifest import files_of
+from serving.http.access import read_tokens
+from tests.checkpoints import put_together
 from tests.synthetic import collection, queries_about
 
 ENGINES = ("exact", "scan", "plaid", "warp", "xtr")
@@ -309,8 +324,6 @@ def replace_listed(index: Path, file_name: str, content: bytes) -> None:
 def test_numbers_out_of_range_are_found_when_the_index_is_opened(
     index: Path, file_name: str, change: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    from ray_lir.index.arrays import array_bytes
-
     array = np.load(next(index.glob(f"shards/shard-00000*/{file_name}")))
     replace_listed(index, file_name, array_bytes(np.ascontiguousarray(change(array))))
     with pytest.raises(FormatError, match=file_name):
@@ -319,8 +332,6 @@ def test_numbers_out_of_range_are_found_when_the_index_is_opened(
 
 @pytest.mark.parametrize("numbers", [[99], [5, 3], [3, 3]])
 def test_tombstones_out_of_range_are_found(index: Path, numbers: list[int]) -> None:
-    from ray_lir.index.arrays import array_bytes
-
     def change(manifest: dict[str, Any]) -> None:
         shard = manifest["shards"][0]
         content = array_bytes(np.array(numbers, np.uint32))
@@ -334,6 +345,143 @@ def test_tombstones_out_of_range_are_found(index: Path, numbers: list[int]) -> N
     for use in USES:
         with pytest.raises(FormatError, match="tombstones"):
             use(str(index))
+
+
+def test_a_gzip_file_of_one_enormous_line_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "corpus.jsonl.gz", "wb", compresslevel=1) as file:
+        file.write(b'{"_id": "1", "text": "a text"}\n{"_id": "2", "text": "')
+        for _ in range(2 * lines.MAX_LINE_BYTES >> 20):
+            file.write(bytes(1 << 20))
+    found = read_rows(str(tmp_path / "corpus.jsonl.gz"))
+    assert next(found)[0] == 1
+    with pytest.raises(FormatError, match="a line 2 of more than"):
+        next(found)
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, '{"a":' * 100_000, "[" * 90_000 + "]" * 90_000, "1" * 10_000, '"\\ud800"', "1e999"])
+def test_a_row_that_cannot_be_read_is_a_bad_row(value: str) -> None:
+    with pytest.raises(BadRow):
+        parse_document(b'{"_id": "1", "text": "t", "metadata": ' + value.encode() + b"}")
+
+
+def test_a_parquet_file_that_expands_a_thousand_times_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(tmp_path / "corpus.parquet")
+    texts = ["x" * (1 << 20)] * 8
+    pq.write_table(pa.table({"_id": [str(number) for number in range(8)], "text": texts}), url, compression="zstd", use_dictionary=False)
+    assert Path(url).stat().st_size * 200 < 8 << 20
+    assert len(list(read_rows(url))) == 8
+    monkeypatch.setattr(records, "MAX_LINE_BYTES", 1 << 20)
+    with pytest.raises(FormatError, match="a row 1 of"):
+        next(read_rows(url))
+    monkeypatch.setattr(records, "LARGEST_EXPANSION", 4 << 20)
+    with pytest.raises(FormatError, match="row group 0 of"):
+        next(read_rows(url))
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{last}'] * 9)}]\n" for last, name in pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize("text", [BOMB, "[" * 100_000, "!!python/object/apply:os.system ['true']", "a: [", "\x00"])
+def test_yaml_with_bombs_or_code_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        parse_yaml(text)
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="not YAML"):
+        parse(UpdateJob, ["--recipe", str(tmp_path / "recipe.yaml")])
+    with pytest.raises(ConfigError, match="is no token file"):
+        read_tokens(str(tmp_path / "recipe.yaml"))
+
+
+EVIL = """
+import pathlib
+pathlib.Path({marker!r}).write_text("ran")
+from transformers import BertConfig, BertModel, BertForSequenceClassification
+class EvilConfig(BertConfig): model_type = "neverheardof"
+class EvilModel(BertModel): config_class = EvilConfig
+"""
+
+
+def with_code(folder: Path, marker: Path, **config: Any) -> str:
+    """A checkpoint that brings code, which leaves a mark when it is run."""
+    put_together("pylate", "expansion", folder)
+    auto_map = {"AutoConfig": "evil.EvilConfig", "AutoModel": "evil.EvilModel", "AutoModelForSequenceClassification": "evil.EvilModel"}
+    edit(folder / "config.json", lambda value: {**value, "auto_map": auto_map, **config})
+    (folder / "evil.py").write_text(EVIL.format(marker=str(marker)))
+    return str(folder)
+
+
+@pytest.mark.parametrize("model_type", ["neverheardof", "bert"])
+def test_code_of_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\n"))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    marker = tmp_path / "ran"
+    folder = with_code(tmp_path / "hostile", marker, model_type=model_type)
+    edit(Path(folder, "tokenizer_config.json"), lambda value: {**value, "auto_map": {"AutoTokenizer": ["evil.EvilConfig", None]}})
+    for load in (Encoder.load, CrossEncoder.load):
+        with suppress(ConfigError):
+            load(folder)
+        assert not marker.exists()
+    if model_type == "neverheardof":
+        with pytest.raises(ConfigError, match=r"brings Python code of its own .*trust_remote_code"):
+            Encoder.load(folder)
+    assert sys.stdin.read() == "y\ny\n"
+
+
+def test_code_of_a_checkpoint_is_run_where_a_field_says_so(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    folder = with_code(tmp_path / "trusted", marker, model_type="neverheardof")
+    config = f"EncoderConfig(checkpoint={folder!r}, trust_remote_code=True)"
+    script = f"from ray_lir import Encoder, EncoderConfig; Encoder.load({config})"
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "value"),
+    [
+        ("modules.json", [{"idx": 0, "name": "0", "path": "../elsewhere", "type": "sentence_transformers.models.Transformer"}]),
+        ("modules.json", [{"idx": 0, "name": "0", "path": "/etc", "type": "sentence_transformers.models.Transformer"}]),
+        ("modules.json", [{"idx": "0", "path": ""}]),
+        ("modules.json", {"a": 1}),
+        ("modules.json", "x"),
+        ("config.json", []),
+        ("config.json", {"auto_map": 3, "model_type": "neverheardof"}),
+        ("config_sentence_transformers.json", []),
+        ("sentence_bert_config.json", 7),
+        ("config.json", {"num_hidden_layers": 10**9}),
+        ("config.json", {"hidden_size": 10**12}),
+        ("config.json", {"vocab_size": -1}),
+        ("config.json", {"attn_implementation": "evil/kernels"}),
+        ("1_Dense/config.json", {"activation_function": "os.system"}),
+        ("1_Dense/config.json", []),
+    ],
+)
+def test_a_checkpoint_that_reaches_outside_or_cannot_be_is_refused(file: str, value: Any, tmp_path: Path) -> None:
+    folder = Path(put_together("pylate", "expansion", tmp_path / "checkpoint"))
+    put_together("pylate", "expansion", tmp_path / "elsewhere")
+    edit(folder / file, lambda old: {**old, **value} if isinstance(value, dict) and isinstance(old, dict) else value)
+    with pytest.raises(ConfigError) as refused:
+        Encoder.load(str(folder))
+    assert "\n" not in str(refused.value)
+
+
+def test_no_pickle_of_a_checkpoint_is_run(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    folder = Path(put_together("pylate", "expansion", tmp_path / "checkpoint"))
+    for file in ("model.safetensors", "1_Dense/model.safetensors"):
+        (folder / file).unlink()
+        (folder / file).with_name("pytorch_model.bin").write_bytes(pickle.dumps(Exploit(marker)))
+    with pytest.raises(ConfigError):
+        Encoder.load(str(folder))
+    put_together("stanford", "default", tmp_path / "stanford")
+    (tmp_path / "stanford" / "colbert.dnn").write_bytes(pickle.dumps(Exploit(marker)))
+    with pytest.raises(ConfigError):
+        Encoder.load(str(tmp_path / "stanford" / "colbert.dnn"))
+    assert not marker.exists()
 
 
 def mutations(rng: random.Random, content: bytes, others: list[bytes]) -> tuple[str, bytes]:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 DEFAULT_CHECKPOINT = "all-MiniLM-L6-v2"
+MAX_YAML_DEPTH = 50
+"""Lists and mappings within each other: the time that PyYAML takes grows with the square of it."""
 DEFAULT_DIM = 384
 """Dimensions of its token embeddings."""
 DOCS_PER_PART = 512
@@ -35,6 +37,27 @@ def parse_json(content: str | bytes) -> Any:
         return json.loads(content)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def parse_yaml(content: str | bytes) -> Any:
+    """The value of a YAML text that may come from anywhere: plain data without aliases, a few of which stand for gigabytes.
+
+    Raises:
+        ValueError: if it is not YAML, has aliases, or is nested deeper than MAX_YAML_DEPTH.
+    """
+    import yaml
+
+    try:
+        depth = 0
+        for event in yaml.parse(content, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("aliases (*name) are not read; write the value where it is wanted")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_YAML_DEPTH:
+                raise ValueError("nested too deeply")
+        return yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def digest(value: Any) -> str:

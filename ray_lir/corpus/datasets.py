@@ -1,6 +1,5 @@
 """Test collections in the BEIR layout: queries and judgements of one split, from a folder, a URL or BEIR by name."""
 
-import json
 import os
 import re
 import zipfile
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_lir import storage
+from ray_lir.base.config import parse_json
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.base.ids import BadId, check_id
 from ray_lir.corpus.lines import ascii_columns, read_text_lines
@@ -133,7 +133,7 @@ def _read_queries(folder: str) -> dict[str, str]:
     queries: dict[str, str] = {}
     for where, line in _lines(url):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise FormatError(where, "a JSON object with _id and text", f"{error}") from None
         try:

@@ -7,6 +7,7 @@ Python's own ideas of lines and white space (`splitlines`, `split()`, `strip()`)
 import gzip
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from io import BufferedReader
 
 from ray_lir import storage
@@ -14,13 +15,15 @@ from ray_lir.base.errors import FormatError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BLANKS = b" \t\r"
+MAX_LINE_BYTES = 128 << 20
+"""A longer line is refused before it is read as a whole: a gzip file of ten megabytes can hold one of ten gigabytes."""
 
 
 def read_lines(url: str) -> Iterator[tuple[int, bytes]]:
     """Yield (line number from 1, line without its end) of every line that is not blank; a file that ends in .gz is decompressed.
 
     Raises:
-        FormatError: a gzip file is cut or damaged.
+        FormatError: a gzip file is cut or damaged, or a line is longer than MAX_LINE_BYTES.
         ConfigError: the file cannot be read.
     """
     number = 0
@@ -28,7 +31,10 @@ def read_lines(url: str) -> Iterator[tuple[int, bytes]]:
         try:
             with storage.open_input(url) as file:
                 lines = gzip.GzipFile(fileobj=file) if url.endswith(".gz") else BufferedReader(file, storage.BLOCK_BYTES)  # type: ignore[type-var]
-                for number, line in enumerate(lines, start=1):
+                for number, line in enumerate(iter(partial(lines.readline, MAX_LINE_BYTES + 1), b""), start=1):
+                    if len(line) > MAX_LINE_BYTES:
+                        found = f"a line {number} of more than {MAX_LINE_BYTES >> 20} MiB"
+                        raise FormatError(url, "lines that fit into memory", found, "cut the text into several documents")
                     text = (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).removesuffix(b"\n").removesuffix(b"\r")
                     if text.strip(BLANKS):
                         yield number, text

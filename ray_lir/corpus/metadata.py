@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_lir.base.config import parse_json
 from ray_lir.base.errors import ConfigError, FormatError
 
 
@@ -38,7 +39,7 @@ def from_json(text: str, doc_id: str) -> dict[str, Any]:
         FormatError: if it is not a JSON object.
     """
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError as error:
         raise FormatError(f"metadata of document {doc_id!r}", "a JSON object", f"{error!s:.120}", "build the index anew") from None
     if not isinstance(found, dict):

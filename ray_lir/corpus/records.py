@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from ray_lir import storage
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.base.ids import BadId, check_id
-from ray_lir.corpus.lines import read_lines
+from ray_lir.corpus.lines import MAX_LINE_BYTES, read_lines
 from ray_lir.corpus.parquet_values import column_values, distinct_names
 from ray_lir.corpus.refused_rows import RefusedRows, log_refused
 
@@ -37,6 +37,9 @@ CORPUS_NAMES = tuple(
 OTHER_NAMES = re.compile(r"(queries|query|questions|topics|qrels|qrel|judgements|judgments|runs?)([-_.]|$)", re.IGNORECASE)
 """Names of files of a test collection that are no documents."""
 ROWS_PER_BATCH = 256
+LARGEST_EXPANSION = 1 << 30
+MOST_EXPANSION = 200
+"""A row group of a Parquet file is read if it has at most LARGEST_EXPANSION bytes, or this many times its compressed size."""
 Kept = Literal["first", "last"]
 """Which of the rows with one id is the document; the others are refused."""
 MAX_NESTING = 100
@@ -187,9 +190,10 @@ def _parquet_rows(url: str) -> Iterator[tuple[int, bytes]]:
     with storage.open_input(url) as file:
         number = 0
         parquet = pq.ParquetFile(file)
+        rows_per_batch = _rows_per_batch(url, parquet.metadata)
         if b"ray_lir.dim" in (parquet.schema_arrow.metadata or {}):
             raise ConfigError(f"{url} holds token embeddings, not a corpus; give the folder above it to jobs.build_index or jobs.update")
-        for batch in parquet.iter_batches(batch_size=ROWS_PER_BATCH):
+        for batch in parquet.iter_batches(batch_size=rows_per_batch):
             names = distinct_names(batch.schema.names)
             if names != batch.schema.names:
                 renamed = ", ".join(name for name, was in zip(names, batch.schema.names, strict=True) if name != was)
@@ -198,7 +202,33 @@ def _parquet_rows(url: str) -> Iterator[tuple[int, bytes]]:
             for values in zip(*columns, strict=True):
                 number += 1
                 fields = dict(zip(names, values, strict=True))
-                yield number, json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogateescape")
+                row = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogateescape")
+                if len(row) > MAX_LINE_BYTES:
+                    found = f"a row {number} of {len(row):,} bytes"
+                    raise FormatError(url, "rows that fit into memory", found, "cut the text into several documents")
+                yield number, row
+
+
+def _rows_per_batch(url: str, metadata: pq.FileMetaData) -> int:
+    """How many rows to read at a time. It is fewer where a row group becomes far larger than text that is compressed well, because rows may
+    share one value, which a batch then holds once a row.
+
+    Raises:
+        FormatError: if a row group is larger still: a megabyte of a file can stand for ten gigabytes of text.
+    """
+    rows = ROWS_PER_BATCH
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = [group.column(column) for column in range(group.num_columns)]
+        stored = sum(max(0, column.total_compressed_size) for column in columns)
+        expanded = max(group.total_byte_size, sum(column.total_uncompressed_size for column in columns))
+        if expanded <= MOST_EXPANSION * stored:
+            continue
+        if expanded > LARGEST_EXPANSION:
+            found = f"row group {number} of {stored:,} bytes that become {expanded:,}"
+            raise FormatError(url, "rows that fit into memory", found, "write the file again with smaller row groups, or as JSON lines")
+        rows = min(rows, max(1, LARGEST_EXPANSION // max(1, expanded)))
+    return rows
 
 
 def _values(name: str, column: pa.Array) -> list[Any]:

@@ -1,10 +1,10 @@
 """Rows of a corpus that are refused: counted and reported in the log with the first reasons, and kept as dead letters."""
 
-import json
 import logging
 from collections.abc import Sequence
 
 from ray_lir import storage
+from ray_lir.base.config import parse_json
 from ray_lir.storage.manifest import DeadLetter
 
 DEAD_LETTERS = "dead_letters"
@@ -53,7 +53,7 @@ def first_reasons(root: str, letters: Sequence[DeadLetter]) -> list[str]:
     reasons: list[str] = []
     for letter in letters:
         for line in storage.read_bytes(storage.join(root, letter.name)).decode().split("\n")[:-1]:
-            row = json.loads(line)
+            row = parse_json(line)
             reasons.append(f"{row['file']} line {row['line']}: {row['reason']}")
             if len(reasons) == REASONS_SHOWN:
                 return reasons

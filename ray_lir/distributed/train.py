@@ -4,7 +4,6 @@ While it runs, `<output>/state` holds config.json and the run of Ray Train, name
 finished training leaves checkpoint/, metrics.jsonl, provenance.json and, written last, manifest.json.
 """
 
-import json
 import logging
 import shutil
 import tempfile
@@ -24,7 +23,7 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_lir import storage
-from ray_lir.base.config import EncoderConfig, TrainingConfig, canonical_json, digest
+from ray_lir.base.config import EncoderConfig, TrainingConfig, canonical_json, digest, parse_json
 from ray_lir.base.errors import ConfigError, Conflict, RayLirError
 from ray_lir.distributed.runtime import error_of, ray_session, wait_for_machines
 from ray_lir.distributed.train_worker import ENCODER, METRICS, WorkerTask, best_record, read_curve, train_worker
@@ -161,7 +160,7 @@ def _is_finished(output: str, identity: dict[str, Any]) -> bool:
     if finished:
         have = read_manifest(storage.join(output, MANIFEST), TrainingManifest, made_by="jobs.train").config
     elif started:
-        have = json.loads(storage.read_bytes(storage.join(output, STATE, CONFIG)))
+        have = parse_json(storage.read_bytes(storage.join(output, STATE, CONFIG)))
     elif storage.exists(output) and (storage.list_names(output) or not storage.is_folder(output)):
         raise ConfigError(f"{output} is there already and holds no training; give another --output")
     else:
@@ -284,7 +283,7 @@ def _drop_damaged_snapshot(url: str) -> None:
     if not storage.exists(url):
         return
     try:
-        json.loads(storage.read_bytes(url))
+        parse_json(storage.read_bytes(url))
     except ValueError:
         logger.warning("train: the list of checkpoints was cut when the training was killed; it starts again from the first step")
         storage.remove_tree(url)
@@ -343,5 +342,5 @@ def _summary(output: str) -> dict[str, Any]:
         "checkpoint": storage.join(output, CHECKPOINT),
         "steps": manifest.num_steps,
         "final_loss": manifest.final_loss,
-        **json.loads(storage.read_bytes(storage.join(output, PROVENANCE))),
+        **parse_json(storage.read_bytes(storage.join(output, PROVENANCE))),
     }

@@ -1,6 +1,5 @@
 """What each worker of Ray Train runs: its share of every step, evaluations, the loss curve, and checkpoints."""
 
-import json
 import shutil
 import tempfile
 import time
@@ -15,7 +14,7 @@ from ray.train.torch import get_device
 from ray.util.queue import Queue
 
 from ray_lir import storage
-from ray_lir.base.config import EncoderConfig, TrainingConfig
+from ray_lir.base.config import EncoderConfig, TrainingConfig, parse_json
 from ray_lir.base.errors import RayLirError
 from ray_lir.distributed.runtime import portable_errors
 from ray_lir.training.trainer import StepRecord, Training, load_encoder, product_dtype
@@ -98,7 +97,7 @@ def best_record(curve: list[StepRecord]) -> StepRecord | None:
 
 def read_curve(path: Path) -> list[StepRecord]:
     """The loss curve that metrics.jsonl holds, one record a line."""
-    return [StepRecord.model_validate(json.loads(line)) for line in path.read_text().splitlines()]
+    return [StepRecord.model_validate(parse_json(line)) for line in path.read_text().splitlines()]
 
 
 def _load_checkpoint(training: Training, best: Path) -> list[StepRecord]:

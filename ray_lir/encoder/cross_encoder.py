@@ -1,6 +1,5 @@
 """A cross-encoder that scores a query and a document read together: a teacher for distillation."""
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from ray_lir.base.config import parse_json
 from ray_lir.base.errors import ConfigError
 from ray_lir.encoder import checkpoint
 from ray_lir.encoder.encoder import BATCH_TOKENS, choose_device, choose_dtype
@@ -93,7 +93,7 @@ def _check_kind(name: str, folder: Path) -> None:
 def _is_classifier(folder: Path) -> bool:
     """Whether config.json names a sequence classifier; recent sentence-transformers writes modules.json for cross-encoders too."""
     try:
-        architectures = json.loads((folder / "config.json").read_text()).get("architectures") or []
+        architectures = parse_json((folder / "config.json").read_text()).get("architectures") or []
     except (OSError, ValueError, AttributeError):
         return False
     return any(str(name).endswith("ForSequenceClassification") for name in architectures)

@@ -4,7 +4,6 @@ Arrow, NumPy and DuckDB are imported where a filter is evaluated: clients know f
 """
 
 import difflib
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from ray_lir.base.config import Config, canonical_json
+from ray_lir.base.config import Config, canonical_json, parse_json
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.base.ids import look_up_id
 from ray_lir.index import filter_text
@@ -245,7 +244,7 @@ def _from_text(text: str) -> Any:
     if not text.lstrip().startswith("{"):
         return filter_text.parse(text)
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         raise ValueError(f"the filter starts like JSON and is not: {error}") from None
 
@@ -310,7 +309,7 @@ class FilteredDocuments:
         from ray_lir.index import documents
 
         rows = np.unique(np.linspace(0, self.table.num_rows - 1, min(SAMPLED_DOCUMENTS, self.table.num_rows)).astype(np.int64))
-        return frozenset(chain.from_iterable(_paths(json.loads(text)) for text in documents.column(self.table, "metadata", rows)))
+        return frozenset(chain.from_iterable(_paths(parse_json(text)) for text in documents.column(self.table, "metadata", rows)))
 
     def rows(self, filters: Filters) -> "np.ndarray":
         """Row numbers of the documents that the filters let through, ascending.

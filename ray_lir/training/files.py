@@ -9,7 +9,6 @@ The columns of sentence-transformers are understood too: `anchor` or `question` 
 finite number. `scores` may be left out, in every row of the file. Rows of one query belong together.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ray_lir import storage
+from ray_lir.base.config import parse_json
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.corpus.records import document_text, read_documents, read_rows
 from ray_lir.corpus.refused_rows import RefusedRows
@@ -71,7 +71,7 @@ def _rows(url: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for line, row in read_rows(url):
         where = f"{url}:{line}"
         try:
-            fields = json.loads(row)
+            fields = parse_json(row)
         except ValueError as error:
             raise FormatError(where, "a JSON object", f"{error}", f"a row is {FORMS}") from None
         if not isinstance(fields, dict):

@@ -5,12 +5,11 @@ import hmac
 import ipaddress
 from typing import Annotated, Literal
 
-import yaml
 from fastapi import Depends, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from ray_lir import storage
-from ray_lir.base.config import Config
+from ray_lir.base.config import Config, parse_yaml
 from ray_lir.base.errors import ConfigError, Forbidden, Unauthenticated
 
 Role = Literal["read", "admin"]
@@ -40,14 +39,17 @@ def read_tokens(path: str) -> dict[str, Role]:
     with storage.told_as("read", path):
         text = storage.read_bytes(path)
     try:
-        listed = yaml.safe_load(text)
-    except yaml.YAMLError:
+        listed = parse_yaml(text)
+    except ValueError:
         listed = None
     if not isinstance(listed, dict) or not listed or not set(listed) <= {"read", "admin"}:
         raise ConfigError(f"{path} is no token file; write YAML like `read: [TOKEN]` and `admin: [TOKEN]`")
     roles: dict[str, Role] = {}
     for role in ("read", "admin"):
-        for token in listed.get(role) or []:
+        tokens = listed.get(role) or []
+        if not isinstance(tokens, list):
+            raise ConfigError(f"{path}: {role} is not a list; write `{role}: [TOKEN]`")
+        for token in tokens:
             if not isinstance(token, str) or len(token) < MIN_CHARACTERS:
                 raise ConfigError(
                     f"{path}: a token under {role} is shorter than {MIN_CHARACTERS} characters; make one with `openssl rand -hex 32`"

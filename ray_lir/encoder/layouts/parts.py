@@ -130,7 +130,7 @@ def _check_sizes(folder: Path, config: PretrainedConfig) -> None:
 
 def load_dense(folder: Path, default_activation: str) -> Dense:
     """A Dense module: config.json beside model.safetensors or pytorch_model.bin."""
-    config = read_json(folder / "config.json")
+    config = read_object(folder / "config.json")
     state = load_weights(folder)
     weight = state.get("linear.weight")
     if weight is None:
