@@ -122,7 +122,7 @@ def test_the_network_policy_opens_the_service_alone_to_everybody():
 
 def test_the_image_runs_haproxy_through_the_wrapper_that_closes_its_statistics():
     dockerfile = (INFRA / "Dockerfile").read_text()
-    assert "COPY --chmod=755 serving/haproxy.sh /usr/local/bin/ray-lir-haproxy" in dockerfile
+    assert "COPY --from=wheel /source/serving/haproxy.sh /usr/local/bin/ray-lir-haproxy" in dockerfile
     assert "RAY_SERVE_HAPROXY_BINARY_PATH=/usr/local/bin/ray-lir-haproxy" in dockerfile
     assert ".get_haproxy_binary()" in dockerfile
 
