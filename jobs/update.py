@@ -1,6 +1,5 @@
 """Adds documents to an index and deletes documents from it, as its next version."""
 
-import json
 import time
 from contextlib import suppress
 from functools import partial
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from ray_lir import storage
-from ray_lir.base.config import DOCS_PER_PART, Config, EncoderConfig, digest
+from ray_lir.base.config import DOCS_PER_PART, Config, EncoderConfig, digest, parse_json
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.ids import BadId, id_text
 from ray_lir.base.parallel import Map, threads
@@ -134,8 +133,8 @@ def _read_id(url: str, number: int, raw: bytes) -> str:
     if not line.lstrip(" \t").startswith("{"):
         return line
     try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError):
+        fields = parse_json(line)
+    except ValueError:
         fields = {}
     for name in ID_FIELDS:
         with suppress(BadId):

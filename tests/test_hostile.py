@@ -37,6 +37,7 @@ from ray_lir.corpus.records import BadRow, parse_document, read_rows
 from ray_lir.embeddings.folder import save_embeddings
 from ray_lir.encoder.cross_encoder import CrossEncoder
 from ray_lir.encoder.encoder import Encoder
+from ray_lir.encoder.light_encoder import LightQueryEncoder
 from ray_lir.index.arrays import array_bytes
 from ray_lir.index.versions import latest_version, read_version
 from ray_lir.search.searcher import Searcher
@@ -58,7 +59,7 @@ def make_index(folder: Path) -> str:
     """An index of two shards, a delta shard and tombstones, in two versions."""
     config = IndexConfig(num_shards=2, clustering=ClusteringConfig(num_centroids=24), codec=CodecConfig(nbits=2))
     build_index(EMBEDDINGS.slice(0, 50), str(folder), config, texts=[f"text {number}" for number in range(50)])
-    update_index(str(folder), add=EMBEDDINGS.slice(50, 60), delete=["doc-7", "doc-30"])
+    update_index(str(folder), add=EMBEDDINGS.slice(50, 60), texts=["more"] * 10, delete=["doc-7", "doc-30"])
     return str(folder)
 
 
@@ -467,6 +468,15 @@ def test_a_checkpoint_that_reaches_outside_or_cannot_be_is_refused(file: str, va
     with pytest.raises(ConfigError) as refused:
         Encoder.load(str(folder))
     assert "\n" not in str(refused.value)
+
+
+def test_modules_outside_of_a_checkpoint_are_not_read_by_the_encoder_of_queries(tmp_path: Path) -> None:
+    folder = Path(put_together("pylate", "no_expansion", tmp_path / "runs" / "checkpoint"))
+    contract = Encoder.load(str(folder)).contract
+    assert LightQueryEncoder.load(contract, str(folder)) is not None
+    (folder / "1_Dense").rename(tmp_path / "runs" / "elsewhere")
+    edit(folder / "modules.json", lambda modules: [{**each, "path": each["path"] and "../elsewhere"} for each in modules])
+    assert LightQueryEncoder.load(contract, str(folder)) is None
 
 
 def test_no_pickle_of_a_checkpoint_is_run(tmp_path: Path) -> None:

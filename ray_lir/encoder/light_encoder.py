@@ -4,7 +4,6 @@ T tokens of a query, W width of the model, H heads, D dimensions.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,11 +13,13 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from ray_lir.base.config import parse_json
 from ray_lir.embeddings.contract import EncoderContract
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.encoder.checkpoint import find
 from ray_lir.encoder.tokenization import TextTokenizer
 from ray_lir.encoder.tokenizer_file import TokenizerFile
+from ray_lir.storage.names import check_name
 
 Weights = dict[str, np.ndarray]
 MODULES = {"Transformer", "Dense", "Pooling", "Normalize", "Dropout", "MultiVectorMask"}
@@ -58,10 +59,12 @@ class LightQueryEncoder:
 
     @classmethod
     def _load(cls, contract: EncoderContract, path: Path) -> "LightQueryEncoder | None":
-        modules = json.loads((path / "modules.json").read_text()) if (path / "modules.json").is_file() else []
+        modules = parse_json((path / "modules.json").read_text()) if (path / "modules.json").is_file() else []
+        for name in filter(None, (module["path"] for module in modules)):
+            check_name(name)
         kinds = {module["path"]: module["type"].rpartition(".")[2] for module in modules}
         folder = path / next((name for name, kind in kinds.items() if kind == "Transformer"), "")
-        config = json.loads((folder / "config.json").read_text())
+        config = parse_json((folder / "config.json").read_text())
         if not _is_known(config) or set(kinds.values()) - MODULES:
             return None
         tokenizer = TokenizerFile.load(folder)
@@ -161,7 +164,7 @@ def _projections(folders: Sequence[Path], weights: Weights) -> Iterator[str]:
     if "projections.0.linear.weight" in weights:
         yield "projections.0.linear"
     for folder in folders:
-        config, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+        config, tensors = parse_json((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
         if not str(config.get("activation_function")).endswith(".Identity") or config.get("use_residual"):
             raise ValueError(f"{folder} is no plain projection")
         weight = tensors["linear.weight"].astype(np.float32)

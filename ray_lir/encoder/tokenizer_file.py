@@ -1,9 +1,10 @@
 """A tokenizer.json read without transformers, which takes seconds to load."""
 
-import json
 from pathlib import Path
 
 from tokenizers import Tokenizer
+
+from ray_lir.base.config import parse_json
 
 CLASSES = {"BertTokenizer", "BertTokenizerFast", "TokenizersBackend", "PreTrainedTokenizerFast", "PreTrainedTokenizer"}
 """Classes of transformers that take a tokenizer.json as it is, if `agrees` holds."""
@@ -23,8 +24,8 @@ class TokenizerFile:
         file, config_file = folder / "tokenizer.json", folder / "tokenizer_config.json"
         if not file.is_file() or not config_file.is_file():
             return None
-        config = json.loads(config_file.read_text())
-        serialized = json.loads(file.read_text())
+        config = parse_json(config_file.read_text())
+        serialized = parse_json(file.read_text())
         return cls(Tokenizer.from_file(str(file))) if agrees(serialized, config) else None
 
     def get_vocab(self) -> dict[str, int]:
