@@ -89,7 +89,7 @@ def test_a_corpus_path_is_read(checkpoint: str, tmp_path: Path):
         ([{"text": "x"}, {"text": None}], "document 1"),
         ([7], "document 0 is int"),
         ({"_id": "a", "text": "x"}, "put one into a list"),
-        ([{"text": "x", "when": object()}], "document 0 is not JSON"),
+        ([{"text": "x", "when": object()}], "document 0 holds a value"),
     ],
 )
 def test_a_document_that_cannot_be_used_is_named_and_nothing_is_written(documents, message, checkpoint: str, tmp_path: Path):
