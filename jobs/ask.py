@@ -1,17 +1,17 @@
 """Asks a running search service one query, and shows the answers."""
 
 import logging
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from ray_lir.api.search import MAX_K, Quality, SearchResponse
+from ray_lir.api.search import MAX_EXPLAINED, MAX_K, Quality, SearchResponse
 from ray_lir.index.filters import FILTER_NAMES, FiltersInput
 
 from .cli import main
 from .connection import TOKEN as TOKEN
 from .connection import ServiceJob, connect
-from .hits import show_hits
+from .hits import names, show_hits
 
 logger = logging.getLogger("ray_lir.ask")
 
@@ -35,6 +35,8 @@ class AskJob(ServiceJob):
     filters: FiltersInput = Field(None, validation_alias=FILTER_NAMES)
     """What documents must be like: "year >= 2020, tags ~ news", or JSON, {"where": {"op": "ge", "field": "year", "value": 2020},
     "ids": {"exclude": ["a"]}}; --where and --filter say the same."""
+    metadata: Annotated[tuple[str, ...], BeforeValidator(names)] = ()
+    """Metadata of each document to show on a terminal, such as year,author."""
     deadline_ms: float | None = Field(None, gt=0)
     """What the answer may take; late parts of the index are left out as far as min_coverage allows."""
     min_coverage: float = Field(1.0, ge=0, le=1)
@@ -45,7 +47,8 @@ class AskJob(ServiceJob):
 
 def run(job: AskJob) -> dict[str, Any]:
     """Raises ServiceUnavailable if nothing answers, and whatever the service says is wrong."""
-    options = job.model_dump(exclude={"query", "url"}, exclude_none=True)
+    options = job.model_dump(exclude={"query", "url", "metadata"}, exclude_none=True)
+    options["highlight"] = job.k <= MAX_EXPLAINED
     with connect(job) as client:
         response: SearchResponse = client.search(job.query, **options)
     reply = response.model_dump(mode="json", exclude_none=True)
@@ -57,4 +60,4 @@ def run(job: AskJob) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(AskJob, run, show=lambda result: show_hits(result["results"][0]), positional="query")
+    main(AskJob, run, show=lambda result, job: show_hits(result["results"][0], job.metadata), positional="query")

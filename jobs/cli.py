@@ -34,7 +34,7 @@ def main(
     config_type: type[Job],
     run: Callable[[Job], Result],
     argv: list[str] | None = None,
-    show: Callable[[Result], None] | None = None,
+    show: Callable[[Result, Job], None] | None = None,
     positional: str | None = None,
 ) -> None:
     """Runs a job from the command line.
@@ -44,7 +44,7 @@ def main(
     error and exit code 2; an error that nobody foresaw with exit code 1.
 
     Args:
-        show: prints the result for people. None: one line a field.
+        show: prints the result of a job for people. None: one line a field.
         positional: the field that an argument without a flag fills, such as the folder of `ray-lir inspect DIR`.
     """
     logs.configure()
@@ -55,7 +55,7 @@ def main(
         if as_json or not sys.stdout.isatty():
             print(json.dumps(result), flush=True)
         else:
-            (show or show_fields)(result)
+            show(result, job) if show else show_fields(result)
             sys.stdout.flush()
 
 

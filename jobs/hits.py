@@ -9,7 +9,14 @@ from typing import Any
 WIDEST = 110
 LINES = 3
 INDENT = " " * 5
+WEAKEST = 0.3
+"""Part of the strongest mark's strength below which words are not marked."""
 MARK, PLAIN = "\033[1;33m", "\033[0m"
+
+
+def names(value: Any) -> Any:
+    """Names from text with commas between them, for a list of names on the command line."""
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
 def show_hits(hits: Sequence[Mapping[str, Any]], metadata: Sequence[str] = ()) -> None:
@@ -20,6 +27,7 @@ def show_hits(hits: Sequence[Mapping[str, Any]], metadata: Sequence[str] = ()) -
     """
     if not hits:
         print("no document found")
+    strongest = max((mark["strength"] for hit in hits for mark in hit.get("highlights") or ()), default=0.0)
     for rank, hit in enumerate(hits, 1):
         found = hit.get("metadata") or {}
         facts = [f"{name}: {found[name]}" for name in metadata if name in found]
@@ -30,17 +38,18 @@ def show_hits(hits: Sequence[Mapping[str, Any]], metadata: Sequence[str] = ()) -
             print(f"{rank:3}. {hit['doc_id']}  ({hit['score']:.3f})")
         if facts:
             print(INDENT + " | ".join(facts))
-        if body := _body(hit):
+        if body := _body(hit, WEAKEST * strongest):
             print(body)
 
 
-def _body(hit: Mapping[str, Any]) -> str:
+def _body(hit: Mapping[str, Any], weakest: float) -> str:
     snippet = hit.get("snippet")
     if not snippet:
         return textwrap.shorten(hit.get("text") or "", LINES * _width(), initial_indent=INDENT, placeholder=" ...")
     text, first = snippet["text"], snippet["start"]
     end = first + len(text)
-    marks = [(mark["start"] - first, mark["end"] - first) for mark in hit.get("highlights", ()) if _inside(mark, first, end)]
+    strong = [mark for mark in hit.get("highlights") or () if mark["strength"] > weakest and _inside(mark, first, end)]
+    marks = [(mark["start"] - first, mark["end"] - first) for mark in strong]
     lines = _lines(text)
     before, after = "... " if first else "", " ..." if snippet["more"] else ""
     shown = [INDENT + _marked(text, start, stop, marks) for start, stop in lines]
@@ -48,7 +57,7 @@ def _body(hit: Mapping[str, Any]) -> str:
 
 
 def _inside(mark: Mapping[str, Any], first: int, end: int) -> bool:
-    return mark["field"] == "text" and mark["strength"] >= 0.25 and first <= mark["start"] and mark["end"] <= end
+    return mark["field"] == "text" and first <= mark["start"] and mark["end"] <= end
 
 
 def _lines(text: str) -> list[tuple[int, int]]:

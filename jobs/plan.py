@@ -285,4 +285,4 @@ def _rounded(value: float) -> float:
 
 
 if __name__ == "__main__":
-    main(PlanJob, run, show=show)
+    main(PlanJob, run, show=lambda result, _: show(result))

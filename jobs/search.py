@@ -1,9 +1,9 @@
 """Searches an index on this machine for one query, and shows the answers."""
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ray_lir.api.search import MAX_K, Quality, chosen_engine
 from ray_lir.base.config import Config, EncoderConfig
@@ -12,7 +12,7 @@ from ray_lir.embeddings.truncation import Truncation
 from ray_lir.index.filters import FILTER_NAMES, FiltersInput
 
 from .cli import main
-from .hits import show_hits
+from .hits import names, show_hits
 
 if TYPE_CHECKING:
     from ray_lir.embeddings.contract import EncoderContract
@@ -38,12 +38,15 @@ class SearchJob(Config):
     filters: FiltersInput = Field(None, validation_alias=FILTER_NAMES)
     """What documents must be like: "year >= 2020, tags ~ news", or JSON, {"where": {"op": "ge", "field": "year", "value": 2020},
     "ids": {"exclude": ["a"]}}; --where and --filter say the same."""
+    metadata: Annotated[tuple[str, ...], BeforeValidator(names)] = ()
+    """Metadata of each document to show on a terminal, such as year,author."""
     encoder: str | None = None
     """Where the encoder's checkpoint lies now. None: where it was when the index was made."""
 
 
 def run(job: SearchJob) -> dict[str, Any]:
     """Raises ConfigError or FormatError if there is no such index or engine."""
+    from ray_lir.search.highlights import highlight_hits
     from ray_lir.search.searcher import Searcher
 
     engine = chosen_engine(job.engine, job.params, tuple(PARAMS))
@@ -51,12 +54,14 @@ def run(job: SearchJob) -> dict[str, Any]:
     contract = searcher.manifest.contract
     encoder = _encoder(contract, job.encoder or contract.checkpoint)
     [truncation] = encoder.tokenizer.query_truncations([job.query])
-    [answer] = searcher.search(encoder.encode_queries([job.query]), job.k, engine, job.quality, filters=job.filters)
+    query = encoder.encode_queries([job.query])
+    [answer] = searcher.search(query, job.k, engine, job.quality, filters=job.filters)
     documents = searcher.documents(answer.documents)
-    hits = [
-        {"doc_id": document["doc_id"], "score": score, **{name: document[name] for name in ("title", "text", "metadata")}}
-        for document, score in zip(documents, answer.scores.tolist(), strict=True)
+    hits: list[dict[str, Any]] = [
+        {"number": number, "doc_id": document["doc_id"], "score": score, **{name: document[name] for name in ("title", "text", "metadata")}}
+        for number, document, score in zip(answer.documents.tolist(), documents, answer.scores.tolist(), strict=True)
     ]
+    hits = highlight_hits(searcher, encoder.tokenizer, job.query, query, hits)
     return {"query": job.query, "hits": hits, "params": answer.params.model_dump() if answer.params else {}, **cut_of(truncation)}
 
 
@@ -82,4 +87,4 @@ def cut_of(truncation: "Truncation") -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(SearchJob, run, show=lambda result: show_hits(result["hits"]), positional="query")
+    main(SearchJob, run, show=lambda result, job: show_hits(result["hits"], job.metadata), positional="query")

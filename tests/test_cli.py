@@ -107,7 +107,7 @@ def test_a_terminal_shows_fields_and_json_on_request(capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines() == ["output  x", "bytes   12,345", "parts   a=1", "        a=2"]
     main(Job, lambda job: {"output": job.output}, ["--output", "x", "--json"])
     assert json.loads(capsys.readouterr().out) == {"output": "x"}
-    main(Job, lambda job: {"output": job.output}, ["x"], show=lambda result: print("shown", result["output"]), positional="output")
+    main(Job, lambda job: {"output": job.output}, ["x"], show=lambda result, _: print("shown", result["output"]), positional="output")
     assert capsys.readouterr().out == "shown x\n"
 
 

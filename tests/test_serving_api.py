@@ -53,7 +53,7 @@ def client(error: Exception = PASSED_ON) -> TestClient:
         (
             {"query": "x", "topk": 3},
             "unknown field topk; the fields are query, queries, k, engine, quality, params, filters, include, deadline_ms, min_coverage, "
-            "explain",
+            "explain, highlight",
         ),
         ({}, "give either query or queries"),
         ({"query": "x", "queries": ["y"]}, "give either query or queries"),

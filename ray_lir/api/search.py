@@ -64,13 +64,16 @@ class SearchRequest(Config):
     """The share of the documents that must have been searched; an answer from fewer is an error."""
     explain: bool = False
     """Say which token of each document every query token matched."""
+    highlight: bool = False
+    """Say which words of each document the query matched, and which passage is the best."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "SearchRequest":
         if (self.query is None) == (self.queries is None):
             raise ValueError("give either query or queries")
-        if self.explain and self.k * len(self.texts) > MAX_EXPLAINED:
-            raise ValueError(f"explain is for {MAX_EXPLAINED} documents at most; lower k or send fewer queries")
+        if (self.explain or self.highlight) and self.k * len(self.texts) > MAX_EXPLAINED:
+            name = "explain" if self.explain else "highlight"
+            raise ValueError(f"{name} is for {MAX_EXPLAINED} documents at most; lower k or send fewer queries")
         return self
 
     @property
@@ -116,6 +119,29 @@ class Match(Config):
     end: int | None = None
 
 
+class Highlight(Config):
+    """A word of a document that query tokens matched."""
+
+    field: Literal["title", "text"]
+    start: int
+    """First character in the field, counted in code points."""
+    end: int
+    strength: float
+    """What its matches contribute to the score; function words count a fifth, tokens that are not in the query's text nothing."""
+    query_tokens: list[int]
+    """Numbers of the query's tokens that matched it."""
+
+
+class Snippet(Config):
+    """The best passage of a document's text."""
+
+    text: str
+    start: int
+    """Its first character in the text, counted in code points."""
+    more: bool
+    """Whether the text goes on after it."""
+
+
 class Hit(Config):
     """A document that was found."""
 
@@ -128,6 +154,10 @@ class Hit(Config):
     metadata: dict[str, Any] | None = None
     matches: list[Match] | None = None
     """With explain: one for each query token, in their order."""
+    highlights: list[Highlight] | None = None
+    """With highlight: in the order of title and text."""
+    snippet: Snippet | None = None
+    """With highlight."""
 
 
 class Timings(Config):

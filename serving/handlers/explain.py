@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ray_lir.api.search import ExplainRequest, Explanation, Match, QueryToken, StageReport
+from ray_lir.api.search import ExplainRequest, Explanation, Match, QueryToken, SearchRequest, StageReport
 from ray_lir.corpus.records import document_text
 from ray_lir.engines.plan import QueryPlan, TopK
 from ray_lir.kernels import Kernels
-from ray_lir.search.explain import trace
+from ray_lir.search import highlights
+from ray_lir.search.explain import TokenMatches, trace
 
 from ..request_context import Turn
 from ..scatter import Found, Scatter
@@ -26,6 +27,13 @@ class Explained:
 
     tokens: list[list[QueryToken]]
     matches: list[dict[int, list[Match]]]
+
+    def hit_fields(self, request: SearchRequest, documents: Mapping[int, dict[str, Any]]) -> list[dict[int, dict[str, Any]]]:
+        """For each query the fields of its hits that say what matched: matches, highlights and snippet."""
+        fields = []
+        for query, tokens, matched in zip(request.texts, self.tokens, self.matches, strict=True):
+            fields.append({number: _fields(request, query, tokens, each, documents[number]) for number, each in matched.items()})
+        return fields
 
 
 async def explain_hits(scatter: Scatter, queries: list[str], plans: list[QueryPlan], found: Found) -> Explained:
@@ -74,9 +82,20 @@ async def _explained(
     texts = [document_text(fields["title"], fields["text"]) for fields in documents.values()]
     (of_queries, of_documents), found = await asyncio.gather(scatter.turn.encoder("spans", queries, texts), scatter.matches(plans, best))
     spans = dict(zip(documents, of_documents, strict=True))
+
+    def of_document(number: int, matches: TokenMatches) -> list[Match]:
+        return highlights.token_matches(matches, documents[number]["title"], documents[number]["text"], spans[number][1])
+
     return Explained(
-        tokens=[answers.query_tokens(plan, each) for plan, each in zip(plans, of_queries, strict=True)],
-        matches=[
-            {number: answers.token_matches(matches, documents[number], spans[number]) for number, matches in each.items()} for each in found
-        ],
+        tokens=[highlights.query_tokens(plan, *each) for plan, each in zip(plans, of_queries, strict=True)],
+        matches=[{number: of_document(number, matches) for number, matches in each.items()} for each in found],
     )
+
+
+def _fields(
+    request: SearchRequest, query: str, tokens: list[QueryToken], matches: list[Match], document: Mapping[str, Any]
+) -> dict[str, Any]:
+    fields: dict[str, Any] = {"matches": matches} if request.explain else {}
+    if request.highlight:
+        fields["highlights"], fields["snippet"] = highlights.highlighted(query, tokens, matches, document["title"], document["text"])
+    return fields

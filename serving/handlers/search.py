@@ -26,12 +26,12 @@ async def search(turn: Turn, request: SearchRequest, kernels: Kernels) -> Search
     found = await scatter.find(planned.plans, _fields(request))
     best = finish(planned.plans, found.kept[-1])
     searched = time.perf_counter()
-    explained = await explain_hits(scatter, request.texts, planned.plans, found) if request.explain else None
+    explained = await explain_hits(scatter, request.texts, planned.plans, found) if request.explain or request.highlight else None
     end = time.perf_counter()
-    matches = explained.matches if explained else [None] * len(best)
+    extra = explained.hit_fields(request, found.documents) if explained else [None] * len(best)
     return SearchResponse(
-        results=[answers.hits(each, found.documents, request.include, match) for each, match in zip(best, matches, strict=True)],
-        query_tokens=explained.tokens if explained else None,
+        results=[answers.hits(each, found.documents, request.include, fields) for each, fields in zip(best, extra, strict=True)],
+        query_tokens=explained.tokens if explained and request.explain else None,
         truncated_queries=answers.truncated(planned.truncations),
         engine=planned.plans[0].params.engine,
         params=[answer.params for answer in best],
@@ -52,7 +52,7 @@ async def search(turn: Turn, request: SearchRequest, kernels: Kernels) -> Search
 
 def _fields(request: SearchRequest) -> Sequence[DocumentField]:
     """Those asked for, and those that explaining needs."""
-    return sorted({*request.include, "title", "text"}) if request.explain else request.include
+    return sorted({*request.include, "title", "text"}) if request.explain or request.highlight else request.include
 
 
 def _ms(seconds: float) -> float:

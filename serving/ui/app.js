@@ -42,25 +42,14 @@ function wordsOf(query, tokens) {
   return found;
 }
 
-// What is highlighted in a field: whole words, each with the query's words that matched there and what they contributed.
-function spansOf(points, field, matches) {
-  const inWord = (point) => point !== undefined && /[\p{L}\p{N}\p{M}_]/u.test(point);
-  const spans = new Map();
-  words.forEach((word, number) => {
-    for (const token of word.tokens) {
-      const match = matches[token];
-      if (!match || match.field !== field) continue;
-      let { start, end } = match;
-      if (inWord(points[start])) while (inWord(points[start - 1])) start--;
-      if (inWord(points[end - 1])) while (inWord(points[end])) end++;
-      const span = spans.get(start) ?? { start, end, words: new Set(), strength: 0 };
-      span.end = Math.max(span.end, end);
-      span.words.add(number);
-      if (!word.special) span.strength += Math.max(0, match.contribution);
-      spans.set(start, span);
-    }
-  });
-  return [...spans.values()].sort((a, b) => a.start - b.start);
+// The marks of a field: the service's highlights, each with the numbers of the query's words that matched there.
+function spansOf(hit, field) {
+  return hit.highlights
+    .filter((mark) => mark.field === field)
+    .map(({ start, end, strength, query_tokens }) => {
+      const matched = words.flatMap((word, number) => (word.tokens.some((token) => query_tokens.includes(token)) ? [number] : []));
+      return { start, end, strength, words: new Set(matched) };
+    });
 }
 
 function highlighted(tag, className, text, spans, strongest) {
@@ -84,26 +73,50 @@ function highlighted(tag, className, text, spans, strongest) {
 
 function hitElement(hit, rank, spans, strongest) {
   const facts = `${rank}. ${hit.doc_id} · score ${hit.score.toFixed(3)}`;
-  const text = highlighted("p", "text", hit.text, spans.text, strongest);
-  const made = element("li", { className: "hit folded" });
+  const made = element("li", { className: "hit" });
   if (hit.title) made.append(highlighted("h2", "", hit.title, spans.title, strongest));
-  made.append(element("p", { className: "facts", textContent: facts }), text);
+  made.append(element("p", { className: "facts", textContent: facts }));
+  if (Object.keys(hit.metadata).length) made.append(metadataElement(hit.metadata));
+  const { text, start, more } = hit.snippet;
+  const whole = highlighted("p", "text", hit.text, spans.text, strongest);
+  if (start || more) {
+    const length = Array.from(text).length;
+    const inside = spans.text
+      .filter((span) => span.start >= start && span.end <= start + length)
+      .map((span) => ({ ...span, start: span.start - start, end: span.end - start }));
+    const passage = highlighted("p", "text", text, inside, strongest);
+    if (start) passage.prepend("… ");
+    if (more) passage.append(" …");
+    whole.hidden = true;
+    made.append(passage, whole, unfolding(passage, whole));
+  } else made.append(whole);
   made.dataset.id = hit.doc_id;
   return made;
 }
 
-// Once the hits are laid out: only those whose text does not fit can be unfolded.
-function addUnfolding(hit) {
-  const text = hit.querySelector(".text");
-  if (text.scrollHeight <= text.clientHeight + 1) return hit.classList.remove("folded");
+const SHORT = 60; // characters of a metadata value that are shown
+const SHOWN = 6; // fields of metadata
+
+function metadataElement(metadata) {
+  const shown = Object.entries(metadata)
+    .slice(0, SHOWN)
+    .map(([name, value]) => {
+      const text = typeof value === "string" ? value : JSON.stringify(value);
+      return `${name}: ${text.length > SHORT ? `${text.slice(0, SHORT)}…` : text}`;
+    });
+  return element("p", { className: "facts metadata", textContent: shown.join(" · "), title: JSON.stringify(metadata, null, 1) });
+}
+
+function unfolding(passage, whole) {
   const button = element("button", { type: "button", className: "unfold", textContent: "Show all" });
   button.setAttribute("aria-expanded", "false");
   button.addEventListener("click", () => {
-    const folded = hit.classList.toggle("folded");
-    button.textContent = folded ? "Show all" : "Show less";
-    button.setAttribute("aria-expanded", String(!folded));
+    passage.hidden = whole.hidden;
+    whole.hidden = !whole.hidden;
+    button.textContent = whole.hidden ? "Show all" : "Show less";
+    button.setAttribute("aria-expanded", String(!whole.hidden));
   });
-  hit.append(button);
+  return button;
 }
 
 function showWords() {
@@ -130,13 +143,12 @@ function showAnswer(query, answer) {
   words = wordsOf(query, answer.query_tokens[0]);
   showWords();
   const spans = hits.map((hit) => ({
-    title: spansOf(Array.from(hit.title), "title", hit.matches),
-    text: spansOf(Array.from(hit.text), "text", hit.matches),
+    title: spansOf(hit, "title"),
+    text: spansOf(hit, "text"),
   }));
   const strengths = spans.flatMap((each) => [...each.title, ...each.text].map((span) => span.strength));
   const strongest = Math.max(1e-9, ...strengths);
   $("results").replaceChildren(...hits.map((hit, number) => hitElement(hit, number + 1, spans[number], strongest)));
-  [...$("results").children].forEach(addUnfolding);
   const covered = answer.coverage < 1 ? ` · only ${(100 * answer.coverage).toFixed(0)}% of the documents could be searched` : "";
   const found = hits.length === 1 ? "1 document" : `${hits.length} documents`;
   const cut = (answer.truncated_queries ?? []).map((each) => ` · only the first ${each.kept_tokens} of ${each.total_tokens} tokens of the query were used`).join("");
@@ -194,7 +206,7 @@ async function search() {
   document.body.classList.add("busy");
   document.title = `${query} – Search`;
   try {
-    showAnswer(query, await ask("search", { query, ...choices(), ...filters(), explain: true, min_coverage: 0 }));
+    showAnswer(query, await ask("search", { query, ...choices(), ...filters(), explain: true, highlight: true, min_coverage: 0 }));
   } catch (error) {
     if (mine.signal.aborted) return;
     say(error.message, true);

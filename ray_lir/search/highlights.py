@@ -1,0 +1,199 @@
+"""Highlights and snippets: the words of a found document that the query matched, and its best passage, for command line, HTTP and page.
+
+Offsets count code points.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ray_lir.api.search import Highlight, Match, QueryToken, Snippet
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+    from ray_lir.engines.plan import QueryPlan
+    from ray_lir.search.explain import TokenMatches
+    from ray_lir.search.searcher import Searcher
+
+SNIPPET_LENGTH = 240
+"""Characters of a snippet."""
+LEAD = 60
+"""Characters before the first highlight of a snippet, at most; the snippet starts with a sentence if one begins there."""
+FUNCTION_WORD_WEIGHT = 0.2
+"""What a match of a function word counts, compared with one of a content word: every text has such words."""
+FUNCTION_WORDS = frozenset(
+    """a about after again all also am an and any are as at be been before being between both but by can could did do does doing down during
+    each few for from had has have having he her here hers him his how i if in into is it its me more most my no nor not of off on once only
+    or other our out over own s same she should so some such t than that the their them then there these they this those through to too
+    under until up very was we were what when where which while who whom why will with would you your
+    der die das ein eine und oder ist sind im in am an von zu mit für auf wie was wer wo
+    le la les un une des et ou est sont du de en dans pour par sur qui que
+    el los las una y o es son del por para con que como""".split()
+)
+SENTENCE_END = ".!?\n"
+
+
+def query_tokens(plan: "QueryPlan", pieces: Sequence[str], spans: "np.ndarray") -> list[QueryToken]:
+    """The tokens of a query with their weights.
+
+    Args:
+        pieces: the tokens as the vocabulary has them.
+        spans: [n, 2] first and end character of each token; -1 for one that is not in the text.
+    """
+    return [
+        QueryToken(piece=piece, start=None if first < 0 else first, end=None if first < 0 else end, weight=weight)
+        for piece, (first, end), weight in zip(pieces, spans.tolist(), plan.query.importance.tolist(), strict=True)
+    ]
+
+
+def token_matches(found: "TokenMatches", title: str, text: str, spans: "np.ndarray") -> list[Match]:
+    """What each query token matched in a document, and where that is in its title or text.
+
+    Args:
+        spans: [T, 2] first and end character of each token of `document_text(title, text)`.
+    """
+    from ray_lir.search.explain import in_fields
+
+    places = in_fields(spans, title, text)
+    matches = []
+    for token, similarity, contribution in zip(
+        found.tokens.tolist(), found.similarities.tolist(), found.contributions.tolist(), strict=True
+    ):
+        # an index that was made of other texts than it shows has more or fewer tokens than these have
+        field, start, end = (places[token] if token < len(places) else None) or (None, None, None)
+        matches.append(Match(similarity=similarity, contribution=contribution, field=field, start=start, end=end))
+    return matches
+
+
+def highlights(
+    query: str, tokens: Sequence[QueryToken], matches: Sequence[Match], field: Literal["title", "text"], text: str
+) -> list[Highlight]:
+    """The words of a field that query tokens matched, in the order of the text.
+
+    The strength of a word is the sum of its matches' contributions to the score. Matches of a function word count less, on either side;
+    tokens that are not in the query's text (special and expansion tokens) are listed and count nothing.
+
+    Args:
+        tokens: of the query.
+        matches: one for each query token.
+        text: of the field.
+    """
+    found: dict[int, tuple[int, float, list[int]]] = {}
+    weights = [_word_weight(query, token.start, token.end) for token in tokens]
+    for number, (match, weight) in enumerate(zip(matches, weights, strict=True)):
+        if match.field != field or match.start is None or match.end is None or not 0 <= match.start < match.end <= len(text):
+            continue
+        start, end = _word(text, match.start, match.end)
+        factor = FUNCTION_WORD_WEIGHT if text[start:end].casefold() in FUNCTION_WORDS else 1
+        last, strength, numbers = found.get(start, (end, 0.0, []))
+        found[start] = (max(last, end), strength + weight * factor * max(0.0, match.contribution), [*numbers, number])
+    result: list[Highlight] = []
+    for start, (end, strength, numbers) in sorted(found.items()):
+        if not result or start >= result[-1].end:
+            result.append(Highlight(field=field, start=start, end=end, strength=strength, query_tokens=numbers))
+    return result
+
+
+def snippet(text: str, marks: Sequence[Highlight], length: int = SNIPPET_LENGTH) -> Snippet:
+    """The passage of a text with the strongest highlights; the beginning of the text if there are none.
+
+    Args:
+        marks: highlights of the text; those of other fields are left out.
+        length: characters, at most.
+    """
+    if len(text) <= length:
+        return Snippet(text=text, start=0, more=False)
+    marks = [mark for mark in marks if mark.field == "text"]
+    start = _start(text, _best_first(marks, length - LEAD), length)
+    end = min(len(text), start + length)
+    if end < len(text):
+        end = next((place for place in range(end, start + length // 2, -1) if text[place].isspace()), end)
+    return Snippet(text=text[start:end].rstrip(), start=start, more=end < len(text))
+
+
+def _best_first(marks: Sequence[Highlight], length: int) -> int:
+    """Where the first highlight of the best passage starts. The first of equal passages wins."""
+    best, place = 0.0, 0
+    for number, mark in enumerate(marks):
+        strength = sum(other.strength for other in marks[number:] if other.end <= mark.start + length)
+        if strength > best + 1e-9:
+            best, place = strength, mark.start
+    return place
+
+
+def _start(text: str, first: int, length: int) -> int:
+    """Where a snippet starts: with the last sentence that begins shortly before its first highlight, or with a word."""
+    earliest = max(0, min(first - LEAD, len(text) - length))
+    if not earliest:
+        return 0
+    for place in range(first, earliest, -1):
+        if text[place - 1].isspace() and text[:place].rstrip(" \t")[-1:] in SENTENCE_END:
+            return place
+    return next((place for place in range(earliest, first + 1) if text[place - 1].isspace() and not text[place].isspace()), first)
+
+
+def _word_weight(query: str, start: int | None, end: int | None) -> float:
+    if start is None or end is None:
+        return 0.0
+    first, last = _word(query, start, end)
+    return FUNCTION_WORD_WEIGHT if query[first:last].casefold() in FUNCTION_WORDS else 1.0
+
+
+def _word(text: str, start: int, end: int) -> tuple[int, int]:
+    """The whole words that characters start..end of a text are in."""
+    if _in_word(text[start]):
+        while start and _in_word(text[start - 1]):
+            start -= 1
+    if _in_word(text[end - 1]):
+        while end < len(text) and _in_word(text[end]):
+            end += 1
+    return start, end
+
+
+def _in_word(character: str) -> bool:
+    return character == "_" or unicodedata.category(character)[0] in "LNM"
+
+
+class LocatesTokens(Protocol):
+    """The part of TextTokenizer that says where tokens are: each call returns `pieces` and `spans` of a text's tokens."""
+
+    def query_spans(self, text: str) -> Any: ...
+
+    def document_spans(self, text: str) -> Any: ...
+
+
+def highlight_hits(
+    searcher: "Searcher", tokenizer: "LocatesTokens", query: str, embedded: "TokenEmbeddings", hits: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Hits of a search in this process with `highlights` and a `snippet`.
+
+    Args:
+        embedded: the query's token embeddings.
+        hits: each with number, title and text.
+    """
+    from ray_lir.corpus.records import document_text
+    from ray_lir.search.explain import match_tokens, shard_of
+
+    [plan] = searcher.planner.plan(embedded, 1, "exact")
+    spans = tokenizer.query_spans(query)
+    tokens = query_tokens(plan, spans.pieces, spans.spans)
+    result = []
+    for hit in hits:
+        title, text = hit["title"], hit["text"]
+        found = match_tokens(plan, shard_of(searcher.shards, hit["number"]), searcher.planner.codec, hit["number"])
+        places = tokenizer.document_spans(document_text(title, text)).spans
+        marks, passage = highlighted(query, tokens, token_matches(found, title, text, places), title, text)
+        result.append({**hit, "highlights": [mark.model_dump() for mark in marks], "snippet": passage.model_dump()})
+    return result
+
+
+def highlighted(
+    query: str, tokens: Sequence[QueryToken], matches: Sequence[Match], title: str, text: str
+) -> tuple[list[Highlight], Snippet]:
+    """The highlights of a document's title and text, and its snippet."""
+    if len(matches) != len(tokens):  # a document without tokens
+        matches, tokens = [], []
+    marks = [*highlights(query, tokens, matches, "title", title), *highlights(query, tokens, matches, "text", text)]
+    return marks, snippet(text, marks)
