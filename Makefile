@@ -1,4 +1,4 @@
-# make install | demo | test | test-clusters | sanitize | lint | quality | bench: each installs into .venv first if it must.
+# make install | demo | test | test-clusters | sanitize | lint | quality | bench | docs: each installs into .venv first if it must.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ COLLECTIONS ?= scifact nfcorpus cranfield cisi
 # What else `make bench` says to bench.compare: BENCH="--sizes small --queries 20 --batch 20".
 BENCH ?=
 
-.PHONY: install demo test test-clusters sanitize lint quality bench
+.PHONY: install demo test test-clusters sanitize lint quality bench docs
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -61,3 +61,8 @@ bench: $(INSTALLED)
 	@test -n "$(RAY_LIR_DATA)" || { echo 'error: set RAY_LIR_DATA to the folder that holds scifact' >&2; exit 1; }
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(PIP) install -c constraints.txt --no-build-isolation -e '.[bench]'
 	$(BIN)/python -m bench.compare --dataset $(RAY_LIR_DATA)/scifact $(BENCH)
+
+# The documentation site in build/site; it needs no resources from other hosts.
+docs: $(INSTALLED)
+	@$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(PIP) install -c constraints.txt --no-build-isolation -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean

@@ -26,7 +26,7 @@ class TokenEmbeddings:
         doc_ids: N strings; whole numbers become their decimal text.
         token_ids: [T] int32 vocabulary ids, if known.
         weights: [T] float32, what the scorer multiplies a token's similarities with, at least 0
-        (docs/algorithms.md#7-one-factored-form), if it weighs these texts.
+            (docs/algorithms.md#7-one-factored-form), if it weighs these texts.
 
     Raises:
         ConfigError: if the shapes do not fit, or a value is NaN or infinite, or a weight negative.
