@@ -162,7 +162,7 @@ def test_text_of_a_filter_is_text(text):
         ({"where": {"op": "like", "field": "a", "value": "b"}}, "where"),
         ({"where": {"op": "and", "filters": [{"op": "exists", "field": "a"}, {"op": "exists"}]}}, "where.and.filters.1.exists.field"),
         ({"where": {"op": "exists", "field": []}}, "where.exists.field"),
-        ({"ids": {"include": [1]}}, "ids.include.0"),
+        ({"ids": {"include": [1.5]}}, "ids.include.0"),
         ({"id": []}, "id"),
     ],
 )
