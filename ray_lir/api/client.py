@@ -2,6 +2,7 @@
 
 import base64
 import ipaddress
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
@@ -79,10 +80,8 @@ class Client:
     """
 
     def __init__(self, url: str = DEFAULT_URL, token: str | None = None, timeout_s: float = 60.0):
-        import httpx  # a program that only knows of the client does not load it
-
         self._settings = (url, token, timeout_s)
-        self._http = httpx.Client(base_url=url, headers=_headers(token), timeout=timeout_s, trust_env=not _is_loopback(url))
+        self._connect()
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
         """A copy, in another process perhaps, opens connections of its own."""
@@ -127,7 +126,8 @@ class Client:
         return self._send(_change("roll_back"))
 
     def close(self) -> None:
-        self._http.close()
+        if self._process == os.getpid():
+            self._http.close()
 
     def __enter__(self) -> Self:
         return self
@@ -135,9 +135,19 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _connect(self) -> None:
+        """Open connections of this process. In a forked one, those of the parent would bring one's answers to the other."""
+        import httpx  # a program that only knows of the client does not load it
+
+        url, token, timeout_s = self._settings
+        self._http = httpx.Client(base_url=url, headers=_headers(token), timeout=timeout_s, trust_env=not _is_loopback(url))
+        self._process = os.getpid()
+
     def _send(self, call: Call[Reply]) -> Reply:
         import httpx
 
+        if self._process != os.getpid():
+            self._connect()
         try:
             response = self._http.request(**call.arguments())
         except httpx.HTTPError as error:
@@ -153,13 +163,8 @@ class AsyncClient:
     """
 
     def __init__(self, url: str = DEFAULT_URL, token: str | None = None, timeout_s: float = 60.0, max_connections: int = 100):
-        import httpx
-
         self._settings = (url, token, timeout_s, max_connections)
-        limits = httpx.Limits(max_connections=max_connections)
-        self._http = httpx.AsyncClient(
-            base_url=url, headers=_headers(token), timeout=timeout_s, limits=limits, trust_env=not _is_loopback(url)
-        )
+        self._connect()
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
         """A copy, in another process perhaps, opens connections of its own."""
@@ -196,7 +201,8 @@ class AsyncClient:
         return await self._send(_change("roll_back"))
 
     async def close(self) -> None:
-        await self._http.aclose()
+        if self._process == os.getpid():
+            await self._http.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -204,9 +210,22 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    def _connect(self) -> None:
+        """Open connections of this process, as `Client` does."""
+        import httpx
+
+        url, token, timeout_s, max_connections = self._settings
+        limits = httpx.Limits(max_connections=max_connections)
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=_headers(token), timeout=timeout_s, limits=limits, trust_env=not _is_loopback(url)
+        )
+        self._process = os.getpid()
+
     async def _send(self, call: Call[Reply]) -> Reply:
         import httpx
 
+        if self._process != os.getpid():
+            self._connect()
         try:
             response = await self._http.request(**call.arguments())
         except httpx.HTTPError as error:

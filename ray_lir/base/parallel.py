@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from ray_lir.base.forking import after_fork, fork_safe
 from ray_lir.base.progress import track
 
 Item = TypeVar("Item")
@@ -49,7 +50,7 @@ def watched(map: Map, label: str) -> Map:
     return spread
 
 
-_blas_lock = Lock()
+_blas_lock = fork_safe(Lock())
 _blas_users = 0
 _blas_limits: threadpool_limits | None = None
 
@@ -62,6 +63,7 @@ def one_blas_thread() -> Iterator[None]:
     other, many times slower as soon as the cores are busy, and a split changes the last bit of a result.
     """
     global _blas_users, _blas_limits  # the number of threads is one setting for the whole process
+    process = os.getpid()
     with _blas_lock:
         _blas_users += 1
         if _blas_users == 1:
@@ -69,7 +71,17 @@ def one_blas_thread() -> Iterator[None]:
     try:
         yield
     finally:
-        with _blas_lock:
-            _blas_users -= 1
-            if _blas_users == 0:
-                _blas_limits.restore_original_limits()
+        if os.getpid() == process:
+            with _blas_lock:
+                _blas_users -= 1
+                if _blas_users == 0:
+                    _blas_limits.restore_original_limits()
+
+
+@after_fork
+def _forget_blas_users() -> None:
+    """Restore the number of threads in a forked process: the threads that would do so are not there."""
+    global _blas_users
+    if _blas_users:
+        _blas_users = 0
+        _blas_limits.restore_original_limits()

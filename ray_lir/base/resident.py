@@ -5,6 +5,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from ray_lir.base.forking import fork_safe
+
 Value = TypeVar("Value")
 
 
@@ -18,7 +20,7 @@ class Resident(Generic[Value]):
     def __init__(self, make: Callable[[Any], Value]):
         self._make = make
         self._values: dict[int, Value] = {}
-        self._lock = threading.Lock()
+        self._lock = fork_safe(threading.Lock())
 
     def __call__(self, owner: Any) -> Value:
         with self._lock:

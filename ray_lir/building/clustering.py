@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 
 from ray_lir.base.parallel import Map, one_blas_thread
+from ray_lir.index.faiss_threads import one_faiss_thread
 from ray_lir.kernels import Kernels, select
 
 Piece = tuple[np.ndarray, np.ndarray | None]
@@ -68,7 +69,7 @@ class Assigner:
             return cls(centroids, np.arange(num_centroids), np.zeros((1, dim), np.float32), np.array([0, num_centroids]), 1)
         import faiss  # takes a fifth of a second to load; loaded here, its BLAS is among those that are limited to one thread
 
-        with one_blas_thread():
+        with one_faiss_thread(), one_blas_thread():
             kmeans = faiss.Kmeans(dim, math.isqrt(num_centroids), niter=CELL_ITERATIONS, seed=seed + 1)
             kmeans.train(centroids)
         cell_of = select().assign(centroids, kmeans.centroids, euclidean=True)[0]

@@ -11,6 +11,7 @@ from tokenizers import Encoding, Tokenizer
 
 from ray_lir.base.arguments import text_list
 from ray_lir.base.errors import ConfigError
+from ray_lir.base.forking import after_fork
 from ray_lir.embeddings.contract import EncoderContract
 from ray_lir.embeddings.truncation import Truncation
 from ray_lir.encoder.long_texts import Beginning, Condenser, beginning, stable_tokens, words_after
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PARALLELISM = "TOKENIZERS_PARALLELISM"
+"""Environment variable of the tokenizers library, which reads it at every call."""
 COUNTED_CHARACTERS = 32_768
 """Texts of up to so many characters are tokenised as a whole and their tokens counted; of longer texts only the beginning is tokenised."""
 CHARACTERS_PER_TOKEN = 16
@@ -30,6 +33,15 @@ GROWTH = 4
 """How much longer the next beginning is if one gave too few tokens."""
 CHARACTERS_AT_ONCE = 1 << 18
 """Texts that are tokenised together have at most so many characters, which bounds memory: a token in work takes about 100 bytes."""
+
+_have_tokenized = False
+
+
+@after_fork
+def _tokenize_on_one_thread() -> None:
+    """In a forked process the library would wait for its threads for ever. It notices that itself unless the variable is set."""
+    if _have_tokenized:
+        os.environ[PARALLELISM] = "false"
 
 
 @dataclass(frozen=True)
@@ -213,8 +225,10 @@ class TextTokenizer:
         return np.append(places, -1)
 
     def _tokenize(self, cutter: _Cutter, texts: Sequence[str], prompt: str, marker: int | None) -> TokenizedTexts:
+        global _have_tokenized
+        _have_tokenized = True
         if "RAY_RAYLET_PID" in os.environ:  # in a Ray worker, where each one would start a thread a core
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            os.environ.setdefault(PARALLELISM, "false")
         limit = cutter.first_limit
         result = TokenizedTexts([], [])
         for group in _groups(text_list("texts", texts), limit):

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ray_lir.base.forking import fork_safe
+from ray_lir.base.parallel import num_cores, threads
 from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.faiss_threads import one_faiss_thread
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels.reference import decompress, tokens_of
 
@@ -24,7 +27,7 @@ ROUNDING = 1e-5
 BLOCK_QUERIES = 32
 """Query tokens that are searched with at a time."""
 
-_lock = threading.Lock()
+_lock = fork_safe(threading.Lock())
 
 
 class TokenIndex:
@@ -57,7 +60,8 @@ class TokenIndex:
             longest = max(longest, float(np.linalg.norm(vectors, axis=1).max()))
             codes = shard.codes[block].astype(np.int64)
             numbers = np.arange(start, start + len(codes))
-            lists.add_core(len(codes), faiss.swig_ptr(vectors), faiss.swig_ptr(numbers), faiss.swig_ptr(codes))
+            with one_faiss_thread():
+                lists.add_core(len(codes), faiss.swig_ptr(vectors), faiss.swig_ptr(numbers), faiss.swig_ptr(codes))
         return cls(shard, codec, lists, longest)
 
     def search(
@@ -129,8 +133,15 @@ class TokenIndex:
         queries, cells = np.ascontiguousarray(queries_nD, np.float32), np.ascontiguousarray(cells, np.int64)
         distances = np.zeros(cells.shape, np.float32)
         scores, tokens = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-        given = (faiss.swig_ptr(array) for array in (cells, distances, scores, tokens))
-        self._lists.search_preassigned_c(len(queries), faiss.swig_ptr(queries), k, *given, False, parameters)
+
+        def search(rows: slice) -> None:
+            pointers = (faiss.swig_ptr(array[rows]) for array in (cells, distances, scores, tokens))
+            with one_faiss_thread():
+                self._lists.search_preassigned_c(rows.stop - rows.start, faiss.swig_ptr(queries[rows]), k, *pointers, False, parameters)
+
+        step = -(-len(queries) // num_cores())
+        blocks = [slice(start, min(start + step, len(queries))) for start in range(0, len(queries), step)]
+        list((threads if len(blocks) > 1 else map)(search, blocks))
         return tokens, scores
 
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from ray_lir import storage
 from ray_lir.base.errors import FormatError
+from ray_lir.base.forking import fork_safe
 
-_header_lock = Lock()
+_header_lock = fork_safe(Lock())
 """NumPy parses a header with `ast`, which CPython before 3.11.8 and 3.12.2 fails at in two threads at once: a SystemError about its
 "recursion depth" (python/cpython#106905)."""
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +11,7 @@ from safetensors.numpy import load, save
 from ray_lir import storage
 from ray_lir.base.config import CodecConfig
 from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.base.forking import cached_property
 from ray_lir.index.manifest import IndexManifest
 from ray_lir.index.relation import PairEncoder
 from ray_lir.storage.manifest import check_file

@@ -4,10 +4,11 @@ Arrow, NumPy and DuckDB are imported where a filter is evaluated: clients know f
 """
 
 import difflib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ from pydantic import (
 
 from ray_lir.base.config import Config, canonical_json, parse_json
 from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.base.forking import cached_property, fork_safe
 from ray_lir.base.ids import look_up_id
 from ray_lir.index import filter_text
 
@@ -284,7 +286,7 @@ class FilteredDocuments:
         self.live = live
         self._results: OrderedDict[bytes, Any] = OrderedDict()
         self._has: dict[str, bool] = {}
-        self._lock = threading.Lock()
+        self._lock = fork_safe(threading.Lock())
 
     def has_field(self, field: str | list[str]) -> bool:
         """Whether a document has the field (empty fields of its own count)."""
@@ -379,7 +381,7 @@ def _matching(table: "pa.Table", condition: Any, limit: int | None = None) -> "n
         query += f" LIMIT {int(limit)}"
     columns = {name: table.column(name) for name in ("metadata", *OWN_FIELDS)}
     numbered = pa.table({"row": pa.array(np.arange(table.num_rows)), **columns})
-    with _database().cursor() as cursor:
+    with _database(os.getpid()).cursor() as cursor:
         cursor.register("documents", numbered)
         try:
             return cursor.execute(query, sql.values).fetchnumpy()["row"]
@@ -389,9 +391,11 @@ def _matching(table: "pa.Table", condition: Any, limit: int | None = None) -> "n
 
 
 @cache
-def _database() -> "duckdb.DuckDBPyConnection":
-    """One for the process, in memory, on the thread that asks; it reaches no file. Imported where a filter first needs it: many
-    who know filters, such as clients, never evaluate one."""
+def _database(process: int) -> "duckdb.DuckDBPyConnection":
+    """Return the database of a process: in memory, without threads of its own, and it reaches no file.
+
+    A forked process opens another: a thread of the parent may have been inside this one.
+    """
     import duckdb
 
     return duckdb.connect(":memory:", config={"threads": 1, "enable_external_access": False, "lock_configuration": True})

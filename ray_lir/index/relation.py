@@ -7,10 +7,10 @@ alone: relation_weight * R_i . Rel(p, j) = products_i . Mish(norm(before p + aft
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
+from ray_lir.base.forking import cached_property
 from ray_lir.embeddings.relation import EPSILON, Relation
 
 LOWEST = 0.3089

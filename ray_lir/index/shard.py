@@ -14,7 +14,6 @@ What was deleted since stays in the files; its numbers lie in the version's tomb
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import pyarrow as pa
 
 from ray_lir import storage
 from ray_lir.base.errors import FormatError
+from ray_lir.base.forking import cached_property
 from ray_lir.index import documents, postings
 from ray_lir.index.arrays import FIX, check_array, map_array, read_array
 from ray_lir.index.filters import FilteredDocuments, Filters

@@ -1,0 +1,40 @@
+"""Locks and state that stay usable in a process that was forked from a running one (gunicorn --preload, uWSGI, multiprocessing).
+
+Only the thread that forks exists in the child. A lock that another thread held at that moment would stay locked there for ever.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakSet
+
+_locks: "WeakSet[Any]" = WeakSet()
+
+
+def fork_safe(lock: Any) -> Any:
+    """Return the `threading.Lock` or `RLock`, which from now on is open in every forked process."""
+    _locks.add(lock)
+    return lock
+
+
+def after_fork(function: Callable[[], None]) -> Callable[[], None]:
+    """Decorate a function without arguments that a forked process calls before anything else."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=function)
+    return function
+
+
+@after_fork
+def _open_locks() -> None:
+    for lock in list(_locks):
+        lock._at_fork_reinit()
+
+
+class cached_property(functools.cached_property):
+    """`functools.cached_property`, usable after a fork: before Python 3.12 it holds one lock for all instances while it computes."""
+
+    def __init__(self, function: Callable[[Any], Any]):
+        super().__init__(function)
+        if hasattr(self, "lock"):
+            fork_safe(self.lock)
