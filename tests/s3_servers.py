@@ -4,15 +4,18 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 import s3fs
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
 S3RVER = "s3rver@3.7.1"
@@ -21,7 +24,19 @@ INSTALLED = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "r
 
 @contextmanager
 def moto_server() -> Iterator[str]:
-    """The URL of a moto server."""
+    """The URL of a moto server whose puts are atomic, as those of S3 are: moto compares If-None-Match and writes in two steps."""
+    lock, put = threading.Lock(), S3Response.put_object
+
+    def put_object(response: S3Response) -> Any:
+        with lock:
+            return put(response)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(S3Response, "put_object", put_object)
+        yield from _moto_server()
+
+
+def _moto_server() -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
