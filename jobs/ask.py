@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from ray_lir.api.search import MAX_EXPLAINED, MAX_K, Quality, SearchResponse
+from ray_lir.api.search import MAX_EXPLAINED, MAX_K, Quality, QueryText, SearchResponse
 from ray_lir.index.filters import FILTER_NAMES, FiltersInput
 
 from .cli import main
@@ -22,7 +22,7 @@ class AskJob(ServiceJob):
     If the service asks for a bearer token, set the environment variable RAY_LIR_TOKEN to it.
     """
 
-    query: str
+    query: QueryText
     """What to look for."""
     k: int = Field(10, ge=1, le=MAX_K)
     """How many documents, at most."""

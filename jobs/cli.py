@@ -5,6 +5,7 @@ A recipe (--recipe FILE) is YAML with the job's fields; flags beside it win.
 
 import difflib
 import json
+import math
 import os
 import sys
 from collections import deque
@@ -25,6 +26,8 @@ Result = dict[str, Any]
 TRACEBACK = "RAY_LIR_TRACEBACK"
 """Environment variable: set, an unexpected error shows its traceback."""
 INTERRUPTED, CLOSED_PIPE = 130, 141
+TRUTHS = {"true", "false", "yes", "no", "on", "off", "1", "0", "none", "null"}
+"""Words that are taken for the value of the switch before them."""
 
 command: str | None = None
 """How the running command was called (`ray-lir encode`), if not as `python -m jobs.encode`."""
@@ -127,7 +130,7 @@ def parse_command(config_type: type[Job], argv: list[str], positional: str | Non
     fields = dict(_fields(config_type))
     same = dict(_other_names(config_type))
     switches = {name for name, annotation in fields.items() if annotation is bool or bool in get_args(annotation)} | {"json"}
-    flags = dict(_flags(_with_positional(argv, positional), switches))
+    flags = dict(_flags(argv, switches, positional))
     recipe = _read_recipe(flags.pop("recipe")) if "recipe" in flags else {}
     as_json = _switch("json", flags.pop("json", "false"))
     values: dict[str, Any] = {}
@@ -138,9 +141,11 @@ def parse_command(config_type: type[Job], argv: list[str], positional: str | Non
         name = _known(same.get(name, name), fields, "--")
         _put(values, name, _value(text, fields[name]))
     try:
-        return config_type.model_validate(values), as_json
+        job = config_type.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
+    _check_finite(job.model_dump())  # pydantic reads text such as 1e400 as infinity
+    return job, as_json
 
 
 def _usage(config_type: type[BaseModel], positional: str | None) -> str:
@@ -157,9 +162,12 @@ def _module_command() -> str:
     return f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
 
 
-def _with_positional(argv: list[str], positional: str | None) -> list[str]:
-    """The arguments, with the flag of `positional` before an argument that stands first without a flag."""
-    return [f"--{positional}", *argv] if positional and argv and not argv[0].startswith("-") else argv
+def _check_finite(values: dict[str, Any], prefix: str = "") -> None:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _check_finite(value, f"{prefix}{name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--{prefix}{name}: {value} is not a finite number")
 
 
 def _switch(name: str, text: str) -> bool:
@@ -169,17 +177,19 @@ def _switch(name: str, text: str) -> bool:
     return value
 
 
-def _flags(argv: list[str], switches: set[str]) -> Iterator[tuple[str, str]]:
-    """Names and values; a switch may stand alone, which means true."""
+def _flags(argv: list[str], switches: set[str], positional: str | None = None) -> Iterator[tuple[str, str]]:
+    """Names and values. A switch may stand alone, which means true; one word may stand without a flag, for the field `positional`."""
     words = deque(argv)
     while words:
         word = words.popleft()
         name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or not name:
+        if positional and (not word.startswith("--") or " " in name):
+            name, value, positional = positional, word, None
+        elif not word.startswith("--") or not name:
             raise ConfigError(f"unexpected argument {word!r}; fields are given as --name value")
-        if not equals:
-            alone = not words or words[0].startswith("--")
-            if alone and name.replace("-", "_") in switches:
+        elif not equals:
+            is_switch = name.replace("-", "_") in switches
+            if is_switch and (not words or words[0].lower() not in TRUTHS):
                 value = "true"
             elif words:
                 value = words.popleft()

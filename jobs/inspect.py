@@ -60,6 +60,8 @@ def _kind(folder: str) -> Callable[[str, InspectJob], dict[str, Any]]:
         return _published
     if CHECKPOINT_FILES & names or folder.endswith(".dnn"):
         return _checkpoint
+    if not names and storage.exists(folder) and not storage.is_folder(folder):
+        raise ConfigError(f"{folder} is a file; give the folder that holds it")
     if not names:
         raise ConfigError(f"there is nothing in {folder}; check the path")
     unfinished = sorted(name for name in names if name.startswith("_"))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from ray_lir.api.search import MAX_K, Quality, chosen_engine
+from ray_lir.api.search import MAX_K, Quality, QueryText, chosen_engine
 from ray_lir.base.config import Config, EncoderConfig
 from ray_lir.base.engine_params import PARAMS
 from ray_lir.embeddings.truncation import Truncation
@@ -25,7 +25,7 @@ class SearchJob(Config):
 
     index: str
     """Folder of the index."""
-    query: str
+    query: QueryText
     """What to look for."""
     k: int = Field(10, ge=1, le=MAX_K)
     """How many documents, at most."""

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from pydantic import Field
 from ray import serve
 
 from ray_lir.base import logs
@@ -17,16 +16,9 @@ from ray_lir.base.errors import ConfigError
 from ray_lir.distributed.room import check_room
 from ray_lir.distributed.runtime import ray_session
 
-from .app import ROOM_FIX, ServeConfig, access_of, application_of, demands_of, parse
+from .app import ROOM_FIX, access_of, application_of, demands_of, parse
 from .http.access import check_address
-
-
-class Options(ServeConfig):
-    """Starts the search service on this machine (or on the cluster of RAY_ADDRESS) and serves until it is interrupted."""
-
-    host: str = "127.0.0.1"
-    """Address to listen on; any other than this machine's own needs tokens."""
-    port: int = Field(8000, ge=1, le=65535)
+from .options import Options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli = import_module(f"{(__package__ or '').removesuffix('serving')}jobs.cli")
     logs.configure()
     with cli.ending_in_one_line():
-        serve_until_interrupted(cli.parse(Options, list(sys.argv[1:] if argv is None else argv)))
+        serve_until_interrupted(cli.parse(Options, list(sys.argv[1:] if argv is None else argv), "index"))
 
 
 def serve_until_interrupted(options: Options) -> None:

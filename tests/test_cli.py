@@ -127,3 +127,19 @@ def test_every_sentence_of_the_help_is_whole(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "None: 8 sqrt(number of tokens), twice as many with token_aware. (default: none)" in shown
     assert "--codec.nbits {1,2,4,8} (default: 4)" in shown and "Where. (required)" in shown
+
+
+@pytest.mark.parametrize(
+    "words", [["--quiet", "there"], ["there", "--quiet"], ["--quiet", "true", "there"], ["--label", "l", "there", "--quiet"]]
+)
+def test_one_word_may_stand_without_a_flag_anywhere(words):
+    job = parse(Job, words, "output")
+    assert (job.output, job.quiet) == ("there", True)
+    with pytest.raises(ConfigError, match="unexpected argument 'more'"):
+        parse(Job, [*words, "more"], "output")
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_numbers_are_finite(value):
+    with pytest.raises(ConfigError, match="is not a finite number"):
+        parse(Job, ["--output", "x", "--params", f"{{weight: {value}}}"])

@@ -134,6 +134,12 @@ def test_anything_else_is_an_error_of_one_line(files, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_file_in_place_of_a_folder_is_told(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError, match="manifest.json is a file; give the folder that holds it"):
+        inspect(tmp_path / "manifest.json")
+
+
 def test_the_folder_may_stand_alone_on_the_command_line(tmp_path):
     assert parse(InspectJob, ["DIR", "--json"], "folder") == parse(InspectJob, ["--folder", "DIR"], "folder") == InspectJob(folder="DIR")
     save_embeddings(str(tmp_path / "in"), TokenEmbeddings.of([np.eye(2, 8)]))

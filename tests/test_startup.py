@@ -44,7 +44,7 @@ def loaded(*words: str) -> tuple[int, list[str], str]:
         return done.returncode, json.loads(pipe.read()), done.stdout
 
 
-@pytest.mark.parametrize("words", [("--help",), ("--version",), *((verb, "--help") for verb in VERBS if verb != "serve")])
+@pytest.mark.parametrize("words", [("--help",), ("--version",), *((verb, "--help") for verb in VERBS)])
 def test_help_loads_neither_torch_nor_ray(words):
     code, modules, shown = loaded(*words)
     assert (code, modules) == (0, []), shown
@@ -61,6 +61,7 @@ def test_help_loads_neither_torch_nor_ray(words):
         (("inspect", "tests/golden"), 2),
         (("export", "--source", "nowhere", "--output", "nothing"), 2),
         (("search", "--index", "nowhere", "anything"), 2),
+        (("serve", "nowhere", "--prot", "80"), 2),
         (("encode", "--corpus", "nowhere", "--output", "nothing"), 2),
     ],
 )

@@ -3,7 +3,8 @@
 import base64
 import ipaddress
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 from urllib.parse import quote
@@ -140,7 +141,8 @@ class Client:
         import httpx  # a program that only knows of the client does not load it
 
         url, token, timeout_s = self._settings
-        self._http = httpx.Client(base_url=url, headers=_headers(token), timeout=timeout_s, trust_env=not _is_loopback(url))
+        with _telling_settings(url):
+            self._http = httpx.Client(base_url=url, headers=_headers(token), timeout=timeout_s, trust_env=not _is_loopback(url))
         self._process = os.getpid()
 
     def _send(self, call: Call[Reply]) -> Reply:
@@ -216,9 +218,10 @@ class AsyncClient:
 
         url, token, timeout_s, max_connections = self._settings
         limits = httpx.Limits(max_connections=max_connections)
-        self._http = httpx.AsyncClient(
-            base_url=url, headers=_headers(token), timeout=timeout_s, limits=limits, trust_env=not _is_loopback(url)
-        )
+        with _telling_settings(url):
+            self._http = httpx.AsyncClient(
+                base_url=url, headers=_headers(token), timeout=timeout_s, limits=limits, trust_env=not _is_loopback(url)
+            )
         self._process = os.getpid()
 
     async def _send(self, call: Call[Reply]) -> Reply:
@@ -308,6 +311,25 @@ def _error(kind: str) -> type[RayLirError]:
     if kind in ("InvalidRequest", "RequestEntityTooLarge"):
         return ConfigError
     return found if isinstance(found, type) and issubclass(found, RayLirError) and not issubclass(found, FormatError) else RayLirError
+
+
+@contextmanager
+def _telling_settings(url: str) -> Iterator[None]:
+    """Raises ConfigError if a URL is not one of a service, or httpx does not take the token or a proxy of the environment."""
+    import httpx
+
+    try:
+        parsed = httpx.URL(url)
+        is_service = parsed.scheme in ("http", "https") and bool(parsed.host) and (parsed.port or 1) < 2**16
+    except (httpx.InvalidURL, TypeError, ValueError):
+        is_service = False
+    if not is_service:
+        raise ConfigError(f"{url!r} is not the address of a service; write one such as {DEFAULT_URL}")
+    try:
+        yield
+    except (httpx.InvalidURL, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(f"cannot connect to {url}: {why}; check the token, and the proxies of the environment (HTTP_PROXY)") from None
 
 
 def _is_loopback(url: str) -> bool:
