@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ray_lir import Encoder, EncoderConfig
+from ray_lir.embeddings.token_embeddings import concatenate
 from tests.checkpoints import put_together
 
 CHECKPOINTS = {
@@ -53,6 +54,21 @@ def differences(encoder: Encoder) -> list[str]:
         with ThreadPoolExecutor(4) as pool:
             for arrays in pool.map(lambda size, encode=encode: encoded(encode, size), (1, 2, 3, 24, 1, 7)):
                 check("concurrent calls", arrays)
+    return found + score_differences(encoder)
+
+
+def score_differences(encoder: Encoder) -> list[str]:
+    """Whether a pair's score depends on threads or on the other pairs."""
+    torch.set_num_threads(1)
+    documents = [encoder.encode_documents([text]) for text in TEXTS if text]
+    queries = [encoder.encode_queries([text]) for text in TEXTS[1:6]]
+    expected = np.block([[encoder.scores(query, document) for document in documents] for query in queries])
+    together = concatenate(queries), concatenate(documents)
+    found = []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        if not np.array_equal(encoder.scores(*together), expected):
+            found.append(f"scores, {threads} threads")
     return found
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ray_lir.base.errors import ConfigError
+from ray_lir.base.parallel import one_blas_thread
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 
 ROUNDING = 5e-3
@@ -32,7 +33,8 @@ def pool_tokens(embeddings: TokenEmbeddings, factor: int, protected: int = 1) ->
     norms_T[np.abs(norms_T - 1) <= ROUNDING] = 1
     directions_TD = embeddings.values if (norms_T == 1).all() else embeddings.values / np.maximum(norms_T, 1e-12)[:, None]
     documents = np.split(directions_TD, embeddings.offsets[1:-1]) if len(embeddings) else []
-    clusters = [_clusters(tokens.astype(np.float32), factor, protected) for tokens in documents]
+    with one_blas_thread():
+        clusters = [_clusters(tokens.astype(np.float32), factor, protected) for tokens in documents]
     counts = np.array([clusters_T.max(initial=-1) + 1 for clusters_T in clusters])
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     owners_T = np.concatenate([*clusters, np.zeros(0, np.int64)]) + np.repeat(offsets[:-1], embeddings.lengths)

@@ -13,6 +13,7 @@ from ray_lir.base.errors import ConfigError
 from ray_lir.encoder import checkpoint
 from ray_lir.encoder.encoder import BATCH_TOKENS, choose_device, choose_dtype
 from ray_lir.encoder.layouts.parts import load_config, load_tokenizer, loading
+from ray_lir.encoder.torch_threads import spread
 from ray_lir.scorers.batches import by_length
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,6 @@ class CrossEncoder:
             raise ConfigError(f"{name} is no cross-encoder with one label: it {found}; {GIVE}")
         return cls(model.eval().to(place, choose_dtype(precision, place)), tokenizer, max_length)
 
-    @torch.inference_mode()
     def scores(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """[P] float32, the logit of each (query, document); more is more relevant."""
         queries, documents = ([pair[side] for pair in pairs] for side in (0, 1))
@@ -74,10 +74,15 @@ class CrossEncoder:
                 self.max_length,
             )
         device = self._model.device
-        result = np.empty(len(pairs), np.float32)
-        for rows in by_length([len(ids) for ids in encoded["input_ids"]], BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])):
+
+        def scored(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             batch = self._tokenizer.pad({name: [values[row] for row in rows] for name, values in encoded.items()}, return_tensors="pt")
-            result[rows] = self._model(**batch.to(device)).logits[:, 0].float().cpu().numpy()
+            return rows, self._model(**batch.to(device)).logits[:, 0].float().cpu().numpy()
+
+        batch_tokens = 1 if device.type == "cpu" else BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])  # on a CPU each pair alone
+        result = np.empty(len(pairs), np.float32)
+        for rows, scores in spread(scored, list(by_length([len(ids) for ids in encoded["input_ids"]], batch_tokens)), device):
+            result[rows] = scores
         return result
 
 

@@ -1,10 +1,11 @@
 """Encoder: a checkpoint and its contract, turning queries and documents into TokenEmbeddings (docs/algorithms.md#1-encoding)."""
 
+import copy
 import hashlib
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ from ray_lir import storage
 from ray_lir.base.arguments import id_list
 from ray_lir.base.config import Config, EncoderConfig, canonical_json
 from ray_lir.base.errors import ConfigError, IncompatibleError
-from ray_lir.base.parallel import threads
 from ray_lir.embeddings.contract import EncoderContract, check_weights
 from ray_lir.embeddings.pooling import pool_tokens
 from ray_lir.embeddings.relation import Relation
@@ -22,7 +22,7 @@ from ray_lir.encoder import checkpoint, layouts
 from ray_lir.encoder.layouts.parts import Parts, expansion_token, longest_input, punctuation_ids
 from ray_lir.encoder.network import Network
 from ray_lir.encoder.tokenization import TextTokenizer
-from ray_lir.encoder.torch_threads import one_torch_thread
+from ray_lir.encoder.torch_threads import spread
 from ray_lir.encoder.unpadded import native_bfloat16
 from ray_lir.scorers import SCORERS, Trial
 from ray_lir.scorers.batches import EmbeddedTexts, TokenBatch, by_length, pad, padded
@@ -32,7 +32,9 @@ BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 MiniLM encodes 15 to 30% more documents a second than with 8192."""
 BFLOAT16_BATCH_TOKENS = 2048
 """The same on a CPU in bfloat16: half the bytes, and products so fast that calls count. On AMX 4% more documents a second than with
-1024 on one core, 13% on two. It must not follow the number of threads, which is to change no bit."""
+1024 on one core, 13% on two."""
+THREAD_TOKENS = 256
+"""Tokens that are worth a thread of their own: texts that fill fewer batches than there are threads are divided down to it."""
 
 
 class Encoder:
@@ -145,7 +147,8 @@ class Encoder:
     @torch.inference_mode()
     def scores(self, queries: TokenEmbeddings, documents: TokenEmbeddings) -> np.ndarray:
         """[queries, documents] float32, the scorer's exact score of each pair of texts that this encoder encoded; -inf for a document
-        without tokens. An index scores the same but for what compression loses.
+        without tokens. An index scores the same but for what compression loses. Sums are made in float64: the pairs beside a pair, and
+        threads, do not change its score.
 
         Raises:
             IncompatibleError: if the scorer weighs queries or documents, and they came without their weights, or the other way round.
@@ -154,8 +157,9 @@ class Encoder:
         check_weights(self.contract, "documents", documents.weights is not None)
         if not documents.num_tokens:
             return np.full((len(queries), len(documents)), -np.inf, np.float32)
-        self.model.eval()
-        return self.model.scorer(padded(queries, self.device), padded(documents, self.device)).float().cpu().numpy()
+        scorer = copy.deepcopy(self.model.scorer).eval().double()
+        texts = padded(queries, self.device, torch.float64), padded(documents, self.device, torch.float64)
+        return scorer(*texts).float().cpu().numpy()
 
     def batch_documents(self, texts: Sequence[str]) -> TokenBatch:
         """One padded batch of documents for `embed_documents`."""
@@ -222,8 +226,11 @@ class Encoder:
         """The texts that are computed together. No result depends on them: texts that would be padded go one by one on a CPU."""
         if self.device.type != "cpu":
             return list(by_length(lengths, self.batch_tokens))
-        together = np.flatnonzero(np.asarray(attended)) if self.model.needs_no_padding else np.zeros(0, np.int64)
-        batches = [together[rows] for rows in by_length([lengths[row] for row in together], self.batch_tokens)]
+        if len(lengths) == 1 or not self.model.needs_no_padding:
+            return list(by_length(lengths, 1))
+        per_thread = max(THREAD_TOKENS, math.ceil(sum(lengths) / torch.get_num_threads()))
+        together = np.flatnonzero(np.asarray(attended))
+        batches = [together[rows] for rows in by_length([lengths[row] for row in together], min(self.batch_tokens, per_thread))]
         return batches + [np.array([row]) for row in np.setdiff1d(np.arange(len(lengths)), together)]
 
     @torch.inference_mode()
@@ -251,7 +258,7 @@ class Encoder:
             return rows, found, None if texts.weights is None else texts.weights[texts.mask].float().cpu().numpy()
 
         lengths = [len(ids) for ids in token_ids]
-        for rows, found, weighed in _on_all_cores(embedded, self._batches(lengths, attended), self.device):
+        for rows, found, weighed in spread(embedded, self._batches(lengths, attended), self.device):
             places = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
             values[places] = found
             if weighed is not None:
@@ -260,24 +267,6 @@ class Encoder:
         kept_ids = [ids[kept] for ids, kept in zip(token_ids, keep, strict=True)]
         flat_ids = np.concatenate(kept_ids).astype(np.int32) if kept_ids else np.empty(0, np.int32)
         return TokenEmbeddings(values, offsets, names, flat_ids, weights)
-
-
-def _on_all_cores(work: Callable[[np.ndarray], Any], batches: list[np.ndarray], device: torch.device) -> Iterator[Any]:
-    """The work on each batch, in their order.
-
-    On a CPU each batch is computed by one thread. Two threads would split a product, and the parts add up in another order: a vector
-    would depend on the number of cores. Cores that share a batch also wait for each other after every product.
-    """
-    if device.type != "cpu":
-        yield from map(work, batches)
-        return
-
-    def alone(batch: np.ndarray) -> Any:
-        with one_torch_thread(), torch.inference_mode():  # both are settings of each thread
-            return work(batch)
-
-    cores = min(torch.get_num_threads(), len(batches))
-    yield from map(alone, batches) if cores <= 1 else threads(alone, batches, cores)
 
 
 def weights_digest(network: Network) -> str:

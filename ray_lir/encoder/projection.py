@@ -10,6 +10,7 @@ import torch
 
 from ray_lir.base.arguments import text_list
 from ray_lir.base.errors import ConfigError
+from ray_lir.base.parallel import one_blas_thread
 from ray_lir.encoder.encoder import Encoder, weights_digest
 from ray_lir.encoder.network import Dense, Network
 from ray_lir.encoder.tokenization import TextTokenizer
@@ -38,7 +39,9 @@ def fit_projection(encoder: Encoder, texts: Sequence[str], projection: str) -> E
         raise ConfigError(f"{projection} would not fit the heads of scorer {encoder.contract.scorer}; fit it before training them")
     if not texts:
         raise ConfigError(f"{projection} needs documents to be fitted on; the corpus has none")
-    rows_dD = _leading_eigenvectors(_second_moment(encoder, texts), dim)
+    moment_DD = _second_moment(encoder, texts)
+    with one_blas_thread():
+        rows_dD = _leading_eigenvectors(moment_DD, dim)
     backbone = encoder.model.backbone
     layer = Dense(encoder.contract.dim, dim)
     layer.linear.weight.data = torch.from_numpy(rows_dD).to(encoder.device, next(backbone.parameters()).dtype)
@@ -87,7 +90,8 @@ def _second_moment(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
     total_DD, num_tokens = np.zeros((encoder.contract.dim,) * 2), 0
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         vectors_TD = encoder.encode_documents(texts[start : start + TEXTS_AT_ONCE]).values.astype(np.float32)
-        total_DD += vectors_TD.T @ vectors_TD
+        with one_blas_thread():
+            total_DD += vectors_TD.T @ vectors_TD
         num_tokens += len(vectors_TD)
     return total_DD / max(1, num_tokens)
 

@@ -32,7 +32,7 @@ class UnpaddedBert:
     """What a model that `suits` computes in evaluation, without gradients, from the weights that it has when this is made.
 
     Weights are kept a second time, in the order in which oneDNN reads them: without that every product takes a quarter more, and the
-    GELU a pass of its own. oneDNN also keeps to the number of threads of the calling thread, and MKL to that of the whole process.
+    GELU a pass of its own.
     """
 
     def __init__(self, backbone: PreTrainedModel):

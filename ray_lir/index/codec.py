@@ -12,6 +12,7 @@ from ray_lir import storage
 from ray_lir.base.config import CodecConfig
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.base.forking import cached_property
+from ray_lir.base.parallel import one_blas_thread
 from ray_lir.index.manifest import IndexManifest
 from ray_lir.index.relation import PairEncoder
 from ray_lir.storage.manifest import check_file
@@ -99,7 +100,8 @@ class ResidualCodec:
 
 def random_rotation(dim: int, seed: int) -> np.ndarray:
     """[D, D] float32: orthogonal, uniformly distributed (the QR decomposition of Gaussian numbers)."""
-    q, r = np.linalg.qr(np.random.default_rng(seed).normal(size=(dim, dim)))
+    with one_blas_thread():
+        q, r = np.linalg.qr(np.random.default_rng(seed).normal(size=(dim, dim)))
     return (q * np.sign(np.diag(r))).astype(np.float32)
 
 

@@ -47,15 +47,16 @@ class EmbeddedTexts:
     weights: torch.Tensor | None = None
 
 
-def padded(embeddings: TokenEmbeddings, device: torch.device | str) -> EmbeddedTexts:
-    """Texts that were encoded before, as a scorer sees them."""
+def padded(embeddings: TokenEmbeddings, device: torch.device | str, dtype: torch.dtype = torch.float32) -> EmbeddedTexts:
+    """Texts that were encoded before, as a scorer sees them; vectors and weights in the number format."""
     mask = np.arange(embeddings.lengths.max(initial=0)) < embeddings.lengths[:, None]
     vectors, weights = np.zeros((*mask.shape, embeddings.dim), np.float32), None
     vectors[mask] = embeddings.values
     if embeddings.weights is not None:
         weights = np.zeros(mask.shape, np.float32)
         weights[mask] = embeddings.weights
-    return EmbeddedTexts(*(None if array is None else torch.from_numpy(array).to(device) for array in (vectors, mask, weights)))
+    placed = [None if array is None else torch.from_numpy(array).to(device, dtype) for array in (vectors, weights)]
+    return EmbeddedTexts(placed[0], torch.from_numpy(mask).to(device), placed[1])
 
 
 ROWS = 16
@@ -63,12 +64,13 @@ ROWS = 16
 
 
 def in_full_rows(layer: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
-    """[..., out]: a layer over the last dimension of [..., in]. On a CPU rows are added up to a multiple of ROWS, so that no row's
-    result depends on how many there are."""
+    """[..., out]: a layer over the last dimension of [..., in]. On a CPU rows are added up to a multiple of 4 ROWS, so that no row's
+    result depends on how many there are: also where the last values of a narrow layer, if they do not fill two vector registers (up to
+    64 bfloat16), would take another tanh or erf."""
     rows = values.flatten(0, -2)
-    if values.device.type != "cpu" or len(rows) % ROWS == 0:
+    if values.device.type != "cpu" or len(rows) % (4 * ROWS) == 0:
         return layer(values)
-    result = layer(functional.pad(rows, (0, 0, 0, -len(rows) % ROWS)))[: len(rows)]
+    result = layer(functional.pad(rows, (0, 0, 0, -len(rows) % (4 * ROWS))))[: len(rows)]
     return result.unflatten(0, values.shape[:-1])
 
 
