@@ -245,7 +245,7 @@ def test_a_checkpoint_that_is_not_there_is_named_with_what_to_do(name: str, mess
 
 def test_a_hub_name_without_a_network_ends_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ConfigError, match="no folder nobody/nothing, and the Hugging Face hub") as error:
+    with pytest.raises(ConfigError, match="no encoder nobody/nothing: no such folder, and the Hugging Face hub") as error:
         Encoder.load("nobody/nothing")
     assert "\n" not in str(error.value) and "all-MiniLM-L6-v2" in str(error.value)
 

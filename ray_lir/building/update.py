@@ -109,11 +109,13 @@ def update_index(
             return update_index(index, folder, ids, allow_empty_texts=allow_empty_texts or not (texts is None and titles is None), map=map)
         except Conflict:
             raise
-        except Exception:
-            # The same update, run by another process and finished first, removes the folder that both use.
+        except Exception as error:
             if latest_version(index) == version:
                 raise
+            # The same update, run by another process and finished first, removes the folder that both use.
             write_embeddings(folder, add, table, contract)
+            if not is_same(read_version(index), change_of(Added.read(folder).identity, ids)):
+                raise Conflict(f"another change of {index} was published meanwhile, and this one was not; run it again") from error
             return update_index(index, folder, ids, allow_empty_texts=allow_empty_texts or not (texts is None and titles is None), map=map)
         finally:
             tidy(index, lambda name: name == storage.name_of(folder))

@@ -97,7 +97,8 @@ def load_backbone(folder: Path, state: dict[str, torch.Tensor] | None = None, tr
             model = model_class.from_config(config, **trusted).float().eval()
             bare = {name.removeprefix(f"{model.base_model_prefix}."): tensor for name, tensor in state.items()}
             missing = model.load_state_dict(bare, strict=False).missing_keys
-    missing = sorted(name for name in missing if "pooler" not in name)
+    tied = model._tied_weights_keys or {}  # the weights of another name, which would be missing too
+    missing = sorted(name for name in missing if "pooler" not in name and name not in tied)
     if missing:
         raise ConfigError(f"{folder} lacks {len(missing)} weights of its model ({missing[0]}, ...); copy the checkpoint again")
     if getattr(model, "pooler", None) is not None:
