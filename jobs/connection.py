@@ -1,6 +1,7 @@
 """The connection of a command to a running service: its address, and its token from the environment."""
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ray_lir.base.config import Config
@@ -20,6 +21,8 @@ class ServiceJob(Config):
 
 def connect(job: ServiceJob) -> "Client":
     """A client with the token of the environment variable RAY_LIR_TOKEN, if it is set."""
+    if "httpx" not in sys.modules:  # this process is a command: httpcore need not load trio, a fifth of a second, for AsyncClient
+        sys.modules.setdefault("trio", None)  # type: ignore[arg-type]
     from ray_lir.api.client import Client
 
     return Client(job.url, os.environ.get(TOKEN))

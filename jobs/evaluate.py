@@ -1,6 +1,7 @@
 """Measures the quality and latency of an index on the judged queries of a BEIR dataset."""
 
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -10,8 +11,9 @@ from ray_lir import storage
 from ray_lir.base import logs
 from ray_lir.base.config import Config, EncoderConfig, canonical_json, digest
 from ray_lir.base.errors import ConfigError
+from ray_lir.base.progress import track
 from ray_lir.corpus.datasets import Dataset, has_queries_as_documents, load_dataset
-from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
 from ray_lir.engines import ENGINES, resolve
 from ray_lir.engines.plan import TopK
 from ray_lir.evaluation import metrics
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from ray_lir.encoder.encoder import Encoder
 
 logger = logging.getLogger(__name__)
+
+QUERIES_AT_ONCE = 256
+"""Queries between two reports of progress."""
 
 
 class QueryEncoderConfig(Config):
@@ -105,11 +110,14 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
     encoder = Encoder.for_contract(contract, EncoderConfig(**given | {"checkpoint": given["checkpoint"] or contract.checkpoint}))
 
     with logs.stage("encode queries") as record:
-        queries = encoder.encode_queries(list(dataset.queries.values()), list(dataset.queries))
+        ids, texts = list(dataset.queries), list(dataset.queries.values())
+        parts = (encoder.encode_queries(texts[first:end], ids[first:end]) for first, end in _blocks(len(ids)))
+        queries = concatenate(list(track(parts, "encode queries", len(ids), len, "queries")))
         record.update(queries=len(queries), tokens=queries.num_tokens)
     with logs.stage("search") as record:
         depth = config.k + ignores
-        answers = searcher.search(queries, depth, engine)
+        found = (searcher.search(queries.slice(first, end), depth, engine) for first, end in _blocks(len(queries)))
+        answers = [answer for part in track(found, "search", len(queries), len, "queries") for answer in part]
         record.update(queries=len(answers), engine=engine.engine)
     run, identical = _run(searcher, queries, answers, config.k, ignores)
     with logs.stage("measure") as record:  # the log keeps the measures if an output cannot be written after all
@@ -135,6 +143,10 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         "encoder": {"checkpoint": encoder.contract.checkpoint, "fingerprint": contract.fingerprint},
         "latency_ms": _latency(config, searcher, encoder, dataset, queries, engine),
     }
+
+
+def _blocks(num_queries: int) -> Iterator[tuple[int, int]]:
+    return ((first, min(first + QUERIES_AT_ONCE, num_queries)) for first in range(0, max(1, num_queries), QUERIES_AT_ONCE))
 
 
 def _engine(config: EvaluateFields) -> str | Config:

@@ -1,65 +1,15 @@
 """Exports the token vectors of an index or of an embeddings folder, and what its scorer needs beside them, as .npy arrays, Parquet, or
 points for Qdrant."""
 
-import json
-import uuid
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
-from ray_lir import storage
-from ray_lir.base.config import Config, parse_json
-from ray_lir.base.errors import ConfigError, Conflict
-from ray_lir.base.progress import track
-from ray_lir.embeddings.contract import EncoderContract
-from ray_lir.embeddings.manifest import EmbeddingsManifest
-from ray_lir.embeddings.parquet import TEXT_COLUMNS, Block, read_blocks
-from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
-from ray_lir.index.codec import read_codec
-from ray_lir.index.manifest import IndexManifest
-from ray_lir.index.shard import open_shard
-from ray_lir.index.versions import read_version
-from ray_lir.kernels.reference import decompress, normalize, token_weights
-from ray_lir.storage.manifest import (
-    FORMAT_VERSION,
-    LATEST,
-    MANIFEST,
-    FileEntry,
-    check_file,
-    create_manifest,
-    describe_file,
-    manifest_digest,
-    read_manifest,
-)
+from ray_lir.base.config import Config
 
 from .cli import main
-
-Layout = Literal["npy", "parquet", "qdrant"]
-NAMESPACE = uuid.UUID("5f0c6f2e-4c0b-5b0e-9a53-6f5d8f6f0b57")
-"""Of the UUIDs that stand for document ids in Qdrant, so that an export made again replaces its points."""
-VECTOR = "colbert"
-RELATION = "relation.safetensors"
-"""The relation encoder of scorer trial (embeddings/relation.py)."""
-
-
-class ExportManifest(Config):
-    """An export: files for another system, and where they came from. Its manifest.json is written last."""
-
-    format_version: int = FORMAT_VERSION
-    kind: Literal["export"] = "export"
-    contract: EncoderContract
-    layout: Layout
-    dim: int
-    num_docs: int
-    num_tokens: int
-    source: str
-    """Digest of the manifest that the vectors were read by."""
-    files: tuple[FileEntry, ...]
+from .export_manifest import ExportManifest as ExportManifest
+from .export_manifest import Layout
 
 
 class ExportJob(Config):
@@ -84,166 +34,9 @@ def run(job: ExportJob) -> dict[str, Any]:
         ConfigError: if the output is not empty, the source is no folder of vectors, or the layout cannot hold what its scorer needs.
         FormatError: if the source is damaged.
     """
-    source, output = storage.absolute(job.source), storage.absolute(job.output)
-    if storage.list_names(output):
-        raise ConfigError(f"{output} is not empty; choose another --output, or remove it first")
-    manifest, blocks = _open(source)
-    check_layout(manifest, job.layout)
-    storage.check_writable(output)
-    with storage.told_as("write to", output):
-        tracked = track(blocks, "export", manifest.num_docs, lambda block: len(block.embeddings))
-        files = [
-            entry
-            for number, block in enumerate(_joined(iter(tracked), job.docs_per_file))
-            for entry in _publish(output, number, block, LAYOUTS[job.layout])
-        ]
-        if manifest.relation:
-            storage.write_bytes(storage.join(output, RELATION), storage.read_bytes(storage.join(source, manifest.relation.name)))
-            files.append(describe_file(output, RELATION))
-        if job.layout == "qdrant":
-            storage.write_bytes(storage.join(output, "collection.json"), json.dumps(qdrant_collection(manifest.dim), indent=1).encode())
-            files.append(describe_file(output, "collection.json"))
-        exported = ExportManifest(
-            contract=manifest.contract,
-            layout=job.layout,
-            dim=manifest.dim,
-            num_docs=manifest.num_docs,
-            num_tokens=manifest.num_tokens,
-            source=manifest_digest(manifest),
-            files=tuple(files),
-        )
-        try:
-            create_manifest(storage.join(output, MANIFEST), exported)
-        except FileExistsError:
-            raise Conflict(f"another export wrote to {output} while this one ran; choose another --output and run again") from None
-    return {
-        "output": job.output,
-        "layout": job.layout,
-        "num_docs": manifest.num_docs,
-        "num_tokens": manifest.num_tokens,
-        "files": len(files),
-        "bytes": sum(entry.size for entry in files),
-    }
+    from .export_files import export
 
-
-def check_layout(manifest: EmbeddingsManifest | IndexManifest, layout: Layout) -> None:
-    """Raises ConfigError if documents would not score in the layout's system what their scorer gives them."""
-    contract = manifest.contract
-    lost = "token weights" if "documents" in contract.weighs else "relations" if manifest.relation else None
-    if layout == "qdrant" and lost:
-        raise ConfigError(
-            f"Qdrant scores by MaxSim alone, and scorer {contract.scorer} of {contract.checkpoint} needs {lost}; "
-            "choose --layout npy or parquet, which keep them, or encode the corpus with a maxsim checkpoint"
-        )
-
-
-def _open(source: str) -> tuple[EmbeddingsManifest | IndexManifest, Iterator[Block]]:
-    if LATEST in storage.list_names(source):
-        if not storage.is_local(source):
-            raise ConfigError(f"{source} is not on a local disk; copy the index to one, or export the embeddings that it was built from")
-        index = read_version(source)
-        if index.relation:
-            check_file(source, index.relation)
-        return index, index_blocks(source, index)
-    embeddings = read_manifest(storage.join(source, MANIFEST), EmbeddingsManifest, "jobs.encode or jobs.build_index")
-    for part in (*embeddings.parts, *([embeddings.relation] if embeddings.relation else [])):
-        check_file(source, part)
-    return embeddings, (block for part in embeddings.parts for block in read_blocks(storage.join(source, part.name)))
-
-
-def index_blocks(root: str, manifest: IndexManifest, docs_per_block: int = 256) -> Iterator[Block]:
-    """The documents of an index that are not deleted, in their order, their vectors decompressed, turned back and as long as
-    those that the index was made of, with their weights."""
-    codec = read_codec(root, manifest)
-    for entry in manifest.shards:
-        shard = open_shard(root, entry, manifest)
-        for start in range(0, len(shard.found_documents), docs_per_block):
-            rows = shard.found_documents[start : start + docs_per_block]
-            tokens, offsets = shard.tokens(rows)
-            vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec)
-            vectors = normalize(vectors) if manifest.unit_norms else vectors
-            vectors = vectors if codec.rotation is None else vectors @ codec.rotation.T
-            texts = shard.documents.slice(rows[0], rows[-1] + 1 - rows[0]).take(pa.array(rows - rows[0]))
-            weights = token_weights(shard, tokens)
-            weights = None if weights is None else weights.astype(np.float32)
-            yield Block(TokenEmbeddings(vectors.astype(np.float16), offsets, texts.column("doc_id").to_pylist(), weights=weights), texts)
-
-
-def _joined(blocks: Iterator[Block], docs_per_file: int) -> Iterator[Block]:
-    """The same documents in larger blocks: each ends with the block that brings it to `docs_per_file`."""
-    held: list[Block] = []
-    for block in blocks:
-        held.append(block)
-        if sum(len(each.embeddings) for each in held) >= docs_per_file:
-            yield _join(held)
-            held = []
-    if held:
-        yield _join(held)
-
-
-def _join(blocks: list[Block]) -> Block:
-    return Block(concatenate([block.embeddings for block in blocks]), pa.concat_tables([block.texts for block in blocks]))
-
-
-def _publish(output: str, number: int, block: Block, write: Callable[[Path, int, Block], None]) -> list[FileEntry]:
-    """Writes the files of one block beside the output, then moves each to its place."""
-    with storage.attempt_folder(output) as folder:
-        write(folder, number, block)
-        entries = [describe_file(str(folder), path.name) for path in sorted(folder.iterdir())]
-        for entry in entries:
-            storage.publish(folder / entry.name, storage.join(output, entry.name))
-    return entries
-
-
-def write_npy(folder: Path, number: int, block: Block) -> None:
-    """embeddings-N.npy [T, D] float16, doclens-N.npy [documents] int64 and doc_ids-N.json; weights-N.npy [T] float32 if there are any."""
-    np.save(folder / f"embeddings-{number:05d}.npy", block.embeddings.values)
-    np.save(folder / f"doclens-{number:05d}.npy", block.embeddings.lengths)
-    if block.embeddings.weights is not None:
-        np.save(folder / f"weights-{number:05d}.npy", block.embeddings.weights)
-    (folder / f"doc_ids-{number:05d}.json").write_text(json.dumps(list(block.embeddings.doc_ids), ensure_ascii=False))
-
-
-def write_parquet(folder: Path, number: int, block: Block) -> None:
-    """part-N.parquet: doc_id, title, text, metadata and vectors, a list of fixed-size lists of D float32; weights, a list of float32, if
-    there are any."""
-    values = pa.array(block.embeddings.values.astype(np.float32).reshape(-1))
-    offsets = pa.array(block.embeddings.offsets.astype(np.int32))
-    vectors = pa.ListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(values, block.embeddings.dim))
-    table = block.texts.select(["doc_id", *TEXT_COLUMNS]).append_column("vectors", vectors)
-    if block.embeddings.weights is not None:
-        table = table.append_column("weights", pa.ListArray.from_arrays(offsets, pa.array(block.embeddings.weights)))
-    pq.write_table(table, folder / f"part-{number:05d}.parquet", row_group_size=1024, compression="zstd")
-
-
-def write_qdrant(folder: Path, number: int, block: Block) -> None:
-    """points-N.jsonl: a point a line, for {"points": [...]} of PUT /collections/NAME/points. Documents without tokens are left out."""
-    with open(folder / f"points-{number:05d}.jsonl", "w") as file:
-        for vectors, row in zip(block.embeddings, block.texts.to_pylist(), strict=True):
-            if len(vectors):  # Qdrant refuses a multivector of no vectors
-                payload = {**row, "metadata": parse_json(row["metadata"])}
-                point = {"id": str(uuid.uuid5(NAMESPACE, row["doc_id"])), "vector": {VECTOR: _rounded(vectors)}, "payload": payload}
-                file.write(json.dumps(point, ensure_ascii=False) + "\n")
-
-
-def _rounded(vectors: np.ndarray) -> list[list[float]]:
-    """float16 has three to four digits: five keep every value."""
-    return [[float(f"{value:.5g}") for value in vector] for vector in vectors.tolist()]
-
-
-def qdrant_collection(dim: int) -> dict[str, Any]:
-    """The body of PUT /collections/NAME: MaxSim over the multivector alone, without a graph of single vectors."""
-    vector = {
-        "size": dim,
-        "distance": "Dot",
-        "multivector_config": {"comparator": "max_sim"},
-        "hnsw_config": {"m": 0},
-        "datatype": "float16",
-    }
-    return {"vectors": {VECTOR: vector}}
-
-
-LAYOUTS: dict[str, Callable[[Path, int, Block], None]] = {"npy": write_npy, "parquet": write_parquet, "qdrant": write_qdrant}
+    return export(job)
 
 
 if __name__ == "__main__":

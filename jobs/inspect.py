@@ -8,16 +8,15 @@ from pydantic import BaseModel, Field
 from ray_lir import storage
 from ray_lir.base.config import Config, EncoderConfig, parse_json
 from ray_lir.base.errors import ConfigError, FormatError
-from ray_lir.building.update import advice, drift_of
 from ray_lir.embeddings.contract import EncoderContract, check_same_encoder
 from ray_lir.embeddings.manifest import EmbeddingsManifest
-from ray_lir.index.manifest import ShardEntry, listed_names
+from ray_lir.index.manifest import IndexManifest, ShardEntry, listed_names
 from ray_lir.index.versions import latest_version, read_version, version_numbers
 from ray_lir.storage.manifest import LATEST, MANIFEST, PROVENANCE, check_file, files_of, manifest_digest, read_manifest
 from ray_lir.training.manifest import TrainingManifest
 
 from .cli import main
-from .export import ExportManifest
+from .export_manifest import ExportManifest
 
 CHECKPOINT_FILES = {"modules.json", "config.json", "artifact.metadata"}
 MADE_BY = {
@@ -75,7 +74,7 @@ def _index(root: str, job: InspectJob) -> dict[str, Any]:
     versions = version_numbers(root)
     listed = {name for number in versions for name in listed_names(read_version(root, number))}
     there = {f"{part}/{name}" for part in ("codec", "shards", "tombstones") for name in storage.list_names(storage.join(root, part))}
-    changed = {"drift": drift_of(manifest), "advice": advice(manifest)} if manifest.added_tokens else {}
+    changed = _drift(manifest) if manifest.added_tokens else {}
     return {
         **_head(root, manifest),
         "version": version,
@@ -96,6 +95,12 @@ def _index(root: str, job: InspectJob) -> dict[str, Any]:
         **_provenance(storage.join(root, "versions", str(version))),
         **_checked(root, manifest, job),
     }
+
+
+def _drift(manifest: IndexManifest) -> dict[str, Any]:
+    from ray_lir.building.update import advice, drift_of  # loads all of the building code
+
+    return {"drift": drift_of(manifest), "advice": advice(manifest)}
 
 
 def _shard(shard: ShardEntry) -> dict[str, Any]:

@@ -1,42 +1,12 @@
 """Predicts what a collection takes: bytes, machines, hours, latency and cost."""
 
-import math
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from ray_lir.base.config import DEFAULT_CHECKPOINT, DEFAULT_DIM, Config, EncoderConfig
-from ray_lir.base.errors import ConfigError
-from ray_lir.building.clustering import default_num_centroids
-from ray_lir.engines.cost import COSTS
-from ray_lir.index.codec import check_dimensions
-from ray_lir.planning.capacity import (
-    ENGINES,
-    MEMORY_SHARE,
-    UTILISATION,
-    Capacity,
-    Load,
-    Machine,
-    alternatives,
-    groups_for_memory,
-    smallest,
-    with_fewer_centroids,
-)
-from ray_lir.planning.measure import Measured, measure_corpus, measure_embeddings, measure_index
-from ray_lir.planning.sizes import Collection, predict_bytes
-from ray_lir.planning.workload import build_seconds, encode_seconds
+from ray_lir.base.config import Config, EncoderConfig
 
 from .cli import main, readable
-
-if TYPE_CHECKING:
-    from ray_lir.encoder.encoder import Encoder
-
-HOURS_A_MONTH = 730
-ASSUMED_TOKENS = 160
-"""Token vectors of a document where nothing is known: abstracts and passages of 100 to 120 words."""
-ASSUMED_TEXT_BYTES = 600
-GB = 1e9
 
 
 class PlanJob(Config):
@@ -105,24 +75,9 @@ def run(job: PlanJob) -> dict[str, Any]:
         ConfigError: if there are no such kernels, the codec does not fit into a machine's memory, or nothing says how many documents
             there are.
     """
-    shape, assumptions = _shape(job)
-    collection, load, machine = _inputs(job, shape)
-    engines = ENGINES if job.engine == "auto" else (job.engine,)
-    capacity = smallest(collection, load, machine, engines)
-    if not capacity.enough and job.num_centroids is None:
-        others = ((smaller, smallest(smaller, load, machine, engines)) for smaller in with_fewer_centroids(collection))
-        collection, capacity = next((found for found in others if found[1].enough), (collection, capacity))
-    result = {
-        "assumptions": assumptions,
-        "collection": _collection(collection),
-        "bytes": _bytes(collection),
-        "encode": _encode(job, collection),
-        "build": _build(job, collection),
-        "search": _search(job, load, capacity),
-        "cost": _cost(job, collection, capacity),
-        "warnings": _warnings(job, collection, capacity),
-    }
-    return result
+    from .plan_report import predict
+
+    return predict(job)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -130,158 +85,6 @@ def show(result: dict[str, Any]) -> None:
     for part, values in result.items():
         for line in values if isinstance(values, list) else [f"{name:<24} {readable(value)}" for name, value in values.items()]:
             print(f"{part:<11} {line}", flush=True)
-
-
-def _shape(job: PlanJob) -> tuple[Measured, list[str]]:
-    """Documents, tokens, dimensions and texts as measured or given, and a line for each number that is neither."""
-    sources = [name for name in ("corpus", "embeddings", "index") if getattr(job, name)]
-    if len(sources) > 1:
-        raise ConfigError(f"--{sources[0]} and --{sources[1]} are both given; the collection is measured on one of them")
-    measured = _measure(job)
-    if measured is None and job.docs is None:
-        raise ConfigError("nothing says how many documents there are; give --docs, --corpus, --embeddings or --index")
-    assumptions = []
-    if measured is None and job.tokens_per_doc is None:
-        assumptions.append(
-            f"{ASSUMED_TOKENS} tokens a document are assumed; give --tokens-per-doc, or --corpus, --embeddings or --index to measure them"
-        )
-    if measured is None and job.text_bytes_per_doc is None:
-        assumptions.append(f"{ASSUMED_TEXT_BYTES} bytes of text a document are assumed; give --text-bytes-per-doc, or measure them")
-    if measured is None and job.dim is None:
-        is_default = job.encoder.checkpoint == DEFAULT_CHECKPOINT  # loading it only for this would take seconds
-        dim = DEFAULT_DIM if is_default else _encoder(job).contract.dim
-        assumptions.append(f"{dim} dimensions are those of the encoder {job.encoder.checkpoint}; give --dim or --encoder.checkpoint")
-        measured = Measured(0, ASSUMED_TOKENS, dim, ASSUMED_TEXT_BYTES)
-    elif measured is None:
-        measured = Measured(0, ASSUMED_TOKENS, job.dim or 0, ASSUMED_TEXT_BYTES)
-    elif measured.num_sampled is not None:
-        assumptions.append(
-            f"measured on {measured.num_sampled:,} documents of {job.corpus}: {measured.tokens_per_doc:.1f} vectors of {measured.dim} "
-            f"dimensions and {measured.text_bytes:.0f} bytes of text a document"
-        )
-    given = {"num_docs": job.docs and round(job.docs), "tokens_per_doc": job.tokens_per_doc, "dim": job.dim}
-    given["text_bytes"] = job.text_bytes_per_doc
-    if job.encoder.projection and job.dim is None and not (job.embeddings or job.index):
-        from ray_lir.encoder.projection import parse_projection
-
-        given["dim"] = parse_projection(job.encoder.projection, measured.dim)
-    return replace(measured, **{name: value for name, value in given.items() if value is not None}), assumptions
-
-
-def _measure(job: PlanJob) -> Measured | None:
-    if job.embeddings:
-        return measure_embeddings(job.embeddings)
-    if job.index:
-        return measure_index(job.index)
-    return measure_corpus(job.corpus, _encoder(job).tokenizer) if job.corpus else None
-
-
-def _encoder(job: PlanJob) -> "Encoder":
-    from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load, and other plans do not need it
-
-    return Encoder.load(job.encoder.model_copy(update={"device": "cpu", "precision": "float32"}))
-
-
-def _inputs(job: PlanJob, shape: Measured) -> tuple[Collection, Load, Machine]:
-    check_dimensions(shape.dim, job.nbits)
-    if job.kernels not in COSTS:
-        raise ConfigError(f"nothing is known of kernels {job.kernels!r}; choose {', '.join(COSTS)}")
-    collection = Collection.of(shape.num_docs, shape.tokens_per_doc, shape.dim, job.nbits, job.num_centroids, shape.text_bytes)
-    machine = Machine(job.node_cores, job.node_memory_gb * GB, job.kernels)
-    if not groups_for_memory(collection, machine, "exact"):
-        raise ConfigError(
-            f"{collection.num_centroids} centroids do not fit into {job.node_memory_gb:g} GB beside the arrays; "
-            "choose fewer with --num_centroids, or more --node_memory_gb"
-        )
-    return collection, Load(job.qps, job.p95_ms, job.query_encode_ms, job.hop_ms, job.k), machine
-
-
-def _collection(of: Collection) -> dict[str, Any]:
-    return {"documents": of.num_docs, "tokens": of.num_tokens, "centroids": of.num_centroids, "shards": of.num_shards}
-
-
-def _bytes(of: Collection) -> dict[str, Any]:
-    found = predict_bytes(of)
-    whole = {"index": found.index, "index_a_shard": found.index // of.num_shards, "index_a_token": round(found.index / of.num_tokens, 1)}
-    return found.model_dump() | whole
-
-
-def _encode(job: PlanJob, of: Collection) -> dict[str, Any]:
-    hours = encode_seconds(of, job.encoder_parameters, job.gpu_teraflops) / 3600
-    return {"gpu_hours": _rounded(hours), "hours": _rounded(hours / job.gpus), "gpus": job.gpus}
-
-
-def _build(job: PlanJob, of: Collection) -> dict[str, Any]:
-    stages = build_seconds(of, job.num_iterations)
-    hours = sum(stages.values()) / 3600
-    share = {stage: _rounded(seconds / 3600) for stage, seconds in stages.items()}
-    return {"core_hours": _rounded(hours), "hours": _rounded(hours / job.build_nodes / job.node_cores), "core_hours_by_stage": share}
-
-
-def _search(job: PlanJob, load: Load, found: Capacity) -> dict[str, Any]:
-    service = found.service
-    planning = _planning_nodes(job, found)
-    return {
-        "in_time": found.enough,
-        "engine": found.engine,
-        "groups": service.groups,
-        "replicas": service.replicas,
-        "nodes": found.nodes,
-        "planning_nodes": planning,
-        "total_nodes": found.nodes + planning,
-        "memory_gb_a_group": _rounded(found.memory_a_group / GB),
-        "utilisation": round(load.qps * service.utilisation_per_qps, 3),
-        "core_ms_a_query": _rounded(found.work.total),
-        "ms_simulated": found.percentiles,
-        "ms_with": alternatives(found, load),
-    }
-
-
-def _cost(job: PlanJob, of: Collection, found: Capacity) -> dict[str, Any]:
-    sizes = predict_bytes(of)
-    build_hours = sum(build_seconds(of, job.num_iterations).values()) / 3600
-    encode_hours = encode_seconds(of, job.encoder_parameters, job.gpu_teraflops) / 3600
-    return {
-        "encode_dollars": _rounded(encode_hours * job.gpu_price),
-        "build_dollars": _rounded(build_hours / job.node_cores * job.node_price),
-        "search_dollars_a_month": _rounded((found.nodes + _planning_nodes(job, found)) * job.node_price * HOURS_A_MONTH),
-        "storage_dollars_a_month": _rounded((sizes.index + sizes.embeddings) / GB * job.storage_price),
-    }
-
-
-def _planning_nodes(job: PlanJob, found: Capacity) -> int:
-    """Machines that only make query plans; 0 if the machines of the groups can do it."""
-    machines = math.ceil(job.qps * found.work.plan / 1000 / UTILISATION / job.node_cores)
-    return machines if machines > 1 else 0
-
-
-def _warnings(job: PlanJob, of: Collection, found: Capacity) -> list[str]:
-    """What the numbers alone do not say."""
-    said = []
-    if not found.enough:
-        p95 = found.percentiles["p95"]
-        said.append(
-            f"no number of groups is in time: {p95:g} ms with {found.service.groups} groups; "
-            "allow more --p95_ms, or take more --node_cores, faster --kernels or fewer --num_centroids"
-        )
-    if job.num_centroids is None and of.num_centroids != default_num_centroids(of.num_tokens):
-        said.append(f"build with --clustering.num_centroids {of.num_centroids}: with as many as by default plans alone would take too long")
-    gateways = _planning_nodes(job, found)
-    if gateways:
-        said.append(
-            f"planning alone takes {gateways} machines at this load (they are in the price), and a service has one gateway: "
-            f"run {gateways} services"
-        )
-    if found.memory_a_group > MEMORY_SHARE * job.node_memory_gb * GB:
-        said.append(f"a group's arrays fill more than {MEMORY_SHARE:.0%} of a machine: pages will be read from disk")
-    if of.num_docs > 1e7:
-        said.append("above 10 million documents encode with --docs_per_part 16384, so that manifests stay small")
-    return said
-
-
-def _rounded(value: float) -> float:
-    """Three significant digits, which is more than a prediction has."""
-    return float(f"{value:.3g}")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-import jobs.export
-from jobs.export import ExportJob, ExportManifest, qdrant_collection, run
+import jobs.export_files
+from jobs.export import ExportJob, ExportManifest, run
+from jobs.export_files import qdrant_collection
 from ray_lir.base.config import ClusteringConfig, CodecConfig, IndexConfig
 from ray_lir.base.errors import ConfigError, Conflict, FormatError
 from ray_lir.building.build import build_index
@@ -175,13 +176,13 @@ def test_what_qdrant_cannot_score_is_refused_before_anything_is_written(attended
 
 def test_of_two_exports_at_once_the_later_is_refused(embeddings, tmp_path, monkeypatch):
     output = tmp_path / "out"
-    digest_of = jobs.export.manifest_digest
+    digest_of = jobs.export_files.manifest_digest
 
     def other_export_publishes(manifest):
         (output / "manifest.json").write_text("another")
         return digest_of(manifest)
 
-    monkeypatch.setattr(jobs.export, "manifest_digest", other_export_publishes)
+    monkeypatch.setattr(jobs.export_files, "manifest_digest", other_export_publishes)
     with pytest.raises(Conflict, match="another export wrote to"):
         run(ExportJob(source=str(embeddings), output=str(output)))
     assert (output / "manifest.json").read_text() == "another"

@@ -18,6 +18,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from jobs.__main__ import VERBS
 from jobs.cli import parse
+from jobs.demo import DemoJob
 from serving import metrics
 from serving.app import ServeConfig
 from serving.ray_env import SWITCHES
@@ -213,3 +214,11 @@ def test_the_image_copies_files_that_are_there_and_that_docker_is_let_see():
     for name in copied:
         assert (ROOT / name).exists() and f"!{name}" in ignore, name
     assert any(line == f"ARG RAY_IMAGE=rayproject/ray:{RAY}-py311" for line in lines)
+
+
+def test_the_local_configuration_serves_the_index_of_the_demo():
+    config = read(ROOT / "serving" / "config" / "local.yaml")
+    [application] = ServeDeploySchema.model_validate(config).applications
+    job = DemoJob()
+    assert ServeConfig.model_validate(application.args).index == f"{job.output}/{job.num_docs}-documents/index"
+    assert re.search(rf"^DEMO_DOCS \?= {job.num_docs}$", (ROOT / "Makefile").read_text(), re.MULTILINE)

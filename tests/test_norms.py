@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.export import index_blocks
+from jobs.export_files import index_blocks
 from ray_lir.base.config import ClusteringConfig, CodecConfig, IndexConfig
 from ray_lir.base.errors import ConfigError
 from ray_lir.building.build import build_index

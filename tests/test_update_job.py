@@ -17,7 +17,7 @@ import pytest
 from jobs import compact, inspect, update
 from jobs.build_index import BuildIndexJob
 from jobs.build_index import run as build
-from jobs.export import index_blocks
+from jobs.export_files import index_blocks
 from ray_lir.base.config import ClusteringConfig, EncoderConfig, IndexConfig
 from ray_lir.base.errors import ConfigError, IncompatibleError
 from ray_lir.building.build import build_index

@@ -17,7 +17,7 @@ UTILISATION = 0.6
 """Of a replica's time, at most: beyond it queues make most of the latency."""
 MEMORY_SHARE = 0.75
 """Of a machine's memory that arrays may fill; the rest is for the system, Ray and requests."""
-SIMULATED_CALLS = 40_000
+SIMULATED_CALLS = 12_000
 MIN_REQUESTS = 200
 GROWTH = 1.4
 MAX_GROUPS = 512
