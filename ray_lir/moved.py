@@ -15,7 +15,6 @@ MODULES = {
     "ray_lir.config": "ray_lir.base.config",
     "ray_lir.encode": "ray_lir.encoder.corpus_encoder",
     "ray_lir.errors": "ray_lir.base.errors",
-    "ray_lir.explain": "ray_lir.search.explain",
     "ray_lir.formats.contract": "ray_lir.embeddings.contract",
     "ray_lir.formats.embeddings": "ray_lir.embeddings.folder",
     "ray_lir.formats.manifest": "ray_lir.index.manifest",
