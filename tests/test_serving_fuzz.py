@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 from fastapi.testclient import TestClient
+from starlette import testclient
 
 from serving.http.access import Access, read_tokens
 from serving.http.routes import routes
@@ -62,7 +63,10 @@ def test_every_answer_is_one_that_the_description_declares(client, operations, l
         max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
     )
     def check(case) -> None:
-        reply = client.request(**case.as_transport_kwargs())
+        try:
+            reply = client.request(**case.as_transport_kwargs())
+        except testclient.httpx.InvalidURL:  # longer than the client sends: nothing reaches the service
+            hypothesis.reject()
         case.validate_response(reply, checks=CHECKS)
         in_a_hurry = isinstance(case.body, dict) and "deadline_ms" in case.body  # a millisecond may be too little for an answer
         assert reply.status_code < 500 or (reply.status_code == 503 and in_a_hurry), reply.text
