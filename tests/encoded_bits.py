@@ -1,6 +1,7 @@
 """Encodes the same texts in many ways with every checkpoint of tests/fixtures, and prints the ways that gave other bits.
 
 `python -m tests.encoded_bits FOLDER`; test_encoder_bits.py runs it under several instruction sets, which torch reads when it starts.
+FOLDER/vectors.npz then has the documents' vectors, to compare instruction sets with each other.
 """
 
 import logging
@@ -74,14 +75,16 @@ def score_differences(encoder: Encoder) -> list[str]:
 
 def main() -> int:
     logging.disable()
-    wrong = []
+    wrong, vectors = [], {}
     for (library, variant), scorers in CHECKPOINTS.items():
         checkpoint = put_together(library, variant, Path(sys.argv[1]) / library / variant)
         for precision in ("float32", "bfloat16"):
             encoder = Encoder.load(EncoderConfig(checkpoint=checkpoint, precision=precision, device="cpu"))
+            vectors[f"{library} {variant} {precision}"] = encoder.encode_documents(TEXTS).values
             torch.manual_seed(0)
             for each in [encoder, *(encoder.with_scorer(scorer) for scorer in scorers)]:
                 wrong += [f"{library}/{variant} {precision} {each.contract.scorer}: {way}" for way in differences(each)]
+    np.savez(Path(sys.argv[1]) / "vectors.npz", **vectors)
     print(*wrong, sep="\n")
     return len(wrong)
 

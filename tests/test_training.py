@@ -113,7 +113,10 @@ def test_training_teaches_what_no_untrained_encoder_knows(checkpoint, pairs):
     assert success_at_1(training.encoder, pairs) > 0.8
 
 
-def test_a_saved_training_continues_as_if_never_interrupted(checkpoint, pairs, tmp_path):
+@pytest.mark.parametrize("num_threads", [1, 2, 4])
+def test_a_saved_training_continues_as_if_never_interrupted(checkpoint, pairs, tmp_path, num_threads, request):
+    torch.set_num_threads(num_threads)
+    request.addfinalizer(lambda: torch.set_num_threads(1))
     whole = start(checkpoint, pairs, dropout=0.1)
     curve = advance(whole, 6)
     half = start(checkpoint, pairs, dropout=0.1)
