@@ -119,6 +119,7 @@ def step(centroids: np.ndarray, assigner: Assign, groups: Sequence[Sequence[str]
     return np.where(counts[:, None] > 0, means, centroids).astype(np.float32)  # an empty cluster stays where it was
 
 
+@one_blas_thread()
 def _sums(assigner: Assign, shape: tuple[int, int], read: Reader, group: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Sums [C, D] float32 and counts [C] of the group's vectors by centroid."""
     sums = np.zeros(shape, np.float32)

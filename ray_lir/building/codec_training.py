@@ -8,7 +8,7 @@ import numpy as np
 from ray_lir.base.config import ClusteringConfig
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.logs import stage
-from ray_lir.base.parallel import Map, watched
+from ray_lir.base.parallel import Map, one_blas_thread, watched
 from ray_lir.building import clustering, token_clustering
 from ray_lir.building.clustering import Assigner, Piece
 from ray_lir.building.token_clustering import TokenAssigner
@@ -71,6 +71,7 @@ def _load(work: Work, name: str) -> Piece:
     return work.load(f"{name}.npy"), work.load(f"{name}-ids.npy") if work.has(f"{name}-ids.npy") else None
 
 
+@one_blas_thread()
 def _sample_part(build: Build, rotation: np.ndarray | None, number: int) -> tuple[int, int]:
     """Saves a uniform sample of one part's token vectors, shuffled: most for k-means, some held out. Returns their numbers."""
     done = f"sample/counts-{number:05d}.json"
@@ -173,6 +174,7 @@ def _groups(num_train: np.ndarray, num_centroids: int) -> list[list[str]]:
     return list(groups.values())
 
 
+@one_blas_thread()
 def _residuals(build: Build, assigner: Assigner | TokenAssigner, kind: str) -> np.ndarray:
     """[T, D] float32: what the centroids leave over of the held-out (or, in a tiny corpus, the training) vectors."""
     residuals = []

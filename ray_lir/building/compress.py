@@ -11,7 +11,7 @@ import numpy as np
 
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.logs import stage
-from ray_lir.base.parallel import Map, watched
+from ray_lir.base.parallel import Map, one_blas_thread, watched
 from ray_lir.building.clustering import Assigner
 from ray_lir.building.codec_training import token_ids_of
 from ray_lir.building.token_clustering import TokenAssigner
@@ -130,6 +130,7 @@ def _name(part: int, kind: str) -> str:
     return f"pieces/{part:05d}-{kind}"
 
 
+@one_blas_thread()
 def _compress_part(build: Build, codec: ResidualCodec, assigner: Assigner | TokenAssigner, part: int) -> tuple[np.ndarray, PieceCounts]:
     """Tokens of each centroid, and what is known of the piece."""
     done = _name(part, "counts.json")

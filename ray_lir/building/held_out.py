@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from ray_lir.base.parallel import Map
+from ray_lir.base.parallel import Map, one_blas_thread
 from ray_lir.building.codec_training import token_ids_of
 from ray_lir.building.compress import LENGTHS, Compressed, load_piece
 from ray_lir.building.workspace import Build
@@ -54,6 +54,7 @@ def held_out_residual_norm(build: Build, codec: ResidualCodec, compressed: Compr
     return round(float(np.concatenate(norms).mean()), DECIMALS)
 
 
+@one_blas_thread()
 def _of_part(
     build: Build, codec: ResidualCodec, sizes: np.ndarray, mean_residual_norm: float, num_docs: int, part: int
 ) -> Sequence[np.ndarray]:

@@ -85,6 +85,7 @@ def parse_projection(projection: str, dim: int) -> int:
     return int(number)
 
 
+@one_blas_thread()
 def _second_moment(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
     """[D, D] float64, the mean of x x^T over the token vectors."""
     total_DD, num_tokens = np.zeros((encoder.contract.dim,) * 2), 0
@@ -96,6 +97,7 @@ def _second_moment(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
     return total_DD / max(1, num_tokens)
 
 
+@one_blas_thread()
 def _leading_eigenvectors(moment_DD: np.ndarray, dim: int) -> np.ndarray:
     """[d, D] float32, unit rows, largest eigenvalue first; the largest entry of each is positive, so that a fit has one result."""
     rows_dD = np.linalg.eigh(moment_DD)[1][:, ::-1][:, :dim].T

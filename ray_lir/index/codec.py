@@ -98,6 +98,7 @@ class ResidualCodec:
         return save(arrays | {"token_scale": np.array([self.token_scale])})
 
 
+@one_blas_thread()
 def random_rotation(dim: int, seed: int) -> np.ndarray:
     """[D, D] float32: orthogonal, uniformly distributed (the QR decomposition of Gaussian numbers)."""
     with one_blas_thread():

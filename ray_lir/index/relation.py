@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_lir.base.forking import cached_property
+from ray_lir.base.parallel import one_blas_thread
 from ray_lir.embeddings.relation import EPSILON, Relation
 
 LOWEST = 0.3089
@@ -66,6 +67,7 @@ class PairEncoder:
     by_cosine: bool
 
     @classmethod
+    @one_blas_thread()
     def of(cls, relation: Relation, rotation_DD: np.ndarray | None) -> "PairEncoder":
         """Args:
         rotation_DD: the codec's; None if it turns nothing.

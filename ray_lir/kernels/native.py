@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ray_lir.base.errors import KernelUnavailable
+from ray_lir.base.parallel import one_blas_thread
 from ray_lir.base.resident import Resident
 from ray_lir.embeddings.relation import EPSILON
 
@@ -140,6 +141,7 @@ def residual_maxsim(
     )
 
 
+@one_blas_thread()
 def _relation_encoder(codec: "ResidualCodec") -> tuple[Any, np.ndarray]:
     pairs, unit, width = codec.pairs, codec.pairs.unit, -(-codec.dim // 64) * 64
     halves = unit * np.stack([pairs.before, pairs.after])
