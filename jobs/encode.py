@@ -14,7 +14,12 @@ from .cli import main
 
 
 class EncodeJob(Config):
-    """Encodes the documents of a corpus into Parquet files of token embeddings with a manifest."""
+    """Encodes the documents of a corpus into Parquet files of token embeddings with a manifest.
+
+    A row of the corpus has an id (`_id`, `doc_id` or `id`, text or a whole number), a `text`, and optionally a `title`, which is encoded in
+    front of the text. `metadata` (an object) and all other fields are stored with the document, for filters and answers. Rows that cannot
+    be used go to dead_letters/ in the output with the reason.
+    """
 
     corpus: str
     """BEIR folder, JSONL, JSONL.gz or Parquet file, or a folder of such files; a path or a URL (s3://bucket/folder)."""

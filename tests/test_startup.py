@@ -13,6 +13,7 @@ import pytest
 from jobs.__main__ import VERBS
 from ray_lir.base.engine_params import IN_PROCESS, PARAMS
 from ray_lir.building.build import build_index
+from ray_lir.corpus.records import ID_FIELDS
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines import ENGINES
 
@@ -109,3 +110,9 @@ def test_an_interrupt_is_one_line_and_exit_code_130():
 def test_engines_that_are_not_served_are_those_that_survey_all_shards():
     assert {name: engine.params for name, engine in ENGINES.items()} == PARAMS
     assert [name for name, engine in ENGINES.items() if engine.survey is not None] == list(IN_PROCESS)
+
+
+def test_the_help_of_encode_says_what_a_row_of_the_corpus_holds():
+    _, _, shown = loaded("encode", "--help")
+    text = " ".join(shown.split())
+    assert all(f"`{name}`" in text for name in (*ID_FIELDS, "text", "title", "metadata")) and "dead_letters/" in text
