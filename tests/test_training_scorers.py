@@ -13,6 +13,7 @@ from ray_lir.base.config import EncoderConfig, TrainingConfig
 from ray_lir.base.errors import ConfigError
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.scorers import SCORERS
+from ray_lir.training import collectives
 from ray_lir.training.data import TrainingData
 from ray_lir.training.dev_set import DevSet, ndcg_at_10
 from ray_lir.training.trainer import StepRecord, Training, load_encoder
@@ -152,6 +153,32 @@ def test_a_saved_training_continues_as_if_never_interrupted(scorer, checkpoint, 
     again.load(tmp_path / "state.pt")
     assert advance(again, 2) == curve[2:]
     assert all(torch.equal(weights(again)[name], tensor) for name, tensor in weights(whole).items())
+
+
+@each_scorer
+def test_a_training_keeps_the_number_of_threads_that_it_began_with(scorer, checkpoint, pairs, tmp_path, request):
+    request.addfinalizer(lambda: torch.set_num_threads(1))
+    config = configure(scorer, batch_size=32)
+    torch.set_num_threads(2)
+    whole = start(checkpoint, pairs, config)
+    advance(whole, 1)
+    whole.save(tmp_path / "state.pt")
+    whole.evaluate(dev_set(pairs))
+    curve = advance(whole, 2)
+    torch.set_num_threads(1)
+    again = start(checkpoint, pairs, config)
+    assert again.load(tmp_path / "state.pt") == ["keeps the 2 threads a worker that it began with, not 1, so the result stays the same"]
+    assert advance(again, 2) == curve
+    assert all(torch.equal(weights(again)[name], tensor) for name, tensor in weights(whole).items())
+    torch.set_num_threads(2)
+    assert again.load(tmp_path / "state.pt") == []
+
+
+def test_a_training_continued_by_another_number_of_workers_says_so(checkpoint, pairs, tmp_path, monkeypatch):
+    training = start(checkpoint, pairs, configure("maxsim"))
+    training.save(tmp_path / "state.pt")
+    monkeypatch.setattr(collectives, "num_workers", lambda: 3)
+    assert training.load(tmp_path / "state.pt") == ["began with 1 workers and has 3 now: the result differs by the rounding of sums"]
 
 
 def test_heads_and_temperatures_learn_at_their_own_rate(checkpoint, pairs):

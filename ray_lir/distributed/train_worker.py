@@ -66,10 +66,11 @@ def _train(task: WorkerTask) -> int:
     dev = task.dev and ray.get(task.dev)
     with tempfile.TemporaryDirectory() as scratch:
         best = Path(scratch) / ENCODER
-        curve = _load_checkpoint(training, best)
+        curve, notes = _load_checkpoint(training, best)
         first_step = training.step
         if first_step and _is_first_worker():
-            task.lines.put(f"continues after step {first_step}")
+            for line in (f"continues after step {first_step}", *notes):
+                task.lines.put(line)
         for step_batches in training.remaining():
             start = time.perf_counter()
             record = training.run_step(*step_batches)
@@ -100,16 +101,16 @@ def read_curve(path: Path) -> list[StepRecord]:
     return [StepRecord.model_validate(parse_json(line)) for line in path.read_text().splitlines()]
 
 
-def _load_checkpoint(training: Training, best: Path) -> list[StepRecord]:
-    """Continues from the run's last checkpoint; returns the loss curve up to it."""
+def _load_checkpoint(training: Training, best: Path) -> tuple[list[StepRecord], list[str]]:
+    """Continue from the run's last checkpoint; return the loss curve up to it, and what `Training.load` notes."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return []
+        return [], []
     with checkpoint.as_directory() as folder:
-        training.load(Path(folder) / STATE)
+        notes = training.load(Path(folder) / STATE)
         if (Path(folder) / ENCODER).is_dir():
             shutil.copytree(Path(folder) / ENCODER, best)
-        return read_curve(Path(folder) / METRICS)
+        return read_curve(Path(folder) / METRICS), notes
 
 
 def _save_checkpoint(training: Training, curve: list[StepRecord], curve_url: str, best: Path, is_last: bool) -> None:

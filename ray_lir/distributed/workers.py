@@ -23,7 +23,8 @@ class TrainingRun(Config):
     num_workers: int = Field(1, ge=1)
     """Workers that share each batch: with a GPU each where the cluster has as many, on CPUs otherwise."""
     cpus_per_worker: int | None = Field(None, ge=1)
-    """CPUs that a worker without a GPU takes, and its threads; None: the workers share all that the cluster has."""
+    """CPUs that a worker without a GPU takes, and its threads; None: the workers share all that the cluster has. A training that
+    continues keeps the number of threads that it began with."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between checkpoints; a training that was killed continues from the last one."""
     log_every: int = Field(10, ge=1)

@@ -121,15 +121,29 @@ class Training:
     def save(self, path: Path) -> None:
         """Writes everything that `load` needs to continue."""
         state = {"modules": self._modules, "optimizer": self._optimizer, "scaler": self._scaler}
-        torch.save({"step": self.step, **{name: part.state_dict() for name, part in state.items()}}, path)
+        counts = {"step": self.step, "num_threads": torch.get_num_threads(), "num_workers": collectives.num_workers()}
+        torch.save({**counts, **{name: part.state_dict() for name, part in state.items()}}, path)
 
-    def load(self, path: Path) -> None:
-        """Continues where the training that wrote `path` was."""
+    def load(self, path: Path) -> list[str]:
+        """Continue where the training that wrote `path` was.
+
+        The order in which a CPU adds numbers depends on the number of torch threads, so this sets the number that the training began with.
+
+        Returns:
+            One line for the log about each way in which this process differs from the one that began the training.
+        """
         state: dict[str, Any] = torch.load(path, map_location=self._device, weights_only=True)
         self._modules.load_state_dict(state["modules"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state.get("scaler", {}))
         self.step = state["step"]
+        notes, num_threads, num_workers = [], torch.get_num_threads(), collectives.num_workers()
+        if self._device.type == "cpu" and (began_with := state.get("num_threads", num_threads)) != num_threads:
+            torch.set_num_threads(began_with)
+            notes.append(f"keeps the {began_with} threads a worker that it began with, not {num_threads}, so the result stays the same")
+        if (began_with := state.get("num_workers", num_workers)) != num_workers:
+            notes.append(f"began with {began_with} workers and has {num_workers} now: the result differs by the rounding of sums")
+        return notes
 
     def _backward(self, batch: Batch, number: int, factor: float) -> Tensor:
         """Adds `factor` times the gradients of this worker's share of a batch; returns as much of its loss and mean query weight, [2]."""
