@@ -6,11 +6,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ray_lir.api.search import MARKED_FRACTION
+
 WIDEST = 110
 LINES = 3
 INDENT = " " * 5
-WEAKEST = 0.3
-"""Part of the strongest mark's strength below which words are not marked."""
 MARK, PLAIN = "\033[1;33m", "\033[0m"
 
 
@@ -38,7 +38,7 @@ def show_hits(hits: Sequence[Mapping[str, Any]], metadata: Sequence[str] = ()) -
             print(f"{rank:3}. {hit['doc_id']}  ({hit['score']:.3f})")
         if facts:
             print(INDENT + " | ".join(facts))
-        if body := _body(hit, WEAKEST * strongest):
+        if body := _body(hit, MARKED_FRACTION * strongest):
             print(body)
 
 

@@ -46,7 +46,7 @@ class SearchJob(Config):
 
 def run(job: SearchJob) -> dict[str, Any]:
     """Raises ConfigError or FormatError if there is no such index or engine."""
-    from ray_lir.search.highlights import highlight_hits
+    from ray_lir.search.highlights import match_hits
     from ray_lir.search.searcher import Searcher
 
     engine = chosen_engine(job.engine, job.params, tuple(PARAMS))
@@ -61,7 +61,8 @@ def run(job: SearchJob) -> dict[str, Any]:
         {"number": number, "doc_id": document["doc_id"], "score": score, **{name: document[name] for name in ("title", "text", "metadata")}}
         for number, document, score in zip(answer.documents.tolist(), documents, answer.scores.tolist(), strict=True)
     ]
-    hits = highlight_hits(searcher, encoder.tokenizer, job.query, query, hits)
+    for hit, found in zip(hits, match_hits(searcher, encoder.tokenizer, job.query, query, hits), strict=True):
+        hit |= {"highlights": [mark.model_dump() for mark in found.highlights], "snippet": found.snippet.model_dump()}
     return {"query": job.query, "hits": hits, "params": answer.params.model_dump() if answer.params else {}, **cut_of(truncation)}
 
 

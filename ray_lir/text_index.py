@@ -4,35 +4,37 @@ import html
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, overload
 
 from ray_lir import storage
+from ray_lir.api.search import MARKED_FRACTION, Highlight, Snippet
 from ray_lir.base.arguments import id_list, text_list
 from ray_lir.base.config import Config, EncoderConfig, IndexConfig
 from ray_lir.base.errors import ConfigError
 from ray_lir.building.build import build_index
 from ray_lir.building.compact import Compaction, compact_index
 from ray_lir.building.update import Update, update_index
-from ray_lir.corpus.records import document_text
+from ray_lir.corpus.records import ID_FIELDS
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.encoder.corpus_encoder import encode_corpus
 from ray_lir.encoder.encoder import Encoder
-from ray_lir.engines.plan import QueryPlan, TopK
+from ray_lir.engines.plan import TopK
 from ray_lir.index.filters import Filters
 from ray_lir.index.manifest import IndexManifest
-from ray_lir.index.versions import latest_version
-from ray_lir.search.explain import Trace, explain, in_fields, match_tokens, shard_of
+from ray_lir.search.explain import Trace, explain
+from ray_lir.search.highlights import match_hits, snippet
 from ray_lir.search.searcher import Searcher
 
 Documents = storage.PathOrUrl | Iterable[str | Mapping[str, Any]]
 """A corpus path, or texts, or dicts with `text` and, if wanted, `_id`, `title`, `metadata` or other fields."""
 Where = Filters | str | Mapping[str, Any] | None
 """A filter, or how people write one."""
-SNIPPET = 300
-"""Characters of a hit's text that its table shows."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,13 @@ class Match:
 
 @dataclass(frozen=True)
 class Hit:
-    """A document that was found."""
+    """A document that was found.
+
+    Attributes:
+        matches: What each query token matched.
+        highlights: Words of title and text that the query matched, with their strength.
+        snippet: The best passage of the text. It and the two before are empty if a search is told `matches=False`.
+    """
 
     doc_id: str
     score: float
@@ -65,6 +73,8 @@ class Hit:
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)
     matches: tuple[Match, ...] = field(default=(), repr=False)
+    highlights: tuple[Highlight, ...] = field(default=(), repr=False)
+    snippet: Snippet | None = field(default=None, repr=False)
 
     def _repr_html_(self) -> str:
         return Hits([self])._repr_html_()
@@ -74,8 +84,9 @@ class Hits(list[Hit]):
     """The hits of one query, best first. A notebook shows them as a table with the matched words marked."""
 
     def _repr_html_(self) -> str:
+        weakest = MARKED_FRACTION * max((mark.strength for hit in self for mark in hit.highlights), default=0.0)
         rows = "".join(
-            f"<tr><td>{rank}</td><td>{hit.score:.3f}</td><td>{html.escape(hit.doc_id)}</td><td>{_marked_html(hit)}</td></tr>"
+            f"<tr><td>{rank}</td><td>{hit.score:.3f}</td><td>{html.escape(hit.doc_id)}</td><td>{_marked_html(hit, weakest)}</td></tr>"
             for rank, hit in enumerate(self, 1)
         )
         return f"<table><tr><th></th><th>score</th><th>id</th><th>document</th></tr>{rows}</table>"
@@ -125,9 +136,9 @@ class Index:
         """
         settings = encoder if isinstance(encoder, EncoderConfig) else EncoderConfig(checkpoint=encoder)
         with tempfile.TemporaryDirectory(prefix="ray_lir-") as scratch:
-            corpus = _corpus(documents, Path(scratch), 0)
+            corpus = _corpus(documents, Path(scratch), map(str, count()))
             encoded = encode_corpus(corpus, f"{scratch}/embeddings", settings)
-            _check_all_used(documents, encoded.manifest.num_dead, f"{scratch}/embeddings")
+            _check_all_used(documents, encoded.manifest, f"{scratch}/embeddings")
             build_index(f"{scratch}/embeddings", path, config)
         return cls(path)
 
@@ -171,7 +182,7 @@ class Index:
             where: A filter such as `"year >= 2020, tags ~ news"`, or `{"year": {">=": 2020}}`.
             engine: Name of an engine, or its parameters.
             quality: `fast`, `balanced` or `exact`, for engine `auto`.
-            matches: Also find what each query token matched.
+            matches: Also find what each query token matched, and the best passage.
 
         Raises:
             ConfigError: `k`, `where`, `engine` or `quality` is not possible.
@@ -180,8 +191,10 @@ class Index:
         filters = None if where is None else Filters.of(where)
         embedded = self.encoder.encode_queries(queries)
         answers = self.searcher.search(embedded, k, engine, quality, filters=filters)
-        plans = self.searcher.planner.plan(embedded, k, engine, quality) if matches else [None] * len(answers)
-        found = [self._hits(*each) for each in zip(queries, answers, plans, strict=True)]
+        found = [
+            self._hits(text, embedded.slice(number, number + 1) if matches else None, answer)
+            for number, (text, answer) in enumerate(zip(queries, answers, strict=True))
+        ]
         return found[0] if isinstance(query, str) else found
 
     def explain(self, query: str, doc_id: str, k: int = 10, *, where: Where = None, engine: str | Config = "auto") -> Trace:
@@ -206,18 +219,18 @@ class Index:
         return self.searcher.documents(list(numbers.values()))[0] if numbers else None
 
     def add(self, documents: Documents) -> Update:
-        """Encode documents and add them. A document with the id of another replaces it.
+        """Encode documents and add them. A document with the id of another replaces it; one without an id gets a number that is free.
 
         Raises:
             ConfigError: A document is not usable; nothing has changed then.
             Conflict: Another change was published meanwhile; this one has changed nothing then.
         """
         with tempfile.TemporaryDirectory(prefix="ray_lir-") as scratch:
-            corpus = _corpus(documents, Path(scratch), self._unused_number())
+            corpus = _corpus(documents, Path(scratch), self._unused_ids())
             contract = self.manifest.contract
             settings = EncoderConfig(checkpoint=contract.checkpoint)
             encoded = encode_corpus(corpus, f"{scratch}/embeddings", settings, contract=contract, kept="last")
-            _check_all_used(documents, encoded.manifest.num_dead, f"{scratch}/embeddings")
+            _check_all_used(documents, encoded.manifest, f"{scratch}/embeddings")
             update = update_index(self.path, f"{scratch}/embeddings")
         self.refresh()
         return update
@@ -245,50 +258,51 @@ class Index:
         return isinstance(doc_id, str) and bool(self.searcher.find([doc_id]))
 
     def __repr__(self) -> str:
-        return f"Index({self.path!r}, {len(self)} documents, version {latest_version(self.path)})"
+        return f"Index({self.path!r}, {len(self)} documents, version {self._version})"
 
-    def _unused_number(self) -> int:
-        """The first number that no document has as its id, nor any after it."""
-        number = self.manifest.num_numbers
-        while any(str(candidate) in self for candidate in range(number, number + 64)):
-            number += 64
-        return number
+    @property
+    def _version(self) -> int:
+        """The number of the open version."""
+        return self.manifest.change.parent + 1 if self.manifest.change else 1
 
-    def _hits(self, query: str, answer: TopK, plan: QueryPlan | None) -> Hits:
-        pieces = self.encoder.tokenizer.query_spans(query).pieces if plan is not None else ()
+    def _unused_ids(self) -> Iterator[str]:
+        """Numbers, ascending, that are no document's id."""
+        return (doc_id for doc_id in map(str, count(self.manifest.num_numbers)) if doc_id not in self)
+
+    def _hits(self, query: str, embedded: TokenEmbeddings | None, answer: TopK) -> Hits:
+        """The hits of one query; with what it matched if its token embeddings are given."""
+        documents = self.searcher.documents(answer.documents)
+        for number, score, document in zip(answer.documents.tolist(), answer.scores.tolist(), documents, strict=True):
+            document |= {"number": number, "score": score}
+        if embedded is None:
+            return Hits(_hit(document) for document in documents)
+        found = match_hits(self.searcher, self.encoder.tokenizer, query, embedded, documents)
         return Hits(
-            Hit(
-                document["doc_id"],
-                score,
-                document["title"],
-                document["text"],
-                document["metadata"],
-                () if plan is None else self._matches(plan, number, document, pieces),
+            _hit(
+                document,
+                tuple(Match(piece, **match.model_dump()) for piece, match in zip(each.pieces, each.matches, strict=False)),
+                tuple(each.highlights),
+                each.snippet,
             )
-            for number, score, document in zip(
-                answer.documents.tolist(), answer.scores.tolist(), self.searcher.documents(answer.documents), strict=True
-            )
-        )
-
-    def _matches(self, plan: QueryPlan, number: int, document: Mapping[str, Any], pieces: Sequence[str]) -> tuple[Match, ...]:
-        found = match_tokens(plan, shard_of(self.searcher.shards, number), self.searcher.planner.codec, number)
-        spans = self.encoder.tokenizer.document_spans(document_text(document["title"], document["text"])).spans
-        places = in_fields(spans, document["title"], document["text"])
-        return tuple(
-            Match(piece, *((places[token] if token < len(places) else None) or (None, None, None)), similarity, contribution)
-            for piece, token, similarity, contribution in zip(
-                pieces, found.tokens.tolist(), found.similarities.tolist(), found.contributions.tolist(), strict=False
-            )
+            for document, each in zip(documents, found, strict=True)
         )
 
 
-def _corpus(documents: Documents, folder: Path, first: int) -> str:
-    """The corpus as a path: documents in memory are written as JSON lines, numbered from `first` where they have no id."""
+def _hit(document: Mapping[str, Any], *found: Any) -> Hit:
+    return Hit(*(document[name] for name in ("doc_id", "score", "title", "text", "metadata")), *found)
+
+
+def _corpus(documents: Documents, folder: Path, free_ids: Iterator[str]) -> str:
+    """The corpus as a path: documents in memory are written as JSON lines, with the next free id where they have none.
+
+    Raises:
+        ConfigError: A document is no text or dict, or has an id that another was given because it had none.
+    """
     if isinstance(documents, (str, os.PathLike)):
         return storage.absolute(documents)
     if isinstance(documents, Mapping) or not isinstance(documents, Iterable):
         raise ConfigError(f"documents must be texts, dicts or the path of a corpus, not {type(documents).__name__}; put one into a list")
-    path, number = folder / "documents.jsonl", first
+    path, given, taken = folder / "documents.jsonl", set(), set()
     with path.open("w", encoding="utf-8") as file:
         for position, document in enumerate(documents):
             if isinstance(document, str):
@@ -296,8 +310,16 @@ def _corpus(documents: Documents, folder: Path, first: int) -> str:
             if not isinstance(document, Mapping):
                 raise ConfigError(f"document {position} is {type(document).__name__}, not a text or a dict with `text`")
             fields = dict(document)
-            if not any(name in fields for name in ("_id", "doc_id", "id")):
-                fields, number = {"_id": str(number), **fields}, number + 1
+            own = next((fields[name] for name in ID_FIELDS if name in fields), None)
+            if own is None and not any(name in fields for name in ID_FIELDS):
+                own = next(doc_id for doc_id in free_ids if doc_id not in taken)
+                given.add(own)
+                fields = {"_id": own, **fields}
+            elif str(own) in given:
+                raise ConfigError(
+                    f"document {position} has the id {own!r}, which a document before it without an id was given; give ids to all"
+                )
+            taken.add(str(own))
             try:
                 file.write(json.dumps(fields) + "\n")
             except (TypeError, ValueError) as error:
@@ -307,22 +329,22 @@ def _corpus(documents: Documents, folder: Path, first: int) -> str:
     return str(path)
 
 
-def _check_all_used(documents: Documents, num_dead: int, embeddings: str) -> None:
+def _check_all_used(documents: Documents, manifest: EmbeddingsManifest, folder: str) -> None:
     """Raises ConfigError if a document given in memory was refused; refused rows of a file are counted and kept as dead letters."""
-    if not num_dead or isinstance(documents, (str, os.PathLike)):
+    if not manifest.num_dead or isinstance(documents, (str, os.PathLike)):
         return
-    letters = [json.loads(line) for path in sorted(Path(embeddings).rglob("dead_letters/*.jsonl")) for line in path.open(encoding="utf-8")]
-    reasons = "; ".join(f"document {letter.get('line', 0) - 1}: {letter.get('reason')}" for letter in letters[:3])
-    raise ConfigError(f"{num_dead} documents are not usable ({reasons}); mend or leave them out")
+    lines = (line for entry in manifest.dead_letters for line in storage.read_bytes(storage.join(folder, entry.name)).splitlines())
+    letters = [json.loads(line) for line in islice(lines, 3)]
+    reasons = "; ".join(f"document {letter['line'] - 1}: {letter['reason']}" for letter in letters)
+    raise ConfigError(f"{manifest.num_dead} documents are not usable ({reasons}); mend or leave them out")
 
 
-def _marked_html(hit: Hit) -> str:
-    spans = sorted({(match.start, match.end) for match in hit.matches if match.field == "text" and match.contribution > 0.3})
-    first = max(0, spans[0][0] - SNIPPET // 4) if spans and spans[0][0] > SNIPPET else 0
-    text, at, parts = hit.text[: first + SNIPPET], first, []
-    for start, end in spans:
-        if at <= start and end <= len(text):
-            parts += [html.escape(text[at:start]), f"<mark>{html.escape(text[start:end])}</mark>"]
-            at = end
-    body = ("... " if first else "") + "".join(parts) + html.escape(text[at:]) + (" ..." if len(hit.text) > len(text) else "")
+def _marked_html(hit: Hit, weakest: float) -> str:
+    passage = hit.snippet or snippet(hit.text, ())
+    at, end, parts = passage.start, passage.start + len(passage.text), []
+    for mark in hit.highlights:
+        if mark.field == "text" and mark.strength > weakest and at <= mark.start and mark.end <= end:
+            parts += [html.escape(hit.text[at : mark.start]), f"<mark>{html.escape(hit.text[mark.start : mark.end])}</mark>"]
+            at = mark.end
+    body = ("... " if passage.start else "") + "".join(parts) + html.escape(hit.text[at:end]) + (" ..." if passage.more else "")
     return (f"<b>{html.escape(hit.title)}</b> " if hit.title else "") + body

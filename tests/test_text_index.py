@@ -113,3 +113,21 @@ def test_a_notebook_shows_hits_as_a_table(trained: Index):
 @pytest.mark.parametrize("name", ray_lir.__all__)
 def test_public_names_have_a_docstring(name: str):
     assert getattr(ray_lir, name).__doc__
+
+
+def test_many_added_texts_pass_over_numbers_that_are_ids(index: Index):
+    index.add([{"_id": str(number), "text": f"number {number}"} for number in (70, 90)])
+    index.add([f"text {number}" for number in range(100)])
+    assert len(index) == 105 and index.get("70")["text"] == "number 70" and index.get("90")["text"] == "number 90"
+
+
+def test_an_id_that_a_text_before_it_was_given_is_refused(index: Index):
+    with pytest.raises(ConfigError, match="document 1 has the id '3'"):
+        index.add(["a text", {"_id": "3", "text": "another"}])
+    index.add([{"_id": "3", "text": "another"}, "a text"])
+    assert len(index) == 5 and index.get("3")["text"] == "another" and index.get("4")["text"] == "a text"
+
+
+def test_hits_carry_the_best_passage_and_its_words(trained: Index):
+    [hit] = trained.search("energy of a cell", k=1)
+    assert hit.snippet.text == hit.text and "energy" in {hit.text[mark.start : mark.end] for mark in hit.highlights if mark.field == "text"}

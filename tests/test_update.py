@@ -367,7 +367,7 @@ def test_a_removal_that_was_killed_is_finished_by_the_next(index, monkeypatch):
         removed.append(url)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("ray_lir.storage.files.remove", dies)
+        patched.setattr("ray_lir.storage.remove", dies)
         remove_versions(str(index), 1)
     assert not (index / "versions" / "1").exists() and len(list((index / "shards").iterdir())) == 5
     assert remove_versions(str(index), 1)["versions_removed"] == []

@@ -119,6 +119,10 @@ class Match(Config):
     end: int | None = None
 
 
+MARKED_FRACTION = 0.3
+"""Highlights stronger than this fraction of the strongest, over all hits, are marked for people."""
+
+
 class Highlight(Config):
     """A word of a document that query tokens matched."""
 

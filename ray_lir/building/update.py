@@ -103,10 +103,15 @@ def update_index(
         contract = contract or _contract_of(index)
         table = documents_table(add.doc_ids, titles, texts, metadata)
         folder = storage.join(index, WORK, f"embeddings-{content_digest(add, table, contract)}")
+        with_texts = texts is not None or titles is not None
         version = latest_version(index)
-        try:
+
+        def update() -> Update:
             write_embeddings(folder, add, table, contract)
-            return update_index(index, folder, ids, allow_empty_texts=allow_empty_texts or not (texts is None and titles is None), map=map)
+            return update_index(index, folder, ids, allow_empty_texts=allow_empty_texts or with_texts, map=map)
+
+        try:
+            return update()
         except Conflict:
             raise
         except Exception as error:
@@ -116,7 +121,7 @@ def update_index(
             write_embeddings(folder, add, table, contract)
             if not is_same(read_version(index), change_of(Added.read(folder).identity, ids)):
                 raise Conflict(f"another change of {index} was published meanwhile, and this one was not; run it again") from error
-            return update_index(index, folder, ids, allow_empty_texts=allow_empty_texts or not (texts is None and titles is None), map=map)
+            return update()
         finally:
             tidy(index, lambda name: name == storage.name_of(folder))
     check_unused("update_index", contract=contract, texts=texts, titles=titles, metadata=metadata)

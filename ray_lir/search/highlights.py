@@ -4,8 +4,8 @@ Offsets count code points.
 """
 
 import unicodedata
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from ray_lir.api.search import Highlight, Match, QueryToken, Snippet
 
@@ -164,10 +164,26 @@ class LocatesTokens(Protocol):
     def document_spans(self, text: str) -> Any: ...
 
 
-def highlight_hits(
-    searcher: "Searcher", tokenizer: "LocatesTokens", query: str, embedded: "TokenEmbeddings", hits: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Hits of a search in this process with `highlights` and a `snippet`.
+class MatchedHit(NamedTuple):
+    """What a query matched in a hit.
+
+    Attributes:
+        pieces: The query's tokens as the vocabulary has them.
+        matches: One for each of them; empty for a document without tokens.
+        highlights: Words of its title and text.
+        snippet: Its best passage.
+    """
+
+    pieces: Sequence[str]
+    matches: list[Match]
+    highlights: list[Highlight]
+    snippet: Snippet
+
+
+def match_hits(
+    searcher: "Searcher", tokenizer: "LocatesTokens", query: str, embedded: "TokenEmbeddings", hits: Iterable[Mapping[str, Any]]
+) -> Iterator[MatchedHit]:
+    """What a query matched in each hit of a search in this process.
 
     Args:
         embedded: the query's token embeddings.
@@ -179,14 +195,12 @@ def highlight_hits(
     [plan] = searcher.planner.plan(embedded, 1, "exact")
     spans = tokenizer.query_spans(query)
     tokens = query_tokens(plan, spans.pieces, spans.spans)
-    result = []
     for hit in hits:
         title, text = hit["title"], hit["text"]
         found = match_tokens(plan, shard_of(searcher.shards, hit["number"]), searcher.planner.codec, hit["number"])
         places = tokenizer.document_spans(document_text(title, text)).spans
-        marks, passage = highlighted(query, tokens, token_matches(found, title, text, places), title, text)
-        result.append({**hit, "highlights": [mark.model_dump() for mark in marks], "snippet": passage.model_dump()})
-    return result
+        matches = token_matches(found, title, text, places)
+        yield MatchedHit(spans.pieces, matches, *highlighted(query, tokens, matches, title, text))
 
 
 def highlighted(
