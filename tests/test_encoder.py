@@ -277,3 +277,14 @@ def test_bfloat16_stays_near_float32(checkpoint: str, small: Encoder) -> None:
     assert rounded.contract.fingerprint == small.contract.fingerprint
     cosines = (exact.values.astype(np.float32) * near.values.astype(np.float32)).sum(1)
     assert cosines.min() > 0.995
+
+
+def test_encoders_load_in_several_threads_at_once(tmp_path: Path) -> None:
+    folders = [
+        put_together("sentence_transformers", "fixed", tmp_path / "bert"),
+        put_together("xtr", "checkpoint", tmp_path / "t5"),
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        encoders = list(pool.map(Encoder.load, folders * 6))
+    for folder, encoder in zip(folders * 6, encoders, strict=True):
+        assert encoder.contract.weights_digest == Encoder.load(folder).contract.weights_digest

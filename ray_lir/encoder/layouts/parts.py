@@ -1,6 +1,7 @@
 """What a checkpoint consists of, and the readers that the layouts share."""
 
 import string
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from ray_lir.base.config import parse_json
 from ray_lir.base.errors import ConfigError
+from ray_lir.base.forking import fork_safe
 from ray_lir.encoder.network import Dense, Network
 
 ENCODER_ONLY = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
@@ -203,15 +205,23 @@ def _activation(path: str, folder: Path) -> nn.Module:
     return kind()
 
 
+_one_at_a_time = fork_safe(threading.RLock())
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps transformers' progress bars and load reports off the terminal."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    """Keeps transformers' progress bars and load reports off the terminal, and lets one thread at a time use its loaders.
+
+    transformers replaces functions of torch and of its own while it loads a model. Two threads at once restore them in the wrong order:
+    loads fail then, and later ones too.
+    """
+    with _one_at_a_time:
+        verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+            if bars:
+                transformers_logging.enable_progress_bar()
