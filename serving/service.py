@@ -17,7 +17,7 @@ from ray_lir.kernels import select
 from .handlers import admin as changes
 from .handlers import documents as lookup
 from .handlers import explain as explaining
-from .handlers import hits as answers
+from .handlers import replies
 from .handlers import search as searching
 from .http.admission import Admission
 from .http.middleware import REQUEST_ID
@@ -72,7 +72,7 @@ class Service:
             num_tokens=embeddings.lengths.tolist(),
             dim=embeddings.dim,
             fingerprint=turn.snapshot.manifest.contract.fingerprint,
-            truncated_texts=answers.truncated(truncations),
+            truncated_texts=replies.truncated(truncations),
         )
 
     async def rerank(self, request: messages.RerankRequest) -> messages.RerankResponse:

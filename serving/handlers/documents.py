@@ -12,7 +12,7 @@ from ray_lir.kernels import Kernels
 
 from ..request_context import Turn
 from ..workers.query_encoder import Planned
-from . import hits as answers
+from . import replies
 
 
 async def find(turn: Turn, doc_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
@@ -32,7 +32,7 @@ async def find(turn: Turn, doc_ids: Sequence[str]) -> dict[str, tuple[str, int]]
 
 async def get_document(turn: Turn, group: str, number: int) -> Document:
     [fields] = await turn.ask(group, "documents", np.array([number]), ("title", "text", "metadata"))
-    return answers.document(number, fields, turn.served.answering)
+    return replies.document(number, fields, turn.served.answering)
 
 
 async def rerank(turn: Turn, request: RerankRequest, kernels: Kernels) -> RerankResponse:
@@ -55,8 +55,8 @@ async def rerank(turn: Turn, request: RerankRequest, kernels: Kernels) -> Rerank
     ]
     return RerankResponse(
         results=results,
-        truncated_queries=answers.truncated(of_query),
-        truncated_texts=answers.truncated(of_texts),
+        truncated_queries=replies.truncated(of_query),
+        truncated_texts=replies.truncated(of_texts),
         index_version=turn.served.answering,
     )
 

@@ -17,7 +17,7 @@ from ray_lir.search.explain import TokenMatches, trace
 from ..request_context import Turn
 from ..scatter import Found, Scatter
 from ..workers.query_encoder import Planned
-from . import hits as answers
+from . import replies
 from .documents import find, get_document
 
 
@@ -65,8 +65,8 @@ async def explain_document(turn: Turn, request: ExplainRequest, kernels: Kernels
         score=told.score,
         dropped_at=told.dropped_at,
         reason=told.reason,
-        truncation=next(iter(answers.truncated([truncation])), None),
-        truncated_queries=answers.truncated(planned.truncations),
+        truncation=next(iter(replies.truncated([truncation])), None),
+        truncated_queries=replies.truncated(planned.truncations),
         stages=[StageReport(**vars(stage)) for stage in told.stages],
         query_tokens=explained.tokens[0],
         matches=explained.matches[0][number],

@@ -10,7 +10,7 @@ from ray_lir.search.searcher import finish
 from ..request_context import Turn
 from ..scatter import Scatter
 from ..workers.query_encoder import Planned
-from . import hits as answers
+from . import replies
 from .explain import explain_hits
 
 
@@ -30,9 +30,9 @@ async def search(turn: Turn, request: SearchRequest, kernels: Kernels) -> Search
     end = time.perf_counter()
     extra = explained.hit_fields(request, found.documents) if explained else [None] * len(best)
     return SearchResponse(
-        results=[answers.hits(each, found.documents, request.include, fields) for each, fields in zip(best, extra, strict=True)],
+        results=[replies.hits(each, found.documents, request.include, fields) for each, fields in zip(best, extra, strict=True)],
         query_tokens=explained.tokens if explained and request.explain else None,
-        truncated_queries=answers.truncated(planned.truncations),
+        truncated_queries=replies.truncated(planned.truncations),
         engine=planned.plans[0].params.engine,
         params=[answer.params for answer in best],
         timings=Timings(

@@ -1,4 +1,4 @@
-"""Answers: what was found, put into the replies' words."""
+"""Replies: documents, hits and cut texts as messages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
