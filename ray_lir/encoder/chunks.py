@@ -1,7 +1,5 @@
 """One chunk of a corpus: rows to documents to token ids to token embeddings to a published part, each a function of it."""
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +9,8 @@ import numpy as np
 
 from ray_lir import storage
 from ray_lir.base.config import Config, canonical_json
-from ray_lir.corpus.records import BadRow, Document, document_text, parse_document, repeats
-from ray_lir.corpus.refused_rows import DEAD_LETTERS
+from ray_lir.corpus.dead_letters import DEAD_LETTERS, parse_chunk, write_dead_letters
+from ray_lir.corpus.records import Document, document_text
 from ray_lir.corpus.scan import Chunk
 from ray_lir.embeddings.folder import FOLDER, publish_part
 from ray_lir.embeddings.manifest import EmbeddingPart
@@ -67,22 +65,14 @@ def encode_chunk(chunk: Chunk, encoder: Encoder, destination: Destination) -> Ch
 
 def tokenise_chunk(chunk: Chunk, tokenizer: TextTokenizer) -> TokenisedChunk:
     """Parses the rows, sets the dead ones apart, and tokenises the documents."""
-    documents, dead = [], []
-    for position, (line, row) in enumerate(zip(chunk.lines, chunk.rows, strict=True)):
-        try:
-            document = parse_document(row)
-            if position in chunk.repeated:
-                raise BadRow(repeats(document.doc_id, chunk.kept))
-            documents.append(document)
-        except BadRow as error:
-            dead.append({"reason": str(error), "file": chunk.file, "line": line, **_readable(row)})
+    documents, dead = parse_chunk(chunk)
     tokens = tokenizer.tokenize_documents([document_text(document.title, document.text) for document in documents])
     return TokenisedChunk(chunk.number, documents, tokens.ids, dead, TruncationCounts.of(tokens.truncations))
 
 
 def write_chunk(chunk: TokenisedChunk, encoder: Encoder, destination: Destination) -> ChunkEntry:
     """Encodes the token ids, publishes the part and the dead letters, and last the entry that says the chunk is done."""
-    part, dead = _write_part(chunk, encoder, destination), _write_dead(chunk, destination)
+    part, dead = _write_part(chunk, encoder, destination), write_dead_letters(destination.output, chunk.number, chunk.dead)
     entry = ChunkEntry(number=chunk.number, part=part, dead=dead, truncation=chunk.truncation)
     storage.write_bytes(storage.join(destination.progress, _entry_name(chunk.number)), canonical_json(entry.model_dump(mode="json")))
     return entry
@@ -123,21 +113,3 @@ def _write_part(chunk: TokenisedChunk, encoder: Encoder, destination: Destinatio
     )
     block = Block(encoder.encode_document_tokens(chunk.token_ids, ids), texts)
     return publish_part(destination.output, chunk.number, block, encoder.contract.fingerprint, scratch=destination.progress)
-
-
-def _write_dead(chunk: TokenisedChunk, destination: Destination) -> DeadLetter | None:
-    if not chunk.dead:
-        return None
-    lines = b"".join(canonical_json(row) + b"\n" for row in chunk.dead)
-    sha256 = hashlib.sha256(lines).hexdigest()
-    name = f"{DEAD_LETTERS}/chunk-{chunk.number:05d}-{sha256[:12]}.jsonl"
-    storage.write_bytes(storage.join(destination.output, name), lines)
-    return DeadLetter(name=name, size=len(lines), sha256=sha256, num_rows=len(chunk.dead))
-
-
-def _readable(row: bytes) -> dict[str, str]:
-    """The row as text or, where it is none, as base64: nothing of it is lost."""
-    try:
-        return {"row": row.decode()}
-    except UnicodeDecodeError:
-        return {"row_base64": base64.b64encode(row).decode()}

@@ -23,10 +23,10 @@ from ray_lir.index.versions import read_version
 from ray_lir.kernels import select
 from ray_lir.search.explain import TokenMatches, kept_out, match_tokens, shard_of, stage_scores
 from ray_lir.search.searcher import Searcher, matching, open_planner, open_shards, unknown_fields
+from ray_lir.storage.local_copy import local_copy, remove_other_copies
 from ray_lir.storage.manifest import files_of
 
 from ..transport.unix import Listener
-from .cache import local_copy, remove_others
 from .versions import Served, Versions
 
 STUCK_AFTER_S = 120.0
@@ -173,7 +173,7 @@ class ShardServer:
 
     def _let_go(self, versions: Sequence[int]) -> None:
         shards = [shard for version in versions for shard in read_version(self.root, version).shards]
-        remove_others(self.root, self.cache or "", [file for shard in shards for file in files_of(shard)])
+        remove_other_copies(self.root, self.cache or "", [file for shard in shards for file in files_of(shard)])
 
     async def _compute(self, work: Callable[..., Result], *args: Any, kind: Hashable = None) -> Result:
         """What the work returns. On a thread, unless it is the only call and others of its kind are known to be short."""
