@@ -37,7 +37,7 @@ test: $(INSTALLED)
 
 # Each file in a process of its own: a process whose cluster is gone may be ended by Ray a minute later.
 test-clusters: $(INSTALLED)
-	for tests in $$(grep -l 'mark.clusters' tests/test_*.py); do $(BIN)/python -m pytest -m clusters $$tests || exit 1; done
+	for tests in $$(grep -l 'mark.clusters' tests/cluster/test_*.py); do $(BIN)/python -m pytest -m clusters $$tests || exit 1; done
 
 # The compiled kernels under AddressSanitizer and UBSan, fuzzed with random shapes against the reference.
 sanitize: $(INSTALLED)

@@ -18,9 +18,9 @@ import numpy as np
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 from bench.quality import machine
-from tests.clusters import Machines, machines
-from tests.corpora import write_rows
 from tests.fixtures.tiny import WORDS, bert
+from tests.support.clusters import Machines, machines
+from tests.support.corpora import write_rows
 
 OUTPUT = Path("bench/results/backpressure.json")
 WORDS_PER_TEXT, DOCS_PER_PART, FILES = 4000, 256, 5

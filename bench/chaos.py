@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.disturbed import Job, finished_files, jobs, make_inputs, steps_repeated, tree_digest
 from bench.quality import machine
-from tests.clusters import NOTICED_SOON, Machines, machines
+from tests.support.clusters import NOTICED_SOON, Machines, machines
 
 OUTPUT = Path("bench/results/chaos.json")
 KILLS = {

@@ -15,9 +15,9 @@ import numpy as np
 from ray_lir.base.config import ClusteringConfig, EncoderConfig, IndexConfig
 from ray_lir.building.build import build_index
 from ray_lir.encoder.corpus_encoder import encode_corpus
-from tests import translated_words
-from tests.corpora import write_rows
 from tests.fixtures.tiny import WORDS, bert
+from tests.support import translated_words
+from tests.support.corpora import write_rows
 
 NUM_CENTROIDS = 64
 STEPS = 120

@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.disturbed import Job, jobs, make_inputs, steps_repeated, tree_digest
 from bench.quality import machine
-from tests.clusters import Machines, machines
+from tests.support.clusters import Machines, machines
 
 OUTPUT = Path("bench/results/node_loss.json")
 SIGNS = {"encode": "_EncodingWorker", "build_index": "ray::_call", "train": "RayTrainWorker"}

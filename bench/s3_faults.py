@@ -30,8 +30,8 @@ from ray_lir import storage
 from ray_lir.base.config import ClusteringConfig, EncoderConfig, IndexConfig
 from ray_lir.building.build import build_index
 from ray_lir.encoder.corpus_encoder import encode_corpus
-from tests.faulty_proxy import FAULTS, Faults, faulty_proxy
-from tests.s3_servers import as_endpoint, make_bucket, moto_server
+from tests.support.faulty_proxy import FAULTS, Faults, faulty_proxy
+from tests.support.s3_servers import as_endpoint, make_bucket, moto_server
 
 OUTPUT = Path("bench/results/s3_faults.json")
 NUM_DOCS, NUM_QUERIES = 1200, 50

@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.quality import machine
 from tests.fixtures.tiny import bert
-from tests.processes import descendants
+from tests.support.processes import descendants
 
 DOCUMENT_LENGTH = 64
 SECONDS_BETWEEN_LOOKS = 0.5

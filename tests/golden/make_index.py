@@ -2,7 +2,7 @@
 
     python -m tests.golden.make_index
 
-An index that this wrote must open and answer the same for ever (tests/test_golden_index.py).
+An index that this wrote must open and answer the same for ever (tests/conformance/test_golden_index.py).
 """
 
 import json
@@ -16,7 +16,7 @@ from ray_lir.engines import ENGINES
 from ray_lir.engines.xtr import XtrParams
 from ray_lir.search.searcher import Searcher
 from ray_lir.storage.manifest import FORMAT_VERSION
-from tests.synthetic import collection, queries_about
+from tests.support.synthetic import collection, queries_about
 
 FOLDER = Path(__file__).parent / f"index_v{FORMAT_VERSION}"
 PARAMETERS = [XtrParams(k_prime=40, imputation=imputation) for imputation in ("min", "mean", "p10", "power_law", "zero")]

@@ -1,0 +1,174 @@
+"""jobs.encode on Ray: the same bytes as in one process, whatever is killed on the way."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ray_lir.base.config import EncoderConfig
+from ray_lir.base.errors import ConfigError
+from ray_lir.encoder.chunks import ChunkEntry
+from ray_lir.encoder.corpus_encoder import PROGRESS, Plan, encode_corpus
+from tests.support.checkpoints import put_together
+from tests.support.corpora import write_rows
+from tests.support.processes import descendants
+from tests.support.repository import REPOSITORY
+
+pytestmark = pytest.mark.ray
+
+ROWS = [
+    {"_id": f"d{number}", "title": f"Title {number}", "text": f"the text of document {number} " * (number % 7)} for number in range(120)
+]
+BAD = [{"_id": "d5", "text": "again"}, {"_id": "no text"}, b"not json"]
+DOCS_PER_PART = 4
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return put_together("sentence_transformers", "fixed", tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two files, with dead rows in the second."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_rows(folder / "a.jsonl", ROWS[:70])
+    write_rows(folder / "b.jsonl", [*ROWS[70:80], *BAD, *ROWS[80:]])
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: str, checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The manifest of a run in one process."""
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    encode_corpus(corpus, str(output), EncoderConfig(checkpoint=checkpoint), docs_per_part=DOCS_PER_PART)
+    return (output / "manifest.json").read_bytes()
+
+
+def workers(sign: str) -> list[int]:
+    return [pid for pid, name in descendants(os.getpid()).items() if sign in name]
+
+
+def test_ray_gives_the_same_manifest_as_one_process(ray_cluster, corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path):
+    from ray_lir.distributed.encode import Workers, make_pool, on_ray
+    from ray_lir.distributed.ray_map import ray_map
+
+    config = EncoderConfig(checkpoint=checkpoint)
+    spread = partial(on_ray, pool=make_pool(Workers(num_workers=2, cpus_per_worker=1), config))
+    result = encode_corpus(corpus, str(tmp_path / "out"), config, docs_per_part=DOCS_PER_PART, map=ray_map, spread=spread)
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == undisturbed
+    assert (result.manifest.num_docs, result.manifest.num_dead) == (len(ROWS), len(BAD))
+
+
+def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
+    ray_cluster, corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path
+):
+    from ray_lir.distributed.encode import Workers, make_pool, on_ray
+
+    config = EncoderConfig(checkpoint=checkpoint)
+    killed: list[int] = []
+
+    def spread(plan: Plan) -> Iterator[ChunkEntry]:
+        for entry in on_ray(plan, make_pool(Workers(num_workers=1), config)):
+            if not killed:
+                killed.extend(workers("_EncodingWorker"))
+                for pid in killed:
+                    os.kill(pid, signal.SIGKILL)
+            yield entry
+
+    encode_corpus(corpus, str(tmp_path / "out"), config, docs_per_part=DOCS_PER_PART, spread=spread)
+    assert killed
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == undisturbed
+
+
+@pytest.mark.clusters
+def test_where_nothing_moves_any_more_the_rest_is_begun_anew(
+    ray_cluster, corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+):
+    """A worker that is stopped answers as one whose machine is lost for good: not at all."""
+    from ray_lir.distributed import encode
+
+    config = EncoderConfig(checkpoint=checkpoint)
+    monkeypatch.setattr(encode, "PATIENCE_S", 15.0)
+    before = workers("_EncodingWorker")  # of another test, about to end
+    stopped: list[int] = []
+
+    def spread(plan: Plan) -> Iterator[ChunkEntry]:
+        for entry in encode.on_ray(plan, encode.make_pool(encode.Workers(num_workers=1), config)):
+            if not stopped:
+                stopped.extend(pid for pid in workers("_EncodingWorker") if pid not in before)
+                for pid in stopped:
+                    os.kill(pid, signal.SIGSTOP)
+            yield entry
+
+    try:
+        with caplog.at_level(logging.WARNING, "ray_lir"):
+            encode_corpus(corpus, str(tmp_path / "out"), config, docs_per_part=DOCS_PER_PART, spread=spread)
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGKILL)
+    assert "nothing moved for" in caplog.text and "begins anew with what is left" in caplog.text
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == undisturbed
+
+
+def test_encoding_that_is_given_up_leaves_no_process_behind(ray_cluster, corpus: str, checkpoint: str, tmp_path: Path):
+    from ray_lir.distributed.encode import Workers, make_pool, on_ray
+
+    config = EncoderConfig(checkpoint=checkpoint)
+
+    def spread(plan: Plan) -> Iterator[ChunkEntry]:
+        yield next(on_ray(plan, make_pool(Workers(num_workers=1), config)))
+        raise ConfigError("enough")
+
+    with pytest.raises(ConfigError, match="enough"):
+        encode_corpus(corpus, str(tmp_path / "out"), config, docs_per_part=DOCS_PER_PART, spread=spread)
+    deadline = time.monotonic() + 60
+    while workers("_EncodingWorker") or workers("_Tokeniser"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_an_error_of_a_worker_arrives_as_one_line(ray_cluster, corpus: str, checkpoint: str, tmp_path: Path):
+    from ray_lir.distributed.encode import Workers, make_pool, on_ray
+
+    config = EncoderConfig(checkpoint=checkpoint)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot write to") as caught:
+        encode_corpus(corpus, str(tmp_path / "file" / "out"), config, spread=partial(on_ray, pool=make_pool(Workers(), config)))
+    assert "\n" not in str(caught.value)
+
+
+def start_job(corpus: str, output: Path, checkpoint: str) -> subprocess.Popen:
+    words = ["--corpus", corpus, "--output", str(output), "--encoder.checkpoint", checkpoint, "--docs_per_part", str(DOCS_PER_PART)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.encode", *words], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def test_a_job_that_is_killed_continues_and_ends_with_the_same_manifest(corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path):
+    output = tmp_path / "out"
+    job = start_job(corpus, output, checkpoint)
+    deadline = time.monotonic() + 120
+    while not list(output.glob(f"{PROGRESS}/*/chunk-*.json")):
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    job.kill()
+    job.communicate()
+    assert not (output / "manifest.json").exists()
+    again = start_job(corpus, output, checkpoint)
+    stdout, stderr = again.communicate(timeout=180)
+    assert again.returncode == 0, stderr
+    result = json.loads(stdout.splitlines()[-1])
+    assert 0 < result["num_skipped"] < result["num_chunks"]
+    assert (result["num_docs"], result["num_dead"]) == (len(ROWS), len(BAD))
+    assert "continues after" in stderr
+    assert (output / "manifest.json").read_bytes() == undisturbed

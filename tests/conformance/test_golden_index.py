@@ -1,0 +1,35 @@
+"""An index of every released format version opens and answers as it did."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.engines import ENGINES
+from ray_lir.engines.xtr import XtrParams
+from ray_lir.search.searcher import Searcher
+from ray_lir.storage.manifest import FORMAT_VERSION
+from tests.support.repository import GOLDEN
+
+VERSIONS = sorted(GOLDEN.glob("index_v*"))
+
+
+def test_there_is_an_index_of_this_format_version():
+    assert [path.name for path in VERSIONS] == [f"index_v{version}" for version in range(1, FORMAT_VERSION + 1)]
+
+
+@pytest.mark.parametrize(("kernels", "atol"), [("reference", 1e-5), ("auto", 1e-2)])
+@pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
+def test_it_opens_and_answers_the_same(folder, kernels, atol):
+    searcher = Searcher.open(str(folder / "index"), kernels=kernels, verify=True)
+    with np.load(folder / "queries.npz") as file:
+        queries = TokenEmbeddings(file["values"], file["offsets"], [str(i) for i in range(len(file["offsets"]) - 1)])
+    golden = json.loads((folder / "answers.json").read_text())
+    assert set(ENGINES) < set(golden)
+    for name, answers in golden.items():
+        engine = XtrParams.model_validate_json(name) if name.startswith("{") else name
+        for top, expected in zip(searcher.search(queries, 5, engine), answers, strict=True):
+            assert searcher.doc_ids(top.documents) == [doc_id for doc_id, _ in expected]
+            np.testing.assert_allclose(top.scores, [score for _, score in expected], atol=atol)
+    assert searcher.documents([7])[0]["text"] == "text of doc-7"

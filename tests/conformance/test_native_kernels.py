@@ -1,0 +1,362 @@
+"""The compiled kernels against the reference, on every instruction set that this processor runs, with random shapes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_lir.base.errors import KernelUnavailable
+from ray_lir.embeddings.relation import Relation
+from ray_lir.index.codec import ResidualCodec, random_rotation
+from ray_lir.index.relation import PairEncoder, mish
+from ray_lir.index.shard import IndexShard
+from ray_lir.kernels import Kernels, native, reference, select
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels are not installed")
+SETS = native.instruction_sets()
+SHAPES = {
+    "num_docs": st.integers(1, 30),
+    "num_query_tokens": st.integers(1, 70),
+    "dim": st.sampled_from([8, 24, 40, 64, 96, 128, 200]),
+    "nbits": st.sampled_from([1, 2, 4, 8]),
+    "num_centroids": st.sampled_from([1, 7, 33, 300]),
+    "max_tokens": st.sampled_from([1, 5, 50, 120]),
+    "seed": st.integers(0, 1000),
+}
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return reference.normalize(rows.astype(np.float32))
+
+
+def made_up(num_docs: int, num_query_tokens: int, dim: int, nbits: int, num_centroids: int, max_tokens: int, seed: int):
+    """A shard with an empty document here and there, its codec, and a query with importance weights."""
+    rng = np.random.default_rng(seed)
+    doc_offsets = np.concatenate([[0], np.cumsum(rng.integers(0, max_tokens + 1, num_docs))]).astype(np.int64)
+    num_tokens = int(doc_offsets[-1])
+    weights = np.sort(rng.normal(size=2**nbits)).astype(np.float32)
+    codec = ResidualCodec(unit(rng.normal(size=(num_centroids, dim))).astype(np.float16), (weights[1:] + weights[:-1]) / 2, weights)
+    codes = rng.integers(0, num_centroids, num_tokens).astype(codec.code_dtype)
+    residuals = rng.integers(0, 256, (num_tokens, dim * nbits // 8)).astype(np.uint8)
+    scales = np.stack([rng.uniform(0.7, 1, num_tokens), rng.uniform(0, 0.5 / np.sqrt(dim), num_tokens)], axis=1).astype(np.float16)
+    shard = IndexShard(0, doc_offsets, codes, residuals, scales, pa.table({}), num_centroids)
+    query = unit(rng.normal(size=(num_query_tokens, dim)))
+    return shard, codec, query, rng.uniform(0, 2, num_query_tokens).astype(np.float32), rng
+
+
+def tolerance(codec: ResidualCodec, weights: np.ndarray) -> float:
+    """What rounding can move a score by: bucket weights to 7 bits in residuals up to half as long as a vector, and the rest."""
+    return max(1, weights.sum()) * (6e-3 + np.abs(codec.weights).max() / 252)
+
+
+def agree(scores: np.ndarray, expected: np.ndarray, atol: float) -> None:
+    """Nearly all scores are equal: where two tokens win by less than the rounding, the other one may, and decides what follows."""
+    close = np.isclose(scores, expected, atol=atol)
+    assert (~close).sum() <= max(2, 0.1 * close.size)
+    np.testing.assert_array_equal(np.isneginf(scores), np.isneginf(expected))
+
+
+def between(values: np.ndarray, share: float) -> float:
+    """A threshold that about this share of the values is below, half way between two that are not nearly equal if there are such."""
+    ordered = np.sort(values)
+    gaps = np.diff(ordered) - 1e-2 * np.abs(np.arange(1, len(ordered)) / len(ordered) - share)
+    return float(ordered[: 1 + len(gaps)][gaps.argmax() :][:2].mean()) if len(gaps) else float(ordered[0]) - 1
+
+
+def every_set(check) -> None:
+    """Runs a check for every instruction set, with one thread and with three; all must agree to the bit."""
+    results = [check(select(f"native:{name}", threads)) for name in SETS for threads in (1, 3)]
+    for result in results[1:]:
+        for array, first in zip(result, results[0], strict=True):
+            np.testing.assert_array_equal(array, first)
+
+
+def weighed(shard: IndexShard, rng: np.random.Generator) -> IndexShard:
+    """The shard with weights from 0.5 to 2, the same for all tokens of a document: whose counts, where two are as good, is rounding's
+    choice (test_weighted_engines.py has weights of every token)."""
+    return replace(shard, weights=np.repeat(rng.uniform(-0.5, 1, shard.num_docs), np.diff(shard.doc_offsets)).astype(np.float16))
+
+
+def related(codec: ResidualCodec, strength: float, by_cosine: bool, rng: np.random.Generator) -> ResidualCodec:
+    """The codec with a relation encoder whose relations are about as large as `strength`."""
+    dim = codec.dim
+    inner, outer = rng.normal(size=(dim, 2 * dim)) / np.sqrt(dim), rng.normal(size=(dim, dim)) / dim
+    rows = rng.normal(size=(3, dim)) * 0.1 + np.array([[0], [1], [0]])
+    relation = Relation(
+        inner, rows[0], rows[1], rows[2], outer, rng.normal(size=dim) / dim, strength, "cosine" if by_cosine else "combined"
+    )
+    return replace(codec, pairs=PairEncoder.of(relation, None))
+
+
+@settings(max_examples=60, deadline=None)
+@given(**SHAPES, has_weights=st.booleans())
+def test_maxsim_from_codes_and_residuals_is_that_of_the_reference(has_weights, **shape):
+    shard, codec, query, weights, rng = made_up(**shape)
+    shard = weighed(shard, rng) if has_weights else shard
+    chosen = rng.permutation(shard.num_docs)[: rng.integers(0, shard.num_docs + 1)]
+    queries, importance = [query, query[:3], query[:1] * 0], [weights, weights[:3], weights[:1]]
+    tables = [reference.centroid_scores(q, codec) for q in queries]
+    expected = reference.residual_maxsim(queries, importance, tables, shard, codec)
+
+    def check(kernels: Kernels):
+        tables = [kernels.centroid_scores(q, codec) for q in queries]
+        scores = kernels.residual_maxsim(queries, importance, tables, shard, codec)
+        some = kernels.residual_maxsim(queries, importance, tables, shard, codec, chosen)
+        np.testing.assert_allclose(scores, expected, atol=(1 + has_weights) * tolerance(codec, weights))
+        np.testing.assert_array_equal(some, scores[:, chosen])
+        return scores, some
+
+    every_set(check)
+
+
+@settings(max_examples=60, deadline=None)
+@given(**SHAPES)
+def test_centroid_interaction_is_that_of_the_reference(**shape):
+    shard, codec, query, weights, rng = made_up(**shape)
+    chosen = rng.permutation(shard.num_docs)[: rng.integers(0, shard.num_docs + 1)]
+    table = reference.centroid_scores(query, codec)
+    threshold = between(table.max(axis=1), 0.4)
+
+    def check(kernels: Kernels):
+        wide = kernels.centroid_scores(query, codec)
+        np.testing.assert_allclose(wide[:, : len(query)], table, atol=5e-4)
+        everything = kernels.centroid_maxsim(wide, weights, shard)
+        kept = kernels.centroid_maxsim(wide, weights, shard, threshold, chosen)
+        np.testing.assert_allclose(everything, reference.centroid_maxsim(table, weights, shard), atol=1e-3 * max(1, weights.sum()))
+        np.testing.assert_allclose(
+            kept, reference.centroid_maxsim(table, weights, shard, threshold, chosen), atol=1e-3 * max(1, weights.sum())
+        )
+        scanned = kernels.scan_codes(kernels.scan_table(wide), weights, shard)
+        np.testing.assert_allclose(scanned, everything, atol=0.01 * max(1, weights.sum()))  # a byte is up to 2 / 255
+        return wide, everything, kept, scanned
+
+    every_set(check)
+
+
+@settings(max_examples=60, deadline=None)
+@given(**SHAPES)
+def test_distinct_codes_are_each_documents_own_in_the_order_of_its_tokens(**shape):
+    shard, *_ = made_up(**shape)
+    codes, offsets = native.distinct_codes(shard)
+    assert codes.dtype == shard.codes.dtype
+    documents = [shard.codes[shard.doc_offsets[d] : shard.doc_offsets[d + 1]].tolist() for d in range(shard.num_docs)]
+    assert [codes[offsets[d] : offsets[d + 1]].tolist() for d in range(shard.num_docs)] == [list(dict.fromkeys(each)) for each in documents]
+    assert native.distinct_codes(shard)[0] is codes
+
+
+def test_a_code_without_a_centroid_is_refused():
+    with pytest.raises(ValueError, match="a code without a centroid"):
+        native.module().distinct_codes(np.array([0, 7], np.uint16), np.array([0, 2]), 7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(**SHAPES, strength=st.sampled_from([0.0, 0.01, 0.3]), by_cosine=st.booleans(), has_weights=st.booleans())
+def test_relations_from_codes_and_residuals_are_those_of_the_reference(strength, by_cosine, has_weights, **shape):
+    shard, codec, query, weights, rng = made_up(**shape)
+    shard = weighed(shard, rng) if has_weights else shard
+    codec = related(codec, strength, by_cosine, rng)
+    chosen = rng.permutation(shard.num_docs)[: rng.integers(0, shard.num_docs + 1)]
+    terms = codec.pairs.terms(query)
+    expected = reference.relation_maxsim(query, weights, terms, reference.centroid_scores(query, codec), shard, codec)
+
+    def check(kernels: Kernels):
+        table = kernels.centroid_scores(query, codec)
+        scores = kernels.relation_maxsim(query, weights, terms, table, shard, codec)
+        some = kernels.relation_maxsim(query, weights, terms, table, shard, codec, chosen)
+        agree(scores, expected, (1 + has_weights) * tolerance(codec, weights))
+        np.testing.assert_array_equal(some, scores[chosen])
+        if strength == 0 and not has_weights:
+            maxsim = kernels.residual_maxsim([query], [weights], [table], shard, codec)[0]
+            np.testing.assert_allclose(scores, maxsim, atol=1e-5 * max(1, weights.sum()))
+        return scores, some
+
+    every_set(check)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from([8, 40, 128]), st.sampled_from([0.0, 1.0, 3.0]), st.sampled_from([0.0, 0.1, 2.0]), st.integers(0, 1000))
+def test_no_relation_is_above_its_bound(dim, lift, shift, seed):
+    """Whatever the tokens are: the norm's output is moved to where the relation is largest, step by step."""
+    rng = np.random.default_rng(seed)
+    eye, rows = np.eye(dim, 2 * dim), [rng.normal(size=dim), rng.normal(size=dim) + lift, shift * rng.normal(size=dim)]
+    relation = Relation(eye, *rows, rng.normal(size=(dim, dim)) / dim, rng.normal(size=dim) / dim, 1.0, "combined")
+    pairs = PairEncoder.of(relation, None)
+    terms = pairs.terms(unit(rng.normal(size=(4, dim))))
+    for products, constant, upper in zip(terms.products, terms.constants, terms.upper, strict=True):
+        slopes, z = products.astype(np.float64) * pairs.scale, rng.normal(size=dim) + 1e-9
+        for _ in range(100):
+            z = z - z.mean()
+            z *= np.sqrt(dim) / np.linalg.norm(z)
+            assert mish(z * pairs.scale + pairs.shift) @ products + constant <= upper
+            y = z * pairs.scale + pairs.shift
+            step = slopes * (mish(y + 1e-3) - mish(y - 1e-3))
+            z += 0.3 * np.sqrt(dim) * step / max(np.linalg.norm(step), 1e-9)
+
+
+def test_relations_are_what_they_are_without_pruning():
+    """With wide bounds every pair is computed; with their own, as few as can win. The scores are the same to the bit."""
+    shard, codec, query, weights, rng = made_up(12, 20, 64, 4, 33, 120, 1)
+    for strength in (0.003, 0.03):
+        codec = related(codec, strength, False, rng)
+        terms = codec.pairs.terms(query)
+        wide = replace(terms, upper=terms.upper + 100)
+        for name in SETS:
+            kernels = select(f"native:{name}")
+            table = kernels.centroid_scores(query, codec)
+            scores = [kernels.relation_maxsim(query, weights, each, table, shard, codec) for each in (terms, wide)]
+            np.testing.assert_array_equal(*scores)
+
+
+@pytest.mark.parametrize("dim", [32, 128, 192])
+def test_a_relation_is_within_a_hundredth_or_two_of_their_spread(dim):
+    """Of documents of one token, where nothing else can win."""
+    shard, codec, query, _, rng = made_up(8, 2, dim, 4, 100, 400, 1)
+    codec = related(codec, 0.1, False, rng)
+    shard = replace(shard, doc_offsets=np.arange(len(shard.codes) + 1))
+    terms, weights = codec.pairs.terms(query), np.float32([0, 1])
+    none = replace(terms, products=0 * terms.products, constants=0 * terms.constants)
+
+    def relations(kernels: Kernels) -> np.ndarray:
+        scores = [
+            kernels.relation_maxsim(query, weights, each, kernels.centroid_scores(query, codec), shard, codec) for each in (terms, none)
+        ]
+        return scores[0] - scores[1]
+
+    expected = relations(select("reference"))
+    for name in SETS:
+        errors = relations(select(f"native:{name}")) - expected
+        assert errors.std() < 0.02 * expected.std() and abs(errors.mean()) < 0.01 * expected.std()
+
+
+@settings(max_examples=60, deadline=None)
+@given(**SHAPES, floor=st.booleans(), has_weights=st.booleans())
+def test_posting_scores_are_those_of_the_reference(floor, has_weights, **shape):
+    shard, codec, query, weights, rng = made_up(**shape)
+    shard = weighed(shard, rng) if has_weights else shard
+    nprobe = int(rng.integers(1, codec.num_centroids + 1))
+    bound, t_prime = int(rng.integers(nprobe, codec.num_centroids + 1)), int(rng.integers(1, len(shard.codes) + 2))
+    table = select("native").centroid_scores(query, codec)
+    sizes = np.diff(shard.posting_offsets)
+    cells, cell_scores, imputed = reference.probe(table, len(query), sizes, nprobe, bound, t_prime)
+    arguments = (query, weights, cells, cell_scores, imputed, floor, shard, codec)
+    expected, numbers = reference.posting_scores(*arguments)
+
+    def check(kernels: Kernels):
+        found, scores, at = kernels.probe(table, len(query), sizes, nprobe, bound, t_prime)
+        np.testing.assert_array_equal(found, cells)
+        np.testing.assert_array_equal(scores, cell_scores)
+        np.testing.assert_array_equal(at, imputed)
+        np.testing.assert_array_equal(kernels.candidates(np.unique(cells), shard), reference.candidates(np.unique(cells), shard))
+        scores, documents = kernels.posting_scores(*arguments)
+        np.testing.assert_array_equal(documents, numbers)
+        np.testing.assert_allclose(scores, expected, atol=(1 + has_weights) * tolerance(codec, weights))
+        return scores, documents
+
+    every_set(check)
+
+
+@settings(max_examples=40, deadline=None)
+@given(**SHAPES, halves=st.booleans(), euclidean=st.booleans())
+def test_assignment_and_compression_are_those_of_the_reference(halves, euclidean, **shape):
+    _, codec, _, _, rng = made_up(**shape)
+    vectors = unit(rng.normal(size=(int(rng.integers(1, 80)), codec.dim))).astype(np.float16 if halves else np.float32)
+    rotation = random_rotation(codec.dim, 0)
+    nearness = vectors.astype(np.float32) @ codec.centroids_f32.T
+
+    def check(kernels: Kernels):
+        codes, near = kernels.assign(vectors, codec.centroids_f32, euclidean)
+        best = nearness - (np.square(codec.centroids_f32).sum(axis=1) / 2 if euclidean else 0)
+        np.testing.assert_allclose(np.take_along_axis(best, codes[:, None], axis=1)[:, 0], best.max(axis=1), atol=2e-3)
+        np.testing.assert_allclose(near, best.max(axis=1), atol=2e-3)
+        cells, offsets = codec.centroids_f32[::9], np.minimum(9 * np.arange(len(codec.centroids_f32[::9]) + 1), codec.num_centroids)
+        every_cell = kernels.nearest_cells(vectors, cells, len(cells))
+        np.testing.assert_array_equal(np.sort(every_cell), np.broadcast_to(np.arange(len(cells)), every_cell.shape))
+        in_all_cells = kernels.assign_in_cells(vectors, codec.centroids_f32, offsets, np.sort(every_cell))
+        np.testing.assert_array_equal(in_all_cells, kernels.assign(vectors, codec.centroids_f32, True)[0])
+        in_one_cell = kernels.assign_in_cells(vectors, codec.centroids_f32, offsets, every_cell[:, :1])
+        expected = reference.assign_in_cells(vectors, codec.centroids_f32, offsets, every_cell[:, :1])
+        assert (in_one_cell == expected).mean() >= 0.9 or (in_one_cell != expected).sum() <= 1  # nearly equal distances may be swapped
+        turned = kernels.rotate(vectors, rotation)
+        np.testing.assert_allclose(turned, reference.rotate(vectors, rotation), atol=1e-5)
+        np.testing.assert_array_equal(turned[-1:], kernels.rotate(vectors[-1:], rotation))
+        results = [codes, near, turned, in_one_cell]
+        for token_scale in (False, True):
+            scaled = ResidualCodec(codec.centroids, codec.cutoffs, codec.weights, token_scale=token_scale)
+            results += list(check_compression(kernels, vectors, codes, scaled))
+        return results
+
+    every_set(check)
+
+
+def check_compression(kernels: Kernels, vectors: np.ndarray, codes: np.ndarray, codec: ResidualCodec) -> tuple[np.ndarray, ...]:
+    packed, scales, norms = kernels.compress(vectors, codes, codec)
+    expected_packed, expected_scales, expected_norms = reference.compress(vectors, codes, codec)
+    np.testing.assert_allclose(norms, expected_norms, atol=1e-5)
+    # A value on a cutoff may fall to either side of it by its last bit; such a token's scales move a little too.
+    same = (packed == expected_packed).all(axis=1)
+    assert same.mean() >= 0.9 or (~same).sum() <= 1
+    np.testing.assert_allclose(scales[same], expected_scales[same], rtol=1e-4, atol=1e-6)
+    return packed, scales, norms
+
+
+@settings(max_examples=40, deadline=None)
+@given(**SHAPES, halves=st.booleans())
+def test_maxsim_of_plain_vectors_is_that_of_the_reference(halves, **shape):
+    shard, codec, query, weights, rng = made_up(**shape)
+    tokens = rng.normal(size=(len(shard.codes), codec.dim)).astype(np.float16 if halves else np.float32)
+    expected = reference.maxsim([query, query[:2]], [weights, weights[:2]], tokens, shard.doc_offsets)
+
+    def check(kernels: Kernels):
+        scores = kernels.maxsim([query, query[:2]], [weights, weights[:2]], tokens, shard.doc_offsets)
+        np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=2e-3 * max(1, weights.sum()))
+        return (scores,)
+
+    every_set(check)
+
+
+@given(st.lists(st.integers(-3, 3) | st.just(-np.inf), max_size=400), st.integers(1, 50))
+def test_top_k_is_that_of_the_reference(values, k):
+    scores = np.array(values, np.float32)
+    documents = np.random.default_rng(len(values)).permutation(len(values))
+    for array, expected in zip(native.top_k(scores, documents, k), reference.top_k(scores, documents, k), strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_arrays_that_do_not_fit_are_refused_and_nothing_is_read_past_their_ends():
+    shard, codec, query, weights, _ = made_up(5, 4, 64, 4, 7, 20, 0)
+    kernels = select("native")
+    table = kernels.centroid_scores(query, codec)
+    for documents in (np.array([5]), np.array([-1])):
+        with pytest.raises(ValueError, match="not in the shard"):
+            kernels.residual_maxsim([query], [weights], [table], shard, codec, documents)
+    with pytest.raises(ValueError, match="other dimensions"):
+        kernels.residual_maxsim([query[:, :32]], [weights], [table], shard, codec)
+    with pytest.raises(ValueError, match="another query"):
+        kernels.residual_maxsim([np.tile(query, (9, 1))], [np.tile(weights, 9)], [table], shard, codec)
+    with pytest.raises(ValueError, match="cell"):
+        kernels.candidates(np.array([99]), shard)
+
+
+def test_every_set_can_be_asked_for_by_name_and_another_is_named():
+    assert SETS[0] == "portable"
+    for name in SETS:
+        assert select(f"native:{name}").name == f"native:{name}"
+    with pytest.raises(KernelUnavailable, match="portable"):
+        select("native:sse9")
+
+
+@pytest.mark.parametrize("instruction_set", native.instruction_sets())
+def test_a_probe_goes_on_where_the_nearest_cells_hold_few_tokens(instruction_set):
+    """The first 8 query tokens' best cells are nearly empty, so that t_prime is passed far behind where it usually is."""
+    rng = np.random.default_rng(3)
+    table = rng.random((3000, 16)).astype(np.float16).astype(np.float32)
+    table[:, :8] = np.linspace(1, 0, 3000, dtype=np.float16)[:, None]
+    sizes = np.where(np.arange(3000) < 900, 1, 500)
+    expected = reference.probe(table, 16, sizes, 4, 1500, 3000)
+    assert (expected[2][:8] < 0.71).all() and (expected[2][8:] > 0.9).all()
+    found = select(f"native:{instruction_set}").probe(table.astype(np.float16), 16, sizes, 4, 1500, 3000)
+    for mine, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine, wanted)

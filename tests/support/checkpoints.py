@@ -1,0 +1,36 @@
+"""The small checkpoints of tests/fixtures, each put together in a folder of its own."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.repository import FIXTURES
+
+VARIANTS = {
+    "pylate": ("expansion", "attended_expansion", "no_expansion", "no_prefix", "two_dense"),
+    "sentence_transformers": ("fixed", "min_attended", "bare"),
+    "stanford": ("default", "attended"),
+    "xtr": ("checkpoint",),
+}
+"""The variants that each library saved; the first is whole, the others hold what differs from it."""
+
+
+def all_variants() -> Iterator[tuple[str, str]]:
+    return ((library, variant) for library, variants in VARIANTS.items() for variant in variants)
+
+
+def put_together(library: str, variant: str, folder: Path) -> str:
+    """The checkpoint as the library saved it, in `folder`."""
+    for part in dict.fromkeys((VARIANTS[library][0], variant)):
+        shutil.copytree(FIXTURES / library / part, folder, dirs_exist_ok=True)
+    return str(folder)
+
+
+def plain(folder: Path) -> str:
+    """A Hugging Face folder: transformer and tokenizer, and nothing that says how they are to be used."""
+    put_together("sentence_transformers", "fixed", folder)
+    for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
+        (folder / name).unlink()
+    for part in ("1_Dense", "2_MultiVectorMask", "3_Normalize"):
+        shutil.rmtree(folder / part)
+    return str(folder)

@@ -1,0 +1,213 @@
+"""bench: every system is measured by one harness, what is measured stays, and the report says what failed."""
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import collection as bench_collection
+from bench import compare, environments, report
+from bench.environments import NotInstallable, python_of, site_packages
+from bench.peers import harness, inputs
+from bench.systems import SYSTEMS, System, slug
+from ray_lir.embeddings.folder import save_embeddings
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
+from ray_lir.engines import ENGINES
+from ray_lir.evaluation import oracle
+from ray_lir.storage.manifest import MANIFEST, read_manifest
+from tests.support.synthetic import collection, exact_scores, queries_about
+
+NUM_QUERIES = 5
+EXACT = System("ray_lir", {"exact": {"engine": "exact"}}, index={"codec": {"nbits": 8}})
+FAISS = System("faiss_flat", {"all tokens": {"tokens": 500}, "no tokens": {"tokens": -1}})
+
+
+@pytest.fixture(scope="module")
+def documents() -> TokenEmbeddings:
+    return collection(num_docs=60, max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def work(documents: TokenEmbeddings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder with the small size made of synthetic documents, the first NUM_QUERIES of them sought and judged."""
+    work = tmp_path_factory.mktemp("work")
+    folder = work / "small"
+    queries = queries_about(documents, list(range(NUM_QUERIES)))
+    inputs.save(folder, "queries", inputs.Texts(queries.values, queries.offsets))
+    manifest = save_embeddings(str(work / "source"), documents)
+    doc_ids = bench_collection.write_copies(documents, 1, manifest, folder)
+    qrels = {f"q{number}": {doc_ids[number]: 1} for number in range(NUM_QUERIES)}
+    (folder / "about.json").write_text(json.dumps({"doc_ids": doc_ids, "query_ids": list(qrels), "qrels": qrels}))
+    return work
+
+
+def settings(**changes: object) -> argparse.Namespace:
+    given = {"queries": NUM_QUERIES, "batch": 4, "threads": [1], "build_threads": 1, "settings": None, "timeout": 120, "work": None}
+    given |= {"lower_bound": None}
+    return argparse.Namespace(**{**given, **changes})
+
+
+def test_the_first_copy_is_the_collection_itself(documents: TokenEmbeddings) -> None:
+    first = concatenate(list(bench_collection.copy_of(documents, 0)))
+    assert np.array_equal(first.values, documents.values)
+    assert list(first.doc_ids) == list(documents.doc_ids)
+
+
+def test_a_further_copy_has_as_many_tokens_of_length_one_and_is_the_same_every_time(documents: TokenEmbeddings) -> None:
+    copy, again, other = (concatenate(list(bench_collection.copy_of(documents, number))) for number in (1, 1, 2))
+    assert (copy.num_tokens, len(copy)) == (documents.num_tokens, len(documents))
+    assert np.array_equal(copy.values, again.values)
+    assert not np.array_equal(copy.values, other.values)
+    assert np.allclose(np.linalg.norm(copy.values.astype(np.float32), axis=1), 1, atol=2e-3)
+    assert not set(copy.doc_ids) & (set(documents.doc_ids) | set(other.doc_ids))
+
+
+def test_a_copied_document_begins_like_its_original_but_for_noise(documents: TokenEmbeddings) -> None:
+    copy = concatenate(list(bench_collection.copy_of(documents, 1)))
+    cosines = []
+    for original, mixed in zip(documents, copy, strict=True):
+        half = (len(original) + 1) // 2
+        cosines += (original[:half].astype(np.float32) * mixed[:half].astype(np.float32)).sum(axis=1).tolist()
+    assert np.mean(cosines) == pytest.approx(1 / np.sqrt(1 + bench_collection.NOISE**2), abs=0.02)
+
+
+def test_several_copies_are_the_same_for_peers_and_for_us(documents: TokenEmbeddings, tmp_path: Path) -> None:
+    manifest = save_embeddings(str(tmp_path / "source"), documents)
+    doc_ids = bench_collection.write_copies(documents, 3, manifest, tmp_path / "size")
+    ours = read_manifest(str(tmp_path / "size" / "embeddings" / MANIFEST), EmbeddingsManifest, "the test")
+    whole = concatenate(list(oracle.read_embeddings(str(tmp_path / "size" / "embeddings"), ours)))
+    theirs = inputs.load(tmp_path / "size", "documents")
+    assert ours.num_docs == len(theirs) == len(set(doc_ids)) == 3 * len(documents)
+    assert list(whole.doc_ids) == doc_ids
+    assert np.array_equal(whole.values, theirs.values)
+    assert np.array_equal(whole.offsets, theirs.offsets)
+
+
+def test_the_oracle_ranks_by_maxsim(work: Path, documents: TokenEmbeddings) -> None:
+    best = bench_collection.open_collection(None, "small", work).oracle()
+    queries = inputs.load(work / "small", "queries")
+    for number, ranking in enumerate(best):
+        scores = exact_scores(queries[number], documents)
+        assert np.allclose(scores[ranking], np.sort(scores)[::-1][: len(ranking)], atol=1e-4)
+
+
+def test_a_size_that_was_never_made_asks_for_its_dataset(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--dataset"):
+        bench_collection.open_collection(None, "small", tmp_path)
+
+
+def test_what_is_measured_is_in_the_report_and_what_fails_has_its_reason(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    systems = {"ours": EXACT, "FAISS": FAISS, "absent": System("no_such_module", {"default": {}})}
+    monkeypatch.setattr(report, "SYSTEMS", systems)
+    for name, system in systems.items():
+        compare.measure_system(name, system, work / "small", settings())
+    report.write_report(work, tmp_path)
+    (size,) = json.loads((tmp_path / "compare.json").read_text())["sizes"]
+    builds = {row["system"]: row for row in size["builds"]}
+    searches = {(row["system"], row["setting"]): row for row in size["searches"]}
+    for row in (searches["ours", "exact"], searches["FAISS", "all tokens"]):
+        assert row["recall@10"] == pytest.approx(1, abs=0.05)
+        assert row["nDCG@10"] == 1
+        assert row["latency_ms"]["p95"] >= row["latency_ms"]["p50"] > 0
+        assert row["queries_per_second"]["1"] > 0
+    assert builds["FAISS"]["peak_bytes"] >= builds["FAISS"]["held_bytes"] > 0
+    assert builds["FAISS"]["bytes_per_token"] > 4 * 32
+    assert "no_such_module" in builds["absent"]["error"]
+    assert "ended with" in searches["FAISS", "no tokens"]["error"]
+    table = (tmp_path / "compare.md").read_text()
+    assert "no_such_module" in table
+    assert "| ours | exact |" in table
+    assert len({line.count("|") for line in table.splitlines() if line.startswith("| FAISS | ") and "tokens" in line}) == 1
+    assert "FAISS" in (tmp_path / "compare.svg").read_text()
+
+
+def test_a_measurement_is_kept_and_a_failure_is_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "size" / "system" / "build.json"
+    path.parent.mkdir(parents=True)
+    fails = [sys.executable, "-c", "raise SystemExit('out of luck')"]
+    assert not compare.measure(path, fails, 1, {}, 60)
+    assert "out of luck" in json.loads(path.read_text())["error"]
+    works = [sys.executable, "-c", f"open({str(path)!r}, 'w').write('{{}}')"]
+    assert compare.measure(path, works, 1, {}, 60)
+    assert compare.measure(path, fails, 1, {}, 60)
+    assert json.loads(path.read_text()) == {}
+
+
+def test_a_measurement_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "size" / "system" / "build.json"
+    path.parent.mkdir(parents=True)
+    busy = [sys.executable, "-c", "while True: pass"]
+    assert not compare.measure(path, busy, 1, {}, 2)
+    assert json.loads(path.read_text())["error"] in [f"not done after 2 seconds, {used} of a processor's" for used in (1, 2)]
+
+
+def test_a_lower_bound_is_a_line_of_its_own_beside_an_index(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(report, "SYSTEMS", {"bounded": EXACT})
+    compare.measure_system("bounded", EXACT, work / "small", settings())
+    compare.measure_system("bounded", EXACT, work / "small", settings(lower_bound=0.2))
+    assert not (work / "small" / "bounded" / "index-own").exists()
+    report.write_report(work, tmp_path)
+    whole, bound = json.loads((tmp_path / "compare.json").read_text())["sizes"][0]["builds"]
+    assert whole["seconds"] > 0
+    assert bound["error"].startswith("not done after 0.2 seconds")
+    assert "| bounded | | not done after" in (tmp_path / "compare.md").read_text()
+
+
+def test_recall_counts_what_the_oracle_ranks_highest() -> None:
+    found, best = np.array([[3, 1, 9, 7], [4, 5, -1, -1]]), np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    assert report.recall(found, best, 2) == pytest.approx((1 / 2 + 1 / 2) / 2)
+    assert report.recall(found, best, 4) == pytest.approx((2 / 4 + 1 / 4) / 2)
+
+
+def test_answers_shorter_than_k_are_filled_with_no_document() -> None:
+    assert harness.table([[7, 8], [9]], 3).tolist() == [[7, 8, -1], [9, -1, -1]]
+
+
+def test_every_setting_names_what_exists() -> None:
+    for name, system in SYSTEMS.items():
+        assert importlib.util.find_spec(f"bench.peers.{system.module}"), name
+        for environment in filter(None, (system.environment, system.base)):
+            assert (environments.REQUIREMENTS / f"{environment}.txt").exists()
+        slugs = [slug(setting) for setting in system.settings]
+        assert len(set(slugs)) == len(slugs)
+    for options in SYSTEMS["ray_lir"].settings.values():
+        if "engine" in options:
+            ENGINES[options["engine"]].params(**{key: value for key, value in options.items() if key not in ("engine", "kernels")})
+
+
+def test_environments_share_a_base_are_made_once_and_say_what_cannot_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setattr(environments, "REQUIREMENTS", tmp_path)
+    for name, requirements in {"base": "", "peer": "", "gone": "no-such-package==1.0\n"}.items():
+        (tmp_path / f"{name}.txt").write_text(requirements)
+    python = python_of("peer", tmp_path, "base")
+    (site_packages(tmp_path / "envs" / "base" / "bin" / "python") / "shared_by_all.py").write_text("")
+    subprocess.run([python, "-c", "import shared_by_all"], check=True)
+    made = python.lstat().st_mtime_ns
+    assert python_of("peer", tmp_path, "base").lstat().st_mtime_ns == made
+    with pytest.raises(NotInstallable, match="no-such-package"):
+        python_of("gone", tmp_path)
+
+
+def test_growth_is_a_column_a_size_and_nothing_for_one():
+    def size(tokens: int, ms: float) -> dict:
+        search = {"system": "ray_lir", "setting": "scan", "cpu_ms": {"mean": ms}, "recall@10": 0.5}
+        build = {"system": "ray_lir", "cpu_seconds": 2 * ms, "peak_bytes": 2**20}
+        return {"num_tokens": tokens, "builds": [build], "searches": [search]}
+
+    small, large = size(1_000_000, 7.0), size(3_000_000, 12.0)
+    assert report.growth([small]) == []
+    lines = report.growth([small, large])
+    assert "| ray_lir | 1.0 M tokens | 3.0 M tokens |" in lines
+    assert "| scan, CPU ms a query | 7 | 12 |" in lines
+    assert "| exact, R@10 |  |  |" in lines

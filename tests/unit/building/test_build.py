@@ -1,0 +1,252 @@
+"""Building an index: what it depends on, and what it survives."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_lir.base.config import ClusteringConfig, CodecConfig, IndexConfig
+from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.building.build import build_index
+from ray_lir.building.clustering import Assigner, default_num_centroids, sample_size
+from ray_lir.building.token_clustering import budgets
+from ray_lir.embeddings.folder import save_embeddings
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.kernels import reference
+from ray_lir.search.searcher import Searcher
+from tests.support.synthetic import collection, queries_about
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file of an index but the timings."""
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != "provenance.json"]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def embeddings(tmp_path_factory) -> str:
+    """A folder of three parts."""
+    folder = str(tmp_path_factory.mktemp("embeddings"))
+    save_embeddings(folder, collection(1200))
+    return folder
+
+
+def test_default_sizes_follow_colbertv2():
+    assert [default_num_centroids(t) for t in (1, 1_386_000, 13_860_000)] == [16, 9424, 29776]
+    assert [sample_size(n) for n in (10, 5_183, 1_000_000)] == [10, 5_183, 175_272]
+
+
+def test_the_bytes_do_not_depend_on_the_map(embeddings, tmp_path):
+    build_index(embeddings, str(tmp_path / "a"), map=map)
+    build_index(embeddings, str(tmp_path / "b"))
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert not list((tmp_path / "a").glob("_work*")) and not list((tmp_path / "a").rglob(".*"))
+
+
+@pytest.mark.ray
+def test_the_bytes_are_the_same_when_ray_runs_the_steps(embeddings, tmp_path, ray_cluster):
+    from ray_lir.distributed.ray_map import ray_map
+
+    build_index(embeddings, str(tmp_path / "a"), map=map)
+    build_index(embeddings, str(tmp_path / "b"), map=ray_map)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_codec_and_cluster_sizes_do_not_depend_on_the_shards(embeddings, tmp_path):
+    one = build_index(embeddings, str(tmp_path / "one"))
+    many = build_index(embeddings, str(tmp_path / "many"), IndexConfig(num_shards=5))
+    assert (one.codec, one.cluster_sizes) == (many.codec, many.cluster_sizes)
+    assert [shard.first_document for shard in many.shards] == list(np.cumsum([0, *(shard.num_docs for shard in many.shards[:-1])]))
+    tokens = [shard.num_tokens for shard in many.shards]
+    assert sum(tokens) == one.num_tokens and max(tokens) < 1.1 * min(tokens)
+
+
+def test_embeddings_in_memory_and_in_a_folder_give_the_same_answers(embeddings, tmp_path):
+    build_index(embeddings, str(tmp_path / "folder"))
+    build_index(collection(1200), str(tmp_path / "memory"))
+    assert tree(tmp_path / "folder") == tree(tmp_path / "memory")
+
+
+def test_a_killed_build_run_again_ends_with_the_same_bytes(embeddings, tmp_path):
+    arguments = [sys.executable, "-m", "jobs.build_index", "--embeddings", embeddings, "--num-shards", "3", "--where", "here"]
+    subprocess.run([*arguments, "--output", str(tmp_path / "undisturbed")], check=True, capture_output=True)
+    killed = tmp_path / "killed"
+    for sign in ("_work/*/sample/counts-00001.json", "_work/*/centroids-2.npy", "_work/*/pieces/00001-codes.npy"):
+        process = subprocess.Popen([*arguments, "--output", str(killed)], stderr=subprocess.DEVNULL)
+        while not list(killed.glob(sign)):
+            assert process.poll() is None, "the build ended before it could be killed"
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (killed / "LATEST").exists()
+    subprocess.run([*arguments, "--output", str(killed)], check=True, capture_output=True)
+    assert tree(killed) == tree(tmp_path / "undisturbed")
+
+
+def test_two_builds_at_once_end_with_one_index(embeddings, tmp_path):
+    arguments = [
+        sys.executable,
+        "-m",
+        "jobs.build_index",
+        "--embeddings",
+        embeddings,
+        "--where",
+        "here",
+        "--output",
+        str(tmp_path / "both"),
+    ]
+    builds = [subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [build.communicate()[1] for build in builds]
+    assert [build.returncode for build in builds] == [0, 0], errors
+    build_index(embeddings, str(tmp_path / "alone"))
+    assert tree(tmp_path / "both") == tree(tmp_path / "alone")
+
+
+def test_what_a_killed_or_overtaken_run_left_behind_is_tidied_up_by_the_next(embeddings, tmp_path):
+    build_index(embeddings, str(tmp_path / "index"))
+    undisturbed = tree(tmp_path / "index")
+    (tmp_path / "index" / "_work" / "0123").mkdir(parents=True)
+    (tmp_path / "index" / "_work" / "0123" / "centroids-1.npy").write_bytes(b"half a file")
+    build_index(embeddings, str(tmp_path / "index"))
+    assert tree(tmp_path / "index") == undisturbed
+
+
+def test_an_output_that_cannot_be_written_is_one_line(embeddings, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write to"):
+        build_index(embeddings, str(tmp_path / "file" / "index"))
+
+
+def test_a_finished_build_is_left_alone_and_another_configuration_refused(embeddings, tmp_path):
+    manifest = build_index(embeddings, str(tmp_path / "index"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*")}
+    assert build_index(embeddings, str(tmp_path / "index")) == manifest
+    with pytest.raises(ConfigError, match="choose another output"):
+        build_index(embeddings, str(tmp_path / "index"), IndexConfig(codec=CodecConfig(nbits=2)))
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*")}
+
+
+def test_a_folder_with_something_else_in_it_is_not_touched(embeddings, tmp_path):
+    (tmp_path / "thesis.tex").write_text("chapter 1")
+    with pytest.raises(ConfigError, match=r"thesis\.tex"):
+        build_index(embeddings, str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [(IndexConfig(num_shards=2000), "choose fewer shards"), (IndexConfig(codec=CodecConfig(nbits=1)), "multiple of 8")],
+)
+def test_a_configuration_that_cannot_be_is_refused_before_anything_is_written(tmp_path, config, message):
+    save_embeddings(str(tmp_path / "embeddings"), collection(1200, dim=12))
+    with pytest.raises(ConfigError, match=message):
+        build_index(str(tmp_path / "embeddings"), str(tmp_path / "index"), config)
+    assert not (tmp_path / "index").exists()
+
+
+def test_an_altered_part_stops_the_build(tmp_path):
+    manifest = save_embeddings(str(tmp_path / "embeddings"), collection(30))
+    part = tmp_path / "embeddings" / manifest.parts[0].name
+    part.write_bytes(part.read_bytes()[:-5])
+    with pytest.raises(FormatError, match="bytes"):
+        build_index(str(tmp_path / "embeddings"), str(tmp_path / "index"))
+    with pytest.raises(FormatError, match="jobs.encode"):
+        build_index(str(tmp_path / "nowhere"), str(tmp_path / "index"))
+    assert not (tmp_path / "index").exists()
+
+
+def test_the_smallest_corpus_is_indexed(tmp_path):
+    build_index(TokenEmbeddings.of([np.eye(8)[:1]]), str(tmp_path / "index"))
+    top = Searcher.open(str(tmp_path / "index")).search(TokenEmbeddings.of([np.eye(8)[:1]]), 3)[0]
+    np.testing.assert_allclose(top.scores, [1], atol=1e-3)
+    with pytest.raises(ConfigError, match="no tokens"):
+        build_index(TokenEmbeddings.of([np.zeros((0, 8))]), str(tmp_path / "empty"))
+
+
+def test_assignment_over_cells_finds_nearly_always_the_nearest_centroid():
+    documents = collection(1200)
+    vectors = documents.values.astype(np.float32)
+    centroids = reference.normalize(vectors[np.random.default_rng(0).choice(len(vectors), 4096, replace=False)])
+    assigner = Assigner.over(centroids, nprobe=8, seed=0)
+    assert len(assigner.cells) == 64
+    found, nearest = assigner(vectors), reference.assign(vectors, centroids)[0]
+    assert (found == nearest).mean() > 0.97
+    loss = (vectors * centroids[nearest]).sum(axis=1) - (vectors * centroids[found]).sum(axis=1)
+    assert loss.mean() < 0.002
+    np.testing.assert_array_equal(Assigner.over(centroids, nprobe=0, seed=0)(vectors[:500]), nearest[:500])
+
+
+def with_token_ids(num_docs: int, topics: int = 60) -> TokenEmbeddings:
+    """A collection whose tokens have the vocabulary id of what they are near to; the last document has an id of its own."""
+    documents = collection(num_docs, topics=topics)
+    centres = reference.normalize(documents.values[: 4 * topics].astype(np.float32))
+    token_ids = reference.assign(documents.values, centres)[0].astype(np.int32)
+    token_ids[-2:] = 5000
+    return TokenEmbeddings(documents.values, documents.offsets, documents.doc_ids, token_ids=token_ids)
+
+
+def test_token_aware_clustering_gives_every_id_centroids_of_its_own(tmp_path):
+    documents = with_token_ids(600)
+    config = IndexConfig(clustering=ClusteringConfig(method="token_aware", num_centroids=512))
+    manifest = build_index(documents, str(tmp_path / "index"), config)
+    assert build_index(documents, str(tmp_path / "again"), config, map=map).codec == manifest.codec
+    searcher = Searcher.open(str(tmp_path / "index"))
+    ids_of_centroid: dict[int, set[int]] = {}
+    for code, token_id in zip(searcher.shards[0].codes.tolist(), documents.token_ids.tolist(), strict=True):
+        ids_of_centroid.setdefault(code, set()).add(token_id)
+    shared = [code for code, ids in ids_of_centroid.items() if len(ids - {5000}) > 1]
+    assert not shared and len(ids_of_centroid) > 300
+    top = searcher.search(queries_about(documents, [3, 599]), 1)
+    assert [answer.documents[0] for answer in top] == [3, 599]
+
+
+def test_budgets_follow_the_counts_and_never_outweigh_them():
+    counts = np.array([0, 1, 2, 100, 10_000])
+    shares = budgets(counts, 500)
+    assert shares[0] == 0 and shares[1] == 1 and shares[2] in (1, 2) and (shares <= counts).all() and 480 <= shares.sum() <= 502
+    assert shares[4] / shares[3] == pytest.approx(100**0.75, rel=0.1)
+
+
+def test_token_aware_clustering_without_token_ids_is_refused_with_the_fix(tmp_path):
+    with pytest.raises(ConfigError, match="k_means"):
+        build_index(collection(50), str(tmp_path / "index"), IndexConfig(clustering=ClusteringConfig(method="token_aware")))
+
+
+@pytest.mark.parametrize("method", ["k_means", "token_aware"])
+def test_the_codec_of_another_index_is_taken_instead_of_training(tmp_path, method):
+    documents = with_token_ids(600)
+    clustering = ClusteringConfig(method=method, num_centroids=2500 if method == "k_means" else 512, num_iterations=2)
+    codec = CodecConfig(nbits=2)
+    built = build_index(documents, str(tmp_path / "built"), IndexConfig(clustering=clustering, codec=codec))
+    again = build_index(documents, str(tmp_path / "again"), IndexConfig(num_shards=3, codec_from=str(tmp_path / "built")))
+    assert (again.codec, again.cluster_sizes, again.mean_residual_norm) == (built.codec, built.cluster_sizes, built.mean_residual_norm)
+    half = build_index(documents.slice(0, 300), str(tmp_path / "half"), IndexConfig(codec_from=str(tmp_path / "again")))
+    assert half.codec == built.codec and half.num_docs == 300
+    whole, part = (Searcher.open(str(tmp_path / name)).shards[0] for name in ("built", "half"))
+    for name in ("codes", "residuals", "scales"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[: half.num_tokens])
+
+
+def test_a_codec_that_does_not_fit_is_refused(tmp_path):
+    built = str(tmp_path / "built")
+    build_index(collection(50), built)
+    for documents, config, message in (
+        (collection(50, dim=16), IndexConfig(codec_from=built), "16 dimensions"),
+        (collection(50), IndexConfig(codec_from=built, codec=CodecConfig(nbits=2)), "codec settings differ.*leave them out"),
+        (collection(50), IndexConfig(codec_from=str(tmp_path / "nowhere")), "expected an index"),
+    ):
+        with pytest.raises((ConfigError, FormatError), match=message):
+            build_index(documents, str(tmp_path / "index"), config)
+
+
+def test_more_iterations_bring_the_centroids_nearer(tmp_path):
+    norms = []
+    for iterations in (1, 8):
+        clustering = ClusteringConfig(num_centroids=64, num_iterations=iterations)
+        norms.append(build_index(collection(300), str(tmp_path / str(iterations)), IndexConfig(clustering=clustering)).mean_residual_norm)
+    assert norms[1] < 0.98 * norms[0]

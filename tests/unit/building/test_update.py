@@ -1,0 +1,512 @@
+"""Updating and compacting an index: it answers as one built anew, and survives what interrupts it."""
+
+import errno
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ray_lir import storage
+from ray_lir.base.config import ClusteringConfig, IndexConfig
+from ray_lir.base.errors import ConfigError, Conflict, FormatError, IncompatibleError
+from ray_lir.building.build import build_index
+from ray_lir.building.compact import compact_index
+from ray_lir.building.publishing import remove_versions
+from ray_lir.building.update import advice, drift_of
+from ray_lir.building.update import update_index as update_checked
+from ray_lir.embeddings.contract import EncoderContract
+from ray_lir.embeddings.folder import external_contract, save_embeddings
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.engines import ENGINES
+from ray_lir.engines.plaid import PlaidParams
+from ray_lir.engines.scan import ScanParams
+from ray_lir.engines.warp import WarpParams
+from ray_lir.index.manifest import listed_names
+from ray_lir.index.versions import latest_version, read_version
+from ray_lir.search.searcher import Searcher
+from ray_lir.storage.exclusive import create_bytes
+from ray_lir.storage.manifest import LATEST
+from tests.support.synthetic import collection, queries_about, unit
+from tests.unit.storage.test_s3 import bucket  # noqa: F401
+
+DOCUMENTS = collection(300)
+QUERIES = queries_about(DOCUMENTS, [0, 41, 99, 150, 222, 299])
+TIGHT = {"scan": ScanParams(ncandidates=12), "plaid": PlaidParams(nprobe=2, ncandidates=16), "warp": WarpParams(nprobe=2, rescore=12)}
+update_index = partial(update_checked, allow_empty_texts=True)
+"""Most of these tests are about vectors: the index has texts, what is added has none."""
+CONFIG = IndexConfig(num_shards=2, clustering=ClusteringConfig(num_centroids=64))
+
+
+def some(numbers, suffix: str = "", source: TokenEmbeddings = DOCUMENTS) -> TokenEmbeddings:
+    """Documents of the collection under ids of their own."""
+    return TokenEmbeddings.of([source[number] for number in numbers], [f"doc-{number}{suffix}" for number in numbers])
+
+
+def answers(index: Path | str, k: int = 8) -> list:
+    """Ids and scores by every engine, at its defaults and with tight cuts."""
+    searcher = Searcher.open(str(index), verify=True)
+    found = []
+    for engine in ENGINES:
+        for params in (engine, TIGHT.get(engine, engine)):
+            tops = searcher.search(QUERIES, k, params)
+            found.append([list(zip(searcher.doc_ids(top.documents), top.scores.tolist(), strict=True)) for top in tops])
+    return found
+
+
+def fresh(folder: Path, documents: TokenEmbeddings, codec_from: Path) -> Path:
+    """An index built anew from these documents with the codec of another."""
+    build_index(documents, str(folder), IndexConfig(codec_from=str(codec_from)))
+    return folder
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file of an index but the timings."""
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != "provenance.json"]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> Path:
+    """An index of the first 200 documents."""
+    folder = tmp_path_factory.mktemp("template") / "index"
+    build_index(some(range(200)), str(folder), CONFIG, texts=[f"text {number}" for number in range(200)])
+    return folder
+
+
+@pytest.fixture
+def index(template: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(template, tmp_path / "index"))
+
+
+def test_an_updated_and_a_compacted_index_answer_as_one_built_anew(index, tmp_path):
+    changed = some([5, 60], source=collection(300, seed=9))
+    added = TokenEmbeddings.of([*some(range(200, 260)), *changed], [*some(range(200, 260)).doc_ids, *changed.doc_ids])
+    deleted = [f"doc-{number}" for number in range(0, 200, 7)]
+    update = update_index(str(index), added, [*deleted, "doc-60", "nobody"])
+    assert (update.version, update.change.num_added, update.change.num_replaced) == (2, 62, 2)
+    assert (update.change.num_deleted, update.change.num_unknown) == (len(deleted), 1)
+    kept = [number for number in range(200) if number % 7 and number not in (5, 60)]
+    documents = TokenEmbeddings.of([*some(kept), *added], [*some(kept).doc_ids, *added.doc_ids])
+    expected = answers(fresh(tmp_path / "fresh", documents, index))
+    manifest = read_version(str(index))
+    assert (manifest.num_docs, manifest.num_tokens) == (len(documents), documents.num_tokens)
+    assert answers(index) == expected
+    compacted = compact_index(str(index))
+    assert (compacted.version, len(compacted.manifest.shards), compacted.manifest.num_numbers) == (3, 2, len(documents))
+    assert answers(index) == expected
+    new, old = compacted.manifest, read_version(str(tmp_path / "fresh"))
+    assert [getattr(new, name) for name in ("num_docs", "num_tokens", "codec")] == [
+        getattr(old, name) for name in ("num_docs", "num_tokens", "codec")
+    ]
+    assert new.cluster_sizes.sha256 == old.cluster_sizes.sha256
+    assert not list(index.glob("_work*"))
+
+
+def test_texts_stay_with_their_documents(index):
+    update_index(str(index), some([250, 3]), ["doc-0", "doc-199"], texts=["new text", "other text"])
+    for searcher in (Searcher.open(str(index)), (compact_index(str(index), 3), Searcher.open(str(index)))[1]):
+        found = searcher.find(["doc-1", "doc-3", "doc-250", "doc-0"])
+        texts = {row["doc_id"]: row["text"] for row in searcher.documents(list(found.values()))}
+        assert texts == {"doc-1": "text 1", "doc-3": "other text", "doc-250": "new text"}
+
+
+@st.composite
+def changes(draw) -> list[tuple]:
+    """A sequence of changes: ("add", numbers, variant), ("delete", numbers) or ("compact", number of shards)."""
+    numbers = st.lists(st.integers(0, 59), min_size=1, max_size=25, unique=True)
+    add = st.tuples(st.just("add"), numbers, st.integers(0, 1))
+    delete = st.tuples(st.just("delete"), numbers)
+    compact = st.tuples(st.just("compact"), st.sampled_from([None, 1, 3]))
+    return draw(st.lists(st.one_of(add, delete, add, delete, compact), min_size=1, max_size=6))
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(sequence=changes())
+def test_any_sequence_of_changes_answers_as_an_index_built_anew(small, tmp_path_factory, sequence):
+    folder = tmp_path_factory.mktemp("property")
+    index = Path(shutil.copytree(small, folder / "index"))
+    variants = [DOCUMENTS, collection(300, seed=3)]
+    model: dict[str, np.ndarray] = {f"doc-{number}": DOCUMENTS[number] for number in range(40)}
+    for kind, what, *variant in sequence:
+        if kind == "add":
+            added = some(what, source=variants[variant[0]])
+            update_index(str(index), added)
+            for doc_id, tokens in zip(added.doc_ids, added, strict=True):
+                model.pop(doc_id, None)
+                model[doc_id] = tokens
+        elif kind == "delete":
+            update_index(str(index), delete=[f"doc-{number}" for number in what])
+            model = {doc_id: tokens for doc_id, tokens in model.items() if doc_id not in {f"doc-{number}" for number in what}}
+        elif len(model) >= 3:
+            compact_index(str(index), what)
+    if model:
+        assert answers(index) == answers(fresh(folder / "fresh", TokenEmbeddings.of(list(model.values()), list(model)), small))
+    else:
+        assert not any(ranking for rankings in answers(index) for ranking in rankings)
+    remove_versions(str(index), 1)
+    assert len(Searcher.open(str(index), verify=True).find(list(model))) == len(model)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("small") / "index"
+    build_index(some(range(40)), str(folder), IndexConfig(num_shards=2, clustering=ClusteringConfig(num_centroids=16)))
+    return folder
+
+
+def test_an_index_of_which_everything_is_deleted_answers_nothing_and_can_be_filled_again(index, tmp_path):
+    everything = [f"doc-{number}" for number in range(200)]
+    assert update_index(str(index), delete=everything).manifest.num_docs == 0
+    assert not any(ranking for rankings in answers(index) for ranking in rankings)
+    with pytest.raises(ConfigError, match="every document of the index is deleted"):
+        compact_index(str(index))
+    update_index(str(index), some(range(200, 230)))
+    expected = answers(fresh(tmp_path / "fresh", some(range(200, 230)), index))
+    assert answers(index) == expected
+    assert compact_index(str(index)).manifest.num_numbers == 30
+    assert answers(index) == expected
+
+
+def test_the_same_update_again_does_nothing_while_it_is_the_latest(index):
+    first = update_index(str(index), some(range(200, 210)), ["doc-1"])
+    before = tree(index)
+    again = update_index(str(index), some(range(200, 210)), ["doc-1"])
+    assert again == first and tree(index) == before
+    assert not compact_index(str(index), 2).changed or latest_version(str(index)) == 3
+    assert not compact_index(str(index)).changed and latest_version(str(index)) == 3
+    assert update_index(str(index), some(range(200, 210)), ["doc-1"]).version == 4  # a compaction came between: all are replaced
+
+
+def test_deleting_what_is_not_there_changes_nothing(index):
+    before = tree(index)
+    update = update_index(str(index), delete=["nobody", "doc-200"])
+    assert (update.version, update.change.num_unknown, update.change.num_deleted) == (1, 2, 0)
+    assert tree(index) == before
+
+
+@pytest.mark.parametrize(
+    ("add", "delete", "error", "message"),
+    [
+        (None, [], ConfigError, "nothing to add and nothing to delete"),
+        (TokenEmbeddings.of([np.eye(2, 16)]), [], IncompatibleError, "has 16 dimensions and the index 32"),
+    ],
+)
+def test_an_update_that_cannot_be_changes_nothing(index, tmp_path, add, delete, error, message):
+    before = tree(index)
+    if add is not None:
+        save_embeddings(str(tmp_path / "add"), add)
+    for what in (None,) if add is None else (str(tmp_path / "add"), add):
+        with pytest.raises(error, match=message):
+            update_index(str(index), what, delete)
+        assert tree(index) == before and not list(index.glob("_work*"))
+
+
+def test_embeddings_of_another_encoder_are_refused(index, tmp_path):
+    contract = EncoderContract(checkpoint="other", weights_digest="abc", dim=32, query_length=32, document_length=180)
+    save_embeddings(str(tmp_path / "add"), some([1]), contract)
+    with pytest.raises(IncompatibleError, match="what is added .* does not fit the index"):
+        update_index(str(index), str(tmp_path / "add"))
+    with pytest.raises(FormatError, match="expected an index"):
+        update_index(str(tmp_path / "nowhere"), delete=["doc-1"])
+
+
+def stopping_after(calls: int):
+    """A map that breaks off."""
+    left = [calls]
+
+    def broken(function, items):
+        for item in items:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            yield function(item)
+
+    return broken
+
+
+def change_much(index: Path, folder: Path, map=map) -> None:
+    update_index(str(index), str(folder), ["doc-1", "doc-150"], map=map)
+
+
+def test_a_change_that_broke_off_ends_with_the_same_bytes_when_it_is_run_again(template, tmp_path):
+    save_embeddings(str(tmp_path / "add"), some(range(190, 300)))
+    undisturbed, broken = (Path(shutil.copytree(template, tmp_path / name)) for name in ("undisturbed", "broken"))
+    change_much(undisturbed, tmp_path / "add")
+    before = answers(broken)
+    for calls in range(4):  # two shards to delete from, one part to compress, one shard to assemble
+        with pytest.raises(KeyboardInterrupt):
+            change_much(broken, tmp_path / "add", stopping_after(calls))
+        assert latest_version(str(broken)) == 1 and answers(broken) == before
+    change_much(broken, tmp_path / "add")
+    assert tree(broken) == tree(undisturbed)
+    compact_index(str(undisturbed), 3)
+    for calls in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            compact_index(str(broken), 3, map=stopping_after(calls))
+        assert latest_version(str(broken)) == 2
+    compact_index(str(broken), 3)
+    assert tree(broken) == tree(undisturbed)
+
+
+def test_a_change_killed_while_its_version_was_published_is_finished_by_the_same_and_refused_to_others(index):
+    update_index(str(index), delete=["doc-1"])
+    after = tree(index)
+    (index / LATEST).write_text("1\n")
+    with pytest.raises(Conflict, match="write 2 into LATEST, or remove that folder"):
+        update_index(str(index), delete=["doc-2"])
+    assert latest_version(str(index)) == 1
+    assert update_index(str(index), delete=["doc-1"]).version == 2
+    assert tree(index) == after
+
+
+def test_of_two_changes_at_once_the_later_is_refused_and_the_first_stays(index):
+    def overtaken(function, items):
+        update_index(str(index), delete=["doc-2"])
+        return map(function, items)
+
+    with pytest.raises(Conflict, match="published meanwhile, and this one was not; run it again"):
+        update_index(str(index), some(range(200, 210)), ["doc-1"], map=overtaken)
+    searcher = Searcher.open(str(index), verify=True)
+    assert latest_version(str(index)) == 2 and set(searcher.find(["doc-1", "doc-2", "doc-200"])) == {"doc-1"}
+    with pytest.raises(Conflict, match="run it again"):
+        compact_index(str(index), map=lambda function, items: (update_index(str(index), delete=["doc-3"]), map(function, items))[1])
+    update_index(str(index), some(range(200, 210)), ["doc-1"])
+    assert set(Searcher.open(str(index)).find(["doc-1", "doc-2", "doc-3", "doc-200"])) == {"doc-200"}
+
+
+def test_the_same_change_by_two_at_once_is_made_once(index):
+    def twin(function, items):
+        update_index(str(index), delete=["doc-1"])
+        return map(function, items)
+
+    assert update_index(str(index), delete=["doc-1"], map=twin).version == 2
+    assert latest_version(str(index)) == 2 and read_version(str(index)).num_docs == 199
+
+
+def test_a_version_is_created_by_one_writer_alone(tmp_path, monkeypatch):
+    target = str(tmp_path / "versions" / "2" / "manifest.json")
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(lambda number: created(target, f"writer {number}".encode()), range(8)))
+    assert outcomes.count(True) == 1 and Path(target).read_text() == f"writer {outcomes.index(True)}"
+    create_bytes(target, Path(target).read_bytes())  # its own, written by an attempt whose answer was lost
+    assert [path.name for path in Path(target).parent.iterdir()] == ["manifest.json"]
+
+
+def test_a_store_that_refuses_the_condition_is_asked_first(bucket, monkeypatch):  # noqa: F811
+    fs, _ = storage.filesystem(bucket)
+    put = fs.pipe_file
+
+    def refusing(path, data, mode="overwrite", **options):
+        if mode == "create":
+            raise OSError(errno.ENOSYS, "A header you provided implies functionality that is not implemented")
+        put(path, data, **options)
+
+    monkeypatch.setattr(fs, "pipe_file", refusing)
+    assert created(f"{bucket}/manifest.json", b"one") and not created(f"{bucket}/manifest.json", b"two")
+    assert storage.read_bytes(f"{bucket}/manifest.json") == b"one"
+    with pytest.raises(OSError):
+        create_bytes("s3://no-such-bucket-here/manifest.json", b"one")
+
+
+def created(target: str, data: bytes) -> bool:
+    try:
+        create_bytes(target, data)
+    except FileExistsError:
+        return False
+    return True
+
+
+def test_searchers_of_older_versions_are_not_disturbed(index):
+    searcher = Searcher.open(str(index))
+    before = [searcher.search(QUERIES, 8, engine) for engine in ENGINES]
+    update_index(str(index), some(range(200, 210)), [f"doc-{number}" for number in range(100)])
+    compact_index(str(index))
+    remove_versions(str(index), 1)
+    for engine, tops in zip(ENGINES, before, strict=True):
+        for top, again in zip(tops, searcher.search(QUERIES, 8, engine), strict=True):
+            np.testing.assert_array_equal(top.documents, again.documents)
+            np.testing.assert_array_equal(top.scores, again.scores)
+            assert searcher.doc_ids(again.documents) == [f"doc-{number}" for number in again.documents]
+
+
+def test_old_versions_are_removed_with_what_they_alone_use(index):
+    update_index(str(index), some(range(200, 210)), ["doc-1"])
+    compact_index(str(index))
+    update_index(str(index), delete=["doc-2"])
+    expected = answers(index)
+    kept = tree(index)
+    assert remove_versions(str(index), 4)["versions_removed"] == [] and tree(index) == kept
+    assert remove_versions(str(index), 2) == {"versions_removed": [1, 2], "removed": 5}  # 2 shards, a delta, tombstones, cluster sizes
+    assert sorted(path.name for path in (index / "versions").iterdir()) == ["3", "4"]
+    for version in (3, 4):
+        Searcher.open(str(index), version, verify=True)
+    assert answers(index) == expected
+    listed = listed_names(read_version(str(index))) | listed_names(read_version(str(index), 3))
+    there = {
+        f"{part.name}/{path.name}" for part in index.iterdir() if part.name in ("codec", "shards", "tombstones") for path in part.iterdir()
+    }
+    assert there == listed
+    with pytest.raises(ConfigError, match="at least the latest"):
+        remove_versions(str(index), 0)
+
+
+def test_a_removal_that_was_killed_is_finished_by_the_next(index, monkeypatch):
+    compact_index(str(index), 3)
+    removed = []
+
+    def dies(url):
+        if removed:
+            raise KeyboardInterrupt
+        removed.append(url)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("ray_lir.storage.remove", dies)
+        remove_versions(str(index), 1)
+    assert not (index / "versions" / "1").exists() and len(list((index / "shards").iterdir())) == 5
+    assert remove_versions(str(index), 1)["versions_removed"] == []
+    assert len(list((index / "shards").iterdir())) == 3 and not list(index.glob("_work*"))
+
+
+def test_measured_choices_go_with_the_next_version(index):
+    (index / "versions" / "1" / "tuning.json").write_text('{"k": 10, "choices": {"balanced": {"engine": "scan", "ncandidates": 33}}}')
+    update_index(str(index), delete=["doc-1"])
+    assert Searcher.open(str(index)).planner.tuning.choices["balanced"] == ScanParams(ncandidates=33)
+
+
+def test_what_fits_the_codec_badly_is_said_to(index):
+    update = update_index(str(index), some(range(200, 300)))
+    assert drift_of(update.manifest) == pytest.approx(1, abs=0.05) and advice(update.manifest) is None
+    others = collection(300, seed=77)
+    update = update_index(str(index), TokenEmbeddings.of(list(others), [f"other-{number}" for number in range(300)]))
+    own, before = update.change.mean_residual_norm, read_version(str(index), 1).held_out_residual_norm
+    assert own > 1.2 * before and 1 < drift_of(update.manifest) < own / before
+    assert "build the index anew" in advice(update.manifest)
+    assert drift_of(compact_index(str(index)).manifest) == drift_of(update.manifest)
+
+
+def random_documents(seed: int, num_docs: int) -> TokenEmbeddings:
+    """Nothing is like anything else: the hardest case for centroids."""
+    rng = np.random.default_rng(seed)
+    return TokenEmbeddings.of([unit(rng.normal(size=(rng.integers(5, 20), 32))) for _ in range(num_docs)])
+
+
+@pytest.mark.parametrize("method", ["k_means", "token_aware"])
+@pytest.mark.parametrize("make", [lambda seed, num_docs: collection(num_docs, seed=seed), random_documents], ids=["topics", "random"])
+@pytest.mark.parametrize(("num_docs", "seeds"), [(50, 4), (200, 2), (450, 1), (1000, 1)])
+def test_more_documents_of_the_same_collection_fit_the_codec(tmp_path, num_docs, seeds, make, method):
+    config = IndexConfig(clustering=ClusteringConfig(method=method))
+    for seed in range(seeds):
+        documents, root = make(seed, num_docs + 50), str(tmp_path / str(seed))
+        ids = np.random.default_rng(seed).integers(0, 40, documents.num_tokens).astype(np.int32) if method == "token_aware" else None
+        documents = TokenEmbeddings(documents.values, documents.offsets, [str(i) for i in range(len(documents))], token_ids=ids)
+        build_index(documents.slice(0, num_docs), root, config)
+        manifest = update_index(root, documents.slice(num_docs, num_docs + 50)).manifest
+        assert advice(manifest) is None and 0.85 < drift_of(manifest) < 1.15
+
+
+@pytest.mark.parametrize("num_docs", [50, 1000])
+def test_documents_of_another_kind_fit_it_badly(tmp_path, num_docs):
+    root = str(tmp_path / "index")
+    build_index(collection(num_docs), root)
+    others = collection(60, seed=9)
+    manifest = update_index(root, TokenEmbeddings.of(list(others), [f"other-{i}" for i in range(60)])).manifest
+    assert "build the index anew" in advice(manifest)
+
+
+def test_too_few_documents_say_nothing_about_the_codec(tmp_path):
+    others = collection(60, seed=9)
+    few, many = (TokenEmbeddings.of(list(others)[:count], [f"other-{i}" for i in range(count)]) for count in (3, 60))
+    build_index(collection(100), str(tmp_path / "large"))
+    assert few.num_tokens < 500 and drift_of(update_index(str(tmp_path / "large"), few).manifest) is None
+    assert read_version(str(tmp_path / "large"), 1).held_out_residual_norm is not None
+    build_index(collection(5), str(tmp_path / "small"))
+    assert read_version(str(tmp_path / "small")).held_out_residual_norm is None
+    assert advice(update_index(str(tmp_path / "small"), many).manifest) is None
+
+
+@pytest.mark.ray
+def test_the_bytes_are_the_same_when_ray_runs_the_steps(template, tmp_path, ray_cluster):
+    from ray_lir.distributed.ray_map import ray_map
+
+    save_embeddings(str(tmp_path / "add"), some(range(190, 300)))
+    here, there = (Path(shutil.copytree(template, tmp_path / name)) for name in ("here", "there"))
+    for index, spread in ((here, map), (there, ray_map)):
+        change_much(index, tmp_path / "add", spread)
+        compact_index(str(index), 3, map=spread)
+    assert tree(here) == tree(there)
+
+
+def test_an_index_on_s3_is_updated_and_compacted_as_on_a_disk(index, bucket, tmp_path):  # noqa: F811
+    for name, content in tree(index).items():
+        storage.write_bytes(f"{bucket}/index/{name}", content)
+    for root in (str(index), f"{bucket}/index"):
+        update_index(root, some(range(190, 240)), ["doc-1"])
+        compact_index(root, 3)
+    copy = tmp_path / "copy"
+    fsspec.filesystem("s3").get(f"{bucket}/index", str(copy), recursive=True)
+    assert tree(copy) == tree(index)
+    for root in (str(index), f"{bucket}/index"):
+        assert remove_versions(root, 1)["versions_removed"] == [1, 2]
+    assert storage.list_names(f"{bucket}/index/shards") == storage.list_names(str(index / "shards"))
+    storage.write_bytes(f"{bucket}/index/versions/4/manifest.json", storage.read_bytes(f"{bucket}/index/versions/3/manifest.json"))
+    with pytest.raises(Conflict, match="write 4 into LATEST"):
+        update_index(f"{bucket}/index", delete=["doc-9"])
+    with pytest.raises(FileExistsError):
+        create_bytes(f"{bucket}/index/versions/4/manifest.json", b"another")
+
+
+def test_documents_without_texts_are_added_to_an_index_with_texts_on_request_alone(index, tmp_path):
+    before = tree(index)
+    save_embeddings(tmp_path / "add", some([250]))
+    for what in (some([250]), tmp_path / "add"):
+        with pytest.raises(ConfigError, match="allow_empty_texts=True"):
+            update_checked(index, what)
+        assert tree(index) == before and not list(index.glob("_work*"))
+    save_embeddings(tmp_path / "said", some([251]), texts=["a text"])
+    assert update_checked(index, tmp_path / "said").version == 2
+    assert update_checked(index, some([252]), texts=[""]).version == 3  # that it is empty is said
+    assert update_checked(index, tmp_path / "add", allow_empty_texts=True).version == 4
+    build_index(some(range(50)), tmp_path / "vectors", CONFIG)
+    assert update_checked(tmp_path / "vectors", some([250])).version == 2  # vectors alone everywhere
+
+
+def test_embeddings_of_unknown_origin_are_not_added_to_an_index_of_an_encoder(tmp_path):
+    contract = external_contract(32).model_copy(update={"checkpoint": "known", "weights_digest": "0" * 64})
+    build_index(some(range(50)), tmp_path / "index", CONFIG, contract=contract)
+    before = tree(tmp_path / "index")
+    with pytest.raises(ConfigError, match="of the encoder known.*give contract=encoder.contract"):
+        update_checked(tmp_path / "index", some([60]))
+    assert tree(tmp_path / "index") == before
+    other = contract.model_copy(update={"weights_digest": "1" * 64})
+    with pytest.raises(IncompatibleError):
+        update_checked(tmp_path / "index", some([60]), contract=other)
+    assert update_checked(tmp_path / "index", some([60]), contract=contract).version == 2
+
+
+def test_ids_held_in_memory_follow_the_rule_of_corpora(index, tmp_path):
+    vectors = [np.eye(2, 32)] * 2
+    for ids, message in (
+        (["a", "a"], "give each document its own id"),
+        (["a", ""], "doc_id 1 is empty"),
+        (["a", "b\n"], "control character U\\+000A"),
+        (["a", "x" * 1025], "1,025 characters"),
+    ):
+        embeddings = TokenEmbeddings.of(vectors, ids)
+        for attempt in (
+            lambda given: save_embeddings(tmp_path / "add", given),
+            lambda given: build_index(given, tmp_path / "new"),
+            lambda given: update_index(index, given),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                attempt(embeddings)
+    assert not (tmp_path / "add").exists() and not (tmp_path / "new").exists()
+    update_index(index, TokenEmbeddings.of(vectors, np.array([7, 8])))
+    assert sorted(Searcher.open(index).find([7, "8"])) == ["7", "8"]
+    assert update_index(index, delete=[7, np.int64(8), "nobody"]).change.num_deleted == 2

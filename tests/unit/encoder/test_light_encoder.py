@@ -1,0 +1,51 @@
+"""Queries encoded without torch are those of the encoder, or are left to it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_lir.base.config import EncoderConfig
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.encoder.light_encoder import LightQueryEncoder
+from tests.fixtures.tiny import QUERIES
+from tests.support.checkpoints import all_variants, plain, put_together
+
+TEXTS = [*QUERIES, "", "x", "Ünïcode and\tCAPITALS \ud800", "word " * 300]
+
+
+def same(checkpoint: str, **changes: object) -> bool:
+    """Whether the light encoder takes the checkpoint; if so, its queries are the encoder's."""
+    encoder = Encoder.load(EncoderConfig(checkpoint=checkpoint, device="cpu", precision="float32", **changes))
+    light = LightQueryEncoder.load(encoder.contract, checkpoint)
+    if light is None:
+        return False
+    expected, found = encoder.encode_queries(TEXTS), light.encode_queries(TEXTS)
+    assert found.offsets.tolist() == expected.offsets.tolist()
+    np.testing.assert_allclose(found.values.astype(np.float32), expected.values.astype(np.float32), atol=1e-3)
+    return True
+
+
+@pytest.mark.parametrize(("library", "variant"), all_variants())
+def test_every_bert_checkpoint_gives_the_encoders_queries(library, variant, tmp_path):
+    taken = same(put_together(library, variant, tmp_path / "checkpoint"))
+    assert taken == (library != "xtr" and variant not in LEFT_TO_THE_ENCODER)
+
+
+LEFT_TO_THE_ENCODER = {"two_dense"}
+"""It has a projection with an activation and a residual."""
+
+
+def test_the_default_checkpoint_and_changed_conventions_are_taken(tmp_path):
+    assert same("all-MiniLM-L6-v2") and same("all-MiniLM-L6-v2", query_length=16, query_expansion=True)
+    assert same(plain(tmp_path / "plain"))
+
+
+def test_other_weights_and_scorers_are_left_to_the_encoder(tmp_path):
+    checkpoint = put_together(*next(all_variants()), tmp_path / "checkpoint")
+    contract = Encoder.load(checkpoint).contract
+    assert LightQueryEncoder.load(contract.model_copy(update={"weights_digest": "0" * 64}), checkpoint) is None
+    assert LightQueryEncoder.load(contract.model_copy(update={"scorer": "trial"}), checkpoint) is None
+    for file in Path(checkpoint).rglob("model.safetensors"):
+        file.write_bytes(file.read_bytes()[:100])
+    assert LightQueryEncoder.load(contract, checkpoint) is None

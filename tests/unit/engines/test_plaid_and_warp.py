@@ -1,0 +1,177 @@
+"""plaid and warp against the golden vectors, through their plans and stages."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ray_lir.base.errors import ConfigError
+from ray_lir.building.clustering import default_num_centroids
+from ray_lir.engines import ENGINES, choose, cost, plaid, resolve, scan, warp
+from ray_lir.engines.plan import IndexStatistics, Query, run_stage
+from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.shard import IndexShard
+from ray_lir.kernels import reference, select
+from tests.support.golden_files import golden
+
+KERNELS = select("reference")
+
+
+def shard_of(codes: np.ndarray, residuals: np.ndarray, doc_offsets: np.ndarray, num_centroids: int) -> IndexShard:
+    scales = np.ones((len(codes), 2), np.float16)  # WARP does not bring tokens to length one, and centroid interaction needs none
+    return IndexShard(0, doc_offsets, codes, residuals, scales, pa.table({}), num_centroids)
+
+
+def run(engine: str, plan, shard: IndexShard, codec: ResidualCodec, num_stages: int):
+    """The answers of the first stages."""
+    documents, answers = None, []
+    for stage, keep in list(zip(ENGINES[engine].stages, plan.keeps, strict=False))[:num_stages]:
+        answers += run_stage(stage, [plan], [keep], [shard], codec, KERNELS, [documents])
+        documents = np.sort(answers[-1].documents)
+    return answers
+
+
+def plaid_golden(weights: np.ndarray):
+    g = golden("plaid_dagger")
+    codec = ResidualCodec(g["centroids"], np.zeros(1), np.zeros(2))
+    shard = shard_of(g["codes"], np.zeros((len(g["codes"]), 2), np.uint8), g["doc_offsets"], len(g["centroids"]))
+    ndocs = int(g["ndocs"])
+    params = plaid.PlaidParams(nprobe=int(g["nprobe"]), centroid_score_threshold=float(g["t_cs"]), ncandidates=4 * ndocs)
+    statistics = IndexStatistics(24, len(g["codes"]), np.bincount(g["codes"], minlength=24))
+    plan = plaid.plan(Query(g["q"].astype(np.float32), weights.astype(np.float32)), codec, statistics, params, ndocs, KERNELS)
+    return g, plan, run("plaid", plan, shard, codec, 2)
+
+
+def test_plaid_dagger_probes_prunes_and_keeps_as_the_golden_vectors():
+    g = golden("plaid_dagger")
+    almost_zero = np.where(g["w"] == 0, 1e-9, g["w"])  # the golden vectors probe for a token of weight 0, we do not
+    g, plan, (probed, interacted) = plaid_golden(almost_zero)
+    np.testing.assert_array_equal(plan.terms["cells"], g["cells"])
+    order = np.argsort(-g["pruned_weighted"], kind="stable")[: len(probed.documents)]
+    np.testing.assert_array_equal(probed.documents, g["candidates"][order])
+    np.testing.assert_allclose(probed.scores, g["pruned_weighted"][order], atol=2e-5)
+    np.testing.assert_array_equal(interacted.documents, g["stage3"])
+
+
+def test_a_fully_pruned_document_takes_no_place_from_the_others():
+    g, _, (probed, _) = plaid_golden(golden("plaid_dagger")["w"] + 1e-9)
+    pruned = g["candidates"][np.isneginf(g["pruned_weighted"])]
+    assert len(pruned) and not np.isin(pruned, probed.documents).any()
+
+
+@pytest.mark.parametrize("threshold", [0.5, 9.0])
+def test_plaid_ranks_fully_pruned_documents_after_all_others(threshold):
+    """By their full centroid scores: no document that was found is lost."""
+    g = golden("plaid_dagger")
+    codec = ResidualCodec(g["centroids"], np.zeros(1), np.zeros(2))
+    shard = shard_of(g["codes"], np.zeros((len(g["codes"]), 2), np.uint8), g["doc_offsets"], len(g["centroids"]))
+    statistics = IndexStatistics(24, len(g["codes"]), np.bincount(g["codes"], minlength=24))
+    query = Query(g["q"].astype(np.float32), np.ones(len(g["q"]), np.float32))
+    params = plaid.PlaidParams(nprobe=int(g["nprobe"]), centroid_score_threshold=threshold, ncandidates=1000)
+    plan = plaid.plan(query, codec, statistics, params, 1000, KERNELS)
+    candidates = KERNELS.candidates(plan.terms["cells"], shard)
+    table = plan.centroid_scores(codec, KERNELS)
+    pruned = np.isneginf(KERNELS.centroid_maxsim(table, query.weights, shard, threshold, candidates))
+    full = KERNELS.centroid_maxsim(table, query.weights, shard, None, candidates)
+    [probed, _] = run("plaid", plan, shard, codec, 2)
+    assert pruned.any() and set(probed.documents) == set(candidates)
+    last = candidates[pruned][np.argsort(-full[pruned], kind="stable")]
+    np.testing.assert_array_equal(probed.documents[-len(last) :], last)
+
+
+def test_a_query_token_of_weight_zero_is_not_probed():
+    g = golden("plaid_dagger")
+    _, plan, _ = plaid_golden(g["w"])
+    silent = int(np.flatnonzero(g["w"] == 0)[0])
+    nearest = np.argsort(-g["centroid_scores"], axis=0, kind="stable")[: int(g["nprobe"])]
+    own = set(np.delete(nearest, silent, axis=1).ravel().tolist())
+    assert set(plan.terms["cells"].tolist()) == own
+
+
+def warp_golden(**changes):
+    g = golden("warp")
+    codec = ResidualCodec(g["centroids"], np.zeros(15), g["bucket_weights"])
+    doc_offsets = np.searchsorted(g["doc_of_token"], np.arange(g["doc_of_token"].max() + 2))
+    shard = shard_of(g["codes"], g["residuals_natural"], doc_offsets, len(g["centroids"]))
+    params = warp.WarpParams(**{"nprobe": int(g["nprobe"]), "t_prime": int(g["t_prime"]), "bound": int(g["bound"]), "rescore": 0} | changes)
+    statistics = IndexStatistics(len(doc_offsets) - 1, len(g["codes"]), g["sizes"])
+    plan = warp.plan(Query(g["q"].astype(np.float32), np.ones(len(g["q"]), np.float32)), codec, statistics, params, 100, KERNELS)
+    return g, plan, run("warp", plan, shard, codec, 1)[0]
+
+
+def test_warp_probes_and_imputes_as_the_golden_vectors():
+    g, plan, _ = warp_golden()
+    live = int(g["live"])
+    np.testing.assert_array_equal(plan.terms["live"], np.arange(live))  # rows of zeros are masked
+    np.testing.assert_array_equal(plan.terms["cells"], g["cells"][:live])
+    np.testing.assert_allclose(plan.terms["imputed"], g["mse"][:live], atol=2e-5)
+
+
+@pytest.mark.parametrize(("floor", "expected"), [(False, "scores"), (True, "scores_max_with_imputed")])
+def test_warp_scores_as_the_golden_vectors(floor, expected):
+    g, _, top = warp_golden(floor_at_imputed=floor)
+    assert top.documents.tolist() == g["candidates"][np.lexsort((g["candidates"], -g[expected]))].tolist()
+    np.testing.assert_allclose(top.scores[np.argsort(top.documents)], g[expected], atol=2e-5)
+
+
+def test_probing_gives_ties_to_the_lower_number_and_imputes_what_lies_past_t_prime():
+    table = np.array([0.5, 0.9, 0.5, 0.9, 0.1], np.float32)[:, None]
+    cells, scores, imputed = reference.probe(table, 1, np.array([10, 10, 10, 10, 10]), nprobe=3, bound=5, t_prime=25)
+    np.testing.assert_array_equal(cells, [[1, 3, 0]])
+    np.testing.assert_allclose(scores, [[0.9, 0.9, 0.5]])
+    np.testing.assert_allclose(imputed, [0.5])  # 20 tokens are passed after two centroids, 30 after three
+
+
+def test_posting_scores_by_hand():
+    codec = ResidualCodec(np.zeros((1, 8)), np.zeros(1), np.array([-0.5, 0.5], np.float32))
+    packed = reference.pack(np.array([[1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]]), 1)
+    shard = shard_of(np.zeros(2, np.uint16), packed, np.array([0, 1, 2]), 1)
+    query = np.array([[2.0, 1, 0, 0, 0, 0, 0, 0]], np.float32)
+    cells, ones = np.zeros((1, 1), np.int64), np.ones(1, np.float32)
+    scores, documents = reference.posting_scores(query, ones, cells, 0.25 * ones[:, None], 0 * ones, False, shard, codec)
+    np.testing.assert_array_equal(documents, [0, 1])
+    np.testing.assert_allclose(scores, [0.25 + 2 * 0.5 - 1 * 0.5, 0.25 - 2 * 0.5 - 1 * 0.5])
+
+
+def statistics_of(num_docs: int, tokens_per_document: int = 70) -> IndexStatistics:
+    num_tokens = num_docs * tokens_per_document
+    return IndexStatistics(num_docs, num_tokens, np.full(default_num_centroids(num_tokens), 1))
+
+
+@pytest.mark.parametrize("kernels", sorted(cost.COSTS))
+def test_auto_is_exact_for_few_documents_then_scan_then_warp(kernels):
+    chosen = [resolve("auto", statistics_of(10**power), kernels).engine for power in range(1, 10)]
+    assert chosen[0] == "exact" and chosen[-1] == "warp"
+    assert chosen == sorted(chosen)  # exact, scan, warp: each begins where the one before gets slow
+
+
+def test_auto_knows_that_relations_make_candidates_slow():
+    plain, related = (replace(statistics_of(20_000), has_relations=has) for has in (False, True))
+    assert cost.estimate_ms("scan", related, "native:avx2", 200) > 4 * cost.estimate_ms("scan", plain, "native:avx2", 200)
+    assert cost.estimate_ms("exact", related, "native:avx2", 200) < 2 * cost.estimate_ms("exact", plain, "native:avx2", 200)
+    assert resolve("auto", replace(statistics_of(1000), has_relations=True), "native:avx2").engine != "exact"
+
+
+def test_auto_says_why_and_follows_the_quality_that_is_asked_for():
+    statistics = statistics_of(1_000_000)
+    params, reason = choose(statistics, "native:avx2")
+    assert reason.startswith(f"{params.engine}: ") and "exact" in reason
+    assert resolve("auto", statistics, "native:avx2", "exact").engine == "exact"
+    fast = resolve("auto", statistics_of(30_000), "native:avx2", "fast")
+    assert fast.engine == "scan" and fast.share == 0.25
+    with pytest.raises(ConfigError, match="fast, balanced, exact"):
+        resolve("auto", statistics, "native:avx2", "best")
+
+
+def test_an_unknown_engine_is_told_which_there_are():
+    with pytest.raises(ConfigError, match="exact, scan, plaid, warp"):
+        resolve("bm25", IndexStatistics(1, 1, np.ones(1)))
+
+
+@pytest.mark.parametrize("tokens", [4, 21, 60])
+def test_quality_fast_looks_at_a_quarter_of_the_candidates_of_a_query_of_any_length(tokens):
+    statistics, query = statistics_of(30_000), Query(np.eye(128, dtype=np.float32)[:tokens], np.ones(tokens, np.float32))
+    codec, kernels = None, select("reference")
+    fast, balanced = (scan.plan(query, codec, statistics, scan.ScanParams(share=share), 10, kernels).keeps[0] for share in (0.25, 1))
+    assert balanced == statistics.default_candidates(10, tokens) and fast == round(balanced / 4)

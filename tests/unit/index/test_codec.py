@@ -1,0 +1,128 @@
+"""The residual codec: buckets, packing and reconstruction."""
+
+import numpy as np
+import pytest
+
+from ray_lir.base.config import CodecConfig
+from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.index.codec import ResidualCodec, check_dimensions, fit_buckets, load_codec, random_rotation
+from ray_lir.kernels import reference
+from tests.support.golden_files import golden
+
+
+@pytest.mark.parametrize("nbits", [1, 2, 4])
+def test_quantile_buckets_match_the_golden_vectors(nbits):
+    g = golden("codec")
+    cutoffs, weights = fit_buckets(g["heldout_residuals"], CodecConfig(nbits=nbits, buckets="quantile"))
+    np.testing.assert_allclose(cutoffs, g[f"cutoffs_{nbits}"], atol=2e-5)
+    np.testing.assert_allclose(weights, g[f"weights_{nbits}"], atol=2e-5)
+
+
+@pytest.mark.parametrize("nbits", [1, 2, 4])
+def test_codes_packing_and_reconstruction_match_the_golden_vectors(nbits):
+    g = golden("codec")
+    codec = ResidualCodec(g["centroids"], g[f"cutoffs_{nbits}"], g[f"weights_{nbits}"])
+    codes, _ = reference.assign(g["x"], codec.centroids_f32)
+    np.testing.assert_array_equal(codes, g["codes"])
+    packed, scales, norms = reference.compress(g["x"], codes, codec)
+    np.testing.assert_array_equal(packed, g[f"packed_natural_{nbits}"])
+    np.testing.assert_array_equal(reference.unpack(packed, nbits), g[f"buckets_{nbits}"])
+    np.testing.assert_allclose(norms, np.linalg.norm(g["x"] - g["centroids"][codes], axis=1), atol=2e-5)
+    restored = codec.centroids_f32[codes] + reference.residual_values(packed, codec.weights)
+    np.testing.assert_allclose(restored, g[f"reconstructed_{nbits}"], atol=2e-5)
+    unit = reference.decompress(codes, packed, scales, codec)
+    np.testing.assert_allclose(unit, g[f"reconstructed_unit_{nbits}"], atol=2e-5)
+
+
+@pytest.mark.parametrize("nbits", [1, 2, 4, 8])
+def test_unpacking_inverts_packing(nbits):
+    buckets = np.random.default_rng(0).integers(0, 2**nbits, (50, 16)).astype(np.uint8)
+    packed = reference.pack(buckets, nbits)
+    assert packed.shape == (50, 2 * nbits)
+    np.testing.assert_array_equal(reference.unpack(packed, nbits), buckets)
+
+
+def test_the_first_dimension_is_in_the_highest_bits():
+    np.testing.assert_array_equal(reference.pack(np.array([[0x3, 0xA]], np.uint8), 4), [[0x3A]])
+    np.testing.assert_array_equal(reference.pack(np.array([[1, 0, 0, 0, 0, 0, 0, 1]], np.uint8), 1), [[0b10000001]])
+
+
+def test_lloyd_max_of_one_bit_of_a_normal_is_the_textbook_quantizer():
+    values = np.random.default_rng(0).normal(size=(4000, 100))
+    cutoffs, weights = fit_buckets(values, CodecConfig(nbits=1))
+    np.testing.assert_allclose(cutoffs, [0], atol=0.01)
+    np.testing.assert_allclose(weights, [-np.sqrt(2 / np.pi), np.sqrt(2 / np.pi)], atol=0.01)
+
+
+@pytest.mark.parametrize("nbits", [1, 2, 4, 8])
+def test_lloyd_max_has_less_error_than_equal_quantiles(nbits):
+    values = np.random.default_rng(0).normal(size=(500, 100)).astype(np.float32)
+
+    def error(buckets: str) -> float:
+        cutoffs, weights = fit_buckets(values, CodecConfig(nbits=nbits, buckets=buckets, rotation=False, token_scale=False))
+        return float(((values - weights[np.searchsorted(cutoffs, values)]) ** 2).mean())
+
+    assert error("lloyd_max") < (0.9 if nbits > 1 else 1) * error("quantile")
+
+
+def test_more_bits_restore_better():
+    rng = np.random.default_rng(0)
+    centroids = reference.normalize(rng.normal(size=(16, 32)).astype(np.float32)).astype(np.float16)
+    vectors = reference.normalize(
+        centroids[rng.integers(0, 16, 500)].astype(np.float32) + 0.1 * rng.normal(size=(500, 32)).astype(np.float32)
+    )
+    codes, _ = reference.assign(vectors, centroids.astype(np.float32))
+    errors = []
+    for nbits in (1, 2, 4, 8):
+        codec = ResidualCodec(centroids, *fit_buckets(vectors - centroids[codes], CodecConfig(nbits=nbits)), token_scale=True)
+        packed, scales, _ = reference.compress(vectors, codes, codec)
+        errors.append(np.abs(reference.decompress(codes, packed, scales, codec) - vectors).mean())
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.003
+
+
+def test_a_rotation_keeps_dot_products_and_a_scale_of_its_own_restores_tokens_better():
+    rng = np.random.default_rng(0)
+    vectors = reference.normalize(rng.normal(size=(600, 32)) * np.linspace(0.05, 2, 32)).astype(np.float32)
+    rotation = random_rotation(32, 0)
+    turned_vectors = reference.rotate(vectors, rotation)
+    np.testing.assert_allclose(turned_vectors @ turned_vectors.T, vectors @ vectors.T, atol=1e-6)
+
+    def error(vectors: np.ndarray, token_scale: bool) -> float:
+        centroids = vectors[:20].astype(np.float16)
+        codes, _ = reference.assign(vectors, centroids.astype(np.float32))
+        config = CodecConfig(nbits=2, rotation=False, token_scale=token_scale)
+        codec = ResidualCodec(centroids, *fit_buckets(vectors - centroids[codes], config), token_scale=token_scale)
+        packed, scales, _ = reference.compress(vectors, codes, codec)
+        return float(((reference.decompress(codes, packed, scales, codec) - vectors) ** 2).sum(axis=1).mean())
+
+    assert error(turned_vectors, True) < 0.9 * error(vectors, True) < 0.9 * error(vectors, False)
+
+
+def test_the_papers_buckets_come_without_rotation_and_scales_unless_they_are_asked_for():
+    assert (CodecConfig().rotation, CodecConfig().token_scale) == (True, True)
+    papers = CodecConfig(buckets="quantile", token_scale=True)
+    assert (papers.rotation, papers.token_scale) == (False, True)
+
+
+def test_constant_residuals_do_not_break_the_buckets():
+    cutoffs, weights = fit_buckets(np.zeros((10, 10), np.float32), CodecConfig(nbits=4))
+    assert (cutoffs == 0).all() and (weights == 0).all()
+
+
+def test_dimensions_that_do_not_fill_bytes_are_refused_with_the_fix():
+    with pytest.raises(ConfigError, match="multiple of 8"):
+        check_dimensions(9, 2)
+
+
+def test_a_saved_codec_loads_the_same_and_a_cut_one_is_named(tmp_path):
+    g = golden("codec")
+    codec = ResidualCodec(g["centroids"].astype(np.float16), g["cutoffs_2"].astype(np.float32), g["weights_2"].astype(np.float32))
+    url = str(tmp_path / "codec.safetensors")
+    (tmp_path / "codec.safetensors").write_bytes(codec.to_bytes())
+    loaded = load_codec(url)
+    assert loaded.nbits == 2 and loaded.num_centroids == 8
+    for name in ("centroids", "cutoffs", "weights"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(codec, name))
+    (tmp_path / "codec.safetensors").write_bytes((tmp_path / "codec.safetensors").read_bytes()[:-40])
+    with pytest.raises(FormatError, match="codec"):
+        load_codec(url)

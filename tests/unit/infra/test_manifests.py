@@ -1,0 +1,224 @@
+"""infra/: every manifest has only documented fields, and names only what is there."""
+
+import fnmatch
+import importlib
+import importlib.metadata
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import ray.autoscaler
+import yaml
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+from jobs.__main__ import VERBS
+from jobs.cli import parse
+from jobs.demo import DemoJob
+from serving import metrics
+from serving.app import ServeConfig
+from serving.ray_env import SWITCHES
+from tests.support.kubernetes_schema import KINDS, RayClusterSpec
+from tests.support.repository import REPOSITORY
+
+INFRA = REPOSITORY / "infra"
+RAY = importlib.metadata.version("ray")
+KUBERAY = sorted((INFRA / "kuberay").glob("*.yaml"))
+JOBS = {"encode": "EncodeJob", "build_index": "BuildIndexJob"}
+
+
+def read(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text())
+
+
+def checked(path: Path) -> Any:
+    document = read(path)
+    return KINDS[document["kind"]].model_validate(document)
+
+
+def cluster_of(path: Path) -> RayClusterSpec:
+    spec = checked(path).spec
+    return next(each for each in (getattr(spec, "rayClusterSpec", None), getattr(spec, "rayClusterConfig", None), spec) if each)
+
+
+CLUSTERS = [path for path in KUBERAY if read(path)["kind"].startswith("Ray")]
+
+
+@pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.stem)
+def test_a_manifest_has_only_documented_fields(path):
+    document = read(path)
+    checked(path)
+    document["spec"]["replica"] = 1
+    with pytest.raises(ValidationError, match="replica"):
+        KINDS[document["kind"]].model_validate(document)
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
+def test_a_cluster_runs_one_version_of_ray_and_mounts_what_it_has(path):
+    cluster = cluster_of(path)
+    assert cluster.rayVersion == RAY
+    for group in cluster.groups:
+        pod = group.template.spec
+        volumes = {volume.name for volume in pod.volumes}
+        for container in pod.containers:
+            assert {mount.name for mount in container.volumeMounts} <= volumes
+            assert container.resources.requests == container.resources.limits  # Ray counts on what it was given
+            assert re.fullmatch(r"REGISTRY/ray-lir:[\d.]+(-gpu)?", container.image)
+            assert container.image.endswith("-gpu") == ("nvidia.com/gpu" in container.resources.limits)
+    for group in cluster.workerGroupSpecs:
+        assert group.minReplicas <= group.replicas <= group.maxReplicas
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
+def test_every_pod_is_found_and_scraped(path):
+    monitor = checked(INFRA / "kuberay" / "podmonitor.yaml").spec
+    [port] = [endpoint.port for endpoint in monitor.podMetricsEndpoints]
+    for group in cluster_of(path).groups:
+        assert monitor.selector["matchLabels"].items() <= group.template.metadata.labels.items()
+        assert port in {each.name for container in group.template.spec.containers for each in container.ports}
+
+
+def test_the_entrypoint_of_a_job_is_one_that_its_command_line_takes():
+    source = (INFRA / "kuberay" / "rayjob.yaml").read_text()
+    comments = re.findall(r"#   (ray-lir .*)", source)
+    for command in (yaml.safe_load(source)["spec"]["entrypoint"], *comments):
+        program, verb, *arguments = shlex.split(command)
+        assert program == "ray-lir" and verb in VERBS
+        parse(getattr(importlib.import_module(f"jobs.{verb}"), JOBS[verb]), arguments)
+
+
+def test_the_service_is_one_that_ray_serve_and_the_application_take():
+    manifest = checked(INFRA / "kuberay" / "rayservice.yaml")
+    config = yaml.safe_load(manifest.spec.serveConfigV2)
+    [application] = ServeDeploySchema.model_validate(config).applications
+    assert application.import_path == "ray_lir_apps.serving.app:build"
+    arguments = ServeConfig.model_validate(application.args)
+    assert arguments.tokens  # it listens to a network, and would refuse to start without
+    pods = [group.template.spec for group in cluster_of(INFRA / "kuberay" / "rayservice.yaml").groups]
+    for pod in pods:
+        mounts = [mount.mountPath for mount in pod.containers[0].volumeMounts]
+        assert all(any(path.startswith(mount) for mount in mounts) for path in (arguments.index, arguments.tokens))
+        environment = {each.name: each.value for each in pod.containers[0].env}
+        wrapper = {name: environment.pop(name) for name in ("RAY_SERVE_HAPROXY_BINARY_PATH", "RAY_LIR_HAPROXY")}
+        assert all(path in (INFRA / "Dockerfile").read_text() for path in wrapper.values())
+        assert environment.items() <= SWITCHES.items()
+    cpus = [int(pod.containers[0].resources.requests["cpu"]) for pod in pods]
+    asked = arguments.replicas * (arguments.encoder_cpus + arguments.num_groups * arguments.shard_cpus) + 1
+    workers = cluster_of(INFRA / "kuberay" / "rayservice.yaml").workerGroupSpecs
+    assert asked <= cpus[0] + sum(cpu * group.replicas for cpu, group in zip(cpus[1:], workers, strict=True))
+
+
+def test_the_network_policy_opens_the_service_alone_to_everybody():
+    policy = checked(INFRA / "kuberay" / "networkpolicy.yaml").spec
+    for path in CLUSTERS:
+        for group in cluster_of(path).groups:
+            assert policy.podSelector["matchLabels"].items() <= group.template.metadata.labels.items()
+    [open_to_all] = [rule for rule in policy.ingress if "from" not in rule]
+    assert [port["port"] for port in open_to_all["ports"]] == [8000]
+
+
+def test_the_image_runs_haproxy_through_the_wrapper_that_closes_its_statistics():
+    dockerfile = (INFRA / "Dockerfile").read_text()
+    assert "COPY --from=wheel /source/serving/haproxy.sh /usr/local/bin/ray-lir-haproxy" in dockerfile
+    assert "RAY_SERVE_HAPROXY_BINARY_PATH=/usr/local/bin/ray-lir-haproxy" in dockerfile
+    assert ".get_haproxy_binary()" in dockerfile
+
+
+def test_the_cluster_file_follows_rays_schema_and_its_workers_are_spot():
+    config = read(REPOSITORY / "cluster.yaml")
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    jsonschema.validate(config, schema)
+    types = config["available_node_types"]
+    assert types[config["head_node_type"]]["resources"] == {"CPU": 0} and "InstanceMarketOptions" not in types["head"]["node_config"]
+    for name in ("cpu", "gpu"):
+        assert types[name]["min_workers"] == 0 < types[name]["max_workers"]
+        assert types[name]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert sum(types[name]["max_workers"] for name in ("cpu", "gpu")) <= config["max_workers"]
+
+
+def test_alerts_and_dashboards_ask_for_metrics_that_the_service_has(monkeypatch):
+    made = set()
+    for kind in ("Counter", "Gauge", "Histogram"):
+        monkeypatch.setattr(metrics, kind, lambda name, *_: made.add(f"ray_{name}"))
+    metrics.Metrics()
+    alerts = read(INFRA / "monitoring" / "alerts.yaml")
+    rules = [rule for group in alerts["groups"] for rule in group["rules"]]
+    texts = [rule["expr"] for rule in rules] + [path.read_text() for path in (INFRA / "grafana").glob("*.json")]
+    names = {name for text in texts for name in re.findall(r"ray_lir_[a-z_]+", text)}
+    assert len(made) > 5 and {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in names} <= made | {"ray_lir"}
+    for rule in rules:
+        assert set(rule) == {"alert", "expr", "for", "labels", "annotations"} and rule["labels"]["severity"] in ("page", "look")
+        assert rule["expr"].count("(") == rule["expr"].count(")") and re.fullmatch(r"\d+m", rule["for"])
+
+
+def test_monitoring_mounts_files_that_are_there_where_they_are_looked_for():
+    folder = INFRA / "monitoring"
+    services = read(folder / "compose.yaml")["services"]
+    targets = {}
+    for service in services.values():
+        for volume in service["volumes"]:
+            source, target, mode = volume.split(":")
+            assert mode == "ro" and (source.startswith("/") or (folder / source).exists()), volume
+            targets[target] = source
+    prometheus = read(folder / "prometheus.yaml")
+    assert set(prometheus["rule_files"]) <= set(targets)
+    assert f"--config.file={next(target for target in targets if target.endswith('prometheus.yaml'))}" in services["prometheus"]["command"]
+    [provider] = read(folder / "grafana-dashboards.yaml")["providers"]
+    assert targets[provider["options"]["path"]] == "../grafana"
+    [source] = read(folder / "grafana-datasources.yaml")["datasources"]
+    assert source["url"].removeprefix("http://") in str(services["prometheus"]["command"])
+
+
+def allowed(policy: dict[str, Any], action: str, resource: str) -> bool:
+    """Whether a policy allows an action on a resource, over TLS."""
+
+    def matches(value: str | list[str], name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, each) for each in ([value] if isinstance(value, str) else value))
+
+    hits = [each for each in policy["Statement"] if matches(each["Action"], action) and matches(each["Resource"], resource)]
+    return any(each["Effect"] == "Allow" for each in hits)
+
+
+@pytest.mark.parametrize(
+    ("name", "action", "key", "expected"),
+    [
+        ("jobs", "s3:GetObject", "corpus/part-0.jsonl.gz", True),
+        ("jobs", "s3:PutObject", "corpus/part-0.jsonl.gz", False),
+        ("jobs", "s3:PutObject", "index/LATEST", True),
+        ("jobs", "s3:AbortMultipartUpload", "embeddings/embeddings/part-0.parquet", True),
+        ("jobs", "s3:DeleteObject", "index/_work/x", True),
+        ("jobs", "s3:DeleteObject", "other/file", False),
+        ("jobs", "s3:PutBucketPolicy", "index", False),
+        ("service", "s3:GetObject", "index/versions/1/manifest.json", True),
+        ("service", "s3:GetObject", "corpus/part-0.jsonl.gz", False),
+        ("service", "s3:PutObject", "index/LATEST", False),
+    ],
+)
+def test_policies_allow_what_is_needed_and_no_more(name, action, key, expected):
+    policy = json.loads((INFRA / "aws" / f"{name}-policy.json").read_text())
+    assert allowed(policy, action, f"arn:aws:s3:::BUCKET/{key}") == expected
+    assert all("*" not in each["Action"] for each in policy["Statement"] if each["Effect"] == "Allow")
+    [deny] = [each for each in policy["Statement"] if each["Effect"] == "Deny"]
+    assert deny["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+
+
+def test_the_image_copies_files_that_are_there_and_that_docker_is_let_see():
+    lines = (INFRA / "Dockerfile").read_text().splitlines()
+    ignore = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    copied = [name for line in lines if line.startswith("COPY ") and "--from" not in line for name in line.split()[1:-1]]
+    assert len(copied) >= 8
+    for name in copied:
+        assert (REPOSITORY / name).exists() and f"!{name}" in ignore, name
+    assert any(line == f"ARG RAY_IMAGE=rayproject/ray:{RAY}-py311" for line in lines)
+
+
+def test_the_local_configuration_serves_the_index_of_the_demo():
+    config = read(REPOSITORY / "serving" / "config" / "local.yaml")
+    [application] = ServeDeploySchema.model_validate(config).applications
+    job = DemoJob()
+    assert ServeConfig.model_validate(application.args).index == f"{job.output}/{job.num_docs}-documents/index"
+    assert re.search(rf"^DEMO_DOCS \?= {job.num_docs}$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)

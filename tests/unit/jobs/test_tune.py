@@ -1,0 +1,61 @@
+"""jobs.tune: what it measures, and that an index answers by it afterwards."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.tune import TuneConfig, tune
+from ray_lir.base.config import EncoderConfig
+from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.search.searcher import Searcher
+from tests.support.served_index import make_index
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory) -> Path:
+    return make_index(tmp_path_factory.mktemp("tune"))
+
+
+def test_it_sets_what_auto_does_and_keeps_the_curve(index):
+    result = tune(TuneConfig(index=str(index), target="R@10=0.9", num_queries=12))
+    kept = json.loads((index / "versions" / "1" / "tuning.json").read_text())
+    assert kept["choices"] == result["choices"] and len(kept["curve"]) == result["settings"]
+    reached = [point for point in kept["curve"] if point["recall"] >= 0.9]
+    assert result["choices"]["balanced"] == min(reached, key=lambda point: point["p50_ms"])["params"]
+    assert max(point["recall"] for point in kept["curve"]) == 1  # rescoring every document is exact search
+
+    searcher = Searcher.open(str(index))
+    queries = Encoder.load(EncoderConfig(checkpoint=searcher.manifest.contract.checkpoint)).encode_queries(["the bridge on the river"])
+    balanced = searcher.search(queries, 10)[0].params.model_dump(exclude_none=True)
+    assert {name: balanced[name] for name in result["choices"]["balanced"] if name in balanced}["engine"] in ("scan", "warp")
+    assert searcher.search(queries, 10, quality="exact")[0].params.engine == "exact"
+
+
+def test_a_choice_looks_at_more_candidates_for_a_deeper_search(index):
+    tune(TuneConfig(index=str(index), target="R@10=0.9", num_queries=5))
+    planner = Searcher.open(str(index)).planner
+    choice = planner.tuning.choices["balanced"]
+    query = TokenEmbeddings.of([np.eye(planner.manifest.dim)[:20]])
+    near, deep = (planner.plan(query, k)[0].params for k in (100, 1000))
+    name = {"scan": "ncandidates", "warp": "rescore"}[choice.engine]
+    assert getattr(near, name) == max(100, round(400 * choice.share)) * (2 if choice.engine == "warp" else 1)
+    assert getattr(deep, name) == pytest.approx(10 * getattr(near, name), rel=0.01)
+
+
+@pytest.mark.parametrize("target", ["R@10", "nDCG@10=0.5", "R@0=0.9", "R@10=1.5"])
+def test_a_target_that_cannot_be_read_is_told_with_an_example(index, target):
+    with pytest.raises(ConfigError, match="R@10=0.99"):
+        tune(TuneConfig(index=str(index), target=target))
+
+
+def test_a_damaged_file_is_named_with_the_fix(index):
+    path = index / "versions" / "1" / "tuning.json"
+    path.write_text('{"k": 10}')
+    with pytest.raises(FormatError, match=r"jobs\.tune again"):
+        Searcher.open(str(index))
+    path.unlink()
+    assert Searcher.open(str(index)).planner.tuning is None

@@ -1,0 +1,133 @@
+"""ray_lir.Index: text in, hits out."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import ray_lir
+from ray_lir import ConfigError, Index
+from tests.support.checkpoints import put_together
+
+DOCUMENTS = [
+    {"_id": "atp", "title": "Cells", "text": "The mitochondrion makes the energy of a cell.", "year": 2019},
+    {"_id": "zinc", "text": "Zinc fingers bind to the genes of a cell & <more>.", "metadata": {"year": 2021, "tags": ["genes"]}},
+    {"_id": "sea", "text": "The sea is deep and blue.", "year": 2024},
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    return put_together("sentence_transformers", "fixed", tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def index(checkpoint: str, tmp_path: Path) -> Index:
+    return Index.create(tmp_path / "index", DOCUMENTS, encoder=checkpoint)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Index:
+    """With the default encoder, which knows what words mean."""
+    return Index.create(tmp_path_factory.mktemp("trained") / "index", DOCUMENTS)
+
+
+def test_a_document_is_found_by_its_own_words_with_its_fields(trained: Index):
+    hits = trained.search("The sea is deep and blue.", k=2)
+    assert len(hits) == 2 and hits[0].score >= hits[1].score
+    assert (hits[0].doc_id, hits[0].text, hits[0].metadata) == ("sea", DOCUMENTS[2]["text"], {"year": 2024})
+    words = {hits[0].text[match.start : match.end] for match in hits[0].matches if match.field == "text"}
+    assert words & {"sea", "deep", "blue"}
+    assert sum(match.contribution for match in hits[0].matches) == pytest.approx(hits[0].score, abs=0.05)
+
+
+def test_several_queries_give_an_answer_each(index: Index):
+    one, two = index.search(["the sea", "genes"], k=1, matches=False)
+    assert one[0] == index.search("the sea", k=1, matches=False)[0] and two[0].matches == ()
+
+
+def test_filters_are_texts_or_dicts(index: Index):
+    assert {hit.doc_id for hit in index.search("a cell", where="year >= 2020")} == {"zinc", "sea"}
+    assert {hit.doc_id for hit in index.search("a cell", where={"year": {"<": 2020}})} == {"atp"}
+
+
+def test_changes_are_seen_at_once(index: Index):
+    index.add(["Rivers run to the sea.", {"_id": "sea", "text": "The ocean is wide."}])
+    assert len(index) == 4 and "3" in index
+    assert index.get("sea")["text"] == "The ocean is wide."
+    index.delete(["atp", "unknown"])
+    assert len(index) == 3 and "atp" not in index and index.get("atp") is None
+    index.compact()
+    assert repr(index).endswith("3 documents, version 4)")
+    assert {hit.doc_id for hit in index.search("the sea")} == {"zinc", "sea", "3"}
+    assert {hit.doc_id for hit in Index.open(index.path).search("the sea")} == {"zinc", "sea", "3"}
+
+
+def test_added_texts_never_take_the_id_of_another(index: Index):
+    index.add([{"_id": "3", "text": "a third"}, {"_id": "5", "text": "a fifth"}])
+    index.delete(["atp", "zinc"])
+    index.compact()
+    index.add(["one more", "and another"])
+    assert len(index) == 5
+
+
+def test_texts_are_numbered_and_generators_are_read(checkpoint: str, tmp_path: Path):
+    index = Index.create(tmp_path / "index", (text for text in ["one text", "another text"]), encoder=checkpoint)
+    assert [index.get(number)["text"] for number in ("0", "1")] == ["one text", "another text"]
+
+
+def test_a_corpus_path_is_read(checkpoint: str, tmp_path: Path):
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(document) + "\n" for document in DOCUMENTS))
+    assert len(Index.create(tmp_path / "index", tmp_path / "corpus.jsonl", encoder=checkpoint)) == 3
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        ([{"_id": "a", "text": "x"}, {"_id": "a", "text": "y"}], "document 1"),
+        ([{"_id": "a", "title": "no text"}], "no text"),
+        ([{"text": "x"}, {"text": None}], "document 1"),
+        ([7], "document 0 is int"),
+        ({"_id": "a", "text": "x"}, "put one into a list"),
+        ([{"text": "x", "when": object()}], "document 0 holds a value"),
+    ],
+)
+def test_a_document_that_cannot_be_used_is_named_and_nothing_is_written(documents, message, checkpoint: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match=message):
+        Index.create(tmp_path / "index", documents, encoder=checkpoint)
+    assert not (tmp_path / "index").exists()
+
+
+def test_explain_follows_a_document(index: Index):
+    assert index.explain("The sea is deep and blue.", "sea").rank == 1
+    assert index.explain("the sea", "atp", where="year > 2020").dropped_at == "filters"
+    with pytest.raises(ConfigError, match="holds no document 'nothing'"):
+        index.explain("the sea", "nothing")
+
+
+def test_a_notebook_shows_hits_as_a_table(trained: Index):
+    table = trained.search("Zinc fingers bind to the genes of a cell", k=1)._repr_html_()
+    assert table.startswith("<table>") and "<mark>" in table and "&lt;more&gt;" in table
+
+
+@pytest.mark.parametrize("name", ray_lir.__all__)
+def test_public_names_have_a_docstring(name: str):
+    assert getattr(ray_lir, name).__doc__
+
+
+def test_many_added_texts_pass_over_numbers_that_are_ids(index: Index):
+    index.add([{"_id": str(number), "text": f"number {number}"} for number in (70, 90)])
+    index.add([f"text {number}" for number in range(100)])
+    assert len(index) == 105 and index.get("70")["text"] == "number 70" and index.get("90")["text"] == "number 90"
+
+
+def test_an_id_that_a_text_before_it_was_given_is_refused(index: Index):
+    with pytest.raises(ConfigError, match="document 1 has the id '3'"):
+        index.add(["a text", {"_id": "3", "text": "another"}])
+    index.add([{"_id": "3", "text": "another"}, "a text"])
+    assert len(index) == 5 and index.get("3")["text"] == "another" and index.get("4")["text"] == "a text"
+
+
+def test_hits_carry_the_best_passage_and_its_words(trained: Index):
+    [hit] = trained.search("energy of a cell", k=1)
+    assert hit.snippet.text == hit.text and "energy" in {hit.text[mark.start : mark.end] for mark in hit.highlights if mark.field == "text"}
