@@ -79,7 +79,7 @@ def load_dataset(folder_or_name: storage.PathOrUrl, split: str = "test") -> Data
         ConfigError: if there is no such folder or split, or a download fails.
         FormatError: if a file is missing, a line is malformed, or a judged query has no text.
     """
-    folder = _find_folder(storage.spelled(folder_or_name))
+    folder = find_dataset(storage.spelled(folder_or_name))
     qrels = _read_qrels(folder, split)
     texts = _read_queries(folder)
     unknown = [query_id for query_id in qrels if query_id not in texts]
@@ -93,7 +93,12 @@ def load_dataset(folder_or_name: storage.PathOrUrl, split: str = "test") -> Data
     return Dataset(storage.name_of(folder), split, {query_id: texts[query_id] for query_id in qrels}, qrels, folder)
 
 
-def _find_folder(folder_or_name: str) -> str:
+def find_dataset(folder_or_name: str) -> str:
+    """Return the folder or URL of a collection; a BEIR dataset is downloaded to the cache if it is not there.
+
+    Raises:
+        ConfigError: There is no such folder and no BEIR dataset of this name, or the download fails.
+    """
     if storage.is_folder(folder_or_name):
         return storage.absolute(folder_or_name)
     name, _, part = folder_or_name.partition("/")

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray_lir import storage
@@ -16,8 +16,13 @@ DeadRow = dict[str, Any]
 """A refused row: `reason`, `file`, `line`, and the row itself as `row` (text) or `row_base64` (bytes that are not UTF-8)."""
 
 
-def parse_chunk(chunk: Chunk) -> tuple[list[Document], list[DeadRow]]:
-    """Parse the rows of a chunk, and set apart the rows that are refused."""
+def parse_chunk(chunk: Chunk, check: Callable[[Document], None] | None = None) -> tuple[list[Document], list[DeadRow]]:
+    """Parse the rows of a chunk, and set apart the rows that are refused.
+
+    Args:
+        chunk: The rows.
+        check: Raises BadRow for a document that is refused for another reason; None accepts all.
+    """
     documents: list[Document] = []
     dead: list[DeadRow] = []
     for position, (line, row) in enumerate(zip(chunk.lines, chunk.rows, strict=True)):
@@ -25,6 +30,8 @@ def parse_chunk(chunk: Chunk) -> tuple[list[Document], list[DeadRow]]:
             document = parse_document(row)
             if position in chunk.repeated:
                 raise BadRow(repeats(document.doc_id, chunk.kept))
+            if check:
+                check(document)
             documents.append(document)
         except BadRow as error:
             dead.append({"reason": str(error), "file": chunk.file, "line": line, **_readable(row)})

@@ -94,10 +94,10 @@ def test_where_nothing_moves_any_more_the_rest_is_begun_anew(
     ray_cluster, corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 ):
     """A worker that is stopped answers as one whose machine is lost for good: not at all."""
-    from ray_lir.distributed import encode
+    from ray_lir.distributed import encode, pipeline
 
     config = EncoderConfig(checkpoint=checkpoint)
-    monkeypatch.setattr(encode, "PATIENCE_S", 15.0)
+    monkeypatch.setattr(pipeline, "PATIENCE_S", 15.0)
     before = workers("_EncodingWorker")  # of another test, about to end
     stopped: list[int] = []
 
