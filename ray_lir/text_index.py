@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, overload
@@ -15,6 +14,7 @@ from ray_lir import storage
 from ray_lir.api.search import MARKED_FRACTION, Highlight, Snippet
 from ray_lir.base.arguments import id_list, text_list
 from ray_lir.base.config import Config, EncoderConfig, IndexConfig
+from ray_lir.base.derived import derived
 from ray_lir.base.errors import ConfigError
 from ray_lir.building.build import build_index
 from ray_lir.building.compact import Compaction, compact_index
@@ -151,7 +151,8 @@ class Index:
         """
         return cls(path)
 
-    @cached_property
+    @property
+    @derived
     def encoder(self) -> Encoder:
         return Encoder.for_contract(self.manifest.contract)
 

@@ -3,7 +3,6 @@
 Only the thread that forks exists in the child. A lock that another thread held at that moment would stay locked there for ever.
 """
 
-import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -29,12 +28,3 @@ def after_fork(function: Callable[[], None]) -> Callable[[], None]:
 def _open_locks() -> None:
     for lock in list(_locks):
         lock._at_fork_reinit()
-
-
-class cached_property(functools.cached_property):
-    """`functools.cached_property`, usable after a fork: before Python 3.12 it holds one lock for all instances while it computes."""
-
-    def __init__(self, function: Callable[[Any], Any]):
-        super().__init__(function)
-        if hasattr(self, "lock"):
-            fork_safe(self.lock)

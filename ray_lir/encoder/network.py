@@ -3,13 +3,13 @@ docs/algorithms.md#13-projection-and-normalisation, and a scorer's token weights
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ray_lir.base.config import Config
+from ray_lir.base.derived import derived
 from ray_lir.encoder import unpadded
 from ray_lir.scorers import MaxSim, Scorer
 from ray_lir.scorers.batches import EmbeddedTexts, TokenBatch, in_full_rows
@@ -58,7 +58,6 @@ class Network(nn.Module):
         self.normalize = normalize
         self.dim: int = layers[-1].linear.out_features if layers else backbone.config.hidden_size
         self.scorer = scorer or MaxSim(self.dim, Config())
-        self._ready: unpadded.UnpaddedBert | None = None
 
     def queries(self, batch: TokenBatch) -> EmbeddedTexts:
         """Queries with the scorer's weights of their tokens; differentiable. Rows outside the mask are zeros (masked before the norm)."""
@@ -77,12 +76,8 @@ class Network(nn.Module):
     def train(self, mode: bool = True) -> "Network":
         """As every module's. What was made of weights that are trained is forgotten: a fused optimiser does not count its changes."""
         if mode:
-            self._ready = None
+            unpadded_pass.forget(self)
         return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what is made ready for encoding: oneDNN's order of the weights can neither be copied nor pickled."""
-        return self.__dict__ | {"_ready": None}
 
     def _embed(self, batch: TokenBatch, weigh: Callable[[Tensor, Attention | None], Tensor | None]) -> EmbeddedTexts:
         projected, attention = self._project(batch)
@@ -116,6 +111,14 @@ class Network(nn.Module):
             return None
         if not unpadded.has_tokens(batch):
             return None
-        if self._ready is None or not self._ready.is_current:
-            self._ready = unpadded.UnpaddedBert(self.backbone) if unpadded.suits(self.backbone) else None
-        return self._ready
+        fast_pass = unpadded_pass(self)
+        if fast_pass is not None and not fast_pass.is_current:
+            unpadded_pass.forget(self)
+            fast_pass = unpadded_pass(self)
+        return fast_pass
+
+
+@derived
+def unpadded_pass(network: Network) -> unpadded.UnpaddedBert | None:
+    """Return the forward pass without padding, with weights in oneDNN's order; None if the backbone has no such pass."""
+    return unpadded.UnpaddedBert(network.backbone) if unpadded.suits(network.backbone) else None

@@ -10,8 +10,8 @@ from safetensors.numpy import load, save
 
 from ray_lir import storage
 from ray_lir.base.config import CodecConfig
+from ray_lir.base.derived import derived
 from ray_lir.base.errors import ConfigError, FormatError
-from ray_lir.base.forking import cached_property
 from ray_lir.base.parallel import one_blas_thread
 from ray_lir.index.manifest import IndexManifest
 from ray_lir.index.relation import PairEncoder
@@ -72,12 +72,14 @@ class ResidualCodec:
         """The smallest type that holds a centroid's number."""
         return np.dtype(np.uint16 if self.num_centroids <= 1 << 16 else np.uint32)
 
-    @cached_property
+    @property
+    @derived
     def centroids_f32(self) -> np.ndarray:
         """[C, D] float32, for arithmetic."""
         return self.centroids.astype(np.float32)
 
-    @cached_property
+    @property
+    @derived
     def centroid_words(self) -> np.ndarray:
         """[C, D rounded up to even] int16, times 2^14, for integer arithmetic."""
         words = np.round(self.centroids_f32 * 2**WORD_BITS).astype(np.int16)

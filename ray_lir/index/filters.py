@@ -28,8 +28,9 @@ from pydantic import (
 )
 
 from ray_lir.base.config import Config, canonical_json, parse_json
+from ray_lir.base.derived import derived
 from ray_lir.base.errors import ConfigError, FormatError
-from ray_lir.base.forking import cached_property, fork_safe
+from ray_lir.base.forking import fork_safe
 from ray_lir.base.ids import look_up_id
 from ray_lir.index import filter_text
 
@@ -303,7 +304,8 @@ class FilteredDocuments:
         """The fields of the filters that no document has, each with the names of the fields that some have."""
         return {_field_name(field): self.field_names for field in filters.fields if not self.has_field(field)}
 
-    @cached_property
+    @property
+    @derived
     def field_names(self) -> frozenset[str]:
         """Paths of the metadata's fields, in a sample of the documents."""
         import numpy as np

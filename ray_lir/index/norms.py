@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ray_lir.base.derived import derived
 from ray_lir.base.errors import ConfigError
-from ray_lir.base.resident import Resident
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.index.shard import IndexShard
 
@@ -131,5 +131,7 @@ class NormCodes:
         return pairs, scores
 
 
-norm_codes: Resident[NormCodes] = Resident(NormCodes.of)
-"""A shard's, made when an engine first looks for candidates in an index of vectors of several lengths."""
+@derived
+def norm_codes(shard: IndexShard) -> NormCodes:
+    """Return the centroid-length pairs of a shard. Engines need them in an index whose vectors differ in length."""
+    return NormCodes.of(shard)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ray_lir.base.forking import cached_property
+from ray_lir.base.derived import derived
 from ray_lir.base.parallel import one_blas_thread
 from ray_lir.embeddings.relation import EPSILON, Relation
 
@@ -81,7 +81,8 @@ class PairEncoder:
         rows = (np.ascontiguousarray(array, np.float32) for array in arrays)
         return cls(*rows, weight=relation.weight, by_cosine=relation.alignment == "cosine")
 
-    @cached_property
+    @property
+    @derived
     def unit(self) -> float:
         """What both halves and the bias are multiplied with for arithmetic in 16-bit words: no pair's hidden layer is then longer than 2^15
         before its norm."""
@@ -132,7 +133,8 @@ class PairEncoder:
         """[n], these times the sum of the z_k: 0 but for the whole units that kernels round to what is added up."""
         return np.abs(factors_n1[:, 0]) * (0.1 + 3 * len(self.bias) / (self.unit * np.sqrt(EPSILON)))
 
-    @cached_property
+    @property
+    @derived
     def _grid(self) -> tuple[np.ndarray, np.ndarray]:
         """[G] values of z, past its largest on both sides; [D, G] float32, the hidden layer of each component."""
         steps = int(np.sqrt(len(self.bias)) / GRID) + 1

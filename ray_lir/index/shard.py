@@ -13,16 +13,15 @@ What was deleted since stays in the files; its numbers lie in the version's tomb
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ray_lir import storage
+from ray_lir.base.derived import derived
 from ray_lir.base.errors import FormatError
-from ray_lir.base.forking import cached_property
 from ray_lir.index import documents, postings
 from ray_lir.index.arrays import FIX, check_array, map_array, read_array
 from ray_lir.index.filters import FilteredDocuments, Filters
@@ -52,16 +51,13 @@ class IndexShard:
     Source: rho of docs/algorithms.md#7-one-factored-form.
     None: every token weighs one."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        """The fields alone: what is derived from them is made again where it is needed, and some of it cannot be pickled."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
     @property
     def num_docs(self) -> int:
         """With those that are deleted."""
         return len(self.doc_offsets) - 1
 
-    @cached_property
+    @property
+    @derived
     def live(self) -> np.ndarray | None:
         """Numbers inside the shard of the documents that are not deleted, ascending; None if none is."""
         return None if self.deleted is None else np.delete(np.arange(self.num_docs), self.deleted)
@@ -71,11 +67,13 @@ class IndexShard:
         """Numbers inside the shard of the documents that a search may find, ascending."""
         return np.arange(self.num_docs) if self.live is None else self.live
 
-    @cached_property
+    @property
+    @derived
     def _filtered(self) -> FilteredDocuments:
         return FilteredDocuments(self.documents, self.live)
 
-    @cached_property
+    @property
+    @derived
     def _grouped(self) -> tuple[np.ndarray, np.ndarray]:
         return postings.group(self.codes, self.num_centroids)
 
@@ -89,13 +87,15 @@ class IndexShard:
         """[C + 1] int64: where each centroid's postings begin."""
         return self._grouped[1]
 
-    @cached_property
+    @property
+    @derived
     def posting_documents(self) -> np.ndarray:
         """[T] uint32: the document of each posting, beside it: a probe has enough to do with the residuals, which lie anywhere."""
         documents = np.repeat(np.arange(self.num_docs, dtype=np.uint32), np.diff(self.doc_offsets))
         return documents[self.postings]
 
-    @cached_property
+    @property
+    @derived
     def posting_ratios(self) -> np.ndarray:
         """[T] float32: scales[1] / scales[0] of each posting's token, likewise."""
         scales = self.scales.astype(np.float32)

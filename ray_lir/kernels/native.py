@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ray_lir.base.derived import derived
 from ray_lir.base.errors import KernelUnavailable
 from ray_lir.base.parallel import one_blas_thread
-from ray_lir.base.resident import Resident
 from ray_lir.embeddings.relation import EPSILON
 
 if TYPE_CHECKING:
@@ -141,8 +141,9 @@ def residual_maxsim(
     )
 
 
+@derived
 @one_blas_thread()
-def _relation_encoder(codec: "ResidualCodec") -> tuple[Any, np.ndarray]:
+def relation_encoder(codec: "ResidualCodec") -> tuple[Any, np.ndarray]:
     pairs, unit, width = codec.pairs, codec.pairs.unit, -(-codec.dim // 64) * 64
     halves = unit * np.stack([pairs.before, pairs.after])
     step = np.abs(halves).max() / 2 / 126 or 1
@@ -170,11 +171,6 @@ def _whole(halves: np.ndarray) -> np.ndarray:
     excess = rounded.sum(axis=1, keepdims=True)
     order = np.argsort((halves - rounded) * np.sign(excess), axis=1).argsort(axis=1)
     return rounded - np.sign(excess) * (order < np.abs(excess))
-
-
-relation_encoder: Resident[tuple[Any, np.ndarray]] = Resident(_relation_encoder)
-"""Of a codec TRIAL's relation encoder in fixed-point numbers, and what its centroids add to hidden layers as the first and as the second of
-a pair: 4 D bytes a centroid."""
 
 
 def relation_maxsim(
@@ -242,13 +238,14 @@ def scan_codes(isa: str, threads: int, table: ByteTable, weights_n: np.ndarray, 
     return module().byte_maxsim(isa, table.bytes, factors, base, *distinct_codes(shard), None, None, threads)
 
 
-def _distinct_codes(shard: "IndexShard") -> tuple[np.ndarray, np.ndarray]:
+@derived
+def distinct_codes(shard: "IndexShard") -> tuple[np.ndarray, np.ndarray]:
+    """Return each document's centroids without repetition, and the offsets of documents in them.
+
+    About half of a text's tokens share their centroid with another token of the same text. Made when the shard is first scanned, in
+    nanoseconds a token.
+    """
     return module().distinct_codes(shard.codes, shard.doc_offsets, shard.num_centroids)
-
-
-distinct_codes: Resident[tuple[np.ndarray, np.ndarray]] = Resident(_distinct_codes)
-"""Of a shard every document's centroids, each once, and the offsets of documents in them: about half of a text's tokens share theirs
-with another of the same text. Found in nanoseconds a token, when the shard is first scanned."""
 
 
 def probe(

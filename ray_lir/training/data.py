@@ -5,11 +5,11 @@ import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from ray_lir.base.config import TrainingConfig
+from ray_lir.base.derived import derived
 from ray_lir.base.errors import ConfigError
 from ray_lir.embeddings.truncation import TruncationCounts
 from ray_lir.encoder.tokenization import TextTokenizer
@@ -36,7 +36,8 @@ class TrainingData:
     lists: list[tuple[tuple[int, ...], ...]]
     teacher: list[tuple[tuple[float, ...], ...]] | None = None
 
-    @cached_property
+    @property
+    @derived
     def positives(self) -> list[tuple[int, ...]]:
         """For each query, the numbers of its known positives."""
         return [tuple(dict.fromkeys(documents[0] for documents in lists)) for lists in self.lists]

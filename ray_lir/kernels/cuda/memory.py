@@ -7,8 +7,8 @@ import numpy as np
 import torch
 import triton
 
+from ray_lir.base.derived import derived
 from ray_lir.base.errors import KernelUnavailable
-from ray_lir.base.resident import Resident
 from ray_lir.kernels import reference
 from ray_lir.kernels.cuda.tiles import Tiles, cut
 
@@ -104,7 +104,8 @@ def padded(vectors_TD: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(vectors_TD, (0, max(SMALLEST, triton.next_power_of_2(dim)) - dim))
 
 
-def _place_shard(shard: "IndexShard") -> ShardMemory:
+@derived
+def shard_memory(shard: "IndexShard") -> ShardMemory:
     doc_offsets = upload(np.ascontiguousarray(shard.doc_offsets, np.int64))
     return ShardMemory(
         codes=upload(shard.codes),
@@ -117,11 +118,8 @@ def _place_shard(shard: "IndexShard") -> ShardMemory:
     )
 
 
-def _place_codec(codec: "ResidualCodec") -> CodecMemory:
+@derived
+def codec_memory(codec: "ResidualCodec") -> CodecMemory:
     halves = upload(codec.centroids)
     byte_values = reference.residual_values(np.arange(256, dtype=np.uint8)[:, None], codec.weights).astype(np.float16)
     return CodecMemory(halves.float(), padded(halves).contiguous(), upload(byte_values), codec.nbits)
-
-
-shard_memory = Resident(_place_shard)
-codec_memory = Resident(_place_codec)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ray_lir.base.resident import Resident
+from ray_lir.base.derived import derived
 from ray_lir.kernels.cuda.memory import codec_memory, device, download, shard_memory, upload
 from ray_lir.kernels.cuda.scoring import table_memory
 
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from ray_lir.index.codec import ResidualCodec
     from ray_lir.index.shard import IndexShard
 
-posting_memory: Resident[tuple[torch.Tensor, torch.Tensor]] = Resident(
-    lambda shard: (upload(shard.postings.astype(np.int64)), upload(shard.posting_offsets))
-)
+
+@derived
+def posting_memory(shard: "IndexShard") -> tuple[torch.Tensor, torch.Tensor]:
+    return upload(shard.postings.astype(np.int64)), upload(shard.posting_offsets)
 
 
 def probe(

@@ -10,23 +10,24 @@ import torch
 import triton
 import triton.language as tl
 
-from ray_lir.base.resident import Resident
+from ray_lir.base.derived import derived
 from ray_lir.kernels import reference
 from ray_lir.kernels.cuda.memory import codec_memory, device, download, padded, shard_memory, upload
 from ray_lir.kernels.cuda.postings import residual_values
 
 if TYPE_CHECKING:
     from ray_lir.index.codec import ResidualCodec
-    from ray_lir.index.relation import PairTerms
+    from ray_lir.index.relation import PairEncoder, PairTerms
     from ray_lir.index.shard import IndexShard
 
 BLOCK_TOKENS = 1 << 18
 """Tokens whose halves are held at a time: with 128 dimensions 0.4 GB."""
 TILE = 32
 
-pair_memory: "Resident[tuple[torch.Tensor, ...]]" = Resident(
-    lambda pairs: tuple(upload(row) for row in (pairs.before.T.copy(), pairs.after.T.copy(), pairs.bias, pairs.scale, pairs.shift))
-)
+
+@derived
+def relation_memory(pairs: "PairEncoder") -> tuple[torch.Tensor, ...]:
+    return tuple(upload(row) for row in (pairs.before.T.copy(), pairs.after.T.copy(), pairs.bias, pairs.scale, pairs.shift))
 
 
 def relation_maxsim(
@@ -57,7 +58,7 @@ def _block(
 ) -> np.ndarray:
     """[N] of documents that have tokens."""
     placed = shard_memory(shard)
-    before, after, bias, scale, shift = pair_memory(codec.pairs)
+    before, after, bias, scale, shift = relation_memory(codec.pairs)
     token_numbers, offsets = shard.tokens(numbers)
     tokens = upload(token_numbers)
     vectors = _decoded(tokens, shard, codec)

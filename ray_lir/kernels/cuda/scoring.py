@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import triton
 
-from ray_lir.base.resident import Resident
+from ray_lir.base.derived import derived
 from ray_lir.kernels import reference
 from ray_lir.kernels.cuda.memory import SMALLEST, CodecMemory, codec_memory, device, download, padded, shard_memory, upload
 from ray_lir.kernels.cuda.programs import code_programs, residual_programs
@@ -25,8 +25,11 @@ MOST_QUERY_VALUES = MOST_COLUMNS * 128
 BLOCK_SCORES = 1 << 28
 """Products of plain vectors held at a time."""
 
-table_memory: Resident[torch.Tensor] = Resident(upload)
-"""Tables of centroid scores: `centroid_scores` leaves here what it made."""
+
+@derived
+def table_memory(table_CL: np.ndarray) -> torch.Tensor:
+    """Return a table of centroid scores on the device; `centroid_scores` puts the tensor of each table it makes here."""
+    return upload(table_CL)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertMode
 from ray_lir.base.config import AttentionConfig, EncoderConfig
 from ray_lir.encoder import unpadded
 from ray_lir.encoder.encoder import Encoder
-from ray_lir.encoder.network import Dense, Network
+from ray_lir.encoder.network import Dense, Network, unpadded_pass
 from ray_lir.scorers.attention import Attention
 from ray_lir.scorers.batches import TokenBatch, pad
 
@@ -41,7 +41,7 @@ def batch(lengths: Sequence[int], attended: Sequence[int] | None = None) -> Toke
 def both(model: Network, texts: TokenBatch):
     with torch.inference_mode():
         found = model.documents(texts)
-        assert model._ready, "the padded pass was taken"
+        assert model in unpadded_pass and unpadded_pass(model), "the padded pass was taken"
     expected = model.documents(texts)  # with gradients
     assert expected.vectors.requires_grad
     return found, expected
@@ -106,7 +106,7 @@ def test_an_adapter_in_the_place_of_a_layer_is_not_passed_over() -> None:
     assert not unpadded.suits(model.backbone)
     with torch.inference_mode():
         found = model.documents(texts)
-    assert model._ready is None
+    assert unpadded_pass(model) is None
     torch.testing.assert_close(found.vectors, model.documents(texts).vectors, rtol=0, atol=2e-5)
 
 
@@ -120,7 +120,7 @@ def test_training_and_autocast_keep_the_padded_pass() -> None:
         model.documents(texts)
     with torch.no_grad():
         model.train().documents(texts)
-    assert model._ready is None
+    assert model not in unpadded_pass
 
 
 def test_an_encoder_that_has_encoded_can_be_copied_and_pickled() -> None:
