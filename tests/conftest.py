@@ -1,4 +1,4 @@
-"""What tests share: one Ray cluster for the session, and the folder of real collections."""
+"""Fixtures that all tests share: one Ray cluster for each session, and the folder of real collections."""
 
 import os
 from collections.abc import Iterator
@@ -9,9 +9,17 @@ from hypothesis import settings
 
 settings.register_profile("patient", deadline=None)  # a test does not fail because the machine is busy
 settings.load_profile("patient")
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for a model hub
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test downloads from a model hub
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ.pop("RAY_ADDRESS", None)  # nor for somebody's cluster
+os.environ.pop("RAY_ADDRESS", None)  # no test uses a cluster that it did not start
+CLUSTER = Path(__file__).parent / "cluster"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test in tests/cluster with `ray`."""
+    for item in items:
+        if item.path.is_relative_to(CLUSTER):
+            item.add_marker("ray")
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +34,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Small networks compute in one thread: they would only wait for others."""
+    """Run torch in one thread: small networks gain nothing from more."""
     import torch
 
     before = torch.get_num_threads()

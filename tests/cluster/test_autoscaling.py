@@ -25,7 +25,7 @@ from tests.support.corpora import write_rows
 from tests.support.processes import descendants
 from tests.support.repository import REPOSITORY
 
-pytestmark = [pytest.mark.ray, pytest.mark.clusters]
+pytestmark = pytest.mark.clusters
 
 PATIENCE_S = 120
 MOST_MACHINES = 2

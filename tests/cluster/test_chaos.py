@@ -9,7 +9,7 @@ from bench.chaos import disturb
 from bench.disturbed import make_inputs, steps_repeated
 from tests.support.clusters import NOTICED_SOON, machines
 
-pytestmark = [pytest.mark.ray, pytest.mark.clusters]
+pytestmark = pytest.mark.clusters
 
 
 def test_an_update_whose_driver_and_workers_are_killed_ends_with_the_same_bytes(tmp_path: Path):

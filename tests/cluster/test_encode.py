@@ -22,8 +22,6 @@ from tests.support.corpora import write_rows
 from tests.support.processes import descendants
 from tests.support.repository import REPOSITORY
 
-pytestmark = pytest.mark.ray
-
 ROWS = [
     {"_id": f"d{number}", "title": f"Title {number}", "text": f"the text of document {number} " * (number % 7)} for number in range(120)
 ]

@@ -24,8 +24,6 @@ from tests.support.corpora import write_rows
 from tests.support.processes import descendants
 from tests.support.repository import REPOSITORY
 
-pytestmark = pytest.mark.ray
-
 RAY = Path(sys.executable).parent / "ray"
 PATIENCE = 120.0
 

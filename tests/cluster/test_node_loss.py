@@ -11,13 +11,12 @@ from ray_lir.base.config import ClusteringConfig, EncoderConfig, IndexConfig
 from ray_lir.building.build import build_index
 from ray_lir.encoder.corpus_encoder import encode_corpus
 from tests.fixtures.tiny import WORDS, bert
-from tests.support import translated_words
 from tests.support.clusters import NOTICED_SOON, Machines, machines, wait_for_files
 from tests.support.corpora import write_rows
-from tests.unit.building.test_update import tree
-from tests.unit.jobs.test_train import curve, flags, train_here
+from tests.support.index_files import tree
+from tests.support.training_jobs import curve, flags, make_place, train_here
 
-pytestmark = [pytest.mark.ray, pytest.mark.clusters]
+pytestmark = pytest.mark.clusters
 
 DOCS_PER_PART = 4
 ROWS = [{"_id": f"d{n}", "text": " ".join(WORDS[(n * step) % len(WORDS)] for step in range(1, 9 + n % 20))} for n in range(240)]
@@ -77,8 +76,7 @@ def test_an_index_is_built_on_the_machine_that_comes_instead(whole: Machines, pl
 
 
 def test_training_goes_on_from_its_checkpoint_on_another_machine(whole: Machines, one_thread, tmp_path: Path):
-    translated_words.write_collection(tmp_path / "words")
-    translated_words.write_checkpoint(tmp_path / "tiny")
+    make_place(tmp_path)
     job = whole.start("train", *flags(tmp_path, "trained", dev_split="train"))
     wait_for_files(job, tmp_path / "trained", "state/train-*/checkpoint_manager_snapshot.json")
     [(machine, _)] = whole.running("RayTrainWorker")

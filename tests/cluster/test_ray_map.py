@@ -9,8 +9,6 @@ import pytest
 
 from ray_lir.base.errors import FormatError
 
-pytestmark = pytest.mark.ray
-
 
 def test_results_come_in_order_and_byte_identical_to_map(ray_cluster):
     from ray_lir.distributed.ray_map import ray_map

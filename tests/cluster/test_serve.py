@@ -17,8 +17,6 @@ from ray_lir.index.filters import Filters
 from ray_lir.search.searcher import Searcher
 from tests.support.served_index import QUERIES, delete, make_index, serve_started
 
-pytestmark = pytest.mark.ray
-
 ENGINE_PARAMS = [
     ("auto", {}),
     ("exact", {}),

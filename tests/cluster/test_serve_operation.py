@@ -22,8 +22,6 @@ from ray_lir.storage.manifest import LATEST
 from tests.support.repository import REPOSITORY
 from tests.support.served_index import QUERIES, make_index, serve_started
 
-pytestmark = pytest.mark.ray
-
 RARE = {"ray_lir_refused_requests_total"}
 """Metrics that are not exported until there is something to count."""
 READ, ADMIN = "read-0123456789abcdef", "admin-0123456789abcdef"

@@ -12,8 +12,6 @@ from ray_lir.encoder.encoder import Encoder
 from ray_lir.search.searcher import Searcher
 from tests.support.served_index import QUERIES, make_index, serve_started
 
-pytestmark = pytest.mark.ray
-
 ADMIN = "admin-0123456789abcdef"
 
 

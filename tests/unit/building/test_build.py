@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,13 +18,8 @@ from ray_lir.embeddings.folder import save_embeddings
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.kernels import reference
 from ray_lir.search.searcher import Searcher
+from tests.support.index_files import tree
 from tests.support.synthetic import collection, queries_about
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    """Every file of an index but the timings."""
-    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != "provenance.json"]
-    return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +40,6 @@ def test_the_bytes_do_not_depend_on_the_map(embeddings, tmp_path):
     build_index(embeddings, str(tmp_path / "b"))
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
     assert not list((tmp_path / "a").glob("_work*")) and not list((tmp_path / "a").rglob(".*"))
-
-
-@pytest.mark.ray
-def test_the_bytes_are_the_same_when_ray_runs_the_steps(embeddings, tmp_path, ray_cluster):
-    from ray_lir.distributed.ray_map import ray_map
-
-    build_index(embeddings, str(tmp_path / "a"), map=map)
-    build_index(embeddings, str(tmp_path / "b"), map=ray_map)
-    assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
 def test_codec_and_cluster_sizes_do_not_depend_on_the_shards(embeddings, tmp_path):

@@ -32,6 +32,7 @@ from ray_lir.index.versions import latest_version, read_version
 from ray_lir.search.searcher import Searcher
 from ray_lir.storage.exclusive import create_bytes
 from ray_lir.storage.manifest import LATEST
+from tests.support.index_files import tree
 from tests.support.synthetic import collection, queries_about, unit
 from tests.unit.storage.test_s3 import bucket  # noqa: F401
 
@@ -63,12 +64,6 @@ def fresh(folder: Path, documents: TokenEmbeddings, codec_from: Path) -> Path:
     """An index built anew from these documents with the codec of another."""
     build_index(documents, str(folder), IndexConfig(codec_from=str(codec_from)))
     return folder
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    """Every file of an index but the timings."""
-    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != "provenance.json"]
-    return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -429,18 +424,6 @@ def test_too_few_documents_say_nothing_about_the_codec(tmp_path):
     build_index(collection(5), str(tmp_path / "small"))
     assert read_version(str(tmp_path / "small")).held_out_residual_norm is None
     assert advice(update_index(str(tmp_path / "small"), many).manifest) is None
-
-
-@pytest.mark.ray
-def test_the_bytes_are_the_same_when_ray_runs_the_steps(template, tmp_path, ray_cluster):
-    from ray_lir.distributed.ray_map import ray_map
-
-    save_embeddings(str(tmp_path / "add"), some(range(190, 300)))
-    here, there = (Path(shutil.copytree(template, tmp_path / name)) for name in ("here", "there"))
-    for index, spread in ((here, map), (there, ray_map)):
-        change_much(index, tmp_path / "add", spread)
-        compact_index(str(index), 3, map=spread)
-    assert tree(here) == tree(there)
 
 
 def test_an_index_on_s3_is_updated_and_compacted_as_on_a_disk(index, bucket, tmp_path):  # noqa: F811

@@ -27,9 +27,9 @@ from ray_lir.index.versions import latest_version, read_version
 from ray_lir.search.searcher import Searcher
 from tests.fixtures.tiny import WORDS, bert
 from tests.support.corpora import write_rows
+from tests.support.index_files import tree
 from tests.support.repository import REPOSITORY
 from tests.support.served_index import QUERIES, make_index
-from tests.unit.building.test_update import tree
 
 ROWS = [{"_id": f"new-{i}", "text": " ".join(np.random.default_rng(i).choice(WORDS, 12))} for i in range(40)]
 ROWS += [{"_id": "doc-7", "text": "the doc that was replaced"}, {"_id": "bad"}]
@@ -189,16 +189,6 @@ def test_pooled_documents_are_fewer_vectors_under_a_contract_of_their_own(made, 
     assert read_version(str(tmp_path / "index")).contract.fingerprint == built.contract.fingerprint
     with pytest.raises(IncompatibleError, match="pooling_factor is 1 against 3"):
         change(tmp_path / "index", made, add=str(made / "embeddings"))
-
-
-@pytest.mark.ray
-def test_on_ray_the_bytes_are_the_same(ray_cluster, one_thread, made, index, tmp_path):
-    there = Path(shutil.copytree(index, tmp_path / "there"))
-    change(index, made)
-    change(there, made, where="ray")
-    compact.run(compact.CompactJob(index=str(index), where="here"))
-    compact.run(compact.CompactJob(index=str(there)))
-    assert tree(there) == tree(index)
 
 
 MESSY = [

@@ -96,7 +96,6 @@ def test_every_kind_of_fault_is_waited_out_and_the_bytes_are_the_same(
     assert counts["repeated"] > 10
 
 
-@pytest.mark.ray
 def test_a_second_implementation_of_s3_gives_the_same_bytes_through_the_same_faults(
     corpus: Path, checkpoint: str, undisturbed: tuple[bytes, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -1,0 +1,28 @@
+"""What a cluster lacks for a job, as one line."""
+
+import pytest
+
+from ray_lir.distributed.room import Demand, what_is_missing
+
+NODES = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("demands", "problem"),
+    [
+        ([Demand("worker", {"CPU": 2, "GPU": 1})], None),
+        ([Demand("worker", {"CPU": 3}, 2)], None),
+        ([Demand("encoder", {"GPU": 2})], "each encoder needs 2 GPUs, but the Ray cluster has 1"),
+        ([Demand("encoder", {"CPU": 5})], "each encoder needs 5 CPUs, but the Ray cluster has 6, and no machine more than 4"),
+        ([Demand("encoder", {"GPU": 0.6}, 2)], "1.2 GPUs are needed (2 x encoder with 0.6), but the Ray cluster has 1"),
+        ([Demand("encoder", {"CPU": 4}), Demand("group", {"CPU": 1}, 3)], "7 CPUs are needed"),
+        ([Demand("encoder", {"CPU": 0})], None),
+    ],
+)
+def test_what_is_missing_says_what_is_needed_and_what_there_is(demands, problem):
+    found = what_is_missing(demands, NODES)
+    assert (found is None) if problem is None else found.startswith(problem)
+
+
+def test_no_machine_at_all_has_no_gpu():
+    assert what_is_missing([Demand("encoder", {"GPU": 0.5})], []) == "each encoder needs 0.5 GPUs, but the Ray cluster has 0"
