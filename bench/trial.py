@@ -132,7 +132,7 @@ def on_index(url: str, fresh: Trial, kernels: Kernels, runs: int, num_queries: i
             rescore([related], shard, codec, kernels, [best_first[:1]])  # makes what is made once of the codec and of the query
             time.sleep(0.2)  # until threads of BLAS, which made something of the relation encoder, spin no more
             for count, k in ((CANDIDATES, 10), (CANDIDATES, 100), (shard.num_docs, 10), (shard.num_docs, 100)):
-                candidates, best = np.sort(best_first[:count]), replace(related, keeps=(k,))
+                candidates, best = np.sort(best_first[:count]), replace(related, stage_limits=(k,))
                 [(answers, _)] = rescore([best], shard, codec, kernels, [candidates])
                 spent = three_ways(best, shard, codec, kernels, candidates, runs // 4)
                 rows.setdefault((factor, count, k), []).append([*spent, int(np.isfinite(answers).sum())])
@@ -152,7 +152,7 @@ def three_ways(
     plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, candidates: np.ndarray, runs: int
 ) -> list[float]:
     """Milliseconds by MaxSim, with relations of all candidates, and with those of the candidates that can be among the plan's best."""
-    plans = (replace(plan, relation=None), replace(plan, keeps=(len(candidates),)), plan)
+    plans = (replace(plan, relation=None), replace(plan, stage_limits=(len(candidates),)), plan)
     return [timed(each, shard, codec, kernels, candidates, runs) for each in plans]
 
 

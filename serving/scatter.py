@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ray_lir.base.errors import FormatError, ShardUnavailable
-from ray_lir.engines.plan import QueryPlan, TopK, merge
+from ray_lir.engines.plan import QueryPlan, TopK
+from ray_lir.engines.stages import StageCall, StageLoop
 from ray_lir.index.filters import Filters, unknown_field_warnings
 from ray_lir.kernels import Kernels
 from ray_lir.search.explain import TokenMatches
@@ -115,30 +116,28 @@ class Scatter:
     async def _search(self, plans: list[QueryPlan], fields: Sequence[str]) -> None:
         """What a group finds by itself stays true when another is lost, so none is asked twice."""
         ahead = _ahead(plans, len(self.groups))
-        sent = fields if len(ahead) + 1 == len(plans[0].keeps) and sum(plan.keeps[-1] for plan in plans) <= MAX_SENT else None
+        sent = fields if len(ahead) + 1 == len(plans[0].stage_limits) and sum(plan.stage_limits[-1] for plan in plans) <= MAX_SENT else None
         calls = {name: ("search", plans, self.filters, ahead, sent) for name in self.groups if name not in self._answers}
-        await self._ask(calls, len(plans[0].keeps) - len(ahead) + 1, self._answers)
+        await self._ask(calls, len(plans[0].stage_limits) - len(ahead) + 1, self._answers)
 
     async def _stages(self, plans: list[QueryPlan]) -> tuple[list[list[TopK]], list[float]]:
-        """What each stage keeps of all groups' documents, and the seconds that it took."""
-        found = [self._answers[name] for name in self.groups]
-        kept: list[list[TopK]] = []
-        seconds = []
-        for number in range(len(plans[0].keeps)):
-            start = time.perf_counter()
-            ran = [answer for answer in found if number < len(answer.stages)]
-            parts = [[answer.stages[number][plan] for answer in ran] for plan in range(len(plans))]
-            if number:
-                parts = await self._completed(plans, number, [top.documents for top in kept[-1]], parts)
-            kept.append([merge(each, plan.keeps[number], self.kernels) for plan, each in zip(plans, parts, strict=True)])
-            slowest = max((answer.seconds[number] for answer in ran), default=0.0)
-            seconds.append(slowest + time.perf_counter() - start)
-        return kept, seconds
+        """What each stage keeps of all groups' documents, and the seconds that it took.
 
-    async def _completed(
-        self, plans: list[QueryPlan], number: int, survivors: list[np.ndarray], parts: list[list[TopK]]
-    ) -> list[list[TopK]]:
-        """What stage `number` says of each plan's survivors: what is known already, and what the groups still have to say."""
+        The groups have run the first stage, and later ones for their own best documents; they are asked for the scores that are missing.
+        """
+        found = [self._answers[name] for name in self.groups]
+        loop = StageLoop(plans, [None] * len(plans))
+        slowest = []
+        for call in loop:
+            ran = [answer for answer in found if call.number < len(answer.stages)]
+            parts = [[answer.stages[call.number][plan] for answer in ran] for plan in range(len(plans))]
+            loop.cut(await self._completed(plans, call, parts) if call.number else parts, self.kernels)
+            slowest.append(max((answer.seconds[call.number] for answer in ran), default=0.0))
+        return loop.kept, [sum(seconds) for seconds in zip(slowest, loop.seconds, strict=True)]
+
+    async def _completed(self, plans: list[QueryPlan], call: StageCall, parts: list[list[TopK]]) -> list[list[TopK]]:
+        """The scores of each plan's survivors: those that are known already, and those that the groups still have to compute."""
+        number, survivors = call.number, call.documents
         known = [_among(each, wanted) for each, wanted in zip(parts, survivors, strict=True)]
         if all(len(top.documents) == len(wanted) for top, wanted in zip(known, survivors, strict=True)):
             return [[top] for top in known]
@@ -148,7 +147,7 @@ class Scatter:
             mine = [group.own(each) for each in unknown]
             if any(len(each) for each in mine):
                 calls[name] = ("run_stage", plans, number, mine)
-        answers = await self._ask(calls, len(plans[0].keeps) - number + 1, {})
+        answers = await self._ask(calls, len(plans[0].stage_limits) - number + 1, {})
         return [[top, *(answer[plan] for answer in answers.values())] for plan, top in enumerate(known)]
 
     async def _documents(self, answers: Sequence[TopK], fields: Sequence[str]) -> dict[int, dict[str, Any]]:
@@ -198,8 +197,8 @@ def _ahead(plans: list[QueryPlan], num_groups: int) -> list[int]:
     """For each later stage, how many of its own survivors of the stage before a group goes on with."""
     if num_groups > 1 and len(plans) > MAX_AHEAD:
         return []
-    keeps = [max(plan.keeps[number] for plan in plans) for number in range(len(plans[0].keeps) - 1)]
-    return [keep if num_groups == 1 else min(keep, math.ceil(AHEAD_SHARE * keep / num_groups) + AHEAD_MORE) for keep in keeps]
+    limits = [max(plan.stage_limits[number] for plan in plans) for number in range(len(plans[0].stage_limits) - 1)]
+    return [keep if num_groups == 1 else min(keep, math.ceil(AHEAD_SHARE * keep / num_groups) + AHEAD_MORE) for keep in limits]
 
 
 def _among(parts: Sequence[TopK], wanted: np.ndarray) -> TopK:

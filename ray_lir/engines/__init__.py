@@ -9,17 +9,10 @@ from ray_lir.base.config import Config, parse_json
 from ray_lir.base.engine_params import SERVED as SERVED
 from ray_lir.base.engine_params import EngineParams
 from ray_lir.base.errors import ConfigError, FormatError
-from ray_lir.engines import cost, exact, plaid, scan, warp, xtr
-from ray_lir.engines.plan import Engine, IndexStatistics
+from ray_lir.engines import cost, exact, scan, warp
+from ray_lir.engines.plan import IndexStatistics
+from ray_lir.engines.registry import ENGINES as ENGINES
 from ray_lir.kernels import select
-
-ENGINES: dict[str, Engine] = {
-    "exact": exact.ENGINE,
-    "scan": scan.ENGINE,
-    "plaid": plaid.ENGINE,
-    "warp": warp.ENGINE,
-    "xtr": xtr.ENGINE,
-}
 
 TUNING = "tuning.json"
 FAST_SHARE = 0.25

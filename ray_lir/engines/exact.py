@@ -10,7 +10,8 @@ from functools import partial
 import numpy as np
 
 from ray_lir.base.engine_params import ExactParams
-from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, RelationTerms, Scored, among
+from ray_lir.engines.engine import Engine, Scored, Stage
+from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, RelationTerms, among
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
@@ -38,7 +39,9 @@ def score_all(
         batch = plans[start : start + kernels.queries_together]
         scores = _scores(batch, shard, codec, kernels, None)
         mine = documents[start : start + len(batch)]
-        answers += [kernels.top_k(*among(row, numbers, only), plan.keeps[0]) for row, plan, only in zip(scores, batch, mine, strict=True)]
+        answers += [
+            kernels.top_k(*among(row, numbers, only), plan.stage_limits[0]) for row, plan, only in zip(scores, batch, mine, strict=True)
+        ]
     return answers
 
 
@@ -54,7 +57,7 @@ def _rescored(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels:
     if plan.relation is None:
         return _scores([plan], shard, codec, kernels, numbers)[0]
     related = _related(plan, plan.relation, shard, codec, kernels)
-    k = plan.keeps[-1]
+    k = plan.stage_limits[-1]
     if 3 * k >= len(numbers) or shard.weights is not None:
         return related(numbers)
     bounds = _scores([plan], shard, codec, kernels, numbers)[0] + plan.relation.most(plan.query)
@@ -86,4 +89,20 @@ def _related(
     return partial(kernels.relation_maxsim, vectors, weights, relation.pairs, table, shard, codec)
 
 
-ENGINE = Engine(ExactParams, plan, (score_all,))
+RESCORE = Stage(
+    "rescore",
+    "The exact scores of the candidates; with TRIAL's relations of all that can be among the best, and -inf for the others.",
+    rescore,
+)
+"""The last stage of every engine that first finds candidates."""
+ENGINE = Engine(
+    ExactParams,
+    plan,
+    (
+        Stage(
+            "score_all",
+            "The exact score of every document, or of those given, for as many queries at a time as the kernels like.",
+            score_all,
+        ),
+    ),
+)

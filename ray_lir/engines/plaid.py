@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ray_lir.base.engine_params import PlaidParams
-from ray_lir.engines.exact import rescore
-from ray_lir.engines.plan import NORMS_NPROBE, Engine, IndexStatistics, Query, QueryPlan, Scored, among, centroid_interaction
+from ray_lir.engines.engine import Engine, Scored, Stage
+from ray_lir.engines.exact import RESCORE
+from ray_lir.engines.plan import NORMS_NPROBE, IndexStatistics, Query, QueryPlan, among, centroid_interaction
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
@@ -39,11 +40,11 @@ def probe(
         numbers, _ = among(numbers, numbers, allowed)
         scores = centroid_interaction(plan, shard, codec, kernels, plan.params.centroid_score_threshold * codec.mean_norm, numbers)
         pruned = np.flatnonzero(np.isneginf(scores))
-        if len(pruned) and len(scores) - len(pruned) < plan.keeps[0]:
+        if len(pruned) and len(scores) - len(pruned) < plan.stage_limits[0]:
             full = centroid_interaction(plan, shard, codec, kernels, None, numbers[pruned])
             scores = scores.copy()
             scores[pruned] = full - _score_range(plan, codec, kernels)
-        answers.append(kernels.top_k(scores, numbers, plan.keeps[0]))
+        answers.append(kernels.top_k(scores, numbers, plan.stage_limits[0]))
     return answers
 
 
@@ -63,4 +64,10 @@ def interact(
     ]
 
 
-ENGINE = Engine(PlaidParams, plan, (probe, interact, rescore))
+PROBE = Stage(
+    "probe",
+    "Documents with a token in a probed cell, scored by their centroids above the threshold; those without such a centroid come last.",
+    probe,
+)
+INTERACT = Stage("interact", "The survivors, scored by all their centroids.", interact)
+ENGINE = Engine(PlaidParams, plan, (PROBE, INTERACT, RESCORE))

@@ -1,10 +1,6 @@
-"""QueryPlan: everything a shard needs to know about a query, made once for all shards; and how stages are cut and merged.
+"""QueryPlan: all that a shard needs to know about a query, made once for all shards; and the answers, with how they are merged."""
 
-An engine is a sequence of stages. Each stage scores documents on every shard; the best plan.keeps[stage] over *all*
-shards go on to the next. Since the cut is made over all shards, an answer does not depend on how documents are sharded.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,7 +123,7 @@ class QueryPlan:
 
     Attributes:
         params: the engine's parameters with all defaults filled in; they are returned with the answer.
-        keeps: how many documents survive each stage, over all shards; as many stages are run as it has entries.
+        stage_limits: how many documents each stage keeps, over all shards. The engine runs as many stages as there are limits.
         terms: arrays that the engine's stages need beside the query.
         relation: what the exact score needs of it with scorer trial.
         unit_norms: whether document tokens have about unit length, so that candidates are found by directions alone.
@@ -135,7 +131,7 @@ class QueryPlan:
 
     query: Query
     params: Config
-    keeps: tuple[int, ...]
+    stage_limits: tuple[int, ...]
     terms: dict[str, np.ndarray] = field(default_factory=dict)
     relation: RelationTerms | None = None
     unit_norms: bool = True
@@ -189,85 +185,7 @@ def centroid_interaction(
     return kernels.centroid_maxsim(table, plan.query.weights, shard, threshold, documents)
 
 
-Scored = tuple[np.ndarray, np.ndarray]
-"""Scores and document numbers inside the shard."""
-Survey = dict[str, np.ndarray]
-Stage = Callable[[Sequence[QueryPlan], IndexShard, ResidualCodec, Kernels, Sequence[np.ndarray | None]], list[Scored]]
-"""Scores documents of a shard for each plan. A first stage scores those the engine finds: among all (None) or, when some are
-deleted or filtered out, among those given. A later stage scores those given."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """Candidate generation and scoring, as functions.
-
-    Attributes:
-        params: model of its query-time parameters; None in a field means: from the index's statistics.
-        plan: (query, codec, statistics, params, k, kernels) -> QueryPlan.
-        stages: run one after another.
-        survey, settle: of an engine that must have looked at all shards before its first stage: (plan, shard, codec, documents) -> what
-            one shard holds, and (plan, what all hold, in the order of shards) -> the plan to run.
-    """
-
-    params: type[Config]
-    plan: Callable[[Query, ResidualCodec, IndexStatistics, Any, int, Kernels], QueryPlan]
-    stages: tuple[Stage, ...]
-    survey: Callable[[QueryPlan, IndexShard, ResidualCodec, np.ndarray | None], Survey] | None = None
-    settle: Callable[[QueryPlan, Sequence[Survey]], QueryPlan] | None = None
-
-
-def settled(
-    engine: Engine,
-    plans: Sequence[QueryPlan],
-    shards: Sequence[IndexShard],
-    codec: ResidualCodec,
-    documents: Sequence[np.ndarray | None],
-) -> Sequence[QueryPlan]:
-    """The plans after a survey of all shards, for an engine that needs one; the same plans for any other.
-
-    Args:
-        documents: for each plan those that may be found, as for a first stage.
-    """
-    if engine.survey is None or engine.settle is None:
-        return plans
-    return [
-        engine.settle(plan, [engine.survey(plan, shard, codec, _in_shard(only, shard)) for shard in shards])
-        for plan, only in zip(plans, documents, strict=True)
-    ]
-
-
-def _in_shard(documents: np.ndarray | None, shard: IndexShard) -> np.ndarray | None:
-    """Those of the documents, ascending, that a shard holds, by their numbers in it; for None those that are not deleted."""
-    if documents is None:
-        return shard.live
-    first, end = np.searchsorted(documents, (shard.first_document, shard.first_document + shard.num_docs))
-    return documents[first:end] - shard.first_document
-
-
-def run_stage(
-    stage: Stage,
-    plans: Sequence[QueryPlan],
-    keeps: Sequence[int],
-    shards: Sequence[IndexShard],
-    codec: ResidualCodec,
-    kernels: Kernels,
-    documents: Sequence[np.ndarray | None],
-) -> list[TopK]:
-    """One stage over some shards: for each plan the best `keeps` of them.
-
-    Args:
-        documents: for each plan, ascending and over all shards, the survivors of the stage before; in the first stage the
-            documents that may be found, or None for all that are not deleted.
-    """
-    answers: list[list[TopK]] = [[] for _ in plans]
-    for shard in shards:
-        mine = [_in_shard(only, shard) for only in documents]
-        for answer, (scores, numbers) in zip(answers, stage(plans, shard, codec, kernels, mine), strict=True):
-            answer.append(TopK(scores, numbers + shard.first_document))
-    return [merge(answer, keep, kernels) for answer, keep in zip(answers, keeps, strict=True)]
-
-
-def among(scores: np.ndarray, numbers: np.ndarray, documents: np.ndarray | None) -> Scored:
+def among(scores: np.ndarray, numbers: np.ndarray, documents: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Those of the scored documents (`numbers`, ascending) that are in `documents`; all of them for None."""
     if documents is None:
         return scores, numbers

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ray_lir.base.engine_params import ScanParams
-from ray_lir.engines.exact import rescore
-from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored, among
+from ray_lir.engines.engine import Engine, Scored, Stage
+from ray_lir.engines.exact import RESCORE
+from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, among
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.norms import norm_codes
 from ray_lir.index.shard import IndexShard
@@ -26,7 +27,7 @@ def score_codes(
     answers = []
     for plan, mine in zip(plans, documents, strict=True):
         scores = _scan(plan, shard, codec, kernels)
-        answers.append(kernels.top_k(*among(scores, numbers, mine), plan.keeps[0]))
+        answers.append(kernels.top_k(*among(scores, numbers, mine), plan.stage_limits[0]))
     return answers
 
 
@@ -38,4 +39,9 @@ def _scan(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Ker
     return kernels.scan_codes(kernels.scan_table(codes.table(plan.centroid_scores(codec, kernels))), plan.query.weights, codes.shard)
 
 
-ENGINE = Engine(ScanParams, plan, (score_codes, rescore))
+SCORE_CODES = Stage(
+    "score_codes",
+    "Centroid interaction of every document: MaxSim with every token replaced by its centroid, as long as the token.",
+    score_codes,
+)
+ENGINE = Engine(ScanParams, plan, (SCORE_CODES, RESCORE))

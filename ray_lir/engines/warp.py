@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ray_lir.base.engine_params import WarpParams
-from ray_lir.engines.exact import rescore
-from ray_lir.engines.plan import NORMS_NPROBE, USUAL_TOKENS, Engine, IndexStatistics, Query, QueryPlan, Scored, among
+from ray_lir.engines.engine import Engine, Scored, Stage
+from ray_lir.engines.exact import RESCORE
+from ray_lir.engines.plan import NORMS_NPROBE, USUAL_TOKENS, IndexStatistics, Query, QueryPlan, among
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.norms import norm_codes
 from ray_lir.index.shard import IndexShard
@@ -19,8 +20,8 @@ NPROBE = 16
 def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: WarpParams, k: int, kernels: Kernels) -> QueryPlan:
     live = query.live
     params = _resolve(params, statistics, len(live), k)
-    keeps = (max(params.rescore, k), k) if params.rescore else (k,)
-    result = QueryPlan(query, params, keeps)
+    limits = (max(params.rescore, k), k) if params.rescore else (k,)
+    result = QueryPlan(query, params, limits)
     table = result.centroid_scores(codec, kernels)
     cells, cell_scores, imputed = kernels.probe(
         table, len(query.vectors), statistics.cluster_sizes, params.nprobe, params.bound, params.t_prime
@@ -66,8 +67,9 @@ def score_postings(
             scored,
             codec,
         )
-        answers.append(kernels.top_k(*among(scores, numbers, mine), plan.keeps[0]))
+        answers.append(kernels.top_k(*among(scores, numbers, mine), plan.stage_limits[0]))
     return answers
 
 
-ENGINE = Engine(WarpParams, plan, (score_postings, rescore))
+SCORE_POSTINGS = Stage("score_postings", "WARP's score of every document with a token in a probed cell.", score_postings)
+ENGINE = Engine(WarpParams, plan, (SCORE_POSTINGS, RESCORE))

@@ -13,8 +13,9 @@ from itertools import pairwise
 import numpy as np
 
 from ray_lir.base.engine_params import Imputation, XtrParams
-from ray_lir.engines.exact import rescore
-from ray_lir.engines.plan import Engine, IndexStatistics, Query, QueryPlan, Scored, among
+from ray_lir.engines.engine import Engine, Scored, Stage
+from ray_lir.engines.exact import RESCORE
+from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, among
 from ray_lir.engines.token_index import token_index
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
@@ -33,8 +34,8 @@ def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params
         nprobe=min(params.nprobe or codec.num_centroids, codec.num_centroids),
         rescore=params.rescore,
     )
-    keeps = (max(params.rescore, k), k) if params.rescore else (k,)
-    result = QueryPlan(query, params, keeps)
+    limits = (max(params.rescore, k), k) if params.rescore else (k,)
+    result = QueryPlan(query, params, limits)
     live = np.flatnonzero((query.weights > 0) & query.vectors.any(axis=1))
     result.terms["live"] = live
     if params.nprobe < codec.num_centroids:
@@ -107,8 +108,11 @@ def add_up(
         gains = weights[rows].astype(np.float64) * (terms["worths"][here[first]].astype(np.float64) - terms["imputed"][rows])
         scored = np.unique(found)
         totals = np.bincount(np.searchsorted(scored, found), gains, len(scored)) + weights.astype(np.float64) @ terms["imputed"]
-        answers.append(kernels.top_k(*among(totals.astype(np.float32), scored, mine), plan.keeps[0]))
+        answers.append(kernels.top_k(*among(totals.astype(np.float32), scored, mine), plan.stage_limits[0]))
     return answers
 
 
-ENGINE = Engine(XtrParams, plan, (add_up, rescore), survey, settle)
+ADD_UP = Stage(
+    "add_up", "XTR's score of every document with a retrieved token: its best for each query token, or the imputed score.", add_up
+)
+ENGINE = Engine(XtrParams, plan, (ADD_UP, RESCORE), survey, settle)

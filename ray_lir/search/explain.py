@@ -12,8 +12,9 @@ from ray_lir.base.errors import ConfigError
 from ray_lir.corpus.records import document_text
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings, check_embeddings
 from ray_lir.embeddings.truncation import Truncation
-from ray_lir.engines import ENGINES
-from ray_lir.engines.plan import QueryPlan, TopK, run_stage, settled
+from ray_lir.engines.plan import QueryPlan, TopK
+from ray_lir.engines.registry import engine_of
+from ray_lir.engines.stages import StageCall, run_stage, run_stages
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.filters import Filters
 from ray_lir.index.shard import IndexShard
@@ -113,18 +114,14 @@ def explain(
     [plan] = searcher.planner.plan(query, k, engine)
     shard = shard_of(searcher.shards, number)
     codec, kernels = searcher.planner.codec, searcher.kernels
-    answers: list[TopK] = []
-    documents: list[np.ndarray | None] = [None if filters is None else searcher.matching(filters)]
-    [plan] = settled(ENGINES[plan.params.engine], [plan], searcher.shards, codec, documents)
-    for stage, keep in zip(ENGINES[plan.params.engine].stages, plan.keeps, strict=False):
-        answers += run_stage(stage, [plan], [keep], searcher.shards, codec, kernels, documents)
-        documents = [np.sort(answers[-1].documents)]
+    loop = run_stages([plan], searcher.shards, codec, kernels, [None if filters is None else searcher.matching(filters)])
+    [plan] = loop.plans
     scores = stage_scores(plan, shard, codec, kernels, number)
     truncation = None
     if tokenizer is not None:
         [fields] = searcher.documents([number])
         [truncation] = tokenizer.document_truncations([document_text(fields["title"], fields["text"])])
-    told = trace(plan, answers, scores, number, kept_out(shard, number, filters), truncation)
+    told = trace(plan, [best for [best] in loop.kept], scores, number, kept_out(shard, number, filters), truncation)
     return told, match_tokens(plan, shard, codec, number)
 
 
@@ -157,14 +154,13 @@ def match_tokens(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, numbe
 
 def stage_scores(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, number: int) -> list[float | None]:
     """The document's score in each stage as if no stage had cut; None where a stage does not score it."""
-    uncut = replace(plan, keeps=(shard.num_docs,) * len(plan.keeps))
+    uncut = replace(plan, stage_limits=(shard.num_docs,) * len(plan.stage_limits))
     scores: list[float | None] = []
-    documents: list[np.ndarray | None] = [None]
-    for stage, _ in zip(ENGINES[plan.params.engine].stages, plan.keeps, strict=False):
-        [answer] = run_stage(stage, [uncut], [shard.num_docs], [shard], codec, kernels, documents)
+    for stage in range(len(plan.stage_limits)):
+        call = StageCall([uncut], stage, [None if stage == 0 else np.array([number])], [shard.num_docs])
+        [answer] = run_stage(call, [shard], codec, kernels)
         found = np.flatnonzero(answer.documents == number)
         scores.append(float(answer.scores[found[0]]) if len(found) else None)
-        documents = [np.array([number])]
     return scores
 
 
@@ -195,14 +191,14 @@ def trace(
 def _trace(plan: QueryPlan, answers: Sequence[TopK], scores: Sequence[float | None], number: int, kept_out: str | None) -> Trace:
     stages = [
         StageTrace(
-            name=stage.__name__,
-            what=(stage.__doc__ or "").partition("\n")[0],
+            name=stage.name,
+            what=stage.description,
             score=score,
-            cut=float(answer.scores[-1]) if len(answer.scores) == keep else None,
+            cut=float(answer.scores[-1]) if len(answer.scores) == limit else None,
             num_kept=len(answer.documents),
             survived=bool(np.isin(number, answer.documents)),
         )
-        for stage, answer, score, keep in zip(ENGINES[plan.params.engine].stages, answers, scores, plan.keeps, strict=False)
+        for stage, answer, score, limit in zip(engine_of([plan]).stages, answers, scores, plan.stage_limits, strict=False)
     ]
     if kept_out:
         return Trace(stages, None, kept_out, KEPT_OUT[kept_out])

@@ -19,7 +19,8 @@ from ray_lir.embeddings.contract import check_weights
 from ray_lir.embeddings.relation import load_relation
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings, check_embeddings
 from ray_lir.engines import ENGINES, Tuning, read_tuning, resolve
-from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, TopK, relation_terms, run_stage, settled
+from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, TopK, relation_terms
+from ray_lir.engines.stages import run_stages
 from ray_lir.index import documents as documents_file
 from ray_lir.index.codec import ResidualCodec, read_codec
 from ray_lir.index.filters import Filters, unknown_field_warnings
@@ -180,14 +181,8 @@ class Searcher:
         self, kernels: Kernels, k: int, engine: str | Config, quality: str, allowed: np.ndarray | None, queries: TokenEmbeddings
     ) -> list[TopK]:
         plans = self.planner.plan(queries, k, engine, quality)
-        chosen = ENGINES[plans[0].params.engine]
-        documents: list[np.ndarray | None] = [allowed] * len(plans)
-        plans = settled(chosen, plans, self.shards, self.planner.codec, documents)
-        for number, stage in enumerate(chosen.stages[: len(plans[0].keeps)]):
-            keeps = [plan.keeps[number] for plan in plans]
-            best = run_stage(stage, plans, keeps, self.shards, self.planner.codec, kernels, documents)
-            documents = [np.sort(top.documents) for top in best]
-        return finish(plans, best)
+        loop = run_stages(plans, self.shards, self.planner.codec, kernels, [allowed] * len(plans))
+        return finish(loop.plans, loop.kept[-1])
 
     def _allowed(self, only: Iterable[int] | np.ndarray | None, filters: Filters | Mapping[str, Any] | str | None) -> np.ndarray | None:
         """Numbers of the documents that a search may find, ascending; None: all that are not deleted."""

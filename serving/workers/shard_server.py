@@ -14,9 +14,8 @@ import numpy as np
 
 from ray_lir import storage
 from ray_lir.base.errors import ShardUnavailable
-from ray_lir.engines import ENGINES
-from ray_lir.engines.exact import rescore
-from ray_lir.engines.plan import QueryPlan, TopK, run_stage
+from ray_lir.engines.plan import QueryPlan, TopK
+from ray_lir.engines.stages import StageCall, run_stage, run_stages
 from ray_lir.index.filters import Filters
 from ray_lir.index.manifest import ShardEntry
 from ray_lir.index.versions import read_version
@@ -103,12 +102,19 @@ class ShardServer:
         Args:
             documents: for each plan survivors of the stage before, ascending.
         """
-        stage = ENGINES[plans[0].params.engine].stages[number]
-        return await self._compute(_run, self.versions, served, stage, plans, [plan.keeps[number] for plan in plans], documents)
+        call = StageCall(plans, number, documents, [plan.stage_limits[number] for plan in plans])
+        return await self._compute(_run_stage, self.versions, served, call)
 
     async def rescore(self, served: Served, plan: QueryPlan, numbers: np.ndarray) -> TopK:
-        """The exact scores of some of this group's documents, best first."""
-        [answer] = await self._compute(_run, self.versions, served, rescore, [plan], [len(numbers)], [np.sort(numbers)])
+        """Return the exact scores of some of this group's documents, best first.
+
+        Args:
+            served: what the request was planned with.
+            plan: of the engine exact.
+            numbers: of documents, in any order.
+        """
+        call = StageCall([plan], 0, [np.sort(numbers)], [len(numbers)])
+        [answer] = await self._compute(_run_stage, self.versions, served, call)
         return answer
 
     async def matches(self, served: Served, plans: Sequence[QueryPlan], numbers: Sequence[np.ndarray]) -> list[dict[int, TokenMatches]]:
@@ -201,28 +207,21 @@ def _search(
     versions: Versions[Searcher], served: Served, plans: Sequence[QueryPlan], filters: Filters | None, ahead: Sequence[int], fields: Any
 ) -> GroupAnswer:
     searcher = versions.get(served)
-    documents: list[np.ndarray | None] = [None if filters is None else matching(searcher.shards, filters)] * len(plans)
-    keeps = [plan.keeps[0] for plan in plans]
-    stages, seconds = [], []
-    for number, stage in enumerate(ENGINES[plans[0].params.engine].stages[: 1 + len(ahead)]):
-        start = time.perf_counter()
-        if number:
-            documents = [np.sort(best.documents[: ahead[number - 1]]) for best in stages[-1]]
-            keeps = [len(mine) for mine in documents]
-        stages.append(run_stage(stage, plans, keeps, searcher.shards, searcher.planner.codec, searcher.kernels, documents))
-        seconds.append(time.perf_counter() - start)
-    numbers = np.unique(np.concatenate([best.documents[: plan.keeps[-1]] for plan, best in zip(plans, stages[-1], strict=True)]))
+    allowed = [None if filters is None else matching(searcher.shards, filters)] * len(plans)
+    loop = run_stages(plans, searcher.shards, searcher.planner.codec, searcher.kernels, allowed, ahead)
+    best = [top.documents[: plan.stage_limits[-1]] for plan, top in zip(plans, loop.kept[-1], strict=True)]
+    numbers = np.unique(np.concatenate(best))
     rows = {} if fields is None else dict(zip(numbers.tolist(), _rows(searcher, numbers, fields), strict=True))
-    return GroupAnswer(stages, seconds, rows, {} if filters is None else unknown_fields(searcher.shards, filters))
+    return GroupAnswer(loop.kept, loop.seconds, rows, {} if filters is None else unknown_fields(searcher.shards, filters))
 
 
 def _rows(searcher: Searcher, numbers: np.ndarray, fields: Sequence[str]) -> list[dict[str, Any]]:
     return [{name: row[name] for name in ("doc_id", *fields)} for row in searcher.documents(numbers)]
 
 
-def _run(versions: Versions[Searcher], served: Served, stage: Any, plans: Any, keeps: Any, documents: Any) -> list[TopK]:
+def _run_stage(versions: Versions[Searcher], served: Served, call: StageCall) -> list[TopK]:
     searcher = versions.get(served)
-    return run_stage(stage, plans, keeps, searcher.shards, searcher.planner.codec, searcher.kernels, documents)
+    return run_stage(call, searcher.shards, searcher.planner.codec, searcher.kernels)
 
 
 def _matches(versions: Versions[Searcher], served: Served, plans: Any, numbers: Any) -> list[dict[int, TokenMatches]]:

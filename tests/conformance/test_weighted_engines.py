@@ -339,7 +339,7 @@ def test_documents_whose_relations_are_left_out_could_not_have_been_among_the_be
         searcher = Searcher.open(str(tmp_path), kernels=kernels)
         shard, codec = searcher.shards[0], searcher.planner.codec
         for plan in searcher.planner.plan(queries_about(documents, [3, 90, 222]), 5, "exact"):
-            everything = dataclasses.replace(plan, keeps=(400,))
+            everything = dataclasses.replace(plan, stage_limits=(400,))
             [(best, _)] = score_all([plan], shard, codec, searcher.planner.kernels, [None])
             [(scores, _)] = score_all([everything], shard, codec, searcher.planner.kernels, [None])
             assert np.isfinite(scores).all() and (weight > 0.01 or np.isfinite(best).sum() < 100)

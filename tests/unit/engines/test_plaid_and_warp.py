@@ -8,8 +8,9 @@ import pytest
 
 from ray_lir.base.errors import ConfigError
 from ray_lir.building.clustering import default_num_centroids
-from ray_lir.engines import ENGINES, choose, cost, plaid, resolve, scan, warp
-from ray_lir.engines.plan import IndexStatistics, Query, run_stage
+from ray_lir.engines import choose, cost, plaid, resolve, scan, warp
+from ray_lir.engines.plan import IndexStatistics, Query
+from ray_lir.engines.stages import run_stages
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import reference, select
@@ -23,13 +24,10 @@ def shard_of(codes: np.ndarray, residuals: np.ndarray, doc_offsets: np.ndarray, 
     return IndexShard(0, doc_offsets, codes, residuals, scales, pa.table({}), num_centroids)
 
 
-def run(engine: str, plan, shard: IndexShard, codec: ResidualCodec, num_stages: int):
+def run(plan, shard: IndexShard, codec: ResidualCodec, num_stages: int):
     """The answers of the first stages."""
-    documents, answers = None, []
-    for stage, keep in list(zip(ENGINES[engine].stages, plan.keeps, strict=False))[:num_stages]:
-        answers += run_stage(stage, [plan], [keep], [shard], codec, KERNELS, [documents])
-        documents = np.sort(answers[-1].documents)
-    return answers
+    first = replace(plan, stage_limits=plan.stage_limits[:num_stages])
+    return [best for [best] in run_stages([first], [shard], codec, KERNELS, [None]).kept]
 
 
 def plaid_golden(weights: np.ndarray):
@@ -40,7 +38,7 @@ def plaid_golden(weights: np.ndarray):
     params = plaid.PlaidParams(nprobe=int(g["nprobe"]), centroid_score_threshold=float(g["t_cs"]), ncandidates=4 * ndocs)
     statistics = IndexStatistics(24, len(g["codes"]), np.bincount(g["codes"], minlength=24))
     plan = plaid.plan(Query(g["q"].astype(np.float32), weights.astype(np.float32)), codec, statistics, params, ndocs, KERNELS)
-    return g, plan, run("plaid", plan, shard, codec, 2)
+    return g, plan, run(plan, shard, codec, 2)
 
 
 def test_plaid_dagger_probes_prunes_and_keeps_as_the_golden_vectors():
@@ -74,7 +72,7 @@ def test_plaid_ranks_fully_pruned_documents_after_all_others(threshold):
     table = plan.centroid_scores(codec, KERNELS)
     pruned = np.isneginf(KERNELS.centroid_maxsim(table, query.weights, shard, threshold, candidates))
     full = KERNELS.centroid_maxsim(table, query.weights, shard, None, candidates)
-    [probed, _] = run("plaid", plan, shard, codec, 2)
+    [probed, _] = run(plan, shard, codec, 2)
     assert pruned.any() and set(probed.documents) == set(candidates)
     last = candidates[pruned][np.argsort(-full[pruned], kind="stable")]
     np.testing.assert_array_equal(probed.documents[-len(last) :], last)
@@ -97,7 +95,7 @@ def warp_golden(**changes):
     params = warp.WarpParams(**{"nprobe": int(g["nprobe"]), "t_prime": int(g["t_prime"]), "bound": int(g["bound"]), "rescore": 0} | changes)
     statistics = IndexStatistics(len(doc_offsets) - 1, len(g["codes"]), g["sizes"])
     plan = warp.plan(Query(g["q"].astype(np.float32), np.ones(len(g["q"]), np.float32)), codec, statistics, params, 100, KERNELS)
-    return g, plan, run("warp", plan, shard, codec, 1)[0]
+    return g, plan, run(plan, shard, codec, 1)[0]
 
 
 def test_warp_probes_and_imputes_as_the_golden_vectors():
@@ -173,5 +171,5 @@ def test_an_unknown_engine_is_told_which_there_are():
 def test_quality_fast_looks_at_a_quarter_of_the_candidates_of_a_query_of_any_length(tokens):
     statistics, query = statistics_of(30_000), Query(np.eye(128, dtype=np.float32)[:tokens], np.ones(tokens, np.float32))
     codec, kernels = None, select("reference")
-    fast, balanced = (scan.plan(query, codec, statistics, scan.ScanParams(share=share), 10, kernels).keeps[0] for share in (0.25, 1))
+    fast, balanced = (scan.plan(query, codec, statistics, scan.ScanParams(share=share), 10, kernels).stage_limits[0] for share in (0.25, 1))
     assert balanced == statistics.default_candidates(10, tokens) and fast == round(balanced / 4)

@@ -10,8 +10,9 @@ from ray_lir.api.search import chosen_engine
 from ray_lir.base.config import ClusteringConfig, IndexConfig
 from ray_lir.base.errors import ConfigError
 from ray_lir.building.build import build_index
-from ray_lir.engines import ENGINES, SERVED, choose, resolve
-from ray_lir.engines.plan import IndexStatistics, Query, run_stage, settled
+from ray_lir.engines import SERVED, choose, resolve
+from ray_lir.engines.plan import IndexStatistics, Query
+from ray_lir.engines.stages import run_stages
 from ray_lir.engines.token_index import token_index
 from ray_lir.engines.xtr import XtrParams, impute, plan
 from ray_lir.index.codec import ResidualCodec
@@ -43,8 +44,8 @@ def run(params: XtrParams, query_weights: np.ndarray | None = None, weights: np.
     query = Query(g["q"].astype(np.float32), np.ones(len(g["q"]), np.float32) if query_weights is None else query_weights)
     statistics = IndexStatistics(shard.num_docs, len(shard.codes), np.ones(len(shard.codes), np.int64), codec.dim)
     made = plan(query, codec, statistics, params, 50, KERNELS)
-    [made] = settled(ENGINES["xtr"], [made], [shard], codec, [None])
-    return g, made, run_stage(ENGINES["xtr"].stages[0], [made], [made.keeps[0]], [shard], codec, KERNELS, [None])[0]
+    loop = run_stages([made], [shard], codec, KERNELS, [None])
+    return g, loop.plans[0], loop.kept[0][0]
 
 
 @pytest.mark.parametrize("how", IMPUTATIONS)

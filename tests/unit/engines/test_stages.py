@@ -1,0 +1,75 @@
+"""The executor: one loop over stages for a whole index and for groups of its shards."""
+
+import numpy as np
+import pytest
+
+from ray_lir.base.config import ClusteringConfig, IndexConfig
+from ray_lir.building.build import build_index
+from ray_lir.engines import ENGINES, SERVED
+from ray_lir.engines.plaid import PlaidParams
+from ray_lir.engines.scan import ScanParams
+from ray_lir.engines.stages import StageLoop, run_stage, run_stages, score
+from ray_lir.engines.warp import WarpParams
+from ray_lir.search.searcher import Searcher
+from tests.support.synthetic import collection, queries_about
+
+DOCUMENTS = collection(200, seed=8)
+CUTTING = {
+    "exact": "exact",
+    "scan": ScanParams(ncandidates=12),
+    "plaid": PlaidParams(nprobe=2, ncandidates=16),
+    "warp": WarpParams(nprobe=2, rescore=12),
+}
+
+
+@pytest.fixture(scope="module")
+def searcher(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("stages") / "index")
+    build_index(DOCUMENTS, path, IndexConfig(num_shards=5, clustering=ClusteringConfig(num_centroids=64)))
+    return Searcher.open(path)
+
+
+def same(left, right) -> None:
+    for each, other in zip(left, right, strict=True):
+        np.testing.assert_array_equal(each.documents, other.documents)
+        np.testing.assert_array_equal(each.scores, other.scores)
+
+
+@pytest.mark.parametrize("engine", SERVED)
+def test_groups_of_shards_make_the_cuts_of_the_whole_index(searcher, engine):
+    plans = searcher.planner.plan(queries_about(DOCUMENTS, [3, 77, 150]), 4, CUTTING[engine])
+    codec, kernels, allowed = searcher.planner.codec, searcher.kernels, [None] * len(plans)
+    whole = run_stages(plans, searcher.shards, codec, kernels, allowed)
+    loop = StageLoop(plans, allowed)
+    for call in loop:
+        groups = [run_stage(call, shards, codec, kernels) for shards in (searcher.shards[:2], searcher.shards[2:])]
+        loop.cut([[group[plan] for group in groups] for plan in range(len(plans))], kernels)
+    assert len(loop.kept) == len(whole.kept) == len(plans[0].stage_limits)
+    for kept, expected in zip(loop.kept, whole.kept, strict=True):
+        same(kept, expected)
+
+
+def test_a_group_that_goes_ahead_keeps_all_that_its_later_stages_score(searcher):
+    [plan] = searcher.planner.plan(queries_about(DOCUMENTS, [3]), 2, ScanParams(ncandidates=30))
+    loop = run_stages([plan], searcher.shards[:2], searcher.planner.codec, searcher.kernels, [None], ahead=[9])
+    [[first], [later]] = loop.kept
+    assert len(first.documents) == 30 and len(later.documents) == 9 > plan.stage_limits[-1]
+    np.testing.assert_array_equal(np.sort(later.documents), np.sort(first.documents[:9]))
+    alone = run_stages([plan], searcher.shards[:2], searcher.planner.codec, searcher.kernels, [None], ahead=[])
+    assert len(alone.kept) == 1 and len(alone.seconds) == 1
+    same(alone.kept[0], [first])
+
+
+def test_parts_name_documents_of_the_index_and_come_in_the_order_of_shards(searcher):
+    loop = StageLoop(searcher.planner.plan(queries_about(DOCUMENTS, [3]), 200, "exact"), [None])
+    call = next(iter(loop))
+    [parts] = score(call, searcher.shards, searcher.planner.codec, searcher.kernels)
+    for part, shard in zip(parts, searcher.shards, strict=True):
+        assert ((part.documents >= shard.first_document) & (part.documents < shard.first_document + shard.num_docs)).all()
+
+
+def test_every_stage_has_a_name_of_its_own_and_one_sentence():
+    for engine in ENGINES.values():
+        names = [stage.name for stage in engine.stages]
+        assert len(set(names)) == len(names)
+        assert all(stage.description.endswith(".") and "\n" not in stage.description for stage in engine.stages)
