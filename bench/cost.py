@@ -20,8 +20,9 @@ from bench.quality import machine
 from ray_lir.engines.cost import DIM, QUERY_TOKENS
 from ray_lir.engines.warp import NPROBE
 from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.residuals import normalize
 from ray_lir.index.shard import IndexShard
-from ray_lir.kernels import Kernels, native, reference, select
+from ray_lir.kernels import Kernels, native, select
 
 NUM_CENTROIDS = 8192
 TOKENS_PER_DOCUMENT = 240
@@ -46,7 +47,7 @@ def made_up(num_tokens: int) -> tuple[IndexShard, ResidualCodec, np.ndarray]:
     """Codes as skewed as those of text, random residuals, and a query of unit vectors."""
     rng = np.random.default_rng(0)
     offsets = np.arange(0, num_tokens + 1, TOKENS_PER_DOCUMENT)
-    centroids = reference.normalize(rng.normal(size=(NUM_CENTROIDS, DIM)).astype(np.float32))
+    centroids = normalize(rng.normal(size=(NUM_CENTROIDS, DIM)).astype(np.float32))
     weights = np.linspace(-2.7, 2.7, 16).astype(np.float32)
     codec = ResidualCodec(centroids.astype(np.float16), (weights[1:] + weights[:-1]) / 2, weights, token_scale=True)
     shares = rng.permutation((1 + np.arange(NUM_CENTROIDS)) ** -0.5)
@@ -54,7 +55,7 @@ def made_up(num_tokens: int) -> tuple[IndexShard, ResidualCodec, np.ndarray]:
     residuals = rng.integers(0, 256, (num_tokens, DIM // 2)).astype(np.uint8)
     scales = np.full((num_tokens, 2), [0.9, 0.04], np.float16)
     shard = IndexShard(0, offsets, codes, residuals, scales, pa.table({}), NUM_CENTROIDS)
-    return shard, codec, reference.normalize(rng.normal(size=(QUERY_TOKENS, DIM)).astype(np.float32))
+    return shard, codec, normalize(rng.normal(size=(QUERY_TOKENS, DIM)).astype(np.float32))
 
 
 def measure(kernels: Kernels, shard: IndexShard, codec: ResidualCodec, query: np.ndarray, runs: int) -> dict[str, Any]:

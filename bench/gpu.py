@@ -28,7 +28,8 @@ from bench.quality import machine
 from ray_lir.base.errors import KernelUnavailable
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
-from ray_lir.kernels import VARIABLE, Kernels, reference, select
+from ray_lir.kernels import VARIABLE, Kernels, select
+from ray_lir.kernels.reference import REFERENCE
 
 NBITS = 4
 K = 10
@@ -86,11 +87,11 @@ def check(kernels: Kernels, num_docs: int) -> dict[str, float]:
         shard, codec = made_up(num_docs, 40, 300, nbits)
         for number in (1, 9):
             queries, weights = made_up_queries(number)
-            expected = reference.residual_maxsim(queries, weights, [], shard, codec)
+            expected = REFERENCE.residual_maxsim(queries, weights, [], shard, codec)
             worst[f"{nbits} bits, {number} queries"] = difference(kernels.residual_maxsim(queries, weights, [], shard, codec), expected)
     table = kernels.centroid_scores(queries[0], codec)
     worst["centroids"] = difference(
-        kernels.scan_codes(kernels.scan_table(table), weights[0], shard), reference.scan_codes(table, weights[0], shard)
+        kernels.scan_codes(kernels.scan_table(table), weights[0], shard), REFERENCE.scan_codes(table, weights[0], shard)
     )
     wrong = {name: value for name, value in worst.items() if not value < 1e-3}
     if wrong:
@@ -169,7 +170,7 @@ def search(kernels: Kernels, num_tokens: int, limits: dict[str, float]) -> dict[
                 program = partial(scoring.run_residual_programs, blocks, codec_on_device, shard, cut, warps)
                 rows[-1][f"tile {size}, {warps} warps, ms"] = device_ms(program, 5)
     some = np.arange(0, shard.num_docs, max(1, shard.num_docs // 200))
-    expected = reference.residual_maxsim(queries, weights, [], shard, codec, some)
+    expected = REFERENCE.residual_maxsim(queries, weights, [], shard, codec, some)
     worst = difference(kernels.residual_maxsim(queries, weights, [], shard, codec)[:, some], expected)
     table = kernels.centroid_scores(queries[0], codec)
     scan_ms = wall_ms(partial(kernels.scan_codes, kernels.scan_table(table), weights[0], shard))

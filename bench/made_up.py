@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 
 from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.residuals import normalize
 from ray_lir.index.shard import IndexShard
-from ray_lir.kernels import reference
 
 DIM = 128
 QUERY_TOKENS = 32
@@ -15,7 +15,7 @@ def made_up(num_docs: int, mean_tokens: int, num_centroids: int, nbits: int = 4)
     """Documents of every length up to twice the mean, none included, with random codes and residuals."""
     rng = np.random.default_rng(0)
     offsets = np.concatenate([[0], np.cumsum(rng.integers(0, 2 * mean_tokens + 1, num_docs))]).astype(np.int64)
-    centroids = reference.normalize(rng.normal(size=(num_centroids, DIM)).astype(np.float32)).astype(np.float16)
+    centroids = normalize(rng.normal(size=(num_centroids, DIM)).astype(np.float32)).astype(np.float16)
     weights = np.linspace(-2.7, 2.7, 2**nbits).astype(np.float32)
     codec = ResidualCodec(centroids, (weights[1:] + weights[:-1]) / 2, weights, token_scale=True)
     codes = rng.integers(0, num_centroids, offsets[-1]).astype(codec.code_dtype)
@@ -27,7 +27,7 @@ def made_up(num_docs: int, mean_tokens: int, num_centroids: int, nbits: int = 4)
 def made_up_queries(number: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Unit vectors, and weights of one."""
     rng = np.random.default_rng(1)
-    queries = [reference.normalize(rng.normal(size=(QUERY_TOKENS, DIM)).astype(np.float32)) for _ in range(number)]
+    queries = [normalize(rng.normal(size=(QUERY_TOKENS, DIM)).astype(np.float32)) for _ in range(number)]
     return queries, [np.ones(QUERY_TOKENS, np.float32)] * number
 
 
@@ -38,7 +38,7 @@ def documents_near_topics(num_tokens: int) -> tuple[list[np.ndarray], list[np.nd
     documents = []
     for _ in range(num_tokens // 200):
         near = topics[rng.integers(0, len(topics), 200)] + 0.5 * rng.normal(size=(1, DIM)) + 0.6 * rng.normal(size=(200, DIM))
-        documents.append(reference.normalize(near.astype(np.float32)).astype(np.float16))
+        documents.append(normalize(near.astype(np.float32)).astype(np.float16))
     chosen = rng.integers(0, len(documents), 64)
     noisy = [documents[i][:QUERY_TOKENS].astype(np.float32) + 0.03 * rng.normal(size=(QUERY_TOKENS, DIM)) for i in chosen]
-    return documents, [reference.normalize(query.astype(np.float32)) for query in noisy]
+    return documents, [normalize(query.astype(np.float32)) for query in noisy]

@@ -35,9 +35,11 @@ from ray_lir.embeddings.relation import Alignment
 from ray_lir.engines.exact import ExactParams, rescore
 from ray_lir.engines.plan import Query, QueryPlan, RelationTerms, relation_terms
 from ray_lir.index.codec import ResidualCodec
-from ray_lir.index.relation import PairEncoder
+from ray_lir.index.relation import RelationEncoder
+from ray_lir.index.residuals import decompress, normalize
 from ray_lir.index.shard import IndexShard
-from ray_lir.kernels import Kernels, reference, select
+from ray_lir.kernels import Kernels, select
+from ray_lir.kernels.reference import REFERENCE
 from ray_lir.scorers.batches import EmbeddedTexts
 from ray_lir.scorers.trial import Relation, Trial
 from ray_lir.search.searcher import Searcher
@@ -97,18 +99,18 @@ def main() -> None:
 def made_up() -> tuple[IndexShard, ResidualCodec, np.ndarray]:
     """Tokens of a document share its topic and differ by words, and its query repeats some of the words."""
     rng = np.random.default_rng(0)
-    words = reference.normalize(rng.normal(size=(NUM_CENTROIDS, DIM)))
+    words = normalize(rng.normal(size=(NUM_CENTROIDS, DIM)))
     topics = rng.normal(size=(CANDIDATES, DIM)) / np.sqrt(DIM)
     numbers = rng.integers(0, NUM_CENTROIDS, CANDIDATES * TOKENS)
     vectors = words[numbers] + 0.6 * np.repeat(topics, TOKENS, axis=0) + 0.5 * rng.normal(size=(len(numbers), DIM)) / np.sqrt(DIM)
-    vectors = reference.normalize(vectors).astype(np.float32)
+    vectors = normalize(vectors).astype(np.float32)
     buckets = np.linspace(-2.4, 2.4, 16).astype(np.float32)
     codec = ResidualCodec(words.astype(np.float16), (buckets[1:] + buckets[:-1]) / 2, buckets, token_scale=True)
-    residuals, scales, _ = reference.compress(vectors, numbers, codec)
+    residuals, scales, _ = REFERENCE.compress(vectors, numbers, codec)
     offsets = np.arange(0, len(numbers) + 1, TOKENS)
     shard = IndexShard(0, offsets, numbers.astype(np.uint16), residuals, scales.astype(np.float16), pa.table({}), NUM_CENTROIDS)
     asked = vectors[rng.choice(len(vectors), QUERY_TOKENS)]
-    return shard, codec, reference.normalize(asked + 0.5 * rng.normal(size=asked.shape) / np.sqrt(DIM)).astype(np.float32)
+    return shard, codec, normalize(asked + 0.5 * rng.normal(size=asked.shape) / np.sqrt(DIM)).astype(np.float32)
 
 
 def on_index(url: str, fresh: Trial, kernels: Kernels, runs: int, num_queries: int = 8) -> dict[str, Any]:
@@ -120,14 +122,14 @@ def on_index(url: str, fresh: Trial, kernels: Kernels, runs: int, num_queries: i
     for number in rng.choice(long, num_queries):
         tokens, offsets = shard.tokens(np.array([number]))
         begin = int(rng.integers(offsets[1] - QUERY_TOKENS))
-        vectors = reference.decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], plain)
+        vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], plain)
         vectors = vectors[begin : begin + QUERY_TOKENS]
-        asked = reference.normalize(vectors + 0.5 * rng.normal(size=vectors.shape) / np.sqrt(DIM)).astype(np.float32)
+        asked = normalize(vectors + 0.5 * rng.normal(size=vectors.shape) / np.sqrt(DIM)).astype(np.float32)
         query = Query(asked, np.ones(QUERY_TOKENS, np.float32))
         [(scores, _)] = rescore([QueryPlan(query, ExactParams(), (1,))], shard, plain, kernels, [np.arange(shard.num_docs)])
         best_first = np.argsort(-scores)
         for factor in (0.2, 1):
-            codec = replace(plain, pairs=PairEncoder.of(scaled(fresh, factor).to_arrays(), plain.rotation))
+            codec = replace(plain, relation=RelationEncoder.of(scaled(fresh, factor).to_arrays(), plain.rotation))
             related = QueryPlan(query, ExactParams(), (10,), relation=relation_terms(query, codec))
             rescore([related], shard, codec, kernels, [best_first[:1]])  # makes what is made once of the codec and of the query
             time.sleep(0.2)  # until threads of BLAS, which made something of the relation encoder, spin no more
@@ -218,13 +220,13 @@ def measure(
     Args:
         widened: what is added to the bound that kernels are told of.
     """
-    codec = replace(codec, pairs=PairEncoder.of(scorer.to_arrays(), None))
-    terms, ones, table = codec.pairs.terms(query), np.ones(len(query), np.float32), kernels.centroid_scores(query, codec)
+    codec = replace(codec, relation=RelationEncoder.of(scorer.to_arrays(), None))
+    terms, ones, table = codec.relation.of_query(query), np.ones(len(query), np.float32), kernels.centroid_scores(query, codec)
     given = replace(terms, upper=terms.upper + np.float32(widened))
     seconds = least(lambda: kernels.relation_maxsim(query, ones, given, table, shard, codec), runs)
     tokens = slice(0, TOKENS)
-    vectors = reference.decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
-    hidden = codec.pairs.hidden(vectors[0] @ codec.pairs.before.T, vectors @ codec.pairs.after.T + codec.pairs.bias)
+    vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
+    hidden = codec.relation.hidden(vectors[0] @ codec.relation.before.T, vectors @ codec.relation.after.T + codec.relation.bias)
     relations = hidden @ terms.products[1:].T + terms.constants[1:]
     values = query[1:] @ vectors.T + relations.T
     needed = (query[1:] @ vectors.T + relations.max(axis=0)[:, None] >= values.max(axis=1, keepdims=True)).sum(axis=1).mean()
@@ -257,7 +259,7 @@ def naive_scores(query: np.ndarray, shard: IndexShard, codec: ResidualCodec, rel
     totals = []
     for number in range(NAIVE_DOCUMENTS):
         tokens, _ = shard.tokens(np.array([number]))
-        document = torch.from_numpy(reference.decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec))
+        document = torch.from_numpy(decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec))
         cosines, total, aligned = queries @ document.T, torch.zeros(()), 0
         for i in range(QUERY_TOKENS):
             value = cosines[i]

@@ -25,7 +25,8 @@ from ray_lir.corpus.datasets import load_dataset
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines.exact import ExactParams, rescore
 from ray_lir.engines.plan import QueryPlan
-from ray_lir.kernels import reference
+from ray_lir.index.relation import compare
+from ray_lir.index.residuals import decompress
 from ray_lir.search.searcher import Searcher
 
 BEST, NEAR = 10, 8
@@ -63,7 +64,7 @@ def on_index(url: str, texts: list[str], runs: int) -> dict[str, Any]:
     return {
         "kernels": searcher.kernels.name,
         "dim": codec.dim,
-        "relation_weight": codec.pairs.weight,
+        "relation_weight": codec.relation.weight,
         "query_tokens": round(float(np.mean([len(plan.relation.live) for plan in plans])), 1),
         "maxsim_ms": round(float(maxsim.mean()), 2),
         "all_ms": round(float(everything.mean()), 2),
@@ -92,8 +93,8 @@ def reaches(plan: QueryPlan, searcher: Searcher, number: int) -> np.ndarray:
     """[n - 1, 4], of each query token but the first in a document: spread, bound above the mean, whether it goes elsewhere, and far."""
     shard, codec, relation = searcher.shards[0], searcher.planner.codec, plan.relation
     tokens, _ = shard.tokens(np.array([number]))
-    vectors = reference.decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
-    cosines, relations = reference.compare(plan.query.vectors[relation.live], relation.pairs, vectors, codec.pairs)
+    vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
+    cosines, relations = compare(plan.query.vectors[relation.live], relation.pairs, vectors, codec.relation)
     winners = (cosines + relations).argmax(axis=1, keepdims=True)
     nearer = (cosines > np.take_along_axis(cosines, winners, axis=1)).sum(axis=1)
     rows = (relations.std(axis=1), relation.pairs.upper - relations.mean(axis=1), nearer > 0, nearer >= NEAR)

@@ -19,9 +19,9 @@ from ray_lir.embeddings.parquet import TEXT_COLUMNS, Block, read_blocks
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
 from ray_lir.index.codec import read_codec
 from ray_lir.index.manifest import IndexManifest
+from ray_lir.index.residuals import decompress, normalize
 from ray_lir.index.shard import open_shard
 from ray_lir.index.versions import read_version
-from ray_lir.kernels.reference import decompress, normalize, token_weights
 from ray_lir.storage.manifest import (
     LATEST,
     MANIFEST,
@@ -132,7 +132,7 @@ def index_blocks(root: str, manifest: IndexManifest, docs_per_block: int = 256) 
             vectors = normalize(vectors) if manifest.unit_norms else vectors
             vectors = vectors if codec.rotation is None else vectors @ codec.rotation.T
             texts = shard.documents.slice(rows[0], rows[-1] + 1 - rows[0]).take(pa.array(rows - rows[0]))
-            weights = token_weights(shard, tokens)
+            weights = shard.token_weights(tokens)
             weights = None if weights is None else weights.astype(np.float32)
             yield Block(TokenEmbeddings(vectors.astype(np.float16), offsets, texts.column("doc_id").to_pylist(), weights=weights), texts)
 

@@ -112,7 +112,7 @@ class Index:
         self.path = storage.absolute(path)
         self.searcher = Searcher.open(self.path)
         if encoder is not None:
-            self.encoder = encoder
+            _encoder_of.put(self, encoder)
 
     @classmethod
     def create(
@@ -152,9 +152,9 @@ class Index:
         return cls(path)
 
     @property
-    @derived
     def encoder(self) -> Encoder:
-        return Encoder.for_contract(self.manifest.contract)
+        """The encoder of the index's documents and queries, loaded at first use."""
+        return _encoder_of(self)
 
     @property
     def manifest(self) -> IndexManifest:
@@ -349,3 +349,8 @@ def _marked_html(hit: Hit, weakest: float) -> str:
             at = mark.end
     body = ("... " if passage.start else "") + "".join(parts) + html.escape(hit.text[at:end]) + (" ..." if passage.more else "")
     return (f"<b>{html.escape(hit.title)}</b> " if hit.title else "") + body
+
+
+@derived
+def _encoder_of(index: Index) -> Encoder:
+    return Encoder.for_contract(index.manifest.contract)

@@ -17,8 +17,8 @@ from ray_lir.embeddings.parquet import read_blocks
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.index.codec import ResidualCodec, fit_buckets, random_rotation
 from ray_lir.index.norms import directions, kept_norms, without_zero_rows
+from ray_lir.index.residuals import normalize
 from ray_lir.kernels import select
-from ray_lir.kernels.reference import normalize
 
 HELD_OUT_SHARE = 0.05
 HELD_OUT_VECTORS = 50_000

@@ -19,8 +19,8 @@ from ray_lir.building.workspace import Build
 from ray_lir.embeddings.parquet import read_blocks
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.norms import directions, kept_norms, without_zero_rows
+from ray_lir.index.residuals import normalize
 from ray_lir.kernels import select
-from ray_lir.kernels.reference import normalize
 
 MOST_PARTS = 8
 MOST_DOCUMENTS = 64

@@ -9,7 +9,7 @@ import numpy as np
 from ray_lir.base.config import Config
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.norms import norm_codes
-from ray_lir.index.relation import PairTerms
+from ray_lir.index.relation import QueryRelation
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
@@ -101,7 +101,7 @@ class RelationTerms:
     """
 
     live: np.ndarray
-    pairs: PairTerms
+    pairs: QueryRelation
 
     def most(self, query: Query) -> float:
         """How far above its score without relations a document's can be."""
@@ -111,10 +111,10 @@ class RelationTerms:
 
 def relation_terms(query: Query, codec: ResidualCodec) -> RelationTerms | None:
     """None if the index's scorer knows no relations, or gives them no weight."""
-    if codec.pairs is None or codec.pairs.weight == 0:
+    if codec.relation is None or codec.relation.weight == 0:
         return None
     live = np.flatnonzero(query.vectors.any(axis=1))
-    return RelationTerms(live, codec.pairs.terms(query.vectors[live]))
+    return RelationTerms(live, codec.relation.of_query(query.vectors[live]))
 
 
 @dataclass

@@ -13,8 +13,9 @@ from ray_lir.base.forking import fork_safe
 from ray_lir.base.parallel import num_cores, threads
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.faiss_threads import one_faiss_thread
+from ray_lir.index.residuals import decompress
 from ray_lir.index.shard import IndexShard
-from ray_lir.kernels.reference import decompress, tokens_of
+from ray_lir.kernels.reference import tokens_of
 
 if TYPE_CHECKING:
     import faiss

@@ -20,7 +20,6 @@ from ray_lir.engines.token_index import token_index
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
-from ray_lir.kernels.reference import token_weights
 
 K_PRIME = 4000
 POWER_LAW_RANKS = 100
@@ -54,7 +53,7 @@ def survey(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, documents: 
     queries = plan.query.vectors[plan.terms["live"]]
     allowed = None if documents is None else shard.tokens(documents)[0]
     rows, tokens, scores = token_index(shard, codec).search(queries, plan.params.k_prime, plan.terms.get("cells"), allowed)
-    weights = token_weights(shard, tokens)
+    weights = shard.token_weights(tokens)
     numbers = np.searchsorted(shard.doc_offsets, tokens, side="right") - 1
     worths = scores if weights is None else (weights * scores).astype(np.float32)
     return {"rows": rows, "scores": scores, "documents": numbers + shard.first_document, "worths": worths}

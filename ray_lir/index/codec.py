@@ -1,6 +1,5 @@
 """ResidualCodec: a token vector as its centroid's number and a few bits a dimension for the rest (docs/algorithms.md#22-residual-codec)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +13,7 @@ from ray_lir.base.derived import derived
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.base.parallel import one_blas_thread
 from ray_lir.index.manifest import IndexManifest
-from ray_lir.index.relation import PairEncoder
+from ray_lir.index.relation import RelationEncoder
 from ray_lir.storage.manifest import check_file
 
 LLOYD_MAX_ITERATIONS = 1000
@@ -22,9 +21,10 @@ WORD_BITS = 14
 
 
 class Rotates(Protocol):
-    """The kernel that a codec needs: `kernels.Kernels` has it."""
+    """The kernel that a codec needs; every `kernels.Kernels` has it."""
 
-    rotate: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    def rotate(self, vectors_TD: np.ndarray, rotation_DD: np.ndarray) -> np.ndarray:
+        """Return vectors @ rotation, [T, D] float32."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ResidualCodec:
         token_offsets: [V + 1] int64 or None; of token-aware clustering, where the centroids of each vocabulary id begin.
         mean_norm: mean length of the vectors that the codec was trained on; exactly 1 if all had about unit length. Centroids and residuals
             are of directions, and a token's length is a factor of its two scales.
-        pairs: TRIAL's relation encoder in the terms of this codec, if the index has one; kept in a file of its own.
+        relation: TRIAL's relation encoder, rotated by this codec; None with other scorers. It has its own file.
     """
 
     centroids: np.ndarray
@@ -50,7 +50,7 @@ class ResidualCodec:
     token_scale: bool = False
     token_offsets: np.ndarray | None = None
     mean_norm: float = 1.0
-    pairs: PairEncoder | None = None
+    relation: RelationEncoder | None = None
 
     def __post_init__(self) -> None:
         check_dimensions(self.dim, self.nbits)

@@ -1,9 +1,9 @@
-"""PairEncoder: TRIAL's relation encoder as search evaluates it, in factored form and turned as the codec's vectors.
+"""TRIAL's relation encoder in the form that search evaluates: factored, and rotated like the codec's vectors.
+
+The hidden layer of two document tokens p and j depends on the sum of one vector of p and one of j; the rest depends on the query alone:
+relation_weight * R_i . Rel(p, j) = products_i . Mish(norm(before p + after j)) + constants_i.
 
 Source: docs/algorithms.md#54-exact-evaluation-in-fewer-steps.
-
-What a document token adds to the hidden layer of a pair depends on the token alone, and what is done with the hidden layer on the query
-alone: relation_weight * R_i . Rel(p, j) = products_i . Mish(norm(before p + after j)) + constants_i.
 """
 
 from dataclasses import dataclass
@@ -15,27 +15,27 @@ from ray_lir.base.parallel import one_blas_thread
 from ray_lir.embeddings.relation import EPSILON, Relation
 
 LOWEST = 0.3089
-"""Mish is nowhere below minus this."""
+"""Mish is never below minus this."""
 CURVED = 0.65
-"""The second derivative of Mish is no larger in size."""
+"""Largest size of the second derivative of Mish."""
 LINE = 0.008
-"""No line that a kernel has instead of Mish is further from it."""
+"""Largest distance between Mish and the line segments that kernels use instead."""
 WORD = 2.0**-12
-"""Rounding to 16-bit words moves the hidden layer by less, in units of the largest it can be."""
+"""Bound on the rounding error of the hidden layer in 16-bit words, relative to its largest possible value."""
 WIDE = 0.05
-"""Bounds of relations that are larger than this are made narrower, since it is then that pairs with many tokens have to be computed."""
+"""Relations with a larger bound get a second, narrower bound: a wide bound makes kernels compute many relations."""
 GRID = 0.25
-"""Between the values of z that a bound looks at."""
+"""Distance between the values of z at which a bound is evaluated."""
 
 
-@dataclass(frozen=True)
-class PairTerms:
-    """What a relation needs of a query of n tokens, the weight of relations in it.
+@dataclass(frozen=True, eq=False)
+class QueryRelation:
+    """A query's part of the relation, for n query tokens. The weight of relations is included.
 
     Attributes:
         products: [n, D] float32; zero for the first token, which has no predecessor.
         constants: [n] float32.
-        upper: [n] float32, which the relation with no pair of document tokens is above.
+        upper: [n] float32, an upper bound of the relation over all pairs of document tokens.
     """
 
     products: np.ndarray
@@ -43,17 +43,20 @@ class PairTerms:
     upper: np.ndarray
 
 
-@dataclass(frozen=True)
-class PairEncoder:
-    """Of vectors that the codec has turned.
+@dataclass(frozen=True, eq=False)
+class RelationEncoder:
+    """The relation encoder for vectors that the codec has rotated.
 
     Attributes:
-        before, after: [D, D] float32, what the first and the second of a pair are multiplied with; their outputs are centred.
-        bias: [D] float32, added to the second; centred.
-        scale, shift: [D] float32, the norm's.
-        outer_weight: [D, D], outer_bias: [D].
-        weight: of a relation beside a cosine.
-        by_cosine: a relation starts from the token of the best cosine, not from the winner.
+        before: [D, D] float32, multiplies the first token of a pair; its outputs are centred.
+        after: [D, D] float32, multiplies the second token of a pair; its outputs are centred.
+        bias: [D] float32, added to the second token's output; centred.
+        scale: [D] float32, the norm's weight.
+        shift: [D] float32, the norm's bias.
+        outer_weight: [D, D] float32.
+        outer_bias: [D] float32.
+        weight: Weight of a relation relative to a cosine.
+        by_cosine: Whether a relation starts from the previous query token's nearest token instead of its match.
     """
 
     before: np.ndarray
@@ -68,29 +71,37 @@ class PairEncoder:
 
     @classmethod
     @one_blas_thread()
-    def of(cls, relation: Relation, rotation_DD: np.ndarray | None) -> "PairEncoder":
-        """Args:
-        rotation_DD: the codec's; None if it turns nothing.
-        """
+    def of(cls, relation: Relation, rotation_DD: np.ndarray | None) -> "RelationEncoder":
+        """Return the relation encoder of a scorer, rotated by the codec's rotation [D, D] (None: not rotated)."""
         inner = relation.inner_weight.astype(np.float64)
         inner -= inner.mean(axis=0)
         halves = np.split(inner, 2, axis=1)
         before, after = halves if rotation_DD is None else (half @ rotation_DD.astype(np.float64) for half in halves)
-        bias = relation.inner_bias - relation.inner_bias.mean(dtype=np.float64)
-        arrays = (before, after, bias, relation.norm_weight, relation.norm_bias, relation.outer_weight, relation.outer_bias)
-        rows = (np.ascontiguousarray(array, np.float32) for array in arrays)
-        return cls(*rows, weight=relation.weight, by_cosine=relation.alignment == "cosine")
+        return cls(
+            before=_as_rows(before),
+            after=_as_rows(after),
+            bias=_as_rows(relation.inner_bias - relation.inner_bias.mean(dtype=np.float64)),
+            scale=_as_rows(relation.norm_weight),
+            shift=_as_rows(relation.norm_bias),
+            outer_weight=_as_rows(relation.outer_weight),
+            outer_bias=_as_rows(relation.outer_bias),
+            weight=relation.weight,
+            by_cosine=relation.alignment == "cosine",
+        )
 
     @property
     @derived
     def unit(self) -> float:
-        """What both halves and the bias are multiplied with for arithmetic in 16-bit words: no pair's hidden layer is then longer than 2^15
-        before its norm."""
+        """Factor of both halves and the bias for arithmetic in 16-bit words: hidden layers before the norm are then shorter than 2^15."""
         longest = np.sqrt(2) * np.linalg.norm(np.hstack([self.before, self.after]), 2) + np.linalg.norm(self.bias)
         return float(0.95 * 2**15 / longest) if longest > 0 else 1.0
 
-    def terms(self, query_nD: np.ndarray) -> PairTerms:
-        """Of a query without masked tokens, whose every token relates to the one before it."""
+    def of_query(self, query_nD: np.ndarray) -> QueryRelation:
+        """Return the query's part of the relation.
+
+        Args:
+            query_nD: [n, D] float32, rotated, without masked tokens. Each token is related to the token before it.
+        """
         dim = query_nD.shape[1]
         query = query_nD.astype(np.float64)
         relations = self.hidden(query[:-1] @ self.before.T.astype(np.float64), query[1:] @ self.after.T.astype(np.float64) + self.bias)
@@ -101,60 +112,112 @@ class PairEncoder:
         wide = upper > WIDE
         upper[wide] = np.minimum(upper[wide], self._dual(products[wide]))
         upper += constants + self._rounding(products)
-        return PairTerms(*(np.float32(array) for array in (products, constants, upper)))
+        return QueryRelation(products.astype(np.float32), constants.astype(np.float32), upper.astype(np.float32))
 
     def _rectified(self, products_nD: np.ndarray) -> np.ndarray:
-        """[n], which products . hidden layer is not above. The norm's output z has length sqrt(D) at most, and Mish(y) is at most y where
-        that is positive, 0 elsewhere and nowhere below -LOWEST, for y = scale z + shift. So it is at most a constant plus the sum over k of
-        max(slope_k z_k, 0). The z_k add up to 0, so any number may be taken from all slopes, on both sides of 0."""
+        """Return an upper bound of products . hidden layer, [n].
+
+        The norm's output z has a length of at most sqrt(D). For y = scale z + shift, Mish(y) is at most max(y, 0) and at least -LOWEST.
+        The bound is therefore a constant plus the sum over k of max(slope_k z_k, 0). The z_k add up to 0, so the same number may be
+        subtracted from all slopes, on both sides of 0.
+        """
         gains = np.maximum(products_nD, 0)
-        slopes, taken = self._slopes(products_nD)
-        reach = np.sqrt(len(self.bias)) * np.linalg.norm(np.maximum(np.abs(slopes - taken), np.abs(taken)), axis=1)
-        return gains @ np.maximum(self.shift, 0) + LOWEST * (gains - products_nD).sum(axis=1) + reach + self._sums(taken)
+        slopes, mean = self._slopes(products_nD)
+        reach = np.sqrt(len(self.bias)) * np.linalg.norm(np.maximum(np.abs(slopes - mean), np.abs(mean)), axis=1)
+        return gains @ np.maximum(self.shift, 0) + LOWEST * (gains - products_nD).sum(axis=1) + reach + self._sums(mean)
 
     def _dual(self, products_nD: np.ndarray) -> np.ndarray:
-        """[n], the same but narrower: for any mu and nu it is at most mu D plus the sum over k of the largest value that
-        products_k Mish(y_k) - mu z_k^2 - nu z_k has (Lagrange), which is looked for on a grid. With these mu and nu, chosen by experiment,
-        it is within a few percent of the least bound there is."""
-        slopes, taken = self._slopes(products_nD)
-        mu, nu = 0.55 * np.linalg.norm(slopes - taken, axis=1) / np.sqrt(len(self.bias)), 0.85 * taken
+        """Return a narrower upper bound of products . hidden layer, [n].
+
+        For any mu and nu the product is at most mu D plus the sum over k of the largest value of products_k Mish(y_k) - mu z_k^2 - nu z_k
+        (Lagrange), which is evaluated on a grid. These mu and nu were chosen by experiment; the bound is within a few percent of the
+        least possible bound.
+        """
+        slopes, mean = self._slopes(products_nD)
+        mu, nu = 0.55 * np.linalg.norm(slopes - mean, axis=1) / np.sqrt(len(self.bias)), 0.85 * mean
         z, hidden = self._grid
-        taken_nG = mu[:, None] * z**2 + nu * z
-        largest = (np.float32(products_nD)[:, :, None] * hidden - np.float32(taken_nG)[:, None]).max(axis=2).sum(axis=1, dtype=np.float64)
+        subtracted_nG = (mu[:, None] * z**2 + nu * z).astype(np.float32)
+        values = products_nD.astype(np.float32)[:, :, None] * hidden - subtracted_nG[:, None]
+        largest = values.max(axis=2).sum(axis=1, dtype=np.float64)
         between = GRID**2 / 8 * (2 * mu * len(self.bias) + CURVED * np.abs(products_nD) @ self.scale.astype(np.float64) ** 2)
         return mu * len(self.bias) + largest + between + self._sums(nu)
 
     def _slopes(self, products_nD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """[n, D] how much a z can add where Mish rises, and [n, 1] their mean."""
+        """Return how much each z_k can add where Mish rises, [n, D], and the mean over k, [n, 1]."""
         slopes = np.maximum(products_nD, 0) * self.scale
         return slopes, slopes.mean(axis=1, keepdims=True)
 
     def _sums(self, factors_n1: np.ndarray) -> np.ndarray:
-        """[n], these times the sum of the z_k: 0 but for the whole units that kernels round to what is added up."""
+        """Return factors times the sum of the z_k, [n]; the sum is 0 except for the rounding of kernels to whole units."""
         return np.abs(factors_n1[:, 0]) * (0.1 + 3 * len(self.bias) / (self.unit * np.sqrt(EPSILON)))
 
     @property
     @derived
     def _grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """[G] values of z, past its largest on both sides; [D, G] float32, the hidden layer of each component."""
+        """Values of z [G] that cover its range, and the hidden layer of each component there, [D, G] float32."""
         steps = int(np.sqrt(len(self.bias)) / GRID) + 1
         z = GRID * np.arange(-steps, steps + 1)
         return z, mish(z * self.scale[:, None].astype(np.float64) + self.shift[:, None]).astype(np.float32)
 
     def _rounding(self, products_nD: np.ndarray) -> np.ndarray:
-        """[n], how far above products . hidden layer kernels may come out that compute in 16 bits and have lines for Mish."""
+        """Return how far kernels may exceed products . hidden layer, [n]: they compute in 16 bits, with line segments instead of Mish."""
         largest = (np.sqrt(products_nD.shape[1]) * np.abs(self.scale) + np.abs(self.shift)).max()
         return (LINE + largest * WORD) * np.abs(products_nD).sum(axis=1)
 
     def hidden(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-        """[..., D] float64: Mish(norm(.)) of pairs given by their halves, both centred, so that the norm has only to divide."""
+        """Return Mish(norm(before + after)), [..., D] float64. Both halves are centred, so the norm only divides."""
         both = before + after
         both = both / np.sqrt(np.square(both).mean(axis=-1, keepdims=True) + EPSILON)
         return mish(both * self.scale + self.shift)
 
 
+def _as_rows(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, np.float32)
+
+
 def mish(values: np.ndarray) -> np.ndarray:
-    """x tanh(ln(1 + e^x)), with one exponential."""
+    """Return x tanh(ln(1 + e^x)), computed with one exponential."""
     exponentials = np.exp(np.minimum(values, 20))
     squares = exponentials * (exponentials + 2)
     return values * squares / (squares + 2)
+
+
+def align(query_nD: np.ndarray, relation: QueryRelation, vectors_mD: np.ndarray, encoder: RelationEncoder) -> tuple[np.ndarray, np.ndarray]:
+    """Find the match of each query token in one document.
+
+    Source: docs/algorithms.md#51-score.
+
+    Args:
+        query_nD: [n, D] float32, rotated, without masked tokens.
+        relation: `encoder.of_query(query_nD)`.
+        vectors_mD: [m, D] float64, the document's tokens.
+        encoder: The relation encoder of the index.
+    Returns:
+        Matches [n] int64, and the relation of each match to the previous query token's match, [n] float64.
+    """
+    cosines_nm, relations_nm = compare(query_nD, relation, vectors_mD, encoder)
+    matches = (cosines_nm + relations_nm).argmax(axis=1)
+    return matches, relations_nm[np.arange(len(matches)), matches]
+
+
+def compare(
+    query_nD: np.ndarray, relation: QueryRelation, vectors_mD: np.ndarray, encoder: RelationEncoder
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return cosines and relations of every query token with every token of one document.
+
+    Args:
+        query_nD: [n, D] float32, rotated, without masked tokens.
+        relation: `encoder.of_query(query_nD)`.
+        vectors_mD: [m, D] float64, the document's tokens.
+        encoder: The relation encoder of the index.
+    Returns:
+        Cosines [n, m] float64, and the relation of each document token to the previous query token's match, [n, m] float64.
+    """
+    cosines_nm = query_nD.astype(np.float64) @ vectors_mD.T
+    before_mD = vectors_mD @ encoder.before.T.astype(np.float64)
+    after_mD = vectors_mD @ encoder.after.T.astype(np.float64) + encoder.bias
+    relations_nm = np.zeros_like(cosines_nm)
+    for i in range(1, len(query_nD)):
+        deciding_m = cosines_nm[i - 1] if encoder.by_cosine else cosines_nm[i - 1] + relations_nm[i - 1]
+        relations_nm[i] = encoder.hidden(before_mD[deciding_m.argmax()], after_mD) @ relation.products[i] + relation.constants[i]
+    return cosines_nm, relations_nm

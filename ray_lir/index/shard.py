@@ -126,6 +126,10 @@ class IndexShard:
         """
         return self._filtered.unknown_fields(filters)
 
+    def token_weights(self, tokens: np.ndarray | slice) -> np.ndarray | None:
+        """Return the weights of these tokens, float64; None if every token has weight one."""
+        return None if self.weights is None else self.weights[tokens].astype(np.float64) + 1
+
     def lengths(self, numbers: np.ndarray) -> np.ndarray:
         """Tokens of each of these documents."""
         return self.doc_offsets[numbers + 1] - self.doc_offsets[numbers]

@@ -17,9 +17,10 @@ from ray_lir.engines.registry import engine_of
 from ray_lir.engines.stages import StageCall, run_stage, run_stages
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.filters import Filters
+from ray_lir.index.relation import align
+from ray_lir.index.residuals import decompress
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
-from ray_lir.kernels.reference import align, decompress, token_weights
 from ray_lir.search.searcher import Searcher
 
 MAX_NUMBER = 2**63 - 1
@@ -143,9 +144,9 @@ def match_tokens(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, numbe
     similarities_nT = query.vectors.astype(np.float64) @ vectors_TD.T
     best, relations = similarities_nT.argmax(axis=1), np.zeros(len(query.vectors))
     if relation is not None:
-        best[relation.live], relations[relation.live] = align(query.vectors[relation.live], relation.pairs, vectors_TD, codec.pairs)
+        best[relation.live], relations[relation.live] = align(query.vectors[relation.live], relation.pairs, vectors_TD, codec.relation)
     similarities = similarities_nT[np.arange(len(best)), best]
-    weights_T = token_weights(shard, tokens)
+    weights_T = shard.token_weights(tokens)
     worth = similarities if weights_T is None else weights_T[best] * similarities
     if query.norms is not None:
         similarities = similarities * query.norms

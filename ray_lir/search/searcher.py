@@ -26,7 +26,7 @@ from ray_lir.index.codec import ResidualCodec, read_codec
 from ray_lir.index.filters import Filters, unknown_field_warnings
 from ray_lir.index.manifest import IndexManifest, ShardEntry, check_complete
 from ray_lir.index.norms import directions, kept_norms
-from ray_lir.index.relation import PairEncoder
+from ray_lir.index.relation import RelationEncoder
 from ray_lir.index.shard import IndexShard, open_shard
 from ray_lir.index.versions import latest_version, read_cluster_sizes, read_version
 from ray_lir.kernels import Kernels, select
@@ -97,9 +97,9 @@ def open_planner(root: str, manifest: IndexManifest, verify: bool = False, kerne
     codec = read_codec(root, manifest)
     if manifest.relation:
         relation = load_relation(storage.join(root, manifest.relation.name), codec.dim)
-        codec = replace(codec, pairs=PairEncoder.of(relation, codec.rotation))
+        codec = replace(codec, relation=RelationEncoder.of(relation, codec.rotation))
     sizes = read_cluster_sizes(root, manifest)
-    related = codec.pairs is not None and codec.pairs.weight > 0
+    related = codec.relation is not None and codec.relation.weight > 0
     statistics = IndexStatistics(manifest.num_docs, manifest.num_tokens, sizes, manifest.dim, related, manifest.unit_norms)
     return Planner(manifest, codec, statistics, select(kernels), tuning)
 
@@ -172,7 +172,7 @@ class Searcher:
         size = min(BATCH_QUERIES, max(self.kernels.queries_together, -(-len(queries) // num_cores())))
         batches = [queries.slice(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
         # A batch a core, or all cores for the only one.
-        kernels = self.kernels if len(batches) > 1 else self.kernels.on_all_cores()
+        kernels = self.kernels if len(batches) > 1 else select(self.kernels.name, threads=0)
         spread = threads if len(batches) > 1 else map
         with one_blas_thread() if kernels.uses_blas else nullcontext():
             return [top for answers in spread(partial(self._search, kernels, k, engine, quality, allowed), batches) for top in answers]
@@ -271,7 +271,7 @@ def _split(queries: TokenEmbeddings, codec: ResidualCodec, kernels: Kernels) -> 
     """Each query with rows of unit length, whose lengths are factors of the weights: tables of scores then hold cosines, whatever the
     encoder's scale. TRIAL's relations are of the vectors as they are."""
     weights = np.ones(queries.num_tokens, np.float32) if queries.weights is None else queries.weights.astype(np.float32)
-    norms = np.ones_like(weights) if codec.pairs is not None else kept_norms(queries.values)
+    norms = np.ones_like(weights) if codec.relation is not None else kept_norms(queries.values)
     vectors = directions(queries.values, norms)
     split = []
     for first, end in zip(queries.offsets[:-1], queries.offsets[1:], strict=True):

@@ -20,7 +20,9 @@ from ray_lir.building.build import build_index
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.engines.warp import WarpParams
 from ray_lir.index.codec import ResidualCodec, random_rotation
-from ray_lir.kernels import VARIABLE, Kernels, load, reference, select
+from ray_lir.index.residuals import normalize
+from ray_lir.kernels import VARIABLE, Kernels, select
+from ray_lir.kernels.reference import REFERENCE
 from ray_lir.search.searcher import Searcher
 from tests.conformance.test_native_kernels import check_compression, made_up, related
 from tests.support.synthetic import collection, queries_about
@@ -39,7 +41,6 @@ def cuda():
         patch.setenv("TRITON_INTERPRET", "1")
         import_anew()
         yield select("cuda")
-    load.cache_clear()
     import_anew()
 
 
@@ -52,7 +53,7 @@ def import_anew() -> None:
 
 
 def check_maxsim(cuda: Kernels, shard, codec, queries, weights, documents=None) -> np.ndarray:
-    expected = reference.residual_maxsim(queries, weights, [], shard, codec, documents)
+    expected = REFERENCE.residual_maxsim(queries, weights, [], shard, codec, documents)
     scores = cuda.residual_maxsim(queries, weights, [], shard, codec, documents)
     np.testing.assert_allclose(scores, expected, atol=1e-3 * max(1, *(row.sum() for row in weights)))
     return scores
@@ -69,7 +70,7 @@ def test_one_query_is_scored_as_by_the_reference_whatever_the_bits(cuda, nbits, 
 @pytest.mark.parametrize("nbits", [1, 2, 4, 8])
 def test_queries_scored_together_score_what_each_scores_alone(cuda, num_queries, nbits):
     shard, codec, query, weights, rng = made_up(**SHAPE | {"nbits": nbits, "num_docs": 4})
-    queries = [reference.normalize(rng.normal(size=(n, 32)).astype(np.float32)) for n in rng.integers(1, 20, num_queries - 1)]
+    queries = [normalize(rng.normal(size=(n, 32)).astype(np.float32)) for n in rng.integers(1, 20, num_queries - 1)]
     queries, importance = [query, *queries], [weights, *(np.ones(len(q), np.float32) for q in queries)]
     together = check_maxsim(cuda, shard, codec, queries, importance)
     alone = cuda.residual_maxsim(queries[:1], importance[:1], [], shard, codec)
@@ -110,7 +111,7 @@ def test_a_shard_without_tokens_scores_minus_infinity(cuda):
 def test_vectors_of_any_length_are_scored_though_products_are_of_halves(cuda):
     shard, codec, query, weights, _ = made_up(**SHAPE | {"num_docs": 3})
     for factor in (1e-6, 1e6):
-        expected = reference.residual_maxsim([query * factor], [weights], [], shard, codec)
+        expected = REFERENCE.residual_maxsim([query * factor], [weights], [], shard, codec)
         scores = cuda.residual_maxsim([query * factor], [weights], [], shard, codec)
         np.testing.assert_allclose(scores, expected, atol=1e-3 * factor * weights.sum())
 
@@ -122,23 +123,23 @@ def test_centroid_interaction_is_that_of_the_reference(cuda, num_query_tokens):
     best = [table[shard.codes[a:b]].max(initial=-np.inf) for a, b in pairwise(shard.doc_offsets)]
     order = np.argsort(best)
     threshold, chosen = float(np.mean(np.sort(best)[2:4])), np.append(order[:2], rng.permutation(order[2:])[:3])  # some have none left
-    np.testing.assert_allclose(table, reference.centroid_scores(query, codec), atol=1e-5)
+    np.testing.assert_allclose(table, REFERENCE.centroid_scores(query, codec), atol=1e-5)
     for arguments in [(table, weights, shard), (table, weights, shard, threshold), (table, weights, shard, threshold, chosen)]:
-        np.testing.assert_allclose(cuda.centroid_maxsim(*arguments), reference.centroid_maxsim(*arguments), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(cuda.centroid_maxsim(*arguments), REFERENCE.centroid_maxsim(*arguments), rtol=1e-5, atol=1e-4)
     np.testing.assert_array_equal(cuda.scan_codes(cuda.scan_table(table), weights, shard), cuda.centroid_maxsim(table, weights, shard))
 
 
 @pytest.mark.parametrize("floor", [False, True])
 def test_probing_and_posting_scores_are_those_of_the_reference(cuda, floor):
     shard, codec, query, weights, _ = made_up(**SHAPE | {"num_docs": 30})
-    table, sizes = reference.centroid_scores(query, codec), np.diff(shard.posting_offsets)
+    table, sizes = REFERENCE.centroid_scores(query, codec), np.diff(shard.posting_offsets)
     table[5] = table[3]  # equal scores go to the lower number
     probed = cuda.probe(table, len(query), sizes, 4, 9, 100)
-    for found, expected in zip(probed, reference.probe(table, len(query), sizes, 4, 9, 100), strict=True):
+    for found, expected in zip(probed, REFERENCE.probe(table, len(query), sizes, 4, 9, 100), strict=True):
         np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(cuda.candidates(np.unique(probed[0]), shard), reference.candidates(np.unique(probed[0]), shard))
+    np.testing.assert_array_equal(cuda.candidates(np.unique(probed[0]), shard), REFERENCE.candidates(np.unique(probed[0]), shard))
     scores, documents = cuda.posting_scores(query, weights, *probed, floor, shard, codec)
-    expected, numbers = reference.posting_scores(query, weights, *probed, floor, shard, codec)
+    expected, numbers = REFERENCE.posting_scores(query, weights, *probed, floor, shard, codec)
     np.testing.assert_array_equal(documents, numbers)
     np.testing.assert_allclose(scores, expected, atol=1e-3)
 
@@ -146,20 +147,20 @@ def test_probing_and_posting_scores_are_those_of_the_reference(cuda, floor):
 @pytest.mark.parametrize("halves", [False, True])
 def test_assignment_rotation_and_compression_are_those_of_the_reference(cuda, halves):
     _, codec, _, _, rng = made_up(**SHAPE)
-    vectors = reference.normalize(rng.normal(size=(70, 32)).astype(np.float32)).astype(np.float16 if halves else np.float32)
+    vectors = normalize(rng.normal(size=(70, 32)).astype(np.float32)).astype(np.float16 if halves else np.float32)
     for euclidean in (False, True):
         codes, near = cuda.assign(vectors, codec.centroids_f32, euclidean)
-        expected, nearness = reference.assign(vectors, codec.centroids_f32, euclidean)
+        expected, nearness = REFERENCE.assign(vectors, codec.centroids_f32, euclidean)
         np.testing.assert_array_equal(codes, expected)
         np.testing.assert_allclose(near, nearness, atol=1e-5)
     cells, offsets = codec.centroids_f32[::9], np.array([0, 9, 9, 27, 33])  # the second cell holds none
     for nprobe in (1, 2, 4):
         probes = cuda.nearest_cells(vectors, cells, nprobe)
-        np.testing.assert_array_equal(probes, reference.nearest_cells(vectors, cells, nprobe))
-        expected = reference.assign_in_cells(vectors, codec.centroids_f32, offsets, probes)
+        np.testing.assert_array_equal(probes, REFERENCE.nearest_cells(vectors, cells, nprobe))
+        expected = REFERENCE.assign_in_cells(vectors, codec.centroids_f32, offsets, probes)
         np.testing.assert_array_equal(cuda.assign_in_cells(vectors, codec.centroids_f32, offsets, probes), expected)
     rotation = random_rotation(32, 0)
-    np.testing.assert_allclose(cuda.rotate(vectors, rotation), reference.rotate(vectors, rotation), atol=1e-6)
+    np.testing.assert_allclose(cuda.rotate(vectors, rotation), REFERENCE.rotate(vectors, rotation), atol=1e-6)
     for token_scale in (False, True):
         check_compression(cuda, vectors, codes, ResidualCodec(codec.centroids, codec.cutoffs, codec.weights, token_scale=token_scale))
 
@@ -168,21 +169,21 @@ def test_maxsim_of_plain_vectors_is_that_of_the_reference(cuda):
     shard, _, query, weights, rng = made_up(**SHAPE | {"seed": 4})
     tokens = rng.normal(size=(len(shard.codes), 32)).astype(np.float16)
     arguments = ([query, query[:2]], [weights, weights[:2]], tokens, shard.doc_offsets)
-    np.testing.assert_allclose(cuda.maxsim(*arguments), reference.maxsim(*arguments), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(cuda.maxsim(*arguments), REFERENCE.maxsim(*arguments), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("num_query_tokens", [2, 40])
 def test_token_weights_count_where_a_token_wins(cuda, num_query_tokens):
     shard, codec, query, weights, rng = made_up(**SHAPE | {"num_query_tokens": num_query_tokens, "max_tokens": 80})
     shard = replace(shard, weights=rng.uniform(-0.5, 1, len(shard.codes)).astype(np.float16))
-    expected = reference.residual_maxsim([query, query[:1]], [weights, weights[:1]], [], shard, codec)
+    expected = REFERENCE.residual_maxsim([query, query[:1]], [weights, weights[:1]], [], shard, codec)
     scores = cuda.residual_maxsim([query, query[:1]], [weights, weights[:1]], [], shard, codec)
     assert np.isclose(scores, expected, atol=2e-3 * weights.sum()).mean() > 0.9  # of tokens that are nearly as good either may win
-    table, sizes = reference.centroid_scores(query, codec), np.diff(shard.posting_offsets)
-    probed = reference.probe(table, len(query), sizes, 4, 9, 100)
+    table, sizes = REFERENCE.centroid_scores(query, codec), np.diff(shard.posting_offsets)
+    probed = REFERENCE.probe(table, len(query), sizes, 4, 9, 100)
     for floor in (False, True):
         totals, documents = cuda.posting_scores(query, weights, *probed, floor, shard, codec)
-        wanted, numbers = reference.posting_scores(query, weights, *probed, floor, shard, codec)
+        wanted, numbers = REFERENCE.posting_scores(query, weights, *probed, floor, shard, codec)
         np.testing.assert_array_equal(documents, numbers)
         np.testing.assert_allclose(totals, wanted, rtol=1e-4, atol=1e-3)
 
@@ -193,8 +194,8 @@ def test_relations_are_those_of_the_reference(cuda, by_cosine, has_weights):
     shard, codec, query, weights, rng = made_up(**SHAPE | {"num_query_tokens": 9, "dim": 24, "num_docs": 7})
     codec = related(codec, 0.3, by_cosine, rng)
     shard = replace(shard, weights=rng.uniform(-0.5, 1, len(shard.codes)).astype(np.float16)) if has_weights else shard
-    terms, chosen = codec.pairs.terms(query), rng.permutation(shard.num_docs)[:3]
-    expected = reference.relation_maxsim(query, weights, terms, None, shard, codec)
+    terms, chosen = codec.relation.of_query(query), rng.permutation(shard.num_docs)[:3]
+    expected = REFERENCE.relation_maxsim(query, weights, terms, None, shard, codec)
     scores = cuda.relation_maxsim(query, weights, terms, None, shard, codec)
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-3)
     np.testing.assert_array_equal(cuda.relation_maxsim(query, weights, terms, None, shard, codec, chosen), scores[chosen])

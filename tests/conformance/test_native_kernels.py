@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from ray_lir.base.errors import KernelUnavailable
 from ray_lir.embeddings.relation import Relation
 from ray_lir.index.codec import ResidualCodec, random_rotation
-from ray_lir.index.relation import PairEncoder, mish
+from ray_lir.index.relation import RelationEncoder, mish
+from ray_lir.index.residuals import normalize
 from ray_lir.index.shard import IndexShard
-from ray_lir.kernels import Kernels, native, reference, select
+from ray_lir.kernels import Kernels, native, select
+from ray_lir.kernels.reference import REFERENCE
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels are not installed")
 SETS = native.instruction_sets()
@@ -29,7 +31,7 @@ SHAPES = {
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    return reference.normalize(rows.astype(np.float32))
+    return normalize(rows.astype(np.float32))
 
 
 def made_up(num_docs: int, num_query_tokens: int, dim: int, nbits: int, num_centroids: int, max_tokens: int, seed: int):
@@ -88,7 +90,7 @@ def related(codec: ResidualCodec, strength: float, by_cosine: bool, rng: np.rand
     relation = Relation(
         inner, rows[0], rows[1], rows[2], outer, rng.normal(size=dim) / dim, strength, "cosine" if by_cosine else "combined"
     )
-    return replace(codec, pairs=PairEncoder.of(relation, None))
+    return replace(codec, relation=RelationEncoder.of(relation, None))
 
 
 @settings(max_examples=60, deadline=None)
@@ -98,8 +100,8 @@ def test_maxsim_from_codes_and_residuals_is_that_of_the_reference(has_weights, *
     shard = weighed(shard, rng) if has_weights else shard
     chosen = rng.permutation(shard.num_docs)[: rng.integers(0, shard.num_docs + 1)]
     queries, importance = [query, query[:3], query[:1] * 0], [weights, weights[:3], weights[:1]]
-    tables = [reference.centroid_scores(q, codec) for q in queries]
-    expected = reference.residual_maxsim(queries, importance, tables, shard, codec)
+    tables = [REFERENCE.centroid_scores(q, codec) for q in queries]
+    expected = REFERENCE.residual_maxsim(queries, importance, tables, shard, codec)
 
     def check(kernels: Kernels):
         tables = [kernels.centroid_scores(q, codec) for q in queries]
@@ -117,7 +119,7 @@ def test_maxsim_from_codes_and_residuals_is_that_of_the_reference(has_weights, *
 def test_centroid_interaction_is_that_of_the_reference(**shape):
     shard, codec, query, weights, rng = made_up(**shape)
     chosen = rng.permutation(shard.num_docs)[: rng.integers(0, shard.num_docs + 1)]
-    table = reference.centroid_scores(query, codec)
+    table = REFERENCE.centroid_scores(query, codec)
     threshold = between(table.max(axis=1), 0.4)
 
     def check(kernels: Kernels):
@@ -125,9 +127,9 @@ def test_centroid_interaction_is_that_of_the_reference(**shape):
         np.testing.assert_allclose(wide[:, : len(query)], table, atol=5e-4)
         everything = kernels.centroid_maxsim(wide, weights, shard)
         kept = kernels.centroid_maxsim(wide, weights, shard, threshold, chosen)
-        np.testing.assert_allclose(everything, reference.centroid_maxsim(table, weights, shard), atol=1e-3 * max(1, weights.sum()))
+        np.testing.assert_allclose(everything, REFERENCE.centroid_maxsim(table, weights, shard), atol=1e-3 * max(1, weights.sum()))
         np.testing.assert_allclose(
-            kept, reference.centroid_maxsim(table, weights, shard, threshold, chosen), atol=1e-3 * max(1, weights.sum())
+            kept, REFERENCE.centroid_maxsim(table, weights, shard, threshold, chosen), atol=1e-3 * max(1, weights.sum())
         )
         scanned = kernels.scan_codes(kernels.scan_table(wide), weights, shard)
         np.testing.assert_allclose(scanned, everything, atol=0.01 * max(1, weights.sum()))  # a byte is up to 2 / 255
@@ -159,8 +161,8 @@ def test_relations_from_codes_and_residuals_are_those_of_the_reference(strength,
     shard = weighed(shard, rng) if has_weights else shard
     codec = related(codec, strength, by_cosine, rng)
     chosen = rng.permutation(shard.num_docs)[: rng.integers(0, shard.num_docs + 1)]
-    terms = codec.pairs.terms(query)
-    expected = reference.relation_maxsim(query, weights, terms, reference.centroid_scores(query, codec), shard, codec)
+    terms = codec.relation.of_query(query)
+    expected = REFERENCE.relation_maxsim(query, weights, terms, REFERENCE.centroid_scores(query, codec), shard, codec)
 
     def check(kernels: Kernels):
         table = kernels.centroid_scores(query, codec)
@@ -183,15 +185,15 @@ def test_no_relation_is_above_its_bound(dim, lift, shift, seed):
     rng = np.random.default_rng(seed)
     eye, rows = np.eye(dim, 2 * dim), [rng.normal(size=dim), rng.normal(size=dim) + lift, shift * rng.normal(size=dim)]
     relation = Relation(eye, *rows, rng.normal(size=(dim, dim)) / dim, rng.normal(size=dim) / dim, 1.0, "combined")
-    pairs = PairEncoder.of(relation, None)
-    terms = pairs.terms(unit(rng.normal(size=(4, dim))))
-    for products, constant, upper in zip(terms.products, terms.constants, terms.upper, strict=True):
-        slopes, z = products.astype(np.float64) * pairs.scale, rng.normal(size=dim) + 1e-9
+    encoder = RelationEncoder.of(relation, None)
+    part = encoder.of_query(unit(rng.normal(size=(4, dim))))
+    for products, constant, upper in zip(part.products, part.constants, part.upper, strict=True):
+        slopes, z = products.astype(np.float64) * encoder.scale, rng.normal(size=dim) + 1e-9
         for _ in range(100):
             z = z - z.mean()
             z *= np.sqrt(dim) / np.linalg.norm(z)
-            assert mish(z * pairs.scale + pairs.shift) @ products + constant <= upper
-            y = z * pairs.scale + pairs.shift
+            assert mish(z * encoder.scale + encoder.shift) @ products + constant <= upper
+            y = z * encoder.scale + encoder.shift
             step = slopes * (mish(y + 1e-3) - mish(y - 1e-3))
             z += 0.3 * np.sqrt(dim) * step / max(np.linalg.norm(step), 1e-9)
 
@@ -201,7 +203,7 @@ def test_relations_are_what_they_are_without_pruning():
     shard, codec, query, weights, rng = made_up(12, 20, 64, 4, 33, 120, 1)
     for strength in (0.003, 0.03):
         codec = related(codec, strength, False, rng)
-        terms = codec.pairs.terms(query)
+        terms = codec.relation.of_query(query)
         wide = replace(terms, upper=terms.upper + 100)
         for name in SETS:
             kernels = select(f"native:{name}")
@@ -216,7 +218,7 @@ def test_a_relation_is_within_a_hundredth_or_two_of_their_spread(dim):
     shard, codec, query, _, rng = made_up(8, 2, dim, 4, 100, 400, 1)
     codec = related(codec, 0.1, False, rng)
     shard = replace(shard, doc_offsets=np.arange(len(shard.codes) + 1))
-    terms, weights = codec.pairs.terms(query), np.float32([0, 1])
+    terms, weights = codec.relation.of_query(query), np.float32([0, 1])
     none = replace(terms, products=0 * terms.products, constants=0 * terms.constants)
 
     def relations(kernels: Kernels) -> np.ndarray:
@@ -240,16 +242,16 @@ def test_posting_scores_are_those_of_the_reference(floor, has_weights, **shape):
     bound, t_prime = int(rng.integers(nprobe, codec.num_centroids + 1)), int(rng.integers(1, len(shard.codes) + 2))
     table = select("native").centroid_scores(query, codec)
     sizes = np.diff(shard.posting_offsets)
-    cells, cell_scores, imputed = reference.probe(table, len(query), sizes, nprobe, bound, t_prime)
+    cells, cell_scores, imputed = REFERENCE.probe(table, len(query), sizes, nprobe, bound, t_prime)
     arguments = (query, weights, cells, cell_scores, imputed, floor, shard, codec)
-    expected, numbers = reference.posting_scores(*arguments)
+    expected, numbers = REFERENCE.posting_scores(*arguments)
 
     def check(kernels: Kernels):
         found, scores, at = kernels.probe(table, len(query), sizes, nprobe, bound, t_prime)
         np.testing.assert_array_equal(found, cells)
         np.testing.assert_array_equal(scores, cell_scores)
         np.testing.assert_array_equal(at, imputed)
-        np.testing.assert_array_equal(kernels.candidates(np.unique(cells), shard), reference.candidates(np.unique(cells), shard))
+        np.testing.assert_array_equal(kernels.candidates(np.unique(cells), shard), REFERENCE.candidates(np.unique(cells), shard))
         scores, documents = kernels.posting_scores(*arguments)
         np.testing.assert_array_equal(documents, numbers)
         np.testing.assert_allclose(scores, expected, atol=(1 + has_weights) * tolerance(codec, weights))
@@ -277,10 +279,10 @@ def test_assignment_and_compression_are_those_of_the_reference(halves, euclidean
         in_all_cells = kernels.assign_in_cells(vectors, codec.centroids_f32, offsets, np.sort(every_cell))
         np.testing.assert_array_equal(in_all_cells, kernels.assign(vectors, codec.centroids_f32, True)[0])
         in_one_cell = kernels.assign_in_cells(vectors, codec.centroids_f32, offsets, every_cell[:, :1])
-        expected = reference.assign_in_cells(vectors, codec.centroids_f32, offsets, every_cell[:, :1])
+        expected = REFERENCE.assign_in_cells(vectors, codec.centroids_f32, offsets, every_cell[:, :1])
         assert (in_one_cell == expected).mean() >= 0.9 or (in_one_cell != expected).sum() <= 1  # nearly equal distances may be swapped
         turned = kernels.rotate(vectors, rotation)
-        np.testing.assert_allclose(turned, reference.rotate(vectors, rotation), atol=1e-5)
+        np.testing.assert_allclose(turned, REFERENCE.rotate(vectors, rotation), atol=1e-5)
         np.testing.assert_array_equal(turned[-1:], kernels.rotate(vectors[-1:], rotation))
         results = [codes, near, turned, in_one_cell]
         for token_scale in (False, True):
@@ -293,7 +295,7 @@ def test_assignment_and_compression_are_those_of_the_reference(halves, euclidean
 
 def check_compression(kernels: Kernels, vectors: np.ndarray, codes: np.ndarray, codec: ResidualCodec) -> tuple[np.ndarray, ...]:
     packed, scales, norms = kernels.compress(vectors, codes, codec)
-    expected_packed, expected_scales, expected_norms = reference.compress(vectors, codes, codec)
+    expected_packed, expected_scales, expected_norms = REFERENCE.compress(vectors, codes, codec)
     np.testing.assert_allclose(norms, expected_norms, atol=1e-5)
     # A value on a cutoff may fall to either side of it by its last bit; such a token's scales move a little too.
     same = (packed == expected_packed).all(axis=1)
@@ -307,7 +309,7 @@ def check_compression(kernels: Kernels, vectors: np.ndarray, codes: np.ndarray, 
 def test_maxsim_of_plain_vectors_is_that_of_the_reference(halves, **shape):
     shard, codec, query, weights, rng = made_up(**shape)
     tokens = rng.normal(size=(len(shard.codes), codec.dim)).astype(np.float16 if halves else np.float32)
-    expected = reference.maxsim([query, query[:2]], [weights, weights[:2]], tokens, shard.doc_offsets)
+    expected = REFERENCE.maxsim([query, query[:2]], [weights, weights[:2]], tokens, shard.doc_offsets)
 
     def check(kernels: Kernels):
         scores = kernels.maxsim([query, query[:2]], [weights, weights[:2]], tokens, shard.doc_offsets)
@@ -321,7 +323,7 @@ def test_maxsim_of_plain_vectors_is_that_of_the_reference(halves, **shape):
 def test_top_k_is_that_of_the_reference(values, k):
     scores = np.array(values, np.float32)
     documents = np.random.default_rng(len(values)).permutation(len(values))
-    for array, expected in zip(native.top_k(scores, documents, k), reference.top_k(scores, documents, k), strict=True):
+    for array, expected in zip(select("native").top_k(scores, documents, k), REFERENCE.top_k(scores, documents, k), strict=True):
         np.testing.assert_array_equal(array, expected)
 
 
@@ -355,7 +357,7 @@ def test_a_probe_goes_on_where_the_nearest_cells_hold_few_tokens(instruction_set
     table = rng.random((3000, 16)).astype(np.float16).astype(np.float32)
     table[:, :8] = np.linspace(1, 0, 3000, dtype=np.float16)[:, None]
     sizes = np.where(np.arange(3000) < 900, 1, 500)
-    expected = reference.probe(table, 16, sizes, 4, 1500, 3000)
+    expected = REFERENCE.probe(table, 16, sizes, 4, 1500, 3000)
     assert (expected[2][:8] < 0.71).all() and (expected[2][8:] > 0.9).all()
     found = select(f"native:{instruction_set}").probe(table.astype(np.float16), 16, sizes, 4, 1500, 3000)
     for mine, wanted in zip(found, expected, strict=True):

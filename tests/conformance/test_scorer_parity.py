@@ -12,9 +12,10 @@ from ray_lir.embeddings.relation import Relation, load_relation
 from ray_lir.engines.exact import ExactParams, score_all
 from ray_lir.engines.plan import Query, QueryPlan, relation_terms
 from ray_lir.index.codec import ResidualCodec, random_rotation
-from ray_lir.index.relation import PairEncoder
+from ray_lir.index.relation import RelationEncoder
+from ray_lir.index.residuals import decompress, normalize
 from ray_lir.index.shard import IndexShard
-from ray_lir.kernels import Kernels, native, reference, select
+from ray_lir.kernels import Kernels, native, select
 from ray_lir.scorers import SCORERS, Scorer
 from ray_lir.scorers.batches import EmbeddedTexts
 from tests.support.golden_files import golden
@@ -48,19 +49,19 @@ def made_up(num_docs: int, num_query_tokens: int, num_masked: int, dim: int, max
     num_tokens = int(offsets[-1])
     buckets = np.sort(rng.normal(size=16)).astype(np.float32)
     rotation = random_rotation(dim, seed) if rotated else None
-    centroids = reference.normalize(rng.normal(size=(20, dim)))
+    centroids = normalize(rng.normal(size=(20, dim)))
     codec = ResidualCodec(centroids.astype(np.float16), (buckets[1:] + buckets[:-1]) / 2, buckets, rotation)
     scales = np.stack([rng.uniform(0.7, 1, num_tokens), rng.uniform(0, 0.5 / np.sqrt(dim), num_tokens)], axis=1).astype(np.float16)
     codes, residuals = rng.integers(0, 20, num_tokens).astype(np.uint16), rng.integers(0, 256, (num_tokens, dim // 2)).astype(np.uint8)
     shard = IndexShard(0, offsets, codes, residuals, scales, pa.table({}), 20, weights=rng.uniform(0, 0.4, num_tokens).astype(np.float16))
-    vectors = reference.normalize(rng.normal(size=(num_query_tokens + num_masked, dim))).astype(np.float32)
+    vectors = normalize(rng.normal(size=(num_query_tokens + num_masked, dim))).astype(np.float32)
     vectors[rng.choice(len(vectors), num_masked, replace=False)] = 0
     return shard, codec, vectors, rng.uniform(0, 2, len(vectors)).astype(np.float32)
 
 
 def padded(shard: IndexShard, codec: ResidualCodec) -> EmbeddedTexts:
     """The shard's documents as training sees them, float64, turned back."""
-    vectors = reference.decompress(shard.codes, shard.residuals, shard.scales, codec).astype(np.float64)
+    vectors = decompress(shard.codes, shard.residuals, shard.scales, codec).astype(np.float64)
     vectors = vectors if codec.rotation is None else vectors @ codec.rotation.T.astype(np.float64)
     lengths = np.diff(shard.doc_offsets)
     mask = np.arange(max(1, lengths.max(initial=0)))[None] < lengths[:, None]
@@ -75,7 +76,7 @@ def searched(
     """[N] scores of the exact engine, over an index of the scorer."""
     if scorer.name == "trial":
         codec = ResidualCodec(
-            codec.centroids, codec.cutoffs, codec.weights, codec.rotation, pairs=PairEncoder.of(scorer.to_arrays(), codec.rotation)
+            codec.centroids, codec.cutoffs, codec.weights, codec.rotation, relation=RelationEncoder.of(scorer.to_arrays(), codec.rotation)
         )
     plan_of = Query(codec.rotate(query, kernels), weights)
     plan = QueryPlan(plan_of, ExactParams(), (shard.num_docs,), relation=relation_terms(plan_of, codec))

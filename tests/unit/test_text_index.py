@@ -46,6 +46,11 @@ def test_several_queries_give_an_answer_each(index: Index):
     assert one[0] == index.search("the sea", k=1, matches=False)[0] and two[0].matches == ()
 
 
+def test_the_encoder_passed_to_an_index_is_the_one_it_uses(index: Index):
+    assert Index(index.path, index.encoder).encoder is index.encoder
+    assert Index(index.path).encoder is not index.encoder
+
+
 def test_filters_are_texts_or_dicts(index: Index):
     assert {hit.doc_id for hit in index.search("a cell", where="year >= 2020")} == {"zinc", "sea"}
     assert {hit.doc_id for hit in index.search("a cell", where={"year": {"<": 2020}})} == {"atp"}

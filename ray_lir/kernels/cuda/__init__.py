@@ -1,15 +1,18 @@
-"""The kernels for NVIDIA GPUs, in Triton and torch, with the signatures of kernels.reference.
+"""The kernels for NVIDIA GPUs, in Triton and torch.
 
-Imported only when they are selected. Arrays come and go as NumPy's; shards and codecs are copied to the GPU when they are
-first used and leave it with the object. Scores are summed in float32 from products of float16: a token's is within about
-1e-3 of the reference's. With TRITON_INTERPRET=1 in the environment everything runs, slowly, on a CPU.
+This package is imported only when its kernels are selected. Arguments and results are NumPy arrays. Shards and codecs are copied to the
+GPU when they are first used, and are freed with their objects. Products of float16 are summed in float32: a token's score is within about
+1e-3 of the reference. With TRITON_INTERPRET=1 in the environment everything runs on a CPU, slowly.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+
+import numpy as np
 
 from ray_lir.base.errors import KernelUnavailable
-from ray_lir.kernels import native, reference
+from ray_lir.kernels import native
+from ray_lir.kernels.protocol import Kernels
+from ray_lir.kernels.reference import REFERENCE
 
 try:
     from ray_lir.kernels.cuda import building, memory, postings, relations, scoring
@@ -18,15 +21,41 @@ except ImportError as error:
         f"kernels 'cuda' need torch and triton ({error}): pip install 'ray_lir[gpu]'; or use auto, native or reference"
     ) from None
 
-MODULES = (scoring, relations, building, postings)
 
-
-def functions(names: Sequence[str]) -> dict[str, Callable[..., Any]]:
-    """The kernels by name. Scores are on the host when the best are picked, so `top_k` is the host's.
+def kernels() -> Kernels:
+    """Return the kernels for the GPU.
 
     Raises:
-        KernelUnavailable: if there is no GPU.
+        KernelUnavailable: There is no GPU.
     """
     memory.device()
-    ours = {name: getattr(module, name) for module in MODULES for name in names if module.__dict__.get(name)}
-    return ours | {"top_k": native.top_k if native.available() else reference.top_k}
+    return _CudaKernels()
+
+
+@dataclass(frozen=True)
+class _CudaKernels:
+    name: str = "cuda"
+    threads: int = 1
+    queries_together: int = 64
+    """A GPU decodes a token once for a block of queries."""
+    uses_blas: bool = False
+
+    assign = staticmethod(building.assign)
+    nearest_cells = staticmethod(building.nearest_cells)
+    assign_in_cells = staticmethod(building.assign_in_cells)
+    rotate = staticmethod(building.rotate)
+    compress = staticmethod(building.compress)
+    maxsim = staticmethod(scoring.maxsim)
+    centroid_scores = staticmethod(scoring.centroid_scores)
+    residual_maxsim = staticmethod(scoring.residual_maxsim)
+    relation_maxsim = staticmethod(relations.relation_maxsim)
+    centroid_maxsim = staticmethod(scoring.centroid_maxsim)
+    scan_table = staticmethod(scoring.scan_table)
+    scan_codes = staticmethod(scoring.scan_codes)
+    probe = staticmethod(postings.probe)
+    candidates = staticmethod(postings.candidates)
+    posting_scores = staticmethod(postings.posting_scores)
+
+    def top_k(self, scores: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the k best on the host, where the scores are."""
+        return (native.kernels("", 1) if native.available() else REFERENCE).top_k(scores, documents, k)

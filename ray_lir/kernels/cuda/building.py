@@ -1,15 +1,12 @@
 """Index building on the device: assignment, rotation and compression, block after block of vectors."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from ray_lir.index.codec import ResidualCodec
 from ray_lir.kernels.cuda.memory import codec_memory, device, download, upload
-
-if TYPE_CHECKING:
-    from ray_lir.index.codec import ResidualCodec
 
 BLOCK_VALUES = 1 << 26
 """Numbers held at a time by each thread that builds: 256 MB of them."""
@@ -57,7 +54,7 @@ def rotate(vectors_TD: np.ndarray, rotation_DD: np.ndarray) -> np.ndarray:
     return turned
 
 
-def compress(vectors_TD: np.ndarray, codes_T: np.ndarray, codec: "ResidualCodec") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def compress(vectors_TD: np.ndarray, codes_T: np.ndarray, codec: ResidualCodec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     num_tokens, dim = vectors_TD.shape
     packed = np.empty((num_tokens, dim * codec.nbits // 8), np.uint8)
     scales, norms = np.empty((num_tokens, 2), np.float32), np.empty(num_tokens, np.float32)
@@ -67,7 +64,7 @@ def compress(vectors_TD: np.ndarray, codes_T: np.ndarray, codec: "ResidualCodec"
     return packed, scales, norms
 
 
-def _compress(vectors_TD: torch.Tensor, codes_T: torch.Tensor, codec: "ResidualCodec") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _compress(vectors_TD: torch.Tensor, codes_T: torch.Tensor, codec: ResidualCodec) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     centroids_TD = codec_memory(codec).centroids[codes_T]
     residuals_TD = vectors_TD - centroids_TD
     norms_T = residuals_TD.double().square().sum(dim=1).sqrt()

@@ -1,7 +1,6 @@
 """What lies in the device's memory: the arrays of shards and codecs, each for as long as the object it belongs to."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,12 +8,10 @@ import triton
 
 from ray_lir.base.derived import derived
 from ray_lir.base.errors import KernelUnavailable
-from ray_lir.kernels import reference
+from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.residuals import residual_values
+from ray_lir.index.shard import IndexShard
 from ray_lir.kernels.cuda.tiles import Tiles, cut
-
-if TYPE_CHECKING:
-    from ray_lir.index.codec import ResidualCodec
-    from ray_lir.index.shard import IndexShard
 
 CHUNK_BYTES = 1 << 28
 """Copied to the device at a time, so that a mapped file need not fit in memory."""
@@ -105,7 +102,7 @@ def padded(vectors_TD: torch.Tensor) -> torch.Tensor:
 
 
 @derived
-def shard_memory(shard: "IndexShard") -> ShardMemory:
+def shard_memory(shard: IndexShard) -> ShardMemory:
     doc_offsets = upload(np.ascontiguousarray(shard.doc_offsets, np.int64))
     return ShardMemory(
         codes=upload(shard.codes),
@@ -119,7 +116,7 @@ def shard_memory(shard: "IndexShard") -> ShardMemory:
 
 
 @derived
-def codec_memory(codec: "ResidualCodec") -> CodecMemory:
+def codec_memory(codec: ResidualCodec) -> CodecMemory:
     halves = upload(codec.centroids)
-    byte_values = reference.residual_values(np.arange(256, dtype=np.uint8)[:, None], codec.weights).astype(np.float16)
+    byte_values = residual_values(np.arange(256, dtype=np.uint8)[:, None], codec.weights).astype(np.float16)
     return CodecMemory(halves.float(), padded(halves).contiguous(), upload(byte_values), codec.nbits)

@@ -1,21 +1,17 @@
-"""Probing cells and scoring their tokens on the device, with torch: the parts of plaid and warp that a GPU seldom needs."""
-
-from typing import TYPE_CHECKING
+"""Probing clusters and scoring their tokens on the device, with torch: the parts of plaid and warp that a GPU seldom needs."""
 
 import numpy as np
 import torch
 
 from ray_lir.base.derived import derived
+from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.shard import IndexShard
 from ray_lir.kernels.cuda.memory import codec_memory, device, download, shard_memory, upload
 from ray_lir.kernels.cuda.scoring import table_memory
 
-if TYPE_CHECKING:
-    from ray_lir.index.codec import ResidualCodec
-    from ray_lir.index.shard import IndexShard
-
 
 @derived
-def posting_memory(shard: "IndexShard") -> tuple[torch.Tensor, torch.Tensor]:
+def posting_memory(shard: IndexShard) -> tuple[torch.Tensor, torch.Tensor]:
     return upload(shard.postings.astype(np.int64)), upload(shard.posting_offsets)
 
 
@@ -30,29 +26,29 @@ def probe(
     return download(order[:, :nprobe]), download(scores[:, :nprobe]), download(imputed)
 
 
-def candidates(cells: np.ndarray, shard: "IndexShard") -> np.ndarray:
-    tokens, _ = _tokens_of(upload(np.asarray(cells, np.int64)), shard)
+def candidates(clusters: np.ndarray, shard: IndexShard) -> np.ndarray:
+    tokens, _ = _tokens_of(upload(np.asarray(clusters, np.int64)), shard)
     return download(_documents_of(tokens, shard).unique())
 
 
 def posting_scores(
     query_nD: np.ndarray,
     weights_n: np.ndarray,
-    cells: np.ndarray,
-    cell_scores: np.ndarray,
+    clusters: np.ndarray,
+    cluster_scores: np.ndarray,
     imputed_n: np.ndarray,
     floor: bool,
-    shard: "IndexShard",
-    codec: "ResidualCodec",
+    shard: IndexShard,
+    codec: ResidualCodec,
 ) -> tuple[np.ndarray, np.ndarray]:
     placed, memory = shard_memory(shard), codec_memory(codec)
-    tokens, pairs = _tokens_of(upload(cells.ravel().astype(np.int64)), shard)
-    rows = pairs // cells.shape[1]
+    tokens, pairs = _tokens_of(upload(clusters.ravel().astype(np.int64)), shard)
+    rows = pairs // clusters.shape[1]
     imputed, importance = upload(imputed_n.astype(np.float32)), upload(weights_n.astype(np.float32))
     vectors = residual_values(placed.residuals[tokens], upload(codec.weights), memory.nbits)
     products = (vectors * upload(np.ascontiguousarray(query_nD, np.float32))[rows]).sum(dim=1)
     scales = placed.scales[tokens].float()
-    scores = upload(cell_scores.astype(np.float32)).ravel()[pairs] + products * scales[:, 1] / scales[:, 0]
+    scores = upload(cluster_scores.astype(np.float32)).ravel()[pairs] + products * scales[:, 1] / scales[:, 0]
     if floor and placed.weights is None:
         scores = scores.maximum(imputed[rows])
     documents, places = _documents_of(tokens, shard).unique(return_inverse=True)
@@ -70,18 +66,18 @@ def posting_scores(
     return download(importance @ torch.where(best.isneginf(), imputed[:, None], best)), download(documents)
 
 
-def _tokens_of(cells: torch.Tensor, shard: "IndexShard") -> tuple[torch.Tensor, torch.Tensor]:
-    """The token numbers of several cells, one after another, and which of the cells each is of."""
+def _tokens_of(clusters: torch.Tensor, shard: IndexShard) -> tuple[torch.Tensor, torch.Tensor]:
+    """The token numbers of several clusters, one after another, and which of the clusters each is of."""
     postings, offsets = posting_memory(shard)
-    if len(cells) and not 0 <= cells.min() <= cells.max() < len(offsets) - 1:
-        raise ValueError("a cell that is not in the index")
-    sizes = offsets[cells + 1] - offsets[cells]
-    places = torch.repeat_interleave(torch.arange(len(cells), device=device()), sizes)
+    if len(clusters) and not 0 <= clusters.min() <= clusters.max() < len(offsets) - 1:
+        raise ValueError("a cluster that is not in the index")
+    sizes = offsets[clusters + 1] - offsets[clusters]
+    places = torch.repeat_interleave(torch.arange(len(clusters), device=device()), sizes)
     before = sizes.cumsum(0) - sizes
-    return postings[offsets[cells][places] + torch.arange(len(places), device=device()) - before[places]], places
+    return postings[offsets[clusters][places] + torch.arange(len(places), device=device()) - before[places]], places
 
 
-def _documents_of(tokens: torch.Tensor, shard: "IndexShard") -> torch.Tensor:
+def _documents_of(tokens: torch.Tensor, shard: IndexShard) -> torch.Tensor:
     return torch.searchsorted(shard_memory(shard).doc_offsets, tokens, right=True) - 1
 
 

@@ -3,22 +3,18 @@
 Source: docs/algorithms.md#54-exact-evaluation-in-fewer-steps.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 
 from ray_lir.base.derived import derived
-from ray_lir.kernels import reference
+from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.relation import QueryRelation, RelationEncoder
+from ray_lir.index.shard import IndexShard
 from ray_lir.kernels.cuda.memory import codec_memory, device, download, padded, shard_memory, upload
 from ray_lir.kernels.cuda.postings import residual_values
-
-if TYPE_CHECKING:
-    from ray_lir.index.codec import ResidualCodec
-    from ray_lir.index.relation import PairEncoder, PairTerms
-    from ray_lir.index.shard import IndexShard
+from ray_lir.kernels.reference import document_blocks
 
 BLOCK_TOKENS = 1 << 18
 """Tokens whose halves are held at a time: with 128 dimensions 0.4 GB."""
@@ -26,17 +22,17 @@ TILE = 32
 
 
 @derived
-def relation_memory(pairs: "PairEncoder") -> tuple[torch.Tensor, ...]:
+def relation_memory(pairs: RelationEncoder) -> tuple[torch.Tensor, ...]:
     return tuple(upload(row) for row in (pairs.before.T.copy(), pairs.after.T.copy(), pairs.bias, pairs.scale, pairs.shift))
 
 
 def relation_maxsim(
     query_nD: np.ndarray,
     weights_n: np.ndarray,
-    terms: "PairTerms",
+    relation: QueryRelation,
     table_CL: np.ndarray,
-    shard: "IndexShard",
-    codec: "ResidualCodec",
+    shard: IndexShard,
+    codec: ResidualCodec,
     documents: np.ndarray | None = None,
 ) -> np.ndarray:
     """Of `table_CL` and the terms' bounds nothing is used: a GPU computes every pair."""
@@ -47,18 +43,18 @@ def relation_maxsim(
         scores[present] = 0
         return scores
     offsets = np.concatenate([[0], np.cumsum(shard.lengths(numbers[present]))])
-    for start, stop, _, _ in reference.document_blocks(offsets, BLOCK_TOKENS):
+    for start, stop, _, _ in document_blocks(offsets, BLOCK_TOKENS):
         here = present[start:stop]
-        scores[here] = _block(query_nD, weights_n, terms, numbers[here], shard, codec)
+        scores[here] = _block(query_nD, weights_n, relation, numbers[here], shard, codec)
     return scores
 
 
 def _block(
-    query_nD: np.ndarray, weights_n: np.ndarray, terms: "PairTerms", numbers: np.ndarray, shard: "IndexShard", codec: "ResidualCodec"
+    query_nD: np.ndarray, weights_n: np.ndarray, relation: QueryRelation, numbers: np.ndarray, shard: IndexShard, codec: ResidualCodec
 ) -> np.ndarray:
     """[N] of documents that have tokens."""
     placed = shard_memory(shard)
-    before, after, bias, scale, shift = relation_memory(codec.pairs)
+    before, after, bias, scale, shift = relation_memory(codec.relation)
     token_numbers, offsets = shard.tokens(numbers)
     tokens = upload(token_numbers)
     vectors = _decoded(tokens, shard, codec)
@@ -71,22 +67,22 @@ def _block(
         *norms,
         None if placed.weights is None else placed.weights[tokens],
         upload(offsets),
-        padded(upload(terms.products)).contiguous(),
-        upload(terms.constants),
+        padded(upload(relation.products)).contiguous(),
+        upload(relation.constants),
         upload(weights_n.astype(np.float32)),
         scores,
         len(query_nD),
         codec.dim,
         DIM=rows[0].shape[1],
         TILE=TILE,
-        BY_COSINE=codec.pairs.by_cosine,
+        BY_COSINE=codec.relation.by_cosine,
         WEIGHTED=placed.weights is not None,
         num_warps=4,
     )
     return download(scores)
 
 
-def _decoded(tokens: torch.Tensor, shard: "IndexShard", codec: "ResidualCodec") -> torch.Tensor:
+def _decoded(tokens: torch.Tensor, shard: IndexShard, codec: ResidualCodec) -> torch.Tensor:
     """[tokens, D] float32."""
     placed, memory = shard_memory(shard), codec_memory(codec)
     scales = placed.scales[tokens].float()

@@ -2,21 +2,19 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import triton
 
 from ray_lir.base.derived import derived
-from ray_lir.kernels import reference
+from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.shard import IndexShard
 from ray_lir.kernels.cuda.memory import SMALLEST, CodecMemory, codec_memory, device, download, padded, shard_memory, upload
 from ray_lir.kernels.cuda.programs import code_programs, residual_programs
 from ray_lir.kernels.cuda.tiles import Tiles, cut
-
-if TYPE_CHECKING:
-    from ray_lir.index.codec import ResidualCodec
-    from ray_lir.index.shard import IndexShard
+from ray_lir.kernels.protocol import ScanTable
+from ray_lir.kernels.reference import document_blocks
 
 MOST_COLUMNS = 256
 """Query tokens of a block."""
@@ -77,7 +75,7 @@ class QueryBlocks:
         return len(self.weights) // self.columns
 
 
-def centroid_scores(query_nD: np.ndarray, codec: "ResidualCodec") -> np.ndarray:
+def centroid_scores(query_nD: np.ndarray, codec: ResidualCodec) -> np.ndarray:
     scores = codec_memory(codec).centroids @ upload(np.ascontiguousarray(query_nD, np.float32)).T
     table = download(scores)
     table_memory.put(table, scores)
@@ -88,8 +86,8 @@ def residual_maxsim(
     queries: Sequence[np.ndarray],
     weights: Sequence[np.ndarray],
     tables: Iterable[np.ndarray],
-    shard: "IndexShard",
-    codec: "ResidualCodec",
+    shard: IndexShard,
+    codec: ResidualCodec,
     documents: np.ndarray | None = None,
 ) -> np.ndarray:
     """Of `tables` nothing is used: they are made anew on the device in less time than they take to get there."""
@@ -101,8 +99,8 @@ def residual_maxsim(
 def device_maxsim(
     queries: Sequence[np.ndarray],
     weights: Sequence[np.ndarray],
-    shard: "IndexShard",
-    codec: "ResidualCodec",
+    shard: IndexShard,
+    codec: ResidualCodec,
     documents: np.ndarray | None = None,
 ) -> torch.Tensor:
     """`residual_maxsim`, [queries, N] float32, left on the device."""
@@ -112,7 +110,7 @@ def device_maxsim(
 
 
 def run_residual_programs(
-    blocks: QueryBlocks, memory: CodecMemory, shard: "IndexShard", tiles: Tiles, num_warps: int | None = None
+    blocks: QueryBlocks, memory: CodecMemory, shard: IndexShard, tiles: Tiles, num_warps: int | None = None
 ) -> torch.Tensor:
     """[pieces, N] float32 on the device.
 
@@ -159,7 +157,7 @@ def run_residual_programs(
 def centroid_maxsim(
     table_CL: np.ndarray,
     weights_n: np.ndarray,
-    shard: "IndexShard",
+    shard: IndexShard,
     threshold: float | None = None,
     documents: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -191,12 +189,13 @@ def centroid_maxsim(
     return download(_summed(scores, [0] * len(pieces), 1)[0])
 
 
-def scan_table(table_CL: np.ndarray) -> np.ndarray:
+def scan_table(table_CL: np.ndarray) -> ScanTable:
     return table_CL
 
 
-def scan_codes(table_CL: np.ndarray, weights_n: np.ndarray, shard: "IndexShard") -> np.ndarray:
-    return centroid_maxsim(table_CL, weights_n, shard)
+def scan_codes(table: ScanTable, weights_n: np.ndarray, shard: IndexShard) -> np.ndarray:
+    assert isinstance(table, np.ndarray)
+    return centroid_maxsim(table, weights_n, shard)
 
 
 def maxsim(queries: Sequence[np.ndarray], weights: Sequence[np.ndarray], tokens_TD: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -204,7 +203,7 @@ def maxsim(queries: Sequence[np.ndarray], weights: Sequence[np.ndarray], tokens_
     ends = np.cumsum([len(query) for query in queries])[:-1].tolist()
     importance = [upload(row.astype(np.float32)) for row in weights]
     scores = np.empty((len(queries), len(offsets) - 1), np.float32)
-    for start, stop, first, last in reference.document_blocks(offsets, BLOCK_SCORES // len(all_queries)):
+    for start, stop, first, last in document_blocks(offsets, BLOCK_SCORES // len(all_queries)):
         lengths = upload(np.diff(offsets[start : stop + 1]).astype(np.int64))
         owners = torch.repeat_interleave(torch.arange(stop - start, device=device()), lengths)
         products = all_queries @ upload(np.ascontiguousarray(tokens_TD[first:last])).float().T
@@ -216,7 +215,7 @@ def maxsim(queries: Sequence[np.ndarray], weights: Sequence[np.ndarray], tokens_
     return scores
 
 
-def _tiles(shard: "IndexShard", documents: np.ndarray | None) -> Tiles:
+def _tiles(shard: IndexShard, documents: np.ndarray | None) -> Tiles:
     placed = shard_memory(shard)
     if documents is None:
         return placed.tiles

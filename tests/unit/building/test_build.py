@@ -16,7 +16,8 @@ from ray_lir.building.clustering import Assigner, default_num_centroids, sample_
 from ray_lir.building.token_clustering import budgets
 from ray_lir.embeddings.folder import save_embeddings
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
-from ray_lir.kernels import reference
+from ray_lir.index.residuals import normalize
+from ray_lir.kernels.reference import REFERENCE
 from ray_lir.search.searcher import Searcher
 from tests.support.index_files import tree
 from tests.support.synthetic import collection, queries_about
@@ -156,10 +157,10 @@ def test_the_smallest_corpus_is_indexed(tmp_path):
 def test_assignment_over_cells_finds_nearly_always_the_nearest_centroid():
     documents = collection(1200)
     vectors = documents.values.astype(np.float32)
-    centroids = reference.normalize(vectors[np.random.default_rng(0).choice(len(vectors), 4096, replace=False)])
+    centroids = normalize(vectors[np.random.default_rng(0).choice(len(vectors), 4096, replace=False)])
     assigner = Assigner.over(centroids, nprobe=8, seed=0)
     assert len(assigner.cells) == 64
-    found, nearest = assigner(vectors), reference.assign(vectors, centroids)[0]
+    found, nearest = assigner(vectors), REFERENCE.assign(vectors, centroids)[0]
     assert (found == nearest).mean() > 0.97
     loss = (vectors * centroids[nearest]).sum(axis=1) - (vectors * centroids[found]).sum(axis=1)
     assert loss.mean() < 0.002
@@ -169,8 +170,8 @@ def test_assignment_over_cells_finds_nearly_always_the_nearest_centroid():
 def with_token_ids(num_docs: int, topics: int = 60) -> TokenEmbeddings:
     """A collection whose tokens have the vocabulary id of what they are near to; the last document has an id of its own."""
     documents = collection(num_docs, topics=topics)
-    centres = reference.normalize(documents.values[: 4 * topics].astype(np.float32))
-    token_ids = reference.assign(documents.values, centres)[0].astype(np.int32)
+    centres = normalize(documents.values[: 4 * topics].astype(np.float32))
+    token_ids = REFERENCE.assign(documents.values, centres)[0].astype(np.int32)
     token_ids[-2:] = 5000
     return TokenEmbeddings(documents.values, documents.offsets, documents.doc_ids, token_ids=token_ids)
 

@@ -12,8 +12,10 @@ from ray_lir.engines import choose, cost, plaid, resolve, scan, warp
 from ray_lir.engines.plan import IndexStatistics, Query
 from ray_lir.engines.stages import run_stages
 from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.residuals import pack
 from ray_lir.index.shard import IndexShard
-from ray_lir.kernels import reference, select
+from ray_lir.kernels import select
+from ray_lir.kernels.reference import REFERENCE
 from tests.support.golden_files import golden
 
 KERNELS = select("reference")
@@ -115,7 +117,7 @@ def test_warp_scores_as_the_golden_vectors(floor, expected):
 
 def test_probing_gives_ties_to_the_lower_number_and_imputes_what_lies_past_t_prime():
     table = np.array([0.5, 0.9, 0.5, 0.9, 0.1], np.float32)[:, None]
-    cells, scores, imputed = reference.probe(table, 1, np.array([10, 10, 10, 10, 10]), nprobe=3, bound=5, t_prime=25)
+    cells, scores, imputed = REFERENCE.probe(table, 1, np.array([10, 10, 10, 10, 10]), nprobe=3, bound=5, t_prime=25)
     np.testing.assert_array_equal(cells, [[1, 3, 0]])
     np.testing.assert_allclose(scores, [[0.9, 0.9, 0.5]])
     np.testing.assert_allclose(imputed, [0.5])  # 20 tokens are passed after two centroids, 30 after three
@@ -123,11 +125,11 @@ def test_probing_gives_ties_to_the_lower_number_and_imputes_what_lies_past_t_pri
 
 def test_posting_scores_by_hand():
     codec = ResidualCodec(np.zeros((1, 8)), np.zeros(1), np.array([-0.5, 0.5], np.float32))
-    packed = reference.pack(np.array([[1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]]), 1)
+    packed = pack(np.array([[1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]]), 1)
     shard = shard_of(np.zeros(2, np.uint16), packed, np.array([0, 1, 2]), 1)
     query = np.array([[2.0, 1, 0, 0, 0, 0, 0, 0]], np.float32)
     cells, ones = np.zeros((1, 1), np.int64), np.ones(1, np.float32)
-    scores, documents = reference.posting_scores(query, ones, cells, 0.25 * ones[:, None], 0 * ones, False, shard, codec)
+    scores, documents = REFERENCE.posting_scores(query, ones, cells, 0.25 * ones[:, None], 0 * ones, False, shard, codec)
     np.testing.assert_array_equal(documents, [0, 1])
     np.testing.assert_allclose(scores, [0.25 + 2 * 0.5 - 1 * 0.5, 0.25 - 2 * 0.5 - 1 * 0.5])
 

@@ -6,7 +6,8 @@ import pytest
 from ray_lir.base.config import CodecConfig
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.index.codec import ResidualCodec, check_dimensions, fit_buckets, load_codec, random_rotation
-from ray_lir.kernels import reference
+from ray_lir.index.residuals import decompress, normalize, pack, residual_values, unpack
+from ray_lir.kernels.reference import REFERENCE
 from tests.support.golden_files import golden
 
 
@@ -22,29 +23,29 @@ def test_quantile_buckets_match_the_golden_vectors(nbits):
 def test_codes_packing_and_reconstruction_match_the_golden_vectors(nbits):
     g = golden("codec")
     codec = ResidualCodec(g["centroids"], g[f"cutoffs_{nbits}"], g[f"weights_{nbits}"])
-    codes, _ = reference.assign(g["x"], codec.centroids_f32)
+    codes, _ = REFERENCE.assign(g["x"], codec.centroids_f32)
     np.testing.assert_array_equal(codes, g["codes"])
-    packed, scales, norms = reference.compress(g["x"], codes, codec)
+    packed, scales, norms = REFERENCE.compress(g["x"], codes, codec)
     np.testing.assert_array_equal(packed, g[f"packed_natural_{nbits}"])
-    np.testing.assert_array_equal(reference.unpack(packed, nbits), g[f"buckets_{nbits}"])
+    np.testing.assert_array_equal(unpack(packed, nbits), g[f"buckets_{nbits}"])
     np.testing.assert_allclose(norms, np.linalg.norm(g["x"] - g["centroids"][codes], axis=1), atol=2e-5)
-    restored = codec.centroids_f32[codes] + reference.residual_values(packed, codec.weights)
+    restored = codec.centroids_f32[codes] + residual_values(packed, codec.weights)
     np.testing.assert_allclose(restored, g[f"reconstructed_{nbits}"], atol=2e-5)
-    unit = reference.decompress(codes, packed, scales, codec)
+    unit = decompress(codes, packed, scales, codec)
     np.testing.assert_allclose(unit, g[f"reconstructed_unit_{nbits}"], atol=2e-5)
 
 
 @pytest.mark.parametrize("nbits", [1, 2, 4, 8])
 def test_unpacking_inverts_packing(nbits):
     buckets = np.random.default_rng(0).integers(0, 2**nbits, (50, 16)).astype(np.uint8)
-    packed = reference.pack(buckets, nbits)
+    packed = pack(buckets, nbits)
     assert packed.shape == (50, 2 * nbits)
-    np.testing.assert_array_equal(reference.unpack(packed, nbits), buckets)
+    np.testing.assert_array_equal(unpack(packed, nbits), buckets)
 
 
 def test_the_first_dimension_is_in_the_highest_bits():
-    np.testing.assert_array_equal(reference.pack(np.array([[0x3, 0xA]], np.uint8), 4), [[0x3A]])
-    np.testing.assert_array_equal(reference.pack(np.array([[1, 0, 0, 0, 0, 0, 0, 1]], np.uint8), 1), [[0b10000001]])
+    np.testing.assert_array_equal(pack(np.array([[0x3, 0xA]], np.uint8), 4), [[0x3A]])
+    np.testing.assert_array_equal(pack(np.array([[1, 0, 0, 0, 0, 0, 0, 1]], np.uint8), 1), [[0b10000001]])
 
 
 def test_lloyd_max_of_one_bit_of_a_normal_is_the_textbook_quantizer():
@@ -67,33 +68,31 @@ def test_lloyd_max_has_less_error_than_equal_quantiles(nbits):
 
 def test_more_bits_restore_better():
     rng = np.random.default_rng(0)
-    centroids = reference.normalize(rng.normal(size=(16, 32)).astype(np.float32)).astype(np.float16)
-    vectors = reference.normalize(
-        centroids[rng.integers(0, 16, 500)].astype(np.float32) + 0.1 * rng.normal(size=(500, 32)).astype(np.float32)
-    )
-    codes, _ = reference.assign(vectors, centroids.astype(np.float32))
+    centroids = normalize(rng.normal(size=(16, 32)).astype(np.float32)).astype(np.float16)
+    vectors = normalize(centroids[rng.integers(0, 16, 500)].astype(np.float32) + 0.1 * rng.normal(size=(500, 32)).astype(np.float32))
+    codes, _ = REFERENCE.assign(vectors, centroids.astype(np.float32))
     errors = []
     for nbits in (1, 2, 4, 8):
         codec = ResidualCodec(centroids, *fit_buckets(vectors - centroids[codes], CodecConfig(nbits=nbits)), token_scale=True)
-        packed, scales, _ = reference.compress(vectors, codes, codec)
-        errors.append(np.abs(reference.decompress(codes, packed, scales, codec) - vectors).mean())
+        packed, scales, _ = REFERENCE.compress(vectors, codes, codec)
+        errors.append(np.abs(decompress(codes, packed, scales, codec) - vectors).mean())
     assert errors == sorted(errors, reverse=True) and errors[-1] < 0.003
 
 
 def test_a_rotation_keeps_dot_products_and_a_scale_of_its_own_restores_tokens_better():
     rng = np.random.default_rng(0)
-    vectors = reference.normalize(rng.normal(size=(600, 32)) * np.linspace(0.05, 2, 32)).astype(np.float32)
+    vectors = normalize(rng.normal(size=(600, 32)) * np.linspace(0.05, 2, 32)).astype(np.float32)
     rotation = random_rotation(32, 0)
-    turned_vectors = reference.rotate(vectors, rotation)
+    turned_vectors = REFERENCE.rotate(vectors, rotation)
     np.testing.assert_allclose(turned_vectors @ turned_vectors.T, vectors @ vectors.T, atol=1e-6)
 
     def error(vectors: np.ndarray, token_scale: bool) -> float:
         centroids = vectors[:20].astype(np.float16)
-        codes, _ = reference.assign(vectors, centroids.astype(np.float32))
+        codes, _ = REFERENCE.assign(vectors, centroids.astype(np.float32))
         config = CodecConfig(nbits=2, rotation=False, token_scale=token_scale)
         codec = ResidualCodec(centroids, *fit_buckets(vectors - centroids[codes], config), token_scale=token_scale)
-        packed, scales, _ = reference.compress(vectors, codes, codec)
-        return float(((reference.decompress(codes, packed, scales, codec) - vectors) ** 2).sum(axis=1).mean())
+        packed, scales, _ = REFERENCE.compress(vectors, codes, codec)
+        return float(((decompress(codes, packed, scales, codec) - vectors) ** 2).sum(axis=1).mean())
 
     assert error(turned_vectors, True) < 0.9 * error(vectors, True) < 0.9 * error(vectors, False)
 

@@ -1,0 +1,59 @@
+"""Arithmetic of compressed token vectors: packed bucket numbers, bucket weights, and decoding.
+
+T tokens, D dimensions, K = 2^nbits buckets, P = D nbits / 8 packed bytes of a residual.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ray_lir.index.codec import ResidualCodec
+
+
+def pack(buckets_TD: np.ndarray, nbits: int) -> np.ndarray:
+    """Return bucket numbers [T, D] as bytes [T, P] uint8, the first dimension in the highest bits of each byte."""
+    per_byte = 8 // nbits
+    groups = buckets_TD.reshape(len(buckets_TD), -1, per_byte).astype(np.uint8)
+    shifts = np.arange(8 - nbits, -1, -nbits, dtype=np.uint8)
+    return np.bitwise_or.reduce(groups << shifts, axis=2)
+
+
+def unpack(packed_TP: np.ndarray, nbits: int) -> np.ndarray:
+    """Return the bucket numbers [T, D] uint8 that `pack` packed."""
+    shifts = np.arange(8 - nbits, -1, -nbits, dtype=np.uint8)
+    return (packed_TP[:, :, None] >> shifts & np.uint8(2**nbits - 1)).reshape(len(packed_TP), -1)
+
+
+def residual_values(packed_TP: np.ndarray, weights_K: np.ndarray) -> np.ndarray:
+    """Return the bucket weight of every dimension, [T, D] float32."""
+    nbits = int(np.log2(len(weights_K)))
+    weights_of_byte = weights_K.astype(np.float32)[unpack(np.arange(256, dtype=np.uint8)[:, None], nbits)]
+    # Fetching all dimensions of a byte as one item is several times faster than fetching one weight at a time.
+    as_item = np.ascontiguousarray(weights_of_byte).view(f"V{weights_of_byte.shape[1] * 4}")[:, 0]
+    return as_item[packed_TP].view(np.float32)
+
+
+def decompress(codes_T: np.ndarray, packed_TP: np.ndarray, scales_T2: np.ndarray, codec: "ResidualCodec") -> np.ndarray:
+    """Decode tokens: scales[0] centroid + scales[1] bucket weights.
+
+    Source: docs/algorithms.md#22-residual-codec.
+
+    Args:
+        codes_T: [T], the centroid of each token.
+        packed_TP: [T, P] uint8, packed residuals.
+        scales_T2: [T, 2] float16 or float32.
+        codec: The codec of the index.
+    Returns:
+        [T, D] float32.
+    """
+    vectors_TD = residual_values(packed_TP, codec.weights)
+    vectors_TD *= scales_T2[:, 1:].astype(np.float32)
+    vectors_TD += codec.centroids_f32[codes_T] * scales_T2[:, :1].astype(np.float32)
+    return vectors_TD
+
+
+def normalize(vectors_TD: np.ndarray) -> np.ndarray:
+    """Return rows scaled to length one; rows of zeros stay zeros."""
+    norms = np.sqrt(np.einsum("td,td->t", vectors_TD, vectors_TD))
+    return vectors_TD / np.maximum(norms, 1e-12)[:, None]
