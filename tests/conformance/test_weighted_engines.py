@@ -23,7 +23,7 @@ from ray_lir.engines.exact import score_all
 from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.plan import TopK
 from ray_lir.engines.scan import ScanParams
-from ray_lir.kernels.reference import decompress
+from ray_lir.index.residuals import decompress
 from ray_lir.search.explain import explain
 from ray_lir.search.searcher import Searcher
 from ray_lir.storage.manifest import MANIFEST, read_manifest, write_manifest
