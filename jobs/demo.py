@@ -90,12 +90,12 @@ def collect_corpus(file: Path, num_docs: int) -> None:
     """Writes the docstring corpus as JSON lines, unless it is there already."""
     if file.exists():
         return
-    from ray_lir.corpus import docstrings
+    from ray_lir.corpus import docstring_corpus
 
-    logger.info("demo, corpus: reading the sources of the standard library, %s", ", ".join(docstrings.PACKAGES))
+    logger.info("demo, corpus: reading the sources of the standard library, %s", ", ".join(docstring_corpus.PACKAGES))
     rows = [
         {"_id": document.doc_id, "title": document.title, "text": document.text, "metadata": document.metadata}
-        for document in docstrings.collect(num_docs)
+        for document in docstring_corpus.collect(num_docs)
     ]
     storage.write_bytes(str(file), "".join(json.dumps(row) + "\n" for row in rows).encode())
 

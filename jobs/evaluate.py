@@ -23,7 +23,7 @@ from ray_lir.evaluation.runs import Run, check_ids, format_run, read_tag
 from ray_lir.index import documents
 from ray_lir.index.versions import latest_version
 from ray_lir.search.searcher import Searcher
-from ray_lir.storage.exclusive import OutputFile
+from ray_lir.storage.concurrent_writes import OutputFile
 from ray_lir.storage.manifest import manifest_digest
 
 from .cli import main
@@ -121,7 +121,7 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         record.update(queries=len(answers), engine=engine.engine)
     run, identical = _run(searcher, queries, answers, config.k, ignores)
     with logs.stage("measure") as record:  # the log keeps the measures if an output cannot be written after all
-        values = metrics.evaluate(run, dataset.qrels, metrics.up_to(config.k))
+        values = metrics.evaluate(run, dataset.qrels, metrics.measures_up_to(config.k))
         record.update(metrics.means(values))
     if "run" in outputs:
         outputs["run"].write(format_run(run, tag))

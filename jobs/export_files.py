@@ -58,7 +58,7 @@ def export(job: "ExportJob") -> dict[str, Any]:
     manifest, blocks = _open(source)
     check_layout(manifest, job.layout)
     storage.check_writable(output)
-    with storage.told_as("write to", output):
+    with storage.wrap_errors("write to", output):
         tracked = track(blocks, "export", manifest.num_docs, lambda block: len(block.embeddings))
         files = [
             entry

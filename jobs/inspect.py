@@ -46,7 +46,7 @@ def run(job: InspectJob) -> dict[str, Any]:
         IncompatibleError: if a training's checkpoint is not the one that its manifest describes.
     """
     folder = storage.absolute(job.folder)
-    with storage.told_as("read", folder):
+    with storage.wrap_errors("read", folder):
         result = _kind(folder)(folder, job)
     return result
 

@@ -26,7 +26,7 @@ from ray_lir.corpus.records import document_text, read_documents
 from ray_lir.corpus.refused_rows import RefusedRows
 from ray_lir.evaluation.coverage import check_coverage, judged_documents
 from ray_lir.search.searcher import Searcher
-from ray_lir.storage.exclusive import OutputFile
+from ray_lir.storage.concurrent_writes import OutputFile
 from ray_lir.storage.manifest import manifest_digest
 
 from .cli import main

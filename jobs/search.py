@@ -17,7 +17,7 @@ from .hits import names, show_hits
 if TYPE_CHECKING:
     from ray_lir.embeddings.contract import EncoderContract
     from ray_lir.encoder.encoder import Encoder
-    from ray_lir.encoder.light_encoder import LightQueryEncoder
+    from ray_lir.encoder.numpy_query_encoder import NumpyQueryEncoder
 
 
 class SearchJob(Config):
@@ -66,15 +66,15 @@ def run(job: SearchJob) -> dict[str, Any]:
     return {"query": job.query, "hits": hits, "params": answer.params.model_dump() if answer.params else {}, **cut_of(truncation)}
 
 
-def _encoder(contract: "EncoderContract", checkpoint: str) -> "Encoder | LightQueryEncoder":
+def _encoder(contract: "EncoderContract", checkpoint: str) -> "Encoder | NumpyQueryEncoder":
     """What encodes one query soonest: unless torch is loaded already, NumPy if it can, since loading torch takes seconds.
 
     NumPy computes in float32. Where the encoder computes in bfloat16, scores differ by its rounding, as between machines.
     """
     if "torch" not in sys.modules:
-        from ray_lir.encoder.light_encoder import LightQueryEncoder
+        from ray_lir.encoder.numpy_query_encoder import NumpyQueryEncoder
 
-        if light := LightQueryEncoder.load(contract, checkpoint):
+        if light := NumpyQueryEncoder.load(contract, checkpoint):
             return light
     from ray_lir.encoder.encoder import Encoder
 

@@ -21,7 +21,7 @@ from ray_lir.engines.warp import WarpParams
 from ray_lir.evaluation.latency import time_each
 from ray_lir.index.versions import latest_version
 from ray_lir.search.searcher import Searcher
-from ray_lir.storage.exclusive import OutputFile
+from ray_lir.storage.concurrent_writes import OutputFile
 from ray_lir.storage.manifest import MANIFEST
 
 from .cli import main
@@ -81,7 +81,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
         "choices": choices,
         "curve": curve,
     }
-    with storage.told_as("write", output.url):
+    with storage.wrap_errors("write", output.url):
         if not storage.exists(storage.join(folder, MANIFEST)):
             raise Conflict(f"version {version} of {config.index} was removed while it was tuned; run again to tune the latest version")
     output.write(canonical_json(result))

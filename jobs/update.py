@@ -15,9 +15,9 @@ from ray_lir.base.parallel import Map, threads
 from ray_lir.building.publishing import is_same
 from ray_lir.building.update import Added, Update, advice, change_of, drift_of, log_dead_letters, update_index
 from ray_lir.building.workspace import WORK, tidy
-from ray_lir.corpus.lines import read_lines
 from ray_lir.corpus.records import ID_FIELDS, corpus_files, read_documents
 from ray_lir.corpus.refused_rows import RefusedRows
+from ray_lir.corpus.text_lines import read_lines
 from ray_lir.distributed.workers import Workers
 from ray_lir.index.manifest import IndexManifest
 from ray_lir.index.versions import latest_version, read_version
@@ -88,7 +88,7 @@ def _update(job: UpdateJob, manifest: IndexManifest, ids: list[str], map: Map) -
         job.add, folder, encoder, contract=manifest.contract, docs_per_part=job.docs_per_part, kept="last", map=map, spread=spread
     )
     update = update_index(job.index, folder, ids, map=map)
-    tidy(storage.absolute(job.index), lambda name: name == storage.name_of(folder))
+    tidy(storage.absolute(job.index), lambda name: name == storage.base_name(folder))
     return update
 
 

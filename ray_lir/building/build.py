@@ -46,7 +46,7 @@ from ray_lir.storage.manifest import (
     create_manifest,
     manifest_digest,
     read_manifest,
-    write_named,
+    write_with_digest_name,
 )
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def build_index(
     build = _prepare(storage.absolute(embeddings), source, output, config, digest(identity)[:16])
     storage.check_writable(output)
     try:
-        with storage.told_as("write to", output):
+        with storage.wrap_errors("write to", output):
             return _build(build, source, identity, map)
     except Exception as error:
         return _overtaken(output, identity, build.work, error)
@@ -137,7 +137,7 @@ def _build_from_memory(
         write_embeddings(folder, embeddings, documents, contract, relation)
         return build_index(folder, output, config, map=map)
     finally:
-        tidy(output, lambda name: name == storage.name_of(folder))
+        tidy(output, lambda name: name == storage.base_name(folder))
 
 
 def _overtaken(output: str, identity: dict[str, Any], work: Work, error: Exception) -> IndexManifest:
@@ -188,8 +188,8 @@ def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], m
         num_tokens=counts.tokens,
         num_zero_rows=counts.zero_rows,
         unit_norms=counts.unit,
-        codec=write_named(build.output, "codec/codec", ".safetensors", codec.to_bytes()),
-        cluster_sizes=write_named(build.output, CLUSTER_SIZES, ".npy", array_bytes(compressed.sizes)),
+        codec=write_with_digest_name(build.output, "codec/codec", ".safetensors", codec.to_bytes()),
+        cluster_sizes=write_with_digest_name(build.output, CLUSTER_SIZES, ".npy", array_bytes(compressed.sizes)),
         mean_residual_norm=compressed.mean_residual_norm,
         held_out_residual_norm=held_out,
         **source.truncation.fields,
@@ -205,7 +205,7 @@ def _copy_relation(build: Build, source: EmbeddingsManifest) -> FileEntry | None
     if source.relation is None:
         return None
     relation = load_relation(storage.join(build.embeddings, source.relation.name), source.dim)
-    return write_named(build.output, "codec/relation", ".safetensors", relation.to_bytes())
+    return write_with_digest_name(build.output, "codec/relation", ".safetensors", relation.to_bytes())
 
 
 def _check_output(output: str) -> bool:

@@ -68,7 +68,7 @@ def compact_index(index: storage.PathOrUrl, num_shards: int | None = None, *, ma
         work_of(index, number, parent, change),
     )
     try:
-        with storage.told_as("write to", index):
+        with storage.wrap_errors("write to", index):
             return Compaction(_compact(merge, number, parent, change, map), number + 1, True)
     except Exception:
         done = overtaken_by(index, number, change)

@@ -15,9 +15,9 @@ from ray_lir.building.workspace import GARBAGE, WORK, Work, tidy
 from ray_lir.engines import TUNING
 from ray_lir.index.manifest import INDEX_FOLDERS, IndexManifest
 from ray_lir.index.versions import check_index_links, latest_version, listed_by, read_version, version_manifest, version_numbers
-from ray_lir.storage.exclusive import create_bytes
+from ray_lir.storage.concurrent_writes import create_bytes
+from ray_lir.storage.file_names import FileName, check_links
 from ray_lir.storage.manifest import LATEST, PROVENANCE, manifest_digest
-from ray_lir.storage.names import FileName, check_links
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ from ray_lir.index.arrays import array_bytes
 from ray_lir.index.manifest import DELTA, Change, IndexManifest, ShardEntry
 from ray_lir.index.tombstones import Deletion, delete_from_shard
 from ray_lir.index.versions import latest_version, read_cluster_sizes, read_version
-from ray_lir.storage.manifest import MANIFEST, check_file, manifest_digest, read_manifest, write_named
+from ray_lir.storage.manifest import MANIFEST, check_file, manifest_digest, read_manifest, write_with_digest_name
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def update_index(
                 raise Conflict(f"another change of {index} was published meanwhile, and this one was not; run it again") from error
             return update()
         finally:
-            tidy(index, lambda name: name == storage.name_of(folder))
+            tidy(index, lambda name: name == storage.base_name(folder))
     check_unused("update_index", contract=contract, texts=texts, titles=titles, metadata=metadata)
     if add is None and not ids:
         raise ConfigError("there is nothing to add and nothing to delete; give one of them")
@@ -144,7 +144,7 @@ def update_index(
     storage.check_writable(index)
     work = work_of(index, number, parent, change)
     try:
-        with storage.told_as("write to", index):
+        with storage.wrap_errors("write to", index):
             return _update(index, number, parent, added, ids, change, work, map)
     except Exception:
         done = overtaken_by(index, number, change)
@@ -304,7 +304,7 @@ def _update(
         update={
             "num_docs": sum(shard.num_live for shard in shards),
             "num_tokens": sum(shard.live_tokens for shard in shards),
-            "cluster_sizes": write_named(index, f"{CLUSTER_SIZES}-{number + 1:05d}", ".npy", array_bytes(sizes)),
+            "cluster_sizes": write_with_digest_name(index, f"{CLUSTER_SIZES}-{number + 1:05d}", ".npy", array_bytes(sizes)),
             "shards": shards,
             "config": config_of(parent, change),
             "change": counts,
@@ -343,7 +343,7 @@ def _keep_dead_letters(index: str, version: int, added: Added) -> str | None:
     for letter in added.source.dead_letters:
         check_file(added.folder, letter)
     rows = b"".join(storage.read_bytes(storage.join(added.folder, letter.name)) for letter in added.source.dead_letters)
-    return write_named(index, f"{DEAD_LETTERS}/version-{version:05d}", ".jsonl", rows).name if rows else None
+    return write_with_digest_name(index, f"{DEAD_LETTERS}/version-{version:05d}", ".jsonl", rows).name if rows else None
 
 
 def _norms(parent: IndexManifest, counts: Change) -> dict[str, Any]:

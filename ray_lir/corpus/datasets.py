@@ -11,7 +11,7 @@ from ray_lir import storage
 from ray_lir.base.config import parse_json
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.base.ids import BadId, check_id
-from ray_lir.corpus.lines import ascii_columns, read_text_lines
+from ray_lir.corpus.text_lines import ascii_columns, read_text_lines
 
 BEIR_URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{}.zip"
 BEIR_NAMES = (
@@ -79,7 +79,7 @@ def load_dataset(folder_or_name: storage.PathOrUrl, split: str = "test") -> Data
         ConfigError: if there is no such folder or split, or a download fails.
         FormatError: if a file is missing, a line is malformed, or a judged query has no text.
     """
-    folder = find_dataset(storage.spelled(folder_or_name))
+    folder = find_dataset(storage.path_text(folder_or_name))
     qrels = _read_qrels(folder, split)
     texts = _read_queries(folder)
     unknown = [query_id for query_id in qrels if query_id not in texts]
@@ -90,7 +90,7 @@ def load_dataset(folder_or_name: storage.PathOrUrl, split: str = "test") -> Data
             f"no such query ({len(unknown)} of {len(qrels)} judged queries are missing)",
             "give the queries and the judgements of one collection",
         )
-    return Dataset(storage.name_of(folder), split, {query_id: texts[query_id] for query_id in qrels}, qrels, folder)
+    return Dataset(storage.base_name(folder), split, {query_id: texts[query_id] for query_id in qrels}, qrels, folder)
 
 
 def find_dataset(folder_or_name: str) -> str:

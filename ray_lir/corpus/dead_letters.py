@@ -7,7 +7,7 @@ from typing import Any
 
 from ray_lir import storage
 from ray_lir.base.config import canonical_json
-from ray_lir.corpus.records import BadRow, Document, parse_document, repeats
+from ray_lir.corpus.records import BadRow, Document, parse_document, repeat_reason
 from ray_lir.corpus.refused_rows import DEAD_LETTERS as DEAD_LETTERS
 from ray_lir.corpus.scan import Chunk
 from ray_lir.storage.manifest import DeadLetter
@@ -29,7 +29,7 @@ def parse_chunk(chunk: Chunk, check: Callable[[Document], None] | None = None) -
         try:
             document = parse_document(row)
             if position in chunk.repeated:
-                raise BadRow(repeats(document.doc_id, chunk.kept))
+                raise BadRow(repeat_reason(document.doc_id, chunk.kept))
             if check:
                 check(document)
             documents.append(document)

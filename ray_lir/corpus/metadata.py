@@ -23,7 +23,7 @@ def to_json(metadata: Mapping[str, Any], name: str = "metadata") -> str:
         ConfigError: if a value has no counterpart in JSON; `name` says whose metadata it is.
     """
     try:
-        text = json.dumps(plain(metadata), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(to_json_value(metadata), ensure_ascii=False, allow_nan=False)
         text.encode()
     except UnicodeEncodeError:
         raise ConfigError(f"{name} holds half of a surrogate pair, which is no Unicode text; repair it") from None
@@ -47,16 +47,16 @@ def from_json(text: str, doc_id: str) -> dict[str, Any]:
     return found
 
 
-def plain(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """A value as JSON has it.
 
     Raises:
         TypeError: if it has no counterpart in JSON.
     """
     if isinstance(value, (np.float16, np.float32)):
-        return plain(float(str(value)))  # 0.1 as float32 is 0.1, not 0.10000000149
+        return to_json_value(float(str(value)))  # 0.1 as float32 is 0.1, not 0.10000000149
     if isinstance(value, np.generic):
-        return plain(value.item())
+        return to_json_value(value.item())
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -66,9 +66,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
     if isinstance(value, Mapping):
-        return {key: plain(each) for key, each in value.items()}
+        return {key: to_json_value(each) for key, each in value.items()}
     if isinstance(value, np.ndarray):
-        return [plain(each) for each in value]
+        return [to_json_value(each) for each in value]
     if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
+        return [to_json_value(each) for each in value]
     raise TypeError(f"{type(value).__name__} {value!r:.40} has no counterpart in JSON")

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from ray_lir import storage
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.base.ids import BadId, check_id
-from ray_lir.corpus.lines import MAX_LINE_BYTES, read_lines
 from ray_lir.corpus.parquet_values import column_values, distinct_names
 from ray_lir.corpus.refused_rows import RefusedRows, log_refused
+from ray_lir.corpus.text_lines import MAX_LINE_BYTES, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def corpus_files(url: storage.PathOrUrl) -> list[str]:
         ConfigError: there is nothing there, or nothing that can be read.
     """
     url = storage.absolute(url)
-    with storage.told_as("read", url):
+    with storage.wrap_errors("read", url):
         names = storage.list_names(url)
         if not names and not storage.exists(url):
             raise ConfigError(f"no corpus at {url}: no such file or folder; check the path")
@@ -123,8 +123,8 @@ def read_rows(url: storage.PathOrUrl) -> Iterator[tuple[int, bytes]]:
         FormatError: if the file is cut or damaged.
         ConfigError: if it cannot be read.
     """
-    url = storage.spelled(url)
-    with storage.told_as("read", url):
+    url = storage.path_text(url)
+    with storage.wrap_errors("read", url):
         try:
             yield from _parquet_rows(url) if url.endswith(PARQUET) else _jsonl_rows(url)
         except (pa.ArrowException, UnicodeDecodeError) as error:
@@ -160,11 +160,11 @@ def read_documents(url: storage.PathOrUrl, refused: RefusedRows | None = None) -
             try:
                 document = parse_document(row)
             except BadRow as error:
-                found.add(storage.name_of(file), line, error)
+                found.add(storage.base_name(file), line, error)
                 continue
             key = int.from_bytes(hashlib.blake2b(document.doc_id.encode(), digest_size=8).digest())
             if key in seen:
-                found.add(storage.name_of(file), line, repeats(document.doc_id), repeated=True)
+                found.add(storage.base_name(file), line, repeat_reason(document.doc_id), repeated=True)
             else:
                 seen.add(key)
                 yield document
@@ -173,7 +173,7 @@ def read_documents(url: storage.PathOrUrl, refused: RefusedRows | None = None) -
         refused.merge(found)
 
 
-def repeats(doc_id: str, kept: Kept = "first") -> str:
+def repeat_reason(doc_id: str, kept: Kept = "first") -> str:
     """Return why a row is refused whose id another row has too."""
     return (
         f"the id {doc_id!r} is that of an earlier row"

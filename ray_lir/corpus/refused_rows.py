@@ -48,7 +48,7 @@ def log_refused(corpus: str, count: int, reasons: Sequence[str]) -> None:
         logger.warning(f"corpus: {rows} refused; the first: %s", corpus, "; ".join(reasons))
 
 
-def first_reasons(root: str, letters: Sequence[DeadLetter]) -> list[str]:
+def read_first_reasons(root: str, letters: Sequence[DeadLetter]) -> list[str]:
     """Where and why the first rows were refused, from the dead letters below `root`."""
     reasons: list[str] = []
     for letter in letters:

@@ -129,7 +129,7 @@ def scan(urls: list[str], docs_per_chunk: int, map: Map = map, kept: Kept = "fir
         num_docs=int(ids.any(axis=1).sum()) - len(repeated),
         num_repeated=len(repeated),
         kept=kept,
-        fingerprint=digest([[storage.name_of(found.url), *found.digests[-1:]] for found in scans]),
+        fingerprint=digest([[storage.base_name(found.url), *found.digests[-1:]] for found in scans]),
         first_bad=next((found.first_bad for found in scans if found.first_bad), ""),
     )
 
@@ -149,7 +149,7 @@ def read_chunks(file: CorpusFile, docs_per_chunk: int, skip: Collection[int] = (
         if number not in skip:
             first, last = np.searchsorted(file.repeated, [row, row + len(rows)])
             repeated = frozenset(again - row for again in file.repeated[first:last])
-            yield Chunk(number, storage.name_of(file.url), lines, rows, repeated, file.kept)
+            yield Chunk(number, storage.base_name(file.url), lines, rows, repeated, file.kept)
         row += len(rows)
     if position + 1 != len(file.digests):
         raise changed
@@ -196,7 +196,7 @@ def _scan_file(url: str, docs_per_chunk: int) -> _FileScan:
                 hashes += hashlib.blake2b(parse_document(row).doc_id.encode(), digest_size=16).digest()
             except BadRow as error:
                 hashes += bytes(16)
-                first_bad = first_bad or f"{storage.name_of(url)} line {line}: {error}"
+                first_bad = first_bad or f"{storage.base_name(url)} line {line}: {error}"
     return _FileScan(url, tuple(digests), np.frombuffer(bytes(hashes), np.uint64).reshape(-1, 2), first_bad)
 
 

@@ -15,7 +15,7 @@ from ray_lir.distributed.room import Demand, check_room
 from ray_lir.distributed.runtime import portable_errors, start_ray, wait_for_machines
 from ray_lir.distributed.workers import Workers
 from ray_lir.embeddings.contract import EncoderContract
-from ray_lir.encoder.chunks import ChunkEntry, Destination, TokenisedChunk, tokenise_chunk, write_chunk
+from ray_lir.encoder.chunk_encoder import ChunkEntry, Destination, TokenizedChunk, tokenize_chunk, write_chunk
 from ray_lir.encoder.corpus_encoder import Plan
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.encoder.tokenization import TextTokenizer
@@ -99,17 +99,17 @@ def _largest_machine() -> int:
     return max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
 
 
-class _Tokeniser(ChunkActor[Chunk, TokenisedChunk]):
+class _Tokeniser(ChunkActor[Chunk, TokenizedChunk]):
     """An actor and not a task: a machine whose CPUs are all reserved by actors ends the idle processes of tasks."""
 
     def __init__(self, tokenizer: TextTokenizer):
         self._tokenizer = tokenizer
 
-    def process(self, item: Chunk) -> TokenisedChunk:
-        return tokenise_chunk(item, self._tokenizer)
+    def process(self, item: Chunk) -> TokenizedChunk:
+        return tokenize_chunk(item, self._tokenizer)
 
 
-class _EncodingWorker(ChunkActor[TokenisedChunk, ChunkEntry]):
+class _EncodingWorker(ChunkActor[TokenizedChunk, ChunkEntry]):
     """Loads the encoder and keeps it."""
 
     def __init__(self, contract: EncoderContract, config: EncoderConfig, destination: Destination, threads: int):
@@ -118,7 +118,7 @@ class _EncodingWorker(ChunkActor[TokenisedChunk, ChunkEntry]):
             self._encoder = Encoder.for_contract(contract, config)
         self._destination = destination
 
-    def process(self, item: TokenisedChunk) -> ChunkEntry:
+    def process(self, item: TokenizedChunk) -> ChunkEntry:
         return write_chunk(item, self._encoder, self._destination)
 
 

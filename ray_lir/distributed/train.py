@@ -28,8 +28,8 @@ from ray_lir.base.errors import ConfigError, Conflict, RayLirError
 from ray_lir.distributed.runtime import error_of, ray_session, wait_for_machines
 from ray_lir.distributed.train_worker import ENCODER, METRICS, WorkerTask, best_record, read_curve, train_worker
 from ray_lir.distributed.workers import TrainingRun
-from ray_lir.encoder.encoder import Encoder, absolute_name
-from ray_lir.storage.exclusive import create_bytes, sole_writer
+from ray_lir.encoder.encoder import Encoder, resolve_checkpoint_name
+from ray_lir.storage.concurrent_writes import create_bytes, sole_writer
 from ray_lir.storage.manifest import MANIFEST, PROVENANCE, read_manifest, write_manifest
 from ray_lir.training.data import TrainingData, check_data, log_truncation
 from ray_lir.training.dev_set import DevSet
@@ -123,7 +123,7 @@ def _digest(data: TrainingData, dev: DevSet | None) -> str:
 
 def _absolute_checkpoint(encoder: EncoderConfig) -> EncoderConfig:
     """The same encoder for every process: Ray Train's workers have a working directory of their own."""
-    return encoder.model_copy(update={"checkpoint": absolute_name(encoder.checkpoint)})
+    return encoder.model_copy(update={"checkpoint": resolve_checkpoint_name(encoder.checkpoint)})
 
 
 def _describe_encoder(config: EncoderConfig, training: TrainingConfig, data: TrainingData) -> dict[str, Any]:

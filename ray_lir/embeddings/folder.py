@@ -17,7 +17,7 @@ from ray_lir.embeddings.manifest import EmbeddingPart, EmbeddingsManifest
 from ray_lir.embeddings.parquet import Block, texts_table, write_part
 from ray_lir.embeddings.relation import Relation
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings, check_embeddings
-from ray_lir.storage.manifest import MANIFEST, FileEntry, write_manifest, write_named
+from ray_lir.storage.manifest import MANIFEST, FileEntry, write_manifest, write_with_digest_name
 
 FOLDER = "embeddings"
 
@@ -39,7 +39,7 @@ def publish_part(root: str, number: int, block: Block, fingerprint: str, scratch
 
 def write_relation(root: str, relation: Relation | None) -> FileEntry | None:
     """Writes the relation encoder beside the parts, if there is one."""
-    return write_named(root, f"{FOLDER}/relation", ".safetensors", relation.to_bytes()) if relation else None
+    return write_with_digest_name(root, f"{FOLDER}/relation", ".safetensors", relation.to_bytes()) if relation else None
 
 
 def external_contract(dim: int, has_weights: bool = False) -> EncoderContract:

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from ray_lir.base.config import Config
 from ray_lir.embeddings.contract import EncoderContract
 from ray_lir.embeddings.truncation import TruncationCounts
-from ray_lir.storage.manifest import FORMAT_VERSION, Count, DeadLetter, Dim, FileEntry, check_names, check_sums, later_field
+from ray_lir.storage.manifest import FORMAT_VERSION, Count, DeadLetter, Dim, FileEntry, check_names, check_totals, later_field
 
 
 class EmbeddingPart(FileEntry):
@@ -17,7 +17,7 @@ class EmbeddingPart(FileEntry):
     num_tokens: Count
 
 
-class CountsTruncation(Config):
+class TruncationFields(Config):
     """Fields of a manifest that say how much text was cut off at document_length; None: unknown. `TruncationCounts` describes them."""
 
     num_truncated_docs: Count | None = later_field(None)
@@ -30,7 +30,7 @@ class CountsTruncation(Config):
         return TruncationCounts.from_fields(self)
 
 
-class EmbeddingsManifest(CountsTruncation):
+class EmbeddingsManifest(TruncationFields):
     """A folder of token embeddings: the output of jobs.encode."""
 
     format_version: int = FORMAT_VERSION
@@ -53,5 +53,5 @@ class EmbeddingsManifest(CountsTruncation):
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
         check_names(self)
-        check_sums(self, self.parts, "num_docs", "num_tokens")
+        check_totals(self, self.parts, "num_docs", "num_tokens")
         return self

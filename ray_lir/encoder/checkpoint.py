@@ -34,7 +34,7 @@ def find(checkpoint: storage.PathOrUrl, weights: bool = True, kind: Literal["enc
     Raises:
         ConfigError: if there is no such checkpoint.
     """
-    checkpoint = storage.spelled(checkpoint)
+    checkpoint = storage.path_text(checkpoint)
     if not storage.is_local(checkpoint):
         return _from_store(checkpoint)
     path = storage.local_path(checkpoint)
@@ -55,7 +55,7 @@ def _from_store(url: str) -> Path:
     """A copy in the cache of this machine, named by what the object store says of its files: made once, and again when they change."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ray_lir" / "checkpoints"
     try:
-        copy = cache / storage.state_of(url)[:16]
+        copy = cache / storage.listing_digest(url)[:16]
         if not copy.is_dir():
             with storage.attempt_folder(str(cache)) as attempt:
                 storage.download(url, attempt / copy.name)
@@ -113,7 +113,7 @@ def save(folder: str | Path, network: "Network", tokenizer: "PreTrainedTokenizer
 
 
 def _write(folder: Path, network: "Network", tokenizer: "PreTrainedTokenizerBase", contract: EncoderContract) -> None:
-    from ray_lir.encoder.layouts.parts import quiet
+    from ray_lir.encoder.layouts.loading import quiet
     from ray_lir.encoder.network import Dense
     from ray_lir.scorers.files import save_scorer
 

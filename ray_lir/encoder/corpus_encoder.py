@@ -22,15 +22,15 @@ from ray_lir.base.logs import stage
 from ray_lir.base.parallel import Map, watched
 from ray_lir.base.progress import track
 from ray_lir.corpus.records import Kept, corpus_files
-from ray_lir.corpus.refused_rows import DEAD_LETTERS, first_reasons, log_refused
+from ray_lir.corpus.refused_rows import DEAD_LETTERS, log_refused, read_first_reasons
 from ray_lir.corpus.scan import CHUNK_BYTES, Corpus, CorpusFile, read_chunks, sample_texts, scan
 from ray_lir.embeddings.contract import EncoderContract
 from ray_lir.embeddings.folder import DOCS_PER_PART, FOLDER, write_relation
 from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.embeddings.relation import Relation
 from ray_lir.embeddings.truncation import TruncationCounts
-from ray_lir.encoder.chunks import ChunkEntry, Destination, encode_chunk, finished_chunks, has_entries
-from ray_lir.encoder.encoder import Encoder, absolute_name
+from ray_lir.encoder.chunk_encoder import ChunkEntry, Destination, encode_chunk, finished_chunks, has_entries
+from ray_lir.encoder.encoder import Encoder, resolve_checkpoint_name
 from ray_lir.encoder.projection import fit_projection, parse_projection
 from ray_lir.encoder.tokenization import TextTokenizer
 from ray_lir.storage.manifest import LATEST, MANIFEST, PROVENANCE, create_manifest, files_of, read_manifest
@@ -141,7 +141,7 @@ def encode_corpus(
     records: list[dict[str, Any]] = []
     found = _scan(corpus, docs_per_part, map, records, kept)
     result = _encode_scanned(corpus, output, encoder, contract, docs_per_part, found, spread, records)
-    log_refused(corpus, result.manifest.num_dead, first_reasons(output, result.manifest.dead_letters))
+    log_refused(corpus, result.manifest.num_dead, read_first_reasons(output, result.manifest.dead_letters))
     return result
 
 
@@ -159,11 +159,11 @@ def _encode_scanned(
     _check_encoder(encoder, source.contract, output, docs_per_part)
     identity = _identity(found, encoder, source.contract)
     destination = Destination(output, storage.join(output, PROGRESS, digest({**identity, "chunk_bytes": CHUNK_BYTES})[:16]))
-    with storage.told_as("write to", output):
+    with storage.wrap_errors("write to", output):
         existing = _existing(destination, identity)
         if existing:
             logger.info("%s is encoded already from this corpus with this configuration; nothing to do", output)
-            tell_truncation(existing)
+            warn_about_truncation(existing)
             return EncodeResult(existing, found.num_chunks, found.num_chunks, 0.0)
         try:
             if encoder.projection:
@@ -180,11 +180,11 @@ def _encode_scanned(
                 raise
             logger.info("%s was finished by another run of this job", output)
             return EncodeResult(existing, found.num_chunks, 0, 0.0)
-        tell_truncation(manifest)
+        warn_about_truncation(manifest)
         return EncodeResult(manifest, found.num_chunks, len(plan.done), record["docs_per_second"])
 
 
-def tell_truncation(manifest: EmbeddingsManifest) -> None:
+def warn_about_truncation(manifest: EmbeddingsManifest) -> None:
     """Logs a warning if documents were cut."""
     if told := manifest.truncation.describe(manifest.num_docs, manifest.contract.document_length):
         logger.warning("encode: %s", told)
@@ -218,7 +218,7 @@ def _load(encoder: EncoderConfig, contract: EncoderContract | None) -> Encoder:
     config = encoder.model_copy(update=ON_CPU)
     if contract is None:
         return Encoder.load(config)
-    here = contract.model_copy(update={"checkpoint": absolute_name(encoder.checkpoint)})  # workers look for the weights there
+    here = contract.model_copy(update={"checkpoint": resolve_checkpoint_name(encoder.checkpoint)})  # workers look for the weights there
     return Encoder.for_contract(here, config)
 
 
@@ -278,7 +278,7 @@ def _existing(destination: Destination, identity: dict[str, Any]) -> EmbeddingsM
     strange = sorted(name for name in names - {PROGRESS, PROVENANCE, FOLDER, DEAD_LETTERS, CHECKPOINT} if not name.startswith("."))
     if strange:
         raise ConfigError(f"{output} is not empty and holds no embeddings ({strange[0]} is in it); choose another output")
-    others = set(storage.list_names(storage.join(output, PROGRESS))) - {storage.name_of(destination.progress)}
+    others = set(storage.list_names(storage.join(output, PROGRESS))) - {storage.base_name(destination.progress)}
     if any(has_entries(storage.join(output, PROGRESS, other)) for other in sorted(others)):
         raise ConfigError(
             f"{output} holds unfinished work of another corpus or configuration; choose another output, or remove its {PROGRESS}"

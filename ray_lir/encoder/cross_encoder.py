@@ -12,9 +12,9 @@ from ray_lir.base.config import parse_json
 from ray_lir.base.errors import ConfigError
 from ray_lir.encoder import checkpoint
 from ray_lir.encoder.encoder import BATCH_TOKENS, choose_device, choose_dtype
-from ray_lir.encoder.layouts.parts import load_config, load_tokenizer, loading
+from ray_lir.encoder.layouts.loading import load_config, load_tokenizer, loading
 from ray_lir.encoder.torch_threads import spread
-from ray_lir.scorers.batches import by_length
+from ray_lir.scorers.batches import group_by_length
 
 logger = logging.getLogger(__name__)
 GIVE = "give a sequence classifier with one label, such as cross-encoder/ms-marco-MiniLM-L-6-v2"
@@ -81,7 +81,7 @@ class CrossEncoder:
 
         batch_tokens = 1 if device.type == "cpu" else BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])  # on a CPU each pair alone
         result = np.empty(len(pairs), np.float32)
-        for rows, scores in spread(scored, list(by_length([len(ids) for ids in encoded["input_ids"]], batch_tokens)), device):
+        for rows, scores in spread(scored, list(group_by_length([len(ids) for ids in encoded["input_ids"]], batch_tokens)), device):
             result[rows] = scores
         return result
 

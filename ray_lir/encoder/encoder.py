@@ -19,13 +19,13 @@ from ray_lir.embeddings.pooling import pool_tokens
 from ray_lir.embeddings.relation import Relation
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.encoder import checkpoint, layouts
-from ray_lir.encoder.layouts.parts import Parts, expansion_token, longest_input, punctuation_ids
+from ray_lir.encoder.layouts.loading import Parts, expansion_token, longest_input, punctuation_ids
 from ray_lir.encoder.network import Network
 from ray_lir.encoder.tokenization import TextTokenizer
 from ray_lir.encoder.torch_threads import spread
-from ray_lir.encoder.unpadded import native_bfloat16
+from ray_lir.encoder.unpadded_bert import native_bfloat16
 from ray_lir.scorers import SCORERS, Trial
-from ray_lir.scorers.batches import EmbeddedTexts, TokenBatch, by_length, pad, padded
+from ray_lir.scorers.batches import EmbeddedTexts, TokenBatch, group_by_length, pad, padded
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 """Padded tokens a batch where the configuration says nothing. The activations of 1024 tokens stay in a CPU's caches: on an AVX2 core
@@ -62,7 +62,7 @@ class Encoder:
         Raises:
             ConfigError: if there is no such checkpoint, it cannot be loaded, or a change does not suit it.
         """
-        config = config if isinstance(config, EncoderConfig) else EncoderConfig(checkpoint=storage.spelled(config))
+        config = config if isinstance(config, EncoderConfig) else EncoderConfig(checkpoint=storage.path_text(config))
         parts = layouts.load(checkpoint.find(config.checkpoint), config.trust_remote_code)
         conventions = {**parts.conventions, **_changes(config, parts)}
         limit = longest_input(parts.network.backbone.config)
@@ -70,7 +70,7 @@ class Encoder:
             if limit and conventions[name] > limit:
                 raise ConfigError(f"{name} {conventions[name]} is more than the {limit} positions of {config.checkpoint}; lower it")
         contract = EncoderContract(
-            checkpoint=absolute_name(config.checkpoint),
+            checkpoint=resolve_checkpoint_name(config.checkpoint),
             weights_digest=weights_digest(parts.network),
             dim=parts.network.dim,
             weighs=parts.network.scorer.weighs,
@@ -225,12 +225,12 @@ class Encoder:
     def _batches(self, lengths: Sequence[int], attended: Sequence[int]) -> list[np.ndarray]:
         """The texts that are computed together. No result depends on them: texts that would be padded go one by one on a CPU."""
         if self.device.type != "cpu":
-            return list(by_length(lengths, self.batch_tokens))
+            return list(group_by_length(lengths, self.batch_tokens))
         if len(lengths) == 1 or not self.model.needs_no_padding:
-            return list(by_length(lengths, 1))
+            return list(group_by_length(lengths, 1))
         per_thread = max(THREAD_TOKENS, math.ceil(sum(lengths) / torch.get_num_threads()))
         together = np.flatnonzero(np.asarray(attended))
-        batches = [together[rows] for rows in by_length([lengths[row] for row in together], min(self.batch_tokens, per_thread))]
+        batches = [together[rows] for rows in group_by_length([lengths[row] for row in together], min(self.batch_tokens, per_thread))]
         return batches + [np.array([row]) for row in np.setdiff1d(np.arange(len(lengths)), together)]
 
     @torch.inference_mode()
@@ -341,7 +341,7 @@ def _keep(token_ids: Sequence[np.ndarray], skip: Sequence[int]) -> list[np.ndarr
     return [~np.isin(ids, np.array(skip, np.int32)) for ids in token_ids]
 
 
-def absolute_name(name: str) -> str:
+def resolve_checkpoint_name(name: str) -> str:
     """A checkpoint's name, or its folder as every process of this machine finds it."""
     path = storage.local_path(name) if storage.is_local(name) else None
     return str(path.resolve()) if path and path.exists() else name

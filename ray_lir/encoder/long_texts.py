@@ -2,7 +2,7 @@
 
 The tokens of a beginning are those of the whole text, except near its end. A tokenizer normalises characters, splits the text into words
 (pre-tokens) and splits each word into tokens by itself. Both steps look at a character and its neighbours, so where the text is cut only
-the last words can come out differently. `stable_tokens` leaves these out; the caller takes a longer beginning until enough tokens are
+the last words can come out differently. `count_stable_tokens` leaves these out; the caller takes a longer beginning until enough tokens are
 stable. A tokenizer that does not split into words has no stable tokens: it gets the whole text.
 
 A word without an end ("aaaa...") has no stable tokens either. `condense` shortens such words for BERT's tokenizers, where a word of more
@@ -44,7 +44,7 @@ class Beginning:
     cut_at_space: bool
 
 
-def beginning(source: str, limit: int) -> Beginning:
+def take_beginning(source: str, limit: int) -> Beginning:
     """The first characters of a text, at most `limit`; it ends before a white space if there is one in its second half."""
     if len(source) <= limit:
         return Beginning(source, ((0, len(source)),), len(source), True, True)
@@ -114,7 +114,7 @@ class Condenser:
         return max(end, run.end() - self._longest_added) if run else end  # an added token may begin in the run and end after it
 
 
-def stable_tokens(encoding: Encoding, length: int) -> int:
+def count_stable_tokens(encoding: Encoding, length: int) -> int:
     """How many tokens of the beginning of a text (without special tokens) are those of the whole text.
 
     Args:
@@ -127,7 +127,7 @@ def stable_tokens(encoding: Encoding, length: int) -> int:
     return sum(word <= last - UNSTABLE_WORDS and end <= length - UNSTABLE_CHARACTERS for word, end in words)
 
 
-def words_after(source: str, start: int) -> int:
+def count_words_after(source: str, start: int) -> int:
     """A lower bound of the tokens after a position: words that follow a space and begin with a letter or digit."""
     return sum(
         len(_WORD_START.findall(source, first, min(first + _COUNTED_AT_ONCE, len(source))))

@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from ray_lir.base.config import Config
 from ray_lir.base.derived import derived
-from ray_lir.encoder import unpadded
+from ray_lir.encoder import unpadded_bert
 from ray_lir.scorers import MaxSim, Scorer
-from ray_lir.scorers.batches import EmbeddedTexts, TokenBatch, in_full_rows
-from ray_lir.scorers.received_attention import Attention, AttentionRecorder
+from ray_lir.scorers.batches import EmbeddedTexts, TokenBatch, apply_with_padded_rows
+from ray_lir.scorers.received_attention import AttentionRecorder, ReceivedAttention
 
 
 class Dense(nn.Module):
@@ -79,37 +79,37 @@ class Network(nn.Module):
             unpadded_pass.forget(self)
         return super().train(mode)
 
-    def _embed(self, batch: TokenBatch, weigh: Callable[[Tensor, Attention | None], Tensor | None]) -> EmbeddedTexts:
+    def _embed(self, batch: TokenBatch, weigh: Callable[[Tensor, ReceivedAttention | None], Tensor | None]) -> EmbeddedTexts:
         projected, attention = self._project(batch)
         with torch.autocast(projected.device.type, enabled=False):
             weights = weigh(projected, attention)
             vectors = nn.functional.normalize(projected, dim=-1, eps=1e-12) if self.normalize else projected
             return EmbeddedTexts(vectors, batch.keep_mask, weights)
 
-    def _project(self, batch: TokenBatch) -> tuple[Tensor, Attention | None]:
+    def _project(self, batch: TokenBatch) -> tuple[Tensor, ReceivedAttention | None]:
         """[B, L, D] float32 vectors before the norm, and the attention of the last layer if the scorer reads it."""
         hidden, attention = (self._without_padding(batch) or self._padded)(batch)
         for projection in self.projections:
-            hidden = in_full_rows(projection, hidden)
+            hidden = apply_with_padded_rows(projection, hidden)
         return hidden.float() * batch.keep_mask.unsqueeze(-1), attention if self.scorer.reads_attention else None
 
     @property
     def needs_no_padding(self) -> bool:
         """Whether this model encodes on a CPU without padding."""
-        return unpadded.suits(self.backbone)
+        return unpadded_bert.is_supported(self.backbone)
 
-    def _padded(self, batch: TokenBatch) -> tuple[Tensor, Attention | None]:
+    def _padded(self, batch: TokenBatch) -> tuple[Tensor, ReceivedAttention | None]:
         """The model's own forward pass."""
         recorder = AttentionRecorder() if self.scorer.reads_attention else None
         with recorder or nullcontext():
             hidden = self.backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         return hidden, recorder.last(batch.attention_mask) if recorder else None
 
-    def _without_padding(self, batch: TokenBatch) -> unpadded.UnpaddedBert | None:
+    def _without_padding(self, batch: TokenBatch) -> unpadded_bert.UnpaddedBert | None:
         """What computes the same without padding, where something can: of weights that are made ready once, and again if they change."""
         if torch.is_grad_enabled() or self.backbone.training or batch.input_ids.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return None
-        if not unpadded.has_tokens(batch):
+        if not unpadded_bert.has_tokens(batch):
             return None
         fast_pass = unpadded_pass(self)
         if fast_pass is not None and not fast_pass.is_current:
@@ -119,6 +119,6 @@ class Network(nn.Module):
 
 
 @derived
-def unpadded_pass(network: Network) -> unpadded.UnpaddedBert | None:
+def unpadded_pass(network: Network) -> unpadded_bert.UnpaddedBert | None:
     """Return the forward pass without padding, with weights in oneDNN's order; None if the backbone has no such pass."""
-    return unpadded.UnpaddedBert(network.backbone) if unpadded.suits(network.backbone) else None
+    return unpadded_bert.UnpaddedBert(network.backbone) if unpadded_bert.is_supported(network.backbone) else None

@@ -14,7 +14,7 @@ from ray_lir.base.errors import ConfigError
 from ray_lir.base.forking import after_fork
 from ray_lir.embeddings.contract import EncoderContract
 from ray_lir.embeddings.truncation import Truncation
-from ray_lir.encoder.long_texts import Beginning, Condenser, beginning, stable_tokens, words_after
+from ray_lir.encoder.long_texts import Beginning, Condenser, count_stable_tokens, count_words_after, take_beginning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -247,13 +247,13 @@ class TextTokenizer:
         all_whole = all(each.whole for each in read)  # encode_batch_fast leaves out the offsets that show which tokens are stable
         encode = cutter.tokenizer.encode_batch_fast if all_whole else cutter.tokenizer.encode_batch
         for source, each, text, encoding in zip(sources, read, prepared, encode(prepared), strict=True):
-            stable = 0 if each.whole else stable_tokens(encoding, len(text))
+            stable = 0 if each.whole else count_stable_tokens(encoding, len(text))
             if not each.whole and stable < cutter.capacity:
                 encoding, each, stable = self._encode(cutter, source, prompt, GROWTH * limit)
             if each.whole:
                 yield encoding, cutter.num_tokens(encoding), True
             else:
-                yield encoding, cutter.num_special + stable + words_after(source, each.end), False
+                yield encoding, cutter.num_special + stable + count_words_after(source, each.end), False
 
     def _encode(self, cutter: _Cutter, source: str, prompt: str, limit: int) -> tuple[Encoding, Beginning, int]:
         """The encoding of a text's beginning, long enough for the tokens that are kept; the beginning; and its stable tokens."""
@@ -261,16 +261,16 @@ class TextTokenizer:
             read = self._read(source, limit, self._condenser)
             text = self._prepared(read.text, prompt)
             encoding = cutter.tokenizer.encode(text)
-            stable = 0 if read.whole else stable_tokens(encoding, len(text))
+            stable = 0 if read.whole else count_stable_tokens(encoding, len(text))
             if read.whole or stable >= cutter.capacity:
                 return encoding, read, stable
             limit *= GROWTH
 
     def _read(self, source: str, limit: int, condenser: Condenser | None = None) -> Beginning:
-        read = condenser.condense(source, limit) if condenser and len(source) > limit else beginning(source, limit)
+        read = condenser.condense(source, limit) if condenser and len(source) > limit else take_beginning(source, limit)
         depends_on_rest = self.contract.lower_case and "Σ" in read.text  # at the end of a word it becomes another letter
         if depends_on_rest and not read.cut_at_space:
-            return beginning(source, len(source))
+            return take_beginning(source, len(source))
         return read
 
     def _prepared(self, text: str, prompt: str) -> str:

@@ -26,7 +26,7 @@ class TokenizerFile:
             return None
         config = parse_json(config_file.read_text())
         serialized = parse_json(file.read_text())
-        return cls(Tokenizer.from_file(str(file))) if agrees(serialized, config) else None
+        return cls(Tokenizer.from_file(str(file))) if is_plain_bert_tokenizer(serialized, config) else None
 
     def get_vocab(self) -> dict[str, int]:
         return self.backend_tokenizer.get_vocab(with_added_tokens=True)
@@ -35,7 +35,7 @@ class TokenizerFile:
         return [self.backend_tokenizer.id_to_token(number) or "" for number in ids]
 
 
-def agrees(serialized: dict, config: dict) -> bool:
+def is_plain_bert_tokenizer(serialized: dict, config: dict) -> bool:
     """Whether a tokenizer.json and the settings beside it describe the same WordPiece tokenizer with the normalizer of BERT."""
     normalizer, added = serialized.get("normalizer") or {}, serialized.get("added_tokens") or []
     expected = {"lowercase": "do_lower_case", "strip_accents": "strip_accents", "handle_chinese_chars": "tokenize_chinese_chars"}

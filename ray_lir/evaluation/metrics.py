@@ -47,7 +47,7 @@ def means(values: PerQuery) -> dict[str, float]:
     return {name: sum(by_query.values()) / len(by_query) for name, by_query in values.items()}
 
 
-def up_to(depth: int) -> tuple[str, ...]:
+def measures_up_to(depth: int) -> tuple[str, ...]:
     """The measures that a run of `depth` documents a query can answer: R@100 of a top 10 would be R@10 under a false name."""
     return tuple(name for name in MEASURES if int(name.partition("@")[2]) <= depth)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ray_lir import storage
 from ray_lir.base.errors import ConfigError, FormatError
-from ray_lir.corpus.lines import ascii_columns, read_text_lines
+from ray_lir.corpus.text_lines import ascii_columns, read_text_lines
 
 Ranking = Sequence[tuple[str, float]]
 """(document id, score), best first."""

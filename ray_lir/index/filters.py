@@ -211,9 +211,9 @@ class Filters(Config):
             return given
         try:
             tree = given if isinstance(given.get("op"), str) else filter_text.from_mapping(given)
-            from ray_lir.corpus.metadata import plain
+            from ray_lir.corpus.metadata import to_json_value
 
-            return plain(tree)
+            return to_json_value(tree)
         except TypeError as error:
             raise ValueError(str(error)) from None
         except RecursionError:

@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 from ray_lir.base.config import Config
 from ray_lir.base.errors import IncompatibleError
 from ray_lir.embeddings.contract import EncoderContract
-from ray_lir.embeddings.manifest import CountsTruncation, EmbeddingsManifest
-from ray_lir.storage.manifest import FORMAT_VERSION, Count, Dim, FileEntry, Finite, check_names, check_sums, files_of, later_field
-from ray_lir.storage.names import FileName
+from ray_lir.embeddings.manifest import EmbeddingsManifest, TruncationFields
+from ray_lir.storage.file_names import FileName
+from ray_lir.storage.manifest import FORMAT_VERSION, Count, Dim, FileEntry, Finite, check_names, check_totals, files_of, later_field
 
 DELTA = "shards/delta-"
 """How the names of shards begin that an update added."""
@@ -62,7 +62,7 @@ class ShardEntry(Config):
         return self.name.startswith(DELTA)
 
 
-class Change(CountsTruncation):
+class Change(TruncationFields):
     """How a version came of the one before it. The counts of truncation are those of the added documents."""
 
     parent: Annotated[int, Field(ge=1, le=1 << 53)]
@@ -92,7 +92,7 @@ INDEX_FOLDERS = ("codec", "shards", "tombstones")
 """Where the files of an index lie: what remove_versions may remove is in them."""
 
 
-class IndexManifest(CountsTruncation):
+class IndexManifest(TruncationFields):
     """One version of an index. Paths are relative to the index folder, so shards can be shared between versions.
 
     The counts of truncation are those of all documents that were ever added, deleted documents included.
@@ -135,7 +135,7 @@ class IndexManifest(CountsTruncation):
         check_names(self)
         if any(file.name.partition("/")[0] not in INDEX_FOLDERS for file in files_of(self)):
             raise ValueError(f"the files of an index lie in its folders {', '.join(INDEX_FOLDERS)}")
-        check_sums(self, self.shards, "num_live", "live_tokens")
+        check_totals(self, self.shards, "num_live", "live_tokens")
         end = 0
         for shard in self.shards:
             if shard.first_document < end:

@@ -11,7 +11,7 @@ from ray_lir.index import documents
 from ray_lir.index.arrays import array_bytes, open_rows
 from ray_lir.index.manifest import ShardEntry
 from ray_lir.index.shard import read_deleted, read_offsets
-from ray_lir.storage.manifest import write_named
+from ray_lir.storage.manifest import write_with_digest_name
 
 FOLDER = "tombstones"
 
@@ -46,7 +46,7 @@ def delete_from_shard(index: str, doc_ids: Sequence[str], entry: ShardEntry) -> 
         gone = np.concatenate([codes[offsets[row] : offsets[row + 1]] for row in found.tolist()])
     centroids, sizes = np.unique(gone, return_counts=True)
     numbers = np.union1d(read_deleted(index, entry), found).astype(np.uint32)
-    tombstones = write_named(index, f"{FOLDER}/{storage.name_of(entry.name)}", ".npy", array_bytes(numbers))
+    tombstones = write_with_digest_name(index, f"{FOLDER}/{storage.base_name(entry.name)}", ".npy", array_bytes(numbers))
     counts = {"num_deleted": len(numbers), "deleted_tokens": entry.deleted_tokens + len(gone)}
     return Deletion(entry.model_copy(update={"tombstones": tombstones, **counts}), ids, centroids.astype(np.int64), sizes)
 

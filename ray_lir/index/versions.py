@@ -8,8 +8,8 @@ from ray_lir import storage
 from ray_lir.base.errors import FormatError
 from ray_lir.index.arrays import read_array
 from ray_lir.index.manifest import INDEX_FOLDERS, IndexManifest, listed_names
+from ray_lir.storage.file_names import check_links
 from ray_lir.storage.manifest import LATEST, MANIFEST, files_of, read_manifest
-from ray_lir.storage.names import check_links
 
 LAST_VERSION = 1 << 31
 

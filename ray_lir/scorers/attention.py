@@ -10,7 +10,7 @@ from torch import Tensor
 from ray_lir.base.config import AttentionConfig
 from ray_lir.scorers import maxsim
 from ray_lir.scorers.batches import EmbeddedTexts
-from ray_lir.scorers.received_attention import Attention as Received
+from ray_lir.scorers.received_attention import ReceivedAttention
 from ray_lir.scorers.scorer import Scorer
 
 
@@ -27,10 +27,10 @@ class Attention(Scorer):
     def weighs(self) -> tuple[Literal["queries", "documents"], ...]:
         return ("queries", "documents") if self.settings.sides == "both" else (self.settings.sides,)
 
-    def query_weights(self, projected_BnD: Tensor, attention: Received | None) -> Tensor | None:
+    def query_weights(self, projected_BnD: Tensor, attention: ReceivedAttention | None) -> Tensor | None:
         return None if self.settings.sides == "documents" else self._received(attention).exp()
 
-    def document_weights(self, projected_NmD: Tensor, attention: Received | None) -> Tensor | None:
+    def document_weights(self, projected_NmD: Tensor, attention: ReceivedAttention | None) -> Tensor | None:
         if self.settings.sides == "queries":
             return None
         received = self._received(attention)
@@ -41,7 +41,7 @@ class Attention(Scorer):
     def forward(self, queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
         return maxsim.scores(queries, documents)
 
-    def _received(self, attention: Received) -> Tensor:
+    def _received(self, attention: ReceivedAttention) -> Tensor:
         received = attention.first_row() if self.settings.reading == "cls_row" else attention.column_mean()
         return received.detach() if self.settings.detach else received
 

@@ -63,7 +63,7 @@ ROWS = 16
 """A product of a multiple of this many rows computes each row alike, wherever it stands; it is also a tile of AMX."""
 
 
-def in_full_rows(layer: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
+def apply_with_padded_rows(layer: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
     """[..., out]: a layer over the last dimension of [..., in]. On a CPU rows are added up to a multiple of 4 ROWS, so that no row's
     result depends on how many there are: also where the last values of a narrow layer, if they do not fill two vector registers (up to
     64 bfloat16), would take another tanh or erf."""
@@ -85,7 +85,7 @@ def pad(token_ids: Sequence[np.ndarray], attended: Sequence[int], keep: Sequence
     return TokenBatch(torch.from_numpy(ids), torch.from_numpy(attention), torch.from_numpy(kept))
 
 
-def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
+def group_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
     """Groups texts, longest first, so that each group pads to `batch_tokens` tokens at most (a longer text goes alone)."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     start = 0

@@ -6,7 +6,7 @@ B queries, N documents.
 from torch import Tensor
 
 from ray_lir.scorers.batches import EmbeddedTexts
-from ray_lir.scorers.interaction import cosines, take, total, winners
+from ray_lir.scorers.interaction import best_tokens, cosines, gather_tokens, sum_over_query_tokens
 from ray_lir.scorers.scorer import Scorer
 
 
@@ -25,8 +25,8 @@ def scores(queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
     Weights do not choose the best token, they only multiply its similarity. A masked document token never wins, a masked
     query token adds nothing, and a document without tokens scores -inf.
     """
-    best = winners(queries, documents)
+    best = best_tokens(queries, documents)
     terms = cosines(queries, documents, best)
     if documents.weights is not None:
-        terms = terms * take(documents.weights.unsqueeze(-1), best).squeeze(-1)
-    return total(terms, queries, documents)
+        terms = terms * gather_tokens(documents.weights.unsqueeze(-1), best).squeeze(-1)
+    return sum_over_query_tokens(terms, queries, documents)

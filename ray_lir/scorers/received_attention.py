@@ -123,7 +123,7 @@ class UnpaddedAttention:
         return padded
 
 
-Attention = LastAttention | UnpaddedAttention
+ReceivedAttention = LastAttention | UnpaddedAttention
 """What a scorer reads."""
 
 

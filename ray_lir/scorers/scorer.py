@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ray_lir.base.config import Config
 from ray_lir.scorers.batches import EmbeddedTexts
-from ray_lir.scorers.received_attention import Attention
+from ray_lir.scorers.received_attention import ReceivedAttention
 
 
 class Scorer(nn.Module):
@@ -33,7 +33,7 @@ class Scorer(nn.Module):
         """Texts whose tokens it weighs."""
         return ()
 
-    def query_weights(self, projected_BnD: Tensor, attention: Attention | None) -> Tensor | None:
+    def query_weights(self, projected_BnD: Tensor, attention: ReceivedAttention | None) -> Tensor | None:
         """[B, n] factors of the query tokens (u of docs/algorithms.md#7-one-factored-form); None: 1.
 
         Args:
@@ -42,7 +42,7 @@ class Scorer(nn.Module):
         """
         return None
 
-    def document_weights(self, projected_NmD: Tensor, attention: Attention | None) -> Tensor | None:
+    def document_weights(self, projected_NmD: Tensor, attention: ReceivedAttention | None) -> Tensor | None:
         """[N, m] factors of the document tokens (rho of docs/algorithms.md#7-one-factored-form); None: 1."""
         return None
 

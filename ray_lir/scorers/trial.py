@@ -12,9 +12,9 @@ from torch.nn import functional
 from ray_lir.base.config import TrialConfig
 from ray_lir.embeddings import relation as formats
 from ray_lir.scorers import maxsim
-from ray_lir.scorers.batches import EmbeddedTexts, in_full_rows
-from ray_lir.scorers.interaction import chunks, cosines, similarities, take, total
-from ray_lir.scorers.received_attention import Attention
+from ray_lir.scorers.batches import EmbeddedTexts, apply_with_padded_rows
+from ray_lir.scorers.interaction import cosines, document_chunks, gather_tokens, similarities, sum_over_query_tokens
+from ray_lir.scorers.received_attention import ReceivedAttention
 from ray_lir.scorers.scorer import Scorer
 
 QUERY_LENGTH = 32
@@ -93,8 +93,8 @@ class Trial(Scorer):
         }
         return formats.Relation(**arrays, weight=self.settings.relation_weight, alignment=self.settings.alignment)
 
-    def query_weights(self, projected_BnD: Tensor, attention: Attention | None) -> Tensor | None:
-        return in_full_rows(self.gate, projected_BnD)
+    def query_weights(self, projected_BnD: Tensor, attention: ReceivedAttention | None) -> Tensor | None:
+        return apply_with_padded_rows(self.gate, projected_BnD)
 
     def forward(self, queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
         if self.settings.relation_weight == 0:
@@ -125,12 +125,12 @@ def scores(queries: EmbeddedTexts, documents: EmbeddedTexts, relation: Relation,
     taken out first, so that a predecessor is the last kept token; masked document tokens never win.
     """
     queries = _without_gaps(queries)
-    best, previous = align(queries, documents, relation, relation_weight, alignment)
+    best, previous = align_tokens(queries, documents, relation, relation_weight, alignment)
     before, after = relation.halves(documents.vectors, documents.vectors)
     terms = _query_terms(queries, relation)
-    hidden = relation.hidden(take(before, previous), take(after, best))
+    hidden = relation.hidden(gather_tokens(before, previous), gather_tokens(after, best))
     related = torch.einsum("bnid,bid->bni", hidden, terms.weights) + terms.constants[:, None, :]
-    return total(cosines(queries, documents, best) + relation_weight * related, queries, documents)
+    return sum_over_query_tokens(cosines(queries, documents, best) + relation_weight * related, queries, documents)
 
 
 def _without_gaps(queries: EmbeddedTexts) -> EmbeddedTexts:
@@ -148,7 +148,7 @@ def _query_terms(queries: EmbeddedTexts, relation: Relation) -> QueryTerms:
 
 
 @torch.no_grad()
-def align(
+def align_tokens(
     queries: EmbeddedTexts, documents: EmbeddedTexts, relation: Relation, relation_weight: float, alignment: str
 ) -> tuple[Tensor, Tensor]:
     """[B, N, n] twice: the token that wins, and the token that the predecessor was aligned to (0 for the first). Ties go to the first.
@@ -158,13 +158,13 @@ def align(
     num_queries, num_tokens, dim = queries.vectors.shape
     terms = _query_terms(queries, relation)
     parts = []
-    for chunk in chunks(documents, num_queries * max(dim, num_tokens)):
+    for chunk in document_chunks(documents, num_queries * max(dim, num_tokens)):
         before, after = relation.halves(documents.vectors[chunk], documents.vectors[chunk])
         cosine = similarities(queries, documents, chunk)
         best = [cosine[:, :, 0].argmax(-1)]
         aligned = list(best)
         for i in range(1, num_tokens):
-            hidden = relation.hidden(take(before, aligned[-1][..., None]), after)
+            hidden = relation.hidden(gather_tokens(before, aligned[-1][..., None]), after)
             value = cosine[:, :, i] + relation_weight * torch.einsum("bnjd,bd->bnj", hidden, terms.weights[:, i])
             best.append(value.argmax(-1))
             aligned.append(best[-1] if alignment == "combined" else cosine[:, :, i].argmax(-1))

@@ -12,7 +12,7 @@ from ray_lir.base.config import XtrConfig
 from ray_lir.base.errors import ConfigError
 from ray_lir.scorers import maxsim
 from ray_lir.scorers.batches import EmbeddedTexts
-from ray_lir.scorers.interaction import chunks, cosines, similarities, winners
+from ray_lir.scorers.interaction import best_tokens, cosines, document_chunks, similarities
 from ray_lir.scorers.scorer import Scorer
 
 
@@ -45,7 +45,7 @@ def scores(queries: EmbeddedTexts, documents: EmbeddedTexts, k_train: Sequence[i
         raise ConfigError(
             f"--xtr.k_train {max(k_train)} is more than the {pool} document tokens of a batch; lower it or raise --batch_size"
         )
-    best = winners(queries, documents)
+    best = best_tokens(queries, documents)
     terms = cosines(queries, documents, best).clamp(min=0).masked_fill(~queries.mask[:, None, :], 0.0)
     result = []
     for retrieved in _retrieved(queries, documents, k_train):
@@ -58,7 +58,7 @@ def scores(queries: EmbeddedTexts, documents: EmbeddedTexts, k_train: Sequence[i
 @torch.no_grad()
 def _retrieved(queries: EmbeddedTexts, documents: EmbeddedTexts, k_train: Sequence[int]) -> list[Tensor]:
     """For each k, [B, N, n] bool: whether the query token retrieved the document's best token."""
-    parts = list(chunks(documents, queries.mask.numel()))
+    parts = list(document_chunks(documents, queries.mask.numel()))
     top = _top_of_pool(queries, documents, parts, max(k_train))
     least = [top[..., k - 1] for k in k_train]
     ties_left = [k - (top[..., :k] > value[..., None]).sum(-1) for k, value in zip(k_train, least, strict=True)]

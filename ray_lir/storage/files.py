@@ -35,7 +35,7 @@ URL = re.compile(rf"(?:(?:{CHAINING})::)*(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://"
 """How a URL begins, chained ones (simplecache::s3://...) included. Everything else is a path of this machine, "::" in it or not."""
 
 
-def spelled(place: PathOrUrl) -> str:
+def path_text(place: PathOrUrl) -> str:
     """A path or URL as text: the only place where either enters the library.
 
     Raises:
@@ -51,7 +51,7 @@ def spelled(place: PathOrUrl) -> str:
 
 def is_local(url: PathOrUrl) -> bool:
     """Whether it is a path of this machine rather than a URL of an object store."""
-    found = URL.match(spelled(url))
+    found = URL.match(path_text(url))
     return found is None or found[0] == "file://"
 
 
@@ -60,7 +60,7 @@ def local_path(url: PathOrUrl) -> Path:
 
     `~` and `~/...` are the home folder. `~name` is a file or folder of that name, as a shell leaves only such names unexpanded.
     """
-    text = spelled(url).removeprefix("file://")
+    text = path_text(url).removeprefix("file://")
     if text == "~" or text.startswith("~/"):
         text = f"{Path.home()}{text[1:]}"
     return Path(text).absolute()
@@ -68,15 +68,15 @@ def local_path(url: PathOrUrl) -> Path:
 
 def absolute(url: PathOrUrl) -> str:
     """The same place for every process of a cluster: local paths are made absolute, URLs are kept."""
-    return str(local_path(url)) if is_local(url) else spelled(url).rstrip("/")
+    return str(local_path(url)) if is_local(url) else path_text(url).rstrip("/")
 
 
 def join(base: PathOrUrl, *parts: str) -> str:
-    return "/".join([spelled(base).rstrip("/"), *parts])
+    return "/".join([path_text(base).rstrip("/"), *parts])
 
 
-def name_of(url: PathOrUrl) -> str:
-    return spelled(url).rstrip("/").rsplit("/", 1)[-1]
+def base_name(url: PathOrUrl) -> str:
+    return path_text(url).rstrip("/").rsplit("/", 1)[-1]
 
 
 def filesystem(url: PathOrUrl) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -89,7 +89,7 @@ def filesystem(url: PathOrUrl) -> tuple[fsspec.AbstractFileSystem, str]:
         from ray_lir.storage import s3
 
         fs, path = _of_url(absolute(url), **s3.OPTIONS)
-        with told_as("open", url):
+        with wrap_errors("open", url):
             s3.prepare(fs)
         return fs, path
     except (ValueError, ImportError) as error:
@@ -115,7 +115,7 @@ def store_errors() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def told_as(action: str, url: PathOrUrl) -> Iterator[None]:
+def wrap_errors(action: str, url: PathOrUrl) -> Iterator[None]:
     """Tells the store's errors in the body as a ConfigError: "cannot <action> <url>: ..."."""
     try:
         yield
@@ -130,7 +130,7 @@ def _told(action: str, url: PathOrUrl, error: Exception) -> ConfigError:
 
 @contextmanager
 def _answered(action: str, url: PathOrUrl) -> Iterator[None]:
-    """As `told_as` for an object store; that something is not there, and what a disk raises, stays as it is."""
+    """As `wrap_errors` for an object store; that something is not there, and what a disk raises, stays as it is."""
     try:
         yield
     except MISSING:
@@ -164,12 +164,12 @@ def list_names(url: PathOrUrl) -> list[str]:
             entries = fs.ls(path, detail=False)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(name_of(entry) for entry in entries if entry.rstrip("/") != path.rstrip("/"))
+    return sorted(base_name(entry) for entry in entries if entry.rstrip("/") != path.rstrip("/"))
 
 
 @contextmanager
 def open_input(url: PathOrUrl) -> Iterator[IO[bytes]]:
-    """A file to read as a stream. What a read of it raises is the caller's to tell (`told_as`)."""
+    """A file to read as a stream. What a read of it raises is the caller's to tell (`wrap_errors`)."""
     fs, path = filesystem(url)
     with _answered("read", url):
         file = fs.open(path, "rb")
@@ -197,7 +197,7 @@ def size(url: PathOrUrl) -> int:
         return fs.size(path)
 
 
-def state_of(url: PathOrUrl) -> str:
+def listing_digest(url: PathOrUrl) -> str:
     """A digest of the names, sizes and tags (or times) that an object store says of a folder's files: another when one has changed.
 
     Raises:
@@ -246,7 +246,7 @@ def check_writable(url: PathOrUrl) -> None:
         ConfigError: The folder cannot be written, or is a file.
     """
     try:
-        with told_as("write to", url):
+        with wrap_errors("write to", url):
             if is_local(url):
                 if (folder := _nearest_folder(local_path(url))).is_file():
                     raise ConfigError(f"cannot write to {url}: {folder} is a file; choose a folder")
@@ -358,7 +358,7 @@ def remove_tree(url: PathOrUrl) -> None:
 
 
 def _is_s3(url: PathOrUrl) -> bool:
-    return spelled(url).startswith(("s3://", "s3a://"))
+    return path_text(url).startswith(("s3://", "s3a://"))
 
 
 def _upload_options(url: PathOrUrl, num_bytes: int) -> dict[str, int]:

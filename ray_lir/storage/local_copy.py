@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ray_lir import storage
 from ray_lir.base.errors import FormatError
-from ray_lir.storage.exclusive import locked
+from ray_lir.storage.concurrent_writes import locked
 from ray_lir.storage.manifest import FileEntry, check_file
 
 
@@ -69,10 +69,10 @@ def _download(url: str, target: Path, file: FileEntry) -> None:
     attempt = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     digest = hashlib.sha256()
     try:
-        with storage.told_as("read", url), storage.open_input(url) as source, open(attempt, "wb") as copy:
+        with storage.wrap_errors("read", url), storage.open_input(url) as source, open(attempt, "wb") as copy:
             while block := source.read(storage.BLOCK_BYTES):
                 digest.update(block)
-                with storage.told_as("write to", target.parent):
+                with storage.wrap_errors("write to", target.parent):
                     copy.write(block)
         if digest.hexdigest() != file.sha256:
             raise FormatError(url, f"sha256 {file.sha256[:16]}", digest.hexdigest()[:16], "upload the file, or build the index, again")

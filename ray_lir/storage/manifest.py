@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field, ValidationError
 from ray_lir import storage
 from ray_lir.base.config import Config, canonical_json, digest, parse_json
 from ray_lir.base.errors import FormatError, UnsupportedVersion
-from ray_lir.storage.exclusive import create_bytes
-from ray_lir.storage.names import FileName, check_links
+from ray_lir.storage.concurrent_writes import create_bytes
+from ray_lir.storage.file_names import FileName, check_links
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -75,7 +75,7 @@ def check_names(manifest: Config) -> None:
         names.add(file.name)
 
 
-def check_sums(manifest: Any, parts: tuple[Any, ...], docs: str, tokens: str) -> None:
+def check_totals(manifest: Any, parts: tuple[Any, ...], docs: str, tokens: str) -> None:
     """Raises ValueError unless the manifest's counts are the sums of its parts'."""
     for total, name in (("num_docs", docs), ("num_tokens", tokens)):
         found = sum(getattr(part, name) for part in parts)
@@ -133,7 +133,7 @@ def describe_file(root: str, name: str) -> FileEntry:
     return FileEntry(name=name, size=storage.size(url), sha256=storage.sha256(url))
 
 
-def write_named(root: str, stem: str, suffix: str, data: bytes) -> FileEntry:
+def write_with_digest_name(root: str, stem: str, suffix: str, data: bytes) -> FileEntry:
     """Writes a small file below `root`, under a name that carries a digest of its content."""
     sha256 = hashlib.sha256(data).hexdigest()
     name = f"{stem}-{sha256[:12]}{suffix}"

@@ -18,7 +18,7 @@ from ray_lir.base.config import Config, EncoderConfig, TrainingConfig
 from ray_lir.base.errors import ConfigError
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.encoder.projection import fresh_projection
-from ray_lir.encoder.unpadded import native_bfloat16
+from ray_lir.encoder.unpadded_bert import native_bfloat16
 from ray_lir.scorers.batches import EmbeddedTexts, TokenBatch
 from ray_lir.training import collectives, gradient_cache
 from ray_lir.training.data import Batch, TrainingData, batches

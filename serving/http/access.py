@@ -36,7 +36,7 @@ def read_tokens(path: str) -> dict[str, Role]:
     Raises:
         ConfigError: if the file is not that, or a token is short enough to be guessed.
     """
-    with storage.told_as("read", path):
+    with storage.wrap_errors("read", path):
         text = storage.read_bytes(path)
     try:
         listed = parse_yaml(text)

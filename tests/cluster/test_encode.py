@@ -15,7 +15,7 @@ import pytest
 
 from ray_lir.base.config import EncoderConfig
 from ray_lir.base.errors import ConfigError
-from ray_lir.encoder.chunks import ChunkEntry
+from ray_lir.encoder.chunk_encoder import ChunkEntry
 from ray_lir.encoder.corpus_encoder import PROGRESS, Plan, encode_corpus
 from tests.support.checkpoints import put_together
 from tests.support.corpora import write_rows

@@ -32,12 +32,12 @@ from ray_lir.building.build import build_index
 from ray_lir.building.compact import compact_index
 from ray_lir.building.publishing import remove_versions
 from ray_lir.building.update import update_index
-from ray_lir.corpus import lines, records
+from ray_lir.corpus import records, text_lines
 from ray_lir.corpus.records import BadRow, parse_document, read_rows
 from ray_lir.embeddings.folder import save_embeddings
 from ray_lir.encoder.cross_encoder import CrossEncoder
 from ray_lir.encoder.encoder import Encoder
-from ray_lir.encoder.light_encoder import LightQueryEncoder
+from ray_lir.encoder.numpy_query_encoder import NumpyQueryEncoder
 from ray_lir.index.arrays import array_bytes
 from ray_lir.index.versions import latest_version, read_version
 from ray_lir.search.searcher import Searcher
@@ -352,7 +352,7 @@ def test_tombstones_out_of_range_are_found(index: Path, numbers: list[int]) -> N
 def test_a_gzip_file_of_one_enormous_line_is_refused_before_it_is_read(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "corpus.jsonl.gz", "wb", compresslevel=1) as file:
         file.write(b'{"_id": "1", "text": "a text"}\n{"_id": "2", "text": "')
-        for _ in range(2 * lines.MAX_LINE_BYTES >> 20):
+        for _ in range(2 * text_lines.MAX_LINE_BYTES >> 20):
             file.write(bytes(1 << 20))
     found = read_rows(str(tmp_path / "corpus.jsonl.gz"))
     assert next(found)[0] == 1
@@ -474,10 +474,10 @@ def test_a_checkpoint_that_reaches_outside_or_cannot_be_is_refused(file: str, va
 def test_modules_outside_of_a_checkpoint_are_not_read_by_the_encoder_of_queries(tmp_path: Path) -> None:
     folder = Path(put_together("pylate", "no_expansion", tmp_path / "runs" / "checkpoint"))
     contract = Encoder.load(str(folder)).contract
-    assert LightQueryEncoder.load(contract, str(folder)) is not None
+    assert NumpyQueryEncoder.load(contract, str(folder)) is not None
     (folder / "1_Dense").rename(tmp_path / "runs" / "elsewhere")
     edit(folder / "modules.json", lambda modules: [{**each, "path": each["path"] and "../elsewhere"} for each in modules])
-    assert LightQueryEncoder.load(contract, str(folder)) is None
+    assert NumpyQueryEncoder.load(contract, str(folder)) is None
 
 
 def test_no_pickle_of_a_checkpoint_is_run(tmp_path: Path) -> None:

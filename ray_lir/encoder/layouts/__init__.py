@@ -5,8 +5,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ray_lir.encoder.layouts import parts, plain, sentence_transformers, stanford
-from ray_lir.encoder.layouts.parts import Parts
+from ray_lir.encoder.layouts import loading, plain, sentence_transformers, stanford
+from ray_lir.encoder.layouts.loading import Parts
 
 LAYOUTS = {"sentence_transformers": sentence_transformers, "stanford": stanford, "plain": plain}
 
@@ -26,4 +26,4 @@ def load(path: Path, trust_remote_code: bool = False) -> Parts:
 
 def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of such a checkpoint alone."""
-    return parts.load_tokenizer(sentence_transformers.transformer_folder(path), trust_remote_code)
+    return loading.load_tokenizer(sentence_transformers.transformer_folder(path), trust_remote_code)

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ray_lir.base.errors import ConfigError
-from ray_lir.encoder.layouts.parts import Parts, default_length, load_backbone, load_tokenizer
+from ray_lir.encoder.layouts.loading import Parts, default_length, load_backbone, load_tokenizer
 from ray_lir.encoder.network import Network
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ray_lir.base.errors import ConfigError
 from ray_lir.encoder.layouts import plain
-from ray_lir.encoder.layouts.parts import (
+from ray_lir.encoder.layouts.loading import (
     ENCODER_ONLY,
     Parts,
     default_length,
@@ -25,7 +25,7 @@ from ray_lir.encoder.layouts.parts import (
 )
 from ray_lir.encoder.network import Network
 from ray_lir.scorers.files import load_scorer
-from ray_lir.storage.names import check_name
+from ray_lir.storage.file_names import check_name
 
 PYLATE_KEYS = {
     "query_prefix",

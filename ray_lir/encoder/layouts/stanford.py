@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ray_lir.base.errors import ConfigError
-from ray_lir.encoder.layouts.parts import Parts, load_backbone, load_tokenizer, load_weights, read_object
+from ray_lir.encoder.layouts.loading import Parts, load_backbone, load_tokenizer, load_weights, read_object
 from ray_lir.encoder.network import Dense, Network
 
 QUERY_LENGTH, DOCUMENT_LENGTH = 32, 220  # the defaults of the original (docs/algorithms.md#12-lengths)

@@ -30,7 +30,7 @@ from ray_lir.engines.warp import WarpParams
 from ray_lir.index.manifest import listed_names
 from ray_lir.index.versions import latest_version, read_version
 from ray_lir.search.searcher import Searcher
-from ray_lir.storage.exclusive import create_bytes
+from ray_lir.storage.concurrent_writes import create_bytes
 from ray_lir.storage.manifest import LATEST
 from tests.support.index_files import tree
 from tests.support.synthetic import collection, queries_about, unit

@@ -14,7 +14,7 @@ from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.embeddings.parquet import read_blocks
 from ray_lir.embeddings.token_embeddings import concatenate
-from ray_lir.encoder.chunks import ChunkEntry
+from ray_lir.encoder.chunk_encoder import ChunkEntry
 from ray_lir.encoder.corpus_encoder import PROGRESS, Plan, encode_corpus, in_process
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.storage.manifest import check_file

@@ -12,7 +12,7 @@ from ray_lir.base.config import EncoderConfig
 from ray_lir.base.errors import ConfigError, IncompatibleError
 from ray_lir.encoder.encoder import Encoder, choose_device, choose_dtype
 from ray_lir.encoder.tokenization import TextTokenizer
-from ray_lir.scorers.batches import by_length
+from ray_lir.scorers.batches import group_by_length
 from tests.fixtures.tiny import DOCUMENTS, QUERIES
 from tests.support.checkpoints import put_together
 
@@ -105,11 +105,11 @@ def test_small_batches_change_nothing_but_rounding(small: Encoder) -> None:
 
 def test_batches_hold_every_text_once_and_no_more_padded_tokens_than_allowed() -> None:
     lengths = np.random.default_rng(0).integers(1, 300, 500)
-    batches = list(by_length(lengths, 1000))
+    batches = list(group_by_length(lengths, 1000))
     assert sorted(np.concatenate(batches).tolist()) == list(range(500))
     assert all(len(batch) * lengths[batch].max() <= 1000 for batch in batches)
-    assert [batch.tolist() for batch in by_length([5, 900, 5], 100)] == [[1], [0, 2]]
-    assert list(by_length([], 100)) == []
+    assert [batch.tolist() for batch in group_by_length([5, 900, 5], 100)] == [[1], [0, 2]]
+    assert list(group_by_length([], 100)) == []
 
 
 def test_strange_texts_are_encoded_and_an_empty_one_keeps_its_special_tokens(small: Encoder, minilm: Encoder) -> None:

@@ -15,7 +15,7 @@ from ray_lir.encoder.encoder import Encoder
 from ray_lir.encoder.projection import fit_projection
 from ray_lir.encoder.torch_threads import one_torch_thread, spread
 from ray_lir.index.codec import random_rotation
-from ray_lir.scorers.batches import in_full_rows
+from ray_lir.scorers.batches import apply_with_padded_rows
 from tests.support.checkpoints import put_together
 from tests.support.synthetic import collection
 
@@ -68,9 +68,9 @@ def test_a_row_of_a_narrow_layer_does_not_depend_on_how_many_there_are(activatio
     torch.manual_seed(0)
     layer, rows = torch.nn.Linear(24, width).to(dtype), torch.randn(150, 24, dtype=dtype)
     with one_torch_thread(), torch.inference_mode():
-        expected = in_full_rows(lambda x: activation(layer(x)), rows)
+        expected = apply_with_padded_rows(lambda x: activation(layer(x)), rows)
         for start, stop in ((0, 1), (1, 3), (3, 10), (70, 87), (1, 150)):
-            assert torch.equal(in_full_rows(lambda x: activation(layer(x)), rows[start:stop].clone()), expected[start:stop])
+            assert torch.equal(apply_with_padded_rows(lambda x: activation(layer(x)), rows[start:stop].clone()), expected[start:stop])
 
 
 @pytest.mark.parametrize("dim", [96, 384, 768])

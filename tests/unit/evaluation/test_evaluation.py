@@ -235,9 +235,9 @@ def test_a_malformed_run_is_refused_with_the_line(tmp_path, line, message):
 
 
 def test_measures_deeper_than_the_run_are_left_out():
-    assert metrics.up_to(100) == metrics.MEASURES
-    assert metrics.up_to(10) == ("nDCG@10", "RR@10", "Success@5", "R@10")
-    assert metrics.up_to(3) == ()
+    assert metrics.measures_up_to(100) == metrics.MEASURES
+    assert metrics.measures_up_to(10) == ("nDCG@10", "RR@10", "Success@5", "R@10")
+    assert metrics.measures_up_to(3) == ()
 
 
 def test_a_query_does_not_find_itself_when_identical_ids_are_ignored():

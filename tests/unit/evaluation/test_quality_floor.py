@@ -7,7 +7,7 @@ import pytest
 
 from ray_lir import Encoder, EncoderConfig, Searcher, TokenEmbeddings, build_index
 from ray_lir.corpus.datasets import load_dataset
-from ray_lir.corpus.docstrings import STDLIB, collect, known_items
+from ray_lir.corpus.docstring_corpus import STDLIB, collect, known_items
 from ray_lir.corpus.records import Document, document_text, read_documents
 from ray_lir.evaluation import metrics
 from ray_lir.evaluation.runs import Run

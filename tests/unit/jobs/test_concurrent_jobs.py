@@ -26,7 +26,7 @@ from ray_lir.encoder.corpus_encoder import Plan, encode_corpus, in_process
 from ray_lir.index.manifest import listed_names
 from ray_lir.index.versions import latest_version, read_version
 from ray_lir.search.searcher import Searcher
-from ray_lir.storage.exclusive import OutputFile, sole_writer
+from ray_lir.storage.concurrent_writes import OutputFile, sole_writer
 from ray_lir.storage.manifest import MANIFEST, check_file, files_of, read_manifest
 from tests.support.checkpoints import put_together
 from tests.support.corpora import write_rows

@@ -13,7 +13,7 @@ from ray_lir.encoder.encoder import Encoder
 from ray_lir.scorers import maxsim
 from ray_lir.scorers import received_attention as attention
 from ray_lir.scorers.attention import Attention, delta
-from ray_lir.scorers.interaction import winners
+from ray_lir.scorers.interaction import best_tokens
 from ray_lir.scorers.received_attention import AttentionRecorder, LastAttention
 from tests.conformance.test_scorers import PRECISIONS, texts
 from tests.fixtures.tiny import DOCUMENTS, QUERIES
@@ -53,7 +53,7 @@ def test_attention_gives_the_golden_scores(sides: str, expected: str, dtype: tor
 def test_winners_are_the_golden_ones() -> None:
     values = golden("colbert_att")
     query, documents = texts(values["q"][None], values["q_mask"][None]), texts(values["d"], values["d_mask"])
-    assert np.array_equal(winners(query, documents)[0], values["winners"])
+    assert np.array_equal(best_tokens(query, documents)[0], values["winners"])
 
 
 def test_delta_is_the_golden_one() -> None:

@@ -57,7 +57,7 @@ def test_trial_gives_the_golden_scores(alignment: str, dtype: torch.dtype, toler
 def test_tokens_are_aligned_as_in_the_golden_paths(alignment: str) -> None:
     scorer, values = golden_trial(torch.float64, alignment), golden("trial")
     query, documents = golden_query(scorer, torch.float64), texts(values["d"], values["d_mask"], dtype=torch.float64)
-    best, previous = trial.align(query, documents, scorer.relation, float(values["lam"]), alignment)
+    best, previous = trial.align_tokens(query, documents, scorer.relation, float(values["lam"]), alignment)
     path = values[f"path_{alignment}"]
     assert np.array_equal(previous[0, :, 1:], path[:, :-1])
     assert np.array_equal(best[0], path) == (alignment == "combined")

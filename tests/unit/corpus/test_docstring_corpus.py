@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_lir.corpus.docstrings import collect, known_items, package_documents
+from ray_lir.corpus.docstring_corpus import collect, known_items, package_documents
 from ray_lir.corpus.records import Document
 
 SHOP = '''"""A shop for tests: this sentence is long enough to be a document of its own."""

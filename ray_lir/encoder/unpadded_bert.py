@@ -53,7 +53,7 @@ class UnpaddedBert:
         Every text must have a first token that is attended to (`has_tokens`).
         """
         present, attended = present_tokens(batch), batch.attention_mask.bool()
-        runs = runs_of(present.sum(1).tolist(), attended.sum(1).tolist())
+        runs = group_runs(present.sum(1).tolist(), attended.sum(1).tolist())
         positions = present.nonzero()[:, 1] + self._first_position
         hidden = self._embeddings(input_ids=batch.input_ids[present][None], position_ids=positions[None])[0]
         num_tokens = len(hidden)
@@ -91,7 +91,7 @@ class _Layer:
         return self._last_norm(self._narrow(self._widen(hidden)) + hidden)
 
 
-def suits(backbone: PreTrainedModel) -> bool:
+def is_supported(backbone: PreTrainedModel) -> bool:
     """Whether UnpaddedBert computes what a model does: BERT's layers as they were published, nothing put in their place."""
     config = backbone.config
     if config.model_type not in FAMILY or config.hidden_act != "gelu" or getattr(config, "is_decoder", False):
@@ -114,7 +114,7 @@ def present_tokens(batch: TokenBatch) -> Tensor:
     return batch.attention_mask.bool() | batch.keep_mask
 
 
-def runs_of(lengths: list[int], attended: list[int]) -> list[Run]:
+def group_runs(lengths: list[int], attended: list[int]) -> list[Run]:
     """Texts side by side that attention can take together without a mask."""
     return [Run(len(list(texts)), *sizes) for sizes, texts in groupby(zip(lengths, attended, strict=True))]
 

@@ -10,7 +10,7 @@ import torch
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel, PreTrainedModel, RobertaConfig, RobertaModel
 
 from ray_lir.base.config import AttentionConfig, EncoderConfig
-from ray_lir.encoder import unpadded
+from ray_lir.encoder import unpadded_bert
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.encoder.network import Dense, Network, unpadded_pass
 from ray_lir.scorers.attention import Attention
@@ -70,7 +70,7 @@ def test_tokens_that_nobody_looks_at_are_encoded_all_the_same(attended: list[int
 def test_padding_decides_nothing(dtype: torch.dtype) -> None:
     model, texts = network(dtype=dtype), batch([7, 20, 1])
     wider = [torch.nn.functional.pad(each, (0, 9), value=value) for each, value in zip(vars(texts).values(), (33, 0, False), strict=True)]
-    wider[0][~unpadded.present_tokens(TokenBatch(*wider))] = 44
+    wider[0][~unpadded_bert.present_tokens(TokenBatch(*wider))] = 44
     with torch.inference_mode():
         expected, found = model.documents(texts), model.documents(TokenBatch(*wider))
     assert torch.equal(found.vectors[:, :20], expected.vectors) and not found.vectors[:, 20:].any()
@@ -78,7 +78,11 @@ def test_padding_decides_nothing(dtype: torch.dtype) -> None:
 
 
 def test_texts_of_equal_length_and_attention_are_one_run() -> None:
-    assert unpadded.runs_of([5, 5, 4, 4, 4], [5, 5, 4, 2, 2]) == [unpadded.Run(2, 5, 5), unpadded.Run(1, 4, 4), unpadded.Run(2, 4, 2)]
+    assert unpadded_bert.group_runs([5, 5, 4, 4, 4], [5, 5, 4, 2, 2]) == [
+        unpadded_bert.Run(2, 5, 5),
+        unpadded_bert.Run(1, 4, 4),
+        unpadded_bert.Run(2, 4, 2),
+    ]
 
 
 def test_weights_that_change_are_seen() -> None:
@@ -92,8 +96,8 @@ def test_weights_that_change_are_seen() -> None:
 
 @pytest.mark.parametrize("changes", [{"hidden_act": "relu"}, {"is_decoder": True}])
 def test_a_model_that_departs_from_bert_keeps_its_own_pass(changes: dict) -> None:
-    assert unpadded.suits(network().backbone) and not unpadded.suits(network(**changes).backbone)
-    assert not unpadded.suits(network(ModernBertModel, eos_token_id=2, bos_token_id=3, cls_token_id=3, sep_token_id=2).backbone)
+    assert unpadded_bert.is_supported(network().backbone) and not unpadded_bert.is_supported(network(**changes).backbone)
+    assert not unpadded_bert.is_supported(network(ModernBertModel, eos_token_id=2, bos_token_id=3, cls_token_id=3, sep_token_id=2).backbone)
 
 
 def test_an_adapter_in_the_place_of_a_layer_is_not_passed_over() -> None:
@@ -103,7 +107,7 @@ def test_an_adapter_in_the_place_of_a_layer_is_not_passed_over() -> None:
     model, texts = network(), batch([7, 3])
     both(model, texts)
     model.backbone.encoder.layer[1].attention.self.key = Adapter(64, 64)
-    assert not unpadded.suits(model.backbone)
+    assert not unpadded_bert.is_supported(model.backbone)
     with torch.inference_mode():
         found = model.documents(texts)
     assert unpadded_pass(model) is None
@@ -111,7 +115,7 @@ def test_an_adapter_in_the_place_of_a_layer_is_not_passed_over() -> None:
 
 
 def test_a_text_without_tokens_and_a_batch_without_texts_keep_the_padded_pass() -> None:
-    assert not unpadded.has_tokens(batch([3, 0])) and not unpadded.has_tokens(batch([]))
+    assert not unpadded_bert.has_tokens(batch([3, 0])) and not unpadded_bert.has_tokens(batch([]))
 
 
 def test_training_and_autocast_keep_the_padded_pass() -> None:

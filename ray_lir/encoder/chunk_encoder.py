@@ -22,7 +22,7 @@ from ray_lir.storage.manifest import DeadLetter
 
 
 @dataclass(frozen=True)
-class TokenisedChunk:
+class TokenizedChunk:
     """A chunk without its dead rows, as token ids.
 
     Attributes:
@@ -60,17 +60,17 @@ class ChunkEntry(Config):
 
 def encode_chunk(chunk: Chunk, encoder: Encoder, destination: Destination) -> ChunkEntry:
     """Encodes a chunk and writes it. The same chunk gives the same files, however often and wherever this is done."""
-    return write_chunk(tokenise_chunk(chunk, encoder.tokenizer), encoder, destination)
+    return write_chunk(tokenize_chunk(chunk, encoder.tokenizer), encoder, destination)
 
 
-def tokenise_chunk(chunk: Chunk, tokenizer: TextTokenizer) -> TokenisedChunk:
+def tokenize_chunk(chunk: Chunk, tokenizer: TextTokenizer) -> TokenizedChunk:
     """Parses the rows, sets the dead ones apart, and tokenises the documents."""
     documents, dead = parse_chunk(chunk)
     tokens = tokenizer.tokenize_documents([document_text(document.title, document.text) for document in documents])
-    return TokenisedChunk(chunk.number, documents, tokens.ids, dead, TruncationCounts.of(tokens.truncations))
+    return TokenizedChunk(chunk.number, documents, tokens.ids, dead, TruncationCounts.of(tokens.truncations))
 
 
-def write_chunk(chunk: TokenisedChunk, encoder: Encoder, destination: Destination) -> ChunkEntry:
+def write_chunk(chunk: TokenizedChunk, encoder: Encoder, destination: Destination) -> ChunkEntry:
     """Encodes the token ids, publishes the part and the dead letters, and last the entry that says the chunk is done."""
     part, dead = _write_part(chunk, encoder, destination), write_dead_letters(destination.output, chunk.number, chunk.dead)
     entry = ChunkEntry(number=chunk.number, part=part, dead=dead, truncation=chunk.truncation)
@@ -101,7 +101,7 @@ def _entry_name(number: int) -> str:
     return f"chunk-{number:05d}.json"
 
 
-def _write_part(chunk: TokenisedChunk, encoder: Encoder, destination: Destination) -> EmbeddingPart | None:
+def _write_part(chunk: TokenizedChunk, encoder: Encoder, destination: Destination) -> EmbeddingPart | None:
     if not chunk.documents:
         return None
     ids = [document.doc_id for document in chunk.documents]

@@ -7,7 +7,7 @@ import pytest
 
 from ray_lir.base.config import EncoderConfig
 from ray_lir.encoder.encoder import Encoder
-from ray_lir.encoder.light_encoder import LightQueryEncoder
+from ray_lir.encoder.numpy_query_encoder import NumpyQueryEncoder
 from tests.fixtures.tiny import QUERIES
 from tests.support.checkpoints import all_variants, plain, put_together
 
@@ -17,7 +17,7 @@ TEXTS = [*QUERIES, "", "x", "Ünïcode and\tCAPITALS \ud800", "word " * 300]
 def same(checkpoint: str, **changes: object) -> bool:
     """Whether the light encoder takes the checkpoint; if so, its queries are the encoder's."""
     encoder = Encoder.load(EncoderConfig(checkpoint=checkpoint, device="cpu", precision="float32", **changes))
-    light = LightQueryEncoder.load(encoder.contract, checkpoint)
+    light = NumpyQueryEncoder.load(encoder.contract, checkpoint)
     if light is None:
         return False
     expected, found = encoder.encode_queries(TEXTS), light.encode_queries(TEXTS)
@@ -44,8 +44,8 @@ def test_the_default_checkpoint_and_changed_conventions_are_taken(tmp_path):
 def test_other_weights_and_scorers_are_left_to_the_encoder(tmp_path):
     checkpoint = put_together(*next(all_variants()), tmp_path / "checkpoint")
     contract = Encoder.load(checkpoint).contract
-    assert LightQueryEncoder.load(contract.model_copy(update={"weights_digest": "0" * 64}), checkpoint) is None
-    assert LightQueryEncoder.load(contract.model_copy(update={"scorer": "trial"}), checkpoint) is None
+    assert NumpyQueryEncoder.load(contract.model_copy(update={"weights_digest": "0" * 64}), checkpoint) is None
+    assert NumpyQueryEncoder.load(contract.model_copy(update={"scorer": "trial"}), checkpoint) is None
     for file in Path(checkpoint).rglob("model.safetensors"):
         file.write_bytes(file.read_bytes()[:100])
-    assert LightQueryEncoder.load(contract, checkpoint) is None
+    assert NumpyQueryEncoder.load(contract, checkpoint) is None

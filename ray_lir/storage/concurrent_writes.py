@@ -75,7 +75,7 @@ class OutputFile:
             Conflict: Another job created or replaced the file since `check`; that file is left as it is.
             ConfigError: The file cannot be written.
         """
-        with storage.told_as("write", self.url):
+        with storage.wrap_errors("write", self.url):
             try:
                 if self.before is None:
                     create_bytes(self.url, data)
@@ -123,7 +123,7 @@ def sole_writer(folder: str) -> Iterator[None]:
     if not storage.is_local(folder):
         yield
         return
-    with storage.told_as("write to", folder):
+    with storage.wrap_errors("write to", folder):
         storage.make_folder(storage.local_path(folder))
         handle = os.open(storage.local_path(folder), os.O_RDONLY)
     try:

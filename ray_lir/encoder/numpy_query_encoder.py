@@ -19,7 +19,7 @@ from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.encoder.checkpoint import find
 from ray_lir.encoder.tokenization import TextTokenizer
 from ray_lir.encoder.tokenizer_file import TokenizerFile
-from ray_lir.storage.names import check_name
+from ray_lir.storage.file_names import check_name
 
 Weights = dict[str, np.ndarray]
 MODULES = {"Transformer", "Dense", "Pooling", "Normalize", "Dropout", "MultiVectorMask"}
@@ -28,7 +28,7 @@ MODULES = {"Transformer", "Dense", "Pooling", "Normalize", "Dropout", "MultiVect
 _erf = np.frompyfunc(math.erf, 1, 1)
 
 
-class LightQueryEncoder:
+class NumpyQueryEncoder:
     """Encodes queries as `Encoder` does in float32, up to the rounding of sums.
 
     Attributes:
@@ -44,7 +44,7 @@ class LightQueryEncoder:
         self._dense = dense
 
     @classmethod
-    def load(cls, contract: EncoderContract, checkpoint: str) -> "LightQueryEncoder | None":
+    def load(cls, contract: EncoderContract, checkpoint: str) -> "NumpyQueryEncoder | None":
         """The encoder of a contract; None if its checkpoint needs more than this module knows, or has other weights.
 
         Raises:
@@ -58,7 +58,7 @@ class LightQueryEncoder:
             return None
 
     @classmethod
-    def _load(cls, contract: EncoderContract, path: Path) -> "LightQueryEncoder | None":
+    def _load(cls, contract: EncoderContract, path: Path) -> "NumpyQueryEncoder | None":
         modules = parse_json((path / "modules.json").read_text()) if (path / "modules.json").is_file() else []
         for name in filter(None, (module["path"] for module in modules)):
             check_name(name)

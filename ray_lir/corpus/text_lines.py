@@ -27,7 +27,7 @@ def read_lines(url: str) -> Iterator[tuple[int, bytes]]:
         ConfigError: the file cannot be read.
     """
     number = 0
-    with storage.told_as("read", url):
+    with storage.wrap_errors("read", url):
         try:
             with storage.open_input(url) as file:
                 lines = gzip.GzipFile(fileobj=file) if url.endswith(".gz") else BufferedReader(file, storage.BLOCK_BYTES)  # type: ignore[type-var]
