@@ -1,4 +1,4 @@
-"""Files on a local disk or an object store: read, published whole, listed in manifests."""
+"""Read and write files on a local disk or an object store; a reader never sees a half-written file."""
 
 from ray_lir.storage.files import (
     BLOCK_BYTES,

@@ -1,4 +1,4 @@
-"""Files that several jobs may write at once: one writer succeeds, and the others learn of it."""
+"""Files that several jobs may write at once: one writer succeeds, and every other writer gets an error."""
 
 import errno
 import fcntl
@@ -12,18 +12,23 @@ from ray_lir import storage
 from ray_lir.base.errors import ConfigError, Conflict
 
 LONGEST_NAME = 220
-"""Bytes of a file name: file systems allow 255, and a file in the making has a longer name."""
+"""Longest file name in bytes. File systems allow 255; temporary files have a longer name than the file that they become."""
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""Errors of a file system that cannot make a hard link."""
 
 
 def create_bytes(url: str, data: bytes) -> None:
-    """Write a whole new file in one step. Of several writers at once, one succeeds.
+    """Create a file with its whole content in one atomic step. If several jobs create the same file, one succeeds.
 
-    On a disk this is a hard link. On S3 it is a put with If-None-Match. A store that does not support this header is asked
-    first whether the file exists; there, the later of two writers within that instant wins.
+    On a disk, the last step is a hard link. On S3, it is a PUT with the header If-None-Match. If a store does not support this header, the
+    function first checks whether the file exists; if two jobs write between that check and the PUT, the later one wins.
+
+    Args:
+        url: Path or URL of the file.
+        data: The whole content.
 
     Raises:
-        FileExistsError: A file with other content exists. A file with the same content counts as written by this call.
+        FileExistsError: A file with different content exists. A file with the same content counts as created by this call.
     """
     if not storage.exists(url):
         create = _link if storage.is_local(url) else _put
@@ -34,11 +39,11 @@ def create_bytes(url: str, data: bytes) -> None:
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A file that a job writes at its end, checked before the work.
+    """A file that a job writes at its end; `check` finds problems before the long work starts.
 
     Attributes:
         url: Path or URL of the file.
-        before: sha256 of the file that was there at the start and may be replaced; None if there was none.
+        before: sha256 of the file that existed at the start and may be replaced; None if there was no file.
     """
 
     url: str
@@ -46,22 +51,23 @@ class OutputFile:
 
     @classmethod
     def check(cls, url: str, option: str, overwrite: bool | None = None) -> "OutputFile":
-        """Check that the file can be written.
+        """Check that the file can be written, and return it as an OutputFile.
 
         Args:
+            url: Path or URL of the file.
             option: The flag that names the file, for messages.
             overwrite: Whether an existing file may be replaced; None if the job has no such flag.
 
         Raises:
-            ConfigError: The path is a folder, cannot be written, or names an existing file that must not be replaced.
+            ConfigError: The path is a folder, is not writable, or names an existing file that must not be replaced.
         """
         url = storage.absolute(url)
         if storage.is_folder(url):
-            raise ConfigError(f"{option} {url} is a folder; name a file in it")
+            raise ConfigError(f"{option} {url} is a folder; give the path of a file")
         exists = storage.exists(url)
         if exists and not overwrite:
-            instead = "remove it first" if overwrite is None else "--overwrite true to replace it"
-            raise ConfigError(f"{option} {url} is there already; give another {option}, or {instead}")
+            instead = "remove that file" if overwrite is None else "set --overwrite true to replace it"
+            raise ConfigError(f"{option} {url} exists already; give another {option}, or {instead}")
         folder, _, name = url.rpartition("/")
         storage.check_writable(folder or "/")
         if storage.is_local(url) and len(os.fsencode(name)) > LONGEST_NAME:
@@ -69,10 +75,10 @@ class OutputFile:
         return cls(url, storage.sha256(url) if exists else None)
 
     def write(self, data: bytes) -> None:
-        """Write the whole file in one step.
+        """Write the whole file in one atomic step.
 
         Raises:
-            Conflict: Another job created or replaced the file since `check`; that file is left as it is.
+            Conflict: Another job created or replaced the file after `check`. That job's file stays unchanged.
             ConfigError: The file cannot be written.
         """
         with storage.wrap_errors("write", self.url):
@@ -83,17 +89,22 @@ class OutputFile:
                     replace_bytes(self.url, data, self.before)
             except FileExistsError:
                 raise Conflict(
-                    f"another job wrote {self.url} while this one ran, and that file was left as it is; run again with another file name"
+                    f"another job wrote {self.url} while this one ran; its file is unchanged; run again with another file name"
                 ) from None
 
 
 def replace_bytes(url: str, data: bytes, before: str) -> None:
-    """Replace a file whose sha256 is still `before`. On a disk, of several writers at once, one succeeds.
+    """Replace a file if its sha256 is still `before`. On a disk, one of several concurrent writers succeeds.
 
-    An object store has no such operation in general: the file is compared just before it is replaced.
+    An object store has no atomic operation for this, so the content is compared immediately before it is replaced.
+
+    Args:
+        url: Path or URL of the file.
+        data: The new content.
+        before: sha256 of the content that may be replaced.
 
     Raises:
-        FileExistsError: The file has another content by now.
+        FileExistsError: The file has different content now.
     """
     with locked(url.rpartition("/")[0]) if storage.is_local(url) else _unlocked():
         found = storage.sha256(url) if storage.exists(url) else None
@@ -104,7 +115,7 @@ def replace_bytes(url: str, data: bytes, before: str) -> None:
 
 @contextmanager
 def locked(folder: str) -> Iterator[None]:
-    """Hold the lock of a local folder; the system releases it if the process ends."""
+    """Hold an exclusive lock on a local folder; wait until it is free. The system releases the lock if the process ends."""
     handle = os.open(storage.local_path(folder), os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -115,10 +126,10 @@ def locked(folder: str) -> Iterator[None]:
 
 @contextmanager
 def sole_writer(folder: str) -> Iterator[None]:
-    """Hold the lock of a local output folder for the body, which no second process can enter. Of a URL there is no lock.
+    """Hold an exclusive lock on a local output folder, so that no other process writes to it. A URL has no lock.
 
     Raises:
-        Conflict: Another process holds it.
+        Conflict: Another process holds the lock.
     """
     if not storage.is_local(folder):
         yield
@@ -130,7 +141,7 @@ def sole_writer(folder: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Conflict(f"another process writes to {folder} now; wait until it ends, or choose another output") from None
+            raise Conflict(f"another process is writing to {folder}; wait until it ends, or choose another output") from None
         except OSError:  # a file system without locks
             pass
         yield

@@ -1,4 +1,4 @@
-"""Names of files below a folder, as manifests list them: none may lead out of the folder, by its spelling or by a symbolic link."""
+"""Names of files below a folder, as manifests list them. No name may lead out of the folder, neither by its text nor by a symbolic link."""
 
 import os
 import re
@@ -12,17 +12,21 @@ from ray_lir import storage
 from ray_lir.base.errors import FormatError
 
 LONGEST_NAME = 512
+"""Longest name in characters."""
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
 
 
 def check_name(name: str) -> str:
-    """Returns `name`; raises ValueError unless it is a relative path of plain parts such as shards/00000-ab12/codes.npy.
+    """Return `name` if it is a relative path of plain components, such as shards/00000-ab12/codes.npy.
 
-    Parts consist of letters, digits, dots, dashes and underscores and do not begin with a dot or a dash. That leaves out absolute paths,
-    `..`, drive letters, URLs, and the patterns that a file system would expand when it removes a file.
+    A component consists of letters, digits, dots, dashes and underscores, and does not begin with a dot or a dash. This excludes absolute
+    paths, `..`, drive letters, URLs, and wildcards that a file system would expand when it removes a file.
+
+    Raises:
+        ValueError: The name has another form.
     """
     if len(name) > LONGEST_NAME or not all(map(_PART.fullmatch, name.split("/"))):
-        raise ValueError(f"{name[:80]!r} is not the name of a file in this folder")
+        raise ValueError(f"{name[:80]!r} is not a valid name of a file in this folder")
     return name
 
 
@@ -31,9 +35,12 @@ FileName = Annotated[str, AfterValidator(check_name)]
 
 
 def check_links(root: str, names: Iterable[str]) -> None:
-    """Raises FormatError if a name below `root` is reached by a symbolic link that leads out of `root`. An object store has no links.
+    """Check that no symbolic link on the way to these files leads out of `root`. An object store has no links.
 
-    Each folder on the way is looked at once: about two microseconds a name.
+    Each folder on the way is checked once, which takes about two microseconds a name.
+
+    Raises:
+        FormatError: A symbolic link leads out of the folder.
     """
     if not storage.is_local(root):
         return
@@ -46,7 +53,7 @@ def check_links(root: str, names: Iterable[str]) -> None:
                 continue
             seen.add(part)
             if os.path.islink(path) and not _is_within(os.path.realpath(path), os.path.realpath(folder)):
-                fix = "put the files themselves there, or do not use this folder if you do not know who made it"
+                fix = "replace the link by the files; do not use this folder if you do not know who made it"
                 raise FormatError(path, "a file or folder", "a symbolic link that leads out of the folder", fix)
 
 

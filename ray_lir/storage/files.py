@@ -1,7 +1,7 @@
-"""Reading and publishing files on a local disk or any fsspec URL (s3://...), so that nothing is ever half visible.
+"""Read and publish files on a local disk or any fsspec URL (s3://...). A reader never sees a half-written file.
 
-A file is written under a name unique to the attempt and then renamed (a disk) or put in one step (an object store). Faults
-of an object store that pass are waited out (s3.py); one that does not is a ConfigError that names the file.
+On a disk, a file is written under a temporary name and then renamed. On an object store, one PUT publishes it. Temporary errors of an
+object store are retried (s3.py); an error that remains becomes a ConfigError that names the file.
 """
 
 import errno
@@ -22,43 +22,45 @@ import fsspec
 from ray_lir.base.errors import ConfigError
 
 BLOCK_BYTES = 1 << 20
+"""Bytes that are read or written at once."""
 ATTEMPTS = 20
 """Attempts to make a folder while another process removes an empty parent."""
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-"""What says that something is not there: for the caller to deal with."""
+"""Errors that mean "no such file or folder". They are not converted, so that the caller can handle them."""
 
 
 PathOrUrl = str | os.PathLike[str]
 CHAINING = "asyncwrapper|blockcache|cached|dir|filecache|libarchive|reference|simplecache|tar|zip"
-"""The file systems of fsspec that read from another one, which "::" separates from them."""
+"""fsspec file systems that read from another file system; "::" separates the two in a URL."""
 URL = re.compile(rf"(?:(?:{CHAINING})::)*(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
-"""How a URL begins, chained ones (simplecache::s3://...) included. Everything else is a path of this machine, "::" in it or not."""
+"""Start of a URL, including chained ones (simplecache::s3://...). Any other text is a local path, even if it contains "::"."""
 
 
 def path_text(place: PathOrUrl) -> str:
-    """A path or URL as text: the only place where either enters the library.
+    """Return a path or URL as text. Every path that enters the library passes through this function.
 
     Raises:
-        ConfigError: if it is neither a string nor a path object, or nothing can have that name.
+        ConfigError: The value is neither a string nor a path object, is empty, or contains a null character.
     """
     text = os.fspath(place) if isinstance(place, os.PathLike) else place
     if not isinstance(text, str):
-        raise ConfigError(f"a path is a string or a pathlib.Path, not {type(place).__name__} {place!r:.60}")
+        raise ConfigError(f"a path must be a string or a pathlib.Path, not {type(place).__name__} {place!r:.60}; convert it with str()")
     if not text or "\0" in text:
-        raise ConfigError(f"{text!r:.80} is no path; give the path of a file or folder, or a URL")
+        raise ConfigError(f"{text!r:.80} is not a path; give the path of a file or folder, or a URL")
     return text
 
 
 def is_local(url: PathOrUrl) -> bool:
-    """Whether it is a path of this machine rather than a URL of an object store."""
+    """Return whether this is a local path (or file:// URL) and not the URL of an object store."""
     found = URL.match(path_text(url))
     return found is None or found[0] == "file://"
 
 
 def local_path(url: PathOrUrl) -> Path:
-    """The absolute path that a local path, or file:// URL, names.
+    """Return the absolute path of a local path or file:// URL.
 
-    `~` and `~/...` are the home folder. `~name` is a file or folder of that name, as a shell leaves only such names unexpanded.
+    `~` and `~/...` mean the home folder. `~name` means a file or folder with exactly that name: a shell has already expanded every `~user`
+    that exists.
     """
     text = path_text(url).removeprefix("file://")
     if text == "~" or text.startswith("~/"):
@@ -67,22 +69,28 @@ def local_path(url: PathOrUrl) -> Path:
 
 
 def absolute(url: PathOrUrl) -> str:
-    """The same place for every process of a cluster: local paths are made absolute, URLs are kept."""
+    """Return a name that means the same place in every process of a cluster: local paths become absolute, URLs stay unchanged."""
     return str(local_path(url)) if is_local(url) else path_text(url).rstrip("/")
 
 
 def join(base: PathOrUrl, *parts: str) -> str:
+    """Return the path or URL of `parts` below `base`."""
     return "/".join([path_text(base).rstrip("/"), *parts])
 
 
 def base_name(url: PathOrUrl) -> str:
+    """Return the last component of a path or URL."""
     return path_text(url).rstrip("/").rsplit("/", 1)[-1]
 
 
 def filesystem(url: PathOrUrl) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec file system of `url` and the path inside it."""
+    """Return the fsspec file system of a path or URL, and the path inside that file system.
+
+    Raises:
+        ConfigError: fsspec does not know the URL, or the store cannot be reached.
+    """
     if is_local(url):
-        return fsspec.filesystem("file"), absolute(url)  # not by its text, in which fsspec would look for "::"
+        return fsspec.filesystem("file"), absolute(url)  # fsspec would interpret "::" in the path text
     try:
         if not _is_s3(url):
             return _of_url(absolute(url))
@@ -97,15 +105,16 @@ def filesystem(url: PathOrUrl) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def _of_url(url: str, **options: Any) -> tuple[fsspec.AbstractFileSystem, str]:
-    """As fsspec's url_to_fs, but "::" separates file systems only after one that reads from another."""
+    """Do what fsspec's `url_to_fs` does, except that "::" separates file systems only after a file system that reads from another."""
     if re.match(rf"(?:{CHAINING})(?:::|://)", url):
-        return fsspec.core.url_to_fs(url, **options)
+        fs, path = fsspec.core.url_to_fs(url, **options)
+        return fs, path
     kind = fsspec.get_filesystem_class(url.partition("://")[0])
     return fsspec.filesystem(url.partition("://")[0], **{**kind._get_kwargs_from_urls(url), **options}), kind._strip_protocol(url)
 
 
 def store_errors() -> tuple[type[Exception], ...]:
-    """What a disk or an object store raises when it does not do its part; for `except`."""
+    """Return the exception types that a disk or an object store raises when it fails; for use in `except`."""
     botocore, aiohttp = sys.modules.get("botocore.exceptions"), sys.modules.get("aiohttp")  # loaded with the first s3:// URL
     return (
         OSError,
@@ -116,21 +125,29 @@ def store_errors() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def wrap_errors(action: str, url: PathOrUrl) -> Iterator[None]:
-    """Tells the store's errors in the body as a ConfigError: "cannot <action> <url>: ..."."""
+    """Convert storage errors in the body into a ConfigError: "cannot <action> <url>: ...".
+
+    Args:
+        action: What the body does, such as "read" or "write to".
+        url: The file or folder, for the message.
+
+    Raises:
+        ConfigError: The disk or the object store failed.
+    """
     try:
         yield
     except store_errors() as error:
-        raise _told(action, url, error) from error
+        raise _storage_error(action, url, error) from error
 
 
-def _told(action: str, url: PathOrUrl, error: Exception) -> ConfigError:
+def _storage_error(action: str, url: PathOrUrl, error: Exception) -> ConfigError:
     why = " ".join(str(error).split())[:200] or type(error).__name__
-    return ConfigError(f"cannot {action} {url}: {why}; check the address, your rights and the space left")
+    return ConfigError(f"cannot {action} {url}: {why}; check the path or URL, your permissions and the free space")
 
 
 @contextmanager
-def _answered(action: str, url: PathOrUrl) -> Iterator[None]:
-    """As `wrap_errors` for an object store; that something is not there, and what a disk raises, stays as it is."""
+def _wrap_store_errors(action: str, url: PathOrUrl) -> Iterator[None]:
+    """Like `wrap_errors`, but for object stores only, and without the errors in `MISSING`."""
     try:
         yield
     except MISSING:
@@ -138,29 +155,30 @@ def _answered(action: str, url: PathOrUrl) -> Iterator[None]:
     except store_errors() as error:
         if is_local(url):
             raise
-        raise _told(action, url, error) from error
+        raise _storage_error(action, url, error) from error
 
 
 def exists(url: PathOrUrl) -> bool:
-    """Whether the file or folder is there now, not when a listing was last cached."""
+    """Return whether the file or folder exists now; listing caches are not used."""
     fs, path = filesystem(url)
     fs.invalidate_cache(fs._parent(path))
-    with _answered("look for", url):
-        return fs.exists(path)
+    with _wrap_store_errors("look for", url):
+        return bool(fs.exists(path))
 
 
 def is_folder(url: PathOrUrl) -> bool:
+    """Return whether this is a folder."""
     fs, path = filesystem(url)
-    with _answered("look for", url):
-        return fs.isdir(path)
+    with _wrap_store_errors("look for", url):
+        return bool(fs.isdir(path))
 
 
 def list_names(url: PathOrUrl) -> list[str]:
-    """The names directly inside a folder, sorted; empty if the folder does not exist. Never from a stale listing cache."""
+    """Return the sorted names directly inside a folder; [] if the folder does not exist. Listing caches are not used."""
     fs, path = filesystem(url)
     fs.invalidate_cache(path)
     try:
-        with _answered("list", url):
+        with _wrap_store_errors("list", url):
             entries = fs.ls(path, detail=False)
     except (FileNotFoundError, NotADirectoryError):
         return []
@@ -169,42 +187,44 @@ def list_names(url: PathOrUrl) -> list[str]:
 
 @contextmanager
 def open_input(url: PathOrUrl) -> Iterator[IO[bytes]]:
-    """A file to read as a stream. What a read of it raises is the caller's to tell (`wrap_errors`)."""
+    """Open a file as a stream of bytes. Errors while reading are not converted: use `wrap_errors` around the reads."""
     fs, path = filesystem(url)
-    with _answered("read", url):
+    with _wrap_store_errors("read", url):
         file = fs.open(path, "rb")
     with file:
         yield file
 
 
 def read_bytes(url: PathOrUrl) -> bytes:
-    with _answered("read", url), open_input(url) as file:
+    """Return the whole content of a file."""
+    with _wrap_store_errors("read", url), open_input(url) as file:
         return file.read()
 
 
 def sha256(url: PathOrUrl) -> str:
-    """The hex digest of a file's bytes, read in blocks."""
+    """Return the sha256 (hex) of a file; it is read in blocks."""
     digest = hashlib.sha256()
-    with _answered("read", url), open_input(url) as file:
+    with _wrap_store_errors("read", url), open_input(url) as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
 
 def size(url: PathOrUrl) -> int:
+    """Return the size of a file in bytes."""
     fs, path = filesystem(url)
-    with _answered("look for", url):
-        return fs.size(path)
+    with _wrap_store_errors("look for", url):
+        return int(fs.size(path))
 
 
 def listing_digest(url: PathOrUrl) -> str:
-    """A digest of the names, sizes and tags (or times) that an object store says of a folder's files: another when one has changed.
+    """Return a digest of the names, sizes and ETags (or modification times) of a folder's files. It changes when a file changes.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
+        FileNotFoundError: The folder does not exist.
     """
     fs, path = filesystem(url)
-    with _answered("look for", url):
+    with _wrap_store_errors("look for", url):
         files = fs.find(path, detail=True)
     if not files:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
@@ -213,9 +233,9 @@ def listing_digest(url: PathOrUrl) -> str:
 
 
 def download(url: PathOrUrl, folder: Path) -> None:
-    """Copies a folder of an object store to a new local one."""
+    """Copy a folder of an object store to a new local folder."""
     fs, path = filesystem(url)
-    with _answered("read", url):
+    with _wrap_store_errors("read", url):
         for name in fs.find(path):
             target = folder / name.removeprefix(path).lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +244,7 @@ def download(url: PathOrUrl, folder: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a local folder and its parents, even if another process removes an empty parent at the same time.
+    """Make a local folder and its parents, even if another process removes an empty parent at the same time.
 
     Raises:
         OSError: The folder cannot be made.
@@ -237,13 +257,13 @@ def make_folder(path: Path) -> None:
 
 
 def check_writable(url: PathOrUrl) -> None:
-    """Check that files can be written to a folder, before the long work that ends with writing them. Nothing is left behind.
+    """Check that files can be written to a folder, before long work that ends with writing them. No file remains after the check.
 
     Args:
         url: Local folder or URL; the folder need not exist yet.
 
     Raises:
-        ConfigError: The folder cannot be written, or is a file.
+        ConfigError: The folder is not writable, or is a file.
     """
     try:
         with wrap_errors("write to", url):
@@ -262,7 +282,7 @@ def check_writable(url: PathOrUrl) -> None:
 
 
 def _nearest_folder(path: Path) -> Path:
-    """The path itself, or its nearest parent that exists."""
+    """Return the path itself, or its nearest parent that exists."""
     while True:
         try:
             os.lstat(path)
@@ -272,7 +292,7 @@ def _nearest_folder(path: Path) -> Path:
 
 
 def write_bytes(url: PathOrUrl, data: bytes) -> None:
-    """Writes a whole file in one atomic step."""
+    """Write a whole file in one atomic step."""
     if is_local(url):
         target = local_path(url)
         make_folder(target.parent)
@@ -289,15 +309,15 @@ def write_bytes(url: PathOrUrl, data: bytes) -> None:
             attempt.unlink(missing_ok=True)
     else:
         fs, path = filesystem(url)
-        with _answered("write", url):
+        with _wrap_store_errors("write", url):
             fs.pipe_file(path, data, **_upload_options(url, len(data)))
 
 
 def publish(attempt: Path, url: PathOrUrl) -> None:
-    """Moves a finished file or folder, made in an `attempt_folder` near `url`, to its published name.
+    """Move a finished file or folder from an `attempt_folder` to its final name.
 
-    If a folder of that name is there already, another attempt with the same content was faster and this one is dropped:
-    published names carry a digest of their content.
+    If a folder with that name exists, another attempt published the same content first, and this one is dropped. (Published names carry a
+    digest of their content.)
     """
     if is_local(url):
         target = local_path(url)
@@ -310,19 +330,24 @@ def publish(attempt: Path, url: PathOrUrl) -> None:
     else:
         fs, path = filesystem(url)
         files = sorted(attempt.rglob("*")) if attempt.is_dir() else [attempt]
-        with _answered("write", url):
+        with _wrap_store_errors("write", url):
             for file in filter(Path.is_file, files):
-                target = path if file == attempt else f"{path}/{file.relative_to(attempt).as_posix()}"
-                fs.put_file(str(file), target, **_upload_options(url, file.stat().st_size))
+                destination = path if file == attempt else f"{path}/{file.relative_to(attempt).as_posix()}"
+                fs.put_file(str(file), destination, **_upload_options(url, file.stat().st_size))
 
 
 @contextmanager
 def attempt_folder(near: PathOrUrl) -> Iterator[Path]:
-    """A local scratch folder that is removed afterwards: beside the output when that is local (so that publishing is a
-    rename on one disk), in the temporary folder otherwise.
+    """Yield a local scratch folder, and remove it afterwards.
+
+    It lies beside a local output, so that publishing is a rename on one disk. For an object store, it lies in the system's temporary
+    folder.
+
+    Args:
+        near: Path or URL of the output.
 
     Raises:
-        OSError: that says so, and where, if the body fails because the disk is full; NumPy and Arrow do not say that.
+        OSError: ENOSPC with the folder's name, if the body fails because the disk is full. NumPy and Arrow do not report a full disk.
     """
     parent = None
     if is_local(near):
@@ -340,7 +365,7 @@ def attempt_folder(near: PathOrUrl) -> Iterator[Path]:
 
 
 def remove(url: PathOrUrl) -> None:
-    """Remove a file or a folder, if it is there. Another process may remove it at the same time."""
+    """Remove a file or a folder if it exists. Another process may remove it at the same time."""
     if is_local(url) and not local_path(url).is_dir():
         local_path(url).unlink(missing_ok=True)
     else:
@@ -348,12 +373,12 @@ def remove(url: PathOrUrl) -> None:
 
 
 def remove_tree(url: PathOrUrl) -> None:
-    """Removes a folder and what is in it, if it is there. Somebody else may be removing it, or writing to it, at the same time."""
+    """Remove a folder and its content if it exists. Another process may remove it, or write to it, at the same time."""
     if is_local(url):
         shutil.rmtree(local_path(url), ignore_errors=True)
     else:
         fs, path = filesystem(url)
-        with _answered("remove", url), suppress(FileNotFoundError):
+        with _wrap_store_errors("remove", url), suppress(FileNotFoundError):
             fs.rm(path, recursive=True)
 
 

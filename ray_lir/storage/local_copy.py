@@ -1,4 +1,4 @@
-"""Copies of an index's files on a local disk, for an index that lies on an object store."""
+"""Local copies of an index that lies on an object store."""
 
 import hashlib
 import os
@@ -32,14 +32,21 @@ def local_copy(root: str, cache: str, files: Iterable[FileEntry]) -> str:
     storage.make_folder(folder)
     for file in files:
         try:
-            check_file(folder, file, content=True)
+            check_file(str(folder), file, content=True)
         except FormatError:
             _download_once(storage.join(root, file.name), Path(folder), file)
     return str(folder)
 
 
 def remove_other_copies(root: str, cache: str, files: Iterable[FileEntry]) -> None:
-    """Remove the copies of all files of the index at `root` except these. A process that has a removed file mapped can still read it."""
+    """Remove the local copies of the index at `root`, except these files. A process that has memory-mapped a removed file can still read
+    it.
+
+    Args:
+        root: URL of the index.
+        cache: Local folder with the copies.
+        files: Manifest entries of the files to keep.
+    """
     folder = _folder(root, cache)
     kept = {folder / file.name for file in files}
     for path in sorted(folder.rglob("*"), reverse=True):  # files before the folders that hold them

@@ -1,7 +1,7 @@
-"""Manifests: what a folder holds, with sizes and digests; written last, in one atomic step.
+"""Manifests list the files of a folder with sizes and digests. A manifest is written last, in one atomic step.
 
-A file that no manifest lists does not exist for any reader. A manifest depends on the input and configuration of its job only, so a job
-that was killed and run again ends with the same bytes; timings go to provenance.json.
+A reader ignores files that no manifest lists. A manifest depends only on the input and the configuration of its job: a job that was killed
+and run again produces the same bytes. Timings go to provenance.json.
 """
 
 import hashlib
@@ -20,15 +20,15 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PROVENANCE = "provenance.json"
 LATEST = "LATEST"
-"""File of an index that names its latest version."""
+"""The file of an index that names its latest version."""
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
-"""A number of documents, tokens or bytes, or a position among them."""
+"""A number of documents, tokens or bytes, or a position."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Dim = Annotated[int, Field(ge=1, le=1 << 16)]
 
 
 class FileEntry(Config):
-    """A file below the manifest's root folder."""
+    """A file below the manifest's root folder, with its size in bytes and its sha256 (hex)."""
 
     name: FileName
     size: Annotated[int, Field(ge=1, le=1 << 53)]
@@ -36,13 +36,13 @@ class FileEntry(Config):
 
 
 class DeadLetter(FileEntry):
-    """A JSONL file of corpus rows that could not be used, each with the reason."""
+    """A JSONL file of refused corpus rows, each with the reason."""
 
     num_rows: Count
 
 
 def later_field(default: Any) -> Any:
-    """A field that came after the first manifests: at its default it is not written, so that theirs keep their digests."""
+    """Return a manifest field added after the first release. A default value is not written, so old manifests keep their digests."""
     return Field(default, exclude_if=lambda value: value == default)
 
 
@@ -50,12 +50,12 @@ Manifest = TypeVar("Manifest", bound=Config)
 
 
 def manifest_digest(manifest: Config) -> str:
-    """sha256 of a manifest's canonical JSON, which is also the sha256 of its file."""
+    """Return the sha256 of a manifest's canonical JSON, which is also the sha256 of its file."""
     return digest(manifest.model_dump(mode="json"))
 
 
 def files_of(value: Any) -> Iterator[FileEntry]:
-    """Every file that a manifest, or a part of one, lists."""
+    """Yield every file entry of a manifest, or of a part of a manifest."""
     if isinstance(value, FileEntry):
         yield value
     elif isinstance(value, BaseModel):
@@ -67,53 +67,68 @@ def files_of(value: Any) -> Iterator[FileEntry]:
 
 
 def check_names(manifest: Config) -> None:
-    """Raises ValueError if two entries of a manifest have one name, or a file lies beside the manifest rather than in a folder."""
+    """Raise ValueError if two entries of a manifest have the same name, or if a file lies directly beside the manifest."""
     names: set[str] = set()
     for file in files_of(manifest):
         if file.name in names or "/" not in file.name:
-            raise ValueError(f"{file.name} is listed twice" if file.name in names else f"{file.name} is in no folder")
+            raise ValueError(f"{file.name} is listed twice" if file.name in names else f"{file.name} is not in a subfolder")
         names.add(file.name)
 
 
 def check_totals(manifest: Any, parts: tuple[Any, ...], docs: str, tokens: str) -> None:
-    """Raises ValueError unless the manifest's counts are the sums of its parts'."""
+    """Check that the manifest's `num_docs` and `num_tokens` are the sums over its parts.
+
+    Args:
+        manifest: The manifest with fields `num_docs` and `num_tokens`.
+        parts: Its parts.
+        docs: Name of the field of a part that counts documents.
+        tokens: Name of the field of a part that counts tokens.
+
+    Raises:
+        ValueError: A total differs from the sum.
+    """
     for total, name in (("num_docs", docs), ("num_tokens", tokens)):
         found = sum(getattr(part, name) for part in parts)
         if getattr(manifest, total) != found:
-            raise ValueError(f"{total} is {getattr(manifest, total)}, and the parts hold {found}")
+            raise ValueError(f"{total} is {getattr(manifest, total)}, but the parts contain {found}")
 
 
 def write_manifest(url: str, manifest: Config) -> None:
-    """Publishes a manifest in one atomic step."""
+    """Write a manifest in one atomic step."""
     storage.write_bytes(url, canonical_json(manifest.model_dump(mode="json")))
 
 
 def create_manifest(url: str, manifest: Config) -> None:
-    """Publish a manifest in one atomic step, unless another job has published a different one there.
+    """Write a manifest in one atomic step, unless another job has published a different one there.
 
     Raises:
-        FileExistsError: A manifest with other content exists.
+        FileExistsError: A manifest with different content exists.
     """
     create_bytes(url, canonical_json(manifest.model_dump(mode="json")))
 
 
 def read_manifest(url: str, kind: type[Manifest], made_by: str) -> Manifest:
-    """Reads and checks a manifest; `made_by` says what would have written it, for the message if it is missing.
+    """Read and check a manifest.
+
+    Args:
+        url: Path or URL of the manifest.
+        kind: The manifest type to expect.
+        made_by: The job or function that writes such a manifest, for messages.
 
     Raises:
-        FormatError: if it is missing, damaged or of another kind.
-        UnsupportedVersion: if a newer ray_lir wrote it.
+        FormatError: The file is missing, damaged or a manifest of another kind.
+        UnsupportedVersion: A newer version of ray_lir wrote it.
     """
-    wanted = kind.model_fields["kind"].default
+    expected_kind = kind.model_fields["kind"].default
     try:
         value = parse_json(storage.read_bytes(url))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise FormatError(url, f"the manifest of {wanted}", "no such file", f"check the path, or make it with {made_by}") from None
+        raise FormatError(url, f"the manifest of {expected_kind}", "no such file", f"check the path, or create it with {made_by}") from None
     except ValueError as error:
-        raise FormatError(url, "JSON", f"damaged content ({error})", "restore the file or make the folder anew") from None
-    if not isinstance(value, dict) or value.get("kind") != wanted:
+        raise FormatError(url, "JSON", f"damaged content ({error})", "restore the file or create the folder again") from None
+    if not isinstance(value, dict) or value.get("kind") != expected_kind:
         found = f"{value.get('kind', 'no kind')!s:.80}" if isinstance(value, dict) else type(value).__name__
-        raise FormatError(url, f"a manifest of {wanted}", f"{found}", f"give a folder made by {made_by}")
+        raise FormatError(url, f"a manifest of {expected_kind}", f"{found}", f"give a folder that {made_by} wrote")
     version = value.get("format_version")
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise UnsupportedVersion(url, f"format_version up to {FORMAT_VERSION}", f"{version!r:.40}", "upgrade ray_lir to read it")
@@ -123,18 +138,28 @@ def read_manifest(url: str, kind: type[Manifest], made_by: str) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise FormatError(
-            url, f"a valid {wanted} manifest", f"{where}: {first['msg']}"[:300], "restore the file or make the folder anew"
+            url, f"a valid {expected_kind} manifest", f"{where}: {first['msg']}"[:300], "restore the file or create the folder again"
         ) from None
 
 
 def describe_file(root: str, name: str) -> FileEntry:
-    """The entry of a file that lies at `name` below `root`."""
+    """Return the manifest entry of the file `name` below `root`."""
     url = storage.join(root, name)
     return FileEntry(name=name, size=storage.size(url), sha256=storage.sha256(url))
 
 
 def write_with_digest_name(root: str, stem: str, suffix: str, data: bytes) -> FileEntry:
-    """Writes a small file below `root`, under a name that carries a digest of its content."""
+    """Write a small file below `root` under the name `<stem>-<12 hex digits of its sha256><suffix>`.
+
+    Args:
+        root: The manifest's root folder.
+        stem: Start of the name, with its folder.
+        suffix: End of the name, with its dot.
+        data: The content.
+
+    Returns:
+        The manifest entry of the file.
+    """
     sha256 = hashlib.sha256(data).hexdigest()
     name = f"{stem}-{sha256[:12]}{suffix}"
     storage.write_bytes(storage.join(root, name), data)
@@ -142,14 +167,24 @@ def write_with_digest_name(root: str, stem: str, suffix: str, data: bytes) -> Fi
 
 
 def check_file(root: str, entry: FileEntry, content: bool = False) -> None:
-    """Raises FormatError unless the listed file is there, in the folder, with its size (and, with `content`, its sha256)."""
+    """Check that a listed file exists in the folder and has the listed size.
+
+    Args:
+        root: The manifest's root folder.
+        entry: The manifest entry of the file.
+        content: Compare the sha256 too, which reads the whole file.
+
+    Raises:
+        FormatError: The file is missing or altered, or a symbolic link leads out of the folder.
+    """
+    fix = "restore it or create the folder again"
     check_links(root, [entry.name])
     url = storage.join(root, entry.name)
     try:
         size = storage.size(url)
     except FileNotFoundError:
-        raise FormatError(url, f"a file of {entry.size} bytes", "no such file", "restore it or make the folder anew") from None
+        raise FormatError(url, f"a file of {entry.size} bytes", "no such file", fix) from None
     if size != entry.size:
-        raise FormatError(url, f"{entry.size} bytes", f"{size} bytes", "the file was cut or altered: restore it or make the folder anew")
+        raise FormatError(url, f"{entry.size} bytes", f"{size} bytes", f"the file was truncated or altered: {fix}")
     if content and (found := storage.sha256(url)) != entry.sha256:
-        raise FormatError(url, f"sha256 {entry.sha256[:16]}", f"{found[:16]}", "the file was altered: restore it or make the folder anew")
+        raise FormatError(url, f"sha256 {entry.sha256[:16]}", f"{found[:16]}", f"the file was altered: {fix}")

@@ -246,7 +246,7 @@ def test_an_output_file_that_cannot_be_written_is_refused_before_the_work(tmp_pa
         OutputFile.check(str(tmp_path / "file" / "run"), "--run")
     with pytest.raises(ConfigError, match="--run .* is a folder"):
         OutputFile.check(str(tmp_path), "--run")
-    with pytest.raises(ConfigError, match="is there already; give another --run, or --overwrite true"):
+    with pytest.raises(ConfigError, match="exists already; give another --run, or set --overwrite true"):
         OutputFile.check(str(tmp_path / "file"), "--run", False)
     with pytest.raises(ConfigError, match="shorter"):
         OutputFile.check(str(tmp_path / ("n" * 240)), "--run")
@@ -275,7 +275,7 @@ def test_of_two_different_trainings_one_claims_the_output(place):
 
 
 def test_one_process_at_a_time_trains_into_a_folder(tmp_path: Path):
-    with sole_writer(str(tmp_path)), pytest.raises(Conflict, match="another process writes to"), sole_writer(str(tmp_path)):
+    with sole_writer(str(tmp_path)), pytest.raises(Conflict, match="another process is writing to"), sole_writer(str(tmp_path)):
         pass
     with sole_writer(str(tmp_path)):
         pass

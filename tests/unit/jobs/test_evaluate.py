@@ -159,13 +159,13 @@ def test_a_run_is_replaced_only_by_the_same_configuration_or_on_request(index, d
     evaluate(configure(index, dataset, engine="exact", run=str(run)))
     assert run.read_bytes() == before and "is a run of this configuration and is written again" in caplog.text
     for other in ({"engine": "warp"}, {"engine": "exact", "k": 3}):
-        with pytest.raises(ConfigError, match="a.run is there already; give another --run, or --overwrite true to replace it"):
+        with pytest.raises(ConfigError, match="a.run exists already; give another --run, or set --overwrite true to replace it"):
             evaluate(configure(index, dataset, run=str(run), **other))
     assert run.read_bytes() == before
     evaluate(configure(index, dataset, engine="exact", k=3, run=str(run), overwrite=True))
     assert run.read_bytes() != before
     per_query.write_text("mine")
-    with pytest.raises(ConfigError, match="--per_query .* is there already"):
+    with pytest.raises(ConfigError, match="--per_query .* exists already"):
         evaluate(configure(index, dataset, per_query=str(per_query)))
     with pytest.raises(ConfigError, match="name the same file"):
         evaluate(configure(index, dataset, run=str(tmp_path / "x"), per_query=str(tmp_path / "x")))
@@ -239,5 +239,5 @@ def test_an_encoder_with_other_weights_is_refused(index, dataset, encoder, tmp_p
 def test_a_folder_in_place_of_the_run_file_is_refused(index, dataset, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(EvaluateConfig, evaluate, ["--index", index, "--dataset", dataset, "--run", str(tmp_path)])
-    assert f"error: --run {tmp_path} is a folder; name a file in it" in capsys.readouterr().err
+    assert f"error: --run {tmp_path} is a folder; give the path of a file" in capsys.readouterr().err
     assert not list(Path(tmp_path).iterdir())

@@ -160,7 +160,7 @@ def test_a_query_without_a_positive_is_named_and_an_output_is_never_written_over
     with pytest.raises(ConfigError, match="1 of 2 queries of split test have no document judged above 0, 'q5' for one; take their"):
         mine(configure(place, tmp_path / "tuples.jsonl", split="test"))
     (tmp_path / "tuples.jsonl").write_text("mine")
-    with pytest.raises(ConfigError, match="is there already; give another --output"):
+    with pytest.raises(ConfigError, match="exists already; give another --output"):
         mine(configure(place, tmp_path / "tuples.jsonl"))
     assert (tmp_path / "tuples.jsonl").read_text() == "mine"
 
@@ -191,7 +191,7 @@ def test_a_job_that_was_killed_goes_on_where_it_was(place, tmp_path, monkeypatch
     (tmp_path / "tuples.jsonl.unfinished").mkdir()  # killed after the file was written, before this was removed
     mine(config)
     assert not (tmp_path / "tuples.jsonl.unfinished").exists()
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         mine(config)
 
 
