@@ -20,10 +20,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.collection import SIZES, open_collection
-from bench.environments import NotInstallable, python_of
-from bench.report import write_report
-from bench.systems import LOWER_BOUND, SYSTEMS, System, slug
+from bench.comparison.collection import SIZES, open_collection
+from bench.comparison.environments import NotInstallable, python_of
+from bench.comparison.report import write_report
+from bench.comparison.systems import LOWER_BOUND, SYSTEMS, System, slug
 
 K = 100
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.made_up import DIM, QUERY_TOKENS, documents_near_topics, made_up, made_up_queries
-from bench.quality import machine
+from bench.kernels.made_up import DIM, QUERY_TOKENS, documents_near_topics, made_up, made_up_queries
+from bench.machine import machine
 from ray_lir.base.errors import KernelUnavailable
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard

@@ -9,14 +9,13 @@ they make in the work folder and goes on from there when it is run again; remove
 import argparse
 import importlib.metadata
 import json
-import os
-import platform
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from bench.machine import machine
 from ray_lir.corpus.datasets import load_dataset
 from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.evaluation import metrics, oracle
@@ -125,21 +124,6 @@ def portable(text: str, datasets: list[Path]) -> str:
         if dataset.parent != Path():
             text = text.replace(str(dataset), f"$RAY_LIR_DATA/{dataset.name}")
     return text.replace(f"{Path.cwd()}/", "")
-
-
-def machine() -> dict[str, Any]:
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
-        platform.processor(),
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "memory_gb": round(memory / 1e9, 1),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
 
 
 def markdown(collections: list[dict[str, Any]]) -> str:

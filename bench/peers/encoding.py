@@ -1,4 +1,4 @@
-"""The measuring half of bench.encoding: encodes the same texts with one system at one setting, in this process.
+"""The measuring half of bench.models.encoding: encodes the same texts with one system at one setting, in this process.
 
 python -m bench.peers.encoding SYSTEM CHECKPOINT TEXTS.json RESULT.json --threads N --precision float32|bfloat16 --length N
 """

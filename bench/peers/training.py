@@ -1,4 +1,4 @@
-"""The measuring half of bench.training: trains one system on one batch of pairs again and again, in this process.
+"""The measuring half of bench.models.training: trains one system on one batch of pairs again and again, in this process.
 
 python -m bench.peers.training SYSTEM CHECKPOINT PAIRS.json RESULT.json --threads N --steps N --length N
                                 [--precision float32|bfloat16]

@@ -1,7 +1,7 @@
 """What a query costs with each engine, from the index's statistics and measured times: how `auto` chooses.
 
 Times are nanoseconds of one core for a query of 32 tokens of 128 dimensions; products grow with both. All but cuda were timed with
-bench/cost.py (bench/results/cost.json, one processor); cuda is an estimate of what the processors can do.
+bench/kernels/cost.py (bench/results/cost.json, one processor); cuda is an estimate of what the processors can do.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ QUERY_TOKENS = 32
 DIM = 128
 RELATIONS = 12
 """How many times as long as by MaxSim it takes to score a token by TRIAL, of a fresh relation encoder: 9 with AVX2, 15 with AMX
-(bench/trial.py)."""
+(bench/papers/trial.py)."""
 
 DENSITY = 1.7
 """Tokens in the cells that a query's tokens look into, over those of an average cell (scifact)."""

@@ -1,4 +1,4 @@
-"""What building, encoding and a query cost: core-seconds from constants that bench/planning.py measures."""
+"""What building, encoding and a query cost: core-seconds from constants that bench/scale/planning.py measures."""
 
 import math
 from dataclasses import dataclass

@@ -1,12 +1,12 @@
-"""bench.chaos in small: jobs that are killed at random points end with the bytes of an undisturbed run, and little is done twice."""
+"""bench.faults.chaos in small: jobs that are killed at random points end with the bytes of an undisturbed run, and little is done twice."""
 
 import random
 from pathlib import Path
 
 import pytest
 
-from bench.chaos import disturb
-from bench.disturbed import make_inputs, steps_repeated
+from bench.faults.chaos import disturb
+from bench.faults.small_jobs import make_inputs, steps_repeated
 from tests.support.clusters import NOTICED_SOON, machines
 
 pytestmark = pytest.mark.clusters

@@ -46,6 +46,13 @@ def test_python_examples_compile(page: str) -> None:
             compile(code, page, "exec")
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_modules_that_a_page_runs_exist(page: str) -> None:
+    modules = re.findall(r"(?:python -m |`)((?:bench|tests|jobs|serving)(?:\.[a-z]\w*)+)", (REPOSITORY / page).read_text())
+    places = {module: REPOSITORY / module.replace(".", "/") for module in modules}
+    assert [name for name, place in places.items() if not (place.with_suffix(".py").exists() or (place / "__main__.py").exists())] == []
+
+
 @cache
 def fields_of(verb: str) -> set[str]:
     shown = subprocess.run(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import report
+from bench.comparison import report
 from bench.peers import assembled
 from bench.peers.inputs import Texts
 from ray_lir.base.config import IndexConfig

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import collection as bench_collection
-from bench import compare, environments, report
-from bench.environments import NotInstallable, python_of, site_packages
+from bench import compare
+from bench.comparison import collection as bench_collection
+from bench.comparison import environments, report
+from bench.comparison.environments import NotInstallable, python_of, site_packages
+from bench.comparison.systems import SYSTEMS, System, slug
 from bench.peers import harness, inputs
-from bench.systems import SYSTEMS, System, slug
 from ray_lir.embeddings.folder import save_embeddings
 from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate

@@ -1,4 +1,4 @@
-"""bench.scorers: its statistics by hand, and a report that says what the measurements do."""
+"""bench.papers.scorers: its statistics by hand, and a report that says what the measurements do."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.scorer_claims import claims
-from bench.scorer_profiles import PROFILES, engines, models
-from bench.scorer_report import verdict, write_report
-from bench.scorers import training_data
-from bench.significance import difference, holm
+from bench.papers.claims import claims
+from bench.papers.profiles import PROFILES, engines, models
+from bench.papers.report import verdict, write_report
+from bench.papers.scorers import training_data
+from bench.papers.significance import difference, holm
 from ray_lir.base.config import TrainingConfig
 
 

@@ -1,9 +1,9 @@
-"""bench.training: what is told of the steps that were timed."""
+"""bench.models.training: what is told of the steps that were timed."""
 
 import json
 from pathlib import Path
 
-from bench.training import keep, markdown
+from bench.models.training import keep, markdown
 
 
 def test_a_rate_is_of_the_median_step_of_all_turns_after_the_warm_up(tmp_path: Path):

@@ -1,6 +1,6 @@
 """Back-pressure of encoding: a corpus larger than Ray's object store, read faster than it is encoded, and how full the store gets.
 
-    python -m bench.backpressure [--megabytes 350] [--work DIR]
+    python -m bench.faults.backpressure [--megabytes 350] [--work DIR]
 
 The texts are long and the encoder reads their first tokens alone, so that much text is on its way and little is computed. Ten times
 a second Ray is asked for the bytes in the object stores of a head and one machine, and for what it has spilled to disk so far.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-from bench.quality import machine
+from bench.machine import machine
 from tests.fixtures.tiny import WORDS, bert
 from tests.support.clusters import Machines, machines
 from tests.support.corpora import write_rows
@@ -29,7 +29,7 @@ MEGABYTE = 1_000_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.backpressure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.faults.backpressure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--megabytes", type=int, default=350)
     parser.add_argument("--work", type=Path, default=Path("runs/backpressure"))

@@ -1,6 +1,6 @@
 """Training: examples a second against PyLate's trainer, two workers of Ray Train against one, and what attention weights cost in encoding.
 
-    python -m bench.training DATA_FOLDER [--parts peers workers attention] [--batch 16] [--steps 8] [--work runs/bench]
+    python -m bench.models.training DATA_FOLDER [--parts peers workers attention] [--batch 16] [--steps 8] [--work runs/bench]
                              [--output bench/results]
 
 Both systems train the same checkpoint, its products in float32 and in bfloat16, on one batch of squad pairs again and again, each in
@@ -23,11 +23,10 @@ from typing import Any
 import torch
 
 from bench.compare import THREAD_VARIABLES
-from bench.encoding import saved_checkpoint
-from bench.environments import python_of
-from bench.quality import machine
-from bench.report import instructions
-from bench.systems import SYSTEMS
+from bench.comparison.environments import python_of
+from bench.comparison.systems import SYSTEMS
+from bench.machine import instructions, machine
+from bench.models.encoding import saved_checkpoint
 from ray_lir.base.config import EncoderConfig
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.training.source import TrainingSource, load_training_data
@@ -43,7 +42,7 @@ TEXTS, RUNS = 64, 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.models.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path, help="folder of squad in the BEIR layout")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))

@@ -1,6 +1,6 @@
 """Load and faults of the service: what it adds to a search, what it does when too much is asked, and when parts are lost.
 
-    python -m bench.service --index runs/index --dataset scifact [--output bench/results] [--optimized]
+    python -m bench.service.load --index runs/index --dataset scifact [--output bench/results] [--optimized]
 
 Starts the service on a Ray cluster of its own on this machine; the client is this process, the service is others, and they
 share the machine's cores. With --optimized Serve has the switches that
@@ -25,9 +25,9 @@ import ray
 import torch
 from ray import serve
 
-from bench import service_faults
-from bench.clients import ask
-from bench.quality import machine
+from bench.faults import service as service_faults
+from bench.machine import machine
+from bench.service.clients import ask
 from ray_lir.corpus.datasets import load_dataset
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.evaluation.latency import percentiles_ms
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--optimized", action="store_true", help="set Serve's switches, as python -m serving does")
     options = parser.parse_args()
     if options.optimized and not os.environ.keys() >= SWITCHES.keys():
-        os.execve(sys.executable, [sys.executable, "-m", "bench.service", *sys.argv[1:]], os.environ | switches())
+        os.execve(sys.executable, [sys.executable, "-m", "bench.service.load", *sys.argv[1:]], os.environ | switches())
     texts = list(load_dataset(options.dataset).queries.values())[:200]
     target = Path(options.output) / "service.json"
     report = json.loads(target.read_text()) if target.exists() else {}

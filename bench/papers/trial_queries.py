@@ -1,6 +1,6 @@
 """What rescoring with TRIAL costs beside MaxSim for a collection's own queries and trained encoders, and how far relations reach.
 
-    python -m bench.trial_queries DATASET INDEX... [--queries 8] [--output bench/results/trial_queries.json]
+    python -m bench.papers.trial_queries DATASET INDEX... [--queries 8] [--output bench/results/trial_queries.json]
 
 Of every index (jobs.build_index, of an encoder with scorer trial) the first shard: of each query the 256 best documents by MaxSim, one
 thread, the least of some runs. Milliseconds are of an engine's last stage; `times_maxsim` is the mean over queries. `spread` is the
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.quality import machine
-from bench.trial import CANDIDATES, three_ways
+from bench.machine import machine
+from bench.papers.trial import CANDIDATES, three_ways
 from ray_lir.base.config import EncoderConfig
 from ray_lir.corpus.datasets import load_dataset
 from ray_lir.encoder.encoder import Encoder
@@ -36,7 +36,7 @@ LOOKED_AT = 16
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.trial_queries", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.papers.trial_queries", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("dataset")
     parser.add_argument("indexes", nargs="+")

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.collection import SIZES, Collection, open_collection
-from bench.environments import REQUIREMENTS
-from bench.quality import machine
-from bench.systems import LOWER_BOUND, SYSTEMS, slug
+from bench.comparison.collection import SIZES, Collection, open_collection
+from bench.comparison.environments import REQUIREMENTS
+from bench.comparison.systems import LOWER_BOUND, SYSTEMS, slug
+from bench.machine import instructions, machine
 from ray_lir import __version__
 from ray_lir.evaluation import metrics
 
@@ -17,7 +17,6 @@ Row = dict[str, Any]
 OURS = "ray_lir"
 GROWING = ("auto", "exact", "scan", "plaid", "warp")
 """Settings whose cost is followed over the sizes."""
-INSTRUCTIONS = ("avx2", "avx512_vnni", "amx_int8")
 
 
 def write_report(work: Path, output: Path) -> None:
@@ -31,7 +30,7 @@ def write_report(work: Path, output: Path) -> None:
     (output / "compare.json").write_text(json.dumps(report, indent=1) + "\n")
     (output / "compare.md").write_text(markdown(report))
     print(markdown(report))
-    from bench.plot import plot  # matplotlib is in the extra `bench` only
+    from bench.comparison.plot import plot  # matplotlib is in the extra `bench` only
 
     plot(report, output / "compare.svg")
 
@@ -174,9 +173,3 @@ def number(value: float | None) -> str:
 def pins(requirements: Path) -> list[str]:
     """The packages that a requirements file names."""
     return [line for line in requirements.read_text().splitlines() if line and not line.startswith("#")]
-
-
-def instructions() -> list[str]:
-    """Which of the instruction sets that kernels care about this processor has."""
-    flags = next((line.split() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), [])
-    return [name for name in INSTRUCTIONS if name in flags]

@@ -1,6 +1,6 @@
 """Measures what building an index costs a token, and compares jobs.plan's predictions with builds and searches of two sizes.
 
-    python -m bench.planning [--output bench/results/planning.json]
+    python -m bench.scale.planning [--output bench/results/planning.json]
 
 Seconds are of the processor, on one thread, so that other work on the machine changes them little. The constants are fitted
 to the small build; the large one is predicted with them. Copy the constants to ray_lir/planning/workload.py.
@@ -38,7 +38,7 @@ STEPS = {"_sample_part": "sample", "_sums": "k-means", "_compress_part": "compre
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.planning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.scale.planning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("bench/results/planning.json"))
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The report of bench.scorers: tables of what was measured, and the papers' claims beside what was found."""
+"""The report of bench.papers.scorers: tables of what was measured, and the papers' claims beside what was found."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.scorer_claims import Way, claims
-from bench.significance import difference, holm
+from bench.papers.claims import Way, claims
+from bench.papers.significance import difference, holm
 
 LEVEL = 0.05
 

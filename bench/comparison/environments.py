@@ -5,7 +5,7 @@ import sys
 import venv
 from pathlib import Path
 
-REQUIREMENTS = Path(__file__).parent / "peers" / "requirements"
+REQUIREMENTS = Path(__file__).parents[1] / "peers" / "requirements"
 MARK = "installed.txt"
 """A copy of the requirements that were installed, written last."""
 

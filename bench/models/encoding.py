@@ -1,6 +1,6 @@
 """Encoding against PyLate: the same checkpoint and texts, tokens a second on one and two cores; JSON and a table.
 
-    python -m bench.encoding DATASET_FOLDER [--documents 256] [--work runs/bench] [--output bench/results/encoding.json]
+    python -m bench.models.encoding DATASET_FOLDER [--documents 256] [--work runs/bench] [--output bench/results/encoding.json]
 
 Every measurement is a process of its own. PyLate's environment is the one that bench.compare makes. Run it on idle cores.
 """
@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from bench.compare import THREAD_VARIABLES
-from bench.environments import python_of
-from bench.quality import machine
-from bench.report import instructions
-from bench.systems import SYSTEMS
+from bench.comparison.environments import python_of
+from bench.comparison.systems import SYSTEMS
+from bench.machine import instructions, machine
 from ray_lir.corpus.records import corpus_files
 from ray_lir.corpus.scan import sample_texts, scan
 
@@ -29,7 +28,7 @@ LENGTH = 256
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.encoding", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.models.encoding", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("dataset", help="folder in the BEIR layout")
     parser.add_argument("--documents", type=int, default=256)

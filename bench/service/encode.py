@@ -1,6 +1,6 @@
 """Encoding as a service: POST /encode of this project and PyLate's server, the same checkpoint, texts and clients.
 
-    python -m bench.encoding_service --index runs/index --dataset scifact [--work runs/bench] [--output bench/results]
+    python -m bench.service.encode --index runs/index --dataset scifact [--work runs/bench] [--output bench/results]
 
 Both servers run on this machine one after the other, and the clients share its cores. PyLate's server encodes and nothing else; it has
 an environment of its own, made when it is first needed. Each is sent queries one by one, by some clients without a pause.
@@ -22,10 +22,10 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from bench.clients import ask
-from bench.environments import python_of
-from bench.quality import machine
-from bench.systems import TORCH
+from bench.comparison.environments import python_of
+from bench.comparison.systems import TORCH
+from bench.machine import machine
+from bench.service.clients import ask
 from ray_lir.base.config import EncoderConfig
 from ray_lir.corpus.datasets import load_dataset
 from ray_lir.encoder.encoder import Encoder

@@ -1,6 +1,7 @@
 """The residual codec: what exhaustive search from the codes finds of the exact answer, against bytes a token; JSON and a table.
 
-    python -m bench.codec [--dataset FOLDER] [--size small] [--num-queries 100] [--work runs/bench] [--output bench/results/codec.json]
+    python -m bench.kernels.codec [--dataset FOLDER] [--size small] [--num-queries 100]
+                               [--work runs/bench] [--output bench/results/codec.json]
 
 The embeddings and the exact answers (MaxSim in float32) are those of bench.compare. Every codec is a build of its own.
 """
@@ -12,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.collection import SIZES, Collection, open_collection
+from bench.comparison.collection import SIZES, Collection, open_collection
+from bench.comparison.report import quality
+from bench.machine import machine
 from bench.peers import inputs
-from bench.quality import machine
-from bench.report import quality
 from ray_lir import storage
 from ray_lir.base.config import CodecConfig, IndexConfig
 from ray_lir.building.build import build_index
@@ -35,7 +36,7 @@ DEPTH = 100
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.codec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.kernels.codec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dataset", type=Path)
     parser.add_argument("--size", choices=SIZES, default="small")

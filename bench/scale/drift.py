@@ -1,6 +1,6 @@
 """What it costs to add documents that the codec was not made for: each collection under the codec of each other.
 
-    python -m bench.drift --quality runs/quality --datasets FOLDER [--names cranfield cisi] [--output bench/results/drift.json]
+    python -m bench.scale.drift --quality runs/quality --datasets FOLDER [--names cranfield cisi] [--output bench/results/drift.json]
 
 Takes what `make quality` left: embeddings, an index of each collection, and the exact best documents of its queries without
 compression. A collection is indexed with another's codec (codec_from) and searched exhaustively.
@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.quality import machine
+from bench.machine import machine
 from ray_lir.base.config import EncoderConfig, IndexConfig
 from ray_lir.building.build import build_index
 from ray_lir.corpus.datasets import load_dataset
@@ -25,7 +25,7 @@ K = 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.drift", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.scale.drift", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quality", type=Path, default=Path("runs/quality"))
     parser.add_argument("--datasets", type=Path, required=True)

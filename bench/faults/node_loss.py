@@ -1,6 +1,6 @@
 """What a machine costs that is lost halfway: seconds of encode, build_index and train, undisturbed and with the loss.
 
-    python -m bench.node_loss [--jobs encode build_index train] [--work DIR]
+    python -m bench.faults.node_loss [--jobs encode build_index train] [--work DIR]
 
 The cluster is a head and three machines of one CPU, each a raylet, with Ray's own patience (it takes a machine for lost when it has
 not answered for 15 seconds). No other machine comes. The first run of each job is not counted: it warms the caches of files up.
@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.disturbed import Job, jobs, make_inputs, steps_repeated, tree_digest
-from bench.quality import machine
+from bench.faults.small_jobs import Job, jobs, make_inputs, steps_repeated, tree_digest
+from bench.machine import machine
 from tests.support.clusters import Machines, machines
 
 OUTPUT = Path("bench/results/node_loss.json")
@@ -27,7 +27,7 @@ NUM_DOCS, NUM_QUERIES, MACHINES = 1600, 100, 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.node_loss", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.faults.node_loss", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--jobs", nargs="+", default=list(SIGNS), choices=list(SIGNS))
     parser.add_argument("--work", type=Path, default=Path("runs/node_loss"))

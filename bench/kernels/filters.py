@@ -1,6 +1,6 @@
 """Filters: the time of the first and of a repeated evaluation over one shard's documents, and the memory it takes.
 
-python -m bench.filters [--documents 100000] [--output bench/results/filters.json]
+python -m bench.kernels.filters [--documents 100000] [--output bench/results/filters.json]
 """
 
 import argparse
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bench.quality import machine
+from bench.machine import machine
 from ray_lir.index.filters import FilteredDocuments, Filters
 
 WHERE: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """k-means against token-aware clustering on the same embeddings: build time, residuals, and what a scan keeps; JSON and a table.
 
-    python -m bench.clustering EMBEDDINGS QUERIES.npz [--output bench/results/clustering.json]
+    python -m bench.kernels.clustering EMBEDDINGS QUERIES.npz [--output bench/results/clustering.json]
 
 QUERIES.npz holds `values` [T, D] and `offsets` of encoded queries. Run it on idle cores.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.quality import machine
+from bench.machine import machine
 from ray_lir.base.config import ClusteringConfig, IndexConfig
 from ray_lir.building.build import build_index
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
@@ -30,7 +30,7 @@ CANDIDATES = (32, 64, 128, 256)
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.clustering", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.kernels.clustering", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("embeddings")
     parser.add_argument("queries", type=Path)

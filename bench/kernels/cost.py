@@ -1,6 +1,6 @@
 """Times the kernels that a query spends its time in, on every set that runs here: the constants of ray_lir/engines/cost.py.
 
-    python -m bench.cost [--output bench/results/cost.json]
+    python -m bench.kernels.cost [--output bench/results/cost.json]
 
 Processor time of one thread on made-up codes and residuals, the least of several runs. Also the ratio of exact scoring from 4
 bits to a bare loop of 8-bit products over as many tokens, which is the floor of exact search without a matrix unit.
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bench.quality import machine
+from bench.machine import machine
 from ray_lir.engines.cost import DIM, QUERY_TOKENS
 from ray_lir.engines.warp import NPROBE
 from ray_lir.index.codec import ResidualCodec
@@ -29,7 +29,9 @@ TOKENS_PER_DOCUMENT = 240
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.kernels.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--num-tokens", type=int, default=960_000)
     parser.add_argument("--output", type=Path, default=Path("bench/results/cost.json"))
     given = parser.parse_args()

@@ -1,6 +1,6 @@
 """The papers' questions at this scale: encoders trained for every scorer on the same pairs, searched by every engine on six collections.
 
-    python -m bench.scorers DATA_FOLDER [--profile cpu|gpu|tiny] [--models NAME ...] [--collections NAME ...] [--minutes M]
+    python -m bench.papers.scorers DATA_FOLDER [--profile cpu|gpu|tiny] [--models NAME ...] [--collections NAME ...] [--minutes M]
                             [--work runs/scorers] [--output bench/results] [--report]
 
 All models start from the default checkpoint projected to 128 dimensions (PCA over training passages) and are trained on the same
@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.quality import machine
-from bench.report import instructions
-from bench.scorer_profiles import LEARNING_RATE, PROFILES, UNTRAINED, Profile, engines, models
-from bench.scorer_report import write_report
+from bench.machine import instructions, machine
+from bench.papers.profiles import LEARNING_RATE, PROFILES, UNTRAINED, Profile, engines, models
+from bench.papers.report import write_report
 from ray_lir.base.config import Config, EncoderConfig, IndexConfig, TrainingConfig
 from ray_lir.building.build import build_index
 from ray_lir.corpus.datasets import load_dataset
@@ -50,7 +49,7 @@ PROJECTION_SAMPLE = 512
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.scorers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.papers.scorers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path, help=f"folder of {', '.join((*TRAINING_SETS, *COLLECTIONS))} in the BEIR layout")
     parser.add_argument("--profile", choices=PROFILES, default="cpu")

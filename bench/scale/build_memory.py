@@ -1,6 +1,7 @@
 """Peak memory and time of jobs.build_index as the corpus grows.
 
-    python -m bench.build_memory CORPUS_FILE [--docs 20000 100000] [--work runs/build_memory] [--output bench/results/build_memory.json]
+    python -m bench.scale.build_memory CORPUS_FILE [--docs 20000 100000]
+                                      [--work runs/build_memory] [--output bench/results/build_memory.json]
 
 The embeddings are made up, because only their volume matters here: each token id has a random vector (a random
 projection of one-hot ids), mixed a little with its neighbour's. Every build is a process of its own, on threads of that
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.quality import machine
+from bench.machine import machine
 from ray_lir import storage
 from ray_lir.embeddings.folder import DOCS_PER_PART, external_contract, publish_part
 from ray_lir.embeddings.manifest import EmbeddingsManifest
@@ -37,7 +38,7 @@ VOCABULARY = 30_522
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.build_memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.scale.build_memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("corpus", type=Path, help="corpus.jsonl.gz with enough documents")
     parser.add_argument("--docs", type=int, nargs="+", default=[20_000, 100_000])

@@ -1,6 +1,6 @@
 """What token pooling costs in quality: exact MaxSim over pooled embeddings of a BEIR folder, without an index.
 
-python -m bench.pooling --dataset DATASET_FOLDER --embeddings FOLDER_OF_JOBS_ENCODE [--output bench/results/pooling.json]
+python -m bench.models.pooling --dataset DATASET_FOLDER --embeddings FOLDER_OF_JOBS_ENCODE [--output bench/results/pooling.json]
 """
 
 import argparse
@@ -24,7 +24,7 @@ DEPTH = 100
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.pooling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.models.pooling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--embeddings", type=Path, required=True)

@@ -1,6 +1,6 @@
 """Jobs on an object store that answers with errors, late, or in half: requests, failures, retries, and what a reader sees meanwhile.
 
-    python -m bench.s3_faults [--shares 0 0.02 0.05 0.1]
+    python -m bench.faults.s3 [--shares 0 0.02 0.05 0.1]
 
 Corpus, embeddings, index, and an update of it lie on moto's S3 server behind a proxy that has this share of requests go wrong,
 chosen at random, each kind alike. All the while a reader asks for the names that say something is published (manifests and LATEST),
@@ -22,8 +22,8 @@ from typing import Any
 import boto3
 import pytest
 
-from bench.disturbed import NUM_CENTROIDS, make_inputs
-from bench.quality import machine
+from bench.faults.small_jobs import NUM_CENTROIDS, make_inputs
+from bench.machine import machine
 from jobs.update import UpdateJob
 from jobs.update import run as update
 from ray_lir import storage
@@ -97,7 +97,7 @@ class Reader:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.s3_faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.faults.s3", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.02, 0.05, 0.1])
     parser.add_argument("--work", type=Path, default=Path("runs/s3_faults"))

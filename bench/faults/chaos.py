@@ -1,6 +1,6 @@
 """Jobs killed at random points: the driver, a worker process, a machine; run again until done, and compared with an undisturbed run.
 
-    python -m bench.chaos [--jobs encode build_index mine update compact train] [--seed 0] [--work DIR]
+    python -m bench.faults.chaos [--jobs encode build_index mine update compact train] [--seed 0] [--work DIR]
 
 Every job runs on a Ray cluster of a head and two machines, each a raylet. Undisturbed, it says how many units of work
 there are: files under their final names, or steps of training. Then it is disturbed when a random number of them is
@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.disturbed import Job, finished_files, jobs, make_inputs, steps_repeated, tree_digest
-from bench.quality import machine
+from bench.faults.small_jobs import Job, finished_files, jobs, make_inputs, steps_repeated, tree_digest
+from bench.machine import machine
 from tests.support.clusters import NOTICED_SOON, Machines, machines
 
 OUTPUT = Path("bench/results/chaos.json")
@@ -59,7 +59,7 @@ class Report:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.faults.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--jobs", nargs="+", default=list(KILLS), choices=list(KILLS))
     parser.add_argument("--seed", type=int, default=0)

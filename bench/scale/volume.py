@@ -1,6 +1,6 @@
 """Time and peak memory of every process as the volume grows: jobs.encode and jobs.build_index, by documents and workers.
 
-    python -m bench.volume CORPUS_FILE [--docs 10000 30000 129000] [--workers 1 2] [--work runs/volume] [--minutes 7]
+    python -m bench.scale.volume CORPUS_FILE [--docs 10000 30000 129000] [--workers 1 2] [--work runs/volume] [--minutes 7]
 
 The encoder is a tiny random checkpoint, because only volume matters here. Every job is a process of its own with a Ray
 cluster of its own; twice a second the peaks and the processor time of all its processes are read, because seconds mean little
@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bench.quality import machine
+from bench.machine import machine
 from tests.fixtures.tiny import bert
 from tests.support.processes import descendants
 
@@ -32,7 +32,7 @@ OUTPUT = Path("bench/results/volume.json")
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.volume", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.scale.volume", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("corpus", type=Path, help="corpus.jsonl.gz with enough documents")
     parser.add_argument("--docs", type=int, nargs="+", default=[10_000, 30_000, 129_000])

@@ -1,6 +1,6 @@
 """What updates cost: adding and deleting, and searching an index with delta shards and after compaction.
 
-    python -m bench.updates --index INDEX --embeddings EMBEDDINGS [--work runs/updates] [--output bench/results/updates.json]
+    python -m bench.scale.updates --index INDEX --embeddings EMBEDDINGS [--work runs/updates] [--output bench/results/updates.json]
 
 The index is copied (by hard links: its files never change). 1,000 documents of the embeddings, under new ids, are added at
 a time, and 1, 100 and 10,000 are deleted at a time. A search is one query on one core, ids included; queries are the first
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.quality import machine
+from bench.machine import machine
 from ray_lir.building.compact import compact_index
 from ray_lir.building.update import update_index
 from ray_lir.embeddings.folder import save_embeddings
@@ -37,7 +37,7 @@ QUERIES, QUERY_TOKENS = 50, 24
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.updates", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.scale.updates", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--index", type=Path, required=True)
     parser.add_argument("--embeddings", type=Path, required=True)

@@ -1,6 +1,6 @@
 """What rescoring with TRIAL costs beside MaxSim, and beside TRIAL as it is written: every relation of every pair of tokens computed.
 
-    python -m bench.trial [--index INDEX] [--output bench/results/trial.json]
+    python -m bench.papers.trial [--index INDEX] [--output bench/results/trial.json]
 
 256 candidates of 300 tokens, a query of 32, 128 dimensions, one thread, the least of many runs (the first are slow: BLAS's threads, which
 made something of the relation encoder, still spin on the other core). Document tokens lie near a few topics
@@ -28,8 +28,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from bench.cost import least
-from bench.quality import machine
+from bench.kernels.cost import least
+from bench.machine import machine
 from ray_lir.base.config import TrialConfig
 from ray_lir.embeddings.relation import Alignment
 from ray_lir.engines.exact import ExactParams, rescore
@@ -53,7 +53,7 @@ NAIVE_DOCUMENTS = 4
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.trial", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.papers.trial", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--index", help="an index whose documents are rescored too")

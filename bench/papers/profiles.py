@@ -1,4 +1,4 @@
-"""What bench.scorers compares: how much of everything, the models and the engines."""
+"""What bench.papers.scorers compares: how much of everything, the models and the engines."""
 
 from dataclasses import dataclass
 from typing import Any
