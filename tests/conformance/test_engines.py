@@ -299,11 +299,32 @@ def test_queries_that_do_not_fit_are_refused_with_the_fix(index):
     assert searcher.search(QUERIES.slice(0, 0)) == []
 
 
-def test_merging_is_associative_and_breaks_ties_by_number():
+@st.composite
+def answers_of_parts(draw) -> list[TopK]:
+    """Answers of three shards about different documents, in order, with many equal scores."""
+    numbers = draw(st.lists(st.integers(0, 40), unique=True, max_size=30))
+    shards = draw(st.lists(st.integers(0, 2), min_size=len(numbers), max_size=len(numbers)))
+    scores = draw(st.lists(st.sampled_from([-1.5, 0.0, 0.25, 2.0]), min_size=len(numbers), max_size=len(numbers)))
+    parts = []
+    for shard in range(3):
+        best = sorted((-score, number) for number, score, of in zip(numbers, scores, shards, strict=True) if of == shard)
+        parts.append(TopK(np.array([-score for score, _ in best], np.float32), np.array([number for _, number in best], np.int64)))
+    return parts
+
+
+@given(parts=answers_of_parts(), k=st.integers(1, 12))
+def test_merging_answers_is_associative_and_commutative_and_breaks_ties_by_number(parts: list[TopK], k: int):
     kernels = select("reference")
-    parts = [TopK(np.array([2, 1], np.float32), np.array([4, 0])), TopK(np.array([2], np.float32), np.array([1]))]
-    top = merge(parts, 2, kernels)
-    assert top.documents.tolist() == [1, 4]
+    a, b, c = parts
+    rows = [(-score, number) for part in parts for score, number in zip(part.scores.tolist(), part.documents.tolist(), strict=True)]
+    expected = sorted(rows)[:k]
+    for merged in (
+        merge([a, b, c], k, kernels),
+        merge([merge([a, b], k, kernels), c], k, kernels),
+        merge([a, merge([b, c], k, kernels)], k, kernels),
+        merge([c, a, b], k, kernels),
+    ):
+        assert list(zip((-merged.scores).tolist(), merged.documents.tolist(), strict=True)) == expected
 
 
 def test_a_missing_cut_or_altered_file_is_named_when_the_index_is_opened(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import s3fs
 from fastapi.testclient import TestClient
 from moto.server import ThreadedMotoServer
+from ray.serve import Application, Deployment
 
 from ray_lir import storage
 from ray_lir.api.admin import IndexChange
@@ -98,11 +99,23 @@ def test_a_file_that_is_damaged_on_the_store_is_refused_and_leaves_no_copy(store
     assert not list(tmp_path.rglob("codes.npy")) and not list(tmp_path.rglob(".codes*"))
 
 
+def applications_in(value: object) -> list[Deployment]:
+    """The deployments bound anywhere in the arguments of another."""
+    if isinstance(value, Application):
+        return [value._bound_deployment]
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [deployment for each in values for deployment in applications_in(each)]
+
+
 def test_the_application_is_built_over_a_store_when_there_is_a_folder_for_copies(stored, tmp_path):
-    assert build({"index": stored, "cache": str(tmp_path)})
+    gateway = build({"index": stored, "cache": str(tmp_path), "num_groups": 2})._bound_deployment
+    assert gateway.name == "Gateway" and gateway.init_args[:2] == (stored, 1)
+    groups = [deployment for deployment in applications_in(gateway.init_args) if deployment.name.startswith("ShardGroup-")]
+    assert [group.name for group in groups] == ["ShardGroup-0", "ShardGroup-1"]
+    assert all(group.init_args[0] == stored and str(tmp_path) in group.init_args for group in groups)
 
 
 def test_a_name_that_leads_out_of_the_cache_cannot_be_listed():
     for name in ("../../secret", "/etc/passwd"):
-        with pytest.raises(ValueError, match="is not the name of a file in this folder"):
+        with pytest.raises(ValueError, match="is not a valid name of a file in this folder"):
             FileEntry(name=name, size=1, sha256="0" * 64)

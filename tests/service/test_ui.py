@@ -12,6 +12,7 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from ray_lir.base.errors import ShardUnavailable
 from serving.http.access import Access, read_tokens
@@ -245,4 +246,6 @@ def test_a_service_that_asks_for_a_token_gets_it_from_the_page(browser, service,
     box.send_keys(TOKEN, "\n")
     until(lambda: all_of(browser, "#engine option:nth-child(2)"), "the engines")
     one(browser, "#query").send_keys("river", "\n")
-    assert len(until(lambda: all_of(browser, ".hit"), "results")) == 10
+    shown = [hit.get_attribute("data-id") for hit in until(lambda: all_of(browser, ".hit"), "results")]
+    reply = TestClient(routes(local_service(Path(service[0].root), 1)[0])).post("/search", json={"query": "river", "k": 10})
+    assert shown == [hit["doc_id"] for hit in reply.json()["results"][0]]

@@ -184,12 +184,24 @@ def test_a_bad_row_is_refused_with_its_reason(row: bytes, reason: str):
     assert "\n" not in str(caught.value)
 
 
-@given(st.binary(max_size=60))
-def test_no_row_whatever_is_in_it_does_more_than_be_refused(row: bytes):
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+ROWS_OF_ANY_SHAPE = st.fixed_dictionaries({}, optional=dict.fromkeys(("_id", "title", "text", "metadata", "other"), JSON))
+
+
+@given(st.binary(max_size=60) | (JSON | ROWS_OF_ANY_SHAPE).map(lambda value: json.dumps(value).encode()))
+def test_a_row_of_any_shape_is_a_document_or_is_refused_in_one_line(row: bytes):
     try:
-        assert isinstance(parse_document(row), Document)
+        document = parse_document(row)
     except BadRow as error:
-        assert str(error)
+        assert re.fullmatch(r"[^\n]+", str(error))
+    else:
+        value = json.loads(row.decode("utf-8-sig"))
+        assert isinstance(document.text, str) and document.text == value["text"]
+        assert document.doc_id and document.doc_id == str(value["_id"]).removesuffix(".0")
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))

@@ -215,7 +215,8 @@ def test_two_runs_at_once_end_with_one_whole_output(corpus: str, checkpoint: str
 
     result = encode(corpus, tmp_path / "out", checkpoint, spread=overtaken)
     embeddings, _ = read_all(tmp_path / "out", result.manifest)
-    assert len(embeddings) == len(ROWS)
+    assert list(embeddings.doc_ids) == [row["_id"] for row in ROWS]
+    assert result.manifest == encode(corpus, tmp_path / "undisturbed", checkpoint).manifest
     assert not (tmp_path / "out" / PROGRESS).exists()
 
 
@@ -226,7 +227,8 @@ def test_a_run_that_fails_because_another_has_finished_takes_its_result(corpus: 
         raise FileNotFoundError(plan.destination.progress)
 
     result = encode(corpus, tmp_path / "out", checkpoint, spread=robbed)
-    assert len(read_all(tmp_path / "out", result.manifest)[0]) == len(ROWS)
+    assert list(read_all(tmp_path / "out", result.manifest)[0].doc_ids) == [row["_id"] for row in ROWS]
+    assert result.manifest == encode(corpus, tmp_path / "undisturbed", checkpoint).manifest
 
 
 def test_a_projection_is_fitted_to_the_corpus_and_saved_as_a_checkpoint(corpus: str, checkpoint: str, tmp_path: Path):

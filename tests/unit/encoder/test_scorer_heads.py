@@ -95,7 +95,10 @@ def test_settings_that_change_scores_change_the_fingerprint(name: str, settings:
     one = source.with_scorer(name)
     torch.manual_seed(0)
     other = source.with_scorer(name, settings)
+    torch.manual_seed(0)
+    again = source.with_scorer(name)
     assert len({source.contract.fingerprint, one.contract.fingerprint, other.contract.fingerprint}) == 3
+    assert again.contract.fingerprint == one.contract.fingerprint
 
 
 def test_heads_compute_in_float32_whatever_the_encoder_does(source: Encoder, tmp_path: Path) -> None:

@@ -139,11 +139,31 @@ def statistics_of(num_docs: int, tokens_per_document: int = 70) -> IndexStatisti
     return IndexStatistics(num_docs, num_tokens, np.full(default_num_centroids(num_tokens), 1))
 
 
-@pytest.mark.parametrize("kernels", sorted(cost.COSTS))
+@pytest.mark.parametrize("kernels", cost.COSTS)
 def test_auto_is_exact_for_few_documents_then_scan_then_warp(kernels):
     chosen = [resolve("auto", statistics_of(10**power), kernels).engine for power in range(1, 10)]
-    assert chosen[0] == "exact" and chosen[-1] == "warp"
-    assert chosen == sorted(chosen)  # exact, scan, warp: each begins where the one before gets slow
+    changes = [engine for engine, before in zip(chosen, [None, *chosen], strict=False) if engine != before]
+    assert changes == ["exact", "scan", "warp"]
+
+
+@pytest.mark.parametrize("kernels", cost.COSTS)
+@pytest.mark.parametrize("num_docs", [10, 1000, 20_000, 300_000, 50_000_000])
+def test_auto_chooses_the_engine_with_the_lowest_estimated_time(kernels, num_docs):
+    statistics = statistics_of(num_docs)
+    candidates = statistics.default_candidates(10)
+    rescored = {"warp": 2 * candidates, "exact": candidates, "scan": candidates}
+    times = {cost.estimate_ms(engine, statistics, kernels, number): engine for engine, number in rescored.items()}
+    assert resolve("auto", statistics, kernels).engine == times[min(times)]
+
+
+@pytest.mark.parametrize("engine", ["exact", "scan", "warp"])
+def test_an_estimate_grows_with_documents_dimensions_and_candidates(engine):
+    small, wide = statistics_of(20_000), replace(statistics_of(20_000), dim=256)
+    ms = cost.estimate_ms(engine, small, "native:avx2", 200)
+    assert cost.estimate_ms(engine, statistics_of(200_000), "native:avx2", 200) > ms
+    assert cost.estimate_ms(engine, wide, "native:avx2", 200) > ms
+    more = cost.estimate_ms(engine, small, "native:avx2", 400)
+    assert more == ms if engine == "exact" else more > ms
 
 
 def test_auto_knows_that_relations_make_candidates_slow():

@@ -22,12 +22,15 @@ from jobs.demo import DemoJob
 from serving import metrics
 from serving.app import ServeConfig
 from serving.ray_env import SWITCHES
+from tests.support import promql
 from tests.support.kubernetes_schema import KINDS, RayClusterSpec
+from tests.support.promql import series_of
 from tests.support.repository import REPOSITORY
 
 INFRA = REPOSITORY / "infra"
 RAY = importlib.metadata.version("ray")
 KUBERAY = sorted((INFRA / "kuberay").glob("*.yaml"))
+RAY_SERVE_SERIES = {"ray_serve_deployment_replica_healthy", "ray_serve_deployment_queued_queries"}
 JOBS = {"encode": "EncodeJob", "build_index": "BuildIndexJob"}
 
 
@@ -140,19 +143,45 @@ def test_the_cluster_file_follows_rays_schema_and_its_workers_are_spot():
     assert sum(types[name]["max_workers"] for name in ("cpu", "gpu")) <= config["max_workers"]
 
 
-def test_alerts_and_dashboards_ask_for_metrics_that_the_service_has(monkeypatch):
-    made = set()
-    for kind in ("Counter", "Gauge", "Histogram"):
-        monkeypatch.setattr(metrics, kind, lambda name, *_: made.add(f"ray_{name}"))
-    metrics.Metrics()
-    alerts = read(INFRA / "monitoring" / "alerts.yaml")
-    rules = [rule for group in alerts["groups"] for rule in group["rules"]]
-    texts = [rule["expr"] for rule in rules] + [path.read_text() for path in (INFRA / "grafana").glob("*.json")]
-    names = {name for text in texts for name in re.findall(r"ray_lir_[a-z_]+", text)}
-    assert len(made) > 5 and {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in names} <= made | {"ray_lir"}
-    for rule in rules:
-        assert set(rule) == {"alert", "expr", "for", "labels", "annotations"} and rule["labels"]["severity"] in ("page", "look")
-        assert rule["expr"].count("(") == rule["expr"].count(")") and re.fullmatch(r"\d+m", rule["for"])
+def exported_series() -> dict[str, set[str]]:
+    """The series that the service exports, each with its labels."""
+    series = {}
+    for metric in vars(metrics.Metrics()).values():
+        for name in series_of(type(metric).__name__, metric.info["name"]):
+            series[name] = {*metric.info["tag_keys"], *(["le"] if name.endswith("_bucket") else [])}
+    return series
+
+
+def expressions() -> list[str]:
+    rules = [rule["expr"] for group in read(INFRA / "monitoring" / "alerts.yaml")["groups"] for rule in group["rules"]]
+    boards = [json.loads(path.read_text()) for path in (INFRA / "grafana").glob("*.json")]
+    return rules + [target["expr"] for board in boards for panel in board["panels"] for target in panel.get("targets", ())]
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_alerts_and_dashboards_read_series_and_labels_that_the_service_exports(expression: str) -> None:
+    exported = exported_series()
+    found = promql.selections(expression)
+    assert found
+    for selection in found:
+        if selection.metric.startswith("ray_serve_"):
+            assert selection.metric in RAY_SERVE_SERIES and selection.labels <= {"deployment"}
+        else:
+            assert selection.metric in exported, f"the service exports no {selection.metric}"
+            assert selection.labels <= exported[selection.metric], selection
+
+
+@pytest.mark.parametrize("expression", ["sum(rate(ray_lir_requests_total[5m])", "sum(rate(ray_lir_requests_total))", "sum by (le (x)"])
+def test_an_expression_that_prometheus_refuses_is_refused_here(expression: str) -> None:
+    with pytest.raises(ValueError):
+        promql.selections(expression)
+
+
+def test_alerts_have_a_duration_a_severity_and_an_annotation() -> None:
+    for group in read(INFRA / "monitoring" / "alerts.yaml")["groups"]:
+        for rule in group["rules"]:
+            assert set(rule) == {"alert", "expr", "for", "labels", "annotations"} and rule["labels"]["severity"] in ("page", "look")
+            assert re.fullmatch(r"\d+m", rule["for"])
 
 
 def test_monitoring_mounts_files_that_are_there_where_they_are_looked_for():
