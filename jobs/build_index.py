@@ -1,11 +1,12 @@
 """Builds an index from a folder of token embeddings that jobs.encode wrote."""
 
 import time
-from typing import Any, Literal
+from typing import Any
 
 from ray_lir.base.config import IndexConfig
 
 from .cli import main
+from .where import Where, runs_on_ray, session
 
 
 class BuildIndexJob(IndexConfig):
@@ -15,15 +16,15 @@ class BuildIndexJob(IndexConfig):
     """Folder or URL that jobs.encode wrote."""
     output: str
     """Folder of the index."""
-    where: Literal["ray", "here"] = "ray"
-    """Run the steps as Ray tasks, or on threads of this process. The bytes are the same."""
+    where: Where = "auto"
+    """Run the steps as Ray tasks (`ray`), or on threads of this process (`here`); `auto` uses Ray if it is installed. The bytes are
+    the same."""
     dry_run: bool = False
     """Say how many bytes the index would have and how long it would take, and write nothing."""
 
 
 def run(job: BuildIndexJob) -> dict[str, Any]:
     start = time.perf_counter()
-    from ray_lir.base.parallel import threads
     from ray_lir.building.build import build_index
     from ray_lir.planning.preview import preview_build
     from ray_lir.storage.manifest import manifest_digest
@@ -31,14 +32,8 @@ def run(job: BuildIndexJob) -> dict[str, Any]:
     config = IndexConfig(**{name: getattr(job, name) for name in IndexConfig.model_fields})
     if job.dry_run:
         return {"output": job.output, "dry_run": True, **preview_build(job.embeddings, job.output, config)}
-    if job.where == "ray":
-        from ray_lir.distributed.ray_map import ray_map
-        from ray_lir.distributed.runtime import ray_session
-
-        with ray_session():
-            manifest = build_index(job.embeddings, job.output, config, map=ray_map)
-    else:
-        manifest = build_index(job.embeddings, job.output, config, map=threads)
+    with session(runs_on_ray(job.where)) as map:
+        manifest = build_index(job.embeddings, job.output, config, map=map)
     num_bytes = sum(file.size for shard in manifest.shards for file in shard.files) + manifest.codec.size
     return {
         "output": job.output,

@@ -1,13 +1,14 @@
 """Writes a version of an index without deleted documents and delta shards, and removes old versions."""
 
 import time
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from ray_lir.base.config import Config
 
 from .cli import main
+from .where import Where, runs_on_ray, session
 
 
 class CompactJob(Config):
@@ -20,8 +21,9 @@ class CompactJob(Config):
     keep_versions: int | None = Field(None, ge=1)
     """Remove all but the newest so many versions afterwards, with the files that none of those needs. None: remove none.
     A service needs the version that it serves, and the one before to roll back."""
-    where: Literal["ray", "here"] = "ray"
-    """Run the steps as Ray tasks, or on threads of this process. The bytes are the same."""
+    where: Where = "auto"
+    """Run the steps as Ray tasks (`ray`), or on threads of this process (`here`); `auto` uses Ray if it is installed. The bytes are
+    the same."""
     dry_run: bool = False
     """Say what would be written, and write and remove nothing."""
 
@@ -30,7 +32,6 @@ def run(job: CompactJob) -> dict[str, Any]:
     """Raises ConfigError, FormatError or Conflict; no version has changed then."""
     start = time.perf_counter()
     from ray_lir import storage
-    from ray_lir.base.parallel import threads
     from ray_lir.building.compact import compact_index
     from ray_lir.building.publishing import remove_versions
     from ray_lir.planning.preview import preview_compaction, shard_bytes
@@ -38,14 +39,8 @@ def run(job: CompactJob) -> dict[str, Any]:
 
     if job.dry_run:
         return {"index": job.index, "dry_run": True, **preview_compaction(job.index, job.num_shards)}
-    if job.where == "ray":
-        from ray_lir.distributed.ray_map import ray_map
-        from ray_lir.distributed.runtime import ray_session
-
-        with ray_session():
-            compaction = compact_index(job.index, job.num_shards, map=ray_map)
-    else:
-        compaction = compact_index(job.index, job.num_shards, map=threads)
+    with session(runs_on_ray(job.where)) as map:
+        compaction = compact_index(job.index, job.num_shards, map=map)
     removed = remove_versions(storage.absolute(job.index), job.keep_versions) if job.keep_versions else {}
     manifest = compaction.manifest
     return {

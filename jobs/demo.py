@@ -18,6 +18,7 @@ from pydantic import Field
 from ray_lir import storage
 from ray_lir.base import logs
 from ray_lir.base.config import Config
+from ray_lir.base.extras import require
 
 from . import build_index, encode
 from .cli import main
@@ -52,6 +53,7 @@ class DemoJob(Config):
 
 
 def run(job: DemoJob) -> dict[str, Any]:
+    require("ray", "serving the demo")
     from ray_lir.distributed.runtime import ray_session  # Ray takes seconds to load
 
     folder = storage.local_path(job.output) / f"{job.num_docs}-documents"

@@ -11,6 +11,7 @@ from ray_lir.corpus.refused_rows import DEAD_LETTERS
 from ray_lir.distributed.workers import Workers
 
 from .cli import main
+from .where import Where, encoding, runs_on_ray, session
 
 
 class EncodeJob(Config):
@@ -29,25 +30,23 @@ class EncodeJob(Config):
     workers: Workers = Workers()
     docs_per_part: int = Field(DOCS_PER_PART, ge=1)
     """Rows of the corpus that are encoded together and make one Parquet file."""
+    where: Where = "auto"
+    """Encode on Ray (`ray`), or in this process (`here`). `auto` uses Ray if it is installed. The bytes are the same."""
 
 
 def run(job: EncodeJob) -> dict[str, Any]:
-    """Runs the job on Ray; returns what it made."""
+    """Encode the corpus, and return the counts of what was written."""
     start = time.perf_counter()
     from ray_lir.corpus.records import corpus_files
 
-    corpus_files(job.corpus)  # a wrong path is told before a cluster starts
-    from functools import partial
-
-    from ray_lir.distributed.encode import make_pool, on_ray
-    from ray_lir.distributed.ray_map import ray_map
-    from ray_lir.distributed.runtime import ray_session
+    corpus_files(job.corpus)  # a wrong path is reported before a cluster starts
+    on_ray = runs_on_ray(job.where, job.workers)
     from ray_lir.encoder.corpus_encoder import encode_corpus
     from ray_lir.storage.manifest import manifest_digest
 
-    with ray_session():
-        spread = partial(on_ray, pool=make_pool(job.workers, job.encoder))
-        result = encode_corpus(job.corpus, job.output, job.encoder, docs_per_part=job.docs_per_part, map=ray_map, spread=spread)
+    with session(on_ray) as map:
+        spread = encoding(on_ray, job.workers, job.encoder)
+        result = encode_corpus(job.corpus, job.output, job.encoder, docs_per_part=job.docs_per_part, map=map, spread=spread)
     manifest = result.manifest
     return {
         "output": job.output,

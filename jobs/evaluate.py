@@ -11,6 +11,7 @@ from ray_lir import storage
 from ray_lir.base import logs
 from ray_lir.base.config import Config, EncoderConfig, canonical_json, digest
 from ray_lir.base.errors import ConfigError
+from ray_lir.base.extras import require
 from ray_lir.base.progress import track
 from ray_lir.corpus.datasets import Dataset, has_queries_as_documents, load_dataset
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
@@ -95,6 +96,7 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
     """
     from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load
 
+    require("ir_measures", "measuring a run")
     version = latest_version(config.index)
     searcher = Searcher.open(config.index, version)
     planner = searcher.planner

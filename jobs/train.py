@@ -3,6 +3,7 @@
 from typing import Any
 
 from ray_lir.base.config import EncoderConfig, TrainingConfig, TrainingSource
+from ray_lir.base.extras import require
 from ray_lir.distributed.workers import TrainingRun
 
 from .cli import main
@@ -18,6 +19,7 @@ class TrainJob(TrainingConfig, TrainingSource, TrainingRun):
 
 
 def run(job: TrainJob) -> dict[str, Any]:
+    require("ray", "training")
     from ray_lir.distributed.train import train  # Ray and torch take seconds to load
 
     parts = [kind(**{name: getattr(job, name) for name in kind.model_fields}) for kind in (TrainingSource, TrainingConfig, TrainingRun)]

@@ -2,8 +2,7 @@
 
 import time
 from contextlib import suppress
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -11,7 +10,7 @@ from ray_lir import storage
 from ray_lir.base.config import DOCS_PER_PART, Config, EncoderConfig, digest, parse_json
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.ids import BadId, id_text
-from ray_lir.base.parallel import Map, threads
+from ray_lir.base.parallel import Map
 from ray_lir.building.publishing import is_same
 from ray_lir.building.update import Added, Update, advice, change_of, drift_of, log_dead_letters, update_index
 from ray_lir.building.workspace import WORK, tidy
@@ -26,9 +25,7 @@ from ray_lir.storage.manifest import MANIFEST, manifest_digest
 
 from .cli import main
 from .evaluate import QueryEncoderConfig
-
-if TYPE_CHECKING:
-    from ray_lir.encoder.corpus_encoder import Spread
+from .where import Where, encoding, runs_on_ray, session
 
 
 class UpdateJob(Config):
@@ -45,8 +42,9 @@ class UpdateJob(Config):
     workers: Workers = Workers()
     docs_per_part: int = Field(DOCS_PER_PART, ge=1)
     """Rows of a corpus that are encoded together."""
-    where: Literal["ray", "here"] = "ray"
-    """Run the steps on Ray, or in this process. The bytes are the same."""
+    where: Where = "auto"
+    """Run the steps as Ray tasks (`ray`), or on threads of this process (`here`); `auto` uses Ray if it is installed. The bytes are
+    the same."""
     dry_run: bool = False
     """Say what would be added, replaced and deleted, and write nothing."""
 
@@ -60,21 +58,16 @@ def run(job: UpdateJob) -> dict[str, Any]:
         corpus_files(job.add)  # a wrong path is told before a cluster starts
     if job.dry_run:
         return {"index": job.index, "dry_run": True, **_preview(job, ids)}
-    if job.where == "here":
-        update = _update(job, manifest, ids, threads)
-    else:
-        from ray_lir.distributed.ray_map import ray_map
-        from ray_lir.distributed.runtime import ray_session
-
-        with ray_session():
-            update = _update(job, manifest, ids, ray_map)
+    on_ray = runs_on_ray(job.where, job.workers)
+    with session(on_ray) as map:
+        update = _update(job, manifest, ids, on_ray, map)
     return _result(job, update) | {"seconds": round(time.perf_counter() - start, 3)}
 
 
-def _update(job: UpdateJob, manifest: IndexManifest, ids: list[str], map: Map) -> Update:
+def _update(job: UpdateJob, manifest: IndexManifest, ids: list[str], on_ray: bool, map: Map) -> Update:
     if job.add is None or is_embeddings(job.add):
         return update_index(job.index, job.add, ids, map=map)
-    from ray_lir.encoder.corpus_encoder import encode_corpus, identify, in_process
+    from ray_lir.encoder.corpus_encoder import encode_corpus, identify
 
     given = job.encoder.model_dump()
     encoder = EncoderConfig(**given | {"checkpoint": given["checkpoint"] or manifest.contract.checkpoint})
@@ -83,19 +76,13 @@ def _update(job: UpdateJob, manifest: IndexManifest, ids: list[str], map: Map) -
         log_dead_letters(job.index, manifest.change)
         return Update(manifest, latest_version(job.index), manifest.change)
     folder = storage.join(storage.absolute(job.index), WORK, f"embeddings-{digest(identity)[:16]}")
-    spread = _on_ray(job, encoder) if job.where == "ray" else in_process
+    spread = encoding(on_ray, job.workers, encoder)
     encode_corpus(
         job.add, folder, encoder, contract=manifest.contract, docs_per_part=job.docs_per_part, kept="last", map=map, spread=spread
     )
     update = update_index(job.index, folder, ids, map=map)
     tidy(storage.absolute(job.index), lambda name: name == storage.base_name(folder))
     return update
-
-
-def _on_ray(job: UpdateJob, encoder: EncoderConfig) -> "Spread":
-    from ray_lir.distributed.encode import make_pool, on_ray
-
-    return partial(on_ray, pool=make_pool(job.workers, encoder))
 
 
 def _preview(job: UpdateJob, ids: list[str]) -> dict[str, Any]:

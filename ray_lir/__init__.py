@@ -1,7 +1,7 @@
-"""Late-interaction (ColBERT-family) retrieval: encode, index, search and train; on one machine, or on a Ray cluster.
+"""Late-interaction (ColBERT-family) retrieval: encode, index, search and train, on one machine or on a Ray cluster.
 
-The names below are imported when they are first used, so that `import ray_lir` costs nothing and the index half of the
-library (build_index, Searcher) never imports torch or Ray.
+Every name is imported when it is first used. `import ray_lir` therefore loads neither NumPy nor torch, the client needs only pydantic and
+httpx, and the index layer (build_index, Searcher) needs neither torch nor Ray.
 """
 
 from importlib import import_module
@@ -11,38 +11,80 @@ from ray_lir import moved
 
 if TYPE_CHECKING:
     from ray_lir.api.client import AsyncClient, Client
-    from ray_lir.base.config import EncoderConfig, IndexConfig
-    from ray_lir.base.errors import ConfigError, Conflict, FormatError, IncompatibleError, RayLirError
+    from ray_lir.api.search import Highlight, Snippet
+    from ray_lir.base.config import ClusteringConfig, CodecConfig, EncoderConfig, IndexConfig
+    from ray_lir.base.engine_params import ExactParams, PlaidParams, ScanParams, WarpParams, XtrParams
+    from ray_lir.base.errors import (
+        ConfigError,
+        Conflict,
+        Forbidden,
+        FormatError,
+        IncompatibleError,
+        KernelUnavailable,
+        NotFound,
+        Overloaded,
+        RayLirError,
+        ServiceUnavailable,
+        ShardUnavailable,
+        Unauthenticated,
+        UnsupportedVersion,
+    )
     from ray_lir.building.build import build_index
-    from ray_lir.building.compact import compact_index
-    from ray_lir.building.update import update_index
+    from ray_lir.building.compact import Compaction, compact_index
+    from ray_lir.building.update import Update, update_index
     from ray_lir.embeddings.folder import save_embeddings
     from ray_lir.embeddings.token_embeddings import TokenEmbeddings
-    from ray_lir.encoder.corpus_encoder import encode_corpus
+    from ray_lir.encoder.corpus_encoder import EncodeResult, encode_corpus
     from ray_lir.encoder.encoder import Encoder
+    from ray_lir.engines.plan import TopK
     from ray_lir.index.filters import Filters
-    from ray_lir.search.explain import explain
+    from ray_lir.search.explain import StageTrace, TokenMatches, Trace, explain
     from ray_lir.search.searcher import Searcher
-    from ray_lir.text_index import Hit, Hits, Index
+    from ray_lir.text_index import Hit, Hits, Index, Match
 
 __version__ = "0.2.0"
 __all__ = [
     "AsyncClient",
     "Client",
+    "ClusteringConfig",
+    "CodecConfig",
+    "Compaction",
     "ConfigError",
     "Conflict",
+    "EncodeResult",
     "Encoder",
     "EncoderConfig",
+    "ExactParams",
     "Filters",
+    "Forbidden",
     "FormatError",
+    "Highlight",
     "Hit",
     "Hits",
     "IncompatibleError",
     "Index",
     "IndexConfig",
+    "KernelUnavailable",
+    "Match",
+    "NotFound",
+    "Overloaded",
+    "PlaidParams",
     "RayLirError",
+    "ScanParams",
     "Searcher",
+    "ServiceUnavailable",
+    "ShardUnavailable",
+    "Snippet",
+    "StageTrace",
     "TokenEmbeddings",
+    "TokenMatches",
+    "TopK",
+    "Trace",
+    "Unauthenticated",
+    "UnsupportedVersion",
+    "Update",
+    "WarpParams",
+    "XtrParams",
     "build_index",
     "compact_index",
     "encode_corpus",
@@ -52,37 +94,50 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Client": "ray_lir.api.client",
-    "AsyncClient": "ray_lir.api.client",
-    "ConfigError": "ray_lir.base.errors",
-    "Conflict": "ray_lir.base.errors",
-    "Encoder": "ray_lir.encoder.encoder",
-    "EncoderConfig": "ray_lir.base.config",
-    "Filters": "ray_lir.index.filters",
-    "FormatError": "ray_lir.base.errors",
-    "Hit": "ray_lir.text_index",
-    "Hits": "ray_lir.text_index",
-    "IncompatibleError": "ray_lir.base.errors",
-    "Index": "ray_lir.text_index",
-    "IndexConfig": "ray_lir.base.config",
-    "RayLirError": "ray_lir.base.errors",
-    "Searcher": "ray_lir.search.searcher",
-    "TokenEmbeddings": "ray_lir.embeddings.token_embeddings",
-    "build_index": "ray_lir.building.build",
-    "compact_index": "ray_lir.building.compact",
-    "encode_corpus": "ray_lir.encoder.corpus_encoder",
-    "explain": "ray_lir.search.explain",
-    "save_embeddings": "ray_lir.embeddings.folder",
-    "update_index": "ray_lir.building.update",
+    "ray_lir.api.client": ["AsyncClient", "Client"],
+    "ray_lir.api.search": ["Highlight", "Snippet"],
+    "ray_lir.base.config": ["ClusteringConfig", "CodecConfig", "EncoderConfig", "IndexConfig"],
+    "ray_lir.base.engine_params": ["ExactParams", "PlaidParams", "ScanParams", "WarpParams", "XtrParams"],
+    "ray_lir.base.errors": [
+        "ConfigError",
+        "Conflict",
+        "Forbidden",
+        "FormatError",
+        "IncompatibleError",
+        "KernelUnavailable",
+        "NotFound",
+        "Overloaded",
+        "RayLirError",
+        "ServiceUnavailable",
+        "ShardUnavailable",
+        "Unauthenticated",
+        "UnsupportedVersion",
+    ],
+    "ray_lir.building.build": ["build_index"],
+    "ray_lir.building.compact": ["Compaction", "compact_index"],
+    "ray_lir.building.update": ["Update", "update_index"],
+    "ray_lir.embeddings.folder": ["save_embeddings"],
+    "ray_lir.embeddings.token_embeddings": ["TokenEmbeddings"],
+    "ray_lir.encoder.corpus_encoder": ["EncodeResult", "encode_corpus"],
+    "ray_lir.encoder.encoder": ["Encoder"],
+    "ray_lir.engines.plan": ["TopK"],
+    "ray_lir.index.filters": ["Filters"],
+    "ray_lir.search.explain": ["StageTrace", "TokenMatches", "Trace", "explain"],
+    "ray_lir.search.searcher": ["Searcher"],
+    "ray_lir.text_index": ["Hit", "Hits", "Index", "Match"],
 }
+"""Modules, and the public names that each defines."""
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 moved.install()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module 'ray_lir' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    found = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = found  # so that the next use finds it directly
+    return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})

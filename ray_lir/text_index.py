@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, overload
 
 from ray_lir import storage
@@ -57,7 +58,7 @@ class Match:
     contribution: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Hit:
     """A document that was found.
 
@@ -72,9 +73,13 @@ class Hit:
     title: str
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)
-    matches: tuple[Match, ...] = field(default=(), repr=False)
-    highlights: tuple[Highlight, ...] = field(default=(), repr=False)
-    snippet: Snippet | None = field(default=None, repr=False)
+    matches: tuple[Match, ...] = ()
+    highlights: tuple[Highlight, ...] = ()
+    snippet: Snippet | None = None
+
+    def __repr__(self) -> str:
+        parts = [repr(self.doc_id), f"{self.score:.3f}", *([repr(self.title)] if self.title else []), repr(shorten(self.text, 80))]
+        return f"Hit({', '.join(parts)}{f', {self.metadata}' if self.metadata else ''})"
 
     def _repr_html_(self) -> str:
         return Hits([self])._repr_html_()
@@ -82,6 +87,9 @@ class Hit:
 
 class Hits(list[Hit]):
     """The hits of one query, best first. A notebook shows them as a table with the matched words marked."""
+
+    def __repr__(self) -> str:
+        return f"[{f',{chr(10)} '.join(map(repr, self))}]"
 
     def _repr_html_(self) -> str:
         weakest = MARKED_FRACTION * max((mark.strength for hit in self for mark in hit.highlights), default=0.0)

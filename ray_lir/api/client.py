@@ -27,6 +27,7 @@ from ray_lir.api.search import (
 from ray_lir.base import errors
 from ray_lir.base.config import Config
 from ray_lir.base.errors import ConfigError, FormatError, Overloaded, RayLirError, ServiceUnavailable
+from ray_lir.base.extras import require
 from ray_lir.base.ids import BadId, look_up_id
 
 if TYPE_CHECKING:
@@ -251,6 +252,7 @@ def _search(query: str | Sequence[str], options: dict[str, Any]) -> Call[SearchR
 
 
 def _encode(texts: Sequence[str], kind: str) -> Call[EncodeResponse]:
+    require("numpy", "encode")
     from ray_lir.base.arguments import text_list
 
     return Call(

@@ -10,6 +10,7 @@ from pathlib import Path
 from ray_lir import storage
 from ray_lir.base.config import parse_json
 from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.base.extras import require
 from ray_lir.base.ids import BadId, check_id
 from ray_lir.corpus.text_lines import ascii_columns, read_text_lines
 
@@ -114,6 +115,7 @@ def _download(name: str) -> Path:
     url = BEIR_URL.format(name)
     if (cache / name).is_dir():
         return cache / name
+    require("beir", f"downloading the BEIR dataset {name}")
     try:
         from beir.util import download_and_unzip
 

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-import ir_measures
-
 from ray_lir.base.arguments import text_list
 from ray_lir.base.errors import ConfigError
+from ray_lir.base.extras import require
 from ray_lir.corpus.datasets import LARGEST_GRADE
 from ray_lir.evaluation.runs import Ranking
 
@@ -18,7 +17,7 @@ def evaluate(run: Mapping[str, Ranking], qrels: Mapping[str, Mapping[str, int]],
     """The value of every measure for every judged query, in the order given (the run's scores are not looked at).
 
     Raises:
-        ConfigError: A grade is larger than the measures can count.
+        ConfigError: A grade is larger than the measures can count, or ir-measures is not installed.
 
     A judged query without results, or without a relevant document, has the value 0. Queries that nobody judged are left out.
     """
@@ -28,6 +27,9 @@ def evaluate(run: Mapping[str, Ranking], qrels: Mapping[str, Mapping[str, int]],
         raise ConfigError(f"grades run from -{LARGEST_GRADE} to {LARGEST_GRADE}, and one is {largest}; use smaller grades")
     if not measures:
         return {}
+    require("ir_measures", "measuring a run")
+    import ir_measures
+
     parsed = {ir_measures.parse_measure(name): name for name in measures}
     # evaluators sort by score and break ties by document id: ranks in place of scores cannot tie
     ranks = {

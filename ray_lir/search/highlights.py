@@ -72,8 +72,8 @@ def highlights(
 ) -> list[Highlight]:
     """The words of a field that query tokens matched, in the order of the text.
 
-    The strength of a word is the sum of its matches' contributions to the score. Matches of a function word count less, on either side;
-    tokens that are not in the query's text (special and expansion tokens) are listed and count nothing.
+    The strength of a word is the sum of its matches' contributions to the score. Matches of a function word count less, on either side.
+    Matches of punctuation, and of tokens that are not in the query's text (special and expansion tokens), are listed and count nothing.
 
     Args:
         tokens: of the query.
@@ -86,7 +86,7 @@ def highlights(
         if match.field != field or match.start is None or match.end is None or not 0 <= match.start < match.end <= len(text):
             continue
         start, end = _word(text, match.start, match.end)
-        factor = FUNCTION_WORD_WEIGHT if text[start:end].casefold() in FUNCTION_WORDS else 1
+        factor = _weight_of(text[start:end])
         last, strength, numbers = found.get(start, (end, 0.0, []))
         found[start] = (max(last, end), strength + weight * factor * max(0.0, match.contribution), [*numbers, number])
     result: list[Highlight] = []
@@ -138,7 +138,13 @@ def _word_weight(query: str, start: int | None, end: int | None) -> float:
     if start is None or end is None:
         return 0.0
     first, last = _word(query, start, end)
-    return FUNCTION_WORD_WEIGHT if query[first:last].casefold() in FUNCTION_WORDS else 1.0
+    return _weight_of(query[first:last])
+
+
+def _weight_of(word: str) -> float:
+    if all(unicodedata.category(letter).startswith("P") for letter in word):
+        return 0.0  # a full stop that matches a question mark tells a reader nothing
+    return FUNCTION_WORD_WEIGHT if word.casefold() in FUNCTION_WORDS else 1.0
 
 
 def _word(text: str, start: int, end: int) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from typing import IO, Any
 import fsspec
 
 from ray_lir.base.errors import ConfigError
+from ray_lir.base.extras import require
 
 BLOCK_BYTES = 1 << 20
 """Bytes that are read or written at once."""
@@ -94,6 +95,7 @@ def filesystem(url: PathOrUrl) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         if not _is_s3(url):
             return _of_url(absolute(url))
+        require("s3fs", f"reading and writing {url}")
         from ray_lir.storage import s3
 
         fs, path = _of_url(absolute(url), **s3.OPTIONS)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from ray_lir.base.config import TrainingSource
 from ray_lir.base.errors import ConfigError
+from ray_lir.base.extras import require
 from ray_lir.base.logs import stage
 from ray_lir.corpus.datasets import has_queries_as_documents, load_dataset
 from ray_lir.corpus.records import document_text, read_documents
@@ -53,6 +54,7 @@ def load_dev_set(source: TrainingSource) -> DevSet | None:
     """
     if source.dev_split is None:
         return None
+    require("ir_measures", "measuring on a dev split")
     if not (source.dev_dataset or source.dataset):
         raise ConfigError("--dev_split needs the collection that it is a split of; give --dev_dataset")
     with stage("dev set") as record:

@@ -1,0 +1,60 @@
+"""Where the steps of a job run: as Ray tasks, or on threads of this process. The bytes are the same."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from ray_lir.base.config import EncoderConfig
+from ray_lir.base.extras import is_installed, require
+from ray_lir.base.parallel import Map, threads
+from ray_lir.distributed.workers import Workers
+
+if TYPE_CHECKING:
+    from ray_lir.encoder.corpus_encoder import Spread
+
+logger = logging.getLogger(__name__)
+
+Where = Literal["auto", "ray", "here"]
+
+
+def runs_on_ray(where: Where, workers: Workers | None = None) -> bool:
+    """Return whether a job runs on Ray. With `auto` it does if Ray is installed, or if a cluster or its workers are named.
+
+    Raises:
+        ConfigError: The job needs Ray, and Ray is not installed.
+    """
+    if where == "here":
+        return False
+    if where == "auto" and not is_installed("ray") and workers in (None, Workers()) and not os.environ.get("RAY_ADDRESS"):
+        logger.info("Ray is not installed; the job runs in this process")
+        return False
+    require("ray", "running on a cluster" if where == "auto" else "--where ray")
+    return True
+
+
+@contextmanager
+def session(on_ray: bool) -> Iterator[Map]:
+    """Yield the `Map` that spreads the steps; a Ray cluster that this context starts ends with it."""
+    if not on_ray:
+        yield threads
+        return
+    from ray_lir.distributed.ray_map import ray_map  # Ray takes seconds to load
+    from ray_lir.distributed.runtime import ray_session
+
+    with ray_session():
+        yield ray_map
+
+
+def encoding(on_ray: bool, workers: Workers, encoder: EncoderConfig) -> "Spread":
+    """Return what encodes the chunks of a corpus: a pool of Ray actors, or this process. Call it inside `session`."""
+    if not on_ray:
+        from ray_lir.encoder.corpus_encoder import in_process
+
+        return in_process
+    from ray_lir.distributed.encode import make_pool
+    from ray_lir.distributed.encode import on_ray as encode_on_ray
+
+    return partial(encode_on_ray, pool=make_pool(workers, encoder))

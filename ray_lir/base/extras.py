@@ -1,0 +1,40 @@
+"""Optional packages: which extra of ray_lir installs each, and the error where one is missing."""
+
+from importlib.util import find_spec
+
+from ray_lir.base.errors import ConfigError
+
+EXTRAS = {
+    "ray": "cluster",
+    "fastapi": "cluster",
+    "starlette": "cluster",
+    "click": "cluster",
+    "s3fs": "s3",
+    "botocore": "s3",
+    "aiobotocore": "s3",
+    "beir": "eval",
+    "ir_measures": "eval",
+    "triton": "gpu",
+}
+"""Name of a module that a plain `pip install ray_lir` leaves out, and the extra that installs it."""
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a top-level module can be imported. It is not imported."""
+    return find_spec(module) is not None
+
+
+def require(module: str, purpose: str) -> None:
+    """Check that an optional package is installed before it is imported.
+
+    Raises:
+        ConfigError: `module` is missing. The message names what needs it (`purpose`) and the command that installs it.
+    """
+    if not is_installed(module):
+        raise ConfigError(missing(module, purpose))
+
+
+def missing(module: str, purpose: str) -> str:
+    """Return the line for users: what needs `module`, and the command that installs it."""
+    target = f"'ray_lir[{EXTRAS[module]}]'" if module in EXTRAS else "ray_lir"
+    return f"{purpose} needs the package {module.replace('_', '-')}, which is not installed; run: pip install {target}"
