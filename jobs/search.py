@@ -1,13 +1,15 @@
-"""Searches an index on this machine for one query, and shows the answers."""
+"""Searches an index for one query and shows the hits, or for the queries of a file and writes them."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from ray_lir.api.search import MAX_K, Quality, QueryText, chosen_engine
 from ray_lir.base.config import Config, EncoderConfig
 from ray_lir.base.engine_params import PARAMS
+from ray_lir.base.errors import ConfigError
+from ray_lir.distributed.workers import SearchWorkers
 from ray_lir.embeddings.truncation import Truncation
 from ray_lir.index.filters import FILTER_NAMES, FiltersInput
 
@@ -18,37 +20,90 @@ if TYPE_CHECKING:
     from ray_lir.embeddings.contract import EncoderContract
     from ray_lir.encoder.encoder import Encoder
     from ray_lir.encoder.numpy_query_encoder import NumpyQueryEncoder
+    from ray_lir.search.bulk import BulkSettings
+
+SAMPLED_QUERIES = 64
+BYTES_PER_HIT = 12
+"""Bytes of a hit in Parquet without fields (zstd; measured: 9 to 14)."""
 
 
 class SearchJob(Config):
-    """Searches an index on this machine for one query and shows the documents it finds."""
+    """Searches an index: for one query, whose hits are shown, or for the queries of a file, whose hits are written.
+
+    Queries of a file are searched in blocks. A job that was killed continues when the same command runs again. It runs in this process, or
+    on a Ray cluster if a --workers flag is given or the index is on an object store.
+    """
 
     index: str
-    """Folder of the index."""
-    query: QueryText
-    """What to look for."""
+    """Folder of the index; with --queries also a URL (s3://bucket/folder)."""
+    query: QueryText | None = None
+    """Text of one query."""
+    queries: str | None = None
+    """File of queries (JSONL, JSONL.gz or Parquet; each row has an id, `_id` or `id`, and a text), a folder of such files, or a BEIR folder
+    or name."""
+    output: str | None = None
+    """With --queries: a folder or URL for parts in Parquet, or one file that ends in .parquet, .trec or .run."""
     k: int = Field(10, ge=1, le=MAX_K)
-    """How many documents, at most."""
+    """Hits per query at most."""
     engine: str = "auto"
     """auto, exact, scan, plaid, warp or xtr."""
     quality: Quality = "balanced"
-    """Of the engine auto: fast, balanced or exact."""
+    """For the engine auto: fast, balanced or exact."""
     params: dict[str, Any] = {}
-    """The engine's parameters, such as {nprobe: 4}."""
+    """Parameters of the engine, such as {nprobe: 4}."""
     filters: FiltersInput = Field(None, validation_alias=FILTER_NAMES)
-    """What documents must be like: "year >= 2020, tags ~ news", or JSON, {"where": {"op": "ge", "field": "year", "value": 2020},
-    "ids": {"exclude": ["a"]}}; --where and --filter say the same."""
+    """Conditions on the documents: "year >= 2020, tags ~ news", or JSON, {"where": {"op": "ge", "field": "year", "value": 2020},
+    "ids": {"exclude": ["a"]}}; --where and --filter mean the same."""
     metadata: Annotated[tuple[str, ...], BeforeValidator(names)] = ()
-    """Metadata of each document to show on a terminal, such as year,author."""
+    """With --query on a terminal: metadata of each document to show, such as year,author."""
+    fields: Annotated[tuple[Literal["title", "text", "metadata"], ...], BeforeValidator(names)] = ()
+    """With --queries: columns of the documents to write beside the ids, such as title,text."""
+    format: Literal["parquet", "trec"] = "parquet"
+    """With --queries and a folder as output: format of the parts."""
     encoder: str | None = None
-    """Where the encoder's checkpoint lies now. None: where it was when the index was made."""
+    """Folder or name of the encoder's checkpoint. None: where it was when the index was made."""
+    workers: SearchWorkers = SearchWorkers()
+    dry_run: bool = False
+    """With --queries: search a sample, and print how long the whole would take; nothing is written."""
+
+    @model_validator(mode="after")
+    def _query_or_queries(self) -> Self:
+        if (self.query is None) == (self.queries is None):
+            raise ValueError(
+                "give a query, or --queries with a file of queries" if self.query is None else "give query or queries, not both"
+            )
+        if self.queries is not None and self.output is None and not self.dry_run:
+            raise ValueError("--queries needs --output, the folder or file for the hits")
+        if self.query is not None and (self.output is not None or "workers" in self.model_fields_set):
+            raise ValueError("--output and --workers are for --queries; the hits of one query are shown")
+        return self
 
 
 def run(job: SearchJob) -> dict[str, Any]:
-    """Raises ConfigError or FormatError if there is no such index or engine."""
+    """Search the index.
+
+    Raises:
+        ConfigError: A setting or path is wrong.
+        FormatError: The index or a query file is damaged.
+    """
+    return _search_file(job) if job.queries is not None else _search_one(job)
+
+
+def show(result: dict[str, Any], job: SearchJob) -> None:
+    """Print the result for people."""
+    from .cli import show_fields
+
+    if job.queries is None:
+        show_hits(result["hits"], job.metadata)
+    else:
+        show_fields(result)
+
+
+def _search_one(job: SearchJob) -> dict[str, Any]:
     from ray_lir.search.highlights import match_hits
     from ray_lir.search.searcher import Searcher
 
+    assert job.query is not None
     engine = chosen_engine(job.engine, job.params, tuple(PARAMS))
     searcher = Searcher.open(job.index)
     contract = searcher.manifest.contract
@@ -66,8 +121,113 @@ def run(job: SearchJob) -> dict[str, Any]:
     return {"query": job.query, "hits": hits, "params": answer.params.model_dump() if answer.params else {}, **cut_of(truncation)}
 
 
+def _search_file(job: SearchJob) -> dict[str, Any]:
+    from functools import partial
+
+    from ray_lir import storage
+    from ray_lir.engines import read_tuning, resolve
+    from ray_lir.index.versions import latest_version, read_version
+    from ray_lir.search.bulk import BulkSettings, bulk_search, in_process, query_files
+    from ray_lir.search.searcher import open_planner
+    from ray_lir.storage.manifest import manifest_digest
+
+    assert job.queries is not None
+    root = storage.absolute(job.index)
+    query_files(job.queries)  # a wrong path is reported before anything is loaded
+    version = latest_version(root)
+    manifest = read_version(root, version)
+    on_cluster = "workers" in job.model_fields_set or not storage.is_local(root)
+    planner = open_planner(root, manifest, tuning=read_tuning(root, version))
+    kernels = "cuda" if job.workers.gpus_per_worker else planner.kernels.name
+    engine = resolve(chosen_engine(job.engine, job.params, tuple(PARAMS)), planner.statistics, kernels, job.quality, job.k, planner.tuning)
+    settings = BulkSettings(k=job.k, engine=engine, filters=job.filters, fields=job.fields, format=job.format)
+    encoder_config = EncoderConfig(checkpoint=job.encoder or manifest.contract.checkpoint)
+    identity = {"index": manifest_digest(manifest), "fingerprint": manifest.contract.fingerprint}
+    if job.dry_run:
+        return _predict(job, settings, manifest.contract, encoder_config, version)
+    assert job.output is not None
+    provenance = {"index_path": root, "version": version, "queries_path": job.queries, "kernels": kernels}
+    search = partial(bulk_search, job.queries, job.output, settings, identity, provenance=provenance)
+    if on_cluster:
+        from ray_lir.distributed.ray_map import ray_map
+        from ray_lir.distributed.runtime import ray_session
+        from ray_lir.distributed.search import IndexSource, default_cache, on_ray
+
+        source = IndexSource(root, version, job.workers.cache or default_cache())
+        with ray_session():
+            spread = partial(on_ray, source=source, contract=manifest.contract, encoder=encoder_config, workers=job.workers)
+            result = search(spread=spread, map=ray_map)
+    else:
+        from ray_lir.encoder.encoder import Encoder
+        from ray_lir.search.searcher import Searcher
+
+        result = search(spread=in_process(Encoder.for_contract(manifest.contract, encoder_config), Searcher.open(root, version)))
+    found = result.manifest
+    return {
+        "output": storage.absolute(job.output),
+        "num_queries": found.num_queries,
+        "num_hits": found.num_hits,
+        "num_dead": found.num_dead,
+        "num_repeated": found.num_repeated,
+        "num_truncated_queries": found.num_truncated_queries,
+        "k": job.k,
+        "engine": engine.engine,
+        "params": engine.model_dump(),
+        "index_version": version,
+        "num_blocks": result.num_blocks,
+        "num_skipped": result.num_skipped,
+        "seconds": result.seconds,
+        "queries_per_second": result.queries_per_second,
+        "manifest_digest": manifest_digest(found),
+    }
+
+
+def _predict(
+    job: SearchJob, settings: "BulkSettings", contract: "EncoderContract", encoder_config: EncoderConfig, version: int
+) -> dict[str, Any]:
+    """Encode and search a sample of the queries on one thread, and divide the time of all queries by the workers' threads."""
+    import time
+
+    import torch
+
+    from ray_lir import storage
+    from ray_lir.base.parallel import num_cores, use_cores
+    from ray_lir.encoder.encoder import Encoder
+    from ray_lir.search.bulk import sample_queries
+    from ray_lir.search.searcher import Searcher
+
+    if not storage.is_local(storage.absolute(job.index)):
+        raise ConfigError(
+            "--dry_run measures on the index itself, so the index must be on a disk of this machine; copy it, or run ray-lir plan"
+        )
+    assert job.queries is not None
+    texts, num_queries = sample_queries(job.queries, SAMPLED_QUERIES)
+    searcher, encoder = Searcher.open(job.index, version), Encoder.for_contract(contract, encoder_config)
+    workers = job.workers
+    num_threads = (workers.num_workers or max(1, num_cores() // (workers.cpus_per_worker or 1))) * (workers.cpus_per_worker or 1)
+    torch.set_num_threads(1)
+    use_cores(1)
+    encoder.encode_queries(texts[:1])  # the first call makes tables
+    start = time.perf_counter()
+    embeddings = encoder.encode_queries(texts)
+    encoded = time.perf_counter()
+    searcher.search(embeddings, settings.k, settings.engine, filters=settings.filters)
+    searched = time.perf_counter()
+    seconds = (searched - start) / len(texts) * num_queries / num_threads
+    return {
+        "num_queries": num_queries,
+        "sampled_queries": len(texts),
+        "engine": settings.engine.engine,
+        "encode_ms": round(1e3 * (encoded - start) / len(texts), 2),
+        "search_ms": round(1e3 * (searched - encoded) / len(texts), 2),
+        "threads": num_threads,
+        "predicted_seconds": round(seconds, 1),
+        "predicted_bytes": round(num_queries * job.k * BYTES_PER_HIT),
+    }
+
+
 def _encoder(contract: "EncoderContract", checkpoint: str) -> "Encoder | NumpyQueryEncoder":
-    """What encodes one query soonest: unless torch is loaded already, NumPy if it can, since loading torch takes seconds.
+    """The encoder that encodes one query soonest: NumPy if it can and torch is not loaded yet, since loading torch takes seconds.
 
     NumPy computes in float32. Where the encoder computes in bfloat16, scores differ by its rounding, as between machines.
     """
@@ -82,10 +242,10 @@ def _encoder(contract: "EncoderContract", checkpoint: str) -> "Encoder | NumpyQu
 
 
 def cut_of(truncation: "Truncation") -> dict[str, Any]:
-    """What the result says of a query that is longer than query_length; nothing of others."""
+    """Return the result's field for a query that is longer than query_length; nothing for other queries."""
     fields = {"kept_tokens": truncation.kept, "total_tokens": truncation.total, "exact": truncation.exact}
     return {"truncated_query": fields} if truncation.is_cut else {}
 
 
 if __name__ == "__main__":
-    main(SearchJob, run, show=lambda result, job: show_hits(result["hits"], job.metadata), positional="query")
+    main(SearchJob, run, show=show, positional="query")

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from ray_lir.index.manifest import IndexManifest
+from ray_lir.index.shard_groups import split_shards
 from ray_lir.index.versions import read_version
 
 from .transport.ray import ENCODER, Calls
-from .workers.shard_server import split_shards
 from .workers.versions import Served
 
 

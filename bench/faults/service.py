@@ -19,10 +19,10 @@ from ray_lir.base.errors import Conflict, RayLirError
 from ray_lir.building.update import update_index
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines.plan import TopK
+from ray_lir.index.shard_groups import split_shards
 from ray_lir.index.versions import read_version
 from ray_lir.search.searcher import Searcher
 from ray_lir.storage.manifest import MANIFEST, describe_file, write_manifest
-from serving.workers.shard_server import split_shards
 
 K = 10
 BEFORE_S = 3.0

@@ -22,9 +22,19 @@ Result = TypeVar("Result")
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
+_most_cores: int | None = None
+
+
 def num_cores() -> int:
-    """Cores that this process may use: fewer than the machine's in a container, or where it is pinned."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: fewer than the machine's in a container, if it is pinned, or after `use_cores`."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(here, _most_cores or here)
+
+
+def use_cores(count: int) -> None:
+    """Limit the cores of this process, for a worker that shares its machine with others."""
+    global _most_cores  # the number of cores is one setting for the whole process
+    _most_cores = max(1, count)
 
 
 def threads(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int | None = None) -> Iterator[Result]:

@@ -29,3 +29,15 @@ class TrainingRun(Config):
     """Steps between checkpoints; a training that was killed continues from the last one."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of progress."""
+
+
+class SearchWorkers(Workers):
+    """How a bulk search is spread over a Ray cluster. Fields that are not set follow from the cluster's machines."""
+
+    groups: int | None = Field(None, ge=1)
+    """Hold the index in this many groups of shards, each in a process of its own. None: as `disk` requires, or else every worker opens
+    the whole index."""
+    cache: str | None = None
+    """Folder on every machine for copies of a remote index. None: a folder of the user in the machine's temporary folder."""
+    disk: float | None = Field(None, gt=0)
+    """Gigabytes that the copies may take on a machine. A larger index is split into groups of shards, one a machine. None: no limit."""

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +16,7 @@ from ray_lir.base.errors import ShardUnavailable
 from ray_lir.engines.plan import QueryPlan, TopK
 from ray_lir.engines.stages import StageCall, run_stage, run_stages
 from ray_lir.index.filters import Filters
-from ray_lir.index.manifest import ShardEntry
+from ray_lir.index.shard_groups import split_shards
 from ray_lir.index.versions import read_version
 from ray_lir.kernels import select
 from ray_lir.search.explain import TokenMatches, kept_out, match_tokens, shard_of, stage_scores
@@ -243,15 +242,3 @@ def _stage_scores(
 
 def _find(versions: Versions[Searcher], served: Served, doc_ids: Sequence[str]) -> dict[str, int]:
     return versions.get(served).find(doc_ids)
-
-
-def split_shards(shards: Sequence[ShardEntry], num_groups: int) -> list[range]:
-    """Runs of neighbouring shards, about equally many tokens each; at least one shard, while there are enough."""
-    ends = np.cumsum([shard.num_tokens for shard in shards])
-    bounds = [0]
-    filled = min(num_groups, len(shards))
-    for group in range(1, filled):
-        nearest = int(np.abs(ends - ends[-1] * group / filled).argmin()) + 1
-        bounds.append(min(max(nearest, bounds[-1] + 1), len(shards) - (filled - group)))
-    bounds += [len(shards)] * (num_groups - filled + 1)
-    return [range(first, end) for first, end in pairwise(bounds)]

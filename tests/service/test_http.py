@@ -11,12 +11,13 @@ from fastapi.testclient import TestClient
 from ray_lir.api.admin import IndexChange
 from ray_lir.api.search import MAX_K, MAX_QUERIES, MAX_QUERY_CHARACTERS, SearchRequest
 from ray_lir.base.errors import ConfigError, FormatError, IncompatibleError, ShardUnavailable, UnsupportedVersion
+from ray_lir.index.shard_groups import split_shards
 from serving.app import build, parse, scaling
 from serving.foreground import main
 from serving.http.access import Access, check_address, read_tokens
 from serving.http.routes import routes
 from serving.metrics import Metrics
-from serving.workers.shard_server import ShardServer, split_shards
+from serving.workers.shard_server import ShardServer
 from tests.support.repository import REPOSITORY
 from tests.support.served_index import make_index
 

@@ -1,0 +1,512 @@
+"""Bulk search: many queries from files, searched block after block, with the hits in Parquet or TREC parts and a manifest last.
+
+`bulk_search` runs in this process; `distributed.search` spreads the same blocks over Ray. A finished block has an entry in the progress
+folder, so a job that was killed continues after it. Part names carry a digest of the content, so a repeated block gives the same file.
+"""
+
+import io
+import json
+import logging
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version as package_version
+from typing import Annotated, Any, Literal, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+import ray_lir.base.parallel
+from ray_lir import storage
+from ray_lir.base.config import Config, canonical_json, digest
+from ray_lir.base.engine_params import EngineParams
+from ray_lir.base.errors import ConfigError, Conflict
+from ray_lir.base.logs import stage
+from ray_lir.base.parallel import Map
+from ray_lir.base.progress import track
+from ray_lir.corpus.datasets import find_dataset
+from ray_lir.corpus.dead_letters import parse_chunk, write_dead_letters
+from ray_lir.corpus.records import SUFFIXES, BadRow, Document, corpus_files
+from ray_lir.corpus.refused_rows import DEAD_LETTERS, first_reasons, log_refused
+from ray_lir.corpus.scan import Chunk, Corpus, CorpusFile, read_chunks, scan
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.embeddings.truncation import Truncation, TruncationCounts
+from ray_lir.engines.plan import TopK
+from ray_lir.evaluation.runs import check_ids, format_run
+from ray_lir.index.filters import Filters
+from ray_lir.storage.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    PROVENANCE,
+    Count,
+    DeadLetter,
+    FileEntry,
+    create_manifest,
+    read_manifest,
+    write_named,
+)
+
+logger = logging.getLogger(__name__)
+
+QUERIES_PER_BLOCK = 512
+"""Queries that are searched together, written to one part, and repeated together after a failure."""
+HITS_PER_BLOCK = 1 << 22
+"""Hits of a block at most: with a large k a block has fewer queries."""
+FOLDER = "hits"
+PROGRESS = "_progress"
+UNFINISHED = ".unfinished"
+REFUSED = ".refused.jsonl"
+FORMATS: dict[str, Literal["parquet", "trec"]] = {".parquet": "parquet", ".trec": "trec", ".run": "trec"}
+"""Formats of a single output file by its suffix."""
+
+
+class BulkSettings(Config):
+    """The settings that decide the hits."""
+
+    k: Annotated[int, Field(ge=1)] = 10
+    """Hits per query at most."""
+    engine: EngineParams
+    """Engine with its parameters."""
+    filters: Filters | None = None
+    """Conditions on the documents; None searches all."""
+    fields: tuple[Literal["title", "text", "metadata"], ...] = ()
+    """Columns of the document that are written with each hit (Parquet only); metadata is a JSON object."""
+    format: Literal["parquet", "trec"] = "parquet"
+
+    @property
+    def queries_per_block(self) -> int:
+        return max(1, min(QUERIES_PER_BLOCK, HITS_PER_BLOCK // self.k))
+
+
+class HitsPart(FileEntry):
+    """One part of the hits: all hits of the queries of one block, in the order of the queries."""
+
+    num_queries: Count
+    num_hits: Count
+
+
+class BlockEntry(Config):
+    """What a finished block left: its part, its dead letters, and how many of its queries were cut."""
+
+    number: Count
+    part: HitsPart | None
+    """None if every row of the block was refused."""
+    dead: DeadLetter | None
+    truncation: TruncationCounts
+
+
+class HitsManifest(Config):
+    """The manifest of a finished bulk search.
+
+    The hits of a query are in one part, best first, with ranks from 1. Parts follow the order of the query files.
+    """
+
+    format_version: int = FORMAT_VERSION
+    kind: Literal["hits"] = "hits"
+    settings: BulkSettings
+    index: str
+    """sha256 of the manifest of the index version that was searched."""
+    fingerprint: str
+    """Fingerprint of the encoder contract."""
+    num_queries: Count
+    num_hits: Count
+    num_dead: Count
+    """Rows of the query files that were refused."""
+    num_repeated: Count
+    """Refused rows with the id of an earlier row."""
+    num_truncated_queries: Count
+    """Queries that are longer than query_length and were cut."""
+    parts: tuple[HitsPart, ...]
+    dead_letters: tuple[DeadLetter, ...]
+    config: dict[str, Any]
+    """Identity of the job: digests of the queries, the index, the encoder and the settings."""
+
+
+class QueryTokenizer(Protocol):
+    def query_truncations(self, texts: Sequence[str]) -> list[Truncation]: ...
+
+
+class QueryEncoder(Protocol):
+    """The part of `Encoder` that bulk search uses."""
+
+    @property
+    def tokenizer(self) -> QueryTokenizer: ...
+
+    def encode_queries(self, texts: Sequence[str], query_ids: Sequence[str] | None = None) -> TokenEmbeddings: ...
+
+
+class OpenIndex(Protocol):
+    """The part of `Searcher` that bulk search uses; `distributed.search` has a form of it over groups of shards."""
+
+    def search(
+        self,
+        queries: TokenEmbeddings,
+        k: int = 10,
+        engine: str | Config = "auto",
+        quality: str = "balanced",
+        *,
+        filters: Filters | None = None,
+    ) -> list[TopK]: ...
+
+    def doc_ids(self, numbers: Iterable[int]) -> list[str]: ...
+
+    def documents(self, numbers: Iterable[int]) -> list[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where blocks are written: parts and dead letters below `output`, entries of finished blocks in `progress`."""
+
+    output: str
+    progress: str
+
+
+@dataclass(frozen=True)
+class Worklist:
+    """The blocks of a bulk search that are still to be searched.
+
+    Attributes:
+        queries: The scanned query files.
+        settings: Settings of the search.
+        destination: Where the blocks are written.
+        done: Numbers of the blocks that earlier runs finished.
+    """
+
+    queries: Corpus
+    settings: BulkSettings
+    destination: Destination
+    done: frozenset[int]
+
+    @property
+    def files(self) -> list[CorpusFile]:
+        """The files that have blocks left."""
+        return [file for file in self.queries.files if not self.done.issuperset(file.chunks)]
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that are left."""
+        return self.queries.num_chunks - len(self.done)
+
+
+Spread = Callable[[Worklist], Iterator[BlockEntry]]
+"""Searches the blocks of a worklist, and yields their entries in any order."""
+
+
+@dataclass(frozen=True)
+class BulkResult:
+    """What a bulk search did.
+
+    Attributes:
+        manifest: Of the finished output.
+        num_blocks: Blocks of the query files.
+        num_skipped: Blocks that earlier runs had finished.
+        seconds: Time of the search.
+    """
+
+    manifest: HitsManifest
+    num_blocks: int
+    num_skipped: int
+    seconds: float
+
+    @property
+    def queries_per_second(self) -> float:
+        """Queries of this run a second, those of earlier runs left out."""
+        searched = sum(part.num_queries for part in self.manifest.parts[self.num_skipped :])
+        return round(searched / self.seconds, 1) if self.seconds else 0.0
+
+
+def query_files(url: storage.PathOrUrl) -> list[str]:
+    """Return the files of a set of queries.
+
+    Args:
+        url: A JSONL, JSONL.gz or Parquet file whose rows have an id and a text; a folder of such files; a folder in the BEIR layout, of
+            which queries.jsonl is read; or the name of a BEIR dataset.
+
+    Raises:
+        ConfigError: There is no such file, folder or dataset, or nothing that can be read.
+    """
+    url = storage.spelled(url)
+    if not storage.exists(url) and not url.endswith(SUFFIXES):
+        url = find_dataset(url)
+    names = storage.list_names(url)
+    files = [storage.join(storage.absolute(url), name) for name in names if name.startswith("queries") and name.endswith(SUFFIXES)]
+    return files or corpus_files(url)
+
+
+def search_block(chunk: Chunk, encoder: QueryEncoder, index: OpenIndex, settings: BulkSettings, destination: Destination) -> BlockEntry:
+    """Search the queries of one block, and write their hits. The same block gives the same files wherever it runs.
+
+    Args:
+        chunk: Rows of the query files.
+        encoder: Encoder of the index.
+        index: The opened index.
+        settings: Settings of the search.
+        destination: Where the part, the dead letters and the block's entry are written.
+
+    Raises:
+        ConfigError: A field that the filters name has the wrong type, or the format cannot carry an id.
+    """
+    queries, dead = parse_chunk(chunk, _check_query)
+    ids, texts = [query.doc_id for query in queries], [query.text for query in queries]
+    part = None
+    if queries:
+        answers = index.search(encoder.encode_queries(texts, ids), settings.k, settings.engine, filters=settings.filters)
+        data = _trec(ids, answers, index) if settings.format == "trec" else _parquet(ids, answers, index, settings.fields)
+        file = write_named(destination.output, f"{FOLDER}/part-{chunk.number:05d}", f".{settings.format}", data)
+        part = HitsPart(**file.model_dump(), num_queries=len(ids), num_hits=sum(len(answer.documents) for answer in answers))
+    letters = write_dead_letters(destination.output, chunk.number, dead)
+    truncation = TruncationCounts.of(encoder.tokenizer.query_truncations(texts) if texts else [])
+    entry = BlockEntry(number=chunk.number, part=part, dead=letters, truncation=truncation)
+    storage.write_bytes(storage.join(destination.progress, f"block-{chunk.number:05d}.json"), canonical_json(entry.model_dump(mode="json")))
+    return entry
+
+
+def _check_query(query: Document) -> None:
+    if not query.text.strip():
+        raise BadRow("the text is empty")
+
+
+def bulk_search(
+    queries: str,
+    output: str,
+    settings: BulkSettings,
+    identity: dict[str, str],
+    spread: Spread,
+    *,
+    provenance: dict[str, Any] | None = None,
+    map: Map = ray_lir.base.parallel.threads,
+) -> BulkResult:
+    """Search all queries of some files, and write the hits.
+
+    Args:
+        queries: See `query_files`.
+        output: Folder or URL for the parts and the manifest; or a file that ends in .parquet, .trec or .run, made of all parts.
+        settings: Settings of the search.
+        identity: Digests of the other inputs: `index` (manifest digest) and `fingerprint` (encoder contract), and whatever else decides
+            the hits. A finished output with the same identity is left as it is.
+        spread: Searches the blocks: `in_process`, or the one of `distributed.search`.
+        provenance: Facts for provenance.json that do not decide the hits.
+        map: Where the query files are scanned, one call a file.
+
+    Raises:
+        ConfigError: The files hold no query, or the output holds something else.
+        Conflict: Another job finished in the output meanwhile.
+        FormatError: A query file is cut or damaged.
+    """
+    output = storage.absolute(output)
+    suffix = next((suffix for suffix in FORMATS if output.endswith(suffix)), None)
+    folder = output + UNFINISHED if suffix else output
+    if suffix:
+        settings = settings.model_copy(update={"format": FORMATS[suffix]})
+    if settings.format == "trec" and settings.fields:
+        raise ConfigError("a TREC run has no columns for fields; leave out --fields, or choose an output that ends in .parquet")
+    storage.check_writable(folder.rpartition("/")[0] if suffix else folder)
+    records: list[dict[str, Any]] = []
+    with stage("scan", records) as record:
+        found = scan(query_files(queries), settings.queries_per_block, map)
+        record.update(files=len(found.files), rows=found.num_rows, queries=found.num_docs)
+    if not found.num_docs:
+        why = f"the first row is refused because {found.first_bad}" if found.num_rows else "it is empty"
+        raise ConfigError(f"{queries} holds no queries ({why}); a row is a JSON object with the strings _id and text")
+    config = {"queries": found.fingerprint, "settings": settings.model_dump(mode="json"), **identity}
+    if suffix and storage.exists(output) and not storage.exists(folder):
+        raise ConfigError(f"--output {output} exists; remove it, or choose another name")
+    result = _run(
+        found, Destination(folder, storage.join(folder, PROGRESS, digest(config)[:16])), settings, config, spread, records, provenance
+    )
+    manifest = result.manifest
+    log_refused(queries, manifest.num_dead, first_reasons(folder, manifest.dead_letters))
+    if manifest.num_truncated_queries:
+        logger.warning(
+            "search: %d of %d queries are longer than query_length and were cut", manifest.num_truncated_queries, manifest.num_queries
+        )
+    if suffix:
+        _join(folder, output, manifest)
+    return result
+
+
+def in_process(encoder: QueryEncoder, index: OpenIndex) -> Spread:
+    """Return a `Spread` that searches the blocks one after another in this process."""
+
+    def spread(worklist: Worklist) -> Iterator[BlockEntry]:
+        for file in worklist.files:
+            for chunk in read_chunks(file, worklist.queries.docs_per_chunk, worklist.done):
+                yield search_block(chunk, encoder, index, worklist.settings, worklist.destination)
+
+    return spread
+
+
+def sample_queries(queries: str, count: int) -> tuple[list[str], int]:
+    """Return the texts of about `count` queries at even distances, and the number of all queries.
+
+    Args:
+        queries: See `query_files`.
+        count: Texts wanted.
+
+    Raises:
+        ConfigError: The files hold no query.
+        FormatError: A file is cut or damaged.
+    """
+    found = scan(query_files(queries), QUERIES_PER_BLOCK)
+    step = max(1, found.num_rows // count)
+    texts: list[str] = []
+    for file in found.files:
+        for chunk in read_chunks(file, QUERIES_PER_BLOCK):
+            parsed, _ = parse_chunk(chunk, _check_query)
+            texts += [query.text for query in parsed[::step]]
+    if not texts:
+        raise ConfigError(f"{queries} holds no queries ({found.first_bad or 'it is empty'}); a row has the strings _id and text")
+    return texts, found.num_docs
+
+
+def read_hits(url: str) -> HitsManifest:
+    """Return the manifest of a finished bulk search.
+
+    Raises:
+        FormatError: There is none, or it is damaged.
+    """
+    return read_manifest(storage.join(url, MANIFEST), HitsManifest, "jobs.search --queries")
+
+
+def _run(
+    queries: Corpus,
+    destination: Destination,
+    settings: BulkSettings,
+    config: dict[str, Any],
+    spread: Spread,
+    records: list[dict[str, Any]],
+    provenance: dict[str, Any] | None,
+) -> BulkResult:
+    if existing := _existing(destination, config):
+        logger.info("%s holds the hits of this search already; nothing to do", destination.output)
+        return BulkResult(existing, queries.num_chunks, queries.num_chunks, 0.0)
+    entries = {entry.number: entry for entry in _finished(destination)}
+    skipped = len(entries)
+    worklist = Worklist(queries, settings, destination, frozenset(entries))
+    if entries:
+        logger.info("search: continues after %d of %d blocks", skipped, queries.num_chunks)
+    with stage("search", records) as record:
+        before = sum(map(_num_queries, entries.values()))
+        for entry in track(spread(worklist), "search", queries.num_docs, _num_queries, unit="queries", initial=before):
+            entries[entry.number] = entry
+        record.update(queries=sum(map(_num_queries, entries.values())) - before, blocks=len(entries) - skipped)
+    manifest = _publish(destination, settings, config, queries, [entries[number] for number in range(queries.num_chunks)])
+    versions = {"python": platform.python_version(), **{name: package_version(name) for name in ("numpy", "pyarrow", "torch")}}
+    facts = {"stages": records, "versions": versions, **(provenance or {})}
+    storage.write_bytes(storage.join(destination.output, PROVENANCE), canonical_json(facts))
+    with suppress(*storage.store_errors()):  # another run of the same job may be working in it
+        storage.remove_tree(storage.join(destination.output, PROGRESS))
+    return BulkResult(manifest, queries.num_chunks, skipped, record["seconds"])
+
+
+def _existing(destination: Destination, config: dict[str, Any]) -> HitsManifest | None:
+    """The manifest if this search is finished there. Raises ConfigError if the output holds anything else."""
+    output = destination.output
+    names = set(storage.list_names(output))
+    if MANIFEST in names:
+        manifest = read_hits(output)
+        if manifest.config == config:
+            return manifest
+        differs = next((name for name in config if manifest.config.get(name) != config[name]), "the configuration")
+        raise ConfigError(f"{output} holds the hits of another search ({differs} differs); choose another output, or remove it first")
+    if not names and storage.exists(output) and not storage.is_folder(output):
+        raise ConfigError(f"{output} is a file; choose a folder, or a name that ends in {', '.join(FORMATS)}")
+    strange = sorted(name for name in names - {PROGRESS, PROVENANCE, FOLDER, DEAD_LETTERS} if not name.startswith("."))
+    if strange:
+        raise ConfigError(f"{output} is not empty and holds no hits ({strange[0]} is in it); choose another output")
+    others = set(storage.list_names(storage.join(output, PROGRESS))) - {storage.name_of(destination.progress)}
+    if others:
+        raise ConfigError(f"{output} holds unfinished hits of another search; choose another output, or remove its {PROGRESS}")
+    return None
+
+
+def _finished(destination: Destination) -> Iterator[BlockEntry]:
+    """The entries of the blocks that earlier runs finished and whose files are there."""
+    output = destination.output
+    there = {f"{folder}/{name}" for folder in (FOLDER, DEAD_LETTERS) for name in storage.list_names(storage.join(output, folder))}
+    for name in storage.list_names(destination.progress):
+        if name.startswith("block-"):
+            entry = BlockEntry.model_validate_json(storage.read_bytes(storage.join(destination.progress, name)))
+            if all(file is None or file.name in there for file in (entry.part, entry.dead)):
+                yield entry
+
+
+def _num_queries(entry: BlockEntry) -> int:
+    return entry.part.num_queries if entry.part else 0
+
+
+def _publish(
+    destination: Destination, settings: BulkSettings, config: dict[str, Any], queries: Corpus, entries: Sequence[BlockEntry]
+) -> HitsManifest:
+    parts = tuple(entry.part for entry in entries if entry.part)
+    letters = tuple(entry.dead for entry in entries if entry.dead)
+    manifest = HitsManifest(
+        settings=settings,
+        index=config["index"],
+        fingerprint=config["fingerprint"],
+        num_queries=sum(part.num_queries for part in parts),
+        num_hits=sum(part.num_hits for part in parts),
+        num_dead=sum(letter.num_rows for letter in letters),
+        num_repeated=queries.num_repeated,
+        num_truncated_queries=sum(entry.truncation.num_truncated_docs or 0 for entry in entries),
+        parts=parts,
+        dead_letters=letters,
+        config=config,
+    )
+    try:
+        create_manifest(storage.join(destination.output, MANIFEST), manifest)
+    except FileExistsError:
+        if read_hits(destination.output).config != config:
+            raise Conflict(f"another search finished in {destination.output} while this one ran; choose another output") from None
+    return manifest
+
+
+def _trec(ids: Sequence[str], answers: Sequence[TopK], index: OpenIndex) -> bytes:
+    check_ids(ids, "query")
+    run = {
+        query_id: list(zip(index.doc_ids(answer.documents.tolist()), answer.scores.tolist(), strict=True))
+        for query_id, answer in zip(ids, answers, strict=True)
+    }
+    return format_run(run, "ray_lir")
+
+
+def _parquet(ids: Sequence[str], answers: Sequence[TopK], index: OpenIndex, fields: Sequence[str]) -> bytes:
+    """Rows (query_id, rank, doc_id, score, fields), best first within a query."""
+    numbers = [number for answer in answers for number in answer.documents.tolist()]
+    columns: dict[str, pa.Array] = {
+        "query_id": pa.array([query_id for query_id, answer in zip(ids, answers, strict=True) for _ in answer.documents], pa.string()),
+        "rank": pa.array([rank for answer in answers for rank in range(1, len(answer.documents) + 1)], pa.int32()),
+        "doc_id": pa.array(index.doc_ids(numbers), pa.string()),
+        "score": pa.array([score for answer in answers for score in answer.scores.tolist()], pa.float32()),
+    }
+    if fields:
+        rows = index.documents(numbers)
+        for field in fields:
+            values = [json.dumps(row[field], ensure_ascii=False) if field == "metadata" else row[field] for row in rows]
+            columns[field] = pa.array(values, pa.string())
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _join(folder: str, output: str, manifest: HitsManifest) -> None:
+    """Make one file of the parts, and a file of the refused rows beside it; then remove the folder of parts."""
+    urls = [storage.join(folder, part.name) for part in manifest.parts]
+    with storage.told_as("write", output):
+        with storage.attempt_folder(output.rpartition("/")[0] or "/") as scratch:
+            attempt = scratch / storage.name_of(output)
+            if manifest.settings.format == "trec":
+                with open(attempt, "wb") as run:
+                    for url in urls:
+                        run.write(storage.read_bytes(url))
+            else:
+                with pq.ParquetWriter(attempt, pq.read_schema(io.BytesIO(storage.read_bytes(urls[0]))), compression="zstd") as writer:
+                    for url in urls:
+                        writer.write_table(pq.read_table(io.BytesIO(storage.read_bytes(url))))
+            storage.publish(attempt, output)
+        if manifest.dead_letters:
+            letters = b"".join(storage.read_bytes(storage.join(folder, letter.name)) for letter in manifest.dead_letters)
+            storage.write_bytes(output + REFUSED, letters)
+    storage.remove_tree(folder)
