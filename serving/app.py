@@ -1,11 +1,14 @@
-"""The search service as a Serve application.
+"""The search service as a Ray Serve application.
 
-    serve run serving.app:build index=DIR [num_groups=4 ...]      on http://127.0.0.1:8000
-    serve run serving/config/local.yaml                           a file with the same arguments, host and port
-    python -m serving --index DIR --port 8080                     the same with a port of your own
+```
+serve run serving.app:build index=DIR [num_groups=4 ...]      # on http://127.0.0.1:8000
+serve run serving/config/local.yaml                           # arguments, host and port from a file
+python -m serving --index DIR --port 8080                     # any port
+```
 
-`serve run MODULE:build` has no option for the port: Serve listens on 127.0.0.1:8000, or as `serve start --http-port 8080`
-began it on a running cluster. The arguments are the fields of ServeConfig. Installed, the module is ray_lir_apps.serving.app.
+`serve run MODULE:build` has no option for the port. Ray Serve listens on 127.0.0.1:8000, or on the port of an earlier
+`serve start --http-port 8080`. The arguments are the fields of ServeConfig. In an installed wheel the module is
+`ray_lir_apps.serving.app`.
 """
 
 import difflib
@@ -35,12 +38,12 @@ from .workers.shard_server import ShardServer
 DEFAULT_GROUPS = 4
 ROOM_FIX = "lower these settings, replicas or num_groups, or add a machine"
 ENCODER_CALLS = 8
-"""Calls at a query encoder beyond which another is started: it encodes what comes in together at once."""
+"""Calls in progress, on average, at a query encoder before autoscaling adds a replica. It encodes concurrent calls in one batch."""
 CONSTRUCTOR_TRIES = 2
-"""A wrong checkpoint stays wrong; one more try is for a machine that was lost meanwhile."""
+"""Attempts to start a replica. The second is for a lost machine; a wrong checkpoint fails twice."""
 
 HEALTH_CHECK_S = 2.0
-"""How often Serve looks whether a replica is there: a lost one is missed for so long before another starts."""
+"""Seconds between health checks of a replica, and so the delay before Ray Serve replaces a lost one."""
 
 
 class ApplicationError(ConfigError, click.ClickException):
@@ -50,17 +53,17 @@ class ApplicationError(ConfigError, click.ClickException):
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application that `serve run serving.app:build index=DIR` starts.
+    """Build the application for `serve run serving.app:build index=DIR`.
 
     Args:
-        args: fields of ServeConfig; values may be text.
+        args: Fields of ServeConfig; values may be text.
 
     Raises:
-        ApplicationError: if an argument is unknown or wrong, or the index is not there or damaged.
+        ApplicationError: An argument is unknown or wrong, the index is missing or damaged, or the cluster is too small.
     """
     try:
         config = parse(args)
-        if config.encoder_gpus or config.encoder_cpus + config.shard_cpus > 1:  # by default it fits on any machine
+        if config.encoder_gpus or config.encoder_cpus + config.shard_cpus > 1:  # the defaults fit on any machine
             check_room_before_start(demands_of(config), ROOM_FIX)
         return application_of(config)
     except RayLirError as error:
@@ -68,10 +71,10 @@ def build(args: dict[str, Any]) -> Application:
 
 
 def application_of(config: ServeConfig) -> Application:
-    """The application, without a look at the cluster.
+    """Build the application without checking the cluster's resources.
 
     Raises:
-        ApplicationError: if the index is not there or damaged, or its encoder cannot be loaded.
+        ApplicationError: The index is missing or damaged, or its encoder cannot be loaded.
     """
     try:
         version = latest_version(config.index) if config.version is None else config.version
@@ -85,7 +88,7 @@ def application_of(config: ServeConfig) -> Application:
 
 
 def demands_of(config: ServeConfig) -> list[Demand]:
-    """What the smallest service of this configuration takes of the cluster."""
+    """Resources that the service needs before it scales up."""
     groups = config.num_groups or 1
     return [
         Demand("query encoder (encoder_gpus, encoder_cpus)", {"CPU": config.encoder_cpus, "GPU": config.encoder_gpus}, config.replicas),
@@ -94,7 +97,11 @@ def demands_of(config: ServeConfig) -> list[Demand]:
 
 
 def parse(args: dict[str, Any]) -> ServeConfig:
-    """Raises ConfigError if an argument is unknown, missing or wrong."""
+    """Return the configuration that arguments describe, with absolute paths.
+
+    Raises:
+        ConfigError: An argument is unknown, missing or wrong.
+    """
     for name in args:
         if name not in ServeConfig.model_fields and (near := difflib.get_close_matches(name, ServeConfig.model_fields, n=1)):
             raise ConfigError(f"unknown argument {name}; did you mean {near[0]}?")
@@ -104,42 +111,46 @@ def parse(args: dict[str, Any]) -> ServeConfig:
         raise ConfigError(first_problem(error.errors(), ServeConfig)) from None
     if not storage.is_local(config.index) and not config.cache:
         raise ConfigError(
-            f"{config.index} is not on a local disk; copy the index to one that every machine of the cluster sees, "
-            "or set cache to a folder for copies of its shards"
+            f"{config.index} is not on a disk; set cache to a local folder for copies of its shards, "
+            "or copy the index to a disk that every machine of the cluster mounts"
         )
     if config.max_replicas is not None and config.max_replicas < config.replicas:
-        raise ConfigError(f"max_replicas is {config.max_replicas}, less than replicas, {config.replicas}; raise it, or leave it out")
+        raise ConfigError(f"max_replicas is {config.max_replicas}, less than replicas ({config.replicas}); raise it, or leave it out")
     cache = storage.absolute(config.cache) if config.cache else None
     return config.model_copy(update={"index": storage.absolute(config.index), "cache": cache})
 
 
 def access_of(config: ServeConfig) -> Access:
-    """Raises ConfigError if the token file is none."""
+    """Return the tokens, roles and web origins of a configuration.
+
+    Raises:
+        ConfigError: The token file is not valid.
+    """
     return Access(roles=read_tokens(storage.absolute(config.tokens)) if config.tokens else {}, origins=config.origins)
 
 
 def _check_index(config: ServeConfig, manifest: IndexManifest) -> None:
     if not manifest.contract.weights_digest:
-        raise ConfigError(f"{config.index} was made of embeddings from elsewhere, so no encoder for its queries is known; use Searcher")
+        raise ConfigError(f"{config.index} was built from embeddings of an unknown encoder, which cannot encode queries; use Searcher")
     num_shards = len(manifest.shards)
     if config.num_groups and config.num_groups > num_shards:
         raise ConfigError(
-            f"num_groups is {config.num_groups}, but {config.index} has {num_shards} shards; choose no more groups than shards"
+            f"num_groups is {config.num_groups}, but {config.index} has {num_shards} shards; set num_groups to at most {num_shards}"
         )
     for file in files_of(manifest):
         check_file(config.index, file)
 
 
 def _check_encoder(config: ServeConfig, manifest: IndexManifest) -> None:
-    """Loads the checkpoint once, here: a mistake in a replica would be told between the lines of several tracebacks."""
-    from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load; other mistakes are told before
+    """Loads the checkpoint once here, because errors in replicas are buried in tracebacks of Ray Serve."""
+    from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load, so other mistakes are reported first
 
     checkpoint = config.encoder or manifest.contract.checkpoint
     Encoder.for_contract(manifest.contract, EncoderConfig(checkpoint=checkpoint, device="cpu"))
 
 
 def scaling(config: ServeConfig, calls: int) -> dict[str, Any]:
-    """Options of a deployment: a fixed number of replicas, or as many as keep `calls` at each."""
+    """Options of a deployment: a fixed number of replicas, or autoscaling to `calls` calls in progress at each."""
     if config.max_replicas is None:
         return {"num_replicas": config.replicas}
     bounds = {"min_replicas": config.replicas, "max_replicas": config.max_replicas}
@@ -147,7 +158,7 @@ def scaling(config: ServeConfig, calls: int) -> dict[str, Any]:
 
 
 def hedge_percentile(config: ServeConfig) -> float | None:
-    """None where there is no other replica to ask."""
+    """The percentile after which calls are hedged; None if hedging is disabled or there is no second replica."""
     return config.hedge_percentile if max(config.replicas, config.max_replicas or 0) > 1 and config.hedge_percentile < 100 else None
 
 
@@ -155,7 +166,7 @@ def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Ac
     num_groups = config.num_groups or min(len(manifest.shards), DEFAULT_GROUPS)
     options: dict[str, Any] = {
         "max_constructor_retry_count": CONSTRUCTOR_TRIES,
-        "graceful_shutdown_timeout_s": config.timeout_s + 5,  # what is being worked on may end
+        "graceful_shutdown_timeout_s": config.timeout_s + 5,  # requests in progress may finish
         "graceful_shutdown_wait_loop_s": 0.5,
         "health_check_period_s": HEALTH_CHECK_S,
         "logging_config": {"encoding": "JSON", "enable_access_log": False},
@@ -163,7 +174,7 @@ def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Ac
     replicas: dict[str, Any] = {"max_ongoing_requests": config.max_ongoing_requests, **options}
     encoder_resources = {"num_cpus": config.encoder_cpus, "num_gpus": config.encoder_gpus}
     encoder = serve.deployment(ray_actor_options=encoder_resources, **scaling(config, ENCODER_CALLS), **replicas)(QueryEncoder)
-    calls = 2 * max(1, math.floor(config.shard_cpus))  # one that computes and one that waits, for each thread
+    calls = 2 * max(1, math.floor(config.shard_cpus))  # for each thread one call that computes and one that waits
     shard_server = serve.deployment(ray_actor_options={"num_cpus": config.shard_cpus}, **scaling(config, calls), **replicas)(ShardServer)
     shard_groups = {
         f"ShardGroup-{group}": shard_server.options(name=f"ShardGroup-{group}").bind(
@@ -171,7 +182,7 @@ def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Ac
         )
         for group in range(num_groups)
     }
-    # The gateway takes in whatever comes, to answer 429 itself: a request that waits before it is answered by nobody.
+    # The gateway must receive excess requests to answer them with 429; Ray Serve would let them wait without a reply.
     gateway = serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=100 * config.max_requests, **options)(Gateway)
     return gateway.bind(
         config.index,

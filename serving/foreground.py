@@ -1,4 +1,4 @@
-"""Foreground: the service that this process starts and ends: `python -m serving`."""
+"""`python -m serving`: starts the service and stops it when the process is interrupted."""
 
 import os
 import signal
@@ -22,7 +22,10 @@ from .options import Options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the service's address on standard output when it answers. A user's mistake ends it with one line and code 2."""
+    """Serve until interrupted. Prints the service's address on standard output when it is ready.
+
+    A user's mistake ends the process with one line on standard error and exit code 2.
+    """
     cli = import_module(f"{(__package__ or '').removesuffix('serving')}jobs.cli")
     logs.configure()
     with cli.ending_in_one_line():
@@ -30,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def serve_until_interrupted(options: Options) -> None:
-    """Raises ConfigError if the service cannot start."""
+    """Start the service and wait for an interrupt.
+
+    Raises:
+        ConfigError: The service cannot start.
+    """
     check_address(options.host, access_of(options))
     config = parse(options.model_dump(exclude={"host", "port"}))
     application = application_of(config)
@@ -57,7 +64,7 @@ def _interrupt(*_: Any) -> None:
 
 
 def _check_free(host: str, port: int) -> None:
-    """Raises ConfigError if the port is taken; Serve would try it for minutes."""
+    """Raises ConfigError if the port is taken; Ray Serve would retry for minutes."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -67,7 +74,7 @@ def _check_free(host: str, port: int) -> None:
 
 
 def _reason(error: RuntimeError) -> str:
-    """The last line of what a deployment that failed says, or of the error itself."""
+    """The last line of the message of a failed deployment; without one, of the error itself."""
     applications = serve.status().applications.values()
     failed = [each.message for app in applications for each in app.deployments.values() if each.status == "DEPLOY_FAILED"]
     return (failed or [str(error)])[0].strip().splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Gateway: the deployment that listens to HTTP."""
+"""Gateway: the deployment that receives HTTP requests."""
 
 from fastapi import FastAPI
 from ray import serve
@@ -8,25 +8,29 @@ from .http.access import Access, check_address
 from .http.routes import routes
 from .metrics import Metrics
 from .service import Service
-from .transport.direct import DirectCalls
-from .transport.hedged import HedgedCalls
-from .transport.ray import ENCODER, Calls, RayCalls
+from .transport.hedged import HedgedTransport
+from .transport.protocol import ENCODER, Transport
+from .transport.ray import RayTransport
+from .transport.unix import UnixTransport
 
 
 @serve.ingress()
 class Gateway:
-    """Puts a Service over Ray Serve's handles behind the routes.
+    """Connects the HTTP routes, a `Service`, and the transport to its workers.
 
     Args:
-        encoder: the query encoder.
-        groups: the shard groups by name, in document order.
-        timeout_s: what a request may take.
-        max_requests: requests that are worked on at a time.
-        hedge_percentile: calls of a group that take longer than this percentile of the last ones are made again; None: never.
-        one_replica: whether the query encoder and each group have one replica, and never more.
+        root: Folder or URL of the index.
+        version: Version of the index to serve first.
+        encoder: Handle of the query encoder.
+        groups: Handles of the shard groups by name, in document order.
+        timeout_s: Longest time of a request, in seconds.
+        max_requests: Concurrent requests; further requests are refused.
+        hedge_percentile: Calls slower than this percentile of recent calls are sent again. None: no calls are.
+        one_replica: Whether the query encoder and each group have one replica at all times.
+        access: Tokens, roles and allowed web origins.
 
     Raises:
-        ConfigError: if Serve listens to a network and no tokens are asked for.
+        ConfigError: Ray Serve listens on a network, and no tokens are set.
     """
 
     def __init__(
@@ -43,18 +47,18 @@ class Gateway:
     ):
         check_address(listening_host(), access)
         metrics = Metrics()
-        calls: Calls = RayCalls({ENCODER: encoder, **groups}, metrics)
+        transport: Transport = RayTransport({ENCODER: encoder, **groups}, metrics)
         if hedge_percentile is not None:
-            calls = HedgedCalls(calls, groups, hedge_percentile, metrics)
+            transport = HedgedTransport(transport, groups, hedge_percentile, metrics)
         if one_replica:
-            calls = DirectCalls(calls, (ENCODER, *groups), metrics)
+            transport = UnixTransport(transport, (ENCODER, *groups), metrics)
         self.access = access
-        self.service = Service(root, version, list(groups), calls, timeout_s, max_requests, metrics)
+        self.service = Service(root, version, list(groups), transport, timeout_s, max_requests, metrics)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return routes(self.service, self.access)
 
 
 def listening_host() -> str:
-    """The address that Serve's HTTP proxies listen on."""
+    """The address that Ray Serve's HTTP proxies listen on."""
     return serve.context._get_global_client().http_config.host

@@ -1,4 +1,4 @@
-"""The options of the service, apart from the application, so that their help needs no Ray."""
+"""The settings of the service. They are apart from the application so that `--help` does not load Ray."""
 
 from typing import Annotated, Any
 
@@ -12,50 +12,51 @@ def _split(value: Any) -> Any:
 
 
 class ServeConfig(Config):
-    """Arguments of the application."""
+    """Arguments of the Ray Serve application."""
 
     index: str
-    """Folder of an index, on a disk that every machine of the cluster sees under this path; or its URL, with `cache`."""
+    """Folder of the index, at the same path on every machine; or a URL, together with `cache`."""
     version: int | None = None
-    """Version of the index. None: the latest when the service starts; it stays with that one."""
+    """Version of the index to serve first. None: the latest one when the service starts. Later versions are not loaded by themselves."""
     encoder: str | None = None
-    """Where the encoder's checkpoint lies now. None: where it was when the index was made."""
+    """Checkpoint folder of the query encoder, if it has moved. None: the folder that the index records."""
     num_groups: int | None = Field(None, ge=1)
-    """Deployments that the index's shards are spread over. None: one a shard, four at most."""
+    """Number of shard groups; the shards are distributed by size. None: one a shard, at most 4."""
     cache: str | None = None
-    """Folder on every machine's own disk for copies of the shards of an index that lies on an object store."""
+    """Folder on each machine's local disk for copies of shards, if the index is on an object store."""
     replicas: int = Field(1, ge=1)
-    """Copies of the query encoder and of each shard group."""
+    """Replicas of the query encoder and of each shard group."""
     max_replicas: int | None = Field(None, ge=1)
-    """Copies that each of them may grow to while calls wait for it. None: `replicas`."""
+    """Number of replicas that each of them may grow to while calls wait. None: `replicas`, no autoscaling."""
     encoder_cpus: float = Field(0.5, ge=0)
-    """CPUs reserved for each query encoder; it computes with as many threads, at least one."""
+    """CPUs reserved for each query encoder. It computes with that many threads, at least one."""
     encoder_gpus: float = Field(0, ge=0)
     """GPUs reserved for each query encoder."""
     shard_cpus: float = Field(0.1, ge=0)
-    """CPUs reserved for each shard group; it computes with as many threads, at least one. So little is the default for
-    the application to start on a machine with few."""
+    """CPUs reserved for each shard group. It computes with that many threads, at least one. The default is low so that the service
+    starts on a small machine."""
     max_ongoing_requests: int = Field(64, ge=1)
-    """Requests that a replica takes in at a time; others wait before it."""
+    """Concurrent Ray Serve calls of a replica; further calls wait."""
     max_requests: int = Field(64, ge=1)
-    """Requests that the gateway works on at a time; more are answered with 429 at once."""
+    """Concurrent requests of the gateway; further requests get status 429."""
     timeout_s: float = Field(30, gt=0)
-    """Seconds that a request may take."""
+    """Longest time of a request, in seconds."""
     hedge_percentile: float = Field(95, ge=0, le=100)
-    """Where groups have more than one replica: a call that takes longer than this percentile of the last ones like it is made
-    again, on another replica, and the first answer counts. 100: never."""
+    """With several replicas: a call slower than this percentile of recent similar calls is sent again to another replica, and the
+    first result counts. 100 disables this."""
     verify: bool = True
-    """Compare the digest of every file when a version of the index is opened."""
+    """Compare the sha256 of every file when a version of the index is opened."""
     tokens: str | None = None
-    """Token file: YAML with lists of bearer tokens under `read` and `admin`. None: everybody may read, nobody may administrate,
-    and the service listens on this machine alone."""
+    """Token file: YAML with lists of bearer tokens under `read` and `admin`. None: everyone may read, no one may administrate, and
+    the service listens on this machine only."""
     origins: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
-    """Web origins whose pages may call the service; separated by commas."""
+    """Web origins with pages that may call the service, separated by commas."""
 
 
 class Options(ServeConfig):
-    """Starts the search service on this machine (or on the cluster of RAY_ADDRESS) and serves until it is interrupted."""
+    """Starts the search service on this machine, or on the cluster of RAY_ADDRESS, and serves until it is interrupted."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; any other than this machine's own needs tokens."""
+    """Address to listen on. An address that other machines can reach requires `tokens`."""
     port: int = Field(8000, ge=1, le=65535)
+    """Port to listen on."""

@@ -1,4 +1,4 @@
-"""Turn: what one request works with: the version it is answered from, how long it may take, and whom it can ask."""
+"""RequestContext: what the gateway knows about one request: index version, deadline and transport."""
 
 import asyncio
 from dataclasses import dataclass
@@ -10,16 +10,18 @@ from ray_lir.index.manifest import IndexManifest
 from ray_lir.index.shard_groups import split_shards
 from ray_lir.index.versions import read_version
 
-from .transport.ray import ENCODER, Calls
+from .transport.protocol import ENCODER, Transport
 from .workers.versions import Served
 
 
 @dataclass(frozen=True)
 class Group:
-    """Documents first_document to first_document + num_docs, and the deployment that has them.
+    """A shard group: documents `first_document` up to, but not including, `first_document + num_docs`.
 
     Attributes:
-        num_live: those of them that are not deleted.
+        name: Name of its deployment.
+        num_docs: Number of its documents, deleted ones included.
+        num_live: Number of its documents that are not deleted.
     """
 
     name: str
@@ -28,21 +30,30 @@ class Group:
     num_live: int
 
     def own(self, numbers: np.ndarray) -> np.ndarray:
-        """Those of some documents, ascending, that the group has."""
+        """The document numbers that belong to this group; `numbers` is ascending."""
         low, high = np.searchsorted(numbers, [self.first_document, self.first_document + self.num_docs])
         return numbers[low:high]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the gateway knows of a version; groups without shards are not among its groups."""
+    """A version of the index as the gateway needs it. `groups` leaves out groups without shards."""
 
     manifest: IndexManifest
     groups: tuple[Group, ...]
 
 
 def open_snapshot(root: str, version: int, names: list[str]) -> Snapshot:
-    """Raises FormatError if there is no such version."""
+    """Read the manifest of a version and assign its shards to groups.
+
+    Args:
+        root: Folder or URL of the index.
+        version: Number of the version.
+        names: Names of all shard groups, in document order.
+
+    Raises:
+        FormatError: There is no such version, or its manifest is damaged.
+    """
     manifest = read_version(root, version)
     runs = [manifest.shards[run.start : run.stop] for run in split_shards(manifest.shards, len(names))]
     groups = [
@@ -54,26 +65,47 @@ def open_snapshot(root: str, version: int, names: list[str]) -> Snapshot:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One request's.
+class RequestContext:
+    """One request's index version, deadline and way to the workers.
 
     Attributes:
-        deadline: in the time of the event loop.
+        transport: Calls the workers.
+        served: The served versions, with the choice between version and canary made for this request.
+        snapshot: The version that answers this request.
+        deadline: Time of the event loop, in seconds, by which the request must be answered.
     """
 
-    calls: Calls
+    transport: Transport
     served: Served
     snapshot: Snapshot
     deadline: float
 
-    async def ask(self, name: str, method: str, *args: Any) -> Any:
-        """Raises ShardUnavailable if the deployment does not answer before the deadline."""
-        return await self.calls.ask(name, self.deadline, method, self.served, *args)
+    async def call(self, name: str, method: str, *args: Any) -> Any:
+        """Call a method of a deployment, for this request's version.
 
-    async def encoder(self, method: str, *args: Any) -> Any:
-        return await self.ask(ENCODER, method, *args)
+        Args:
+            name: Name of the deployment.
+            method: Name of the method; its first parameter is `served`.
+            args: Its other arguments.
 
-    async def everywhere(self, method: str, *args: Any) -> dict[str, Any]:
-        """The answer of every group. Raises ShardUnavailable if one does not answer."""
+        Raises:
+            ShardUnavailable: The deployment does not answer before the deadline.
+        """
+        return await self.transport.call(name, self.deadline, method, self.served, *args)
+
+    async def call_encoder(self, method: str, *args: Any) -> Any:
+        """Call a method of the query encoder.
+
+        Raises:
+            ShardUnavailable: It does not answer before the deadline.
+        """
+        return await self.call(ENCODER, method, *args)
+
+    async def call_groups(self, method: str, *args: Any) -> dict[str, Any]:
+        """Call a method of every shard group and return the results by group name.
+
+        Raises:
+            ShardUnavailable: A group does not answer before the deadline.
+        """
         names = [group.name for group in self.snapshot.groups]
-        return dict(zip(names, await asyncio.gather(*(self.ask(name, method, *args) for name in names)), strict=True))
+        return dict(zip(names, await asyncio.gather(*(self.call(name, method, *args) for name in names)), strict=True))

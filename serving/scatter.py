@@ -17,7 +17,7 @@ from ray_lir.kernels import Kernels
 from ray_lir.search.explain import TokenMatches
 from ray_lir.search.searcher import common_unknown_fields
 
-from .request_context import Turn
+from .request_context import RequestContext
 from .workers.shard_server import GroupAnswer
 
 
@@ -67,10 +67,10 @@ class Scatter:
         filters: what documents must be like; every group evaluates them for its own.
     """
 
-    def __init__(self, turn: Turn, kernels: Kernels, min_coverage: float = 1.0, filters: Filters | None = None):
-        self.turn = turn
-        self.groups = {group.name: group for group in turn.snapshot.groups}
-        self.num_docs = sum(group.num_live for group in turn.snapshot.groups)
+    def __init__(self, context: RequestContext, kernels: Kernels, min_coverage: float = 1.0, filters: Filters | None = None):
+        self.context = context
+        self.groups = {group.name: group for group in context.snapshot.groups}
+        self.num_docs = sum(group.num_live for group in context.snapshot.groups)
         self.min_coverage = min_coverage
         self.kernels = kernels
         self.filters = filters
@@ -110,7 +110,7 @@ class Scatter:
             mine = [group.own(each) for each in numbers]
             if any(len(each) for each in mine):
                 calls[name] = ("matches", plans, mine)
-        asked = await asyncio.gather(*(self.turn.ask(name, *call) for name, call in calls.items()))
+        asked = await asyncio.gather(*(self.context.call(name, *call) for name, call in calls.items()))
         return [{number: match for part in asked for number, match in part[position].items()} for position in range(len(plans))]
 
     async def _search(self, plans: list[QueryPlan], fields: Sequence[str]) -> None:
@@ -169,9 +169,9 @@ class Scatter:
         if not calls:
             return answers
         now = asyncio.get_running_loop().time()
-        until = self.turn.deadline if self.min_coverage >= 1 else now + (self.turn.deadline - now) / steps
-        turn = replace(self.turn, deadline=until)
-        asked = await asyncio.gather(*(turn.ask(name, *call) for name, call in calls.items()), return_exceptions=True)
+        until = self.context.deadline if self.min_coverage >= 1 else now + (self.context.deadline - now) / steps
+        context = replace(self.context, deadline=until)
+        asked = await asyncio.gather(*(context.call(name, *call) for name, call in calls.items()), return_exceptions=True)
         lost = {}
         for name, answer in zip(calls, asked, strict=True):
             if isinstance(answer, (ShardUnavailable, FormatError)):

@@ -1,4 +1,4 @@
-"""Service: what stands behind each route of the API. Lets requests in, and gives each the version that is served."""
+"""Service: answers each route of the API. Admits requests and assigns each one to a version of the index."""
 
 import asyncio
 import base64
@@ -7,46 +7,47 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from ray_lir.api import admin as operation
-from ray_lir.api import search as messages
+from ray_lir.api import admin as admin_api
+from ray_lir.api import search as search_api
 from ray_lir.base.engine_params import SERVED
 from ray_lir.base.errors import Conflict
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.kernels import select
 
-from .handlers import admin as changes
-from .handlers import documents as lookup
-from .handlers import explain as explaining
-from .handlers import replies
-from .handlers import search as searching
+from .handlers import admin, documents, replies
+from .handlers.explain import explain_document
+from .handlers.rerank import rerank
+from .handlers.search import search
 from .http.admission import Admission
 from .http.middleware import REQUEST_ID
 from .metrics import Metrics
-from .request_context import Snapshot, Turn, open_snapshot
-from .transport.ray import ENCODER, Calls
+from .request_context import RequestContext, Snapshot, open_snapshot
+from .transport.protocol import ENCODER, Transport
 from .workers.versions import Served, Versions
 
 HEALTH_TIMEOUT_S = 5.0
 
 
 class Service:
-    """Does no arithmetic but merging: encoding and planning belong to the query encoder, scores to the shard groups.
+    """The gateway's work, without HTTP. It merges results; the query encoder plans and the shard groups score.
 
     Args:
-        root: folder of the index.
-        version: the version that is served first.
-        groups: names of the shard groups, in document order.
-        calls: reaches them, and the query encoder.
-        timeout_s: what a request may take.
-        max_requests: requests that are worked on at a time; more are refused.
-        metrics: where to count them.
+        root: Folder or URL of the index.
+        version: Version of the index to serve first.
+        groups: Names of the shard groups, in document order.
+        transport: Calls the shard groups and the query encoder.
+        timeout_s: Longest time of a request, in seconds.
+        max_requests: Concurrent requests; further requests are refused.
+        metrics: Counts and times requests.
     """
 
-    def __init__(self, root: str, version: int, groups: Sequence[str], calls: Calls, timeout_s: float, max_requests: int, metrics: Metrics):
+    def __init__(
+        self, root: str, version: int, groups: Sequence[str], transport: Transport, timeout_s: float, max_requests: int, metrics: Metrics
+    ):
         self.root = root
         self.groups = list(groups)
         self.names = [ENCODER, *groups]
-        self.calls = calls
+        self.transport = transport
         self.timeout_s = timeout_s
         self.metrics = metrics
         self.admission = Admission(max_requests, metrics)
@@ -56,55 +57,90 @@ class Service:
         self._changing = asyncio.Lock()
         self._recalled = False
 
-    async def search(self, request: messages.SearchRequest) -> messages.SearchResponse:
-        async with self._turn(request.deadline_ms) as turn:
-            response = await searching.search(turn, request, self.kernels)
+    async def search(self, request: search_api.SearchRequest) -> search_api.SearchResponse:
+        """Answer `POST /search`.
+
+        Raises:
+            ConfigError: There is no such engine, or it has no such parameters.
+            Overloaded: Too many requests are in progress.
+            ShardUnavailable: Too little of the index answered in time.
+        """
+        async with self._admitted(request.deadline_ms) as context:
+            response = await search(context, request, self.kernels)
         self.metrics.search(response)
         return response
 
-    async def encode(self, request: messages.EncodeRequest) -> messages.EncodeResponse:
-        """In float16, the precision that embeddings have everywhere."""
-        async with self._turn() as turn:
-            embeddings: TokenEmbeddings = await turn.encoder("encode", list(request.texts), request.kind)
-            truncations = await turn.encoder("truncations", list(request.texts), request.kind)
-        return messages.EncodeResponse(
+    async def encode(self, request: search_api.EncodeRequest) -> search_api.EncodeResponse:
+        """Answer `POST /encode`. Vectors are float16, as in embeddings folders.
+
+        Raises:
+            Overloaded: Too many requests are in progress.
+            ShardUnavailable: The query encoder does not answer in time.
+        """
+        async with self._admitted() as context:
+            embeddings: TokenEmbeddings = await context.call_encoder("encode", list(request.texts), request.kind)
+            truncations = await context.call_encoder("truncations", list(request.texts), request.kind)
+        return search_api.EncodeResponse(
             embeddings=[_numbers(matrix) if request.format == "numbers" else _base64(matrix) for matrix in embeddings],
             num_tokens=embeddings.lengths.tolist(),
             dim=embeddings.dim,
-            fingerprint=turn.snapshot.manifest.contract.fingerprint,
+            fingerprint=context.snapshot.manifest.contract.fingerprint,
             truncated_texts=replies.truncated(truncations),
         )
 
-    async def rerank(self, request: messages.RerankRequest) -> messages.RerankResponse:
-        async with self._turn() as turn:
-            return await lookup.rerank(turn, request, self.kernels)
+    async def rerank(self, request: search_api.RerankRequest) -> search_api.RerankResponse:
+        """Answer `POST /rerank`.
 
-    async def explain(self, request: messages.ExplainRequest) -> messages.Explanation:
-        async with self._turn() as turn:
-            return await explaining.explain_document(turn, request, self.kernels)
+        Raises:
+            NotFound: The index has no such document.
+            Overloaded: Too many requests are in progress.
+            ShardUnavailable: The query encoder or a group does not answer in time.
+        """
+        async with self._admitted() as context:
+            return await rerank(context, request, self.kernels)
 
-    async def document(self, doc_id: str) -> messages.Document:
-        async with self._turn() as turn:
-            [(group, number)] = (await lookup.find(turn, [doc_id])).values()
-            return await lookup.get_document(turn, group, number)
+    async def explain(self, request: search_api.ExplainRequest) -> search_api.Explanation:
+        """Answer `POST /explain`.
 
-    async def health(self) -> operation.Health:
-        """Asks every deployment whether it is ready."""
+        Raises:
+            ConfigError: There is no such engine, or it has no such parameters.
+            NotFound: The index has no such document.
+            Overloaded: Too many requests are in progress.
+            ShardUnavailable: The query encoder or a group does not answer in time.
+        """
+        async with self._admitted() as context:
+            return await explain_document(context, request, self.kernels)
+
+    async def document(self, doc_id: str) -> search_api.Document:
+        """Answer `GET /documents`.
+
+        Raises:
+            NotFound: The index has no such document.
+            Overloaded: Too many requests are in progress.
+            ShardUnavailable: A group does not answer in time.
+        """
+        async with self._admitted() as context:
+            [(group, number)] = (await documents.find(context, [doc_id])).values()
+            return await documents.get_document(context, group, number)
+
+    async def health(self) -> admin_api.Health:
+        """Answer `GET /health`: ask every deployment whether it is ready."""
         deadline = self._deadline(1000 * HEALTH_TIMEOUT_S)
-        asked = await asyncio.gather(*(self.calls.ask(name, deadline, "ready") for name in self.names), return_exceptions=True)
-        states = {name: "ok" if answer is None else str(answer) for name, answer in zip(self.names, asked, strict=True)}
-        return operation.Health(ready=all(answer is None for answer in asked), deployments=states)
+        results = await asyncio.gather(*(self.transport.call(name, deadline, "ready") for name in self.names), return_exceptions=True)
+        states = {name: "ok" if result is None else str(result) for name, result in zip(self.names, results, strict=True)}
+        return admin_api.Health(ready=all(result is None for result in results), deployments=states)
 
-    async def index(self) -> operation.IndexFacts:
+    async def index(self) -> admin_api.IndexFacts:
+        """Answer `GET /index`: the served version, its size and its encoder contract."""
         await self._recall()
         served = self.versions.served
         manifest = self.versions.get(served).manifest
-        return operation.IndexFacts(
+        return admin_api.IndexFacts(
             index=self.root,
             version=served.version,
             previous=served.previous,
             canary=served.canary,
-            share=served.share,
+            traffic_fraction=served.traffic_fraction,
             num_docs=manifest.num_docs,
             num_deleted=sum(shard.num_deleted for shard in manifest.shards),
             num_tokens=manifest.num_tokens,
@@ -117,44 +153,48 @@ class Service:
             fingerprint=manifest.contract.fingerprint,
         )
 
-    async def change_index(self, change: operation.IndexChange) -> operation.IndexState:
-        """Requests that are being worked on end with the version that they began with.
+    async def change_index(self, change: admin_api.IndexChange) -> admin_api.IndexState:
+        """Answer `POST /admin/index`. Requests in progress finish with the version that they started with.
 
         Raises:
-            Conflict: if the version cannot be served, or another change is going on; nothing has changed.
+            Conflict: The version cannot be served, or another change is in progress; nothing has changed.
         """
         if self._changing.locked():
-            raise Conflict("another change is going on; wait for its end")
+            raise Conflict("another change is in progress; try again when it has finished")
         async with self._changing:
             await self._recall()
-            served, replicas = await changes.stage(self.calls, self.names, self.versions.served, change, self.root)
+            served, replicas = await admin.open_everywhere(self.transport, self.names, self.versions.served, change, self.root)
             await asyncio.to_thread(self._serve, served)
-            await changes.adopt(self.calls, self.names, served)
+            await admin.adopt(self.transport, self.names, served)
             self.versions.keep(served.reachable)
-        return operation.IndexState(
-            version=served.version, previous=served.previous, canary=served.canary, share=served.share, replicas=replicas
+        return admin_api.IndexState(
+            version=served.version,
+            previous=served.previous,
+            canary=served.canary,
+            traffic_fraction=served.traffic_fraction,
+            replicas=replicas,
         )
 
     @asynccontextmanager
-    async def _turn(self, milliseconds: float | None = None) -> AsyncIterator[Turn]:
-        """Raises Overloaded if too many requests are being worked on."""
+    async def _admitted(self, milliseconds: float | None = None) -> AsyncIterator[RequestContext]:
+        """The context of a request that is counted as in progress. Raises Overloaded if too many are."""
         with self.admission.enter():
             deadline = self._deadline(milliseconds)
             await self._recall()
-            self.metrics.served(self.versions.served)  # again and again: an exporter forgets what is not said for a while
+            self.metrics.served(self.versions.served)  # with every request: Ray's exporter drops gauges that are not set for a while
             served = self.versions.served.for_request(REQUEST_ID.get(""))
-            yield Turn(self.calls, served, self.versions.get(served), deadline)
+            yield RequestContext(self.transport, served, self.versions.get(served), deadline)
 
     async def _recall(self) -> None:
-        """After a start: the version that was served before it, if the other deployments were there."""
+        """Once after a start: serves the versions that the other deployments remember, if they ran before this gateway."""
         if not self._recalled:
-            served = await changes.recall(self.calls, self.names, self._deadline(1000 * HEALTH_TIMEOUT_S))
+            served = await admin.recall(self.transport, self.names, self._deadline(1000 * HEALTH_TIMEOUT_S))
             if served is not None:
                 await asyncio.to_thread(self._serve, served)
                 self._recalled = True
 
     def _serve(self, served: Served) -> None:
-        """From now on. Opens what the gateway needs of it before a request does."""
+        """Switches to the given versions, and opens their manifests before a request needs them."""
         if served.canary is not None:
             self.versions.open(served.canary)
         self.versions.get(served)

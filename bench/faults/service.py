@@ -56,7 +56,7 @@ def measure(
         "a damaged version is loaded": refused,
         "another version is loaded": lambda admin: admin.load_version(2),
         "it is rolled back": lambda admin: admin.roll_back(),
-        "another version answers half of the requests": lambda admin: admin.load_version(2, share=0.5),
+        "another version answers half of the requests": lambda admin: admin.load_version(2, traffic_fraction=0.5),
         "and then all": lambda admin: admin.promote(),
     }
     losses_of_two = {

@@ -3,7 +3,7 @@
     python -m bench.service.load --index runs/index --dataset scifact [--output bench/results] [--optimized]
 
 Starts the service on a Ray cluster of its own on this machine; the client is this process, the service is others, and they
-share the machine's cores. With --optimized Serve has the switches that
+share the machine's cores. With --optimized Ray Serve has the environment variables that
 `python -m serving` sets.
 Every answer under faults is compared with the in-process Searcher's.
 """
@@ -33,7 +33,7 @@ from ray_lir.encoder.encoder import Encoder
 from ray_lir.evaluation.latency import percentiles_ms
 from ray_lir.search.searcher import Searcher
 from serving.app import build
-from serving.ray_env import SWITCHES, free_ports, switches
+from serving.ray_env import RAY_ENV, free_ports, ray_env
 
 K = 10
 SETTLE_S = 10.0
@@ -52,10 +52,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8, help="of each load, and after each fault")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256])
     parser.add_argument("--parts", nargs="+", choices=("load", "faults"), default=["load", "faults"])
-    parser.add_argument("--optimized", action="store_true", help="set Serve's switches, as python -m serving does")
+    parser.add_argument("--optimized", action="store_true", help="set Ray Serve's environment variables, as python -m serving does")
     options = parser.parse_args()
-    if options.optimized and not os.environ.keys() >= SWITCHES.keys():
-        os.execve(sys.executable, [sys.executable, "-m", "bench.service.load", *sys.argv[1:]], os.environ | switches())
+    if options.optimized and not os.environ.keys() >= RAY_ENV.keys():
+        os.execve(sys.executable, [sys.executable, "-m", "bench.service.load", *sys.argv[1:]], os.environ | ray_env())
     texts = list(load_dataset(options.dataset).queries.values())[:200]
     target = Path(options.output) / "service.json"
     report = json.loads(target.read_text()) if target.exists() else {}

@@ -1,1 +1,1 @@
-"""The service's HTTP messages and the client that speaks them; needs neither torch nor Ray."""
+"""Request and response models of the service's HTTP API, and its client. Needs neither torch nor Ray."""

@@ -1,97 +1,113 @@
-"""What a search service and its operators say to each other: the index that is served, changes of it, health, and errors."""
+"""Models of the API for operators: the served index, changes of its version, health, and errors."""
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
 from ray_lir.base.config import Config
 from ray_lir.embeddings.contract import EncoderContract
 
+TRAFFIC_FRACTION = AliasChoices("traffic_fraction", "share")
+"""Accepted names of the field; `share` is the name of version 0.1."""
+
 
 class IndexFacts(Config):
-    """What is being searched."""
+    """The served index: answer of `GET /index`."""
 
     index: str
+    """Folder or URL."""
     version: int
+    """Version that answers all requests except the canary's."""
     previous: int | None = None
-    """The version that a roll-back goes to, unless there is a canary: then it ends that."""
+    """Version that `roll_back` returns to if there is no canary. None: no version was served before."""
     canary: int | None = None
-    """The version that answers `share` of the requests."""
-    share: float = 0.0
+    """Version that answers `traffic_fraction` of the requests. None: there is no canary."""
+    traffic_fraction: float = Field(0.0, validation_alias=TRAFFIC_FRACTION)
+    """Fraction of the requests that the canary answers, 0 to 1."""
     num_docs: int
-    """Without those that are deleted."""
+    """Documents that are not deleted."""
     num_deleted: int
-    """Deleted documents that the shards still hold."""
+    """Deleted documents that are still stored in the shards."""
     num_tokens: int
     num_shards: int
     num_groups: int
-    """Deployments that the shards are spread over."""
+    """Shard groups, the deployments that hold the shards."""
     num_centroids: int
     nbits: int
+    """Bits a dimension of the residuals."""
     engines: list[str]
+    """Engines that a request may name."""
     contract: EncoderContract
     fingerprint: str
-    """Of the contract: embeddings with the same one can be mixed."""
+    """Digest of the contract; vectors with equal fingerprints can be compared."""
 
 
 class IndexChange(Config):
-    """Which version of the index to serve from now on."""
+    """Which version of the index to serve: body of `POST /admin/index`."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"action": "load", "version": 2}, {"action": "load", "version": 2, "share": 0.1}, {"action": "roll_back"}]
+            "examples": [
+                {"action": "load", "version": 2},
+                {"action": "load", "version": 2, "traffic_fraction": 0.1},
+                {"action": "roll_back"},
+            ]
         }
     )
 
     action: Literal["load", "promote", "roll_back"]
-    """load: serve a version, or, with `share`, let it answer that share of the requests (a canary). promote: let the canary
-    answer all. roll_back: end the canary; without one, serve the version before."""
+    """load: serve a version; with `traffic_fraction`, as a canary for that fraction of the requests. promote: the canary answers all
+    requests. roll_back: end the canary; without a canary, serve the previous version."""
     version: Annotated[int, Field(ge=1, le=2**31)] | None = None
-    """Of load. None: the latest."""
-    share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    """Of load: the share of the requests. None, or 1: all."""
+    """For load: the version to serve. None: the latest."""
+    traffic_fraction: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(None, validation_alias=TRAFFIC_FRACTION)
+    """For load: fraction of the requests that the version answers. None or 1: all requests. `share` is another name of this field."""
 
     @model_validator(mode="after")
-    def _only_of_load(self) -> "IndexChange":
-        if self.action != "load" and (self.version is not None or self.share is not None):
-            raise ValueError(f"version and share are for load; leave them out of {self.action}")
+    def _only_for_load(self) -> "IndexChange":
+        if self.action != "load" and (self.version is not None or self.traffic_fraction is not None):
+            raise ValueError(f"version and traffic_fraction are for load; leave them out of {self.action}")
         return self
 
 
 class IndexState(Config):
-    """The version that is served after a change."""
+    """The served versions after a change: answer of `POST /admin/index`."""
 
     version: int
+    """Version that answers all requests except the canary's."""
     previous: int | None = None
+    """Version that `roll_back` returns to if there is no canary."""
     canary: int | None = None
-    share: float = 0.0
+    """Version that answers `traffic_fraction` of the requests."""
+    traffic_fraction: float = Field(0.0, validation_alias=TRAFFIC_FRACTION)
+    """Fraction of the requests that the canary answers, 0 to 1."""
     replicas: dict[str, int]
-    """How many replicas of each deployment have the version open and verified."""
+    """Number of replicas of each deployment that have the version open and verified."""
 
 
 class Live(Config):
-    """The service answers."""
+    """The service answers: reply of `GET /health/live`."""
 
     live: Literal[True] = True
 
 
 class Health(Config):
-    """Whether the service is up (it answers at all), and ready (everything that a search needs answers)."""
+    """Whether the service is live (it answers) and ready (every deployment that a search needs answers)."""
 
     live: bool = True
     ready: bool
     deployments: dict[str, str]
-    """ok, or what is wrong."""
+    """State of each deployment: ok, or the error."""
 
 
 class Problem(Config):
-    """What was wrong, in one line for people, and its kind for programs."""
+    """An error: its kind for programs, and one line for people."""
 
     kind: str = Field(examples=["ConfigError"])
     message: str = Field(examples=["unknown engine 'fast'; choose auto, exact, scan, plaid, warp"])
 
 
 class ErrorBody(Config):
-    """The body of every reply that is not a success."""
+    """Body of every reply to a request that failed."""
 
     error: Problem

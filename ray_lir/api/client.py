@@ -1,4 +1,4 @@
-"""Client: a typed client of the search service, for ordinary code (Client) and for asyncio (AsyncClient)."""
+"""Typed clients of the search service: `Client`, and `AsyncClient` for asyncio."""
 
 import base64
 import ipaddress
@@ -43,7 +43,13 @@ Request = TypeVar("Request", bound=Config)
 
 @dataclass(frozen=True)
 class Call(Generic[Reply]):
-    """One exchange: what is sent where, and what comes back."""
+    """One HTTP exchange: method, path, request model and response model.
+
+    Attributes:
+        reply: Model of a successful response.
+        body: Request model; None for a request without a body.
+        statuses: Statuses of a successful response.
+    """
 
     method: Literal["GET", "POST"]
     path: str
@@ -52,18 +58,24 @@ class Call(Generic[Reply]):
     statuses: tuple[int, ...] = (200,)
 
     def arguments(self) -> dict[str, Any]:
+        """Arguments for httpx's `request`."""
         content = None if self.body is None else self.body.model_dump_json(exclude_none=True)
         return {"method": self.method, "url": self.path, "content": content, "headers": {"Content-Type": "application/json"}}
 
     def read(self, response: "httpx.Response") -> Reply:
-        """Raises the error that the service names, or FormatError if it is no ray_lir service."""
+        """Return the response as its model.
+
+        Raises:
+            RayLirError: The error that the service reports, as its kind.
+            FormatError: The response is not one of a ray_lir service.
+        """
         try:
             if response.status_code in self.statuses:
                 return self.reply.model_validate_json(response.content)
             problem = ErrorBody.model_validate_json(response.content).error
         except ValidationError:
-            found = f"status {response.status_code} with something else"
-            raise FormatError(str(response.url), "an answer of a ray_lir service", found, "check the address") from None
+            found = f"status {response.status_code} with another body"
+            raise FormatError(str(response.url), "a response of a ray_lir service", found, "check the address") from None
         kind = _error(problem.kind)
         if kind is Overloaded:
             raise Overloaded(problem.message, int(response.headers.get("Retry-After", 1)))
@@ -71,14 +83,19 @@ class Call(Generic[Reply]):
 
 
 class Client:
-    """Talks to a service at `url`; closes its connections at the end of a `with` block, or by `close`.
+    """Client of the search service. Use it in a `with` block, or call `close` to close its connections.
 
-    Every method raises the error that the service names (ConfigError, NotFound, Overloaded, ShardUnavailable, ...), and
-    ServiceUnavailable if nothing answers.
+    Every method raises the error that the service reports, as its kind (ConfigError, NotFound, Overloaded, ShardUnavailable, ...). It
+    raises ServiceUnavailable if nothing answers, and ConfigError if the request is not valid.
 
     Args:
-        token: bearer token, if the service asks for one.
-        timeout_s: how long an answer may take.
+        url: Address of the service.
+        token: Bearer token. None: send no token.
+        timeout_s: Longest time to wait for a response, in seconds.
+
+    Example:
+        >>> with Client("http://127.0.0.1:8000") as client:
+        ...     hits = client.search("open a zip file", k=3).results[0]
     """
 
     def __init__(self, url: str = DEFAULT_URL, token: str | None = None, timeout_s: float = 60.0):
@@ -86,48 +103,63 @@ class Client:
         self._connect()
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
-        """A copy, in another process perhaps, opens connections of its own."""
+        """Pickles the settings; a copy opens its own connections."""
         return type(self), self._settings
 
     def search(self, query: str | Sequence[str], **options: Any) -> SearchResponse:
-        """Searches for one query or several; options are the other fields of SearchRequest."""
+        """Return the best documents for one or several queries. `options` are the other fields of `SearchRequest`."""
         return self._send(_search(query, options))
 
     def encode(self, texts: Sequence[str], kind: Literal["query", "document"] = "query") -> "TokenEmbeddings":
-        """Token embeddings of texts; they are numbered."""
+        """Return token embeddings of texts, with positions as ids."""
         return _embeddings(self._send(_encode(texts, kind)))
 
     def rerank(self, query: str, **options: Any) -> RerankResponse:
-        """Orders `texts`, or the documents `doc_ids` of the index; options are the other fields of RerankRequest."""
+        """Return `texts`, or the documents `doc_ids`, in order of their exact score. `options` are the other fields of `RerankRequest`."""
         return self._send(_rerank(query, options))
 
     def explain(self, query: str, doc_id: str, **options: Any) -> Explanation:
-        """Why a document is found, or not; options are the other fields of ExplainRequest."""
+        """Return why a document is found or dropped.
+
+        Args:
+            query: Text of the query.
+            doc_id: Id of the document.
+            options: The other fields of `ExplainRequest`.
+        """
         return self._send(_explain(query, doc_id, options))
 
     def document(self, doc_id: str | int) -> Document:
+        """Return a document of the index."""
         return self._send(_document(doc_id))
 
     def index(self) -> IndexFacts:
+        """Return the served version, its size and its encoder contract."""
         return self._send(INDEX)
 
     def health(self) -> Health:
+        """Return whether the service is ready, and the state of each deployment."""
         return self._send(HEALTH)
 
-    def load_version(self, version: int | None = None, share: float | None = None) -> IndexState:
-        """Serves a version of the index, the latest by default, from now on; with `share`, for that share of the requests.
-        Needs a token that may administrate."""
-        return self._send(_change("load", version=version, share=share))
+    def load_version(self, version: int | None = None, traffic_fraction: float | None = None, *, share: float | None = None) -> IndexState:
+        """Serve another version of the index. Needs an admin token.
+
+        Args:
+            version: Version to serve. None: the latest.
+            traffic_fraction: Fraction of the requests that the version answers, as a canary. None: all requests.
+            share: Name of `traffic_fraction` in version 0.1.
+        """
+        return self._send(_load(version, traffic_fraction, share))
 
     def promote(self) -> IndexState:
-        """Lets the version that answers a share of the requests answer all."""
+        """Let the canary answer all requests. Needs an admin token."""
         return self._send(_change("promote"))
 
     def roll_back(self) -> IndexState:
-        """Ends that share; without one, serves the version before again."""
+        """End the canary; without a canary, serve the previous version. Needs an admin token."""
         return self._send(_change("roll_back"))
 
     def close(self) -> None:
+        """Close the connections of this process."""
         if self._process == os.getpid():
             self._http.close()
 
@@ -138,11 +170,11 @@ class Client:
         self.close()
 
     def _connect(self) -> None:
-        """Open connections of this process. In a forked one, those of the parent would bring one's answers to the other."""
-        import httpx  # a program that only knows of the client does not load it
+        """Opens connections for this process. A forked process must not use its parent's: responses would reach the wrong one."""
+        import httpx  # importing the client does not load httpx
 
         url, token, timeout_s = self._settings
-        with _telling_settings(url):
+        with _checking_settings(url):
             self._http = httpx.Client(base_url=url, headers=_headers(token), timeout=timeout_s, trust_env=not _is_loopback(url))
         self._process = os.getpid()
 
@@ -159,10 +191,13 @@ class Client:
 
 
 class AsyncClient:
-    """The same for asyncio; close it with `async with`, or by `await client.close()`.
+    """`Client` for asyncio: the same methods, as coroutines. Use it in an `async with` block, or await `close`.
 
     Args:
-        max_connections: requests on their way at a time; others wait in the client.
+        url: Address of the service.
+        token: Bearer token. None: send no token.
+        timeout_s: Longest time to wait for a response, in seconds.
+        max_connections: Concurrent requests; further requests wait in the client.
     """
 
     def __init__(self, url: str = DEFAULT_URL, token: str | None = None, timeout_s: float = 60.0, max_connections: int = 100):
@@ -170,40 +205,65 @@ class AsyncClient:
         self._connect()
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
-        """A copy, in another process perhaps, opens connections of its own."""
+        """Pickles the settings; a copy opens its own connections."""
         return type(self), self._settings
 
     async def search(self, query: str | Sequence[str], **options: Any) -> SearchResponse:
+        """See `Client.search`."""
         return await self._send(_search(query, options))
 
     async def encode(self, texts: Sequence[str], kind: Literal["query", "document"] = "query") -> "TokenEmbeddings":
+        """See `Client.encode`."""
         return _embeddings(await self._send(_encode(texts, kind)))
 
     async def rerank(self, query: str, **options: Any) -> RerankResponse:
+        """See `Client.rerank`."""
         return await self._send(_rerank(query, options))
 
     async def explain(self, query: str, doc_id: str, **options: Any) -> Explanation:
+        """See `Client.explain`.
+
+        Args:
+            query: Text of the query.
+            doc_id: Id of the document.
+            options: The other fields of `ExplainRequest`.
+        """
         return await self._send(_explain(query, doc_id, options))
 
     async def document(self, doc_id: str | int) -> Document:
+        """See `Client.document`."""
         return await self._send(_document(doc_id))
 
     async def index(self) -> IndexFacts:
+        """See `Client.index`."""
         return await self._send(INDEX)
 
     async def health(self) -> Health:
+        """See `Client.health`."""
         return await self._send(HEALTH)
 
-    async def load_version(self, version: int | None = None, share: float | None = None) -> IndexState:
-        return await self._send(_change("load", version=version, share=share))
+    async def load_version(
+        self, version: int | None = None, traffic_fraction: float | None = None, *, share: float | None = None
+    ) -> IndexState:
+        """See `Client.load_version`.
+
+        Args:
+            version: Version to serve. None: the latest.
+            traffic_fraction: Fraction of the requests that the version answers, as a canary. None: all requests.
+            share: Name of `traffic_fraction` in version 0.1.
+        """
+        return await self._send(_load(version, traffic_fraction, share))
 
     async def promote(self) -> IndexState:
+        """See `Client.promote`."""
         return await self._send(_change("promote"))
 
     async def roll_back(self) -> IndexState:
+        """See `Client.roll_back`."""
         return await self._send(_change("roll_back"))
 
     async def close(self) -> None:
+        """Close the connections of this process."""
         if self._process == os.getpid():
             await self._http.aclose()
 
@@ -214,12 +274,12 @@ class AsyncClient:
         await self.close()
 
     def _connect(self) -> None:
-        """Open connections of this process, as `Client` does."""
+        """Opens connections for this process, as `Client` does."""
         import httpx
 
         url, token, timeout_s, max_connections = self._settings
         limits = httpx.Limits(max_connections=max_connections)
-        with _telling_settings(url):
+        with _checking_settings(url):
             self._http = httpx.AsyncClient(
                 base_url=url, headers=_headers(token), timeout=timeout_s, limits=limits, trust_env=not _is_loopback(url)
             )
@@ -245,7 +305,7 @@ def _search(query: str | Sequence[str], options: dict[str, Any]) -> Call[SearchR
     if isinstance(query, str):
         queries: dict[str, Any] = {"query": query}
     else:
-        from ray_lir.base.arguments import text_list  # needs NumPy, which one query does not
+        from ray_lir.base.arguments import text_list  # loads NumPy, which a single query does not need
 
         queries = {"queries": text_list("queries", query)}
     return Call("POST", "/search", SearchResponse, _checked(SearchRequest, {**queries, **options}))
@@ -282,12 +342,18 @@ def _document(doc_id: str | int) -> Call[Document]:
     return Call("GET", f"/documents?id={quote(doc_id, safe='')}", Document)
 
 
+def _load(version: int | None, traffic_fraction: float | None, share: float | None) -> Call[IndexState]:
+    if traffic_fraction is not None and share is not None:
+        raise ConfigError("traffic_fraction and share are the same setting; give only traffic_fraction")
+    return _change("load", version=version, traffic_fraction=share if traffic_fraction is None else traffic_fraction)
+
+
 def _change(action: str, **options: Any) -> Call[IndexState]:
     return Call("POST", "/admin/index", IndexState, _checked(IndexChange, {"action": action, **options}))
 
 
 def _checked(kind: type[Request], fields: dict[str, Any]) -> Request:
-    """Raises ConfigError, before anything is sent, if the request cannot be answered."""
+    """The request as its model. Raises ConfigError if a field is wrong, before anything is sent."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
@@ -308,7 +374,7 @@ def _headers(token: str | None) -> dict[str, str]:
 
 
 def _error(kind: str) -> type[RayLirError]:
-    """The class of that name if it takes a message; ConfigError for a request that was refused as malformed."""
+    """The error class of a kind; ConfigError for a malformed request, RayLirError for an unknown kind."""
     found = getattr(errors, kind, None)
     if kind in ("InvalidRequest", "RequestEntityTooLarge"):
         return ConfigError
@@ -316,8 +382,8 @@ def _error(kind: str) -> type[RayLirError]:
 
 
 @contextmanager
-def _telling_settings(url: str) -> Iterator[None]:
-    """Raises ConfigError if a URL is not one of a service, or httpx does not take the token or a proxy of the environment."""
+def _checking_settings(url: str) -> Iterator[None]:
+    """Raises ConfigError if the URL is not an address of a service, or httpx refuses the token or a proxy of the environment."""
     import httpx
 
     try:
@@ -326,16 +392,16 @@ def _telling_settings(url: str) -> Iterator[None]:
     except (httpx.InvalidURL, TypeError, ValueError):
         is_service = False
     if not is_service:
-        raise ConfigError(f"{url!r} is not the address of a service; write one such as {DEFAULT_URL}")
+        raise ConfigError(f"{url!r} is not an address of a service; write one such as {DEFAULT_URL}")
     try:
         yield
     except (httpx.InvalidURL, ValueError) as error:
         why = " ".join(str(error).split())
-        raise ConfigError(f"cannot connect to {url}: {why}; check the token, and the proxies of the environment (HTTP_PROXY)") from None
+        raise ConfigError(f"cannot connect to {url}: {why}; check the token, and the proxies in the environment (HTTP_PROXY)") from None
 
 
 def _is_loopback(url: str) -> bool:
-    """Whether a URL names this machine itself, which no proxy of the environment (HTTP_PROXY and the like) can reach."""
+    """Whether a URL names this machine, which a proxy from the environment (HTTP_PROXY) cannot reach."""
     import httpx
 
     host = httpx.URL(url).host
@@ -351,5 +417,5 @@ def _is_loopback(url: str) -> bool:
 def _unreachable(url: "httpx.URL", error: "httpx.HTTPError") -> ServiceUnavailable:
     import httpx
 
-    why = "it took too long" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
-    return ServiceUnavailable(f"no answer from {url}: {why}; check the address, and that the service runs")
+    why = "timed out" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
+    return ServiceUnavailable(f"no answer from {url}: {why}; check the address and that the service is running")

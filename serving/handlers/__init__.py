@@ -1,1 +1,1 @@
-"""One file for each kind of request: from its HTTP message to the answer."""
+"""One file for each kind of request: it turns the request model into the response model."""

@@ -14,7 +14,7 @@ from ray_lir.kernels import Kernels
 from ray_lir.search import highlights
 from ray_lir.search.explain import TokenMatches, trace
 
-from ..request_context import Turn
+from ..request_context import RequestContext
 from ..scatter import Found, Scatter
 from ..workers.query_encoder import Planned
 from . import replies
@@ -41,21 +41,21 @@ async def explain_hits(scatter: Scatter, queries: list[str], plans: list[QueryPl
     return await _explained(scatter, queries, plans, found.kept[-1], found.documents)
 
 
-async def explain_document(turn: Turn, request: ExplainRequest, kernels: Kernels) -> Explanation:
+async def explain_document(context: RequestContext, request: ExplainRequest, kernels: Kernels) -> Explanation:
     """Runs the search again and follows one document through it.
 
     Raises:
         NotFound: if there is no such document.
         ShardUnavailable: if the encoder or a group does not answer in time.
     """
-    [(owner, number)] = (await find(turn, [request.doc_id])).values()
-    document = await get_document(turn, owner, number)
-    planned: Planned = await turn.encoder("plan", [request.query], request.k, request.chosen_engine(), request.quality)
+    [(owner, number)] = (await find(context, [request.doc_id])).values()
+    document = await get_document(context, owner, number)
+    planned: Planned = await context.call_encoder("plan", [request.query], request.k, request.chosen_engine(), request.quality)
     [plan] = planned.plans
-    scatter = Scatter(turn, kernels, filters=request.filters)
+    scatter = Scatter(context, kernels, filters=request.filters)
     found = await scatter.find([plan], ())
-    scores, kept_out = await turn.ask(owner, "stage_scores", plan, number, request.filters)
-    [truncation] = await turn.encoder("truncations", [document_text(document.title, document.text)], "document")
+    scores, kept_out = await context.call(owner, "stage_scores", plan, number, request.filters)
+    [truncation] = await context.call_encoder("truncations", [document_text(document.title, document.text)], "document")
     told = trace(plan, [best for [best] in found.kept], scores, number, kept_out, truncation)
     only = TopK(np.zeros(1, np.float32), np.array([number]))
     explained = await _explained(scatter, [request.query], [plan], [only], {number: {"title": document.title, "text": document.text}})
@@ -72,7 +72,7 @@ async def explain_document(turn: Turn, request: ExplainRequest, kernels: Kernels
         matches=explained.matches[0][number],
         params=plan.params,
         warnings=scatter.warnings,
-        index_version=turn.served.answering,
+        index_version=context.served.answering,
     )
 
 
@@ -80,7 +80,9 @@ async def _explained(
     scatter: Scatter, queries: list[str], plans: list[QueryPlan], best: list[TopK], documents: Mapping[int, dict[str, Any]]
 ) -> Explained:
     texts = [document_text(fields["title"], fields["text"]) for fields in documents.values()]
-    (of_queries, of_documents), found = await asyncio.gather(scatter.turn.encoder("spans", queries, texts), scatter.matches(plans, best))
+    (of_queries, of_documents), found = await asyncio.gather(
+        scatter.context.call_encoder("spans", queries, texts), scatter.matches(plans, best)
+    )
     spans = dict(zip(documents, of_documents, strict=True))
 
     def of_document(number: int, matches: TokenMatches) -> list[Match]:

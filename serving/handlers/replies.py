@@ -1,4 +1,4 @@
-"""Replies: documents, hits and cut texts as messages."""
+"""Converts documents, hits and truncations into the models of the API."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,12 +9,15 @@ from ray_lir.engines.plan import TopK
 
 
 def hits(
-    answer: TopK, documents: dict[int, dict[str, Any]], include: Sequence[DocumentField], extra: Mapping[int, dict[str, Any]] | None = None
+    best: TopK, documents: dict[int, dict[str, Any]], include: Sequence[DocumentField], extra: Mapping[int, dict[str, Any]] | None = None
 ) -> list[Hit]:
-    """The documents of an answer, best first, with the fields that were asked for.
+    """The hits of a query, best first.
 
     Args:
-        extra: other fields of the hits, by document.
+        best: Scores and document numbers.
+        documents: The documents' fields, by document number.
+        include: Names of the fields that a hit shows.
+        extra: Further fields of the hits (matches, highlights, snippet), by document number. None: no further fields.
     """
     return [
         Hit(
@@ -24,16 +27,23 @@ def hits(
             **(extra[number] if extra else {}),
             **{name: documents[number][name] for name in include},
         )
-        for score, number in zip(answer.scores.tolist(), answer.documents.tolist(), strict=True)
+        for score, number in zip(best.scores.tolist(), best.documents.tolist(), strict=True)
     ]
 
 
 def document(number: int, fields: dict[str, Any], index_version: int) -> Document:
+    """A document as the API describes it.
+
+    Args:
+        number: Document number.
+        fields: doc_id, title, text and metadata.
+        index_version: Version of the index that holds it.
+    """
     return Document(number=number, index_version=index_version, **fields)
 
 
 def truncated(truncations: Sequence[Truncation]) -> list[TextTruncation]:
-    """The texts that were cut."""
+    """The texts that were truncated, with their positions in the request."""
     return [
         TextTruncation(position=position, kept_tokens=each.kept, total_tokens=each.total, exact=each.exact)
         for position, each in enumerate(truncations)

@@ -1,4 +1,4 @@
-"""Searching: from a search request to its reply."""
+"""`POST /search`: plans the queries, runs the stages on all shard groups, and returns the best documents."""
 
 import time
 from collections.abc import Sequence
@@ -7,23 +7,29 @@ from ray_lir.api.search import DocumentField, SearchRequest, SearchResponse, Tim
 from ray_lir.kernels import Kernels
 from ray_lir.search.searcher import finish
 
-from ..request_context import Turn
+from ..request_context import RequestContext
 from ..scatter import Scatter
 from ..workers.query_encoder import Planned
 from . import replies
 from .explain import explain_hits
 
 
-async def search(turn: Turn, request: SearchRequest, kernels: Kernels) -> SearchResponse:
-    """Plans once, sends every stage to all shard groups, merges what they answer.
+async def search(context: RequestContext, request: SearchRequest, kernels: Kernels) -> SearchResponse:
+    """Search for one or several queries.
+
+    Args:
+        context: The request's version, deadline and transport.
+        request: Queries, engine, filters and options.
+        kernels: Merge the results of the groups.
 
     Raises:
-        ShardUnavailable: if the encoder, or too many groups, did not answer in time.
+        ConfigError: There is no such engine, or it has no such parameters.
+        ShardUnavailable: The query encoder did not answer in time, or the groups that did cover less than `min_coverage`.
     """
     start = time.perf_counter()
-    planned: Planned = await turn.encoder("plan", request.texts, request.k, request.chosen_engine(), request.quality)
-    scatter = Scatter(turn, kernels, request.min_coverage, request.filters)
-    found = await scatter.find(planned.plans, _fields(request))
+    planned: Planned = await context.call_encoder("plan", request.texts, request.k, request.chosen_engine(), request.quality)
+    scatter = Scatter(context, kernels, request.min_coverage, request.filters)
+    found = await scatter.find(planned.plans, _document_fields(request))
     best = finish(planned.plans, found.kept[-1])
     searched = time.perf_counter()
     explained = await explain_hits(scatter, request.texts, planned.plans, found) if request.explain or request.highlight else None
@@ -36,24 +42,24 @@ async def search(turn: Turn, request: SearchRequest, kernels: Kernels) -> Search
         engine=planned.plans[0].params.engine,
         params=[answer.params for answer in best],
         timings=Timings(
-            encode=_ms(planned.encode),
-            plan=_ms(planned.plan),
-            stages=[_ms(seconds) for seconds in found.stage_seconds],
-            documents=_ms(found.document_seconds),
-            explain=_ms(end - searched) if explained else None,
-            total=_ms(end - start),
+            encode=_milliseconds(planned.encode),
+            plan=_milliseconds(planned.plan),
+            stages=[_milliseconds(seconds) for seconds in found.stage_seconds],
+            documents=_milliseconds(found.document_seconds),
+            explain=_milliseconds(end - searched) if explained else None,
+            total=_milliseconds(end - start),
         ),
-        index_version=turn.served.answering,
+        index_version=context.served.answering,
         coverage=found.coverage,
         missing=found.missing,
         warnings=scatter.warnings,
     )
 
 
-def _fields(request: SearchRequest) -> Sequence[DocumentField]:
-    """Those asked for, and those that explaining needs."""
+def _document_fields(request: SearchRequest) -> Sequence[DocumentField]:
+    """The fields to fetch: those that the reply includes, and title and text if matches are located in them."""
     return sorted({*request.include, "title", "text"}) if request.explain or request.highlight else request.include
 
 
-def _ms(seconds: float) -> float:
+def _milliseconds(seconds: float) -> float:
     return round(1000 * seconds, 2)

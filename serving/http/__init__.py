@@ -1,1 +1,1 @@
-"""The HTTP side of the gateway: routes, access, admission, errors."""
+"""HTTP of the gateway: routes, access control, admission and errors."""

@@ -1,4 +1,4 @@
-"""Admission: how many requests are worked on at a time, and when those that are refused should come again."""
+"""Admission: limits the requests in progress, and tells refused clients when to try again."""
 
 import math
 import time
@@ -11,16 +11,21 @@ from ray_lir.base.errors import Overloaded
 from ..metrics import Metrics
 
 RECENT_S = 10.0
-"""What happened in this time says how fast requests are answered, and how many clients wait."""
+"""Seconds of history from which the rate of finished requests is computed."""
 LONGEST_WAIT_S = 30
+"""Longest Retry-After, in seconds."""
 
 
 class Admission:
-    """Refusing costs as well: clients that all came again a second later would take the time that answers need.
+    """Counts the requests in progress and refuses those above a limit.
+
+    Refusing a request costs time too. If all refused clients came back after one second, little time would be left for answers.
+    Retry-After therefore grows with the number of clients that wait.
 
     Args:
-        limit: requests that are worked on at a time.
-        clock: seconds.
+        limit: Largest number of requests in progress.
+        metrics: Receives the number of requests in progress, and counts refused ones.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, limit: int, metrics: Metrics, clock: Callable[[], float] = time.monotonic):
@@ -33,11 +38,15 @@ class Admission:
 
     @contextmanager
     def enter(self) -> Iterator[None]:
-        """For as long as a request is worked on. Raises Overloaded if too many are."""
+        """Count a request as in progress for the duration of a `with` block.
+
+        Raises:
+            Overloaded: The limit is reached.
+        """
         if self.running >= self.limit:
             self.metrics.refused()
             raise Overloaded(
-                f"{self.running} requests are being worked on, as many as this service takes; come again later", self._refuse()
+                f"{self.running} requests are in progress, the most that this service accepts; try again later", self._retry_after()
             )
         self.running += 1
         self.metrics.running(self.running)
@@ -48,8 +57,8 @@ class Admission:
             self.metrics.running(self.running)
             self._ended.append(self.clock())
 
-    def _refuse(self) -> int:
-        """Seconds until those that are worked on, those that were told to come again and this one will have had their turn."""
+    def _retry_after(self) -> int:
+        """Seconds until all requests in progress, the clients refused earlier, and this client could have been answered."""
         now = self.clock()
         while self._waiting and self._waiting[0] <= now:
             self._waiting.popleft()
@@ -57,7 +66,7 @@ class Admission:
             self._ended.popleft()
         seconds = 1
         if len(self._ended) > 1:
-            each = (now - self._ended[0]) / len(self._ended)  # no time at all, where the clock has not moved since
-            seconds = min(LONGEST_WAIT_S, max(1, math.ceil((self.running + len(self._waiting)) * each)))
+            interval = (now - self._ended[0]) / len(self._ended)  # 0 if the clock has not advanced since
+            seconds = min(LONGEST_WAIT_S, max(1, math.ceil((self.running + len(self._waiting)) * interval)))
         self._waiting.append(now + seconds)
         return seconds

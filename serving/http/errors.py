@@ -1,5 +1,6 @@
-"""Errors over HTTP: the status of each kind, and one body for all of them."""
+"""Errors over HTTP: the status of each kind of error, and the common body."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -23,7 +24,7 @@ STATUS: dict[type[RayLirError], HTTPStatus] = {
     ShardUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     RayLirError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
-"""The status of each kind of error; a kind that is not listed has that of its nearest base."""
+"""Status of each kind of error. A kind that is not listed has the status of its nearest base class."""
 
 HEADERS: dict[type[RayLirError], dict[str, str]] = {
     Unauthenticated: {"WWW-Authenticate": "Bearer"},
@@ -32,16 +33,24 @@ HEADERS: dict[type[RayLirError], dict[str, str]] = {
 
 
 def status_of(error: RayLirError) -> HTTPStatus:
+    """The HTTP status of an error."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def reply(status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The body of every reply that is not a success."""
+def reply(status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The reply to a request that failed.
+
+    Args:
+        status: HTTP status.
+        kind: Kind of the error, for programs.
+        message: One line for people: what was wrong and what to do.
+        headers: Further HTTP headers. None: no further headers.
+    """
     return JSONResponse(ErrorBody(error=Problem(kind=kind, message=message)).model_dump(), status, headers)
 
 
 def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the description of a route: these statuses have that body."""
+    """The error replies of a route, for its OpenAPI description."""
     return {int(status): {"model": ErrorBody, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
@@ -55,24 +64,24 @@ async def _invalid_request(request: Request, error: RequestValidationError) -> J
     if first["type"] == "json_invalid":
         message = f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
     else:
-        message = first_problem([{**first, "loc": first["loc"][1:]}], _kind_of(request))
+        message = first_problem([{**first, "loc": first["loc"][1:]}], _body_model(request))
     return reply(HTTPStatus.UNPROCESSABLE_ENTITY, "InvalidRequest", message)
 
 
-def _kind_of(request: Request) -> type[Config] | None:
-    """The model of the route's body."""
+def _body_model(request: Request) -> type[Config] | None:
+    """The model of the route's request body."""
     field = getattr(request.scope.get("route"), "body_field", None)
-    kind = getattr(getattr(field, "field_info", None), "annotation", None)
-    return kind if isinstance(kind, type) and issubclass(kind, Config) else None
+    model = getattr(getattr(field, "field_info", None), "annotation", None)
+    return model if isinstance(model, type) and issubclass(model, Config) else None
 
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     kind = HTTPStatus(error.status_code).phrase.replace(" ", "")
-    return reply(error.status_code, kind, f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is", error.headers)
+    return reply(error.status_code, kind, f"{request.method} {request.url.path}: {error.detail}; /docs lists the routes", error.headers)
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    return reply(HTTPStatus.INTERNAL_SERVER_ERROR, "InternalError", f"unexpected {type(error).__name__}; the service's log has more")
+    return reply(HTTPStatus.INTERNAL_SERVER_ERROR, "InternalError", f"unexpected {type(error).__name__}; see the service's log")
 
 
 HANDLERS: dict[Any, Any] = {

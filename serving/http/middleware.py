@@ -1,4 +1,4 @@
-"""What every request passes on its way in and out: a limit on its body, headers that keep browsers strict, a line in the log."""
+"""Middleware around every request: a limit on the body, security headers, metrics, and a log line."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..metrics import Metrics
 
-logger = logging.getLogger("ray.serve")  # Serve configures it, and adds the request's id
+logger = logging.getLogger("ray.serve")  # Ray Serve configures it and adds the request's id
 
 MAX_BODY_BYTES = 4 << 20
 HEADERS = {
@@ -22,15 +22,15 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 DOCS = ("/docs", "/redoc")
-"""FastAPI's pages fetch their scripts from elsewhere, which the policy would forbid."""
+"""FastAPI's pages load scripts from another origin, which the policy would block."""
 
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id")
-"""Of the request that is being answered: the client's X-Request-ID, or a random one."""
+"""Id of the current request: the client's X-Request-ID, or a random one."""
 
 
 class BodyLimit:
-    """Answers 413 to a body over the limit, whether or not it says its length."""
+    """Refuses a body above MAX_BODY_BYTES with status 413, with or without a Content-Length header."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -46,14 +46,14 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if max(received, _length(scope)) > MAX_BODY_BYTES:
-                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {MAX_BODY_BYTES} bytes")
+                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {MAX_BODY_BYTES:,} bytes; send less text")
             return message
 
         await self.app(scope, limited, send)
 
 
 class Observed:
-    """Counts and times each request, leaves one line in the log, and adds the strict headers."""
+    """Counts and times each request, logs one line, and adds the security headers."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics):
         self.app = app
@@ -65,7 +65,7 @@ class Observed:
             return
         REQUEST_ID.set(dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1") or uuid.uuid4().hex)
         start = time.perf_counter()
-        status = 499  # the client went away before there was an answer
+        status = 499  # the client disconnected before the reply
 
         async def sending(message: Message) -> None:
             nonlocal status

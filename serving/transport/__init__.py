@@ -1,1 +1,1 @@
-"""How the gateway calls its workers: through Ray, over a Unix socket, and with hedging."""
+"""How the gateway calls its workers: through Ray Serve or over a Unix socket, with or without hedging."""

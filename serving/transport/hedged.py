@@ -1,4 +1,4 @@
-"""Hedging: a call that takes longer than most of its kind is made a second time, and the first answer wins."""
+"""HedgedTransport: sends a late call a second time, to another replica, and returns the first result."""
 
 import asyncio
 import time
@@ -13,61 +13,78 @@ from ray_lir.base.errors import ShardUnavailable
 from ray_lir.engines.plan import QueryPlan
 
 from ..metrics import Metrics
-from .ray import Calls
+from .protocol import Transport
 
 RECENT_CALLS = 256
 MIN_CALLS = 30
-"""Calls of a kind before its percentile says anything."""
+"""Calls of one kind that must be recorded before their percentile is used."""
 MAX_KINDS = 1000
 
 
-class HedgedCalls:
-    """Calls that are made once more when they are late, or when their replica is lost; whatever is not needed is cancelled.
+class HedgedTransport:
+    """Repeats a call when it is late or when its replica is lost, and cancels the call that is no longer needed.
 
-    Serve sends a call to the less busy of two replicas, so the second one goes to another replica than the first unless
-    that one is the busier, or as busy. Since the time that a hedged call took in the end is what is remembered, one slow
-    replica is hedged for as long as it is slow, and where all are slow the percentile rises and hedging ends.
+    Ray Serve draws two replicas and sends a call to the less busy one. The second call therefore reaches another replica, unless the
+    first replica is still no busier than the other. The recorded duration of a hedged call is the time until its first result. Calls
+    to one slow replica therefore stay hedged. If all replicas are slow, the percentile rises and hedging stops.
 
     Args:
-        calls: makes them.
-        names: deployments with more than one replica; no others are hedged.
-        percentile: of the recent times of calls of the same kind, after which a call is late.
+        transport: Sends the calls.
+        names: Deployments with more than one replica; calls to others are not hedged.
+        percentile: A call is late when it takes longer than this percentile of recent calls of its kind.
+        metrics: Counts the hedged calls.
     """
 
-    def __init__(self, calls: Calls, names: Collection[str], percentile: float, metrics: Metrics):
-        self.calls = calls
+    def __init__(self, transport: Transport, names: Collection[str], percentile: float, metrics: Metrics):
+        self.transport = transport
         self.names = frozenset(names)
         self.percentile = percentile
         self.metrics = metrics
         self._recent: dict[tuple[Any, ...], deque[float]] = {}
 
-    async def ask(self, name: str, deadline: float, method: str, *args: Any) -> Any:
-        if name not in self.names:
-            return await self.calls.ask(name, deadline, method, *args)
-        recent = self._recent_of((name, method, *(_kind(each) for each in args)))
-        start = time.perf_counter()
-        answer = await self._first_of_two(self._delay(recent), name, deadline, method, *args)
-        recent.append(time.perf_counter() - start)
-        return answer
+    async def call(self, name: str, deadline: float, method: str, *args: Any) -> Any:
+        """See `Transport.call`.
 
-    async def ask_all(self, name: str, deadline: float, method: str, *args: Any) -> list[Any]:
-        return await self.calls.ask_all(name, deadline, method, *args)
+        Args:
+            name: Deployment to call.
+            deadline: Time of the running event loop, in seconds.
+            method: Name of the method.
+            args: Its arguments.
+        """
+        if name not in self.names:
+            return await self.transport.call(name, deadline, method, *args)
+        recent = self._recent_of((name, method, *(_kind(argument) for argument in args)))
+        start = time.perf_counter()
+        result = await self._first_of_two(self._delay(recent), name, deadline, method, *args)
+        recent.append(time.perf_counter() - start)
+        return result
+
+    async def call_all(self, name: str, deadline: float, method: str, *args: Any) -> list[Any]:
+        """See `Transport.call_all`. Such calls are not hedged.
+
+        Args:
+            name: Deployment to call.
+            deadline: Time of the running event loop, in seconds.
+            method: Name of the method.
+            args: Its arguments.
+        """
+        return await self.transport.call_all(name, deadline, method, *args)
 
     async def _first_of_two(self, delay: float | None, name: str, deadline: float, method: str, *args: Any) -> Any:
-        """The answer that comes first; if both fail, what the later one raised."""
-        asked = [asyncio.create_task(self.calls.ask(name, deadline, method, *args))]
+        """The first result; if both calls fail, the error of the last one."""
+        tasks = [asyncio.create_task(self.transport.call(name, deadline, method, *args))]
         try:
-            await asyncio.wait(asked, timeout=delay)
-            if not asked[0].done() or _is_lost(asked[0]):
+            await asyncio.wait(tasks, timeout=delay)
+            if not tasks[0].done() or _is_lost(tasks[0]):
                 self.metrics.hedged(name, method)
-                asked.append(asyncio.create_task(self.calls.ask(name, deadline, method, *args)))
-            for answered in asyncio.as_completed(asked):
+                tasks.append(asyncio.create_task(self.transport.call(name, deadline, method, *args)))
+            for finished in asyncio.as_completed(tasks):
                 with suppress(ShardUnavailable):
-                    return await answered
-            return asked[-1].result()
+                    return await finished
+            return tasks[-1].result()
         finally:
-            for each in asked:
-                each.cancel()
+            for task in tasks:
+                task.cancel()
 
     def _recent_of(self, kind: tuple[Any, ...]) -> deque[float]:
         if kind not in self._recent and len(self._recent) >= MAX_KINDS:
@@ -83,7 +100,7 @@ def _is_lost(task: asyncio.Task[Any]) -> bool:
 
 
 def _kind(argument: Any) -> Any:
-    """Equal for arguments with which a call takes about as long: of the same engine, and as many within a factor of two."""
+    """Equal for arguments with similar running times: the same engine, and a number of items within a factor of two."""
     if isinstance(argument, QueryPlan):
         return argument.params.engine
     if isinstance(argument, int):

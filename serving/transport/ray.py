@@ -1,8 +1,8 @@
-"""Calls: how the gateway reaches the other deployments, with a deadline, and what it is told when they do not answer."""
+"""RayTransport: calls through the deployment handles of Ray Serve."""
 
 import asyncio
 import time
-from typing import Any, Protocol
+from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import RayServeException
@@ -11,30 +11,30 @@ from ray.serve.handle import DeploymentHandle
 from ray_lir.base.errors import RayLirError, ShardUnavailable
 
 from ..metrics import Metrics
-
-ENCODER = "QueryEncoder"
-
-
-class Calls(Protocol):
-    """Deployments by name. `deadline` is in the time of the running event loop."""
-
-    async def ask(self, name: str, deadline: float, method: str, *args: Any) -> Any:
-        """Calls one replica. Raises ShardUnavailable if it does not answer in time or is not there."""
-        ...
-
-    async def ask_all(self, name: str, deadline: float, method: str, *args: Any) -> list[Any]:
-        """Calls every replica. Raises what the first that failed raised."""
-        ...
+from .protocol import timed_out
 
 
-class RayCalls:
-    """Calls through the handles of Ray Serve. A call that is given up is cancelled where it runs."""
+class RayTransport:
+    """Calls deployments through their handles. A call that misses its deadline is cancelled in its replica.
+
+    Args:
+        handles: Handle of each deployment, by name.
+        metrics: Counts and times the calls.
+    """
 
     def __init__(self, handles: dict[str, DeploymentHandle], metrics: Metrics):
         self.handles = handles
         self.metrics = metrics
 
-    async def ask(self, name: str, deadline: float, method: str, *args: Any) -> Any:
+    async def call(self, name: str, deadline: float, method: str, *args: Any) -> Any:
+        """See `Transport.call`.
+
+        Args:
+            name: Deployment to call.
+            deadline: Time of the running event loop, in seconds.
+            method: Name of the method.
+            args: Its arguments.
+        """
         start = time.perf_counter()
         response = getattr(self.handles[name], method).remote(*args)
         failed = True
@@ -44,30 +44,34 @@ class RayCalls:
             failed = False
             return result
         except Exception as error:
-            raise _told(name, error) from None
+            raise _unwrapped(name, error) from None
         finally:
             if failed:
-                response.cancel()  # does nothing where the call has ended
+                response.cancel()  # does nothing if the call has ended
             self.metrics.call(name, method, time.perf_counter() - start, failed)
 
-    async def ask_all(self, name: str, deadline: float, method: str, *args: Any) -> list[Any]:
+    async def call_all(self, name: str, deadline: float, method: str, *args: Any) -> list[Any]:
+        """See `Transport.call_all`.
+
+        Args:
+            name: Deployment to call.
+            deadline: Time of the running event loop, in seconds.
+            method: Name of the method.
+            args: Its arguments.
+        """
         seconds = max(0.0, deadline - asyncio.get_running_loop().time())
         try:
             return await self.handles[name].broadcast(method, *args).results_async(timeout_s=seconds)
         except Exception as error:
-            raise _told(name, error) from None
+            raise _unwrapped(name, error) from None
 
 
-def _told(name: str, error: Exception) -> Exception:
-    """What went wrong with a call, without the traceback that Ray puts into its messages."""
+def _unwrapped(name: str, error: Exception) -> Exception:
+    """The error behind a failed call, without the remote traceback that Ray adds to its message."""
     if isinstance(error, RayTaskError) and isinstance(error.cause, RayLirError):
         return error.cause
     if isinstance(error, TimeoutError):
-        return late(name)
+        return timed_out(name)
     if isinstance(error, (RayActorError, RayServeException)):
         return ShardUnavailable(f"{name} is not running ({type(error).__name__}); try again in a few seconds")
     return error
-
-
-def late(name: str) -> ShardUnavailable:
-    return ShardUnavailable(f"{name} did not answer in time; try again, or start the service with a longer timeout_s")

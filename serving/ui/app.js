@@ -234,7 +234,7 @@ async function showIndex() {
   $("access").hidden = true;
   $("engine").replaceChildren(...["auto", ...facts.engines].map((name) => element("option", { textContent: name })));
   $("index").querySelector("summary").textContent = `${facts.num_docs.toLocaleString("en")} documents, version ${facts.version}`;
-  const canary = facts.canary === null ? [] : [["canary", `version ${facts.canary}, ${(100 * facts.share).toFixed(0)}% of the requests`]];
+  const canary = facts.canary === null ? [] : [["canary", `version ${facts.canary}, ${(100 * facts.traffic_fraction).toFixed(0)}% of the requests`]];
   const deleted = facts.num_deleted ? [["deleted", `${facts.num_deleted.toLocaleString("en")} documents`]] : [];
   define($("index"), [
     ...canary,

@@ -16,7 +16,7 @@ from ray_lir.engines.plan import QueryPlan
 from ray_lir.index.versions import read_version
 from ray_lir.search.searcher import Planner, open_planner
 
-from ..transport.unix import Listener
+from ..transport.unix_socket import UnixListener
 from .batching import Batcher
 from .versions import Served, Versions
 
@@ -62,7 +62,7 @@ class QueryEncoder:
     """
 
     def __init__(self, root: str, version: int, checkpoint: str | None, verify: bool):
-        self.listener = Listener(self)
+        self.listener = UnixListener(self)
         self.root = root
         self.checkpoint = checkpoint
         self.verify = verify
@@ -108,7 +108,7 @@ class QueryEncoder:
         tokenizer = self.versions.get(served)[0].tokenizer
         return await asyncio.to_thread(tokenizer.query_truncations if kind == "query" else tokenizer.document_truncations, texts)
 
-    async def stage(self, version: int) -> None:
+    async def open_version(self, version: int) -> None:
         """Opens a version so that it can be served. Raises if it is damaged, or made with another encoder than there is."""
         await asyncio.to_thread(self.versions.open, version)
 
@@ -118,7 +118,7 @@ class QueryEncoder:
         used = {planner.manifest.contract.fingerprint for _, planner in self.versions.keep(served.reachable)}
         self.encoders = {fingerprint: encoder for fingerprint, encoder in self.encoders.items() if fingerprint in used}
 
-    async def remembered(self) -> Served:
+    async def last_served(self) -> Served:
         """What was served when this was last asked for something."""
         return self.versions.served
 

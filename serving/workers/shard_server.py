@@ -24,7 +24,7 @@ from ray_lir.search.searcher import Searcher, matching, open_planner, open_shard
 from ray_lir.storage.local_copy import local_copy, remove_other_copies
 from ray_lir.storage.manifest import files_of
 
-from ..transport.unix import Listener
+from ..transport.unix_socket import UnixListener
 from .versions import Served, Versions
 
 STUCK_AFTER_S = 120.0
@@ -68,7 +68,7 @@ class ShardServer:
     """
 
     def __init__(self, root: str, version: int, group: int, num_groups: int, num_cpus: float, verify: bool, cache: str | None):
-        self.listener = Listener(self)
+        self.listener = UnixListener(self)
         self.root = root
         self.group = group
         self.num_groups = num_groups
@@ -134,7 +134,7 @@ class ShardServer:
         """The numbers of those of these documents that this group holds."""
         return await asyncio.to_thread(_find, self.versions, served, doc_ids)
 
-    async def stage(self, version: int) -> None:
+    async def open_version(self, version: int) -> None:
         """Opens a version so that it can be served. Raises FormatError if it is damaged."""
         await asyncio.to_thread(self.versions.open, version)
 
@@ -145,7 +145,7 @@ class ShardServer:
         if self.cache and not storage.is_local(self.root):
             await asyncio.to_thread(self._let_go, served.reachable)
 
-    async def remembered(self) -> Served:
+    async def last_served(self) -> Served:
         """What was served when this was last asked for something."""
         return self.versions.served
 

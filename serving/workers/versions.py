@@ -15,9 +15,9 @@ class Served(NamedTuple):
     meanwhile, and whoever answers calls remembers what is served for a gateway that has to start again.
 
     Attributes:
-        version: answers all requests but the canary's share.
+        version: answers all requests but the canary's fraction of the traffic.
         previous: what a roll-back goes to.
-        canary: the version that answers `share` of the requests; None if there is none.
+        canary: the version that answers `traffic_fraction` of the requests; None if there is none.
         by_canary: whether the request that carries this is one of them.
     """
 
@@ -25,7 +25,7 @@ class Served(NamedTuple):
     version: int
     previous: int | None = None
     canary: int | None = None
-    share: float = 0.0
+    traffic_fraction: float = 0.0
     by_canary: bool = False
 
     @property
@@ -39,11 +39,11 @@ class Served(NamedTuple):
         return [version for version in (self.version, self.previous, self.canary) if version is not None]
 
     def for_request(self, request_id: str) -> "Served":
-        """What a request carries: the same for the same id, while the canary's share grows too."""
+        """What a request carries: the same for the same id, while the canary's fraction of the traffic grows too."""
         if self.canary is None:
             return self
         place = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8], "big") / 2**64
-        return self._replace(by_canary=place < self.share)
+        return self._replace(by_canary=place < self.traffic_fraction)
 
 
 class Versions(Generic[Opened]):

@@ -128,7 +128,7 @@ def test_a_version_is_loaded_tried_promoted_and_rolled_back_under_load_without_a
         for each in asking:
             each.result()
     assert (state.version, state.previous, back.version, again.version) == (2, 1, 1, 2)
-    assert (canary.version, canary.canary, canary.share, promoted.version, back_again.version) == (1, 2, 0.5, 2, 1)
+    assert (canary.version, canary.canary, canary.traffic_fraction, promoted.version, back_again.version) == (1, 2, 0.5, 2, 1)
     assert state.replicas == {"QueryEncoder": 2, "ShardGroup-0": 2, "ShardGroup-1": 2}
     assert {version for version, _ in seen} == {1, 2}
     for version, hits in seen:

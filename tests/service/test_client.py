@@ -35,7 +35,7 @@ from serving.http.access import Access, read_tokens
 from serving.http.routes import routes
 from serving.service import Service
 from tests.support.corpora import write_rows
-from tests.support.local_service import LocalCalls, local_service, raising
+from tests.support.local_service import LocalTransport, local_service, raising
 from tests.support.served_index import QUERIES, make_index
 
 READ, ADMIN = "read-0123456789abcdef", "admin-0123456789abcdef"
@@ -47,12 +47,12 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def service(index: Path) -> tuple[Service, LocalCalls]:
+def service(index: Path) -> tuple[Service, LocalTransport]:
     return local_service(index, 2)
 
 
 @pytest.fixture(scope="module")
-def url(service: tuple[Service, LocalCalls], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(service: tuple[Service, LocalTransport], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     tokens = tmp_path_factory.mktemp("tokens") / "tokens.yaml"
     tokens.write_text(f"read: [{READ}]\nadmin: [{ADMIN}]\n")
     listening = socket.create_server(("127.0.0.1", 0))
@@ -149,7 +149,7 @@ def test_what_the_service_says_is_wrong_is_raised_by_its_kind(url, client, servi
     assert not client.health().ready
     calls.faults.clear()
     running.admission.running = running.admission.limit
-    with pytest.raises(Overloaded, match="come again later") as refused:
+    with pytest.raises(Overloaded, match="try again later") as refused:
         client.search("king")
     assert refused.value.retry_after_s >= 1
     running.admission.running = 0

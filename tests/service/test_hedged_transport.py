@@ -7,7 +7,7 @@ import pytest
 
 from ray_lir.base.errors import ConfigError, ShardUnavailable
 from serving.app import ServeConfig, hedge_percentile
-from serving.transport.hedged import MIN_CALLS, HedgedCalls
+from serving.transport.hedged import MIN_CALLS, HedgedTransport
 from serving.workers.versions import Served
 
 SERVED = Served(0, 1)
@@ -30,7 +30,7 @@ class Replicas:
         self.asked = 0
         self.cancelled: list[int] = []
 
-    async def ask(self, name: str, deadline: float, method: str, *args: Any) -> Any:
+    async def call(self, name: str, deadline: float, method: str, *args: Any) -> Any:
         number = self.asked
         self.asked += 1
         seconds, answer = self.script[number] if number < len(self.script) else (USUAL, "usual")
@@ -46,8 +46,8 @@ class Replicas:
             raise answer
         return answer
 
-    async def ask_all(self, name: str, deadline: float, method: str, *args: Any) -> list[Any]:
-        return [await self.ask(name, deadline, method, *args)] * 2
+    async def call_all(self, name: str, deadline: float, method: str, *args: Any) -> list[Any]:
+        return [await self.call(name, deadline, method, *args)] * 2
 
 
 def answers(replicas: Replicas, *asked: str, percentile: float = 100, seconds: float = 5) -> tuple[list[Any], Counted]:
@@ -55,16 +55,16 @@ def answers(replicas: Replicas, *asked: str, percentile: float = 100, seconds: f
 
     async def scene() -> list[Any]:
         deadline = asyncio.get_running_loop().time() + seconds
-        await asyncio.gather(*(calls.ask("ShardGroup-0", deadline, "find", SERVED, ["a"]) for _ in range(MIN_CALLS)))
+        await asyncio.gather(*(calls.call("ShardGroup-0", deadline, "find", SERVED, ["a"]) for _ in range(MIN_CALLS)))
         given = []
         for name in asked:
-            [each] = await asyncio.gather(calls.ask(name, deadline, "find", SERVED, ["b"]), return_exceptions=True)
+            [each] = await asyncio.gather(calls.call(name, deadline, "find", SERVED, ["b"]), return_exceptions=True)
             given.append(each)
         await asyncio.sleep(0)
         return given
 
     counted = Counted()
-    calls = HedgedCalls(replicas, ["ShardGroup-0"], percentile, counted)
+    calls = HedgedTransport(replicas, ["ShardGroup-0"], percentile, counted)
     return asyncio.run(scene()), counted
 
 
@@ -108,11 +108,11 @@ def test_calls_of_another_kind_have_their_own_usual_time():
     async def scene() -> None:
         deadline = asyncio.get_running_loop().time() + 5
         for _ in range(MIN_CALLS):
-            await calls.ask("ShardGroup-0", deadline, "find", SERVED, ["a"])
-        assert await calls.ask("ShardGroup-0", deadline, "find", SERVED, ["a"] * 500) == "large"
+            await calls.call("ShardGroup-0", deadline, "find", SERVED, ["a"])
+        assert await calls.call("ShardGroup-0", deadline, "find", SERVED, ["a"] * 500) == "large"
 
     counted = Counted()
-    calls = HedgedCalls(Replicas((0.2, "large")), ["ShardGroup-0"], 100, counted)
+    calls = HedgedTransport(Replicas((0.2, "large")), ["ShardGroup-0"], 100, counted)
     asyncio.run(scene())
     assert counted.calls == []
 
@@ -124,12 +124,12 @@ def test_where_every_call_has_become_slow_hedging_ends():
     async def scene() -> None:
         deadline = asyncio.get_running_loop().time() + 60
         for _ in range(MIN_CALLS):
-            await calls.ask("ShardGroup-0", deadline, "find", SERVED, ["a"])
+            await calls.call("ShardGroup-0", deadline, "find", SERVED, ["a"])
         for _ in range(10):
-            await asyncio.gather(*(calls.ask("ShardGroup-0", deadline, "find", SERVED, ["a"]) for _ in range(12)))
+            await asyncio.gather(*(calls.call("ShardGroup-0", deadline, "find", SERVED, ["a"]) for _ in range(12)))
 
     counted = Counted()
-    calls = HedgedCalls(Replicas(*slow), ["ShardGroup-0"], 90, counted)
+    calls = HedgedTransport(Replicas(*slow), ["ShardGroup-0"], 90, counted)
     asyncio.run(scene())
     assert 1 <= len(counted.calls) < 60
 
@@ -143,11 +143,11 @@ def test_both_calls_end_with_the_deadline():
 def test_what_the_caller_gives_up_is_cancelled():
     async def scene() -> list[int]:
         replicas = Replicas((LATE, "slow"), (LATE, "slow"))
-        calls = HedgedCalls(replicas, ["ShardGroup-0"], 90, Counted())
+        calls = HedgedTransport(replicas, ["ShardGroup-0"], 90, Counted())
         deadline = asyncio.get_running_loop().time() + 60
         for _ in range(MIN_CALLS):
-            await calls.ask("ShardGroup-0", deadline, "find", SERVED, ["a"])
-        asking = asyncio.create_task(calls.ask("ShardGroup-0", deadline, "find", SERVED, ["a"]))
+            await calls.call("ShardGroup-0", deadline, "find", SERVED, ["a"])
+        asking = asyncio.create_task(calls.call("ShardGroup-0", deadline, "find", SERVED, ["a"]))
         await asyncio.sleep(0.3)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)

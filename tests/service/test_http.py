@@ -114,11 +114,11 @@ def test_each_kind_of_error_has_its_status_and_says_itself(error, status):
 def test_an_error_of_the_program_does_not_show_its_inside():
     reply = client(ZeroDivisionError("secret")).post("/search", json={"query": "x"})
     assert reply.status_code == 500
-    assert reply.json() == {"error": {"kind": "InternalError", "message": "unexpected ZeroDivisionError; the service's log has more"}}
+    assert reply.json() == {"error": {"kind": "InternalError", "message": "unexpected ZeroDivisionError; see the service's log"}}
 
 
 def test_an_unknown_path_is_answered_in_the_same_form():
-    assert client().get("/serach").json() == {"error": {"kind": "NotFound", "message": "GET /serach: Not Found; /docs lists what there is"}}
+    assert client().get("/serach").json() == {"error": {"kind": "NotFound", "message": "GET /serach: Not Found; /docs lists the routes"}}
     assert client().get("/search").json()["error"]["kind"] == "MethodNotAllowed"
 
 
@@ -160,11 +160,11 @@ def test_relative_paths_are_made_absolute(index, monkeypatch):
         ({}, "index is required"),
         ({"index": "INDEX", "colour": "red"}, "unknown field colour; the fields are index, version, encoder, num_groups"),
         ({"index": "INDEX", "num_groups": "many"}, "num_groups: input should be a valid integer"),
-        ({"index": "INDEX", "num_groups": "5"}, "num_groups is 5, but INDEX has 4 shards; choose no more groups than shards"),
+        ({"index": "INDEX", "num_groups": "5"}, "num_groups is 5, but INDEX has 4 shards; set num_groups to at most 4"),
         ({"index": "INDEX", "version": "7"}, "INDEX/versions/7/manifest.json: expected the manifest of index, found no such file"),
         ({"index": "INDEX", "encoder": "all-MiniLM-L6-v2"}, "all-MiniLM-L6-v2 has other weights than "),
         ({"index": "s3://bucket/index"}, "s3://bucket/index is not on a local disk"),
-        ({"index": "INDEX", "replicas": "3", "max_replicas": "2"}, "max_replicas is 2, less than replicas, 3; raise it, or leave it out"),
+        ({"index": "INDEX", "replicas": "3", "max_replicas": "2"}, "max_replicas is 2, less than replicas (3); raise it, or leave it out"),
     ],
 )
 def test_serve_run_says_in_one_line_what_is_wrong_and_ends_with_code_2(index, arguments, message):

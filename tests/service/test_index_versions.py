@@ -19,7 +19,7 @@ from serving.http.middleware import REQUEST_ID
 from serving.http.routes import routes
 from serving.service import Service
 from serving.workers.versions import Served, Versions
-from tests.support.local_service import LocalCalls, local_service, raising, sleeping
+from tests.support.local_service import LocalTransport, local_service, raising, sleeping
 from tests.support.served_index import QUERIES, make_index
 
 
@@ -48,8 +48,8 @@ def expected(index: Path, version: int, query: str, k: int = 5) -> list[str]:
     return searcher.doc_ids(searcher.search(queries, k, "scan")[0].documents)
 
 
-def load(version: int | None = None, share: float | None = None) -> operation.IndexChange:
-    return operation.IndexChange(action="load", version=version, share=share)
+def load(version: int | None = None, traffic_fraction: float | None = None) -> operation.IndexChange:
+    return operation.IndexChange(action="load", version=version, traffic_fraction=traffic_fraction)
 
 
 PROMOTE = operation.IndexChange(action="promote")
@@ -132,7 +132,7 @@ def test_a_version_that_is_damaged_is_never_served(index, damage):
 
     async def scene() -> None:
         service, calls = local_service(index, 2)
-        with pytest.raises(Conflict, match="version 2 cannot be served, 1 goes on: .*expected"):
+        with pytest.raises(Conflict, match="version 2 cannot be served, so version 1 stays: .*expected"):
             await service.change_index(load(2))
         assert await found(service) == (1, expected(index, 1, QUERIES[1]))
         assert all(list(part.versions._opened) == [1] for part in calls.deployments.values())
@@ -143,7 +143,7 @@ def test_a_version_that_is_damaged_is_never_served(index, damage):
 def test_a_replica_that_does_not_answer_keeps_the_version_from_being_served(index):
     async def scene() -> None:
         service, calls = local_service(index, 2)
-        calls.faults["ShardGroup-1"] = raising(ShardUnavailable("ShardGroup-1 is gone"), "stage")
+        calls.faults["ShardGroup-1"] = raising(ShardUnavailable("ShardGroup-1 is gone"), "open_version")
         with pytest.raises(Conflict, match="ShardGroup-1 is gone"):
             await service.change_index(load(2))
         assert (await found(service))[0] == 1
@@ -158,7 +158,7 @@ def test_what_makes_no_sense_is_refused(index):
             await service.change_index(ROLL_BACK)
         with pytest.raises(Conflict, match="version 1 is served already"):
             await service.change_index(load(1))
-        calls.faults["QueryEncoder"] = sleeping(0.2, "stage")
+        calls.faults["QueryEncoder"] = sleeping(0.2, "open_version")
         first = asyncio.create_task(service.change_index(load(2)))
         await asyncio.sleep(0.1)
         with pytest.raises(Conflict, match="another change is going on"):
@@ -180,22 +180,22 @@ def test_a_gateway_that_starts_again_serves_what_was_served(index):
     asyncio.run(scene())
 
 
-def test_a_canary_answers_its_share_of_the_requests_and_always_the_same_ones(index):
+def test_a_canary_answers_its_fraction_of_the_requests_and_always_the_same_ones(index):
     async def scene() -> None:
         service, _ = local_service(index, 2)
         answers = {version: (version, expected(index, version, QUERIES[1])) for version in (1, 2)}
         ids = [f"request-{number}" for number in range(100)]
         before: set[str] = set()
-        for share in (0.2, 0.6):
-            state = await service.change_index(load(2, share))
-            assert (state.version, state.previous, state.canary, state.share) == (1, None, 2, share)
+        for fraction in (0.2, 0.6):
+            state = await service.change_index(load(2, fraction))
+            assert (state.version, state.previous, state.canary, state.traffic_fraction) == (1, None, 2, fraction)
             given = {each: await found(service, each) for each in ids}
             assert all(answer == answers[answer[0]] for answer in given.values())
             by_canary = {each for each, (version, _) in given.items() if version == 2}
-            assert before < by_canary and abs(len(by_canary) / 100 - share) < 0.15
+            assert before < by_canary and abs(len(by_canary) / 100 - fraction) < 0.15
             before = by_canary
         facts = await service.index()
-        assert (facts.version, facts.canary, facts.share, facts.num_docs) == (1, 2, 0.6, 120)
+        assert (facts.version, facts.canary, facts.traffic_fraction, facts.num_docs) == (1, 2, 0.6, 120)
 
     asyncio.run(scene())
 
@@ -274,7 +274,7 @@ def test_a_replica_that_starts_again_opens_the_version_that_it_is_asked_for(inde
 
     def restarted(index: Path) -> dict:
         _, fresh = local_service(index, 2)
-        assert isinstance(fresh, LocalCalls)
+        assert isinstance(fresh, LocalTransport)
         return fresh.deployments
 
     asyncio.run(scene())
@@ -289,3 +289,10 @@ def test_only_the_served_version_and_the_one_before_stay_open():
     assert (versions.served, opened) == (Served(2, 3, 2), [1, 2, 3])
     versions.get(Served(0, 1))
     assert (versions.served, opened) == (Served(2, 3, 2), [1, 2, 3, 1])
+
+
+def test_the_traffic_fraction_of_a_canary_may_be_spelled_share():
+    old = operation.IndexChange.model_validate_json('{"action": "load", "version": 2, "share": 0.25}')
+    assert old == load(2, 0.25)
+    assert json.loads(old.model_dump_json())["traffic_fraction"] == 0.25
+    assert operation.IndexState.model_validate({"version": 1, "canary": 2, "share": 0.25, "replicas": {}}).traffic_fraction == 0.25

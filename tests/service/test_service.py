@@ -18,12 +18,12 @@ from ray_lir.index.filters import Filters
 from ray_lir.search.searcher import Searcher
 from serving import scatter
 from serving.http.routes import routes
-from serving.transport.ray import ENCODER
+from serving.transport.protocol import ENCODER
 from serving.workers import shard_server
 from serving.workers.batching import Batcher
 from serving.workers.shard_server import ShardServer
 from serving.workers.versions import Served
-from tests.support.local_service import LocalCalls, local_service, raising, sleeping
+from tests.support.local_service import LocalTransport, local_service, raising, sleeping
 from tests.support.served_index import QUERIES, delete, make_index
 
 GROUPS = [f"ShardGroup-{group}" for group in range(4)]
@@ -47,19 +47,19 @@ def encoder(searcher: Searcher) -> Encoder:
 
 
 @pytest.fixture(scope="module")
-def served(index: Path) -> Iterator[tuple[TestClient, LocalCalls]]:
+def served(index: Path) -> Iterator[tuple[TestClient, LocalTransport]]:
     service, calls = local_service(index)
     with TestClient(routes(service)) as client:
         yield client, calls
 
 
 @pytest.fixture
-def client(served: tuple[TestClient, LocalCalls]) -> TestClient:
+def client(served: tuple[TestClient, LocalTransport]) -> TestClient:
     return served[0]
 
 
 @pytest.fixture
-def calls(served: tuple[TestClient, LocalCalls]) -> Iterator[LocalCalls]:
+def calls(served: tuple[TestClient, LocalTransport]) -> Iterator[LocalTransport]:
     yield served[1]
     served[1].faults.clear()
 

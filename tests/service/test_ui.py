@@ -18,7 +18,7 @@ from ray_lir.base.errors import ShardUnavailable
 from serving.http.access import Access, read_tokens
 from serving.http.routes import routes
 from serving.service import Service
-from tests.support.local_service import LocalCalls, local_service, raising
+from tests.support.local_service import LocalTransport, local_service, raising
 from tests.support.served_index import QUERIES, make_index
 
 QUERY = QUERIES[1]
@@ -43,7 +43,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> tuple[Service, LocalCalls]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> tuple[Service, LocalTransport]:
     """Its first document's title is an attack on the page."""
     folder = tmp_path_factory.mktemp("page")
     return local_service(make_index(folder, first_title=ATTACK), 2)
@@ -72,7 +72,7 @@ def listen() -> Iterator[Callable[[FastAPI], str]]:
 
 
 @pytest.fixture(scope="module")
-def url(service: tuple[Service, LocalCalls], listen: Callable[[FastAPI], str]) -> str:
+def url(service: tuple[Service, LocalTransport], listen: Callable[[FastAPI], str]) -> str:
     return listen(routes(service[0]))
 
 

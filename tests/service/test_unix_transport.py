@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 
 from ray_lir.base.errors import ConfigError, ShardUnavailable
-from serving.transport import unix as lines
-from serving.transport.direct import DirectCalls
-from serving.transport.unix import Line, Listener
+from serving.transport import unix_socket
+from serving.transport.unix import UnixTransport
+from serving.transport.unix_socket import UnixConnection, UnixListener
 
 
 class Replica:
     """Stands for a deployment's replica."""
 
     def __init__(self) -> None:
-        self.listener = Listener(self)
+        self.listener = UnixListener(self)
         self.began: list[str] = []
         self.cancelled: list[str] = []
         self.release = asyncio.Event()
@@ -57,12 +57,12 @@ class Handles:
         self.replica = replica
         self.calls: list[str] = []
 
-    async def ask(self, name: str, deadline: float, method: str, *args: Any) -> Any:
+    async def call(self, name: str, deadline: float, method: str, *args: Any) -> Any:
         self.calls.append(method)
         return await getattr(self.replica, method)(*args)
 
-    async def ask_all(self, name: str, deadline: float, method: str, *args: Any) -> list[Any]:
-        return [await self.ask(name, deadline, method, *args)]
+    async def call_all(self, name: str, deadline: float, method: str, *args: Any) -> list[Any]:
+        return [await self.call(name, deadline, method, *args)]
 
 
 class Counted:
@@ -80,16 +80,16 @@ class Scene:
         self.replica = Replica()
         self.handles = Handles(self.replica)
         self.metrics = Counted()
-        self.calls = DirectCalls(self.handles, ["ShardGroup-0"], self.metrics)
+        self.calls = UnixTransport(self.handles, ["ShardGroup-0"], self.metrics)
 
-    async def ask(self, method: str, *args: Any, seconds: float = 20, name: str = "ShardGroup-0") -> Any:
-        return await self.calls.ask(name, asyncio.get_running_loop().time() + seconds, method, *args)
+    async def call(self, method: str, *args: Any, seconds: float = 20, name: str = "ShardGroup-0") -> Any:
+        return await self.calls.call(name, asyncio.get_running_loop().time() + seconds, method, *args)
 
     async def connect(self) -> None:
         """Until calls go over the line."""
         self.metrics.calls.clear()
         while not self.metrics.calls:
-            await self.ask("echo", None)
+            await self.call("echo", None)
             await asyncio.sleep(0)
         self.handles.calls.clear()
         self.metrics.calls.clear()
@@ -109,11 +109,11 @@ async def until(true: Callable[[], bool]) -> None:
 
 def test_calls_go_over_a_line_from_when_it_is_open():
     async def scene(s: Scene) -> None:
-        assert await s.ask("echo", "first") == "first"
+        assert await s.call("echo", "first") == "first"
         assert s.handles.calls == ["echo"] and not s.metrics.calls
         await s.connect()
         large = np.arange(500_000)
-        answers = await asyncio.gather(s.ask("echo", large), *(s.ask("echo", number) for number in range(50)))
+        answers = await asyncio.gather(s.call("echo", large), *(s.call("echo", number) for number in range(50)))
         assert np.array_equal(answers[0], large) and answers[1:] == list(range(50))
         assert s.handles.calls == [] and s.metrics.calls == [("ShardGroup-0", "echo", False)] * 51
 
@@ -123,7 +123,7 @@ def test_calls_go_over_a_line_from_when_it_is_open():
 def test_deployments_with_several_replicas_are_asked_through_serve_which_chooses_one():
     async def scene(s: Scene) -> None:
         for number in range(5):
-            assert await s.ask("echo", number, name="ShardGroup-1") == number
+            assert await s.call("echo", number, name="ShardGroup-1") == number
             await asyncio.sleep(0.01)
         assert s.handles.calls == ["echo"] * 5
 
@@ -134,10 +134,10 @@ def test_an_error_arrives_as_what_it_is():
     async def scene(s: Scene) -> None:
         await s.connect()
         with pytest.raises(ConfigError, match="k must be between 1 and 10, not 11"):
-            await s.ask("wrong")
+            await s.call("wrong")
         with pytest.raises(RuntimeError, match="broken failed with KeyError: 'no such thing'"):
-            await s.ask("broken")
-        assert await s.ask("echo", "and goes on") == "and goes on"
+            await s.call("broken")
+        assert await s.call("echo", "and goes on") == "and goes on"
 
     play(scene)
 
@@ -146,14 +146,14 @@ def test_what_is_late_or_given_up_is_cancelled_where_it_runs():
     async def scene(s: Scene) -> None:
         await s.connect()
         with pytest.raises(ShardUnavailable, match="ShardGroup-0 did not answer in time"):
-            await s.ask("wait", "late", seconds=0.05)
-        left = asyncio.create_task(s.ask("wait", "left"))
+            await s.call("wait", "late", seconds=0.05)
+        left = asyncio.create_task(s.call("wait", "left"))
         await until(lambda: "left" in s.replica.began)
         left.cancel()
         await until(lambda: len(s.replica.cancelled) == 2)
         assert s.replica.cancelled == ["late", "left"]
         assert s.metrics.calls == [("ShardGroup-0", "wait", True)] * 2
-        assert await s.ask("echo", "and goes on") == "and goes on"
+        assert await s.call("echo", "and goes on") == "and goes on"
 
     play(scene)
 
@@ -162,7 +162,7 @@ def test_what_a_lost_replica_leaves_without_an_answer_is_asked_again_through_ser
     async def scene(s: Scene) -> None:
         await s.connect()
         lost, successor = s.replica, Replica()
-        waiting = asyncio.create_task(s.ask("wait", "question"))
+        waiting = asyncio.create_task(s.call("wait", "question"))
         await until(lambda: bool(lost.began))
         s.handles.replica = successor
         for frames in lost.listener._open:
@@ -172,7 +172,7 @@ def test_what_a_lost_replica_leaves_without_an_answer_is_asked_again_through_ser
         successor.release.set()
         assert await waiting == "question"
         await s.connect()
-        assert await s.ask("echo", "new") == "new" and s.handles.calls == []
+        assert await s.call("echo", "new") == "new" and s.handles.calls == []
 
     play(scene)
 
@@ -180,7 +180,7 @@ def test_what_a_lost_replica_leaves_without_an_answer_is_asked_again_through_ser
 def test_a_replica_that_ends_answers_what_it_works_on():
     async def scene(s: Scene) -> None:
         await s.connect()
-        waiting = asyncio.create_task(s.ask("wait", "question"))
+        waiting = asyncio.create_task(s.call("wait", "question"))
         await until(lambda: bool(s.replica.began))
         closing = asyncio.create_task(s.replica.listener.close())
         await asyncio.sleep(0.02)
@@ -197,11 +197,11 @@ def test_a_replica_that_ends_answers_what_it_works_on():
 def test_a_replica_on_another_machine_is_asked_through_serve_and_not_tried_again_at_once():
     async def scene(s: Scene) -> None:
         async def elsewhere() -> str:
-            return "/nowhere/line"
+            return "/nowhere/socket"
 
         s.replica.address = elsewhere
         for number in range(20):
-            assert await s.ask("echo", number) == number
+            assert await s.call("echo", number) == number
             await asyncio.sleep(0.005)
         assert s.handles.calls.count("address") == 1 and s.handles.calls.count("echo") == 20
 
@@ -212,12 +212,12 @@ def test_an_address_is_for_one_connection_and_nothing_is_left_of_it():
     async def scene(s: Scene) -> None:
         forgotten, address = await s.replica.address(), await s.replica.address()
         assert not Path(forgotten).parent.exists()
-        line = await Line.open(address)
-        assert await line.ask("echo", 1) == 1
+        line = await UnixConnection.open(address)
+        assert await line.call("echo", 1) == 1
         assert not Path(address).parent.exists()
         with pytest.raises(OSError):
-            await Line.open(address)
-        assert await (await Line.open(await s.replica.address())).ask("echo", 2) == 2 and await line.ask("echo", 3) == 3
+            await UnixConnection.open(address)
+        assert await (await UnixConnection.open(await s.replica.address())).call("echo", 2) == 2 and await line.call("echo", 3) == 3
 
     play(scene)
 
@@ -228,7 +228,7 @@ def test_nobody_else_can_reach_a_line():
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and folder.stat().st_uid == os.getuid()
         await s.replica.listener.close()
         with pytest.raises(OSError):
-            await Line.open(str(folder / "line"))
+            await UnixConnection.open(str(folder / "socket"))
 
     play(scene)
 
@@ -241,14 +241,14 @@ def test_no_pickle_of_another_user_is_read(monkeypatch: pytest.MonkeyPatch, side
         folder = os.stat(Path(address).parent)
         assert stat.S_IMODE(folder.st_mode) == 0o700
         assert folder.st_uid == os.geteuid()
-        monkeypatch.setattr(lines, "peer_user", lambda _: os.geteuid() + 1)
+        monkeypatch.setattr(unix_socket, "peer_user", lambda _: os.geteuid() + 1)
         if side == "gateway":
             with pytest.raises(PermissionError):
-                await Line.open(address)
+                await UnixConnection.open(address)
         else:
             reader, writer = await asyncio.open_unix_connection(address)
             content = pickle.dumps(("echo", (1,)))
-            writer.write(lines.HEADER.pack(0, len(content)) + content)
+            writer.write(unix_socket.HEADER.pack(0, len(content)) + content)
             with suppress(ConnectionError):
                 assert await reader.read() == b""
             writer.close()
@@ -261,4 +261,4 @@ def test_no_pickle_of_another_user_is_read(monkeypatch: pytest.MonkeyPatch, side
 def test_the_system_says_which_user_is_at_the_other_end() -> None:
     here, there = socket.socketpair(socket.AF_UNIX)
     with here, there:
-        assert lines.peer_user(here) == os.geteuid()
+        assert unix_socket.peer_user(here) == os.geteuid()

@@ -9,12 +9,12 @@ from typing import Any
 from ray_lir.base.errors import ShardUnavailable
 from serving.metrics import Metrics
 from serving.service import Service
-from serving.transport.ray import ENCODER
+from serving.transport.protocol import ENCODER
 from serving.workers.query_encoder import QueryEncoder
 from serving.workers.shard_server import ShardServer
 
 
-class LocalCalls:
+class LocalTransport:
     """Calls the deployments' objects; arguments and answers are pickled, as between processes.
 
     Attributes:
@@ -27,7 +27,7 @@ class LocalCalls:
         self.faults: dict[str, Callable[[str], Any]] = {}
         self.calls: list[tuple[str, str]] = []
 
-    async def ask(self, name: str, deadline: float, method: str, *args: Any) -> Any:
+    async def call(self, name: str, deadline: float, method: str, *args: Any) -> Any:
         self.calls.append((name, method))
         try:
             async with asyncio.timeout_at(deadline):
@@ -38,18 +38,18 @@ class LocalCalls:
             raise ShardUnavailable(f"{name} did not answer in time; try again") from None
         return pickle.loads(pickle.dumps(answer))
 
-    async def ask_all(self, name: str, deadline: float, method: str, *args: Any) -> list[Any]:
-        return [await self.ask(name, deadline, method, *args)]
+    async def call_all(self, name: str, deadline: float, method: str, *args: Any) -> list[Any]:
+        return [await self.call(name, deadline, method, *args)]
 
 
 def local_service(
     index: Path | str, num_groups: int = 4, version: int = 1, max_requests: int = 64, cache: str | None = None
-) -> tuple[Service, LocalCalls]:
+) -> tuple[Service, LocalTransport]:
     names = [f"ShardGroup-{group}" for group in range(num_groups)]
     deployments: dict[str, Any] = {ENCODER: QueryEncoder(str(index), version, None, True)}
     for group, name in enumerate(names):
         deployments[name] = ShardServer(str(index), version, group, num_groups, 1.0, True, cache)
-    calls = LocalCalls(deployments)
+    calls = LocalTransport(deployments)
     return Service(str(index), version, names, calls, 30.0, max_requests, Metrics()), calls
 
 

@@ -21,7 +21,7 @@ from jobs.cli import parse
 from jobs.demo import DemoJob
 from serving import metrics
 from serving.app import ServeConfig
-from serving.ray_env import SWITCHES
+from serving.ray_env import RAY_ENV
 from tests.support import promql
 from tests.support.kubernetes_schema import KINDS, RayClusterSpec
 from tests.support.promql import series_of
@@ -108,7 +108,7 @@ def test_the_service_is_one_that_ray_serve_and_the_application_take():
         environment = {each.name: each.value for each in pod.containers[0].env}
         wrapper = {name: environment.pop(name) for name in ("RAY_SERVE_HAPROXY_BINARY_PATH", "RAY_LIR_HAPROXY")}
         assert all(path in (INFRA / "Dockerfile").read_text() for path in wrapper.values())
-        assert environment.items() <= SWITCHES.items()
+        assert environment.items() <= RAY_ENV.items()
     cpus = [int(pod.containers[0].resources.requests["cpu"]) for pod in pods]
     asked = arguments.replicas * (arguments.encoder_cpus + arguments.num_groups * arguments.shard_cpus) + 1
     workers = cluster_of(INFRA / "kuberay" / "rayservice.yaml").workerGroupSpecs
