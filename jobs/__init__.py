@@ -1,1 +1,1 @@
-"""The jobs: each is `python -m jobs.<verb>`, or `ray-lir <verb>` once installed."""
+"""The command line. Each job is `python -m jobs.<verb>`, or `ray-lir <verb>` if the wheel is installed."""

@@ -1,4 +1,4 @@
-"""`ray-lir <verb> ...`, and `python -m jobs <verb> ...`: runs the command of that name."""
+"""`ray-lir <verb> ...` and `python -m jobs <verb> ...`: runs the job of that name."""
 
 import ast
 import contextlib
@@ -37,7 +37,11 @@ SERVICE = f"{(__package__ or '').removesuffix('jobs')}serving"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs `verb --field value ...` just as `python -m jobs.<verb> --field value ...` would."""
+    """Run a job like `python -m jobs.<verb> --field value ...`.
+
+    Args:
+        argv: The verb and its flags. None: the arguments of this process.
+    """
     verb, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if verb in ("-h", "--help", "help"):
         return _print(usage())
@@ -56,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         program = "python -m jobs" if sys.argv[0].endswith("__main__.py") else "ray-lir"
         cli.command = f"{program} {verb}"
         runpy.run_module(_module(name), run_name="__main__", alter_sys=True)
-    except KeyboardInterrupt:  # while modules are loaded; cli.main tells later ones
+    except KeyboardInterrupt:  # while modules are loaded; cli.main handles later ones
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
@@ -69,10 +73,10 @@ def _print(text: str) -> None:
 
 
 def usage() -> str:
-    """One line for each command: what its module says of itself."""
+    """Return the help text: one line for each command, from the docstring of its module."""
     width = max(map(len, VERBS))
     lines = [f"  {verb:<{width}}  {summary(verb)}" for verb in VERBS]
-    more = "ray-lir COMMAND --help shows a command's fields. ray-lir --version prints the version."
+    more = "ray-lir COMMAND --help lists the fields of a command. ray-lir --version prints the version."
     return "\n".join(["usage: ray-lir COMMAND [--recipe FILE] [--field value ...]", "", *lines, "", more])
 
 
@@ -81,7 +85,7 @@ def _module(verb: str) -> str:
 
 
 def summary(verb: str) -> str:
-    """The first line of a command's docstring, read from its source: importing every job would take seconds."""
+    """Return the first line of a command's docstring. It is read from the source, because importing every job takes seconds."""
     spec = find_spec(f"{SERVICE}.__main__" if verb == "serve" else _module(verb))
     source = Path(spec.origin).read_bytes() if spec and spec.origin else b""
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]

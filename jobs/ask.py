@@ -1,4 +1,4 @@
-"""Asks a running search service one query, and shows the answers."""
+"""Sends one query to a running search service and shows the hits."""
 
 import logging
 from typing import Annotated, Any
@@ -17,43 +17,48 @@ logger = logging.getLogger("ray_lir.ask")
 
 
 class AskJob(ServiceJob):
-    """Asks a running search service one query and shows the documents it finds.
+    """Sends one query to a running search service and shows the hits.
 
-    If the service asks for a bearer token, set the environment variable RAY_LIR_TOKEN to it.
+    If the service requires a bearer token, set the environment variable RAY_LIR_TOKEN to it.
     """
 
     query: QueryText
-    """What to look for."""
+    """Text of the query."""
     k: int = Field(10, ge=1, le=MAX_K)
-    """How many documents, at most."""
+    """Number of hits, at most."""
     engine: str = "auto"
-    """auto, exact, scan, plaid or warp."""
+    """Engine that searches: auto, exact, scan, plaid or warp."""
     quality: Quality = "balanced"
-    """Of the engine auto: fast, balanced or exact."""
+    """For the engine auto: how closely it must follow the exact ranking."""
     params: dict[str, Any] = {}
-    """The engine's parameters, such as {nprobe: 4}."""
+    """Parameters of the engine, such as {nprobe: 4}."""
     filters: FiltersInput = Field(None, validation_alias=FILTER_NAMES)
-    """What documents must be like: "year >= 2020, tags ~ news", or JSON, {"where": {"op": "ge", "field": "year", "value": 2020},
-    "ids": {"exclude": ["a"]}}; --where and --filter say the same."""
+    """Conditions on the documents: "year >= 2020, tags ~ news", or JSON, {"where": {"op": "ge", "field": "year", "value": 2020},
+    "ids": {"exclude": ["a"]}}. --where and --filter are other names."""
     metadata: Annotated[tuple[str, ...], BeforeValidator(names)] = ()
-    """Metadata of each document to show on a terminal, such as year,author."""
+    """Metadata fields to show for each hit on a terminal, such as year,author."""
     deadline_ms: float | None = Field(None, gt=0)
-    """What the answer may take; late parts of the index are left out as far as min_coverage allows."""
+    """Longest time of the request, in milliseconds. Late shard groups are left out if min_coverage allows it."""
     min_coverage: float = Field(1.0, ge=0, le=1)
-    """The share of the documents that must have been searched."""
+    """Fraction of the documents that must be searched, 0 to 1."""
     explain: bool = False
-    """Say in the JSON which token of each document every query token matched."""
+    """Add the match of every query token in each hit to the JSON."""
 
 
 def run(job: AskJob) -> dict[str, Any]:
-    """Raises ServiceUnavailable if nothing answers, and whatever the service says is wrong."""
+    """Send the query and return the response.
+
+    Raises:
+        ServiceUnavailable: Nothing answers at the address.
+        RayLirError: The service reports an error.
+    """
     options = job.model_dump(exclude={"query", "url", "metadata"}, exclude_none=True)
     options["highlight"] = job.k <= MAX_EXPLAINED
     with connect(job) as client:
         response: SearchResponse = client.search(job.query, **options)
     reply = response.model_dump(mode="json", exclude_none=True)
     for cut in response.truncated_queries:
-        logger.warning("only the first %d of %d tokens of the query were searched for", cut.kept_tokens, cut.total_tokens)
+        logger.warning("the query is truncated: only its first %d of %d tokens are used", cut.kept_tokens, cut.total_tokens)
     for warning in response.warnings:
         logger.warning("%s", warning)
     return {"query": job.query, **reply}

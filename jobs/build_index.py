@@ -10,20 +10,26 @@ from .where import Where, runs_on_ray, session
 
 
 class BuildIndexJob(IndexConfig):
-    """Builds an index from a folder of token embeddings; run again after a kill, it continues."""
+    """Builds an index from a folder of token embeddings. If it is killed, run it again, and it continues."""
 
     embeddings: str
-    """Folder or URL that jobs.encode wrote."""
+    """Folder or URL of embeddings that jobs.encode wrote."""
     output: str
-    """Folder of the index."""
+    """Folder or URL of the index."""
     where: Where = "auto"
-    """Run the steps as Ray tasks (`ray`), or on threads of this process (`here`); `auto` uses Ray if it is installed. The bytes are
-    the same."""
+    """ray: run as Ray tasks. here: run on threads of this process. auto: use Ray if it is installed. The bytes are the same."""
     dry_run: bool = False
-    """Say how many bytes the index would have and how long it would take, and write nothing."""
+    """Predict the size of the index and the time of the build, and write nothing."""
 
 
 def run(job: BuildIndexJob) -> dict[str, Any]:
+    """Build the index and return its sizes.
+
+    Raises:
+        ConfigError: A setting or path is wrong.
+        Conflict: Another job wrote the same output.
+        FormatError: The embeddings are damaged.
+    """
     start = time.perf_counter()
     from ray_lir.building.build import build_index
     from ray_lir.planning.preview import preview_build

@@ -1,6 +1,6 @@
-"""What every command shares: flags and a recipe become a configuration, the result is shown to people or printed as JSON.
+"""The command line of every job: turns flags and a recipe into a configuration, and prints the result as text or JSON.
 
-A recipe (--recipe FILE) is YAML with the job's fields; flags beside it win.
+A recipe (--recipe FILE) is a YAML file with the job's fields. Flags override it.
 """
 
 import difflib
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel, ValidationError
 
@@ -25,13 +25,14 @@ Job = TypeVar("Job", bound=Config)
 Result = dict[str, Any]
 
 TRACEBACK = "RAY_LIR_TRACEBACK"
-"""Environment variable: set, an unexpected error shows its traceback."""
+"""Environment variable: if it is set, an unexpected error shows its traceback."""
 INTERRUPTED, CLOSED_PIPE = 130, 141
+"""Exit codes."""
 TRUTHS = {"true", "false", "yes", "no", "on", "off", "1", "0", "none", "null"}
-"""Words that are taken for the value of the switch before them."""
+"""Words that can be the value of the boolean flag before them."""
 
 command: str | None = None
-"""How the running command was called (`ray-lir encode`), if not as `python -m jobs.encode`."""
+"""The running command, such as `ray-lir encode`. None: it runs as `python -m jobs.<verb>`."""
 
 
 def main(
@@ -41,15 +42,18 @@ def main(
     show: Callable[[Result, Job], None] | None = None,
     positional: str | None = None,
 ) -> None:
-    """Runs a job from the command line.
+    """Run a job from the command line.
 
-    On a terminal the result is shown for people. With --json, or when standard output is piped or redirected, it is the last line of
-    standard output, as one JSON object. A user's mistake, or a disk or object store that fails, ends the job with one line on standard
-    error and exit code 2; an error that nobody foresaw with exit code 1.
+    On a terminal the result is printed as text. With --json, or if standard output is piped or redirected, the result is one JSON
+    object on the last line of standard output. A user's mistake and a failing disk or object store end the job with one line on
+    standard error and exit code 2. An unexpected error ends it with exit code 1.
 
     Args:
-        show: prints the result of a job for people. None: one line a field.
-        positional: the field that an argument without a flag fills, such as the folder of `ray-lir inspect DIR`.
+        config_type: Configuration of the job.
+        run: Runs the job and returns its result.
+        argv: Flags. None: the arguments of this process.
+        show: Prints the result as text. None: one line a field.
+        positional: Field for an argument without a flag, such as the folder of `ray-lir inspect DIR`. None: there is none.
     """
     logs.configure()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -64,21 +68,19 @@ def main(
 
 
 class ending_in_one_line:
-    """A context that ends the process with one line on standard error instead of a traceback, whatever its body raises."""
+    """Context manager: an error in its body ends the process with one line on standard error instead of a traceback."""
 
     def __enter__(self) -> None:
-        return None
+        pass
 
-    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> bool:
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
         if isinstance(error, KeyboardInterrupt):
-            _end("interrupted; a job continues when the same command runs again", INTERRUPTED)
-        if isinstance(error, BrokenPipeError):  # the reader of standard output, such as `head`, has gone
+            _end("interrupted; run the same command again to continue", INTERRUPTED)
+        if isinstance(error, BrokenPipeError):  # the reader of standard output, such as `head`, has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os._exit(CLOSED_PIPE)
-        if not isinstance(error, Exception):
-            return False
-        if os.environ.get(TRACEBACK):
-            return False
+        if not isinstance(error, Exception) or os.environ.get(TRACEBACK):
+            return
         from ray_lir.storage.files import store_errors  # fsspec takes a tenth of a second to load
 
         why = " ".join(str(error).split()) or type(error).__name__
@@ -87,18 +89,17 @@ class ending_in_one_line:
         if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
             _end(f"error: {missing(error.name, 'this command')}", 2)
         if isinstance(error, store_errors()):
-            _end(f"error: {why}; check the address, your rights and the space left", 2)
-        _end(f"error: unexpected {type(error).__name__}: {why[:300]}; set {TRACEBACK}=1 to see where, and report it", 1)
-        return False
+            _end(f"error: {why}; check the address, your permissions and the free space", 2)
+        _end(f"error: unexpected {type(error).__name__}: {why[:300]}; set {TRACEBACK}=1 to see the traceback, and report it", 1)
 
 
-def _end(line: str, code: int) -> None:
+def _end(line: str, code: int) -> NoReturn:
     print(line, file=sys.stderr, flush=True)
     sys.exit(code)
 
 
 def show_fields(result: Result) -> None:
-    """Prints a result for people, a line a field; lists take a line for each entry."""
+    """Print a result as text: one line for each field, and one for each entry of a list."""
     width = max(map(len, result), default=0)
     for name, value in result.items():
         for number, each in enumerate(value if isinstance(value, list) and value else [value]):
@@ -106,7 +107,7 @@ def show_fields(result: Result) -> None:
 
 
 def readable(value: Any) -> str:
-    """A value for people: thousands with commas, mappings as name=value."""
+    """Return a value as text: commas between thousands, mappings as name=value."""
     if isinstance(value, dict):
         return "  ".join(f"{name}={readable(each)}" for name, each in value.items())
     if isinstance(value, list):
@@ -115,39 +116,53 @@ def readable(value: Any) -> str:
 
 
 def parse(config_type: type[Job], argv: list[str], positional: str | None = None) -> Job:
-    """The configuration that `--field value` and `--field=value` flags, and a recipe, describe.
+    """Return the configuration from flags (`--field value` or `--field=value`) and a recipe.
+
+    Args:
+        config_type: Configuration of the job.
+        argv: Flags.
+        positional: Field for an argument without a flag. None: there is none.
 
     Raises:
-        ConfigError: if a field is unknown, missing or has a wrong value; the message is one line.
+        ConfigError: A field is unknown, missing or has a wrong value.
     """
     return parse_command(config_type, argv, positional)[0]
 
 
 def parse_command(config_type: type[Job], argv: list[str], positional: str | None = None) -> tuple[Job, bool]:
-    """The same, and whether --json asks for JSON."""
+    """Return the configuration, and whether --json is set. Prints the help text and exits if --help is.
+
+    Args:
+        config_type: Configuration of the job.
+        argv: Flags.
+        positional: Field for an argument without a flag. None: there is none.
+
+    Raises:
+        ConfigError: A field is unknown, missing or has a wrong value.
+    """
     if "--help" in argv or "-h" in argv:
-        from .help import help_text  # kept out of ordinary starts
+        from .help import help_text  # only loaded for --help
 
         print(help_text(config_type, _usage(config_type, positional)), flush=True)
         sys.exit(0)
     fields = dict(_fields(config_type))
-    same = dict(_other_names(config_type))
-    switches = {name for name, annotation in fields.items() if annotation is bool or bool in get_args(annotation)} | {"json"}
-    flags = dict(_flags(argv, switches, positional))
+    aliases = dict(_aliases(config_type))
+    booleans = {name for name, annotation in fields.items() if annotation is bool or bool in get_args(annotation)} | {"json"}
+    flags = dict(_flags(argv, booleans, positional))
     recipe = _read_recipe(flags.pop("recipe")) if "recipe" in flags else {}
-    as_json = _switch("json", flags.pop("json", "false"))
+    as_json = _boolean("json", flags.pop("json", "false"))
     values: dict[str, Any] = {}
-    for name, value in _flatten(recipe, {**fields, **same}):
-        _put(values, _known(same.get(name, name), fields, ""), value)
+    for name, value in _flatten(recipe, {**fields, **aliases}):
+        _put(values, _known(aliases.get(name, name), fields, ""), value)
     for name, text in flags.items():
         name = name.replace("-", "_")
-        name = _known(same.get(name, name), fields, "--")
+        name = _known(aliases.get(name, name), fields, "--")
         _put(values, name, _value(text, fields[name]))
     try:
         job = config_type.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
-    _check_finite(job.model_dump())  # pydantic reads text such as 1e400 as infinity
+    _check_finite(job.model_dump())  # pydantic parses text such as 1e400 as infinity
     return job, as_json
 
 
@@ -160,7 +175,7 @@ def _usage(config_type: type[BaseModel], positional: str | None) -> str:
 
 
 def _module_command() -> str:
-    """`python -m jobs.encode` for a module that runs as the main program."""
+    """How the main program was called: `python -m jobs.encode`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
 
@@ -173,15 +188,15 @@ def _check_finite(values: dict[str, Any], prefix: str = "") -> None:
             raise ConfigError(f"--{prefix}{name}: {value} is not a finite number")
 
 
-def _switch(name: str, text: str) -> bool:
+def _boolean(name: str, text: str) -> bool:
     value = _value(text, bool)
     if not isinstance(value, bool):
         raise ConfigError(f"--{name}: must be true or false, not {text!r}")
     return value
 
 
-def _flags(argv: list[str], switches: set[str], positional: str | None = None) -> Iterator[tuple[str, str]]:
-    """Names and values. A switch may stand alone, which means true; one word may stand without a flag, for the field `positional`."""
+def _flags(argv: list[str], booleans: set[str], positional: str | None = None) -> Iterator[tuple[str, str]]:
+    """Names and values. A boolean flag without a value is true. One word without a flag is the value of the field `positional`."""
     words = deque(argv)
     while words:
         word = words.popleft()
@@ -189,10 +204,10 @@ def _flags(argv: list[str], switches: set[str], positional: str | None = None) -
         if positional and (not word.startswith("--") or " " in name):
             name, value, positional = positional, word, None
         elif not word.startswith("--") or not name:
-            raise ConfigError(f"unexpected argument {word!r}; fields are given as --name value")
+            raise ConfigError(f"unexpected argument {word!r}; write fields as --name value")
         elif not equals:
-            is_switch = name.replace("-", "_") in switches
-            if is_switch and (not words or words[0].lower() not in TRUTHS):
+            is_boolean = name.replace("-", "_") in booleans
+            if is_boolean and (not words or words[0].lower() not in TRUTHS):
                 value = "true"
             elif words:
                 value = words.popleft()
@@ -209,8 +224,8 @@ def _fields(config_type: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
             yield prefix + (field.alias or name), field.annotation
 
 
-def _other_names(config_type: type[BaseModel]) -> Iterator[tuple[str, str]]:
-    """Other names of fields, each with the field's own name."""
+def _aliases(config_type: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """Aliases of fields, each with the field's own name."""
     for name, field in config_type.model_fields.items():
         if isinstance(field.validation_alias, AliasChoices):
             yield from ((str(other), name) for other in field.validation_alias.choices if other != name)
@@ -225,7 +240,7 @@ def _known(name: str, fields: dict[str, Any], dashes: str) -> str:
 
 
 def _value(text: str, annotation: Any) -> Any:
-    """A flag's text as the type of its field: text stays text, everything else is read as YAML."""
+    """The value of a flag. Text stays text; other types are parsed as YAML."""
     choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
     if type(None) in choices and text.lower() in ("none", "null"):
         return None
@@ -233,12 +248,12 @@ def _value(text: str, annotation: Any) -> Any:
         return text
     try:
         return parse_yaml(text)
-    except ValueError:  # also of a date that no calendar has
+    except ValueError:  # also raised for an impossible date
         return text
 
 
 def _reads_text(choices: Iterable[Any]) -> bool:
-    """Whether one of the types has a syntax of its own (Filters): a class method `parse`."""
+    """Whether one of the types parses text itself, like Filters: it has a class method `parse`."""
     return any(hasattr(choice, "parse") for choice in choices)
 
 

@@ -1,4 +1,4 @@
-"""Writes a version of an index without deleted documents and delta shards, and removes old versions."""
+"""Rewrites an index without deleted documents and delta shards, as its next version, and removes old versions."""
 
 import time
 from typing import Any
@@ -12,24 +12,29 @@ from .where import Where, runs_on_ray, session
 
 
 class CompactJob(Config):
-    """Compacts an index; run again after a kill, it continues. The version before stays until it is removed."""
+    """Compacts an index. If it is killed, run it again, and it continues. Older versions stay until they are removed."""
 
     index: str
     """Folder or URL of the index."""
     num_shards: int | None = Field(None, ge=1)
-    """Shards of the new version. None: as many as the index was built with."""
+    """Number of shards of the new version. None: as many as the index was built with."""
     keep_versions: int | None = Field(None, ge=1)
-    """Remove all but the newest so many versions afterwards, with the files that none of those needs. None: remove none.
-    A service needs the version that it serves, and the one before to roll back."""
+    """Number of newest versions to keep. Older versions are removed afterwards, with files that no kept version needs. None: keep all.
+    A service needs the version that it serves, and the previous one to roll back."""
     where: Where = "auto"
-    """Run the steps as Ray tasks (`ray`), or on threads of this process (`here`); `auto` uses Ray if it is installed. The bytes are
-    the same."""
+    """ray: run as Ray tasks. here: run on threads of this process. auto: use Ray if it is installed. The bytes are the same."""
     dry_run: bool = False
-    """Say what would be written, and write and remove nothing."""
+    """Predict what would be written, and write and remove nothing."""
 
 
 def run(job: CompactJob) -> dict[str, Any]:
-    """Raises ConfigError, FormatError or Conflict; no version has changed then."""
+    """Compact the index and return the new version's sizes.
+
+    Raises:
+        ConfigError: A setting is wrong. No version has changed, as with the following errors.
+        Conflict: Another job changed the index at the same time.
+        FormatError: The index is damaged.
+    """
     start = time.perf_counter()
     from ray_lir import storage
     from ray_lir.building.compact import compact_index

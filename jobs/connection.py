@@ -1,4 +1,4 @@
-"""The connection of a command to a running service: its address, and its token from the environment."""
+"""Connects commands to a running service: its address, and the token from the environment."""
 
 import os
 import sys
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ray_lir.api.client import Client
 
 TOKEN = "RAY_LIR_TOKEN"
+"""Environment variable with the bearer token."""
 
 
 class ServiceJob(Config):
@@ -20,8 +21,8 @@ class ServiceJob(Config):
 
 
 def connect(job: ServiceJob) -> "Client":
-    """A client with the token of the environment variable RAY_LIR_TOKEN, if it is set."""
-    if "httpx" not in sys.modules:  # this process is a command: httpcore need not load trio, a fifth of a second, for AsyncClient
+    """Return a client that sends the token of the environment variable RAY_LIR_TOKEN, if it is set."""
+    if "httpx" not in sys.modules:  # keep httpcore from loading trio for AsyncClient, which takes 0.2 s
         sys.modules.setdefault("trio", None)  # type: ignore[arg-type]
     from ray_lir.api.client import Client
 
@@ -29,5 +30,5 @@ def connect(job: ServiceJob) -> "Client":
 
 
 def state(reply: Config) -> dict[str, Any]:
-    """The reply to a change of the served version, as a result."""
+    """Return the reply of the service as a job's result."""
     return reply.model_dump(mode="json", exclude_none=True)

@@ -1,4 +1,4 @@
-"""The whole path on this machine: collects the documentation of installed packages, encodes, indexes, serves and asks it."""
+"""Tries everything on this machine: collects documentation of Python packages, encodes it, indexes it, serves it and searches it."""
 
 import json
 import logging
@@ -39,20 +39,21 @@ logger = logging.getLogger("ray_lir.demo")
 
 
 class DemoJob(Config):
-    """Documentation of the installed Python packages, from source files to answers over HTTP. Run again, it goes on from
-    what is there."""
+    """Searches the documentation of installed Python packages: from source files to answers over HTTP. If it runs again, finished steps
+    are skipped."""
 
     output: str = "demo"
-    """Folder of the corpus, the embeddings and the index."""
+    """Folder for the corpus, the embeddings and the index."""
     num_docs: int = Field(4000, ge=1)
-    """Documents of the corpus, at most."""
+    """Number of documents of the corpus, at most."""
     k: int = Field(3, ge=1)
-    """Answers printed for each question."""
+    """Number of hits to print for each question."""
     document_length: int = Field(128, ge=3)
-    """Tokens of a docstring that are read."""
+    """Length limit of documents, in tokens with special tokens."""
 
 
 def run(job: DemoJob) -> dict[str, Any]:
+    """Run the demo and return where its files are, sizes, seconds of each phase, and the first hit of each question."""
     require("ray", "serving the demo")
     from ray_lir.distributed.runtime import ray_session  # Ray takes seconds to load
 
@@ -89,7 +90,7 @@ def run(job: DemoJob) -> dict[str, Any]:
 
 
 def collect_corpus(file: Path, num_docs: int) -> None:
-    """Writes the docstring corpus as JSON lines, unless it is there already."""
+    """Write the docstring corpus as JSON lines, unless the file exists."""
     if file.exists():
         return
     from ray_lir.corpus import docstring_corpus
@@ -104,7 +105,7 @@ def collect_corpus(file: Path, num_docs: int) -> None:
 
 @contextmanager
 def served(index: Path) -> Iterator[str]:
-    """The search service over an index, at the address that is yielded; it ends with the body."""
+    """Run the search service over an index for the body of a `with` block, and yield its address."""
     from ray import serve
 
     port = free_port(DEFAULT_PORT)
@@ -119,30 +120,36 @@ def served(index: Path) -> Iterator[str]:
         serve.delete(APPLICATION)
 
 
-def free_port(wanted: int) -> int:
-    """`wanted` if nobody listens there, any free port otherwise."""
+def free_port(preferred: int) -> int:
+    """Return the preferred port if it is free, otherwise any free port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", wanted))
+            probe.bind(("127.0.0.1", preferred))
         except OSError:
             probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def ask(url: str, query: str, k: int) -> dict[str, Any]:
-    """The service's hits for a query, with the milliseconds that the request took."""
+    """Search the service and return the query, its hits, and the milliseconds of the request.
+
+    Args:
+        url: Address of the service.
+        query: Text of the query.
+        k: Number of hits, at most.
+    """
     body = json.dumps({"query": query, "k": k}).encode()
     request = urllib.request.Request(f"{url}/search", body, {"Content-Type": "application/json"})
     start = time.perf_counter()
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the service is on this machine: no proxy reaches it
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the service is on this machine, which a proxy cannot reach
     with direct.open(request, timeout=60) as response:
         (hits,) = json.load(response)["results"]
     return {"query": query, "ms": round(1000 * (time.perf_counter() - start), 1), "hits": hits}
 
 
 def page(answer: dict[str, Any]) -> str:
-    """A question and its answers for people."""
+    """Return a question and its hits as text."""
     lines = [f"\n{answer['query']}?  ({answer['ms']:.0f} ms)"]
     for hit in answer["hits"]:
         summary = " ".join(hit["text"].partition("\n\n")[0].split())
@@ -152,11 +159,11 @@ def page(answer: dict[str, Any]) -> str:
 
 
 def farewell(folder: Path) -> str:
-    """Where everything is, and how to go on asking."""
+    """Return where the files are, and the commands that serve the index again."""
     command = shlex.join(["serve", "run", f"{SERVING}:build", f"index={folder / 'index'}"])
     question = shlex.quote(json.dumps({"query": "open a zip file", "k": 3}))
     return f"""
-Everything is in {folder}. To serve it again and ask more:
+The corpus, the embeddings and the index are in {folder}. To serve the index again:
   {command}
   curl -s http://127.0.0.1:{DEFAULT_PORT}/search -H 'Content-Type: application/json' -d {question}
 """

@@ -17,25 +17,31 @@ from .where import Where, encoding, runs_on_ray, session
 class EncodeJob(Config):
     """Encodes the documents of a corpus into Parquet files of token embeddings with a manifest.
 
-    A row of the corpus has an id (`_id`, `doc_id` or `id`, text or a whole number), a `text`, and optionally a `title`, which is encoded in
-    front of the text. `metadata` (an object) and all other fields are stored with the document, for filters and answers. Rows that cannot
-    be used go to dead_letters/ in the output with the reason.
+    A row of the corpus has an id and a `text`. The id is `_id`, `doc_id` or `id`, text or a whole number. A `title` is optional and is
+    encoded in front of the text. `metadata` (an object) and all other fields are stored with the document, for filters and hits.
+    Invalid rows go to dead_letters/ in the output folder, with the reason.
     """
 
     corpus: str
-    """BEIR folder, JSONL, JSONL.gz or Parquet file, or a folder of such files; a path or a URL (s3://bucket/folder)."""
+    """BEIR folder, JSONL, JSONL.gz or Parquet file, or a folder of such files. A path or a URL (s3://bucket/folder)."""
     output: str
-    """Folder for the embeddings; a path or a URL. A job that was killed continues there."""
+    """Folder or URL for the embeddings. A killed job continues there when it runs again."""
     encoder: EncoderConfig = EncoderConfig()
     workers: Workers = Workers()
     docs_per_part: int = Field(DOCS_PER_PART, ge=1)
-    """Rows of the corpus that are encoded together and make one Parquet file."""
+    """Rows of the corpus in one Parquet file of embeddings."""
     where: Where = "auto"
     """Encode on Ray (`ray`), or in this process (`here`). `auto` uses Ray if it is installed. The bytes are the same."""
 
 
 def run(job: EncodeJob) -> dict[str, Any]:
-    """Encode the corpus, and return the counts of what was written."""
+    """Encode the corpus and return sizes and speed.
+
+    Raises:
+        ConfigError: A setting or path is wrong.
+        Conflict: Another job wrote the same output.
+        FormatError: A file of the corpus is damaged.
+    """
     start = time.perf_counter()
     from ray_lir.corpus.records import corpus_files
 

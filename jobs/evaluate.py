@@ -35,47 +35,51 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 QUERIES_AT_ONCE = 256
-"""Queries between two reports of progress."""
+"""Queries that are encoded or searched between two reports of progress."""
 
 
 class QueryEncoderConfig(Config):
-    """Where the weights of the index's encoder lie now, and how they are run; its conventions are the index's."""
+    """The encoder of the queries. The index fixes its conventions; these fields say where its weights are and how it runs."""
 
     checkpoint: str | None = None
-    """Checkpoint folder or name. None: the one that the index was made with."""
+    """Checkpoint folder or name. None: the checkpoint that the index records."""
     trust_remote_code: bool = False
-    """Run Python code that the checkpoint brings (`auto_map` in its config.json) with your rights. Only for checkpoints you have read."""
+    """Run the Python code of the checkpoint (`auto_map` in its config.json) with your rights. Only for checkpoints you have read."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """Device of the encoder: auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: float16 on a GPU, bfloat16 on a CPU that multiplies it natively, float32 otherwise."""
+    """Precision of the encoder. auto: float16 on a GPU, bfloat16 on a CPU with native bfloat16 products, float32 otherwise."""
 
 
 class EvaluateFields(Config):
-    """Evaluates an index: ir-measures and latency percentiles as JSON, and the run as a TREC file on request."""
+    """Measures the quality of an index (measures of ir-measures) and its latency. On request it writes the run as a TREC file."""
 
     index: str
     """Folder of the index."""
     dataset: str
     """Folder or URL in the BEIR layout, or the name of a BEIR dataset to download."""
     split: str = "test"
-    """Which judgements: qrels/SPLIT.tsv."""
+    """Split of the judgements: qrels/SPLIT.tsv."""
     engine: str = "auto"
-    """auto, or one of the engines whose parameters are below, such as --warp.nprobe 64."""
+    """auto, or one of the engines below. Their parameters are fields too, such as --warp.nprobe 64."""
     quality: Literal["fast", "balanced", "exact"] = "balanced"
-    """For the engine auto: how much of the exact ranking it has to keep."""
+    """For the engine auto: how closely it must follow the exact ranking."""
     k: int = Field(default=100, ge=1)
-    """Documents found for each query; measures that look deeper are left out."""
+    """Documents to find for each query. Default measures with a larger cutoff are left out. Without --k, the largest cutoff of
+    --measures counts if it is above 100."""
+    measures: str = ""
+    """Further measures, in the notation of ir-measures: "nDCG@10 R@1000 RR@10 Success@5 AP Judged@10". The default measures, nDCG@10,
+    RR@10, Success@5, R@10 and R@100, are always reported."""
     ignore_identical_ids: bool | Literal["auto"] = "auto"
-    """Leave out hits whose id is the query's own: auto (for ArguAna and Quora, as BEIR does), yes or no."""
+    """Leave out hits with the id of their query: yes, no, or auto (only for ArguAna and Quora, as BEIR does)."""
     run: str | None = None
-    """Writes the run to this file, in TREC format. An existing file is replaced only if it is the run of this configuration."""
+    """File for the run, in TREC format. An existing file is replaced only if it is a run of this configuration."""
     per_query: str | None = None
-    """Writes each query's measures to this file, as JSON."""
+    """File for the measures of each query, as JSON."""
     overwrite: bool = False
-    """Replace the files `run` and `per_query` if they are there."""
+    """Replace existing files at --run and --per_query."""
     latency_queries: int = Field(default=20, ge=0)
-    """Queries, spread over the split, whose latency is measured one at a time; 0 measures none."""
+    """Number of queries, spread over the split, to measure latency with, one at a time. 0: measure no latency."""
     encoder: QueryEncoderConfig = QueryEncoderConfig()
 
 
@@ -85,18 +89,23 @@ EvaluateConfig = create_model("EvaluateConfig", __base__=EvaluateFields, __doc__
 
 
 def evaluate(config: EvaluateFields) -> dict[str, Any]:
-    """Searches every judged query and measures the answers.
+    """Search for every judged query and measure the results.
+
+    Returns:
+        Measures by their ir-measures names, settings, sizes of the index, and latency percentiles in milliseconds.
 
     Raises:
-        ConfigError: if the engine, the dataset, the split or a path is wrong, the index holds no judged document, an output
-            cannot be written, or the run format cannot carry an id; nothing is searched then.
-        Conflict: if another job wrote an output meanwhile.
-        FormatError: if the index or the dataset is damaged.
-        IncompatibleError: if the encoder is not the one that the index was made with.
+        ConfigError: The engine, a measure, the dataset, the split or a path is wrong. Or the index holds no judged document, an
+            output cannot be written, or the run format cannot hold an id. Nothing was searched.
+        Conflict: Another job wrote an output file at the same time.
+        FormatError: The index or the dataset is damaged.
+        IncompatibleError: The encoder is not the one that the index was built with.
     """
     from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load
 
     require("ir_measures", "measuring a run")
+    measures = _measures(config)
+    config = config.model_copy(update={"k": _depth(config, measures)})
     version = latest_version(config.index)
     searcher = Searcher.open(config.index, version)
     planner = searcher.planner
@@ -108,8 +117,8 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
     tag = _tag(config, searcher, dataset, engine, ignores)
     outputs = _check_outputs(config, searcher, dataset, tag)
     contract = searcher.manifest.contract
-    given = config.encoder.model_dump()
-    encoder = Encoder.for_contract(contract, EncoderConfig(**given | {"checkpoint": given["checkpoint"] or contract.checkpoint}))
+    settings = config.encoder.model_dump() | {"checkpoint": config.encoder.checkpoint or contract.checkpoint}
+    encoder = Encoder.for_contract(contract, EncoderConfig(**settings))
 
     with logs.stage("encode queries") as record:
         ids, texts = list(dataset.queries), list(dataset.queries.values())
@@ -122,8 +131,8 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         answers = [answer for part in track(found, "search", len(queries), len, "queries") for answer in part]
         record.update(queries=len(answers), engine=engine.engine)
     run, identical = _run(searcher, queries, answers, config.k, ignores)
-    with logs.stage("measure") as record:  # the log keeps the measures if an output cannot be written after all
-        values = metrics.evaluate(run, dataset.qrels, metrics.measures_up_to(config.k))
+    with logs.stage("measure") as record:  # logged, so that the measures survive if an output cannot be written
+        values = metrics.evaluate(run, dataset.qrels, tuple(dict.fromkeys((*metrics.measures_up_to(config.k), *measures))))
         record.update(metrics.means(values))
     if "run" in outputs:
         outputs["run"].write(format_run(run, tag))
@@ -151,19 +160,33 @@ def _blocks(num_queries: int) -> Iterator[tuple[int, int]]:
     return ((first, min(first + QUERIES_AT_ONCE, num_queries)) for first in range(0, max(1, num_queries), QUERIES_AT_ONCE))
 
 
+def _measures(config: EvaluateFields) -> tuple[str, ...]:
+    """The names of the requested measures. Raises ConfigError if --k is below the cutoff of one of them."""
+    measures = metrics.parse_measures(config.measures)
+    deepest = max(measures, key=metrics.cutoff, default=None)
+    if deepest and "k" in config.model_fields_set and metrics.cutoff(deepest) > config.k:
+        raise ConfigError(f"{deepest} needs {metrics.cutoff(deepest)} hits a query, but --k is {config.k}; raise --k or leave it out")
+    return measures
+
+
+def _depth(config: EvaluateFields, measures: tuple[str, ...]) -> int:
+    """The number of hits a query: `k`, or the largest cutoff of the requested measures."""
+    return max(config.k, *map(metrics.cutoff, measures), 0)
+
+
 def _engine(config: EvaluateFields) -> str | Config:
-    """The chosen engine with its parameters, if any were given."""
-    given = [name for name in ENGINES if name in config.model_fields_set]
-    if not given:
+    """The engine's parameters if any of them is set, else the engine's name."""
+    set_engines = [name for name in ENGINES if name in config.model_fields_set]
+    if not set_engines:
         return config.engine
-    if given != [config.engine]:
-        other = next(name for name in given if name != config.engine)
-        raise ConfigError(f"--{other}.* is given, but the engine is {config.engine}; say --engine {other}, or leave it out")
+    if set_engines != [config.engine]:
+        other = next(name for name in set_engines if name != config.engine)
+        raise ConfigError(f"--{other}.* is set, but the engine is {config.engine}; add --engine {other}, or remove --{other}.*")
     return getattr(config, config.engine)
 
 
 def _tag(config: EvaluateFields, searcher: Searcher, dataset: Dataset, engine: Config, ignores: bool) -> str:
-    """The run's name, which carries a digest of everything that decides its content."""
+    """The run's tag, with a digest of everything that determines its content."""
     settings = {
         "index": manifest_digest(searcher.manifest),
         "queries": dataset.queries,
@@ -176,7 +199,7 @@ def _tag(config: EvaluateFields, searcher: Searcher, dataset: Dataset, engine: C
 
 
 def _check_outputs(config: EvaluateFields, searcher: Searcher, dataset: Dataset, tag: str) -> dict[str, OutputFile]:
-    """The output files by the names of their flags, checked before the work."""
+    """The output files by the names of their flags, checked before the search."""
     outputs = {}
     if config.run:
         check_ids(dataset.queries, "query")
@@ -184,17 +207,17 @@ def _check_outputs(config: EvaluateFields, searcher: Searcher, dataset: Dataset,
             check_ids(documents.column(shard.documents, "doc_id", shard.found_documents), "document")
         same = not config.overwrite and storage.exists(config.run) and not storage.is_folder(config.run) and read_tag(config.run) == tag
         if same:
-            logger.info("%s is a run of this configuration and is written again", config.run)
+            logger.info("%s is a run of this configuration and will be replaced", config.run)
         outputs["run"] = OutputFile.check(config.run, "--run", config.overwrite or same)
     if config.per_query:
         outputs["per_query"] = OutputFile.check(config.per_query, "--per_query", config.overwrite)
     if len({output.url for output in outputs.values()}) < len(outputs):
-        raise ConfigError(f"--run and --per_query name the same file {config.run}; give two")
+        raise ConfigError(f"--run and --per_query name the same file {config.run}; give two files")
     return outputs
 
 
 def _run(searcher: Searcher, queries: TokenEmbeddings, answers: list[TopK], k: int, ignores: bool) -> tuple[Run, int]:
-    """The run, and how many hits had the id of their query: they are left out of it if `ignores` is true."""
+    """The run, and the number of hits with the id of their query. The run leaves them out if `ignores` is true."""
     run: Run = {
         query_id: list(zip(searcher.doc_ids(answer.documents), answer.scores.tolist(), strict=True))
         for query_id, answer in zip(queries.doc_ids, answers, strict=True)
@@ -202,7 +225,7 @@ def _run(searcher: Searcher, queries: TokenEmbeddings, answers: list[TopK], k: i
     identical = metrics.num_identical_ids(run)
     if ignores:
         run = metrics.without_identical_ids(run)
-        logger.info("search: %d hits with the id of their query were left out", identical)
+        logger.info("search: left out %d hits with the id of their query", identical)
     elif identical:
         logger.warning(
             "search: %d queries found a document with their own id; if queries are documents here, set --ignore_identical_ids yes",
@@ -214,7 +237,7 @@ def _run(searcher: Searcher, queries: TokenEmbeddings, answers: list[TopK], k: i
 def _latency(
     config: EvaluateFields, searcher: Searcher, encoder: "Encoder", dataset: Dataset, queries: TokenEmbeddings, engine: Config
 ) -> dict[str, Any] | None:
-    """Percentiles of one query at a time, searching and encoding apart; None if none are wanted."""
+    """Percentiles of the milliseconds of searching and of encoding one query; None if latency_queries is 0."""
     if not config.latency_queries:
         return None
     texts = list(dataset.queries.values())
@@ -230,7 +253,7 @@ def _latency(
 
 
 def _summary(params: list[Config]) -> dict[str, Any]:
-    """The parameters used; one that differed between queries is given as its least and greatest value."""
+    """The parameters used. A parameter that differed between queries is listed as [smallest, largest]."""
     values = {name: [getattr(each, name) for each in params] for name in type(params[0]).model_fields if name != "engine"}
     return {name: each[0] if len(set(each)) == 1 else [min(each), max(each)] for name, each in values.items()}
 

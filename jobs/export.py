@@ -1,5 +1,4 @@
-"""Exports the token vectors of an index or of an embeddings folder, and what its scorer needs beside them, as .npy arrays, Parquet, or
-points for Qdrant."""
+"""Exports token vectors of an index or an embeddings folder as .npy arrays, Parquet, or points for Qdrant."""
 
 from typing import Any
 
@@ -13,26 +12,30 @@ from .export_manifest import Layout
 
 
 class ExportJob(Config):
-    """Writes the token vectors of an index or an embeddings folder for another system (docs/operations.md says how to load them)."""
+    """Exports token vectors of an index or an embeddings folder for another system. docs/operations.md describes how to load them.
+
+    Token weights and relations, if the scorer uses them, are exported too.
+    """
 
     source: str
-    """Folder of token embeddings (a path or a URL), or of an index (on a local disk; its vectors are decompressed)."""
+    """Folder or URL of embeddings, or folder of an index on a local disk. Vectors of an index are decoded first."""
     output: str
-    """Folder to write to; a path or a URL. It must be empty."""
+    """Folder or URL for the files. It must be empty."""
     layout: Layout = "npy"
-    """npy: arrays, lengths and ids, as PyLate and FastPlaid take them. parquet: a list of vectors a row, which LanceDB takes as a
-    multivector column. qdrant: points as JSON lines, and the body that makes their collection; not for scorers that weigh or relate
-    document tokens."""
+    """npy: arrays, lengths and ids, as PyLate and FastPlaid read them. parquet: a list of vectors a row, which LanceDB reads as a
+    multivector column. qdrant: points as JSON lines, and the request body that creates their collection. qdrant does not support
+    scorers with document token weights or relations."""
     docs_per_file: int = Field(4096, ge=1)
-    """A file ends with the row group (256 documents) that brings it to so many."""
+    """Documents in a file, rounded up to a multiple of 256."""
 
 
 def run(job: ExportJob) -> dict[str, Any]:
-    """Exports; returns what it wrote.
+    """Export the vectors and return the sizes.
 
     Raises:
-        ConfigError: if the output is not empty, the source is no folder of vectors, or the layout cannot hold what its scorer needs.
-        FormatError: if the source is damaged.
+        ConfigError: The output is not empty, the source holds no vectors, or the layout cannot hold what the scorer needs.
+        Conflict: Another export wrote to the same output.
+        FormatError: The source is damaged.
     """
     from .export_files import export
 

@@ -1,4 +1,4 @@
-"""Writing the files of an export, apart from the command so that its help loads neither NumPy nor Arrow."""
+"""Writes the files of an export. It is apart from jobs.export so that `--help` loads neither NumPy nor Arrow."""
 
 import json
 import uuid
@@ -39,18 +39,20 @@ if TYPE_CHECKING:
     from .export import ExportJob
 
 NAMESPACE = uuid.UUID("5f0c6f2e-4c0b-5b0e-9a53-6f5d8f6f0b57")
-"""Of the UUIDs that stand for document ids in Qdrant, so that an export made again replaces its points."""
+"""Namespace of the UUIDs that replace document ids in Qdrant. A repeated export gets the same UUIDs and replaces its points."""
 VECTOR = "colbert"
+"""Name of the vector in Qdrant."""
 RELATION = "relation.safetensors"
-"""The relation encoder of scorer trial (embeddings/relation.py)."""
+"""File of the relation encoder of scorer trial (embeddings/relation.py)."""
 
 
 def export(job: "ExportJob") -> dict[str, Any]:
-    """Exports; returns what it wrote.
+    """Export the vectors and return the sizes.
 
     Raises:
-        ConfigError: if the output is not empty, the source is no folder of vectors, or the layout cannot hold what its scorer needs.
-        FormatError: if the source is damaged.
+        ConfigError: The output is not empty, the source holds no vectors, or the layout cannot hold what the scorer needs.
+        Conflict: Another export wrote to the same output.
+        FormatError: The source is damaged.
     """
     source, output = storage.absolute(job.source), storage.absolute(job.output)
     if storage.list_names(output):
@@ -95,13 +97,17 @@ def export(job: "ExportJob") -> dict[str, Any]:
 
 
 def check_layout(manifest: EmbeddingsManifest | IndexManifest, layout: Layout) -> None:
-    """Raises ConfigError if documents would not score in the layout's system what their scorer gives them."""
+    """Check that the layout's system can compute the scorer.
+
+    Raises:
+        ConfigError: It cannot.
+    """
     contract = manifest.contract
     lost = "token weights" if "documents" in contract.weighs else "relations" if manifest.relation else None
     if layout == "qdrant" and lost:
         raise ConfigError(
-            f"Qdrant scores by MaxSim alone, and scorer {contract.scorer} of {contract.checkpoint} needs {lost}; "
-            "choose --layout npy or parquet, which keep them, or encode the corpus with a maxsim checkpoint"
+            f"Qdrant supports MaxSim only, and scorer {contract.scorer} of {contract.checkpoint} needs {lost}; "
+            "choose --layout npy or parquet, which store them, or encode the corpus with a maxsim checkpoint"
         )
 
 
@@ -120,8 +126,15 @@ def _open(source: str) -> tuple[EmbeddingsManifest | IndexManifest, Iterator[Blo
 
 
 def index_blocks(root: str, manifest: IndexManifest, docs_per_block: int = 256) -> Iterator[Block]:
-    """The documents of an index that are not deleted, in their order, their vectors decompressed, turned back and as long as
-    those that the index was made of, with their weights."""
+    """Yield the live documents of an index in order, with decoded vectors and token weights.
+
+    Vectors are rotated back. If the index was built from unit vectors, they are normalised.
+
+    Args:
+        root: Folder of the index.
+        manifest: Manifest of its version.
+        docs_per_block: Documents in a block, at most.
+    """
     codec = read_codec(root, manifest)
     for entry in manifest.shards:
         shard = open_shard(root, entry, manifest)
@@ -138,7 +151,7 @@ def index_blocks(root: str, manifest: IndexManifest, docs_per_block: int = 256) 
 
 
 def _joined(blocks: Iterator[Block], docs_per_file: int) -> Iterator[Block]:
-    """The same documents in larger blocks: each ends with the block that brings it to `docs_per_file`."""
+    """Joins blocks until they hold at least `docs_per_file` documents."""
     held: list[Block] = []
     for block in blocks:
         held.append(block)
@@ -154,7 +167,7 @@ def _join(blocks: list[Block]) -> Block:
 
 
 def _publish(output: str, number: int, block: Block, write: Callable[[Path, int, Block], None]) -> list[FileEntry]:
-    """Writes the files of one block beside the output, then moves each to its place."""
+    """Writes the files of one block to a scratch folder, then moves each to the output."""
     with storage.attempt_folder(output) as folder:
         write(folder, number, block)
         entries = [describe_file(str(folder), path.name) for path in sorted(folder.iterdir())]
@@ -164,7 +177,13 @@ def _publish(output: str, number: int, block: Block, write: Callable[[Path, int,
 
 
 def write_npy(folder: Path, number: int, block: Block) -> None:
-    """embeddings-N.npy [T, D] float16, doclens-N.npy [documents] int64 and doc_ids-N.json; weights-N.npy [T] float32 if there are any."""
+    """Write embeddings-N.npy [T, dim] float16, doclens-N.npy [documents] int64, doc_ids-N.json, and weights-N.npy [T] float32 if present.
+
+    Args:
+        folder: Folder to write to.
+        number: N.
+        block: Documents, vectors and weights.
+    """
     np.save(folder / f"embeddings-{number:05d}.npy", block.embeddings.values)
     np.save(folder / f"doclens-{number:05d}.npy", block.embeddings.lengths)
     if block.embeddings.weights is not None:
@@ -173,8 +192,13 @@ def write_npy(folder: Path, number: int, block: Block) -> None:
 
 
 def write_parquet(folder: Path, number: int, block: Block) -> None:
-    """part-N.parquet: doc_id, title, text, metadata and vectors, a list of fixed-size lists of D float32; weights, a list of float32, if
-    there are any."""
+    """Write part-N.parquet: doc_id, title, text, metadata, vectors (lists of fixed-size lists of float32), and weights if present.
+
+    Args:
+        folder: Folder to write to.
+        number: N.
+        block: Documents, vectors and weights.
+    """
     values = pa.array(block.embeddings.values.astype(np.float32).reshape(-1))
     offsets = pa.array(block.embeddings.offsets.astype(np.int32))
     vectors = pa.ListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(values, block.embeddings.dim))
@@ -185,22 +209,30 @@ def write_parquet(folder: Path, number: int, block: Block) -> None:
 
 
 def write_qdrant(folder: Path, number: int, block: Block) -> None:
-    """points-N.jsonl: a point a line, for {"points": [...]} of PUT /collections/NAME/points. Documents without tokens are left out."""
+    """Write points-N.jsonl: one point a line, for {"points": [...]} of PUT /collections/NAME/points.
+
+    Documents without tokens are left out.
+
+    Args:
+        folder: Folder to write to.
+        number: N.
+        block: Documents and vectors.
+    """
     with open(folder / f"points-{number:05d}.jsonl", "w") as file:
         for vectors, row in zip(block.embeddings, block.texts.to_pylist(), strict=True):
-            if len(vectors):  # Qdrant refuses a multivector of no vectors
+            if len(vectors):  # Qdrant refuses an empty multivector
                 payload = {**row, "metadata": parse_json(row["metadata"])}
                 point = {"id": str(uuid.uuid5(NAMESPACE, row["doc_id"])), "vector": {VECTOR: _rounded(vectors)}, "payload": payload}
                 file.write(json.dumps(point, ensure_ascii=False) + "\n")
 
 
 def _rounded(vectors: np.ndarray) -> list[list[float]]:
-    """float16 has three to four digits: five keep every value."""
+    """Vectors rounded to five digits, which keep every float16 value."""
     return [[float(f"{value:.5g}") for value in vector] for vector in vectors.tolist()]
 
 
 def qdrant_collection(dim: int) -> dict[str, Any]:
-    """The body of PUT /collections/NAME: MaxSim over the multivector alone, without a graph of single vectors."""
+    """Return the body of PUT /collections/NAME: MaxSim over the multivector, without an HNSW graph."""
     vector = {
         "size": dim,
         "distance": "Dot",

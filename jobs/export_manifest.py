@@ -10,7 +10,7 @@ Layout = Literal["npy", "parquet", "qdrant"]
 
 
 class ExportManifest(Config):
-    """An export: files for another system, and where they came from. Its manifest.json is written last."""
+    """Manifest of an export: its files and their source. manifest.json is written last."""
 
     format_version: int = FORMAT_VERSION
     kind: Literal["export"] = "export"
@@ -20,5 +20,5 @@ class ExportManifest(Config):
     num_docs: int
     num_tokens: int
     source: str
-    """Digest of the manifest that the vectors were read by."""
+    """Digest of the source's manifest."""
     files: tuple[FileEntry, ...]

@@ -1,4 +1,4 @@
-"""The `--help` text of a command line: usage, the job's description, and every field with its type, default and description."""
+"""The `--help` text of a job: usage, description, and every field with its type, default and description."""
 
 import ast
 import inspect
@@ -16,18 +16,19 @@ from pydantic.fields import FieldInfo
 INDENT = 6
 WIDEST = 100
 COMMON = {
-    "--recipe FILE": "Read any of these fields from a YAML file. Flags win over the file.",
-    "--json": "Print the result as one line of JSON on a terminal too. Output that is piped or redirected is always JSON.",
+    "--recipe FILE": "Read fields from a YAML file. Flags override it.",
+    "--json": "Print the result as one line of JSON. Piped and redirected output is always JSON.",
     "--help": "Show this text.",
 }
 
 
 def help_text(config_type: type[BaseModel], usage: str, common: dict[str, str] = COMMON) -> str:
-    """The help of a job, wrapped to the width of the terminal.
+    """Return the help text of a job, wrapped to the width of the terminal.
 
     Args:
-        usage: the line after "usage:".
-        common: flags that are not fields, with their descriptions.
+        config_type: Configuration of the job.
+        usage: The line after "usage:".
+        common: Flags that are not fields, with their descriptions.
     """
     width = min(WIDEST, shutil.get_terminal_size().columns)
     parts = [f"usage: {usage}", *(_wrapped(paragraph, width, 0) for paragraph in _paragraphs(inspect.cleandoc(config_type.__doc__ or "")))]
@@ -42,7 +43,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _groups(config_type: type[BaseModel], prefix: str = "", title: str = "fields") -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """The job's own fields, then those of each nested configuration, under its description."""
+    """The job's own fields, then the fields of each nested configuration with its description as the title."""
     own, nested = [], []
     for name, field in config_type.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -67,12 +68,14 @@ def _description(config_type: type[BaseModel], name: str, field: FieldInfo) -> s
 def _shown(default: Any) -> str:
     if isinstance(default, bool):
         return str(default).lower()
+    if isinstance(default, float) and default.is_integer():
+        return str(int(default))
     return "[" + ", ".join(map(str, default)) + "]" if isinstance(default, tuple | list) else str(default)
 
 
 @cache
 def _field_docstrings(kind: type) -> dict[str, str]:
-    """The string below each field of a class, read from the source of its module."""
+    """The docstring below each field of a class, read from the source of its module."""
     module = sys.modules.get(kind.__module__)
     if not issubclass(kind, BaseModel) or module is None:
         return {}
@@ -96,7 +99,7 @@ def _documented(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
 
 
 def _kind(annotation: Any) -> str:
-    """What a flag's value looks like: INT, TEXT, {a,b}, YAML; nothing for a switch."""
+    """The form of a flag's value: INT, NUMBER, TEXT, {a,b}, [true|false], [LIST] or YAML."""
     choices = [each for each in get_args(annotation) if each is not NoneType] if get_origin(annotation) in (Union, UnionType) else []
     if choices:
         return "|".join(dict.fromkeys(filter(None, map(_kind, choices))))

@@ -1,4 +1,4 @@
-"""Shows hits for people: the best passage of each document with its words marked, and the metadata that is asked for."""
+"""Prints hits on a terminal: the best passage of each document with matched words marked, and chosen metadata."""
 
 import os
 import shutil
@@ -15,15 +15,16 @@ MARK, PLAIN = "\033[1;33m", "\033[0m"
 
 
 def names(value: Any) -> Any:
-    """Names from text with commas between them, for a list of names on the command line."""
+    """Return the names in a comma-separated text; other values are returned unchanged."""
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
 def show_hits(hits: Sequence[Mapping[str, Any]], metadata: Sequence[str] = ()) -> None:
-    """Prints each hit: rank, score and title; id and metadata; its snippet, or the beginning of its text.
+    """Print the hits: rank, title and score; id and metadata; the best passage, or the beginning of the text.
 
     Args:
-        metadata: names of the metadata to show.
+        hits: Hits as in the JSON of a search, best first.
+        metadata: Names of the metadata fields to show.
     """
     if not hits:
         print("no document found")
@@ -61,7 +62,7 @@ def _inside(mark: Mapping[str, Any], first: int, end: int) -> bool:
 
 
 def _lines(text: str) -> list[tuple[int, int]]:
-    """Where each line of the text begins and ends when it is wrapped to the terminal."""
+    """Start and end of each line when the text is wrapped to the terminal."""
     lines: list[tuple[int, int]] = []
     at = 0
     for word in text.split():

@@ -1,4 +1,4 @@
-"""Prints what a folder holds (embeddings, an index, a training, an export, a checkpoint) and verifies it."""
+"""Shows and verifies the content of a folder: embeddings, an index, a training, an export or a checkpoint."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +19,7 @@ from .cli import main
 from .export_manifest import ExportManifest
 
 CHECKPOINT_FILES = {"modules.json", "config.json", "artifact.metadata"}
-MADE_BY = {
+MADE_BY: dict[str, tuple[type[EmbeddingsManifest | TrainingManifest | ExportManifest], str]] = {
     "embeddings": (EmbeddingsManifest, "jobs.encode"),
     "training": (TrainingManifest, "jobs.train"),
     "export": (ExportManifest, "jobs.export"),
@@ -27,23 +27,23 @@ MADE_BY = {
 
 
 class InspectJob(Config):
-    """Prints what a folder holds and verifies it: `ray-lir inspect DIR`."""
+    """Shows and verifies the content of a folder: embeddings, an index, a training, an export or a checkpoint."""
 
     folder: str
-    """What to look at; a path or a URL (s3://bucket/folder)."""
+    """Folder or URL (s3://bucket/folder)."""
     version: int | None = Field(None, ge=1)
-    """Version of an index. None: the latest."""
+    """For an index: the version to show. None: the latest."""
     verify: bool = True
-    """Read every file and compare its sha256; false compares sizes alone."""
+    """Read every file and compare its sha256. false: compare only sizes."""
 
 
 def run(job: InspectJob) -> dict[str, Any]:
-    """What the folder holds, and that it is whole.
+    """Verify a folder and return a description of its content.
 
     Raises:
-        ConfigError: if the folder holds nothing that ray_lir makes, or cannot be read.
-        FormatError: if a manifest or a file is missing, cut or altered; every such file is printed first.
-        IncompatibleError: if a training's checkpoint is not the one that its manifest describes.
+        ConfigError: The folder holds nothing that ray_lir writes, or cannot be read.
+        FormatError: A manifest or a file is missing, truncated or altered. All such files are printed first.
+        IncompatibleError: A training's checkpoint is not the one that its manifest describes.
     """
     folder = storage.absolute(job.folder)
     with storage.wrap_errors("read", folder):
@@ -62,9 +62,9 @@ def _kind(folder: str) -> Callable[[str, InspectJob], dict[str, Any]]:
     if not names and storage.exists(folder) and not storage.is_folder(folder):
         raise ConfigError(f"{folder} is a file; give the folder that holds it")
     if not names:
-        raise ConfigError(f"there is nothing in {folder}; check the path")
+        raise ConfigError(f"{folder} is empty or does not exist; check the path")
     unfinished = sorted(name for name in names if name.startswith("_"))
-    hint = f"{unfinished[0]} is of a job that did not end: run it again, and it goes on" if unfinished else "give a folder that a job made"
+    hint = f"{unfinished[0]} belongs to an unfinished job; run the job again" if unfinished else "give a folder that a job wrote"
     raise ConfigError(f"{folder} holds no index, embeddings, training, export or checkpoint; {hint}")
 
 
@@ -98,7 +98,7 @@ def _index(root: str, job: InspectJob) -> dict[str, Any]:
 
 
 def _drift(manifest: IndexManifest) -> dict[str, Any]:
-    from ray_lir.building.update import advice, drift_of  # loads all of the building code
+    from ray_lir.building.update import advice, drift_of  # loads all building code
 
     return {"drift": drift_of(manifest), "advice": advice(manifest)}
 
@@ -109,15 +109,16 @@ def _shard(shard: ShardEntry) -> dict[str, Any]:
 
 
 def _published(root: str, job: InspectJob) -> dict[str, Any]:
-    """A folder with one manifest at its top."""
+    """Describes a folder with one manifest: embeddings, a training or an export."""
     url = storage.join(root, MANIFEST)
     try:
         kind = parse_json(storage.read_bytes(url)).get("kind")
     except (ValueError, AttributeError) as error:
-        raise FormatError(url, "a manifest of ray_lir", f"damaged content ({error})", "restore the file or make the folder anew") from None
+        raise FormatError(url, "a manifest of ray_lir", f"damaged content ({error})", "restore the file, or run the job again") from None
     if kind not in MADE_BY:
-        raise FormatError(url, f"a manifest of {', '.join(MADE_BY)}", f"kind {kind!r}", "give the folder that a job made")
-    manifest = read_manifest(url, *MADE_BY[kind])
+        raise FormatError(url, f"a manifest of {', '.join(MADE_BY)}", f"kind {kind!r}", "give a folder that a job wrote")
+    manifest_type, job_name = MADE_BY[kind]
+    manifest = read_manifest(url, manifest_type, job_name)
     result = {**_head(root, manifest), **_provenance(root), **_checked(root, manifest, job)}
     if isinstance(manifest, EmbeddingsManifest):
         result |= {"parts": len(manifest.parts), "rows_refused": manifest.num_dead, **manifest.truncation.report}
@@ -131,7 +132,7 @@ def _published(root: str, job: InspectJob) -> dict[str, Any]:
 
 def _checkpoint(folder: str, _: InspectJob) -> dict[str, Any]:
     if not storage.is_local(folder):
-        raise ConfigError(f"{folder} is not on a local disk; copy the checkpoint to one and look at the copy")
+        raise ConfigError(f"{folder} is not on a local disk; copy the checkpoint to a local disk and inspect the copy")
     contract = _contract(folder)
     settings = contract.model_dump(mode="json", exclude_defaults=True, exclude={"checkpoint", "skip_tokens", "query_skip_tokens"})
     return {
@@ -144,7 +145,7 @@ def _checkpoint(folder: str, _: InspectJob) -> dict[str, Any]:
 
 
 def _contract(folder: str) -> EncoderContract:
-    from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load, and other folders do not need it
+    from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load, and only checkpoints need it
 
     return Encoder.load(EncoderConfig(checkpoint=folder, device="cpu")).contract
 
@@ -169,7 +170,7 @@ def _sizes(part: BaseModel) -> dict[str, int]:
 
 
 def _provenance(folder: str) -> dict[str, Any]:
-    """When there is one: what each stage took. It is for people, so one that cannot be read is no error."""
+    """Seconds and counts of each phase, if provenance.json exists. A damaged provenance.json is not an error."""
     url = storage.join(folder, PROVENANCE)
     try:
         found = parse_json(storage.read_bytes(url))
@@ -181,13 +182,13 @@ def _provenance(folder: str) -> dict[str, Any]:
 
 
 def _checked(root: str, manifest: BaseModel, job: InspectJob) -> dict[str, Any]:
-    """Compares every file that the manifest lists, prints those that differ, and raises the first."""
+    """Compares every listed file, prints the damaged ones, and raises the error of the first."""
     damaged = list(_damaged(root, manifest, job.verify))
     if damaged:
         print(*(f"damaged  {error}" for error in damaged), sep="\n", flush=True)
         first = damaged[0]
-        others = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
-        raise FormatError(first.path, first.expected, first.found + others, first.fix)
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        raise FormatError(first.path, first.expected, first.found + more, first.fix)
     return {**_sizes(manifest), "verified": "sha256" if job.verify else "sizes"}
 
 

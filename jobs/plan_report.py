@@ -1,4 +1,4 @@
-"""The prediction of `ray-lir plan`, apart from the command so that its help loads no NumPy."""
+"""Computes the prediction of `ray-lir plan`. It is apart from jobs.plan so that `--help` does not load NumPy."""
 
 import math
 from dataclasses import replace
@@ -11,7 +11,7 @@ from ray_lir.engines.cost import COSTS
 from ray_lir.index.codec import check_dimensions
 from ray_lir.planning.capacity import (
     ENGINES,
-    MEMORY_SHARE,
+    MEMORY_FRACTION,
     UTILISATION,
     Capacity,
     Load,
@@ -33,25 +33,25 @@ if TYPE_CHECKING:
 
 HOURS_A_MONTH = 730
 ASSUMED_TOKENS = 160
-"""Token vectors of a document where nothing is known: abstracts and passages of 100 to 120 words."""
+"""Token vectors of a document if they are unknown: those of abstracts and passages of 100 to 120 words."""
 ASSUMED_TEXT_BYTES = 600
+"""Bytes of a document's id, title, text and metadata if they are unknown."""
 GB = 1e9
 
 
 def predict(job: "PlanJob") -> dict[str, Any]:
-    """The prediction.
+    """Return the prediction.
 
     Raises:
-        ConfigError: if there are no such kernels, the codec does not fit into a machine's memory, or nothing says how many documents
-            there are.
+        ConfigError: The kernels are unknown, the codec does not fit into a machine's memory, or the number of documents is unknown.
     """
     shape, assumptions = _shape(job)
     collection, load, machine = _inputs(job, shape)
     engines = ENGINES if job.engine == "auto" else (job.engine,)
     capacity = smallest(collection, load, machine, engines)
     if not capacity.enough and job.num_centroids is None:
-        others = ((smaller, smallest(smaller, load, machine, engines)) for smaller in with_fewer_centroids(collection))
-        collection, capacity = next((found for found in others if found[1].enough), (collection, capacity))
+        smaller = ((fewer, smallest(fewer, load, machine, engines)) for fewer in with_fewer_centroids(collection))
+        collection, capacity = next((found for found in smaller if found[1].enough), (collection, capacity))
     result = {
         "assumptions": assumptions,
         "collection": _collection(collection),
@@ -66,24 +66,24 @@ def predict(job: "PlanJob") -> dict[str, Any]:
 
 
 def _shape(job: "PlanJob") -> tuple[Measured, list[str]]:
-    """Documents, tokens, dimensions and texts as measured or given, and a line for each number that is neither."""
+    """The measured or configured size of the collection, and a line for each assumed number."""
     sources = [name for name in ("corpus", "embeddings", "index") if getattr(job, name)]
     if len(sources) > 1:
-        raise ConfigError(f"--{sources[0]} and --{sources[1]} are both given; the collection is measured on one of them")
+        raise ConfigError(f"--{sources[0]} and --{sources[1]} are both set; give only one of them")
     measured = _measure(job)
     if measured is None and job.docs is None:
-        raise ConfigError("nothing says how many documents there are; give --docs, --corpus, --embeddings or --index")
+        raise ConfigError("the number of documents is unknown; give --docs, --corpus, --embeddings or --index")
     assumptions = []
     if measured is None and job.tokens_per_doc is None:
         assumptions.append(
-            f"{ASSUMED_TOKENS} tokens a document are assumed; give --tokens-per-doc, or --corpus, --embeddings or --index to measure them"
+            f"assumed {ASSUMED_TOKENS} tokens a document; set --tokens-per-doc, or measure them with --corpus, --embeddings or --index"
         )
     if measured is None and job.text_bytes_per_doc is None:
-        assumptions.append(f"{ASSUMED_TEXT_BYTES} bytes of text a document are assumed; give --text-bytes-per-doc, or measure them")
+        assumptions.append(f"assumed {ASSUMED_TEXT_BYTES} bytes of text a document; set --text-bytes-per-doc, or measure them likewise")
     if measured is None and job.dim is None:
-        is_default = job.encoder.checkpoint == DEFAULT_CHECKPOINT  # loading it only for this would take seconds
+        is_default = job.encoder.checkpoint == DEFAULT_CHECKPOINT  # loading the encoder only for this would take seconds
         dim = DEFAULT_DIM if is_default else _encoder(job).contract.dim
-        assumptions.append(f"{dim} dimensions are those of the encoder {job.encoder.checkpoint}; give --dim or --encoder.checkpoint")
+        assumptions.append(f"assumed {dim} dimensions, those of the encoder {job.encoder.checkpoint}; set --dim or --encoder.checkpoint")
         measured = Measured(0, ASSUMED_TOKENS, dim, ASSUMED_TEXT_BYTES)
     elif measured is None:
         measured = Measured(0, ASSUMED_TOKENS, job.dim or 0, ASSUMED_TEXT_BYTES)
@@ -92,13 +92,17 @@ def _shape(job: "PlanJob") -> tuple[Measured, list[str]]:
             f"measured on {measured.num_sampled:,} documents of {job.corpus}: {measured.tokens_per_doc:.1f} vectors of {measured.dim} "
             f"dimensions and {measured.text_bytes:.0f} bytes of text a document"
         )
-    given = {"num_docs": job.docs and round(job.docs), "tokens_per_doc": job.tokens_per_doc, "dim": job.dim}
-    given["text_bytes"] = job.text_bytes_per_doc
+    settings: dict[str, Any] = {
+        "num_docs": job.docs and round(job.docs),
+        "tokens_per_doc": job.tokens_per_doc,
+        "dim": job.dim,
+        "text_bytes": job.text_bytes_per_doc,
+    }
     if job.encoder.projection and job.dim is None and not (job.embeddings or job.index):
         from ray_lir.encoder.projection import parse_projection
 
-        given["dim"] = parse_projection(job.encoder.projection, measured.dim)
-    return replace(measured, **{name: value for name, value in given.items() if value is not None}), assumptions
+        settings["dim"] = parse_projection(job.encoder.projection, measured.dim)
+    return replace(measured, **{name: value for name, value in settings.items() if value is not None}), assumptions
 
 
 def _measure(job: "PlanJob") -> Measured | None:
@@ -118,13 +122,13 @@ def _encoder(job: "PlanJob") -> "Encoder":
 def _inputs(job: "PlanJob", shape: Measured) -> tuple[Collection, Load, Machine]:
     check_dimensions(shape.dim, job.nbits)
     if job.kernels not in COSTS:
-        raise ConfigError(f"nothing is known of kernels {job.kernels!r}; choose {', '.join(COSTS)}")
+        raise ConfigError(f"unknown kernels {job.kernels!r}; choose {', '.join(COSTS)}")
     collection = Collection.of(shape.num_docs, shape.tokens_per_doc, shape.dim, job.nbits, job.num_centroids, shape.text_bytes)
     machine = Machine(job.node_cores, job.node_memory_gb * GB, job.kernels)
     if not groups_for_memory(collection, machine, "exact"):
         raise ConfigError(
             f"{collection.num_centroids} centroids do not fit into {job.node_memory_gb:g} GB beside the arrays; "
-            "choose fewer with --num_centroids, or more --node_memory_gb"
+            "lower --num_centroids or raise --node_memory_gb"
         )
     return collection, Load(job.qps, job.p95_ms, job.query_encode_ms, job.hop_ms, job.k), machine
 
@@ -145,10 +149,10 @@ def _encode(job: "PlanJob", of: Collection) -> dict[str, Any]:
 
 
 def _build(job: "PlanJob", of: Collection) -> dict[str, Any]:
-    stages = build_seconds(of, job.num_iterations)
-    hours = sum(stages.values()) / 3600
-    share = {stage: _rounded(seconds / 3600) for stage, seconds in stages.items()}
-    return {"core_hours": _rounded(hours), "hours": _rounded(hours / job.build_nodes / job.node_cores), "core_hours_by_stage": share}
+    seconds = build_seconds(of, job.num_iterations)
+    hours = sum(seconds.values()) / 3600
+    by_phase = {phase: _rounded(each / 3600) for phase, each in seconds.items()}
+    return {"core_hours": _rounded(hours), "hours": _rounded(hours / job.build_nodes / job.node_cores), "core_hours_by_stage": by_phase}
 
 
 def _search(job: "PlanJob", load: Load, found: Capacity) -> dict[str, Any]:
@@ -183,35 +187,39 @@ def _cost(job: "PlanJob", of: Collection, found: Capacity) -> dict[str, Any]:
 
 
 def _planning_nodes(job: "PlanJob", found: Capacity) -> int:
-    """Machines that only make query plans; 0 if the machines of the groups can do it."""
+    """Machines that only plan queries; 0 if the machines of the groups have time for it."""
     machines = math.ceil(job.qps * found.work.plan / 1000 / UTILISATION / job.node_cores)
     return machines if machines > 1 else 0
 
 
 def _warnings(job: "PlanJob", of: Collection, found: Capacity) -> list[str]:
-    """What the numbers alone do not say."""
-    said = []
+    """Advice that the numbers alone do not show."""
+    warnings = []
     if not found.enough:
         p95 = found.percentiles["p95"]
-        said.append(
-            f"no number of groups is in time: {p95:g} ms with {found.service.groups} groups; "
-            "allow more --p95_ms, or take more --node_cores, faster --kernels or fewer --num_centroids"
+        warnings.append(
+            f"no number of groups is fast enough: p95 is {p95:g} ms with {found.service.groups} groups; "
+            "raise --p95_ms or --node_cores, lower --num_centroids, or set faster --kernels"
         )
     if job.num_centroids is None and of.num_centroids != default_num_centroids(of.num_tokens):
-        said.append(f"build with --clustering.num_centroids {of.num_centroids}: with as many as by default plans alone would take too long")
+        warnings.append(
+            f"build with --clustering.num_centroids {of.num_centroids}: with the default number, planning a query would take too long"
+        )
     gateways = _planning_nodes(job, found)
     if gateways:
-        said.append(
-            f"planning alone takes {gateways} machines at this load (they are in the price), and a service has one gateway: "
+        warnings.append(
+            f"planning queries takes {gateways} machines at this load (included in the cost), and a service has one gateway: "
             f"run {gateways} services"
         )
-    if found.memory_a_group > MEMORY_SHARE * job.node_memory_gb * GB:
-        said.append(f"a group's arrays fill more than {MEMORY_SHARE:.0%} of a machine: pages will be read from disk")
+    if found.memory_a_group > MEMORY_FRACTION * job.node_memory_gb * GB:
+        warnings.append(
+            f"a group's arrays fill more than {MEMORY_FRACTION:.0%} of the memory, so searches read from disk; raise --node_memory_gb"
+        )
     if of.num_docs > 1e7:
-        said.append("above 10 million documents encode with --docs_per_part 16384, so that manifests stay small")
-    return said
+        warnings.append("for more than 10 million documents, encode with --docs_per_part 16384 to keep manifests small")
+    return warnings
 
 
 def _rounded(value: float) -> float:
-    """Three significant digits, which is more than a prediction has."""
+    """Rounded to three significant digits."""
     return float(f"{value:.3g}")

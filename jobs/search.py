@@ -28,10 +28,10 @@ BYTES_PER_HIT = 12
 
 
 class SearchJob(Config):
-    """Searches an index: for one query, whose hits are shown, or for the queries of a file, whose hits are written.
+    """Searches an index for one query and shows the hits, or for the queries of a file and writes the hits.
 
-    Queries of a file are searched in blocks. A job that was killed continues when the same command runs again. It runs in this process, or
-    on a Ray cluster if a --workers flag is given or the index is on an object store.
+    Queries of a file are searched in blocks. A killed job continues when the same command runs again. The job runs in this process. With a
+    --workers flag, or if the index is on an object store, it runs on a Ray cluster.
     """
 
     index: str
@@ -44,16 +44,16 @@ class SearchJob(Config):
     output: str | None = None
     """With --queries: a folder or URL for parts in Parquet, or one file that ends in .parquet, .trec or .run."""
     k: int = Field(10, ge=1, le=MAX_K)
-    """Hits per query at most."""
+    """Number of hits for each query, at most."""
     engine: str = "auto"
-    """auto, exact, scan, plaid, warp or xtr."""
+    """Engine that searches: auto, exact, scan, plaid, warp or xtr."""
     quality: Quality = "balanced"
-    """For the engine auto: fast, balanced or exact."""
+    """For the engine auto: how closely it must follow the exact ranking."""
     params: dict[str, Any] = {}
     """Parameters of the engine, such as {nprobe: 4}."""
     filters: FiltersInput = Field(None, validation_alias=FILTER_NAMES)
     """Conditions on the documents: "year >= 2020, tags ~ news", or JSON, {"where": {"op": "ge", "field": "year", "value": 2020},
-    "ids": {"exclude": ["a"]}}; --where and --filter mean the same."""
+    "ids": {"exclude": ["a"]}}; --where and --filter are other names."""
     metadata: Annotated[tuple[str, ...], BeforeValidator(names)] = ()
     """With --query on a terminal: metadata of each document to show, such as year,author."""
     fields: Annotated[tuple[Literal["title", "text", "metadata"], ...], BeforeValidator(names)] = ()
@@ -61,10 +61,10 @@ class SearchJob(Config):
     format: Literal["parquet", "trec"] = "parquet"
     """With --queries and a folder as output: format of the parts."""
     encoder: str | None = None
-    """Folder or name of the encoder's checkpoint. None: where it was when the index was made."""
+    """Folder or name of the encoder's checkpoint. None: the one that the index records."""
     workers: SearchWorkers = SearchWorkers()
     dry_run: bool = False
-    """With --queries: search a sample, and print how long the whole would take; nothing is written."""
+    """With --queries: search a sample, predict the time of the whole job, and write nothing."""
 
     @model_validator(mode="after")
     def _query_or_queries(self) -> Self:
@@ -90,7 +90,7 @@ def run(job: SearchJob) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], job: SearchJob) -> None:
-    """Print the result for people."""
+    """Print the result as text."""
     from .cli import show_fields
 
     if job.queries is None:
@@ -227,9 +227,9 @@ def _predict(
 
 
 def _encoder(contract: "EncoderContract", checkpoint: str) -> "Encoder | NumpyQueryEncoder":
-    """The encoder that encodes one query soonest: NumPy if it can and torch is not loaded yet, since loading torch takes seconds.
+    """The encoder that is ready soonest: one in NumPy if torch is not loaded yet, because torch takes seconds to load.
 
-    NumPy computes in float32. Where the encoder computes in bfloat16, scores differ by its rounding, as between machines.
+    NumPy computes in float32. If the torch encoder would compute in bfloat16, scores differ by its rounding.
     """
     if "torch" not in sys.modules:
         from ray_lir.encoder.numpy_query_encoder import NumpyQueryEncoder
@@ -242,7 +242,7 @@ def _encoder(contract: "EncoderContract", checkpoint: str) -> "Encoder | NumpyQu
 
 
 def cut_of(truncation: "Truncation") -> dict[str, Any]:
-    """Return the result's field for a query that is longer than query_length; nothing for other queries."""
+    """Return the result's field for a truncated query; no field for other queries."""
     fields = {"kept_tokens": truncation.kept, "total_tokens": truncation.total, "exact": truncation.exact}
     return {"truncated_query": fields} if truncation.is_cut else {}
 

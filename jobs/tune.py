@@ -1,4 +1,4 @@
-"""Finds the engine parameters that reach a recall soonest on an index, and makes them its defaults."""
+"""Finds the fastest engine parameters that reach a given recall on an index, and makes them its defaults."""
 
 import re
 import statistics
@@ -28,34 +28,36 @@ from .cli import main
 
 SCAN = tuple(ScanParams(share=share) for share in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16))
 WARP = tuple(WarpParams(nprobe=nprobe, share=share) for nprobe in (8, 16, 32, 64) for share in (1 / 4, 1, 4))
-"""Shares of the default number of candidates, so that what is chosen is right for queries of other lengths and for another k too."""
+"""Settings to measure. The number of candidates is relative to the default, so a choice also fits other query lengths and other k."""
 QUESTION_WORDS = 12
+"""Words of a document that serve as a query, if there is no dataset."""
 
 
 class TuneConfig(Config):
-    """Sweeps scan and warp, keeps the curve of recall against latency, and sets what `auto` does on this index."""
+    """Measures recall and latency of many settings of scan and warp, stores the curve, and sets what `auto` does on this index."""
 
     index: str
     """Folder of the index, on a local disk."""
     target: str = "R@10=0.99"
-    """What quality balanced has to reach: the share of the exact engine's best k that is found."""
+    """Recall that quality `balanced` must reach: R@k=FRACTION of the exact engine's best k documents."""
     fast_target: float = Field(default=0.95, gt=0, le=1)
-    """What quality fast has to reach."""
+    """Recall that quality `fast` must reach."""
     dataset: str | None = None
-    """BEIR folder whose queries are asked. None: the first words of documents of the index are."""
+    """BEIR folder with queries to measure with. None: the first words of documents of the index are the queries."""
     split: str = "test"
-    """Which judgements say the queries."""
+    """Split of the dataset that lists the queries."""
     num_queries: int = Field(default=100, ge=1)
-    """Queries asked, at most."""
+    """Number of queries, at most."""
     seed: int = 0
+    """Seed of the choice of queries."""
 
 
 def tune(config: TuneConfig) -> dict[str, Any]:
-    """The curve and the choices, as they are written beside the manifest of the index's latest version.
+    """Tune the latest version of an index, store the curve and the choices beside its manifest, and return the choices.
 
     Raises:
-        ConfigError: if the target cannot be read, or the index is not on a local disk or cannot be written.
-        Conflict: if another job changed, removed or tuned the version meanwhile.
+        ConfigError: The target cannot be parsed, or the index is not on a local disk or cannot be written.
+        Conflict: Another job changed, removed or tuned the version at the same time.
     """
     k, target = _read_target(config.target)
     version = latest_version(config.index)
@@ -71,7 +73,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
         curve = [_measure(params, searcher, queries, k, exact) for params in sweep]
         record.update(settings=len(curve))
     targets = {"balanced": target, "fast": min(target, config.fast_target)}
-    choices = {quality: best for quality, floor in targets.items() if (best := _soonest(curve, floor))}
+    choices = {quality: best for quality, floor in targets.items() if (best := _fastest(curve, floor))}
     result = {
         "k": k,
         "target": target,
@@ -83,19 +85,17 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     }
     with storage.wrap_errors("write", output.url):
         if not storage.exists(storage.join(folder, MANIFEST)):
-            raise Conflict(f"version {version} of {config.index} was removed while it was tuned; run again to tune the latest version")
+            raise Conflict(f"version {version} of {config.index} was removed during the tuning; run again to tune the latest version")
     output.write(canonical_json(result))
     if latest_version(config.index) != version:
-        raise Conflict(
-            f"{config.index} changed while version {version} was tuned, and the choices are of that version; run again to tune the latest"
-        )
+        raise Conflict(f"{config.index} has a newer version than {version}, which was tuned; run again to tune the latest version")
     return {name: value for name, value in result.items() if name != "curve"} | {"settings": len(curve), "index": config.index}
 
 
 def _read_target(text: str) -> tuple[int, float]:
     found = re.fullmatch(r"R@(\d+)=(0?\.\d+|1(?:\.0*)?)", text)
     if not found or int(found[1]) < 1:
-        raise ConfigError(f"cannot read the target {text!r}; write it like R@10=0.99")
+        raise ConfigError(f"cannot parse the target {text!r}; write it like R@10=0.99")
     return int(found[1]), float(found[2])
 
 
@@ -109,25 +109,25 @@ def _queries(config: TuneConfig, searcher: Searcher) -> TokenEmbeddings:
         texts = list(load_dataset(config.dataset, config.split).queries.values())
         texts = [texts[i] for i in rng.permutation(len(texts))[: config.num_queries]]
     else:
-        found = np.concatenate([shard.first_document + shard.found_documents for shard in searcher.shards])
-        numbers = np.sort(rng.permutation(found)[: config.num_queries])
+        live = np.concatenate([shard.first_document + shard.found_documents for shard in searcher.shards])
+        numbers = np.sort(rng.permutation(live)[: config.num_queries])
         texts = [" ".join(row["text"].split()[:QUESTION_WORDS]) for row in searcher.documents(numbers)]
         texts = [text for text in texts if text]
         if not texts:
-            raise ConfigError(f"{config.index} holds no texts to ask; name a --dataset with queries")
+            raise ConfigError(f"{config.index} holds no texts to use as queries; set --dataset to a dataset with queries")
     return encoder.encode_queries(texts)
 
 
 def _measure(params: Config, searcher: Searcher, queries: TokenEmbeddings, k: int, exact: list[TopK]) -> dict[str, Any]:
-    """Recall of the exact best k, and the median latency of one query at a time."""
+    """Recall of the exact engine's best k, and the median milliseconds of one query."""
     answers: list[TopK] = []
     seconds = time_each(lambda i: answers.append(searcher.search(queries.slice(i, i + 1), k, params)[0]), range(len(queries)))
-    answers = answers[-len(queries) :]  # the first may have been asked once more, to warm up
-    shares = [np.isin(best.documents, top.documents).mean() for best, top in zip(exact, answers, strict=True) if len(best.documents)]
-    return {"params": params.model_dump(), "recall": float(np.mean(shares)), "p50_ms": 1e3 * statistics.median(seconds)}
+    answers = answers[-len(queries) :]  # the warm-up may have repeated the first query
+    recalls = [np.isin(best.documents, top.documents).mean() for best, top in zip(exact, answers, strict=True) if len(best.documents)]
+    return {"params": params.model_dump(), "recall": float(np.mean(recalls)), "p50_ms": 1e3 * statistics.median(seconds)}
 
 
-def _soonest(curve: list[dict[str, Any]], target: float) -> dict[str, Any] | None:
+def _fastest(curve: list[dict[str, Any]], target: float) -> dict[str, Any] | None:
     reached = [point for point in curve if point["recall"] >= target]
     return min(reached, key=lambda point: point["p50_ms"])["params"] if reached else None
 

@@ -29,33 +29,42 @@ from .where import Where, encoding, runs_on_ray, session
 
 
 class UpdateJob(Config):
-    """Updates an index; run again after a kill, it continues. docs/operations.md says how versions, drift and compaction work."""
+    """Adds, replaces and deletes documents. If it is killed, run it again, and it continues.
+
+    docs/operations.md explains versions, drift and compaction.
+    """
 
     index: str
     """Folder or URL of the index."""
     add: str | None = None
-    """Documents to add: a corpus as jobs.encode takes it, or a folder that it wrote. One with the id of another replaces it; of rows
-    with one id the last counts. Rows that are refused are counted and kept in the index's folder dead_letters."""
+    """Documents to add: a corpus as for jobs.encode, or embeddings that it wrote. A document with an existing id replaces the old one. If
+    an id is repeated, its last row counts. Invalid rows are counted and stored in the index's folder dead_letters."""
     delete: str | None = None
-    """File of ids of documents to delete: one a line, or JSON lines with _id. Those that the index does not hold are counted."""
+    """File with ids of documents to delete: one a line, or JSON lines with _id. Unknown ids are counted."""
     encoder: QueryEncoderConfig = QueryEncoderConfig()
     workers: Workers = Workers()
     docs_per_part: int = Field(DOCS_PER_PART, ge=1)
-    """Rows of a corpus that are encoded together."""
+    """Rows of the corpus in one Parquet file of embeddings."""
     where: Where = "auto"
-    """Run the steps as Ray tasks (`ray`), or on threads of this process (`here`); `auto` uses Ray if it is installed. The bytes are
-    the same."""
+    """ray: run as Ray tasks. here: run on threads of this process. auto: use Ray if it is installed. The bytes are the same."""
     dry_run: bool = False
-    """Say what would be added, replaced and deleted, and write nothing."""
+    """Predict what would be added, replaced and deleted, and write nothing."""
 
 
 def run(job: UpdateJob) -> dict[str, Any]:
-    """Raises ConfigError, FormatError, IncompatibleError or Conflict; nothing has changed then."""
+    """Update the index and return counts and sizes.
+
+    Raises:
+        ConfigError: A setting, path or id file is wrong. Nothing has changed, as with the following errors.
+        Conflict: Another job changed the index at the same time.
+        FormatError: The index or the documents are damaged.
+        IncompatibleError: The encoder is not the one that the index was built with.
+    """
     start = time.perf_counter()
     manifest = read_version(storage.absolute(job.index))
     ids = read_ids(job.delete) if job.delete else []
     if job.add is not None and not is_embeddings(job.add):
-        corpus_files(job.add)  # a wrong path is told before a cluster starts
+        corpus_files(job.add)  # report a wrong path before a cluster starts
     if job.dry_run:
         return {"index": job.index, "dry_run": True, **_preview(job, ids)}
     on_ray = runs_on_ray(job.where, job.workers)
@@ -69,10 +78,9 @@ def _update(job: UpdateJob, manifest: IndexManifest, ids: list[str], on_ray: boo
         return update_index(job.index, job.add, ids, map=map)
     from ray_lir.encoder.corpus_encoder import encode_corpus, identify
 
-    given = job.encoder.model_dump()
-    encoder = EncoderConfig(**given | {"checkpoint": given["checkpoint"] or manifest.contract.checkpoint})
+    encoder = EncoderConfig(**job.encoder.model_dump() | {"checkpoint": job.encoder.checkpoint or manifest.contract.checkpoint})
     identity, _ = identify(job.add, encoder, manifest.contract, docs_per_part=job.docs_per_part, kept="last", map=map)
-    if is_same(manifest, change_of(digest(identity), ids)):
+    if manifest.change and is_same(manifest, change_of(digest(identity), ids)):
         log_dead_letters(job.index, manifest.change)
         return Update(manifest, latest_version(job.index), manifest.change)
     folder = storage.join(storage.absolute(job.index), WORK, f"embeddings-{digest(identity)[:16]}")
@@ -97,17 +105,18 @@ def _preview(job: UpdateJob, ids: list[str]) -> dict[str, Any]:
 
 
 def is_embeddings(url: str) -> bool:
-    """Whether a folder holds embeddings rather than a corpus."""
+    """Return whether a folder holds embeddings rather than a corpus."""
     return MANIFEST in storage.list_names(url)
 
 
 def read_ids(url: str) -> list[str]:
-    """Read ids of documents: one a line, or JSON lines with _id, doc_id or id, a string or a whole number; blank lines are passed over.
+    """Read document ids from a file.
 
-    Ids are read exactly: only the line end is dropped.
+    A line is an id, or a JSON object with _id, doc_id or id (a string or a whole number). Blank lines are skipped. Ids are not
+    trimmed; only the line end is removed.
 
     Raises:
-        ConfigError: the file cannot be read, a line is not UTF-8, or a line is JSON without an id.
+        ConfigError: The file cannot be read, a line is not UTF-8, or a JSON object has no id.
     """
     return [_read_id(url, number, line) for number, line in read_lines(url)]
 
@@ -128,7 +137,7 @@ def _read_id(url: str, number: int, raw: bytes) -> str:
             if found := id_text(fields.get(name)):
                 return found
     raise ConfigError(
-        f"line {number} of {url} is no id: want one id a line, or a JSON object whose {ID_FIELDS[0]} is a string or a whole number"
+        f"line {number} of {url} has no id; write one id a line, or a JSON object with {ID_FIELDS[0]}, a string or a whole number"
     )
 
 

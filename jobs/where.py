@@ -49,7 +49,13 @@ def session(on_ray: bool) -> Iterator[Map]:
 
 
 def encoding(on_ray: bool, workers: Workers, encoder: EncoderConfig) -> "Spread":
-    """Return what encodes the chunks of a corpus: a pool of Ray actors, or this process. Call it inside `session`."""
+    """Return the function that encodes the chunks of a corpus, on a pool of Ray actors or in this process. Call it inside `session`.
+
+    Args:
+        on_ray: Whether to encode on Ray.
+        workers: The encoding workers.
+        encoder: Configuration of the encoder.
+    """
     if not on_ray:
         from ray_lir.encoder.corpus_encoder import in_process
 

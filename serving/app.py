@@ -1,10 +1,16 @@
 """The search service as a Ray Serve application.
 
-```
-serve run serving.app:build index=DIR [num_groups=4 ...]      # on http://127.0.0.1:8000
-serve run serving/config/local.yaml                           # arguments, host and port from a file
-python -m serving --index DIR --port 8080                     # any port
-```
+On http://127.0.0.1:8000:
+
+    serve run serving.app:build index=DIR [num_groups=4 ...]
+
+With arguments, host and port from a file:
+
+    serve run serving/config/local.yaml
+
+On any port:
+
+    python -m serving --index DIR --port 8080
 
 `serve run MODULE:build` has no option for the port. Ray Serve listens on 127.0.0.1:8000, or on the port of an earlier
 `serve start --http-port 8080`. The arguments are the fields of ServeConfig. In an installed wheel the module is

@@ -61,4 +61,6 @@ class Gateway:
 
 def listening_host() -> str:
     """The address that Ray Serve's HTTP proxies listen on."""
-    return serve.context._get_global_client().http_config.host
+    client = serve.context._get_global_client()
+    assert client is not None  # a deployment runs, so Ray Serve does
+    return client.http_config.host

@@ -365,7 +365,8 @@ def _embeddings(response: EncodeResponse) -> "TokenEmbeddings":
 
     from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 
-    matrices = [np.frombuffer(base64.b64decode(each), "<f2").reshape(-1, response.dim) for each in response.embeddings]
+    encoded = (each for each in response.embeddings if isinstance(each, str))  # the request asks for base64
+    matrices = [np.frombuffer(base64.b64decode(each), "<f2").reshape(-1, response.dim) for each in encoded]
     return TokenEmbeddings.of(matrices)
 
 

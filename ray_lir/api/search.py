@@ -1,4 +1,4 @@
-"""What a search service and its clients say to each other about searches and documents; `operation` has the rest."""
+"""Models of the API for searches and documents. `ray_lir.api.admin` has the models for operators."""
 
 import math
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ DocumentField = Literal["title", "text", "metadata"]
 QueryText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY_CHARACTERS)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARACTERS)]
 DocId = Annotated[str, BeforeValidator(look_up_id), StringConstraints(min_length=1, max_length=8192)]
-"""Longer than the ids that enter an index may be: older indexes hold others."""
+"""Longer than new ids may be, because older indexes hold longer ids."""
 Milliseconds = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
 
 
 class SearchRequest(Config):
-    """One query, or several that share everything else."""
+    """One query, or several with the same options: body of `POST /search`."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -44,28 +44,31 @@ class SearchRequest(Config):
     )
 
     query: QueryText | None = None
+    """Text of the query. Give either `query` or `queries`."""
     queries: list[QueryText] | None = Field(None, min_length=1, max_length=MAX_QUERIES)
+    """Texts of several queries, at most 64."""
     k: int = Field(10, ge=1, le=MAX_K)
-    """How many documents a query, at most."""
+    """Documents to return for each query, at most."""
     engine: str = "auto"
-    """auto, exact, scan, plaid or warp."""
+    """Engine that searches: auto, exact, scan, plaid or warp."""
     quality: Quality = "balanced"
-    """Of the engine auto: how much of the exact answer it must find."""
+    """For the engine auto: how closely it must follow the exact ranking."""
     params: dict[str, Any] = {}
-    """The engine's own parameters; what is left out follows from the index and k."""
+    """Parameters of the engine, such as {"nprobe": 4}. Defaults follow from the index and k."""
     filters: FiltersInput = Field(None, validation_alias=FILTER_NAMES)
-    """What documents must be like to be found, as text (`year >= 2020, tags ~ news`), a short dict ({"year": {">=": 2020}}) or an
-    object with `where` and `ids`. Others are left out before any cut is made. `where` and `filter` are other names of this field."""
+    """Conditions on the documents, as text (`year >= 2020, tags ~ news`), a short dict ({"year": {">=": 2020}}) or an object with
+    `where` and `ids`. Filters are applied before top-k. `where` and `filter` are other names of this field."""
     include: tuple[DocumentField, ...] = ("title", "text", "metadata")
-    """Fields of the documents to send beside doc_id, score and number."""
+    """Fields of each hit besides doc_id, score and number."""
     deadline_ms: Milliseconds | None = None
-    """What the answer may take. None: what the service allows. Shard groups that are late are left out."""
+    """Longest time of the request, in milliseconds. None: the service's timeout_s. Late shard groups are left out if min_coverage
+    allows it."""
     min_coverage: float = Field(1.0, ge=0, le=1)
-    """The share of the documents that must have been searched; an answer from fewer is an error."""
+    """Fraction of the documents that must be searched, 0 to 1. A lower coverage is an error."""
     explain: bool = False
-    """Say which token of each document every query token matched."""
+    """Return the match of every query token in each hit."""
     highlight: bool = False
-    """Say which words of each document the query matched, and which passage is the best."""
+    """Return the words of each hit that the query matched, and its best passage."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "SearchRequest":
@@ -78,62 +81,69 @@ class SearchRequest(Config):
 
     @property
     def texts(self) -> list[str]:
+        """The queries as a list."""
         return self.queries or [self.query or ""]
 
     def chosen_engine(self) -> str | Config:
+        """`auto`, or the engine's parameters. Raises ConfigError if there is no such engine or parameter."""
         return chosen_engine(self.engine, self.params)
 
 
 class QueryToken(Config):
-    """A token of the query, as it is matched."""
+    """A token of the query."""
 
     piece: str
-    """As the tokenizer has it: a word, or a part such as ##ing, or a special token."""
+    """The tokenizer's token: a word, a part of a word such as ##ing, or a special token."""
     start: int | None = None
-    """First character of the query; None for tokens that are not in its text."""
+    """Its first character in the query, in code points; None for tokens that are not in the text."""
     end: int | None = None
+    """The character after its last one."""
     weight: float
+    """Factor of its similarity in the score."""
 
 
 class TextTruncation(Config):
-    """A text that is longer than the encoder reads."""
+    """A text that was truncated."""
 
     position: int = 0
-    """Of the text in the request's list."""
+    """Position of the text in the request."""
     kept_tokens: int
     total_tokens: int
     exact: bool = True
-    """False: total_tokens is a lower bound."""
+    """Whether total_tokens is exact; if not, it is a lower bound."""
 
 
 class Match(Config):
-    """The token of a document that a query token is most similar to."""
+    """The document token that a query token scores with."""
 
     similarity: float
+    """Dot product of the two token vectors."""
     contribution: float
-    """weight * similarity; their sum over the query tokens is the document's exact score, up to the rounding of the kernels."""
+    """weight * similarity. The sum over the query tokens is the document's exact score, up to rounding."""
     field: Literal["title", "text"] | None = None
-    """Where the token lies; None for special tokens."""
+    """Field that holds the token; None for special tokens."""
     start: int | None = None
-    """First character in the field, counted in code points."""
+    """Its first character in the field, in code points."""
     end: int | None = None
+    """The character after its last one."""
 
 
 MARKED_FRACTION = 0.3
-"""Highlights stronger than this fraction of the strongest, over all hits, are marked for people."""
+"""Highlights above this fraction of the strongest one, over all hits, are shown on terminals and in notebooks."""
 
 
 class Highlight(Config):
-    """A word of a document that query tokens matched."""
+    """A word of a document with a token that a query token matched."""
 
     field: Literal["title", "text"]
     start: int
-    """First character in the field, counted in code points."""
+    """Its first character in the field, in code points."""
     end: int
+    """The character after its last one."""
     strength: float
-    """What its matches contribute to the score; function words count a fifth, tokens that are not in the query's text nothing."""
+    """Sum of the contributions of its matches. Function words count a fifth; query tokens that are not in the text count 0."""
     query_tokens: list[int]
-    """Numbers of the query's tokens that matched it."""
+    """Positions, in `query_tokens`, of the query tokens that matched it."""
 
 
 class Snippet(Config):
@@ -141,91 +151,98 @@ class Snippet(Config):
 
     text: str
     start: int
-    """Its first character in the text, counted in code points."""
+    """Its first character in the text, in code points."""
     more: bool
-    """Whether the text goes on after it."""
+    """Whether the text continues after it."""
 
 
 class Hit(Config):
-    """A document that was found."""
+    """A document that was found, with its score."""
 
     doc_id: str
     score: float
     number: int
-    """Its place in the index."""
+    """Document number in the index."""
     title: str | None = None
     text: str | None = None
     metadata: dict[str, Any] | None = None
     matches: list[Match] | None = None
-    """With explain: one for each query token, in their order."""
+    """With `explain`: one match for each query token, in order."""
     highlights: list[Highlight] | None = None
-    """With highlight: in the order of title and text."""
+    """With `highlight`: the matched words, in the order of title and text."""
     snippet: Snippet | None = None
-    """With highlight."""
+    """With `highlight`: the best passage of the text."""
 
 
 class Timings(Config):
-    """Milliseconds, as the gateway saw them: the calls between processes are part of them."""
+    """Milliseconds of each step, measured in the gateway; they include the calls between processes."""
 
     encode: float
-    """Inside the query encoder, with the wait for its turn."""
+    """Encoding the queries, including the time a call waits in the encoder's queue."""
     plan: float
+    """Planning the queries."""
     stages: list[float]
-    """Each stage of the engine, over all shard groups."""
+    """Each stage of the engine: its slowest shard group, and merging."""
     documents: float
-    """Fetching the documents' fields."""
+    """Reading the documents' fields."""
     explain: float | None = None
+    """Locating matches and highlights; None if they were not requested."""
     total: float
 
 
 class SearchResponse(Config):
-    """The best documents of each query, best first."""
+    """The best documents of each query: answer of `POST /search`."""
 
     results: list[list[Hit]]
+    """For each query its hits, best first."""
     query_tokens: list[list[QueryToken]] | None = None
-    """With explain: the tokens of each query."""
+    """With `explain`: the tokens of each query."""
     truncated_queries: list[TextTruncation] = []
-    """Queries that are longer than the encoder's query_length: only their first tokens were searched for."""
+    """Queries longer than the encoder's query_length. Only their first tokens were used."""
     engine: str
+    """Engine that searched; with `auto`, the one that it chose."""
     params: list[EngineParams]
-    """The parameters that gave each query's answer, with all defaults filled in."""
+    """Parameters of the engine for each query, with all defaults filled in."""
     timings: Timings
     index_version: int
+    """Version of the index that answered."""
     coverage: float
-    """The share of the index's documents that were searched. The answer is what an index of those alone would give under
-    the same query plans."""
+    """Fraction of the live documents that were searched. The answer equals that of an index of those documents alone, with the same
+    query plans."""
     missing: dict[str, str] = {}
-    """Shard groups that were left out, and why."""
+    """Shard groups that were left out, with the reason."""
     warnings: list[str] = []
-    """What in the request is probably a mistake: a filter's field that no document has."""
+    """Probable mistakes in the request: filter fields that no document has."""
 
 
 class EncodeRequest(Config):
-    """Texts to turn into token embeddings."""
+    """Texts to encode: body of `POST /encode`."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["open a zip file"], "kind": "query", "format": "base64"}]})
 
     texts: list[Text] = Field(min_length=1, max_length=MAX_TEXTS)
     kind: Literal["query", "document"] = "query"
+    """Encode the texts as queries or as documents."""
     format: Literal["numbers", "base64"] = "numbers"
-    """numbers: lists of numbers; base64: float16, little-endian, one row a token."""
+    """Format of the embeddings. numbers: lists of numbers. base64: float16, little-endian, one row a token."""
 
 
 class EncodeResponse(Config):
-    """Token embeddings of each text, under the index's encoder contract."""
+    """Token embeddings of each text: answer of `POST /encode`."""
 
     embeddings: list[list[list[float]] | str]
-    """For each text [tokens, dim] numbers, or their bytes."""
+    """For each text a [tokens, dim] matrix, as numbers or base64."""
     num_tokens: list[int]
+    """Rows of each matrix."""
     dim: int
     fingerprint: str
-    """Of the encoder's contract."""
+    """Fingerprint of the encoder's contract."""
     truncated_texts: list[TextTruncation] = []
-    """Texts that are longer than the encoder reads: the rest was not encoded."""
+    """Texts longer than the encoder's limit. Only their first tokens were encoded."""
 
 
 class RerankRequest(Config):
-    """A query, and the texts, or documents of the index, to order by their exact score."""
+    """A query, and texts or documents to order by their exact score: body of `POST /rerank`."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"query": "open a zip file", "texts": ["Reads ZIP archives.", "Parses dates."], "k": 1}]}
@@ -235,7 +252,7 @@ class RerankRequest(Config):
     texts: list[Text] | None = Field(None, min_length=1, max_length=MAX_TEXTS)
     doc_ids: list[DocId] | None = Field(None, min_length=1, max_length=MAX_IDS)
     k: int | None = Field(None, ge=1, le=MAX_IDS)
-    """How many come back. None: all."""
+    """Number of results, at most. None: all."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "RerankRequest":
@@ -248,24 +265,27 @@ class Reranked(Config):
     """A text or document with its score."""
 
     position: int
-    """In the request's list."""
+    """Position in the request."""
     doc_id: str | None = None
     score: float
 
 
 class RerankResponse(Config):
-    """Best first; equal scores in the request's order. Texts or documents without a token to match are left out."""
+    """Texts or documents, best first: answer of `POST /rerank`.
+
+    Equal scores keep the order of the request. Texts and documents without tokens are left out.
+    """
 
     results: list[Reranked]
     truncated_queries: list[TextTruncation] = []
     """The query, if it is longer than the encoder's query_length."""
     truncated_texts: list[TextTruncation] = []
-    """Texts of the request that are longer than the encoder's document_length."""
+    """Texts longer than the encoder's document_length."""
     index_version: int
 
 
 class Document(Config):
-    """A document of the index."""
+    """A document of the index: answer of `GET /documents`."""
 
     doc_id: str
     number: int
@@ -276,7 +296,7 @@ class Document(Config):
 
 
 class ExplainRequest(Config):
-    """A query and a document: why is it found, or why not?"""
+    """A query and a document: body of `POST /explain`. The other fields mean the same as in SearchRequest."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"query": "open a zip file", "doc_id": "zipfile.ZipFile", "engine": "plaid"}]}
@@ -291,36 +311,39 @@ class ExplainRequest(Config):
     filters: FiltersInput = Field(None, validation_alias=FILTER_NAMES)
 
     def chosen_engine(self) -> str | Config:
+        """`auto`, or the engine's parameters. Raises ConfigError if there is no such engine or parameter."""
         return chosen_engine(self.engine, self.params)
 
 
 class StageReport(Config):
-    """What became of the document in one stage of the engine."""
+    """The document in one stage of the engine."""
 
     name: str
     what: str
-    """What the stage scores, and how."""
+    """Description of what the stage scores."""
     score: float | None = None
-    """The document's score in this stage, whatever the stages before did with it; None if the stage does not score it."""
+    """The document's score in this stage, even if an earlier stage dropped it; None if the stage cannot score it."""
     cut: float | None = None
-    """The lowest score that was kept; None if fewer documents were scored than could be kept."""
+    """The lowest score that the stage kept; None if it kept every scored document."""
     num_kept: int
+    """Documents that the stage kept."""
     survived: bool
 
 
 class Explanation(Config):
-    """Why a document was found for a query, or at which stage it was dropped."""
+    """Why a document is found, or which stage or filter drops it: answer of `POST /explain`."""
 
     document: Document
     rank: int | None = None
-    """From 1; None if it is not among the k best."""
+    """Rank, from 1; None if it is not among the k best."""
     score: float | None = None
-    """Its score in the last stage."""
+    """Score in the last stage."""
     dropped_at: str | None = None
-    """A stage, or filters; None if it was found."""
+    """Name of the stage that dropped it, or `filters`; None if it is found."""
     reason: str
+    """The explanation in one sentence."""
     truncation: TextTruncation | None = None
-    """Set if the document is longer than the encoder's document_length: only its first tokens are indexed."""
+    """Set if the document is longer than the encoder's document_length. Only its first tokens are indexed."""
     truncated_queries: list[TextTruncation] = []
     """The query, if it is longer than the encoder's query_length."""
     stages: list[StageReport]
@@ -329,32 +352,34 @@ class Explanation(Config):
     params: EngineParams
     index_version: int
     warnings: list[str] = []
-    """What in the request is probably a mistake: a filter's field that no document has."""
+    """Probable mistakes in the request: filter fields that no document has."""
 
 
 def chosen_engine(engine: str, params: dict[str, Any], engines: Sequence[str] = SERVED) -> str | Config:
-    """`auto`, or the parameters of the engine.
+    """Return `auto`, or the parameters of an engine.
 
     Args:
-        engines: those that can be chosen. A service has SERVED, a Searcher all of PARAMS.
+        engine: Name of the engine, or `auto`.
+        params: Parameters of the engine that differ from its defaults.
+        engines: Engines that are available: SERVED in a service, all of PARAMS in a Searcher.
 
     Raises:
-        ConfigError: if there is no such engine, or it has no such parameters.
+        ConfigError: There is no such engine, it is not available, or it has no such parameters.
     """
     if engine == "auto":
         if params:
-            raise ConfigError(f"params need an engine that they belong to; choose {', '.join(engines)}")
+            raise ConfigError(f"params need a named engine, not auto; choose {', '.join(engines)}")
         return "auto"
     if engine not in PARAMS:
         raise ConfigError(f"unknown engine {engine!r}; choose auto, {', '.join(engines)}")
     if engine not in engines:
         raise ConfigError(
-            f"engine {engine} needs all shards in one process, so a service does not have it; choose {', '.join(engines)}, "
+            f"engine {engine} needs all shards in one process, which a service does not have; choose {', '.join(engines)}, "
             "or use Searcher (ray-lir search)"
         )
     for name, value in params.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"params of {engine}: {name}: {value} is no number to search with; leave it out for the default")
+            raise ConfigError(f"params of {engine}: {name}: {value} is not a finite number; leave it out for the default")
     kind = PARAMS[engine]
     try:
         return kind.model_validate({"engine": engine, **params})
@@ -363,7 +388,7 @@ def chosen_engine(engine: str, params: dict[str, Any], engines: Sequence[str] = 
 
 
 def first_problem(errors: Sequence[Any], kind: type[Config] | None) -> str:
-    """The first of pydantic's errors about a `kind`, as one line."""
+    """Return the first of pydantic's validation errors of a model as one line."""
     first = errors[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":

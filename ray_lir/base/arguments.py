@@ -1,6 +1,6 @@
-"""Checks of the arguments that public callables take: what counts as a list of texts, of ids or of numbers, and as a whole number.
+"""Checks and converts arguments of public callables: lists of texts, ids or document numbers, and whole numbers.
 
-A string is never taken for a list of its letters, and an iterator is read once.
+A string is never treated as a list of its characters, and an iterator is read once.
 """
 
 import io
@@ -15,39 +15,39 @@ from ray_lir.base.ids import BadId, check_id, id_text
 
 
 def text_list(name: str, values: Iterable[str]) -> list[str]:
-    """The texts as a list: from a list, tuple, iterator, open text file, NumPy or Arrow array, or pandas Series of strings.
+    """Return texts as a list, from a list, tuple, iterator, open text file, NumPy or Arrow array, or pandas Series of strings.
 
     Raises:
-        ConfigError: if it is one string, a set or a dict, or an element is not a string; the message names the position.
+        ConfigError: `values` is a string, a set or a dict, or an element is not a string; the message names the position.
     """
     return _strings(name, _ordered(name, values))
 
 
 def id_list(name: str, values: Iterable[str | int]) -> list[str]:
-    """The ids as a list, like `text_list`; a whole number stands for its decimal text.
+    """Return ids as a list, from the same types as `text_list`; a whole number becomes its decimal text.
 
-    Ids must be valid Unicode, and a file is refused, since its lines end in line breaks.
+    Ids must be valid Unicode. An open file is refused, because its lines end in line breaks.
 
     Raises:
-        ConfigError: if it is not a list of such values.
+        ConfigError: `values` is not a list of ids.
     """
     return _stored(name, _id_texts(name, _ordered(name, _not_a_file(name, values))))
 
 
 def id_set(name: str, values: Iterable[str | int]) -> list[str]:
-    """Ids in an order without meaning, each once and sorted: as `id_list`, and sets are accepted.
+    """Return ids sorted, each once; like `id_list`, but sets are accepted too.
 
     Raises:
-        ConfigError: if it is not a collection of such values.
+        ConfigError: `values` is not a collection of ids.
     """
     return sorted(set(_stored(name, _id_texts(name, _listed(name, _not_a_file(name, values))))))
 
 
 def new_ids(name: str, values: Iterable[str | int]) -> list[str]:
-    """The ids of documents that enter an index: as `id_list`, each by the rule of `ids.check_id` and once.
+    """Return ids of new documents as a list; like `id_list`, but each must pass `ids.check_id` and be unique.
 
     Raises:
-        ConfigError: if one breaks the rule or comes twice; the message names the position.
+        ConfigError: An id is not valid or is repeated; the message names the position.
     """
     places: dict[str, int] = {}
     for position, value in enumerate(id_list(name, values)):
@@ -64,21 +64,31 @@ def new_ids(name: str, values: Iterable[str | int]) -> list[str]:
 
 
 def aligned_texts(name: str, values: Iterable[str], count: int) -> list[str]:
-    """The texts as a list, one for each of `count` documents, each valid Unicode.
+    """Return texts as a list, one for each document.
+
+    Args:
+        name: Name of the argument, for error messages.
+        values: Strings of valid Unicode.
+        count: Number of documents.
 
     Raises:
-        ConfigError: if it is not a list of as many such strings.
+        ConfigError: `values` is not a list of `count` such strings.
     """
     return same_length(name, _stored(name, text_list(name, values)), count)
 
 
 def aligned_mappings(name: str, values: Iterable[Mapping[str, Any] | None], count: int) -> list[Mapping[str, Any]]:
-    """One mapping for each of `count` documents; None stands for an empty one.
+    """Return mappings as a list, one for each document.
+
+    Args:
+        name: Name of the argument, for error messages.
+        values: Mappings with string keys; None means an empty mapping.
+        count: Number of documents.
 
     Raises:
-        ConfigError: if it is not a list of as many mappings with strings as keys.
+        ConfigError: `values` is not a list of `count` such mappings.
     """
-    found = same_length(name, _ordered(name, values, "dicts"), count)
+    found = same_length(name, list(_ordered(name, values, "dicts")), count)
     for position, value in enumerate(found):
         if value is not None and not isinstance(value, Mapping):
             raise ConfigError(f"{name}[{position}] is {_shown(value)}, not a dict")
@@ -89,35 +99,60 @@ def aligned_mappings(name: str, values: Iterable[Mapping[str, Any] | None], coun
 
 
 def same_length(name: str, values: list[Any], count: int) -> list[Any]:
-    """Raises ConfigError unless there is one value for each of `count` documents."""
+    """Return `values` if there is one for each document.
+
+    Args:
+        name: Name of the argument, for error messages.
+        values: The values.
+        count: Number of documents.
+
+    Raises:
+        ConfigError: There are more or fewer values.
+    """
     if len(values) != count:
         raise ConfigError(f"{len(values)} {name} for {count} documents; give one each")
     return values
 
 
 def number_list(name: str, values: Iterable[int], stop: int) -> np.ndarray:
-    """Document numbers below `stop` as int64, in their order: from a list, tuple, range, iterator or array of whole numbers.
+    """Return document numbers as int64, in their order.
+
+    Args:
+        name: Name of the argument, for error messages.
+        values: A list, tuple, range, iterator or array of whole numbers.
+        stop: All numbers must be below this one.
 
     Raises:
-        ConfigError: if they are not whole numbers, or one is out of range.
+        ConfigError: A value is not a whole number, or is out of range.
     """
     return _numbers(name, _ordered(name, values, "whole numbers"), stop)
 
 
 def number_set(name: str, values: Iterable[int], stop: int) -> np.ndarray:
-    """Document numbers below `stop` as int64, ascending, each once; sets are accepted.
+    """Return document numbers as int64, ascending, each once.
+
+    Args:
+        name: Name of the argument, for error messages.
+        values: As for `number_list`; sets are accepted too.
+        stop: All numbers must be below this one.
 
     Raises:
-        ConfigError: if they are not whole numbers, or one is out of range.
+        ConfigError: A value is not a whole number, or is out of range.
     """
     return np.unique(_numbers(name, _listed(name, values, "whole numbers"), stop))
 
 
 def whole_number(name: str, value: Any, low: int, high: int) -> int:
-    """A whole number from `low` to `high`, NumPy's included.
+    """Return a whole number as an int.
+
+    Args:
+        name: Name of the argument, for error messages.
+        value: A Python or NumPy integer.
+        low: Smallest allowed value.
+        high: Largest allowed value.
 
     Raises:
-        ConfigError: if it is another type (a bool, a float, a string) or out of range.
+        ConfigError: `value` has another type (bool, float, string), or is out of range.
     """
     try:
         if isinstance(value, (bool, np.bool_)):
@@ -130,29 +165,29 @@ def whole_number(name: str, value: Any, low: int, high: int) -> int:
     return number
 
 
-def _listed(name: str, values: Any, what: str = "strings") -> list[Any] | np.ndarray:
-    """The values, read once; arrays of numbers stay arrays."""
+def _listed(name: str, values: Any, elements: str = "strings") -> list[Any] | np.ndarray:
+    """The values as a list; arrays of whole numbers stay arrays."""
     if isinstance(values, (str, bytes, bytearray, memoryview)):
-        raise ConfigError(f"{name} must be a list of {what}, not one {type(values).__name__}; put it in a list")
+        raise ConfigError(f"{name} must be a list of {elements}, not one {type(values).__name__}; put it in a list")
     if isinstance(values, Mapping):
-        raise ConfigError(f"{name} must be a list of {what}, not a {type(values).__name__}; give a list of its keys or of its values")
+        raise ConfigError(f"{name} must be a list of {elements}, not a {type(values).__name__}; give a list of its keys or of its values")
     for convert in ("to_pylist", "to_list", "tolist"):  # Arrow, pandas and polars, NumPy and torch
         if hasattr(values, convert) and not isinstance(values, np.ndarray):
             values = getattr(values, convert)()
     if isinstance(values, np.ndarray):
         if values.ndim != 1:
-            raise ConfigError(f"{name} must be a list of {what}, not an array of shape {values.shape}")
+            raise ConfigError(f"{name} must be a list of {elements}, not an array of shape {values.shape}")
         return values if values.dtype.kind in "iu" else values.tolist()
     try:
         return list(values)
     except TypeError:
-        raise ConfigError(f"{name} must be a list of {what}, not {_shown(values)}") from None
+        raise ConfigError(f"{name} must be a list of {elements}, not {_shown(values)}") from None
 
 
-def _ordered(name: str, values: Any, what: str = "strings") -> list[Any] | np.ndarray:
+def _ordered(name: str, values: Any, elements: str = "strings") -> list[Any] | np.ndarray:
     if isinstance(values, (set, frozenset)):
-        raise ConfigError(f"{name} must be a list of {what}, not a {type(values).__name__}, which has no order; sort it into a list")
-    return _listed(name, values, what)
+        raise ConfigError(f"{name} must be a list of {elements}, not a {type(values).__name__}, which has no order; sort it into a list")
+    return _listed(name, values, elements)
 
 
 def _not_a_file(name: str, values: Any) -> Any:
@@ -174,18 +209,19 @@ def _id_texts(name: str, values: Iterable[Any]) -> list[str]:
         try:
             texts.append(id_text(value))
         except BadId:
-            what = f"{_entry(name)} {position} is {_shown(value)}"
-            raise ConfigError(f"{what}, not a string or a whole number; leave it out or convert it") from None
+            raise ConfigError(
+                f"{_entry(name)} {position} is {_shown(value)}, not a string or a whole number; leave it out or convert it"
+            ) from None
     return texts
 
 
 def _stored(name: str, values: list[str]) -> list[str]:
-    """Raises ConfigError unless the strings can be written as UTF-8."""
+    """The strings. Raises ConfigError if one cannot be encoded as UTF-8."""
     for position, value in enumerate(values):
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise ConfigError(f"{_entry(name)} {position} holds half of a surrogate pair, which is no Unicode text; repair it") from None
+            raise ConfigError(f"{_entry(name)} {position} holds half of a surrogate pair, which is not valid Unicode; correct it") from None
     return values
 
 
@@ -202,7 +238,7 @@ def _numbers(name: str, values: list[Any] | np.ndarray, stop: int) -> np.ndarray
 
 
 def _entry(name: str) -> str:
-    """How an error calls one entry of a list: "text" of texts, "query" of queries, "entry of delete"."""
+    """The name of one entry in error messages: "text" for texts, "query" for queries, "entry of delete" for delete."""
     if not name.endswith("s"):
         return f"entry of {name}"
     return f"{name[:-3]}y" if name.endswith("ies") else name[:-1]

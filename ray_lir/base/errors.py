@@ -1,25 +1,25 @@
-"""The errors that ray_lir raises: every message is one line that says what was wrong and what to do."""
+"""The errors that ray_lir raises. Every message is one line that says what is wrong and what to do."""
 
 
 class RayLirError(Exception):
-    """Base of all errors that a user can mend; jobs print the message alone and exit with code 2.
+    """Base class of errors that a user can fix. Jobs print only the message and exit with code 2.
 
-    Arguments are positional and plain, because exceptions are pickled when they cross Ray.
+    Arguments are positional and of simple types, because Ray pickles exceptions.
     """
 
 
 class ConfigError(RayLirError):
-    """A setting, path or request is wrong; nothing was written."""
+    """A setting, path or request is wrong. Nothing was written."""
 
 
 class FormatError(RayLirError):
-    """A file is not what its format says.
+    """A file is missing, damaged or of another format.
 
     Args:
-        path: the file or folder.
-        expected: what should have been there.
-        found: what was there instead.
-        fix: what to do about it.
+        path: The file or folder.
+        expected: The expected content.
+        found: The actual content.
+        fix: What the user can do. Empty: nothing is suggested.
     """
 
     def __init__(self, path: str, expected: str, found: str, fix: str = ""):
@@ -32,43 +32,43 @@ class FormatError(RayLirError):
 
 
 class UnsupportedVersion(FormatError):
-    """The format is newer than this ray_lir."""
+    """The file's format version is newer than this version of ray_lir supports."""
 
 
 class IncompatibleError(RayLirError):
-    """Two parts that were made apart do not belong together (an index and another encoder, say)."""
+    """Two parts do not belong together, such as an index and another encoder."""
 
 
 class KernelUnavailable(RayLirError):
-    """The chosen kernels cannot run on this machine."""
+    """The requested kernels cannot run on this machine."""
 
 
 class ShardUnavailable(RayLirError):
-    """A shard did not answer."""
+    """A deployment of the service did not answer, or too little of the index could be searched."""
 
 
 class NotFound(RayLirError):
-    """There is no such document."""
+    """The index has no such document."""
 
 
 class Unauthenticated(RayLirError):
-    """The service asks for a token, and none that it knows was given."""
+    """The service requires a token, and the request has none or an unknown one."""
 
 
 class Forbidden(RayLirError):
-    """The token is good, but not for this."""
+    """The token is known, but its role does not allow the request."""
 
 
 class Conflict(RayLirError):
-    """The index is being changed by somebody else, or not in a state for this change."""
+    """Another process is changing the index, or its state does not allow the change."""
 
 
 class Overloaded(RayLirError):
-    """The service is at its limit; the same request may be answered a moment later.
+    """The service has reached its limit of concurrent requests. The same request may succeed later.
 
     Args:
-        message: what is wrong.
-        retry_after_s: seconds after which to try again.
+        message: What is wrong and what to do.
+        retry_after_s: Seconds to wait before the next attempt.
     """
 
     def __init__(self, message: str, retry_after_s: int = 1):
@@ -80,4 +80,4 @@ class Overloaded(RayLirError):
 
 
 class ServiceUnavailable(RayLirError):
-    """No service answers at an address."""
+    """No service answers at the address."""

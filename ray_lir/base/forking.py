@@ -1,6 +1,6 @@
 """Locks and state that stay usable in a process that was forked from a running one (gunicorn --preload, uWSGI, multiprocessing).
 
-Only the thread that forks exists in the child. A lock that another thread held at that moment would stay locked there for ever.
+Only the thread that forks exists in the child. A lock that another thread holds at that moment would stay locked in the child.
 """
 
 import os
@@ -12,13 +12,13 @@ _locks: "WeakSet[Any]" = WeakSet()
 
 
 def fork_safe(lock: Any) -> Any:
-    """Return the `threading.Lock` or `RLock`, which from now on is open in every forked process."""
+    """Return the `threading.Lock` or `RLock`, and make it unlocked in every process that is forked later."""
     _locks.add(lock)
     return lock
 
 
 def after_fork(function: Callable[[], None]) -> Callable[[], None]:
-    """Decorate a function without arguments that a forked process calls before anything else."""
+    """Decorator: call a function without arguments first in every forked process."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=function)
     return function

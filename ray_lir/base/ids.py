@@ -1,9 +1,8 @@
-"""Document and query ids: the one rule for an id that enters, wherever it enters.
+"""Document and query ids: the rule for new ids, and the conversion of numbers to text.
 
 An id is 1 to 1,024 characters of Unicode text without control characters (U+0000 to U+001F, U+007F). Everything else is allowed:
-slashes, dots, spaces, line separators such as U+2028. An id is compared exactly; nothing is trimmed. A whole number stands for its
-decimal text. `check_id` is for ids that enter; look-ups (delete, find, explain) take any text, because indexes written before this rule
-may hold other ids.
+slashes, dots, spaces, line separators such as U+2028. Ids are compared exactly and never trimmed. A whole number becomes its decimal
+text. `check_id` is for new ids. Lookups (delete, find, explain) accept any text, because older indexes may hold other ids.
 """
 
 import re
@@ -16,14 +15,14 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class BadId(ValueError):
-    """A value that is no id; the message says why, and reads after the name of a field: "_id is empty"."""
+    """A value is not a valid id. The message follows the name of a field: "_id" + "is empty"."""
 
 
 def id_text(value: Any) -> str:
     """Return a text as it is and a whole number as its decimal text.
 
     Raises:
-        BadId: the value is neither.
+        BadId: The value is neither.
     """
     if isinstance(value, str):
         return str(value)
@@ -33,24 +32,24 @@ def id_text(value: Any) -> str:
 
 
 def look_up_id(value: Any) -> str:
-    """Return the text of an id to look up, which need not follow the rule for new ids.
+    """Return the text of an id to look up. It need not follow the rule for new ids.
 
     Raises:
-        BadId: the value is neither text nor a whole number, or is empty or no valid Unicode, so no document has it.
+        BadId: The value is neither text nor a whole number, is empty, or is not valid Unicode. No document has such an id.
     """
     text = id_text(value)
     if not text:
         raise BadId("is empty")
     if _SURROGATE.search(text):
-        raise BadId(f"holds half of a surrogate pair, which is no Unicode text ({ascii(text[:40])})")
+        raise BadId(f"holds half of a surrogate pair, which is not valid Unicode ({ascii(text[:40])})")
     return text
 
 
 def check_id(value: Any) -> str:
-    """Return the id that a value stands for.
+    """Return the id of a new document or query.
 
     Raises:
-        BadId: the value breaks the rule of this module.
+        BadId: The value does not follow the rule of this module.
     """
     text = look_up_id(value)
     if len(text) > MAX_ID_CHARACTERS:

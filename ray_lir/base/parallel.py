@@ -1,18 +1,18 @@
-"""The seam between one machine and many: a `Map` applies a function to items and yields results in order.
+"""`Map`: applies a function to items and yields the results in order, on one machine or many.
 
-`map` itself is one, `threads` below is the library's default, and `distributed.ray_map` spreads the same calls over Ray.
-A mapped function is a pure function of its item, so all of them give byte-identical results.
+Python's `map` is one. `threads` is the library's default. `ray_lir.distributed.ray_map` runs the calls on a Ray cluster.
+Mapped functions are pure functions of their item, so every `Map` gives identical bytes.
 """
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any, TypeVar
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from ray_lir.base.forking import after_fork, fork_safe
 from ray_lir.base.progress import track
@@ -26,7 +26,7 @@ _most_cores: int | None = None
 
 
 def num_cores() -> int:
-    """Cores that this process may use: fewer than the machine's in a container, if it is pinned, or after `use_cores`."""
+    """Return the number of cores that this process may use. CPU affinity and `use_cores` can make it smaller than the machine's."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(here, _most_cores or here)
 
@@ -38,10 +38,16 @@ def use_cores(count: int) -> None:
 
 
 def threads(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int | None = None) -> Iterator[Result]:
-    """A `Map` over threads of this process; at most `num_threads` (default: all cores) results are held at once."""
+    """Apply a function to items on threads of this process, and yield the results in order.
+
+    Args:
+        function: Applied to each item.
+        items: Read as results are taken.
+        num_threads: Threads, and the most results held in memory. None: one a core.
+    """
     num_threads = num_threads or num_cores()
     with ThreadPoolExecutor(num_threads) as pool:
-        waiting: deque = deque()
+        waiting: deque[Future[Result]] = deque()
         for item in items:
             waiting.append(pool.submit(function, item))
             if len(waiting) >= num_threads:
@@ -51,7 +57,7 @@ def threads(function: Callable[[Item], Result], items: Iterable[Item], num_threa
 
 
 def watched(map: Map, label: str) -> Map:
-    """The same map, showing on standard error how far it has come."""
+    """Return a `Map` that also reports progress on standard error."""
 
     def spread(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
         items = list(items)
@@ -67,12 +73,12 @@ _blas_limits: threadpool_limits | None = None
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Keeps matrix products of this process on one thread each, until the last of its users has left.
+    """Limit BLAS to one thread in the body of a `with` block, until the last concurrent user leaves.
 
-    Parallelism comes from a map over parts or queries. BLAS would split small products over threads that wait for each
-    other, many times slower as soon as the cores are busy, and a split changes the last bit of a result.
+    Parallelism comes from a map over parts or queries. BLAS would split small products over threads that wait for each other. With
+    busy cores this is many times slower, and splitting changes the last bit of a result.
     """
-    global _blas_users, _blas_limits  # the number of threads is one setting for the whole process
+    global _blas_users, _blas_limits  # the BLAS thread limit is a setting of the whole process
     process = os.getpid()
     with _blas_lock:
         _blas_users += 1
@@ -84,14 +90,14 @@ def one_blas_thread() -> Iterator[None]:
         if os.getpid() == process:
             with _blas_lock:
                 _blas_users -= 1
-                if _blas_users == 0:
+                if _blas_users == 0 and _blas_limits:
                     _blas_limits.restore_original_limits()
 
 
 @after_fork
 def _forget_blas_users() -> None:
-    """Restore the number of threads in a forked process: the threads that would do so are not there."""
+    """Restores the BLAS thread limit in a forked process, where the threads that would restore it do not exist."""
     global _blas_users
-    if _blas_users:
+    if _blas_users and _blas_limits:
         _blas_users = 0
         _blas_limits.restore_original_limits()

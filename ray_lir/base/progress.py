@@ -1,4 +1,4 @@
-"""Progress of a long step on standard error: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress of a long phase, on standard error: a bar on a terminal, otherwise a line every few seconds."""
 
 import logging
 import threading
@@ -19,14 +19,17 @@ SECONDS_BETWEEN_LINES = 5.0
 def track(
     results: Iterable[Result], name: str, total: int | None, count: Callable[[Result], int], unit: str = "documents", initial: int = 0
 ) -> Iterator[Result]:
-    """Passes results on and shows progress: done of total, units a second, remaining time.
+    """Yield the results unchanged, and report progress: units done, units a second, remaining time.
 
-    Lines come from the first second on, also while the first result is awaited.
+    Lines appear after the first second, also while the first result is still awaited.
 
     Args:
-        total: units in all; None if unknown.
-        count: units of one result.
-        initial: units that an earlier run has done.
+        results: The results of the phase.
+        name: Name of the phase.
+        total: Total number of units. None: unknown.
+        count: Returns the number of units of a result.
+        unit: Name of the units, in the plural.
+        initial: Units that an earlier run has done.
     """
     state = _State(name, total, unit, initial, time.monotonic())
     ended = threading.Event()
@@ -52,7 +55,7 @@ class _State:
     done: int
     start: float
     first: tuple[float, int] | None = None
-    """When the first result came, and what was done then: the time before went into starting up."""
+    """Time of the first result, and the units done then. The time before it is start-up and does not count for the speed."""
 
     def add(self, units: int) -> None:
         self.done += units

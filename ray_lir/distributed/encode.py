@@ -25,13 +25,21 @@ logger = logging.getLogger(__name__)
 TOKENISING_CPUS = 0.15
 """CPUs that a tokenising actor counts as."""
 WORKERS_PER_MACHINE = 16
-ENCODING_SHARE = 0.75
-"""The share of its CPUs that a worker is counted as: the rest starts the light stages, down to a cluster of one CPU."""
+"""Encoding workers on one machine, at most, unless the configuration says otherwise: each holds the model."""
+RESERVED_FRACTION = 0.75
+"""Fraction of a worker's CPUs that Ray reserves for it. The rest is left to reading and tokenising, even on a cluster of one CPU."""
 
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """Workers with every number settled; `cpus` is what Ray counts each as."""
+    """Encoding workers.
+
+    Attributes:
+        size: Number of workers.
+        threads: Threads of each worker.
+        cpus: CPUs that Ray reserves for each worker.
+        gpus: GPUs that Ray reserves for each worker; 0 on CPUs.
+    """
 
     size: int
     threads: int
@@ -40,22 +48,22 @@ class WorkerPool:
 
 
 def make_pool(workers: Workers, encoder: EncoderConfig) -> WorkerPool:
-    """Settles what the configuration leaves open, from the resources of the cluster; waits for the first of its machines.
+    """Return the pool of encoding workers, with defaults from the cluster's resources. Waits until the cluster has a machine.
 
     Raises:
-        ConfigError: if GPUs are asked for, and the cluster has too few for a single worker and cannot grow.
+        ConfigError: GPUs are requested, but the cluster has too few for one worker and cannot grow.
     """
     start_ray()
     wait_for_machines()
     resources = ray.cluster_resources()
     num_cpus, num_gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0)
-    asked = encoder.device.startswith("cuda") or workers.gpus_per_worker is not None
-    if asked and not num_gpus and not workers.num_workers:
+    needs_gpu = encoder.device.startswith("cuda") or workers.gpus_per_worker is not None
+    if needs_gpu and not num_gpus and not workers.num_workers:
         raise ConfigError(
             "the Ray cluster has no GPU; set encoder.device to cpu and leave out workers.gpus_per_worker, add a machine with a GPU, "
-            "or, where an autoscaler adds it, set workers.num_workers to the workers to wait for"
+            "or set workers.num_workers if an autoscaler will add one"
         )
-    if (num_gpus or asked) and encoder.device != "cpu":
+    if (num_gpus or needs_gpu) and encoder.device != "cpu":
         gpus = workers.gpus_per_worker or 1.0
         threads = workers.cpus_per_worker or 1
         size = workers.num_workers or max(1, int(num_gpus / gpus))
@@ -63,11 +71,11 @@ def make_pool(workers: Workers, encoder: EncoderConfig) -> WorkerPool:
         gpus = 0.0
         threads = workers.cpus_per_worker or max(1, _largest_machine() // WORKERS_PER_MACHINE)
         size = workers.num_workers or max(1, num_cpus // threads)
-    pool = WorkerPool(size, threads, ENCODING_SHARE * min(threads, _largest_machine()), gpus)
-    fix = "set workers.gpus_per_worker to what a machine has, or encoder.device to cpu"
+    pool = WorkerPool(size, threads, RESERVED_FRACTION * min(threads, _largest_machine()), gpus)
+    fix = "set workers.gpus_per_worker to the GPUs of a machine or less, or encoder.device to cpu"
     check_room([Demand("encoding worker", {"GPU": gpus, "CPU": pool.cpus})], fix)
     if size * gpus > num_gpus or size * pool.cpus > num_cpus:
-        logger.warning("encode: %d workers are asked for, more than the cluster runs at once; the others wait for a machine", size)
+        logger.warning("encode: the cluster has no room for all %d workers yet; the others wait for a machine", size)
     return pool
 
 
@@ -95,12 +103,12 @@ def on_ray(plan: Plan, pool: WorkerPool) -> Iterator[ChunkEntry]:
 
 
 def _largest_machine() -> int:
-    """CPUs of the machine that has most."""
+    """CPUs of the largest machine."""
     return max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
 
 
 class _Tokeniser(ChunkActor[Chunk, TokenizedChunk]):
-    """An actor and not a task: a machine whose CPUs are all reserved by actors ends the idle processes of tasks."""
+    """An actor and not a task: if actors reserve all CPUs of a machine, Ray ends the idle processes of tasks there."""
 
     def __init__(self, tokenizer: TextTokenizer):
         self._tokenizer = tokenizer
@@ -123,5 +131,5 @@ class _EncodingWorker(ChunkActor[TokenizedChunk, ChunkEntry]):
 
 
 def _on_worker(encoder: EncoderConfig, pool: WorkerPool) -> EncoderConfig:
-    """The configuration as a worker needs it: of the machine's GPUs it sees its own alone."""
+    """The configuration of a worker. Ray shows it only its own GPU, so the device has no number."""
     return encoder.model_copy(update={"device": "cuda" if pool.gpus else "cpu"})

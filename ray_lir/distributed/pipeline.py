@@ -33,10 +33,12 @@ if its machine is lost and no other machine has room. Doubled after each time.""
 
 
 class Numbered(Protocol):
-    """The result of a chunk."""
+    """A result that carries the number of its chunk."""
 
     @property
-    def number(self) -> int: ...
+    def number(self) -> int:
+        """Number of the chunk in the corpus."""
+        ...
 
 
 class ChunkActor(ABC, Generic[Item, Result]):
@@ -125,11 +127,14 @@ def _results(
 def _dataset(files: Sequence[CorpusFile], chunk_rows: int, done: frozenset[int], pools: Sequence[Pool]) -> Dataset:
     rows = [{"value": pickle.dumps(file)} for file in files]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
-        _read, fn_args=(chunk_rows, done), compute=TaskPoolStrategy(light_pool_size()), num_cpus=READING_CPUS
+        _read,  # type: ignore[arg-type]  # Ray types functions of one argument only
+        fn_args=(chunk_rows, done),
+        compute=TaskPoolStrategy(light_pool_size()),
+        num_cpus=READING_CPUS,
     )
     for pool in pools:
         dataset = dataset.map(
-            pool.actor,
+            pool.actor,  # type: ignore[arg-type]  # Ray accepts callable classes
             fn_constructor_args=pool.args,
             compute=ActorPoolStrategy(size=pool.size),
             num_cpus=pool.cpus,

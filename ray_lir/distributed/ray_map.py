@@ -1,4 +1,4 @@
-"""The `Map` of parallel.py over a Ray cluster: the same calls, the same results in the same order, on many machines."""
+"""`ray_map`: the `Map` of ray_lir.base.parallel on a Ray cluster. It gives the same results in the same order."""
 
 import time
 from collections import deque
@@ -15,42 +15,44 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 RETRIES = 10
-"""How often a call is run again whose process or machine was lost; errors that the function raises are never tried again."""
-SECONDS_BETWEEN_LOOKS = 5.0
-"""How often the size of the cluster is looked at, which may grow and shrink."""
+"""Retries of a task when its process or machine is lost. Errors that the function raises are not retried."""
+SECONDS_BETWEEN_READINGS = 5.0
+"""Seconds between readings of the cluster's size, which may change."""
 
 
 def ray_map(
     function: Callable[[Item], Result], items: Iterable[Item], *, num_cpus: float = 1, num_gpus: float = 0, in_flight: int | None = None
 ) -> Iterator[Result]:
-    """Applies `function` to each item as a Ray task; yields the results in order.
+    """Apply a function to each item as a Ray task, and yield the results in order.
 
-    The function is stored in the cluster once, so large arrays that it closes over travel once to each machine (and are
-    read-only there). A task whose worker dies is run again by Ray. Starts Ray if the process has none. As many calls wait
-    as run, so a cluster that can grow does.
+    The function is stored in the cluster once, so large arrays in its closure are copied to each machine once; they are read-only
+    there. Ray repeats a task if its worker dies. Ray is started if this process is not connected. As many tasks wait as run, so
+    an autoscaling cluster grows.
 
     Args:
-        num_cpus: CPUs that one call takes.
-        num_gpus: GPUs that one call takes.
-        in_flight: calls under way or waiting to be yielded, at most; None: two for each that the cluster runs at once.
+        function: Applied to each item; must be picklable.
+        items: Read as tasks are submitted.
+        num_cpus: CPUs that Ray reserves for each task.
+        num_gpus: GPUs that Ray reserves for each task.
+        in_flight: Tasks that are submitted but not yet yielded, at most. None: twice as many as the cluster runs at once.
 
     Raises:
-        ConfigError: if no machine of the cluster can run a call, and the cluster cannot grow.
-        RayLirError: the very error that the function raised. Other exceptions come as ray.exceptions.RayTaskError.
+        ConfigError: No machine of the cluster can run a task, and the cluster cannot grow.
+        RayLirError: Raised by the function. Other exceptions of the function arrive as ray.exceptions.RayTaskError.
     """
     start_ray()
     if num_gpus or num_cpus > 1:
-        check_room([Demand("task", {"CPU": num_cpus, "GPU": num_gpus})], "ask for less, or add a machine")
+        check_room([Demand("task", {"CPU": num_cpus, "GPU": num_gpus})], "request less, or add a machine")
     stored = ray.put(function)
     call = _call.options(num_cpus=num_cpus, num_gpus=num_gpus)
-    most, looked = in_flight or 0, -SECONDS_BETWEEN_LOOKS
+    limit, read_at = in_flight or 0, -SECONDS_BETWEEN_READINGS
     waiting: deque[ray.ObjectRef] = deque()
     try:
         for item in items:
             waiting.append(call.remote(stored, item))
-            if in_flight is None and time.monotonic() - looked >= SECONDS_BETWEEN_LOOKS:
-                most, looked = 2 * max(1, _slots(num_cpus, num_gpus)), time.monotonic()
-            while len(waiting) >= most:
+            if in_flight is None and time.monotonic() - read_at >= SECONDS_BETWEEN_READINGS:
+                limit, read_at = 2 * max(1, _slots(num_cpus, num_gpus)), time.monotonic()
+            while len(waiting) >= limit:
                 yield _result(waiting.popleft())
         while waiting:
             yield _result(waiting.popleft())
@@ -66,10 +68,10 @@ def _call(function: Callable[[Any], Any], item: Any) -> Any:
 
 
 def _slots(num_cpus: float, num_gpus: float) -> int:
-    """Calls that the cluster can run at once."""
-    have = ray.cluster_resources()
-    wanted = {"CPU": num_cpus, "GPU": num_gpus}
-    return int(min((have.get(name, 0) / number for name, number in wanted.items() if number), default=1))
+    """Tasks that the cluster can run at once."""
+    available = ray.cluster_resources()
+    needed = {"CPU": num_cpus, "GPU": num_gpus}
+    return int(min((available.get(name, 0) / number for name, number in needed.items() if number), default=1))
 
 
 def _result(reference: ray.ObjectRef) -> Any:

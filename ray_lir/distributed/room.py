@@ -1,4 +1,4 @@
-"""Whether a Ray cluster has room for what a job or a service starts. Ray itself waits for ever, and says nothing."""
+"""Checks that a Ray cluster can run what a job or a service starts. Ray itself would wait for ever without a message."""
 
 import json
 import logging
@@ -18,9 +18,9 @@ from ray_lir.base.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 STATUS_S = 5.0
-"""How long to wait for the first report of the cluster's autoscaler, which a new cluster writes after some seconds."""
+"""Seconds to wait for the first report of the autoscaler; a new cluster writes it after some seconds."""
 FIXED_NODES = ("node_", "local.cluster.node")
-"""How the types of machines begin that no autoscaler started."""
+"""Prefixes of the node types of machines that no autoscaler started."""
 
 
 @dataclass(frozen=True)
@@ -28,54 +28,55 @@ class Demand:
     """Processes that must run at the same time.
 
     Attributes:
-        what: their name for people, in the singular.
-        resources: of each, by Ray's names: CPU, GPU.
-        count: how many there are.
+        name: Name of one process, for messages.
+        resources: Resources of each process, by Ray's names: CPU, GPU.
+        count: Number of processes.
     """
 
-    what: str
+    name: str
     resources: Mapping[str, float]
     count: int = 1
 
 
 def check_room(demands: Sequence[Demand], fix: str) -> None:
-    """Checks that the cluster can run all demands at once. A cluster that can grow may wait: then a line says for what.
+    """Check that the cluster can run all demands at once. If it cannot yet but can grow, log what it waits for.
 
     Args:
-        fix: which settings to change.
+        demands: Processes that must run at the same time.
+        fix: End of the error message: which settings to change.
 
     Raises:
-        ConfigError: if it cannot; the message says what the cluster has.
+        ConfigError: It cannot; the message names what is missing.
     """
     problem = what_is_missing(demands, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     if problem is None:
         return
     if not can_grow():
         raise ConfigError(f"{problem}; {fix}")
-    logger.info("%s yet; waiting for the autoscaler to add machines", problem)
+    logger.info("%s; waiting for the autoscaler to add machines", problem)
 
 
 def what_is_missing(demands: Sequence[Demand], nodes: Sequence[Mapping[str, float]]) -> str | None:
-    """A sentence that says why these machines cannot run all demands at once; None if nothing speaks against it."""
+    """Return why these machines cannot run all demands at once, as part of a sentence; None if they can."""
     for name in ("GPU", "CPU"):
-        have = sum(node.get(name, 0) for node in nodes)
+        total_here = sum(node.get(name, 0) for node in nodes)
         largest = max((node.get(name, 0) for node in nodes), default=0)
         for demand in demands:
-            each = demand.resources.get(name, 0)
-            if each > largest:
-                where = f"has {have:g}" if have == largest else f"has {have:g}, and no machine more than {largest:g}"
-                return f"each {demand.what} needs {each:g} {name}s, but the Ray cluster {where}"
+            needed = demand.resources.get(name, 0)
+            if needed > largest:
+                where = f"has {total_here:g}" if total_here == largest else f"has {total_here:g}, and no machine more than {largest:g}"
+                return f"each {demand.name} needs {needed:g} {name}s, but the Ray cluster {where}"
         total = sum(demand.count * demand.resources.get(name, 0) for demand in demands)
-        if total > have + 1e-9:
+        if total > total_here + 1e-9:
             parts = ", ".join(
-                f"{demand.count} x {demand.what} with {demand.resources[name]:g}" for demand in demands if demand.resources.get(name)
+                f"{demand.count} x {demand.name} with {demand.resources[name]:g}" for demand in demands if demand.resources.get(name)
             )
-            return f"{total:g} {name}s are needed ({parts}), but the Ray cluster has {have:g}"
+            return f"{total:g} {name}s are needed ({parts}), but the Ray cluster has {total_here:g}"
     return None
 
 
 def can_grow() -> bool:
-    """Whether an autoscaler can add machines to the cluster."""
+    """Return whether an autoscaler can add machines to the cluster."""
     config = state.get_cluster_config()
     if config is not None and config.node_group_configs:
         return True
@@ -90,17 +91,21 @@ def can_grow() -> bool:
 
 
 def check_room_before_start(demands: Sequence[Demand], fix: str) -> None:
-    """`check_room` in a process that has not connected to Ray yet: on the cluster that it would find, or else on this machine.
+    """`check_room` before this process is connected to Ray: checks the cluster that it would connect to, or this machine.
+
+    Args:
+        demands: Processes that must run at the same time.
+        fix: End of the error message: which settings to change.
 
     Raises:
-        ConfigError: as `check_room`.
+        ConfigError: The demands do not fit; the message names what is missing.
     """
     if ray.is_initialized():
         check_room(demands, fix)
         return
     try:
         ray.init(address=os.environ.get("RAY_ADDRESS") or "auto", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError):  # none runs, so one starts here
+    except (ConnectionError, ValueError):  # no cluster is running, so a local one will start
         here = {"CPU": os.cpu_count() or 1, "GPU": NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()}
         if problem := what_is_missing(demands, [here]):
             raise ConfigError(f"{problem}; {fix}") from None

@@ -1,4 +1,4 @@
-"""Connecting to Ray: the cluster that RAY_ADDRESS names, one that this process already uses, or one of our own here."""
+"""Connects this process to Ray: to the cluster of RAY_ADDRESS, or to a local cluster that ends with the process."""
 
 import logging
 import os
@@ -17,14 +17,19 @@ logger = logging.getLogger(__name__)
 
 
 def start_ray(num_cpus: int | None = None) -> bool:
-    """Connects this process to Ray; returns whether it was this call that did.
+    """Connect this process to Ray, unless it is connected already.
 
-    Under `ray job submit`, or when RAY_ADDRESS is set by hand, that cluster is used. Otherwise a cluster of this machine
-    starts, with `num_cpus` CPUs (None: all) and no dashboard, and ends with the process. What workers print stays in
-    Ray's log files, so that nothing comes between a job's results on standard output.
+    If RAY_ADDRESS is set, as under `ray job submit`, its cluster is used. Otherwise a local cluster starts, without a dashboard, and
+    ends with the process. Output of workers goes to Ray's log files, so that it does not mix with a job's result on standard output.
+
+    Args:
+        num_cpus: CPUs of a local cluster. None: all CPUs of this machine.
+
+    Returns:
+        Whether this call made the connection.
 
     Raises:
-        ConfigError: if RAY_ADDRESS names no cluster that answers, or the cluster asks for another token.
+        ConfigError: No cluster answers at RAY_ADDRESS, or it requires another token.
     """
     if ray.is_initialized():
         return False
@@ -43,9 +48,9 @@ def start_ray(num_cpus: int | None = None) -> bool:
             ) from error
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors make it print errors that are none
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # actors of Ray Data make it print harmless errors
         try:
-            with _silent():  # it announces such settings while it starts; what goes wrong comes as an exception
+            with _silent():  # Ray prints such settings when it starts; real errors are raised
                 ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except AuthenticationError as error:
             raise ConfigError(_token_message("this machine")) from error
@@ -55,7 +60,11 @@ def start_ray(num_cpus: int | None = None) -> bool:
 
 @contextmanager
 def ray_session(num_cpus: int | None = None) -> Iterator[None]:
-    """Ray for the body; disconnected (and a cluster of our own ended) afterwards, unless the process had it before."""
+    """Connect to Ray for the body of a `with` block, and disconnect afterwards if this call made the connection.
+
+    Args:
+        num_cpus: CPUs of a local cluster. None: all CPUs of this machine.
+    """
     started = start_ray(num_cpus)
     try:
         yield
@@ -65,7 +74,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
 
 
 def _is_unauthenticated(error: BaseException | None) -> bool:
-    """Whether a cluster refused the token: Ray reports that as a failure to connect, with the reason in its cause."""
+    """Whether a cluster refused the token. Ray reports a failed connection, with the reason in the chain of causes."""
     while error is not None:
         if "Unauthenticated" in str(error) or "AuthToken" in str(error):
             return True
@@ -81,9 +90,9 @@ def _token_message(place: str) -> str:
 
 
 def wait_for_machines() -> None:
-    """Returns when the cluster has a CPU: one that grows with its work may begin with none. A task that wants it makes it grow."""
+    """Wait until the cluster has a CPU. An autoscaling cluster may start without any, and grows when a task needs one."""
     if not ray.cluster_resources().get("CPU"):
-        logger.info("the cluster has no machine that works yet; waiting for the first")
+        logger.info("the cluster has no worker machine yet; waiting for the first")
         ray.get(_nothing.remote())
 
 
@@ -93,7 +102,7 @@ def _nothing() -> None:
 
 
 def error_of(error: BaseException) -> BaseException:
-    """What a task or actor raised, out of what Ray wrapped around it, if it is a RayLirError or the fault of a store; otherwise `error`."""
+    """Return the RayLirError or storage error that a task or actor raised, without Ray's wrappers; otherwise return `error`."""
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, (RayLirError, *store_errors())) and not isinstance(inner, RayTaskError):
@@ -104,9 +113,9 @@ def error_of(error: BaseException) -> BaseException:
 
 @contextmanager
 def portable_errors() -> Iterator[None]:
-    """For what runs in another process: what a store raised there arrives as an OSError with its message.
+    """Turn storage errors in the body of a `with` block into OSErrors with the same message, which Ray can pickle.
 
-    The exceptions of botocore and aiohttp hold connections, sockets and locks, and do not come through Ray as themselves.
+    Exceptions of botocore and aiohttp hold connections, sockets and locks, so they cannot cross Ray.
     """
     try:
         yield
@@ -117,7 +126,7 @@ def portable_errors() -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """Raises OSError if nobody listens at host:port; Ray itself would try for minutes."""
+    """Raises OSError if no process listens at host:port. Ray itself would retry for minutes."""
     host, colon, port = address.rpartition("://")[2].rstrip("/").rpartition(":")
     if colon:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -125,13 +134,13 @@ def _check_answers(address: str) -> None:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Discards what this process writes to standard error, C++ code included."""
+    """Discards output of this process to standard error, including output of C++ code."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    original, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(original, 2)
+        os.close(original)
+        os.close(devnull)

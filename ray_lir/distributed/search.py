@@ -119,7 +119,12 @@ def default_cache() -> str:
 
 
 def num_groups(workers: SearchWorkers, root: str, manifest: IndexManifest) -> int:
-    """Return how many groups of shards hold the index; 0 if each worker opens the whole index.
+    """Return the number of shard groups that hold the index; 0 if each worker opens the whole index.
+
+    Args:
+        workers: Settings of the workers.
+        root: Folder or URL of the index.
+        manifest: Manifest of its version.
 
     Raises:
         ConfigError: The index has fewer shards than groups are needed.
@@ -209,7 +214,7 @@ class _SearchWorker(ChunkActor[Chunk, BlockEntry]):
 
 
 class GroupedSearcher:
-    """An index whose shards are held by groups. It answers as `Searcher` does, to the bit.
+    """An index with its shards spread over groups. It gives the same hits and scores as `Searcher`, to the bit.
 
     Args:
         planner: Makes query plans.

@@ -1,4 +1,4 @@
-"""How encoding and training are spread over a cluster; kept apart from the code that needs Ray, so that `--help` starts fast."""
+"""Settings of the workers that encode and train. They are apart from the code that loads Ray, so that `--help` is fast."""
 
 from pydantic import Field
 
@@ -6,15 +6,15 @@ from ray_lir.base.config import Config
 
 
 class Workers(Config):
-    """How the encoding is spread. What is not said follows from the machines that the cluster has when the job starts."""
+    """The workers that encode. Defaults follow from the cluster's machines when the job starts."""
 
     num_workers: int | None = Field(None, ge=1)
-    """Processes that encode; those that the cluster has no room for join when a machine comes. None: one a GPU, or as many as
-    the CPUs allow."""
+    """Number of encoding processes. If the cluster has no room for all of them yet, the others start when machines join. None: one a
+    GPU, or one for each `cpus_per_worker` CPUs."""
     cpus_per_worker: int | None = Field(None, ge=1)
-    """Threads of each. None: 1, or more where a machine would have over 16 workers (each holds the model)."""
+    """Threads of each worker. None: 1, or more if a machine would otherwise have over 16 workers (each holds the model)."""
     gpus_per_worker: float | None = Field(None, gt=0)
-    """GPUs of each, or a share of one. None: 1 if the cluster has GPUs and encoder.device is not cpu."""
+    """GPUs of each worker; fractions are allowed. None: 1 if the cluster has GPUs and encoder.device is not cpu."""
 
 
 class TrainingRun(Config):

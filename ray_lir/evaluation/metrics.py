@@ -1,5 +1,6 @@
 """Retrieval measures through ir-measures (docs/algorithms.md#81-measures): linear gains, and every judged query counts."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from ray_lir.base.arguments import text_list
@@ -47,6 +48,38 @@ def evaluate(run: Mapping[str, Ranking], qrels: Mapping[str, Mapping[str, int]],
 def means(values: PerQuery) -> dict[str, float]:
     """Each measure's mean over the judged queries."""
     return {name: sum(by_query.values()) / len(by_query) for name, by_query in values.items()}
+
+
+def parse_measures(expressions: str) -> tuple[str, ...]:
+    """Return the names of measures, in ir-measures' notation, each once.
+
+    Args:
+        expressions: Names separated by spaces or commas, such as "nDCG@10 R@1000 P(rel=2)@5 AP".
+
+    Raises:
+        ConfigError: A name is not a measure of ir-measures, or the installed packages cannot compute it.
+    """
+    require("ir_measures", "measuring a run")
+    import ir_measures
+
+    names = []
+    for text in re.findall(r"(?:[^\s,()]|\([^()]*\))+|[()]", expressions):
+        try:
+            measure = ir_measures.parse_measure(text)
+            is_known = any(provider.is_available() and provider.supports(measure) for provider in ir_measures.DefaultPipeline.providers)
+        except (NameError, ValueError, TypeError, AssertionError, SyntaxError):
+            is_known = False
+        if not is_known:
+            raise ConfigError(f"unknown measure {text!r}; give names of ir-measures that are installed, such as nDCG@10 R@1000 RR@10 AP")
+        names.append(str(measure))
+    return tuple(dict.fromkeys(names))
+
+
+def cutoff(name: str) -> int:
+    """Return the rank after which a measure ignores hits; 0 if it has none."""
+    import ir_measures
+
+    return int(ir_measures.parse_measure(name).params.get("cutoff") or 0)
 
 
 def measures_up_to(depth: int) -> tuple[str, ...]:

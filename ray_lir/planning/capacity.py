@@ -1,4 +1,7 @@
-"""How many machines a collection, a load and a latency take: the smallest service whose simulated 95th percentile is in time."""
+"""Capacity planning: the fewest machines that serve a collection at a given load within a given latency.
+
+A service is fast enough if the 95th percentile of its simulated latencies is within the limit.
+"""
 
 import math
 from collections.abc import Iterator
@@ -12,28 +15,30 @@ from ray_lir.planning.workload import QueryWork, query_work
 
 ENGINES = ("exact", "scan", "warp")
 PROBING = ("warp",)
-"""Those of them that hold postings in memory."""
+"""Engines that hold posting lists in memory."""
 UTILISATION = 0.6
-"""Of a replica's time, at most: beyond it queues make most of the latency."""
-MEMORY_SHARE = 0.75
-"""Of a machine's memory that arrays may fill; the rest is for the system, Ray and requests."""
+"""Highest allowed fraction of a replica's time that is busy. Above it, waiting makes up most of the latency."""
+MEMORY_FRACTION = 0.75
+"""Fraction of a machine's memory for arrays. The rest is for the operating system, Ray and requests."""
 SIMULATED_CALLS = 12_000
 MIN_REQUESTS = 200
 GROWTH = 1.4
 MAX_GROUPS = 512
-"""More are not tried, unless memory asks for them: every search waits for the slowest of them all."""
+"""Largest number of groups that is tried, unless memory needs more. Every search waits for the slowest group."""
 MAX_MACHINES = 10_000
-"""An engine that keeps more than these busy is left out, unless it is the only one."""
+"""An engine that needs more machines than this is left out, unless it is the only one."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of the service.
+    """Load and latency limit of a service.
 
     Attributes:
-        p95_ms: a request's 95th percentile, from arrival to answer.
-        before_ms: encoding a query.
-        hop_ms: a round of messages between gateway and groups.
+        qps: Searches a second.
+        p95_ms: Limit of the 95th percentile of a request's latency, in milliseconds.
+        before_ms: Milliseconds to encode a query.
+        hop_ms: Milliseconds of a round of messages between gateway and groups.
+        k: Documents returned for each search.
     """
 
     qps: float
@@ -48,8 +53,9 @@ class Machine:
     """A machine of the service.
 
     Attributes:
-        cores: that compute; two hardware threads of one core count once.
-        kernels: name of a set in engines.cost.COSTS.
+        cores: Physical cores; two hardware threads of one core count once.
+        memory_bytes: Bytes of memory.
+        kernels: Name of a kernel set in engines.cost.COSTS.
     """
 
     cores: int
@@ -59,11 +65,15 @@ class Machine:
 
 @dataclass(frozen=True)
 class Capacity:
-    """A service: one replica of one group fills a machine.
+    """A service and its simulated latency. Each replica of each group has a machine of its own.
 
     Attributes:
-        percentiles: simulated p50, p95 and p99 in milliseconds.
-        enough: whether p95 is in time.
+        engine: Engine of all searches.
+        work: Milliseconds of one core for one query.
+        service: Groups, replicas and times, as simulated.
+        memory_a_group: Bytes of memory that one group needs.
+        percentiles: Simulated p50, p95 and p99, in milliseconds.
+        enough: Whether p95 is within the limit.
     """
 
     engine: str
@@ -75,11 +85,19 @@ class Capacity:
 
     @property
     def nodes(self) -> int:
+        """Machines for the shard groups."""
         return self.service.groups * self.service.replicas
 
 
 def smallest(of: Collection, load: Load, machine: Machine, engines: tuple[str, ...] = ENGINES) -> Capacity:
-    """The fewest machines that are in time with any of the engines; if none is, what comes nearest."""
+    """Return the service with the fewest machines that is fast enough; if none is, the one with the lowest p95.
+
+    Args:
+        of: The collection.
+        load: Searches a second and the latency limit.
+        machine: Type of the machines.
+        engines: Engines to choose from.
+    """
     work = {engine: query_work(engine, of, machine.kernels, load.k) for engine in engines}
     found: list[Capacity] = []
     for engine in sorted(engines, key=lambda name: sum(work[name].stages)):
@@ -98,7 +116,7 @@ def _busy_machines(work: QueryWork, load: Load, machine: Machine) -> float:
 
 
 def alternatives(found: Capacity, load: Load) -> dict[str, dict[str, float]]:
-    """The same service with hedging, with one replica more, and with both."""
+    """Return the latency percentiles of the same service with hedging, with one more replica, and with both."""
     service = found.service
     more = replace(service, replicas=service.replicas + 1)
     late = 2.5 * max(service.stages)
@@ -109,26 +127,32 @@ def alternatives(found: Capacity, load: Load) -> dict[str, dict[str, float]]:
 
 
 def with_fewer_centroids(of: Collection) -> Iterator[Collection]:
-    """The same collection with a half, a quarter, ... of the centroids: plans are made sooner, and cells are larger."""
+    """Yield the collection with a half, a quarter, ... of the centroids. Queries are planned faster, and clusters are larger."""
     return (replace(of, num_centroids=of.num_centroids >> shift) for shift in range(1, 7) if of.num_centroids >> shift)
 
 
 def array_memory(of: Collection, engine: str) -> int:
-    """Bytes that all groups together hold in memory to search with an engine."""
+    """Return the bytes that all groups together hold in memory to search with an engine."""
     return predict_bytes(of).arrays + (posting_memory(of) if engine in PROBING else 0)
 
 
 def groups_for_memory(of: Collection, machine: Machine, engine: str) -> int:
-    """Groups among which the arrays fit into memory.
+    """Return the number of groups for which the arrays fit into memory.
 
-    Returns 0 if not even the codec does.
+    Args:
+        of: The collection.
+        machine: Type of the machines.
+        engine: Engine of all searches.
+
+    Returns:
+        At least 1; 0 if not even the codec fits into a machine's memory.
     """
-    room = MEMORY_SHARE * machine.memory_bytes - codec_memory(of)
+    room = MEMORY_FRACTION * machine.memory_bytes - codec_memory(of)
     return max(1, math.ceil(array_memory(of, engine) / room)) if room > 0 else 0
 
 
 def _with_engine(engine: str, of: Collection, load: Load, machine: Machine, work: QueryWork) -> Capacity:
-    """Groups are added, each with as many replicas as the load takes, until the simulation is in time."""
+    """Adds groups, each with enough replicas for the load, until the simulated service is fast enough."""
     left = load.p95_ms - load.before_ms - work.plan / machine.cores - len(work.stages) * load.hop_ms
     for_time = math.ceil(sum(work.stages) / machine.cores / left) if left > 0 else 1
     for_memory = groups_for_memory(of, machine, engine)
@@ -142,7 +166,16 @@ def _with_engine(engine: str, of: Collection, load: Load, machine: Machine, work
 
 
 def measure(engine: str, of: Collection, load: Load, machine: Machine, work: QueryWork, groups: int) -> Capacity:
-    """Simulates a service of so many groups."""
+    """Simulate a service.
+
+    Args:
+        engine: Engine of all searches.
+        of: The collection.
+        load: Searches a second and the latency limit.
+        machine: Type of the machines.
+        work: Milliseconds of one core for one query.
+        groups: Number of shard groups.
+    """
     service = Service(
         groups=groups,
         replicas=1,
@@ -157,7 +190,7 @@ def measure(engine: str, of: Collection, load: Load, machine: Machine, work: Que
 
 
 def percentiles_of(service: Service, qps: float) -> dict[str, float]:
-    """Simulated p50, p95 and p99 in milliseconds."""
+    """Return simulated p50, p95 and p99 latencies, in milliseconds."""
     requests = max(MIN_REQUESTS, SIMULATED_CALLS // (service.groups * len(service.stages)))
     latencies = simulate(service, qps, requests)
-    return {f"p{share}": round(float(np.percentile(latencies, share)), 2) for share in (50, 95, 99)}
+    return {f"p{percent}": round(float(np.percentile(latencies, percent)), 2) for percent in (50, 95, 99)}

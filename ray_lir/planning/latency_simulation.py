@@ -1,7 +1,7 @@
-"""A simulation of the service under load: requests scatter to groups, wait for the slowest, and go on to the next stage.
+"""Simulates the service under load: in each stage a request calls all groups and waits for the slowest.
 
-The slowest of many decides, so the tail of one group is the middle of a hundred (Dean and Barroso, "The Tail at Scale", 2013).
-Hedging sends a call that is late to a second replica; the first answer counts.
+With many groups, rare slow calls of one group delay most requests (Dean and Barroso, "The Tail at Scale", 2013). Hedging sends a late
+call to a second replica; the first result counts.
 """
 
 import heapq
@@ -10,6 +10,7 @@ import random
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -18,17 +19,18 @@ ARRIVE, FINISH, HEDGE = range(3)
 
 @dataclass(frozen=True)
 class Service:
-    """What is simulated. Times are milliseconds.
+    """The simulated service. Times are in milliseconds.
 
     Attributes:
-        groups: all of them are asked, in every stage.
-        replicas: copies of each group; each works on one call at a time.
-        stages: what one group computes in each stage, on average.
-        before: what precedes the first stage (encoding and planning).
-        hop: a message there and back.
-        sigma: spread of computing times, which are lognormal; 0 for none.
-        straggler: share of calls that take `slowdown` times as long.
-        hedge: after how long a late call is sent to another replica; None for never.
+        groups: Number of groups; every stage calls all of them.
+        replicas: Replicas of each group; each runs one call at a time.
+        stages: Mean computing time of one group in each stage.
+        before: Time before the first stage (encoding and planning).
+        hop: Time of a message and its reply.
+        sigma: Standard deviation of the logarithm of computing times, which are lognormal; 0 for constant times.
+        straggler: Fraction of the calls that are stragglers.
+        slowdown: Factor by which stragglers take longer.
+        hedge: Time after which a late call is sent to another replica. None: never.
     """
 
     groups: int
@@ -43,7 +45,7 @@ class Service:
 
     @property
     def utilisation_per_qps(self) -> float:
-        """Share of a replica's time that one query a second takes, without stragglers and hedges."""
+        """Fraction of a replica's time that one query a second uses, without stragglers and hedged calls."""
         return sum(self.stages) / 1000 / self.replicas
 
 
@@ -60,7 +62,7 @@ class _Call:
 @dataclass
 class _Replica:
     busy: bool = False
-    queue: deque = field(default_factory=deque)
+    queue: deque[_Call] = field(default_factory=deque)
 
     @property
     def load(self) -> int:
@@ -68,9 +70,18 @@ class _Replica:
 
 
 def simulate(service: Service, qps: float, num_requests: int = 2000, seed: int = 0) -> np.ndarray:
-    """[num_requests] milliseconds from arrival to answer; requests arrive at random (Poisson) at `qps` a second.
+    """Return the latencies of requests that arrive at random (a Poisson process).
 
-    The first tenth is simulated too and left out: queues are empty when it begins.
+    The first tenth of all requests is simulated but left out, because queues are empty when it starts.
+
+    Args:
+        service: The service.
+        qps: Requests a second.
+        num_requests: Number of latencies to return.
+        seed: Seed of arrivals, computing times and replica choices.
+
+    Returns:
+        [num_requests] float64, milliseconds from arrival to reply.
     """
     return _Simulation(service, qps, num_requests, seed).run()
 
@@ -87,18 +98,21 @@ class _Simulation:
         self.stage = [0] * total
         self.waiting = [0] * total
         self.replicas = [[_Replica() for _ in range(service.replicas)] for _ in range(service.groups)]
-        self.order = itertools.count()  # events at one time happen in the order in which they were made
-        self.events = [(time + service.before, next(self.order), ARRIVE, request) for request, time in enumerate(self.arrivals.tolist())]
+        self.order = itertools.count()  # events with equal times are processed in the order of their creation
+        self.events: list[tuple[float, int, int, Any]] = [
+            (time + service.before, next(self.order), ARRIVE, request) for request, time in enumerate(self.arrivals.tolist())
+        ]
         self.noise = self._noise()
 
     def _noise(self) -> Iterator[float]:
-        """Factors of computing times, with mean 1 but for stragglers."""
+        """Factors of computing times, with mean 1 except for stragglers."""
         service = self.service
         while True:
             factors = np.exp(self.rng.normal(-(service.sigma**2) / 2, service.sigma, 4096)) if service.sigma else np.ones(4096)
             yield from np.where(self.rng.random(4096) < service.straggler, factors * service.slowdown, factors).tolist()
 
     def run(self) -> np.ndarray:
+        """Process all events and return the latencies."""
         heapq.heapify(self.events)
         while self.events:
             now, _, kind, subject = heapq.heappop(self.events)
@@ -116,7 +130,7 @@ class _Simulation:
     def _scatter(self, now: float, request: int) -> None:
         self.waiting[request] = self.service.groups
         for group, replicas in enumerate(self.replicas):
-            two = range(len(replicas)) if len(replicas) <= 2 else self.choices.sample(range(len(replicas)), 2)  # as Ray Serve does
+            two = range(len(replicas)) if len(replicas) <= 2 else self.choices.sample(range(len(replicas)), 2)  # as Ray Serve chooses
             replica = min(two, key=lambda number: replicas[number].load)
             call = _Call(request, group, replica)
             self._send(now, call, replica)
@@ -130,7 +144,7 @@ class _Simulation:
             self._next(now, replica)
 
     def _next(self, now: float, replica: _Replica) -> None:
-        """Begins the first waiting call that nobody has answered meanwhile."""
+        """Starts the first waiting call that the other replica has not answered yet."""
         while replica.queue:
             call = replica.queue.popleft()
             if not call.done:

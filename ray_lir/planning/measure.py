@@ -1,4 +1,4 @@
-"""What a document of a collection weighs, measured on the collection itself: tokens, dimensions and bytes of text."""
+"""Measures a collection for planning: tokens, dimensions and bytes of text of a document."""
 
 import json
 import random
@@ -20,27 +20,31 @@ from ray_lir.index.versions import read_version
 from ray_lir.storage.manifest import MANIFEST, read_manifest
 
 SAMPLED_DOCS = 1000
-"""Documents of a corpus that are tokenised."""
+"""Documents of a corpus to tokenise."""
 SAMPLED_PARTS = 8
-"""Parts of embeddings whose texts are read."""
+"""Parts of embeddings to read texts from."""
 
 
 class Tokenizes(Protocol):
-    """What `measure_corpus` needs of an encoder's tokenizer."""
+    """The part of an encoder's tokenizer that `measure_corpus` uses."""
 
     contract: EncoderContract
 
-    def documents(self, texts: Sequence[str]) -> list[np.ndarray]: ...
+    def documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the token ids of each document."""
+        ...
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A collection as planning needs it.
+    """The measures of a collection.
 
     Attributes:
-        tokens_per_doc: vectors of a document, on average.
-        text_bytes: of a document's id, title, text and metadata, on average.
-        num_sampled: documents that the averages are taken over; None: all.
+        num_docs: Number of documents.
+        tokens_per_doc: Mean number of token vectors of a document.
+        dim: Dimensions of a token vector.
+        text_bytes: Mean number of bytes of a document's id, title, text and metadata.
+        num_sampled: Number of documents behind the means. None: all of them.
     """
 
     num_docs: int
@@ -51,11 +55,11 @@ class Measured:
 
 
 def measure_corpus(corpus: str, tokenizer: Tokenizes) -> Measured:
-    """Counts the rows of a corpus, and tokenises a random sample of its documents.
+    """Count the rows of a corpus, and tokenise a random sample of its documents.
 
     Raises:
-        ConfigError: if there is no corpus, or no row of the sample is a document.
-        FormatError: if a file is cut or damaged.
+        ConfigError: There is no corpus, or no row of the sample is a valid document.
+        FormatError: A file is truncated or damaged.
     """
     choose = random.Random(0)
     sample: list[bytes] = []
@@ -75,7 +79,7 @@ def measure_corpus(corpus: str, tokenizer: Tokenizes) -> Measured:
         except BadRow:
             continue
     if not documents:
-        raise ConfigError(f"{corpus} holds no documents; a row is a JSON object with the strings _id and text")
+        raise ConfigError(f"{corpus} holds no documents; give rows that are JSON objects with the strings _id and text")
     contract = tokenizer.contract
     token_ids = tokenizer.documents([document_text(document.title, document.text) for document in documents])
     tokens = sum(_num_vectors(int((~np.isin(ids, contract.skip_tokens)).sum()), contract.pooling_factor) for ids in token_ids)
@@ -86,10 +90,10 @@ def measure_corpus(corpus: str, tokenizer: Tokenizes) -> Measured:
 
 
 def measure_embeddings(folder: str) -> Measured:
-    """What the manifest of embeddings says, and the texts of some of their parts.
+    """Measure a folder of embeddings by its manifest, and by the texts of some of its parts.
 
     Raises:
-        FormatError: if there are no embeddings, or they are damaged.
+        FormatError: There are no embeddings, or they are damaged.
     """
     folder = storage.absolute(folder)
     manifest = read_manifest(storage.join(folder, MANIFEST), EmbeddingsManifest, "jobs.encode")
@@ -101,10 +105,10 @@ def measure_embeddings(folder: str) -> Measured:
 
 
 def measure_index(folder: str) -> Measured:
-    """What the manifest of the latest version of an index says.
+    """Measure an index by the manifest of its latest version.
 
     Raises:
-        FormatError: if there is no index.
+        FormatError: There is no index.
     """
     manifest = read_version(storage.absolute(folder))
     sizes = [file.size for shard in manifest.shards for file in shard.files if file.name.endswith(FILE)]
@@ -114,5 +118,5 @@ def measure_index(folder: str) -> Measured:
 
 
 def _num_vectors(num_tokens: int, pooling_factor: int) -> int:
-    """Vectors of a document after pooling, which keeps the first token as it is."""
+    """Vectors of a document after pooling, which leaves the first token unchanged."""
     return num_tokens if pooling_factor == 1 or num_tokens < 2 else 1 + -(-(num_tokens - 1) // pooling_factor)

@@ -1,4 +1,4 @@
-"""What a build, an update or a compaction would write and take, before it does: the dry runs of the jobs."""
+"""Dry runs: predicts what a build, an update or a compaction would write and how long it would take."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -22,15 +22,20 @@ from ray_lir.planning.workload import build_seconds
 from ray_lir.storage.manifest import LATEST
 
 SAMPLED_PARTS = 8
-"""Parts of the embeddings whose texts are read to know their size."""
+"""Parts of the embeddings to read texts from, to predict the size of the documents."""
 
 
 def preview_build(embeddings: str, output: str, config: IndexConfig) -> dict[str, Any]:
-    """Documents, tokens, bytes by kind of file, and seconds of one core by stage.
+    """Predict a build: documents, tokens, bytes by kind of file, and core-seconds by phase.
+
+    Args:
+        embeddings: Folder or URL of the embeddings.
+        output: Folder or URL of the index.
+        config: Configuration of the index.
 
     Raises:
-        ConfigError: if the build would be refused.
-        FormatError: if the embeddings are not what their manifest says.
+        ConfigError: The build would be refused.
+        FormatError: The embeddings are damaged.
     """
     build = prepare(embeddings, output, config)
     of = _collection(build)
@@ -55,18 +60,19 @@ def preview_build(embeddings: str, output: str, config: IndexConfig) -> dict[str
 def preview_update(
     index: str, new_ids: Sequence[str], ids: Sequence[str], num_tokens: int | None = None, map: Map = ray_lir.base.parallel.threads
 ) -> dict[str, Any]:
-    """What an update would do to an index.
+    """Predict an update: documents added, replaced and deleted, bytes, and core-seconds.
 
     Args:
-        index: folder or URL.
-        new_ids: of the documents to add.
-        ids: of documents to delete.
-        num_tokens: of the documents to add; None: as many each as the documents of the index have.
+        index: Folder or URL of the index.
+        new_ids: Ids of the documents to add.
+        ids: Ids of documents to delete.
+        num_tokens: Tokens of the documents to add. None: the index's mean for each document.
+        map: Runs the lookup in the shards.
     """
     index = storage.absolute(index)
     manifest = read_version(index)
-    wanted = sorted({*new_ids, *ids})
-    found = {doc_id for there in map(partial(_found_in, index, wanted), manifest.shards) for doc_id in there}
+    affected = sorted({*new_ids, *ids})
+    found = {doc_id for in_shard in map(partial(_found_in, index, affected), manifest.shards) for doc_id in in_shard}
     tokens = round(len(new_ids) * manifest.num_tokens / max(1, manifest.num_docs)) if num_tokens is None else num_tokens
     all_tokens = sum(shard.num_tokens for shard in manifest.shards)
     of = Collection(len(new_ids), tokens, manifest.dim, manifest.nbits, manifest.num_centroids, 1, 0)
@@ -84,27 +90,27 @@ def preview_update(
 
 
 def preview_compaction(index: str, num_shards: int | None = None) -> dict[str, Any]:
-    """What compacting an index would write: the bytes of its shards, in proportion to the tokens that are left.
+    """Predict a compaction. Bytes are predicted in proportion to the tokens of live documents.
 
     Raises:
-        ConfigError: if every document is deleted, or there are fewer than num_shards.
+        ConfigError: Every document is deleted, or there are fewer documents than `num_shards`.
     """
     manifest = read_version(storage.absolute(index))
-    wanted = shards_of(manifest, num_shards)
+    shards_after = shards_of(manifest, num_shards)
     kept = (shard.live_tokens / max(1, shard.num_tokens) * sum(file.size for file in shard.files) for shard in manifest.shards)
     return {
-        "changed": needs_compaction(manifest, wanted),
+        "changed": needs_compaction(manifest, shards_after),
         "num_docs": manifest.num_docs,
         "num_deleted": sum(shard.num_deleted for shard in manifest.shards),
         "num_deltas": sum(shard.is_delta for shard in manifest.shards),
-        "num_shards": wanted,
+        "num_shards": shards_after,
         "bytes_before": shard_bytes(manifest),
         "bytes": round(sum(kept)),
     }
 
 
 def shard_bytes(manifest: IndexManifest) -> int:
-    """Bytes of all files of all shards."""
+    """Return the bytes of all files of all shards."""
     return sum(file.size for shard in manifest.shards for file in shard.files)
 
 
@@ -114,7 +120,7 @@ def _collection(build: Build) -> Collection:
 
 
 def _text_bytes(build: Build) -> float:
-    """Of a document's id, title, text and metadata, from a few parts."""
+    """Mean bytes of a document's id, title, text and metadata, from a few parts."""
     numbers = np.unique(np.linspace(0, len(build.parts) - 1, SAMPLED_PARTS).astype(int)).tolist()
     tables = [read_texts(build.part_url(number)) for number in numbers]
     return sum(table.nbytes for table in tables) / max(1, sum(len(table) for table in tables))

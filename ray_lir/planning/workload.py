@@ -1,4 +1,4 @@
-"""What building, encoding and a query cost: core-seconds from constants that bench/scale/planning.py measures."""
+"""Predicts the computing time of building, encoding and searching, from constants that bench/scale/planning.py measures."""
 
 import math
 from dataclasses import dataclass
@@ -9,8 +9,11 @@ from ray_lir.engines.warp import NPROBE
 from ray_lir.planning.sizes import Collection
 
 PROBED_CELLS = 8
+"""Cells of the coarse quantizer that are probed when a token is assigned to its centroid."""
 POINTS_PER_CENTROID = 64
-KEPT_FOR_TRAINING = 0.95
+"""Training vectors a centroid, at most."""
+TRAINING_FRACTION = 0.95
+"""Fraction of the sample that k-means trains on; the rest is held out."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,11 @@ class BuildCosts:
     """Nanoseconds of one core, for vectors of 128 dimensions.
 
     Attributes:
-        compared: a vector compared with a centroid.
-        sample: a token of the sample read, turned and shuffled.
-        sum: a token of the sample in one iteration of k-means, apart from the comparisons.
-        compress: a token compressed, apart from the comparisons.
-        assemble: a token put into its shard.
+        compared: Compare a vector with a centroid.
+        sample: Read, rotate and shuffle a token of the sample.
+        sum: Process a token of the sample in one iteration of k-means, without the comparisons.
+        compress: Compress a token, without the comparisons.
+        assemble: Copy a token into its shard.
     """
 
     compared: float
@@ -33,23 +36,29 @@ class BuildCosts:
 
 
 BUILD = BuildCosts(compared=3.58, sample=2152, sum=1726, compress=783, assemble=225)
-"""With the kernels native:amx_int8 (bench/results/planning.json); native:avx2 took half as much again."""
+"""Measured with the kernels native:amx_int8 (bench/results/planning.json). native:avx2 took 1.5 times as long."""
 
 
 def comparisons(num_centroids: int) -> float:
-    """Centroids that a vector is compared with when it is assigned (building/clustering.py)."""
+    """Return the number of centroids that a vector is compared with when it is assigned (building/clustering.py)."""
     cells = math.isqrt(num_centroids)
     return num_centroids if num_centroids <= EXACT_CENTROIDS else cells + PROBED_CELLS * num_centroids / cells
 
 
 def sampled_tokens(of: Collection) -> float:
-    """Tokens that k-means is trained on."""
-    tokens = sample_size(of.num_docs) * of.statistics.tokens_per_document * KEPT_FOR_TRAINING
+    """Return the number of tokens that k-means trains on."""
+    tokens = sample_size(of.num_docs) * of.statistics.tokens_per_document * TRAINING_FRACTION
     return min(tokens, POINTS_PER_CENTROID * of.num_centroids)
 
 
 def build_seconds(of: Collection, num_iterations: int = 4, costs: BuildCosts = BUILD) -> dict[str, float]:
-    """Core-seconds of each stage of build_index."""
+    """Return the core-seconds of each phase of build_index.
+
+    Args:
+        of: The collection.
+        num_iterations: Iterations of k-means.
+        costs: Measured constants.
+    """
     assign = comparisons(of.num_centroids) * costs.compared
     width = of.dim / cost.DIM
     sample = sampled_tokens(of)
@@ -59,28 +68,50 @@ def build_seconds(of: Collection, num_iterations: int = 4, costs: BuildCosts = B
         "compress": of.num_tokens * (assign + costs.compress),
         "assemble": of.num_tokens * costs.assemble,
     }
-    return {stage: nanoseconds * width / 1e9 for stage, nanoseconds in spent.items()}
+    return {phase: nanoseconds * width / 1e9 for phase, nanoseconds in spent.items()}
 
 
 def encode_seconds(of: Collection, parameters: float, teraflops: float) -> float:
-    """Seconds of one accelerator: two floating-point operations a weight and token (Kaplan et al., 2020), at a sustained rate."""
+    """Return the seconds of one accelerator that encode a collection.
+
+    Encoding takes two floating-point operations a weight and token (Kaplan et al., 2020).
+
+    Args:
+        of: The collection.
+        parameters: Weights of the encoder, without word embeddings.
+        teraflops: Sustained rate of the accelerator, in 10^12 operations a second.
+    """
     return 2 * parameters * of.num_tokens / (teraflops * 1e12)
 
 
 @dataclass(frozen=True)
 class QueryWork:
-    """Milliseconds of one core for one query over the whole collection: planning, then each stage."""
+    """Milliseconds of one core for one query over the whole collection.
+
+    Attributes:
+        plan: Planning the query.
+        stages: Each stage of the engine.
+    """
 
     plan: float
     stages: tuple[float, ...]
 
     @property
     def total(self) -> float:
+        """Milliseconds of planning and all stages."""
         return self.plan + sum(self.stages)
 
 
 def query_work(engine: str, of: Collection, kernels: str, k: int, nprobe: int = NPROBE) -> QueryWork:
-    """The parts that cost.estimate_ms adds up, apart; candidates as the engines take them by themselves."""
+    """Return the parts of cost.estimate_ms separately, with the engine's default number of candidates.
+
+    Args:
+        engine: Name of the engine.
+        of: The collection.
+        kernels: Name of a kernel set in engines.cost.COSTS.
+        k: Documents returned for each search.
+        nprobe: Centroids probed for each query token.
+    """
     statistics = of.statistics
     candidates = statistics.default_candidates(k) * (2 if engine == "warp" else 1)
     empty = Collection(of.num_docs, 0, of.dim, of.nbits, of.num_centroids, 1, 0).statistics

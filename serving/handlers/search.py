@@ -57,7 +57,7 @@ async def search(context: RequestContext, request: SearchRequest, kernels: Kerne
 
 
 def _document_fields(request: SearchRequest) -> Sequence[DocumentField]:
-    """The fields to fetch: those that the reply includes, and title and text if matches are located in them."""
+    """The fields to fetch: the included ones, and title and text if matches are located in them."""
     return sorted({*request.include, "title", "text"}) if request.explain or request.highlight else request.include
 
 

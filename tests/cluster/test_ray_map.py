@@ -92,4 +92,4 @@ def test_what_a_store_raises_in_another_process_arrives_with_its_message_and_end
     with pytest.raises(SystemExit, match="2"):
         cli.main(Config, lambda job: {"written": list(ray_map(write, range(2)))}, [])
     [error] = capsys.readouterr().err.splitlines()
-    assert error.startswith("error: EndpointConnectionError: ") and error.endswith("check the address, your rights and the space left")
+    assert error.startswith("error: EndpointConnectionError: ") and error.endswith("check the address, your permissions and the free space")

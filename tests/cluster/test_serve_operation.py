@@ -118,7 +118,7 @@ def test_a_version_is_loaded_tried_promoted_and_rolled_back_under_load_without_a
         state = admin.load_version()
         time.sleep(0.3)
         back = admin.roll_back()
-        canary = admin.load_version(2, share=0.5)
+        canary = admin.load_version(2, traffic_fraction=0.5)
         time.sleep(0.3)
         promoted = admin.promote()
         back_again = admin.roll_back()

@@ -163,15 +163,15 @@ def test_a_malformed_request_is_not_sent(service):
 def test_nobody_there_and_somebody_else_there_are_told_apart(url):
     with pytest.raises(ServiceUnavailable, match="no answer from http://127.0.0.1:9"), Client("http://127.0.0.1:9") as client:
         client.index()
-    with pytest.raises(FormatError, match="an answer of a ray_lir service"), Client(f"{url}/ui/app.js?", READ) as client:
+    with pytest.raises(FormatError, match="a response of a ray_lir service"), Client(f"{url}/ui/app.js?", READ) as client:
         client.index()
 
 
 @pytest.mark.parametrize("address", ["nonsense", "ftp://a", "http://[::1", "http://127.0.0.1:99999", "", "http://"])
 def test_what_is_no_address_of_a_service_is_told(address):
-    with pytest.raises(ConfigError, match="is not the address of a service; write one such as http://127.0.0.1:8000"):
+    with pytest.raises(ConfigError, match="is not an address of a service; write one such as http://127.0.0.1:8000"):
         Client(address)
-    with pytest.raises(ConfigError, match="is not the address of a service"):
+    with pytest.raises(ConfigError, match="is not an address of a service"):
         AsyncClient(address)
 
 
@@ -179,7 +179,7 @@ def test_a_token_and_a_proxy_that_cannot_be_used_are_told(monkeypatch):
     with pytest.raises(ConfigError, match="check the token"):
         Client("http://127.0.0.1:9", "tok\u00e9n\u20ac")
     monkeypatch.setenv("HTTP_PROXY", "nonsense://x")
-    with pytest.raises(ConfigError, match="the proxies of the environment"):
+    with pytest.raises(ConfigError, match="the proxies in the environment"):
         Client("http://example.invalid")
 
 

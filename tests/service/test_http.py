@@ -88,7 +88,7 @@ def test_a_body_that_is_not_json_is_refused():
         ({"engine": "scan", "params": {"nprobe": 4}}, "params of scan: unknown field nprobe; the fields are engine, ncandidates, share"),
         ({"engine": "warp", "params": {"nprobe": 0}}, "params of warp: nprobe: input should be greater than or equal to 1"),
         ({"engine": "plaid", "params": {"engine": "warp"}}, "params of plaid: engine: input should be 'plaid'"),
-        ({"params": {"nprobe": 4}}, "params need an engine that they belong to; choose exact, scan, plaid, warp"),
+        ({"params": {"nprobe": 4}}, "params need a named engine, not auto; choose exact, scan, plaid, warp"),
     ],
 )
 def test_an_engine_that_cannot_be_is_refused_with_what_there_is(body, message):
@@ -163,7 +163,7 @@ def test_relative_paths_are_made_absolute(index, monkeypatch):
         ({"index": "INDEX", "num_groups": "5"}, "num_groups is 5, but INDEX has 4 shards; set num_groups to at most 4"),
         ({"index": "INDEX", "version": "7"}, "INDEX/versions/7/manifest.json: expected the manifest of index, found no such file"),
         ({"index": "INDEX", "encoder": "all-MiniLM-L6-v2"}, "all-MiniLM-L6-v2 has other weights than "),
-        ({"index": "s3://bucket/index"}, "s3://bucket/index is not on a local disk"),
+        ({"index": "s3://bucket/index"}, "s3://bucket/index is not on a disk"),
         ({"index": "INDEX", "replicas": "3", "max_replicas": "2"}, "max_replicas is 2, less than replicas (3); raise it, or leave it out"),
     ],
 )
@@ -240,9 +240,9 @@ def test_a_service_without_tokens_can_be_read_but_not_administrated():
     ("text", "message"),
     [
         ("read: [short]", "a token under read is shorter than 16 characters"),
-        ("write: [0123456789abcdef]", "is no token file"),
-        ("- 0123456789abcdef", "is no token file"),
-        ("{", "is no token file"),
+        ("write: [0123456789abcdef]", "is not a token file"),
+        ("- 0123456789abcdef", "is not a token file"),
+        ("{", "is not a token file"),
         ("read: []", "lists no token"),
     ],
 )
@@ -254,7 +254,7 @@ def test_a_token_file_that_is_none_is_refused(tmp_path, text, message):
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.4", "::", "search.example.org", ""])
 def test_listening_to_a_network_needs_tokens(host):
-    with pytest.raises(ConfigError, match="lets a network in; set tokens"):
+    with pytest.raises(ConfigError, match="other machines can reach .*; set tokens"):
         check_address(host, Access())
     check_address(host, Access(roles={"00": "read"}))
 
@@ -263,7 +263,7 @@ def test_the_service_refuses_to_start_open_to_a_network(index, capsys):
     with pytest.raises(SystemExit) as exit:
         main(["--index", str(index), "--host", "0.0.0.0"])
     assert exit.value.code == 2
-    assert capsys.readouterr().err == "error: listening on 0.0.0.0 lets a network in; set tokens to a token file, or listen on 127.0.0.1\n"
+    assert capsys.readouterr().err == "error: other machines can reach 0.0.0.0; set tokens to a token file, or listen on 127.0.0.1\n"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])

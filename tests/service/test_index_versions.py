@@ -154,14 +154,14 @@ def test_a_replica_that_does_not_answer_keeps_the_version_from_being_served(inde
 def test_what_makes_no_sense_is_refused(index):
     async def scene() -> None:
         service, calls = local_service(index, 2)
-        with pytest.raises(Conflict, match="no version before 1"):
+        with pytest.raises(Conflict, match="no version was served before version 1"):
             await service.change_index(ROLL_BACK)
         with pytest.raises(Conflict, match="version 1 is served already"):
             await service.change_index(load(1))
         calls.faults["QueryEncoder"] = sleeping(0.2, "open_version")
         first = asyncio.create_task(service.change_index(load(2)))
         await asyncio.sleep(0.1)
-        with pytest.raises(Conflict, match="another change is going on"):
+        with pytest.raises(Conflict, match="another change is in progress"):
             await service.change_index(load(2))
         await first
 

@@ -125,8 +125,8 @@ def test_every_sentence_of_the_help_is_whole(capsys):
     with pytest.raises(SystemExit):
         parse(Job, ["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "None: 8 sqrt(number of tokens), twice as many with token_aware. (default: none)" in shown
-    assert "--codec.nbits {1,2,4,8} (default: 4)" in shown and "Where. (required)" in shown
+    assert "None: 8 sqrt(number of tokens), or twice as many with token_aware. (default: none)" in shown
+    assert "--codec.nbits {1,2,4,8} Bits a dimension of a residual. (default: 4)" in shown and "Where. (required)" in shown
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_arguana_and_quora_leave_out_hits_with_the_querys_id_by_default(index, d
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nbread\tphotosynthesis\t1\n")
     result = evaluate(configure(index, str(folder), engine="exact", k=10))
     assert (result["ignore_identical_ids"], result["identical_ids_dropped"]) == (bool(dropped), dropped)
-    assert ("1 hits with the id of their query were left out" if dropped else "set --ignore_identical_ids yes") in caplog.text
+    assert ("left out 1 hits with the id of their query" if dropped else "set --ignore_identical_ids yes") in caplog.text
     config = parse(EvaluateConfig, ["--index", "i", "--dataset", "d", "--ignore_identical_ids"])
     assert config.ignore_identical_ids is True
     assert parse(EvaluateConfig, ["--index", "i", "--dataset", "d", "--ignore_identical_ids", "no"]).ignore_identical_ids is False
@@ -157,7 +157,7 @@ def test_a_run_is_replaced_only_by_the_same_configuration_or_on_request(index, d
     evaluate(configure(index, dataset, engine="exact", run=str(run)))
     before = run.read_bytes()
     evaluate(configure(index, dataset, engine="exact", run=str(run)))
-    assert run.read_bytes() == before and "is a run of this configuration and is written again" in caplog.text
+    assert run.read_bytes() == before and "is a run of this configuration and will be replaced" in caplog.text
     for other in ({"engine": "warp"}, {"engine": "exact", "k": 3}):
         with pytest.raises(ConfigError, match="a.run exists already; give another --run, or set --overwrite true to replace it"):
             evaluate(configure(index, dataset, run=str(run), **other))
@@ -205,7 +205,7 @@ def test_latency_is_reported_for_searching_and_encoding_apart(index, dataset):
     ("flags", "message"),
     [
         (["--engine", "nearest"], "unknown engine 'nearest'; choose auto, exact, scan, plaid, warp"),
-        (["--engine", "plaid", "--warp.nprobe", "4"], "--warp.* is given, but the engine is plaid"),
+        (["--engine", "plaid", "--warp.nprobe", "4"], "--warp.* is set, but the engine is plaid"),
         (["--warp.nprobes", "4"], "did you mean --warp.nprobe?"),
         (["--index", "/nowhere/index"], "/nowhere/index: expected an index, found no LATEST file"),
         (["--dataset", "/nowhere/set"], "no dataset /nowhere/set"),
@@ -241,3 +241,25 @@ def test_a_folder_in_place_of_the_run_file_is_refused(index, dataset, tmp_path, 
         main(EvaluateConfig, evaluate, ["--index", index, "--dataset", dataset, "--run", str(tmp_path)])
     assert f"error: --run {tmp_path} is a folder; give the path of a file" in capsys.readouterr().err
     assert not list(Path(tmp_path).iterdir())
+
+
+def test_further_measures_are_those_of_ir_measures(index, dataset):
+    result = evaluate(configure(index, dataset, engine="exact", measures="R@1000 AP, Judged@10 P(rel=2)@1 nDCG@10"))
+    assert list(result)[3:12] == ["nDCG@10", "RR@10", "Success@5", "R@10", "R@100", "R@1000", "AP", "Judged@10", "P(rel=2)@1"]
+    assert result["k"] == 1000 and result["R@1000"] == 1.0
+    assert result["P(rel=2)@1"] == pytest.approx(2 / 5)
+    assert result["Judged@10"] == pytest.approx(7 / 5 / 10)
+
+
+def test_measures_are_refused_before_anything_is_searched(dataset):
+    with pytest.raises(ConfigError, match=r"^unknown measure 'nDGC@10'; give names of ir-measures .*such as nDCG@10[^\n]*$"):
+        evaluate(configure("/no/index", dataset, measures="R@10 nDGC@10"))
+    with pytest.raises(ConfigError, match="R@1000 needs 1000 hits a query, but --k is 100; raise --k or leave it out"):
+        evaluate(configure("/no/index", dataset, measures="R@1000", k=100))
+
+
+def test_measures_come_from_the_command_line(index, dataset, capsys):
+    command = ["--index", index, "--dataset", dataset, "--latency_queries", "0", "--measures", "AP R@20"]
+    main(EvaluateConfig, evaluate, command)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"AP", "R@20", "nDCG@10"} <= result.keys() and result["k"] == 100

@@ -126,7 +126,7 @@ def test_a_damaged_source_is_told_before_anything_is_written(embeddings, tmp_pat
     save_embeddings(str(tmp_path / "in"), source)
     (part,) = (tmp_path / "in" / "embeddings").iterdir()
     part.write_bytes(part.read_bytes()[:-1])
-    with pytest.raises(FormatError, match="cut or altered"):
+    with pytest.raises(FormatError, match="truncated or altered"):
         run(ExportJob(source=str(tmp_path / "in"), output=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
     with pytest.raises(FormatError, match=r"jobs\.encode or jobs\.build_index"):
@@ -169,7 +169,7 @@ def test_a_relation_encoder_is_exported_as_it_is(tmp_path):
 def test_what_qdrant_cannot_score_is_refused_before_anything_is_written(attended, tmp_path):
     build_index(DOCUMENTS, str(tmp_path / "related"), relation=relation_of(dim=16))
     for source, lost in ((attended[0], "token weights"), (tmp_path / "related", "relations")):
-        with pytest.raises(ConfigError, match=f"Qdrant scores by MaxSim alone.*needs {lost}; choose --layout npy or parquet"):
+        with pytest.raises(ConfigError, match=f"Qdrant supports MaxSim only.*needs {lost}; choose --layout npy or parquet"):
             run(ExportJob(source=str(source), output=str(tmp_path / "out"), layout="qdrant"))
         assert not (tmp_path / "out").exists()
 

@@ -82,7 +82,7 @@ def test_embeddings_are_described_and_verified(made, tmp_path):
     assert (found["kind"], found["documents"], found["parts"], found["rows_refused"]) == ("embeddings", 60, 1, 0)
     part = next((folder / "embeddings").iterdir())
     part.write_bytes(part.read_bytes() + b"x")
-    with pytest.raises(FormatError, match="cut or altered"):
+    with pytest.raises(FormatError, match="truncated or altered"):
         inspect(folder, verify=False)
 
 
@@ -104,7 +104,7 @@ def test_folders_on_an_object_store_are_exported_and_inspected(made, bucket):  #
         assert run(InspectJob(folder=f"{bucket}/{layout}"))["documents"] == 60
     export(ExportJob(source=str(made / "embeddings"), output=str(made / "npy")))
     assert storage.read_bytes(f"{bucket}/npy/manifest.json") == (made / "npy" / "manifest.json").read_bytes()
-    with pytest.raises(ConfigError, match="nothing in|cannot read"):
+    with pytest.raises(ConfigError, match="is empty or does not exist|cannot read"):
         run(InspectJob(folder="s3://no-such-bucket-here/in"))
 
 
@@ -117,9 +117,9 @@ def test_a_checkpoint_is_loaded_and_its_conventions_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "nothing in"),
+        ({}, "is empty or does not exist"),
         ({"notes.txt": b"mine"}, "holds no index, embeddings"),
-        ({"_progress": b"x"}, "_progress is of a job that did not end: run it again"),
+        ({"_progress": b"x"}, "_progress belongs to an unfinished job; run the job again"),
         ({"manifest.json": b"{"}, "damaged content"),
         ({"manifest.json": b'{"kind": "cake"}'}, "kind 'cake'"),
         ({"manifest.json": b'{"kind": "embeddings", "format_version": 99}'}, "found 99; upgrade ray_lir"),
