@@ -14,6 +14,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
+    "examples/README.md": "examples.md",
     "bench/README.md": "benchmarks.md",
     "bench/results/quality.md": "quality.md",
 }

@@ -19,7 +19,7 @@ from .errors import HANDLERS, declared
 from .middleware import BodyLimit, Observed
 
 UI = Path(__file__).parents[1] / "ui"
-PAGES = {"/": "index.html", "/ui/style.css": "style.css", "/ui/app.js": "app.js"}
+PAGES = {"/": "index.html", "/ui/style.css": "style.css", "/ui/app.js": "app.js", "/ui/icon.svg": "icon.svg"}
 """Files by URL path. No part of a request ever becomes a file path."""
 
 

@@ -132,3 +132,9 @@ def test_the_cluster_file_is_one_that_ray_accepts():
     config["available_node_types"]["gpu"]["max_worker"] = 1
     with pytest.raises(Exception, match="max_worker"):
         util.validate_config(util.prepare_config(config))
+
+
+def test_the_reference_lists_every_public_name():
+    text = (REPOSITORY / "docs" / "reference.md").read_text()
+    missing = [name for name in ray_lir.__all__ if f"ray_lir.{name}" not in text and not re.search(rf"^::: [\w.]+\.{name}$", text, re.M)]
+    assert all(getattr(ray_lir, name).__module__ == "ray_lir.base.errors" for name in missing), missing

@@ -1,0 +1,93 @@
+"""Every example runs and prints what its reader expects."""
+
+import ast
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.repository import REPOSITORY
+
+EXAMPLES = REPOSITORY / "examples"
+
+
+def test_the_readme_lists_every_example():
+    examples = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
+    assert set(re.findall(r"\]\(([\w.]+)\)", (EXAMPLES / "README.md").read_text())) == examples
+
+
+@pytest.mark.parametrize(
+    ("script", "lines"),
+    [
+        ("five_line_search.py", ["60 documents", "Mitochondrion: The mitochondrion burns sugar"]),
+        (
+            "filters_and_updates.py",
+            [
+                "all documents: Black holes (physics, 1916)",
+                "version 2: 2 added, 1 of them in place of another",
+                "Lighthouse (geography, 1852)",
+                "59 documents are left.",
+            ],
+        ),
+        ("own_embeddings.py", ["60 documents, 1063 vectors of 96 dimensions", "Most earthquakes and volcanoes"]),
+    ],
+)
+def test_a_library_example_prints_what_it_found(script: str, lines: list[str], capsys: pytest.CaptureFixture[str]):
+    runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert [line for line in lines if line not in shown] == [], shown
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("script", "lines"),
+    [
+        ("train_on_your_pairs.py", [r"trained on 24 pairs for 6 steps", r"12 other queries: 0\.\d+ before, 0\.\d+ after"]),
+        (
+            "mine_and_distil.py",
+            [r"'num_tuples': 24|24 scored tuples", r"distilled for 6 steps", r"siren .* \(64 dimensions .* instead of 384\)"],
+        ),
+        (
+            "serve_and_ask.py",
+            [
+                r"http://127\.0\.0\.1:\d+/ is ready",
+                r"60 documents",
+                r"The Nile: .*floods",
+                r"matched words: .*floods",
+                r"a mistake is one line: .*k",
+            ],
+        ),
+    ],
+)
+def test_a_cluster_example_prints_what_it_did(script: str, lines: list[str], tmp_path: Path):
+    done = subprocess.run([sys.executable, EXAMPLES / script], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in lines if not re.search(line, done.stdout)] == [], done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_notebook_shows_the_hits_as_a_table_with_marked_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cells = json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]
+    monkeypatch.chdir(EXAMPLES)
+    names: dict[str, object] = {"__name__": "__main__"}
+    tables = []
+    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+        shown = run_cell("".join(cell["source"]), names)
+        if hasattr(shown, "_repr_html_"):
+            tables.append(shown._repr_html_())
+            [stored] = cell["outputs"]
+            assert re.sub(r"[\d.]+", "", "".join(stored["data"]["text/html"])) == re.sub(r"[\d.]+", "", tables[-1])
+    assert len(tables) == 2
+    assert "<mark>energy</mark>" in tables[0] and "<mark>.</mark>" not in tables[0] and "<table>" in tables[0]
+
+
+def run_cell(source: str, names: dict[str, object]) -> object:
+    """Run a cell as Jupyter does: its last expression is what is shown."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "<cell>", "exec"), names)
+    return eval(compile(ast.Expression(last.value), "<cell>", "eval"), names) if last else None
