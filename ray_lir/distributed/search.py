@@ -282,7 +282,8 @@ class GroupedSearcher:
         """For each group the documents of each plan that it holds; None for the first stage, which chooses among all."""
         if not call.number:
             return [None] * len(self.groups)
-        by_plan = [np.split(documents, np.searchsorted(documents, self._bounds[1:])) for documents in call.documents]
+        survivors = [documents for documents in call.documents if documents is not None]
+        by_plan = [np.split(documents, np.searchsorted(documents, self._bounds[1:])) for documents in survivors]
         return [[owned[group] for owned in by_plan] for group in range(len(self.groups))]
 
     def doc_ids(self, numbers: Iterable[int]) -> list[str]:
@@ -382,7 +383,7 @@ def _groups(count: int, source: IndexSource, pool: WorkerPool, must_spread: bool
         logger.info("search: the index needs %d machines and the cluster has %d; waiting for more", count, machines)
     bundle = {name: amount for name, amount in each.items() if amount}
     placed = placement_group([bundle] * count, strategy="STRICT_SPREAD" if must_spread else "SPREAD")
-    actor = ray.remote(num_cpus=each["CPU"], num_gpus=each["GPU"], max_restarts=-1, max_task_retries=-1)(ShardGroup)
+    actor: Any = ray.remote(num_cpus=each["CPU"], num_gpus=each["GPU"], max_restarts=-1, max_task_retries=-1)(ShardGroup)
     try:
         handles = []
         for number, run in enumerate(split_shards(manifest.shards, count)):

@@ -29,12 +29,12 @@ from ray_lir.base.progress import track
 from ray_lir.corpus.datasets import find_dataset
 from ray_lir.corpus.dead_letters import parse_chunk, write_dead_letters
 from ray_lir.corpus.records import SUFFIXES, BadRow, Document, corpus_files
-from ray_lir.corpus.refused_rows import DEAD_LETTERS, first_reasons, log_refused
+from ray_lir.corpus.refused_rows import DEAD_LETTERS, log_refused, read_first_reasons
 from ray_lir.corpus.scan import Chunk, Corpus, CorpusFile, read_chunks, scan
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.embeddings.truncation import Truncation, TruncationCounts
 from ray_lir.engines.plan import TopK
-from ray_lir.evaluation.runs import check_ids, format_run
+from ray_lir.evaluation.runs import Run, check_ids, format_run
 from ray_lir.index.filters import Filters
 from ray_lir.storage.manifest import (
     FORMAT_VERSION,
@@ -45,7 +45,7 @@ from ray_lir.storage.manifest import (
     FileEntry,
     create_manifest,
     read_manifest,
-    write_named,
+    write_with_digest_name,
 )
 
 logger = logging.getLogger(__name__)
@@ -227,7 +227,7 @@ def query_files(url: storage.PathOrUrl) -> list[str]:
     Raises:
         ConfigError: There is no such file, folder or dataset, or nothing that can be read.
     """
-    url = storage.spelled(url)
+    url = storage.path_text(url)
     if not storage.exists(url) and not url.endswith(SUFFIXES):
         url = find_dataset(url)
     names = storage.list_names(url)
@@ -254,7 +254,7 @@ def search_block(chunk: Chunk, encoder: QueryEncoder, index: OpenIndex, settings
     if queries:
         answers = index.search(encoder.encode_queries(texts, ids), settings.k, settings.engine, filters=settings.filters)
         data = _trec(ids, answers, index) if settings.format == "trec" else _parquet(ids, answers, index, settings.fields)
-        file = write_named(destination.output, f"{FOLDER}/part-{chunk.number:05d}", f".{settings.format}", data)
+        file = write_with_digest_name(destination.output, f"{FOLDER}/part-{chunk.number:05d}", f".{settings.format}", data)
         part = HitsPart(**file.model_dump(), num_queries=len(ids), num_hits=sum(len(answer.documents) for answer in answers))
     letters = write_dead_letters(destination.output, chunk.number, dead)
     truncation = TruncationCounts.of(encoder.tokenizer.query_truncations(texts) if texts else [])
@@ -317,7 +317,7 @@ def bulk_search(
         found, Destination(folder, storage.join(folder, PROGRESS, digest(config)[:16])), settings, config, spread, records, provenance
     )
     manifest = result.manifest
-    log_refused(queries, manifest.num_dead, first_reasons(folder, manifest.dead_letters))
+    log_refused(queries, manifest.num_dead, read_first_reasons(folder, manifest.dead_letters))
     if manifest.num_truncated_queries:
         logger.warning(
             "search: %d of %d queries are longer than query_length and were cut", manifest.num_truncated_queries, manifest.num_queries
@@ -416,7 +416,7 @@ def _existing(destination: Destination, config: dict[str, Any]) -> HitsManifest 
     strange = sorted(name for name in names - {PROGRESS, PROVENANCE, FOLDER, DEAD_LETTERS} if not name.startswith("."))
     if strange:
         raise ConfigError(f"{output} is not empty and holds no hits ({strange[0]} is in it); choose another output")
-    others = set(storage.list_names(storage.join(output, PROGRESS))) - {storage.name_of(destination.progress)}
+    others = set(storage.list_names(storage.join(output, PROGRESS))) - {storage.base_name(destination.progress)}
     if others:
         raise ConfigError(f"{output} holds unfinished hits of another search; choose another output, or remove its {PROGRESS}")
     return None
@@ -465,7 +465,7 @@ def _publish(
 
 def _trec(ids: Sequence[str], answers: Sequence[TopK], index: OpenIndex) -> bytes:
     check_ids(ids, "query")
-    run = {
+    run: Run = {
         query_id: list(zip(index.doc_ids(answer.documents.tolist()), answer.scores.tolist(), strict=True))
         for query_id, answer in zip(ids, answers, strict=True)
     }
@@ -494,9 +494,9 @@ def _parquet(ids: Sequence[str], answers: Sequence[TopK], index: OpenIndex, fiel
 def _join(folder: str, output: str, manifest: HitsManifest) -> None:
     """Make one file of the parts, and a file of the refused rows beside it; then remove the folder of parts."""
     urls = [storage.join(folder, part.name) for part in manifest.parts]
-    with storage.told_as("write", output):
+    with storage.wrap_errors("write", output):
         with storage.attempt_folder(output.rpartition("/")[0] or "/") as scratch:
-            attempt = scratch / storage.name_of(output)
+            attempt = scratch / storage.base_name(output)
             if manifest.settings.format == "trec":
                 with open(attempt, "wb") as run:
                     for url in urls:
