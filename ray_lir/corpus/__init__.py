@@ -1,1 +1,1 @@
-"""Corpora and data sets: rows become documents, queries and judgements."""
+"""Corpora and test collections: rows of files become documents, queries and judgements."""

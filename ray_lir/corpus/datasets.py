@@ -1,4 +1,4 @@
-"""Test collections in the BEIR layout: queries and judgements of one split, from a folder, a URL or BEIR by name."""
+"""Test collections in the BEIR layout: queries and judgements of one split, from a folder, a URL, or BEIR by name."""
 
 import os
 import re
@@ -38,12 +38,12 @@ HEADER_NAMES = (
     {"corpus-id", "doc-id", "docid", "document-id", "document", "docno", "pid", "passage-id"},
     {"score", "relevance", "rel", "grade", "label", "judgement", "judgment"},
 )
-"""Names of the columns in a header, in lower case; `_` counts as `-`."""
+"""Column names that a header may have, in lower case; `_` counts as `-`."""
 LARGEST_GRADE = 1_000_000
-"""trec_eval keeps an array as long as the largest grade, and from 2**31 on every measure is 0."""
+"""trec_eval allocates an array as long as the largest grade; with grades of 2**31 or more, every measure is 0."""
 GRADE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 WITHOUT_THEMSELVES = ("arguana", "quora")
-"""Collections of which each query is also a document: BEIR leaves it out of the query's own ranking."""
+"""Collections in which each query is also a document; BEIR removes it from the query's own ranking."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Dataset:
     """One split of a test collection.
 
     Attributes:
-        name: the folder's last name.
+        name: Last component of the folder.
         split: train, dev or test.
-        queries: query id -> text, of the judged queries only, in the order of the judgements.
-        qrels: query id -> document id -> grade.
-        corpus: the folder that holds corpus.jsonl or corpus.jsonl.gz.
+        queries: Query id -> text; judged queries only, in the order of the judgements.
+        qrels: Query id -> document id -> grade.
+        corpus: The folder that holds corpus.jsonl or corpus.jsonl.gz.
     """
 
     name: str
@@ -66,19 +66,23 @@ class Dataset:
 
 
 def has_queries_as_documents(name: str) -> bool:
-    """Whether this collection's queries are documents of its corpus under the same ids, judged by its name (ArguAna, Quora)."""
+    """Return whether this collection's queries are documents of its corpus with the same ids, judged by its name (ArguAna, Quora)."""
     return any(word in WITHOUT_THEMSELVES for word in re.split("[^a-z]+", name.lower()))
 
 
 def load_dataset(folder_or_name: storage.PathOrUrl, split: str = "test") -> Dataset:
-    """Reads a collection from a local folder, an fsspec URL or, by its BEIR name, from the network (kept in a cache).
+    """Return a collection from a local folder, an fsspec URL, or, by its BEIR name, from the network (cached).
 
-    The folder holds queries.jsonl (or .jsonl.gz) with _id and text, and qrels/<split>.tsv (or .tsv.gz): three columns, with or
-    without a header, or the four columns of TREC (query, an unused number, document, grade). A grade is a whole number.
+    The folder holds queries.jsonl (or .jsonl.gz) with _id and text, and qrels/<split>.tsv (or .tsv.gz). That file has three columns, with
+    or without a header, or the four columns of TREC (query, an unused number, document, grade). A grade is an integer.
+
+    Args:
+        folder_or_name: Folder, URL or BEIR name.
+        split: The judgements to read: train, dev or test.
 
     Raises:
-        ConfigError: if there is no such folder or split, or a download fails.
-        FormatError: if a file is missing, a line is malformed, or a judged query has no text.
+        ConfigError: The folder or the split does not exist, or a download fails.
+        FormatError: A file is missing, a line is malformed, or a judged query has no text.
     """
     folder = find_dataset(storage.path_text(folder_or_name))
     qrels = _read_qrels(folder, split)
@@ -88,7 +92,7 @@ def load_dataset(folder_or_name: storage.PathOrUrl, split: str = "test") -> Data
         raise FormatError(
             _queries_file(folder),
             f"the text of query {unknown[0]!r}, which qrels/{split}.tsv judges",
-            f"no such query ({len(unknown)} of {len(qrels)} judged queries are missing)",
+            f"no such query ({len(unknown)} of {len(qrels)} judged queries have no text)",
             "give the queries and the judgements of one collection",
         )
     return Dataset(storage.base_name(folder), split, {query_id: texts[query_id] for query_id in qrels}, qrels, folder)
@@ -110,7 +114,7 @@ def find_dataset(folder_or_name: str) -> str:
 
 
 def _download(name: str) -> Path:
-    """The cached folder of a BEIR dataset, fetched first if it is not there."""
+    """Return the cached folder of a BEIR dataset; download it if it is not cached."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ray_lir" / "beir"
     url = BEIR_URL.format(name)
     if (cache / name).is_dir():
@@ -150,7 +154,7 @@ def _read_queries(folder: str) -> dict[str, str]:
         if not isinstance(row.get("text"), str):
             raise FormatError(where, "a JSON object whose text is a string", f"{line:.80}")
         if query_id in queries:
-            raise FormatError(where, "each _id once", f"{query_id!r} a second time")
+            raise FormatError(where, "each _id once", f"{query_id!r} twice")
         queries[query_id] = row["text"]
     return queries
 
@@ -160,7 +164,7 @@ def _read_qrels(folder: str, split: str) -> dict[str, dict[str, int]]:
     name = next((name for name in (f"{split}.tsv", f"{split}.tsv.gz") if name in names), None)
     if name is None:
         splits = sorted({name.partition(".tsv")[0] for name in names if name.endswith((".tsv", ".tsv.gz"))})
-        have = f"it has {', '.join(splits)}" if splits else "it has no qrels/*.tsv at all: give a folder in the BEIR layout"
+        have = f"it has {', '.join(splits)}" if splits else "it has no qrels/*.tsv; give a folder in the BEIR layout"
         raise ConfigError(f"no split {split!r} in {folder}; {have}")
     url = storage.join(folder, "qrels", name)
     qrels: dict[str, dict[str, int]] = {}
@@ -175,7 +179,7 @@ def _read_qrels(folder: str, split: str) -> dict[str, dict[str, int]]:
                 where, f"one grade of document {doc_id!r} for query {query_id!r}", f"{grade} after {before}", "keep one of the lines"
             )
     if not qrels:
-        raise FormatError(url, "judgements", "none", "give a split that has some")
+        raise FormatError(url, "judgements", "an empty file", "give a split that has judgements")
     return qrels
 
 
@@ -184,7 +188,7 @@ def _is_header(fields: list[str]) -> bool:
 
 
 def _judgement(fields: list[str], line: str, where: str) -> tuple[str, str, int]:
-    """The query, the document and the grade of a line of three columns, or of the four of TREC."""
+    """Return the query, the document and the grade of a line with three columns, or with TREC's four."""
     if len(fields) == 4:
         fields = [fields[0], *fields[2:]]
     if len(fields) != 3 or not fields[0] or not fields[1] or not GRADE.fullmatch(fields[2]):

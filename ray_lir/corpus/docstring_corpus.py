@@ -1,7 +1,7 @@
-"""The docstring corpus: the documentation of installed Python packages, a real collection that is there on every machine.
+"""The docstring corpus: documentation of installed Python packages, a real collection that exists on every machine.
 
-Sources are parsed, never imported. One document is one docstring of a public module, class or function: its id is the
-qualified name, its title the name with the signature, its text the docstring, its metadata module, file and line.
+Sources are parsed, never imported. A document is the docstring of a public module, class or function: its id is the qualified name, its
+title the name with the signature, its text the docstring. Its metadata is module, file and line.
 """
 
 import ast
@@ -25,10 +25,15 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def collect(num_docs: int, first: Sequence[str] = STDLIB, then: Sequence[str] = PACKAGES) -> list[Document]:
-    """At most `num_docs` documents: all of `first` if they fit, filled up from `then`.
+    """Return at most `num_docs` documents: all of `first` if they fit, then documents of `then`.
 
-    Where not all fit, the choice is even and always the same (by the digest of the id), so that a smaller corpus is
-    part of a larger one. Of documents with one text or one id the first is kept. The order is that of the packages.
+    If not all fit, the digests of the ids decide which documents are taken. So the choice is even and reproducible, and a smaller corpus is
+    part of a larger one. Of documents with equal texts or ids, the first is kept. The order is the order of the packages.
+
+    Args:
+        num_docs: Maximum number of documents.
+        first: Package names that are used first.
+        then: Package names that are used if documents are still missing.
     """
     chosen: list[Document] = []
     seen: set[str] = set()
@@ -42,7 +47,7 @@ def collect(num_docs: int, first: Sequence[str] = STDLIB, then: Sequence[str] = 
 
 
 def package_documents(package: str) -> Iterator[Document]:
-    """The docstrings of one installed module or package; none if it is not installed or has no Python source."""
+    """Yield the docstrings of an installed module or package; none if it is not installed or has no Python source."""
     for module, file in _sources(package):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -57,10 +62,10 @@ def package_documents(package: str) -> Iterator[Document]:
 
 
 def known_items(documents: Iterable[Document], num_queries: int) -> tuple[list[Document], dict[str, str]]:
-    """A known-item collection: a docstring's summary is the query, the rest of that docstring the one relevant document.
+    """Return a known-item collection: a docstring's summary is the query, and the rest of the docstring is its one relevant document.
 
     Returns:
-        num_queries documents without their summaries, and doc_id -> summary; equal summaries are used once.
+        `num_queries` documents without their summaries, and document id -> summary. Equal summaries are used once.
     """
     items: dict[str, Document] = {}
     for document in sorted(documents, key=_lot):
@@ -85,7 +90,7 @@ def _lot(document: Document) -> str:
 
 
 def _sources(package: str) -> Iterator[tuple[str, Path]]:
-    """(module name, source file) of a package's modules, in order."""
+    """Yield (module name, source file) of a package's modules, in order."""
     spec = find_spec(package)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return

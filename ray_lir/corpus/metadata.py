@@ -14,44 +14,52 @@ from ray_lir.base.errors import ConfigError, FormatError
 
 
 def to_json(metadata: Mapping[str, Any], name: str = "metadata") -> str:
-    """The JSON object of a document's metadata.
+    """Return the JSON object of a document's metadata.
 
-    NumPy values and Decimals become numbers (a float32 by its shortest spelling), dates and times ISO 8601 texts, tuples and arrays
-    lists, NaN and infinity null.
+    NumPy values and Decimals become numbers (a float32 by its shortest decimal text), dates and times become ISO 8601 texts, tuples and
+    arrays become lists, NaN and infinity become null.
+
+    Args:
+        metadata: The metadata of one document.
+        name: Name of the argument, for the message.
 
     Raises:
-        ConfigError: if a value has no counterpart in JSON; `name` says whose metadata it is.
+        ConfigError: A value has no counterpart in JSON.
     """
     try:
         text = json.dumps(to_json_value(metadata), ensure_ascii=False, allow_nan=False)
         text.encode()
     except UnicodeEncodeError:
-        raise ConfigError(f"{name} holds half of a surrogate pair, which is no Unicode text; repair it") from None
+        raise ConfigError(f"{name} holds half of a surrogate pair, which is not valid Unicode; repair it") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{name} is not JSON: {' '.join(str(error).split()):.160}; use numbers, texts, lists and dicts") from None
     return text
 
 
 def from_json(text: str, doc_id: str) -> dict[str, Any]:
-    """The metadata of a stored document.
+    """Return the metadata of a stored document.
+
+    Args:
+        text: The stored JSON object.
+        doc_id: Id of the document, for the message.
 
     Raises:
-        FormatError: if it is not a JSON object.
+        FormatError: The text is not a JSON object.
     """
     try:
         found = parse_json(text)
     except ValueError as error:
-        raise FormatError(f"metadata of document {doc_id!r}", "a JSON object", f"{error!s:.120}", "build the index anew") from None
+        raise FormatError(f"metadata of document {doc_id!r}", "a JSON object", f"{error!s:.120}", "build the index again") from None
     if not isinstance(found, dict):
-        raise FormatError(f"metadata of document {doc_id!r}", "a JSON object", f"{text:.60}", "build the index anew")
+        raise FormatError(f"metadata of document {doc_id!r}", "a JSON object", f"{text:.60}", "build the index again")
     return found
 
 
 def to_json_value(value: Any) -> Any:
-    """A value as JSON has it.
+    """Return a value as JSON represents it.
 
     Raises:
-        TypeError: if it has no counterpart in JSON.
+        TypeError: The value has no counterpart in JSON.
     """
     if isinstance(value, (np.float16, np.float32)):
         return to_json_value(float(str(value)))  # 0.1 as float32 is 0.1, not 0.10000000149

@@ -1,8 +1,8 @@
-"""Arrow columns as JSON values, whatever their types: no value of a column ends a job.
+"""Arrow columns of any type as JSON values: no value of a column stops a job.
 
-Numbers stay numbers: decimals too, and a float32 has the value that its shortest decimal text says, so that 0.1 equals 0.1. Dates and
-times become ISO 8601 texts whose order is that of time (time zones are converted to UTC); durations become seconds. Text that is not
-UTF-8 keeps its bytes as \\xNN. Bytes become {"base64": ...}. Of fields with one name, the second becomes name_2.
+Numbers stay numbers, decimals too. A float32 becomes the number of its shortest decimal text, so that 0.1 equals 0.1. Dates and times
+become ISO 8601 texts that sort by time (time zones are converted to UTC); durations become seconds. Text that is not UTF-8 keeps its bytes
+as \\xNN. Bytes become {"base64": ...}. If fields have equal names, the second becomes name_2.
 """
 
 import base64
@@ -19,7 +19,7 @@ TICKS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 def distinct_names(names: Sequence[str]) -> list[str]:
-    """Return the names with a number after those that an earlier one equals."""
+    """Return the names; a name that occurred before gets a number."""
     taken: set[str] = set(names)
     seen: set[str] = set()
     result = []
@@ -105,14 +105,14 @@ def _object(pairs: list[tuple[Any, Any]]) -> Any:
 
 
 def _number(value: Decimal) -> int | float:
-    """Return a decimal as a JSON number; one that is whole and too long for a float64 stays exact."""
-    if value == value.to_integral_value() and (value.as_tuple().exponent >= 0 or Decimal(float(value)) != value):
+    """Return a decimal as a JSON number; an integer that is too long for a float64 stays exact."""
+    if value == value.to_integral_value() and (int(value.as_tuple().exponent) >= 0 or Decimal(float(value)) != value):
         return int(value)
     return float(value)
 
 
 def _times(array: pa.Array) -> list[str | None]:
-    """Return dates, times and timestamps in ISO 8601; years need not have four digits."""
+    """Return dates, times and timestamps in ISO 8601; years may have more or fewer than four digits."""
     kind = array.type
     if pa.types.is_date32(kind):
         unit, ticks = "D", array.view(pa.int32())

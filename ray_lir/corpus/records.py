@@ -1,8 +1,8 @@
-"""Corpus rows: JSONL (plain or gzip) and Parquet files, read as streams, and what makes a row a document.
+"""Corpus rows: read JSONL (plain or gzip) and Parquet files as streams, and turn rows into documents.
 
-A row is a JSON object; rows of Parquet are turned into one. Its id is `_id`, `doc_id` or `id`, a string or a whole number
-(`ray_lir/base/ids.py` has the rule); `text` is required, `title` is not; the fields of a `metadata` object and all other fields are the
-document's metadata.
+A row is a JSON object; Parquet rows are converted to one. Its id is `_id`, `doc_id` or `id`, a string or an integer (the rule is in
+`ray_lir/base/ids.py`). `text` is required, `title` is optional. The fields of a `metadata` object and all other fields are the document's
+metadata.
 """
 
 import hashlib
@@ -33,17 +33,17 @@ CORPUS_NAMES = tuple(
     re.compile(pattern)
     for pattern in (r"corpus\.jsonl", r"corpus\.jsonl\.gz", r"corpus\.parquet", r"corpus", r"corpus[-_.].*\.(jsonl|jsonl\.gz|parquet)")
 )
-"""Names of a corpus in a folder, by precedence."""
+"""Names of a corpus in a folder, in order of precedence."""
 OTHER_NAMES = re.compile(r"(queries|query|questions|topics|qrels|qrel|judgements|judgments|runs?)([-_.]|$)", re.IGNORECASE)
-"""Names of files of a test collection that are no documents."""
+"""Names of files of a test collection that hold no documents."""
 ROWS_PER_BATCH = 256
 LARGEST_EXPANSION = 1 << 30
 MOST_EXPANSION = 200
-"""A row group of a Parquet file is read if it has at most LARGEST_EXPANSION bytes, or this many times its compressed size."""
+"""A row group of a Parquet file is read if it has at most LARGEST_EXPANSION bytes, or at most this many times its compressed size."""
 Kept = Literal["first", "last"]
-"""Which of the rows with one id is the document; the others are refused."""
+"""Which row with a repeated id becomes the document; the other rows are refused."""
 MAX_NESTING = 100
-"""Lists and objects of a row within each other. Python's own limit depends on the process that parses."""
+"""Maximum nesting of lists and objects in a row. Python's own limit depends on the process that parses."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +57,24 @@ class Document:
 
 
 class BadRow(ValueError):
-    """A row that is no document; the message is the reason."""
+    """A row is not a document; the message is the reason."""
 
 
 def document_text(title: str, text: str) -> str:
-    """What is encoded of a document: its title and its text, as BEIR joins them."""
+    """Return the text of a document that is encoded: its title and its text, joined as BEIR joins them."""
     return f"{title} {text}".strip()
 
 
 def corpus_files(url: storage.PathOrUrl) -> list[str]:
     """Return the files of a corpus, in reading order.
 
-    A file is itself. In a folder, whatever is named corpus (corpus.jsonl, corpus.jsonl.gz, corpus.parquet, corpus-00000-of-00002.parquet,
-    or a folder corpus/) is the corpus, the first of these kinds alone; without one, all files that can be read are, except queries,
-    judgements and hidden files. Other files are named in the log.
+    A single file is returned as it is. In a folder, names that begin with "corpus" mark the corpus: corpus.jsonl, corpus.jsonl.gz,
+    corpus.parquet, a folder corpus/, or numbered files such as corpus-00000-of-00002.parquet. Only the first of these kinds that exists is
+    read. A folder without such names is read whole, except for queries, judgements and hidden files. The log names the files that are not
+    read.
 
     Raises:
-        ConfigError: there is nothing there, or nothing that can be read.
+        ConfigError: The path does not exist, or no file can be read as a corpus.
     """
     url = storage.absolute(url)
     with storage.wrap_errors("read", url):
@@ -82,7 +83,9 @@ def corpus_files(url: storage.PathOrUrl) -> list[str]:
             raise ConfigError(f"no corpus at {url}: no such file or folder; check the path")
         if not names and not storage.is_folder(url):
             if not url.endswith(SUFFIXES):
-                raise ConfigError(f"{url} is no corpus: want a file that ends in {', '.join(SUFFIXES)}; convert it or check the path")
+                raise ConfigError(
+                    f"{url} is not a corpus: expected a file that ends in {', '.join(SUFFIXES)}; convert it or check the path"
+                )
             return [url]
         return _folder_files(url, names)
 
@@ -96,46 +99,46 @@ def _folder_files(url: str, names: list[str]) -> list[str]:
         folders = [name for name in found if storage.is_folder(storage.join(url, name))]
         if folders:
             return corpus_files(storage.join(url, folders[0]))
-        _log_others(url, names, found)
+        _log_unread_files(url, names, found)
         return [storage.join(url, name) for name in found]
     readable = [name for name in visible if name.endswith(SUFFIXES) and not OTHER_NAMES.match(name)]
     readable = [name for name in readable if not storage.is_folder(storage.join(url, name))]
     if not readable:
-        found = ", ".join(names[:3]) or "nothing"
+        first_names = ", ".join(names[:3]) or "nothing"
         if "manifest.json" in names or "LATEST" in names:
-            raise ConfigError(f"{url} holds token embeddings or an index, not a corpus (it has {found}); give the corpus it was made from")
+            raise ConfigError(f"{url} holds token embeddings or an index, not a corpus (it has {first_names}); give the original corpus")
         want = f"files that end in {', '.join(SUFFIXES)} and are not queries"
-        raise ConfigError(f"no corpus at {url}: found {found}, want {want}; convert it or check the path")
-    _log_others(url, names, readable)
+        raise ConfigError(f"no corpus at {url}: found {first_names}, expected {want}; convert it or check the path")
+    _log_unread_files(url, names, readable)
     return [storage.join(url, name) for name in readable]
 
 
-def _log_others(url: str, names: list[str], read: list[str]) -> None:
-    others = [name for name in names if name not in read]
-    if others:
-        logger.info("corpus: %d files of %s are read; others are not: %s", len(read), url, ", ".join(others[:10]))
+def _log_unread_files(url: str, names: list[str], read: list[str]) -> None:
+    unread = [name for name in names if name not in read]
+    if unread:
+        logger.info("corpus: %d files of %s are read; others are not: %s", len(read), url, ", ".join(unread[:10]))
 
 
 def read_rows(url: storage.PathOrUrl) -> Iterator[tuple[int, bytes]]:
-    """The rows of a file, each as (line or row number from 1, the bytes of a JSON object); blank lines are passed over.
+    """Yield the rows of a file as (line or row number from 1, JSON object as bytes); blank lines are skipped.
 
     Raises:
-        FormatError: if the file is cut or damaged.
-        ConfigError: if it cannot be read.
+        FormatError: The file is truncated or damaged.
+        ConfigError: The file cannot be read.
     """
     url = storage.path_text(url)
     with storage.wrap_errors("read", url):
         try:
             yield from _parquet_rows(url) if url.endswith(PARQUET) else _jsonl_rows(url)
         except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise FormatError(url, "a Parquet file", _short(error), "the file is cut or damaged: fetch it again") from error
+            raise FormatError(url, "a Parquet file", _short(error), "the file is truncated or damaged: get it again") from error
 
 
 def parse_document(row: bytes) -> Document:
-    """The document of a row.
+    """Return the document of a row.
 
     Raises:
-        BadRow: if the row is not a JSON object in UTF-8 with an id and a text.
+        BadRow: The row is not a JSON object in UTF-8 with an id and a text.
     """
     fields = _parse_object(row)
     doc_id = _take_id(fields)
@@ -148,9 +151,13 @@ def parse_document(row: bytes) -> Document:
 
 
 def read_documents(url: storage.PathOrUrl, refused: RefusedRows | None = None) -> Iterator[Document]:
-    """Yield the documents of a corpus; of rows with one id the first counts, as in jobs.encode.
+    """Yield the documents of a corpus; the first row with an id counts, as in jobs.encode.
 
-    Refused rows are added to `refused` (None: counted here) and reported in the log at the end. About 60 bytes a document are held.
+    Memory is about 60 bytes per document.
+
+    Args:
+        url: File or folder of the corpus.
+        refused: Counts the refused rows; None: they are only reported in the log at the end.
     """
     url = storage.absolute(url)
     found = RefusedRows()
@@ -174,7 +181,7 @@ def read_documents(url: storage.PathOrUrl, refused: RefusedRows | None = None) -
 
 
 def repeat_reason(doc_id: str, kept: Kept = "first") -> str:
-    """Return why a row is refused whose id another row has too."""
+    """Return the reason why a row with a repeated id is refused."""
     return (
         f"the id {doc_id!r} is that of an earlier row"
         if kept == "first"
@@ -192,12 +199,12 @@ def _parquet_rows(url: str) -> Iterator[tuple[int, bytes]]:
         parquet = pq.ParquetFile(file)
         rows_per_batch = _rows_per_batch(url, parquet.metadata)
         if b"ray_lir.dim" in (parquet.schema_arrow.metadata or {}):
-            raise ConfigError(f"{url} holds token embeddings, not a corpus; give the folder above it to jobs.build_index or jobs.update")
+            raise ConfigError(f"{url} holds token embeddings, not a corpus; give its parent folder to jobs.build_index or jobs.update")
         for batch in parquet.iter_batches(batch_size=rows_per_batch):
             names = distinct_names(batch.schema.names)
             if names != batch.schema.names:
                 renamed = ", ".join(name for name, was in zip(names, batch.schema.names, strict=True) if name != was)
-                _notice("corpus: %s has several columns of one name; those after the first become %s", url, renamed)
+                _notice("corpus: %s has columns with equal names; all but the first are renamed to %s", url, renamed)
             columns = [_values(name, column) for name, column in zip(names, batch.columns, strict=True)]
             for values in zip(*columns, strict=True):
                 number += 1
@@ -210,11 +217,11 @@ def _parquet_rows(url: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _rows_per_batch(url: str, metadata: pq.FileMetaData) -> int:
-    """How many rows to read at a time. It is fewer where a row group becomes far larger than text that is compressed well, because rows may
-    share one value, which a batch then holds once a row.
+    """Return how many rows to read at once: fewer if a row group expands far more than compressed text does. Rows can share one stored
+    value, and a batch then holds a copy for each row.
 
     Raises:
-        FormatError: if a row group is larger still: a megabyte of a file can stand for ten gigabytes of text.
+        FormatError: A row group is too large even then: one megabyte of a file can expand to ten gigabytes of text.
     """
     rows = ROWS_PER_BATCH
     for number in range(metadata.num_row_groups):
@@ -232,13 +239,13 @@ def _rows_per_batch(url: str, metadata: pq.FileMetaData) -> int:
 
 
 def _values(name: str, column: pa.Array) -> list[Any]:
-    """Return a column as JSON values. Ids and texts that are not UTF-8 keep their bytes, for `parse_document` to refuse their rows."""
+    """Return a column as JSON values. Ids and texts that are not UTF-8 keep their bytes, so that `parse_document` refuses their rows."""
     return column_values(column, "surrogateescape" if name in (*ID_FIELDS, "title", "text") else "backslashreplace")
 
 
 @lru_cache(maxsize=1024)
 def _notice(message: str, *values: str) -> None:
-    """Log something about a file once in a process: a file is read more than once."""
+    """Log a warning about a file once in a process, although the file is read more than once."""
     logger.warning(message, *values)
 
 
@@ -258,7 +265,7 @@ def _parse_object(row: bytes) -> dict[str, Any]:
     try:
         json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
-        raise BadRow("holds half of a surrogate pair, which is no Unicode text") from None
+        raise BadRow("holds half of a surrogate pair, which is not valid Unicode") from None
     except ValueError:
         raise BadRow("holds a number that is out of range") from None
     return fields
@@ -273,7 +280,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _depth(value: Any) -> int:
-    """Return how many lists and objects lie within each other; no recursion, which has a limit."""
+    """Return how deeply lists and objects are nested. This does not recurse, because recursion has a limit."""
     level, depth = [value], 0
     while level := [each for each in level if isinstance(each, dict | list)]:
         level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
@@ -284,7 +291,7 @@ def _depth(value: Any) -> int:
 def _take_id(fields: dict[str, Any]) -> str:
     name = next((name for name in ID_FIELDS if fields.get(name) is not None), None)
     if name is None:
-        raise BadRow(f"no id: want a field {', '.join(ID_FIELDS[:-1])} or {ID_FIELDS[-1]}")
+        raise BadRow(f"no id: expected a field {', '.join(ID_FIELDS[:-1])} or {ID_FIELDS[-1]}")
     value = fields[name]
     try:
         doc_id = check_id(value)

@@ -1,4 +1,4 @@
-"""Rows of a corpus that are refused: counted and reported in the log with the first reasons, and kept as dead letters."""
+"""Refused rows of a corpus: counted, and reported in the log with the first reasons."""
 
 import logging
 from collections.abc import Sequence
@@ -8,19 +8,19 @@ from ray_lir.base.config import parse_json
 from ray_lir.storage.manifest import DeadLetter
 
 DEAD_LETTERS = "dead_letters"
-"""Folder of the files of refused rows, in a folder of embeddings and in an index."""
+"""Folder with the files of refused rows, in a folder of embeddings and in an index."""
 REASONS_SHOWN = 3
 
 logger = logging.getLogger(__name__)
 
 
 class RefusedRows:
-    """Rows that are refused.
+    """Counts of refused rows.
 
     Attributes:
-        num_rows: how many.
-        num_repeated: how many of them because another row has their id.
-        reasons: where and why, of the first few.
+        num_rows: Number of refused rows.
+        num_repeated: Number of rows among them that were refused because another row has the same id.
+        reasons: Position and reason of the first few rows.
     """
 
     def __init__(self) -> None:
@@ -29,27 +29,41 @@ class RefusedRows:
         self.reasons: list[str] = []
 
     def add(self, file: str, line: int, reason: object, repeated: bool = False) -> None:
+        """Count one refused row.
+
+        Args:
+            file: Name of the file.
+            line: Line (or row) number from 1.
+            reason: Why the row was refused.
+            repeated: Whether another row has the same id.
+        """
         self.num_rows += 1
         self.num_repeated += repeated
         if len(self.reasons) < REASONS_SHOWN:
             self.reasons.append(f"{file} line {line}: {reason}")
 
-    def merge(self, others: "RefusedRows") -> None:
-        """Count the rows of another corpus too."""
-        self.num_rows += others.num_rows
-        self.num_repeated += others.num_repeated
-        self.reasons = (self.reasons + others.reasons)[:REASONS_SHOWN]
+    def merge(self, other: "RefusedRows") -> None:
+        """Add the counts of another corpus."""
+        self.num_rows += other.num_rows
+        self.num_repeated += other.num_repeated
+        self.reasons = (self.reasons + other.reasons)[:REASONS_SHOWN]
 
 
 def log_refused(corpus: str, count: int, reasons: Sequence[str]) -> None:
-    """Report refused rows in one line, if there are any."""
+    """Log refused rows in one line; log nothing if there are none.
+
+    Args:
+        corpus: Name of the corpus, for the message.
+        count: Number of refused rows.
+        reasons: Position and reason of the first few rows.
+    """
     if count:
         rows = "1 row of %s was" if count == 1 else f"{count:,} rows of %s were"
         logger.warning(f"corpus: {rows} refused; the first: %s", corpus, "; ".join(reasons))
 
 
 def read_first_reasons(root: str, letters: Sequence[DeadLetter]) -> list[str]:
-    """Where and why the first rows were refused, from the dead letters below `root`."""
+    """Return position and reason of the first few refused rows, from the dead letters below `root`."""
     reasons: list[str] = []
     for letter in letters:
         for line in storage.read_bytes(storage.join(root, letter.name)).decode().split("\n")[:-1]:

@@ -1,7 +1,7 @@
-"""A corpus cut into chunks: fixed runs of rows of a file, the unit in which it is encoded, retried and resumed.
+"""A corpus divided into chunks: consecutive rows of a file, the unit that is encoded, retried and resumed.
 
-Where chunks begin depends on the files alone, not on who reads them. `scan` looks at every row once before any work:
-how many chunks and documents there are, which rows repeat an id, and a fingerprint of the content.
+Chunk boundaries depend only on the files, not on the process that reads them. `scan` reads every row once before any other work. It finds
+the number of chunks and documents, the rows with repeated ids, and a fingerprint of the content.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from ray_lir.base.parallel import Map
 from ray_lir.corpus.records import BadRow, Kept, document_text, parse_document, read_rows
 
 CHUNK_BYTES = 16 << 20
-"""A chunk ends early when its rows have this many bytes, so that its texts fit in memory however long the documents are."""
+"""A chunk ends early when its rows reach this many bytes, so that its texts fit into memory even if documents are long."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Chunk:
     """Consecutive rows of one file.
 
     Attributes:
-        number: position among all chunks of the corpus.
-        file: name of the file.
-        lines: line (or row) number of each row, from 1.
-        rows: each row, the bytes of a JSON object.
-        repeated: positions in `rows` that are refused because another row of the corpus has their id.
-        kept: which of the rows with one id is the document.
+        number: Position among all chunks of the corpus.
+        file: Name of the file.
+        lines: Line (or row) number of each row, from 1.
+        rows: The rows, each a JSON object as bytes.
+        repeated: Positions in `rows` that are refused because another row of the corpus has the same id.
+        kept: Which row with a repeated id becomes the document.
     """
 
     number: int
@@ -45,14 +45,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """A file of a corpus as the scan found it.
+    """A file of a corpus, as the scan found it.
 
     Attributes:
-        url: where it lies.
-        first_chunk: number of its first chunk.
-        digests: for each chunk, a sha256 (hex) of all rows up to its end.
-        repeated: ordinals of rows that are refused because another row of the corpus has their id, ascending.
-        kept: which of the rows with one id is the document.
+        url: Path or URL of the file.
+        first_chunk: Number of its first chunk.
+        digests: For each chunk, the sha256 (hex) of all rows up to the chunk's end.
+        repeated: Numbers of the rows that are refused because another row has the same id, ascending.
+        kept: Which row with a repeated id becomes the document.
     """
 
     url: str
@@ -63,23 +63,23 @@ class CorpusFile:
 
     @property
     def chunks(self) -> range:
-        """The numbers of its chunks."""
+        """The numbers of the file's chunks."""
         return range(self.first_chunk, self.first_chunk + len(self.digests))
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a scan knows of a corpus.
+    """The result of a scan.
 
     Attributes:
-        files: in reading order.
-        docs_per_chunk: rows of a chunk, at most.
-        num_rows: rows in all.
-        num_docs: rows that are documents, one for each id.
-        num_repeated: rows that are refused because another row has their id.
-        kept: which of the rows with one id is the document.
+        files: The files, in reading order.
+        docs_per_chunk: Maximum number of rows of a chunk.
+        num_rows: Number of rows.
+        num_docs: Number of rows that are documents, one for each id.
+        num_repeated: Number of rows that are refused because another row has the same id.
+        kept: Which row with a repeated id becomes the document.
         fingerprint: sha256 (hex) over file names and rows.
-        first_bad: where and why the first row is no document; empty if all are.
+        first_bad: Position of the first row that is not a document, and the reason; empty if every row is one.
     """
 
     files: tuple[CorpusFile, ...]
@@ -93,6 +93,7 @@ class Corpus:
 
     @property
     def num_chunks(self) -> int:
+        """Number of chunks of all files."""
         return sum(len(file.digests) for file in self.files)
 
 
@@ -106,13 +107,16 @@ class _FileScan:
 
 
 def scan(urls: list[str], docs_per_chunk: int, map: Map = map, kept: Kept = "first") -> Corpus:
-    """Reads all files once, one call of `map` each; 16 bytes a row are held (about 60 while repeated ids are sought).
+    """Read all files once. Memory is 16 bytes per row (about 60 while repeated ids are searched).
 
     Args:
-        kept: Which of the rows with one id is the document.
+        urls: Files of the corpus, in reading order.
+        docs_per_chunk: Maximum number of rows of a chunk.
+        map: Runs the scan of each file; a parallel map is possible.
+        kept: Which row with a repeated id becomes the document.
 
     Raises:
-        FormatError: if a file is cut or damaged.
+        FormatError: A file is truncated or damaged.
     """
     scans = list(map(partial(_scan_file, docs_per_chunk=docs_per_chunk), urls))
     ids = np.concatenate([np.zeros((0, 2), np.uint64), *(found.ids for found in scans)])
@@ -135,12 +139,17 @@ def scan(urls: list[str], docs_per_chunk: int, map: Map = map, kept: Kept = "fir
 
 
 def read_chunks(file: CorpusFile, docs_per_chunk: int, skip: Collection[int] = ()) -> Iterator[Chunk]:
-    """The chunks of a file, but for those whose number is in `skip`; one is held at a time.
+    """Yield the chunks of a file; one chunk is in memory at a time.
+
+    Args:
+        file: The file, as the scan found it.
+        docs_per_chunk: The value that the scan used.
+        skip: Numbers of chunks to leave out.
 
     Raises:
-        ConfigError: if the file is no longer what the scan saw.
+        ConfigError: The file has changed since the scan.
     """
-    changed = ConfigError(f"{file.url} was changed while the job was running; run it again when the corpus is at rest")
+    changed = ConfigError(f"{file.url} was changed while the job was running; run the job again when the corpus no longer changes")
     row, position = 0, -1
     for position, (lines, rows, digest_so_far) in enumerate(_cut(file.url, docs_per_chunk)):
         if position >= len(file.digests) or digest_so_far != file.digests[position]:
@@ -156,7 +165,7 @@ def read_chunks(file: CorpusFile, docs_per_chunk: int, skip: Collection[int] = (
 
 
 def sample_texts(corpus: Corpus, num_docs: int) -> list[str]:
-    """What is encoded of about `num_docs` documents, taken at even distances from the whole corpus."""
+    """Return the texts of about `num_docs` documents, taken at equal intervals from the whole corpus."""
     step = max(1, corpus.num_rows // num_docs)
     texts, ordinal = [], 0
     for file in corpus.files:
@@ -170,7 +179,7 @@ def sample_texts(corpus: Corpus, num_docs: int) -> list[str]:
 
 
 def _cut(url: str, docs_per_chunk: int) -> Iterator[tuple[list[int], list[bytes], str]]:
-    """The file's rows in runs: line numbers, rows, and the digest of everything up to there."""
+    """Yield the rows of each chunk: line numbers, rows, and the digest of all rows up to the chunk's end."""
     hasher = hashlib.sha256()
     lines: list[int] = []
     rows: list[bytes] = []
@@ -201,7 +210,8 @@ def _scan_file(url: str, docs_per_chunk: int) -> _FileScan:
 
 
 def _repeated(ids: np.ndarray, kept: Kept) -> np.ndarray:
-    """Ordinals, ascending, of the rows of [rows, 2] hashes that equal an earlier (or later) one; zero rows are not compared."""
+    """Return the numbers of rows with repeated ids, ascending. Of equal hashes [rows, 2], the first (or last) row is kept; zero hashes
+    are ignored."""
     order = np.lexsort((ids[:, 1], ids[:, 0]))
     earlier, later = order[:-1], order[1:]
     same = (ids[later] == ids[earlier]).all(axis=1) & ids[later].any(axis=1)

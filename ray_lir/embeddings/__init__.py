@@ -1,1 +1,1 @@
-"""Token embeddings: the type that the model layer and the index layer share, its contract and its files."""
+"""Token embeddings: the type that the model layer and the index layer share, the encoder contract, and their files."""

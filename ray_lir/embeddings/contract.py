@@ -14,76 +14,99 @@ TokenIds = tuple[Annotated[int, Field(ge=0, le=1 << 32)], ...]
 
 
 class EncoderContract(Config):
-    """The conventions of
-    docs/algorithms.md#11-token-sequence to 1.3 as data. Two encoders with one fingerprint give interchangeable vectors."""
+    """An encoder's conventions as data (docs/algorithms.md#11-token-sequence to 1.3). Encoders with equal fingerprints give
+    interchangeable vectors."""
 
     checkpoint: Name
-    """Where the weights came from: a name or folder, for people; not part of the fingerprint."""
+    """Where the weights came from: a name or folder. It is shown to users and not part of the fingerprint."""
     weights_digest: Name
     """sha256 over the names, shapes and bytes of all weights."""
     dim: Annotated[int, Field(ge=1, le=1 << 16)]
     """Dimensions of a token embedding."""
     scorer: Name = "maxsim"
     weighs: tuple[Literal["queries", "documents"], ...] = Field((), exclude_if=lambda sides: not sides)
-    """Texts that come with a weight for each token, which the scorer cannot do without."""
+    """Sides (queries, documents) for which the scorer needs a weight of each token."""
     query_marker: Name | None = None
-    """Token inserted at position 1 of every query ([Q]), if any."""
+    """Token inserted at position 1 of every query ([Q]); None: no marker."""
     document_marker: Name | None = None
+    """Token inserted at position 1 of every document ([D]); None: no marker."""
     query_prompt: Text = ""
-    """Text put before every query ("search_query: "), if any; after the marker."""
+    """Text put before every query ("search_query: "), after the marker; empty: no prompt."""
     document_prompt: Text = ""
+    """Text put before every document."""
     query_length: Length
-    """Longest query in tokens, with special tokens and marker."""
+    """Maximum length of a query in tokens, including special tokens and marker."""
     document_length: Length
+    """Maximum length of a document in tokens, including special tokens and marker."""
     lower_case: bool = False
-    """Lower-case the text before tokenising (XTR), whatever the tokeniser itself does."""
+    """Lower-case the text before tokenization (XTR), even if the tokenizer does not."""
     query_expansion: bool = False
-    """Pad queries with `expansion_token`, kept as query vectors."""
+    """Pad queries with `expansion_token`; the padding tokens keep their vectors."""
     expansion_length: Length | None = None
-    """Tokens that queries are padded to, at least; None: query_length."""
+    """Minimum number of tokens of an expanded query; None: `query_length`."""
     attend_to_expansion: bool = False
+    """Whether other tokens attend to expansion tokens."""
     expansion_token: Name | None = None
     skip_tokens: TokenIds = ()
-    """Vocabulary ids that are encoded in documents, then left out of the embeddings."""
+    """Vocabulary ids that are encoded in documents but left out of the embeddings (the skip list)."""
     query_skip_tokens: TokenIds = ()
-    """The same for queries."""
+    """The skip list of queries."""
     normalize: bool = True
-    """L2-normalise each token embedding (zero stays zero)."""
+    """Normalize each token vector to length 1; zero vectors stay zero."""
     pooling_factor: int = Field(1, ge=1, exclude_if=lambda factor: factor == 1)
-    """Tokens of a document over its vectors (embeddings/pooling.py); 1: a vector a token."""
+    """Tokens of a document divided by its vectors (embeddings/pooling.py); 1: one vector per token."""
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over everything but the checkpoint's name.
+        """Sixteen hex digits over all fields except `checkpoint`.
 
-        Fields at their defaults are left out, so that a convention added later does not disown older embeddings.
+        Fields at their defaults are left out, so a convention that is added later does not change the fingerprint of older embeddings.
         """
         return digest(self.model_dump(mode="json", exclude={"checkpoint"}, exclude_defaults=True))[:16]
 
 
 def check_weights(contract: EncoderContract, side: Literal["queries", "documents"], has_weights: bool) -> None:
-    """Raises IncompatibleError unless token embeddings have weights exactly if the contract says that these texts are weighed."""
+    """Check that token embeddings have weights exactly if the contract requires them.
+
+    Args:
+        contract: The contract of the encoder.
+        side: Which texts were encoded.
+        has_weights: Whether the token embeddings have weights.
+
+    Raises:
+        IncompatibleError: Weights are missing, or present although the scorer uses none.
+    """
     if has_weights == (side in contract.weighs):
         return
     if has_weights:
         raise IncompatibleError(
-            f"the {side} have token weights, and scorer {contract.scorer} of {contract.checkpoint} weighs none of theirs; "
+            f"the {side} have token weights, but scorer {contract.scorer} of {contract.checkpoint} uses no weights of {side}; "
             "leave them out, or encode with a checkpoint that does"
         )
     raise IncompatibleError(
-        f"the {side} have no token weights, which scorer {contract.scorer} needs; "
+        f"the {side} have no token weights, but scorer {contract.scorer} needs them; "
         f"encode them with {contract.checkpoint} and keep the weights"
     )
 
 
 def check_same_encoder(have: EncoderContract, want: EncoderContract, have_name: str, want_name: str) -> None:
-    """Raises IncompatibleError, naming the first field that differs, unless both give interchangeable vectors."""
+    """Check that two contracts give interchangeable vectors.
+
+    Args:
+        have: The contract of the embeddings or encoder to check.
+        want: The contract to match.
+        have_name: Name of what `have` belongs to, for the message.
+        want_name: Name of what `want` belongs to, for the message.
+
+    Raises:
+        IncompatibleError: The contracts differ; the message names the first field that differs.
+    """
     if have.fingerprint == want.fingerprint:
         return
     field = next(name for name in EncoderContract.model_fields if name != "checkpoint" and getattr(have, name) != getattr(want, name))
     raise IncompatibleError(
         f"{have_name} (checkpoint {have.checkpoint}) does not fit {want_name} (checkpoint {want.checkpoint}): "
-        f"{field} is {_short(getattr(have, field))} against {_short(getattr(want, field))}; use the encoder {want_name} was made with"
+        f"{field} is {_short(getattr(have, field))}, not {_short(getattr(want, field))}; use the encoder that made {want_name}"
     )
 
 

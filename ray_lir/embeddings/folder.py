@@ -1,4 +1,4 @@
-"""A folder of token embeddings: publishing its parts and manifest, and writing one from embeddings held in memory."""
+"""A folder of token embeddings: publish its parts and manifest, or write a whole folder from embeddings in memory."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,17 @@ FOLDER = "embeddings"
 
 
 def publish_part(root: str, number: int, block: Block, fingerprint: str, scratch: str | None = None) -> EmbeddingPart:
-    """Writes one part below `root`. Its name carries a digest of its content: a second attempt writes the same file.
+    """Write one part below `root`. Its name carries a digest of its content, so a second attempt writes the same file.
 
-    It is made in `scratch` (None: in `root`), where an attempt that was killed leaves what it had.
+    Args:
+        root: The folder of embeddings.
+        number: Position of the part.
+        block: Documents of the part with their token embeddings.
+        fingerprint: Fingerprint of the encoder contract.
+        scratch: Folder for the unfinished file, which remains there if the process is killed; None: `root`.
+
+    Returns:
+        The manifest entry of the part.
     """
     with storage.attempt_folder(scratch or root) as folder:
         attempt = folder / "part.parquet"
@@ -38,12 +46,12 @@ def publish_part(root: str, number: int, block: Block, fingerprint: str, scratch
 
 
 def write_relation(root: str, relation: Relation | None) -> FileEntry | None:
-    """Writes the relation encoder beside the parts, if there is one."""
+    """Write the relation encoder beside the parts; return its manifest entry, or None without a relation encoder."""
     return write_with_digest_name(root, f"{FOLDER}/relation", ".safetensors", relation.to_bytes()) if relation else None
 
 
 def external_contract(dim: int, has_weights: bool = False) -> EncoderContract:
-    """The contract of embeddings that came from elsewhere: only their dimensions are known, and whether documents have weights."""
+    """Return a contract for embeddings of an unknown encoder; it states only `dim` and whether documents have weights."""
     weighs: tuple[Literal["documents"], ...] = ("documents",) if has_weights else ()
     return EncoderContract(checkpoint="external", weights_digest="", dim=dim, weighs=weighs, query_length=1, document_length=1)
 
@@ -54,10 +62,16 @@ def documents_table(
     texts: Sequence[str] | None = None,
     metadata: Sequence[Mapping[str, Any] | None] | None = None,
 ) -> pa.Table:
-    """doc_id, title, text and metadata (JSON) of documents held in memory, empty where nothing is given.
+    """Return the documents as a table with the columns doc_id, title, text and metadata (JSON objects).
+
+    Args:
+        doc_ids: N document ids.
+        titles: N titles; None: empty titles.
+        texts: N texts; None: empty texts.
+        metadata: N dicts of JSON values, or None for a document without metadata; None: no metadata at all.
 
     Raises:
-        ConfigError: if there is not one value for each document, one is of a wrong type, or an id breaks the rule for ids or comes twice.
+        ConfigError: A list has another length or a wrong type, or an id is invalid or repeated.
     """
     doc_ids = new_ids("doc_ids", doc_ids)
     count = len(doc_ids)
@@ -82,19 +96,23 @@ def save_embeddings(
     titles: Sequence[str] | None = None,
     metadata: Sequence[Mapping[str, Any] | None] | None = None,
 ) -> EmbeddingsManifest:
-    """Writes token embeddings held in memory as a folder that build_index reads.
+    """Write token embeddings from memory as a folder that `build_index` reads.
 
     Args:
-        root: the folder; its manifest.json is written last.
-        contract: that of the encoder they came from, if it is known.
-        texts: one a document, returned with search results.
-        relation: that of the encoder, if its scorer is trial (Encoder.relation).
-        titles: one a document, returned with search results.
-        metadata: a dict of JSON values for each document, for filters and search results.
+        root: The folder; its manifest.json is written last.
+        embeddings: Token embeddings of N documents.
+        contract: The contract of the encoder; None: unknown encoder.
+        texts: N texts, returned with search results; None: empty texts.
+        relation: `Encoder.relation` of the encoder, if its scorer is trial; None otherwise.
+        titles: N titles, returned with search results; None: empty titles.
+        metadata: N dicts of JSON values, for filters and search results; None: no metadata.
+
+    Returns:
+        The manifest of the folder.
 
     Raises:
-        ConfigError: if there are no documents, or not one text, title or dict for each; nothing is written.
-        IncompatibleError: if the embeddings lack weights that the contract speaks of, or have others.
+        ConfigError: There are no documents, or a list has another length. Nothing is written.
+        IncompatibleError: The contract requires token weights that are missing, or the reverse.
     """
     embeddings = check_embeddings("embeddings", embeddings)
     table = documents_table(embeddings.doc_ids, titles, texts, metadata)
@@ -108,11 +126,26 @@ def write_embeddings(
     contract: EncoderContract | None = None,
     relation: Relation | None = None,
 ) -> EmbeddingsManifest:
-    """As `save_embeddings`, with the documents as `documents_table` returns them."""
+    """Write a folder of embeddings, with the documents as `documents_table` returns them.
+
+    Args:
+        root: The folder; its manifest.json is written last.
+        embeddings: Token embeddings of N documents.
+        documents: Table of N rows.
+        contract: The contract of the encoder; None: unknown encoder.
+        relation: The relation encoder, if the scorer is trial.
+
+    Returns:
+        The manifest of the folder.
+
+    Raises:
+        ConfigError: There are no documents.
+        IncompatibleError: The contract requires token weights that are missing, or the reverse.
+    """
     contract = contract or external_contract(embeddings.dim, embeddings.weights is not None)
     check_weights(contract, "documents", embeddings.weights is not None)
     if len(embeddings) == 0:
-        raise ConfigError("there are no documents to save")
+        raise ConfigError("there are no documents to save; give at least one")
     parts = []
     for number, start in enumerate(range(0, len(embeddings), DOCS_PER_PART)):
         chunk = embeddings.slice(start, min(start + DOCS_PER_PART, len(embeddings)))
@@ -133,7 +166,14 @@ def write_embeddings(
 def content_digest(
     embeddings: TokenEmbeddings, documents: pa.Table, contract: EncoderContract | None = None, relation: Relation | None = None
 ) -> str:
-    """Return 16 hex digits over everything that `write_embeddings` writes: other content has another digest."""
+    """Return 16 hex digits over everything that `write_embeddings` writes; the arguments are the same.
+
+    Args:
+        embeddings: Token embeddings of N documents.
+        documents: Table of N rows.
+        contract: The contract of the encoder; None: unknown encoder.
+        relation: The relation encoder, if the scorer is trial.
+    """
     described = [embeddings.offsets.tolist(), documents.to_pydict(), contract and contract.model_dump(mode="json")]
     sha256 = hashlib.sha256(canonical_json(described))
     for array in (embeddings.values, embeddings.token_ids, embeddings.weights):

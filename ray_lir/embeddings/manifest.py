@@ -18,7 +18,7 @@ class EmbeddingPart(FileEntry):
 
 
 class TruncationFields(Config):
-    """Fields of a manifest that say how much text was cut off at document_length; None: unknown. `TruncationCounts` describes them."""
+    """Manifest fields that count the text cut off at document_length; None: unknown. `TruncationCounts` describes them."""
 
     num_truncated_docs: Count | None = later_field(None)
     num_tokens_dropped: Count | None = later_field(None)
@@ -27,11 +27,12 @@ class TruncationFields(Config):
 
     @property
     def truncation(self) -> TruncationCounts:
+        """The fields as a `TruncationCounts`."""
         return TruncationCounts.from_fields(self)
 
 
 class EmbeddingsManifest(TruncationFields):
-    """A folder of token embeddings: the output of jobs.encode."""
+    """The manifest of a folder of token embeddings, the output of jobs.encode."""
 
     format_version: int = FORMAT_VERSION
     kind: Literal["embeddings"] = "embeddings"
@@ -42,13 +43,13 @@ class EmbeddingsManifest(TruncationFields):
     num_dead: Count = 0
     """Rows of the corpus that were refused."""
     num_repeated: Count = later_field(0)
-    """Of these, rows that were refused because another row has their id."""
+    """Rows among `num_dead` that were refused because another row has the same id."""
     parts: tuple[EmbeddingPart, ...]
     dead_letters: tuple[DeadLetter, ...] = ()
     config: dict[str, Any] = Field(default_factory=dict)
-    """What the job was asked for; running it again with another configuration is refused."""
+    """The configuration of the job. Running the job again with another configuration is refused."""
     relation: FileEntry | None = later_field(None)
-    """The relation encoder (embeddings/relation.py), with scorer trial."""
+    """The relation encoder (embeddings/relation.py), if the scorer is trial."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:

@@ -1,8 +1,8 @@
-"""Embedding shards: Parquet files with one row a document.
+"""Parts of embeddings: Parquet files with one row per document.
 
-Columns: doc_id string, num_tokens int32, embeddings binary (row-major float16, num_tokens x dim), token_ids binary
-(int32), weights binary (float32, only for scorers that have them), title, text, metadata (JSON object) strings.
-The schema's metadata holds dim and the encoder fingerprint. A row group is a block: what a reader holds at once.
+Columns: doc_id string, num_tokens int32, embeddings binary (row-major float16, num_tokens x dim), token_ids binary (int32), weights binary
+(float32, only for scorers with token weights), title, text, metadata (JSON object) strings. The schema's metadata holds dim and the encoder
+fingerprint. A row group is a block, the unit that a reader holds in memory.
 """
 
 import errno
@@ -23,7 +23,7 @@ DOCS_PER_BLOCK = 256
 TEXT_COLUMNS = ("title", "text", "metadata")
 MAX_DIM = 1 << 16
 MAX_GROUP_BYTES = 4 << 30
-"""Uncompressed bytes of a row group that is read; those that `write_part` writes have 2 GiB at most."""
+"""Largest row group that is read, in uncompressed bytes; `write_part` writes at most 2 GiB."""
 COLUMN_TYPES: dict[str, tuple[pa.DataType | None, ...]] = {
     "num_tokens": (pa.int32(),),
     "embeddings": (pa.binary(),),
@@ -31,16 +31,16 @@ COLUMN_TYPES: dict[str, tuple[pa.DataType | None, ...]] = {
     "weights": (pa.binary(), None),
     **{name: (pa.string(),) for name in ("doc_id", *TEXT_COLUMNS)},
 }
-"""The types that each column may have; None: it may be missing."""
+"""The types that each column may have; None: the column may be missing."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A slice of documents: their token embeddings and their texts.
+    """Consecutive documents with their token embeddings.
 
     Attributes:
-        embeddings: token embeddings of N documents.
-        texts: table of N rows with columns doc_id, title, text, metadata.
+        embeddings: Token embeddings of N documents.
+        texts: Table of N rows with the columns doc_id, title, text, metadata.
     """
 
     embeddings: TokenEmbeddings
@@ -48,13 +48,26 @@ class Block:
 
 
 def texts_table(doc_ids: Sequence[str], titles: Sequence[str], texts: Sequence[str], metadata: Sequence[str]) -> pa.Table:
-    """The documents as a table of strings; `metadata` are JSON objects ("{}" for none)."""
+    """Return the documents as a table of strings.
+
+    Args:
+        doc_ids: N document ids.
+        titles: N titles.
+        texts: N texts.
+        metadata: N JSON objects ("{}" for a document without metadata).
+    """
     columns = {"doc_id": doc_ids, "title": titles, "text": texts, "metadata": metadata}
     return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
 
 
 def write_part(path: Path, block: Block, fingerprint: str) -> None:
-    """Writes one Parquet file; equal content gives equal bytes."""
+    """Write one Parquet file; equal content gives equal bytes.
+
+    Args:
+        path: The file to write.
+        block: The documents and their token embeddings.
+        fingerprint: Fingerprint of the encoder contract.
+    """
     embeddings = block.embeddings
     columns: dict[str, pa.Array] = {
         "doc_id": pa.array(embeddings.doc_ids, pa.string()),
@@ -80,10 +93,10 @@ def write_part(path: Path, block: Block, fingerprint: str) -> None:
 
 
 def read_blocks(url: str) -> Iterator[Block]:
-    """Reads a part one block at a time.
+    """Read a part one block at a time.
 
     Raises:
-        FormatError: if the file is not an embedding shard, or was cut.
+        FormatError: The file is not a part of embeddings, or is truncated.
     """
     with _open_part(url) as part:
         dim = int((part.schema_arrow.metadata or {})[b"ray_lir.dim"])
@@ -94,19 +107,19 @@ def read_blocks(url: str) -> Iterator[Block]:
 
 
 def read_texts(url: str) -> pa.Table:
-    """doc_id, title, text and metadata of a part's documents, without reading the embeddings."""
+    """Return doc_id, title, text and metadata of a part's documents without reading the embeddings."""
     with _open_part(url) as part:
         return _checked(part.read(columns=["doc_id", *TEXT_COLUMNS]))
 
 
 def read_doc_ids(url: str) -> list[str]:
-    """The ids of a part's documents, without reading the embeddings."""
+    """Return the ids of a part's documents without reading the embeddings."""
     with _open_part(url) as part:
         return _checked(part.read(columns=["doc_id"])).column(0).to_pylist()
 
 
 def read_lengths(url: str) -> np.ndarray:
-    """[N] int64, tokens of each document of a part, without reading the embeddings."""
+    """Return the number of tokens of each document of a part, [N] int64, without reading the embeddings."""
     with _open_part(url) as part:
         lengths = _checked(part.read(columns=["num_tokens"])).column(0).to_numpy().astype(np.int64)
         _check_lengths(lengths)
@@ -115,26 +128,26 @@ def read_lengths(url: str) -> np.ndarray:
 
 @contextmanager
 def _open_part(url: str) -> Iterator[pq.ParquetFile]:
-    """An embedding shard with the columns that one has; what goes wrong in the body because it is damaged becomes a FormatError."""
+    """Open a part and check its columns. Errors in the body that damaged content causes become a FormatError."""
     try:
         with storage.open_input(url) as file:
             part = pq.ParquetFile(file)
             _check_part(part)
             yield part
     except (pa.ArrowException, OSError, KeyError, ValueError, ConfigError) as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):  # what Arrow says of damaged content has no number
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):  # Arrow's errors about damaged content have no errno
             raise
         found = " ".join(f"{error!r}".split())[:160]
-        raise FormatError(url, "a Parquet file of token embeddings", found, "restore it or encode the corpus anew") from error
+        raise FormatError(url, "a Parquet file of token embeddings", found, "restore it or encode the corpus again") from error
 
 
 def _check_part(part: pq.ParquetFile) -> None:
-    """Raises ValueError unless the columns are those that `write_part` writes, and a row group fits into memory when it is read."""
+    """Raise ValueError unless the columns are those of `write_part` and every row group fits into memory."""
     schema = part.schema_arrow
     for name, kinds in COLUMN_TYPES.items():
         found = schema.field(name).type if name in schema.names else None
         if schema.names.count(name) > 1 or found not in kinds:
-            raise ValueError(f"column {name} of type {found}, not {kinds[0]}")
+            raise ValueError(f"column {name} has type {found}, not {kinds[0]}")
     for number in range(part.num_row_groups):
         group = part.metadata.row_group(number)
         sizes = [group.column(column).total_uncompressed_size for column in range(group.num_columns)]
@@ -143,17 +156,17 @@ def _check_part(part: pq.ParquetFile) -> None:
 
 
 def _checked(table: pa.Table) -> pa.Table:
-    """Raises ValueError if a value is missing, or text is not UTF-8."""
+    """Return the table. Raise ValueError if a value is missing or a text is not UTF-8."""
     for name in table.column_names:
         if name in COLUMN_TYPES and table.column(name).null_count:
-            raise ValueError(f"column {name} lacks values")
+            raise ValueError(f"column {name} has missing values")
     table.validate(full=True)
     return table
 
 
 def _check_lengths(lengths: np.ndarray) -> None:
     if len(lengths) and lengths.min() < 0:
-        raise ValueError(f"a document of {lengths.min()} tokens")
+        raise ValueError(f"a document has {lengths.min()} tokens")
 
 
 def _to_block(table: pa.Table, dim: int) -> Block:
@@ -161,6 +174,7 @@ def _to_block(table: pa.Table, dim: int) -> Block:
     _check_lengths(table.column("num_tokens").to_numpy())
     offsets = np.concatenate([[0], np.cumsum(table.column("num_tokens").to_numpy(), dtype=np.int64)])
     values = _from_binary(table, "embeddings", np.float16)
+    assert values is not None  # _check_part requires the column
     embeddings = TokenEmbeddings(
         values.reshape(-1, dim),
         offsets,
@@ -172,7 +186,7 @@ def _to_block(table: pa.Table, dim: int) -> Block:
 
 
 def _to_binary(rows: np.ndarray, offsets: np.ndarray) -> pa.Array:
-    """One binary value a document, sharing the rows' memory."""
+    """Return one binary value per document, without copying the rows."""
     row_bytes = rows.itemsize * int(np.prod(rows.shape[1:]))
     ends = pa.py_buffer(np.ascontiguousarray(offsets * row_bytes, np.int64))
     large = pa.Array.from_buffers(pa.large_binary(), len(offsets) - 1, [None, ends, pa.py_buffer(np.ascontiguousarray(rows))])

@@ -1,4 +1,4 @@
-"""Token pooling: a document's vectors clustered, and each cluster kept as one vector (Clavié et al., 2024, arXiv 2409.14683)."""
+"""Token pooling: cluster a document's vectors and keep one vector per cluster (Clavié et al., 2024, arXiv 2409.14683)."""
 
 import numpy as np
 
@@ -7,26 +7,27 @@ from ray_lir.base.parallel import one_blas_thread
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 
 ROUNDING = 5e-3
-"""Vectors whose length differs from one by less are unit vectors that float16 or bfloat16 has rounded."""
+"""Vectors with a norm this close to 1 count as unit vectors that float16 or bfloat16 has rounded."""
 
 
 def pool_tokens(embeddings: TokenEmbeddings, factor: int, protected: int = 1) -> TokenEmbeddings:
-    """Documents with about a `factor`-th of their tokens: hierarchical clusters (Ward, over cosine distances), averaged.
+    """Return the documents with about 1/`factor` of their vectors: hierarchical clusters (Ward, cosine distance), each averaged.
 
     Args:
-        factor: tokens of a document over those that are kept; 1 keeps all.
-        protected: first tokens of each document that stay as they are ([CLS] holds the whole text).
+        embeddings: Token embeddings of N documents.
+        factor: Tokens of a document divided by the vectors that remain; 1 keeps all.
+        protected: Number of first tokens of each document that are not pooled. ([CLS] represents the whole text.)
 
     Returns:
-        Vectors in the order of each cluster's first token, as long as its tokens are on average. A document keeps its protected tokens and
-        the rest over `factor`, rounded up. A cluster's weight is the mean of its tokens' weights, since its vector wins a query token once
-        as any of them would have; vocabulary ids are dropped, for a cluster has no one.
+        Token embeddings without vocabulary ids, since a cluster has no single one. Clusters are in the order of their first tokens. A
+        document keeps its protected tokens, and the other tokens divided by `factor`, rounded up. A pooled vector has the mean norm of its
+        tokens. Its weight is the mean of their weights, because the pooled vector matches a query token once, as one of its tokens would.
 
     Raises:
-        ConfigError: if the factor is less than 1 or `protected` is negative.
+        ConfigError: The factor is less than 1, or `protected` is negative.
     """
     if factor < 1 or protected < 0:
-        raise ConfigError(f"tokens are pooled by a factor of at least 1 with 0 or more protected, not {factor} and {protected}")
+        raise ConfigError(f"pooling needs factor >= 1 and protected >= 0, not {factor} and {protected}; change the value")
     if factor == 1:
         return embeddings
     norms_T = np.linalg.norm(embeddings.values.astype(np.float32), axis=1)
@@ -50,7 +51,7 @@ def pool_tokens(embeddings: TokenEmbeddings, factor: int, protected: int = 1) ->
 
 
 def _clusters(tokens_TD: np.ndarray, factor: int, protected: int) -> np.ndarray:
-    """[T] int64: each token's cluster, numbered by first appearance."""
+    """Return each token's cluster, [T] int64, numbered by first appearance."""
     free = tokens_TD[protected:]
     kept = -(-len(free) // factor)
     if len(free) <= max(kept, 1):

@@ -1,6 +1,6 @@
-"""Relation: TRIAL's encoder of neighbouring tokens as arrays, so that searching needs no torch (docs/algorithms.md#51-score).
+"""Relation: TRIAL's relation encoder as NumPy arrays, so that search needs no torch (docs/algorithms.md#51-score).
 
-Rel(previous, current) = outer(Mish(norm(inner [previous ; current]))), of unit vectors of D dimensions.
+Rel(previous, current) = outer(Mish(norm(inner [previous ; current]))), for unit vectors of D dimensions.
 """
 
 from dataclasses import dataclass, fields
@@ -15,19 +15,20 @@ from ray_lir.base.errors import FormatError
 
 Alignment = Literal["combined", "cosine"]
 EPSILON = 1e-5
-"""Of the norm."""
+"""Epsilon of the layer norm."""
 
 
 @dataclass(frozen=True)
 class Relation:
-    """What search needs to know of a TRIAL checkpoint; the gate has been applied when a query comes to search.
+    """The weights of a relation encoder that search needs. The gate is not included: queries arrive at search with its weights applied.
 
     Attributes:
-        inner_weight: [D, 2 D] float32, of [previous ; current].
+        inner_weight: [D, 2 D] float32, for the concatenation [previous ; current].
         inner_bias, norm_weight, norm_bias, outer_bias: [D] float32.
         outer_weight: [D, D] float32.
-        weight: of a relation beside a cosine (lambda); 0 leaves relations out.
-        alignment: what the token that a relation starts from is the best of: the whole, or the cosine alone.
+        weight: Factor of a relation relative to a similarity (lambda); 0 disables relations.
+        alignment: How the document token that a relation starts from was chosen: by similarity plus relation ("combined"), or by similarity
+            alone ("cosine").
     """
 
     inner_weight: np.ndarray
@@ -44,22 +45,27 @@ class Relation:
         return len(self.outer_bias)
 
     def to_bytes(self) -> bytes:
-        """The content of a safetensors file, for `load_relation`."""
+        """Return the content of a safetensors file for `load_relation`."""
         arrays = {field.name: np.ascontiguousarray(getattr(self, field.name), np.float32) for field in fields(self)[:6]}
         return save(arrays | {"weight": np.array([self.weight]), "by_cosine": np.array([self.alignment == "cosine"])})
 
 
 def load_relation(url: str, dim: int) -> Relation:
-    """Reads a file of `Relation.to_bytes`, of `dim` dimensions.
+    """Read a file that `Relation.to_bytes` made.
+
+    Args:
+        url: Path or URL of the file.
+        dim: Expected number of dimensions.
 
     Raises:
-        FormatError: if it is something else.
+        FormatError: The file has other content, other shapes or values that are not finite.
     """
-    fix = "restore the file, or encode the corpus and build the index anew"
+    fix = "restore the file, or encode the corpus and build the index again"
     try:
         arrays = load(storage.read_bytes(url))
         alignment: Alignment = "cosine" if arrays["by_cosine"][0] else "combined"
-        relation = Relation(*(arrays[field.name] for field in fields(Relation)[:6]), float(arrays["weight"][0]), alignment)
+        weights = {field.name: arrays[field.name] for field in fields(Relation)[:6]}
+        relation = Relation(**weights, weight=float(arrays["weight"][0]), alignment=alignment)
     except (SafetensorError, KeyError, ValueError, TypeError, IndexError, FileNotFoundError) as error:
         raise FormatError(url, "the relation encoder of a TRIAL checkpoint", f"{error!r:.120}", fix) from None
     if relation.dim != dim:

@@ -1,6 +1,6 @@
-"""TokenEmbeddings: a ragged batch of token vectors, the one value that the two towers exchange.
+"""TokenEmbeddings: a ragged batch of token vectors, the one type that the model layer and the index layer share.
 
-T tokens in all, N documents (or queries), D dimensions.
+Shapes: T tokens in total, N documents (or queries), D dimensions.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,23 +13,24 @@ from ray_lir.base.arguments import id_list
 from ray_lir.base.errors import ConfigError
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
+"""Largest float16 value."""
 
 
 @dataclass(frozen=True)
 class TokenEmbeddings:
-    """Token vectors of N texts, one after another.
+    """Token vectors of N texts in one array.
 
     Attributes:
-        values: [T, D] float16, of any length (`norm`); a row of zeros is padding. Queries keep such rows, as masked tokens; an index leaves
-            them out of documents.
-        offsets: [N + 1] int64; text i owns rows offsets[i] to offsets[i + 1].
-        doc_ids: N strings; whole numbers become their decimal text.
-        token_ids: [T] int32 vocabulary ids, if known.
-        weights: [T] float32, what the scorer multiplies a token's similarities with, at least 0
-            (docs/algorithms.md#7-one-factored-form), if it weighs these texts.
+        values: [T, D] float16 vectors of any norm. A zero row is padding: queries keep it as a masked token, and an index drops it from
+            documents.
+        offsets: [N + 1] int64; text i has the rows offsets[i] to offsets[i + 1].
+        doc_ids: N strings; integers are converted to decimal text.
+        token_ids: [T] int32 vocabulary ids; None: unknown.
+        weights: [T] float32 factors, at least 0, for the similarities of each token (docs/algorithms.md#7-one-factored-form); None: the
+            scorer does not weight these texts.
 
     Raises:
-        ConfigError: if the shapes do not fit, or a value is NaN or infinite, or a weight negative.
+        ConfigError: The shapes do not match, a value is NaN or infinite, or a weight is negative.
     """
 
     values: np.ndarray
@@ -48,11 +49,9 @@ class TokenEmbeddings:
                 f"token embeddings must be [tokens, dim] float16, not {self.values.shape} {self.values.dtype}; use TokenEmbeddings.of"
             )
         if len(self.offsets) != len(self.doc_ids) + 1 or self.offsets[0] != 0 or self.offsets[-1] != len(self.values):
-            raise ConfigError(
-                f"offsets must run from 0 to {len(self.values)} in {len(self.doc_ids) + 1} steps, one more than there are doc_ids"
-            )
+            raise ConfigError(f"offsets must run from 0 to {len(self.values)} with {len(self.doc_ids) + 1} entries, one more than doc_ids")
         if np.any(np.diff(self.offsets) < 0):
-            raise ConfigError("offsets must not decrease")
+            raise ConfigError("offsets must not decrease; give the cumulative sum of the lengths")
         for name in ("token_ids", "weights"):
             array = getattr(self, name)
             if array is not None and array.shape != (len(self.values),):
@@ -63,19 +62,19 @@ class TokenEmbeddings:
                 f"the token embeddings of {self.owner_of(row)!r} hold NaN or infinite values; check the encoder's precision and input"
             )
         if self.weights is not None and not (np.isfinite(self.weights) & (self.weights >= 0)).all():
-            raise ConfigError("token weights must be at least 0 and finite; look at the scorer that made them")
+            raise ConfigError("token weights must be at least 0 and finite; check the scorer that made them")
 
     @classmethod
     def of(cls, matrices: Sequence[np.ndarray], doc_ids: Sequence[str] | None = None) -> "TokenEmbeddings":
-        """Token embeddings from one matrix for each text.
+        """Return token embeddings made from one matrix per text.
 
         Args:
-            matrices: N matrices [tokens, D] of any float type, with values in the range of float16 and D the same for all. A text without
-                tokens is a matrix [0, D].
-            doc_ids: N ids; None numbers the texts from 0.
+            matrices: N matrices [tokens, D] of any float type, with equal D and values in the range of float16. A text without tokens is a
+                matrix [0, D].
+            doc_ids: N ids; None: the ids are "0", "1", ...
 
         Raises:
-            ConfigError: a matrix has another shape or type, or holds a value that is not finite in float16; the message names the text.
+            ConfigError: A matrix has a wrong shape or type, or a value that is not finite in float16. The message names the text.
         """
         if isinstance(matrices, (str, bytes, Mapping)) or not isinstance(matrices, Iterable):
             raise ConfigError(f"TokenEmbeddings.of needs a list of [tokens, dim] matrices, not {type(matrices).__name__}")
@@ -98,7 +97,7 @@ class TokenEmbeddings:
         return cls(np.concatenate(rows), offsets, doc_ids)
 
     def owner_of(self, row: int) -> str:
-        """The id of the text that a row of `values` belongs to."""
+        """Return the id of the text that a row of `values` belongs to."""
         return self.doc_ids[int(np.searchsorted(self.offsets, row, side="right")) - 1]
 
     def __len__(self) -> int:
@@ -114,18 +113,18 @@ class TokenEmbeddings:
 
     @property
     def lengths(self) -> np.ndarray:
-        """[N] int64, tokens of each text."""
+        """[N] int64, the number of tokens of each text."""
         return np.diff(self.offsets)
 
     def __getitem__(self, number: int) -> np.ndarray:
-        """The [tokens, D] vectors of one text."""
+        """Return the [tokens, D] vectors of one text."""
         return self.values[self.offsets[number] : self.offsets[number + 1]]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[number] for number in range(len(self)))
 
     def slice(self, start: int, stop: int) -> "TokenEmbeddings":
-        """Texts `start` to `stop`; arrays are views."""
+        """Return the texts `start` to `stop` - 1; the arrays are views."""
         if (start, stop) == (0, len(self)):
             return self
         first, last = self.offsets[start], self.offsets[stop]
@@ -139,34 +138,38 @@ class TokenEmbeddings:
 
 
 def _half_precision(matrix: np.ndarray, doc_id: str) -> np.ndarray:
-    """[tokens, D] float16. Raises ConfigError, which names the text, unless it is a matrix of floats that float16 can hold."""
-    what = f"the token embeddings of {doc_id!r}"
+    """Return [tokens, D] float16. Raise ConfigError, which names the text, if float16 cannot hold the matrix."""
+    label = f"the token embeddings of {doc_id!r}"
     try:
         array = np.asarray(matrix)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, or tensors that NumPy cannot read
         raise ConfigError(
-            f"{what} are not a matrix of floats ({' '.join(str(error).split()):.120}); convert them to float32 on the CPU"
+            f"{label} are not a matrix of floats ({' '.join(str(error).split()):.120}); convert them to float32 on the CPU"
         ) from None
     if array.ndim != 2 or array.shape[1] == 0:
-        raise ConfigError(f"{what} must be a matrix [tokens, dim], not of shape {array.shape}")
+        raise ConfigError(f"{label} must be a matrix [tokens, dim], not of shape {array.shape}")
     if not np.issubdtype(array.dtype, np.floating):
-        raise ConfigError(f"{what} must be floats, not {array.dtype}; convert them to float32")
+        raise ConfigError(f"{label} must be floats, not {array.dtype}; convert them to float32")
     with np.errstate(over="ignore", under="ignore"):
         halves = array.astype(np.float16)
     if np.isinf(halves).any() and np.isfinite(array).all():
         raise ConfigError(
-            f"{what} hold values up to {np.abs(array).max():g}, and float16 ends at {LARGEST_HALF:g}; scale all embeddings down"
+            f"{label} hold values up to {np.abs(array).max():g}, but the largest float16 is {LARGEST_HALF:g}; scale all embeddings down"
         )
     if not np.isfinite(halves).all():
-        raise ConfigError(f"{what} hold NaN or infinite values; check the encoder's precision and input")
+        raise ConfigError(f"{label} hold NaN or infinite values; check the encoder's precision and input")
     return halves
 
 
 def check_embeddings(name: str, value: Any) -> TokenEmbeddings:
-    """The value, if it is token embeddings.
+    """Return the value if it is a TokenEmbeddings.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: The argument.
 
     Raises:
-        ConfigError: if it is something else, such as the text that is to be encoded first.
+        ConfigError: The value has another type, such as a text that is not encoded yet.
     """
     if isinstance(value, TokenEmbeddings):
         return value
@@ -175,7 +178,7 @@ def check_embeddings(name: str, value: Any) -> TokenEmbeddings:
 
 
 def concatenate(batches: Sequence[TokenEmbeddings]) -> TokenEmbeddings:
-    """One batch of several; optional columns are kept where every batch has them."""
+    """Return one batch made of several; optional columns are kept if every batch has them."""
 
     def column(name: str) -> np.ndarray | None:
         arrays = [getattr(batch, name) for batch in batches]

@@ -1,4 +1,4 @@
-"""How much of a text is left out because it is longer than the encoder reads, for one text and summed over many."""
+"""Counts of the text that is cut off because it exceeds the encoder's maximum length, for one text and summed over many."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from ray_lir.base.config import Config
 
 @dataclass(frozen=True)
 class Truncation:
-    """Tokens of one text before and after it is cut, special tokens and markers included.
+    """Tokens of one text before and after truncation, including special tokens and markers.
 
     Attributes:
-        kept: tokens that are encoded.
-        total: tokens of the whole text.
-        exact: False if the text is so long that only its beginning was tokenised; `total` is then a lower bound.
+        kept: Number of tokens that are encoded.
+        total: Number of tokens of the whole text.
+        exact: False if the text is so long that only its beginning was tokenized; `total` is then a lower bound.
     """
 
     kept: int
@@ -30,19 +30,20 @@ class Truncation:
 
 
 class TruncationCounts(Config):
-    """Sums over documents. None: unknown, as in folders that were written before truncation was counted."""
+    """Sums over documents. None: unknown, as in folders written before truncation was counted."""
 
     num_truncated_docs: int | None
-    """Documents that are longer than `document_length`."""
+    """Documents longer than `document_length`."""
     num_tokens_dropped: int | None
     """Tokens of those documents that are not encoded."""
     num_source_tokens: int | None
-    """Tokens of all documents before they were cut: special tokens, markers and tokens of the skip list included."""
+    """Tokens of all documents before truncation, including special tokens, markers and tokens of the skip list."""
     dropped_is_minimum: bool = False
-    """Whether the two numbers of tokens are lower bounds, because a very long text was not tokenised to its end."""
+    """Whether the two token counts are lower bounds, because a very long text was tokenized only in part."""
 
     @classmethod
     def of(cls, truncations: Iterable[Truncation]) -> "TruncationCounts":
+        """Return the counts over these texts."""
         docs = dropped = total = 0
         minimum = False
         for each in truncations:
@@ -54,12 +55,12 @@ class TruncationCounts(Config):
 
     @classmethod
     def from_fields(cls, holder: Any) -> "TruncationCounts":
-        """The counts that a manifest (or another object with the same fields) holds."""
+        """Return the counts that a manifest, or another object with the same fields, holds."""
         return cls(**{name: getattr(holder, name) for name in cls.model_fields})
 
     @classmethod
     def sum(cls, parts: Iterable["TruncationCounts"]) -> "TruncationCounts":
-        """The counts of all parts together; unknown if one of them is."""
+        """Return the counts of all parts together; unknown if the counts of one part are unknown."""
         parts = list(parts)
         if any(part.num_truncated_docs is None for part in parts):
             return UNKNOWN
@@ -71,23 +72,28 @@ class TruncationCounts(Config):
 
     @property
     def fields(self) -> dict[str, Any]:
-        """As a manifest holds them."""
+        """The counts as manifest fields."""
         return self.model_dump()
 
     @property
     def report(self) -> dict[str, Any]:
-        """As the result of a job holds them."""
+        """The counts as fields of a job's result."""
         return {**self.fields, "dropped_fraction": self.dropped_fraction}
 
     @property
     def dropped_fraction(self) -> float | None:
-        """Fraction of all tokens that is not encoded; None if unknown."""
+        """Fraction of all tokens that is not encoded; None: unknown."""
         if self.num_source_tokens is None or self.num_tokens_dropped is None:
             return None
         return round(self.num_tokens_dropped / max(1, self.num_source_tokens), 4)
 
     def describe(self, num_docs: int, document_length: int) -> str | None:
-        """One line for people; None if no document was cut, or it is unknown."""
+        """Return a one-line summary for users; None if no document was cut or the counts are unknown.
+
+        Args:
+            num_docs: Number of documents in total.
+            document_length: The limit in tokens, for the message.
+        """
         if not self.num_truncated_docs:
             return None
         bound = "at least " if self.dropped_is_minimum else ""

@@ -1,1 +1,1 @@
-"""Evaluation: test collections, runs, measures, latency and the exact oracle that engines are compared with."""
+"""Evaluation: runs, measures, latency, and exact search over uncompressed embeddings as the reference for engines."""

@@ -1,4 +1,4 @@
-"""How many judged documents a collection of documents holds: judgements of another collection make every measure 0."""
+"""Check that judgements and documents belong to the same collection; otherwise every measure would be 0."""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -11,13 +11,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Coverage:
-    """Counts that tell whether judgements and documents belong together.
+    """Counts of judged documents that a collection lacks, and of queries that therefore have the value 0 in every measure.
 
     Attributes:
-        judged_documents: Different documents that are judged.
-        judged_documents_missing: Judged documents that are not there.
-        queries_without_relevant: Queries without a document judged above 0; each of their measures is 0.
-        queries_with_relevant_missing: Queries whose documents judged above 0 are all missing; each of their measures is 0.
+        judged_documents: Number of distinct judged documents.
+        judged_documents_missing: Number of judged documents that the collection lacks.
+        queries_without_relevant: Number of queries without any document judged above 0.
+        queries_with_relevant_missing: Number of queries that lack every document judged above 0.
     """
 
     judged_documents: int
@@ -26,31 +26,32 @@ class Coverage:
     queries_with_relevant_missing: int
 
     def counts(self) -> dict[str, int]:
+        """Return the counts as a dict."""
         return asdict(self)
 
 
 def judged_documents(qrels: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Return the different documents of the judgements, in their order."""
+    """Return the distinct judged documents, in the order of the judgements."""
     return list(dict.fromkeys(doc_id for grades in qrels.values() for doc_id in grades))
 
 
 def check_coverage(qrels: Mapping[str, Mapping[str, int]], present: Collection[str], judgements: str, documents: str) -> Coverage:
-    """Count judged documents that are missing, and warn about them.
+    """Count judged documents that are missing, and log a warning if there are any.
 
     Args:
         qrels: Query id -> document id -> grade.
-        present: Ids of documents that are there; others than judged ones do not matter. A set, dict or similar.
+        present: Ids of the documents of the collection (a set, dict or similar); ids of unjudged documents may be left out.
         judgements: Where the judgements come from, for messages.
         documents: Where the documents come from, for messages.
 
     Raises:
-        ConfigError: None of the judged documents is there.
+        ConfigError: Every judged document is missing.
     """
     judged = judged_documents(qrels)
     missing = [doc_id for doc_id in judged if doc_id not in present]
     if len(missing) == len(judged):
         raise ConfigError(
-            f"none of the {len(judged)} documents that {judgements} judges is in {documents} ({judged[0]!r} is not, for one), so every "
+            f"none of the {len(judged)} documents that {judgements} judges is in {documents} (for example {judged[0]!r}), so every "
             "measure would be 0; give the judgements and the documents of one collection"
         )
     relevant = [[doc_id for doc_id, grade in grades.items() if grade > 0] for grades in qrels.values()]
@@ -62,7 +63,7 @@ def check_coverage(qrels: Mapping[str, Mapping[str, int]], present: Collection[s
     )
     if missing:
         logger.warning(
-            "judgements: %s lacks %d of the %d documents that %s judges, %r for one; %d of %d queries lack all their relevant documents",
+            "judgements: %s lacks %d of the %d documents that %s judges (for example %r); %d of %d queries have no relevant document left",
             documents,
             len(missing),
             len(judged),

@@ -1,4 +1,4 @@
-"""Latency: how long single calls take, as percentiles."""
+"""Latency of single calls, as percentiles."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ PERCENTILES = (50, 95, 99)
 
 
 def time_each(function: Callable[[Any], Any], items: Iterable[Any]) -> list[float]:
-    """The seconds of each call, one after another; the first item is called once more before, to warm up."""
+    """Return the seconds of each call, made one after another. The first item gets one extra call before, as warm-up."""
     seconds = []
     for number, item in enumerate(items):
         if number == 0:
@@ -22,6 +22,6 @@ def time_each(function: Callable[[Any], Any], items: Iterable[Any]) -> list[floa
 
 
 def percentiles_ms(seconds: list[float]) -> dict[str, float]:
-    """p50, p95 and p99 in milliseconds."""
+    """Return p50, p95 and p99 in milliseconds, from seconds."""
     values = np.percentile(np.asarray(seconds) * 1e3, PERCENTILES)
     return {f"p{p}": round(float(value), 3) for p, value in zip(PERCENTILES, values, strict=True)}

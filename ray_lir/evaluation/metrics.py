@@ -1,4 +1,4 @@
-"""Retrieval measures through ir-measures (docs/algorithms.md#81-measures): linear gains, and every judged query counts."""
+"""Retrieval measures, computed by ir-measures (docs/algorithms.md#81-measures). Gains are linear, and every judged query counts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,24 +15,35 @@ PerQuery = dict[str, dict[str, float]]
 
 
 def evaluate(run: Mapping[str, Ranking], qrels: Mapping[str, Mapping[str, int]], measures: Sequence[str] = MEASURES) -> PerQuery:
-    """The value of every measure for every judged query, in the order given (the run's scores are not looked at).
+    """Return the value of every measure for every judged query.
+
+    A ranking's order counts; its scores are ignored. A judged query without results, or without a relevant document, has the value 0.
+    Queries without judgements are left out.
+
+    Args:
+        run: Query id -> ranking, best first.
+        qrels: Query id -> document id -> grade.
+        measures: Names as ir-measures parses them.
+
+    Returns:
+        Measure -> query id -> value.
 
     Raises:
-        ConfigError: A grade is larger than the measures can count, or ir-measures is not installed.
+        ConfigError: A grade is larger than `LARGEST_GRADE`, a measure name is not a string, or ir-measures is not installed.
 
-    A judged query without results, or without a relevant document, has the value 0. Queries that nobody judged are left out.
+    Source: docs/algorithms.md#81-measures
     """
     measures = text_list("measures", measures)
     largest = max((abs(grade) for grades in qrels.values() for grade in grades.values()), default=0)
     if largest > LARGEST_GRADE:
-        raise ConfigError(f"grades run from -{LARGEST_GRADE} to {LARGEST_GRADE}, and one is {largest}; use smaller grades")
+        raise ConfigError(f"grades must lie between -{LARGEST_GRADE} and {LARGEST_GRADE}, and one is {largest}; use smaller grades")
     if not measures:
         return {}
     require("ir_measures", "measuring a run")
     import ir_measures
 
     parsed = {ir_measures.parse_measure(name): name for name in measures}
-    # evaluators sort by score and break ties by document id: ranks in place of scores cannot tie
+    # evaluators sort by score and break ties by document id; negative ranks used as scores have no ties
     ranks = {
         query_id: {doc_id: float(-rank) for rank, (doc_id, _) in enumerate(ranking)}
         for query_id, ranking in run.items()
@@ -46,7 +57,7 @@ def evaluate(run: Mapping[str, Ranking], qrels: Mapping[str, Mapping[str, int]],
 
 
 def means(values: PerQuery) -> dict[str, float]:
-    """Each measure's mean over the judged queries."""
+    """Return the mean of each measure over the judged queries."""
     return {name: sum(by_query.values()) / len(by_query) for name, by_query in values.items()}
 
 
@@ -83,12 +94,12 @@ def cutoff(name: str) -> int:
 
 
 def measures_up_to(depth: int) -> tuple[str, ...]:
-    """The measures that a run of `depth` documents a query can answer: R@100 of a top 10 would be R@10 under a false name."""
+    """Return the default measures that need at most `depth` documents a query: R@100 of a top 10 would really be R@10."""
     return tuple(name for name in MEASURES if int(name.partition("@")[2]) <= depth)
 
 
 def without_identical_ids(run: Mapping[str, Ranking]) -> dict[str, Ranking]:
-    """The run without hits whose id is the query's own: BEIR's convention for ArguAna and Quora."""
+    """Return the run without hits that have the id of their query: BEIR's convention for ArguAna and Quora."""
     return {query_id: [hit for hit in ranking if hit[0] != query_id] for query_id, ranking in run.items()}
 
 

@@ -1,6 +1,6 @@
-"""The oracle: exact MaxSim over uncompressed embeddings, no index at all; what engines are compared with.
+"""The oracle: exact MaxSim over uncompressed embeddings, without an index. The results of engines are compared with it.
 
-Shapes: B documents of a block with T tokens, Q queries with N tokens in all, D dimensions, K results.
+Shapes: B documents of a block with T tokens, Q queries with N tokens in total, D dimensions, K results.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,13 +15,13 @@ from ray_lir.evaluation.runs import Run
 from ray_lir.index.norms import without_zero_rows
 
 QUERY_TOKENS = 1024
-"""Query tokens whose similarities with one block are held at once."""
+"""Query tokens that are compared with one block at once, which bounds memory."""
 
 
 def maxsim(queries: TokenEmbeddings, documents: TokenEmbeddings) -> np.ndarray:
-    """[Q, B] float32: for every query token its best similarity in the document, summed (docs/algorithms.md#21-maxsim).
+    """Return the MaxSim scores, [Q, B] float32; -inf for a document without tokens, so that it is never returned.
 
-    -inf for a document without tokens: it is never an answer.
+    Source: docs/algorithms.md#21-maxsim
     """
     scores_QB = np.full((len(queries), len(documents)), -np.inf, np.float32)
     filled = np.flatnonzero(documents.lengths)
@@ -32,7 +32,7 @@ def maxsim(queries: TokenEmbeddings, documents: TokenEmbeddings) -> np.ndarray:
     for first, last in _query_groups(queries):
         group = queries.slice(first, last)
         sims_TN = tokens_TD @ group.values.astype(np.float32).T
-        # empty documents own no rows, so reduceat over the others' starts covers every row
+        # empty documents have no rows, so reduceat over the starts of the other documents covers every row
         best_BN = np.maximum.reduceat(sims_TN, starts, axis=0)
         sums_NB = np.zeros((group.num_tokens + 1, len(filled)), np.float64)
         np.cumsum(best_BN.T, axis=0, out=sums_NB[1:])
@@ -41,9 +41,17 @@ def maxsim(queries: TokenEmbeddings, documents: TokenEmbeddings) -> np.ndarray:
 
 
 def exact_run(blocks: Iterable[TokenEmbeddings], queries: TokenEmbeddings, k: int) -> Run:
-    """The k best documents of each query; equal scores in the order of the documents.
+    """Return the k best documents of each query; equal scores keep the order of the documents.
 
-    Memory is one block and the k best so far, whatever the number of documents.
+    Memory holds one block and the k best documents so far, independent of the number of documents.
+
+    Args:
+        blocks: Token embeddings of the documents, block by block.
+        queries: Token embeddings of Q queries.
+        k: Documents to return per query.
+
+    Returns:
+        Query id -> ranking; documents without tokens are left out.
     """
     best_scores = np.zeros((len(queries), 0), np.float32)
     best_documents = np.zeros((len(queries), 0), np.int64)
@@ -53,7 +61,7 @@ def exact_run(blocks: Iterable[TokenEmbeddings], queries: TokenEmbeddings, k: in
         doc_ids.extend(block.doc_ids)
         scores = np.concatenate([best_scores, maxsim(queries, block)], axis=1)
         documents = np.concatenate([best_documents, np.broadcast_to(numbers, (len(queries), len(block)))], axis=1)
-        # candidates stand in document order among equals, which a stable sort keeps
+        # candidates with equal scores are in document order, and a stable sort keeps that order
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         best_scores, best_documents = np.take_along_axis(scores, order, 1), np.take_along_axis(documents, order, 1)
     return {
@@ -63,20 +71,26 @@ def exact_run(blocks: Iterable[TokenEmbeddings], queries: TokenEmbeddings, k: in
 
 
 def read_embeddings(folder: str, manifest: EmbeddingsManifest) -> Iterator[TokenEmbeddings]:
-    """The token embeddings of a folder, block by block, in document order, without rows of zeros, as an index holds them."""
+    """Yield the token embeddings of a folder block by block, in document order. Zero rows are removed, as in an index."""
     for part in manifest.parts:
         for block in parquet.read_blocks(storage.join(folder, part.name)):
             yield without_zero_rows(block.embeddings)
 
 
 def overlap(run: Run, oracle: Run, k: int) -> float:
-    """Recall@k against the oracle: the share of its k best documents that the run has in its own k best, mean over queries."""
-    shares = []
+    """Return recall@k against the oracle: the fraction of its k best documents that are among the run's k best, averaged over queries.
+
+    Args:
+        run: The run to judge.
+        oracle: The run of exact search.
+        k: Documents to compare per query.
+    """
+    recalls = []
     for query_id, ranking in oracle.items():
-        wanted = {doc_id for doc_id, _ in ranking[:k]}
+        expected = {doc_id for doc_id, _ in ranking[:k]}
         found = {doc_id for doc_id, _ in run.get(query_id, ())[:k]}
-        shares.append(len(wanted & found) / len(wanted) if wanted else 1.0)
-    return sum(shares) / len(shares)
+        recalls.append(len(expected & found) / len(expected) if expected else 1.0)
+    return sum(recalls) / len(recalls)
 
 
 def _query_groups(queries: TokenEmbeddings) -> Iterator[tuple[int, int]]:

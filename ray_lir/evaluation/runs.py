@@ -1,4 +1,4 @@
-"""Runs: the ranked documents of each query, read and written as TREC run files (query Q0 document rank score tag)."""
+"""Runs: the ranked documents of each query. They are read and written as TREC run files (query Q0 document rank score tag)."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,17 +11,21 @@ from ray_lir.corpus.text_lines import ascii_columns, read_text_lines
 Ranking = Sequence[tuple[str, float]]
 """(document id, score), best first."""
 Run = dict[str, Ranking]
-"""query id -> its ranking."""
+"""Query id -> ranking."""
 
 
 def format_run(run: Run, tag: str) -> bytes:
     """Return the content of a run file.
 
-    trec_eval sorts by score alone (as float32, ties by document id), so a score that does not fall below the one before
-    it is written one float32 step lower: any evaluator then sees the order given.
+    trec_eval sorts by score alone, as float32, and breaks ties by document id. So a score that does not fall below the previous one is
+    written one float32 step lower; every evaluator then keeps the ranking's order.
+
+    Args:
+        run: Query id -> ranking.
+        tag: The last column of every line.
 
     Raises:
-        ConfigError: An id holds white space, which the format cannot carry.
+        ConfigError: An id is empty or contains white space, which the format cannot store.
     """
     lines = []
     for query_id, ranking in run.items():
@@ -34,18 +38,19 @@ def format_run(run: Run, tag: str) -> bytes:
 
 
 def check_ids(ids: Iterable[str], kind: str) -> None:
-    """Raise ConfigError if a run file cannot carry one of these ids.
+    """Raise ConfigError if a run file cannot store one of these ids.
 
     Args:
+        ids: Query or document ids.
         kind: "query" or "document", for the message.
     """
     for each in ids:
         if ascii_columns(each) != [each]:
-            raise ConfigError(f"a run file cannot carry the {kind} id {each!r}, which is empty or holds white space; leave out --run")
+            raise ConfigError(f"a run file cannot store the {kind} id {each!r}, which is empty or contains white space; leave out --run")
 
 
 def read_tag(url: str) -> str | None:
-    """Return the tag of a run file's first line; None if the file holds no run."""
+    """Return the tag of a run file's first line; None if that line is not a line of a run."""
     with storage.open_input(url) as file:
         columns = file.readline(10_000).decode(errors="replace").split()
     return columns[5] if len(columns) == 6 else None
@@ -54,18 +59,23 @@ def read_tag(url: str) -> str | None:
 def write_run(url: str, run: Run, tag: str) -> None:
     """Write a run file in one atomic step.
 
+    Args:
+        url: Path or URL of the file.
+        run: Query id -> ranking.
+        tag: The last column of every line.
+
     Raises:
-        ConfigError: An id holds white space; nothing is written.
+        ConfigError: An id is empty or contains white space. No file is written.
     """
     storage.write_bytes(url, format_run(run, tag))
 
 
 def read_run(url: str) -> Run:
-    """Reads a run file; documents are ordered by score, equal scores as in the file.
+    """Read a run file. Documents are sorted by score, descending; equal scores keep the order of the file.
 
     Raises:
-        ConfigError: if the file cannot be read.
-        FormatError: if a line does not have the six columns, or a document comes twice for one query.
+        ConfigError: The file cannot be read.
+        FormatError: A line does not have six columns, or a query has a document twice.
     """
     scored: dict[str, dict[str, float]] = {}
     for number, line in read_text_lines(url):
@@ -76,7 +86,7 @@ def read_run(url: str) -> Run:
             raise FormatError(f"{url} line {number}", "query Q0 document rank score tag", f"{line:.80}") from None
         documents = scored.setdefault(query_id, {})
         if doc_id in documents:
-            raise FormatError(f"{url} line {number}", "each document once for a query", f"{doc_id} a second time for query {query_id}")
+            raise FormatError(f"{url} line {number}", "each document once per query", f"{doc_id} twice for query {query_id}")
         documents[doc_id] = value
     return {query_id: sorted(documents.items(), key=lambda item: -item[1]) for query_id, documents in scored.items()}
 

@@ -1,6 +1,6 @@
-"""ColBERT-Att: MaxSim whose tokens weigh e^A, A being the attention that they receive in the last layer.
+"""ColBERT-Att: MaxSim with token weights e^A, where A is the attention that a token receives in the last layer.
 
-Source: docs/algorithms.md#6-colbert-att.
+Source: docs/algorithms.md#6-colbert-att
 """
 
 from typing import ClassVar, Literal
@@ -15,7 +15,7 @@ from ray_lir.scorers.scorer import Scorer
 
 
 class Attention(Scorer):
-    """ColBERT-Att's scorer. In training delta is 1 (docs/algorithms.md#61-score); afterwards it is min(1, tokens / delta_length)."""
+    """ColBERT-Att's scorer. In training, delta is 1 (docs/algorithms.md#61-score); otherwise delta is min(1, tokens / delta_length)."""
 
     name = "attention"
     Settings = AttentionConfig
@@ -28,27 +28,32 @@ class Attention(Scorer):
         return ("queries", "documents") if self.settings.sides == "both" else (self.settings.sides,)
 
     def query_weights(self, projected_BnD: Tensor, attention: ReceivedAttention | None) -> Tensor | None:
+        """Return e^A of the query tokens, [B, n]; None if only documents are weighted. `Scorer.query_weights` has the arguments."""
         return None if self.settings.sides == "documents" else self._received(attention).exp()
 
     def document_weights(self, projected_NmD: Tensor, attention: ReceivedAttention | None) -> Tensor | None:
+        """Return e^(delta A) of the document tokens, [N, m]; None if only queries are weighted."""
         if self.settings.sides == "queries":
             return None
         received = self._received(attention)
         if self.training or self.settings.delta_length is None:
             return received.exp()
+        assert attention is not None
         return (received * delta(attention.attended.sum(1), self.settings.delta_length).to(received.dtype)[:, None]).exp()
 
     def forward(self, queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
+        """Return weighted MaxSim scores, [B, N]."""
         return maxsim.scores(queries, documents)
 
-    def _received(self, attention: ReceivedAttention) -> Tensor:
+    def _received(self, attention: ReceivedAttention | None) -> Tensor:
+        assert attention is not None  # reads_attention is True
         received = attention.first_row() if self.settings.reading == "cls_row" else attention.column_mean()
         return received.detach() if self.settings.detach else received
 
 
 def delta(num_tokens_N: Tensor, delta_length: int) -> Tensor:
-    """[N] the exponent min(1, length / l) of documents; the length counts every attended token.
+    """Return the exponent min(1, length / delta_length) of each document, [N]; a document's length is its number of attended tokens.
 
-    Source: docs/algorithms.md#9-where-sources-disagree.
+    Source: docs/algorithms.md#9-where-sources-disagree
     """
     return (num_tokens_N.double() / delta_length).clamp(max=1.0)

@@ -1,6 +1,6 @@
-"""Batches of texts, as token ids and as token embeddings: padded tensors with their masks; and how texts are grouped by length.
+"""Batches of texts as padded tensors with masks, both as token ids and as token embeddings; texts are grouped by length.
 
-B texts, L tokens in the longest of them, D dimensions.
+Shapes: B texts, L tokens in the longest text, D dimensions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +15,12 @@ from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """What the network takes.
+    """Token ids of B texts: the input of the network.
 
     Attributes:
         input_ids: [B, L] int64.
-        attention_mask: [B, L] int64, 1 where the other tokens may look.
-        keep_mask: [B, L] bool, true where a token embedding is wanted (no padding, nothing of the skip list).
+        attention_mask: [B, L] int64; 1 for tokens that other tokens attend to.
+        keep_mask: [B, L] bool; true for tokens that get a token embedding (neither padding nor skip list).
     """
 
     input_ids: torch.Tensor
@@ -28,18 +28,18 @@ class TokenBatch:
     keep_mask: torch.Tensor
 
     def to(self, device: torch.device | str) -> "TokenBatch":
+        """Return the batch on another device."""
         return TokenBatch(self.input_ids.to(device), self.attention_mask.to(device), self.keep_mask.to(device))
 
 
 @dataclass(frozen=True)
 class EmbeddedTexts:
-    """Queries or documents as a scorer sees them.
+    """Queries or documents as a scorer takes them.
 
     Attributes:
-        vectors: [B, L, D] float, unit rows; zero outside the mask.
-        mask: [B, L] bool, true where there is a token.
-        weights: [B, L] float, a factor at least 0 for each token
-        (docs/algorithms.md#7-one-factored-form: u of a query, rho of a document); None: 1.
+        vectors: [B, L, D] float, normalized; zero outside the mask.
+        mask: [B, L] bool; true for tokens.
+        weights: [B, L] float factors, at least 0 (docs/algorithms.md#7-one-factored-form: u of a query, rho of a document); None: all 1.
     """
 
     vectors: torch.Tensor
@@ -48,25 +48,37 @@ class EmbeddedTexts:
 
 
 def padded(embeddings: TokenEmbeddings, device: torch.device | str, dtype: torch.dtype = torch.float32) -> EmbeddedTexts:
-    """Texts that were encoded before, as a scorer sees them; vectors and weights in the number format."""
+    """Return stored token embeddings as padded tensors.
+
+    Args:
+        embeddings: Token embeddings of B texts.
+        device: Device of the tensors.
+        dtype: Number format of vectors and weights.
+    """
     mask = np.arange(embeddings.lengths.max(initial=0)) < embeddings.lengths[:, None]
     vectors, weights = np.zeros((*mask.shape, embeddings.dim), np.float32), None
     vectors[mask] = embeddings.values
     if embeddings.weights is not None:
         weights = np.zeros(mask.shape, np.float32)
         weights[mask] = embeddings.weights
-    placed = [None if array is None else torch.from_numpy(array).to(device, dtype) for array in (vectors, weights)]
-    return EmbeddedTexts(placed[0], torch.from_numpy(mask).to(device), placed[1])
+    return EmbeddedTexts(
+        torch.from_numpy(vectors).to(device, dtype),
+        torch.from_numpy(mask).to(device),
+        None if weights is None else torch.from_numpy(weights).to(device, dtype),
+    )
 
 
 ROWS = 16
-"""A product of a multiple of this many rows computes each row alike, wherever it stands; it is also a tile of AMX."""
+"""Rows of a matrix product are computed alike, independent of their position, if their number is a multiple of this. It is also an AMX
+tile."""
 
 
 def apply_with_padded_rows(layer: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
-    """[..., out]: a layer over the last dimension of [..., in]. On a CPU rows are added up to a multiple of 4 ROWS, so that no row's
-    result depends on how many there are: also where the last values of a narrow layer, if they do not fill two vector registers (up to
-    64 bfloat16), would take another tanh or erf."""
+    """Return `layer` applied to the last dimension, [..., in] -> [..., out].
+
+    On a CPU, zero rows are added up to a multiple of 4 ROWS, so that no row's result depends on the number of rows. The factor 4 is for
+    narrow layers: if their last values do not fill two vector registers (up to 64 bfloat16), tanh and erf use different code for them.
+    """
     rows = values.flatten(0, -2)
     if values.device.type != "cpu" or len(rows) % (4 * ROWS) == 0:
         return layer(values)
@@ -75,7 +87,13 @@ def apply_with_padded_rows(layer: Callable[[torch.Tensor], torch.Tensor], values
 
 
 def pad(token_ids: Sequence[np.ndarray], attended: Sequence[int], keep: Sequence[np.ndarray]) -> TokenBatch:
-    """One batch of texts of any lengths; of text i the first `attended[i]` tokens are looked at, and `keep[i]` wanted."""
+    """Return texts of any lengths as one padded batch.
+
+    Args:
+        token_ids: Token ids of each text, int.
+        attended: For each text, how many of its first tokens other tokens attend to.
+        keep: For each text, [tokens] bool: the tokens that get a token embedding.
+    """
     shape = (len(token_ids), max(map(len, token_ids), default=0))
     ids, attention, kept = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
     for row, tokens in enumerate(token_ids):
@@ -86,7 +104,15 @@ def pad(token_ids: Sequence[np.ndarray], attended: Sequence[int], keep: Sequence
 
 
 def group_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
-    """Groups texts, longest first, so that each group pads to `batch_tokens` tokens at most (a longer text goes alone)."""
+    """Yield groups of texts, longest first, each of at most `batch_tokens` tokens after padding. A longer text forms a group alone.
+
+    Args:
+        lengths: Number of tokens of each text.
+        batch_tokens: Limit of a group, in padded tokens.
+
+    Returns:
+        Arrays of text numbers.
+    """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     start = 0
     while start < len(order):

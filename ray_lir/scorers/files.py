@@ -1,7 +1,7 @@
-"""A scorer beside the checkpoint it was trained with: scorer/config.json, and scorer/model.safetensors if it has heads.
+"""A scorer's folder inside a checkpoint: scorer/config.json, and scorer/model.safetensors if the scorer has weights.
 
-config.json holds the scorer's name and settings, model.safetensors its weights in float32 by their names in the module, as
-`relation.inner.weight`. A checkpoint without that folder is for maxsim.
+config.json holds the scorer's name and settings. model.safetensors holds its weights in float32 under their names in the module, such as
+`relation.inner.weight`. A checkpoint without this folder is for maxsim.
 """
 
 import json
@@ -21,7 +21,7 @@ FOLDER, CONFIG, WEIGHTS = "scorer", "config.json", "model.safetensors"
 
 
 def save_scorer(checkpoint: Path, scorer: Scorer) -> None:
-    """Writes the folder, unless the scorer is maxsim."""
+    """Write the scorer's folder into a checkpoint; maxsim has none."""
     if scorer.name == "maxsim":
         return
     folder = checkpoint / FOLDER
@@ -34,10 +34,14 @@ def save_scorer(checkpoint: Path, scorer: Scorer) -> None:
 
 
 def load_scorer(checkpoint: Path, dim: int) -> Scorer:
-    """The scorer of a checkpoint whose token embeddings have `dim` dimensions.
+    """Return the scorer of a checkpoint.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        dim: Dimensions of its token embeddings.
 
     Raises:
-        ConfigError: if the folder is damaged, or a newer ray_lir's.
+        ConfigError: The scorer's folder is damaged, or a newer version of ray_lir wrote it.
     """
     folder = checkpoint / FOLDER
     if not folder.is_dir():

@@ -1,7 +1,9 @@
-"""What the scorers share: which document token each query token wins, found without gradients and in document_chunks of documents.
+"""Functions that scorers share: the best document token of each query token, and sums over query tokens.
 
-A score's gradient flows through the winning tokens alone, so the [B, n, N, m] similarities are never kept: the best_tokens are
-found first, and what is differentiated is computed for them, [B, N, n]. B queries of n tokens, N documents of m tokens.
+A score's gradient flows only through the best tokens, so the [B, n, N, m] similarities are never stored. The best tokens are found first,
+without gradients and in chunks of documents. The differentiable part is then computed for the best tokens only, [B, N, n].
+
+Shapes: B queries of n tokens, N documents of m tokens.
 """
 
 from collections.abc import Iterator
@@ -13,11 +15,16 @@ from torch.nn import functional
 from ray_lir.scorers.batches import EmbeddedTexts
 
 CHUNK_VALUES = {"cpu": 2**20, "cuda": 2**26}
-"""Values that a chunk of documents may take, whatever the scorer holds for it: what stays in a CPU's caches, what fills a GPU."""
+"""Values that a scorer computes at once for a chunk of documents, by device type. They fit into a CPU's caches, or use a GPU fully."""
 
 
 def document_chunks(documents: EmbeddedTexts, values_per_token: int) -> Iterator[slice]:
-    """Slices of the documents so that each takes CHUNK_VALUES at most, at `values_per_token` for each token (or one document)."""
+    """Yield slices of the documents so that a chunk has at most CHUNK_VALUES values.
+
+    Args:
+        documents: N documents.
+        values_per_token: Values that the scorer computes for each document token.
+    """
     num_documents, length = documents.mask.shape
     most = CHUNK_VALUES.get(documents.mask.device.type, CHUNK_VALUES["cpu"])
     size = max(1, most // max(1, values_per_token * length))
@@ -25,32 +32,50 @@ def document_chunks(documents: EmbeddedTexts, values_per_token: int) -> Iterator
 
 
 def similarities(queries: EmbeddedTexts, documents: EmbeddedTexts, chunk: slice) -> Tensor:
-    """[B, chunk, n, m] cosines; -inf for masked document tokens."""
+    """Return the similarities with the documents of a chunk, [B, chunk, n, m]; -inf for masked document tokens.
+
+    Args:
+        queries: B queries.
+        documents: N documents.
+        chunk: Slice of the documents.
+    """
     values = torch.einsum("bid,njd->bnij", queries.vectors, documents.vectors[chunk])
     return values.masked_fill(~documents.mask[chunk][None, :, None, :], -torch.inf)
 
 
 @torch.no_grad()
 def best_tokens(queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
-    """[B, N, n] int64, the token of each document that is most similar to each query token; ties go to the first."""
+    """Return the token of each document that is most similar to each query token, [B, N, n] int64. Ties go to the first token."""
     found = [similarities(queries, documents, chunk).argmax(-1) for chunk in document_chunks(documents, queries.mask.numel())]
     return torch.cat(found, dim=1)
 
 
 def gather_tokens(values_Nmd: Tensor, tokens_BNn: Tensor) -> Tensor:
-    """[B, N, n, d] rows of document tokens; differentiable."""
+    """Return the rows of the given document tokens, [B, N, n, d]; differentiable."""
     num_documents, length, dim = values_Nmd.shape
     first = torch.arange(num_documents, device=tokens_BNn.device)[None, :, None] * length
     return functional.embedding(tokens_BNn + first, values_Nmd.reshape(num_documents * length, dim))
 
 
 def cosines(queries: EmbeddedTexts, documents: EmbeddedTexts, tokens_BNn: Tensor) -> Tensor:
-    """[B, N, n] similarity of each query token with one token of each document; differentiable."""
+    """Return the similarity of each query token with one token of each document, [B, N, n]; differentiable.
+
+    Args:
+        queries: B queries.
+        documents: N documents.
+        tokens_BNn: [B, N, n] int64 positions of document tokens.
+    """
     return torch.einsum("bid,bnid->bni", queries.vectors, gather_tokens(documents.vectors, tokens_BNn))
 
 
 def sum_over_query_tokens(terms_BNn: Tensor, queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
-    """[B, N] sums of the terms times the query tokens' weights; masked ones add nothing, a document without tokens scores -inf."""
+    """Return the sums of the terms times the query token weights, [B, N]. Masked query tokens add 0; a document without tokens gets -inf.
+
+    Args:
+        terms_BNn: [B, N, n] term of each query token.
+        queries: B queries.
+        documents: N documents.
+    """
     if queries.weights is not None:
         terms_BNn = terms_BNn * queries.weights[:, None, :]
     sums = terms_BNn.masked_fill(~queries.mask[:, None, :], 0.0).sum(-1)

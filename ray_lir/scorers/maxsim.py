@@ -1,6 +1,6 @@
-"""MaxSim: every query token finds its best document token, and the best similarities are added up (docs/algorithms.md#21-maxsim).
+"""MaxSim: the sum, over query tokens, of the highest similarity with any document token (docs/algorithms.md#21-maxsim).
 
-B queries, N documents.
+Shapes: B queries, N documents.
 """
 
 from torch import Tensor
@@ -16,14 +16,17 @@ class MaxSim(Scorer):
     name = "maxsim"
 
     def forward(self, queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
+        """Return MaxSim scores, [B, N]."""
         return scores(queries, documents)
 
 
 def scores(queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
-    """All-pairs scores [B, N]; differentiable. The weighted form of docs/algorithms.md#7-one-factored-form where the texts have weights.
+    """Return the scores of all pairs, [B, N]; differentiable. With token weights, this is docs/algorithms.md#7-one-factored-form.
 
-    Weights do not choose the best token, they only multiply its similarity. A masked document token never wins, a masked
-    query token adds nothing, and a document without tokens scores -inf.
+    Weights multiply the similarity of the best token but do not choose it. A masked document token is never the best, a masked query token
+    adds 0, and a document without tokens gets -inf.
+
+    Source: docs/algorithms.md#21-maxsim
     """
     best = best_tokens(queries, documents)
     terms = cosines(queries, documents, best)

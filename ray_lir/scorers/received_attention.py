@@ -1,6 +1,6 @@
-"""The attention that a transformer's last layer pays, without making any layer return its probabilities (docs/algorithms.md#63-cost).
+"""The attention that tokens receive in a transformer's last layer, computed without making a layer return it (docs/algorithms.md#63-cost).
 
-B texts, H heads, L tokens, d dimensions a head.
+Shapes: B texts, H heads, L tokens, d dimensions per head.
 """
 
 import math
@@ -16,19 +16,19 @@ from torch.overrides import TorchFunctionMode
 from ray_lir.base.errors import ConfigError
 
 ROWS_AT_ONCE = 128
-"""Rows of probabilities that are in memory together."""
+"""Rows of attention probabilities that are in memory at once."""
 
 
 @dataclass(frozen=True)
 class LastAttention:
-    """What the last layer's softmax is computed from.
+    """The input of the last layer's softmax, for padded texts.
 
     Attributes:
-        query: [B, H, L, d], with whatever positions a model turns into them.
+        query: [B, H, L, d], with the model's position encoding applied.
         key: [B, H, L, d].
-        bias: broadcastable to [B, H, L, L]: bool, false where nothing may be seen, or added to the logits; None: neither.
-        scale: factor of the dot products.
-        attended: [B, L] bool, the tokens that others may look at.
+        bias: Broadcastable to [B, H, L, L]: bool (false: masked), or float added to the logits; None: no bias.
+        scale: Factor of the dot products.
+        attended: [B, L] bool; true for tokens that other tokens attend to.
     """
 
     query: Tensor
@@ -38,7 +38,7 @@ class LastAttention:
     attended: Tensor
 
     def column_mean(self) -> Tensor:
-        """[B, L] what each token receives from the attended tokens, on average over them and over the heads; sums to 1."""
+        """Return what each token receives from the attended tokens, averaged over them and over the heads, [B, L]; rows sum to 1."""
         received = torch.zeros_like(self.attended, dtype=self._dtype)
         for start in range(0, self.query.shape[2], ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
@@ -46,35 +46,35 @@ class LastAttention:
         return received / (self.query.shape[1] * self.attended.sum(1, keepdim=True))
 
     def first_row(self) -> Tensor:
-        """[B, L] what each token receives from the first one, on average over the heads; sums to 1."""
+        """Return what each token receives from the first token, averaged over the heads, [B, L]; rows sum to 1."""
         return self._probabilities(slice(0, 1)).mean(1)[:, 0]
 
     @property
     def _dtype(self) -> torch.dtype:
-        """At least float32, whatever the model multiplies in."""
+        """At least float32, even if the model computes in a smaller format."""
         return torch.promote_types(self.query.dtype, torch.float32)
 
     def _probabilities(self, rows: slice) -> Tensor:
-        """[B, H, rows, L], 0 for tokens that nobody may look at."""
+        """Return the attention probabilities, [B, H, rows, L]; 0 for masked tokens."""
         logits = (self.query[:, :, rows] @ self.key.transpose(-1, -2)).to(self._dtype) * self.scale
-        unseen = ~self.attended[:, None, None, :]
+        masked = ~self.attended[:, None, None, :]
         if self.bias is not None:
             bias = self.bias[..., rows, :] if self.bias.shape[-2] > 1 else self.bias
             if bias.dtype == torch.bool:
-                unseen = unseen | ~bias
+                masked = masked | ~bias
             else:
                 logits = logits + bias
-        return logits.masked_fill(unseen, torch.finfo(logits.dtype).min).softmax(-1).masked_fill(~self.attended[:, None, None, :], 0.0)
+        return logits.masked_fill(masked, torch.finfo(logits.dtype).min).softmax(-1).masked_fill(~self.attended[:, None, None, :], 0.0)
 
 
 @dataclass(frozen=True)
 class RunAttention:
-    """The same of texts that are equally long, and of their attended tokens alone, in the number format of the model: nothing is masked.
+    """The same for texts of equal length, with only their attended tokens, in the model's number format. No token is masked.
 
     Attributes:
         query: [B, H, L, d].
         key: [B, H, L, d].
-        scale: factor of the dot products.
+        scale: Factor of the dot products.
     """
 
     query: Tensor
@@ -82,17 +82,18 @@ class RunAttention:
     scale: float
 
     def column_mean(self) -> Tensor:
-        """[B, L] float32 or wider, as of LastAttention."""
+        """Return what `LastAttention.column_mean` returns, [B, L] in float32 or wider."""
         starts = range(0, self.query.shape[2], ROWS_AT_ONCE)
-        received = sum(self._summed(slice(start, start + ROWS_AT_ONCE)) for start in starts)
+        received = sum((self._summed(slice(start, start + ROWS_AT_ONCE)) for start in starts), self.query.new_zeros(()))
         return received / (self.query.shape[1] * self.query.shape[2])
 
     def first_row(self) -> Tensor:
-        """[B, L] float32 or wider, as of LastAttention."""
+        """Return what `LastAttention.first_row` returns, [B, L] in float32 or wider."""
         return self._summed(slice(0, 1)) / self.query.shape[1]
 
     def _summed(self, rows: slice) -> Tensor:
-        """[B, L] probabilities added up over heads and rows, text by text: the order of a sum over several texts depends on how many."""
+        """Return the probabilities summed over heads and rows, [B, L]. Each text is summed alone, because the summation order of a batch
+        depends on its size."""
         wide = torch.promote_types(self.query.dtype, torch.float32)
         texts = zip(self.query[:, :, rows], self.key, strict=True)
         return torch.stack([((query * self.scale) @ key.transpose(-1, -2)).softmax(-1).sum((0, 1), dtype=wide) for query, key in texts])
@@ -100,38 +101,40 @@ class RunAttention:
 
 @dataclass(frozen=True)
 class UnpaddedAttention:
-    """The same of texts that were encoded without padding, as a scorer reads it.
+    """The same for texts that were encoded without padding.
 
     Attributes:
-        runs: of some texts each, in their order.
-        attended: [B, L] bool, of all texts.
+        runs: The texts, in order, as runs of texts of equal length.
+        attended: [B, L] bool, for all texts.
     """
 
     runs: Sequence[RunAttention]
     attended: Tensor
 
     def column_mean(self) -> Tensor:
+        """Return what `LastAttention.column_mean` returns."""
         return self._padded([run.column_mean() for run in self.runs])
 
     def first_row(self) -> Tensor:
+        """Return what `LastAttention.first_row` returns."""
         return self._padded([run.first_row() for run in self.runs])
 
     def _padded(self, received: list[Tensor]) -> Tensor:
-        """[B, L] from [texts, tokens] of each run."""
+        """Return [B, L] from the [texts, tokens] of each run."""
         padded = received[0].new_zeros(self.attended.shape)
         padded[self.attended] = torch.cat([each.flatten() for each in received])
         return padded
 
 
 ReceivedAttention = LastAttention | UnpaddedAttention
-"""What a scorer reads."""
+"""The last layer's attention as scorers read it."""
 
 
 class AttentionRecorder(TorchFunctionMode):
-    """While it is entered, remembers what the latest scaled_dot_product_attention was called with.
+    """Context manager that records the arguments of the latest call of scaled_dot_product_attention.
 
-    No layer is changed, so every one keeps its fused kernel, and it works for any architecture that attends this way: rotated
-    queries and keys (ModernBERT) and relative positions (T5) arrive as they are used.
+    No layer is changed, so every layer keeps its fused kernel. It works for any architecture that uses this function: rotated queries and
+    keys (ModernBERT) and relative positions (T5) are recorded as they are used.
     """
 
     def __init__(self) -> None:
@@ -146,15 +149,19 @@ class AttentionRecorder(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def last(self, attended: Tensor) -> LastAttention:
-        """The last layer's attention, if the model is one that looks both ways with as many key heads as query heads.
+        """Return the last layer's attention.
+
+        Args:
+            attended: [B, L], nonzero for tokens that other tokens attend to.
 
         Raises:
-            ConfigError: if it is not.
+            ConfigError: The model does not use scaled_dot_product_attention, attends only to earlier tokens, or has fewer key heads than
+                query heads.
         """
         query, key = self._arguments.get("query"), self._arguments.get("key")
-        if query is None or self._arguments.get("is_causal") or query.shape != key.shape:
+        if query is None or key is None or self._arguments.get("is_causal") or query.shape != key.shape:
             raise ConfigError(
-                "scorer attention needs a model like BERT, which looks both ways with scaled_dot_product_attention; give another checkpoint"
+                "scorer attention needs a bidirectional model with scaled_dot_product_attention, such as BERT; give another checkpoint"
             )
         scale = self._arguments.get("scale")
         return LastAttention(

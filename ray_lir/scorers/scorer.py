@@ -1,6 +1,6 @@
-"""What every scorer is: token weights while encoding, and scores of queries with documents.
+"""Scorer, the base class: token weights at encoding time, and scores of queries with documents.
 
-B queries of n tokens, N documents of m tokens, D dimensions.
+Shapes: B queries of n tokens, N documents of m tokens, D dimensions.
 """
 
 from typing import ClassVar, Literal
@@ -13,16 +13,16 @@ from ray_lir.scorers.received_attention import ReceivedAttention
 
 
 class Scorer(nn.Module):
-    """A late-interaction function; owns the weights that it adds to an encoder, its heads.
+    """A late-interaction function. Its own weights, if any, are small networks (heads) added to the encoder.
 
     Attributes:
-        settings: of the type `Settings`; saved with a checkpoint.
+        settings: Settings of type `Settings`; they are saved with a checkpoint.
     """
 
     name: ClassVar[str]
     Settings: ClassVar[type[Config]] = Config
     reads_attention: ClassVar[bool] = False
-    """Whether token weights are made from the attention of the last layer."""
+    """Whether token weights depend on the attention of the last layer."""
 
     def __init__(self, dim: int, settings: Config):
         super().__init__()
@@ -30,26 +30,31 @@ class Scorer(nn.Module):
 
     @property
     def weighs(self) -> tuple[Literal["queries", "documents"], ...]:
-        """Texts whose tokens it weighs."""
+        """Sides (queries, documents) that get token weights."""
         return ()
 
     def query_weights(self, projected_BnD: Tensor, attention: ReceivedAttention | None) -> Tensor | None:
-        """[B, n] factors of the query tokens (u of docs/algorithms.md#7-one-factored-form); None: 1.
+        """Return the weights of the query tokens, [B, n] (u of docs/algorithms.md#7-one-factored-form); None: all 1.
 
         Args:
-            projected_BnD: float32, before the norm; zero where nothing is kept.
-            attention: only if the scorer reads it.
+            projected_BnD: [B, n, D] float32 vectors before normalization; zero where no token is kept.
+            attention: Attention of the last layer; None unless `reads_attention`.
         """
         return None
 
     def document_weights(self, projected_NmD: Tensor, attention: ReceivedAttention | None) -> Tensor | None:
-        """[N, m] factors of the document tokens (rho of docs/algorithms.md#7-one-factored-form); None: 1."""
+        """Return the weights of the document tokens, [N, m] (rho of docs/algorithms.md#7-one-factored-form); None: all 1.
+
+        Args:
+            projected_NmD: [N, m, D] float32 vectors before normalization; zero where no token is kept.
+            attention: Attention of the last layer; None unless `reads_attention`.
+        """
         return None
 
     def forward(self, queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
-        """[B, N] scores as in search; differentiable. A pair's score depends on that pair alone."""
+        """Return the scores of all pairs as in search, [B, N]; differentiable. A pair's score does not depend on other pairs."""
         raise NotImplementedError
 
     def training_scores(self, queries: EmbeddedTexts, documents: EmbeddedTexts) -> list[Tensor]:
-        """[B, N] scores that losses compare within a batch; with several, the losses are averaged."""
+        """Return [B, N] scores for the losses of a batch. If there are several, the losses are averaged."""
         return [self(queries, documents)]

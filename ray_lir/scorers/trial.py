@@ -1,6 +1,6 @@
-"""TRIAL: relations between neighbouring tokens and a gate for query tokens, in the factored form (docs/algorithms.md#5-trial).
+"""TRIAL: relations between neighboring tokens and a gate for query tokens, in the factored form (docs/algorithms.md#5-trial).
 
-B queries of n tokens, N documents of m tokens, D dimensions.
+Shapes: B queries of n tokens, N documents of m tokens, D dimensions.
 """
 
 from typing import Literal, NamedTuple
@@ -18,13 +18,17 @@ from ray_lir.scorers.received_attention import ReceivedAttention
 from ray_lir.scorers.scorer import Scorer
 
 QUERY_LENGTH = 32
-"""Training scores are those of a query of this many tokens (docs/algorithms.md#51-score, length normalisation; 10, 10)."""
+"""Training scores are scaled to a query of this many tokens (docs/algorithms.md#51-score, length normalisation; 10, 10)."""
 FIRST_OUTPUT = 0.1
-"""A fresh relation encoder's last layer is this much of torch's own: relations begin small beside cosines of at most 1."""
+"""Factor for the initial weights of a relation encoder's last layer, so that initial relations are small beside similarities (at most
+1)."""
 
 
 class Relation(nn.Module):
-    """Rel(previous, current) = outer(Mish(norm(inner[previous ; current]))), of unit vectors."""
+    """The relation encoder: Rel(previous, current) = outer(Mish(norm(inner[previous ; current]))), for unit vectors.
+
+    Source: docs/algorithms.md#51-score
+    """
 
     def __init__(self, dim: int):
         super().__init__()
@@ -36,24 +40,25 @@ class Relation(nn.Module):
             self.outer.bias.zero_()
 
     def forward(self, previous: Tensor, current: Tensor) -> Tensor:
-        """[..., D] relation of each pair."""
+        """Return the relation of each pair, [..., D]."""
         return self.outer(self.hidden(*self.halves(previous, current)))
 
     def halves(self, previous: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
-        """What each token adds to the hidden layer before its norm, as the first or the second of a pair; centred."""
+        """Return each token's centered contribution to the hidden layer, as the first and as the second token of a pair."""
         first, second = self.inner.weight.chunk(2, dim=1)
         before, after = functional.linear(previous, first), functional.linear(current, second, self.inner.bias)
         return before - before.mean(-1, keepdim=True), after - after.mean(-1, keepdim=True)
 
     def hidden(self, before: Tensor, after: Tensor) -> Tensor:
-        """[..., D] Mish(norm(.)) of pairs given by their halves: the norm has only to divide, both halves being centred."""
+        """Return Mish(norm(.)) of pairs, [..., D], from their halves. Both halves are centered, so the norm only has to divide."""
         both = before + after
         scale = torch.rsqrt(both.square().mean(-1, keepdim=True) + self.norm.eps)
         return functional.mish(both * scale * self.norm.weight + self.norm.bias)
 
 
 class Gate(nn.Module):
-    """Importance of a query token: ReLU(outer(Mish(norm(inner(x))))), of vectors before the norm. A fresh one gives about 1."""
+    """The importance of a query token: ReLU(outer(Mish(norm(inner(x))))), for vectors before normalization. An untrained gate gives
+    about 1."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -63,11 +68,12 @@ class Gate(nn.Module):
         nn.init.ones_(self.outer.bias)
 
     def forward(self, projected: Tensor) -> Tensor:
+        """Return the importance of each token, [...], from [..., D]."""
         return functional.relu(self.outer(functional.mish(self.norm(self.inner(projected)))).squeeze(-1))
 
 
 class Trial(Scorer):
-    """TRIAL's scorer; its heads are `relation` and `gate`."""
+    """TRIAL's scorer, with the heads `relation` and `gate`."""
 
     name = "trial"
     Settings = TrialConfig
@@ -84,7 +90,7 @@ class Trial(Scorer):
         return ("queries",)
 
     def to_arrays(self) -> formats.Relation:
-        """The relation encoder as search takes it."""
+        """Return the relation encoder as NumPy arrays for search."""
         modules = {"inner": self.relation.inner, "norm": self.relation.norm, "outer": self.relation.outer}
         arrays = {
             f"{name}_{kind}": getattr(module, kind).detach().float().cpu().numpy()
@@ -94,19 +100,22 @@ class Trial(Scorer):
         return formats.Relation(**arrays, weight=self.settings.relation_weight, alignment=self.settings.alignment)
 
     def query_weights(self, projected_BnD: Tensor, attention: ReceivedAttention | None) -> Tensor | None:
+        """Return the gate's importance of the query tokens, [B, n]."""
         return apply_with_padded_rows(self.gate, projected_BnD)
 
     def forward(self, queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
+        """Return TRIAL scores, [B, N]."""
         if self.settings.relation_weight == 0:
             return maxsim.scores(queries, documents)
         return scores(queries, documents, self.relation, self.settings.relation_weight, self.settings.alignment)
 
     def training_scores(self, queries: EmbeddedTexts, documents: EmbeddedTexts) -> list[Tensor]:
+        """Return the scores scaled to a query of QUERY_LENGTH tokens."""
         return [self(queries, documents) * (QUERY_LENGTH / queries.mask.sum(-1, keepdim=True).clamp(min=1))]
 
 
 class QueryTerms(NamedTuple):
-    """What a relation with any document pair needs of query token i and its predecessor: R_i . Rel(..) = g_i . hidden + c_i.
+    """The query's part of relations. For query token i, its predecessor and any document pair: R_i . Rel(..) = g_i . hidden + c_i.
 
     Attributes:
         weights: g, [B, n, D]; zero for the first token, which has no predecessor.
@@ -118,11 +127,20 @@ class QueryTerms(NamedTuple):
 
 
 def scores(queries: EmbeddedTexts, documents: EmbeddedTexts, relation: Relation, relation_weight: float, alignment: str) -> Tensor:
-    """All-pairs scores [B, N]; differentiable.
+    """Return the TRIAL scores of all pairs, [B, N]; differentiable.
 
-    Token i of the query adds w_i max_j (cosine + relation_weight * R_i . Rel(d_p, d_j)), where d_p is the document token that
-    token i - 1 was aligned to: the one of its maximum, or (alignment "cosine") of its largest cosine. Masked query tokens are
-    taken out first, so that a predecessor is the last kept token; masked document tokens never win.
+    Query token i adds w_i max_j (similarity + relation_weight * R_i . Rel(d_p, d_j)). Here d_p is the document token that query token i - 1
+    was aligned to: the token of its maximum, or, with alignment "cosine", the token of its highest similarity. Masked query tokens are
+    removed first, so the predecessor is the last kept token. Masked document tokens are never the best.
+
+    Args:
+        queries: B queries.
+        documents: N documents.
+        relation: The relation encoder.
+        relation_weight: Factor of a relation relative to a similarity (lambda).
+        alignment: "combined" or "cosine".
+
+    Source: docs/algorithms.md#51-score
     """
     queries = _without_gaps(queries)
     best, previous = align_tokens(queries, documents, relation, relation_weight, alignment)
@@ -134,7 +152,7 @@ def scores(queries: EmbeddedTexts, documents: EmbeddedTexts, relation: Relation,
 
 
 def _without_gaps(queries: EmbeddedTexts) -> EmbeddedTexts:
-    """The same queries with their masked tokens moved to the end."""
+    """Return the queries with their masked tokens moved to the end."""
     order = (~queries.mask).int().argsort(dim=1, stable=True)
     vectors = queries.vectors.gather(1, order[..., None].expand_as(queries.vectors))
     weights = None if queries.weights is None else queries.weights.gather(1, order)
@@ -151,9 +169,16 @@ def _query_terms(queries: EmbeddedTexts, relation: Relation) -> QueryTerms:
 def align_tokens(
     queries: EmbeddedTexts, documents: EmbeddedTexts, relation: Relation, relation_weight: float, alignment: str
 ) -> tuple[Tensor, Tensor]:
-    """[B, N, n] twice: the token that wins, and the token that the predecessor was aligned to (0 for the first). Ties go to the first.
+    """Return the best document token of each query token, and the token that its predecessor was aligned to; each [B, N, n] int64.
 
-    The queries have no masked tokens before kept ones.
+    Masked tokens of the queries must be at the end. The predecessor's token is 0 for the first query token. Ties go to the first token.
+
+    Args:
+        queries: B queries.
+        documents: N documents.
+        relation: The relation encoder.
+        relation_weight: Factor of a relation relative to a similarity (lambda).
+        alignment: "combined" or "cosine".
     """
     num_queries, num_tokens, dim = queries.vectors.shape
     terms = _query_terms(queries, relation)
@@ -170,5 +195,5 @@ def align_tokens(
             aligned.append(best[-1] if alignment == "combined" else cosine[:, :, i].argmax(-1))
         previous = [torch.zeros_like(best[0]), *aligned[:-1]]
         parts.append((torch.stack(best, -1), torch.stack(previous, -1)))
-    best, previous = zip(*parts, strict=True)
-    return torch.cat(best, 1), torch.cat(previous, 1)
+    best_parts, previous_parts = zip(*parts, strict=True)
+    return torch.cat(best_parts, 1), torch.cat(previous_parts, 1)

@@ -240,7 +240,7 @@ def test_gates_that_have_all_closed_end_training_in_one_line(checkpoint, pairs):
 
 def test_a_pool_that_is_too_small_ends_training_in_one_line(checkpoint, pairs):
     training = start(checkpoint, pairs, configure("xtr", xtr={"k_train": [500]}))
-    with pytest.raises(ConfigError, match="--xtr.k_train 500 is more than the 128 document tokens of a batch"):
+    with pytest.raises(ConfigError, match="--xtr.k_train 500 exceeds the 128 document tokens of a batch"):
         advance(training, 1)
 
 

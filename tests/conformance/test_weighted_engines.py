@@ -265,9 +265,9 @@ def test_an_index_without_what_its_scorer_needs_is_refused_with_the_fix(tmp_path
     path = str(tmp_path / "index")
     with pytest.raises(IncompatibleError, match="lacks the relation encoder.*give build_index"):
         build_index(PLAIN, path, contract=contract("trial", "queries"))
-    with pytest.raises(IncompatibleError, match="no token weights, which scorer attention needs"):
+    with pytest.raises(IncompatibleError, match="no token weights, but scorer attention needs"):
         build_index(PLAIN, path, contract=contract("attention", "documents"))
-    with pytest.raises(IncompatibleError, match="weighs none of theirs"):
+    with pytest.raises(IncompatibleError, match="uses no weights"):
         build_index(DOCUMENTS, path, contract=contract("maxsim"))
     with pytest.raises(IncompatibleError, match="lacks token weights.*encode the corpus"):
         build_index(PLAIN, path, contract=contract("attention"))
@@ -276,7 +276,7 @@ def test_an_index_without_what_its_scorer_needs_is_refused_with_the_fix(tmp_path
     assert not (tmp_path / "index" / "LATEST").exists()
     build_index(PLAIN, path, IndexConfig(**CONFIG), contract=contract("trial", "queries"), relation=relation_of())
     assert len(Searcher.open(path).search(QUERIES, 5)) == len(QUERIES)
-    with pytest.raises(IncompatibleError, match="the queries have no token weights, which scorer trial needs"):
+    with pytest.raises(IncompatibleError, match="the queries have no token weights, but scorer trial needs"):
         Searcher.open(path).search(queries_about(PLAIN, ASKED), 5)
 
 

@@ -80,4 +80,4 @@ def test_columns_of_one_name_are_kept_under_names_of_their_own(tmp_path: Path, c
     columns = [pa.array(values) for values in (["a"], ["text"], ["b"], [1], [2])]
     pq.write_table(pa.Table.from_arrays(columns, ["_id", "text", "_id", "n", "n"]), tmp_path / "c.parquet")
     assert list(read_documents(str(tmp_path / "c.parquet"))) == [Document("a", "", "text", {"_id_2": "b", "n": 1, "n_2": 2})]
-    assert "several columns of one name; those after the first become _id_2, n_2" in caplog.text
+    assert "columns with equal names; all but the first are renamed to _id_2, n_2" in caplog.text

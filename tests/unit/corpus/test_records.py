@@ -146,7 +146,7 @@ def test_an_empty_text_is_a_document_and_no_text_is_none():
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (b'{"text": "t"}', "no id: want a field _id, doc_id or id"),
+        (b'{"text": "t"}', "no id: expected a field _id, doc_id or id"),
         (b'{"_id": null, "text": "t"}', "no id"),
         (b'{"_id": "", "text": "t"}', "_id is empty"),
         (b'{"_id": 1.5, "text": "t"}', "_id is a number with a fraction (1.5), not a string or a whole number"),
@@ -257,7 +257,7 @@ def test_a_cut_file_is_refused_with_its_name(tmp_path: Path, name: str, write):
     write(tmp_path / name)
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(FormatError, match=f"{name}.*fetch it again"):
+    with pytest.raises(FormatError, match=f"{name}.*get it again"):
         list(read_rows(str(tmp_path / name)))
 
 

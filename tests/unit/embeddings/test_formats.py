@@ -81,7 +81,7 @@ def test_a_cut_part_is_named(tmp_path):
     path = tmp_path / "part.parquet"
     part(path, collection(20))
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(FormatError, match=r"part\.parquet.*encode the corpus anew"):
+    with pytest.raises(FormatError, match=r"part\.parquet.*encode the corpus again"):
         list(read_blocks(str(path)))
 
 

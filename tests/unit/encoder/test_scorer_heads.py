@@ -202,7 +202,7 @@ def test_an_encoded_corpus_is_indexed_and_searched_with_its_scorer(name: str, so
         other = manifest.contract.model_copy(update={"scorer": "trained"})
         Encoder.for_contract(other, EncoderConfig(checkpoint=str(tmp_path / "checkpoint")))
     if name == "trial":
-        with pytest.raises(IncompatibleError, match="the queries have no token weights, which scorer trial needs"):
+        with pytest.raises(IncompatibleError, match="the queries have no token weights, but scorer trial needs"):
             searcher.search(source.encode_queries(QUERIES), 5)
 
 
@@ -210,7 +210,7 @@ def test_scores_of_a_document_without_tokens_are_the_lowest_and_weights_are_not_
     encoder = source.with_scorer("attention")
     queries, documents = encoder.encode_queries(QUERIES[:2]), encoder.encode_documents(DOCUMENTS[:2])
     assert encoder.scores(queries, documents).shape == (2, 2)
-    with pytest.raises(IncompatibleError, match="the documents have no token weights, which scorer attention needs"):
+    with pytest.raises(IncompatibleError, match="the documents have no token weights, but scorer attention needs"):
         encoder.scores(queries, source.encode_documents(DOCUMENTS[:2]))
     empty = TokenEmbeddings(np.zeros((0, documents.dim), np.float16), np.zeros(3, np.int64), ["a", "b"], weights=np.zeros(0, np.float32))
     assert encoder.scores(queries, empty).tolist() == [[-np.inf] * 2] * 2

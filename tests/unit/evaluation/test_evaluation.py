@@ -226,7 +226,7 @@ def test_a_run_that_cannot_be_written_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "message"), [("q Q0 d 1 2.5", "line 2"), ("q Q0 d 1 high tag", "line 2"), ("q Q0 d1 2 0.5 tag", "a second time for query q")]
+    ("line", "message"), [("q Q0 d 1 2.5", "line 2"), ("q Q0 d 1 high tag", "line 2"), ("q Q0 d1 2 0.5 tag", "twice for query q")]
 )
 def test_a_malformed_run_is_refused_with_the_line(tmp_path, line, message):
     (tmp_path / "test.run").write_text(f"q Q0 d1 1 1.0 tag\n{line}\n")
@@ -325,5 +325,5 @@ def test_ids_with_odd_separators_are_read_from_queries_judgements_and_runs(tmp_p
 
 @pytest.mark.parametrize("doc_id", ["", " d", "d ", "a b", "a\tb", "a\nb", "a\x0cb"])
 def test_an_id_that_a_run_cannot_carry_is_refused(tmp_path, doc_id):
-    with pytest.raises(ConfigError, match="cannot carry the document id"):
+    with pytest.raises(ConfigError, match="cannot store the document id"):
         write_run(str(tmp_path / "test.run"), {"q": [(doc_id, 1.0)]}, "tag")

@@ -321,7 +321,7 @@ FINE = np.eye(4)[:2]
         ([["x", "y"]], "'b' must be floats"),
         ([[1.0, 2.0], [1.0]], "'b' are not a matrix"),
         (np.ones((2, 5)), "'b' have 5 dimensions and those of 'a' 4"),
-        (np.full((2, 4), 1e6), "'b' hold values up to 1e.06, and float16 ends at 65504"),
+        (np.full((2, 4), 1e6), "'b' hold values up to 1e.06, but the largest float16 is 65504"),
         (np.full((2, 4), -1e300), "'b' hold values up to 1e.300"),
         (np.full((2, 4), np.nan), "'b' hold NaN or infinite"),
         (np.full((2, 4), np.inf), "'b' hold NaN or infinite"),

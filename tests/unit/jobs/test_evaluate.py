@@ -148,7 +148,7 @@ def test_judgements_of_another_collection_are_refused_or_counted(index, tmp_path
     result = evaluate(configure(index, str(folder), split="dev"))
     assert (result["judged_documents"], result["judged_documents_missing"]) == (4, 2)
     assert (result["queries_without_relevant"], result["queries_with_relevant_missing"]) == (1, 1)
-    assert "lacks 2 of the 4 documents that other/dev judges, '17' for one" in caplog.text
+    assert "lacks 2 of the 4 documents that other/dev judges (for example '17')" in caplog.text
 
 
 def test_a_run_is_replaced_only_by_the_same_configuration_or_on_request(index, dataset, tmp_path, caplog):
@@ -181,7 +181,7 @@ def test_outputs_are_checked_before_the_search(index, dataset, tmp_path, monkeyp
     (spaced / "qrels").mkdir(parents=True)
     (spaced / "queries.jsonl").write_text('{"_id": "q 1", "text": "dough"}\n')
     (spaced / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq 1\tbread\t1\n")
-    with pytest.raises(ConfigError, match="cannot carry the query id 'q 1'"):
+    with pytest.raises(ConfigError, match="cannot store the query id 'q 1'"):
         evaluate(configure(index, str(spaced), run=str(tmp_path / "run")))
 
 
@@ -190,7 +190,7 @@ def test_a_document_id_with_a_space_is_refused_before_the_search(dataset, encode
     embeddings = encoder.encode_documents(list(DOCUMENTS.values()), [*list(DOCUMENTS)[:-1], "photo synthesis"])
     build_index(embeddings, folder, IndexConfig(clustering=ClusteringConfig(num_centroids=16)), contract=encoder.contract)
     monkeypatch.setattr("ray_lir.encoder.encoder.Encoder.for_contract", lambda *_: pytest.fail("the work has started"))
-    with pytest.raises(ConfigError, match="cannot carry the document id 'photo synthesis'"):
+    with pytest.raises(ConfigError, match="cannot store the document id 'photo synthesis'"):
         evaluate(configure(folder, dataset, run=str(tmp_path / "run")))
 
 

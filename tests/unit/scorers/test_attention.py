@@ -124,7 +124,7 @@ def test_recorded_attention_is_what_the_eager_model_returns(make, tmp_path: Path
 def test_a_model_that_attends_in_another_way_is_refused() -> None:
     with AttentionRecorder() as recorder:
         torch.zeros(1) + 1
-    with pytest.raises(ConfigError, match="scorer attention needs a model like BERT, .*; give another checkpoint"):
+    with pytest.raises(ConfigError, match="scorer attention needs a bidirectional model .*; give another checkpoint"):
         recorder.last(torch.ones(1, 1))
 
 

@@ -69,7 +69,7 @@ def test_padding_of_documents_is_never_retrieved() -> None:
     documents = texts([[[-0.5, 0.5], [0.0, 0.0]], [[0.0, 0.0], [0.3, 0.1]]], [[True, False], [False, True]])
     (scores,) = xtr.scores(query, documents, (1,))
     np.testing.assert_allclose(scores, [[0.0, 0.3]], rtol=1e-6)
-    with pytest.raises(ConfigError, match=r"--xtr.k_train 3 is more than the 2 document tokens of a batch; lower it or raise --batch_size"):
+    with pytest.raises(ConfigError, match=r"--xtr.k_train 3 exceeds the 2 document tokens of a batch; lower it or raise --batch_size"):
         xtr.scores(query, documents, (3, 1))
 
 
