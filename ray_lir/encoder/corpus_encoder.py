@@ -1,8 +1,7 @@
-"""Encoding a corpus into a folder of token embeddings: scan, plan, chunk after chunk, and the manifest last.
+"""Encode a corpus into a folder of token embeddings: scan, plan, encode chunk by chunk, and write the manifest last.
 
-`encode_corpus` does it in this process; `distributed.encode` spreads the same chunks over Ray. What is finished lies
-under names that carry a digest of their content, with an entry in the folder's `_progress`, so a run that was killed
-continues, and two runs at once only do some work twice.
+`encode_corpus` works in this process; `distributed.encode` distributes the same chunks over Ray. Finished files have names with a digest of
+their content, and an entry in the folder `_progress`. So a killed run continues where it stopped. Two runs at once only do some work twice.
 """
 
 import logging
@@ -41,25 +40,25 @@ PROGRESS = "_progress"
 CHECKPOINT = "checkpoint"
 PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow")
 PROJECTION_SAMPLE = 512
-"""Documents that a projection is fitted to."""
+"""Number of documents that a projection is fitted on."""
 ON_CPU = {"device": "cpu", "precision": "float32"}
-"""How the encoder is loaded where only its contract and tokenizer are needed."""
+"""How the encoder is loaded if only its contract and tokenizer are needed."""
 LARGEST_PART = 2**31 - 1
 """Bytes of embeddings that a Parquet column of one part can hold."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What every worker is told.
+    """The work of an encoding run, sent to every worker.
 
     Attributes:
-        corpus: what the scan found.
-        encoder: where the checkpoint lies, and on which device and in which precision it runs.
-        contract: the conventions that every worker's encoder must have.
-        tokenizer: theirs.
-        destination: where chunks are written.
-        done: numbers of the chunks that an earlier run finished.
-        relation: written beside the embeddings, if the scorer is trial.
+        corpus: The result of the scan.
+        encoder: Checkpoint, device and precision.
+        contract: The conventions that every worker's encoder must have.
+        tokenizer: The tokenizer of the encoder.
+        destination: Where chunks are written.
+        done: Numbers of the chunks that an earlier run finished.
+        relation: The relation encoder, written beside the embeddings; None unless the scorer is trial.
     """
 
     corpus: Corpus
@@ -72,7 +71,7 @@ class Plan:
 
     @property
     def files(self) -> list[CorpusFile]:
-        """The files that still have work in them."""
+        """The files with unfinished chunks."""
         return [file for file in self.corpus.files if not self.done.issuperset(file.chunks)]
 
 
@@ -84,10 +83,10 @@ class EncodeResult:
     """A finished folder of embeddings.
 
     Attributes:
-        manifest: what it holds.
-        num_chunks: chunks of the corpus.
-        num_skipped: those of them that an earlier run had finished.
-        docs_per_second: speed of the encoding itself in this run; 0 if there was nothing to encode.
+        manifest: The manifest of the folder.
+        num_chunks: Number of chunks of the corpus.
+        num_skipped: Number of chunks that an earlier run had finished.
+        docs_per_second: Encoding speed of this run; 0 if no chunk was left to encode.
     """
 
     manifest: EmbeddingsManifest
@@ -97,7 +96,7 @@ class EncodeResult:
 
 
 def in_process(plan: Plan) -> Iterator[ChunkEntry]:
-    """Encodes the chunks one after another in this process."""
+    """Encode the chunks one after another in this process."""
     encoder = Encoder.for_contract(plan.contract, plan.encoder)
     for file in plan.files:
         for chunk in read_chunks(file, plan.corpus.docs_per_chunk, plan.done):
@@ -115,24 +114,29 @@ def encode_corpus(
     map: Map = ray_lir.base.parallel.threads,
     spread: Spread = in_process,
 ) -> EncodeResult:
-    """Encodes all documents of a corpus; rows that are none go to dead letters, each with the reason, and the log counts them.
+    """Encode all documents of a corpus into a folder of token embeddings.
+
+    Rows that are not documents go to dead letters with the reason, and the log counts them.
 
     Args:
         corpus: BEIR folder, JSONL, JSONL.gz or Parquet file, or a folder of such files; on a disk or an object store.
-        output: folder for the embeddings, on a disk or an object store.
-        contract: of an index, say, whose conventions are kept instead of those of the checkpoint and of `encoder`.
-        docs_per_part: rows of the corpus that make one chunk, the unit of work, and one Parquet file.
-        kept: which of the rows with one id is the document; the others are refused.
-        map: where the scan runs, one call a file.
-        spread: where the chunks are encoded: in_process, or distributed.encode.on_ray. The manifest is the same.
+        output: Folder for the embeddings, on a disk or an object store.
+        encoder: Checkpoint, changes to its conventions, device and precision.
+        contract: Conventions to use instead of those of the checkpoint and of `encoder`, such as those of an index; None: no such
+            conventions.
+        docs_per_part: Rows of the corpus per chunk, the unit of work, and per Parquet file.
+        kept: Which row with a repeated id becomes the document; the others are refused.
+        map: Runs the scan of each file; a parallel map is possible.
+        spread: Runs the chunks: `in_process` or `distributed.encode.on_ray`. The manifest is the same.
 
     Returns:
-        What there is then. If the output is finished already and from the same corpus and configuration, it is left as it is.
+        The finished folder. If the output already holds this corpus in this configuration, it stays unchanged.
 
     Raises:
-        ConfigError: if the corpus holds no document, or the output holds something else; nothing is written then.
-        Conflict: if a job with another corpus or configuration finished in the output meanwhile; that one stays as it is.
-        FormatError: if a file of the corpus is cut or damaged.
+        ConfigError: The corpus holds no document, or the output holds something else. No embeddings are written.
+        Conflict: Another job with another corpus or configuration published its output first. That output stays unchanged.
+        FormatError: A file of the corpus is truncated or damaged.
+        IncompatibleError: The checkpoint's weights differ from those of `contract`.
     """
     corpus, output = storage.absolute(corpus), storage.absolute(output)
     _check_apart(corpus, output)
@@ -162,7 +166,7 @@ def _encode_scanned(
     with storage.wrap_errors("write to", output):
         existing = _existing(destination, identity)
         if existing:
-            logger.info("%s is encoded already from this corpus with this configuration; nothing to do", output)
+            logger.info("%s already holds this corpus in this configuration; nothing to do", output)
             warn_about_truncation(existing)
             return EncodeResult(existing, found.num_chunks, found.num_chunks, 0.0)
         try:
@@ -175,7 +179,7 @@ def _encode_scanned(
         except Conflict:
             raise
         except Exception:
-            existing = _existing(destination, identity)  # another run of the same job may have been faster, and have tidied up
+            existing = _existing(destination, identity)  # another run of the same job may have finished first and cleaned up
             if not existing:
                 raise
             logger.info("%s was finished by another run of this job", output)
@@ -185,9 +189,9 @@ def _encode_scanned(
 
 
 def warn_about_truncation(manifest: EmbeddingsManifest) -> None:
-    """Logs a warning if documents were cut."""
-    if told := manifest.truncation.describe(manifest.num_docs, manifest.contract.document_length):
-        logger.warning("encode: %s", told)
+    """Log a warning if documents were truncated."""
+    if summary := manifest.truncation.describe(manifest.num_docs, manifest.contract.document_length):
+        logger.warning("encode: %s", summary)
 
 
 def identify(
@@ -199,34 +203,42 @@ def identify(
     kept: Kept = "first",
     map: Map = ray_lir.base.parallel.threads,
 ) -> tuple[dict[str, Any], int]:
-    """What the manifest of these embeddings will hold as its configuration, and how many documents there are; nothing is encoded.
+    """Return the configuration that the manifest of these embeddings would have, and the number of documents. No document is encoded.
+
+    Args:
+        corpus: The corpus, as for `encode_corpus`.
+        encoder: Checkpoint and changes to its conventions.
+        contract: The conventions.
+        docs_per_part: Rows of the corpus per chunk.
+        kept: Which row with a repeated id becomes the document.
+        map: Runs the scan of each file.
 
     Raises:
-        ConfigError: if the corpus holds no document.
-        FormatError: if a file of the corpus is cut or damaged.
+        ConfigError: The corpus holds no document.
+        FormatError: A file of the corpus is truncated or damaged.
     """
     found = _scan(storage.absolute(corpus), docs_per_part, map, [], kept)
     return _identity(found, encoder, contract), found.num_docs
 
 
 def _load(encoder: EncoderConfig, contract: EncoderContract | None) -> Encoder:
-    """The encoder where only its contract and tokenizer are needed.
+    """Return an encoder for its contract and tokenizer only.
 
     Raises:
-        IncompatibleError: if the checkpoint's weights are not the contract's.
+        IncompatibleError: The checkpoint's weights differ from those of the contract.
     """
     config = encoder.model_copy(update=ON_CPU)
     if contract is None:
         return Encoder.load(config)
-    here = contract.model_copy(update={"checkpoint": resolve_checkpoint_name(encoder.checkpoint)})  # workers look for the weights there
+    here = contract.model_copy(update={"checkpoint": resolve_checkpoint_name(encoder.checkpoint)})  # workers load the weights from there
     return Encoder.for_contract(here, config)
 
 
 def _check_apart(corpus: str, output: str) -> None:
-    """Raises ConfigError if the output is the corpus or lies in it: a second run would take one for the other."""
+    """Raise ConfigError if the output is the corpus or lies in it: a second run would read it as part of the corpus."""
     outer, inner = (os.path.realpath(url) if storage.is_local(url) else url for url in (corpus, output))
     if f"{inner}/".startswith(f"{outer.rstrip('/')}/"):
-        raise ConfigError(f"the output {output} lies in the corpus {corpus}; choose a folder beside it")
+        raise ConfigError(f"the output {output} lies inside the corpus {corpus}; choose a folder outside it")
 
 
 def _scan(corpus: str, docs_per_part: int, map: Map, records: list[dict[str, Any]], kept: Kept) -> Corpus:
@@ -234,35 +246,35 @@ def _scan(corpus: str, docs_per_part: int, map: Map, records: list[dict[str, Any
         found = scan(corpus_files(corpus), docs_per_part, watched(map, "scan"), kept)
         record.update(files=len(found.files), rows=found.num_rows, documents=found.num_docs)
     if not found.num_docs:
-        why = f"no row is one, the first because: {found.first_bad}" if found.num_rows else "it is empty"
+        why = f"no row is a document; the first problem: {found.first_bad}" if found.num_rows else "it is empty"
         raise ConfigError(f"{corpus} holds no documents ({why}); a row is a JSON object with the strings _id and text")
     return found
 
 
 def _check_encoder(encoder: EncoderConfig, contract: EncoderContract, output: str, docs_per_part: int) -> None:
-    """Raises ConfigError for what would go wrong only later."""
+    """Raise ConfigError for settings that would fail only later."""
     dim = contract.dim
     if encoder.projection:
         dim = parse_projection(encoder.projection, contract.dim)
         if not storage.is_local(output):
-            raise ConfigError(f"encoder.projection saves a checkpoint, which {output} cannot hold; fit it with an output on a disk first")
+            raise ConfigError(f"encoder.projection saves a checkpoint, which {output} cannot store; use a local output first")
     largest = LARGEST_PART // (2 * dim * contract.document_length)
     if docs_per_part > largest:
         raise ConfigError(
-            f"{docs_per_part} documents of {contract.document_length} tokens in {dim} dimensions can be more than a part of 2 GiB holds; "
+            f"{docs_per_part} documents of {contract.document_length} tokens in {dim} dimensions can exceed a part's limit of 2 GiB; "
             f"set docs_per_part to {largest} or less"
         )
 
 
 def _identity(corpus: Corpus, encoder: EncoderConfig, contract: EncoderContract) -> dict[str, Any]:
-    """All that decides what the embeddings are; the checkpoint by its content, wherever it lies."""
+    """Return everything that decides the embeddings. The checkpoint is identified by its content, not by its location."""
     settings = {**encoder.model_dump(mode="json", exclude={"checkpoint"}), "fingerprint": contract.fingerprint}
     rows = {"kept": corpus.kept} if corpus.num_repeated and corpus.kept != "first" else {}
     return {"corpus": corpus.fingerprint, "docs_per_part": corpus.docs_per_chunk, "encoder": settings, **rows}
 
 
 def _existing(destination: Destination, identity: dict[str, Any]) -> EmbeddingsManifest | None:
-    """The manifest, if the output is finished; ConfigError if it is, or will be, something else."""
+    """Return the manifest if the output is finished, else None. Raise ConfigError if the output holds something else."""
     output = destination.output
     names = set(storage.list_names(output))
     if MANIFEST in names:
@@ -275,21 +287,21 @@ def _existing(destination: Destination, identity: dict[str, Any]) -> EmbeddingsM
         )
     if not names and storage.exists(output) and not storage.is_folder(output):
         raise ConfigError(f"{output} is a file; choose a folder as output")
-    strange = sorted(name for name in names - {PROGRESS, PROVENANCE, FOLDER, DEAD_LETTERS, CHECKPOINT} if not name.startswith("."))
-    if strange:
-        raise ConfigError(f"{output} is not empty and holds no embeddings ({strange[0]} is in it); choose another output")
-    others = set(storage.list_names(storage.join(output, PROGRESS))) - {storage.base_name(destination.progress)}
-    if any(has_entries(storage.join(output, PROGRESS, other)) for other in sorted(others)):
+    unexpected = sorted(name for name in names - {PROGRESS, PROVENANCE, FOLDER, DEAD_LETTERS, CHECKPOINT} if not name.startswith("."))
+    if unexpected:
+        raise ConfigError(f"{output} is not empty and holds no embeddings (it contains {unexpected[0]}); choose another output")
+    other_runs = set(storage.list_names(storage.join(output, PROGRESS))) - {storage.base_name(destination.progress)}
+    if any(has_entries(storage.join(output, PROGRESS, name)) for name in sorted(other_runs)):
         raise ConfigError(
             f"{output} holds unfinished work of another corpus or configuration; choose another output, or remove its {PROGRESS}"
         )
     return None
 
 
-def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """Which setting differs, for people."""
-    for name in ours:
-        have, want = theirs.get(name), ours[name]
+def _difference(existing: dict[str, Any], requested: dict[str, Any]) -> str:
+    """Return which setting differs, for the message."""
+    for name in requested:
+        have, want = existing.get(name), requested[name]
         if have != want and isinstance(have, dict) and isinstance(want, dict):
             return _difference(have, want)
         if have != want:
@@ -298,7 +310,8 @@ def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
 
 
 def _with_projection(encoder: EncoderConfig, corpus: Corpus, destination: Destination, records: list[dict[str, Any]]) -> Encoder:
-    """The encoder with a projection fitted to a sample of the corpus, from the output's checkpoint folder, made if need be."""
+    """Return the encoder with a projection fitted on a sample of the corpus. It is saved in the output's checkpoint folder and reused
+    from there."""
     folder = storage.join(destination.output, CHECKPOINT)
     if not storage.exists(folder):
         with stage("projection", records) as record, storage.attempt_folder(destination.progress) as scratch:
@@ -316,7 +329,7 @@ def _plan(corpus: Corpus, encoder: EncoderConfig, source: Encoder, destination: 
 
 
 def _encode(plan: Plan, spread: Spread, entries: dict[int, ChunkEntry], records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Has all chunks encoded that have no entry yet, and adds theirs."""
+    """Encode all chunks without an entry, and add their entries."""
     before = sum(_num_docs(entry) for entry in entries.values())
     if entries:
         logger.info("encode: continues after %d of %d chunks, %d documents", len(entries), plan.corpus.num_chunks, before)
@@ -334,7 +347,7 @@ def _num_docs(entry: ChunkEntry) -> int:
 
 
 def _publish(plan: Plan, entries: dict[int, ChunkEntry], identity: dict[str, Any], provenance: dict[str, Any]) -> EmbeddingsManifest:
-    """Writes provenance and then the manifest, which makes the embeddings exist, and removes what only the work needed."""
+    """Write provenance and then the manifest, which publishes the embeddings; remove the progress folder."""
     output = plan.destination.output
     ordered = [entries[number] for number in range(plan.corpus.num_chunks)]
     parts = tuple(entry.part for entry in ordered if entry.part)
@@ -365,20 +378,20 @@ def _publish(plan: Plan, entries: dict[int, ChunkEntry], identity: dict[str, Any
     return manifest
 
 
-def _published_first(destination: Destination, mine: EmbeddingsManifest) -> EmbeddingsManifest:
+def _published_first(destination: Destination, manifest: EmbeddingsManifest) -> EmbeddingsManifest:
     """Return the manifest that another run of this job published first.
 
     Raises:
-        Conflict: It is of another job. This job's own files are removed.
+        Conflict: Another job published it. The files of this job are removed.
     """
     output = destination.output
     first = read_manifest(storage.join(output, MANIFEST), EmbeddingsManifest, "jobs.encode")
-    if first.config == mine.config:
+    if first.config == manifest.config:
         return first
-    for name in {entry.name for entry in files_of(mine)} - {entry.name for entry in files_of(first)}:
+    for name in {entry.name for entry in files_of(manifest)} - {entry.name for entry in files_of(first)}:
         storage.remove(storage.join(output, name))
     storage.remove_tree(destination.progress)
     raise Conflict(
         f"another job finished in {output} while this one ran: it holds embeddings of another corpus or configuration"
-        f"{_difference(first.config, mine.config)}, and this job's were not published; choose another output"
+        f"{_difference(first.config, manifest.config)}, and this job's were not published; choose another output"
     )

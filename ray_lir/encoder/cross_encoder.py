@@ -1,4 +1,4 @@
-"""A cross-encoder that scores a query and a document read together: a teacher for distillation."""
+"""A cross-encoder scores a query and a document read together; it is the teacher for distillation."""
 
 import logging
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 GIVE = "give a sequence classifier with one label, such as cross-encoder/ms-marco-MiniLM-L-6-v2"
 
 ENCODER_FILES = {"modules.json", "artifact.metadata"}
-"""Files that only checkpoints of encoders of single texts have: sentence-transformers and PyLate, Stanford ColBERT."""
+"""Files that only encoders of single texts have: sentence-transformers, PyLate and Stanford ColBERT."""
 
 
 class CrossEncoder:
-    """Scores pairs of texts; a pair's score does not depend on the pairs beside it.
+    """Scores pairs of texts; a pair's score does not depend on other pairs.
 
     Attributes:
-        max_length: tokens of query and document together; the longer of the two is cut first.
+        max_length: Tokens of query and document together; the longer text is truncated first.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int):
@@ -40,10 +40,17 @@ class CrossEncoder:
     def load(
         cls, name: str, max_length: int = 256, device: str = "auto", precision: str = "auto", trust_remote_code: bool = False
     ) -> "CrossEncoder":
-        """A sequence classifier with one label, from a folder or the Hugging Face hub.
+        """Return a cross-encoder: a sequence classifier with one label.
+
+        Args:
+            name: Folder, URL or Hugging Face name.
+            max_length: Tokens of query and document together.
+            device: auto, cpu, cuda or cuda:N.
+            precision: auto, float32, float16 or bfloat16.
+            trust_remote_code: Run Python code of the checkpoint.
 
         Raises:
-            ConfigError: There is none, it is another kind of model, or it has another number of labels.
+            ConfigError: There is no such checkpoint, it is another kind of model, or it has another number of labels.
         """
         folder = checkpoint.find(name, kind="cross-encoder")
         _check_kind(name, folder)
@@ -56,19 +63,19 @@ class CrossEncoder:
             )
         if model.config.num_labels != 1 or info["missing_keys"]:
             missing = f"lacks weights of a classifier ({min(info['missing_keys'])})" if info["missing_keys"] else ""
-            found = missing or f"gives {model.config.num_labels} scores a pair"
-            raise ConfigError(f"{name} is no cross-encoder with one label: it {found}; {GIVE}")
+            found = missing or f"gives {model.config.num_labels} scores per pair"
+            raise ConfigError(f"{name} is not a cross-encoder with one label: it {found}; {GIVE}")
         return cls(model.eval().to(place, choose_dtype(precision, place)), tokenizer, max_length)
 
     def scores(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """[P] float32, the logit of each (query, document); more is more relevant."""
+        """Return the logit of each (query, document) pair, [P] float32; a higher value means more relevant."""
         queries, documents = ([pair[side] for pair in pairs] for side in (0, 1))
         encoded = self._tokenizer(queries, documents, truncation="longest_first", max_length=self.max_length)
         cut = sum(bool(each.overflowing) for each in encoded.encodings)
         if cut and not self._warned:
             self._warned = True
             logger.warning(
-                "%d of %d pairs are longer than the cross-encoder's max_length %d and are cut (later ones are cut without a warning)",
+                "%d of %d pairs exceed the cross-encoder's max_length %d and are truncated (later ones without a warning)",
                 cut,
                 len(pairs),
                 self.max_length,
@@ -79,7 +86,7 @@ class CrossEncoder:
             batch = self._tokenizer.pad({name: [values[row] for row in rows] for name, values in encoded.items()}, return_tensors="pt")
             return rows, self._model(**batch.to(device)).logits[:, 0].float().cpu().numpy()
 
-        batch_tokens = 1 if device.type == "cpu" else BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])  # on a CPU each pair alone
+        batch_tokens = 1 if device.type == "cpu" else BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])  # on a CPU, each pair is a batch
         result = np.empty(len(pairs), np.float32)
         for rows, scores in spread(scored, list(group_by_length([len(ids) for ids in encoded["input_ids"]], batch_tokens)), device):
             result[rows] = scores
@@ -87,16 +94,16 @@ class CrossEncoder:
 
 
 def _check_kind(name: str, folder: Path) -> None:
-    """Raise ConfigError if a checkpoint is an encoder of single texts, or no checkpoint at all."""
+    """Raise ConfigError if a checkpoint is an encoder of single texts, or not a checkpoint."""
     files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if files & ENCODER_FILES and not _is_classifier(folder):
         raise ConfigError(f"{name} is an encoder of single texts (it has {min(files & ENCODER_FILES)}), not a cross-encoder; {GIVE}")
     if "config.json" not in files:
-        raise ConfigError(f"{name} is no cross-encoder: it has no config.json; {GIVE}")
+        raise ConfigError(f"{name} is not a cross-encoder: it has no config.json; {GIVE}")
 
 
 def _is_classifier(folder: Path) -> bool:
-    """Whether config.json names a sequence classifier; recent sentence-transformers writes modules.json for cross-encoders too."""
+    """Return whether config.json names a sequence classifier; recent sentence-transformers writes modules.json for cross-encoders too."""
     try:
         architectures = parse_json((folder / "config.json").read_text()).get("architectures") or []
     except (OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""Encoder: a checkpoint and its contract, turning queries and documents into TokenEmbeddings (docs/algorithms.md#1-encoding)."""
+"""Encoder: a checkpoint and its contract; it turns queries and documents into TokenEmbeddings (docs/algorithms.md#1-encoding)."""
 
 import copy
 import hashlib
@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,23 +29,23 @@ from ray_lir.scorers import SCORERS, Trial
 from ray_lir.scorers.batches import EmbeddedTexts, TokenBatch, group_by_length, pad, padded
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
-"""Padded tokens a batch where the configuration says nothing. The activations of 1024 tokens stay in a CPU's caches: on an AVX2 core
-MiniLM encodes 15 to 30% more documents a second than with 8192."""
+"""Default batch size in padded tokens, by device type. The activations of 1024 tokens fit into a CPU's caches: on an AVX2 core, MiniLM
+encodes 15 to 30% more documents per second than with 8192."""
 BFLOAT16_BATCH_TOKENS = 2048
-"""The same on a CPU in bfloat16: half the bytes, and products so fast that calls count. On AMX 4% more documents a second than with
-1024 on one core, 13% on two."""
+"""Default on a CPU in bfloat16: activations have half the size, and products are so fast that the overhead of calls matters. On AMX,
+this encodes 4% more documents per second than 1024 on one core, and 13% more on two cores."""
 THREAD_TOKENS = 256
-"""Tokens that are worth a thread of their own: texts that fill fewer batches than there are threads are divided down to it."""
+"""Minimum number of tokens per thread. If texts fill fewer batches than there are threads, batches become smaller, down to this size."""
 
 
 class Encoder:
-    """Turns text into token embeddings. `load` makes one; a text's vectors do not depend on the texts beside it.
+    """Turns text into token embeddings. A text's vectors do not depend on the other texts of a call.
 
     Attributes:
-        contract: every convention that decides what the vectors are.
-        tokenizer: the part that needs no weights.
-        model: the network, with the scorer that it was trained for.
-        batch_tokens: padded tokens a batch, at most.
+        contract: Every convention that decides what the vectors are.
+        tokenizer: The tokenizer, which needs no weights.
+        model: The network with its scorer.
+        batch_tokens: Maximum size of a batch, in padded tokens.
     """
 
     def __init__(self, contract: EncoderContract, tokenizer: TextTokenizer, model: Network, batch_tokens: int):
@@ -55,12 +56,15 @@ class Encoder:
 
     @classmethod
     def load(cls, config: EncoderConfig | str | os.PathLike[str] = EncoderConfig()) -> "Encoder":
-        """Loads a checkpoint of any layout (docs/algorithms.md#14-checkpoint-layouts) with the configuration's changes to its conventions.
+        """Load a checkpoint of any layout (docs/algorithms.md#14-checkpoint-layouts), with the configuration's changes to its conventions.
 
-        `config.projection` is not looked at: fit_projection fits one on a corpus.
+        `config.projection` is ignored; `fit_projection` fits a projection on a corpus.
+
+        Args:
+            config: A configuration, or the path, URL or name of a checkpoint.
 
         Raises:
-            ConfigError: if there is no such checkpoint, it cannot be loaded, or a change does not suit it.
+            ConfigError: There is no such checkpoint, it cannot be loaded, or a change is not possible for it.
         """
         config = config if isinstance(config, EncoderConfig) else EncoderConfig(checkpoint=storage.path_text(config))
         parts = layouts.load(checkpoint.find(config.checkpoint), config.trust_remote_code)
@@ -68,7 +72,7 @@ class Encoder:
         limit = longest_input(parts.network.backbone.config)
         for name in ("query_length", "document_length"):
             if limit and conventions[name] > limit:
-                raise ConfigError(f"{name} {conventions[name]} is more than the {limit} positions of {config.checkpoint}; lower it")
+                raise ConfigError(f"{name} {conventions[name]} exceeds the {limit} positions of {config.checkpoint}; lower it")
         contract = EncoderContract(
             checkpoint=resolve_checkpoint_name(config.checkpoint),
             weights_digest=weights_digest(parts.network),
@@ -80,23 +84,26 @@ class Encoder:
 
     @classmethod
     def for_contract(cls, contract: EncoderContract, config: EncoderConfig | None = None) -> "Encoder":
-        """Loads the encoder that a contract (an index's, say) was made with, its conventions included.
+        """Load the encoder that a contract was made with, such as the contract of an index, with the contract's conventions.
 
-        Of `config` the checkpoint (where the weights lie now), device, precision and batch_tokens are used; None: where the contract says.
+        Args:
+            contract: The contract to satisfy.
+            config: Where the weights are now, device, precision and batch_tokens; None: the contract's checkpoint with defaults.
 
         Raises:
-            IncompatibleError: if the checkpoint's weights are others than the contract's.
+            ConfigError: There is no such checkpoint, or it cannot be loaded.
+            IncompatibleError: The checkpoint's weights or scorer differ from the contract's.
         """
         config = config or EncoderConfig(checkpoint=contract.checkpoint)
         parts = layouts.load(checkpoint.find(config.checkpoint), config.trust_remote_code)
         if parts.network.scorer.name != contract.scorer:
             raise IncompatibleError(
-                f"{config.checkpoint} is for scorer {parts.network.scorer.name}, and {contract.scorer} is wanted; "
-                f"give the checkpoint that {contract.checkpoint} was"
+                f"{config.checkpoint} is for scorer {parts.network.scorer.name}, but scorer {contract.scorer} is required; "
+                f"give the checkpoint {contract.checkpoint}"
             )
         if weights_digest(parts.network) != contract.weights_digest:
             raise IncompatibleError(
-                f"{config.checkpoint} has other weights than {contract.checkpoint} had when it was used; give the same checkpoint"
+                f"{config.checkpoint} has other weights than {contract.checkpoint} had at encoding time; give the checkpoint that was used then"
             )
         return cls._placed(contract, parts, config)
 
@@ -108,50 +115,63 @@ class Encoder:
 
     @property
     def device(self) -> torch.device:
+        """The device that the network is on."""
         return next(self.model.parameters()).device
 
     @property
     def relation(self) -> Relation | None:
-        """The relation encoder as search takes it, if the scorer is trial."""
+        """The relation encoder as search uses it; None unless the scorer is trial."""
         return self.model.scorer.to_arrays() if isinstance(self.model.scorer, Trial) else None
 
     def encode_documents(self, texts: Sequence[str], doc_ids: Sequence[str] | None = None) -> TokenEmbeddings:
-        """Documents as token embeddings, without the skip list's tokens, and pooled if the contract says so; numbered if they have
-        no ids.
+        """Return documents as token embeddings, without tokens of the skip list, and pooled if the contract says so.
 
-        `weights` are the scorer's factors of the tokens (rho of docs/algorithms.md#7-one-factored-form), if it weighs documents.
+        `weights` are the scorer's token weights (rho of docs/algorithms.md#7-one-factored-form), if it weights documents.
+
+        Args:
+            texts: N documents.
+            doc_ids: N ids; None: the ids are "0", "1", ...
 
         Raises:
-            ConfigError: if a text is not a string, or there are more or fewer ids than texts.
+            ConfigError: A text is not a string, or the number of ids differs from the number of texts.
         """
         tokens = self.tokenizer.tokenize_documents(texts)
         self.tokenizer.warn_if_cut("document", tokens.truncations)
         return self.encode_document_tokens(tokens.ids, doc_ids)
 
     def encode_document_tokens(self, token_ids: Sequence[np.ndarray], doc_ids: Sequence[str] | None = None) -> TokenEmbeddings:
-        """The same from what `tokenizer.documents` gave, on another machine perhaps."""
+        """Return the same from the token ids of `tokenizer.documents`, which may come from another machine."""
         token_ids = list(token_ids)
         embeddings = self._encode(token_ids, [len(ids) for ids in token_ids], self.contract.skip_tokens, doc_ids, self.embed_documents)
         return pool_tokens(embeddings, self.contract.pooling_factor)
 
     def encode_queries(self, texts: Sequence[str], query_ids: Sequence[str] | None = None) -> TokenEmbeddings:
-        """Queries as token embeddings, expansion tokens included; numbered if they have no ids.
+        """Return queries as token embeddings, including expansion tokens.
 
-        `weights` are the scorer's factors of the tokens (u of docs/algorithms.md#7-one-factored-form), if it weighs queries.
+        `weights` are the scorer's token weights (u of docs/algorithms.md#7-one-factored-form), if it weights queries.
+
+        Args:
+            texts: N queries.
+            query_ids: N ids; None: the ids are "0", "1", ...
 
         Raises:
-            ConfigError: if a text is not a string, or there are more or fewer ids than texts.
+            ConfigError: A text is not a string, or the number of ids differs from the number of texts.
         """
         return self._encode(*self._query_tokens(texts), self.contract.query_skip_tokens, query_ids, self.embed_queries)
 
     @torch.inference_mode()
     def scores(self, queries: TokenEmbeddings, documents: TokenEmbeddings) -> np.ndarray:
-        """[queries, documents] float32, the scorer's exact score of each pair of texts that this encoder encoded; -inf for a document
-        without tokens. An index scores the same but for what compression loses. Sums are made in float64: the pairs beside a pair, and
-        threads, do not change its score.
+        """Return the scorer's exact score of each pair, [queries, documents] float32; -inf for a document without tokens.
+
+        An index gives the same scores, except for compression error. Sums are computed in float64, so a score depends neither on other
+        pairs nor on threads.
+
+        Args:
+            queries: Queries that this encoder encoded.
+            documents: Documents that this encoder encoded.
 
         Raises:
-            IncompatibleError: if the scorer weighs queries or documents, and they came without their weights, or the other way round.
+            IncompatibleError: Token weights that the scorer needs are missing, or present although it uses none.
         """
         check_weights(self.contract, "queries", queries.weights is not None)
         check_weights(self.contract, "documents", documents.weights is not None)
@@ -162,34 +182,35 @@ class Encoder:
         return scorer(*texts).float().cpu().numpy()
 
     def batch_documents(self, texts: Sequence[str]) -> TokenBatch:
-        """One padded batch of documents for `embed_documents`."""
+        """Return one padded batch of documents for `embed_documents`."""
         tokens = self.tokenizer.tokenize_documents(texts)
         self.tokenizer.warn_if_cut("document", tokens.truncations)
         token_ids = tokens.ids
         return pad(token_ids, [len(ids) for ids in token_ids], _keep(token_ids, self.contract.skip_tokens))
 
     def batch_queries(self, texts: Sequence[str]) -> TokenBatch:
-        """One padded batch of queries for `embed_queries`."""
+        """Return one padded batch of queries for `embed_queries`."""
         token_ids, attended = self._query_tokens(texts)
         return pad(token_ids, attended, _keep(token_ids, self.contract.query_skip_tokens))
 
     def embed_queries(self, batch: TokenBatch) -> EmbeddedTexts:
-        """Float32 vectors of a batch of queries and what the scorer makes their tokens weigh; differentiable."""
+        """Return float32 vectors and the scorer's token weights of a batch of queries; differentiable."""
         return self.model.queries(batch.to(self.device))
 
     def embed_documents(self, batch: TokenBatch) -> EmbeddedTexts:
-        """The same of a batch of documents."""
+        """Return float32 vectors and the scorer's token weights of a batch of documents; differentiable."""
         return self.model.documents(batch.to(self.device))
 
     def with_scorer(self, name: str, settings: Config | None = None) -> "Encoder":
-        """The same encoder for another scorer. Heads that it needs are new, drawn from torch's random numbers; it shares all other weights.
+        """Return the same encoder with another scorer. New heads are initialized with torch's random numbers; all other weights are shared.
 
         Args:
-            name: of SCORERS.
-            settings: of that scorer; None: the defaults.
+            name: A key of SCORERS.
+            settings: Settings of that scorer; None: the defaults.
 
         Raises:
-            ConfigError: if the checkpoint has been trained for something else than maxsim, whose weights mean nothing to other scorers.
+            ConfigError: The checkpoint was trained for a scorer other than maxsim and `name`; its weights have no meaning for other
+                scorers.
         """
         have = self.contract.scorer
         kind = SCORERS[name]
@@ -207,15 +228,15 @@ class Encoder:
         return Encoder(contract, TextTokenizer(contract, self.tokenizer.tokenizer), network, self.batch_tokens)
 
     def save(self, folder: str | Path) -> None:
-        """Writes a checkpoint that `load`, PyLate and sentence-transformers load, in the precision that the encoder has now.
+        """Write a checkpoint that `load`, PyLate and sentence-transformers can load, in the encoder's current precision.
 
         Raises:
-            ConfigError: if the folder is not empty.
+            ConfigError: The folder is not empty.
         """
         checkpoint.save(folder, self.model, self.tokenizer.tokenizer, self.contract)
 
     def _query_tokens(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[int]]:
-        """Token ids, and how many of them (all, or all before the expansion tokens) are attended to."""
+        """Return token ids, and how many of them are attended to: all, or all before the expansion tokens."""
         tokens = self.tokenizer.tokenize_queries(texts)
         self.tokenizer.warn_if_cut("query", tokens.truncations)
         bare = tokens.ids
@@ -223,7 +244,8 @@ class Encoder:
         return expanded, [len(ids) for ids in (expanded if self.contract.attend_to_expansion else bare)]
 
     def _batches(self, lengths: Sequence[int], attended: Sequence[int]) -> list[np.ndarray]:
-        """The texts that are computed together. No result depends on them: texts that would be padded go one by one on a CPU."""
+        """Return the texts of each batch. Batches do not affect results: on a CPU, texts that would need padding are computed one by
+        one."""
         if self.device.type != "cpu":
             return list(group_by_length(lengths, self.batch_tokens))
         if len(lengths) == 1 or not self.model.needs_no_padding:
@@ -244,11 +266,11 @@ class Encoder:
     ) -> TokenEmbeddings:
         names = [str(number) for number in range(len(token_ids))] if names is None else id_list("ids", names)
         if len(names) != len(token_ids):
-            raise ConfigError(f"{len(token_ids)} texts need as many ids, not {len(names)}")
+            raise ConfigError(f"{len(token_ids)} texts need {len(token_ids)} ids, not {len(names)}; give one id per text")
         keep = _keep(token_ids, skip)
         offsets = np.concatenate([[0], np.cumsum([kept.sum() for kept in keep])]).astype(np.int64)
         values, weights = np.empty((offsets[-1], self.contract.dim), np.float16), None
-        if self.model.training:  # it goes through all modules, half a millisecond for every query
+        if self.model.training:  # eval() visits all modules, which takes half a millisecond per query
             self.model.eval()
 
         def embedded(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -270,8 +292,7 @@ class Encoder:
 
 
 def weights_digest(network: Network) -> str:
-    """sha256 (hex) over the names, shapes and bytes of the weights that a network uses, and over what its projections and its scorer
-    do with theirs."""
+    """Return the sha256 (hex) over names, shapes and bytes of the weights in use, and over the settings of projections and scorer."""
     sha = hashlib.sha256()
     for projection in network.projections:
         sha.update(f"{type(projection.activation).__name__} {projection.use_residual};".encode())
@@ -285,24 +306,24 @@ def weights_digest(network: Network) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that EncoderConfig.device names.
+    """Return the device that EncoderConfig.device names.
 
     Raises:
-        ConfigError: if it is not there.
+        ConfigError: The machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"{name!r} is no device; choose auto, cpu, cuda or cuda:N") from None
+        raise ConfigError(f"{name!r} is not a device; choose auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"there is no {name} here ({torch.cuda.device_count()} CUDA devices); choose auto or cpu")
+        raise ConfigError(f"this machine has no device {name} ({torch.cuda.device_count()} CUDA devices); choose auto or cpu")
     return device
 
 
 def default_batch_tokens(network: Network) -> int:
-    """Padded tokens a batch that suit where a network lies and what it multiplies."""
+    """Return the default batch size, in padded tokens, for a network's device and number format."""
     parameter = next(network.parameters())
     if parameter.device.type == "cpu" and parameter.dtype == torch.bfloat16:
         return BFLOAT16_BATCH_TOKENS
@@ -310,7 +331,7 @@ def default_batch_tokens(network: Network) -> int:
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The number format that EncoderConfig.precision names; auto takes the fastest one that the device multiplies natively."""
+    """Return the number format that EncoderConfig.precision names; auto is the fastest format with native support on the device."""
     if precision != "auto":
         return getattr(torch, precision)
     if device.type == "cuda":
@@ -318,8 +339,8 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native_bfloat16() else torch.float32
 
 
-def _changes(config: EncoderConfig, parts: Parts) -> dict:
-    """The conventions that a configuration changes."""
+def _changes(config: EncoderConfig, parts: Parts) -> dict[str, Any]:
+    """Return the conventions that a configuration changes."""
     changes = {
         name: getattr(config, name)
         for name in ("query_length", "document_length", "query_expansion", "attend_to_expansion", "pooling_factor")
@@ -342,6 +363,6 @@ def _keep(token_ids: Sequence[np.ndarray], skip: Sequence[int]) -> list[np.ndarr
 
 
 def resolve_checkpoint_name(name: str) -> str:
-    """A checkpoint's name, or its folder as every process of this machine finds it."""
+    """Return a checkpoint's name, or its absolute folder if it is local, so that every process of this machine finds it."""
     path = storage.local_path(name) if storage.is_local(name) else None
     return str(path.resolve()) if path and path.exists() else name

@@ -1,12 +1,12 @@
-"""Beginnings of long texts: to keep 256 tokens of a text of 10 MB, only its first part is tokenised.
+"""Beginnings of long texts: to keep 256 tokens of a text of 10 MB, only its first part is tokenized.
 
-The tokens of a beginning are those of the whole text, except near its end. A tokenizer normalises characters, splits the text into words
-(pre-tokens) and splits each word into tokens by itself. Both steps look at a character and its neighbours, so where the text is cut only
-the last words can come out differently. `count_stable_tokens` leaves these out; the caller takes a longer beginning until enough tokens are
-stable. A tokenizer that does not split into words has no stable tokens: it gets the whole text.
+The tokens of a beginning equal those of the whole text, except near the end of the beginning. A tokenizer normalizes characters, splits the
+text into words (pre-tokens), and splits each word into tokens. The first two steps depend only on a character and its neighbors, so a cut
+can change only the last words. `count_stable_tokens` excludes these words; the caller takes a longer beginning until enough tokens are
+stable. A tokenizer that does not split into words has no stable tokens and gets the whole text.
 
-A word without an end ("aaaa...") has no stable tokens either. `condense` shortens such words for BERT's tokenizers, where a word of more
-than `max_input_chars_per_word` characters is one unknown token, however long it is.
+A word without an end ("aaaa...") has no stable tokens either. `Condenser` shortens such words for BERT's tokenizers, where a word of more
+than `max_input_chars_per_word` characters is one unknown token.
 """
 
 import json
@@ -16,25 +16,25 @@ from dataclasses import dataclass
 from tokenizers import Encoding, Tokenizer
 
 UNSTABLE_WORDS = 8
-"""Words at the end of a beginning whose tokens are not trusted."""
+"""Words at the end of a beginning that count as unstable."""
 UNSTABLE_CHARACTERS = 256
-"""Characters at the end of a beginning whose tokens are not trusted."""
+"""Characters at the end of a beginning that count as unstable."""
 WINDOW = 1024
-"""Characters that are looked at together when a text is condensed."""
+"""Characters that are examined at once when a text is condensed."""
 _WORD_START = re.compile(r"[ \t\n\r]\w")
 _COUNTED_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """The beginning of a text, perhaps condensed.
+    """The beginning of a text, possibly condensed.
 
     Attributes:
-        text: what is to be tokenised.
-        pieces: (start, end) of the parts of the source that `text` consists of.
-        end: characters of the source that it stands for.
-        whole: whether that is all of them.
-        cut_at_space: whether a white space follows in the source.
+        text: The text to tokenize.
+        pieces: (start, end) of the parts of the source that form `text`.
+        end: Number of characters of the source that `text` represents.
+        whole: Whether `text` represents the whole source.
+        cut_at_space: Whether white space follows in the source.
     """
 
     text: str
@@ -45,7 +45,7 @@ class Beginning:
 
 
 def take_beginning(source: str, limit: int) -> Beginning:
-    """The first characters of a text, at most `limit`; it ends before a white space if there is one in its second half."""
+    """Return at most the first `limit` characters of a text. It ends before white space if its second half contains any."""
     if len(source) <= limit:
         return Beginning(source, ((0, len(source)),), len(source), True, True)
     end = _last_space(source, limit // 2, limit)
@@ -54,7 +54,7 @@ def take_beginning(source: str, limit: int) -> Beginning:
 
 
 def _last_space(source: str, first: int, end: int) -> int | None:
-    """Where the last run of white space within source[first:end] begins; None if there is none."""
+    """Return where the last run of white space within source[first:end] begins; None if there is none."""
     tail = source[first:end]
     stripped = tail.rstrip()
     if len(stripped) < len(tail):
@@ -64,11 +64,11 @@ def _last_space(source: str, first: int, end: int) -> int | None:
 
 
 class Condenser:
-    """Shortens what a BERT tokenizer makes the same of, however long it is: endless words, and runs of characters that it removes.
+    """Shortens text parts that give a BERT tokenizer the same tokens at any length: endless words, and runs of removed characters.
 
-    Its normaliser and its pre-tokenizer decide for each character alone whether it is removed, a space, a word of its own or part of a
-    word. A window that is one word too long for the vocabulary stays one unknown token when more of its own characters follow; a window
-    of removed characters and spaces stays what it is.
+    BERT's normalizer and pre-tokenizer decide for each character independently whether it is removed, a space, a word by itself, or part of
+    a word. If a window is one word that is too long for the vocabulary, it remains one unknown token when more of the same characters
+    follow. A window of removed characters and spaces also stays the same.
     """
 
     def __init__(self, tokenizer: Tokenizer, longest_word: int, added: list[str]):
@@ -79,7 +79,7 @@ class Condenser:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "Condenser | None":
-        """None for other tokenizers than BERT's."""
+        """Return a condenser; None if the tokenizer is not BERT's."""
         settings = json.loads(tokenizer.to_str())
         kinds = [(settings[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")]
         if kinds != ["BertNormalizer", "BertPreTokenizer", "WordPiece"]:
@@ -87,7 +87,7 @@ class Condenser:
         return cls(tokenizer, settings["model"]["max_input_chars_per_word"], [token["content"] for token in settings["added_tokens"]])
 
     def condense(self, source: str, limit: int) -> Beginning:
-        """As `beginning`; `limit` counts the characters that are left."""
+        """Return the beginning of a text like `take_beginning`; `limit` counts the characters after condensing."""
         pieces: list[tuple[int, int]] = []
         position = size = 0
         while position < len(source) and size < limit:
@@ -99,7 +99,7 @@ class Condenser:
         return Beginning(text, tuple(pieces), position, position == len(source), False)
 
     def _repeated_end(self, source: str, first: int, end: int) -> int:
-        """Where the characters after a window end that change no token; `end` if the window ends no endless word."""
+        """Return the end of the characters after a window that change no token; `end` if the window does not end in an endless word."""
         window = source[first:end]
         if len(window.split()) > 1 or any("\ud800" <= character <= "\udfff" for character in window):
             return end
@@ -115,11 +115,11 @@ class Condenser:
 
 
 def count_stable_tokens(encoding: Encoding, length: int) -> int:
-    """How many tokens of the beginning of a text (without special tokens) are those of the whole text.
+    """Return how many tokens of a text's beginning (without special tokens) are also tokens of the whole text.
 
     Args:
-        encoding: of the beginning, with what was truncated from it in `overflowing`.
-        length: characters of the beginning.
+        encoding: Encoding of the beginning; truncated tokens are in `overflowing`.
+        length: Length of the beginning in characters.
     """
     parts = [encoding, *encoding.overflowing]
     words = [(word, end) for part in parts for word, (_, end) in zip(part.word_ids, part.offsets, strict=True) if word is not None]
@@ -128,7 +128,7 @@ def count_stable_tokens(encoding: Encoding, length: int) -> int:
 
 
 def count_words_after(source: str, start: int) -> int:
-    """A lower bound of the tokens after a position: words that follow a space and begin with a letter or digit."""
+    """Return a lower bound of the number of tokens after a position: words that follow a space and begin with a letter or digit."""
     return sum(
         len(_WORD_START.findall(source, first, min(first + _COUNTED_AT_ONCE, len(source))))
         for first in range(start, len(source), _COUNTED_AT_ONCE)

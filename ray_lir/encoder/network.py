@@ -1,5 +1,7 @@
-"""The network of an encoder: a transformer, projections, the mask and norm of
-docs/algorithms.md#13-projection-and-normalisation, and a scorer's token weights."""
+"""The network of an encoder: transformer, projections, masking and normalization, and a scorer's token weights.
+
+Source: docs/algorithms.md#13-projection-and-normalisation
+"""
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -17,7 +19,7 @@ from ray_lir.scorers.received_attention import AttentionRecorder, ReceivedAttent
 
 
 class Dense(nn.Module):
-    """y = activation(W x + b), plus x (or R x, where the sizes differ) with a residual."""
+    """A layer y = activation(W x + b). With a residual, x is added (or R x, if the sizes differ)."""
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = False, activation: nn.Module | None = None, use_residual: bool = False
@@ -30,6 +32,7 @@ class Dense(nn.Module):
             self.residual = nn.Linear(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return [..., out] from [..., in]."""
         y = self.activation(self.linear(x))
         if not self.use_residual:
             return y
@@ -37,17 +40,17 @@ class Dense(nn.Module):
 
     @property
     def is_identity(self) -> bool:
-        """Whether it gives back what it gets."""
+        """Whether the layer returns its input unchanged."""
         weight = self.linear.weight
         plain = self.linear.bias is None and isinstance(self.activation, nn.Identity) and not self.use_residual
         return plain and torch.equal(weight, torch.eye(*weight.shape).to(weight))
 
 
 class Network(nn.Module):
-    """Token ids to token embeddings: the last hidden states of `backbone`, through each projection, masked, normalised.
+    """Token ids to token embeddings: the last hidden states of `backbone`, through each projection, masked, normalized.
 
     Attributes:
-        scorer: weighs the tokens, and scores queries with documents; its heads, if it has any, stay in float32.
+        scorer: Computes token weights and scores; its heads, if any, stay in float32.
     """
 
     def __init__(self, backbone: PreTrainedModel, projections: Iterable[Dense] = (), normalize: bool = True, scorer: Scorer | None = None):
@@ -60,21 +63,22 @@ class Network(nn.Module):
         self.scorer = scorer or MaxSim(self.dim, Config())
 
     def queries(self, batch: TokenBatch) -> EmbeddedTexts:
-        """Queries with the scorer's weights of their tokens; differentiable. Rows outside the mask are zeros (masked before the norm)."""
+        """Return vectors and token weights of queries; differentiable. Masked rows are zero (they are masked before normalization)."""
         return self._embed(batch, self.scorer.query_weights)
 
     def documents(self, batch: TokenBatch) -> EmbeddedTexts:
-        """The same of documents."""
+        """Return vectors and token weights of documents; differentiable. Masked rows are zero."""
         return self._embed(batch, self.scorer.document_weights)
 
     def place(self, device: torch.device, dtype: torch.dtype) -> "Network":
-        """Moves it, and gives all but the scorer's heads the number format."""
+        """Move the network to a device and convert everything except the scorer's heads to a number format; return it."""
         self.to(device, dtype)
         self.scorer.float()
         return self
 
     def train(self, mode: bool = True) -> "Network":
-        """As every module's. What was made of weights that are trained is forgotten: a fused optimiser does not count its changes."""
+        """Set training mode. The weights prepared for encoding are dropped, because a fused optimizer changes weights without a version
+        count."""
         if mode:
             unpadded_pass.forget(self)
         return super().train(mode)
@@ -87,7 +91,7 @@ class Network(nn.Module):
             return EmbeddedTexts(vectors, batch.keep_mask, weights)
 
     def _project(self, batch: TokenBatch) -> tuple[Tensor, ReceivedAttention | None]:
-        """[B, L, D] float32 vectors before the norm, and the attention of the last layer if the scorer reads it."""
+        """Return float32 vectors before normalization, [B, L, D], and the last layer's attention if the scorer reads it."""
         hidden, attention = (self._without_padding(batch) or self._padded)(batch)
         for projection in self.projections:
             hidden = apply_with_padded_rows(projection, hidden)
@@ -95,18 +99,18 @@ class Network(nn.Module):
 
     @property
     def needs_no_padding(self) -> bool:
-        """Whether this model encodes on a CPU without padding."""
+        """Whether this model encodes without padding on a CPU."""
         return unpadded_bert.is_supported(self.backbone)
 
     def _padded(self, batch: TokenBatch) -> tuple[Tensor, ReceivedAttention | None]:
-        """The model's own forward pass."""
+        """Run the model's own forward pass."""
         recorder = AttentionRecorder() if self.scorer.reads_attention else None
         with recorder or nullcontext():
             hidden = self.backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         return hidden, recorder.last(batch.attention_mask) if recorder else None
 
     def _without_padding(self, batch: TokenBatch) -> unpadded_bert.UnpaddedBert | None:
-        """What computes the same without padding, where something can: of weights that are made ready once, and again if they change."""
+        """Return the forward pass without padding, if it can be used. Its weights are prepared once, and again if the weights change."""
         if torch.is_grad_enabled() or self.backbone.training or batch.input_ids.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return None
         if not unpadded_bert.has_tokens(batch):

@@ -1,6 +1,6 @@
-"""Queries of BERT checkpoints encoded with NumPy: for one query, loading torch and transformers takes a hundred times as long as encoding.
+"""Encode queries of BERT checkpoints with NumPy. For one query, loading torch and transformers takes a hundred times as long as encoding.
 
-T tokens of a query, W width of the model, H heads, D dimensions.
+Shapes: T tokens of a query, W width of the model, H heads, D dimensions.
 """
 
 import hashlib
@@ -23,17 +23,17 @@ from ray_lir.storage.file_names import check_name
 
 Weights = dict[str, np.ndarray]
 MODULES = {"Transformer", "Dense", "Pooling", "Normalize", "Dropout", "MultiVectorMask"}
-"""Modules of a modules.json that act on tokens as Transformer and Dense, or that the contract stands for."""
+"""Modules of a modules.json that this encoder supports: Transformer and Dense; the contract describes the effect of the others."""
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 
 
 class NumpyQueryEncoder:
-    """Encodes queries as `Encoder` does in float32, up to the rounding of sums.
+    """Encodes queries as `Encoder` does in float32, except for rounding of sums.
 
     Attributes:
-        contract: the conventions followed.
-        tokenizer: makes token ids of queries.
+        contract: The conventions.
+        tokenizer: Makes the token ids of queries.
     """
 
     def __init__(self, contract: EncoderContract, tokenizer: TextTokenizer, config: dict[str, Any], weights: Weights, dense: Sequence[str]):
@@ -45,16 +45,20 @@ class NumpyQueryEncoder:
 
     @classmethod
     def load(cls, contract: EncoderContract, checkpoint: str) -> "NumpyQueryEncoder | None":
-        """The encoder of a contract; None if its checkpoint needs more than this module knows, or has other weights.
+        """Return the encoder of a contract; None if its checkpoint is not supported here or has other weights.
+
+        Args:
+            contract: The contract of the index.
+            checkpoint: Path, URL or name of the checkpoint.
 
         Raises:
-            ConfigError: if there is no such checkpoint.
+            ConfigError: There is no such checkpoint.
         """
         if contract.scorer != "maxsim" or contract.weighs:
             return None
         try:
             return cls._load(contract, find(checkpoint))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):  # Encoder tells what is wrong with it
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):  # `Encoder` reports the problem
             return None
 
     @classmethod
@@ -78,10 +82,10 @@ class NumpyQueryEncoder:
         return cls(contract, TextTokenizer(contract, tokenizer), config, weights, dense)
 
     def encode_queries(self, texts: Sequence[str]) -> TokenEmbeddings:
-        """Queries as token embeddings, expansion tokens included.
+        """Return queries as token embeddings, including expansion tokens.
 
         Raises:
-            ConfigError: if a text is not a string.
+            ConfigError: A text is not a string.
         """
         vectors = []
         for bare in self.tokenizer.bare_queries(texts):
@@ -92,7 +96,7 @@ class NumpyQueryEncoder:
         return TokenEmbeddings.of(vectors)
 
     def _vectors(self, ids: np.ndarray, attended: int) -> np.ndarray:
-        """[T, D] float32; the first `attended` tokens are attended to."""
+        """Return [T, D] float32; the first `attended` tokens are attended to."""
         hidden = self._hidden(ids, attended)
         for name in self._dense:
             hidden = hidden @ self._weights[f"{name}.weight"].T + self._weights.get(f"{name}.bias", 0)
@@ -101,7 +105,7 @@ class NumpyQueryEncoder:
         return hidden / np.maximum(np.linalg.norm(hidden, axis=1, keepdims=True), 1e-12)
 
     def _hidden(self, ids: np.ndarray, attended: int) -> np.ndarray:
-        """[T, W] float32, the last hidden states."""
+        """Return the last hidden states, [T, W] float32."""
         weights, prefix = self._weights, "backbone.embeddings."
         words = weights[f"{prefix}word_embeddings.weight"][ids]
         positions = weights[f"{prefix}position_embeddings.weight"][: len(ids)]
@@ -144,7 +148,7 @@ def _is_known(config: dict[str, Any]) -> bool:
 
 
 def _backbone(tensors: Weights) -> Weights:
-    """The tensors under the names that the network has for them."""
+    """Return the tensors under the names that the network uses."""
     weights = {}
     for name, tensor in tensors.items():
         name = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
@@ -156,17 +160,17 @@ def _backbone(tensors: Weights) -> Weights:
 
 
 def _projections(folders: Sequence[Path], weights: Weights) -> Iterator[str]:
-    """Names of the projections, of which those in folders of their own are added to the weights; an identity is left out.
+    """Yield the names of the projections, and add the weights of those in separate folders. An identity is left out.
 
     Raises:
-        ValueError: if one has an activation or a residual.
+        ValueError: A projection has an activation or a residual.
     """
     if "projections.0.linear.weight" in weights:
         yield "projections.0.linear"
     for folder in folders:
         config, tensors = parse_json((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
         if not str(config.get("activation_function")).endswith(".Identity") or config.get("use_residual"):
-            raise ValueError(f"{folder} is no plain projection")
+            raise ValueError(f"{folder} is not a plain projection")
         weight = tensors["linear.weight"].astype(np.float32)
         if "linear.bias" not in tensors and weight.shape[0] == weight.shape[1] and (weight == np.eye(len(weight))).all():
             continue
@@ -178,7 +182,7 @@ def _projections(folders: Sequence[Path], weights: Weights) -> Iterator[str]:
 
 
 def _digest(weights: Weights, num_projections: int) -> str:
-    """What `weights_digest` of encoder.py gives for the same network."""
+    """Return what `weights_digest` of encoder.py returns for the same network."""
     sha = hashlib.sha256(b"Identity False;" * num_projections)
     for name, tensor in sorted(weights.items()):
         sha.update(f"{name} {list(tensor.shape)} torch.float32;".encode())

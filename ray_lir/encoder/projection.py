@@ -1,6 +1,6 @@
-"""Projections to fewer dimensions: fitted on a sample of a corpus (pca:DIM), or fresh, for training.
+"""Projections to fewer dimensions: fitted on a sample of a corpus (pca:DIM), or new, for training.
 
-T token vectors in all, D dimensions before and d after.
+Shapes: T token vectors in total, D dimensions before and d after.
 """
 
 from collections.abc import Sequence
@@ -15,30 +15,32 @@ from ray_lir.encoder.encoder import Encoder, weights_digest
 from ray_lir.encoder.network import Dense, Network
 from ray_lir.encoder.tokenization import TextTokenizer
 
-TEXTS_AT_ONCE = 1024  # so that the sample's vectors are never all in memory
+TEXTS_AT_ONCE = 1024  # bounds the vectors in memory
 
 
 def fit_projection(encoder: Encoder, texts: Sequence[str], projection: str) -> Encoder:
-    """The encoder with one more Dense layer, without a bias, that keeps as much of the token vectors' dot products as it can.
+    """Return the encoder with one more Dense layer, without bias, that preserves the dot products of token vectors as well as possible.
 
-    The rows of the layer are the eigenvectors of the uncentred second moment of the sample's token vectors: of all linear maps
-    to d dimensions they keep the dot products of the sample best (Eckart-Young). Centring would keep distances to the mean
-    instead, and need a bias. `encoder.save` writes the result as an ordinary checkpoint.
+    The rows of the layer are eigenvectors of the uncentered second moment of the sample's token vectors. Of all linear maps to d
+    dimensions, they preserve the dot products of the sample best (Eckart-Young). Centering would preserve distances to the mean instead,
+    and would need a bias. `encoder.save` writes the result as an ordinary checkpoint.
 
     Args:
-        encoder: its model is shared with the result.
-        texts: documents of the corpus, at least one.
+        encoder: The encoder; its transformer is shared with the result.
+        texts: Documents of the corpus, at least one.
         projection: pca:DIM, with DIM from 1 to the encoder's dimensions.
 
     Raises:
-        ConfigError: if the projection is not of that form, or there are no texts.
+        ConfigError: The projection has another form, the scorer has heads, or there are no texts.
     """
     texts = text_list("texts", texts)
     dim = parse_projection(projection, encoder.contract.dim)
     if encoder.contract.scorer != "maxsim":
-        raise ConfigError(f"{projection} would not fit the heads of scorer {encoder.contract.scorer}; fit it before training them")
+        raise ConfigError(
+            f"{projection} would not match the heads of scorer {encoder.contract.scorer}; fit the projection before training them"
+        )
     if not texts:
-        raise ConfigError(f"{projection} needs documents to be fitted on; the corpus has none")
+        raise ConfigError(f"{projection} needs documents to be fitted on, and the corpus has none; give a corpus with documents")
     moment_DD = _second_moment(encoder, texts)
     with one_blas_thread():
         rows_dD = _leading_eigenvectors(moment_DD, dim)
@@ -49,12 +51,12 @@ def fit_projection(encoder: Encoder, texts: Sequence[str], projection: str) -> E
 
 
 def fresh_projection(encoder: Encoder, dim: int) -> Encoder:
-    """The encoder with a Dense layer to `dim` dimensions, without a bias, drawn from torch's random numbers: for training to fill.
+    """Return the encoder with a new Dense layer to `dim` dimensions, without bias, initialized with torch's random numbers, for training.
 
-    An encoder that ends in so many dimensions already is given back as it is.
+    An encoder that has `dim` dimensions already is returned unchanged.
 
     Raises:
-        ConfigError: if the encoder has a trained projection to other dimensions, or heads.
+        ConfigError: The encoder has a trained projection to other dimensions, or heads.
     """
     if encoder.contract.dim == dim:
         return encoder
@@ -74,10 +76,10 @@ def _with_layer(encoder: Encoder, layer: Dense) -> Encoder:
 
 
 def parse_projection(projection: str, dim: int) -> int:
-    """DIM of pca:DIM.
+    """Return DIM of pca:DIM.
 
     Raises:
-        ConfigError: if it is not of that form, or more than `dim`.
+        ConfigError: The text has another form, or DIM is more than `dim`.
     """
     kind, _, number = projection.partition(":")
     if kind != "pca" or not number.isascii() or not number.isdigit() or not 1 <= int(number) <= dim:
@@ -87,7 +89,7 @@ def parse_projection(projection: str, dim: int) -> int:
 
 @one_blas_thread()
 def _second_moment(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
-    """[D, D] float64, the mean of x x^T over the token vectors."""
+    """Return the mean of x x^T over the token vectors, [D, D] float64."""
     total_DD, num_tokens = np.zeros((encoder.contract.dim,) * 2), 0
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         vectors_TD = encoder.encode_documents(texts[start : start + TEXTS_AT_ONCE]).values.astype(np.float32)
@@ -99,7 +101,7 @@ def _second_moment(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
 
 @one_blas_thread()
 def _leading_eigenvectors(moment_DD: np.ndarray, dim: int) -> np.ndarray:
-    """[d, D] float32, unit rows, largest eigenvalue first; the largest entry of each is positive, so that a fit has one result."""
+    """Return [d, D] float32 unit rows, largest eigenvalue first. The largest entry of each row is positive, so that a fit is unique."""
     rows_dD = np.linalg.eigh(moment_DD)[1][:, ::-1][:, :dim].T
     largest = np.take_along_axis(rows_dD, np.abs(rows_dD).argmax(1)[:, None], axis=1)
     return np.ascontiguousarray(rows_dD * np.sign(largest), np.float32)

@@ -1,4 +1,4 @@
-"""Text to token ids as an EncoderContract says (docs/algorithms.md#11-token-sequence); needs the tokenizer's files, but no weights."""
+"""Text to token ids by the conventions of an EncoderContract (docs/algorithms.md#11-token-sequence); weights are not needed."""
 
 import logging
 import os
@@ -26,31 +26,32 @@ logger = logging.getLogger(__name__)
 PARALLELISM = "TOKENIZERS_PARALLELISM"
 """Environment variable of the tokenizers library, which reads it at every call."""
 COUNTED_CHARACTERS = 32_768
-"""Texts of up to so many characters are tokenised as a whole and their tokens counted; of longer texts only the beginning is tokenised."""
+"""Texts up to this length in characters are tokenized completely, so their tokens can be counted. Of longer texts, only the beginning is
+tokenized."""
 CHARACTERS_PER_TOKEN = 16
-"""A beginning has at least so many characters for each token that is kept."""
+"""Minimum length of a beginning, in characters per token that is kept."""
 GROWTH = 4
-"""How much longer the next beginning is if one gave too few tokens."""
+"""Factor for the next beginning if one gave too few tokens."""
 CHARACTERS_AT_ONCE = 1 << 18
-"""Texts that are tokenised together have at most so many characters, which bounds memory: a token in work takes about 100 bytes."""
+"""Maximum number of characters that are tokenized together. This bounds memory: a token takes about 100 bytes meanwhile."""
 
 _have_tokenized = False
 
 
 @after_fork
 def _tokenize_on_one_thread() -> None:
-    """In a forked process the library would wait for its threads for ever. It notices that itself unless the variable is set."""
+    """In a forked process, the library would wait for its threads forever. It detects that itself unless the variable is set."""
     if _have_tokenized:
         os.environ[PARALLELISM] = "false"
 
 
 @dataclass(frozen=True)
 class TokenSpans:
-    """Where the vectors of a text come from: one entry for each token that is kept.
+    """Where the vectors of a text come from, one entry per kept token.
 
     Attributes:
-        pieces: the tokens as the vocabulary has them.
-        spans: [T, 2] int64, first and end character of the text; -1, -1 for tokens that are not in it (special, marker, prompt).
+        pieces: The tokens as the vocabulary spells them.
+        spans: [T, 2] int64, first and end character in the text; -1, -1 for tokens outside the text (special tokens, marker, prompt).
     """
 
     pieces: list[str]
@@ -59,11 +60,11 @@ class TokenSpans:
 
 @dataclass(frozen=True)
 class TokenizedTexts:
-    """The token ids of texts, and how much of each text they are.
+    """Token ids of texts, and how much of each text they represent.
 
     Attributes:
-        ids: one int32 array a text, special tokens and marker included.
-        truncations: one a text.
+        ids: One int32 array per text, including special tokens and marker.
+        truncations: One per text.
     """
 
     ids: list[np.ndarray]
@@ -75,8 +76,8 @@ class _Cutter:
     """A tokenizer that truncates to one length.
 
     Attributes:
-        capacity: tokens of a text that it keeps, special tokens not counted.
-        num_special: special tokens that it adds.
+        capacity: Maximum number of tokens of a text, without special tokens.
+        num_special: Number of special tokens that it adds.
     """
 
     tokenizer: Tokenizer
@@ -85,7 +86,7 @@ class _Cutter:
 
     @classmethod
     def of(cls, serialized: str, length: int) -> "_Cutter":
-        """A tokenizer of its own for each length: one that is shared would have to be switched, which threads cannot do."""
+        """Return a tokenizer for this length. Each length has its own, because threads cannot change the length of a shared tokenizer."""
         tokenizer = Tokenizer.from_str(serialized)
         tokenizer.no_padding()
         tokenizer.enable_truncation(length)
@@ -94,22 +95,22 @@ class _Cutter:
 
     @property
     def first_limit(self) -> int:
-        """Characters of a text that are tokenised at first."""
+        """Characters of a text that are tokenized first."""
         return max(COUNTED_CHARACTERS, CHARACTERS_PER_TOKEN * self.capacity)
 
     def num_tokens(self, encoding: Encoding) -> int:
-        """Tokens of the text before truncation, special tokens included once."""
+        """Return the number of tokens before truncation, with special tokens counted once."""
         return len(encoding) + sum(len(part) - self.num_special for part in encoding.overflowing)
 
 
 class TextTokenizer:
-    """The token ids of queries and documents: special tokens, markers, truncation, expansion. Picklable; safe in threads.
+    """Token ids of queries and documents: special tokens, markers, truncation, expansion. It can be pickled and used from several threads.
 
-    Texts are stripped of white space at both ends, and lone surrogates become U+FFFD.
+    White space at both ends of a text is removed, and lone surrogates become U+FFFD.
 
     Attributes:
-        contract: the conventions followed.
-        tokenizer: the checkpoint's own tokenizer, for whoever saves it again.
+        contract: The conventions.
+        tokenizer: The checkpoint's tokenizer, needed to save the checkpoint.
     """
 
     def __init__(self, contract: EncoderContract, tokenizer: "PreTrainedTokenizerBase | TokenizerFile"):
@@ -128,53 +129,59 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, checkpoint: str, contract: EncoderContract) -> "TextTokenizer":
-        """From the checkpoint's small files, where its weights are not wanted; it pickles, too."""
+        """Load the tokenizer from the checkpoint's small files, without its weights.
+
+        Raises:
+            ConfigError: There is no such checkpoint, or its tokenizer cannot be used.
+        """
         from ray_lir.encoder import layouts  # transformers takes seconds to load
         from ray_lir.encoder.checkpoint import find
 
         return cls(contract, layouts.load_tokenizer(find(checkpoint, weights=False)))
 
     def documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One int32 array a text: special tokens and marker included, cut to `document_length` (the last special token stays).
+        """Return token ids of documents, one int32 array per text: special tokens and marker included, truncated to `document_length`.
+
+        The last special token is kept.
 
         Raises:
-            ConfigError: if a text is not a string; the message has its position.
+            ConfigError: A text is not a string; the message has its position.
         """
         return self.tokenize_documents(texts).ids
 
     def tokenize_documents(self, texts: Sequence[str]) -> TokenizedTexts:
-        """The same, with the tokens that each text had before it was cut."""
+        """Return token ids of documents, with the number of tokens of each before truncation."""
         return self._tokenize(self._documents, texts, self.contract.document_prompt, self._document_marker)
 
     def queries(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The same for queries, padded with expansion tokens if the contract expands."""
+        """Return token ids of queries, padded with expansion tokens if the contract says so."""
         return [self.expand(ids) for ids in self.bare_queries(texts)]
 
     def bare_queries(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Queries without their expansion tokens."""
+        """Return token ids of queries without expansion tokens."""
         return self.tokenize_queries(texts).ids
 
     def tokenize_queries(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Queries without their expansion tokens, with the tokens that each had before it was cut to `query_length`."""
+        """Return token ids of queries without expansion tokens, with the number of tokens of each before truncation to `query_length`."""
         return self._tokenize(self._queries, texts, self.contract.query_prompt, self._query_marker)
 
     def document_truncations(self, texts: Sequence[str]) -> list[Truncation]:
-        """How many tokens each document has, and how many of them are kept."""
+        """Return the number of tokens of each document, before and after truncation."""
         return self.tokenize_documents(texts).truncations
 
     def query_truncations(self, texts: Sequence[str]) -> list[Truncation]:
-        """The same for queries."""
+        """Return the number of tokens of each query, before and after truncation."""
         return self.tokenize_queries(texts).truncations
 
     def warn_if_cut(self, kind: Literal["query", "document"], truncations: Sequence[Truncation]) -> None:
-        """Logs a warning for the first text that was cut; once for each kind, since a whole corpus may follow."""
+        """Log a warning for the first truncated text, once per kind, since a whole corpus may follow."""
         cut = next((each for each in truncations if each.is_cut), None)
         if cut is None or kind in self._warned:
             return
         self._warned.add(kind)
         length = self.contract.query_length if kind == "query" else self.contract.document_length
         logger.warning(
-            "a %s is longer than %s_length %d and was cut: %s are kept, the rest is ignored (later ones are cut without a warning)",
+            "a %s exceeds %s_length %d and was truncated: %s are kept, the rest is ignored (later ones are truncated without a warning)",
             kind,
             kind,
             length,
@@ -182,22 +189,22 @@ class TextTokenizer:
         )
 
     def expand(self, ids: np.ndarray) -> np.ndarray:
-        """A query's ids with its expansion tokens."""
+        """Return a query's ids with its expansion tokens."""
         if self._expansion is None:
             return ids
         missing = (self.contract.expansion_length or self.contract.query_length) - len(ids)
         return np.pad(ids, (0, max(0, missing)), constant_values=self._expansion)
 
     def document_spans(self, text: str) -> TokenSpans:
-        """The tokens of a document that have a vector, in the order of their vectors; none if they are pooled, since a vector
-        then stands for tokens in several places."""
+        """Return the tokens of a document that have a vector, in the order of the vectors. With pooling there are none, since a vector
+        then represents tokens in several places."""
         contract = self.contract
         if contract.pooling_factor > 1:
             return TokenSpans([], np.zeros((0, 2), np.int64))
         return self._spans(self._documents, text, contract.document_prompt, self._document_marker, contract.skip_tokens, False)
 
     def query_spans(self, text: str) -> TokenSpans:
-        """The same for a query, expansion tokens included."""
+        """Return the tokens of a query that have a vector, including expansion tokens, in the order of the vectors."""
         contract = self.contract
         return self._spans(self._queries, text, contract.query_prompt, self._query_marker, contract.query_skip_tokens, True)
 
@@ -218,7 +225,7 @@ class TextTokenizer:
         return TokenSpans(self.tokenizer.convert_ids_to_tokens(ids[kept].tolist()), spans[kept])
 
     def _origins(self, read: Beginning, prompt: str, start: int) -> np.ndarray:
-        """For each character of the prepared text its place in the text, -1 in the prompt; and one more for the end."""
+        """Return the position in the text of each character of the prepared text (-1 in the prompt), plus one entry for the end."""
         places = np.concatenate([np.full(len(prompt), -1), *(start + np.arange(*piece) for piece in read.pieces)])
         if self.contract.lower_case:  # one character may become several
             places = np.repeat(places, [len(character.lower()) for character in prompt + read.text])
@@ -227,7 +234,7 @@ class TextTokenizer:
     def _tokenize(self, cutter: _Cutter, texts: Sequence[str], prompt: str, marker: int | None) -> TokenizedTexts:
         global _have_tokenized
         _have_tokenized = True
-        if "RAY_RAYLET_PID" in os.environ:  # in a Ray worker, where each one would start a thread a core
+        if "RAY_RAYLET_PID" in os.environ:  # each Ray worker would start one thread per core
             os.environ.setdefault(PARALLELISM, "false")
         limit = cutter.first_limit
         result = TokenizedTexts([], [])
@@ -241,10 +248,10 @@ class TextTokenizer:
         return result
 
     def _encode_group(self, cutter: _Cutter, sources: list[str], prompt: str, limit: int) -> Iterator[tuple[Encoding, int, bool]]:
-        """The truncated encoding of each text, its tokens before truncation, and whether that number is exact."""
+        """Yield the truncated encoding of each text, its number of tokens before truncation, and whether that number is exact."""
         read = [self._read(source, limit) for source in sources]
         prepared = [self._prepared(each.text, prompt) for each in read]
-        all_whole = all(each.whole for each in read)  # encode_batch_fast leaves out the offsets that show which tokens are stable
+        all_whole = all(each.whole for each in read)  # encode_batch_fast omits the offsets that count_stable_tokens needs
         encode = cutter.tokenizer.encode_batch_fast if all_whole else cutter.tokenizer.encode_batch
         for source, each, text, encoding in zip(sources, read, prepared, encode(prepared), strict=True):
             stable = 0 if each.whole else count_stable_tokens(encoding, len(text))
@@ -256,7 +263,7 @@ class TextTokenizer:
                 yield encoding, cutter.num_special + stable + count_words_after(source, each.end), False
 
     def _encode(self, cutter: _Cutter, source: str, prompt: str, limit: int) -> tuple[Encoding, Beginning, int]:
-        """The encoding of a text's beginning, long enough for the tokens that are kept; the beginning; and its stable tokens."""
+        """Return the encoding of a beginning that is long enough for the kept tokens, the beginning, and its number of stable tokens."""
         while True:
             read = self._read(source, limit, self._condenser)
             text = self._prepared(read.text, prompt)
@@ -268,7 +275,7 @@ class TextTokenizer:
 
     def _read(self, source: str, limit: int, condenser: Condenser | None = None) -> Beginning:
         read = condenser.condense(source, limit) if condenser and len(source) > limit else take_beginning(source, limit)
-        depends_on_rest = self.contract.lower_case and "Σ" in read.text  # at the end of a word it becomes another letter
+        depends_on_rest = self.contract.lower_case and "Σ" in read.text  # the lower case of a final sigma differs
         if depends_on_rest and not read.cut_at_space:
             return take_beginning(source, len(source))
         return read
@@ -279,7 +286,7 @@ class TextTokenizer:
 
 
 def _groups(texts: Sequence[str], longest: int) -> Iterator[Sequence[str]]:
-    """Runs of texts to tokenise together, counting at most `longest` characters of each."""
+    """Yield runs of texts to tokenize together; at most `longest` characters of each count."""
     first = size = 0
     for position, text in enumerate(texts):
         if size + min(len(text), longest) > CHARACTERS_AT_ONCE and position > first:
@@ -303,5 +310,7 @@ def _marker_id(tokenizer: "PreTrainedTokenizerBase | TokenizerFile", token: str 
         return None
     vocabulary = tokenizer.get_vocab()
     if token not in vocabulary:
-        raise ConfigError(f"the tokenizer has no token {token!r}, which its checkpoint names; use the tokenizer that was saved with it")
+        raise ConfigError(
+            f"the tokenizer has no token {token!r}, which the checkpoint needs; use the tokenizer that was saved with the checkpoint"
+        )
     return vocabulary[token]

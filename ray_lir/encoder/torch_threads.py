@@ -1,11 +1,11 @@
-"""One torch thread for each batch, so that no result depends on the number of cores or on what runs beside it.
+"""One torch thread per batch, so that no result depends on the number of cores or on concurrent work.
 
-Where bits are promised and where they are not, for the same checkpoint, precision and library versions:
+Which results are equal to the bit, for the same checkpoint, precision and library versions:
 
-* On a CPU a text's vectors and weights are the same whatever the number of threads, the other texts of the call, and concurrent calls.
-* Another instruction set (AVX2, AVX-512, AMX), another precision or another release of torch changes the last bits.
-* On a GPU the last bits can also depend on the texts that are encoded together.
-* A training that is continued gives the same weights as one that was not interrupted, with the same number of torch threads.
+* On a CPU, a text's vectors and weights do not depend on the number of threads, the other texts of the call, or concurrent calls.
+* Another instruction set (AVX2, AVX-512, AMX), precision or torch release changes the last bits.
+* On a GPU, the last bits can also depend on the texts that are encoded together.
+* A continued training gives the same weights as an uninterrupted one with the same number of torch threads.
 """
 
 import threading
@@ -25,15 +25,15 @@ _lock = fork_safe(threading.Lock())
 _users = 0
 _usual_threads = 1
 _known = threading.local()
-"""Threads that have been here before."""
+"""Marks threads that have used `one_torch_thread` before."""
 
 
 @contextmanager
 def one_torch_thread() -> Iterator[int]:
-    """Lets torch compute on one thread of the CPU in the calling thread; yields the number of threads that it was set to.
+    """Let torch use one CPU thread in the calling thread; yield the previous number of threads.
 
-    The setting belongs to a thread, but a thread that uses torch for the first time takes over the latest setting of any thread. So a
-    thread that enters for the first time while others are inside is given the number that the first of them found.
+    The setting belongs to a thread. But a thread that uses torch for the first time inherits the latest setting of any thread. So a thread
+    that enters for the first time while others are inside gets the number that the first of them found.
     """
     global _users, _usual_threads
     with _lock:
@@ -55,26 +55,31 @@ def one_torch_thread() -> Iterator[int]:
 
 @after_fork
 def _leave() -> None:
-    """In a forked process nobody is inside. It has none of its parent's OpenMP threads, and would wait for them: it uses one."""
+    """Reset the state in a forked process: no thread is inside. OpenMP threads do not survive a fork, so torch uses one thread there."""
     global _users
     _users = 0
     torch.set_num_threads(1)
 
 
 def spread(work: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> Iterator[Result]:
-    """The work on each item, in their order and without gradients; on a CPU on one torch thread each.
+    """Yield the result of `work` for each item, in order and without gradients; on a CPU, each item uses one torch thread.
 
-    As many items as torch has threads are worked on at once. Two threads on one item would split a product, and the parts add up in
-    another order; they would also wait for each other after every product.
+    As many items run at once as torch has threads. Two threads on one item would split a product and add its parts in another order; they
+    would also wait for each other after every product.
+
+    Args:
+        work: The function to run.
+        items: Its arguments.
+        device: Device of the work; threads are used only on a CPU.
     """
     if device.type != "cpu":
         yield from map(torch.inference_mode()(work), items)
         return
 
     def alone(item: Item) -> Result:
-        torch.get_num_threads()  # torch reads the common setting once in each thread, and would overwrite this thread's later
+        torch.get_num_threads()  # the first call in a thread copies the global setting, which must not overwrite the next line
         torch.set_num_threads(1)
-        with torch.inference_mode(), torch.autocast("cpu", enabled=False):  # settings of each thread
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):  # both are settings of the thread
             return work(item)
 
     with one_torch_thread() as num_threads:

@@ -1,6 +1,6 @@
-"""BERT on a CPU without padding: the tokens of all texts lie one after another, and only attention knows where a text ends.
+"""BERT on a CPU without padding: the tokens of all texts form one matrix, and only attention separates the texts.
 
-T tokens of all texts, W width of the model, H heads, d dimensions a head.
+Shapes: T tokens of all texts, W width of the model, H heads, d dimensions per head.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from ray_lir.scorers.batches import ROWS, TokenBatch
 from ray_lir.scorers.received_attention import RunAttention, UnpaddedAttention
 
 FAMILY = {"bert", "roberta", "xlm-roberta", "camembert"}
-"""Model types whose layers are BERT's, by the same names."""
+"""Model types with BERT's layers and names."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """`count` texts side by side, each of `length` tokens, whose first `attended` ones are looked at."""
+    """`count` consecutive texts of `length` tokens each; the first `attended` tokens of each are attended to."""
 
     count: int
     length: int
@@ -29,28 +29,28 @@ class Run:
 
 
 class UnpaddedBert:
-    """What a model that `suits` computes in evaluation, without gradients, from the weights that it has when this is made.
+    """The forward pass of a supported model in evaluation mode, without gradients.
 
-    Weights are kept a second time, in the order in which oneDNN reads them: without that every product takes a quarter more, and the
-    GELU a pass of its own.
+    Weights are stored a second time in oneDNN's memory order. Without that, every product takes a quarter longer, and GELU needs a pass of
+    its own.
     """
 
     def __init__(self, backbone: PreTrainedModel):
         self._modules = list(backbone.modules())
         self._made_of = _state(self._modules)
         self._embeddings = backbone.embeddings
-        self._first_position = getattr(backbone.embeddings, "padding_idx", -1) + 1  # RoBERTa counts on from its padding token
+        self._first_position = getattr(backbone.embeddings, "padding_idx", -1) + 1  # RoBERTa's positions start after its padding token
         self._layers = [_Layer(layer) for layer in backbone.encoder.layer]
 
     @property
     def is_current(self) -> bool:
-        """Whether the model still has the modules and the weights that this was made of."""
+        """Whether the model still has the modules and weights that this object was made from."""
         return _state(self._modules) == self._made_of
 
     def __call__(self, batch: TokenBatch) -> tuple[Tensor, UnpaddedAttention]:
-        """[B, L, W] last hidden states, zero for padding; and the attention that the last layer pays.
+        """Return the last hidden states, [B, L, W], zero for padding, and the attention of the last layer.
 
-        Every text must have a first token that is attended to (`has_tokens`).
+        The first token of every text must be attended to (`has_tokens`).
         """
         present, attended = present_tokens(batch), batch.attention_mask.bool()
         runs = group_runs(present.sum(1).tolist(), attended.sum(1).tolist())
@@ -67,7 +67,7 @@ class UnpaddedBert:
 
 
 class _Layer:
-    """One layer of BERT: attention and a network of two products, each followed by its residual and norm."""
+    """One BERT layer: attention and a feed-forward network of two products, each followed by residual and norm."""
 
     def __init__(self, layer: nn.Module):
         attention = layer.attention
@@ -78,13 +78,13 @@ class _Layer:
         self._last_norm = layer.output.LayerNorm
 
     def products(self, hidden_TW: Tensor, runs: list[Run]) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """For each run query [count, H, length, d], and key and value [count, H, attended, d]."""
+        """Return for each run the query, [count, H, length, d], and key and value, [count, H, attended, d]."""
         projected, sizes = self._project(hidden_TW), [run.count * run.length for run in runs]
         parts = projected[: sum(sizes)].split(sizes)
         return [_heads(part, run, self._heads) for part, run in zip(parts, runs, strict=True)]
 
     def __call__(self, hidden_TW: Tensor, products: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-        """[T, W] the layer's result."""
+        """Return the output of the layer, [T, W]."""
         mixed = [functional.scaled_dot_product_attention(*each).transpose(1, 2).flatten(0, 1).flatten(1) for each in products]
         rest = hidden_TW[sum(map(len, mixed)) :]
         hidden = self._norm(self._output(torch.cat([*mixed, rest])) + hidden_TW)
@@ -92,7 +92,7 @@ class _Layer:
 
 
 def is_supported(backbone: PreTrainedModel) -> bool:
-    """Whether UnpaddedBert computes what a model does: BERT's layers as they were published, nothing put in their place."""
+    """Return whether UnpaddedBert can replace a model: it has BERT's original layers, and no layer was replaced."""
     config = backbone.config
     if config.model_type not in FAMILY or config.hidden_act != "gelu" or getattr(config, "is_decoder", False):
         return False
@@ -105,28 +105,29 @@ LINEAR = (".query", ".key", ".value", ".dense")
 
 
 def has_tokens(batch: TokenBatch) -> bool:
-    """Whether every text has a token, the first, that is attended to."""
+    """Return whether the first token of every text is attended to."""
     return batch.input_ids.numel() > 0 and bool(batch.attention_mask[:, 0].all())
 
 
 def present_tokens(batch: TokenBatch) -> Tensor:
-    """[B, L] bool, false for padding: what is neither looked at nor wanted."""
+    """Return [B, L] bool; false for padding, which is neither attended to nor kept."""
     return batch.attention_mask.bool() | batch.keep_mask
 
 
 def group_runs(lengths: list[int], attended: list[int]) -> list[Run]:
-    """Texts side by side that attention can take together without a mask."""
+    """Return consecutive texts that attention can process together without a mask."""
     return [Run(len(list(texts)), *sizes) for sizes, texts in groupby(zip(lengths, attended, strict=True))]
 
 
 def native_bfloat16() -> bool:
-    """Whether this machine's CPU multiplies bfloat16 itself."""
+    """Return whether this machine's CPU multiplies bfloat16 natively."""
     supported = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return supported and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # oneDNN may have been told to use less than there is
+    return supported and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # oneDNN may be configured for a smaller instruction set
 
 
 def _state(modules: list[nn.Module]) -> tuple[list[int], list[tuple[int, int]]]:
-    """What differs if a module is replaced or a weight changed; read for every batch, so without torch's own search of all modules."""
+    """Return values that differ if a module is replaced or a weight changes. They are read for every batch, so torch's slower search is
+    avoided."""
     weights = (weight for module in modules for weight in module._parameters.values() if weight is not None)
     return (
         [id(part) for module in modules for part in module._modules.values()],
@@ -140,12 +141,12 @@ def _heads(projected_TX: Tensor, run: Run, heads: int) -> tuple[Tensor, Tensor, 
 
 
 def _last_attention(query: Tensor, key: Tensor, _: Tensor) -> RunAttention:
-    """Of the tokens that are looked at: what others pay counts for nothing."""
+    """Return the attention of the attended tokens; attention paid by other tokens does not count."""
     return RunAttention(query[:, :, : key.shape[2]], key, key.shape[-1] ** -0.5)
 
 
 def _linear(*layers: nn.Linear, activation: str = "none") -> Callable[[Tensor], Tensor]:
-    """[T, in] -> [T, out]: layers of the same input as one product, and what follows it."""
+    """Return [T, in] -> [T, out]: layers with the same input as one product, followed by the activation."""
     weight, bias = (torch.cat([getattr(layer, name).detach() for layer in layers]) for name in ("weight", "bias"))
     native = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and native_bfloat16())
     if native and torch.backends.mkldnn.is_available():

@@ -1,5 +1,7 @@
-"""The checkpoint layouts of
-docs/algorithms.md#14-checkpoint-layouts: each module has `matches(folder)` and `load(folder) -> Parts`; the first that matches loads."""
+"""The checkpoint layouts of docs/algorithms.md#14-checkpoint-layouts.
+
+Each module has `matches(folder)` and `load(folder) -> Parts`; the first module that matches loads the checkpoint.
+"""
 
 from pathlib import Path
 
@@ -12,18 +14,19 @@ LAYOUTS = {"sentence_transformers": sentence_transformers, "stanford": stanford,
 
 
 def load(path: Path, trust_remote_code: bool = False) -> Parts:
-    """The network, tokenizer and conventions of a checkpoint folder (or legacy .dnn file).
+    """Return the network, tokenizer and conventions of a checkpoint folder (or legacy .dnn file).
 
     Args:
-        trust_remote_code: Run Python code that the checkpoint brings; otherwise a checkpoint that cannot do without is refused.
+        path: The folder or file.
+        trust_remote_code: Run Python code of the checkpoint; otherwise a checkpoint that needs its own code is refused.
 
     Raises:
-        ConfigError: if it is in none of the layouts, or incomplete.
+        ConfigError: The checkpoint has none of the layouts, or is incomplete.
     """
     layout = next(layout for layout in LAYOUTS.values() if layout.matches(path))
     return layout.load(path, trust_remote_code)
 
 
 def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of such a checkpoint alone."""
+    """Return only the tokenizer of such a checkpoint."""
     return loading.load_tokenizer(sentence_transformers.transformer_folder(path), trust_remote_code)

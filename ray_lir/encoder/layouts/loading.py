@@ -1,4 +1,4 @@
-"""What a checkpoint consists of, and the readers that the layouts share."""
+"""Functions that the layouts share: load a transformer, its projections and its tokenizer, and check them."""
 
 import string
 import threading
@@ -21,19 +21,21 @@ from ray_lir.base.forking import fork_safe
 from ray_lir.encoder.network import Dense, Network
 
 ENCODER_ONLY = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+"""Classes of encoder-decoder models that load only the encoder, by model type."""
 PARAMETERS_PER_BYTE = 64
-"""Parameters that a configuration may describe for each byte of weights: layers may share theirs."""
+"""Parameters that a configuration may describe per byte of weights; more than one is possible because layers may share weights."""
 POSITIONS_START_AT_2 = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
+"""Model types with two unused position embeddings."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A checkpoint in memory, whatever its layout.
+    """A loaded checkpoint, independent of its layout.
 
     Attributes:
-        network: in float32.
-        tokenizer: the checkpoint's own.
-        conventions: the fields of EncoderContract that the checkpoint decides.
+        network: The network, in float32.
+        tokenizer: The checkpoint's tokenizer.
+        conventions: The fields of EncoderContract that the checkpoint decides.
     """
 
     network: Network
@@ -42,7 +44,11 @@ class Parts:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file; {} if there is none."""
+    """Return the value of a JSON file; {} if the file does not exist.
+
+    Raises:
+        ConfigError: The file is not valid JSON.
+    """
     try:
         return parse_json(path.read_text())
     except FileNotFoundError:
@@ -52,7 +58,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; {} if there is none."""
+    """Return the object of a JSON file; {} if the file does not exist.
+
+    Raises:
+        ConfigError: The file does not hold a JSON object.
+    """
     value = read_json(path)
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds {type(value).__name__} instead of an object; copy the checkpoint again")
@@ -60,10 +70,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of a transformer.
+    """Return the configuration of a transformer.
 
     Raises:
-        ConfigError: if it cannot be read, needs code of the checkpoint's own that is not trusted, or describes no model of a possible size.
+        ConfigError: It cannot be read, needs code of the checkpoint that is not trusted, or describes a model of impossible size.
     """
     own_code = not trust_remote_code and read_object(folder / "config.json").get("auto_map")
     try:
@@ -71,22 +81,28 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except ConfigError as error:
         raise (_untrusted(folder, own_code) if own_code else error) from None
-    if not trust_remote_code and "/" in str(config._attn_implementation):  # attention kernels of a repository on the hub
+    if not trust_remote_code and "/" in str(config._attn_implementation):  # attention kernels from a repository on the hub
         raise _untrusted(folder, config._attn_implementation)
     _check_sizes(folder, config)
     return config
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in a folder."""
     with loading(folder):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def load_backbone(folder: Path, state: dict[str, torch.Tensor] | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The transformer in a folder (with the weights `state`, if given), without a decoder, in float32.
+    """Return the transformer in a folder, without a decoder, in float32.
+
+    Args:
+        folder: Folder with config.json.
+        state: The weights by name; None: read them from the folder.
+        trust_remote_code: Run Python code of the checkpoint.
 
     Raises:
-        ConfigError: if files or weights are missing.
+        ConfigError: Files or weights are missing.
     """
     config = load_config(folder, trust_remote_code)
     model_class = getattr(transformers, ENCODER_ONLY.get(config.model_type, "AutoModel"))
@@ -99,24 +115,24 @@ def load_backbone(folder: Path, state: dict[str, torch.Tensor] | None = None, tr
             model = model_class.from_config(config, **trusted).float().eval()
             bare = {name.removeprefix(f"{model.base_model_prefix}."): tensor for name, tensor in state.items()}
             missing = model.load_state_dict(bare, strict=False).missing_keys
-    tied = model._tied_weights_keys or {}  # the weights of another name, which would be missing too
+    tied = model._tied_weights_keys or {}  # other names of the same weights, which would also be reported as missing
     missing = sorted(name for name in missing if "pooler" not in name and name not in tied)
     if missing:
         raise ConfigError(f"{folder} lacks {len(missing)} weights of its model ({missing[0]}, ...); copy the checkpoint again")
     if getattr(model, "pooler", None) is not None:
-        model.pooler.requires_grad_(False)  # kept for who loads the checkpoint elsewhere, but nothing here looks at its output
+        model.pooler.requires_grad_(False)  # kept for other libraries; its output is not used here
     return model
 
 
-def _untrusted(folder: Path, what: Any) -> ConfigError:
+def _untrusted(folder: Path, code: object) -> ConfigError:
     return ConfigError(
-        f"the checkpoint {folder} brings Python code of its own ({what!s:.80}), which is not run; use another checkpoint, or, if you have "
+        f"the checkpoint {folder} contains Python code ({code!s:.80}), which is not run; use another checkpoint, or, if you have "
         "read that code and trust it, set trust_remote_code (--encoder.trust_remote_code true)"
     )
 
 
 def _check_sizes(folder: Path, config: PretrainedConfig) -> None:
-    """Raises ConfigError if a model of this configuration could never have the weights beside it: building one would fill the memory."""
+    """Raise ConfigError if a model of this configuration cannot have the weights beside it: creating it would exhaust the memory."""
     hidden, layers, words, inner = (
         getattr(config, name, None) or 0 for name in ("hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size")
     )
@@ -126,13 +142,13 @@ def _check_sizes(folder: Path, config: PretrainedConfig) -> None:
     whole = all(isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= 1 << 32 for size in sizes)
     if not whole or (files and hidden * (words + layers * (4 * hidden + 2 * inner)) > PARAMETERS_PER_BYTE * num_bytes + (1 << 26)):
         raise ConfigError(
-            f"{folder}/config.json describes {layers!s:.20} layers of {hidden!s:.20} dimensions and {words!s:.20} words, which the weights "
-            "beside it do not hold; copy the checkpoint again"
+            f"{folder}/config.json describes {layers!s:.20} layers of {hidden!s:.20} dimensions and {words!s:.20} words, but the weight "
+            "files are too small for that; copy the checkpoint again"
         )
 
 
 def load_dense(folder: Path, default_activation: str) -> Dense:
-    """A Dense module: config.json beside model.safetensors or pytorch_model.bin."""
+    """Return a Dense module from config.json and model.safetensors or pytorch_model.bin."""
     config = read_object(folder / "config.json")
     state = load_weights(folder)
     weight = state.get("linear.weight")
@@ -151,7 +167,7 @@ def load_dense(folder: Path, default_activation: str) -> Dense:
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of model.safetensors or pytorch_model.bin, by name."""
+    """Return the tensors of model.safetensors or pytorch_model.bin, by name."""
     with loading(folder):
         if (folder / "model.safetensors").exists():
             return load_file(folder / "model.safetensors")
@@ -159,13 +175,19 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def default_length(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, max_seq_length: int | None = None) -> int:
-    """Tokens that a model takes when its checkpoint names no length for queries or documents."""
+    """Return the maximum number of tokens if a checkpoint names no length for queries or documents.
+
+    Args:
+        tokenizer: The tokenizer, with its own limit.
+        config: The transformer's configuration, with its number of positions.
+        max_seq_length: The limit in sentence-transformers' settings; None: no such limit.
+    """
     limits = [max_seq_length, tokenizer.model_max_length, longest_input(config)]
     return min([limit for limit in limits if limit and limit < 10**6], default=512)
 
 
 def longest_input(config: PretrainedConfig) -> int | None:
-    """Tokens that a model has positions for; None: any number."""
+    """Return the number of positions of a model; None: no limit."""
     positions = getattr(config, "max_position_embeddings", None)
     if not positions or positions < 0:
         return None
@@ -173,27 +195,28 @@ def longest_input(config: PretrainedConfig) -> int | None:
 
 
 def word_ids(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> tuple[int, ...]:
-    """Vocabulary ids of the words that are tokens; others are left out, because they would stand for every unknown token."""
+    """Return the vocabulary ids of words that are tokens. Other words are skipped, because they would map to the unknown token."""
     vocabulary = tokenizer.get_vocab()
     return tuple(sorted({vocabulary[word] for word in words if word in vocabulary}))
 
 
 def punctuation_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the vocabulary ids of ASCII punctuation."""
     return word_ids(tokenizer, string.punctuation)
 
 
 def expansion_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What pads queries: the mask token, else the end of sequence, else the padding token (docs/algorithms.md#11-token-sequence)."""
+    """Return the token that pads queries: mask token, else end of sequence, else padding token (docs/algorithms.md#11-token-sequence)."""
     return tokenizer.mask_token or tokenizer.eos_token or tokenizer.pad_token
 
 
 @contextmanager
 def loading(folder: Path) -> Iterator[None]:
-    """Quiet, and what is raised becomes one line."""
+    """Suppress output in the body, and convert any exception to a ConfigError of one line."""
     try:
         with quiet():
             yield
-    except Exception as error:  # corrupt files surface as almost any exception
+    except Exception as error:  # damaged files can raise almost any exception
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"cannot load the checkpoint {folder} ({type(error).__name__}: {reason}); copy it again") from None
 
@@ -201,7 +224,7 @@ def loading(folder: Path) -> Iterator[None]:
 def _activation(path: str, folder: Path) -> nn.Module:
     kind = getattr(nn, path.rpartition(".")[2], None)
     if not path.startswith("torch.nn.") or not isinstance(kind, type) or not issubclass(kind, nn.Module):
-        raise ConfigError(f"{folder} has the activation {path}; only those of torch.nn are loaded")
+        raise ConfigError(f"{folder} has the activation {path}; only activations of torch.nn are supported: use another checkpoint")
     return kind()
 
 
@@ -210,10 +233,10 @@ _one_at_a_time = fork_safe(threading.RLock())
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps transformers' progress bars and load reports off the terminal, and lets one thread at a time use its loaders.
+    """Hide transformers' progress bars and load reports, and let only one thread at a time use its loaders.
 
-    transformers replaces functions of torch and of its own while it loads a model. Two threads at once restore them in the wrong order:
-    loads fail then, and later ones too.
+    transformers replaces functions of torch and of its own while it loads a model. Two threads at once would restore them in the wrong
+    order; loads would then fail, later ones too.
     """
     with _one_at_a_time:
         verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()

@@ -1,6 +1,6 @@
-"""modules.json checkpoints: PyLate, sentence-transformers (plain and MultiVectorEncoder) and XTR.
+"""Checkpoints with modules.json: PyLate, sentence-transformers (plain and MultiVectorEncoder) and XTR.
 
-Source: docs/algorithms.md#14-checkpoint-layouts.
+Source: docs/algorithms.md#14-checkpoint-layouts
 """
 
 from pathlib import Path
@@ -36,17 +36,24 @@ PYLATE_KEYS = {
     "attend_to_expansion_tokens",
     "skiplist_words",
 }
+"""Settings that only PyLate writes."""
 PYLATE_QUERY_LENGTH, PYLATE_DOCUMENT_LENGTH = 32, 180
 XTR_LENGTH = 512  # both sides in the original's notebook (docs/algorithms.md#12-lengths)
 IGNORED = {"Pooling", "Normalize", "Dropout", "MultiVectorMask"}
-"""Modules that act on the pooled vector only, do nothing at inference, or are read as conventions."""
+"""Modules that act only on the pooled vector, have no effect at inference, or are read as conventions."""
 
 
 def matches(path: Path) -> bool:
+    """Return whether the folder has a modules.json or a Dense module."""
     return (path / "modules.json").is_file() or any(path.glob("*_Dense/config.json"))
 
 
 def load(path: Path, trust_remote_code: bool = False) -> Parts:
+    """Return the transformer, projections, scorer, tokenizer and conventions of the folder.
+
+    Raises:
+        ConfigError: A file is missing, damaged or describes an unsupported module.
+    """
     modules = _modules(path)
     folder = transformer_folder(path)
     backbone, tokenizer = (
@@ -73,7 +80,7 @@ def load(path: Path, trust_remote_code: bool = False) -> Parts:
         conventions = {**plain.conventions(tokenizer, backbone.config, transformer.get("max_seq_length")), **_prompts(settings)}
     if transformer.get("do_lower_case"):
         conventions["lower_case"] = True
-    # checkpoint.save writes an identity where there is no projection.
+    # checkpoint.save writes an identity if there is no projection
     projections = [layer for layer in dense if not layer.is_identity]
     network = Network(backbone, projections, conventions.get("normalize", True))
     network.scorer = load_scorer(path, network.dim)
@@ -81,7 +88,7 @@ def load(path: Path, trust_remote_code: bool = False) -> Parts:
 
 
 def transformer_folder(path: Path) -> Path:
-    """Where the transformer and the tokenizer of a checkpoint lie: the folder itself, or 0_Transformer in it."""
+    """Return the folder of a checkpoint's transformer and tokenizer: the checkpoint itself, or a subfolder such as 0_Transformer."""
     if not matches(path):
         return path.parent if path.suffix == ".dnn" else path
     return path / next((module["path"] for module in _modules(path) if _kind(module) == "Transformer"), "")
@@ -97,16 +104,16 @@ def _modules(path: Path) -> list[dict[str, Any]]:
     unknown = [module["type"] for module in modules if _kind(module) not in IGNORED | {"Transformer", "Dense"}]
     if unknown or _kind(modules[0]) != "Transformer":
         fault = f"names {', '.join(unknown)}" if unknown else "does not begin with a Transformer"
-        raise ConfigError(f"{path}/modules.json {fault}; checkpoints of Transformer, Dense, {', '.join(sorted(IGNORED))} can be loaded")
+        raise ConfigError(f"{path}/modules.json {fault}; use a checkpoint of Transformer, Dense, {', '.join(sorted(IGNORED))} modules")
     return modules
 
 
 def _check_modules(path: Path, modules: Any) -> None:
-    """Raises ConfigError unless every module has a number, a type, and a folder inside the checkpoint."""
+    """Raise ConfigError unless every module has a number, a type, and a folder inside the checkpoint."""
     try:
         for module in modules:
             if not isinstance(module["type"], str) or not isinstance(module["idx"], int):
-                raise ValueError("modules with a number idx and a type are wanted")
+                raise ValueError("a module needs an integer idx and a type")
             if module["path"]:
                 check_name(module["path"])
     except (TypeError, KeyError, ValueError) as error:
@@ -118,7 +125,7 @@ def _kind(module: dict[str, Any]) -> str:
 
 
 def _pylate(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """PyLate's settings; what it did not write has its defaults."""
+    """Return the conventions of PyLate's settings; settings that PyLate did not write have its defaults."""
 
     def setting(name: str, default: Any) -> Any:
         value = settings.get(name)
@@ -142,9 +149,9 @@ def _pylate(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
 def _native(
     settings: dict[str, Any], transformer: dict[str, Any], mask: dict[str, Any], tokenizer: PreTrainedTokenizerBase, length: int
 ) -> dict[str, Any]:
-    """Conventions of a MultiVectorEncoder, as sentence-transformers 6 saves it."""
+    """Return the conventions of a MultiVectorEncoder, as sentence-transformers 6 saves it."""
     if mask.get("keep_only_token_ids"):
-        raise ConfigError("the checkpoint keeps chosen tokens only (keep_only_token_ids), as image models do; that is not supported")
+        raise ConfigError("the checkpoint keeps only chosen tokens (keep_only_token_ids), which is not supported; use another checkpoint")
     skip = word_ids(tokenizer, mask.get("skiplist_words") or ())
     sides = mask.get("skiplist_tasks", ["document"])
     expansion = transformer.get("query_expansion") or {}
@@ -169,7 +176,7 @@ def _native(
 
 
 def _prompts(settings: dict[str, Any]) -> dict[str, str]:
-    """The texts put before queries and documents; a marker that a PyLate checkpoint repeats there is left out."""
+    """Return the texts put before queries and documents, without a marker that a PyLate checkpoint repeats there."""
     prompts = settings.get("prompts") or {}
     default = prompts.get(settings.get("default_prompt_name")) or ""
     query = prompts.get("query") or default

@@ -1,6 +1,6 @@
-"""Stanford ColBERT checkpoints: one weight file with the projection in it, settings in artifact.metadata.
+"""Stanford ColBERT checkpoints: one weight file that includes the projection, and settings in artifact.metadata.
 
-Source: docs/algorithms.md#14-checkpoint-layouts.
+Source: docs/algorithms.md#14-checkpoint-layouts
 """
 
 import string
@@ -18,15 +18,21 @@ QUERY_LENGTH, DOCUMENT_LENGTH = 32, 220  # the defaults of the original (docs/al
 
 
 def matches(path: Path) -> bool:
+    """Return whether this is a .dnn file, or a folder with the architecture HF_ColBERT."""
     return path.suffix == ".dnn" or "HF_ColBERT" in (read_object(path / "config.json").get("architectures") or [])
 
 
 def load(path: Path, trust_remote_code: bool = False) -> Parts:
-    """A folder, or a legacy .dnn file whose base model's config.json and tokenizer lie beside it."""
+    """Return the network, tokenizer and conventions of a folder, or of a legacy .dnn file with its base model's config.json and tokenizer
+    beside it.
+
+    Raises:
+        ConfigError: A file or the projection is missing, or a file is damaged.
+    """
     if path.suffix == ".dnn":
         folder, state = path.parent, _legacy_weights(path)
         if not (folder / "config.json").is_file():
-            raise ConfigError(f"{path} holds weights alone; put the config.json and tokenizer files of its base model beside it")
+            raise ConfigError(f"{path} holds only weights; put the config.json and tokenizer files of its base model beside it")
         backbone = load_backbone(folder, state, trust_remote_code=trust_remote_code)
     else:
         folder, state = path, load_weights(path)
@@ -41,6 +47,7 @@ def load(path: Path, trust_remote_code: bool = False) -> Parts:
 
 
 def conventions(metadata: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return the conventions in artifact.metadata; missing settings have Stanford's defaults."""
     return {
         "query_marker": metadata.get("query_token_id") or "[unused0]",
         "document_marker": metadata.get("doc_token_id") or "[unused1]",
@@ -54,7 +61,7 @@ def conventions(metadata: dict[str, Any], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _skip_list(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The first sub-token of each symbol (docs/algorithms.md#11-token-sequence)."""
+    """Return the first sub-token of each punctuation character (docs/algorithms.md#11-token-sequence)."""
     first = [tokenizer.encode(symbol, add_special_tokens=False)[:1] for symbol in string.punctuation]
     return tuple(sorted({ids[0] for ids in first if ids and ids[0] != tokenizer.unk_token_id}))
 
@@ -62,8 +69,8 @@ def _skip_list(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 def _legacy_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)["model_state_dict"]
-    except Exception as error:  # a pickle that is not plain data raises almost anything
+    except Exception as error:  # a pickle with other content can raise almost any exception
         reason = " ".join(str(error).split())[:120]
         raise ConfigError(
-            f"{path} is no ColBERT file of plain tensors ({type(error).__name__}: {reason}); convert it to a folder"
+            f"{path} is not a ColBERT file of plain tensors ({type(error).__name__}: {reason}); convert it to a folder"
         ) from None

@@ -116,7 +116,7 @@ def test_another_place_is_the_same_encoder_and_another_setting_is_not():
     moved = CONTRACT.model_copy(update={"checkpoint": "elsewhere"})
     check_same_encoder(moved, CONTRACT, "the encoder", "the index")
     longer = CONTRACT.model_copy(update={"document_length": 300})
-    with pytest.raises(IncompatibleError, match="document_length is 300 against 180"):
+    with pytest.raises(IncompatibleError, match="document_length is 300, not 180"):
         check_same_encoder(longer, CONTRACT, "the encoder", "the index")
 
 

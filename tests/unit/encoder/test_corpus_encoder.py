@@ -145,7 +145,7 @@ def test_a_folder_of_something_else_is_not_written_into(corpus: str, checkpoint:
 
 def test_an_output_in_the_corpus_or_a_file_as_output_is_refused(checkpoint: str, tmp_path: Path):
     corpus = write_rows(tmp_path / "corpus" / "corpus.jsonl", ROWS)
-    with pytest.raises(ConfigError, match="lies in the corpus"):
+    with pytest.raises(ConfigError, match="lies inside the corpus"):
         encode(str(tmp_path / "corpus"), tmp_path / "corpus" / ".." / "corpus" / "out", checkpoint)
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"):

@@ -141,7 +141,7 @@ def test_a_checkpoint_of_another_scorer_is_refused(source: Encoder) -> None:
 
 def test_an_index_of_one_scorer_does_not_take_a_checkpoint_of_another(source: Encoder, tmp_path: Path) -> None:
     contract = source.with_scorer("xtr").contract
-    with pytest.raises(IncompatibleError, match="is for scorer maxsim, and xtr is wanted"):
+    with pytest.raises(IncompatibleError, match="is for scorer maxsim, but scorer xtr is required"):
         Encoder.for_contract(contract)
 
 
@@ -198,7 +198,7 @@ def test_an_encoded_corpus_is_indexed_and_searched_with_its_scorer(name: str, so
         np.testing.assert_allclose(top.scores, scores[numbers], atol=0.01 * np.abs(scores).max())
     scores = encoder.scores(encoder.encode_queries(QUERIES), encoder.encode_documents([row["text"] for row in rows]))
     np.testing.assert_allclose(scores, expected, atol=0.01 * np.abs(expected).max())
-    with pytest.raises(IncompatibleError, match=f"is for scorer {name}, and trained is wanted"):
+    with pytest.raises(IncompatibleError, match=f"is for scorer {name}, but scorer trained is required"):
         other = manifest.contract.model_copy(update={"scorer": "trained"})
         Encoder.for_contract(other, EncoderConfig(checkpoint=str(tmp_path / "checkpoint")))
     if name == "trial":

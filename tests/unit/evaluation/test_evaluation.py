@@ -102,7 +102,7 @@ def test_judgements_may_be_compressed(tmp_path):
 def test_a_negative_grade_is_not_relevant_and_one_that_trec_eval_cannot_count_is_refused():
     run = {"q": [("b", 2.0), ("a", 1.0)]}
     assert metrics.means(metrics.evaluate(run, {"q": {"a": 1, "b": -2}}, ["RR@10"])) == {"RR@10": 0.5}
-    with pytest.raises(ConfigError, match="grades run from"):
+    with pytest.raises(ConfigError, match="grades must lie between"):
         metrics.evaluate(run, {"q": {"a": 2**31}}, ["RR@10"])
 
 
@@ -220,7 +220,7 @@ def test_a_run_survives_its_file_with_every_digit(tmp_path):
 
 
 def test_a_run_that_cannot_be_written_leaves_nothing(tmp_path):
-    with pytest.raises(ConfigError, match="'two words', which is empty or holds white space"):
+    with pytest.raises(ConfigError, match="'two words', which is empty or contains white space"):
         write_run(str(tmp_path / "test.run"), {"q": [("two words", 1.0)]}, "ray_lir")
     assert not list(tmp_path.iterdir())
 
