@@ -124,10 +124,9 @@ def save(folder: str | Path, network: "Network", tokenizer: "PreTrainedTokenizer
 
 def _write(folder: Path, network: "Network", tokenizer: "PreTrainedTokenizerBase", contract: EncoderContract) -> None:
     from ray_lir.encoder.layouts.loading import quiet
-    from ray_lir.encoder.network import Dense
     from ray_lir.scorers.files import save_scorer
 
-    projections = [layer for layer in network.projections if isinstance(layer, Dense)] or [_identity(network)]
+    projections = network.layers or [_identity(network)]
     with quiet():
         network.backbone.save_pretrained(folder)
     tokenizer.backend_tokenizer.no_truncation()

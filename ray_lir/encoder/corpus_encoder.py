@@ -312,6 +312,7 @@ def _difference(existing: dict[str, Any], requested: dict[str, Any]) -> str:
 def _with_projection(encoder: EncoderConfig, corpus: Corpus, destination: Destination, records: list[dict[str, Any]]) -> Encoder:
     """Return the encoder with a projection fitted on a sample of the corpus. It is saved in the output's checkpoint folder and reused
     from there."""
+    assert encoder.projection is not None
     folder = storage.join(destination.output, CHECKPOINT)
     if not storage.exists(folder):
         with stage("projection", records) as record, storage.attempt_folder(destination.progress) as scratch:

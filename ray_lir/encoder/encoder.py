@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from ray_lir.encoder.torch_threads import spread
 from ray_lir.encoder.unpadded_bert import native_bfloat16
 from ray_lir.scorers import SCORERS, Trial
 from ray_lir.scorers.batches import EmbeddedTexts, TokenBatch, group_by_length, pad, padded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 """Default batch size in padded tokens, by device type. The activations of 1024 tokens fit into a CPU's caches: on an AVX2 core, MiniLM
@@ -103,7 +106,7 @@ class Encoder:
             )
         if weights_digest(parts.network) != contract.weights_digest:
             raise IncompatibleError(
-                f"{config.checkpoint} has other weights than {contract.checkpoint} had at encoding time; give the checkpoint that was used then"
+                f"{config.checkpoint} has other weights than {contract.checkpoint} had at encoding time; give the original checkpoint"
             )
         return cls._placed(contract, parts, config)
 
@@ -223,7 +226,7 @@ class Encoder:
         scorer = kind(self.contract.dim, settings)
         if have == name:
             scorer.load_state_dict(self.model.scorer.state_dict())
-        network = Network(self.model.backbone, self.model.projections, self.model.normalize, scorer.to(self.device)).eval()
+        network = Network(self.model.backbone, self.model.layers, self.model.normalize, scorer.to(self.device)).eval()
         contract = self.contract.model_copy(update={"scorer": name, "weighs": scorer.weighs, "weights_digest": weights_digest(network)})
         return Encoder(contract, TextTokenizer(contract, self.tokenizer.tokenizer), network, self.batch_tokens)
 
@@ -233,7 +236,7 @@ class Encoder:
         Raises:
             ConfigError: The folder is not empty.
         """
-        checkpoint.save(folder, self.model, self.tokenizer.tokenizer, self.contract)
+        checkpoint.save(folder, self.model, cast("PreTrainedTokenizerBase", self.tokenizer.tokenizer), self.contract)
 
     def _query_tokens(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[int]]:
         """Return token ids, and how many of them are attended to: all, or all before the expansion tokens."""
@@ -252,7 +255,7 @@ class Encoder:
             return list(group_by_length(lengths, 1))
         per_thread = max(THREAD_TOKENS, math.ceil(sum(lengths) / torch.get_num_threads()))
         together = np.flatnonzero(np.asarray(attended))
-        batches = [together[rows] for rows in group_by_length([lengths[row] for row in together], min(self.batch_tokens, per_thread))]
+        batches = [together[rows] for rows in group_by_length([lengths[int(row)] for row in together], min(self.batch_tokens, per_thread))]
         return batches + [np.array([row]) for row in np.setdiff1d(np.arange(len(lengths)), together)]
 
     @torch.inference_mode()

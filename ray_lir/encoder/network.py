@@ -62,6 +62,11 @@ class Network(nn.Module):
         self.dim: int = layers[-1].linear.out_features if layers else backbone.config.hidden_size
         self.scorer = scorer or MaxSim(self.dim, Config())
 
+    @property
+    def layers(self) -> list[Dense]:
+        """The projections, in order."""
+        return [layer for layer in self.projections if isinstance(layer, Dense)]
+
     def queries(self, batch: TokenBatch) -> EmbeddedTexts:
         """Return vectors and token weights of queries; differentiable. Masked rows are zero (they are masked before normalization)."""
         return self._embed(batch, self.scorer.query_weights)

@@ -186,5 +186,5 @@ def _digest(weights: Weights, num_projections: int) -> str:
     sha = hashlib.sha256(b"Identity False;" * num_projections)
     for name, tensor in sorted(weights.items()):
         sha.update(f"{name} {list(tensor.shape)} torch.float32;".encode())
-        sha.update(memoryview(np.ascontiguousarray(tensor)).cast("B"))
+        sha.update(np.ascontiguousarray(tensor).data.cast("B"))
     return sha.hexdigest()

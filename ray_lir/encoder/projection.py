@@ -70,7 +70,7 @@ def fresh_projection(encoder: Encoder, dim: int) -> Encoder:
 
 
 def _with_layer(encoder: Encoder, layer: Dense) -> Encoder:
-    network = Network(encoder.model.backbone, [*encoder.model.projections, layer], encoder.model.normalize).eval()
+    network = Network(encoder.model.backbone, [*encoder.model.layers, layer], encoder.model.normalize).eval()
     contract = encoder.contract.model_copy(update={"dim": network.dim, "weights_digest": weights_digest(network)})
     return Encoder(contract, TextTokenizer(contract, encoder.tokenizer.tokenizer), network, encoder.batch_tokens)
 

@@ -222,7 +222,7 @@ class TextTokenizer:
             ids = self.expand(ids)
             spans = np.pad(spans, ((0, len(ids) - len(spans)), (0, 0)), constant_values=-1)
         kept = ~np.isin(ids, skip)
-        return TokenSpans(self.tokenizer.convert_ids_to_tokens(ids[kept].tolist()), spans[kept])
+        return TokenSpans(list(self.tokenizer.convert_ids_to_tokens(ids[kept].tolist())), spans[kept])
 
     def _origins(self, read: Beginning, prompt: str, start: int) -> np.ndarray:
         """Return the position in the text of each character of the prepared text (-1 in the prompt), plus one entry for the end."""

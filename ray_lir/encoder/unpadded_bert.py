@@ -6,11 +6,11 @@ Shapes: T tokens of all texts, W width of the model, H heads, d dimensions per h
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from ray_lir.scorers.batches import ROWS, TokenBatch
 from ray_lir.scorers.received_attention import RunAttention, UnpaddedAttention
@@ -35,7 +35,7 @@ class UnpaddedBert:
     its own.
     """
 
-    def __init__(self, backbone: PreTrainedModel):
+    def __init__(self, backbone: Any):
         self._modules = list(backbone.modules())
         self._made_of = _state(self._modules)
         self._embeddings = backbone.embeddings
@@ -69,7 +69,7 @@ class UnpaddedBert:
 class _Layer:
     """One BERT layer: attention and a feed-forward network of two products, each followed by residual and norm."""
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: Any):
         attention = layer.attention
         self._heads = attention.self.num_attention_heads
         self._project = _linear(attention.self.query, attention.self.key, attention.self.value)
@@ -91,7 +91,7 @@ class _Layer:
         return self._last_norm(self._narrow(self._widen(hidden)) + hidden)
 
 
-def is_supported(backbone: PreTrainedModel) -> bool:
+def is_supported(backbone: Any) -> bool:
     """Return whether UnpaddedBert can replace a model: it has BERT's original layers, and no layer was replaced."""
     config = backbone.config
     if config.model_type not in FAMILY or config.hidden_act != "gelu" or getattr(config, "is_decoder", False):

@@ -257,7 +257,7 @@ def test_folders_and_files_that_hold_no_checkpoint_are_refused(tmp_path: Path) -
     with pytest.raises(ConfigError, match="Lightning checkpoint"):
         Encoder.load(str(tmp_path / "epoch=1.ckpt"))
     (tmp_path / "model.txt").write_bytes(b"x")
-    with pytest.raises(ConfigError, match="is a file; give the folder"):
+    with pytest.raises(ConfigError, match="is a file; give the checkpoint"):
         Encoder.load(str(tmp_path / "model.txt"))
 
 

@@ -89,7 +89,7 @@ def test_a_plain_model_folder_gives_normalised_last_hidden_states(tmp_path: Path
     [
         ("modules.json", '[{"idx": 0, "path": "", "type": "x.Transformer"}, {"idx": 1, "path": "1_LSTM", "type": "x.LSTM"}]', "x.LSTM"),
         ("modules.json", "{", "cannot be read as JSON"),
-        ("1_Dense/config.json", '{"activation_function": "os.system"}', "only those of torch.nn"),
+        ("1_Dense/config.json", '{"activation_function": "os.system"}', "only activations of torch.nn"),
         ("model.safetensors", "", "cannot load the checkpoint"),
         ("tokenizer.json", "{}", "cannot load the checkpoint"),
         ("config_sentence_transformers.json", '{"query_prefix": "[X] ", "document_length": 40}', "no token '.X. '"),
