@@ -60,15 +60,15 @@ def run(job: DemoJob) -> dict[str, Any]:
     folder = storage.local_path(job.output) / f"{job.num_docs}-documents"
     corpus, embeddings, index = folder / "corpus.jsonl", folder / "embeddings", folder / "index"
     log: list[dict[str, Any]] = []
-    with logs.stage("demo, corpus", log) as record:
+    with logs.phase("demo, corpus", log) as record:
         record["file"] = corpus
         collect_corpus(corpus, job.num_docs)
     with ray_session():
-        with logs.stage("demo, encode", log) as record:
+        with logs.phase("demo, encode", log) as record:
             encoder = {"document_length": job.document_length}
             record["folder"] = embeddings
             encoded = encode.run(encode.EncodeJob(corpus=str(corpus), output=str(embeddings), encoder=encoder))
-        with logs.stage("demo, index", log) as record:
+        with logs.phase("demo, index", log) as record:
             record["folder"] = index
             built = build_index.run(build_index.BuildIndexJob(embeddings=str(embeddings), output=str(index)))
         answers = []
@@ -110,7 +110,7 @@ def served(index: Path) -> Iterator[str]:
 
     port = free_port(DEFAULT_PORT)
     url = f"http://127.0.0.1:{port}"
-    with logs.stage("demo, serve") as record:
+    with logs.phase("demo, serve") as record:
         record["url"] = url
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(import_module(SERVING).build({"index": str(index)}), name=APPLICATION)

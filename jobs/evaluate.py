@@ -120,18 +120,18 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
     settings = config.encoder.model_dump() | {"checkpoint": config.encoder.checkpoint or contract.checkpoint}
     encoder = Encoder.for_contract(contract, EncoderConfig(**settings))
 
-    with logs.stage("encode queries") as record:
+    with logs.phase("encode queries") as record:
         ids, texts = list(dataset.queries), list(dataset.queries.values())
         parts = (encoder.encode_queries(texts[first:end], ids[first:end]) for first, end in _blocks(len(ids)))
         queries = concatenate(list(track(parts, "encode queries", len(ids), len, "queries")))
         record.update(queries=len(queries), tokens=queries.num_tokens)
-    with logs.stage("search") as record:
+    with logs.phase("search") as record:
         depth = config.k + ignores
         found = (searcher.search(queries.slice(first, end), depth, engine) for first, end in _blocks(len(queries)))
         answers = [answer for part in track(found, "search", len(queries), len, "queries") for answer in part]
         record.update(queries=len(answers), engine=engine.engine)
     run, identical = _run(searcher, queries, answers, config.k, ignores)
-    with logs.stage("measure") as record:  # logged, so that the measures survive if an output cannot be written
+    with logs.phase("measure") as record:  # logged, so that the measures survive if an output cannot be written
         values = metrics.evaluate(run, dataset.qrels, tuple(dict.fromkeys((*metrics.measures_up_to(config.k), *measures))))
         record.update(metrics.means(values))
     if "run" in outputs:

@@ -111,14 +111,14 @@ def mine(config: MineConfig) -> dict[str, Any]:
         config.cross_encoder, config.cross_encoder_length, config.encoder.device, config.encoder.precision
     )
     finished = _finished(config, searcher, dataset)
-    with logs.stage("search") as record:
+    with logs.phase("search") as record:
         found = _negatives(config, searcher, dataset, positives, finished)
         negatives = dict(track(found, "search", len(dataset.queries), lambda _: 1, "queries"))
         record.update(queries=len(negatives))
     rows = [{"query_id": query, "document_ids": [positive, *negatives[query]]} for query, found in positives.items() for positive in found]
     refused = RefusedRows()
     if teacher:
-        with logs.stage("score") as record:
+        with logs.phase("score") as record:
             _add_scores(rows, dataset, teacher, finished, refused)
             record.update(pairs=sum(len(row["scores"]) for row in rows))
     try:

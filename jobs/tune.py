@@ -65,10 +65,10 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     folder = storage.join(storage.absolute(config.index), "versions", str(version))
     output = OutputFile.check(storage.join(folder, TUNING), "--index", overwrite=True)
     queries = _queries(config, searcher)
-    with logs.stage("exact") as record:
+    with logs.phase("exact") as record:
         exact = searcher.search(queries, k, "exact")
         record.update(queries=len(queries))
-    with logs.stage("sweep") as record:
+    with logs.phase("sweep") as record:
         sweep = track(SCAN + WARP, "sweep", len(SCAN + WARP), lambda _: 1, unit="settings")
         curve = [_measure(params, searcher, queries, k, exact) for params in sweep]
         record.update(settings=len(curve))

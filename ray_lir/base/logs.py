@@ -1,4 +1,4 @@
-"""Logging: module loggers everywhere, configured only by jobs and serving; `stage` times a step and logs one line."""
+"""Logging. Modules have loggers everywhere; only jobs and the service configure them. `phase` times a phase of a job."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ logger = logging.getLogger("ray_lir")
 
 
 def configure(level: int = logging.INFO) -> None:
-    """Sends ray_lir's records to standard error; standard output is kept for results."""
+    """Send ray_lir's log records to standard error. Standard output is kept for results."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.handlers[:] = [handler]
@@ -20,10 +20,15 @@ def configure(level: int = logging.INFO) -> None:
 
 
 @contextmanager
-def stage(name: str, log: list[dict[str, Any]] | None = None) -> Iterator[dict[str, Any]]:
-    """Times a step: the body fills the yielded record with counts; one INFO line is logged at the end.
+def phase(name: str, log: list[dict[str, Any]] | None = None) -> Iterator[dict[str, Any]]:
+    """Time a phase of a job, and log one INFO line at its end.
 
-    The record (stage, seconds and the body's fields) is appended to `log`, for a manifest's provenance.
+    Yields a record that the body fills with counts. At the end it has the name (key `stage`, as in provenance.json), the counts and the
+    seconds.
+
+    Args:
+        name: Name of the phase.
+        log: List to append the record to, for provenance.json. None: the record is only logged.
     """
     record: dict[str, Any] = {"stage": name}
     start = time.perf_counter()

@@ -11,7 +11,7 @@ import numpy as np
 
 from ray_lir import storage
 from ray_lir.base.config import digest
-from ray_lir.base.logs import stage
+from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, watched
 from ray_lir.building.compress import LENGTHS, kinds_of, load_piece
 from ray_lir.building.workspace import Build, Work
@@ -33,7 +33,7 @@ def assemble(
     Args:
         part_tokens: tokens of each part's piece.
     """
-    with stage("assemble", records) as record:
+    with phase("assemble", records) as record:
         bounds = shard_bounds(build, part_tokens)
         step = partial(_assemble_shard, build, bounds, prefix)
         shards = tuple(watched(map, "assemble")(step, range(len(bounds) - 1)))

@@ -19,7 +19,7 @@ import ray_lir.base.parallel
 from ray_lir import storage
 from ray_lir.base.config import IndexConfig, canonical_json, digest
 from ray_lir.base.errors import ConfigError, Conflict, FormatError
-from ray_lir.base.logs import stage
+from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map
 from ray_lir.building.assemble import assemble
 from ray_lir.building.clustering import Assigner, default_num_centroids
@@ -174,7 +174,7 @@ def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], m
     counts = compressed.counts
     if not counts.unit and not given:
         codec = replace(codec, mean_norm=compressed.mean_norm)
-    with stage("held-out", records) as record:
+    with phase("held-out", records) as record:
         # Under the codec of another index no document was trained on.
         held_out = compressed.mean_residual_norm if given else held_out_residual_norm(build, codec, compressed, map)
         record.update(residual_norm=held_out)

@@ -7,7 +7,7 @@ import numpy as np
 
 from ray_lir.base.config import ClusteringConfig
 from ray_lir.base.errors import ConfigError
-from ray_lir.base.logs import stage
+from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, one_blas_thread, watched
 from ray_lir.building import clustering, token_clustering
 from ray_lir.building.clustering import Assigner, Piece
@@ -33,7 +33,7 @@ def train_codec(build: Build, map: Map, records: list[dict[str, Any]]) -> tuple[
     config = build.config
     rotation = random_rotation(build.dim, config.clustering.seed) if config.codec.rotation else None
     parts = range(len(build.parts))
-    with stage("sample", records) as record:
+    with phase("sample", records) as record:
         counts = np.array(list(watched(map, "sample")(partial(_sample_part, build, rotation), parts)))
         num_train, num_held_out = counts.sum(axis=0).tolist()
         record.update(vectors=num_train, held_out=num_held_out)
@@ -41,7 +41,7 @@ def train_codec(build: Build, map: Map, records: list[dict[str, Any]]) -> tuple[
         raise ConfigError(f"{build.embeddings} holds nothing but rows of zeros, so there is nothing to index")
     token_offsets = _token_offsets(build) if config.clustering.method == "token_aware" else None
     centroids = normalize(_k_means(build, counts[:, 0], token_offsets, map, records)).astype(np.float16)
-    with stage("buckets", records) as record:
+    with phase("buckets", records) as record:
         assigner = assigner_over(centroids.astype(np.float32), token_offsets, config.clustering)
         residuals = _residuals(build, assigner, "held-out" if num_held_out else "train")
         cutoffs, weights = fit_buckets(residuals, config.codec)
@@ -147,7 +147,7 @@ def _k_means(build: Build, num_train: np.ndarray, token_offsets: np.ndarray | No
     for iteration in range(1, config.num_iterations + 1):
         name = f"centroids-{iteration}.npy"
         if not build.work.has(name):
-            with stage("k-means", records) as record:
+            with phase("k-means", records) as record:
                 spread = watched(map, f"k-means {iteration}/{config.num_iterations}")
                 assigner = assigner_over(centroids, token_offsets, config, training=True)
                 build.work.save(name, clustering.step(centroids, assigner, groups, read, spread))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ray_lir.base.errors import ConfigError
-from ray_lir.base.logs import stage
+from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, one_blas_thread, watched
 from ray_lir.building.clustering import Assigner
 from ray_lir.building.codec_training import token_ids_of
@@ -85,7 +85,7 @@ def compress(build: Build, codec: ResidualCodec, assigner: Assigner | TokenAssig
     Raises:
         ConfigError: a token vector is longer than scales can be, or not of unit length although the scorer is trial.
     """
-    with stage("compress", records) as record:
+    with phase("compress", records) as record:
         sizes = np.zeros(codec.num_centroids, np.int64)
         part_tokens, counts = [], PieceCounts()
         step = partial(_compress_part, build, codec, assigner)

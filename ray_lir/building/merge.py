@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_lir import storage
-from ray_lir.base.logs import stage
+from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, watched
 from ray_lir.building.assemble import SHARD, cut, publish_shard
 from ray_lir.building.compress import kinds_of
@@ -44,7 +44,7 @@ class Merge:
 
 def merge_shards(merge: Merge, map: Map, records: list[dict[str, Any]]) -> tuple[ShardEntry, ...]:
     """Publishes the new shards, of about equally many tokens; documents keep their order and are numbered without gaps."""
-    with stage("merge", records) as record:
+    with phase("merge", records) as record:
         bounds = cut(
             [shard.live_tokens for shard in merge.shards],
             [shard.num_live for shard in merge.shards],

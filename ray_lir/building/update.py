@@ -17,7 +17,7 @@ from ray_lir import storage
 from ray_lir.base.arguments import id_set
 from ray_lir.base.config import digest
 from ray_lir.base.errors import ConfigError, Conflict, IncompatibleError
-from ray_lir.base.logs import stage
+from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, watched
 from ray_lir.building.assemble import assemble
 from ray_lir.building.build import CLUSTER_SIZES, TOKENS_PER_SHARD, check_unused, codec_of, settings_of
@@ -320,7 +320,7 @@ def _update(
 
 
 def _delete(index: str, parent: IndexManifest, ids: list[str], map: Map, records: list[dict[str, Any]]) -> list[Deletion]:
-    with stage("delete", records) as record:
+    with phase("delete", records) as record:
         deletions = list(watched(map, "delete")(partial(delete_from_shard, index, ids), parent.shards))
         record.update(asked=len(ids), documents=sum(len(deletion.doc_ids) for deletion in deletions))
     return deletions

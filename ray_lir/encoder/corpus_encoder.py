@@ -17,7 +17,7 @@ import ray_lir.base.parallel
 from ray_lir import storage
 from ray_lir.base.config import EncoderConfig, canonical_json, digest
 from ray_lir.base.errors import ConfigError, Conflict
-from ray_lir.base.logs import stage
+from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, watched
 from ray_lir.base.progress import track
 from ray_lir.corpus.records import Kept, corpus_files
@@ -242,7 +242,7 @@ def _check_apart(corpus: str, output: str) -> None:
 
 
 def _scan(corpus: str, docs_per_part: int, map: Map, records: list[dict[str, Any]], kept: Kept) -> Corpus:
-    with stage("scan", records) as record:
+    with phase("scan", records) as record:
         found = scan(corpus_files(corpus), docs_per_part, watched(map, "scan"), kept)
         record.update(files=len(found.files), rows=found.num_rows, documents=found.num_docs)
     if not found.num_docs:
@@ -315,7 +315,7 @@ def _with_projection(encoder: EncoderConfig, corpus: Corpus, destination: Destin
     assert encoder.projection is not None
     folder = storage.join(destination.output, CHECKPOINT)
     if not storage.exists(folder):
-        with stage("projection", records) as record, storage.attempt_folder(destination.progress) as scratch:
+        with phase("projection", records) as record, storage.attempt_folder(destination.progress) as scratch:
             texts = sample_texts(corpus, PROJECTION_SAMPLE)
             fitted = fit_projection(Encoder.load(encoder.model_copy(update={"precision": "float32"})), texts, encoder.projection)
             fitted.save(scratch / CHECKPOINT)
@@ -334,7 +334,7 @@ def _encode(plan: Plan, spread: Spread, entries: dict[int, ChunkEntry], records:
     before = sum(_num_docs(entry) for entry in entries.values())
     if entries:
         logger.info("encode: continues after %d of %d chunks, %d documents", len(entries), plan.corpus.num_chunks, before)
-    with stage("encode", records) as record:
+    with phase("encode", records) as record:
         for entry in track(spread(plan), "encode", plan.corpus.num_docs, _num_docs, initial=before):
             entries[entry.number] = entry
         parts = [entry.part for entry in entries.values() if entry.part]

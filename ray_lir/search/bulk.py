@@ -23,7 +23,7 @@ from ray_lir import storage
 from ray_lir.base.config import Config, canonical_json, digest
 from ray_lir.base.engine_params import EngineParams
 from ray_lir.base.errors import ConfigError, Conflict
-from ray_lir.base.logs import stage
+from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map
 from ray_lir.base.progress import track
 from ray_lir.corpus.datasets import find_dataset
@@ -304,7 +304,7 @@ def bulk_search(
         raise ConfigError("a TREC run has no columns for fields; leave out --fields, or choose an output that ends in .parquet")
     storage.check_writable(folder.rpartition("/")[0] if suffix else folder)
     records: list[dict[str, Any]] = []
-    with stage("scan", records) as record:
+    with phase("scan", records) as record:
         found = scan(query_files(queries), settings.queries_per_block, map)
         record.update(files=len(found.files), rows=found.num_rows, queries=found.num_docs)
     if not found.num_docs:
@@ -387,7 +387,7 @@ def _run(
     worklist = Worklist(queries, settings, destination, frozenset(entries))
     if entries:
         logger.info("search: continues after %d of %d blocks", skipped, queries.num_chunks)
-    with stage("search", records) as record:
+    with phase("search", records) as record:
         before = sum(map(_num_queries, entries.values()))
         for entry in track(spread(worklist), "search", queries.num_docs, _num_queries, unit="queries", initial=before):
             entries[entry.number] = entry

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from ray_lir.base.config import TrainingSource
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.extras import require
-from ray_lir.base.logs import stage
+from ray_lir.base.logs import phase
 from ray_lir.corpus.datasets import has_queries_as_documents, load_dataset
 from ray_lir.corpus.records import document_text, read_documents
 from ray_lir.corpus.refused_rows import RefusedRows
@@ -30,7 +30,7 @@ def load_training_data(source: TrainingSource, counts: dict[str, int] | None = N
         ConfigError, FormatError: if there is none, or a file or a row is wrong.
     """
     refused, left_out = RefusedRows(), 0
-    with stage("training data") as record:
+    with phase("training data") as record:
         if source.examples:
             data = read_examples(source.examples, source.dataset, refused)
         elif source.dataset:
@@ -57,7 +57,7 @@ def load_dev_set(source: TrainingSource) -> DevSet | None:
     require("ir_measures", "measuring on a dev split")
     if not (source.dev_dataset or source.dataset):
         raise ConfigError("--dev_split needs the collection that it is a split of; give --dev_dataset")
-    with stage("dev set") as record:
+    with phase("dev set") as record:
         judged = load_dataset(source.dev_dataset or source.dataset, source.dev_split)
         wanted = {document for grades in judged.qrels.values() for document in grades}
         others = max(0, source.dev_documents - len(wanted))
