@@ -10,6 +10,7 @@ query = "light"
 
 
 def show(title: str, hits: ray_lir.Hits) -> None:
+    """Print the titles and metadata of hits on one line."""
     found = [f"{hit.title} ({hit.metadata['topic']}, {hit.metadata['year']})" for hit in hits]
     print(f"{title}: {', '.join(found)}")
 

@@ -16,6 +16,7 @@ RAY_LIR = Path(sys.executable).with_name("ray-lir")
 
 
 def read(name: str) -> list[dict]:
+    """Return the rows of a file of JSON lines."""
     return [json.loads(line) for line in (DATA / name).read_text().splitlines()]
 
 

@@ -1,4 +1,4 @@
-"""Index: text in, hits out. The shortest way to use ray_lir on one machine; the functions beneath it are public too."""
+"""Index: text in, hits out. The shortest way to use ray_lir on one machine, over functions that are public too."""
 
 import html
 import json
@@ -33,21 +33,22 @@ from ray_lir.search.highlights import match_hits, snippet
 from ray_lir.search.searcher import Searcher
 
 Documents = storage.PathOrUrl | Iterable[str | Mapping[str, Any]]
-"""A corpus path, or texts, or dicts with `text` and, if wanted, `_id`, `title`, `metadata` or other fields."""
+"""The path of a corpus; or texts; or dicts with `text` and optionally `_id`, `title`, `metadata` and other fields."""
 Where = Filters | str | Mapping[str, Any] | None
-"""A filter, or how people write one."""
+"""A filter as an object, as text (`"year >= 2020"`) or as a dict (`{"year": {">=": 2020}}`)."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """What one query token matched in a hit.
+    """The best match of one query token in a hit.
 
     Attributes:
         token: The query token, as the tokenizer writes it.
-        field: `title` or `text`; None if the matched token stands for no character, such as `[CLS]`.
-        start, end: Characters of the field.
-        similarity: Similarity of both tokens.
-        contribution: What it adds to the score.
+        field: `title` or `text`; None if the matched token is a special token such as `[CLS]`.
+        start: First character of the match in the field, counted in code points; None for a special token.
+        end: Character after the match; None for a special token.
+        similarity: Dot product of the two token vectors.
+        contribution: Part of the hit's score that comes from this match.
     """
 
     token: str
@@ -60,12 +61,17 @@ class Match:
 
 @dataclass(frozen=True, repr=False)
 class Hit:
-    """A document that was found.
+    """A document that a search found.
 
     Attributes:
-        matches: What each query token matched.
-        highlights: Words of title and text that the query matched, with their strength.
-        snippet: The best passage of the text. It and the two before are empty if a search is told `matches=False`.
+        doc_id: Id of the document.
+        score: Score of the document for the query; higher is better.
+        title: Title of the document, or an empty string.
+        text: Text of the document.
+        metadata: Metadata of the document.
+        matches: The best match of each query token; empty if the search ran with `matches=False`.
+        highlights: Words of title and text that the query matched, with their strength; empty likewise.
+        snippet: The best passage of the text; None likewise.
     """
 
     doc_id: str
@@ -101,19 +107,21 @@ class Hits(list[Hit]):
 
 
 class Index:
-    """An index of documents with the encoder that made it.
+    """An index of documents, together with the encoder that made it.
 
-    Changes made through this object are seen by its next search. `refresh` opens a version that another process has published.
+    A search sees the changes that were made through the same object. `refresh` opens a version that another process has published.
 
     Attributes:
         path: Folder of the index.
-        encoder: The encoder of its documents and queries.
+        encoder: The encoder of documents and queries; it is loaded when it is first used.
         searcher: The open version.
 
     Example:
         >>> index = ray_lir.Index.create("my-index", ["The mitochondrion makes ATP.", "Zinc fingers bind DNA."])
-        >>> index.search("where does energy come from?", k=1)[0].text
+        >>> index.search("where does the energy of a cell come from?", k=1)[0].text
         'The mitochondrion makes ATP.'
+        >>> index
+        Index('.../my-index', 2 documents, version 1)
     """
 
     def __init__(self, path: storage.PathOrUrl, encoder: Encoder | None = None):
@@ -133,14 +141,21 @@ class Index:
         """Encode documents, build an index of them and open it.
 
         Args:
-            path: Folder for the index.
+            path: Folder for the index, or a URL such as s3://bucket/folder.
             documents: Texts, or dicts with `text` and optionally `_id`, `title` and metadata; or the path of a corpus (JSONL, Parquet, or
-                a BEIR folder). Texts and dicts without an id are numbered from 0.
+                a BEIR folder). Documents without an id are numbered from 0.
             encoder: Name or folder of a checkpoint, or its configuration.
             config: Number of shards, bits per dimension and clustering; None for the defaults.
-
+        Returns:
+            The open index.
         Raises:
             ConfigError: A document is not usable, or `path` holds something else. Nothing is written then.
+            Conflict: Another process built a different index in `path` meanwhile.
+            FormatError: A file of the corpus is damaged.
+        Example:
+            >>> documents = [{"_id": "zinc", "title": "Zinc", "text": "Zinc fingers bind DNA.", "metadata": {"year": 2019}}]
+            >>> ray_lir.Index.create("zinc-index", documents).get("zinc")["metadata"]
+            {'year': 2019}
         """
         settings = encoder if isinstance(encoder, EncoderConfig) else EncoderConfig(checkpoint=encoder)
         with tempfile.TemporaryDirectory(prefix="ray_lir-") as scratch:
@@ -152,10 +167,17 @@ class Index:
 
     @classmethod
     def open(cls, path: storage.PathOrUrl) -> "Index":
-        """Open an index that exists. The encoder is loaded when it is first needed.
+        """Open the latest version of an index.
 
+        Args:
+            path: Folder of the index.
+        Returns:
+            The open index. Its encoder is loaded by the first search.
         Raises:
             FormatError: There is no index, or it is damaged.
+        Example:
+            >>> len(ray_lir.Index.open("my-index"))
+            2
         """
         return cls(path)
 
@@ -166,7 +188,7 @@ class Index:
 
     @property
     def manifest(self) -> IndexManifest:
-        """What the open version holds."""
+        """The manifest of the open version: counts, codec, encoder contract and files."""
         return self.searcher.manifest
 
     @overload
@@ -183,18 +205,24 @@ class Index:
         quality: str = "balanced",
         matches: bool = True,
     ) -> Hits | list[Hits]:
-        """Return the k best documents for a query, or for each of several.
+        """Return the k best documents for each query.
 
         Args:
-            query: One text, or a list of them.
-            k: Documents to return; fewer come back if fewer pass the filter.
-            where: A filter such as `"year >= 2020, tags ~ news"`, or `{"year": {">=": 2020}}`.
-            engine: Name of an engine, or its parameters.
-            quality: `fast`, `balanced` or `exact`, for engine `auto`.
-            matches: Also find what each query token matched, and the best passage.
-
+            query: One text, or a list of texts.
+            k: Documents to return per query; fewer come back if fewer pass the filter.
+            where: A filter such as `"year >= 2020, tags ~ news"` or `{"year": {">=": 2020}}`; None for all documents.
+            engine: `auto`, the name of an engine, or its parameters, such as `ScanParams(ncandidates=100)`.
+            quality: `fast`, `balanced` or `exact`; used by engine `auto`.
+            matches: Also find the best match of each query token, the highlights and the best passage.
+        Returns:
+            `Hits` for one text, a list of `Hits` for a list. Scores descend; equal scores are ordered by document number.
         Raises:
             ConfigError: `k`, `where`, `engine` or `quality` is not possible.
+            IncompatibleError: The checkpoint is not the one that the index was made with.
+        Example:
+            >>> for hit in index.search("which metal binds to DNA?", k=1):
+            ...     print(hit.text)
+            Zinc fingers bind DNA.
         """
         queries = [query] if isinstance(query, str) else text_list("query", query)
         filters = None if where is None else Filters.of(where)
@@ -207,10 +235,21 @@ class Index:
         return found[0] if isinstance(query, str) else found
 
     def explain(self, query: str, doc_id: str, k: int = 10, *, where: Where = None, engine: str | Config = "auto") -> Trace:
-        """Follow one document through the search of a query: its score in each stage, and why it was found or not.
+        """Run a search again and follow one document through its stages.
 
+        Args:
+            query: Text of the query.
+            doc_id: Id of the document.
+            k: Documents that the search returns.
+            where: Filter of the search; None for all documents.
+            engine: Engine of the search, by name or by its parameters.
+        Returns:
+            The document's score and the cut of each stage, its rank, and the reason why it was found or not.
         Raises:
-            ConfigError: The index holds no such document.
+            ConfigError: The index holds no such document, or an argument is not possible.
+        Example:
+            >>> index.explain("which metal binds to DNA?", "1", k=1).reason
+            'found at rank 1 of 1'
         """
         [doc_id] = id_list("doc_id", [doc_id])
         numbers = self.searcher.find([doc_id])
@@ -223,16 +262,23 @@ class Index:
         return trace
 
     def get(self, doc_id: str) -> dict[str, Any] | None:
-        """Return id, title, text and metadata of a document; None if the index does not hold it."""
+        """Return a dict with `doc_id`, `title`, `text` and `metadata` of a document; None if the index does not hold it."""
         numbers = self.searcher.find([doc_id])
         return self.searcher.documents(list(numbers.values()))[0] if numbers else None
 
     def add(self, documents: Documents) -> Update:
-        """Encode documents and add them. A document with the id of another replaces it; one without an id gets a number that is free.
+        """Encode documents, add them to the index and open the new version.
 
+        Args:
+            documents: As in `create`. A document with the id of another replaces it. One without an id gets an unused number as its id.
+        Returns:
+            The new version, its manifest, and the counts of added and replaced documents.
         Raises:
             ConfigError: A document is not usable; nothing has changed then.
-            Conflict: Another change was published meanwhile; this one has changed nothing then.
+            Conflict: Another process published a change meanwhile; this one has changed nothing then.
+        Example:
+            >>> index.add([{"_id": "sun", "text": "The sun shines."}]).change.num_added
+            1
         """
         with tempfile.TemporaryDirectory(prefix="ray_lir-") as scratch:
             corpus = _corpus(documents, Path(scratch), self._unused_ids())
@@ -245,19 +291,43 @@ class Index:
         return update
 
     def delete(self, doc_ids: Iterable[str]) -> Update:
-        """Delete documents by id; ids that the index does not hold are counted in the result."""
+        """Delete documents by id and open the new version.
+
+        Args:
+            doc_ids: Ids to delete. Ids that the index does not hold are counted in the result.
+        Returns:
+            The new version, its manifest, and the counts of deleted documents and unknown ids.
+        Raises:
+            ConfigError: `doc_ids` is not a list of ids.
+            Conflict: Another process published a change meanwhile; this one has changed nothing then.
+        Example:
+            >>> index.delete(["1", "moon"]).change.num_unknown
+            1
+        """
         update = update_index(self.path, delete=doc_ids)
         self.refresh()
         return update
 
     def compact(self, num_shards: int | None = None) -> Compaction:
-        """Publish a version without deleted documents and delta shards."""
+        """Write a version without deleted documents and delta shards, and open it.
+
+        Args:
+            num_shards: Shards of the new version; None for as many as the index was built with.
+        Returns:
+            The new version and its manifest; `changed` is False if there was nothing to compact.
+        Raises:
+            Conflict: Another process published a change meanwhile; this one has changed nothing then.
+        Example:
+            >>> update = index.delete(["1"])
+            >>> index.compact().changed
+            True
+        """
         compaction = compact_index(self.path, num_shards)
         self.refresh()
         return compaction
 
     def refresh(self) -> None:
-        """Open the latest version."""
+        """Open the latest version of the index."""
         self.searcher = Searcher.open(self.path)
 
     def __len__(self) -> int:
@@ -275,11 +345,11 @@ class Index:
         return self.manifest.change.parent + 1 if self.manifest.change else 1
 
     def _unused_ids(self) -> Iterator[str]:
-        """Numbers, ascending, that are no document's id."""
+        """Yield unused ids: whole numbers, ascending."""
         return (doc_id for doc_id in map(str, count(self.manifest.num_numbers)) if doc_id not in self)
 
     def _hits(self, query: str, embedded: TokenEmbeddings | None, answer: TopK) -> Hits:
-        """The hits of one query; with what it matched if its token embeddings are given."""
+        """Return the hits of one query, with their matches if its token embeddings are given."""
         documents = self.searcher.documents(answer.documents)
         for number, score, document in zip(answer.documents.tolist(), answer.scores.tolist(), documents, strict=True):
             document |= {"number": number, "score": score}
@@ -302,16 +372,16 @@ def _hit(document: Mapping[str, Any], *found: Any) -> Hit:
 
 
 def _corpus(documents: Documents, folder: Path, free_ids: Iterator[str]) -> str:
-    """The corpus as a path: documents in memory are written as JSON lines, with the next free id where they have none.
+    """Return the path of the corpus. Documents in memory are written as JSON lines; those without an id get the next of `free_ids`.
 
     Raises:
-        ConfigError: A document is no text or dict, or has an id that another was given because it had none.
+        ConfigError: A document is neither text nor dict, or its id was given to an earlier document that had none.
     """
     if isinstance(documents, (str, os.PathLike)):
         return storage.absolute(documents)
     if isinstance(documents, Mapping) or not isinstance(documents, Iterable):
         raise ConfigError(f"documents must be texts, dicts or the path of a corpus, not {type(documents).__name__}; put one into a list")
-    path, given, taken = folder / "documents.jsonl", set(), set()
+    path, generated, taken = folder / "documents.jsonl", set(), set()
     with path.open("w", encoding="utf-8") as file:
         for position, document in enumerate(documents):
             if isinstance(document, str):
@@ -322,30 +392,30 @@ def _corpus(documents: Documents, folder: Path, free_ids: Iterator[str]) -> str:
             own = next((fields[name] for name in ID_FIELDS if name in fields), None)
             if own is None and not any(name in fields for name in ID_FIELDS):
                 own = next(doc_id for doc_id in free_ids if doc_id not in taken)
-                given.add(own)
+                generated.add(own)
                 fields = {"_id": own, **fields}
-            elif str(own) in given:
+            elif str(own) in generated:
                 raise ConfigError(
-                    f"document {position} has the id {own!r}, which a document before it without an id was given; give ids to all"
+                    f"document {position} has the id {own!r}, which was generated for an earlier document without an id; give ids to all"
                 )
             taken.add(str(own))
             try:
                 file.write(json.dumps(fields) + "\n")
             except (TypeError, ValueError) as error:
                 raise ConfigError(
-                    f"document {position} holds a value that JSON has not ({error}); use texts, numbers, lists and dicts"
+                    f"document {position} holds a value that JSON cannot represent ({error}); use texts, numbers, lists and dicts"
                 ) from None
     return str(path)
 
 
 def _check_all_used(documents: Documents, manifest: EmbeddingsManifest, folder: str) -> None:
-    """Raises ConfigError if a document given in memory was refused; refused rows of a file are counted and kept as dead letters."""
+    """Raise ConfigError if a document in memory was refused. Refused rows of a file are counted and kept as dead letters."""
     if not manifest.num_dead or isinstance(documents, (str, os.PathLike)):
         return
     lines = (line for entry in manifest.dead_letters for line in storage.read_bytes(storage.join(folder, entry.name)).splitlines())
     letters = [json.loads(line) for line in islice(lines, 3)]
     reasons = "; ".join(f"document {letter['line'] - 1}: {letter['reason']}" for letter in letters)
-    raise ConfigError(f"{manifest.num_dead} documents are not usable ({reasons}); mend or leave them out")
+    raise ConfigError(f"{manifest.num_dead} documents are not usable ({reasons}); correct them or leave them out")
 
 
 def _marked_html(hit: Hit, weakest: float) -> str:

@@ -60,7 +60,7 @@ class WarpParams(Config):
 
 
 class XtrParams(Config):
-    """XTR's knobs."""
+    """Parameters of the engine xtr: token retrieval with FAISS, and imputation."""
 
     engine: Literal["xtr"] = "xtr"
     k_prime: int | None = Field(None, ge=1)

@@ -1,13 +1,16 @@
 """ray_lir.Index: text in, hits out."""
 
+import doctest
 import json
 from pathlib import Path
 
 import pytest
 
 import ray_lir
-from ray_lir import ConfigError, Index
+from ray_lir import ConfigError, Hit, Hits, Index, text_index
 from tests.support.checkpoints import put_together
+
+EXAMPLES = [example for example in doctest.DocTestFinder(exclude_empty=True).find(text_index) if example.examples]
 
 DOCUMENTS = [
     {"_id": "atp", "title": "Cells", "text": "The mitochondrion makes the energy of a cell.", "year": 2019},
@@ -144,3 +147,19 @@ def test_an_id_that_a_text_before_it_was_given_is_refused(index: Index):
 def test_hits_carry_the_best_passage_and_its_words(trained: Index):
     [hit] = trained.search("energy of a cell", k=1)
     assert hit.snippet.text == hit.text and "energy" in {hit.text[mark.start : mark.end] for mark in hit.highlights if mark.field == "text"}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name.partition(".")[2])
+def test_the_examples_of_the_docstrings_run(example: doctest.DocTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    example.globs.update(ray_lir=ray_lir)
+    if not example.name.endswith(("Index", "create")):
+        example.globs["index"] = Index.create("my-index", ["The mitochondrion makes ATP.", "Zinc fingers bind DNA."])
+    shown: list[str] = []
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=shown.append)
+    assert shown == []
+
+
+def test_a_hit_prints_in_short_form_and_hits_one_a_line():
+    hits = Hits([Hit("a", 1.25, "Title", "word " * 40, {"year": 1}), Hit("b", 1.0, "", "text")])
+    assert repr(hits) == f"[Hit('a', 1.250, 'Title', '{'word ' * 15}[...]', {{'year': 1}}),\n Hit('b', 1.000, 'text')]"
