@@ -1,11 +1,11 @@
-// The search page: asks POST /search with explain, and shows what each word of the query matched.
-// Text from documents only ever becomes text nodes.
+// The search page: sends POST /search with `explain`, and shows what each word of the query matched.
+// Text of documents is only inserted as text nodes, never as HTML.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
 const LEVELS = 5;
-let words = []; // of the query: {text, tokens: [numbers], special}
-let pending = null; // the request that is on its way
+let words = []; // words of the query: {text, tokens: [numbers], special}
+let pending = null; // AbortController of the request in progress
 
 async function ask(path, body) {
   const token = sessionStorage.getItem("token");
@@ -24,7 +24,7 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-// Tokens that touch are one word; special tokens, which are nowhere in the text, come last, as one.
+// Adjacent tokens are one word. Special tokens, which are not in the text, become one last word.
 function wordsOf(query, tokens) {
   const points = Array.from(query); // spans count code points
   const found = [];
@@ -38,11 +38,11 @@ function wordsOf(query, tokens) {
   });
   for (const word of found) word.text = points.slice(word.start, word.end).join("");
   const special = tokens.flatMap((token, number) => (token.start == null ? [number] : []));
-  if (special.length) found.push({ text: "the query as a whole", tokens: special, special: true });
+  if (special.length) found.push({ text: "special tokens", tokens: special, special: true });
   return found;
 }
 
-// The marks of a field: the service's highlights, each with the numbers of the query's words that matched there.
+// The highlights of a field, each with the numbers of the query's words that matched it.
 function spansOf(hit, field) {
   return hit.highlights
     .filter((mark) => mark.field === field)
@@ -94,8 +94,8 @@ function hitElement(hit, rank, spans, strongest) {
   return made;
 }
 
-const SHORT = 60; // characters of a metadata value that are shown
-const SHOWN = 6; // fields of metadata
+const SHORT = 60; // longest shown metadata value, in characters
+const SHOWN = 6; // shown metadata fields
 
 function metadataElement(metadata) {
   const shown = Object.entries(metadata)
@@ -130,7 +130,7 @@ function showWords() {
   $("words").hidden = false;
 }
 
-// Shows what one word of the query matched; null: what all of them did.
+// Shows the matches of one word of the query; null: the matches of all words.
 function choose(number) {
   document.body.classList.toggle("chosen", number !== null);
   [...$("words").children].forEach((button, each) => button.classList.toggle("on", each === number));
@@ -192,7 +192,7 @@ function choices() {
   return { k: Number($("k").value), engine: $("engine").value, quality: $("quality").value };
 }
 
-// What is in the filter's box goes to the service as it is: conditions such as year >= 2020, tags ~ news, or JSON.
+// The text of the filter box is sent unchanged: conditions such as year >= 2020, tags ~ news, or JSON.
 function filters() {
   const text = $("filter").value.trim();
   return text ? { filters: text } : {};
@@ -202,28 +202,28 @@ async function search() {
   const query = $("query").value.trim();
   if (!query) return;
   pending?.abort();
-  const mine = (pending = new AbortController());
+  const controller = (pending = new AbortController());
   document.body.classList.add("busy");
   document.title = `${query} – Search`;
   try {
     showAnswer(query, await ask("search", { query, ...choices(), ...filters(), explain: true, highlight: true, min_coverage: 0 }));
   } catch (error) {
-    if (mine.signal.aborted) return;
+    if (controller.signal.aborted) return;
     say(error.message, true);
   }
-  if (pending === mine) document.body.classList.remove("busy");
+  if (pending === controller) document.body.classList.remove("busy");
 }
 
 async function explainMissing(event) {
   event.preventDefault();
   try {
-    const told = await ask("explain", { query: $("query").value.trim(), doc_id: $("doc-id").value, ...choices(), ...filters() });
+    const explanation = await ask("explain", { query: $("query").value.trim(), doc_id: $("doc-id").value, ...choices(), ...filters() });
     const row = (tag, cells) => element("tr", {}, ...cells.map((cell) => element(tag, { textContent: cell })));
-    const stages = told.stages.map((stage) =>
+    const stages = explanation.stages.map((stage) =>
       row("td", [stage.name, stage.score?.toFixed(3) ?? "–", stage.cut?.toFixed(3) ?? "–", stage.num_kept, stage.survived ? "yes" : "no"]),
     );
     const table = element("table", {}, row("th", ["stage", "its score", "lowest kept", "kept", "survived"]), ...stages);
-    $("reason").replaceChildren(element("p", { textContent: told.reason }), table);
+    $("reason").replaceChildren(element("p", { textContent: explanation.reason }), table);
   } catch (error) {
     $("reason").replaceChildren(element("p", { textContent: error.message }));
   }
@@ -248,20 +248,20 @@ async function showIndex() {
   ]);
 }
 
-// The address holds the search, so it can be shared, and Back works.
+// The URL holds the search, so it can be shared and the Back button works.
 function fromAddress() {
-  const given = new URLSearchParams(location.search);
-  $("query").value = given.get("q") ?? "";
-  $("filter").value = given.get("filter") ?? "";
+  const parameters = new URLSearchParams(location.search);
+  $("query").value = parameters.get("q") ?? "";
+  $("filter").value = parameters.get("filter") ?? "";
   for (const [id, usual] of Object.entries({ k: "10", engine: "auto", quality: "balanced" })) {
-    $(id).value = given.get(id) ?? usual;
-    if (!$(id).value) $(id).value = usual; // there is no such choice
+    $(id).value = parameters.get(id) ?? usual;
+    if (!$(id).value) $(id).value = usual; // not one of the choices
   }
   matters();
   return search();
 }
 
-// Quality is for the engine auto; the others do what their parameters say.
+// Quality applies to the engine auto only.
 function matters() {
   $("quality").disabled = $("engine").value !== "auto";
 }

@@ -120,7 +120,7 @@ def test_each_word_of_the_query_shows_its_match_on_hover_and_on_focus(browser, u
 
     ask(browser, url, "the bridge on the river")
     words = all_of(browser, ".word")
-    assert [word.text for word in words] == ["the", "bridge", "on", "the", "river", "the query as a whole"]
+    assert [word.text for word in words] == ["the", "bridge", "on", "the", "river", "special tokens"]
     assert all_of(browser, ".hit mark.m5") and not marked(browser)
     ActionChains(browser).move_to_element(words[4]).perform()
     assert marked(browser)
