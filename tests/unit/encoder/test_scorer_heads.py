@@ -146,7 +146,7 @@ def test_an_index_of_one_scorer_does_not_take_a_checkpoint_of_another(source: En
 
 
 def test_a_projection_under_heads_is_refused(source: Encoder) -> None:
-    with pytest.raises(ConfigError, match="fit it before training them"):
+    with pytest.raises(ConfigError, match="fit the projection before training them"):
         fit_projection(source.with_scorer("trial"), DOCUMENTS, "pca:8")
 
 
