@@ -426,7 +426,7 @@ def test_code_of_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
             load(folder)
         assert not marker.exists()
     if model_type == "neverheardof":
-        with pytest.raises(ConfigError, match=r"brings Python code of its own .*trust_remote_code"):
+        with pytest.raises(ConfigError, match=r"contains Python code .*trust_remote_code"):
             Encoder.load(folder)
     assert sys.stdin.read() == "y\ny\n"
 
