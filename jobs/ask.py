@@ -27,7 +27,7 @@ class AskJob(ServiceJob):
     k: int = Field(10, ge=1, le=MAX_K)
     """Number of hits, at most."""
     engine: str = "auto"
-    """Engine that searches: auto, exact, scan, plaid or warp."""
+    """Engine that searches: auto, or the name of an engine of the service."""
     quality: Quality = "balanced"
     """For the engine auto: how closely it must follow the exact ranking."""
     params: dict[str, Any] = {}

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ray_lir.api.search import MAX_K, Quality, QueryText, chosen_engine
+from ray_lir.api.search import MAX_K, Quality, QueryText
 from ray_lir.base.config import Config, EncoderConfig
-from ray_lir.base.engine_params import PARAMS
+from ray_lir.base.engine_names import CHOICES
 from ray_lir.base.errors import ConfigError
 from ray_lir.distributed.workers import SearchWorkers
 from ray_lir.embeddings.truncation import Truncation
@@ -45,8 +45,7 @@ class SearchJob(Config):
     """With --queries: a folder or URL for parts in Parquet, or one file that ends in .parquet, .trec or .run."""
     k: int = Field(10, ge=1, le=MAX_K)
     """Number of hits for each query, at most."""
-    engine: str = "auto"
-    """Engine that searches: auto, exact, scan, plaid, warp or xtr."""
+    engine: str = Field("auto", description=f"Engine that searches: {CHOICES}.")
     quality: Quality = "balanced"
     """For the engine auto: how closely it must follow the exact ranking."""
     params: dict[str, Any] = {}
@@ -100,11 +99,13 @@ def show(result: dict[str, Any], job: SearchJob) -> None:
 
 
 def _search_one(job: SearchJob) -> dict[str, Any]:
+    from ray_lir.engines.choice import engine_params
+    from ray_lir.engines.registry import ENGINES
     from ray_lir.search.highlights import match_hits
     from ray_lir.search.searcher import Searcher
 
     assert job.query is not None
-    engine = chosen_engine(job.engine, job.params, tuple(PARAMS))
+    engine = engine_params(job.engine, job.params, tuple(ENGINES))
     searcher = Searcher.open(job.index)
     contract = searcher.manifest.contract
     encoder = _encoder(contract, job.encoder or contract.checkpoint)
@@ -125,7 +126,8 @@ def _search_file(job: SearchJob) -> dict[str, Any]:
     from functools import partial
 
     from ray_lir import storage
-    from ray_lir.engines import read_tuning, resolve
+    from ray_lir.engines import ENGINES, read_tuning, resolve
+    from ray_lir.engines.choice import engine_params
     from ray_lir.index.versions import latest_version, read_version
     from ray_lir.search.bulk import BulkSettings, bulk_search, in_process, query_files
     from ray_lir.search.searcher import open_planner
@@ -139,7 +141,8 @@ def _search_file(job: SearchJob) -> dict[str, Any]:
     on_cluster = "workers" in job.model_fields_set or not storage.is_local(root)
     planner = open_planner(root, manifest, tuning=read_tuning(root, version))
     kernels = "cuda" if job.workers.gpus_per_worker else planner.kernels.name
-    engine = resolve(chosen_engine(job.engine, job.params, tuple(PARAMS)), planner.statistics, kernels, job.quality, job.k, planner.tuning)
+    chosen = engine_params(job.engine, job.params, tuple(ENGINES))
+    engine = resolve(chosen, planner.statistics, kernels, job.quality, job.k, planner.tuning)
     settings = BulkSettings(k=job.k, engine=engine, filters=job.filters, fields=job.fields, format=job.format)
     encoder_config = EncoderConfig(checkpoint=job.encoder or manifest.contract.checkpoint)
     identity = {"index": manifest_digest(manifest), "fingerprint": manifest.contract.fingerprint}

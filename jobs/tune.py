@@ -26,8 +26,8 @@ from ray_lir.storage.manifest import MANIFEST
 
 from .cli import main
 
-SCAN = tuple(ScanParams(share=share) for share in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16))
-WARP = tuple(WarpParams(nprobe=nprobe, share=share) for nprobe in (8, 16, 32, 64) for share in (1 / 4, 1, 4))
+SCAN = tuple(ScanParams(candidate_fraction=fraction) for fraction in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16))
+WARP = tuple(WarpParams(nprobe=nprobe, candidate_fraction=fraction) for nprobe in (8, 16, 32, 64) for fraction in (1 / 4, 1, 4))
 """Settings to measure. The number of candidates is relative to the default, so a choice also fits other query lengths and other k."""
 QUESTION_WORDS = 12
 """Words of a document that serve as a query, if there is no dataset."""

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from ray_lir.api.client import AsyncClient, Client
     from ray_lir.api.search import Highlight, Snippet
     from ray_lir.base.config import ClusteringConfig, CodecConfig, EncoderConfig, IndexConfig
-    from ray_lir.base.engine_params import ExactParams, PlaidParams, ScanParams, WarpParams, XtrParams
     from ray_lir.base.errors import (
         ConfigError,
         Conflict,
@@ -36,7 +35,12 @@ if TYPE_CHECKING:
     from ray_lir.embeddings.token_embeddings import TokenEmbeddings
     from ray_lir.encoder.corpus_encoder import EncodeResult, encode_corpus
     from ray_lir.encoder.encoder import Encoder
+    from ray_lir.engines.exact import ExactParams
+    from ray_lir.engines.plaid import PlaidParams
     from ray_lir.engines.plan import TopK
+    from ray_lir.engines.scan import ScanParams
+    from ray_lir.engines.warp import WarpParams
+    from ray_lir.engines.xtr import XtrParams
     from ray_lir.index.filters import Filters
     from ray_lir.search.explain import StageTrace, TokenMatches, Trace, explain
     from ray_lir.search.searcher import Searcher
@@ -97,7 +101,11 @@ _HOMES = {
     "ray_lir.api.client": ["AsyncClient", "Client"],
     "ray_lir.api.search": ["Highlight", "Snippet"],
     "ray_lir.base.config": ["ClusteringConfig", "CodecConfig", "EncoderConfig", "IndexConfig"],
-    "ray_lir.base.engine_params": ["ExactParams", "PlaidParams", "ScanParams", "WarpParams", "XtrParams"],
+    "ray_lir.engines.exact": ["ExactParams"],
+    "ray_lir.engines.plaid": ["PlaidParams"],
+    "ray_lir.engines.scan": ["ScanParams"],
+    "ray_lir.engines.warp": ["WarpParams"],
+    "ray_lir.engines.xtr": ["XtrParams"],
     "ray_lir.base.errors": [
         "ConfigError",
         "Conflict",

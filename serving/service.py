@@ -9,9 +9,9 @@ import numpy as np
 
 from ray_lir.api import admin as admin_api
 from ray_lir.api import search as search_api
-from ray_lir.base.engine_params import SERVED
 from ray_lir.base.errors import Conflict
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.engines.registry import SERVED
 from ray_lir.kernels import select
 
 from .handlers import admin, documents, replies

@@ -33,7 +33,8 @@ from bench.machine import machine
 from ray_lir.base.config import TrialConfig
 from ray_lir.embeddings.relation import Alignment
 from ray_lir.engines.exact import ExactParams, rescore
-from ray_lir.engines.plan import Query, QueryPlan, RelationTerms, relation_terms
+from ray_lir.engines.plan import Query, QueryPlan, centroid_scores
+from ray_lir.engines.scoring.trial import RelationTerms, TrialScorer
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.relation import RelationEncoder
 from ray_lir.index.residuals import decompress, normalize
@@ -129,8 +130,8 @@ def on_index(url: str, fresh: Trial, kernels: Kernels, runs: int, num_queries: i
         [(scores, _)] = rescore([QueryPlan(query, ExactParams(), (1,))], shard, plain, kernels, [np.arange(shard.num_docs)])
         best_first = np.argsort(-scores)
         for factor in (0.2, 1):
-            codec = replace(plain, relation=RelationEncoder.of(scaled(fresh, factor).to_arrays(), plain.rotation))
-            related = QueryPlan(query, ExactParams(), (10,), relation=relation_terms(query, codec))
+            codec = replace(plain, scorer_data=RelationEncoder.of(scaled(fresh, factor).to_arrays(), plain.rotation))
+            related = QueryPlan(query, ExactParams(), (10,), scorer_terms=TrialScorer().terms(query, codec))
             rescore([related], shard, codec, kernels, [best_first[:1]])  # makes what is made once of the codec and of the query
             time.sleep(0.2)  # until threads of BLAS, which made something of the relation encoder, spin no more
             for count, k in ((CANDIDATES, 10), (CANDIDATES, 100), (shard.num_docs, 10), (shard.num_docs, 100)):
@@ -154,7 +155,7 @@ def three_ways(
     plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, candidates: np.ndarray, runs: int
 ) -> list[float]:
     """Milliseconds by MaxSim, with relations of all candidates, and with those of the candidates that can be among the plan's best."""
-    plans = (replace(plan, relation=None), replace(plan, stage_limits=(len(candidates),)), plan)
+    plans = (replace(plan, scorer_terms=None), replace(plan, stage_limits=(len(candidates),)), plan)
     return [timed(each, shard, codec, kernels, candidates, runs) for each in plans]
 
 
@@ -220,20 +221,21 @@ def measure(
     Args:
         widened: what is added to the bound that kernels are told of.
     """
-    codec = replace(codec, relation=RelationEncoder.of(scorer.to_arrays(), None))
-    terms, ones, table = codec.relation.of_query(query), np.ones(len(query), np.float32), kernels.centroid_scores(query, codec)
+    codec = replace(codec, scorer_data=RelationEncoder.of(scorer.to_arrays(), None))
+    terms, ones, table = codec.scorer_data.of_query(query), np.ones(len(query), np.float32), kernels.centroid_scores(query, codec)
     given = replace(terms, upper=terms.upper + np.float32(widened))
     seconds = least(lambda: kernels.relation_maxsim(query, ones, given, table, shard, codec), runs)
     tokens = slice(0, TOKENS)
     vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
-    hidden = codec.relation.hidden(vectors[0] @ codec.relation.before.T, vectors @ codec.relation.after.T + codec.relation.bias)
+    hidden = codec.scorer_data.hidden(vectors[0] @ codec.scorer_data.before.T, vectors @ codec.scorer_data.after.T + codec.scorer_data.bias)
     relations = hidden @ terms.products[1:].T + terms.constants[1:]
     values = query[1:] @ vectors.T + relations.T
     needed = (query[1:] @ vectors.T + relations.max(axis=0)[:, None] >= values.max(axis=1, keepdims=True)).sum(axis=1).mean()
     best = {}
     if not widened:
-        plan = QueryPlan(Query(query, ones), ExactParams(), (10,), relation=RelationTerms(np.arange(len(query)), terms))
-        plan.centroid_scores(codec, kernels)
+        query_of = Query(query, ones)
+        plan = QueryPlan(query_of, ExactParams(), (10,), scorer_terms=RelationTerms(np.arange(len(query)), terms))
+        centroid_scores(query_of, codec, kernels)
         everything = np.arange(CANDIDATES)
         [(scores, _)] = rescore([plan], shard, codec, kernels, [everything])
         best = {

@@ -64,8 +64,8 @@ def on_index(url: str, texts: list[str], runs: int) -> dict[str, Any]:
     return {
         "kernels": searcher.kernels.name,
         "dim": codec.dim,
-        "relation_weight": codec.relation.weight,
-        "query_tokens": round(float(np.mean([len(plan.relation.live) for plan in plans])), 1),
+        "relation_weight": codec.scorer_data.weight,
+        "query_tokens": round(float(np.mean([len(plan.scorer_terms.unmasked) for plan in plans])), 1),
         "maxsim_ms": round(float(maxsim.mean()), 2),
         "all_ms": round(float(everything.mean()), 2),
         "times_maxsim": round(float((everything / maxsim).mean()), 2),
@@ -80,7 +80,7 @@ def on_index(url: str, texts: list[str], runs: int) -> dict[str, Any]:
 def measure(plan: QueryPlan, searcher: Searcher, runs: int) -> list[float]:
     """What `three_ways` gives, and the mean of what `reaches` gives."""
     shard, codec, kernels = searcher.shards[0], searcher.planner.codec, searcher.kernels
-    [(scores, _)] = rescore([replace(plan, relation=None)], shard, codec, kernels, [np.arange(shard.num_docs)])
+    [(scores, _)] = rescore([replace(plan, scorer_terms=None)], shard, codec, kernels, [np.arange(shard.num_docs)])
     best_first = np.argsort(-scores, kind="stable")[:CANDIDATES]
     candidates = np.sort(best_first)
     rescore([plan], shard, codec, kernels, [candidates])  # makes what is made once
@@ -91,13 +91,13 @@ def measure(plan: QueryPlan, searcher: Searcher, runs: int) -> list[float]:
 
 def reaches(plan: QueryPlan, searcher: Searcher, number: int) -> np.ndarray:
     """[n - 1, 4], of each query token but the first in a document: spread, bound above the mean, whether it goes elsewhere, and far."""
-    shard, codec, relation = searcher.shards[0], searcher.planner.codec, plan.relation
+    shard, codec, relation = searcher.shards[0], searcher.planner.codec, plan.scorer_terms
     tokens, _ = shard.tokens(np.array([number]))
     vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
-    cosines, relations = compare(plan.query.vectors[relation.live], relation.pairs, vectors, codec.relation)
+    cosines, relations = compare(plan.query.vectors[relation.unmasked], relation.relation, vectors, codec.scorer_data)
     winners = (cosines + relations).argmax(axis=1, keepdims=True)
     nearer = (cosines > np.take_along_axis(cosines, winners, axis=1)).sum(axis=1)
-    rows = (relations.std(axis=1), relation.pairs.upper - relations.mean(axis=1), nearer > 0, nearer >= NEAR)
+    rows = (relations.std(axis=1), relation.relation.upper - relations.mean(axis=1), nearer > 0, nearer >= NEAR)
     return np.stack(rows, axis=1)[1:]
 
 

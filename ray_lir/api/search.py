@@ -1,14 +1,11 @@
 """Models of the API for searches and documents. `ray_lir.api.admin` has the models for operators."""
 
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from ray_lir.base.config import Config
-from ray_lir.base.engine_params import PARAMS, SERVED, EngineParams
-from ray_lir.base.errors import ConfigError
 from ray_lir.base.ids import look_up_id
 from ray_lir.index.filters import FILTER_NAMES, FiltersInput
 
@@ -27,6 +24,19 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARAC
 DocId = Annotated[str, BeforeValidator(look_up_id), StringConstraints(min_length=1, max_length=8192)]
 """Longer than new ids may be, because older indexes hold longer ids."""
 Milliseconds = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
+
+
+class EngineParams(Config):
+    """The parameters of an engine that gave an answer, with all defaults filled in: the engine's name, and fields that depend on it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    engine: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_any_engine(cls, params: Any) -> Any:
+        return params.model_dump() if isinstance(params, Config) else params
 
 
 class SearchRequest(Config):
@@ -50,7 +60,7 @@ class SearchRequest(Config):
     k: int = Field(10, ge=1, le=MAX_K)
     """Documents to return for each query, at most."""
     engine: str = "auto"
-    """Engine that searches: auto, exact, scan, plaid or warp."""
+    """Engine that searches: auto, or an engine that `GET /index` lists."""
     quality: Quality = "balanced"
     """For the engine auto: how closely it must follow the exact ranking."""
     params: dict[str, Any] = {}
@@ -83,10 +93,6 @@ class SearchRequest(Config):
     def texts(self) -> list[str]:
         """The queries as a list."""
         return self.queries or [self.query or ""]
-
-    def chosen_engine(self) -> str | Config:
-        """`auto`, or the engine's parameters. Raises ConfigError if there is no such engine or parameter."""
-        return chosen_engine(self.engine, self.params)
 
 
 class QueryToken(Config):
@@ -310,10 +316,6 @@ class ExplainRequest(Config):
     params: dict[str, Any] = {}
     filters: FiltersInput = Field(None, validation_alias=FILTER_NAMES)
 
-    def chosen_engine(self) -> str | Config:
-        """`auto`, or the engine's parameters. Raises ConfigError if there is no such engine or parameter."""
-        return chosen_engine(self.engine, self.params)
-
 
 class StageReport(Config):
     """The document in one stage of the engine."""
@@ -353,38 +355,6 @@ class Explanation(Config):
     index_version: int
     warnings: list[str] = []
     """Probable mistakes in the request: filter fields that no document has."""
-
-
-def chosen_engine(engine: str, params: dict[str, Any], engines: Sequence[str] = SERVED) -> str | Config:
-    """Return `auto`, or the parameters of an engine.
-
-    Args:
-        engine: Name of the engine, or `auto`.
-        params: Parameters of the engine that differ from its defaults.
-        engines: Engines that are available: SERVED in a service, all of PARAMS in a Searcher.
-
-    Raises:
-        ConfigError: There is no such engine, it is not available, or it has no such parameters.
-    """
-    if engine == "auto":
-        if params:
-            raise ConfigError(f"params need a named engine, not auto; choose {', '.join(engines)}")
-        return "auto"
-    if engine not in PARAMS:
-        raise ConfigError(f"unknown engine {engine!r}; choose auto, {', '.join(engines)}")
-    if engine not in engines:
-        raise ConfigError(
-            f"engine {engine} needs all shards in one process, which a service does not have; choose {', '.join(engines)}, "
-            "or use Searcher (ray-lir search)"
-        )
-    for name, value in params.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"params of {engine}: {name}: {value} is not a finite number; leave it out for the default")
-    kind = PARAMS[engine]
-    try:
-        return kind.model_validate({"engine": engine, **params})
-    except ValidationError as error:
-        raise ConfigError(f"params of {engine}: {first_problem(error.errors(), kind)}") from None
 
 
 def first_problem(errors: Sequence[Any], kind: type[Config] | None) -> str:

@@ -31,11 +31,12 @@ from ray_lir.building.workspace import GARBAGE, WORK, Build, Work, tidy
 from ray_lir.embeddings.contract import EncoderContract
 from ray_lir.embeddings.folder import content_digest, documents_table, write_embeddings
 from ray_lir.embeddings.manifest import EmbeddingsManifest
-from ray_lir.embeddings.relation import Relation, load_relation
+from ray_lir.embeddings.relation import Relation
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.engines.scoring.registry import check_complete, scorer_of
 from ray_lir.index.arrays import array_bytes
 from ray_lir.index.codec import ResidualCodec, check_dimensions, read_codec
-from ray_lir.index.manifest import IndexManifest, check_complete, listed_names
+from ray_lir.index.manifest import IndexManifest, listed_names
 from ray_lir.index.versions import listed_by, read_version, version_numbers
 from ray_lir.storage.manifest import (
     LATEST,
@@ -193,19 +194,20 @@ def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], m
         mean_residual_norm=compressed.mean_residual_norm,
         held_out_residual_norm=held_out,
         **source.truncation.fields,
-        relation=_copy_relation(build, source),
+        relation=_copy_scorer_file(build, source),
         shards=shards,
         config=identity,
     )
     return _publish(build, manifest, records)
 
 
-def _copy_relation(build: Build, source: EmbeddingsManifest) -> FileEntry | None:
-    """The relation encoder in the index, if the embeddings come with one."""
-    if source.relation is None:
+def _copy_scorer_file(build: Build, source: EmbeddingsManifest) -> FileEntry | None:
+    """Copy the file that the scorer needs in search into the index, if the embeddings come with one."""
+    if source.scorer_file is None:
         return None
-    relation = load_relation(storage.join(build.embeddings, source.relation.name), source.dim)
-    return write_with_digest_name(build.output, "codec/relation", ".safetensors", relation.to_bytes())
+    scorer = scorer_of(source)
+    content = scorer.check(storage.join(build.embeddings, source.scorer_file.name), source.dim)
+    return write_with_digest_name(build.output, f"codec/{scorer.file_name}", ".safetensors", content)
 
 
 def _check_output(output: str) -> bool:

@@ -18,6 +18,7 @@ from ray_lir.building.token_clustering import TokenAssigner
 from ray_lir.building.workspace import Build, Work
 from ray_lir.embeddings.contract import check_weights
 from ray_lir.embeddings.parquet import read_blocks
+from ray_lir.engines.scoring.registry import SEARCH_SCORERS
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.norms import NEARLY_UNIT, directions, kept_norms, without_zero_rows
 from ray_lir.index.shard import WEIGHTS
@@ -102,8 +103,9 @@ def compress(build: Build, codec: ResidualCodec, assigner: Assigner | TokenAssig
                 counts.zero_rows,
                 counts.emptied,
             )
-        if not counts.unit and build.contract.scorer == "trial":
-            raise ConfigError("token vectors are not of unit length, which scorer trial needs; normalise them, or use another scorer")
+        scorer = build.contract.scorer
+        if not counts.unit and SEARCH_SCORERS[scorer].requires_unit_vectors:
+            raise ConfigError(f"token vectors are not of unit length, which scorer {scorer} needs; normalise them, or use another scorer")
     return compressed
 
 

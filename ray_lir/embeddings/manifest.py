@@ -49,7 +49,12 @@ class EmbeddingsManifest(TruncationFields):
     config: dict[str, Any] = Field(default_factory=dict)
     """The configuration of the job. Running the job again with another configuration is refused."""
     relation: FileEntry | None = later_field(None)
-    """The relation encoder (embeddings/relation.py), if the scorer is trial."""
+    """The file that the scorer needs in search beside the vectors (`scorer_file`). The format has its name from TRIAL."""
+
+    @property
+    def scorer_file(self) -> FileEntry | None:
+        """The file that the scorer needs in search beside the vectors (engines/scoring); None if it needs none."""
+        return self.relation
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:

@@ -1,35 +1,28 @@
-"""What a query costs with each engine, from the index's statistics and measured times: how `auto` chooses.
+"""What a query costs, from the index's statistics and measured times: how `auto` chooses, and how capacity is planned.
 
 Times are nanoseconds of one core for a query of 32 tokens of 128 dimensions; products grow with both. All but cuda were timed with
-bench/kernels/cost.py (bench/results/cost.json, one processor); cuda is an estimate of what the processors can do.
+bench/kernels/cost.py (bench/results/cost.json, one processor); cuda is an estimate from the data sheet. Each engine adds up its own cost.
 """
 
 from dataclasses import dataclass
 
 from ray_lir.engines.plan import IndexStatistics
-from ray_lir.engines.warp import NPROBE
 
 QUERY_TOKENS = 32
 DIM = 128
-RELATIONS = 12
-"""How many times as long as by MaxSim it takes to score a token by TRIAL, of a fresh relation encoder: 9 with AVX2, 15 with AMX
-(bench/papers/trial.py)."""
-
-DENSITY = 1.7
-"""Tokens in the cells that a query's tokens look into, over those of an average cell (scifact)."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Nanoseconds for one of each.
+    """Nanoseconds of a kernel set for one operation.
 
     Attributes:
-        token: document token scored from its code and residual.
-        centroid: centroid scored.
-        byte_table: centroid's scores written as bytes, for a scan.
-        code: document token scored by its code alone.
-        probe: centroid looked at when cells are probed.
-        posting: query token scored with a token of a probed cell.
+        token: score a document token from its code and residual.
+        centroid: score a centroid.
+        byte_table: write the scores of a centroid as bytes, for a scan.
+        code: score a document token by its code alone.
+        probe: examine a centroid when clusters are probed.
+        posting: score a query token with a token of a probed cluster.
         query: fixed part of a query.
     """
 
@@ -52,29 +45,51 @@ COSTS = {
 }
 
 
-def estimate_ms(engine: str, statistics: IndexStatistics, kernels: str, candidates: int, nprobe: int = NPROBE) -> float:
-    """Milliseconds of one core that a query takes.
+@dataclass(frozen=True)
+class QueryCost:
+    """Milliseconds of one core for one query over the whole index: planning, then each stage."""
+
+    plan: float
+    stages: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """Return the sum of all parts."""
+        return self.plan + sum(self.stages)
+
+    @classmethod
+    def of(cls, plan_ns: float, *stages_ns: float) -> "QueryCost":
+        """Return a cost given in nanoseconds."""
+        return cls(plan_ns / 1e6, tuple(stage / 1e6 for stage in stages_ns))
+
+
+def width(statistics: IndexStatistics) -> float:
+    """Return the dimensions of the index in units of the dimensions that were timed."""
+    return statistics.dim / DIM
+
+
+def plan_ns(statistics: IndexStatistics, costs: Costs) -> float:
+    """Return the fixed part of a query and the time to score all centroids."""
+    return costs.query + statistics.num_centroids * costs.centroid * width(statistics)
+
+
+def maxsim_ns(statistics: IndexStatistics, costs: Costs, num_docs: int) -> float:
+    """Return the time to score documents by MaxSim from codes and residuals.
 
     Args:
-        engine: exact, scan or warp.
-        kernels: name of a set in COSTS.
-        candidates: documents that are rescored; of exact, which relations are computed of.
-        nprobe: cells that warp scores for each query token.
+        statistics: of the index.
+        costs: of the kernels.
+        num_docs: documents to score.
     """
-    costs = COSTS[kernels]
-    width = statistics.dim / DIM
-    token = costs.token * width
-    tables = statistics.num_centroids * costs.centroid * width
-    maxsim = min(candidates, statistics.num_docs) * statistics.tokens_per_document * token
-    relations = maxsim * RELATIONS if statistics.has_relations else 0
-    rescoring = maxsim + relations
-    num_centroids = statistics.num_centroids
-    spent = {
-        "exact": tables + statistics.num_tokens * token + relations,
-        "scan": tables + num_centroids * costs.byte_table + statistics.num_tokens * costs.code + rescoring,
-        "warp": tables
-        + num_centroids * costs.probe
-        + QUERY_TOKENS * nprobe * DENSITY * statistics.tokens_per_centroid * costs.posting * width
-        + rescoring,
-    }
-    return (spent[engine] + costs.query) / 1e6
+    return min(num_docs, statistics.num_docs) * statistics.tokens_per_document * costs.token * width(statistics)
+
+
+def rescore_ns(statistics: IndexStatistics, costs: Costs, candidates: int) -> float:
+    """Return the time to score candidates exactly, scorer terms included.
+
+    Args:
+        statistics: of the index.
+        costs: of the kernels.
+        candidates: documents to score.
+    """
+    return maxsim_ns(statistics, costs, candidates) * (1 + statistics.scorer_cost)

@@ -1,44 +1,74 @@
 """plaid: probe the nearest centroids, score candidates by centroids in two stages, rescore the rest (docs/algorithms.md#23-plaid.4)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
-from ray_lir.base.engine_params import PlaidParams
-from ray_lir.engines.engine import Engine, Scored, Stage
+from ray_lir.base.config import Config
+from ray_lir.engines.engine import Allowed, Engine, Scored, Stage
 from ray_lir.engines.exact import RESCORE
-from ray_lir.engines.plan import NORMS_NPROBE, IndexStatistics, Query, QueryPlan, among, centroid_interaction
+from ray_lir.engines.plan import NORMS_NPROBE, IndexStatistics, Query, QueryPlan, among, centroid_interaction, centroid_scores
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
 
-def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: PlaidParams, k: int, kernels: Kernels) -> QueryPlan:
+class PlaidParams(Config):
+    """The three parameters of PLAID; the defaults depend on k."""
+
+    engine: Literal["plaid"] = "plaid"
+    nprobe: int | None = Field(None, ge=1)
+    """Centroids probed for each query token. None: 2 for k up to 10, 4 up to 100, else 8; four times that if vector lengths differ."""
+    centroid_score_threshold: float | None = None
+    """The second stage ignores centroids that score below this for every query token. If vector lengths differ, it is multiplied with the
+    mean length. Documents without any other centroid rank last. None: 0.5, 0.45 or 0.4 for the same k."""
+    ncandidates: int | None = Field(None, ge=1)
+    """Documents kept by the second stage; a quarter of them is rescored. None: max(1024, 4 k) for k up to 100, else max(4096, 4 k)."""
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class PlaidPlan(QueryPlan):
+    """A query's plan.
+
+    Attributes:
+        threshold: `params.centroid_score_threshold`.
+        clusters: [P] int64, the probed clusters of all query tokens, ascending.
+    """
+
+    threshold: float
+    clusters: np.ndarray
+
+
+def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: PlaidParams, k: int, kernels: Kernels) -> PlaidPlan:
+    """Return the plan of a query; the arguments are those of `Engine.plan`."""
     nprobe, threshold, ncandidates = (2, 0.5, 1024) if k <= 10 else (4, 0.45, 1024) if k <= 100 else (8, 0.4, 4096)
-    nprobe *= 1 if statistics.unit_norms else NORMS_NPROBE
-    params = PlaidParams(
-        nprobe=min(params.nprobe or nprobe, codec.num_centroids),
-        centroid_score_threshold=threshold if params.centroid_score_threshold is None else params.centroid_score_threshold,
-        ncandidates=max(params.ncandidates, k) if params.ncandidates else max(ncandidates, 4 * k),
+    nprobe = min(params.nprobe or nprobe * (1 if statistics.unit_norms else NORMS_NPROBE), codec.num_centroids)
+    threshold = threshold if params.centroid_score_threshold is None else params.centroid_score_threshold
+    ncandidates = max(params.ncandidates, k) if params.ncandidates else max(ncandidates, 4 * k)
+    # A token of weight 0 adds nothing to any score, so it is not probed; pruning compares unweighted scores.
+    table, active = centroid_scores(query, codec, kernels), query.active
+    clusters, _, _ = kernels.probe(table, len(query.vectors), statistics.cluster_sizes, nprobe, nprobe, 1)
+    return PlaidPlan(
+        query=query,
+        params=PlaidParams(nprobe=nprobe, centroid_score_threshold=threshold, ncandidates=ncandidates),
+        stage_limits=(ncandidates, max(ncandidates // 4, k), k),
+        threshold=threshold,
+        clusters=np.unique(clusters[active]),
     )
-    result = QueryPlan(query, params, (params.ncandidates, max(params.ncandidates // 4, k), k))
-    # A token of weight 0 adds nothing to any score, so it need not find candidates; pruning looks at unweighted scores.
-    live = (query.weights > 0) & query.vectors.any(axis=1)
-    table, nprobe = result.centroid_scores(codec, kernels), params.nprobe
-    cells, _, _ = kernels.probe(table, len(live), statistics.cluster_sizes, nprobe, nprobe, 1)
-    result.terms["cells"] = np.unique(cells[live])
-    return result
 
 
 def probe(
-    plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[np.ndarray | None]
+    plans: Sequence[PlaidPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[Allowed]
 ) -> list[Scored]:
-    """Documents with a token in a probed cell, scored by their centroids above the threshold; those without such a centroid come last."""
+    """Find and score candidates; the arguments are those of `Stage.run`."""
     answers = []
     for plan, allowed in zip(plans, documents, strict=True):
-        numbers = kernels.candidates(plan.terms["cells"], shard)
+        numbers = kernels.candidates(plan.clusters, shard)
         numbers, _ = among(numbers, numbers, allowed)
-        scores = centroid_interaction(plan, shard, codec, kernels, plan.params.centroid_score_threshold * codec.mean_norm, numbers)
+        scores = centroid_interaction(plan, shard, codec, kernels, plan.threshold * codec.mean_norm, numbers)
         pruned = np.flatnonzero(np.isneginf(scores))
         if len(pruned) and len(scores) - len(pruned) < plan.stage_limits[0]:
             full = centroid_interaction(plan, shard, codec, kernels, None, numbers[pruned])
@@ -48,26 +78,35 @@ def probe(
     return answers
 
 
-def _score_range(plan: QueryPlan, codec: ResidualCodec, kernels: Kernels) -> np.float32:
-    """At least the difference between any two centroid scores of documents whose tokens are no longer than is usual in the index."""
+def _score_range(plan: PlaidPlan, codec: ResidualCodec, kernels: Kernels) -> np.float32:
+    """An upper bound of the difference between two centroid scores, for documents with tokens of the usual length or shorter."""
     weights = plan.query.weights.astype(np.float64)
-    largest = np.abs(plan.centroid_scores(codec, kernels)[:, : len(weights)]).max(axis=0)
+    largest = np.abs(centroid_scores(plan.query, codec, kernels)[:, : len(weights)]).max(axis=0)
     return np.float32(codec.mean_norm * (2 * weights @ largest + 1))
 
 
 def interact(
-    plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[np.ndarray | None]
+    plans: Sequence[PlaidPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[Allowed]
 ) -> list[Scored]:
-    """The survivors, scored by all their centroids."""
+    """Score candidates by all their centroids; the arguments are those of `Stage.run`, with the candidates of every plan."""
     return [
-        (centroid_interaction(plan, shard, codec, kernels, None, numbers), numbers) for plan, numbers in zip(plans, documents, strict=True)
+        (centroid_interaction(plan, shard, codec, kernels, None, numbers), numbers)
+        for plan, numbers in zip(plans, documents, strict=True)
+        if numbers is not None
     ]
 
 
 PROBE = Stage(
     "probe",
-    "Documents with a token in a probed cell, scored by their centroids above the threshold; those without such a centroid come last.",
+    "Documents with a token in a probed cluster, scored by their centroids above the threshold; those without such a centroid come last.",
     probe,
 )
 INTERACT = Stage("interact", "The survivors, scored by all their centroids.", interact)
-ENGINE = Engine(PlaidParams, plan, (PROBE, INTERACT, RESCORE))
+ENGINE = Engine(
+    description="of the documents with a token in a probed cluster: the `ncandidates` best by pruned centroid score, then the best quarter "
+    "by full centroid score",
+    params=PlaidParams,
+    plan=plan,
+    stages=(PROBE, INTERACT, RESCORE),
+    postings=True,
+)

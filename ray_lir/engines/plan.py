@@ -1,62 +1,67 @@
 """QueryPlan: all that a shard needs to know about a query, made once for all shards; and the answers, with how they are merged."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ray_lir.base.config import Config
+from ray_lir.base.derived import derived
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.norms import norm_codes
-from ray_lir.index.relation import QueryRelation
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
+if TYPE_CHECKING:
+    from ray_lir.engines.scoring.scorer import QueryTerms  # it takes a Query
 
-@dataclass(frozen=True)
+NORMS_NPROBE = 4
+"""Factor of nprobe where vectors differ in length: a long token can score best although its direction is further away."""
+NORMS_CANDIDATES = 4
+"""Factor of the default number of candidates where vectors differ in length."""
+USUAL_TOKENS = 21
+"""Tokens of a query, where a default is computed without one."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Query:
-    """One query's token embeddings.
+    """The token embeddings of one query of n tokens.
 
     Attributes:
-        vectors: [n, D] float32, turned as the codec's; rows of zeros are masked tokens and take no part.
-        weights: [n] float32, importance of each token, at least 0 (docs/algorithms.md#7-one-factored-form, u_i), times `norms`.
-        norms: [n] float32, lengths that rows were divided by to be of unit length; None if no row was.
+        vectors: [n, D] float32, rotated as the codec rotates documents. Rows of zeros are masked tokens, which take no part.
+        weights: [n] float32, importance of each token times `norms`; at least 0 (u_i in docs/algorithms.md#7-one-factored-form).
+        norms: [n] float32, the lengths by which rows were divided to have unit length; None if no row was.
     """
 
     vectors: np.ndarray
     weights: np.ndarray
     norms: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.vectors)} tokens, {self.vectors.shape[-1]} dimensions)"
+
     @property
     def importance(self) -> np.ndarray:
-        """[n] float32: the tokens' weights without their lengths."""
+        """[n] float32: the weights of the tokens without their lengths."""
         return self.weights if self.norms is None else self.weights / self.norms
 
     @property
-    def live(self) -> np.ndarray:
-        """Tokens that find documents, int64: not masked, and of some weight."""
+    def active(self) -> np.ndarray:
+        """[n'] int64: the tokens that find documents, which are not masked and have a weight above 0."""
         return np.flatnonzero((self.weights > 0) & self.vectors.any(axis=1))
 
 
-ROUNDING = 1e-3
-"""Of a cosine, where two kernels make it."""
-NORMS_NPROBE = 4
-"""Cells that are probed for each where all vectors have unit length: a long token can score best although its direction is further away."""
-NORMS_CANDIDATES = 4
-"""Candidates for each where all vectors have unit length."""
-USUAL_TOKENS = 21
-"""Of a query, where none is given."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class IndexStatistics:
-    """What plans are made from, the same on every shard.
+    """What plans are made from; the same on every shard.
 
     Attributes:
+        num_docs: documents that are not deleted.
+        num_tokens: their tokens.
         cluster_sizes: [C] int64, tokens of every centroid.
-        dim: of the vectors.
-        has_relations: whether exact scores are TRIAL's, which take far longer.
+        dim: dimensions of a vector.
+        scorer_cost: time to add the scorer's own terms to the MaxSim score of a document, in units of that MaxSim score's time.
         unit_norms: whether document tokens have about unit length.
     """
 
@@ -64,8 +69,11 @@ class IndexStatistics:
     num_tokens: int
     cluster_sizes: np.ndarray
     dim: int = 128
-    has_relations: bool = False
+    scorer_cost: float = 0.0
     unit_norms: bool = True
+
+    def __repr__(self) -> str:
+        return f"IndexStatistics({self.num_docs} documents, {self.num_tokens} tokens, {self.num_centroids} centroids)"
 
     @property
     def num_centroids(self) -> int:
@@ -79,84 +87,65 @@ class IndexStatistics:
     def tokens_per_document(self) -> float:
         return self.num_tokens / max(1, self.num_docs)
 
-    def default_candidates(self, k: int, num_tokens: int = USUAL_TOKENS, share: float = 1) -> int:
-        """Documents worth rescoring for the best k of the index, for a query of so many tokens; or a share of them.
+    def default_candidates(self, k: int, num_tokens: int = USUAL_TOKENS, fraction: float = 1) -> int:
+        """Return how many documents are worth rescoring for the best k.
 
-        What centroids get wrong of one token others make up for, so a query of few tokens needs more: by their centroids the best 128
-        of 5,183 documents (scifact) hold .995 of the exact top 10 of 21 tokens, and it takes 500 of 3,633 (nfcorpus) for .993 of 5 tokens.
-        Of ten times as many documents it takes two and a half times as many. jobs.tune measures what it takes for an index.
+        Errors of the centroids for one query token are evened out by the other tokens, so short queries need more candidates. Ranked by
+        centroid scores, the best 128 of 5,183 documents (SciFact) hold .995 of the exact top 10 of queries of 21 tokens; for queries of
+        5 tokens, .993 takes 500 of 3,633 documents (NFCorpus). Ten times as many documents need 2.5 times as many candidates.
+        `jobs.tune` measures the number for an index.
+
+        Args:
+            k: documents to return.
+            num_tokens: active tokens of the query.
+            fraction: factor of the default.
         """
-        of_tokens = max(96, 2700 / max(1, num_tokens))
-        default = max(4 * k, round(of_tokens * max(1.0, self.num_docs / 5000) ** 0.4))
-        return max(1, round(share * default * (1 if self.unit_norms else NORMS_CANDIDATES)))
+        for_tokens = max(96, 2700 / max(1, num_tokens))
+        default = max(4 * k, round(for_tokens * max(1.0, self.num_docs / 5000) ** 0.4))
+        return max(1, round(fraction * default * (1 if self.unit_norms else NORMS_CANDIDATES)))
 
 
-@dataclass(frozen=True)
-class RelationTerms:
-    """TRIAL's part of a query.
-
-    Attributes:
-        live: [n'] int64, the query's tokens that are not masked.
-        pairs: their terms.
-    """
-
-    live: np.ndarray
-    pairs: QueryRelation
-
-    def most(self, query: Query) -> float:
-        """How far above its score without relations a document's can be."""
-        weights = query.weights[self.live].astype(np.float64)
-        return float(weights @ np.maximum(self.pairs.upper, 0) + ROUNDING * weights.sum())
-
-
-def relation_terms(query: Query, codec: ResidualCodec) -> RelationTerms | None:
-    """None if the index's scorer knows no relations, or gives them no weight."""
-    if codec.relation is None or codec.relation.weight == 0:
-        return None
-    live = np.flatnonzero(query.vectors.any(axis=1))
-    return RelationTerms(live, codec.relation.of_query(query.vectors[live]))
-
-
-@dataclass
+@dataclass(frozen=True, eq=False, repr=False)
 class QueryPlan:
-    """A query made ready for the shards.
+    """A query, prepared for the shards. Engines with arrays of their own extend it.
 
     Attributes:
+        query: the query.
         params: the engine's parameters with all defaults filled in; they are returned with the answer.
         stage_limits: how many documents each stage keeps, over all shards. The engine runs as many stages as there are limits.
-        terms: arrays that the engine's stages need beside the query.
-        relation: what the exact score needs of it with scorer trial.
-        unit_norms: whether document tokens have about unit length, so that candidates are found by directions alone.
+        scorer_terms: what the scorer adds to MaxSim for this query; None if exact scores are MaxSim.
+        unit_norms: whether document tokens have about unit length, so that centroid scores need no lengths.
     """
 
     query: Query
-    params: Config
+    params: Any  # the engine's model: engines that need it typed declare it again
     stage_limits: tuple[int, ...]
-    terms: dict[str, np.ndarray] = field(default_factory=dict)
-    relation: RelationTerms | None = None
+    scorer_terms: "QueryTerms | None" = None
     unit_norms: bool = True
-    _centroid_scores: np.ndarray | None = field(default=None, repr=False)
-    _scan_table: Any = field(default=None, repr=False)
 
-    def centroid_scores(self, codec: ResidualCodec, kernels: Kernels) -> np.ndarray:
-        """[C, L], kept for the next shard and stage in this process; sent to none, since it is large."""
-        if self._centroid_scores is None:
-            self._centroid_scores = kernels.centroid_scores(self.query.vectors, codec)
-        return self._centroid_scores
-
-    def scan_table(self, codec: ResidualCodec, kernels: Kernels) -> Any:
-        """The same as a scan of all codes looks it up; kept likewise."""
-        if self._scan_table is None:
-            self._scan_table = kernels.scan_table(self.centroid_scores(codec, kernels))
-        return self._scan_table
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_centroid_scores": None, "_scan_table": None}
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.query!r}, {self.params!r}, stage_limits={self.stage_limits})"
 
 
-@dataclass(frozen=True)
+@derived
+def centroid_scores(query: Query, codec: ResidualCodec, kernels: Kernels) -> np.ndarray:
+    """Return the scores of the query's tokens with every centroid, computed once a query.
+
+    Returns:
+        [C, L], at least as many lanes L as the query has tokens; the type is the kernels' choice.
+    """
+    return kernels.centroid_scores(query.vectors, codec)
+
+
+@derived
+def scan_table(query: Query, codec: ResidualCodec, kernels: Kernels) -> Any:
+    """Return the centroid scores as `kernels.scan_codes` looks them up, computed once a query."""
+    return kernels.scan_table(centroid_scores(query, codec, kernels))
+
+
+@dataclass(frozen=True, eq=False)
 class TopK:
-    """The best documents of one query, best first, ties to the lower document number.
+    """The best documents of one query, best first; ties go to the lower document number.
 
     Attributes:
         scores: [<= k] float32.
@@ -177,8 +166,20 @@ def centroid_interaction(
     threshold: float | None = None,
     documents: np.ndarray | None = None,
 ) -> np.ndarray:
-    """[N] float32: `kernels.centroid_maxsim`; a centroid's score times the token's length where lengths differ."""
-    table = plan.centroid_scores(codec, kernels)
+    """Return MaxSim with every document token replaced by its centroid, times the token's length where lengths differ.
+
+    Args:
+        plan: of the query.
+        shard: holds the documents.
+        codec: of the index.
+        kernels: score the codes.
+        threshold: centroids that score below it for every query token are left out; None leaves out none.
+        documents: ascending numbers inside the shard; None for all documents.
+
+    Returns:
+        [N] float32, -inf for a document without a centroid that counts.
+    """
+    table = centroid_scores(plan.query, codec, kernels)
     if not plan.unit_norms:
         codes = norm_codes(shard)
         table, shard = codes.table(table), codes.shard
@@ -186,7 +187,16 @@ def centroid_interaction(
 
 
 def among(scores: np.ndarray, numbers: np.ndarray, documents: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Those of the scored documents (`numbers`, ascending) that are in `documents`; all of them for None."""
+    """Return the scored documents that are allowed.
+
+    Args:
+        scores: [N] float32.
+        numbers: [N] int64, ascending.
+        documents: allowed numbers, ascending; None for all.
+
+    Returns:
+        Scores and numbers of the allowed documents.
+    """
     if documents is None:
         return scores, numbers
     kept = np.isin(numbers, documents, assume_unique=True, kind="table")
@@ -194,7 +204,13 @@ def among(scores: np.ndarray, numbers: np.ndarray, documents: np.ndarray | None)
 
 
 def merge(parts: Sequence[TopK], k: int, kernels: Kernels) -> TopK:
-    """The best k of several answers about different documents."""
+    """Return the best k documents of several answers about different documents.
+
+    Args:
+        parts: the answers; may be empty.
+        k: documents to keep.
+        kernels: choose the best.
+    """
     scores = np.concatenate([part.scores for part in parts]) if parts else np.zeros(0, np.float32)
     documents = np.concatenate([part.documents for part in parts]) if parts else np.zeros(0, np.int64)
     return TopK(*kernels.top_k(scores, documents, k))

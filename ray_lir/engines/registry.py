@@ -1,20 +1,26 @@
-"""The engines by name. To add an engine, see docs/extending.md."""
+"""The engines by name, from the names in base/engine_names.py. To add an engine, see docs/extending.md."""
 
 from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
-from ray_lir.engines import exact, plaid, scan, warp, xtr
+from pydantic import Field
+
+from ray_lir.base.config import Config
+from ray_lir.base.engine_names import ENGINE_NAMES
 from ray_lir.engines.engine import Engine
 from ray_lir.engines.plan import QueryPlan
 
-ENGINES: dict[str, Engine] = {
-    "exact": exact.ENGINE,
-    "scan": scan.ENGINE,
-    "plaid": plaid.ENGINE,
-    "warp": warp.ENGINE,
-    "xtr": xtr.ENGINE,
-}
+ENGINES: dict[str, Engine[Any, Any]] = {name: import_module(f"ray_lir.engines.{name}").ENGINE for name in ENGINE_NAMES}
+SERVED: tuple[str, ...] = tuple(name for name, engine in ENGINES.items() if engine.served)
+"""Engines that a service has."""
+if TYPE_CHECKING:
+    EngineParams = Config
+else:
+    EngineParams = Annotated[Union[tuple(engine.params for engine in ENGINES.values())], Field(discriminator="engine")]  # noqa: UP007
+    """The parameters of any engine, as a field of a model."""
 
 
-def engine_of(plans: Sequence[QueryPlan]) -> Engine:
+def engine_of(plans: Sequence[QueryPlan]) -> Engine[Any, Any]:
     """Return the engine that made the plans."""
     return ENGINES[plans[0].params.engine]

@@ -1,47 +1,74 @@
-"""scan: every document scored by its centroid codes alone, the best rescored exactly. No probing, so nothing is lost to it."""
+"""scan: score every document by its centroid codes alone, then rescore the best exactly. Nothing is lost to probing."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
+from pydantic import AliasChoices, ConfigDict, Field
 
-from ray_lir.base.engine_params import ScanParams
-from ray_lir.engines.engine import Engine, Scored, Stage
+from ray_lir.base.config import Config
+from ray_lir.engines.cost import Costs, QueryCost, plan_ns, rescore_ns
+from ray_lir.engines.engine import Allowed, Automatic, Engine, Scored, Stage
 from ray_lir.engines.exact import RESCORE
-from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, among
+from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, among, centroid_scores, scan_table
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.norms import norm_codes
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
 
+class ScanParams(Config):
+    """How many documents a scan rescores."""
+
+    model_config = ConfigDict(validate_by_name=True)
+
+    engine: Literal["scan"] = "scan"
+    ncandidates: int | None = Field(None, ge=1)
+    """Documents rescored exactly. None: 4 k, or more if the size of the index and the length of the query call for more; four times that
+    if vector lengths differ."""
+    candidate_fraction: float = Field(1, gt=0, validation_alias=AliasChoices("candidate_fraction", "share"))
+    """Factor of the default number, used if ncandidates is None. Qualities and jobs.tune set it, for queries of any length and any k."""
+
+
 def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: ScanParams, k: int, kernels: Kernels) -> QueryPlan:
-    ncandidates = max(k, params.ncandidates or statistics.default_candidates(k, len(query.live), params.share))
+    """Return the plan of a query; the arguments are those of `Engine.plan`."""
+    default = statistics.default_candidates(k, len(query.active), params.candidate_fraction)
+    ncandidates = max(k, params.ncandidates or default)
     return QueryPlan(query, ScanParams(ncandidates=ncandidates), (ncandidates, k))
 
 
 def score_codes(
-    plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[np.ndarray | None]
+    plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[Allowed]
 ) -> list[Scored]:
-    """Centroid interaction of every document: MaxSim with every token replaced by its centroid, as long as the token."""
+    """Score all documents by their codes; the arguments are those of `Stage.run`."""
     numbers = np.arange(shard.num_docs)
     answers = []
-    for plan, mine in zip(plans, documents, strict=True):
+    for plan, allowed in zip(plans, documents, strict=True):
         scores = _scan(plan, shard, codec, kernels)
-        answers.append(kernels.top_k(*among(scores, numbers, mine), plan.stage_limits[0]))
+        answers.append(kernels.top_k(*among(scores, numbers, allowed), plan.stage_limits[0]))
     return answers
 
 
 def _scan(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels) -> np.ndarray:
     """[N] float32."""
     if plan.unit_norms:
-        return kernels.scan_codes(plan.scan_table(codec, kernels), plan.query.weights, shard)
+        return kernels.scan_codes(scan_table(plan.query, codec, kernels), plan.query.weights, shard)
     codes = norm_codes(shard)
-    return kernels.scan_codes(kernels.scan_table(codes.table(plan.centroid_scores(codec, kernels))), plan.query.weights, codes.shard)
+    table = kernels.scan_table(codes.table(centroid_scores(plan.query, codec, kernels)))
+    return kernels.scan_codes(table, plan.query.weights, codes.shard)
 
 
-SCORE_CODES = Stage(
-    "score_codes",
-    "Centroid interaction of every document: MaxSim with every token replaced by its centroid, as long as the token.",
-    score_codes,
+def cost(statistics: IndexStatistics, costs: Costs, candidates: int) -> QueryCost:
+    """Return the estimated time of a query; the arguments are those of `Automatic.cost`."""
+    tables = plan_ns(statistics, costs) + statistics.num_centroids * costs.byte_table
+    return QueryCost.of(tables, statistics.num_tokens * costs.code, rescore_ns(statistics, costs, candidates))
+
+
+SCORE_CODES = Stage("score_codes", "MaxSim of every document with each token replaced by its centroid, as long as the token.", score_codes)
+ENGINE = Engine(
+    description="rescores the `ncandidates` documents that are best by centroid score, of the whole index",
+    params=ScanParams,
+    plan=plan,
+    stages=(SCORE_CODES, RESCORE),
+    automatic=Automatic(lambda fraction: ScanParams(candidate_fraction=fraction), cost),
 )
-ENGINE = Engine(ScanParams, plan, (SCORE_CODES, RESCORE))

@@ -8,6 +8,7 @@ and bulk search are drivers for groups of shards. So a search over the whole ind
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class StageCall:
     limits: Sequence[int]
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> Stage[Any]:
         """Return the stage."""
         return engine_of(self.plans).stages[self.number]
 
@@ -171,11 +172,11 @@ def settle(
         codec: of the index.
         documents: [P] as for `StageLoop`.
     """
-    engine = engine_of(plans)
-    if engine.survey is None or engine.settle is None:
+    survey = engine_of(plans).survey
+    if survey is None:
         return plans
     return [
-        engine.settle(plan, [engine.survey(plan, shard, codec, _in_shard(allowed, shard)) for shard in shards])
+        survey.settle(plan, [survey.look(plan, shard, codec, _in_shard(allowed, shard)) for shard in shards])
         for plan, allowed in zip(plans, documents, strict=True)
     ]
 

@@ -1,15 +1,14 @@
-"""TokenIndex: a FAISS index over a shard's decompressed tokens, which finds the best of them for a query token.
+"""TokenIndex: a FAISS index over a shard's decompressed tokens, which finds the best tokens for a query token.
 
-It is an inverted file whose lists are the codec's cells, so that the same cells hold the same tokens however the index is sharded, and
-to look into all of them is to look at every token. It takes 4 D + 8 bytes of memory a token, and is made when it is first asked for.
+It is an inverted file with a list for each cluster of the codec. So a cluster holds the same tokens however the index is sharded, and
+searching all lists compares every token. It takes 4 D + 8 bytes of memory a token, and is built when it is first needed.
 """
 
-import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_lir.base.forking import fork_safe
+from ray_lir.base.derived import derived
 from ray_lir.base.parallel import num_cores, threads
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.faiss_threads import one_faiss_thread
@@ -23,29 +22,29 @@ if TYPE_CHECKING:
 BLOCK_TOKENS = 1 << 16
 """Tokens that are decompressed at a time."""
 ROUNDING = 1e-5
-"""FAISS adds up products of unit vectors (of longer ones: times both lengths) within this, in an order that depends on a token's place."""
-
+"""Largest error of FAISS in a product of unit vectors; for longer vectors, times both lengths. The order of summation depends on a token's
+place."""
 BLOCK_QUERIES = 32
-"""Query tokens that are searched with at a time."""
-
-_lock = fork_safe(threading.Lock())
+"""Query tokens that are searched at a time."""
 
 
 class TokenIndex:
-    """Over the tokens of one shard.
+    """The FAISS index of one shard.
 
     Attributes:
-        shard, codec: whose tokens they are, for scores that do not depend on how FAISS adds.
+        codec: decompresses tokens, for scores that do not depend on FAISS's order of summation.
+        lists: one inverted list for each cluster, with all tokens of the shard.
+        longest: length of the longest vector, at least 1.
     """
 
-    def __init__(self, shard: IndexShard, codec: ResidualCodec, lists: "faiss.IndexIVFFlat", longest: float):
-        self.shard = shard
+    def __init__(self, codec: ResidualCodec, lists: "faiss.IndexIVFFlat", longest: float):
         self.codec = codec
-        self._lists = lists
-        self._longest = longest
+        self.lists = lists
+        self.longest = longest
 
     @classmethod
     def build(cls, shard: IndexShard, codec: ResidualCodec) -> "TokenIndex":
+        """Return the index of all tokens of a shard."""
         import faiss  # only engine xtr needs it
 
         centroids = faiss.IndexFlatIP(codec.dim)
@@ -63,82 +62,87 @@ class TokenIndex:
             numbers = np.arange(start, start + len(codes))
             with one_faiss_thread():
                 lists.add_core(len(codes), faiss.swig_ptr(vectors), faiss.swig_ptr(numbers), faiss.swig_ptr(codes))
-        return cls(shard, codec, lists, longest)
+        return cls(codec, lists, longest)
 
     def search(
-        self, queries_nD: np.ndarray, k: int, cells: np.ndarray | None, allowed: np.ndarray | None
+        self, shard: IndexShard, queries_nD: np.ndarray, k: int, clusters: np.ndarray | None, allowed: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The k best tokens of each query token, one query token after another, best first and of equals the first.
+        """Return the k best tokens of each query token, one query token after another, best first; ties go to the lower token number.
 
         Args:
-            cells: [n, nprobe] to look into; None for all.
-            allowed: token numbers that may be found; None for all.
+            shard: that the index was built from.
+            queries_nD: [n, D] float32.
+            k: tokens for each query token; fewer come back if fewer are allowed.
+            clusters: [n, nprobe] int64, the clusters to search; None for all.
+            allowed: [A] int64, token numbers that may be found; None for all.
 
         Returns:
-            Query tokens [hits] int64, token numbers [hits] int64, scores [hits] float32.
+            Query tokens [H] int64, token numbers [H] int64, scores [H] float32.
         """
-        cells = (
-            np.broadcast_to(np.arange(self.codec.num_centroids), (len(queries_nD), self.codec.num_centroids)) if cells is None else cells
-        )
-        found = []
+        num_clusters = self.codec.num_centroids
+        clusters = np.broadcast_to(np.arange(num_clusters), (len(queries_nD), num_clusters)) if clusters is None else clusters
+        found: list[tuple[np.ndarray, np.ndarray]] = []
         for start in range(0, len(queries_nD), BLOCK_QUERIES):
             block = slice(start, start + BLOCK_QUERIES)
-            found += self._search(queries_nD[block], k, cells[block], allowed)
+            found += self._search(shard, queries_nD[block], k, clusters[block], allowed)
         rows = np.repeat(np.arange(len(found)), [len(tokens) for tokens, _ in found])
         tokens = np.concatenate([np.zeros(0, np.int64), *(tokens for tokens, _ in found)])
         return rows, tokens, np.concatenate([np.zeros(0, np.float32), *(scores for _, scores in found)])
 
-    def _search(self, queries_nD: np.ndarray, k: int, cells: np.ndarray, allowed: np.ndarray | None) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Token numbers and scores for each query token.
-
-        FAISS finds a few more than k, whose scores are made anew in float64; the k best of those are kept.
-        """
-        guessed = self._nearest_with_slack(queries_nD, k, cells, allowed)
-        tokens = np.unique(np.concatenate(guessed))
-        shard = self.shard
+    def _search(
+        self, shard: IndexShard, queries_nD: np.ndarray, k: int, clusters: np.ndarray, allowed: np.ndarray | None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Token numbers and scores for each query token. FAISS finds a few more than k; their scores are computed again in float64, and
+        the k best are kept."""
+        candidates = self._nearest_with_slack(shard, queries_nD, k, clusters, allowed)
+        tokens = np.unique(np.concatenate(candidates))
         vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], self.codec)
         scores_nT = (queries_nD.astype(np.float64) @ vectors.T.astype(np.float64)).astype(np.float32)
         found = []
-        for scores_T, mine in zip(scores_nT, guessed, strict=True):
-            mine = np.sort(mine)
-            scores = scores_T[np.searchsorted(tokens, mine)]
+        for scores_T, numbers in zip(scores_nT, candidates, strict=True):
+            numbers = np.sort(numbers)
+            scores = scores_T[np.searchsorted(tokens, numbers)]
             best = np.argsort(-scores, kind="stable")[:k]
-            found.append((mine[best], scores[best]))
+            found.append((numbers[best], scores[best]))
         return found
 
-    def _nearest_with_slack(self, queries_nD: np.ndarray, k: int, cells: np.ndarray, allowed: np.ndarray | None) -> list[np.ndarray]:
-        """For each query token numbers of tokens among which the k best are for certain: whatever FAISS leaves out is no better than its
-        last, and cannot be among the k best where that is clear of the k-th."""
-        sizes = np.diff(self.shard.posting_offsets)[cells].sum(axis=1)
+    def _nearest_with_slack(
+        self, shard: IndexShard, queries_nD: np.ndarray, k: int, clusters: np.ndarray, allowed: np.ndarray | None
+    ) -> list[np.ndarray]:
+        """For each query token numbers of tokens that certainly include the k best. A token that FAISS leaves out scores no better than the
+        last that it returns; so none is missing if that last score is below the k-th by more than the rounding error."""
+        sizes = np.diff(shard.posting_offsets)[clusters].sum(axis=1)
         most = int(sizes.max(initial=0)) if allowed is None else min(int(sizes.max(initial=0)), len(allowed))
-        slack = 2 * ROUNDING * self._longest * np.linalg.norm(queries_nD, axis=1)
-        wanted = k + max(64, k // 16)
-        while wanted < most:
-            tokens, scores = self._nearest(queries_nD, wanted, cells, allowed)
+        slack = 2 * ROUNDING * self.longest * np.linalg.norm(queries_nD, axis=1)
+        num_tokens = k + max(64, k // 16)
+        while num_tokens < most:
+            tokens, scores = self._nearest(shard, queries_nD, num_tokens, clusters, allowed)
             if ((tokens[:, -1] < 0) | (scores[:, k - 1] > scores[:, -1] + slack)).all():
                 return [row[row >= 0] for row in tokens]
-            wanted *= 2
-        everything = [tokens_of(row, self.shard) for row in cells]
+            num_tokens *= 2
+        everything = [tokens_of(row, shard) for row in clusters]
         return everything if allowed is None else [tokens[np.isin(tokens, allowed)] for tokens in everything]
 
-    def _nearest(self, queries_nD: np.ndarray, k: int, cells: np.ndarray, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """[n, k] token numbers, -1 past those that there are, and [n, k] scores."""
+    def _nearest(
+        self, shard: IndexShard, queries_nD: np.ndarray, k: int, clusters: np.ndarray, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """[n, k] token numbers, -1 where there are fewer, and [n, k] scores."""
         import faiss
 
-        parameters = faiss.SearchParametersIVF(nprobe=cells.shape[1])
+        parameters = faiss.SearchParametersIVF(nprobe=clusters.shape[1])
         if allowed is not None:
-            marks = np.zeros(len(self.shard.codes), bool)
+            marks = np.zeros(len(shard.codes), bool)
             marks[allowed] = True
             selector = faiss.IDSelectorBitmap(np.packbits(marks, bitorder="little"))
-            parameters = faiss.SearchParametersIVF(nprobe=cells.shape[1], sel=selector)
-        queries, cells = np.ascontiguousarray(queries_nD, np.float32), np.ascontiguousarray(cells, np.int64)
-        distances = np.zeros(cells.shape, np.float32)
+            parameters = faiss.SearchParametersIVF(nprobe=clusters.shape[1], sel=selector)
+        queries, clusters = np.ascontiguousarray(queries_nD, np.float32), np.ascontiguousarray(clusters, np.int64)
+        distances = np.zeros(clusters.shape, np.float32)
         scores, tokens = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
 
         def search(rows: slice) -> None:
-            pointers = (faiss.swig_ptr(array[rows]) for array in (cells, distances, scores, tokens))
+            pointers = (faiss.swig_ptr(array[rows]) for array in (clusters, distances, scores, tokens))
             with one_faiss_thread():
-                self._lists.search_preassigned_c(rows.stop - rows.start, faiss.swig_ptr(queries[rows]), k, *pointers, False, parameters)
+                self.lists.search_preassigned_c(rows.stop - rows.start, faiss.swig_ptr(queries[rows]), k, *pointers, False, parameters)
 
         step = -(-len(queries) // num_cores())
         blocks = [slice(start, min(start + step, len(queries))) for start in range(0, len(queries), step)]
@@ -146,11 +150,7 @@ class TokenIndex:
         return tokens, scores
 
 
+@derived
 def token_index(shard: IndexShard, codec: ResidualCodec) -> TokenIndex:
-    """The shard's, made when first asked for and kept as long as the shard."""
-    with _lock:
-        kept = shard.__dict__.get("_token_index")
-        if kept is None or kept.codec is not codec:
-            kept = TokenIndex.build(shard, codec)
-            shard.__dict__["_token_index"] = kept
-        return kept
+    """Return the FAISS index of a shard, built when it is first needed and kept as long as the shard."""
+    return TokenIndex.build(shard, codec)

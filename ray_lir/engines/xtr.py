@@ -1,21 +1,23 @@
-"""xtr: retrieve the best tokens of the whole index for each query token, and impute what a document's unseen ones score.
+"""xtr: retrieve the best tokens of the whole index for each query token, and impute the scores of tokens that were not retrieved.
 
 Source: docs/algorithms.md#35-retrieval-and-imputation.
 
-Which tokens are retrieved is decided over all shards before the first stage: every shard gives its best, and the best of those are
-retrieved. So all shards must lie in one process, and the engine is for comparisons rather than for services.
+The retrieved tokens are chosen over all shards before the first stage: each shard reports its best, and the best of these are retrieved. So
+all shards must be in one process, and the engine is for comparisons rather than for services.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
-from ray_lir.base.engine_params import Imputation, XtrParams
-from ray_lir.engines.engine import Engine, Scored, Stage
+from ray_lir.base.config import Config
+from ray_lir.engines.engine import Allowed, Engine, Scored, Stage, Survey
 from ray_lir.engines.exact import RESCORE
-from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, among
+from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, among, centroid_scores
 from ray_lir.engines.token_index import token_index
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
@@ -23,59 +25,130 @@ from ray_lir.kernels import Kernels
 
 K_PRIME = 4000
 POWER_LAW_RANKS = 100
-"""The power law is read at so many times the rank of the last retrieved token (docs/algorithms.md#9-where-sources-disagree)."""
+"""The power law is evaluated at this multiple of k_prime (docs/algorithms.md#9-where-sources-disagree)."""
+
+Imputation = Literal["min", "mean", "p10", "power_law", "zero"]
 
 
-def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: XtrParams, k: int, kernels: Kernels) -> QueryPlan:
-    params = XtrParams(
-        k_prime=max(1, min(params.k_prime or max(K_PRIME, 4 * k), statistics.num_tokens)),
-        imputation=params.imputation,
-        nprobe=min(params.nprobe or codec.num_centroids, codec.num_centroids),
-        rescore=params.rescore,
-    )
-    limits = (max(params.rescore, k), k) if params.rescore else (k,)
-    result = QueryPlan(query, params, limits)
-    live = np.flatnonzero((query.weights > 0) & query.vectors.any(axis=1))
-    result.terms["live"] = live
-    if params.nprobe < codec.num_centroids:
-        table = result.centroid_scores(codec, kernels)
-        cells, _, _ = kernels.probe(table, len(query.vectors), statistics.cluster_sizes, params.nprobe, params.nprobe, 1)
-        result.terms["cells"] = cells[live]
-    return result
+class XtrParams(Config):
+    """XTR's parameters."""
+
+    engine: Literal["xtr"] = "xtr"
+    k_prime: int | None = Field(None, ge=1)
+    """Tokens retrieved for each query token, from the whole index. None: 4,000, or 4 k if that is more."""
+    imputation: Imputation = "min"
+    """Score of a query token in a document without a retrieved token: the lowest of the retrieved scores, their mean, their 10th
+    percentile, a power law fitted to them and evaluated at a much lower rank, or 0."""
+    nprobe: int | None = Field(None, ge=1)
+    """Clusters of the codec that are searched for each query token. None: all, so that the best tokens are certain to be found."""
+    rescore: int = Field(0, ge=0)
+    """Candidates rescored exactly; 0 returns XTR's own scores."""
 
 
-def survey(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, documents: np.ndarray | None) -> dict[str, np.ndarray]:
-    """This shard's best tokens, k_prime for each query token at most, one query token after another, best first.
+@dataclass(frozen=True, eq=False)
+class TokenHits:
+    """Retrieved tokens of the active query tokens, one query token after another, best first.
 
-    `rows` [hits] int64: which live query token; `scores` [hits] float32; `documents` [hits] int64: of the index; `worths` [hits]
-    float32: scores times what the tokens weigh.
+    Attributes:
+        rows: [H] int64, which active query token.
+        scores: [H] float32.
+        documents: [H] int64, document numbers of the index.
+        weighted_scores: [H] float32, scores times the weights of the document tokens.
     """
-    queries = plan.query.vectors[plan.terms["live"]]
+
+    rows: np.ndarray
+    scores: np.ndarray
+    documents: np.ndarray
+    weighted_scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, hits: np.ndarray) -> "TokenHits":
+        """Return some of the hits, by number."""
+        return TokenHits(self.rows[hits], self.scores[hits], self.documents[hits], self.weighted_scores[hits])
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[TokenHits]") -> "TokenHits":
+        """Return the hits of all shards."""
+        return cls(
+            np.concatenate([part.rows for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.documents for part in parts]),
+            np.concatenate([part.weighted_scores for part in parts]),
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class XtrPlan(QueryPlan):
+    """A query's plan, for its n' active tokens.
+
+    Attributes:
+        k_prime: tokens retrieved for each query token.
+        active: [n'] int64, the active tokens.
+        clusters: [n', nprobe] int64, the clusters that are searched; None for all.
+        hits: the retrieved tokens, and `imputed`: [n'] float32; both None before the survey.
+    """
+
+    k_prime: int
+    active: np.ndarray
+    clusters: np.ndarray | None = None
+    hits: TokenHits | None = None
+    imputed: np.ndarray | None = None
+
+
+def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: XtrParams, k: int, kernels: Kernels) -> XtrPlan:
+    """Return the plan of a query; the arguments are those of `Engine.plan`."""
+    k_prime = max(1, min(params.k_prime or max(K_PRIME, 4 * k), statistics.num_tokens))
+    nprobe = min(params.nprobe or codec.num_centroids, codec.num_centroids)
+    active, clusters = query.active, None
+    if nprobe < codec.num_centroids:
+        table = centroid_scores(query, codec, kernels)
+        probed, _, _ = kernels.probe(table, len(query.vectors), statistics.cluster_sizes, nprobe, nprobe, 1)
+        clusters = probed[active]
+    return XtrPlan(
+        query=query,
+        params=XtrParams(k_prime=k_prime, imputation=params.imputation, nprobe=nprobe, rescore=params.rescore),
+        stage_limits=(max(params.rescore, k), k) if params.rescore else (k,),
+        k_prime=k_prime,
+        active=active,
+        clusters=clusters,
+    )
+
+
+def retrieve(plan: XtrPlan, shard: IndexShard, codec: ResidualCodec, documents: Allowed) -> TokenHits:
+    """Return the best tokens of a shard, at most k_prime for each query token; the arguments are those of `Survey.look`."""
+    queries = plan.query.vectors[plan.active]
     allowed = None if documents is None else shard.tokens(documents)[0]
-    rows, tokens, scores = token_index(shard, codec).search(queries, plan.params.k_prime, plan.terms.get("cells"), allowed)
+    rows, tokens, scores = token_index(shard, codec).search(shard, queries, plan.k_prime, plan.clusters, allowed)
     weights = shard.token_weights(tokens)
     numbers = np.searchsorted(shard.doc_offsets, tokens, side="right") - 1
-    worths = scores if weights is None else (weights * scores).astype(np.float32)
-    return {"rows": rows, "scores": scores, "documents": numbers + shard.first_document, "worths": worths}
+    weighted = scores if weights is None else (weights * scores).astype(np.float32)
+    return TokenHits(rows, scores, numbers + shard.first_document, weighted)
 
 
-def settle(plan: QueryPlan, surveys: Sequence[dict[str, np.ndarray]]) -> QueryPlan:
-    """The plan with the best tokens of all shards, ties to the first of the index, and `imputed` [live] float32."""
-    hits = {name: np.concatenate([each[name] for each in surveys]) for name in ("rows", "scores", "documents", "worths")}
-    # Shards come in the order of their documents and a stable sort keeps it, so that of equals the first stay.
-    order = np.lexsort((-hits["scores"], hits["rows"]))
-    rows = hits["rows"][order]
+def settle(plan: XtrPlan, surveys: Sequence[TokenHits]) -> XtrPlan:
+    """Return the plan with the best tokens of all shards; ties go to the first token of the index."""
+    hits = TokenHits.concatenate(surveys)
+    # Surveys come in document order and a stable sort keeps it, so the first of equal tokens stay.
+    order = np.lexsort((-hits.scores, hits.rows))
+    rows = hits.rows[order]
     ranks = np.arange(len(rows)) - np.searchsorted(rows, rows)
-    kept = order[ranks < plan.params.k_prime]
-    hits = {name: values[kept] for name, values in hits.items()}
-    bounds = np.searchsorted(hits["rows"], np.arange(len(plan.terms["live"]) + 1))
-    scores = (hits["scores"][first:last] for first, last in pairwise(bounds.tolist()))
-    imputed = [impute(each, plan.params.imputation, plan.params.k_prime) for each in scores]
-    return replace(plan, terms=plan.terms | hits | {"imputed": np.array(imputed, np.float32)})
+    hits = hits.take(order[ranks < plan.k_prime])
+    bounds = np.searchsorted(hits.rows, np.arange(len(plan.active) + 1))
+    scores = (hits.scores[first:last] for first, last in pairwise(bounds.tolist()))
+    imputed = [impute(each, plan.params.imputation, plan.k_prime) for each in scores]
+    return replace(plan, hits=hits, imputed=np.array(imputed, np.float32))
 
 
 def impute(scores: np.ndarray, how: Imputation, k_prime: int) -> float:
-    """The score of a token that was not retrieved, from those that were, best first; 0 if there are none."""
+    """Return the score of tokens that were not retrieved for a query token; 0 if none was retrieved.
+
+    Args:
+        scores: [H] float32 scores of the retrieved tokens, best first.
+        how: XtrParams.imputation.
+        k_prime: tokens that were asked for.
+    """
     scores = scores.astype(np.float64)
     if how == "zero" or not len(scores):
         return 0.0
@@ -83,35 +156,43 @@ def impute(scores: np.ndarray, how: Imputation, k_prime: int) -> float:
         return float(scores.mean())
     if how == "p10":
         return float(np.quantile(scores, 0.1))
-    least = float(scores[-1])
+    lowest = float(scores[-1])
     positive = scores[scores > 0]
     if how == "min" or len(positive) < 2:
-        return least
+        return lowest
     slope, height = np.polyfit(np.log(np.arange(1, len(positive) + 1)), np.log(positive), 1)
-    guess = float(np.exp(height + slope * np.log(POWER_LAW_RANKS * k_prime)))
-    return min(max(guess, 0.0), max(least, 0.0))
+    extrapolated = float(np.exp(height + slope * np.log(POWER_LAW_RANKS * k_prime)))
+    return min(max(extrapolated, 0.0), max(lowest, 0.0))
 
 
 def add_up(
-    plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[np.ndarray | None]
+    plans: Sequence[XtrPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[Allowed]
 ) -> list[Scored]:
-    """XTR's score of every document with a retrieved token: its best for each query token, or the imputed score."""
+    """Score the documents with a retrieved token; the arguments are those of `Stage.run`."""
     answers = []
-    for plan, mine in zip(plans, documents, strict=True):
-        terms = plan.terms
-        here = np.flatnonzero((terms["documents"] >= shard.first_document) & (terms["documents"] < shard.first_document + shard.num_docs))
-        rows, numbers, weights = terms["rows"][here], terms["documents"][here] - shard.first_document, plan.query.weights[terms["live"]]
-        # Hits stand best first, so a document's first one for a query token is its best.
-        _, first = np.unique(rows * shard.num_docs + numbers, return_index=True)
-        rows, found = rows[first], numbers[first]
-        gains = weights[rows].astype(np.float64) * (terms["worths"][here[first]].astype(np.float64) - terms["imputed"][rows])
+    for plan, allowed in zip(plans, documents, strict=True):
+        assert plan.hits is not None and plan.imputed is not None
+        end = shard.first_document + shard.num_docs
+        hits = plan.hits.take(np.flatnonzero((plan.hits.documents >= shard.first_document) & (plan.hits.documents < end)))
+        numbers, weights = hits.documents - shard.first_document, plan.query.weights[plan.active]
+        # Hits are sorted best first, so the first of a document for a query token is its best.
+        _, first = np.unique(hits.rows * shard.num_docs + numbers, return_index=True)
+        rows, found = hits.rows[first], numbers[first]
+        gains = weights[rows].astype(np.float64) * (hits.weighted_scores[first].astype(np.float64) - plan.imputed[rows])
         scored = np.unique(found)
-        totals = np.bincount(np.searchsorted(scored, found), gains, len(scored)) + weights.astype(np.float64) @ terms["imputed"]
-        answers.append(kernels.top_k(*among(totals.astype(np.float32), scored, mine), plan.stage_limits[0]))
+        totals = np.bincount(np.searchsorted(scored, found), gains, len(scored)) + weights.astype(np.float64) @ plan.imputed
+        answers.append(kernels.top_k(*among(totals.astype(np.float32), scored, allowed), plan.stage_limits[0]))
     return answers
 
 
 ADD_UP = Stage(
     "add_up", "XTR's score of every document with a retrieved token: its best for each query token, or the imputed score.", add_up
 )
-ENGINE = Engine(XtrParams, plan, (ADD_UP, RESCORE), survey, settle)
+ENGINE = Engine(
+    description="of the documents with one of the `k_prime` best tokens of the index for a query token: the best by XTR's score, or "
+    "`rescore` of them",
+    params=XtrParams,
+    plan=plan,
+    stages=(ADD_UP, RESCORE),
+    survey=Survey(retrieve, settle),
+)

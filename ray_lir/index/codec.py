@@ -13,7 +13,6 @@ from ray_lir.base.derived import derived
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.base.parallel import one_blas_thread
 from ray_lir.index.manifest import IndexManifest
-from ray_lir.index.relation import RelationEncoder
 from ray_lir.storage.manifest import check_file
 
 LLOYD_MAX_ITERATIONS = 1000
@@ -40,7 +39,7 @@ class ResidualCodec:
         token_offsets: [V + 1] int64 or None; of token-aware clustering, where the centroids of each vocabulary id begin.
         mean_norm: mean length of the vectors that the codec was trained on; exactly 1 if all had about unit length. Centroids and residuals
             are of directions, and a token's length is a factor of its two scales.
-        relation: TRIAL's relation encoder, rotated by this codec; None with other scorers. It has its own file.
+        scorer_data: what the index's scorer made of its own file for these rotated vectors (engines/scoring); None if it has no file.
     """
 
     centroids: np.ndarray
@@ -50,7 +49,7 @@ class ResidualCodec:
     token_scale: bool = False
     token_offsets: np.ndarray | None = None
     mean_norm: float = 1.0
-    relation: RelationEncoder | None = None
+    scorer_data: object | None = None
 
     def __post_init__(self) -> None:
         check_dimensions(self.dim, self.nbits)

@@ -5,9 +5,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from ray_lir.base.config import Config
-from ray_lir.base.errors import IncompatibleError
 from ray_lir.embeddings.contract import EncoderContract
-from ray_lir.embeddings.manifest import EmbeddingsManifest, TruncationFields
+from ray_lir.embeddings.manifest import TruncationFields
 from ray_lir.storage.file_names import FileName
 from ray_lir.storage.manifest import FORMAT_VERSION, Count, Dim, FileEntry, Finite, check_names, check_totals, files_of, later_field
 
@@ -120,7 +119,7 @@ class IndexManifest(TruncationFields):
     unit_norms: bool = later_field(True)
     """Whether all token vectors have about unit length; if not, engines take lengths into account when they look for candidates."""
     relation: FileEntry | None = later_field(None)
-    """The relation encoder, with scorer trial: shards need half of it, and plans the other."""
+    """The file that the scorer needs in search beside the vectors (`scorer_file`). The format has its name from TRIAL."""
     shards: tuple[ShardEntry, ...]
     config: dict[str, Any] = Field(default_factory=dict)
     change: Change | None = later_field(None)
@@ -144,28 +143,14 @@ class IndexManifest(TruncationFields):
         return self
 
     @property
+    def scorer_file(self) -> FileEntry | None:
+        """The file that the scorer needs in search beside the vectors (engines/scoring); None if it needs none."""
+        return self.relation
+
+    @property
     def num_numbers(self) -> int:
         """Document numbers run from 0 to this: those of deleted documents among them."""
         return max((shard.first_document + shard.num_docs for shard in self.shards), default=0)
-
-
-def check_complete(manifest: EmbeddingsManifest | IndexManifest) -> None:
-    """Raises IncompatibleError unless there is all that the scorer needs in search beside the vectors."""
-    contract = manifest.contract
-    missing = None
-    if contract.scorer in ("trial", "attention") and not contract.weighs:
-        missing = "token weights"
-    elif contract.scorer == "trial" and manifest.relation is None:
-        missing = "the relation encoder"
-    elif isinstance(manifest, IndexManifest) and "documents" in contract.weighs:
-        without = [shard.name for shard in manifest.shards if f"{shard.name}/weights.npy" not in {file.name for file in shard.files}]
-        missing = f"the document weights in {without[0]}" if without else None
-    if missing:
-        raise IncompatibleError(
-            f"the {manifest.kind} of scorer {contract.scorer} (checkpoint {contract.checkpoint}) lacks {missing}, which search needs; "
-            "encode the corpus and build the index anew with this version (from embeddings held in memory: give build_index the "
-            "encoder's contract and relation)"
-        )
 
 
 def listed_names(manifest: IndexManifest) -> set[str]:

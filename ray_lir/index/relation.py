@@ -7,12 +7,16 @@ Source: docs/algorithms.md#54-exact-evaluation-in-fewer-steps.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ray_lir.base.derived import derived
 from ray_lir.base.parallel import one_blas_thread
 from ray_lir.embeddings.relation import EPSILON, Relation
+
+if TYPE_CHECKING:
+    from ray_lir.index.codec import ResidualCodec
 
 LOWEST = 0.3089
 """Mish is never below minus this."""
@@ -169,6 +173,13 @@ class RelationEncoder:
         both = before + after
         both = both / np.sqrt(np.square(both).mean(axis=-1, keepdims=True) + EPSILON)
         return mish(both * self.scale + self.shift)
+
+
+def relation_of(codec: "ResidualCodec") -> RelationEncoder:
+    """Return the relation encoder of an index for TRIAL."""
+    if not isinstance(codec.scorer_data, RelationEncoder):
+        raise TypeError("the codec has no relation encoder; the index is not for scorer trial")
+    return codec.scorer_data
 
 
 def _as_rows(array: np.ndarray) -> np.ndarray:

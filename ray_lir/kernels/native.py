@@ -19,7 +19,7 @@ from ray_lir.base.errors import KernelUnavailable
 from ray_lir.base.parallel import one_blas_thread
 from ray_lir.embeddings.relation import EPSILON
 from ray_lir.index.codec import ResidualCodec
-from ray_lir.index.relation import QueryRelation
+from ray_lir.index.relation import QueryRelation, relation_of
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels.protocol import ByteTable, Kernels, ScanTable
 
@@ -168,7 +168,6 @@ class _NativeKernels:
         codec: ResidualCodec,
         documents: np.ndarray | None = None,
     ) -> np.ndarray:
-        assert codec.relation is not None
         encoder, centroids = relation_encoder(codec)
         return module().relation_maxsim(
             self.isa,
@@ -185,7 +184,7 @@ class _NativeKernels:
             shard.doc_offsets,
             encoder,
             centroids,
-            codec.relation.by_cosine,
+            relation_of(codec).by_cosine,
             None if documents is None else _numbers(documents),
             self.threads,
         )
@@ -262,8 +261,8 @@ def relation_encoder(codec: ResidualCodec) -> tuple[Any, np.ndarray]:
     Returns:
         The compiled module's RelationEncoder, and [C, 2 D rounded up] int16: a centroid as the first and as the second token of a pair.
     """
-    assert codec.relation is not None
-    relation, unit, width = codec.relation, codec.relation.unit, -(-codec.dim // 64) * 64
+    relation = relation_of(codec)
+    unit, width = relation.unit, -(-codec.dim // 64) * 64
     halves = unit * np.stack([relation.before, relation.after])
     step = np.abs(halves).max() / 2 / 126 or 1
     whole = np.zeros((2 * width, codec.dim), np.float32)

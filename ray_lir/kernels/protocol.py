@@ -174,7 +174,7 @@ class Kernels(Protocol):
         Args:
             query_nD: [n, D] float32, rotated, without masked tokens.
             weights_n: [n], the weights of the query tokens.
-            relation: The query's part of the relation: `codec.relation.of_query(query_nD)`.
+            relation: The query's part of the relation: `RelationEncoder.of_query(query_nD)`.
             table_CL: `centroid_scores` of the query. Some kernel sets do not read it.
             shard: The shard that holds the documents.
             codec: The codec of the index, with a relation encoder.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_lir.index.codec import ResidualCodec
-from ray_lir.index.relation import QueryRelation, align
+from ray_lir.index.relation import QueryRelation, align, relation_of
 from ray_lir.index.residuals import decompress, pack, residual_values
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels.protocol import Kernels, ScanTable
@@ -113,7 +113,6 @@ class _ReferenceKernels:
         codec: ResidualCodec,
         documents: np.ndarray | None = None,
     ) -> np.ndarray:
-        assert codec.relation is not None
         offsets, token_numbers = shard.doc_offsets, np.arange(len(shard.codes))
         if documents is not None:
             token_numbers, offsets = shard.tokens(documents)
@@ -121,7 +120,7 @@ class _ReferenceKernels:
         for number in np.flatnonzero(np.diff(offsets)):
             tokens = token_numbers[offsets[number] : offsets[number + 1]]
             vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
-            best_n, relations_n = align(query_nD, relation, vectors, codec.relation)
+            best_n, relations_n = align(query_nD, relation, vectors, relation_of(codec))
             similarities_n = np.einsum("nd,nd->n", query_nD.astype(np.float64), vectors[best_n])
             token_weights = shard.token_weights(tokens[best_n])
             if token_weights is not None:

@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ray_lir.engines import registry
+from ray_lir.engines.choice import automatic_engines
+from ray_lir.engines.cost import QueryCost
 from ray_lir.planning.latency_simulation import Service, simulate
 from ray_lir.planning.sizes import Collection, codec_memory, posting_memory, predict_bytes
-from ray_lir.planning.workload import QueryWork, query_work
+from ray_lir.planning.workload import query_work
 
-ENGINES = ("exact", "scan", "warp")
-PROBING = ("warp",)
-"""Engines that hold posting lists in memory."""
+ENGINES = automatic_engines()
+PROBING = tuple(name for name in ENGINES if registry.ENGINES[name].postings)
+"""The engines that hold posting lists in memory."""
 UTILISATION = 0.6
 """Highest allowed fraction of a replica's time that is busy. Above it, waiting makes up most of the latency."""
 MEMORY_FRACTION = 0.75
@@ -77,7 +80,7 @@ class Capacity:
     """
 
     engine: str
-    work: QueryWork
+    work: QueryCost
     service: Service
     memory_a_group: float
     percentiles: dict[str, float]
@@ -111,7 +114,7 @@ def smallest(of: Collection, load: Load, machine: Machine, engines: tuple[str, .
     return min(found, key=lambda capacity: capacity.percentiles["p95"])
 
 
-def _busy_machines(work: QueryWork, load: Load, machine: Machine) -> float:
+def _busy_machines(work: QueryCost, load: Load, machine: Machine) -> float:
     return load.qps * sum(work.stages) / 1000 / machine.cores / UTILISATION
 
 
@@ -151,7 +154,7 @@ def groups_for_memory(of: Collection, machine: Machine, engine: str) -> int:
     return max(1, math.ceil(array_memory(of, engine) / room)) if room > 0 else 0
 
 
-def _with_engine(engine: str, of: Collection, load: Load, machine: Machine, work: QueryWork) -> Capacity:
+def _with_engine(engine: str, of: Collection, load: Load, machine: Machine, work: QueryCost) -> Capacity:
     """Adds groups, each with enough replicas for the load, until the simulated service is fast enough."""
     left = load.p95_ms - load.before_ms - work.plan / machine.cores - len(work.stages) * load.hop_ms
     for_time = math.ceil(sum(work.stages) / machine.cores / left) if left > 0 else 1
@@ -165,7 +168,7 @@ def _with_engine(engine: str, of: Collection, load: Load, machine: Machine, work
         groups = min(most, math.ceil(groups * GROWTH))
 
 
-def measure(engine: str, of: Collection, load: Load, machine: Machine, work: QueryWork, groups: int) -> Capacity:
+def measure(engine: str, of: Collection, load: Load, machine: Machine, work: QueryCost, groups: int) -> Capacity:
     """Simulate a service.
 
     Args:

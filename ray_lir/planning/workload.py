@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 from ray_lir.building.clustering import EXACT_CENTROIDS, sample_size
-from ray_lir.engines import cost
-from ray_lir.engines.warp import NPROBE
+from ray_lir.engines.cost import COSTS, DIM, QueryCost
+from ray_lir.engines.registry import ENGINES
 from ray_lir.planning.sizes import Collection
 
 PROBED_CELLS = 8
@@ -60,7 +60,7 @@ def build_seconds(of: Collection, num_iterations: int = 4, costs: BuildCosts = B
         costs: Measured constants.
     """
     assign = comparisons(of.num_centroids) * costs.compared
-    width = of.dim / cost.DIM
+    width = of.dim / DIM
     sample = sampled_tokens(of)
     spent = {
         "sample": sample * costs.sample,
@@ -84,38 +84,15 @@ def encode_seconds(of: Collection, parameters: float, teraflops: float) -> float
     return 2 * parameters * of.num_tokens / (teraflops * 1e12)
 
 
-@dataclass(frozen=True)
-class QueryWork:
-    """Milliseconds of one core for one query over the whole collection.
-
-    Attributes:
-        plan: Planning the query.
-        stages: Each stage of the engine.
-    """
-
-    plan: float
-    stages: tuple[float, ...]
-
-    @property
-    def total(self) -> float:
-        """Milliseconds of planning and all stages."""
-        return self.plan + sum(self.stages)
-
-
-def query_work(engine: str, of: Collection, kernels: str, k: int, nprobe: int = NPROBE) -> QueryWork:
-    """Return the parts of cost.estimate_ms separately, with the engine's default number of candidates.
+def query_work(engine: str, of: Collection, kernels: str, k: int) -> QueryCost:
+    """Return the estimated time of one query over the whole collection, with the engine's default number of candidates.
 
     Args:
-        engine: Name of the engine.
-        of: The collection.
-        kernels: Name of a kernel set in engines.cost.COSTS.
-        k: Documents returned for each search.
-        nprobe: Centroids probed for each query token.
+        engine: one of `automatic_engines`.
+        of: the collection.
+        kernels: name of the kernels, a key of COSTS.
+        k: documents to return.
     """
-    statistics = of.statistics
-    candidates = statistics.default_candidates(k) * (2 if engine == "warp" else 1)
-    empty = Collection(of.num_docs, 0, of.dim, of.nbits, of.num_centroids, 1, 0).statistics
-    plan = cost.estimate_ms(engine, empty, kernels, 0, nprobe)
-    first = cost.estimate_ms(engine, statistics, kernels, 0, nprobe) - plan
-    rescoring = cost.estimate_ms(engine, statistics, kernels, candidates, nprobe) - plan - first
-    return QueryWork(plan, (first,) if engine == "exact" else (first, rescoring))
+    automatic = ENGINES[engine].automatic
+    assert automatic is not None, f"engine {engine} has no cost"
+    return automatic.cost(of.statistics, COSTS[kernels], of.statistics.default_candidates(k))

@@ -21,7 +21,6 @@ from pydantic import Field
 import ray_lir.base.parallel
 from ray_lir import storage
 from ray_lir.base.config import Config, canonical_json, digest
-from ray_lir.base.engine_params import EngineParams
 from ray_lir.base.errors import ConfigError, Conflict
 from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map
@@ -34,6 +33,7 @@ from ray_lir.corpus.scan import Chunk, Corpus, CorpusFile, read_chunks, scan
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.embeddings.truncation import Truncation, TruncationCounts
 from ray_lir.engines.plan import TopK
+from ray_lir.engines.registry import EngineParams
 from ray_lir.evaluation.runs import Run, check_ids, format_run
 from ray_lir.index.filters import Filters
 from ray_lir.storage.manifest import (

@@ -14,10 +14,10 @@ from ray_lir.embeddings.token_embeddings import TokenEmbeddings, check_embedding
 from ray_lir.embeddings.truncation import Truncation
 from ray_lir.engines.plan import QueryPlan, TopK
 from ray_lir.engines.registry import engine_of
+from ray_lir.engines.scoring.maxsim import match
 from ray_lir.engines.stages import StageCall, run_stage, run_stages
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.filters import Filters
-from ray_lir.index.relation import align
 from ray_lir.index.residuals import decompress
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
@@ -34,8 +34,8 @@ class TokenMatches:
     Attributes:
         tokens: [n] int64, tokens of the document, counted from its first vector.
         similarities: [n] float32, dot products of the query's vectors with the decoded ones.
-        contributions: [n] float32, what the scorer makes of it: similarity times both tokens' weights, and with trial the relation to the
-            match before; their sum is the document's exact score, up to the rounding of the kernels.
+        contributions: [n] float32, the scorer's term for each token: for MaxSim the similarity times both tokens' weights. Their sum is the
+            document's exact score, up to the rounding of the kernels.
     """
 
     tokens: np.ndarray
@@ -136,21 +136,14 @@ def shard_of(shards: Sequence[IndexShard], number: int) -> IndexShard:
 
 def match_tokens(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, number: int) -> TokenMatches:
     """The token of a document that each token of a query is scored with; ties go to the first."""
-    query, relation = plan.query, plan.relation
     tokens, _ = shard.tokens(np.array([number - shard.first_document]))
     if not len(tokens):
         return TokenMatches(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32))
     vectors_TD = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
-    similarities_nT = query.vectors.astype(np.float64) @ vectors_TD.T
-    best, relations = similarities_nT.argmax(axis=1), np.zeros(len(query.vectors))
-    if relation is not None:
-        best[relation.live], relations[relation.live] = align(query.vectors[relation.live], relation.pairs, vectors_TD, codec.relation)
-    similarities = similarities_nT[np.arange(len(best)), best]
-    weights_T = shard.token_weights(tokens)
-    worth = similarities if weights_T is None else weights_T[best] * similarities
-    if query.norms is not None:
-        similarities = similarities * query.norms
-    return TokenMatches(best, similarities.astype(np.float32), (query.weights * (worth + relations)).astype(np.float32))
+    best, similarities, terms = match(plan, vectors_TD, shard.token_weights(tokens), codec)
+    if plan.query.norms is not None:
+        similarities = similarities * plan.query.norms
+    return TokenMatches(best, similarities.astype(np.float32), (plan.query.weights * terms).astype(np.float32))
 
 
 def stage_scores(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, number: int) -> list[float | None]:

@@ -16,17 +16,17 @@ from ray_lir.base.errors import ConfigError
 from ray_lir.base.parallel import num_cores, one_blas_thread, threads
 from ray_lir.corpus.metadata import from_json
 from ray_lir.embeddings.contract import check_weights
-from ray_lir.embeddings.relation import load_relation
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings, check_embeddings
 from ray_lir.engines import ENGINES, Tuning, read_tuning, resolve
-from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, TopK, relation_terms
+from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, TopK
+from ray_lir.engines.scoring.registry import check_complete, scorer_of, with_scorer_data
+from ray_lir.engines.scoring.scorer import SearchScorer
 from ray_lir.engines.stages import run_stages
 from ray_lir.index import documents as documents_file
 from ray_lir.index.codec import ResidualCodec, read_codec
 from ray_lir.index.filters import Filters, unknown_field_warnings
-from ray_lir.index.manifest import IndexManifest, ShardEntry, check_complete
+from ray_lir.index.manifest import IndexManifest, ShardEntry
 from ray_lir.index.norms import directions, kept_norms
-from ray_lir.index.relation import RelationEncoder
 from ray_lir.index.shard import IndexShard, open_shard
 from ray_lir.index.versions import latest_version, read_cluster_sizes, read_version
 from ray_lir.kernels import Kernels, select
@@ -45,6 +45,7 @@ class Planner:
     """Makes query plans from what is the same for the whole index: the codec and the cluster sizes, no shard."""
 
     manifest: IndexManifest
+    scorer: SearchScorer
     codec: ResidualCodec
     statistics: IndexStatistics
     kernels: Kernels
@@ -73,35 +74,34 @@ class Planner:
         if "queries" in self.manifest.contract.weighs:
             check_weights(self.manifest.contract, "queries", queries.weights is not None)
         params = resolve(engine, self.statistics, self.kernels.name, quality, k, self.tuning)
-        make = ENGINES[params.engine].plan
+        engine_plan = ENGINES[params.engine].plan
         return [
             replace(
-                make(query, self.codec, self.statistics, params, k, self.kernels),
-                relation=relation_terms(query, self.codec),
+                engine_plan(query, self.codec, self.statistics, params, k, self.kernels),
+                scorer_terms=self.scorer.terms(query, self.codec),
                 unit_norms=self.statistics.unit_norms,
             )
-            for query in _split(queries, self.codec, self.kernels)
+            for query in _split(queries, self.scorer, self.codec, self.kernels)
         ]
 
 
 def open_planner(root: str, manifest: IndexManifest, verify: bool = False, kernels: str = "auto", tuning: Tuning | None = None) -> Planner:
-    """Reads the codec, cluster sizes and relation encoder of an index version.
+    """Reads the codec, cluster sizes and scorer file of an index version.
 
     Raises:
         IncompatibleError: if the index lacks what its scorer needs.
         FormatError: if a file is missing, cut or (with verify) altered.
     """
     check_complete(manifest)
-    for file in files_of((manifest.codec, manifest.cluster_sizes, manifest.relation)):
+    for file in files_of((manifest.codec, manifest.cluster_sizes, manifest.scorer_file)):
         check_file(root, file, content=verify)
-    codec = read_codec(root, manifest)
-    if manifest.relation:
-        relation = load_relation(storage.join(root, manifest.relation.name), codec.dim)
-        codec = replace(codec, relation=RelationEncoder.of(relation, codec.rotation))
+    scorer = scorer_of(manifest)
+    codec = with_scorer_data(read_codec(root, manifest), root, manifest)
     sizes = read_cluster_sizes(root, manifest)
-    related = codec.relation is not None and codec.relation.weight > 0
-    statistics = IndexStatistics(manifest.num_docs, manifest.num_tokens, sizes, manifest.dim, related, manifest.unit_norms)
-    return Planner(manifest, codec, statistics, select(kernels), tuning)
+    statistics = IndexStatistics(
+        manifest.num_docs, manifest.num_tokens, sizes, manifest.dim, scorer.cost(codec), unit_norms=manifest.unit_norms
+    )
+    return Planner(manifest, scorer, codec, statistics, select(kernels), tuning)
 
 
 def finish(plans: Sequence[QueryPlan], last: Sequence[TopK]) -> list[TopK]:
@@ -156,7 +156,7 @@ class Searcher:
         Args:
             queries: token embeddings of the queries (Encoder.encode_queries).
             k: how many documents, at most; fewer come back from an index, or a candidate set, that holds fewer.
-            engine: auto, exact, scan, plaid, warp, xtr, or an engine's parameters such as ScanParams(ncandidates=1000).
+            engine: auto, the name of an engine, or an engine's parameters such as ScanParams(ncandidates=1000).
             quality: fast, balanced or exact, for the engine auto.
             only: numbers of the documents that may be found, in any order; None for all. Others are left out before any cut is
                 made, and deleted documents are never found.
@@ -180,7 +180,7 @@ class Searcher:
     def _search(
         self, kernels: Kernels, k: int, engine: str | Config, quality: str, allowed: np.ndarray | None, queries: TokenEmbeddings
     ) -> list[TopK]:
-        plans = self.planner.plan(queries, k, engine, quality)
+        plans = replace(self.planner, kernels=kernels).plan(queries, k, engine, quality)
         loop = run_stages(plans, self.shards, self.planner.codec, kernels, [allowed] * len(plans))
         return finish(loop.plans, loop.kept[-1])
 
@@ -267,11 +267,11 @@ def open_shards(
     return tuple(open_shard(root, entry, manifest, verify) for entry in entries)
 
 
-def _split(queries: TokenEmbeddings, codec: ResidualCodec, kernels: Kernels) -> list[Query]:
-    """Each query with rows of unit length, whose lengths are factors of the weights: tables of scores then hold cosines, whatever the
-    encoder's scale. TRIAL's relations are of the vectors as they are."""
+def _split(queries: TokenEmbeddings, scorer: SearchScorer, codec: ResidualCodec, kernels: Kernels) -> list[Query]:
+    """Each query with rows of unit length; the lengths become factors of the weights, so that tables hold cosines whatever the encoder's
+    scale. A scorer that requires unit vectors gets the vectors as they are."""
     weights = np.ones(queries.num_tokens, np.float32) if queries.weights is None else queries.weights.astype(np.float32)
-    norms = np.ones_like(weights) if codec.relation is not None else kept_norms(queries.values)
+    norms = np.ones_like(weights) if scorer.requires_unit_vectors else kept_norms(queries.values)
     vectors = directions(queries.values, norms)
     split = []
     for first, end in zip(queries.offsets[:-1], queries.offsets[1:], strict=True):

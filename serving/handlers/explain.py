@@ -9,6 +9,7 @@ import numpy as np
 
 from ray_lir.api.search import ExplainRequest, Explanation, Match, QueryToken, SearchRequest, StageReport
 from ray_lir.corpus.records import document_text
+from ray_lir.engines.choice import engine_params
 from ray_lir.engines.plan import QueryPlan, TopK
 from ray_lir.kernels import Kernels
 from ray_lir.search import highlights
@@ -50,7 +51,8 @@ async def explain_document(context: RequestContext, request: ExplainRequest, ker
     """
     [(owner, number)] = (await find(context, [request.doc_id])).values()
     document = await get_document(context, owner, number)
-    planned: Planned = await context.call_encoder("plan", [request.query], request.k, request.chosen_engine(), request.quality)
+    engine = engine_params(request.engine, request.params)
+    planned: Planned = await context.call_encoder("plan", [request.query], request.k, engine, request.quality)
     [plan] = planned.plans
     scatter = Scatter(context, kernels, filters=request.filters)
     found = await scatter.find([plan], ())

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 from ray_lir.api.search import DocumentField, SearchRequest, SearchResponse, Timings
+from ray_lir.engines.choice import engine_params
 from ray_lir.kernels import Kernels
 from ray_lir.search.searcher import finish
 
@@ -27,7 +28,8 @@ async def search(context: RequestContext, request: SearchRequest, kernels: Kerne
         ShardUnavailable: The query encoder did not answer in time, or the groups that did cover less than `min_coverage`.
     """
     start = time.perf_counter()
-    planned: Planned = await context.call_encoder("plan", request.texts, request.k, request.chosen_engine(), request.quality)
+    engine = engine_params(request.engine, request.params)
+    planned: Planned = await context.call_encoder("plan", request.texts, request.k, engine, request.quality)
     scatter = Scatter(context, kernels, request.min_coverage, request.filters)
     found = await scatter.find(planned.plans, _document_fields(request))
     best = finish(planned.plans, found.kept[-1])

@@ -194,7 +194,7 @@ def test_relations_are_those_of_the_reference(cuda, by_cosine, has_weights):
     shard, codec, query, weights, rng = made_up(**SHAPE | {"num_query_tokens": 9, "dim": 24, "num_docs": 7})
     codec = related(codec, 0.3, by_cosine, rng)
     shard = replace(shard, weights=rng.uniform(-0.5, 1, len(shard.codes)).astype(np.float16)) if has_weights else shard
-    terms, chosen = codec.relation.of_query(query), rng.permutation(shard.num_docs)[:3]
+    terms, chosen = codec.scorer_data.of_query(query), rng.permutation(shard.num_docs)[:3]
     expected = REFERENCE.relation_maxsim(query, weights, terms, None, shard, codec)
     scores = cuda.relation_maxsim(query, weights, terms, None, shard, codec)
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-3)

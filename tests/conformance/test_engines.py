@@ -228,7 +228,7 @@ def test_an_engine_returns_as_many_documents_as_it_found(tmp_path_factory, seed,
     for params in ("plaid", "warp", PlaidParams(ncandidates=1), PlaidParams(centroid_score_threshold=9.0), WarpParams(rescore=1)):
         plans = searcher.planner.plan(queries, k, params)
         for plan, top in zip(plans, searcher.search(queries, k, params, only=only), strict=True):
-            cells = np.unique(plan.terms["cells"])
+            cells = np.unique(plan.clusters)
             found = np.concatenate([shard.first_document + searcher.kernels.candidates(cells, shard) for shard in searcher.shards])
             assert len(top.documents) == min(k, len(np.intersect1d(found, there))), params
 

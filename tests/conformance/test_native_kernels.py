@@ -90,7 +90,7 @@ def related(codec: ResidualCodec, strength: float, by_cosine: bool, rng: np.rand
     relation = Relation(
         inner, rows[0], rows[1], rows[2], outer, rng.normal(size=dim) / dim, strength, "cosine" if by_cosine else "combined"
     )
-    return replace(codec, relation=RelationEncoder.of(relation, None))
+    return replace(codec, scorer_data=RelationEncoder.of(relation, None))
 
 
 @settings(max_examples=60, deadline=None)
@@ -161,7 +161,7 @@ def test_relations_from_codes_and_residuals_are_those_of_the_reference(strength,
     shard = weighed(shard, rng) if has_weights else shard
     codec = related(codec, strength, by_cosine, rng)
     chosen = rng.permutation(shard.num_docs)[: rng.integers(0, shard.num_docs + 1)]
-    terms = codec.relation.of_query(query)
+    terms = codec.scorer_data.of_query(query)
     expected = REFERENCE.relation_maxsim(query, weights, terms, REFERENCE.centroid_scores(query, codec), shard, codec)
 
     def check(kernels: Kernels):
@@ -203,7 +203,7 @@ def test_relations_are_what_they_are_without_pruning():
     shard, codec, query, weights, rng = made_up(12, 20, 64, 4, 33, 120, 1)
     for strength in (0.003, 0.03):
         codec = related(codec, strength, False, rng)
-        terms = codec.relation.of_query(query)
+        terms = codec.scorer_data.of_query(query)
         wide = replace(terms, upper=terms.upper + 100)
         for name in SETS:
             kernels = select(f"native:{name}")
@@ -218,7 +218,7 @@ def test_a_relation_is_within_a_hundredth_or_two_of_their_spread(dim):
     shard, codec, query, _, rng = made_up(8, 2, dim, 4, 100, 400, 1)
     codec = related(codec, 0.1, False, rng)
     shard = replace(shard, doc_offsets=np.arange(len(shard.codes) + 1))
-    terms, weights = codec.relation.of_query(query), np.float32([0, 1])
+    terms, weights = codec.scorer_data.of_query(query), np.float32([0, 1])
     none = replace(terms, products=0 * terms.products, constants=0 * terms.constants)
 
     def relations(kernels: Kernels) -> np.ndarray:

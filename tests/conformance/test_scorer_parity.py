@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from ray_lir.base.config import AttentionConfig, Config, TrialConfig, XtrConfig
 from ray_lir.embeddings.relation import Relation, load_relation
 from ray_lir.engines.exact import ExactParams, score_all
-from ray_lir.engines.plan import Query, QueryPlan, relation_terms
+from ray_lir.engines.plan import Query, QueryPlan
+from ray_lir.engines.scoring.registry import SEARCH_SCORERS
 from ray_lir.index.codec import ResidualCodec, random_rotation
 from ray_lir.index.relation import RelationEncoder
 from ray_lir.index.residuals import decompress, normalize
@@ -76,10 +77,15 @@ def searched(
     """[N] scores of the exact engine, over an index of the scorer."""
     if scorer.name == "trial":
         codec = ResidualCodec(
-            codec.centroids, codec.cutoffs, codec.weights, codec.rotation, relation=RelationEncoder.of(scorer.to_arrays(), codec.rotation)
+            codec.centroids,
+            codec.cutoffs,
+            codec.weights,
+            codec.rotation,
+            scorer_data=RelationEncoder.of(scorer.to_arrays(), codec.rotation),
         )
     plan_of = Query(codec.rotate(query, kernels), weights)
-    plan = QueryPlan(plan_of, ExactParams(), (shard.num_docs,), relation=relation_terms(plan_of, codec))
+    terms = SEARCH_SCORERS[scorer.name].terms(plan_of, codec)
+    plan = QueryPlan(plan_of, ExactParams(), (shard.num_docs,), scorer_terms=terms)
     [(scores, numbers)] = score_all([plan], shard, codec, kernels, [None])
     result = np.full(shard.num_docs, -np.inf)
     result[numbers] = scores

@@ -198,7 +198,9 @@ def test_ask_and_search_find_the_same_and_print_json_last(url, index, capsys, mo
     )
     searched = capsys.readouterr().out
     assert [hit["doc_id"] for hit in last_line(asked)["results"][0]] == [hit["doc_id"] for hit in last_line(searched)["hits"]]
-    assert last_line(searched)["params"] == last_line(asked)["params"][0] == {"engine": "scan", "ncandidates": 50, "share": 1.0}
+    assert (
+        last_line(searched)["params"] == last_line(asked)["params"][0] == {"engine": "scan", "ncandidates": 50, "candidate_fraction": 1.0}
+    )
     only = json.dumps({"where": {"op": "lt", "field": "row", "value": 20}})
     main(ask.AskJob, ask.run, ["--url", url, "--query", QUERIES[0], "--k", "30", "--engine", "exact", "--filters", only])
     rows = [hit["metadata"]["row"] for hit in last_line(capsys.readouterr().out)["results"][0]]

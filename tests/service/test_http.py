@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from ray_lir.api.admin import IndexChange
 from ray_lir.api.search import MAX_K, MAX_QUERIES, MAX_QUERY_CHARACTERS, SearchRequest
 from ray_lir.base.errors import ConfigError, FormatError, IncompatibleError, ShardUnavailable, UnsupportedVersion
+from ray_lir.engines.choice import engine_params
 from ray_lir.index.shard_groups import split_shards
 from serving.app import build, parse, scaling
 from serving.foreground import main
@@ -38,7 +39,7 @@ class Failing:
         self.metrics = Metrics()
 
     async def search(self, request: SearchRequest) -> None:
-        request.chosen_engine()
+        engine_params(request.engine, request.params)
         raise self.error
 
     async def change_index(self, change: IndexChange) -> None:
@@ -85,7 +86,10 @@ def test_a_body_that_is_not_json_is_refused():
     ("body", "message"),
     [
         ({"engine": "fast"}, "unknown engine 'fast'; choose auto, exact, scan, plaid, warp"),
-        ({"engine": "scan", "params": {"nprobe": 4}}, "params of scan: unknown field nprobe; the fields are engine, ncandidates, share"),
+        (
+            {"engine": "scan", "params": {"nprobe": 4}},
+            "params of scan: unknown field nprobe; the fields are engine, ncandidates, candidate_fraction",
+        ),
         ({"engine": "warp", "params": {"nprobe": 0}}, "params of warp: nprobe: input should be greater than or equal to 1"),
         ({"engine": "plaid", "params": {"engine": "warp"}}, "params of plaid: engine: input should be 'plaid'"),
         ({"params": {"nprobe": 4}}, "params need a named engine, not auto; choose exact, scan, plaid, warp"),

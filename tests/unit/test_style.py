@@ -13,7 +13,6 @@ from tests.support.repository import REPOSITORY
 UNFINISHED: tuple[str, ...] = (
     "ray_lir/moved.py",
     "ray_lir/text_index.py",
-    "ray_lir/base/engine_params.py",
     "ray_lir/building",
     "ray_lir/distributed/train.py",
     "ray_lir/distributed/train_worker.py",

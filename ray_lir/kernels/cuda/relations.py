@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ray_lir.base.derived import derived
 from ray_lir.index.codec import ResidualCodec
-from ray_lir.index.relation import QueryRelation, RelationEncoder
+from ray_lir.index.relation import QueryRelation, RelationEncoder, relation_of
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels.cuda.memory import codec_memory, device, download, padded, shard_memory, upload
 from ray_lir.kernels.cuda.postings import residual_values
@@ -54,7 +54,7 @@ def _block(
 ) -> np.ndarray:
     """[N] of documents that have tokens."""
     placed = shard_memory(shard)
-    before, after, bias, scale, shift = relation_memory(codec.relation)
+    before, after, bias, scale, shift = relation_memory(relation_of(codec))
     token_numbers, offsets = shard.tokens(numbers)
     tokens = upload(token_numbers)
     vectors = _decoded(tokens, shard, codec)
@@ -75,7 +75,7 @@ def _block(
         codec.dim,
         DIM=rows[0].shape[1],
         TILE=TILE,
-        BY_COSINE=codec.relation.by_cosine,
+        BY_COSINE=relation_of(codec).by_cosine,
         WEIGHTED=placed.weights is not None,
         num_warps=4,
     )

@@ -121,7 +121,7 @@ from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import native
 
 expected = search()
-held = [parallel._blas_lock, token_index._lock, arrays._header_lock, native.distinct_codes._lock]
+held = [parallel._blas_lock, token_index.token_index._lock, arrays._header_lock, native.distinct_codes._lock]
 held += [shard._filtered._lock for shard in searcher.shards]
 held += [value.lock for value in vars(IndexShard).values() if hasattr(value, "lock")]
 

@@ -9,7 +9,9 @@ import pytest
 from ray_lir.base.errors import ConfigError
 from ray_lir.building.clustering import default_num_centroids
 from ray_lir.engines import choose, cost, plaid, resolve, scan, warp
-from ray_lir.engines.plan import IndexStatistics, Query
+from ray_lir.engines.choice import automatic_engines, estimate_ms
+from ray_lir.engines.plan import IndexStatistics, Query, centroid_scores
+from ray_lir.engines.scoring.trial import RELATION_COST
 from ray_lir.engines.stages import run_stages
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.residuals import pack
@@ -47,7 +49,7 @@ def test_plaid_dagger_probes_prunes_and_keeps_as_the_golden_vectors():
     g = golden("plaid_dagger")
     almost_zero = np.where(g["w"] == 0, 1e-9, g["w"])  # the golden vectors probe for a token of weight 0, we do not
     g, plan, (probed, interacted) = plaid_golden(almost_zero)
-    np.testing.assert_array_equal(plan.terms["cells"], g["cells"])
+    np.testing.assert_array_equal(plan.clusters, g["cells"])
     order = np.argsort(-g["pruned_weighted"], kind="stable")[: len(probed.documents)]
     np.testing.assert_array_equal(probed.documents, g["candidates"][order])
     np.testing.assert_allclose(probed.scores, g["pruned_weighted"][order], atol=2e-5)
@@ -70,8 +72,8 @@ def test_plaid_ranks_fully_pruned_documents_after_all_others(threshold):
     query = Query(g["q"].astype(np.float32), np.ones(len(g["q"]), np.float32))
     params = plaid.PlaidParams(nprobe=int(g["nprobe"]), centroid_score_threshold=threshold, ncandidates=1000)
     plan = plaid.plan(query, codec, statistics, params, 1000, KERNELS)
-    candidates = KERNELS.candidates(plan.terms["cells"], shard)
-    table = plan.centroid_scores(codec, KERNELS)
+    candidates = KERNELS.candidates(plan.clusters, shard)
+    table = centroid_scores(query, codec, KERNELS)
     pruned = np.isneginf(KERNELS.centroid_maxsim(table, query.weights, shard, threshold, candidates))
     full = KERNELS.centroid_maxsim(table, query.weights, shard, None, candidates)
     [probed, _] = run(plan, shard, codec, 2)
@@ -86,7 +88,7 @@ def test_a_query_token_of_weight_zero_is_not_probed():
     silent = int(np.flatnonzero(g["w"] == 0)[0])
     nearest = np.argsort(-g["centroid_scores"], axis=0, kind="stable")[: int(g["nprobe"])]
     own = set(np.delete(nearest, silent, axis=1).ravel().tolist())
-    assert set(plan.terms["cells"].tolist()) == own
+    assert set(plan.clusters.tolist()) == own
 
 
 def warp_golden(**changes):
@@ -103,9 +105,9 @@ def warp_golden(**changes):
 def test_warp_probes_and_imputes_as_the_golden_vectors():
     g, plan, _ = warp_golden()
     live = int(g["live"])
-    np.testing.assert_array_equal(plan.terms["live"], np.arange(live))  # rows of zeros are masked
-    np.testing.assert_array_equal(plan.terms["cells"], g["cells"][:live])
-    np.testing.assert_allclose(plan.terms["imputed"], g["mse"][:live], atol=2e-5)
+    np.testing.assert_array_equal(plan.active, np.arange(live))  # rows of zeros are masked
+    np.testing.assert_array_equal(plan.clusters, g["cells"][:live])
+    np.testing.assert_allclose(plan.imputed, g["mse"][:live], atol=2e-5)
 
 
 @pytest.mark.parametrize(("floor", "expected"), [(False, "scores"), (True, "scores_max_with_imputed")])
@@ -151,26 +153,25 @@ def test_auto_is_exact_for_few_documents_then_scan_then_warp(kernels):
 def test_auto_chooses_the_engine_with_the_lowest_estimated_time(kernels, num_docs):
     statistics = statistics_of(num_docs)
     candidates = statistics.default_candidates(10)
-    rescored = {"warp": 2 * candidates, "exact": candidates, "scan": candidates}
-    times = {cost.estimate_ms(engine, statistics, kernels, number): engine for engine, number in rescored.items()}
+    times = {estimate_ms(engine, statistics, kernels, candidates): engine for engine in automatic_engines()}
     assert resolve("auto", statistics, kernels).engine == times[min(times)]
 
 
 @pytest.mark.parametrize("engine", ["exact", "scan", "warp"])
 def test_an_estimate_grows_with_documents_dimensions_and_candidates(engine):
     small, wide = statistics_of(20_000), replace(statistics_of(20_000), dim=256)
-    ms = cost.estimate_ms(engine, small, "native:avx2", 200)
-    assert cost.estimate_ms(engine, statistics_of(200_000), "native:avx2", 200) > ms
-    assert cost.estimate_ms(engine, wide, "native:avx2", 200) > ms
-    more = cost.estimate_ms(engine, small, "native:avx2", 400)
+    ms = estimate_ms(engine, small, "native:avx2", 200)
+    assert estimate_ms(engine, statistics_of(200_000), "native:avx2", 200) > ms
+    assert estimate_ms(engine, wide, "native:avx2", 200) > ms
+    more = estimate_ms(engine, small, "native:avx2", 400)
     assert more == ms if engine == "exact" else more > ms
 
 
 def test_auto_knows_that_relations_make_candidates_slow():
-    plain, related = (replace(statistics_of(20_000), has_relations=has) for has in (False, True))
-    assert cost.estimate_ms("scan", related, "native:avx2", 200) > 4 * cost.estimate_ms("scan", plain, "native:avx2", 200)
-    assert cost.estimate_ms("exact", related, "native:avx2", 200) < 2 * cost.estimate_ms("exact", plain, "native:avx2", 200)
-    assert resolve("auto", replace(statistics_of(1000), has_relations=True), "native:avx2").engine != "exact"
+    plain, related = (replace(statistics_of(20_000), scorer_cost=cost) for cost in (0.0, RELATION_COST))
+    assert estimate_ms("scan", related, "native:avx2", 200) > 4 * estimate_ms("scan", plain, "native:avx2", 200)
+    assert estimate_ms("exact", related, "native:avx2", 200) < 2 * estimate_ms("exact", plain, "native:avx2", 200)
+    assert resolve("auto", replace(statistics_of(1000), scorer_cost=RELATION_COST), "native:avx2").engine != "exact"
 
 
 def test_auto_says_why_and_follows_the_quality_that_is_asked_for():
@@ -179,7 +180,7 @@ def test_auto_says_why_and_follows_the_quality_that_is_asked_for():
     assert reason.startswith(f"{params.engine}: ") and "exact" in reason
     assert resolve("auto", statistics, "native:avx2", "exact").engine == "exact"
     fast = resolve("auto", statistics_of(30_000), "native:avx2", "fast")
-    assert fast.engine == "scan" and fast.share == 0.25
+    assert fast.engine == "scan" and fast.candidate_fraction == 0.25
     with pytest.raises(ConfigError, match="fast, balanced, exact"):
         resolve("auto", statistics, "native:avx2", "best")
 
@@ -193,5 +194,8 @@ def test_an_unknown_engine_is_told_which_there_are():
 def test_quality_fast_looks_at_a_quarter_of_the_candidates_of_a_query_of_any_length(tokens):
     statistics, query = statistics_of(30_000), Query(np.eye(128, dtype=np.float32)[:tokens], np.ones(tokens, np.float32))
     codec, kernels = None, select("reference")
-    fast, balanced = (scan.plan(query, codec, statistics, scan.ScanParams(share=share), 10, kernels).stage_limits[0] for share in (0.25, 1))
+    fast, balanced = (
+        scan.plan(query, codec, statistics, scan.ScanParams(candidate_fraction=fraction), 10, kernels).stage_limits[0]
+        for fraction in (0.25, 1)
+    )
     assert balanced == statistics.default_candidates(10, tokens) and fast == round(balanced / 4)

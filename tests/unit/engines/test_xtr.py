@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_lir.api.search import chosen_engine
 from ray_lir.base.config import ClusteringConfig, IndexConfig
 from ray_lir.base.errors import ConfigError
 from ray_lir.building.build import build_index
 from ray_lir.engines import SERVED, choose, resolve
+from ray_lir.engines.choice import engine_params
 from ray_lir.engines.plan import IndexStatistics, Query
 from ray_lir.engines.stages import run_stages
 from ray_lir.engines.token_index import token_index
@@ -51,9 +51,9 @@ def run(params: XtrParams, query_weights: np.ndarray | None = None, weights: np.
 @pytest.mark.parametrize("how", IMPUTATIONS)
 def test_tokens_are_retrieved_imputed_and_added_up_as_in_the_golden_vectors(how):
     g, made, top = run(XtrParams(k_prime=int(golden("xtr_retrieval")["k_prime"]), imputation=how))
-    np.testing.assert_array_equal(made.terms["documents"].reshape(g["retrieved"].shape), g["doc_of_token"][g["retrieved"]])
-    np.testing.assert_allclose(made.terms["scores"].reshape(g["retrieved"].shape), g["retrieved_scores"], atol=2e-5)
-    np.testing.assert_allclose(made.terms["imputed"], g[f"imputed_{how}"], atol=2e-5)
+    np.testing.assert_array_equal(made.hits.documents.reshape(g["retrieved"].shape), g["doc_of_token"][g["retrieved"]])
+    np.testing.assert_allclose(made.hits.scores.reshape(g["retrieved"].shape), g["retrieved_scores"], atol=2e-5)
+    np.testing.assert_allclose(made.imputed, g[f"imputed_{how}"], atol=2e-5)
     expected = g[f"scores_{how}"]
     numbers = g["candidates"]
     found = dict(zip(top.documents.tolist(), top.scores.tolist(), strict=True))
@@ -73,7 +73,7 @@ def test_query_weights_scale_both_what_is_seen_and_what_is_imputed():
     g = golden("xtr_retrieval")
     weights = np.linspace(0, 2, len(g["q"])).astype(np.float32)
     _, made, top = run(XtrParams(k_prime=12), weights)
-    assert made.terms["live"].tolist() == list(range(1, len(weights)))
+    assert made.active.tolist() == list(range(1, len(weights)))
     seen = np.tile(g["imputed_min"][:, None], (1, g["doc_of_token"].max() + 1))
     for i, (tokens, scores) in enumerate(zip(g["retrieved"], g["retrieved_scores"], strict=True)):
         for token, score in reversed(list(zip(tokens, scores, strict=True))):
@@ -121,8 +121,8 @@ def test_faiss_finds_the_tokens_that_comparing_with_all_finds(tmp_path):
     shard, codec = searcher.shards[0], searcher.planner.codec
     queries = codec.rotate(queries_about(collection(300), [3, 50]).values, KERNELS)
     index = token_index(shard, codec)
-    rows, tokens, scores = index.search(queries, 40, None, None)
-    _, everything, all_scores = index.search(queries, len(shard.codes), None, None)
+    rows, tokens, scores = index.search(shard, queries, 40, None, None)
+    _, everything, all_scores = index.search(shard, queries, len(shard.codes), None, None)
     for row in range(len(queries)):
         mine = slice(row * len(shard.codes), (row + 1) * len(shard.codes))
         np.testing.assert_array_equal(tokens[rows == row], everything[mine][:40])
@@ -149,4 +149,4 @@ def test_auto_never_picks_it_and_a_service_refuses_it_with_the_fix():
         assert choose(statistics, "native:avx2")[0].engine != "xtr"
     assert resolve("xtr", statistics).engine == "xtr" and "xtr" not in SERVED
     with pytest.raises(ConfigError, match="needs all shards in one process.*exact, scan, plaid, warp, or use Searcher"):
-        chosen_engine("xtr", {})
+        engine_params("xtr", {})

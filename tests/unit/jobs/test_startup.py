@@ -10,11 +10,9 @@ import time
 import pytest
 
 from jobs.__main__ import VERBS
-from ray_lir.base.engine_params import IN_PROCESS, PARAMS
 from ray_lir.building.build import build_index
 from ray_lir.corpus.records import ID_FIELDS
 from ray_lir.encoder.encoder import Encoder
-from ray_lir.engines import ENGINES
 from tests.support.repository import REPOSITORY
 
 HEAVY = ("torch", "transformers", "ray", "faiss", "scipy", "duckdb", "tyro")
@@ -104,11 +102,6 @@ def test_an_interrupt_is_one_line_and_exit_code_130():
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130 and errors.startswith("interrupted") and errors.count("\n") == 1
-
-
-def test_engines_that_are_not_served_are_those_that_survey_all_shards():
-    assert {name: engine.params for name, engine in ENGINES.items()} == PARAMS
-    assert [name for name, engine in ENGINES.items() if engine.survey is not None] == list(IN_PROCESS)
 
 
 def test_the_help_of_encode_says_what_a_row_of_the_corpus_holds():

@@ -16,7 +16,8 @@ from ray_lir.building.build import build_index
 from ray_lir.embeddings.folder import save_embeddings
 from ray_lir.encoder.corpus_encoder import encode_corpus
 from ray_lir.encoder.encoder import Encoder
-from ray_lir.engines.cost import COSTS, estimate_ms
+from ray_lir.engines.choice import estimate_ms
+from ray_lir.engines.cost import COSTS
 from ray_lir.index.documents import FILE
 from ray_lir.index.versions import read_version
 from ray_lir.planning.capacity import Load, Machine, smallest
@@ -58,7 +59,7 @@ def test_centroids_and_shards_are_those_that_build_index_would_make():
 @pytest.mark.parametrize("kernels", COSTS)
 def test_the_parts_of_a_query_add_up_to_what_the_engines_estimate(engine, kernels):
     of = Collection.of(1e6, 70, 128, 4, None, 0)
-    candidates = of.statistics.default_candidates(10) * (2 if engine == "warp" else 1)
+    candidates = of.statistics.default_candidates(10)
     assert query_work(engine, of, kernels, 10).total == pytest.approx(estimate_ms(engine, of.statistics, kernels, candidates))
 
 

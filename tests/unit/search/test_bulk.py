@@ -8,7 +8,7 @@ import pytest
 
 from jobs.search import SearchJob, run
 from ray_lir.base.config import EncoderConfig
-from ray_lir.base.engine_params import PARAMS
+from ray_lir.base.engine_names import ENGINE_NAMES
 from ray_lir.base.errors import ConfigError
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.evaluation.runs import read_run
@@ -58,7 +58,7 @@ def hits(output: Path) -> list[tuple]:
     return [tuple(row[name] for name in names) for table in tables for row in table.to_pylist()]
 
 
-@pytest.mark.parametrize("engine", [*PARAMS, "auto"])
+@pytest.mark.parametrize("engine", [*ENGINE_NAMES, "auto"])
 def test_hits_equal_those_of_searcher(index: Path, queries: str, tmp_path: Path, engine: str):
     result = search(index, queries, tmp_path / "out", engine=engine, k=7)
     assert hits(tmp_path / "out") == expected(index, engine, 7)

@@ -1,0 +1,166 @@
+"""Which engine answers a query: engines by name with their parameters, and the engine `auto`, which chooses by estimated time."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from ray_lir import storage
+from ray_lir.api.search import first_problem
+from ray_lir.base.config import Config, parse_json
+from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.engines.cost import COSTS
+from ray_lir.engines.plan import IndexStatistics
+from ray_lir.engines.registry import ENGINES, SERVED
+from ray_lir.kernels import select
+
+TUNING = "tuning.json"
+FAST_FRACTION = 0.25
+"""Quality fast looks at this fraction of the candidates of quality balanced."""
+QUALITIES = ("fast", "balanced", "exact")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What jobs.tune found for an index (versions/<n>/tuning.json).
+
+    Attributes:
+        choices: for fast and balanced the fastest engine parameters that reached their target.
+    """
+
+    choices: dict[str, Config]
+
+
+def engine_params(engine: str, params: Mapping[str, Any], engines: Sequence[str] = SERVED) -> str | Config:
+    """Return the parameters of an engine; for `auto` the name.
+
+    Args:
+        engine: auto, or the name of an engine.
+        params: parameters by name; the others get their defaults.
+        engines: names that can be chosen. A service has SERVED, a Searcher has all of ENGINES.
+
+    Raises:
+        ConfigError: there is no such engine, or it has no such parameters.
+    """
+    if engine == "auto":
+        if params:
+            raise ConfigError(f"params need a named engine, not auto; choose {', '.join(engines)}")
+        return "auto"
+    if engine not in ENGINES:
+        raise ConfigError(f"unknown engine {engine!r}; choose auto, {', '.join(engines)}")
+    if engine not in engines:
+        raise ConfigError(
+            f"engine {engine} needs all shards in one process, which a service does not have; choose {', '.join(engines)}, "
+            "or use Searcher (ray-lir search)"
+        )
+    for name, value in params.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"params of {engine}: {name}: {value} is not a finite number; leave it out for the default")
+    model = ENGINES[engine].params
+    try:
+        return model.model_validate({"engine": engine, **params})
+    except ValidationError as error:
+        raise ConfigError(f"params of {engine}: {first_problem(error.errors(), model)}") from None
+
+
+def resolve(
+    engine: str | Config,
+    statistics: IndexStatistics,
+    kernels: str | None = None,
+    quality: str = "balanced",
+    k: int = 10,
+    tuning: Tuning | None = None,
+) -> Config:
+    """Return the parameters of an engine; parameters are returned as they are.
+
+    Args:
+        engine: a name, or an engine's parameters. auto is what the index was tuned to, or else the result of `choose`.
+        statistics: of the index.
+        kernels: name of the kernels that will run; None for the kernels that `select` finds.
+        quality: for auto: balanced keeps at least .99 of the exact top k, fast looks at a quarter as many candidates, exact scores every
+            document.
+        k: documents to return.
+        tuning: what jobs.tune found for the index.
+
+    Raises:
+        ConfigError: there is no such engine or quality.
+    """
+    if isinstance(engine, Config):
+        return engine
+    if quality not in QUALITIES:
+        raise ConfigError(f"unknown quality {quality!r}; choose {', '.join(QUALITIES)}")
+    if engine == "auto":
+        tuned = tuning.choices.get(quality) if tuning else None
+        return tuned or choose(statistics, kernels or select().name, quality, k)[0]
+    if engine not in ENGINES:
+        raise ConfigError(f"unknown engine {engine!r}; choose auto, {', '.join(ENGINES)}")
+    params: Config = ENGINES[engine].params()
+    return params
+
+
+def choose(statistics: IndexStatistics, kernels: str, quality: str = "balanced", k: int = 10) -> tuple[Config, str]:
+    """Return the engine that is estimated to answer first at a quality.
+
+    Args:
+        statistics: of the index.
+        kernels: name of the kernels that will run, a key of COSTS.
+        quality: fast, balanced or exact.
+        k: documents to return.
+
+    Returns:
+        The engine's parameters, and one line that gives the reason.
+    """
+    exact: Config = ENGINES["exact"].params()
+    if quality == "exact":
+        return exact, "exact, as quality is exact"
+    if not statistics.unit_norms and quality == "balanced":
+        return (
+            exact,
+            "exact, as vectors differ in length, so that candidates by centroids are less certain; jobs.tune measures them",
+        )
+    fraction = FAST_FRACTION if quality == "fast" else 1
+    candidates = statistics.default_candidates(k, fraction=fraction)
+    estimates = {name: estimate_ms(name, statistics, kernels, candidates) for name in automatic_engines()}
+    best = min(estimates, key=estimates.__getitem__)
+    alternatives = ", ".join(f"{name} {ms:.1f}" for name, ms in estimates.items() if name != best)
+    automatic = ENGINES[best].automatic
+    assert automatic is not None
+    return automatic.params(fraction), f"{best}: {estimates[best]:.1f} ms a query estimated with {kernels}, against {alternatives}"
+
+
+def automatic_engines() -> tuple[str, ...]:
+    """Return the names of the engines that `auto` chooses from."""
+    return tuple(name for name, engine in ENGINES.items() if engine.automatic is not None)
+
+
+def estimate_ms(engine: str, statistics: IndexStatistics, kernels: str, candidates: int) -> float:
+    """Return the estimated milliseconds of one core for a query.
+
+    Args:
+        engine: name of one of `automatic_engines`.
+        statistics: of the index.
+        kernels: name of the kernels that will run, a key of COSTS.
+        candidates: default number of documents that are rescored.
+    """
+    automatic = ENGINES[engine].automatic
+    if automatic is None:
+        raise ConfigError(f"the time of engine {engine} cannot be estimated; choose {', '.join(automatic_engines())}")
+    return automatic.cost(statistics, COSTS[kernels], candidates).total
+
+
+def read_tuning(root: str, version: int) -> Tuning | None:
+    """Return what jobs.tune left beside a version of the index; None if it left nothing.
+
+    Raises:
+        FormatError: the file is damaged.
+    """
+    url = storage.join(root, "versions", str(version), TUNING)
+    if not storage.exists(url):
+        return None
+    try:
+        choices = parse_json(storage.read_bytes(url))["choices"]
+        return Tuning({quality: ENGINES[params["engine"]].params.model_validate(params) for quality, params in choices.items()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FormatError(url, "what jobs.tune wrote", f"{error!r:.120}", "run jobs.tune again, or remove the file") from None

@@ -1,0 +1,90 @@
+"""TRIAL in search: MaxSim plus a relation between neighbouring query tokens and the tokens that they match.
+
+Source: docs/algorithms.md#5-trial. `ray_lir/index/relation.py` evaluates relations, the kernel `relation_maxsim` aligns whole documents.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ray_lir.embeddings.relation import load_relation
+from ray_lir.engines.plan import Query, centroid_scores
+from ray_lir.engines.scoring.scorer import QueryTerms, SearchScorer
+from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.relation import QueryRelation, RelationEncoder, align, relation_of
+from ray_lir.index.shard import IndexShard
+from ray_lir.kernels import Kernels
+
+ROUNDING = 1e-3
+"""Largest difference between two kernel sets in the cosine of a query token."""
+RELATION_COST = 12.0
+"""Time of a token's relation over the time of its MaxSim score, for a fresh relation encoder: 9 with AVX2, 15 with AMX
+(bench/papers/trial.py)."""
+
+
+@dataclass(frozen=True, eq=False)
+class RelationTerms(QueryTerms):
+    """TRIAL's part of a query.
+
+    Attributes:
+        unmasked: [n'] int64, the query's tokens that are not masked. A masked token is not the predecessor of any token.
+        relation: their relations.
+    """
+
+    unmasked: np.ndarray
+    relation: QueryRelation
+
+    def upper_bound(self, query: Query) -> float:
+        """Return the sum of the weighted upper bounds of all relations."""
+        weights = query.weights[self.unmasked].astype(np.float64)
+        return float(weights @ np.maximum(self.relation.upper, 0) + ROUNDING * weights.sum())
+
+    def scores(
+        self, query: Query, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return TRIAL's scores; the arguments are those of `QueryTerms.scores`."""
+        vectors, weights = query.vectors[self.unmasked], query.weights[self.unmasked]
+        masked = len(vectors) < len(query.vectors)
+        table = kernels.centroid_scores(vectors, codec) if masked else centroid_scores(query, codec, kernels)
+        return kernels.relation_maxsim(vectors, weights, self.relation, table, shard, codec, documents)
+
+    def match(
+        self, query: Query, vectors_TD: np.ndarray, weights_T: np.ndarray | None, codec: ResidualCodec
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return TRIAL's alignment; the arguments are those of `QueryTerms.match`."""
+        similarities_nT = query.vectors.astype(np.float64) @ vectors_TD.T
+        tokens, relations = similarities_nT.argmax(axis=1), np.zeros(len(query.vectors))
+        encoder = relation_of(codec)
+        tokens[self.unmasked], relations[self.unmasked] = align(query.vectors[self.unmasked], self.relation, vectors_TD, encoder)
+        similarities = similarities_nT[np.arange(len(tokens)), tokens]
+        return tokens, (similarities if weights_T is None else weights_T[tokens] * similarities) + relations
+
+
+@dataclass(frozen=True)
+class TrialScorer(SearchScorer):
+    """TRIAL. The weights of its query tokens come with the queries."""
+
+    requires_weights: bool = True
+    requires_unit_vectors: bool = True
+    file: str | None = "the relation encoder"
+    file_name: str = "relation"
+
+    def check(self, url: str, dim: int) -> bytes:
+        """Return the content of the relation file (`SearchScorer.check`)."""
+        return load_relation(url, dim).to_bytes()
+
+    def load(self, url: str, codec: ResidualCodec) -> RelationEncoder:
+        """Return the relation encoder for the codec's rotated vectors (`SearchScorer.load`)."""
+        return RelationEncoder.of(load_relation(url, codec.dim), codec.rotation)
+
+    def terms(self, query: Query, codec: ResidualCodec) -> RelationTerms | None:
+        """Return the query's relation terms; None if relations have weight 0."""
+        encoder = relation_of(codec)
+        if encoder.weight == 0:
+            return None
+        unmasked = np.flatnonzero(query.vectors.any(axis=1))
+        return RelationTerms(unmasked, encoder.of_query(query.vectors[unmasked]))
+
+    def cost(self, codec: ResidualCodec) -> float:
+        """Return the time of a relation in units of MaxSim."""
+        return RELATION_COST if relation_of(codec).weight > 0 else 0.0
