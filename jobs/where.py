@@ -15,7 +15,7 @@ from ray_lir.distributed.workers import Workers
 if TYPE_CHECKING:
     from ray_lir.encoder.corpus_encoder import Spread
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("ray_lir.jobs")
 
 Where = Literal["auto", "ray", "here"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import ray_lir
 from tests.support.repository import REPOSITORY
 
 EXAMPLES = REPOSITORY / "examples"
@@ -40,6 +41,26 @@ def test_a_library_example_prints_what_it_found(script: str, lines: list[str], c
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
     shown = capsys.readouterr().out
     assert [line for line in lines if line not in shown] == [], shown
+
+
+@pytest.mark.parametrize(
+    ("document", "found"),
+    [
+        ("README.md", {"my-index": "The mitochondrion makes ATP.", "notes-index": "The spare key hangs behind the door."}),
+        ("docs/index-your-documents.md", {"products-index": "Boils water."}),
+    ],
+)
+def test_the_python_of_a_document_runs(document: str, found: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("notes").mkdir()
+    Path("notes/house.md").write_text("# House\n\nThe spare key hangs behind the door.", encoding="utf-8-sig")
+    Path("products.csv").write_text("sku,name,description\nk1,Kettle,Boils water.\n", encoding="utf-8-sig")
+    blocks = re.findall(r"^```python\n(.*?)^```", (REPOSITORY / document).read_text(), re.MULTILINE | re.DOTALL)
+    names: dict[str, object] = {}
+    for block in (block for block in blocks if "Index.create" in block or "ray_lir" not in block):
+        exec(block, names)
+    for index, text in found.items():
+        assert ray_lir.Index.open(index).search("where does energy come from? the key, boil", k=1)[0].text == text
 
 
 @pytest.mark.ray
