@@ -13,7 +13,7 @@ from ray_lir.base.ids import BadId, id_text
 from ray_lir.base.parallel import Map
 from ray_lir.building.publishing import is_same
 from ray_lir.building.update import Added, Update, advice, change_of, drift_of, log_dead_letters, update_index
-from ray_lir.building.workspace import WORK, tidy
+from ray_lir.building.workspace import WORKSPACES, remove_workspaces
 from ray_lir.corpus.records import ID_FIELDS, corpus_files, read_documents
 from ray_lir.corpus.refused_rows import RefusedRows
 from ray_lir.corpus.text_lines import read_lines
@@ -83,13 +83,13 @@ def _update(job: UpdateJob, manifest: IndexManifest, ids: list[str], on_ray: boo
     if manifest.change and is_same(manifest, change_of(digest(identity), ids)):
         log_dead_letters(job.index, manifest.change)
         return Update(manifest, latest_version(job.index), manifest.change)
-    folder = storage.join(storage.absolute(job.index), WORK, f"embeddings-{digest(identity)[:16]}")
+    folder = storage.join(storage.absolute(job.index), WORKSPACES, f"embeddings-{digest(identity)[:16]}")
     spread = encoding(on_ray, job.workers, encoder)
     encode_corpus(
         job.add, folder, encoder, contract=manifest.contract, docs_per_part=job.docs_per_part, kept="last", map=map, spread=spread
     )
     update = update_index(job.index, folder, ids, map=map)
-    tidy(storage.absolute(job.index), lambda name: name == storage.base_name(folder))
+    remove_workspaces(storage.absolute(job.index), lambda name: name == storage.base_name(folder))
     return update
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from bench.machine import machine
-from ray_lir.index.filters import FilteredDocuments, Filters
+from ray_lir.index.filter_evaluation import FilteredDocuments
+from ray_lir.index.filters import Filters
 
 WHERE: dict[str, Any] = {
     "equal text": {"op": "eq", "field": "language", "value": "en"},

@@ -1,5 +1,4 @@
-"""Assembling shards: the pieces of a shard's documents, concatenated, with their texts, under a name that carries a digest of
-their content."""
+"""Assembling shards: the compressed parts of a shard's documents are concatenated and get a name with a digest of their content."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from ray_lir import storage
 from ray_lir.base.config import digest
 from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, watched
-from ray_lir.building.compress import LENGTHS, kinds_of, load_piece
-from ray_lir.building.workspace import Build, Work
+from ray_lir.building.compress import LENGTHS, array_names, load_part
+from ray_lir.building.workspace import Build, Workspace
 from ray_lir.embeddings.parquet import read_texts
 from ray_lir.index import documents
 from ray_lir.index.arrays import write_rows
@@ -22,16 +21,20 @@ from ray_lir.index.manifest import ShardEntry
 from ray_lir.storage.manifest import describe_file
 
 SHARD = "shards/shard-"
-"""How the names of shards begin that a whole index was cut into."""
+"""Prefix of the names of shards that a build or a compaction made."""
 
 
 def assemble(
     build: Build, part_tokens: Sequence[int], map: Map, records: list[dict[str, Any]], prefix: str = SHARD
 ) -> tuple[ShardEntry, ...]:
-    """Publishes every shard's folder below the output, its name beginning with `prefix`; documents are numbered from 0.
+    """Publish the folder of every shard below the output. Documents are numbered from 0.
 
     Args:
-        part_tokens: tokens of each part's piece.
+        build: Inputs and settings of the build.
+        part_tokens: Tokens of each compressed part.
+        map: Where the steps run, one call a shard.
+        records: Phases of the job; this phase is appended.
+        prefix: Prefix of the names of the shards.
     """
     with phase("assemble", records) as record:
         bounds = shard_bounds(build, part_tokens)
@@ -42,18 +45,21 @@ def assemble(
 
 
 def shard_bounds(build: Build, part_tokens: Sequence[int]) -> list[int]:
-    """Documents at which shards begin, and the end."""
+    """Return the document numbers at which shards begin, and the number of documents."""
     docs = [part.num_docs for part in build.parts]
-    return cut(part_tokens, docs, lambda part: load_piece(build.work, part, LENGTHS), build.num_shards)
+    return cut(part_tokens, docs, lambda part: load_part(build.workspace, part, LENGTHS), build.num_shards)
 
 
 def cut(tokens: Sequence[int], docs: Sequence[int], lengths: Callable[[int], np.ndarray], num_shards: int) -> list[int]:
-    """Documents at which shards of about equally many tokens begin, at least one document each, and the end.
+    """Split documents into shards of about equally many tokens, with at least one document each.
 
     Args:
-        tokens: of each piece that the documents lie in, one after another.
-        docs: the same for its documents.
-        lengths: from a piece's number to the tokens of each of its documents.
+        tokens: Tokens of each part that holds the documents, in order.
+        docs: Documents of each part.
+        lengths: Function from a part's number to the tokens of each of its documents.
+        num_shards: Number of shards.
+    Returns:
+        Document numbers at which shards begin, and the number of documents.
     """
     first_tokens = np.concatenate([[0], np.cumsum(tokens)])
     first_docs = np.concatenate([[0], np.cumsum(docs)])
@@ -61,25 +67,30 @@ def cut(tokens: Sequence[int], docs: Sequence[int], lengths: Callable[[int], np.
     bounds = [0]
     for shard in range(1, num_shards):
         target = num_tokens * shard // num_shards
-        piece = min(int(np.searchsorted(first_tokens, target, side="right")) - 1, len(docs) - 1)
-        ends = first_tokens[piece] + np.cumsum(lengths(piece))
-        found = int(first_docs[piece] + np.searchsorted(ends, target, side="left")) + 1
+        part = min(int(np.searchsorted(first_tokens, target, side="right")) - 1, len(docs) - 1)
+        ends = first_tokens[part] + np.cumsum(lengths(part))
+        found = int(first_docs[part] + np.searchsorted(ends, target, side="left")) + 1
         bounds.append(min(max(found, bounds[-1] + 1), num_docs - (num_shards - shard)))
     return [*bounds, num_docs]
 
 
-def publish_shard(work: Work, output: str, done: str, prefix: str, first: int, num_docs: int, write: Callable[[Path], int]) -> ShardEntry:
-    """Makes a shard's folder and moves it to its name; what an earlier run finished is not made again.
+def publish_shard(
+    workspace: Workspace, output: str, done: str, prefix: str, first: int, num_docs: int, write: Callable[[Path], int]
+) -> ShardEntry:
+    """Make the folder of a shard and move it to its published name, unless an earlier run did.
 
     Args:
-        done: record of the work folder that says the shard is there.
-        prefix: of the name, before the digest of the content.
-        first: number of its first document.
-        write: writes the files into an empty folder and returns how many tokens they hold.
+        workspace: Scratch folder of the job.
+        output: Folder or URL of the index.
+        done: Name of the record in the workspace that exists once the shard is published.
+        prefix: Prefix of the shard's name, before the digest of the content.
+        first: Number of its first document.
+        num_docs: Number of its documents.
+        write: Writes the files into an empty folder and returns their number of tokens.
     """
-    if work.has(done):
-        return ShardEntry.model_validate(work.load_record(done))
-    with storage.attempt_folder(work.root) as attempt:
+    if workspace.has(done):
+        return ShardEntry.model_validate(workspace.load_record(done))
+    with storage.attempt_folder(workspace.root) as attempt:
         folder = attempt / "shard"
         folder.mkdir()
         num_tokens = write(folder)
@@ -88,27 +99,34 @@ def publish_shard(work: Work, output: str, done: str, prefix: str, first: int, n
         storage.publish(folder, storage.join(output, name))
     entries = tuple(file.model_copy(update={"name": f"{name}/{file.name}"}) for file in files)
     entry = ShardEntry(name=name, first_document=first, num_docs=num_docs, num_tokens=num_tokens, files=entries)
-    work.save_record(done, entry.model_dump(mode="json"))
+    workspace.save_record(done, entry.model_dump(mode="json"))
     return entry
 
 
 def _assemble_shard(build: Build, bounds: list[int], prefix: str, number: int) -> ShardEntry:
     first, end = bounds[number], bounds[number + 1]
     write = partial(_write_shard, build, first, end)
-    return publish_shard(build.work, build.output, f"shards/{number:05d}.json", f"{prefix}{number:05d}", first, end - first, write)
+    return publish_shard(build.workspace, build.output, f"shards/{number:05d}.json", f"{prefix}{number:05d}", first, end - first, write)
 
 
 def _write_shard(build: Build, first: int, end: int, folder: Path) -> int:
-    """Memory: the lengths of the shard's documents, and one part's texts and residuals."""
+    """Write the files of a shard; return its number of tokens. Holds one part's texts and residuals in memory."""
     spans = list(_spans(build, first, end))
     texts = (read_texts(build.part_url(span.part)).slice(span.start, len(span.lengths)) for span in spans)
     documents.write(folder / documents.FILE, texts)
     return _write_arrays(build, folder, spans)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Span:
-    """The documents of one part that belong to a shard: from `start`, as many as there are lengths."""
+    """The documents of one part that belong to a shard.
+
+    Attributes:
+        part: Number of the part.
+        start: First document inside the part.
+        lengths: [N] int64, tokens of each document.
+        first_token: First token inside the part.
+    """
 
     part: int
     start: int
@@ -125,21 +143,21 @@ def _spans(build: Build, first: int, end: int) -> Iterator[_Span]:
     for number, part in enumerate(build.parts):
         start, stop = max(first - begin, 0), min(end - begin, part.num_docs)
         if start < stop:
-            lengths = load_piece(build.work, number, LENGTHS)
+            lengths = load_part(build.workspace, number, LENGTHS)
             yield _Span(number, start, lengths[start:stop], int(lengths[:start].sum()))
         begin += part.num_docs
 
 
 def _write_arrays(build: Build, folder: Path, spans: list[_Span]) -> int:
-    """Writes the shard's arrays; returns its number of tokens."""
+    """Write the shard's arrays; return its number of tokens."""
     doc_offsets = np.concatenate([[0], np.cumsum(np.concatenate([span.lengths for span in spans]))]).astype(np.int64)
-    for kind in kinds_of(build.weighed):
+    for kind in array_names(build.has_token_weights):
         _concatenate(build, folder / f"{kind}.npy", spans, kind)
     np.save(folder / "doc_offsets.npy", doc_offsets)
     return int(doc_offsets[-1])
 
 
 def _concatenate(build: Build, path: Path, spans: list[_Span], kind: str) -> None:
-    """One array of all spans' rows, written piece by piece."""
-    pieces = (load_piece(build.work, span.part, kind)[span.first_token : span.first_token + span.num_tokens] for span in spans)
-    write_rows(path, sum(span.num_tokens for span in spans), pieces)
+    """Write one array of the rows of all spans, part by part."""
+    blocks = (load_part(build.workspace, span.part, kind)[span.first_token : span.first_token + span.num_tokens] for span in spans)
+    write_rows(path, sum(span.num_tokens for span in spans), blocks)

@@ -1,8 +1,8 @@
 """Building an index from a folder of token embeddings: train the codec, compress every part, assemble shards, publish.
 
-Each step is a function of one part of the embeddings, or of one shard, applied through a map. What it makes goes to the
-work folder, so that a build that was killed continues, and to a published name only when it is whole. What the steps
-compute does not depend on the number of shards, so an index answers the same however it is cut.
+Each step is a function of one part of the embeddings, or of one shard, and runs through a map. Its results go to the workspace, so that a
+build that was killed continues; files get their published names only when they are complete. Results do not depend on the number of
+shards, so neither do answers.
 """
 
 import logging
@@ -27,7 +27,7 @@ from ray_lir.building.codec_training import assigner_over, train_codec
 from ray_lir.building.compress import compress
 from ray_lir.building.held_out import held_out_residual_norm
 from ray_lir.building.token_clustering import TokenAssigner
-from ray_lir.building.workspace import GARBAGE, WORK, Build, Work, tidy
+from ray_lir.building.workspace import GARBAGE, WORKSPACES, Build, Workspace, remove_workspaces
 from ray_lir.embeddings.contract import EncoderContract
 from ray_lir.embeddings.folder import content_digest, documents_table, write_embeddings
 from ray_lir.embeddings.manifest import EmbeddingsManifest
@@ -55,10 +55,10 @@ logger = logging.getLogger(__name__)
 TOKENS_PER_SHARD = 50_000_000
 CLUSTER_SIZES = "codec/cluster_sizes"
 MEMORY = "memory-"
-"""Beginning of the names in the work folder of embeddings that were given in memory."""
-FOLDERS = (WORK, "codec", "shards", "tombstones", "versions")
-WORK_OF_CHANGES = ("version-", "embeddings-", GARBAGE)
-"""Beginnings of the names in the work folder that belong to updates, compactions and removals of versions."""
+"""Prefix of the workspaces that hold embeddings passed in memory."""
+FOLDERS = (WORKSPACES, "codec", "shards", "tombstones", "versions")
+CHANGE_PREFIXES = ("version-", "embeddings-", GARBAGE)
+"""Prefixes of the workspaces of updates, compactions and removals of versions."""
 
 
 def build_index(
@@ -73,27 +73,25 @@ def build_index(
     relation: Relation | None = None,
     map: Map = ray_lir.base.parallel.threads,
 ) -> IndexManifest:
-    """Builds version 1 of an index and publishes it in one step.
+    """Build version 1 of an index and publish it atomically.
 
     Args:
-        embeddings: folder that jobs.encode or save_embeddings wrote, or token embeddings held in memory.
-        output: folder of the index, on a disk or an object store.
-        config: shards, clustering and codec, or the index whose codec is taken; None for the defaults.
-        contract: for embeddings held in memory, that of their encoder.
-        texts: for embeddings held in memory, one a document.
-        titles: for embeddings held in memory, one a document.
-        metadata: for embeddings held in memory, a dict of JSON values for each document.
-        relation: for embeddings held in memory, that of their encoder, if its scorer is trial.
-        map: where the steps run: threads of this process, plain `map`, or distributed.ray_map. The bytes are the same.
-
+        embeddings: Folder that jobs.encode or save_embeddings wrote, or token embeddings in memory.
+        output: Folder of the index, on a disk or an object store.
+        config: Shards, clustering and codec, or the index that provides the codec; None for the defaults.
+        contract: For embeddings in memory: the contract of their encoder.
+        texts: For embeddings in memory: one text a document.
+        titles: For embeddings in memory: one title a document.
+        metadata: For embeddings in memory: a dict of JSON values for each document.
+        relation: For embeddings in memory: the relation of their encoder, if its scorer is trial.
+        map: Where the steps run: threads of this process, plain `map`, or distributed.ray_map. The bytes are the same.
     Returns:
-        The manifest. If the index is there already with this configuration, it is left as it is.
-
+        The manifest. An index that exists with this configuration does not change.
     Raises:
-        ConfigError: if the output holds something else, or the configuration does not fit the embeddings.
-        Conflict: if another build published a different index there meanwhile; that index is left as it is.
-        FormatError: if the embeddings are not what their manifest says.
-        IncompatibleError: if they lack what their scorer needs in search.
+        ConfigError: The output holds something else, or the configuration does not fit the embeddings.
+        Conflict: Another build published a different index there meanwhile. That index does not change.
+        FormatError: The embeddings differ from their manifest.
+        IncompatibleError: The embeddings lack data that their scorer needs in search.
     """
     config = config or IndexConfig()
     output = storage.absolute(output)
@@ -110,7 +108,7 @@ def build_index(
         with storage.wrap_errors("write to", output):
             return _build(build, source, identity, map)
     except Exception as error:
-        return _overtaken(output, identity, build.work, error)
+        return _overtaken(output, identity, build.workspace, error)
 
 
 def _build_from_memory(
@@ -122,62 +120,66 @@ def _build_from_memory(
     relation: Relation | None,
     map: Map,
 ) -> IndexManifest:
-    """Save the embeddings in the work folder, under a digest of their content, and build from there."""
+    """Save the embeddings in a workspace named by a digest of their content, and build from there."""
     was_built = _check_output(output)
     check_dimensions(embeddings.dim, config.codec.nbits)
-    folder = storage.join(output, WORK, f"{MEMORY}{content_digest(embeddings, documents, contract, relation)}")
+    folder = storage.join(output, WORKSPACES, f"{MEMORY}{content_digest(embeddings, documents, contract, relation)}")
     try:
         write_embeddings(folder, embeddings, documents, contract, relation)
         return build_index(folder, output, config, map=map)
     except Conflict:
         raise
     except Exception:
-        # Another build that finishes first removes this folder. Saved again, the embeddings say whether that index is the same.
+        # Another build that finishes first removes this folder. Saving the embeddings again shows whether its index is the same.
         if was_built or not _check_output(output):
             raise
         write_embeddings(folder, embeddings, documents, contract, relation)
         return build_index(folder, output, config, map=map)
     finally:
-        tidy(output, lambda name: name == storage.base_name(folder))
+        remove_workspaces(output, lambda name: name == storage.base_name(folder))
 
 
-def _overtaken(output: str, identity: dict[str, Any], work: Work, error: Exception) -> IndexManifest:
-    """Return the index that another run of the same build published, or explain why this build failed.
+def _overtaken(output: str, identity: dict[str, Any], workspace: Workspace, error: Exception) -> IndexManifest:
+    """Return the index that another run of the same build published.
 
     Raises:
         Conflict: Another build published a different index.
-        Exception: `error`, if no index is there.
+        Exception: `error`, if there is no index.
     """
     if LATEST not in storage.list_names(output):
         raise error
-    storage.remove_tree(work.root)
+    storage.remove_tree(workspace.root)
     try:
         return _existing(output, identity)
     except ConfigError:
         raise Conflict(
             f"another build, of other embeddings or with another configuration, published its index in {output} while this one ran, "
-            "and this one was not published; choose another output"
+            "so this one was not published; choose another output"
         ) from error
 
 
 def check_unused(function: str, **arguments: Any) -> None:
-    """Raises ConfigError if an argument is given that only embeddings held in memory need: a folder has its own."""
-    given = next((name for name, value in arguments.items() if value is not None), None)
-    if given:
-        raise ConfigError(f"{function} takes {given} only with TokenEmbeddings held in memory; a folder of embeddings has its own")
+    """Check that arguments for embeddings in memory are None: a folder of embeddings has its own.
+
+    Raises:
+        ConfigError: An argument is not None; the message names it and `function`.
+    """
+    used = next((name for name, value in arguments.items() if value is not None), None)
+    if used:
+        raise ConfigError(f"{function} takes {used} only with TokenEmbeddings held in memory; a folder of embeddings has its own")
 
 
 def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], map: Map) -> IndexManifest:
     records: list[dict[str, Any]] = []
-    given = build.config.codec_from
-    codec, assigner = codec_of(given, read_version(given)) if given else train_codec(build, map, records)
+    codec_from = build.config.codec_from
+    codec, assigner = codec_of(codec_from, read_version(codec_from)) if codec_from else train_codec(build, map, records)
     compressed = compress(build, codec, assigner, map, records)
     counts = compressed.counts
-    if not counts.unit and not given:
+    if not counts.unit and not codec_from:
         codec = replace(codec, mean_norm=compressed.mean_norm)
     with phase("held-out", records) as record:
-        # Under the codec of another index no document was trained on.
-        held_out = compressed.mean_residual_norm if given else held_out_residual_norm(build, codec, compressed, map)
+        # The codec of another index was not trained on any of these documents.
+        held_out = compressed.mean_residual_norm if codec_from else held_out_residual_norm(build, codec, compressed, map)
         record.update(residual_norm=held_out)
     shards = assemble(build, compressed.part_tokens, map, records)
     manifest = IndexManifest(
@@ -211,13 +213,17 @@ def _copy_scorer_file(build: Build, source: EmbeddingsManifest) -> FileEntry | N
 
 
 def _check_output(output: str) -> bool:
-    """Whether an index is there. Raises ConfigError if something else is."""
+    """Return whether the output holds an index.
+
+    Raises:
+        ConfigError: It holds something else.
+    """
     names = storage.list_names(output)
     if LATEST in names:
         return True
-    strange = [name for name in names if name not in FOLDERS and not name.startswith(".")]
-    if strange:
-        raise ConfigError(f"{output} is not empty and holds no index ({strange[0]} is in it); choose another output")
+    foreign = [name for name in names if name not in FOLDERS and not name.startswith(".")]
+    if foreign:
+        raise ConfigError(f"{output} is not empty and holds no index (it holds {foreign[0]}); choose another output")
     return False
 
 
@@ -227,19 +233,23 @@ def _existing(output: str, identity: dict[str, Any]) -> IndexManifest:
         raise ConfigError(
             f"{output} holds an index of other embeddings or another configuration; choose another output, or remove it first"
         )
-    _tidy(output)
-    since = f", and version {manifest.change.parent + 1} came of changes since" if manifest.change else ""
+    _remove_workspaces(output)
+    since = f", and changes since made version {manifest.change.parent + 1}" if manifest.change else ""
     logger.info("%s is built already with this configuration%s; nothing to do", output, since)
     return manifest
 
 
-def _tidy(output: str) -> None:
-    """Removes the work folders of builds: of this one, or what a run left that was killed, or overtaken, as the index was published."""
-    tidy(output, lambda name: not name.startswith(WORK_OF_CHANGES))
+def _remove_workspaces(output: str) -> None:
+    """Remove the workspaces of builds: of this one, and of runs that were killed or lost the race to publish the index."""
+    remove_workspaces(output, lambda name: not name.startswith(CHANGE_PREFIXES))
 
 
 def settings_of(manifest: IndexManifest) -> IndexConfig:
-    """The configuration that an index was built with."""
+    """Return the configuration that an index was built with.
+
+    Raises:
+        FormatError: The manifest's configuration is damaged, or from a newer version.
+    """
     try:
         return IndexConfig.model_validate(manifest.config.get("index", {}))
     except ValidationError as error:
@@ -250,18 +260,26 @@ def settings_of(manifest: IndexManifest) -> IndexConfig:
 
 
 def codec_of(index: str, manifest: IndexManifest) -> tuple[ResidualCodec, Assigner | TokenAssigner]:
-    """The codec of an index, and what finds a vector's centroid in it as when the index was built."""
+    """Return the codec of an index, and the assigner that the index was built with.
+
+    Raises:
+        FormatError: The codec is missing or damaged.
+    """
     check_file(index, manifest.codec, content=True)
     codec = read_codec(index, manifest)
     return codec, assigner_over(codec.centroids_f32, codec.token_offsets, settings_of(manifest).clustering)
 
 
 def prepare(embeddings: storage.PathOrUrl, output: storage.PathOrUrl, config: IndexConfig) -> Build:
-    """What a build would do; nothing is written.
+    """Return the inputs and settings of a build; nothing is written.
 
+    Args:
+        embeddings: Folder of token embeddings.
+        output: Folder of the index.
+        config: Shards, clustering and codec.
     Raises:
-        ConfigError: if the output holds something that is no index, or the configuration does not fit the embeddings.
-        FormatError: if the embeddings are not what their manifest says.
+        ConfigError: The output holds something other than an index, or the configuration does not fit the embeddings.
+        FormatError: The embeddings differ from their manifest.
     """
     source, config, identity = _read_source(embeddings, config)
     output = storage.absolute(output)
@@ -270,26 +288,31 @@ def prepare(embeddings: storage.PathOrUrl, output: storage.PathOrUrl, config: In
 
 
 def _read_source(embeddings: storage.PathOrUrl, config: IndexConfig) -> tuple[EmbeddingsManifest, IndexConfig, dict[str, Any]]:
-    """The embeddings' manifest, the configuration with all that codec_from says, and all that decides what the index holds."""
+    """Return the embeddings' manifest, the configuration with the settings of codec_from, and the identity of the index."""
     source = read_manifest(storage.join(storage.absolute(embeddings), MANIFEST), EmbeddingsManifest, "jobs.encode")
     identity: dict[str, Any] = {"embeddings": manifest_digest(source)}
     if config.codec_from:
-        config = config.model_copy(update={"codec_from": storage.absolute(config.codec_from)})
-        theirs = read_version(config.codec_from)
-        config = _with_codec_of(theirs, config, source)
-        identity["codec"] = theirs.codec.sha256
+        codec_from = storage.absolute(config.codec_from)
+        config = config.model_copy(update={"codec_from": codec_from})
+        other = read_version(codec_from)
+        config = _with_codec_of(other, config, source)
+        identity["codec"] = other.codec.sha256
     return source, config, identity | {"index": config.model_dump(mode="json")}
 
 
-def _with_codec_of(theirs: IndexManifest, config: IndexConfig, source: EmbeddingsManifest) -> IndexConfig:
-    """The configuration with the clustering and the codec of another index. Raises ConfigError if others are asked for."""
-    settings = settings_of(theirs)
+def _with_codec_of(other: IndexManifest, config: IndexConfig, source: EmbeddingsManifest) -> IndexConfig:
+    """Return the configuration with the clustering and codec settings of another index.
+
+    Raises:
+        ConfigError: The configuration asks for different settings, or the dimensions differ.
+    """
+    settings = settings_of(other)
     for name in ("clustering", "codec"):
-        asked, default = getattr(config, name), getattr(IndexConfig(), name)
-        if asked not in (default, getattr(settings, name)):
-            raise ConfigError(f"{name} settings differ from those of codec_from {config.codec_from}, whose codec is taken; leave them out")
-    if theirs.dim != source.dim:
-        raise ConfigError(f"the embeddings have {source.dim} dimensions and the index codec_from {theirs.dim}; give another index")
+        value, default = getattr(config, name), getattr(IndexConfig(), name)
+        if value not in (default, getattr(settings, name)):
+            raise ConfigError(f"{name} settings differ from the codec of codec_from {config.codec_from}; leave them out")
+    if other.dim != source.dim:
+        raise ConfigError(f"the embeddings have {source.dim} dimensions and the index codec_from {other.dim}; give another index")
     return config.model_copy(update={"clustering": settings.clustering, "codec": settings.codec})
 
 
@@ -314,15 +337,15 @@ def _prepare(embeddings: str, source: EmbeddingsManifest, output: str, config: I
         num_tokens=source.num_tokens,
         num_shards=num_shards,
         num_centroids=config.clustering.num_centroids or default_num_centroids(source.num_tokens, config.clustering.method),
-        work=Work(storage.join(output, WORK, name)),
+        workspace=Workspace(storage.join(output, WORKSPACES, name)),
     )
 
 
 def _publish(build: Build, manifest: IndexManifest, records: list[dict[str, Any]]) -> IndexManifest:
-    """Make the version visible, then remove the work folder. Of several builds at once, the first to write the manifest wins.
+    """Publish the version, then remove the workspace. Of several builds at once, the first to write the manifest wins.
 
     Returns:
-        The manifest that is there: of this build, or of another run of the same build.
+        The published manifest: of this build, or of another run of the same build.
 
     Raises:
         Conflict: A different build was first.
@@ -351,11 +374,11 @@ def _publish(build: Build, manifest: IndexManifest, records: list[dict[str, Any]
     storage.write_bytes(storage.join(version, PROVENANCE), canonical_json(provenance))
     if LATEST not in storage.list_names(build.output):  # an update may have published version 2 since
         storage.write_bytes(storage.join(build.output, LATEST), b"1\n")
-    _tidy(build.output)
+    _remove_workspaces(build.output)
     return manifest
 
 
 def _remove_unlisted(output: str, manifest: IndexManifest) -> None:
-    """Remove the files of a build that was not published, except those that the published index has too."""
+    """Remove the files of a build that was not published, except files that the published index lists too."""
     for name in listed_names(manifest) - listed_by(output, version_numbers(output)):
         storage.remove(storage.join(output, name))

@@ -1,7 +1,7 @@
-"""Training centroids: k-means over a sample of token vectors, spread through a map, and assignment of tokens to them.
+"""Training centroids with k-means over a sample of token vectors, and assigning tokens to centroids.
 
-The sample is split into pieces (one a part of the embeddings); a mapped call holds one piece and two tables of centroids,
-whatever the corpus. Sums are added in the order of the pieces, so the result does not depend on where the calls ran.
+Each part of the embeddings gives one part of the sample. A mapped call holds one sample part and two tables of centroids, for any size of
+corpus. Sums are added in the order of sample parts, so the result does not depend on where the calls ran.
 """
 
 import math
@@ -16,43 +16,45 @@ from ray_lir.base.parallel import Map, one_blas_thread
 from ray_lir.index.faiss_threads import one_faiss_thread
 from ray_lir.kernels import Kernels, select
 
-Piece = tuple[np.ndarray, np.ndarray | None]
-"""[T, D] float16 vectors of the sample and, if they are known, their vocabulary ids [T]."""
-Reader = Callable[[str], Piece]
+SamplePart = tuple[np.ndarray, np.ndarray | None]
+"""[T, D] float16 vectors and, if the clustering needs them, their vocabulary ids [T]."""
+Reader = Callable[[str], SamplePart]
 
 EXACT_CENTROIDS = 2048
 CELL_ITERATIONS = 4
 BLOCK_VECTORS = 65536
-"""Vectors assigned together: enough for each cell to have a matrix product of its own."""
+"""Vectors to assign together: enough for one matrix product a cell."""
 
 
 def default_num_centroids(num_tokens: int, method: str = "k_means") -> int:
-    """8 sqrt(T), in sixteens; twice as many with token_aware.
+    """Return 8 sqrt(T), rounded to a multiple of 16; twice as many with token_aware.
 
-    Half of the number in docs/algorithms.md#22-residual-codec: a query's table of centroid scores then fits in a core's cache, and a
-    build takes half as long, for the same recall (bench/README.md). It is no power of two, so clusters grow with the square root of the
-    tokens.
+    This is half of the papers' number (docs/algorithms.md#22-residual-codec). A query's table of centroid scores then fits in a core's
+    cache and a build takes half as long, with the same recall (bench/README.md). Multiples of 16 instead of powers of two let clusters
+    grow with the square root of the tokens.
     """
     return 16 * max(1, round(math.sqrt(max(1, num_tokens)) / 2)) * (2 if method == "token_aware" else 1)
 
 
 def sample_size(num_docs: int) -> int:
-    """Documents to train on: min(1 + floor(16 sqrt(120 N)), N) (docs/algorithms.md#22-residual-codec)."""
+    """Return the number of documents to train on: min(1 + floor(16 sqrt(120 N)), N) (docs/algorithms.md#22-residual-codec)."""
     return min(1 + math.floor(16 * math.sqrt(120 * num_docs)), num_docs)
 
 
 @dataclass(frozen=True)
 class Assigner:
-    """Finds a vector's nearest centroid.
+    """Finds the nearest centroid of a vector.
 
-    A few centroids are all compared. Many are grouped into about sqrt(C) cells, and a vector is compared with the centroids
-    of its `nprobe` nearest cells alone: 8 of 128 cells are a sixteenth of the work.
+    A vector is compared with every centroid if there are few. Otherwise the centroids form about sqrt(C) cells, as in an inverted file
+    (FAISS IVF), and a vector is compared only with the centroids of its `nprobe` nearest cells: 8 of 128 cells are a sixteenth of the
+    work.
 
     Attributes:
-        centroids: [C, D] float32, those of a cell side by side.
-        numbers: [C] int64, the number of each of them outside.
-        cells: [cells, D] float32 centres of the cells.
-        offsets: [cells + 1] int64; cell c owns centroids offsets[c] to offsets[c + 1].
+        centroids: [C, D] float32, in the order of cells.
+        numbers: [C] int64, the code of each of these centroids.
+        cells: [B, D] float32, the centres of B cells.
+        offsets: [B + 1] int64; cell b owns centroids offsets[b] to offsets[b + 1].
+        nprobe: Cells to search for each vector.
     """
 
     centroids: np.ndarray
@@ -63,26 +65,33 @@ class Assigner:
 
     @classmethod
     def over(cls, centroids: np.ndarray, nprobe: int, seed: int) -> "Assigner":
-        """With `nprobe` 0 or as many as there would be cells, or with few centroids, every centroid is compared."""
+        """Return an assigner.
+
+        Args:
+            centroids: [C, D] float32.
+            nprobe: Cells to search for each vector; 0 compares every centroid.
+            seed: Seed of the clustering of centroids into cells.
+        """
         num_centroids, dim = centroids.shape
         if nprobe == 0 or num_centroids <= EXACT_CENTROIDS or nprobe >= math.isqrt(num_centroids):
             return cls(centroids, np.arange(num_centroids), np.zeros((1, dim), np.float32), np.array([0, num_centroids]), 1)
-        import faiss  # takes a fifth of a second to load; loaded here, its BLAS is among those that are limited to one thread
+        import faiss  # takes 0.2 s to load; must be loaded before BLAS libraries are limited to one thread
 
         with one_faiss_thread(), one_blas_thread():
             kmeans = faiss.Kmeans(dim, math.isqrt(num_centroids), niter=CELL_ITERATIONS, seed=seed + 1)
             kmeans.train(centroids)
-        cell_of = select().assign(centroids, kmeans.centroids, euclidean=True)[0]
+        centres: np.ndarray = kmeans.centroids
+        cell_of = select().assign(centroids, centres, euclidean=True)[0]
         numbers = np.argsort(cell_of, kind="stable")
         offsets = np.searchsorted(cell_of[numbers], np.arange(kmeans.k + 1))
-        return cls(centroids[numbers], numbers, kmeans.centroids, offsets, nprobe)
+        return cls(centroids[numbers], numbers, centres, offsets, nprobe)
 
     def centroids_of(self, codes: np.ndarray) -> np.ndarray:
-        """[T, D] float32: the centroids with these numbers."""
+        """Return the centroids with these codes, [T, D] float32."""
         return self.centroids[np.argsort(self.numbers)[codes]]
 
     def __call__(self, vectors: np.ndarray, token_ids: np.ndarray | None = None) -> np.ndarray:
-        """[T] int64 for [T, D] vectors: smallest L2 distance, which is the largest dot product when centroids have unit length."""
+        """Return the codes of [T, D] vectors, [T] int64: the centroids at the smallest L2 distance."""
         kernels = select()
         codes = np.empty(len(vectors), np.int64)
         with one_blas_thread() if kernels.uses_blas else nullcontext():
@@ -98,17 +107,22 @@ class Assigner:
 
 
 Assign = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
-"""Vectors [T, D] and their vocabulary ids to the numbers [T] of their centroids."""
+"""Function from vectors [T, D] and their vocabulary ids [T] to their codes [T]."""
 
 
 def step(centroids: np.ndarray, assigner: Assign, groups: Sequence[Sequence[str]], read: Reader, map: Map) -> np.ndarray:
-    """The centroids [C, D] float32 after one iteration of k-means (L2, as in docs/algorithms.md#22-residual-codec).
+    """Run one iteration of k-means (L2).
+
+    Source: docs/algorithms.md#22-residual-codec.
 
     Args:
-        assigner: finds a vector's centroid among these.
-        groups: names of the sample's pieces; each group is one mapped call, and returns one table of sums.
-        read: picklable function from a piece's name to the piece.
-        map: how calls are spread.
+        centroids: [C, D] float32.
+        assigner: Finds the nearest of these centroids.
+        groups: Names of sample parts; each group is one mapped call.
+        read: Picklable function from a name to the sample part.
+        map: Where the calls run.
+    Returns:
+        The new centroids [C, D] float32. The centroid of an empty cluster does not change.
     """
     sums = np.zeros(centroids.shape, np.float64)
     counts = np.zeros(len(centroids), np.int64)
@@ -116,16 +130,16 @@ def step(centroids: np.ndarray, assigner: Assign, groups: Sequence[Sequence[str]
         sums += group_sums
         counts += group_counts
     means = sums / np.maximum(counts, 1)[:, None]
-    return np.where(counts[:, None] > 0, means, centroids).astype(np.float32)  # an empty cluster stays where it was
+    return np.where(counts[:, None] > 0, means, centroids).astype(np.float32)
 
 
 @one_blas_thread()
 def _sums(assigner: Assign, shape: tuple[int, int], read: Reader, group: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Sums [C, D] float32 and counts [C] of the group's vectors by centroid."""
+    """Return the sums [C, D] float32 and counts [C] of the group's vectors by centroid."""
     sums = np.zeros(shape, np.float32)
     counts = np.zeros(len(sums), np.int64)
-    for piece in group:
-        vectors, token_ids = read(piece)
+    for name in group:
+        vectors, token_ids = read(name)
         vectors = vectors.astype(np.float32)
         codes = assigner(vectors, token_ids)
         sizes = np.bincount(codes, minlength=len(sums))

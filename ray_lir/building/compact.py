@@ -1,6 +1,6 @@
-"""Compacting an index: a version without deleted documents, whose shards hold about equally many tokens again.
+"""Compacting an index: a version without deleted documents, and with shards of about equally many tokens.
 
-Nothing is compressed anew: codes, residuals and scales are copied, so every document keeps its scores.
+Codes, residuals and scales are copied and not compressed again, so every document keeps its scores.
 """
 
 import logging
@@ -13,8 +13,8 @@ from ray_lir.base.errors import ConfigError
 from ray_lir.base.parallel import Map
 from ray_lir.building.build import TOKENS_PER_SHARD, settings_of
 from ray_lir.building.merge import Merge, merge_shards
-from ray_lir.building.publishing import config_of, overtaken_by, publish, read_parent, work_of
-from ray_lir.index.manifest import Change, IndexManifest
+from ray_lir.building.publishing import CompactionIdentity, config_of, overtaken_by, publish, read_parent, workspace_of
+from ray_lir.index.manifest import Change, IndexManifest, change_in
 from ray_lir.storage.manifest import check_file
 
 logger = logging.getLogger(__name__)
@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Compaction:
-    """An index that is compact.
+    """The result of a compaction.
 
     Attributes:
-        manifest: of its latest version.
-        version: that version's number.
-        changed: whether there was anything to do.
+        manifest: The manifest of the latest version.
+        version: Number of that version.
+        changed: Whether there was anything to do.
     """
 
     manifest: IndexManifest
@@ -36,25 +36,26 @@ class Compaction:
 
 
 def compact_index(index: storage.PathOrUrl, num_shards: int | None = None, *, map: Map = ray_lir.base.parallel.threads) -> Compaction:
-    """Publishes a version without deleted documents and delta shards. Documents keep their order; their numbers close up.
+    """Publish a version without deleted documents and delta shards. Documents keep their order and get new, gapless numbers.
 
-    Run again after a kill, it continues; an index that is compact is left as it is.
+    After a kill, the same call continues. A compact index does not change.
 
     Args:
-        index: folder of the index, on a disk or an object store.
-        num_shards: None: as many as the index was built with.
-        map: where the steps run, one call a new shard.
-
+        index: Folder of the index, on a disk or an object store.
+        num_shards: Number of shards; None for as many as the index was built with.
+        map: Where the steps run, one call a new shard.
+    Returns:
+        The latest version.
     Raises:
-        ConfigError: if every document is deleted, or there are fewer than num_shards.
-        Conflict: if another change of the index was published meanwhile; this one has changed nothing then.
-        FormatError: if a file of the index is missing or cut.
+        ConfigError: Every document is deleted, or there are fewer documents than `num_shards`.
+        Conflict: Another change of the index was published meanwhile. This one has changed nothing.
+        FormatError: A file of the index is missing or cut.
     """
     index = storage.absolute(index)
-    change = {"kind": "compact", "num_shards": num_shards}
+    change = CompactionIdentity(num_shards=num_shards)
     number, parent = read_parent(index, change)
-    wanted = shards_of(parent, num_shards)
-    if not needs_compaction(parent, wanted):
+    target = shards_of(parent, num_shards)
+    if not needs_compaction(parent, target):
         logger.info("version %d of %s is compact; nothing to do", number, index)
         return Compaction(parent, number, False)
     storage.check_writable(index)
@@ -63,9 +64,9 @@ def compact_index(index: storage.PathOrUrl, num_shards: int | None = None, *, ma
     merge = Merge(
         index,
         tuple(shard for shard in parent.shards if shard.num_live),
-        wanted,
+        target,
         number + 1,
-        work_of(index, number, parent, change),
+        workspace_of(index, number, parent, change),
     )
     try:
         with storage.wrap_errors("write to", index):
@@ -74,25 +75,29 @@ def compact_index(index: storage.PathOrUrl, num_shards: int | None = None, *, ma
         done = overtaken_by(index, number, change)
         if done is None:
             raise
-        return Compaction(done, done.change.parent + 1, True)
+        return Compaction(done, change_in(done).parent + 1, True)
 
 
 def shards_of(manifest: IndexManifest, num_shards: int | None = None) -> int:
-    """How many shards a compact index has."""
+    """Return the number of shards of an index once it is compact.
+
+    Raises:
+        ConfigError: Every document is deleted, or there are fewer documents than `num_shards`.
+    """
     if not manifest.num_docs:
-        raise ConfigError("every document of the index is deleted, and an index without any cannot be; add some, or remove it")
-    wanted = num_shards or settings_of(manifest).num_shards or max(1, -(-manifest.num_tokens // TOKENS_PER_SHARD))
+        raise ConfigError("every document of the index is deleted, and an index needs a document; add some, or remove the index")
+    target = num_shards or settings_of(manifest).num_shards or max(1, -(-manifest.num_tokens // TOKENS_PER_SHARD))
     if num_shards and num_shards > manifest.num_docs:
         raise ConfigError(f"num_shards is {num_shards}, but there are {manifest.num_docs} documents; choose fewer shards")
-    return min(wanted, manifest.num_docs)
+    return min(target, manifest.num_docs)
 
 
 def needs_compaction(manifest: IndexManifest, num_shards: int) -> bool:
-    """Whether there is anything deleted, a delta shard, or another number of shards than wanted."""
+    """Return whether the index has deleted documents, a delta shard, or not `num_shards` shards."""
     return len(manifest.shards) != num_shards or any(shard.num_deleted or shard.is_delta for shard in manifest.shards)
 
 
-def _compact(merge: Merge, number: int, parent: IndexManifest, change: dict[str, Any], map: Map) -> IndexManifest:
+def _compact(merge: Merge, number: int, parent: IndexManifest, change: CompactionIdentity, map: Map) -> IndexManifest:
     records: list[dict[str, Any]] = []
     manifest = parent.model_copy(
         update={

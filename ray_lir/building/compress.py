@@ -1,5 +1,7 @@
-"""Compressing the embeddings, one part at a time: a piece is the codes, packed residuals and scales of one part's tokens, and what
-they weigh if the scorer weighs them."""
+"""Compressing the embeddings, one part at a time.
+
+A compressed part holds the codes, packed residuals and scales of a part's tokens, and their weights if the scorer weighs them.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from ray_lir.base.parallel import Map, one_blas_thread, watched
 from ray_lir.building.clustering import Assigner
 from ray_lir.building.codec_training import token_ids_of
 from ray_lir.building.token_clustering import TokenAssigner
-from ray_lir.building.workspace import Build, Work
+from ray_lir.building.workspace import Build, Workspace
 from ray_lir.embeddings.contract import check_weights
 from ray_lir.embeddings.parquet import read_blocks
 from ray_lir.engines.scoring.registry import SEARCH_SCORERS
@@ -29,20 +31,20 @@ logger = logging.getLogger(__name__)
 KINDS = ("codes", "residuals", "scales")
 LENGTHS = "lengths"
 LARGEST_WEIGHT = 2.0**15
-"""Far above any scorer's, and well within float16."""
+"""Far above the weights of any scorer, and well within float16."""
 
 
 @dataclass(frozen=True)
-class PieceCounts:
-    """What is known of one piece, or of all.
+class PartCounts:
+    """Statistics of one compressed part, or of all.
 
     Attributes:
-        tokens: of the index; rows of zeros are not among them.
-        residual_norms: sum of the lengths that centroids left over of the tokens' directions.
-        norms: sum of the tokens' lengths.
-        unit: whether all lengths are about one.
-        zero_rows: rows of zeros that were left out.
-        emptied: documents that had no other rows, and have no tokens now.
+        tokens: Number of tokens, without rows of zeros.
+        residual_norms: Sum of the residual norms of the tokens' directions.
+        norms: Sum of the tokens' norms.
+        unit: Whether all norms are about one.
+        zero_rows: Rows of zeros that were left out.
+        emptied: Documents that had only rows of zeros, and have no tokens now.
     """
 
     tokens: int = 0
@@ -52,43 +54,53 @@ class PieceCounts:
     zero_rows: int = 0
     emptied: int = 0
 
-    def __add__(self, other: "PieceCounts") -> "PieceCounts":
+    def __add__(self, other: "PartCounts") -> "PartCounts":
         values = {name: value + getattr(other, name) for name, value in vars(self).items()}
-        return PieceCounts(**values | {"unit": self.unit and other.unit})
+        return PartCounts(**values | {"unit": self.unit and other.unit})
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """What compressing all parts came to.
+    """The result of compressing all parts.
 
     Attributes:
-        sizes: [C] int64, tokens of each centroid.
-        part_tokens: tokens of each part.
-        counts: over all parts.
+        sizes: [C] int64, tokens of each cluster.
+        part_tokens: Tokens of each part.
+        counts: Statistics over all parts.
     """
 
     sizes: np.ndarray
     part_tokens: Sequence[int]
-    counts: PieceCounts
+    counts: PartCounts
 
     @property
     def mean_residual_norm(self) -> float:
+        """Mean residual norm of a token's direction."""
         return self.counts.residual_norms / max(1, self.counts.tokens)
 
     @property
     def mean_norm(self) -> float:
+        """Mean norm of a token."""
         return self.counts.norms / max(1, self.counts.tokens)
 
 
 def compress(build: Build, codec: ResidualCodec, assigner: Assigner | TokenAssigner, map: Map, records: list[dict[str, Any]]) -> Compressed:
-    """Leaves every part's piece in the work folder, and says how many rows of zeros were left out.
+    """Save every compressed part in the workspace.
 
+    Args:
+        build: Inputs and settings of the build.
+        codec: The codec of the index.
+        assigner: Finds the centroid of each token.
+        map: Where the steps run, one call a part.
+        records: Phases of the job; this phase is appended.
+    Returns:
+        Statistics of all parts.
     Raises:
-        ConfigError: a token vector is longer than scales can be, or not of unit length although the scorer is trial.
+        ConfigError: A token vector is too long for the codec's scales, or not of unit length although the scorer is trial.
     """
     with phase("compress", records) as record:
         sizes = np.zeros(codec.num_centroids, np.int64)
-        part_tokens, counts = [], PieceCounts()
+        part_tokens, counts = [], PartCounts()
         step = partial(_compress_part, build, codec, assigner)
         for part_sizes, part_counts in watched(map, "compress")(step, range(len(build.parts))):
             sizes += part_sizes
@@ -99,7 +111,7 @@ def compress(build: Build, codec: ResidualCodec, assigner: Assigner | TokenAssig
         if counts.zero_rows:
             record.update(zero_rows=counts.zero_rows, emptied_documents=counts.emptied)
             logger.warning(
-                "%d rows of zeros (padding) were left out of the documents; %d documents have no other rows, and no search finds them",
+                "%d rows of zeros (padding) were left out of the documents; %d documents have no other rows, so no search finds them",
                 counts.zero_rows,
                 counts.emptied,
             )
@@ -109,22 +121,27 @@ def compress(build: Build, codec: ResidualCodec, assigner: Assigner | TokenAssig
     return compressed
 
 
-def load_piece(work: Work, part: int, kind: str) -> np.ndarray:
-    """`codes` [T], `residuals` [T, D nbits / 8], `scales` [T, 2] or `weights` [T] of one part's tokens; or the `lengths` [N] of its
-    documents."""
-    return work.load(_name(part, f"{kind}.npy"))
+def load_part(workspace: Workspace, part: int, kind: str) -> np.ndarray:
+    """Return one array of a compressed part.
+
+    Args:
+        workspace: Scratch folder of the build.
+        part: Number of the part.
+        kind: `codes` [T], `residuals` [T, D nbits / 8], `scales` [T, 2] or `weights` [T] of tokens, or `lengths` [N] of documents.
+    """
+    return workspace.load(_name(part, f"{kind}.npy"))
 
 
-def kinds_of(weighed: bool) -> tuple[str, ...]:
-    """The arrays that a token has a row in."""
-    return (*KINDS, WEIGHTS) if weighed else KINDS
+def array_names(has_token_weights: bool) -> tuple[str, ...]:
+    """Return the names of the arrays that hold a row a token."""
+    return (*KINDS, WEIGHTS) if has_token_weights else KINDS
 
 
 def _as_stored(weights_T: np.ndarray) -> np.ndarray:
-    """[T] float16: weights less one."""
+    """Return weights minus one, [T] float16."""
     largest = weights_T.max(initial=0)
     if largest > LARGEST_WEIGHT:
-        raise ConfigError(f"a document token weighs {largest:g}, and an index holds {LARGEST_WEIGHT:g} at most; scale the weights down")
+        raise ConfigError(f"a document token has weight {largest:g}; an index holds up to {LARGEST_WEIGHT:g}, so scale the weights down")
     return (weights_T.astype(np.float64) - 1).astype(np.float16)
 
 
@@ -133,12 +150,12 @@ def _name(part: int, kind: str) -> str:
 
 
 @one_blas_thread()
-def _compress_part(build: Build, codec: ResidualCodec, assigner: Assigner | TokenAssigner, part: int) -> tuple[np.ndarray, PieceCounts]:
-    """Tokens of each centroid, and what is known of the piece."""
+def _compress_part(build: Build, codec: ResidualCodec, assigner: Assigner | TokenAssigner, part: int) -> tuple[np.ndarray, PartCounts]:
+    """Save one compressed part; return the tokens of each cluster, and the statistics of the part."""
     done = _name(part, "counts.json")
-    if not build.work.has(done):
+    if not build.workspace.has(done):
         kernels = select("auto")
-        pieces, lengths, counts = [], [], PieceCounts()
+        blocks, lengths, counts = [], [], PartCounts()
         for block in read_blocks(build.part_url(part)):
             check_weights(build.contract, "documents", block.embeddings.weights is not None)
             embeddings = without_zero_rows(block.embeddings)
@@ -146,10 +163,10 @@ def _compress_part(build: Build, codec: ResidualCodec, assigner: Assigner | Toke
             vectors = codec.rotate(directions(embeddings.values, norms), kernels)
             codes = assigner(vectors, token_ids_of(build, embeddings))
             residuals, scales, residual_norms = kernels.compress(vectors, codes, codec)
-            weights = [_as_stored(embeddings.weights)] if build.weighed else []
-            pieces.append((codes.astype(codec.code_dtype), residuals, (scales * norms[:, None]).astype(np.float16), *weights))
+            weights = [] if embeddings.weights is None or not build.has_token_weights else [_as_stored(embeddings.weights)]
+            blocks.append((codes.astype(codec.code_dtype), residuals, (scales * norms[:, None]).astype(np.float16), *weights))
             lengths.append(embeddings.lengths)
-            counts += PieceCounts(
+            counts += PartCounts(
                 tokens=embeddings.num_tokens,
                 residual_norms=float(residual_norms.sum(dtype=np.float64)),
                 norms=float(norms.sum(dtype=np.float64)),
@@ -157,9 +174,9 @@ def _compress_part(build: Build, codec: ResidualCodec, assigner: Assigner | Toke
                 zero_rows=block.embeddings.num_tokens - embeddings.num_tokens,
                 emptied=int(((embeddings.lengths == 0) & (block.embeddings.lengths > 0)).sum()),
             )
-        for kind, arrays in zip(kinds_of(build.weighed), zip(*pieces, strict=True), strict=True):
-            build.work.save(_name(part, f"{kind}.npy"), np.concatenate(arrays))
-        build.work.save(_name(part, f"{LENGTHS}.npy"), np.concatenate(lengths))
-        build.work.save_record(done, vars(counts))
-    sizes = np.bincount(load_piece(build.work, part, "codes"), minlength=codec.num_centroids)
-    return sizes, PieceCounts(**build.work.load_record(done))
+        for kind, arrays in zip(array_names(build.has_token_weights), zip(*blocks, strict=True), strict=True):
+            build.workspace.save(_name(part, f"{kind}.npy"), np.concatenate(arrays))
+        build.workspace.save(_name(part, f"{LENGTHS}.npy"), np.concatenate(lengths))
+        build.workspace.save_record(done, vars(counts))
+    sizes = np.bincount(load_part(build.workspace, part, "codes"), minlength=codec.num_centroids)
+    return sizes, PartCounts(**build.workspace.load_record(done))

@@ -1,8 +1,8 @@
-"""How far from their centroids the tokens of documents lie that a codec was not trained on.
+"""The mean residual norm of documents that a codec was not trained on.
 
-Centroids follow the tokens they were trained on: in a collection of a few hundred documents these lie a third nearer to them than tokens of
-new documents of the same kind do. What is added to an index is therefore compared with documents of the index, each under the centroids
-that the others would have given.
+Centroids fit the tokens they were trained on: in a collection of a few hundred documents these residuals are a third shorter than those of
+new documents of the same kind. Drift therefore compares added documents with documents of the index, each under the centroids that the
+other documents would give.
 
 T tokens of a document, D dimensions, C centroids.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from ray_lir.base.parallel import Map, one_blas_thread
 from ray_lir.building.codec_training import token_ids_of
-from ray_lir.building.compress import LENGTHS, Compressed, load_piece
+from ray_lir.building.compress import LENGTHS, Compressed, load_part
 from ray_lir.building.workspace import Build
 from ray_lir.embeddings.parquet import read_blocks
 from ray_lir.index.codec import ResidualCodec
@@ -25,23 +25,28 @@ from ray_lir.kernels import select
 MOST_PARTS = 8
 MOST_DOCUMENTS = 64
 MOST_TOKENS = 512
-"""Of a document."""
+"""Largest number of tokens to use of a document."""
 BLOCK_TOKENS = 64
 LARGE_CLUSTERS = 500
-"""Tokens of a mean cluster from which on one document hardly moves its centroid."""
+"""Mean tokens a cluster above which one document hardly moves a centroid."""
 FEWEST_DOCUMENTS, FEWEST_TOKENS = 8, 200
-"""A smaller sample says nothing."""
+"""The norm is not known from a smaller sample."""
 DECIMALS = 4
-"""Kept of the result, so that it does not depend on the order in which a processor adds."""
+"""Decimals of the result: it must not depend on the order of additions, which differs between processors."""
 
 
 def held_out_residual_norm(build: Build, codec: ResidualCodec, compressed: Compressed, map: Map) -> float | None:
-    """The mean residual norm of a sample of documents, each under the centroids that all others give; None if the sample is too small.
+    """Return the mean residual norm of sampled documents, each under the centroids that all other documents give.
 
-    A centroid without a document's tokens is taken to be the mean direction of its other tokens, and to be missing if it has no others.
+    Without a document's tokens, a centroid is the mean direction of its other tokens; a centroid without other tokens is left out.
 
     Args:
-        compressed: what compressing all parts came to; its pieces are in the work folder.
+        build: Inputs and settings of the build.
+        codec: The codec of the index.
+        compressed: Statistics of the compressed parts, which are in the workspace.
+        map: Where the steps run, one call a part.
+    Returns:
+        The mean, or None if the sample is too small.
     """
     if compressed.counts.tokens >= LARGE_CLUSTERS * codec.num_centroids:
         return round(compressed.mean_residual_norm, DECIMALS)
@@ -58,14 +63,14 @@ def held_out_residual_norm(build: Build, codec: ResidualCodec, compressed: Compr
 def _of_part(
     build: Build, codec: ResidualCodec, sizes: np.ndarray, mean_residual_norm: float, num_docs: int, part: int
 ) -> Sequence[np.ndarray]:
-    """[T] float64 for each of `num_docs` documents of a part that have tokens: how far its tokens lie from the others' centroids."""
-    lengths = load_piece(build.work, part, LENGTHS)
+    """Return the residual norms [T] float64 of up to `num_docs` documents of a part that have tokens."""
+    lengths = load_part(build.workspace, part, LENGTHS)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     filled = np.flatnonzero(lengths)
     if not len(filled):
         return []
     chosen = filled[np.unique(np.linspace(0, len(filled) - 1, num_docs).astype(int))]
-    codes, kernels = load_piece(build.work, part, "codes").astype(np.int64), select()
+    codes, kernels = load_part(build.workspace, part, "codes").astype(np.int64), select()
     found, first = [], 0
     for block in read_blocks(build.part_url(part)):
         embeddings = without_zero_rows(block.embeddings)
@@ -88,11 +93,11 @@ def _without_own(
     sizes_C: np.ndarray,
     mean_residual_norm: float,
 ) -> np.ndarray:
-    """[at most MOST_TOKENS] float64: how far a document's tokens lie from the nearest centroid of the other documents."""
+    """Return the distances of a document's tokens to the nearest centroid of the other documents, [<= MOST_TOKENS] float64."""
     own, places_T, counts = np.unique(codes_T, return_inverse=True, return_counts=True)
     sums = np.zeros((len(own), codec.dim))
     np.add.at(sums, places_T, vectors_TD)
-    # The vectors of a cluster add up to its centroid times their number times their mean cosine with it.
+    # The sum of the vectors of a cluster is its centroid times their number times their mean cosine with it.
     mean_cosine = 1 - mean_residual_norm**2 / 2
     changed = normalize((sizes_C[own] * mean_cosine)[:, None] * codec.centroids_f32[own] - sums)
     gone = sizes_C[own] <= counts
@@ -108,7 +113,7 @@ def _without_own(
 
 
 def _mask_other_ids(scores_TC: np.ndarray, ids_T: np.ndarray, token_offsets: np.ndarray) -> None:
-    """Leaves a token the centroids of its vocabulary id, if it has any that other documents share."""
+    """Exclude the centroids of other vocabulary ids, if the id of a token has a centroid that other documents share."""
     for row, token_id in enumerate(ids_T.tolist()):
         if token_id >= len(token_offsets) - 1:
             continue

@@ -1,4 +1,4 @@
-"""Merging shards: the documents of several that are not deleted become new shards, from what is stored of their tokens."""
+"""Merging shards: the live documents of several shards become new shards, from their codes, residuals and scales."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,37 +13,44 @@ from ray_lir import storage
 from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, watched
 from ray_lir.building.assemble import SHARD, cut, publish_shard
-from ray_lir.building.compress import kinds_of
-from ray_lir.building.workspace import Work
+from ray_lir.building.compress import array_names
+from ray_lir.building.workspace import Workspace
 from ray_lir.index import documents
 from ray_lir.index.arrays import open_rows, write_rows
 from ray_lir.index.manifest import ShardEntry
-from ray_lir.index.shard import is_weighed, read_deleted, read_offsets
+from ray_lir.index.shard import has_token_weights, read_deleted, read_offsets
 
 DOCS_PER_BLOCK = 1024
-"""Documents that are copied at a time."""
+"""Documents to copy at a time."""
 
 
 @dataclass(frozen=True)
 class Merge:
-    """What every step of a merge is told.
+    """The inputs and settings that every step of a merge needs.
 
     Attributes:
-        index: folder or URL.
-        shards: the shards whose documents become new ones.
-        num_shards: how many new ones.
-        version: Number of the version that the new shards are for.
+        index: Folder or URL.
+        shards: The shards to merge.
+        num_shards: Number of new shards.
+        version: Number of the version that lists the new shards.
+        workspace: Scratch folder of the merge.
     """
 
     index: str
     shards: tuple[ShardEntry, ...]
     num_shards: int
     version: int
-    work: Work
+    workspace: Workspace
 
 
 def merge_shards(merge: Merge, map: Map, records: list[dict[str, Any]]) -> tuple[ShardEntry, ...]:
-    """Publishes the new shards, of about equally many tokens; documents keep their order and are numbered without gaps."""
+    """Publish new shards of about equally many tokens. Documents keep their order and are numbered without gaps.
+
+    Args:
+        merge: Inputs and settings of the merge.
+        map: Where the steps run, one call a shard.
+        records: Phases of the job; this phase is appended.
+    """
     with phase("merge", records) as record:
         bounds = cut(
             [shard.live_tokens for shard in merge.shards],
@@ -56,9 +63,15 @@ def merge_shards(merge: Merge, map: Map, records: list[dict[str, Any]]) -> tuple
     return shards
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Span:
-    """The documents of one old shard that belong to a new one: their rows, ascending, and all doc_offsets of the old shard."""
+    """The documents of one old shard that belong to a new shard.
+
+    Attributes:
+        shard: The old shard.
+        rows: [N] int64, ascending row numbers of the documents.
+        offsets: The doc_offsets of the old shard.
+    """
 
     shard: ShardEntry
     rows: np.ndarray
@@ -69,14 +82,14 @@ class _Span:
         return self.offsets[self.rows + 1] - self.offsets[self.rows]
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Runs of neighbouring rows, some at a time."""
+        """Yield runs of consecutive rows, of at most DOCS_PER_BLOCK rows."""
         for start in range(0, len(self.rows), DOCS_PER_BLOCK):
             block = self.rows[start : start + DOCS_PER_BLOCK]
             yield from np.split(block, np.flatnonzero(np.diff(block) > 1) + 1)
 
 
 def _live(index: str, shard: ShardEntry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of a shard's documents that are not deleted, their lengths, and the shard's doc_offsets."""
+    """Return the rows of a shard's live documents, their lengths, and the shard's doc_offsets."""
     offsets = read_offsets(index, shard)
     rows = np.delete(np.arange(shard.num_docs), read_deleted(index, shard))
     return rows, offsets[rows + 1] - offsets[rows], offsets
@@ -86,16 +99,16 @@ def _merge_shard(merge: Merge, bounds: list[int], number: int) -> ShardEntry:
     first, end = bounds[number], bounds[number + 1]
     write = partial(_write_shard, merge, first, end)
     prefix = f"{SHARD}{number:05d}-{merge.version:05d}"  # no file of a new version has the name of a file of an old one
-    return publish_shard(merge.work, merge.index, f"shards/{number:05d}.json", prefix, first, end - first, write)
+    return publish_shard(merge.workspace, merge.index, f"shards/{number:05d}.json", prefix, first, end - first, write)
 
 
 def _write_shard(merge: Merge, first: int, end: int, folder: Path) -> int:
-    """Memory: the doc_offsets of the old shards, and a block of documents."""
+    """Write the files of a shard; return its number of tokens. Memory: doc_offsets of the old shards, a block of documents."""
     spans = list(_spans(merge, first, end))
     documents.write(folder / documents.FILE, (table for span in spans for table in _texts(merge.index, span)))
     doc_offsets = np.concatenate([[0], np.cumsum(np.concatenate([span.lengths for span in spans]))]).astype(np.int64)
     np.save(folder / "doc_offsets.npy", doc_offsets)
-    for kind in kinds_of(is_weighed(merge.shards[0])):
+    for kind in array_names(has_token_weights(merge.shards[0])):
         write_rows(folder / f"{kind}.npy", int(doc_offsets[-1]), (rows for span in spans for rows in _tokens(merge.index, span, kind)))
     return int(doc_offsets[-1])
 
@@ -119,7 +132,7 @@ def _tokens(index: str, span: _Span, kind: str) -> Iterator[np.ndarray]:
 def _texts(index: str, span: _Span) -> Iterator[pa.Table]:
     begin = 0
     for batch in documents.read_batches(storage.join(index, span.shard.name, documents.FILE)):
-        mine = span.rows[np.searchsorted(span.rows, begin) : np.searchsorted(span.rows, begin + len(batch))] - begin
-        if len(mine):
-            yield pa.Table.from_batches([batch.take(pa.array(mine))])
+        rows = span.rows[np.searchsorted(span.rows, begin) : np.searchsorted(span.rows, begin + len(batch))] - begin
+        if len(rows):
+            yield pa.Table.from_batches([batch.take(pa.array(rows))])
         begin += len(batch)

@@ -1,19 +1,19 @@
-"""Versions of an index: the next one is published by one writer alone; old ones are removed with what only they use."""
+"""Publishing the next version of an index by one writer alone, and removing old versions with the files that only they use."""
 
 import logging
 import platform
 import re
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import TypeAdapter
 
 from ray_lir import storage
-from ray_lir.base.config import canonical_json, digest
+from ray_lir.base.config import Config, canonical_json, digest
 from ray_lir.base.errors import ConfigError, Conflict, FormatError
-from ray_lir.building.workspace import GARBAGE, WORK, Work, tidy
+from ray_lir.building.workspace import GARBAGE, WORKSPACES, Workspace, remove_workspaces
 from ray_lir.engines import TUNING
-from ray_lir.index.manifest import INDEX_FOLDERS, IndexManifest
+from ray_lir.index.manifest import INDEX_FOLDERS, IndexManifest, change_in
 from ray_lir.index.versions import check_index_links, latest_version, listed_by, read_version, version_manifest, version_numbers
 from ray_lir.storage.concurrent_writes import create_bytes
 from ray_lir.storage.file_names import FileName, check_links
@@ -22,16 +22,35 @@ from ray_lir.storage.manifest import LATEST, PROVENANCE, manifest_digest
 logger = logging.getLogger(__name__)
 
 
-def read_parent(index: str, change: dict[str, Any]) -> tuple[int, IndexManifest]:
-    """The version that a change starts from, and its manifest.
+class UpdateIdentity(Config):
+    """What an update does. Updates with equal identities make equal versions of the same parent."""
 
-    If this very change was killed while its version was being published, that is finished, and its version is returned.
+    kind: Literal["update"] = "update"
+    add: str | None
+    """Digest of the added embeddings; None if nothing is added."""
+    delete: str | None
+    """Digest of the sorted ids to delete; None if nothing is deleted."""
 
-    Args:
-        change: what the version's configuration will say of the change.
+
+class CompactionIdentity(Config):
+    """What a compaction does."""
+
+    kind: Literal["compact"] = "compact"
+    num_shards: int | None
+    """None for as many shards as the index was built with."""
+
+
+ChangeIdentity = UpdateIdentity | CompactionIdentity
+"""Stored in the configuration of a version, with the digest of its parent's manifest as `parent`."""
+
+
+def read_parent(index: str, change: ChangeIdentity) -> tuple[int, IndexManifest]:
+    """Return the version that a change starts from, and its manifest.
+
+    If this change was killed while it published its version, the version is published first and returned.
 
     Raises:
-        Conflict: if another change stopped there, or is there just now.
+        Conflict: Another change is publishing its version, or was killed while it did.
     """
     number = latest_version(index)
     if storage.exists(version_manifest(index, number + 1)):
@@ -46,48 +65,61 @@ def read_parent(index: str, change: dict[str, Any]) -> tuple[int, IndexManifest]
     return number, read_version(index, number)
 
 
-def is_same(manifest: IndexManifest, change: dict[str, Any]) -> bool:
-    """Whether a version came of this change, whatever it was made from."""
-    made = manifest.config.get("change", {})
-    return {name: value for name, value in made.items() if name != "parent"} == change
+def is_same(manifest: IndexManifest, change: ChangeIdentity) -> bool:
+    """Return whether a version was made by this change, from any parent."""
+    stored = manifest.config.get("change", {})
+    return {name: value for name, value in stored.items() if name != "parent"} == change.model_dump()
 
 
-def work_of(index: str, number: int, parent: IndexManifest, change: dict[str, Any]) -> Work:
-    """The work folder of a change of `parent`, which is version `number`."""
-    made = digest({"change": change, "parent": manifest_digest(parent)})[:16]
-    return Work(storage.join(index, WORK, f"version-{number + 1:05d}-{made}"))
+def workspace_of(index: str, number: int, parent: IndexManifest, change: ChangeIdentity) -> Workspace:
+    """Return the workspace of a change.
+
+    Args:
+        index: Folder or URL of the index.
+        number: Version that is changed.
+        parent: Its manifest.
+        change: What the change does.
+    """
+    key = digest({"change": change.model_dump(), "parent": manifest_digest(parent)})[:16]
+    return Workspace(storage.join(index, WORKSPACES, f"version-{number + 1:05d}-{key}"))
 
 
-def config_of(parent: IndexManifest, change: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of the version that a change makes of `parent`."""
-    return parent.config | {"change": change | {"parent": manifest_digest(parent)}}
+def config_of(parent: IndexManifest, change: ChangeIdentity) -> dict[str, Any]:
+    """Return the configuration of the version that a change makes from `parent`."""
+    return parent.config | {"change": change.model_dump() | {"parent": manifest_digest(parent)}}
 
 
 def publish(index: str, manifest: IndexManifest, records: list[dict[str, Any]]) -> None:
-    """Makes a version the latest, after the one that its change names as parent.
+    """Publish a version as the latest.
 
+    Args:
+        index: Folder or URL of the index.
+        manifest: The version; its change names the version before it.
+        records: Phases of the job, for `provenance.json`.
     Raises:
-        Conflict: if another change of that parent was published first; this one has changed nothing then.
+        Conflict: Another change of the same parent was published first. This one has changed nothing.
     """
-    parent = manifest.change.parent
+    parent = change_in(manifest).parent
     if latest_version(index) != parent:
         raise Conflict(f"{index} has newer versions than {parent}")
     try:
         create_bytes(version_manifest(index, parent + 1), canonical_json(manifest.model_dump(mode="json")))
     except FileExistsError:
-        raise Conflict(f"version {parent + 1} of {index} is another's") from None
-    if latest_version(index) > parent + 1:  # in that instant others made newer ones and removed this one's number
+        raise Conflict(f"another change published version {parent + 1} of {index}") from None
+    if latest_version(index) > parent + 1:  # others published newer versions meanwhile and removed this number
         raise Conflict(f"{index} has newer versions than {parent}")
     _finish(index, manifest, {"stages": records, "python": platform.python_version(), "numpy": np.__version__})
 
 
-def overtaken_by(index: str, parent: int, change: dict[str, Any]) -> IndexManifest | None:
-    """Why a change of version `parent` failed, if another was faster: the manifest if that was the same change, run by somebody else.
+def overtaken_by(index: str, parent: int, change: ChangeIdentity) -> IndexManifest | None:
+    """Return the manifest that another run of the same change published first; None if no change of version `parent` was published.
 
-    Returns None if `parent` is the latest version still.
-
+    Args:
+        index: Folder or URL of the index.
+        parent: Version that the change started from.
+        change: What the change does.
     Raises:
-        Conflict: if it was a different change.
+        Conflict: A different change was published.
     """
     latest = latest_version(index)
     if latest == parent and not storage.exists(version_manifest(index, parent + 1)):
@@ -99,66 +131,66 @@ def overtaken_by(index: str, parent: int, change: dict[str, Any]) -> IndexManife
 
 
 def _finish(index: str, manifest: IndexManifest, provenance: dict[str, Any]) -> None:
-    """What follows when a version's manifest is there: its measured choices and provenance, LATEST, and the end of its work."""
-    number = manifest.change.parent + 1
+    """Write what follows a version's manifest: its tuning, provenance and LATEST. Then remove its workspace."""
+    number = change_in(manifest).parent + 1
     old, new = (storage.join(index, "versions", str(version)) for version in (number - 1, number))
     if storage.exists(storage.join(old, TUNING)):
         storage.write_bytes(storage.join(new, TUNING), storage.read_bytes(storage.join(old, TUNING)))
     if provenance:
         storage.write_bytes(storage.join(new, PROVENANCE), canonical_json(provenance))
     storage.write_bytes(storage.join(index, LATEST), f"{number}\n".encode())
-    tidy(index, lambda name: (started := _started(name)) is not None and started <= number)
+    remove_workspaces(index, lambda name: (started := _version_of(name)) is not None and started <= number)
 
 
 def remove_versions(index: str, keep: int) -> dict[str, Any]:
-    """Removes all but the newest `keep` versions, and the files that they list and no other version does.
+    """Remove all but the newest `keep` versions, and the files that no remaining version lists.
 
-    Versions disappear first. What was to follow is written down, so that a run that is killed is finished by the next.
+    Versions are removed first. The names of the files to remove are saved before, so the next run finishes a run that was killed.
 
     Returns:
-        the versions that were removed, and how many folders and files besides.
+        The removed versions as `versions_removed`, and the number of other removed folders and files as `removed`.
 
     Raises:
-        ConfigError: if `keep` is less than 1.
+        ConfigError: `keep` is less than 1.
     """
     if keep < 1:
-        raise ConfigError(f"at least the latest version is kept, not {keep}")
+        raise ConfigError(f"keep is {keep}; the latest version always stays, so give 1 or more")
     check_index_links(index)
     numbers = [number for number in version_numbers(index) if number <= latest_version(index)]
     old = numbers[:-keep]
-    listed_by(index, numbers[-keep:])  # raises before anything is removed if a version that stays is damaged
-    work = Work(storage.join(index, WORK))
-    unused = _read_garbage(work)
+    listed_by(index, numbers[-keep:])  # raises before anything is removed if a remaining version is damaged
+    workspace = Workspace(storage.join(index, WORKSPACES))
+    unused = _read_garbage(workspace)
     unused |= {name for number in old for name in _listed(index, number)}
     if unused:
-        work.save_record(GARBAGE, sorted(unused))
+        workspace.save_record(GARBAGE, sorted(unused))
     for number in old:
         storage.remove_tree(storage.join(index, "versions", str(number)))
     unused -= listed_by(index, version_numbers(index))
     for name in sorted(unused):
         storage.remove(storage.join(index, name))
-    storage.remove(storage.join(work.root, GARBAGE))
-    tidy(index, lambda name: False)
+    storage.remove(storage.join(workspace.root, GARBAGE))
+    remove_workspaces(index, lambda name: False)
     return {"versions_removed": old, "removed": len(unused)}
 
 
-def _read_garbage(work: Work) -> set[str]:
-    """The names that an earlier run has left to be removed; none if the note holds anything that is not a name of an index's file."""
-    if not work.has(GARBAGE):
+def _read_garbage(workspace: Workspace) -> set[str]:
+    """Return the names that an earlier run still had to remove; none if the record holds anything but names of an index's files."""
+    if not workspace.has(GARBAGE):
         return set()
     try:
-        names = TypeAdapter(list[FileName]).validate_python(work.load_record(GARBAGE))
-        check_links(work.root.removesuffix(f"/{WORK}"), names)
+        names = TypeAdapter(list[FileName]).validate_python(workspace.load_record(GARBAGE))
+        check_links(workspace.root.removesuffix(f"/{WORKSPACES}"), names)
         if all(name.partition("/")[0] in INDEX_FOLDERS and name.count("/") == 1 for name in names):
             return set(names)
     except (ValueError, FormatError):
         pass
-    logger.warning("%s does not list files of the index and is removed; jobs.inspect shows files that no version uses", work.root)
+    logger.warning("%s does not list files of the index and is removed; jobs.inspect shows files that no version uses", workspace.root)
     return set()
 
 
 def _listed(index: str, number: int) -> set[str]:
-    """What an old version that is to be removed consists of; nothing if its manifest is damaged, so that only the manifest goes."""
+    """Return the files of a version to remove; none if its manifest is damaged, so that only the manifest is removed."""
     try:
         return listed_by(index, [number])
     except FormatError as error:
@@ -166,7 +198,7 @@ def _listed(index: str, number: int) -> set[str]:
         return set()
 
 
-def _started(name: str) -> int | None:
-    """The version that a work folder is for, which `work_of` names version-NUMBER-DIGEST."""
+def _version_of(name: str) -> int | None:
+    """Return the version that a workspace is for; `workspace_of` names it version-NUMBER-DIGEST."""
     found = re.fullmatch(r"version-(\d{1,10})-[0-9a-f]+", name, re.ASCII)
     return int(found[1]) if found else None

@@ -1,7 +1,7 @@
-"""Token-aware clustering: every vocabulary id has centroids of its own, and a token is compared with those alone.
+"""Token-aware clustering: every vocabulary id has its own centroids, and a token is compared with these only.
 
 A token is compared with tens of centroids instead of tens of thousands, so its cost does not grow with their number (TACHIOM,
-SIGIR 2026, arXiv 2604.28142, describes the idea). It takes about twice as many centroids for the same residuals as k-means.
+SIGIR 2026, arXiv 2604.28142, describes the idea). It needs about twice as many centroids as k-means for the same residuals.
 """
 
 from collections.abc import Iterable
@@ -9,25 +9,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ray_lir.building.clustering import Assigner, Piece
+from ray_lir.building.clustering import Assigner, SamplePart
 from ray_lir.kernels import select
 
 BUDGET_EXPONENT = 0.75
 
 
 def budgets(counts_V: np.ndarray, num_centroids: int) -> np.ndarray:
-    """[V] int64: centroids of each id, in proportion to count^.75, at least one where there is a token, never more than tokens."""
+    """Return the number of centroids of each vocabulary id, [V] int64.
+
+    It is proportional to count^0.75, at least one for an id that occurs, and at most the number of its tokens.
+    """
     shares = counts_V**BUDGET_EXPONENT
-    wanted = np.floor(shares * num_centroids / max(1.0, shares.sum())).astype(np.int64)
-    return np.minimum(np.maximum(wanted, counts_V > 0), counts_V)
+    numbers = np.floor(shares * num_centroids / max(1.0, shares.sum())).astype(np.int64)
+    return np.minimum(np.maximum(numbers, counts_V > 0), counts_V)
 
 
-def first_centroids(pieces: Iterable[Piece], budgets_V: np.ndarray) -> np.ndarray:
-    """[C, D] float32: for each vocabulary id, in the order of ids, its first vectors in the sample, as many as its budget."""
+def first_centroids(sample: Iterable[SamplePart], budgets_V: np.ndarray) -> np.ndarray:
+    """Return the initial centroids [C, D] float32: the first vectors of each vocabulary id in the sample, in the order of ids."""
     offsets = np.concatenate([[0], np.cumsum(budgets_V)])
     taken = np.zeros(len(budgets_V), np.int64)
     centroids: np.ndarray | None = None
-    for vectors, token_ids in pieces:
+    for vectors, token_ids in sample:
+        assert token_ids is not None
         if centroids is None:
             centroids = np.zeros((offsets[-1], vectors.shape[1]), np.float32)
         order = np.argsort(token_ids, kind="stable")
@@ -36,6 +40,7 @@ def first_centroids(pieces: Iterable[Piece], budgets_V: np.ndarray) -> np.ndarra
         chosen = rank < budgets_V[ids]
         centroids[(offsets[ids] + rank)[chosen]] = vectors[order[chosen]]
         taken += np.bincount(ids, minlength=len(taken))
+    assert centroids is not None
     return centroids
 
 
@@ -44,24 +49,26 @@ class TokenAssigner:
     """Finds a token's nearest centroid among those of its vocabulary id.
 
     Attributes:
-        centroids: [C, D] float32, those of an id side by side.
+        centroids: [C, D] float32, in the order of ids.
         offsets: [V + 1] int64; id v owns centroids offsets[v] to offsets[v + 1].
-        others: for tokens whose id was not in the sample; None while training, when every id was.
+        fallback: Assigner for tokens with an id that is not in the sample; None in training, where every id is.
     """
 
     centroids: np.ndarray
     offsets: np.ndarray
-    others: Assigner | None
+    fallback: Assigner | None
 
     def centroids_of(self, codes: np.ndarray) -> np.ndarray:
-        """[T, D] float32: the centroids with these numbers."""
+        """Return the centroids with these codes, [T, D] float32."""
         return self.centroids[codes]
 
     def __call__(self, vectors: np.ndarray, token_ids: np.ndarray | None) -> np.ndarray:
-        """[T] int64 for [T, D] vectors and their vocabulary ids [T]."""
+        """Return the codes of [T, D] vectors with vocabulary ids [T], [T] int64."""
+        assert token_ids is not None
         known = token_ids < len(self.offsets) - 1
         codes = select().assign_in_cells(vectors, self.centroids, self.offsets, np.where(known, token_ids, 0)[:, None])
-        strangers = np.flatnonzero(~known | (codes < 0))
-        if len(strangers):
-            codes[strangers] = self.others(vectors[strangers])
+        unassigned = np.flatnonzero(~known | (codes < 0))
+        if len(unassigned):
+            assert self.fallback is not None
+            codes[unassigned] = self.fallback(vectors[unassigned])
         return codes

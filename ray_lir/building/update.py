@@ -1,8 +1,8 @@
-"""Updating an index: documents are added as delta shards under the codec that is there, and deleted by tombstones.
+"""Updating an index: added documents become delta shards with the existing codec, and deleted documents get tombstones.
 
-A document that is added with the id of another replaces it. The result is the next version of the index; the one before
-stays as it is. Statistics are counted without what is deleted, so plans, cuts and scores are those of an index that was
-built from the same documents with the same codec.
+An added document replaces the document with the same id. The result is the next version of the index; the version before does not change.
+Statistics leave deleted documents out, so plans, cuts and scores equal those of an index built from the same documents with the same
+codec.
 """
 
 import logging
@@ -22,8 +22,8 @@ from ray_lir.base.parallel import Map, watched
 from ray_lir.building.assemble import assemble
 from ray_lir.building.build import CLUSTER_SIZES, TOKENS_PER_SHARD, check_unused, codec_of, settings_of
 from ray_lir.building.compress import Compressed, compress
-from ray_lir.building.publishing import config_of, is_same, overtaken_by, publish, read_parent, work_of
-from ray_lir.building.workspace import WORK, Build, Work, tidy
+from ray_lir.building.publishing import UpdateIdentity, config_of, is_same, overtaken_by, publish, read_parent, workspace_of
+from ray_lir.building.workspace import WORKSPACES, Build, Workspace, remove_workspaces
 from ray_lir.corpus.refused_rows import DEAD_LETTERS
 from ray_lir.embeddings.contract import EncoderContract, check_same_encoder
 from ray_lir.embeddings.folder import content_digest, documents_table, write_embeddings
@@ -33,7 +33,7 @@ from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.embeddings.truncation import TruncationCounts
 from ray_lir.index import documents
 from ray_lir.index.arrays import array_bytes
-from ray_lir.index.manifest import DELTA, Change, IndexManifest, ShardEntry
+from ray_lir.index.manifest import DELTA, Change, IndexManifest, ShardEntry, change_in
 from ray_lir.index.tombstones import Deletion, delete_from_shard
 from ray_lir.index.versions import latest_version, read_cluster_sizes, read_version
 from ray_lir.storage.manifest import MANIFEST, check_file, manifest_digest, read_manifest, write_with_digest_name
@@ -41,20 +41,19 @@ from ray_lir.storage.manifest import MANIFEST, check_file, manifest_digest, read
 logger = logging.getLogger(__name__)
 
 DRIFT = 1.25
-"""Residuals that are longer by this factor are coded as if with a third of a bit less (docs/operations.md has measurements)."""
-
+"""Residuals longer by this factor lose as much as a third of a bit (docs/operations.md has measurements)."""
 FEWEST_ADDED_TOKENS = 500
-"""Fewer added tokens do not tell whether new documents fit the codec."""
+"""With fewer added tokens the drift is not known."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """An index after an update.
+    """The result of an update.
 
     Attributes:
-        manifest: of its latest version.
-        version: that version's number.
-        change: what the update did.
+        manifest: The manifest of the latest version.
+        version: Number of that version.
+        change: What the update did.
     """
 
     manifest: IndexManifest
@@ -74,35 +73,35 @@ def update_index(
     allow_empty_texts: bool = False,
     map: Map = ray_lir.base.parallel.threads,
 ) -> Update:
-    """Adds and deletes documents, and publishes the result as the next version.
+    """Add and delete documents, and publish the result as the next version.
 
-    Run again after a kill, it continues; run again after it ended, it does nothing while its version is the latest.
+    After a kill, the same call continues. Repeated after its end, the call does nothing while its version is the latest.
 
     Args:
-        index: folder of the index, on a disk or an object store.
-        add: folder that jobs.encode or save_embeddings wrote, or token embeddings held in memory, of the index's encoder.
-        delete: ids of documents, in any order (a set, say); those that the index does not hold are counted.
-        contract: for embeddings held in memory, that of their encoder (`encoder.contract`); None is for an index that was built from
-            embeddings without one.
-        texts: for embeddings held in memory, one a document.
-        titles: for embeddings held in memory, one a document.
-        metadata: for embeddings held in memory, a dict of JSON values for each document.
-        allow_empty_texts: add documents without texts to an index whose documents have texts.
-        map: where the steps run: threads of this process, plain `map`, or distributed.ray_map. The bytes are the same.
-
+        index: Folder of the index, on a disk or an object store.
+        add: Folder that jobs.encode or save_embeddings wrote, or token embeddings in memory, of the index's encoder. None adds nothing.
+        delete: Ids of documents in any order. Ids that the index does not hold are counted.
+        contract: For embeddings in memory: the contract of their encoder (`encoder.contract`). None only if the index was built from
+            embeddings without a contract.
+        texts: For embeddings in memory: one text a document.
+        titles: For embeddings in memory: one title a document.
+        metadata: For embeddings in memory: a dict of JSON values for each document.
+        allow_empty_texts: Allow documents without texts in an index with texts.
+        map: Where the steps run: threads of this process, plain `map`, or distributed.ray_map. The bytes are the same.
+    Returns:
+        The latest version and what the update did.
     Raises:
-        ConfigError: if there is nothing to do, or what is added does not fit, or lacks texts or the contract that the index has; nothing
-            has changed then.
-        Conflict: if another change of the index was published meanwhile; this one has changed nothing then.
-        IncompatibleError: if what is added comes from another encoder.
-        FormatError: if a file of the index or of the embeddings is missing or damaged.
+        ConfigError: There is nothing to do, or the added documents do not fit the index, or lack texts or a contract. Nothing has changed.
+        Conflict: Another change of the index was published meanwhile. This one has changed nothing.
+        IncompatibleError: The added embeddings come from another encoder.
+        FormatError: A file of the index or of the embeddings is missing or damaged.
     """
     index = storage.absolute(index)
     ids = id_set("delete", () if delete is None else delete)
     if isinstance(add, TokenEmbeddings):
         contract = contract or _contract_of(index)
         table = documents_table(add.doc_ids, titles, texts, metadata)
-        folder = storage.join(index, WORK, f"embeddings-{content_digest(add, table, contract)}")
+        folder = storage.join(index, WORKSPACES, f"embeddings-{content_digest(add, table, contract)}")
         with_texts = texts is not None or titles is not None
         version = latest_version(index)
 
@@ -117,86 +116,111 @@ def update_index(
         except Exception as error:
             if latest_version(index) == version:
                 raise
-            # The same update, run by another process and finished first, removes the folder that both use.
+            # Another process that runs the same update may have finished first and removed the folder that both use.
             write_embeddings(folder, add, table, contract)
             if not is_same(read_version(index), change_of(Added.read(folder).identity, ids)):
                 raise Conflict(f"another change of {index} was published meanwhile, and this one was not; run it again") from error
             return update()
         finally:
-            tidy(index, lambda name: name == storage.base_name(folder))
+            remove_workspaces(index, lambda name: name == storage.base_name(folder))
     check_unused("update_index", contract=contract, texts=texts, titles=titles, metadata=metadata)
     if add is None and not ids:
-        raise ConfigError("there is nothing to add and nothing to delete; give one of them")
+        raise ConfigError("there is nothing to add and nothing to delete; give documents to add, or ids to delete")
     added = Added.read(add) if add is not None else None
     change = change_of(added.identity if added else None, ids)
     number, parent = read_parent(index, change)
     if is_same(parent, change):
-        logger.info("%s has had this update, which made version %d; nothing to do", index, number)
-        log_dead_letters(index, parent.change)
-        return Update(parent, number, parent.change)
+        logger.info("this update made version %d of %s already; nothing to do", number, index)
+        log_dead_letters(index, change_in(parent))
+        return Update(parent, number, change_in(parent))
     if added:
         added.check(parent)
         if not allow_empty_texts and not added.has_texts() and _has_texts(index, parent):
             raise ConfigError(
-                f"what is added has neither texts nor titles, and documents of {index} have texts; "
+                f"the added documents have neither texts nor titles, and documents of {index} have texts; "
                 "give texts=, or allow_empty_texts=True to add vectors alone"
             )
     storage.check_writable(index)
-    work = work_of(index, number, parent, change)
+    workspace = workspace_of(index, number, parent, change)
     try:
         with storage.wrap_errors("write to", index):
-            return _update(index, number, parent, added, ids, change, work, map)
+            return _update(index, number, parent, added, ids, change, workspace, map)
     except Exception:
         done = overtaken_by(index, number, change)
         if done is None:
             raise
-        return Update(done, done.change.parent + 1, done.change)
+        return Update(done, change_in(done).parent + 1, change_in(done))
 
 
 @dataclass(frozen=True)
 class Added:
-    """A folder of token embeddings that is added."""
+    """A folder of token embeddings to add.
+
+    Attributes:
+        folder: Folder or URL.
+        source: Its manifest.
+    """
 
     folder: str
     source: EmbeddingsManifest
 
     @classmethod
     def read(cls, folder: storage.PathOrUrl) -> "Added":
+        """Read the manifest of a folder of embeddings.
+
+        Raises:
+            FormatError: There is none, or it is damaged.
+        """
         folder = storage.absolute(folder)
         return cls(folder, read_manifest(storage.join(folder, MANIFEST), EmbeddingsManifest, "jobs.encode"))
 
     @property
     def identity(self) -> str:
-        """The same for the same corpus with the same encoder, before it is encoded and after."""
+        """Digest of the corpus and the encoder; it is known before the corpus is encoded."""
         return digest(self.source.config) if self.source.config else manifest_digest(self.source)
 
     def check(self, parent: IndexManifest) -> None:
-        """Raises IncompatibleError or FormatError unless all files are there and of the index's encoder."""
+        """Check that all files are there and come from the index's encoder.
+
+        Raises:
+            IncompatibleError: They come from another encoder.
+            FormatError: A file is missing or cut.
+        """
         if self.source.dim != parent.dim:
             raise IncompatibleError(
-                f"what is added has {self.source.dim} dimensions and the index {parent.dim}; use the encoder the index was made with"
+                f"the added embeddings have {self.source.dim} dimensions and the index {parent.dim}; use the encoder of the index"
             )
-        check_same_encoder(self.source.contract, parent.contract, "what is added", "the index")
+        check_same_encoder(self.source.contract, parent.contract, "the encoder of the added embeddings", "the index")
         for part in self.source.parts:
             check_file(self.folder, part)
 
     def has_texts(self) -> bool:
-        """Whether it comes from a corpus, or a document has a text or a title."""
+        """Return whether the embeddings come from a corpus, or a document has a text or a title."""
         if self.source.config:
             return True
         tables = (read_texts(storage.join(self.folder, part.name)) for part in self.source.parts)
         return any(any(table.column(name).to_pylist()) for table in tables for name in ("text", "title"))
 
     def doc_ids(self) -> list[str]:
-        """Raises ConfigError if one comes twice."""
+        """Return the ids of all documents.
+
+        Raises:
+            ConfigError: An id occurs twice.
+        """
         found = [doc_id for part in self.source.parts for doc_id in read_doc_ids(storage.join(self.folder, part.name))]
         if len(set(found)) < len(found):
             twice = next(doc_id for doc_id, count in Counter(found).items() if count > 1)
             raise ConfigError(f"the document {twice!r} is added twice; leave one of them out")
         return found
 
-    def build(self, index: str, parent: IndexManifest, work: Work) -> Build:
-        """What the steps of a build are told, to make delta shards."""
+    def build(self, index: str, parent: IndexManifest, workspace: Workspace) -> Build:
+        """Return the inputs and settings of the build of delta shards.
+
+        Args:
+            index: Folder or URL of the index.
+            parent: Manifest of the version to update.
+            workspace: Scratch folder of the update.
+        """
         source = self.source
         return Build(
             embeddings=self.folder,
@@ -209,7 +233,7 @@ class Added:
             num_tokens=source.num_tokens,
             num_shards=min(source.num_docs, max(1, -(-source.num_tokens // TOKENS_PER_SHARD))),
             num_centroids=parent.num_centroids,
-            work=work,
+            workspace=workspace,
         )
 
 
@@ -218,42 +242,42 @@ def _contract_of(index: str) -> EncoderContract:
     contract = read_version(index).contract
     if contract.weights_digest:
         raise ConfigError(
-            f"{index} holds embeddings of the encoder {contract.checkpoint}, and the embeddings to add do not say of which they are; "
+            f"{index} holds embeddings of the encoder {contract.checkpoint}, and the embeddings to add have no contract; "
             "give contract=encoder.contract"
         )
     return contract
 
 
 def _has_texts(index: str, manifest: IndexManifest) -> bool:
-    """Whether a document of the index has a text; usually the first batch tells."""
+    """Return whether a document of the index has a text; usually the first batch decides."""
     urls = (storage.join(index, shard.name, documents.FILE) for shard in manifest.shards)
     return any(any(batch.column("text").to_pylist()) for url in urls for batch in documents.read_batches(url, ["text"]))
 
 
-def change_of(added: str | None, ids: Sequence[str]) -> dict[str, Any]:
-    """What a version's configuration says of the update that it came of, for the same update to be known again."""
-    return {"kind": "update", "add": added, "delete": digest(sorted(ids)) if ids else None}
+def change_of(added: str | None, ids: Sequence[str]) -> UpdateIdentity:
+    """Return the identity of an update, from the identity of the added embeddings and the ids to delete."""
+    return UpdateIdentity(add=added, delete=digest(sorted(ids)) if ids else None)
 
 
 def log_dead_letters(index: str, change: Change) -> None:
-    """Report in the log where the refused rows of an update are kept, if there are any."""
+    """Log where the refused rows of an update are, if there are any."""
     if change.dead_letters:
         repeated = f" ({change.num_repeated} of them replaced by a later row with the same id)" if change.num_repeated else ""
         logger.warning("update: %d refused rows%s are kept in %s", change.num_dead, repeated, storage.join(index, change.dead_letters))
 
 
 def drift_of(manifest: IndexManifest) -> float | None:
-    """The mean residual norm of all added tokens over that of held-out documents of the index; None if there are too few to tell."""
-    expected, tokens = manifest.held_out_residual_norm, manifest.added_tokens
-    return manifest.added_residual_norm / expected if expected and tokens >= FEWEST_ADDED_TOKENS else None
+    """Return the mean residual norm of all added tokens over that of held-out documents of the index; None with too few tokens."""
+    expected, added = manifest.held_out_residual_norm, manifest.added_residual_norm
+    return added / expected if expected and added is not None and manifest.added_tokens >= FEWEST_ADDED_TOKENS else None
 
 
 def advice(manifest: IndexManifest) -> str | None:
-    """What to do about the drift; None if nothing."""
+    """Return what to do about the drift; None if there is nothing to do."""
     drift = drift_of(manifest)
     if drift is None or drift <= DRIFT:
         return None
-    return f"what was added fits the codec badly (residuals {drift:.2f} times as long): build the index anew from embeddings"
+    return f"the added documents fit the codec badly (residuals {drift:.2f} times as long): build the index anew from embeddings"
 
 
 def _update(
@@ -262,8 +286,8 @@ def _update(
     parent: IndexManifest,
     added: Added | None,
     ids: list[str],
-    change: dict[str, Any],
-    work: Work,
+    change: UpdateIdentity,
+    workspace: Workspace,
     map: Map,
 ) -> Update:
     records: list[dict[str, Any]] = []
@@ -286,7 +310,7 @@ def _update(
     shards = tuple(deletion.entry for deletion in deletions)
     compressed = None
     if added:
-        compressed, deltas = _add(index, number, parent, added, work, map, records)
+        compressed, deltas = _add(index, number, parent, added, workspace, map, records)
         sizes += compressed.sizes
         shards += deltas
         counts = counts.model_copy(
@@ -327,10 +351,10 @@ def _delete(index: str, parent: IndexManifest, ids: list[str], map: Map, records
 
 
 def _add(
-    index: str, number: int, parent: IndexManifest, added: Added, work: Work, map: Map, records: list[dict[str, Any]]
+    index: str, number: int, parent: IndexManifest, added: Added, workspace: Workspace, map: Map, records: list[dict[str, Any]]
 ) -> tuple[Compressed, tuple[ShardEntry, ...]]:
-    """What compressing the added documents came to, and the delta shards."""
-    build = added.build(index, parent, work)
+    """Return the statistics of the compressed documents, and the delta shards."""
+    build = added.build(index, parent, workspace)
     codec, assigner = codec_of(index, parent)
     compressed = compress(build, codec, assigner, map, records)
     shards = assemble(build, compressed.part_tokens, map, records, f"{DELTA}{number + 1:05d}-")
@@ -339,7 +363,7 @@ def _add(
 
 
 def _keep_dead_letters(index: str, version: int, added: Added) -> str | None:
-    """Copy the rows that were refused when the corpus was encoded into one file of the index; return its name, None if there are none."""
+    """Copy the refused rows of the corpus into one file of the index, and return its name; None if there are none."""
     for letter in added.source.dead_letters:
         check_file(added.folder, letter)
     rows = b"".join(storage.read_bytes(storage.join(added.folder, letter.name)) for letter in added.source.dead_letters)
@@ -347,9 +371,9 @@ def _keep_dead_letters(index: str, version: int, added: Added) -> str | None:
 
 
 def _norms(parent: IndexManifest, counts: Change) -> dict[str, Any]:
-    """Tokens added so far, and the mean of their residuals' norms."""
+    """Return the number of tokens added so far, and their mean residual norm, as fields of the manifest."""
     tokens = parent.added_tokens + counts.added_tokens
-    if not counts.added_tokens:
+    if counts.mean_residual_norm is None:
         return {}
     total = parent.added_tokens * (parent.added_residual_norm or 0.0) + counts.added_tokens * counts.mean_residual_norm
     return {"added_tokens": tokens, "added_residual_norm": total / tokens}

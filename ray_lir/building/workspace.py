@@ -1,4 +1,4 @@
-"""What the steps of a build share: the Build they all know, and the Work folder where each leaves arrays for the next."""
+"""What the steps of a build share: its inputs and settings (`Build`), and the scratch folder where each step saves arrays for the next."""
 
 import json
 from collections.abc import Callable
@@ -15,34 +15,50 @@ from ray_lir.embeddings.contract import EncoderContract
 from ray_lir.embeddings.manifest import EmbeddingPart
 from ray_lir.index.arrays import array_bytes, read_array
 
-WORK = "_work"
-"""Folder of an index where its jobs work; each has a folder of its own in it."""
+WORKSPACES = "_work"
+"""Folder of an index that holds the workspaces of its jobs."""
 GARBAGE = "garbage.json"
-"""File of the work folder: names to remove with versions that are removed already."""
+"""File among the workspaces: names to remove that belonged to versions which are removed already."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """A scratch folder, so that a job that was killed continues. Each file is written in one atomic step.
+class Workspace:
+    """A scratch folder, so that a job that was killed continues. Each file is written atomically.
 
-    It is named after the configuration, so another job never reads it, and removed when the index is published.
+    Its name holds a digest of the configuration, so no other job reads it. It is removed when the index is published.
+
+    Attributes:
+        root: Folder or URL.
     """
 
     root: str
 
     def has(self, name: str) -> bool:
+        """Return whether a file was saved."""
         return storage.exists(storage.join(self.root, name))
 
     def save(self, name: str, array: np.ndarray) -> None:
+        """Save an array."""
         storage.write_bytes(storage.join(self.root, name), array_bytes(array))
 
     def load(self, name: str) -> np.ndarray:
+        """Return a saved array.
+
+        Raises:
+            FormatError: The file is missing or damaged.
+        """
         return read_array(storage.join(self.root, name))
 
-    def save_record(self, name: str, record: Any) -> None:
+    def save_record(self, name: str, record: object) -> None:
+        """Save a value as JSON."""
         storage.write_bytes(storage.join(self.root, name), json.dumps(record).encode())
 
     def load_record(self, name: str) -> Any:
+        """Return a value that was saved as JSON.
+
+        Raises:
+            FormatError: The file is not JSON.
+        """
         url = storage.join(self.root, name)
         try:
             return parse_json(storage.read_bytes(url))
@@ -50,27 +66,32 @@ class Work:
             raise FormatError(url, "JSON", f"{error!r:.120}", "remove the folder it is in, and run the job again") from None
 
 
-def tidy(index: str, done: Callable[[str], bool]) -> None:
-    """Removes the work folders whose names are `done`, and the folder that holds them if it is empty then."""
-    root = storage.join(index, WORK)
+def remove_workspaces(index: str, done: Callable[[str], bool]) -> None:
+    """Remove the workspaces for which `done(name)` is true, and the folder around them if it is empty then."""
+    root = storage.join(index, WORKSPACES)
     for name in filter(done, storage.list_names(root)):
         storage.remove_tree(storage.join(root, name))
     if storage.is_local(root):
-        with suppress(OSError):  # not empty: somebody works there
+        with suppress(OSError):  # not empty: another job works there
             storage.local_path(root).rmdir()
 
 
 @dataclass(frozen=True)
 class Build:
-    """What every step of a build knows: where to read, where to write, and how.
+    """The inputs and settings that every step of a build needs.
 
     Attributes:
-        embeddings: folder or URL of the token embeddings.
-        contract: of their encoder.
-        parts: their files, in document order.
-        output: folder or URL of the index.
-        dim: of the vectors.
-        num_centroids: wanted; a sample smaller than this gives fewer.
+        embeddings: Folder or URL of the token embeddings.
+        contract: The contract of their encoder.
+        parts: Their files, in document order.
+        output: Folder or URL of the index.
+        config: The configuration of the index.
+        dim: Dimensions of the vectors.
+        num_docs: Documents of the embeddings.
+        num_tokens: Tokens of the embeddings.
+        num_shards: Shards to assemble.
+        num_centroids: Centroids to train; a smaller sample gives fewer.
+        workspace: Scratch folder of the build.
     """
 
     embeddings: str
@@ -83,12 +104,13 @@ class Build:
     num_tokens: int
     num_shards: int
     num_centroids: int
-    work: Work
+    workspace: Workspace
 
     @property
-    def weighed(self) -> bool:
-        """Whether the scorer weighs document tokens."""
+    def has_token_weights(self) -> bool:
+        """Whether the scorer weights document tokens."""
         return "documents" in self.contract.weighs
 
     def part_url(self, number: int) -> str:
+        """Return the URL of a part of the embeddings."""
         return storage.join(self.embeddings, self.parts[number].name)

@@ -1,4 +1,4 @@
-"""Arrays in .npy files: whole, mapped, or a block of rows at a time from a disk or an object store; writing a file of many blocks."""
+"""Reading .npy files whole, mapped into memory, or some rows at a time from a disk or an object store; writing them in blocks."""
 
 import io
 import math
@@ -18,43 +18,50 @@ from ray_lir.base.errors import FormatError
 from ray_lir.base.forking import fork_safe
 
 _header_lock = fork_safe(Lock())
-"""NumPy parses a header with `ast`, which CPython before 3.11.8 and 3.12.2 fails at in two threads at once: a SystemError about its
-"recursion depth" (python/cpython#106905)."""
+"""NumPy parses headers with `ast`, which in CPython before 3.11.8 and 3.12.2 fails when two threads use it at once: a SystemError about
+its "recursion depth" (python/cpython#106905)."""
 
 POPULATE_READ = 22
-"""Linux's MADV_POPULATE_READ, which Python has no name for."""
+"""MADV_POPULATE_READ of Linux; Python has no name for it."""
 MAX_HEADER = 1 << 12
-"""Characters of a .npy header; those that ray_lir writes have 118."""
+"""Largest number of characters of a .npy header; ray_lir writes 118."""
 FIX = "restore it or build the index anew"
 CACHE_SAMPLE = 64
-"""Places of a file that are looked at."""
+"""Positions of a file to test for being in the page cache."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of an opened file; what is read of it is what is asked for."""
+    """The rows of an open .npy file. Only the rows of a slice are read.
+
+    Attributes:
+        file: The open file.
+        dtype: Type of the numbers.
+        shape: Shape of the whole array.
+        start: Byte at which the numbers begin.
+    """
 
     file: IO[bytes]
     dtype: np.dtype
     shape: tuple[int, ...]
     start: int
 
-    def __getitem__(self, wanted: slice) -> np.ndarray:
-        """Rows `wanted.start` to `wanted.stop`."""
-        if not 0 <= wanted.start <= wanted.stop <= self.shape[0]:
-            raise IndexError(f"rows {wanted.start} to {wanted.stop} of {self.shape[0]}")
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Return rows `rows.start` to `rows.stop`."""
+        if not 0 <= rows.start <= rows.stop <= self.shape[0]:
+            raise IndexError(f"rows {rows.start} to {rows.stop} of {self.shape[0]}")
         row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:]))
-        self.file.seek(self.start + wanted.start * row_bytes)
-        content = self.file.read((wanted.stop - wanted.start) * row_bytes)
+        self.file.seek(self.start + rows.start * row_bytes)
+        content = self.file.read((rows.stop - rows.start) * row_bytes)
         return np.frombuffer(content, self.dtype).reshape(-1, *self.shape[1:])
 
 
 @contextmanager
 def open_rows(url: str) -> Iterator[Rows]:
-    """Opens a .npy file.
+    """Open a .npy file on a disk or an object store.
 
     Raises:
-        FormatError: if it is missing or none.
+        FormatError: It is missing, or not a .npy file.
     """
     try:
         with storage.open_input(url) as file:
@@ -70,13 +77,17 @@ def open_rows(url: str) -> Iterator[Rows]:
 
 
 def _read_header(file: IO[bytes], size: int) -> Rows:
-    """Raises ValueError unless the file holds plain numbers, row after row, and ends with the last of them."""
+    """Read the header of a file that holds only plain numbers in row-major order.
+
+    Raises:
+        ValueError: It holds anything else, or has another size.
+    """
     with _header_lock:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError("a version of the format that ray_lir does not write")
         try:
             shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=MAX_HEADER)
-        except Exception as error:  # a header is Python source, and NumPy's parsing of a damaged one raises almost anything
+        except Exception as error:  # a header is Python source, and parsing a damaged one can raise almost anything
             raise ValueError(f"a damaged header ({type(error).__name__})") from None
     start = file.tell()
     if dtype.kind not in "buif" or not dtype.isnative or dtype.subdtype or (fortran_order and len(shape) > 1) or not shape:
@@ -89,10 +100,14 @@ def _read_header(file: IO[bytes], size: int) -> Rows:
 
 
 def read_array(url: str, dtype: type | None = None, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """A whole .npy file.
+    """Read a whole .npy file.
 
+    Args:
+        url: A path, or a URL of an object store.
+        dtype: Required type; None for any type and shape.
+        shape: Required shape; None for any.
     Raises:
-        FormatError: if it is missing or damaged, or has another type or shape than these.
+        FormatError: The file is missing or damaged, or has another type or shape.
     """
     with open_rows(url) as rows:
         array = rows[0 : rows.shape[0]]
@@ -102,19 +117,28 @@ def read_array(url: str, dtype: type | None = None, shape: tuple[int, ...] | Non
 
 
 def check_array(url: str, array: np.ndarray, dtype: type | np.dtype, shape: tuple[int, ...] | None) -> None:
-    """Raises FormatError unless an array has this type and shape (None: any)."""
+    """Check the type and shape of an array.
+
+    Args:
+        url: File of the array, for the message.
+        array: The array.
+        dtype: Required type.
+        shape: Required shape; None for any.
+    Raises:
+        FormatError: The type or the shape differs.
+    """
     if array.dtype != dtype or shape not in (None, array.shape):
         raise FormatError(url, f"{np.dtype(dtype)} {list(shape or ())}", f"{array.dtype} {list(array.shape)}", FIX)
 
 
 def map_array(path: Path) -> np.ndarray:
-    """A .npy file of a disk, mapped into memory; an array without elements, which cannot be mapped, is read.
+    """Map a .npy file on a disk into memory. An empty array cannot be mapped and is read.
 
-    Pages that are in memory already become those of this process at once (a gigabyte takes 60 ms). Otherwise each 16 would be asked for
-    when a search first touches one, which takes longer than what searches do with them. Nothing is read from the disk.
+    Pages in the page cache are mapped at once (60 ms a gigabyte). Without this, each group of 16 pages costs a page fault in a search,
+    which takes longer than the search's work on them. Nothing is read from the disk.
 
     Raises:
-        FormatError: if it is none.
+        FormatError: The file is missing, or not a .npy file.
     """
     with open_rows(str(path)) as rows:
         dtype, shape, start = rows.dtype, rows.shape, rows.start
@@ -123,30 +147,36 @@ def map_array(path: Path) -> np.ndarray:
     with open(path, "rb") as file:
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if _is_cached(path):
-        with suppress(OSError):  # a system that does not know how, or has no memory for it
+        with suppress(OSError):  # not supported by the system, or not enough memory
             pages.madvise(POPULATE_READ)
     return np.frombuffer(pages, dtype, offset=start).reshape(shape)
 
 
 def _is_cached(path: Path) -> bool:
-    """Whether a file lies in the system's page cache, by a sample; False where that cannot be found out."""
+    """Return whether a sample of a file's pages is in the page cache; False if the system cannot tell."""
     if not hasattr(os, "RWF_NOWAIT"):
         return False
     size = path.stat().st_size
-    with open(path, "rb") as file, suppress(OSError):  # BlockingIOError: there would be something to wait for
+    with open(path, "rb") as file, suppress(OSError):  # BlockingIOError: a page would be read from the disk
         return all(os.preadv(file.fileno(), [bytearray(1)], at, os.RWF_NOWAIT) for at in range(0, size, max(1, size // CACHE_SAMPLE)))
     return False
 
 
 def array_bytes(array: np.ndarray) -> bytes:
-    """The content of an array's .npy file."""
+    """Return an array as the content of a .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 
 def write_rows(path: Path, num_rows: int, blocks: Iterable[np.ndarray]) -> None:
-    """Writes a .npy file of `num_rows` rows, block after block; there is at least one block."""
+    """Write a .npy file block by block.
+
+    Args:
+        path: File to write.
+        num_rows: Rows of all blocks together.
+        blocks: At least one array, with the rows in order.
+    """
     with open(path, "wb") as file:
         for position, rows in enumerate(blocks):
             if position == 0:

@@ -1,4 +1,7 @@
-"""ResidualCodec: a token vector as its centroid's number and a few bits a dimension for the rest (docs/algorithms.md#22-residual-codec)."""
+"""ResidualCodec: stores a token vector as the number of its centroid and a few bits a dimension for the residual.
+
+Source: docs/algorithms.md#22-residual-codec.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +20,7 @@ from ray_lir.storage.manifest import check_file
 
 LLOYD_MAX_ITERATIONS = 1000
 WORD_BITS = 14
+FIX = "restore the file or build the index anew"
 
 
 class Rotates(Protocol):
@@ -28,18 +32,18 @@ class Rotates(Protocol):
 
 @dataclass(frozen=True)
 class ResidualCodec:
-    """One for a whole index.
+    """The codec of a whole index.
 
     Attributes:
         centroids: [C, D] float16, unit length.
         cutoffs: [2^nbits - 1] float32, ascending; value v is in bucket b if cutoffs[b-1] < v <= cutoffs[b].
-        weights: [2^nbits] float32, what a bucket stands for.
-        rotation: [D, D] float32, orthogonal, or None; centroids and residuals are of vectors that it has turned.
-        token_scale: whether cutoffs and weights are in units of each residual's own root mean square.
-        token_offsets: [V + 1] int64 or None; of token-aware clustering, where the centroids of each vocabulary id begin.
-        mean_norm: mean length of the vectors that the codec was trained on; exactly 1 if all had about unit length. Centroids and residuals
-            are of directions, and a token's length is a factor of its two scales.
-        scorer_data: what the index's scorer made of its own file for these rotated vectors (engines/scoring); None if it has no file.
+        weights: [2^nbits] float32, the value that a bucket decodes to.
+        rotation: [D, D] float32, orthogonal, applied to vectors before compression; None without rotation.
+        token_scale: Whether cutoffs and weights are relative to the root mean square of each residual.
+        token_offsets: [V + 1] int64, the first centroid of each vocabulary id; None without token-aware clustering.
+        mean_norm: Mean norm of the vectors that the codec was trained on; exactly 1 if all were about unit vectors. Centroids and residuals
+            describe directions; a token's norm is a factor of its two scales.
+        scorer_data: What the scorer prepared from its own file for these rotated vectors (engines/scoring); None if it has no file.
     """
 
     centroids: np.ndarray
@@ -56,11 +60,13 @@ class ResidualCodec:
 
     @property
     def nbits(self) -> int:
+        """Bits a dimension."""
         return int(np.log2(len(self.weights)))
 
     @property
     def dim(self) -> int:
-        return self.centroids.shape[1]
+        """Dimensions of a vector."""
+        return int(self.centroids.shape[1])
 
     @property
     def num_centroids(self) -> int:
@@ -68,28 +74,28 @@ class ResidualCodec:
 
     @property
     def code_dtype(self) -> np.dtype:
-        """The smallest type that holds a centroid's number."""
+        """The smallest type for codes."""
         return np.dtype(np.uint16 if self.num_centroids <= 1 << 16 else np.uint32)
 
     @property
     @derived
     def centroids_f32(self) -> np.ndarray:
-        """[C, D] float32, for arithmetic."""
+        """Centroids as [C, D] float32, for arithmetic."""
         return self.centroids.astype(np.float32)
 
     @property
     @derived
     def centroid_words(self) -> np.ndarray:
-        """[C, D rounded up to even] int16, times 2^14, for integer arithmetic."""
+        """Centroids times 2^14 as [C, D rounded up to even] int16, for integer arithmetic."""
         words = np.round(self.centroids_f32 * 2**WORD_BITS).astype(np.int16)
         return np.pad(words, ((0, 0), (0, self.dim % 2)))
 
     def rotate(self, vectors_TD: np.ndarray, kernels: Rotates) -> np.ndarray:
-        """[T, D] float32: vectors as the codec compresses and compares them. Dot products stay what they were."""
+        """Return vectors as the codec compresses and compares them, [T, D] float32. Rotation does not change dot products."""
         return vectors_TD.astype(np.float32) if self.rotation is None else kernels.rotate(vectors_TD, self.rotation)
 
     def to_bytes(self) -> bytes:
-        """The content of a safetensors file, for `load_codec`."""
+        """Return the content of a safetensors file, for `load_codec`."""
         arrays = {"centroids": self.centroids, "cutoffs": self.cutoffs, "weights": self.weights}
         for name in ("rotation", "token_offsets"):
             if getattr(self, name) is not None:
@@ -101,17 +107,17 @@ class ResidualCodec:
 
 @one_blas_thread()
 def random_rotation(dim: int, seed: int) -> np.ndarray:
-    """[D, D] float32: orthogonal, uniformly distributed (the QR decomposition of Gaussian numbers)."""
+    """Return a uniformly distributed orthogonal matrix, [D, D] float32: the QR decomposition of Gaussian numbers."""
     with one_blas_thread():
         q, r = np.linalg.qr(np.random.default_rng(seed).normal(size=(dim, dim)))
     return (q * np.sign(np.diag(r))).astype(np.float32)
 
 
 def read_codec(root: str, manifest: IndexManifest) -> ResidualCodec:
-    """The codec of an index.
+    """Read the codec of an index.
 
     Raises:
-        FormatError: if the file is missing or damaged, or the codec of another index.
+        FormatError: The file is missing or damaged, or is the codec of another index.
     """
     check_file(root, manifest.codec)
     url = storage.join(root, manifest.codec.name)
@@ -119,15 +125,15 @@ def read_codec(root: str, manifest: IndexManifest) -> ResidualCodec:
     have, want = ((each.num_centroids, each.dim, each.nbits) for each in (codec, manifest))
     if have != want:
         text = "a codec of {} centroids, {} dimensions and {} bits"
-        raise FormatError(url, text.format(*want), text.format(*have), "restore the file or build the index anew")
+        raise FormatError(url, text.format(*want), text.format(*have), FIX)
     return codec
 
 
 def load_codec(url: str) -> ResidualCodec:
-    """Reads a file of `ResidualCodec.to_bytes`.
+    """Read a file of `ResidualCodec.to_bytes`.
 
     Raises:
-        FormatError: if it is something else, or its arrays do not fit together.
+        FormatError: It is something else, or its arrays do not fit together.
     """
     try:
         arrays = load(storage.read_bytes(url))
@@ -136,14 +142,18 @@ def load_codec(url: str) -> ResidualCodec:
         mean_norm = float(arrays["mean_norm"][0]) if "mean_norm" in arrays else 1.0
         return ResidualCodec(*tables, arrays.get("rotation"), bool(arrays["token_scale"][0]), arrays.get("token_offsets"), mean_norm)
     except (SafetensorError, KeyError, ValueError, TypeError, ConfigError) as error:
-        raise FormatError(url, "a residual codec", f"{error}"[:160], "restore the file or build the index anew") from error
+        raise FormatError(url, "a residual codec", f"{error}"[:160], FIX) from error
 
 
 def _check_tables(arrays: dict[str, np.ndarray]) -> None:
-    """Raises ValueError unless types and shapes are those of a codec, every number is finite, and offsets ascend."""
+    """Check types and shapes, that every number is finite, and that offsets ascend.
+
+    Raises:
+        ValueError: One of them does not hold.
+    """
     centroids, num_buckets = arrays["centroids"], len(arrays["weights"])
     num_centroids, dim = centroids.shape
-    expected = {
+    expected: dict[str, tuple[type | np.dtype, tuple[int, ...]]] = {
         "centroids": (np.float16, (num_centroids, dim)),
         "cutoffs": (np.float32, (num_buckets - 1,)),
         "weights": (np.float32, (num_buckets,)),
@@ -163,21 +173,26 @@ def _check_tables(arrays: dict[str, np.ndarray]) -> None:
         if array.dtype != dtype or array.shape != shape:
             raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} {list(shape)}")
         if not np.isfinite(array).all() or (name == "mean_norm" and array[0] <= 0):
-            raise ValueError(f"{name} holds numbers that it cannot")
+            raise ValueError(f"{name} holds impossible numbers")
     if "token_offsets" in arrays and (offsets[0] != 0 or offsets[-1] != num_centroids or (np.diff(offsets) < 0).any()):
         raise ValueError("token_offsets do not ascend from 0 to the number of centroids")
 
 
 def check_dimensions(dim: int, nbits: int) -> None:
-    """Raises ConfigError unless a token's residual fills whole bytes."""
+    """Check that a token's residual fills whole bytes.
+
+    Raises:
+        ConfigError: It does not.
+    """
     if dim * nbits % 8:
         raise ConfigError(f"{dim} dimensions of {nbits} bits do not fill whole bytes; choose nbits so that dim * nbits is a multiple of 8")
 
 
 def fit_buckets(residuals: np.ndarray, config: CodecConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Cutoffs [2^nbits - 1] and weights [2^nbits], one table for all dimensions, from sampled residuals [T, D].
+    """Fit buckets to sampled residuals [T, D]; with `config.token_scale`, to residuals over their root mean square.
 
-    With `config.token_scale` the table is of residuals over their root mean square.
+    Returns:
+        Cutoffs [2^nbits - 1] float32 and weights [2^nbits] float32, for all dimensions.
     """
     if config.token_scale:
         squares = np.einsum("td,td->t", residuals, residuals, dtype=np.float64) / residuals.shape[1]
@@ -192,9 +207,9 @@ def fit_buckets(residuals: np.ndarray, config: CodecConfig) -> tuple[np.ndarray,
 
 
 def _lloyd_max(ordered: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The scalar quantizer of least squared error near a first guess (Lloyd 1982, Max 1960).
+    """Return the scalar quantizer of least squared error near a first guess (Lloyd 1982, Max 1960).
 
-    Each boundary lies half way between two weights and each weight is the mean of its bucket, repeated until nothing moves.
+    Repeat until nothing changes: put each cutoff half way between two weights, and set each weight to the mean of its bucket.
     """
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
     for _ in range(LLOYD_MAX_ITERATIONS):

@@ -1,7 +1,7 @@
-"""One OpenMP thread for each call of FAISS. Where a call can be split, `ray_lir.parallel.threads` splits it instead.
+"""One OpenMP thread for each call of FAISS. Where a call can be split, `ray_lir.base.parallel.threads` splits it instead.
 
-OpenMP keeps the threads of a call waiting for the next one. A forked process does not have them, and its first call would wait for
-them for ever. They also spin while they wait, which slows down everything else on busy cores.
+OpenMP keeps the threads of a call for the next call. A forked process does not have them, and its first call would wait for them
+forever. Waiting threads also spin, which slows down other work on busy cores.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def one_faiss_thread() -> Iterator[None]:
-    """Let the calling thread's calls of FAISS compute in that thread alone."""
+    """Limit FAISS calls of the calling thread to that thread."""
     import faiss
 
     before = faiss.omp_get_max_threads()

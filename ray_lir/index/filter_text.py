@@ -1,12 +1,14 @@
-"""Filters as people write them: text (`year >= 2020, tags ~ news`) and short dicts ({"year": {">=": 2020}}), into the tree of filters.py.
+"""Parsing filters from text (`year >= 2020, tags ~ news`) and short dicts ({"year": {">=": 2020}}) into the tree of filters.py.
+
+Grammar:
 
     expression  = all {"or" all}
     all         = term {("and" | ",") term}
     term        = "not" term | "(" expression ")" | condition
     condition   = field sign value | field ["not"] "in" "[" value {"," value} "]" | field ["not"] "exists" | "exists" field
 
-Signs are = == != < <= > >= ~ (contains) !~ ^= (starts with). A value in quotes is text. A value without is a number or a truth value where
-it looks like one, and = != ~ in match the same characters as text too; it ends at a comma, "and", "or" or a closing parenthesis.
+Signs are = == != < <= > >= ~ (contains) !~ ^= (starts with). A quoted value is text. An unquoted value that looks like a number or a truth
+value is one, and = != ~ in then match the same characters as text too. It ends at a comma, "and", "or" or a closing parenthesis.
 """
 
 import re
@@ -17,7 +19,7 @@ MAX_CHARACTERS = 100_000
 MAX_NESTING = 16
 SIGNS = {"=": "eq", "==": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge", "~": "contains", "!~": "lacks", "^=": "prefix"}
 NAMES = {**SIGNS, **{op: op for op in SIGNS.values()}, "gte": "ge", "lte": "le", "in": "in", "not in": "not in", "exists": "exists"}
-"""How a short dict may call an operator."""
+"""Operators of short dicts."""
 NEGATED = {"ne": "eq", "lacks": "contains", "not in": "in"}
 
 _SPACE = re.compile(r"\s*")
@@ -32,10 +34,10 @@ Tree = dict[str, Any]
 
 
 def parse(text: str) -> Tree:
-    """The tree of a filter written as text.
+    """Return the tree of a filter written as text.
 
     Raises:
-        ValueError: if it cannot be read; the message is one line with the place.
+        ValueError: The text is not a filter; the message is one line and names the place.
     """
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"the filter has {len(text)} characters; at most {MAX_CHARACTERS} are possible")
@@ -47,11 +49,13 @@ def parse(text: str) -> Tree:
 
 
 def from_mapping(conditions: Mapping[str, Any], nesting: int = 0) -> Tree:
-    """The tree of a short dict: all of its entries hold. An entry is a field with a value, a list (one of them) or {sign: value, ...}; or
-    `and` or `or` with a list of short dicts, or `not` with one.
+    """Return the tree of a short dict, which requires all of its entries.
+
+    An entry is a field with a value, with a list (any of its values) or with {sign: value, ...}. Or it is `and` or `or` with a list of
+    short dicts, or `not` with one short dict.
 
     Raises:
-        ValueError: if an entry is none of these.
+        ValueError: An entry is none of these.
     """
     if nesting >= MAX_NESTING:
         raise ValueError(f"the filter is nested more than {MAX_NESTING} deep")
@@ -73,7 +77,7 @@ def from_mapping(conditions: Mapping[str, Any], nesting: int = 0) -> Tree:
 
 
 def is_short(conditions: Mapping[Any, Any]) -> bool:
-    """Whether a dict can only be meant as a short one: every entry is a field with a value, some values, or operators."""
+    """Return whether a dict is a short one: every entry is a field with a value, a list of values, or operators."""
     return bool(conditions) and all(
         isinstance(field, str) and value is not None and (not isinstance(value, (list, tuple, Mapping)) or len(value) > 0)
         for field, value in conditions.items()
@@ -117,11 +121,11 @@ def _not(tree: Tree) -> Tree:
 
 
 class _Parser:
-    """Reads a text from left to right.
+    """Parses a text from left to right.
 
     Attributes:
-        at: the next character to read.
-        last: the last value as it is written.
+        at: Position of the next character.
+        last: The last value as written.
     """
 
     def __init__(self, text: str):
@@ -130,7 +134,7 @@ class _Parser:
         self.last = ""
 
     def rest(self) -> str:
-        """What is left to read, after white space."""
+        """Skip white space, and return the next 40 characters."""
         self.at = _SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]
         return self.text[self.at : self.at + 40]
 
@@ -196,14 +200,14 @@ class _Parser:
             tree = _condition(field, "eq", values[0]) if len(values) == 1 else _condition(field, "in", values)
             return _not(tree) if op == "ne" else tree
         if op in ("contains", "lacks"):
-            wanted = [self.last] if values == [None] else values
-            tree = _group("or", [_condition(field, "contains", value) for value in wanted])
+            texts = [self.last] if values == [None] else values
+            tree = _group("or", [_condition(field, "contains", value) for value in texts])
             return _not(tree) if op == "lacks" else tree
         text_only = op == "prefix" or isinstance(values[0], bool) or values[0] is None
         return _condition(field, op, self.last if text_only else values[0])
 
     def _field(self) -> str | list[str]:
-        """A path: names with dots between them, a name in quotes counts as one key."""
+        """Parse a path of names with dots between them; a quoted name is one key."""
         keys: list[str] = []
         self.rest()
         start = self.at
@@ -212,7 +216,7 @@ class _Parser:
             if quoted is not None:
                 keys.append(quoted)
             else:
-                words = []
+                words: list[str] = []
                 while (word := _NAME.match(self.text, self.at)) and not (words and self._is_keyword("not", "in", "exists", "and", "or")):
                     words.append(word[0])
                     self.at = word.end()
@@ -229,7 +233,7 @@ class _Parser:
         return ".".join(keys) if all("." not in key for key in keys) else keys
 
     def _value(self) -> list[Any]:
-        """What the value may mean: itself as a number, truth value or null, and as text."""
+        """Parse a value, and return its possible meanings: a number, a truth value or null, and text."""
         quoted = self._quoted()
         if quoted is not None:
             self.last = quoted
@@ -251,7 +255,7 @@ class _Parser:
             end = self.at
         if end == start:
             raise self.error("a value")
-        return self._meant(self.text[start:end])
+        return self._meanings(self.text[start:end])
 
     def _list(self) -> list[Any]:
         opening = self._take("[") or self._take("(")
@@ -268,12 +272,12 @@ class _Parser:
                 values.append(quoted)
             elif item and item[0].strip():
                 self.at = item.end()
-                values += [value for value in self._meant(item[0].strip()) if value is not None]
+                values += [value for value in self._meanings(item[0].strip()) if value is not None]
             else:
                 raise self.error("a value")
         return values
 
-    def _meant(self, written: str) -> list[Any]:
+    def _meanings(self, written: str) -> list[Any]:
         self.last = written
         if _NUMBER.fullmatch(written):
             number = float(written) if re.search(r"[.eE]", written) else int(written[:400])
@@ -294,14 +298,14 @@ class _Parser:
         return re.sub(r"\\(.)", r"\1", found[1] if found[1] is not None else found[2], flags=re.DOTALL)
 
     def _take(self, character: str) -> str:
-        """The character, if it comes next; it is then read."""
+        """Read the character if it comes next, and return it; empty if it does not."""
         if not self.rest().startswith(character):
             return ""
         self.at += 1
         return character
 
     def _is_keyword(self, *words: str) -> bool:
-        """Whether one of the words comes next, and not as the name of a field (a sign follows) or part of a longer word."""
+        """Return whether one of the words comes next, and is neither the name of a field (a sign follows) nor part of a longer word."""
         self.rest()
         found = _NAME.match(self.text, self.at)
         if found is None or found[0].lower() not in words:

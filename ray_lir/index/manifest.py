@@ -1,4 +1,4 @@
-"""The manifest of an index version: its shards, its codec, and how it came from the version before."""
+"""The manifest of an index version: its shards, its codec, and the change that made it."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -11,25 +11,25 @@ from ray_lir.storage.file_names import FileName
 from ray_lir.storage.manifest import FORMAT_VERSION, Count, Dim, FileEntry, Finite, check_names, check_totals, files_of, later_field
 
 DELTA = "shards/delta-"
-"""How the names of shards begin that an update added."""
+"""Prefix of the names of delta shards."""
 SHARD_FILES = ("doc_offsets.npy", "codes.npy", "residuals.npy", "scales.npy", "documents.arrow")
-"""What every shard's folder holds; index/shard.py says what each file is."""
+"""Files of every shard's folder; index/shard.py describes them."""
 MAX_DOCS_PER_SHARD = 1 << 32
 """Document numbers inside a shard are uint32."""
 
 
 class ShardEntry(Config):
-    """A document-disjoint slice of an index: documents first_document to first_document + num_docs.
+    """A shard: documents first_document to first_document + num_docs of the index.
 
-    Its folder never changes; what is deleted from it is listed in a file that belongs to a version of the index.
+    Its folder never changes. Deleted documents are listed in a file that belongs to a version of the index.
     """
 
     name: FileName
     first_document: Count
     num_docs: Annotated[int, Field(ge=0, le=MAX_DOCS_PER_SHARD)]
-    """With those that are deleted, whose numbers nobody else gets."""
+    """Deleted documents included; their numbers are never reused."""
     num_tokens: Count
-    """With those of the deleted."""
+    """Tokens of deleted documents included."""
     files: tuple[FileEntry, ...]
     num_deleted: Count = later_field(0)
     deleted_tokens: Count = later_field(0)
@@ -37,7 +37,7 @@ class ShardEntry(Config):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
-        """Readers open these files by their names in the shard's folder: each has to be listed, so that its size and digest are checked."""
+        """Check that every file of the shard is listed, because only listed files are checked for size and digest."""
         listed = {file.name for file in self.files}
         missing = [file for file in SHARD_FILES if f"{self.name}/{file}" not in listed]
         if missing:
@@ -50,51 +50,54 @@ class ShardEntry(Config):
 
     @property
     def num_live(self) -> int:
+        """Documents that are not deleted."""
         return self.num_docs - self.num_deleted
 
     @property
     def live_tokens(self) -> int:
+        """Tokens of live documents."""
         return self.num_tokens - self.deleted_tokens
 
     @property
     def is_delta(self) -> bool:
+        """Whether an update added the shard."""
         return self.name.startswith(DELTA)
 
 
 class Change(TruncationFields):
-    """How a version came of the one before it. The counts of truncation are those of the added documents."""
+    """The change that made a version. Truncation counts are those of the added documents."""
 
     parent: Annotated[int, Field(ge=1, le=1 << 53)]
     """The version before."""
     kind: Literal["update", "compact"]
     num_added: Count = 0
-    """Documents that are new or replace another."""
+    """Added documents, replacements included."""
     num_replaced: Count = 0
     num_deleted: Count = 0
-    """Without those that were replaced."""
+    """Deleted documents, without replaced ones."""
     num_unknown: Count = 0
     """Ids to delete that the index did not hold."""
     added_tokens: Count = 0
     mean_residual_norm: Finite | None = None
-    """Of the added tokens."""
+    """Mean residual norm of the added tokens."""
     num_zero_rows: Count = later_field(0)
     """Rows of zeros (padding) that were left out of the added documents."""
     num_dead: Count = later_field(0)
-    """Rows of the added corpus that were refused."""
+    """Refused rows of the added corpus."""
     num_repeated: Count = later_field(0)
-    """Of these, rows that were refused because another row has their id."""
+    """Rows that were refused because another row has the same id."""
     dead_letters: FileName | None = later_field(None)
-    """File of the refused rows with the reasons, in the index folder. No version needs it, and compaction leaves it there."""
+    """File in the index folder with the refused rows and the reasons. No version needs it, and compaction keeps it."""
 
 
 INDEX_FOLDERS = ("codec", "shards", "tombstones")
-"""Where the files of an index lie: what remove_versions may remove is in them."""
+"""Folders of an index's files; remove_versions removes files only there."""
 
 
 class IndexManifest(TruncationFields):
     """One version of an index. Paths are relative to the index folder, so shards can be shared between versions.
 
-    The counts of truncation are those of all documents that were ever added, deleted documents included.
+    Truncation counts are those of all documents that were ever added, deleted documents included.
     """
 
     format_version: int = FORMAT_VERSION
@@ -104,30 +107,30 @@ class IndexManifest(TruncationFields):
     nbits: Literal[1, 2, 4, 8]
     num_centroids: Annotated[int, Field(ge=1, le=1 << 32)]
     num_docs: Count
-    """Without those that are deleted; num_tokens and cluster_sizes too."""
+    """Live documents; num_tokens and cluster_sizes count live documents too."""
     num_tokens: Count
     codec: FileEntry
     cluster_sizes: FileEntry
-    """[num_centroids] tokens of each centroid over all shards: query plans are made from these."""
+    """File [num_centroids]: tokens of each cluster over all shards. Query plans use it."""
     mean_residual_norm: Finite
-    """Of the tokens that the index was built from, which the codec was made for."""
+    """Mean residual norm of the tokens that the index was built from."""
     held_out_residual_norm: Finite | None = later_field(None)
-    """Of documents of the index, each under the centroids that all others give: what to expect of new documents of the same kind. None if
-    the index is too small to tell."""
+    """Mean residual norm of documents of the index, each under the centroids that all other documents give: the expected value for new
+    documents of the same kind. None if the index is too small."""
     num_zero_rows: Count = later_field(0)
-    """Rows of zeros (padding) that were left out of the documents by the build and all updates."""
+    """Rows of zeros (padding) that the build and all updates left out."""
     unit_norms: bool = later_field(True)
-    """Whether all token vectors have about unit length; if not, engines take lengths into account when they look for candidates."""
+    """Whether all token vectors have about unit length; if not, engines use norms to find candidates."""
     relation: FileEntry | None = later_field(None)
     """The file that the scorer needs in search beside the vectors (`scorer_file`). The format has its name from TRIAL."""
     shards: tuple[ShardEntry, ...]
     config: dict[str, Any] = Field(default_factory=dict)
     change: Change | None = later_field(None)
-    """None of a version that was built from embeddings."""
+    """None for a version that was built from embeddings."""
     added_tokens: Count = later_field(0)
-    """By all updates since then, with what was deleted of them."""
+    """Tokens that all updates since the build added, deleted ones included."""
     added_residual_norm: Finite | None = later_field(None)
-    """The mean of those tokens."""
+    """Mean residual norm of these tokens."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
@@ -149,10 +152,16 @@ class IndexManifest(TruncationFields):
 
     @property
     def num_numbers(self) -> int:
-        """Document numbers run from 0 to this: those of deleted documents among them."""
+        """One more than the largest document number, deleted documents included."""
         return max((shard.first_document + shard.num_docs for shard in self.shards), default=0)
 
 
+def change_in(manifest: IndexManifest) -> Change:
+    """Return the change that made a version which was not built from embeddings."""
+    assert manifest.change is not None
+    return manifest.change
+
+
 def listed_names(manifest: IndexManifest) -> set[str]:
-    """The folders of shards, and the files that are in none, that a version of an index consists of."""
+    """Return the names of a version's shard folders, and of its files outside of them."""
     return {"/".join(entry.name.split("/")[:2]) for entry in files_of(manifest)}

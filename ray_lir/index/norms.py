@@ -1,8 +1,8 @@
-"""Lengths of token vectors: what a build makes of rows of zeros and of vectors that are not of unit length.
+"""Norms of token vectors: rows of zeros, and vectors that do not have unit length.
 
-A codec compresses directions. A token's length is a factor of its two scales, so that a decoded token is as long as the vector it was made
-from, and exact scores are dot products with it. Candidates that engines find by centroids alone need the lengths too: `norm_codes` numbers
-the pairs of centroid and length that a shard holds, so that kernels which look up one score a code score directions times lengths.
+A codec compresses directions. A token's norm is a factor of its two scales, so decoded tokens have the norm of the original vectors, and
+exact scores are dot products with them. Engines that find candidates by centroids need norms too. `norm_codes` therefore numbers the pairs
+of centroid and norm in a shard: kernels that look up one score a code then score directions times norms.
 
 T tokens, D dimensions, C centroids, L lanes of a table of centroid scores.
 """
@@ -17,39 +17,39 @@ from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.index.shard import IndexShard
 
 UNIT_TOLERANCE = 5e-3
-"""Vectors whose length differs from one by less are unit vectors that float16 or bfloat16 has rounded: their length is not kept."""
+"""A norm that differs from one by less is taken for the rounding of a unit vector to float16 or bfloat16, and is not stored."""
 NEARLY_UNIT = 0.1
-"""An index in which no length differs from one by more finds candidates by directions alone."""
+"""If no norm differs from one by more, the index finds candidates by directions alone."""
 SMALLEST_NORM = 2.0**-14
-"""Shorter vectors are rows of zeros: a scale in float16 does not hold them to three digits."""
+"""Shorter vectors count as rows of zeros: float16 scales do not hold three digits of them."""
 LARGEST_NORM = 2.0**15
 """Scales of longer vectors could overflow float16."""
 STEPS = 4
-"""Lengths that `norm_codes` tells apart in each factor of two: a length is off by 9% at most, far less than a centroid is."""
+"""Norms that `norm_codes` distinguishes within a factor of two: the error is at most 9%, far less than that of a centroid."""
 
 
 def norms(vectors_TD: np.ndarray) -> np.ndarray:
-    """[T] float32: the length of each vector."""
+    """Return the norm of each vector, [T] float32."""
     vectors_TD = vectors_TD.astype(np.float32)
     return np.sqrt(np.einsum("td,td->t", vectors_TD, vectors_TD))
 
 
 def kept_norms(vectors_TD: np.ndarray) -> np.ndarray:
-    """[T] float32: the length of each vector; exactly one for unit vectors that were rounded, and for zeros."""
+    """Return the norms to store, [T] float32; exactly one for rounded unit vectors and for zeros."""
     lengths_T = norms(vectors_TD)
     return np.where((np.abs(lengths_T - 1) <= UNIT_TOLERANCE) | (lengths_T == 0), np.float32(1), lengths_T)
 
 
 def directions(vectors_TD: np.ndarray, norms_T: np.ndarray) -> np.ndarray:
-    """[T, D]: vectors over their `kept_norms`; the same array if all of these are one."""
+    """Return vectors divided by their `kept_norms`, [T, D]; the same array if all norms are one."""
     return vectors_TD if (norms_T == 1).all() else vectors_TD.astype(np.float32) / norms_T[:, None]
 
 
 def without_zero_rows(embeddings: TokenEmbeddings) -> TokenEmbeddings:
-    """Documents without their rows of zeros (padding, or values too small for float16); the same object if there are none.
+    """Return documents without rows of zeros (padding, or values too small for float16); the same object if there are none.
 
     Raises:
-        ConfigError: if a vector is too long for the codec's scales; the message names the document.
+        ConfigError: A vector is too long for the codec's scales; the message names the document.
     """
     lengths_T = norms(embeddings.values)
     longest = int(lengths_T.argmax()) if len(lengths_T) else 0
@@ -72,13 +72,13 @@ def without_zero_rows(embeddings: TokenEmbeddings) -> TokenEmbeddings:
 
 @dataclass(frozen=True)
 class NormCodes:
-    """The pairs (centroid, rounded length) of a shard's tokens, numbered by centroid, then by length.
+    """The P pairs (centroid, rounded norm) of a shard's tokens, numbered by centroid, then by norm.
 
     Attributes:
-        shard: the same documents with P pairs and one more, which no token has, in place of centroids. Of its scales the first is one and
-            the second the residual's own, so that postings of a pair score its centroid score plus the scaled residual.
-        centroids: [P + 1] int64.
-        lengths: [P + 1] float32; 0 for the last.
+        shard: The same documents with pairs in place of centroids. Pair P belongs to no token. The first scale is one and the second is the
+            residual's own, so a posting scores the pair's score plus the scaled residual.
+        centroids: [P + 1] int64, the centroid of each pair.
+        lengths: [P + 1] float32, the norm of each pair; 0 for the last.
         offsets: [C + 1] int64; centroid c has pairs offsets[c] to offsets[c + 1].
     """
 
@@ -89,6 +89,7 @@ class NormCodes:
 
     @classmethod
     def of(cls, shard: IndexShard) -> "NormCodes":
+        """Return the pairs of a shard."""
         steps_T = np.round(STEPS * np.log2(shard.scales[:, 0].astype(np.float32))).astype(np.int64)
         lowest = int(steps_T.min(initial=0))
         width = int(steps_T.max(initial=0)) - lowest + 1
@@ -106,32 +107,31 @@ class NormCodes:
         )
 
     def table(self, table_CL: np.ndarray) -> np.ndarray:
-        """[P + 1, L]: the scores of pairs, from those of centroids, in the same type."""
+        """Return the scores of pairs [P + 1, L], from the scores of centroids, in the same type."""
         return (table_CL[self.centroids].astype(np.float32) * self.lengths[:, None]).astype(table_CL.dtype)
 
-    def expand(self, cells: np.ndarray, cell_scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The pairs of each query token's cells, and their scores.
+    def expand(self, clusters: np.ndarray, cluster_scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pairs of each query token's probed clusters.
 
         Args:
-            cells: [n, nprobe] centroids.
-            cell_scores: [n, nprobe] float32.
-
+            clusters: [n, nprobe] int64.
+            cluster_scores: [n, nprobe] float32.
         Returns:
-            Pairs [n, most] int64, filled up with the pair that no token has, and their scores [n, most] float32.
+            Pairs [n, most] int64, padded with the pair that belongs to no token, and their scores [n, most] float32.
         """
-        counts = np.diff(self.offsets)[cells]
+        counts = np.diff(self.offsets)[clusters]
         most = max(1, int(counts.sum(axis=1).max(initial=0)))
-        pairs = np.full((len(cells), most), len(self.centroids) - 1)
-        scores = np.zeros((len(cells), most), np.float32)
-        for row in range(len(cells)):
-            places = np.repeat(self.offsets[cells[row]] - np.concatenate([[0], np.cumsum(counts[row])[:-1]]), counts[row])
-            mine = places + np.arange(len(places))
-            pairs[row, : len(mine)] = mine
-            scores[row, : len(mine)] = np.repeat(cell_scores[row], counts[row]) * self.lengths[mine]
+        pairs = np.full((len(clusters), most), len(self.centroids) - 1)
+        scores = np.zeros((len(clusters), most), np.float32)
+        for row in range(len(clusters)):
+            places = np.repeat(self.offsets[clusters[row]] - np.concatenate([[0], np.cumsum(counts[row])[:-1]]), counts[row])
+            numbers = places + np.arange(len(places))
+            pairs[row, : len(numbers)] = numbers
+            scores[row, : len(numbers)] = np.repeat(cluster_scores[row], counts[row]) * self.lengths[numbers]
         return pairs, scores
 
 
 @derived
 def norm_codes(shard: IndexShard) -> NormCodes:
-    """Return the centroid-length pairs of a shard. Engines need them in an index whose vectors differ in length."""
+    """Return the pairs of centroid and norm of a shard. Engines use them if the vectors of the index differ in norm."""
     return NormCodes.of(shard)

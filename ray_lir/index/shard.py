@@ -1,15 +1,15 @@
-"""IndexShard: an immutable, document-disjoint slice of an index, as a folder of memory-mapped arrays and its documents.
+"""IndexShard: an immutable slice of an index, as a folder of memory-mapped arrays and the documents.
 
 | file | shape | holds |
 |---|---|---|
 | doc_offsets.npy | [N + 1] int64 | document i owns tokens doc_offsets[i] to doc_offsets[i + 1] |
 | codes.npy | [T] uint16 or uint32 | each token's centroid |
 | residuals.npy | [T, D nbits / 8] uint8 | packed buckets, the first dimension in the highest bits |
-| scales.npy | [T, 2] float16 | a token is scales[0] centroid + scales[1] bucket weights, as long as the vector it was made from |
-| weights.npy | [T] float16 | what each token's similarities are multiplied with, less one; if the scorer weighs document tokens |
+| scales.npy | [T, 2] float16 | a token decodes to scales[0] centroid + scales[1] bucket weights, with the norm of the original vector |
+| weights.npy | [T] float16 | token weights minus one, if the scorer weighs document tokens |
 | documents.arrow | N rows | doc_id, title, text, metadata |
 
-What was deleted since stays in the files; its numbers lie in the version's tombstones: a file [num_deleted] uint32, ascending.
+Deleted documents stay in these files. The version's tombstones list their numbers: a file [num_deleted] uint32, ascending.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,8 @@ from ray_lir.base.derived import derived
 from ray_lir.base.errors import FormatError
 from ray_lir.index import documents, postings
 from ray_lir.index.arrays import FIX, check_array, map_array, read_array
-from ray_lir.index.filters import FilteredDocuments, Filters
+from ray_lir.index.filter_evaluation import FilteredDocuments
+from ray_lir.index.filters import Filters
 from ray_lir.index.manifest import IndexManifest, ShardEntry
 from ray_lir.storage.manifest import check_file, files_of
 
@@ -44,27 +45,27 @@ class IndexShard:
     documents: pa.Table
     num_centroids: int
     deleted: np.ndarray | None = None
-    """[num_deleted] uint32, numbers inside the shard of documents that no search finds; None if there are none."""
+    """[num_deleted] uint32, numbers of deleted documents inside the shard, ascending; None if there are none."""
     weights: np.ndarray | None = None
-    """[T] float16, what each token weighs. less one, so that weights near one keep 11 bits of what they differ by;
+    """[T] float16, token weights minus one, so that weights near one keep 11 bits of the difference; None if every weight is one.
 
-    Source: rho of docs/algorithms.md#7-one-factored-form.
-    None: every token weighs one."""
+    Source: rho in docs/algorithms.md#7-one-factored-form.
+    """
 
     @property
     def num_docs(self) -> int:
-        """With those that are deleted."""
+        """Number of documents, deleted ones included."""
         return len(self.doc_offsets) - 1
 
     @property
     @derived
     def live(self) -> np.ndarray | None:
-        """Numbers inside the shard of the documents that are not deleted, ascending; None if none is."""
+        """Numbers of live documents inside the shard, ascending; None if no document is deleted."""
         return None if self.deleted is None else np.delete(np.arange(self.num_docs), self.deleted)
 
     @property
     def found_documents(self) -> np.ndarray:
-        """Numbers inside the shard of the documents that a search may find, ascending."""
+        """Numbers of live documents inside the shard, ascending."""
         return np.arange(self.num_docs) if self.live is None else self.live
 
     @property
@@ -79,50 +80,50 @@ class IndexShard:
 
     @property
     def postings(self) -> np.ndarray:
-        """[T] uint32: token numbers by centroid."""
+        """Token numbers by centroid, [T] uint32."""
         return self._grouped[0]
 
     @property
     def posting_offsets(self) -> np.ndarray:
-        """[C + 1] int64: where each centroid's postings begin."""
+        """Offsets of the centroids in `postings`, [C + 1] int64."""
         return self._grouped[1]
 
     @property
     @derived
     def posting_documents(self) -> np.ndarray:
-        """[T] uint32: the document of each posting, beside it: a probe has enough to do with the residuals, which lie anywhere."""
+        """Document of each posting, [T] uint32, in the order of postings: a probe then reads only residuals at random."""
         documents = np.repeat(np.arange(self.num_docs, dtype=np.uint32), np.diff(self.doc_offsets))
         return documents[self.postings]
 
     @property
     @derived
     def posting_ratios(self) -> np.ndarray:
-        """[T] float32: scales[1] / scales[0] of each posting's token, likewise."""
+        """scales[1] / scales[0] of each posting's token, [T] float32, in the order of postings."""
         scales = self.scales.astype(np.float32)
         return (scales[:, 1] / scales[:, 0])[self.postings]
 
     def find(self, doc_ids: Sequence[str]) -> dict[str, int]:
-        """The numbers, inside the shard, of those of these documents that it holds and that are not deleted.
+        """Return the numbers inside the shard of live documents, by id; other ids are left out.
 
-        Compares the whole column of ids: about a millisecond for a hundred thousand documents.
+        Every call compares the whole column of ids: about a millisecond for a hundred thousand documents.
         """
         rows = documents.find(self.documents, doc_ids)
         rows = rows if self.deleted is None else np.setdiff1d(rows, self.deleted, assume_unique=True)
         return dict(zip(documents.column(self.documents, "doc_id", rows), rows.tolist(), strict=True))
 
     def matching(self, filters: Filters) -> np.ndarray:
-        """Numbers inside the shard of the documents that are not deleted and that the filters let through, ascending.
+        """Return the numbers inside the shard of live documents that meet the filters, ascending.
 
         Raises:
-            FormatError: if metadata is not JSON.
+            FormatError: Metadata is not JSON.
         """
         return self._filtered.rows(filters)
 
     def unknown_fields(self, filters: Filters) -> dict[str, frozenset[str]]:
-        """The fields of the filters that no document of the shard has, each with the names of the fields that some have.
+        """Return the names of existing metadata fields, by each field of the filters that no document has.
 
         Raises:
-            FormatError: if metadata is not JSON.
+            FormatError: Metadata is not JSON.
         """
         return self._filtered.unknown_fields(filters)
 
@@ -131,11 +132,11 @@ class IndexShard:
         return None if self.weights is None else self.weights[tokens].astype(np.float64) + 1
 
     def lengths(self, numbers: np.ndarray) -> np.ndarray:
-        """Tokens of each of these documents."""
+        """Return the number of tokens of each of these documents."""
         return self.doc_offsets[numbers + 1] - self.doc_offsets[numbers]
 
     def tokens(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Token numbers of these documents, one document after another, and their offsets [len(numbers) + 1]."""
+        """Return the token numbers of these documents, in their order, and the documents' offsets in them [len(numbers) + 1]."""
         lengths = self.lengths(numbers)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         starts = np.repeat(self.doc_offsets[numbers] - offsets[:-1], lengths)
@@ -143,18 +144,23 @@ class IndexShard:
 
 
 def open_shard(root: str, entry: ShardEntry, manifest: IndexManifest, verify: bool = False) -> IndexShard:
-    """Maps a shard after checking its files' sizes against the manifest (and their digests, with `verify`).
+    """Map a shard into memory after checking its files.
 
-    Types and shapes are always checked, and every number that is a position in another array: kernels do not check them again. That reads
-    doc_offsets and codes once, which takes 0.2 ms for a million tokens that are in memory.
+    Sizes, types and shapes are checked, and every number that indexes another array, because kernels do not check them. This reads
+    doc_offsets and codes once: 0.2 ms for a million tokens in the page cache.
 
+    Args:
+        root: Folder of the index.
+        entry: The shard's entry in the manifest.
+        manifest: The manifest of the index.
+        verify: Check the files' digests too.
     Raises:
-        FormatError: if a file is missing, cut or altered, or the files do not fit together.
+        FormatError: A file is missing, cut or altered, or the files do not fit together.
     """
     for file in files_of(entry):
         check_file(root, file, content=verify)
     folder = Path(root) / entry.name
-    paths = {name: folder / f"{name}.npy" for name in (*ARRAYS, *([WEIGHTS] if is_weighed(entry) else []))}
+    paths = {name: folder / f"{name}.npy" for name in (*ARRAYS, *([WEIGHTS] if has_token_weights(entry) else []))}
     arrays = {name: map_array(path) for name, path in paths.items()}
     for name, (dtype, shape) in _layout(entry, manifest).items():
         if name in arrays:
@@ -168,7 +174,7 @@ def open_shard(root: str, entry: ShardEntry, manifest: IndexManifest, verify: bo
 
 
 def _layout(entry: ShardEntry, manifest: IndexManifest) -> dict[str, tuple[type, tuple[int, ...]]]:
-    """Type and shape of each array of a shard."""
+    """Return the type and shape of each array of a shard."""
     num_tokens = entry.num_tokens
     return {
         "doc_offsets": (np.int64, (entry.num_docs + 1,)),
@@ -180,16 +186,24 @@ def _layout(entry: ShardEntry, manifest: IndexManifest) -> dict[str, tuple[type,
 
 
 def check_offsets(url: str, offsets: np.ndarray, entry: ShardEntry) -> None:
-    """Raises FormatError unless a shard's doc_offsets ascend from 0 to its number of tokens."""
+    """Check that a shard's doc_offsets ascend from 0 to its number of tokens.
+
+    Args:
+        url: File of the offsets, for the message.
+        offsets: [N + 1] int64.
+        entry: The shard's entry in the manifest.
+    Raises:
+        FormatError: They do not.
+    """
     if offsets[0] != 0 or offsets[-1] != entry.num_tokens or (offsets[1:] < offsets[:-1]).any():
         raise FormatError(url, f"offsets that ascend from 0 to {entry.num_tokens}", "others", FIX)
 
 
 def read_offsets(index: str, entry: ShardEntry) -> np.ndarray:
-    """[N + 1] int64: a shard's doc_offsets, from a disk or an object store.
+    """Read a shard's doc_offsets [N + 1] int64, from a disk or an object store.
 
     Raises:
-        FormatError: if the file is missing or damaged.
+        FormatError: The file is missing or damaged.
     """
     url = storage.join(index, entry.name, "doc_offsets.npy")
     offsets = read_array(url, np.int64, (entry.num_docs + 1,))
@@ -198,10 +212,10 @@ def read_offsets(index: str, entry: ShardEntry) -> np.ndarray:
 
 
 def read_deleted(index: str, entry: ShardEntry) -> np.ndarray:
-    """[num_deleted] uint32: numbers, inside the shard, of the documents that are deleted, ascending.
+    """Read the numbers of deleted documents inside a shard, [num_deleted] uint32, ascending.
 
     Raises:
-        FormatError: if the file is missing or damaged.
+        FormatError: The file is missing or damaged.
     """
     if entry.tombstones is None:
         return np.zeros(0, np.uint32)
@@ -212,6 +226,6 @@ def read_deleted(index: str, entry: ShardEntry) -> np.ndarray:
     return numbers
 
 
-def is_weighed(entry: ShardEntry) -> bool:
-    """Whether a shard keeps a weight for each token."""
+def has_token_weights(entry: ShardEntry) -> bool:
+    """Return whether a shard has token weights."""
     return any(file.name == f"{entry.name}/{WEIGHTS}.npy" for file in entry.files)

@@ -1,4 +1,4 @@
-"""Deleting documents from a shard: its folder stays as it is, and a small file lists their numbers, its tombstones."""
+"""Deleting documents from a shard: its folder does not change; a small file of tombstones lists their numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ FOLDER = "tombstones"
 
 @dataclass(frozen=True)
 class Deletion:
-    """What a shard lost.
+    """The documents that were deleted from a shard.
 
     Attributes:
-        entry: the shard with its new tombstones.
-        doc_ids: of the documents that were found.
-        centroids: of their tokens, each once, ascending.
-        sizes: how many of the tokens had each of them.
+        entry: The shard's entry with its new tombstones.
+        doc_ids: Ids of the deleted documents.
+        centroids: [c] int64, distinct centroids of their tokens, ascending.
+        sizes: [c] int64, number of their tokens with each centroid.
     """
 
     entry: ShardEntry
@@ -34,9 +34,14 @@ class Deletion:
 
 
 def delete_from_shard(index: str, doc_ids: Sequence[str], entry: ShardEntry) -> Deletion:
-    """Finds the documents that are not deleted yet, and writes tombstones for them and those before.
+    """Write the tombstones of a shard: earlier ones, and those of these documents if they are live.
 
-    It reads the shard's ids, doc_offsets and the codes of what is deleted, from a disk or an object store.
+    This reads the shard's ids, its doc_offsets, and the codes of the deleted documents, from a disk or an object store.
+
+    Args:
+        index: Folder or URL of the index.
+        doc_ids: Ids to delete; ids that the shard does not hold are ignored.
+        entry: The shard's entry in the manifest.
     """
     found, ids = find_in_shard(index, doc_ids, entry)
     if not len(found):
@@ -52,7 +57,15 @@ def delete_from_shard(index: str, doc_ids: Sequence[str], entry: ShardEntry) -> 
 
 
 def find_in_shard(index: str, doc_ids: Sequence[str], entry: ShardEntry) -> tuple[np.ndarray, list[str]]:
-    """Rows of those of these documents that the shard holds and that are not deleted, ascending, and their ids."""
+    """Find live documents of a shard by id.
+
+    Args:
+        index: Folder or URL of the index.
+        doc_ids: Ids to find; ids that the shard does not hold are ignored.
+        entry: The shard's entry in the manifest.
+    Returns:
+        Row numbers, ascending, and their ids.
+    """
     url = storage.join(index, entry.name, documents.FILE)
     table = pa.Table.from_batches(documents.read_batches(url, ["doc_id"]), documents.IDS)
     rows = np.setdiff1d(documents.find(table, doc_ids), read_deleted(index, entry), assume_unique=True)

@@ -1,4 +1,4 @@
-"""Versions of an index: which are there, which is the latest, and reading their manifests."""
+"""Versions of an index: their numbers, the latest version, and their manifests."""
 
 from contextlib import suppress
 
@@ -20,10 +20,10 @@ def version_manifest(index: str, number: int) -> str:
 
 
 def read_index_manifest(index: str, number: int) -> IndexManifest:
-    """The manifest of a version of an index.
+    """Read the manifest of a version of an index.
 
     Raises:
-        FormatError: if there is no such version, its manifest is damaged, or a symbolic link on the way to a file leads out of the index.
+        FormatError: There is no such version, its manifest is damaged, or a symbolic link on the way to a file leads out of the index.
     """
     check_index_links(index)
     check_links(index, [f"versions/{number}/{MANIFEST}"])
@@ -33,12 +33,16 @@ def read_index_manifest(index: str, number: int) -> IndexManifest:
 
 
 def check_index_links(index: str) -> None:
-    """Raises FormatError if a folder that changes of an index write to, or remove from, is a symbolic link that leads out of it."""
+    """Check that no folder that changes of an index write to, or remove files from, is a symbolic link out of the index.
+
+    Raises:
+        FormatError: A folder is such a link.
+    """
     check_links(index, [LATEST, "versions", "_work", *INDEX_FOLDERS])
 
 
 def version_numbers(index: str) -> list[int]:
-    """Of all versions whose manifest is there, ascending."""
+    """Return the numbers of all versions that have a manifest, ascending."""
     return sorted(
         number
         for number in map(_number, storage.list_names(storage.join(index, "versions")))
@@ -47,7 +51,11 @@ def version_numbers(index: str) -> list[int]:
 
 
 def parse_version(text: bytes | str) -> int:
-    """The number of a version. Raises ValueError unless it is written in digits and between 1 and LAST_VERSION."""
+    """Parse the number of a version.
+
+    Raises:
+        ValueError: It is not written in digits, or not between 1 and LAST_VERSION.
+    """
     digits = (text.decode("ascii") if isinstance(text, bytes) else text).strip()
     if not (digits.isascii() and digits.isdigit() and len(digits) <= len(str(LAST_VERSION)) and 1 <= int(digits) <= LAST_VERSION):
         raise ValueError(f"{digits[:20]!r} is not the number of a version")
@@ -55,14 +63,14 @@ def parse_version(text: bytes | str) -> int:
 
 
 def _number(name: str) -> int | None:
-    """The version of a folder in versions/; None if it is not one that ray_lir makes."""
+    """Return the version of a folder in versions/; None if ray_lir does not make such a name."""
     with suppress(ValueError):
         return number if name == str(number := parse_version(name)) else None
     return None
 
 
 def listed_by(index: str, numbers: list[int]) -> set[str]:
-    """The names of the shards and files that these versions list; a version that is removed at the same time lists none."""
+    """Return the names of the shards and files that these versions list; versions that are removed meanwhile list none."""
     names: set[str] = set()
     for number in numbers:
         try:
@@ -74,35 +82,35 @@ def listed_by(index: str, numbers: list[int]) -> set[str]:
 
 
 def latest_version(root: storage.PathOrUrl) -> int:
-    """The number of the version that is searched unless another is asked for.
+    """Return the number of the version that searches use by default.
 
     Raises:
-        FormatError: if there is no index.
+        FormatError: There is no index.
     """
     try:
         return parse_version(storage.read_bytes(storage.join(root, LATEST)))
     except (FileNotFoundError, NotADirectoryError):
-        raise FormatError(root, "an index", "no LATEST file", "check the path, or make one with jobs.build_index") from None
+        raise FormatError(str(root), "an index", "no LATEST file", "check the path, or make one with jobs.build_index") from None
     except ValueError:
         fix = "write the number of a folder in versions/ into it"
         raise FormatError(storage.join(root, LATEST), "a version number", "something else", fix) from None
 
 
 def read_version(root: storage.PathOrUrl, version: int | None = None) -> IndexManifest:
-    """The manifest of a version of the index, the latest by default.
+    """Read the manifest of a version of the index; None for the latest.
 
     Raises:
-        FormatError: if there is no index or no such version.
+        FormatError: There is no index, or no such version.
     """
     version = latest_version(root) if version is None else version
-    return read_index_manifest(root, version)
+    return read_index_manifest(str(root), version)
 
 
 def read_cluster_sizes(root: str, manifest: IndexManifest) -> np.ndarray:
-    """[C] int64, the tokens of each centroid over all shards.
+    """Read the tokens of each cluster over all shards, [C] int64.
 
     Raises:
-        FormatError: if they are not the sizes of this index's clusters.
+        FormatError: The file does not hold the cluster sizes of this index.
     """
     url = storage.join(root, manifest.cluster_sizes.name)
     sizes = read_array(url, np.int64, (manifest.num_centroids,))

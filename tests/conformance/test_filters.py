@@ -19,8 +19,9 @@ from ray_lir.base.errors import FormatError
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines import ENGINES
 from ray_lir.engines.plan import TopK
-from ray_lir.index import filters as module
-from ray_lir.index.filters import FilteredDocuments, Filters
+from ray_lir.index import filter_evaluation
+from ray_lir.index.filter_evaluation import FilteredDocuments
+from ray_lir.index.filters import MAX_DEPTH, Filters
 from ray_lir.search.searcher import Searcher
 from tests.support.served_index import QUERIES, make_index
 
@@ -180,8 +181,8 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 def test_a_filter_that_is_too_large_is_refused():
-    assert rows(table({"a": 1}, {}), nested(module.MAX_DEPTH - 1)) == [1]
-    for depth in (module.MAX_DEPTH, 100, 900):
+    assert rows(table({"a": 1}, {}), nested(MAX_DEPTH - 1)) == [1]
+    for depth in (MAX_DEPTH, 100, 900):
         with pytest.raises(ValidationError):
             Filters.model_validate({"where": nested(depth)})
     wide = {"op": "or", "filters": [{"op": "or", "filters": [nested(0)] * 40}] * 2}
@@ -196,15 +197,17 @@ def test_metadata_that_is_not_json_is_damage_and_says_so():
 
 def test_the_last_results_are_kept_and_the_oldest_let_go(monkeypatch):
     evaluated = []
-    monkeypatch.setattr(module, "_matching", lambda _, condition: evaluated.append(condition.value) or np.array([condition.value]))
+    monkeypatch.setattr(
+        filter_evaluation, "_matching", lambda _, condition: evaluated.append(condition.value) or np.array([condition.value])
+    )
     documents = FilteredDocuments(table(*[{}] * 40), None)
 
     def ask(value: int) -> None:
         assert documents.rows(Filters.model_validate({"where": {"value": value, "field": "a", "op": "eq"}})).tolist() == [value]
 
-    for value in (*range(module.KEPT_RESULTS), 0, module.KEPT_RESULTS, 0, 1):
+    for value in (*range(filter_evaluation.KEPT_RESULTS), 0, filter_evaluation.KEPT_RESULTS, 0, 1):
         ask(value)
-    assert evaluated == [*range(module.KEPT_RESULTS), module.KEPT_RESULTS, 1]
+    assert evaluated == [*range(filter_evaluation.KEPT_RESULTS), filter_evaluation.KEPT_RESULTS, 1]
 
 
 @pytest.fixture(scope="module")

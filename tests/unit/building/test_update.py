@@ -190,7 +190,7 @@ def test_deleting_what_is_not_there_changes_nothing(index):
     ("add", "delete", "error", "message"),
     [
         (None, [], ConfigError, "nothing to add and nothing to delete"),
-        (TokenEmbeddings.of([np.eye(2, 16)]), [], IncompatibleError, "has 16 dimensions and the index 32"),
+        (TokenEmbeddings.of([np.eye(2, 16)]), [], IncompatibleError, "have 16 dimensions and the index 32"),
     ],
 )
 def test_an_update_that_cannot_be_changes_nothing(index, tmp_path, add, delete, error, message):
@@ -206,7 +206,7 @@ def test_an_update_that_cannot_be_changes_nothing(index, tmp_path, add, delete, 
 def test_embeddings_of_another_encoder_are_refused(index, tmp_path):
     contract = EncoderContract(checkpoint="other", weights_digest="abc", dim=32, query_length=32, document_length=180)
     save_embeddings(str(tmp_path / "add"), some([1]), contract)
-    with pytest.raises(IncompatibleError, match="what is added .* does not fit the index"):
+    with pytest.raises(IncompatibleError, match="the encoder of the added embeddings .* does not fit the index"):
         update_index(str(index), str(tmp_path / "add"))
     with pytest.raises(FormatError, match="expected an index"):
         update_index(str(tmp_path / "nowhere"), delete=["doc-1"])

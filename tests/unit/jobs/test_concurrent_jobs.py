@@ -17,7 +17,7 @@ from ray_lir.building.build import build_index
 from ray_lir.building.compact import compact_index
 from ray_lir.building.publishing import remove_versions, version_numbers
 from ray_lir.building.update import update_index
-from ray_lir.building.workspace import GARBAGE, WORK
+from ray_lir.building.workspace import GARBAGE, WORKSPACES
 from ray_lir.distributed.train import _claim
 from ray_lir.embeddings.folder import content_digest, documents_table, external_contract, save_embeddings
 from ray_lir.embeddings.manifest import EmbeddingsManifest
@@ -108,7 +108,7 @@ def test_of_two_different_builds_one_is_published_and_the_other_refused(place, t
     searcher = check_whole(index)
     assert len(searcher.find([f"{winner}-{number}" for number in range(60)])) == 60
     assert read_version(index).num_docs == 60
-    assert WORK not in storage.list_names(index)
+    assert WORKSPACES not in storage.list_names(index)
 
 
 def test_of_two_configurations_of_one_build_one_is_published(place):
@@ -145,9 +145,9 @@ def test_embeddings_in_memory_differ_by_whatever_would_be_saved():
 def test_a_build_leaves_the_list_of_garbage_of_an_interrupted_removal(place):
     index = place()
     build_index(documents(1), index)
-    storage.write_bytes(storage.join(index, WORK, GARBAGE), b'["codec/lost"]')
+    storage.write_bytes(storage.join(index, WORKSPACES, GARBAGE), b'["codec/lost"]')
     build_index(documents(1), index)
-    assert storage.exists(storage.join(index, WORK, GARBAGE))
+    assert storage.exists(storage.join(index, WORKSPACES, GARBAGE))
 
 
 @several_turns
