@@ -80,7 +80,8 @@ class Assigner:
         with one_faiss_thread(), one_blas_thread():
             kmeans = faiss.Kmeans(dim, math.isqrt(num_centroids), niter=CELL_ITERATIONS, seed=seed + 1)
             kmeans.train(centroids)
-        centres: np.ndarray = kmeans.centroids
+        centres = kmeans.centroids
+        assert centres is not None
         cell_of = select().assign(centroids, centres, euclidean=True)[0]
         numbers = np.argsort(cell_of, kind="stable")
         offsets = np.searchsorted(cell_of[numbers], np.arange(kmeans.k + 1))

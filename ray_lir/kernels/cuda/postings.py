@@ -28,7 +28,7 @@ def probe(
 
 def candidates(clusters: np.ndarray, shard: IndexShard) -> np.ndarray:
     tokens, _ = _tokens_of(upload(np.asarray(clusters, np.int64)), shard)
-    return download(_documents_of(tokens, shard).unique())
+    return download(torch.unique(_documents_of(tokens, shard)))
 
 
 def posting_scores(
@@ -51,7 +51,7 @@ def posting_scores(
     scores = upload(cluster_scores.astype(np.float32)).ravel()[pairs] + products * scales[:, 1] / scales[:, 0]
     if floor and placed.weights is None:
         scores = scores.maximum(imputed[rows])
-    documents, places = _documents_of(tokens, shard).unique(return_inverse=True)
+    documents, places = torch.unique(_documents_of(tokens, shard), return_inverse=True)
     best = torch.full((len(query_nD), len(documents)), float("-inf"), device=device())
     slots = rows * len(documents) + places
     best.view(-1).scatter_reduce_(0, slots, scores, "amax")
