@@ -22,8 +22,12 @@ def run(job: TrainJob) -> dict[str, Any]:
     require("ray", "training")
     from ray_lir.distributed.train import train  # Ray and torch take seconds to load
 
-    parts = [kind(**{name: getattr(job, name) for name in kind.model_fields}) for kind in (TrainingSource, TrainingConfig, TrainingRun)]
-    source, config, how = parts
+    fields = dict(job)
+    source, config, how = (
+        TrainingSource(**{name: fields[name] for name in TrainingSource.model_fields}),
+        TrainingConfig(**{name: fields[name] for name in TrainingConfig.model_fields}),
+        TrainingRun(**{name: fields[name] for name in TrainingRun.model_fields}),
+    )
     return train(source, job.output, job.encoder, config, how)
 
 

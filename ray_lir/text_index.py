@@ -192,9 +192,27 @@ class Index:
         return self.searcher.manifest
 
     @overload
-    def search(self, query: str, k: int = 10, **options: Any) -> Hits: ...
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        where: Where = None,
+        engine: str | Config = "auto",
+        quality: str = "balanced",
+        matches: bool = True,
+    ) -> Hits: ...
     @overload
-    def search(self, query: Sequence[str], k: int = 10, **options: Any) -> list[Hits]: ...
+    def search(
+        self,
+        query: Sequence[str],
+        k: int = 10,
+        *,
+        where: Where = None,
+        engine: str | Config = "auto",
+        quality: str = "balanced",
+        matches: bool = True,
+    ) -> list[Hits]: ...
     def search(
         self,
         query: str | Sequence[str],

@@ -154,7 +154,7 @@ def remove_versions(index: str, keep: int) -> dict[str, Any]:
         ConfigError: `keep` is less than 1.
     """
     if keep < 1:
-        raise ConfigError(f"keep is {keep}; the latest version always stays, so give 1 or more")
+        raise ConfigError(f"keep is {keep}, but at least the latest version has to stay; give 1 or more")
     check_index_links(index)
     numbers = [number for number in version_numbers(index) if number <= latest_version(index)]
     old = numbers[:-keep]

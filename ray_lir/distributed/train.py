@@ -240,7 +240,7 @@ def _fit(
             encoder=encoder,
             config=config,
             data=ray.put(data),
-            dev=dev and ray.put(dev),
+            dev=ray.put(dev) if dev else None,
             lines=lines,
             curve=storage.join(output, METRICS),
             checkpoint_every=run.checkpoint_every,
@@ -311,6 +311,7 @@ def _log_lines(lines: Queue) -> None:
 
 def _publish(result: Result, output: str, identity: dict[str, Any], scaling: ScalingConfig, start: float) -> None:
     """Moves the encoder and the loss curve of the last checkpoint to the output; the manifest last."""
+    assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder, storage.attempt_folder(output) as attempt:
         curve = read_curve(Path(folder) / METRICS)
         storage.write_bytes(storage.join(output, METRICS), (Path(folder) / METRICS).read_bytes())

@@ -93,7 +93,7 @@ def _train(task: WorkerTask) -> int:
 def best_record(curve: list[StepRecord]) -> StepRecord | None:
     """The step with the greatest nDCG@10, the first of several; None if nothing was evaluated."""
     evaluated = [record for record in curve if record.ndcg_at_10 is not None]
-    return max(evaluated, key=lambda record: record.ndcg_at_10, default=None)
+    return max(evaluated, key=lambda record: record.ndcg_at_10 or 0.0, default=None)
 
 
 def read_curve(path: Path) -> list[StepRecord]:

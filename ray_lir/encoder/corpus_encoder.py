@@ -317,6 +317,7 @@ def _with_projection(encoder: EncoderConfig, corpus: Corpus, destination: Destin
     if not storage.exists(folder):
         with phase("projection", records) as record, storage.attempt_folder(destination.progress) as scratch:
             texts = sample_texts(corpus, PROJECTION_SAMPLE)
+            assert encoder.projection is not None
             fitted = fit_projection(Encoder.load(encoder.model_copy(update={"precision": "float32"})), texts, encoder.projection)
             fitted.save(scratch / CHECKPOINT)
             storage.publish(scratch / CHECKPOINT, folder)

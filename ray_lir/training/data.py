@@ -74,7 +74,7 @@ def from_judgements(
         raise ConfigError("no judgement of this split has a grade above 0, so there is nothing to train on; choose another split")
     numbers, texts = collect(wanted, documents)
     used = [query for query, found in relevant.items() if found]
-    lists = [tuple((numbers[document],) for document in relevant[query]) for query in used]
+    lists: list[tuple[tuple[int, ...], ...]] = [tuple((numbers[document],) for document in relevant[query]) for query in used]
     return TrainingData([queries[query] for query in used], texts, lists)
 
 

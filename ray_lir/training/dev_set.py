@@ -3,7 +3,7 @@
 Q queries, N documents; workers of one training share the documents.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,7 @@ def ndcg_at_10(encoder: Encoder, dev: DevSet) -> float:
     doc_ids = list(dev.documents)
     depth = DEPTH + dev.ignore_identical_ids
     scores, numbers = rank(encoder, list(dev.queries.values()), list(dev.documents.values()), depth)
-    run = {
+    run: Mapping[str, Sequence[tuple[str, float]]] = {
         query: [(doc_ids[number], float(score)) for score, number in zip(*row, strict=True)]
         for query, row in zip(dev.queries, zip(scores, numbers, strict=True), strict=True)
     }
@@ -60,8 +60,8 @@ def rank(encoder: Encoder, queries: list[str], documents: list[str], depth: int 
     best = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     for numbers, texts in _mine(encoder, documents):
         scores = torch.cat([encoder.model.scorer(queries, texts) for queries in query_texts]).float().cpu().numpy()
-        best = _best(*(np.hstack(pair) for pair in zip(best, (scores, np.broadcast_to(numbers, scores.shape)), strict=True)), depth)
-    return _best(*(np.hstack(parts) for parts in zip(*collectives.gather_objects(best), strict=True)), depth)
+        best = _best([best, (scores, np.broadcast_to(numbers, scores.shape))], depth)
+    return _best(collectives.gather_objects(best), depth)
 
 
 def _mine(encoder: Encoder, documents: list[str]) -> Iterator[tuple[np.ndarray, EmbeddedTexts]]:
@@ -73,6 +73,7 @@ def _mine(encoder: Encoder, documents: list[str]) -> Iterator[tuple[np.ndarray, 
         yield numbers, encoder.embed_documents(encoder.batch_documents([documents[number] for number in numbers]))
 
 
-def _best(scores: np.ndarray, numbers: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+def _best(parts: Sequence[tuple[np.ndarray, np.ndarray]], depth: int) -> tuple[np.ndarray, np.ndarray]:
+    scores, numbers = np.hstack([part[0] for part in parts]), np.hstack([part[1] for part in parts])
     order = np.lexsort((numbers, -scores))[:, :depth]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(numbers, order, 1)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -44,7 +44,7 @@ class _Drop(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor, None]:
         (factors,) = ctx.saved_tensors
         return gradients * factors, None
 

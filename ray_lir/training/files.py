@@ -144,7 +144,7 @@ def _query_texts(dataset: str, wanted: dict[str, Any]) -> list[str]:
     url = next((storage.join(dataset, name) for name in names if storage.exists(storage.join(dataset, name))), None)
     if url is None:
         raise FormatError(dataset, "queries.jsonl or queries.jsonl.gz", "neither", "give a folder in the BEIR layout")
-    texts = {str(fields.get("_id")): fields.get("text") for _, fields in _rows(url)}
+    texts: dict[str, Any] = {str(fields.get("_id")): fields.get("text") for _, fields in _rows(url)}
     missing = [query for query in wanted if not isinstance(texts.get(query), str)]
     if missing:
         raise ConfigError(f"{len(missing)} of {len(wanted)} queries of the examples are not in {url}, {missing[0]!r} for one; give theirs")

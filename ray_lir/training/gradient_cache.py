@@ -31,7 +31,7 @@ def backward(sides: Sequence[Sequence[Piece]], loss_of: Callable[..., Tensor], t
         return loss.detach()
     with torch.no_grad():
         texts = [_joined([embed() for embed in side]) for side in sides]
-    leaves = [EmbeddedTexts(_leaf(each.vectors), each.mask, _leaf(each.weights)) for each in texts]
+    leaves = [EmbeddedTexts(_leaf(each.vectors), each.mask, None if each.weights is None else _leaf(each.weights)) for each in texts]
     loss = loss_of(*leaves)
     loss.backward()
     for side, leaf in zip(sides, leaves, strict=True):
@@ -41,14 +41,15 @@ def backward(sides: Sequence[Sequence[Piece]], loss_of: Callable[..., Tensor], t
             rows, length = slice(start, start + len(piece.mask)), piece.mask.shape[1]
             start = rows.stop
             pairs = [(piece.vectors, leaf.vectors.grad)]
-            if piece.weights is not None and leaf.weights.grad is not None:
+            if piece.weights is not None and leaf.weights is not None and leaf.weights.grad is not None:
                 pairs.append((piece.weights, leaf.weights.grad))
-            torch.autograd.backward([value for value, _ in pairs], [gradient[rows, :length] for _, gradient in pairs])
+            gradients = [gradient[rows, :length] for _, gradient in pairs if gradient is not None]
+            torch.autograd.backward([value for value, _ in pairs], gradients)
     return loss.detach()
 
 
-def _leaf(values: Tensor | None) -> Tensor | None:
-    return None if values is None else values.detach().requires_grad_()
+def _leaf(values: Tensor) -> Tensor:
+    return values.detach().requires_grad_()
 
 
 def _joined(pieces: Sequence[EmbeddedTexts]) -> EmbeddedTexts:
@@ -57,7 +58,8 @@ def _joined(pieces: Sequence[EmbeddedTexts]) -> EmbeddedTexts:
     padding = [longest - piece.mask.shape[1] for piece in pieces]
     weights = None
     if pieces[0].weights is not None:
-        weights = torch.cat([functional.pad(piece.weights, (0, pad)) for piece, pad in zip(pieces, padding, strict=True)])
+        padded = zip(pieces, padding, strict=True)
+        weights = torch.cat([functional.pad(piece.weights, (0, pad)) for piece, pad in padded if piece.weights is not None])
     return EmbeddedTexts(
         torch.cat([functional.pad(piece.vectors, (0, 0, 0, pad)) for piece, pad in zip(pieces, padding, strict=True)]),
         torch.cat([functional.pad(piece.mask, (0, pad)) for piece, pad in zip(pieces, padding, strict=True)]),

@@ -53,7 +53,9 @@ class Objective(nn.Module):
     @property
     def temperature(self) -> float:
         """That of the cross-entropy, or of the distillation where there is no cross-entropy."""
-        return float((self.contrastive or self.distillation).temperature.detach())
+        loss = self.contrastive or self.distillation
+        assert loss is not None
+        return float(loss.temperature.detach())
 
     @torch.no_grad()
     def hold_temperatures(self) -> None:
@@ -65,6 +67,7 @@ class Objective(nn.Module):
         if self.contrastive:
             total = total + self._config.contrastive_weight * self.contrastive(scores, targets.own, targets.excluded)
         if self.distillation:
+            assert targets.teacher is not None
             columns = targets.own[:, None] + torch.arange(targets.teacher.shape[1], device=scores.device)
             total = total + self._config.distillation_weight * self.distillation(scores.gather(1, columns), targets.teacher)
         return total
@@ -108,5 +111,6 @@ def min_max(scores_BN: Tensor) -> Tensor:
 
 def gate_penalty(queries: EmbeddedTexts, norm: str) -> Tensor:
     """TRIAL's regulariser of the query tokens' weights (docs/algorithms.md#9-where-sources-disagree): l1 or frobenius, a scalar."""
+    assert queries.weights is not None
     weights = queries.weights.masked_fill(~queries.mask, 0.0)
     return weights.sum(-1).mean() if norm == "l1" else weights.square().sum().sqrt()

@@ -120,7 +120,7 @@ class Training:
 
     def save(self, path: Path) -> None:
         """Writes everything that `load` needs to continue."""
-        state = {"modules": self._modules, "optimizer": self._optimizer, "scaler": self._scaler}
+        state: dict[str, Any] = {"modules": self._modules, "optimizer": self._optimizer, "scaler": self._scaler}
         counts = {"step": self.step, "num_threads": torch.get_num_threads(), "num_workers": collectives.num_workers()}
         torch.save({**counts, **{name: part.state_dict() for name, part in state.items()}}, path)
 
