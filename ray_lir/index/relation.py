@@ -133,9 +133,9 @@ class RelationEncoder:
     def _dual(self, products_nD: np.ndarray) -> np.ndarray:
         """Return a narrower upper bound of products . hidden layer, [n].
 
-        For any mu and nu the product is at most mu D plus the sum over k of the largest value of products_k Mish(y_k) - mu z_k^2 - nu z_k
-        (Lagrange), which is evaluated on a grid. These mu and nu were chosen by experiment; the bound is within a few percent of the
-        least possible bound.
+        For any mu and nu (Lagrange), the product is at most mu D plus the sum over k of m_k.
+        Here m_k is the largest value of products_k Mish(y_k) - mu z_k^2 - nu z_k, evaluated on a grid.
+        These mu and nu were chosen by experiment; the bound is within a few percent of the least possible bound.
         """
         slopes, mean = self._slopes(products_nD)
         mu, nu = 0.55 * np.linalg.norm(slopes - mean, axis=1) / np.sqrt(len(self.bias)), 0.85 * mean

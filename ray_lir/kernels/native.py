@@ -60,7 +60,7 @@ def module() -> ModuleType:
 
 @cache
 def instruction_sets() -> tuple[str, ...]:
-    """Return the instruction sets that this processor runs, slowest first, without those that fail the self-test."""
+    """Return the instruction sets that this processor runs, slowest first. Sets that fail the self-test are left out."""
     if not available():
         return ()
     names = module().instruction_sets()

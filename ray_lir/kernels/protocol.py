@@ -2,9 +2,9 @@
 
 `reference.py` (NumPy) defines what each method computes; `native.py` (C++) and `cuda/` (Triton) must agree with it.
 
-Letters in the names of arrays give their shapes: T tokens, N documents, C centroids, D dimensions, n query tokens,
-P = D nbits / 8 packed bytes of a residual, L the width of a table of centroid scores. L is n in the reference; other kernels round
-it up to the width of a register. Documents have different lengths: document i owns the tokens offsets[i] to offsets[i + 1].
+Letters in the names of arrays give their shapes: T tokens, N documents, C centroids, D dimensions and n query tokens. A packed residual has
+P = D nbits / 8 bytes. A table of centroid scores has width L: n in the reference, and n rounded up to the width of a register elsewhere.
+Documents have different lengths: document i owns the tokens offsets[i] to offsets[i + 1].
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
 """The reference kernels in NumPy: they define what every other kernel set must compute.
 
-Products are summed in float64 and scores are rounded to float32 once. The last bit of a float32 matrix product depends on the other rows
-in the matrix, and a document's score must not depend on the shard or batch that it is scored in.
+Products are summed in float64 and scores are rounded to float32 once. A document's score must not depend on the shard or batch that it is
+scored in; the last bit of a float32 matrix product depends on the other rows in the matrix.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Index building on the device: assignment, rotation and compression, block after block of vectors."""
+"""Index building on the device: assignment, rotation and compression of vectors in blocks."""
 
 from collections.abc import Iterator
 
@@ -9,10 +9,14 @@ from ray_lir.index.codec import ResidualCodec
 from ray_lir.kernels.cuda.memory import codec_memory, device, download, upload
 
 BLOCK_VALUES = 1 << 26
-"""Numbers held at a time by each thread that builds: 256 MB of them."""
+"""Numbers that each building thread holds at a time: 256 MB."""
 
 
 def assign(vectors_TD: np.ndarray, centroids_CD: np.ndarray, euclidean: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Return `Kernels.assign`.
+
+    Args: as in `ray_lir.kernels.protocol.Kernels.assign`.
+    """
     centroids = _floats(centroids_CD)
     halves = _half_squares(centroids) if euclidean else 0
     codes, nearness = np.empty(len(vectors_TD), np.int64), np.empty(len(vectors_TD), np.float32)
@@ -23,6 +27,10 @@ def assign(vectors_TD: np.ndarray, centroids_CD: np.ndarray, euclidean: bool = F
 
 
 def nearest_cells(vectors_TD: np.ndarray, cells_BD: np.ndarray, nprobe: int) -> np.ndarray:
+    """Return `Kernels.nearest_cells`.
+
+    Args: as in `ray_lir.kernels.protocol.Kernels.nearest_cells`.
+    """
     cells = _floats(cells_BD)
     probes = np.empty((len(vectors_TD), min(nprobe, len(cells))), np.int64)
     for block in _blocks(len(vectors_TD), len(cells)):
@@ -32,7 +40,13 @@ def nearest_cells(vectors_TD: np.ndarray, cells_BD: np.ndarray, nprobe: int) -> 
 
 
 def assign_in_cells(vectors_TD: np.ndarray, centroids_CD: np.ndarray, offsets: np.ndarray, probes_Tp: np.ndarray) -> np.ndarray:
-    """Compares with every centroid and leaves out those of other cells: on a GPU one large product takes less time than many small ones."""
+    """Return `Kernels.assign_in_cells`.
+
+    Every vector is compared with every centroid, and centroids of other cells are masked: on a GPU one large product is faster than many
+    small ones.
+
+    Args: as in `ray_lir.kernels.protocol.Kernels.assign_in_cells`.
+    """
     centroids = _floats(centroids_CD)
     num_cells = len(offsets) - 1
     cell_of = torch.repeat_interleave(torch.arange(num_cells, device=device()), upload(np.diff(offsets).astype(np.int64)))
@@ -47,14 +61,22 @@ def assign_in_cells(vectors_TD: np.ndarray, centroids_CD: np.ndarray, offsets: n
 
 
 def rotate(vectors_TD: np.ndarray, rotation_DD: np.ndarray) -> np.ndarray:
+    """Return `Kernels.rotate`.
+
+    Args: as in `ray_lir.kernels.protocol.Kernels.rotate`.
+    """
     rotation = upload(rotation_DD).double()
-    turned = np.empty(vectors_TD.shape, np.float32)
+    rotated = np.empty(vectors_TD.shape, np.float32)
     for block in _blocks(*vectors_TD.shape):
-        turned[block] = download((upload(vectors_TD[block]).double() @ rotation).float())
-    return turned
+        rotated[block] = download((upload(vectors_TD[block]).double() @ rotation).float())
+    return rotated
 
 
 def compress(vectors_TD: np.ndarray, codes_T: np.ndarray, codec: ResidualCodec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return `Kernels.compress`.
+
+    Args: as in `ray_lir.kernels.protocol.Kernels.compress`.
+    """
     num_tokens, dim = vectors_TD.shape
     packed = np.empty((num_tokens, dim * codec.nbits // 8), np.uint8)
     scales, norms = np.empty((num_tokens, 2), np.float32), np.empty(num_tokens, np.float32)

@@ -1,4 +1,4 @@
-"""What lies in the device's memory: the arrays of shards and codecs, each for as long as the object it belongs to."""
+"""The arrays of shards and codecs in the device's memory; they are freed with their objects."""
 
 from dataclasses import dataclass
 
@@ -14,16 +14,16 @@ from ray_lir.index.shard import IndexShard
 from ray_lir.kernels.cuda.tiles import Tiles, cut
 
 CHUNK_BYTES = 1 << 28
-"""Copied to the device at a time, so that a mapped file need not fit in memory."""
+"""Bytes to copy to the device at a time, so that a mapped file need not fit in memory."""
 SMALLEST = 16
 """Tensor cores multiply blocks of at least 16 x 16."""
 
 
 def device() -> torch.device:
-    """The GPU, or the CPU where Triton interprets (TRITON_INTERPRET=1).
+    """Return the GPU, or the CPU if Triton interprets (TRITON_INTERPRET=1).
 
     Raises:
-        KernelUnavailable: if there is no GPU.
+        KernelUnavailable: There is no GPU.
     """
     if triton.knobs.runtime.interpret:
         return torch.device("cpu")
@@ -33,10 +33,10 @@ def device() -> torch.device:
 
 
 def upload(array: np.ndarray) -> torch.Tensor:
-    """A copy on the device; two-byte and four-byte unsigned numbers come as signed ones of the same bits.
+    """Copy an array to the device. Unsigned numbers of 2 and 4 bytes become signed numbers with the same bits.
 
     Raises:
-        KernelUnavailable: if it does not fit.
+        KernelUnavailable: The array does not fit into the device's memory.
     """
     array = array.view({"u2": np.int16, "u4": np.int32}.get(array.dtype.str[1:], array.dtype))
     rows = max(1, CHUNK_BYTES // max(1, array.nbytes // max(1, len(array))))
@@ -53,6 +53,7 @@ def upload(array: np.ndarray) -> torch.Tensor:
 
 
 def download(tensor: torch.Tensor) -> np.ndarray:
+    """Copy a tensor to the host."""
     return tensor.cpu().numpy()
 
 
@@ -61,8 +62,8 @@ class ShardMemory:
     """A shard's arrays on the device.
 
     Attributes:
-        code_mask: takes a code out of a sign-extended number.
-        tiles: all documents, cut into tiles.
+        code_mask: Extracts a code from a sign-extended number.
+        tiles: All documents, split into tiles.
     """
 
     codes: torch.Tensor
@@ -76,13 +77,13 @@ class ShardMemory:
 
 @dataclass(frozen=True)
 class CodecMemory:
-    """A codec's arrays on the device. Programs take vectors padded with zeros to a power of two, at least 16.
+    """A codec's arrays on the device. Programs read vectors that are padded with zeros to a power of two, at least 16.
 
     Attributes:
         centroids: [C, D] float32.
         padded_centroids: [C, padded D] float16.
         byte_values: [256, 8 / nbits] float16, the bucket weights of the dimensions in a byte.
-        nbits: of a bucket.
+        nbits: Bits a dimension.
     """
 
     centroids: torch.Tensor
@@ -92,17 +93,19 @@ class CodecMemory:
 
     @property
     def width(self) -> int:
+        """Dimensions of a padded vector."""
         return self.padded_centroids.shape[1]
 
 
 def padded(vectors_TD: torch.Tensor) -> torch.Tensor:
-    """[T, padded D]."""
+    """Pad vectors with zeros to [T, padded D]."""
     dim = vectors_TD.shape[1]
     return torch.nn.functional.pad(vectors_TD, (0, max(SMALLEST, triton.next_power_of_2(dim)) - dim))
 
 
 @derived
 def shard_memory(shard: IndexShard) -> ShardMemory:
+    """Return the arrays of a shard on the device."""
     doc_offsets = upload(np.ascontiguousarray(shard.doc_offsets, np.int64))
     return ShardMemory(
         codes=upload(shard.codes),
@@ -117,6 +120,7 @@ def shard_memory(shard: IndexShard) -> ShardMemory:
 
 @derived
 def codec_memory(codec: ResidualCodec) -> CodecMemory:
+    """Return the arrays of a codec on the device."""
     halves = upload(codec.centroids)
     byte_values = residual_values(np.arange(256, dtype=np.uint8)[:, None], codec.weights).astype(np.float16)
     return CodecMemory(halves.float(), padded(halves).contiguous(), upload(byte_values), codec.nbits)

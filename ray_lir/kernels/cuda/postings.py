@@ -12,12 +12,17 @@ from ray_lir.kernels.cuda.scoring import table_memory
 
 @derived
 def posting_memory(shard: IndexShard) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the postings of a shard and their offsets on the device."""
     return upload(shard.postings.astype(np.int64)), upload(shard.posting_offsets)
 
 
 def probe(
     table_CL: np.ndarray, num_tokens: int, cluster_sizes: np.ndarray, nprobe: int, bound: int, t_prime: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return `Kernels.probe`.
+
+    Args: as in `ray_lir.kernels.protocol.Kernels.probe`.
+    """
     scores, order = table_memory(table_CL)[:, :num_tokens].T.sort(dim=1, descending=True, stable=True)
     scores, order = scores[:, :bound], order[:, :bound]
     passed = upload(np.asarray(cluster_sizes, np.int64))[order].cumsum(dim=1)
@@ -27,6 +32,10 @@ def probe(
 
 
 def candidates(clusters: np.ndarray, shard: IndexShard) -> np.ndarray:
+    """Return `Kernels.candidates`.
+
+    Args: as in `ray_lir.kernels.protocol.Kernels.candidates`.
+    """
     tokens, _ = _tokens_of(upload(np.asarray(clusters, np.int64)), shard)
     return download(torch.unique(_documents_of(tokens, shard)))
 
@@ -41,6 +50,10 @@ def posting_scores(
     shard: IndexShard,
     codec: ResidualCodec,
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Return `Kernels.posting_scores`.
+
+    Args: as in `ray_lir.kernels.protocol.Kernels.posting_scores`.
+    """
     placed, memory = shard_memory(shard), codec_memory(codec)
     tokens, pairs = _tokens_of(upload(clusters.ravel().astype(np.int64)), shard)
     rows = pairs // clusters.shape[1]
@@ -59,15 +72,15 @@ def posting_scores(
         numbers = torch.arange(len(slots), device=device())
         first = torch.full((best.numel(),), len(slots), device=device())
         first.scatter_reduce_(0, slots, torch.where(scores == best.view(-1)[slots], numbers, len(slots)), "amin")
-        met = first < len(slots)
-        best.view(-1)[met] *= placed.weights[tokens[first[met]]].float() + 1
+        found = first < len(slots)
+        best.view(-1)[found] *= placed.weights[tokens[first[found]]].float() + 1
         if floor:
             best = torch.where(best.isneginf(), best, best.maximum(imputed[:, None]))
     return download(importance @ torch.where(best.isneginf(), imputed[:, None], best)), download(documents)
 
 
 def _tokens_of(clusters: torch.Tensor, shard: IndexShard) -> tuple[torch.Tensor, torch.Tensor]:
-    """The token numbers of several clusters, one after another, and which of the clusters each is of."""
+    """Return the token numbers of several clusters, one cluster after another, and the position of each token's cluster."""
     postings, offsets = posting_memory(shard)
     if len(clusters) and not 0 <= clusters.min() <= clusters.max() < len(offsets) - 1:
         raise ValueError("a cluster that is not in the index")
@@ -82,7 +95,13 @@ def _documents_of(tokens: torch.Tensor, shard: IndexShard) -> torch.Tensor:
 
 
 def residual_values(packed_TP: torch.Tensor, weights_K: torch.Tensor, nbits: int) -> torch.Tensor:
-    """[T, D] float32: the bucket weight of every dimension."""
+    """Return the bucket weight of every dimension, [T, D] float32.
+
+    Args:
+        packed_TP: [T, P] uint8, packed residuals.
+        weights_K: [2^nbits] float32, bucket weights.
+        nbits: Bits a dimension.
+    """
     shifts = torch.arange(8 - nbits, -1, -nbits, device=packed_TP.device)
     buckets = packed_TP[:, :, None].long() >> shifts & (2**nbits - 1)
     return weights_K[buckets.reshape(len(packed_TP), -1)]

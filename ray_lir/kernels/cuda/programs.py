@@ -1,12 +1,12 @@
 """The Triton programs: MaxSim of documents from codes and residuals, and from codes alone.
 
-A tile is up to TILE tokens of one document. A program owns a run of tiles that begins and ends with documents, and a block
-of COLUMNS query tokens, which it loads once. Query tokens are the rows of its matrix products and a tile's tokens the
-columns, so that the best token is found among values that one thread holds. A byte of a residual is unpacked by reading the
-float16 weights of all its dimensions from a table of 256 rows: one address and one load for 8 / NBITS dimensions.
+A tile is up to TILE tokens of one document. A program owns a run of tiles that begins and ends with documents, and a block of COLUMNS
+query tokens, which it loads once. Query tokens are the rows of its matrix products and a tile's tokens the columns, so one thread holds all
+values from which the best token is chosen. A byte of a residual is unpacked by reading the float16 weights of its dimensions from a table
+of 256 rows: one load for 8 / NBITS dimensions.
 
-float16 rather than bfloat16: tensor cores multiply both at one rate and add in float32, every value here is at most about
-one, and 11 bits of mantissa lose an eighth of what 8 bits lose.
+float16 is used instead of bfloat16: tensor cores multiply both at the same rate and add in float32. All values are at most about one, and
+11 bits of mantissa have an eighth of the error of 8 bits.
 """
 
 import triton
@@ -28,18 +28,18 @@ def _read_tile(
     PLACES: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """A tile's document, and of its TILE tokens which there are, their codes, both scales and packed residuals [TILE, PLACES]."""
+    """Return a tile's document, and the presence, codes, both scales and packed residuals [TILE, PLACES] of its TILE tokens."""
     here = tile < last
     lanes = tl.arange(0, TILE)
-    live = lanes < tl.load(sizes + tile, mask=here, other=0)
+    present = lanes < tl.load(sizes + tile, mask=here, other=0)
     tokens = tl.load(firsts + tile, mask=here, other=0) + lanes
     document = tl.load(documents + tile, mask=here, other=0)
-    code = tl.load(codes + tokens, mask=live, other=0).to(tl.int32) & CODE_MASK
-    centroid_scale = tl.load(scales + tokens * 2, mask=live, other=0)
-    residual_scale = tl.load(scales + tokens * 2 + 1, mask=live, other=0)
+    code = tl.load(codes + tokens, mask=present, other=0).to(tl.int32) & CODE_MASK
+    centroid_scale = tl.load(scales + tokens * 2, mask=present, other=0)
+    residual_scale = tl.load(scales + tokens * 2 + 1, mask=present, other=0)
     places = tl.arange(0, PLACES)
-    packed = tl.load(residuals + tokens[:, None] * BYTES + places[None, :], mask=live[:, None] & (places < BYTES)[None, :], other=0)
-    return document, live, code, centroid_scale, residual_scale, packed
+    packed = tl.load(residuals + tokens[:, None] * BYTES + places[None, :], mask=present[:, None] & (places < BYTES)[None, :], other=0)
+    return document, present, code, centroid_scale, residual_scale, packed
 
 
 @triton.jit
@@ -69,15 +69,17 @@ def residual_programs(
     FROM_TABLE: tl.constexpr,
     WEIGHTED: tl.constexpr,
 ):
-    """MaxSim of the documents of a run of tiles with the queries of a block, one score a document and query.
+    """Compute MaxSim of the documents of a run of tiles with the queries of a block: one score a document and query.
 
-    With WEIGHTED the best token's score is multiplied with that token's weight; of equals the first is the best.
+    With WEIGHTED, the best token's score is multiplied by its token weight; ties go to the first token.
 
-    A token's score is scales[1] (bucket weights . q) + scales[0] (centroid . q). With FROM_TABLE the second product is read
-    from the table, COLUMNS values a token; otherwise the centroid is read, DIM values a token, and added before one product.
+    A token's score is scales[1] (bucket weights . q) + scales[0] (centroid . q). With FROM_TABLE, the second product is read from the
+    table, COLUMNS values a token; otherwise the centroid is read, DIM values a token, and added before one product.
+
+    Args: see the comments beside the parameters.
     """
     PER_BYTE: tl.constexpr = 8 // NBITS
-    block = tl.program_id(0) % num_blocks  # blocks of one run are neighbours in time: its bytes come from memory once
+    block = tl.program_id(0) % num_blocks  # blocks of one run follow each other, so its bytes are read from memory once
     program = tl.program_id(0) // num_blocks
     columns = block * COLUMNS + tl.arange(0, COLUMNS)
     dims = tl.arange(0, DIM)
@@ -89,12 +91,12 @@ def residual_programs(
     factor = tl.full([COLUMNS], 1.0, tl.float32)
     first, last = tl.load(bounds + program), tl.load(bounds + program + 1)
     previous = -1
-    document, live, code, centroid_scale, residual_scale, packed = _read_tile(
+    document, present, code, centroid_scale, residual_scale, packed = _read_tile(
         first, last, codes, residuals, scales, firsts, sizes, documents, CODE_MASK, BYTES, DIM // PER_BYTE, TILE
     )
     for tile in tl.range(first, last, num_stages=1):
-        # The next tile is on its way from memory while this one is scored.
-        next_document, next_live, next_code, next_centroid_scale, next_residual_scale, next_packed = _read_tile(
+        # Load the next tile while this one is scored.
+        next_document, next_present, next_code, next_centroid_scale, next_residual_scale, next_packed = _read_tile(
             tile + 1, last, codes, residuals, scales, firsts, sizes, documents, CODE_MASK, BYTES, DIM // PER_BYTE, TILE
         )
         entries = values + packed[:, :, None].to(tl.int32) * PER_BYTE + in_byte[None, None, :]
@@ -107,20 +109,20 @@ def residual_programs(
             centroids = tl.load(rows + code[:, None].to(tl.int64) * DIM + dims[None, :]).to(tl.float32)
             vectors = vectors.to(tl.float32) * residual_scale[:, None].to(tl.float32) + centroids * centroid_scale[:, None].to(tl.float32)
             scored = tl.dot(query, tl.trans(vectors.to(tl.float16)))
-        scored = tl.where(live[None, :], scored, float("-inf"))
+        scored = tl.where(present[None, :], scored, float("-inf"))
         found = tl.max(scored, axis=1)
         if WEIGHTED:
             lanes = tl.arange(0, TILE)
-            mine = tl.load(token_weights + (tl.load(firsts + tile) + lanes), mask=live, other=0).to(tl.float32) + 1
+            token_weight = tl.load(token_weights + (tl.load(firsts + tile) + lanes), mask=present, other=0).to(tl.float32) + 1
             is_best = lanes[None, :] == tl.argmax(scored, axis=1)[:, None]
             better = (document != previous) | (found > best)
-            factor = tl.where(better, tl.sum(tl.where(is_best, mine[None, :], 0.0), axis=1), factor)
+            factor = tl.where(better, tl.sum(tl.where(is_best, token_weight[None, :], 0.0), axis=1), factor)
         best = tl.where(document == previous, tl.maximum(best, found), found)
-        # Written after every tile of a document; the last one's is the whole score.
+        # Stored after every tile of a document; the last store is the whole score.
         totals = tl.sum(tl.reshape(best * factor * weight, [COLUMNS // QUERY_TOKENS, QUERY_TOKENS]), axis=1)
         tl.store(scores + outputs + document, totals)
         previous = document
-        document, live, code = next_document, next_live, next_code
+        document, present, code = next_document, next_present, next_code
         centroid_scale, residual_scale, packed = next_centroid_scale, next_residual_scale, next_packed
 
 
@@ -142,7 +144,10 @@ def code_programs(
     TILE: tl.constexpr,
     PRUNED: tl.constexpr,
 ):
-    """MaxSim of the documents of a run of tiles with every token replaced by its centroid; with PRUNED, by the kept ones alone."""
+    """Compute MaxSim of the documents of a run of tiles with tokens replaced by centroids; with PRUNED, by the kept centroids only.
+
+    Args: see the comments beside the parameters.
+    """
     columns = tl.arange(0, COLUMNS)
     weight = tl.load(weights + columns)
     lanes = tl.arange(0, TILE)
@@ -150,15 +155,15 @@ def code_programs(
     previous = -1
     for tile in tl.range(tl.load(bounds + tl.program_id(0)), tl.load(bounds + tl.program_id(0) + 1)):
         document = tl.load(documents + tile)
-        live = lanes < tl.load(sizes + tile)
-        code = tl.load(codes + tl.load(firsts + tile) + lanes, mask=live, other=0).to(tl.int32) & CODE_MASK
+        present = lanes < tl.load(sizes + tile)
+        code = tl.load(codes + tl.load(firsts + tile) + lanes, mask=present, other=0).to(tl.int32) & CODE_MASK
         if PRUNED:
-            live = live & (tl.load(kept + code) > 0)
-        wanted = live[:, None] & (columns < num_tokens)[None, :]
-        scored = tl.load(table + code[:, None].to(tl.int64) * stride + columns[None, :], mask=wanted, other=float("-inf"))
+            present = present & (tl.load(kept + code) > 0)
+        inside = present[:, None] & (columns < num_tokens)[None, :]
+        scored = tl.load(table + code[:, None].to(tl.int64) * stride + columns[None, :], mask=inside, other=float("-inf"))
         found = tl.max(scored, axis=0)
         best = tl.where(document == previous, tl.maximum(best, found), found)
-        # A document without (kept) tokens keeps its -inf; columns past the query's tokens are -inf too and add nothing.
+        # A document without (kept) tokens keeps -inf. Columns past the query's tokens are -inf too and add nothing.
         seen = best > float("-inf")
         total = tl.sum(tl.where(seen, best, 0.0) * weight)
         tl.store(scores + document, total, mask=tl.max(seen.to(tl.int32)) > 0)

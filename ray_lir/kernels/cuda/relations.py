@@ -1,4 +1,4 @@
-"""TRIAL's score on the device: what single tokens add to relations by matrix products, then one program per document.
+"""TRIAL's score on the device: matrix products compute each token's part of relations, then one program per document aligns tokens.
 
 Source: docs/algorithms.md#54-exact-evaluation-in-fewer-steps.
 """
@@ -17,13 +17,14 @@ from ray_lir.kernels.cuda.postings import residual_values
 from ray_lir.kernels.reference import document_blocks
 
 BLOCK_TOKENS = 1 << 18
-"""Tokens whose halves are held at a time: with 128 dimensions 0.4 GB."""
+"""Tokens with halves in memory at a time: 0.4 GB with 128 dimensions."""
 TILE = 32
 
 
 @derived
-def relation_memory(pairs: RelationEncoder) -> tuple[torch.Tensor, ...]:
-    return tuple(upload(row) for row in (pairs.before.T.copy(), pairs.after.T.copy(), pairs.bias, pairs.scale, pairs.shift))
+def relation_memory(encoder: RelationEncoder) -> tuple[torch.Tensor, ...]:
+    """Return the arrays of a relation encoder on the device: both halves transposed, bias, scale and shift."""
+    return tuple(upload(row) for row in (encoder.before.T.copy(), encoder.after.T.copy(), encoder.bias, encoder.scale, encoder.shift))
 
 
 def relation_maxsim(
@@ -35,7 +36,10 @@ def relation_maxsim(
     codec: ResidualCodec,
     documents: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Of `table_CL` and the terms' bounds nothing is used: a GPU computes every pair."""
+    """Return `Kernels.relation_maxsim`. The table and the bounds of relations are not read: a GPU computes every relation.
+
+    Args: as in `ray_lir.kernels.protocol.Kernels.relation_maxsim`.
+    """
     numbers = np.arange(shard.num_docs) if documents is None else documents
     scores = np.full(len(numbers), -np.inf, np.float32)
     present = np.flatnonzero(shard.lengths(numbers))
@@ -52,7 +56,7 @@ def relation_maxsim(
 def _block(
     query_nD: np.ndarray, weights_n: np.ndarray, relation: QueryRelation, numbers: np.ndarray, shard: IndexShard, codec: ResidualCodec
 ) -> np.ndarray:
-    """[N] of documents that have tokens."""
+    """Return the scores of documents that have tokens, [N]."""
     assert codec.relation is not None
     placed = shard_memory(shard)
     before, after, bias, scale, shift = relation_memory(relation_of(codec))
@@ -84,7 +88,7 @@ def _block(
 
 
 def _decoded(tokens: torch.Tensor, shard: IndexShard, codec: ResidualCodec) -> torch.Tensor:
-    """[tokens, D] float32."""
+    """Return decoded tokens, [tokens, D] float32."""
     placed, memory = shard_memory(shard), codec_memory(codec)
     scales = placed.scales[tokens].float()
     values = residual_values(placed.residuals[tokens], upload(codec.weights), memory.nbits)
@@ -111,7 +115,10 @@ def relation_programs(
     BY_COSINE: tl.constexpr,
     WEIGHTED: tl.constexpr,
 ):
-    """One document: its query tokens one after another, each compared with every document token, a tile at a time."""
+    """Score one document: compare the query tokens in order with every document token, tile by tile.
+
+    Args: see the comments beside the parameters.
+    """
     document = tl.program_id(0)
     first, last = tl.load(offsets + document), tl.load(offsets + document + 1)
     dims, lanes = tl.arange(0, DIM), tl.arange(0, TILE)
@@ -125,22 +132,22 @@ def relation_programs(
         winner, nearest = first, first
         for start in range(first, last, TILE):
             tokens = start + lanes
-            live = tokens < last
-            cosine = tl.load(cosines + tokens * num_tokens + i, mask=live, other=float("-inf"))
-            both = start_of_pair[None, :] + tl.load(after + tokens[:, None] * DIM + dims[None, :], mask=live[:, None], other=0)
+            present = tokens < last
+            cosine = tl.load(cosines + tokens * num_tokens + i, mask=present, other=float("-inf"))
+            both = start_of_pair[None, :] + tl.load(after + tokens[:, None] * DIM + dims[None, :], mask=present[:, None], other=0)
             inverse = 1 / tl.sqrt(tl.sum(both * both, axis=1) / dim + 1e-5)
             value = both * inverse[:, None] * scales[None, :] + shifts[None, :]
             exponential = tl.exp(tl.minimum(value, 20.0))
             square = exponential * (exponential + 2)
             relation = tl.sum(value * square / (square + 2) * product[None, :], axis=1) + constant
-            whole = tl.where(live, cosine + relation, float("-inf"))
+            whole = tl.where(present, cosine + relation, float("-inf"))
             found, found_cosine = tl.max(whole, axis=0), tl.max(cosine, axis=0)
             winner = tl.where(found > best, start + tl.argmax(whole, axis=0), winner)
             nearest = tl.where(found_cosine > best_cosine, start + tl.argmax(cosine, axis=0), nearest)
             best, best_cosine = tl.maximum(best, found), tl.maximum(best_cosine, found_cosine)
         if WEIGHTED:
-            mine = tl.load(token_weights + winner).to(tl.float32)
-            best += mine * tl.load(cosines + winner * num_tokens + i)
+            extra = tl.load(token_weights + winner).to(tl.float32)
+            best += extra * tl.load(cosines + winner * num_tokens + i)
         total += tl.load(weights + i) * best
         previous = nearest if BY_COSINE else winner
     tl.store(scores + document, total)

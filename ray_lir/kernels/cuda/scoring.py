@@ -1,4 +1,4 @@
-"""MaxSim on the device: of codes and residuals, of codes alone, and of plain vectors."""
+"""MaxSim on the device: from codes and residuals, from codes alone, and from plain vectors."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from ray_lir.kernels.protocol import ScanTable
 from ray_lir.kernels.reference import document_blocks
 
 MOST_COLUMNS = 256
-"""Query tokens of a block."""
+"""Largest number of query tokens of a block."""
 MOST_QUERY_VALUES = MOST_COLUMNS * 128
-"""Of a block, which has fewer tokens where vectors are longer: they stay in a multiprocessor's shared memory (64 KB of 100 or more)."""
+"""Largest number of values of a block: it must fit into a multiprocessor's shared memory (64 KB of 100 or more)."""
 BLOCK_SCORES = 1 << 28
-"""Products of plain vectors held at a time."""
+"""Products of plain vectors in memory at a time."""
 
 
 @derived
@@ -32,16 +32,17 @@ def table_memory(table_CL: np.ndarray) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class QueryBlocks:
-    """Queries padded to one length and put side by side, `columns` tokens in a block.
+    """Queries padded to one length and concatenated, `columns` tokens a block.
 
-    A query longer than a block is cut into pieces, whose scores add up. Rows are of length one, so that float16 holds them
-    whatever the encoder does; their lengths are in the weights. Rows that pad have weight 0.
+    A query longer than a block is split into parts, and their scores are added. Rows have length one, so that float16 holds them; their
+    norms are in the weights. Padding rows have weight 0.
 
     Attributes:
         vectors: [blocks * columns, D] float32.
         weights: [blocks * columns] float32.
-        owners: query of each piece, in order.
-        query_tokens: of a piece, padding included.
+        owners: Query of each part, in order.
+        query_tokens: Tokens of a part, padding included.
+        columns: Tokens of a block.
     """
 
     vectors: torch.Tensor
@@ -52,30 +53,39 @@ class QueryBlocks:
 
     @classmethod
     def of(cls, queries: Sequence[np.ndarray], weights: Sequence[np.ndarray], width: int) -> "QueryBlocks":
-        """Args:
-        width: of a padded vector.
+        """Return the blocks of queries.
+
+        Args:
+            queries: Arrays [n, D] float32.
+            weights: Arrays [n], the weights of the query tokens.
+            width: Dimensions of a padded vector.
         """
         most = max(SMALLEST, min(MOST_COLUMNS, MOST_QUERY_VALUES // width))
-        pieces = [(owner, start) for owner, query in enumerate(queries) for start in range(0, max(1, len(query)), most)]
+        parts = [(owner, start) for owner, query in enumerate(queries) for start in range(0, max(1, len(query)), most)]
         query_tokens = min(most, triton.next_power_of_2(max(1, *map(len, queries))))
-        columns = max(SMALLEST, min(most, query_tokens * triton.next_power_of_2(len(pieces))))
-        blocks = -(-len(pieces) * query_tokens // columns)
+        columns = max(SMALLEST, min(most, query_tokens * triton.next_power_of_2(len(parts))))
+        blocks = -(-len(parts) * query_tokens // columns)
         rows = np.zeros((blocks * columns, queries[0].shape[1]), np.float32)
         importance = np.zeros(len(rows), np.float32)
-        for place, (owner, start) in enumerate(pieces):
-            piece = queries[owner][start : start + most]
+        for place, (owner, start) in enumerate(parts):
+            part = queries[owner][start : start + most]
             first = place * query_tokens
-            lengths = np.sqrt(np.einsum("nd,nd->n", piece, piece, dtype=np.float64)).astype(np.float32)
-            rows[first : first + len(piece)] = piece / np.where(lengths > 0, lengths, 1)[:, None]
-            importance[first : first + len(piece)] = weights[owner][start : start + most] * lengths
-        return cls(upload(rows), upload(importance), [owner for owner, _ in pieces], query_tokens, columns)
+            lengths = np.sqrt(np.einsum("nd,nd->n", part, part, dtype=np.float64)).astype(np.float32)
+            rows[first : first + len(part)] = part / np.where(lengths > 0, lengths, 1)[:, None]
+            importance[first : first + len(part)] = weights[owner][start : start + most] * lengths
+        return cls(upload(rows), upload(importance), [owner for owner, _ in parts], query_tokens, columns)
 
     @property
     def num_blocks(self) -> int:
+        """Number of blocks."""
         return len(self.weights) // self.columns
 
 
 def centroid_scores(query_nD: np.ndarray, codec: ResidualCodec) -> np.ndarray:
+    """Return `Kernels.centroid_scores`.
+
+    Args: as in `ray_lir.kernels.protocol.Kernels.centroid_scores`.
+    """
     scores = codec_memory(codec).centroids @ upload(np.ascontiguousarray(query_nD, np.float32)).T
     table = download(scores)
     table_memory.put(table, scores)
@@ -90,7 +100,10 @@ def residual_maxsim(
     codec: ResidualCodec,
     documents: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Of `tables` nothing is used: they are made anew on the device in less time than they take to get there."""
+    """Return `Kernels.residual_maxsim`. The tables are not read: the device computes them faster than it receives them.
+
+    Args: as in `ray_lir.kernels.protocol.Kernels.residual_maxsim`.
+    """
     if any(query.shape[1] != codec.dim for query in queries):
         raise ValueError("the query has other dimensions than the codec")
     return download(device_maxsim(queries, weights, shard, codec, documents))
@@ -103,7 +116,10 @@ def device_maxsim(
     codec: ResidualCodec,
     documents: np.ndarray | None = None,
 ) -> torch.Tensor:
-    """`residual_maxsim`, [queries, N] float32, left on the device."""
+    """Return `residual_maxsim`, [Q, N] float32, on the device.
+
+    Args: as in `ray_lir.kernels.protocol.Kernels.residual_maxsim`, without tables.
+    """
     memory = codec_memory(codec)
     blocks = QueryBlocks.of(queries, weights, memory.width)
     return _summed(run_residual_programs(blocks, memory, shard, _tiles(shard, documents)), blocks.owners, len(queries))
@@ -112,10 +128,16 @@ def device_maxsim(
 def run_residual_programs(
     blocks: QueryBlocks, memory: CodecMemory, shard: IndexShard, tiles: Tiles, num_warps: int | None = None
 ) -> torch.Tensor:
-    """[pieces, N] float32 on the device.
+    """Score documents with blocks of queries.
 
     Args:
-        num_warps: of a program; None: what suits the block's columns.
+        blocks: The queries.
+        memory: The codec on the device.
+        shard: The shard that holds the documents.
+        tiles: The documents, split into tiles.
+        num_warps: Warps of a program; None for the default of the block's width.
+    Returns:
+        [query parts, N] float32 on the device.
     """
     placed = shard_memory(shard)
     queries = padded(blocks.vectors).half().contiguous()
@@ -161,15 +183,19 @@ def centroid_maxsim(
     threshold: float | None = None,
     documents: np.ndarray | None = None,
 ) -> np.ndarray:
+    """Return `Kernels.centroid_maxsim`.
+
+    Args: as in `ray_lir.kernels.protocol.Kernels.centroid_maxsim`.
+    """
     placed, tiles, table = shard_memory(shard), _tiles(shard, documents), table_memory(table_CL)
     kept = None if threshold is None else (table[:, : len(weights_n)].amax(dim=1) >= threshold).to(torch.int8)
-    pieces = [slice(start, start + MOST_COLUMNS) for start in range(0, max(1, len(weights_n)), MOST_COLUMNS)]
-    scores = torch.full((len(pieces), tiles.num_docs), float("-inf"), device=device())
-    for row, piece in enumerate(pieces if tiles.num_programs else []):
-        importance = weights_n[piece].astype(np.float32)
+    parts = [slice(start, start + MOST_COLUMNS) for start in range(0, max(1, len(weights_n)), MOST_COLUMNS)]
+    scores = torch.full((len(parts), tiles.num_docs), float("-inf"), device=device())
+    for row, part in enumerate(parts if tiles.num_programs else []):
+        importance = weights_n[part].astype(np.float32)
         columns = triton.next_power_of_2(len(importance))
         code_programs[(tiles.num_programs,)](
-            table[:, piece],
+            table[:, part],
             upload(np.pad(importance, (0, columns - len(importance)))),
             kept,
             placed.codes,
@@ -186,19 +212,28 @@ def centroid_maxsim(
             PRUNED=kept is not None,
             enable_fp_fusion=True,
         )
-    return download(_summed(scores, [0] * len(pieces), 1)[0])
+    return download(_summed(scores, [0] * len(parts), 1)[0])
 
 
 def scan_table(table_CL: np.ndarray) -> ScanTable:
+    """Return `Kernels.scan_table`: the table itself."""
     return table_CL
 
 
 def scan_codes(table: ScanTable, weights_n: np.ndarray, shard: IndexShard) -> np.ndarray:
+    """Return `Kernels.scan_codes`.
+
+    Args: as in `ray_lir.kernels.protocol.Kernels.scan_codes`.
+    """
     assert isinstance(table, np.ndarray)
     return centroid_maxsim(table, weights_n, shard)
 
 
 def maxsim(queries: Sequence[np.ndarray], weights: Sequence[np.ndarray], tokens_TD: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Return `Kernels.maxsim`.
+
+    Args: as in `ray_lir.kernels.protocol.Kernels.maxsim`.
+    """
     all_queries = upload(np.concatenate(queries).astype(np.float32))
     ends = np.cumsum([len(query) for query in queries])[:-1].tolist()
     importance = [upload(row.astype(np.float32)) for row in weights]
@@ -226,10 +261,10 @@ def _tiles(shard: IndexShard, documents: np.ndarray | None) -> Tiles:
 
 
 def _summed(scores_PN: torch.Tensor, owners: list[int], num_queries: int) -> torch.Tensor:
-    """[queries, N]: the sum of each query's pieces, in their order."""
+    """Return the sums of the parts of each query, in their order, [Q, N]."""
     if len(owners) == num_queries:
         return scores_PN
     totals = scores_PN.new_zeros(num_queries, scores_PN.shape[1])
-    for owner, piece in zip(owners, scores_PN, strict=True):
-        totals[owner] += piece
+    for owner, part in zip(owners, scores_PN, strict=True):
+        totals[owner] += part
     return totals
