@@ -208,7 +208,7 @@ def test_what_does_not_fit_is_refused(cuda):
             cuda.residual_maxsim([query], [weights], [], shard, codec, documents)
     with pytest.raises(ValueError, match="other dimensions"):
         cuda.residual_maxsim([query[:, :16]], [weights], [], shard, codec)
-    with pytest.raises(ValueError, match="cell"):
+    with pytest.raises(ValueError, match="cluster"):
         cuda.candidates(np.array([99]), shard)
 
 
