@@ -57,7 +57,6 @@ def _block(
     query_nD: np.ndarray, weights_n: np.ndarray, relation: QueryRelation, numbers: np.ndarray, shard: IndexShard, codec: ResidualCodec
 ) -> np.ndarray:
     """Return the scores of documents that have tokens, [N]."""
-    assert codec.relation is not None
     placed = shard_memory(shard)
     before, after, bias, scale, shift = relation_memory(relation_of(codec))
     token_numbers, offsets = shard.tokens(numbers)
