@@ -1,13 +1,13 @@
-"""This project and its peers side by side: the same embeddings, machine, threads and measuring code.
+"""Compare this project with its peers: the same embeddings, machine, threads and measuring code.
 
     python -m bench.compare --dataset DATASET_FOLDER [--sizes small big] [--systems ray_lir fast-plaid ...] [--queries 300]
                             [--batch 300] [--threads 1 2] [--assembled] [--work runs/bench] [--output bench/results]
                             [--report]
 
-Every build and every setting is measured in a process of its own, in the system's own environment (made when it is first
-needed), and kept as a JSON in the work folder; what is there is not measured again, so a run can be cut into pieces or
-killed at any time. Each run ends by writing the table, the plot and compare.json from all that is there. Remove a
-JSON to measure it anew. What cannot be installed or fails is in the report with its reason. See bench/README.md.
+Every build and every setting is measured in its own process, in the environment of its system. The environment is created on
+first use. Each measurement is a JSON file in the work folder and is not repeated, so a run can be split or killed at any time.
+Remove a JSON file to measure again. Each run ends by writing the table, the plot and compare.json from all measurements.
+The report names every system that cannot be installed or fails, with the reason. See bench/README.md.
 """
 
 import argparse
@@ -52,23 +52,23 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/bench"))
     parser.add_argument("--output", type=Path, default=Path("bench/results"))
     parser.add_argument("--report", action="store_true", help="measure nothing; write the report from what is there")
-    given = parser.parse_args()
-    for size in given.sizes:
-        if not given.report:
-            collection = open_collection(given.dataset, size, given.work)
-            if not given.no_recall:
+    arguments = parser.parse_args()
+    for size in arguments.sizes:
+        if not arguments.report:
+            collection = open_collection(arguments.dataset, size, arguments.work)
+            if not arguments.no_recall:
                 collection.oracle()
-            for name in given.systems:
-                measure_system(name, SYSTEMS[name], given.work / size, given)
-    write_report(given.work, given.output)
+            for name in arguments.systems:
+                measure_system(name, SYSTEMS[name], arguments.work / size, arguments)
+    write_report(arguments.work, arguments.output)
 
 
-def measure_system(name: str, system: System, folder: Path, given: argparse.Namespace) -> None:
+def measure_system(name: str, system: System, folder: Path, arguments: argparse.Namespace) -> None:
     """The build and all settings of one system at one size, as far as they are not measured yet."""
     results = folder / slug(name)
     results.mkdir(parents=True, exist_ok=True)
     try:
-        python = python_of(system.environment, given.work, system.base) if system.environment else Path(sys.executable)
+        python = python_of(system.environment, arguments.work, system.base) if system.environment else Path(sys.executable)
     except NotInstallable as error:
         keep(results / "build.json", {"error": str(error)})
         return
@@ -76,28 +76,28 @@ def measure_system(name: str, system: System, folder: Path, given: argparse.Name
     where = [str(folder), str(results / "index")]
     built, flags = results / "build.json", {"--options": json.dumps(system.index)}
     build = [*command, "build"]
-    if given.lower_bound:
+    if arguments.lower_bound:
         bound = results / LOWER_BOUND
-        measure(bound, [*build, str(folder), str(results / "index-own"), str(bound)], given.build_threads, flags, given.lower_bound)
+        measure(bound, [*build, str(folder), str(results / "index-own"), str(bound)], arguments.build_threads, flags, arguments.lower_bound)
         shutil.rmtree(results / "index-own", ignore_errors=True)
         return
-    if system.assembled and given.assembled:
+    if system.assembled and arguments.assembled:
         build, flags = [sys.executable, "-m", "bench.peers.assembled", system.module], {}
-    if not measure(built, [*build, *where, str(built)], given.build_threads, flags, given.timeout):
+    if not measure(built, [*build, *where, str(built)], arguments.build_threads, flags, arguments.timeout):
         return
     for setting, options in system.settings.items():
-        if given.settings and setting not in given.settings:
+        if arguments.settings and setting not in arguments.settings:
             continue
-        for threads in sorted({1, *(given.threads if given.batch else ())}):
-            path = results / f"{slug(setting)}-t{threads}-q{given.queries}-b{given.batch}.json"
+        for threads in sorted({1, *(arguments.threads if arguments.batch else ())}):
+            path = results / f"{slug(setting)}-t{threads}-q{arguments.queries}-b{arguments.batch}.json"
             flags = {
                 "--setting": setting,
                 "--options": json.dumps(options),
-                "--queries": given.queries if threads == 1 else 0,
-                "--batch": given.batch if threads in given.threads else 0,
+                "--queries": arguments.queries if threads == 1 else 0,
+                "--batch": arguments.batch if threads in arguments.threads else 0,
                 "--k": K,
             }
-            measure(path, [*command, "search", *where, str(path)], threads, flags, given.timeout)
+            measure(path, [*command, "search", *where, str(path)], threads, flags, arguments.timeout)
 
 
 def measure(path: Path, command: list[str], threads: int, flags: dict[str, Any], timeout: float | None) -> bool:

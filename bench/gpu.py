@@ -43,26 +43,26 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="little of everything")
     parser.add_argument("--interpret", action="store_true", help="the checks alone, on a CPU")
     parser.add_argument("--output", type=Path, default=Path("bench/results/gpu.json"))
-    given = parser.parse_args()
-    if given.interpret:
+    options = parser.parse_args()
+    if options.interpret:
         os.environ["TRITON_INTERPRET"] = "1"
     try:
         kernels = select("cuda")
     except KernelUnavailable as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if given.interpret:
+    if options.interpret:
         print(json.dumps(check(kernels, num_docs=4)))
         return 0
     import torch
 
-    share = 0.02 if given.small else 1
+    share = 0.02 if options.small else 1
     report: dict[str, Any] = {"machine": machine() | {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}}
     limits: dict[str, float] = {}
     parts: dict[str, Callable[[], Any]] = {
         "check": partial(check, kernels, num_docs=2000),
         "limits": lambda: limits.update(card_limits()) or limits,
-        "search": lambda: search(kernels, int(given.num_tokens * share), limits),
+        "search": lambda: search(kernels, int(options.num_tokens * share), limits),
         "build": lambda: build(int(2_000_000 * share)),
         "encode": lambda: encode(int(4000 * share)),
         "peers": lambda: peers(int(1_000_000 * share)),
@@ -74,8 +74,8 @@ def main() -> int:
         except Exception as error:  # one part's fault must not cost the others' figures
             report[name] = {"failed": f"{type(error).__name__}: {error}"[:500]}
         print(f"{name}: {time.perf_counter() - started:.0f} s {json.dumps(report[name])}", file=sys.stderr, flush=True)
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.write_text(json.dumps(report, indent=1) + "\n")
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
     return int(any(isinstance(found, dict) and "failed" in found for found in report.values()))
 
@@ -123,7 +123,7 @@ def device_ms(call: Callable[[], Any], runs: int = 20) -> float:
 
 
 def wall_ms(call: Callable[[], Any], runs: int = 10) -> float:
-    """Median milliseconds of a call whose result is in the host's memory, once it has run twice."""
+    """Return the median milliseconds of a call until its result is in host memory, after two warm-up calls."""
     times = []
     for _ in range(runs + 2):
         started = time.perf_counter()
@@ -257,8 +257,8 @@ def peers(num_tokens: int) -> dict[str, Any]:
             recall = np.mean([len(best & set(answer)) / K for best, answer in zip(exact, search(), strict=True)])
             return {"recall@10": float(recall), "queries_per_s": 1000 * len(queries) / wall_ms(search, 3)}
 
-        searcher, asked = Searcher.open(f"{folder}/ray_lir", kernels="cuda"), TokenEmbeddings.of(queries)
-        found["ray_lir exact"] = measured(lambda: [top.documents.tolist() for top in searcher.search(asked, K, "exact")])
+        searcher, embedded = Searcher.open(f"{folder}/ray_lir", kernels="cuda"), TokenEmbeddings.of(queries)
+        found["ray_lir exact"] = measured(lambda: [top.documents.tolist() for top in searcher.search(embedded, K, "exact")])
         for name, module in PEERS.items():
             try:
                 library = importlib.import_module(module)
@@ -275,14 +275,14 @@ def peer_search(
     """A peer's index on the card, at its defaults."""
     import torch
 
-    tensors, asked = [torch.from_numpy(rows) for rows in documents], [torch.from_numpy(rows) for rows in queries]
+    tensors, embedded = [torch.from_numpy(rows) for rows in documents], [torch.from_numpy(rows) for rows in queries]
     if name == "fast-plaid":
         opened = library.FastPlaid(index, device="cuda")
         opened.create(tensors)
     else:
         library.XTRWarp(index).create(tensors, device="cuda", show_progress=False)
         opened = library.XTRWarp(index).load(device="cuda")
-    return lambda: [[number for number, _ in answer] for answer in opened.search(asked, top_k=K, show_progress=False)]
+    return lambda: [[number for number, _ in answer] for answer in opened.search(embedded, top_k=K, show_progress=False)]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Quality of every engine on BEIR folders, against exact MaxSim over uncompressed embeddings; makes the README's table.
+"""Measure the quality of every engine on BEIR folders against exact MaxSim over uncompressed embeddings.
 
     python -m bench.quality DATASET_FOLDER ... [--work runs/quality] [--output bench/results/quality.json]
 
-Run it from the repository's root. It runs the real jobs (encode, build_index with 1 and 4 shards, evaluate), keeps what
-they make in the work folder and goes on from there when it is run again; remove the folder to measure anew.
+Run it from the repository root. It runs the real jobs: encode, build_index with 1 and 4 shards, evaluate. The work folder keeps
+their outputs, and a second run continues from them. Remove the folder to measure again.
 """
 
 import argparse
@@ -42,12 +42,12 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
     parser.add_argument("--output", type=Path, default=Path("bench/results/quality.json"))
-    given = parser.parse_args()
-    collections = [measure(dataset, given.split, given.work / dataset.name) for dataset in given.datasets]
+    options = parser.parse_args()
+    collections = [measure(dataset, options.split, options.work / dataset.name) for dataset in options.datasets]
     report = {"machine": machine(), "versions": {name: importlib.metadata.version(name) for name in PACKAGES}, "collections": collections}
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(portable(json.dumps(report, indent=1), given.datasets) + "\n")
-    given.output.with_suffix(".md").write_text(markdown(collections))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(portable(json.dumps(report, indent=1), options.datasets) + "\n")
+    options.output.with_suffix(".md").write_text(markdown(collections))
     print(markdown(collections))
 
 

@@ -143,7 +143,7 @@ def _halves(source: TokenEmbeddings, document: int, partner: int) -> np.ndarray:
 def exact_ranking(queries: Texts, documents: Texts, depth: int) -> np.ndarray:
     """[Q, depth] the documents of highest MaxSim in float32, best first, ties to the lower number.
 
-    A document at a time against all query tokens: twice as fast as a block of documents, whose similarities leave the caches.
+    One document at a time against all query tokens is twice as fast as a block of documents: its similarities stay in the caches.
     """
     queries_DN = np.ascontiguousarray(queries.values.astype(np.float32).T)
 

@@ -15,18 +15,18 @@ class NotInstallable(Exception):
 
 
 def python_of(name: str, work: Path, base: str | None = None) -> Path:
-    """The interpreter of the environment that requirements/NAME.txt describes.
+    """The interpreter of the environment described by requirements/NAME.txt.
 
     Args:
-        base: another environment whose packages are seen in this one too, so that peers share the gigabytes of one torch.
+        base: Another environment. Its packages are visible in this one too, so that peers share one copy of torch.
 
     Raises:
         NotInstallable: if pip cannot install the requirements here.
     """
-    folder, wanted = work / "envs" / name, REQUIREMENTS / f"{name}.txt"
+    folder, requirements = work / "envs" / name, REQUIREMENTS / f"{name}.txt"
     python = folder / "bin" / "python"
     shared = site_packages(python_of(base, work)) if base else None
-    if (folder / MARK).exists() and (folder / MARK).read_text() == wanted.read_text():
+    if (folder / MARK).exists() and (folder / MARK).read_text() == requirements.read_text():
         return python
     print(f"installing {name}", file=sys.stderr, flush=True)
     venv.create(folder, clear=True)
@@ -43,13 +43,13 @@ def python_of(name: str, work: Path, base: str | None = None) -> Path:
         "--no-cache-dir",
         "--disable-pip-version-check",
         "-r",
-        wanted,
+        requirements,
     ]
     done = subprocess.run(pip, check=False, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
-        raise NotInstallable(f"pip cannot install {wanted.name}: {' '.join(said)[:300]}")
-    (folder / MARK).write_text(wanted.read_text())
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
+        raise NotInstallable(f"pip cannot install {requirements.name}: {' '.join(errors)[:300]}")
+    (folder / MARK).write_text(requirements.read_text())
     return python
 
 

@@ -104,7 +104,7 @@ def quality(numbers_QK: np.ndarray, collection: Collection) -> dict[str, float]:
 
 def recall(numbers_QK: np.ndarray, best_QK: np.ndarray, k: int) -> float:
     """The share of the oracle's k best documents that are among the k best found, mean over queries."""
-    shares = [len(np.intersect1d(found[:k], wanted[:k])) / len(wanted[:k]) for found, wanted in zip(numbers_QK, best_QK, strict=True)]
+    shares = [len(np.intersect1d(found[:k], exact[:k])) / len(exact[:k]) for found, exact in zip(numbers_QK, best_QK, strict=True)]
     return float(np.mean(shares))
 
 

@@ -33,12 +33,12 @@ def main() -> None:
     )
     parser.add_argument("--megabytes", type=int, default=350)
     parser.add_argument("--work", type=Path, default=Path("runs/backpressure"))
-    given = parser.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=given.work) as folder, machines(1) as cluster:
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.work) as folder, machines(1) as cluster:
         made = Path(folder).resolve()
         bert(made / "checkpoint")
-        size = write_corpus(made / "corpus", given.megabytes * MEGABYTE)
+        size = write_corpus(made / "corpus", options.megabytes * MEGABYTE)
         report = {"machine": machine(), "corpus_mb": round(size / MEGABYTE, 1), **measure(cluster, made)}
     OUTPUT.write_text(json.dumps(report, indent=1) + "\n")
     OUTPUT.with_suffix(".md").write_text(table(report))

@@ -1,10 +1,10 @@
-"""Jobs killed at random points: the driver, a worker process, a machine; run again until done, and compared with an undisturbed run.
+"""Kill jobs at random points (driver, worker process or machine), finish them, and compare them with an undisturbed run.
 
     python -m bench.faults.chaos [--jobs encode build_index mine update compact train] [--seed 0] [--work DIR]
 
-Every job runs on a Ray cluster of a head and two machines, each a raylet. Undisturbed, it says how many units of work
-there are: files under their final names, or steps of training. Then it is disturbed when a random number of them is
-finished: what is killed gets SIGKILL, a machine all its processes and a successor, and a job whose driver is gone is started again.
+Every job runs on a Ray cluster of a head and two machines, each a raylet. The undisturbed run counts the units of work: files
+under their final names, or training steps. The disturbed run is interrupted after a random number of units. Drivers and
+workers get SIGKILL. A lost machine loses all its processes, and another one joins. A job without a driver is started again.
 """
 
 import argparse
@@ -64,15 +64,15 @@ def main() -> None:
     parser.add_argument("--jobs", nargs="+", default=list(KILLS), choices=list(KILLS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/chaos"))
-    given = parser.parse_args()
+    options = parser.parse_args()
     report = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
-    report |= {"machine": machine(), "seed": given.seed, "num_docs": NUM_DOCS}
+    report |= {"machine": machine(), "seed": options.seed, "num_docs": NUM_DOCS}
     done = {run["job"]: run for run in report.get("runs", [])}
-    given.work.mkdir(parents=True, exist_ok=True)
-    make_inputs(given.work.resolve(), NUM_DOCS, NUM_QUERIES)
+    options.work.mkdir(parents=True, exist_ok=True)
+    make_inputs(options.work.resolve(), NUM_DOCS, NUM_QUERIES)
     with machines(2, **NOTICED_SOON) as cluster:
-        for name in given.jobs:
-            found = disturb(cluster, given.work.resolve(), name, KILLS[name], random.Random(f"{given.seed} {name}"))
+        for name in options.jobs:
+            found = disturb(cluster, options.work.resolve(), name, KILLS[name], random.Random(f"{options.seed} {name}"))
             done[name] = asdict(found)
             print(json.dumps(done[name]), flush=True)
             report["runs"] = [done[each] for each in KILLS if each in done]
@@ -114,7 +114,7 @@ def _undisturbed(cluster: Machines, job: Job, output: Path, log: Path) -> Report
 
 
 def _disturbed(cluster: Machines, job: Job, output: Path, log: Path, report: Report, kinds: list[str], rng: random.Random) -> None:
-    """Kills each kind once so many units are finished, in ascending order, and has the job finish."""
+    """Kill each kind after its random number of finished units, in ascending order, and let the job finish."""
     first = job.num_done(output, "")
     points = sorted(rng.sample(range(1, report.units), len(kinds)))
     left = list(zip(kinds, points, strict=True))

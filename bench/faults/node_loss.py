@@ -1,9 +1,9 @@
-"""What a machine costs that is lost halfway: seconds of encode, build_index and train, undisturbed and with the loss.
+"""Time lost when a machine disappears halfway: seconds of encode, build_index and train, with and without the loss.
 
     python -m bench.faults.node_loss [--jobs encode build_index train] [--work DIR]
 
-The cluster is a head and three machines of one CPU, each a raylet, with Ray's own patience (it takes a machine for lost when it has
-not answered for 15 seconds). No other machine comes. The first run of each job is not counted: it warms the caches of files up.
+The cluster is a head and three machines of one CPU, each a raylet. Ray's default applies: a machine is lost after 15 seconds
+without an answer. No other machine joins. The first run of each job is not counted, because it fills the file caches.
 """
 
 import argparse
@@ -31,15 +31,15 @@ def main() -> None:
     )
     parser.add_argument("--jobs", nargs="+", default=list(SIGNS), choices=list(SIGNS))
     parser.add_argument("--work", type=Path, default=Path("runs/node_loss"))
-    given = parser.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
-    made = given.work.resolve()
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    made = options.work.resolve()
     make_inputs(made, NUM_DOCS, NUM_QUERIES)
     report = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
     report |= {"machine": machine(), "num_docs": NUM_DOCS, "machines": MACHINES}
     done = {run["job"]: run for run in report.get("runs", [])}
     with machines(MACHINES) as cluster:
-        for name in given.jobs:
+        for name in options.jobs:
             cluster.add(MACHINES - len(cluster.workers))
             done[name] = measure(cluster, jobs(made)[name], SIGNS[name], made)
             print(json.dumps(done[name]), flush=True)
@@ -91,7 +91,7 @@ def _check(process: subprocess.Popen, log: Path, not_lost: int | None) -> None:
 
 def table(report: dict[str, Any]) -> str:
     lines = [
-        f"A head and {report['machines']} machines of one CPU, of which one is lost halfway and not replaced; "
+        f"A head and {report['machines']} machines of one CPU; one machine is lost halfway and not replaced; "
         f"{report['num_docs']:,} documents of made-up text, a tiny encoder. All of them shared {report['machine']['cores']} cores "
         f"({report['machine']['cpu']}) with each other and with other work, so the difference is what Ray takes to notice and "
         "what is done again.",

@@ -101,14 +101,14 @@ def main() -> None:
     )
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.02, 0.05, 0.1])
     parser.add_argument("--work", type=Path, default=Path("runs/s3_faults"))
-    given = parser.parse_args()
+    options = parser.parse_args()
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    given.work.mkdir(parents=True, exist_ok=True)
-    make_inputs(given.work.resolve(), NUM_DOCS, NUM_QUERIES)
+    options.work.mkdir(parents=True, exist_ok=True)
+    make_inputs(options.work.resolve(), NUM_DOCS, NUM_QUERIES)
     report: dict[str, Any] = {"machine": machine(), "num_docs": NUM_DOCS, "delay_s": DELAY_S, "runs": []}
     digests = []
-    for share in given.shares:
-        measured, digest = measure(given.work.resolve(), share)
+    for share in options.shares:
+        measured, digest = measure(options.work.resolve(), share)
         digests.append(digest)
         report["runs"].append(measured | {"equal": digest == digests[0]})
         print(json.dumps(report["runs"][-1]), flush=True)
@@ -172,7 +172,7 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         f"encode, build_index and update of {report['num_docs']:,} documents of made-up text on moto's S3 server; "
         f"{report['machine']['cpu']}, {report['machine']['cores']} cores. A late answer waits {report['delay_s']:g} s. "
-        '"Retried" are requests that repeat one whose last attempt failed.',
+        '"Retried" counts requests that repeat a failed request.',
         "",
         "| share of requests that go wrong | requests | " + " | ".join(FAULTS) + " | retried | lost or altered "
         "| looks of a reader | manifests, files it compared | half visible | seconds |",

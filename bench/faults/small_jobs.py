@@ -52,11 +52,11 @@ def make_inputs(folder: Path, num_docs: int, queries: int) -> None:
     write_rows(folder / "collection" / "corpus.jsonl", [{"_id": f"d{n}", "text": text} for n, text in enumerate(texts[:num_docs])])
     write_rows(folder / "new.jsonl", [{"_id": f"new-{n}", "text": text} for n, text in enumerate(texts[num_docs:])])
     (folder / "gone.txt").write_text("".join(f"d{n}\n" for n in range(0, num_docs, 9)))
-    asked = rng.integers(0, num_docs, queries)
-    asks = [{"_id": f"q{n}", "text": " ".join(texts[doc].split()[:6])} for n, doc in enumerate(asked)]
-    write_rows(folder / "collection" / "queries.jsonl", asks)
+    sources = rng.integers(0, num_docs, queries)
+    query_rows = [{"_id": f"q{n}", "text": " ".join(texts[doc].split()[:6])} for n, doc in enumerate(sources)]
+    write_rows(folder / "collection" / "queries.jsonl", query_rows)
     (folder / "collection" / "qrels").mkdir()
-    rows = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{doc}\t1" for n, doc in enumerate(asked))]
+    rows = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{doc}\t1" for n, doc in enumerate(sources))]
     (folder / "collection" / "qrels" / "train.tsv").write_text("\n".join(rows) + "\n")
     encoder, clustering = EncoderConfig(checkpoint=str(folder / "checkpoint")), ClusteringConfig(num_centroids=NUM_CENTROIDS)
     encode_corpus(str(folder / "collection"), str(folder / "embeddings"), encoder, docs_per_part=16)
@@ -71,7 +71,7 @@ def jobs(made: Path) -> dict[str, Job]:
     encoder = ["--encoder.checkpoint", made / "checkpoint"]
     build = ["--embeddings", made / "embeddings", "--num_shards", 8, "--clustering.num_centroids", NUM_CENTROIDS]
     add = ["--add", made / "new.jsonl", "--delete", made / "gone.txt", "--docs_per_part", 4]
-    mine = ["--index", made / "index", "--dataset", made / "collection", "--num_negatives", 8, "--engine", "exact", "--depth", 64]
+    mine_flags = ["--index", made / "index", "--dataset", made / "collection", "--num_negatives", 8, "--engine", "exact", "--depth", 64]
     train = ["--dataset", made / "words", "--encoder.checkpoint", made / "tiny", "--max_steps", STEPS, "--batch_size", 16]
     train += ["--learning_rate", 3e-3, "--checkpoint_every", 10, "--log_every", 1, "--cpus_per_worker", 1]
 
@@ -84,7 +84,7 @@ def jobs(made: Path) -> dict[str, Job]:
     return {
         "encode": Job("encode", partial(to, ["--corpus", made / "collection", "--docs_per_part", 8, *encoder]), None, _files),
         "build_index": Job("build_index", partial(to, build), None, _files),
-        "mine": Job("mine", lambda folder: to(mine, folder / "tuples.jsonl"), None, _files),
+        "mine": Job("mine", lambda folder: to(mine_flags, folder / "tuples.jsonl"), None, _files),
         "update": Job("update", partial(of, add), made / "index", _files),
         "compact": Job("compact", partial(of, ["--num_shards", 24]), made / "index", _files),
         "train": Job("train", partial(to, train), None, lambda output, log: _last_step(log)),

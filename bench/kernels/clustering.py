@@ -37,16 +37,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/clustering"))
     parser.add_argument("--num-queries", type=int, default=200)
     parser.add_argument("--output", type=Path, default=Path("bench/results/clustering.json"))
-    given = parser.parse_args()
-    with np.load(given.queries) as file:
+    options = parser.parse_args()
+    with np.load(options.queries) as file:
         names = [str(i) for i in range(len(file["offsets"]) - 1)]
-        queries = TokenEmbeddings(file["values"], file["offsets"], names).slice(0, min(given.num_queries, len(names)))
-    default = measure(given.embeddings, given.work, queries, "k_means", None)
+        queries = TokenEmbeddings(file["values"], file["offsets"], names).slice(0, min(options.num_queries, len(names)))
+    default = measure(options.embeddings, options.work, queries, "k_means", None)
     rows = [default]
     for method, times in SETTINGS[1:]:
-        rows.append(measure(given.embeddings, given.work, queries, method, times * default["num_centroids"]))
-    given.output.write_text(json.dumps({"machine": machine(), "queries": len(queries), "rows": rows}, indent=1) + "\n")
-    given.output.with_suffix(".md").write_text(markdown(rows))
+        rows.append(measure(options.embeddings, options.work, queries, method, times * default["num_centroids"]))
+    options.output.write_text(json.dumps({"machine": machine(), "queries": len(queries), "rows": rows}, indent=1) + "\n")
+    options.output.with_suffix(".md").write_text(markdown(rows))
     print(markdown(rows))
 
 

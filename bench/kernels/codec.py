@@ -43,12 +43,12 @@ def main() -> None:
     parser.add_argument("--num-queries", type=int, default=100)
     parser.add_argument("--work", type=Path, default=Path("runs/bench"))
     parser.add_argument("--output", type=Path, default=Path("bench/results/codec.json"))
-    given = parser.parse_args()
-    collection = open_collection(given.dataset, given.size, given.work)
-    rows = [measure(collection, given.num_queries, nbits, name) for nbits in BITS for name in CODECS]
-    report = {"machine": machine(), "size": given.size, "queries": given.num_queries, "rows": rows}
-    given.output.write_text(json.dumps(report, indent=1) + "\n")
-    given.output.with_suffix(".md").write_text(markdown(rows))
+    options = parser.parse_args()
+    collection = open_collection(options.dataset, options.size, options.work)
+    rows = [measure(collection, options.num_queries, nbits, name) for nbits in BITS for name in CODECS]
+    report = {"machine": machine(), "size": options.size, "queries": options.num_queries, "rows": rows}
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    options.output.with_suffix(".md").write_text(markdown(rows))
     print(markdown(rows))
 
 

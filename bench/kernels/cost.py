@@ -1,9 +1,9 @@
-"""Times the kernels that a query spends its time in, on every set that runs here: the constants of ray_lir/engines/cost.py.
+"""Time the kernels of a query, for every kernel set that runs on this machine: the constants of ray_lir/engines/cost.py.
 
     python -m bench.kernels.cost [--output bench/results/cost.json]
 
-Processor time of one thread on made-up codes and residuals, the least of several runs. Also the ratio of exact scoring from 4
-bits to a bare loop of 8-bit products over as many tokens, which is the floor of exact search without a matrix unit.
+The figure is processor time of one thread on made-up codes and residuals, the minimum of several runs. A second figure compares
+exact scoring from 4 bits with a bare loop of 8-bit products over as many tokens: the floor of exact search without a matrix unit.
 """
 
 import argparse
@@ -34,15 +34,15 @@ def main() -> None:
     )
     parser.add_argument("--num-tokens", type=int, default=960_000)
     parser.add_argument("--output", type=Path, default=Path("bench/results/cost.json"))
-    given = parser.parse_args()
-    shard, codec, query = made_up(given.num_tokens)
+    options = parser.parse_args()
+    shard, codec, query = made_up(options.num_tokens)
     small, _, _ = made_up(24_000)
     rows = {}
     for name in ("reference", *(f"native:{each}" for each in native.instruction_sets())):
         slow = name in ("reference", "native:portable")
         rows[name] = measure(select(name), small if slow else shard, codec, query, runs=2 if slow else 7)
         print(name, rows[name], flush=True)
-    given.output.write_text(json.dumps({"machine": machine(), "query_tokens": QUERY_TOKENS, "dim": DIM, "ns": rows}, indent=1) + "\n")
+    options.output.write_text(json.dumps({"machine": machine(), "query_tokens": QUERY_TOKENS, "dim": DIM, "ns": rows}, indent=1) + "\n")
 
 
 def made_up(num_tokens: int) -> tuple[IndexShard, ResidualCodec, np.ndarray]:

@@ -34,13 +34,13 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=256)
     parser.add_argument("--work", type=Path, default=Path("runs/bench"))
     parser.add_argument("--output", type=Path, default=Path("bench/results/encoding.json"))
-    given = parser.parse_args()
-    folder = given.work / "encoding"
+    options = parser.parse_args()
+    folder = options.work / "encoding"
     folder.mkdir(parents=True, exist_ok=True)
     texts = folder / "texts.json"
-    texts.write_text(json.dumps(sample_texts(scan(corpus_files(given.dataset), 512, map), given.documents)))
+    texts.write_text(json.dumps(sample_texts(scan(corpus_files(options.dataset), 512, map), options.documents)))
     checkpoint = saved_checkpoint(folder)
-    peer = python_of("pylate", given.work, SYSTEMS["PyLate PLAID"].base)
+    peer = python_of("pylate", options.work, SYSTEMS["PyLate PLAID"].base)
     pythons = {"ray_lir": Path(sys.executable), "pylate": peer}
     rows = [
         measure(system, python, checkpoint, texts, folder, precision, threads)
@@ -49,8 +49,8 @@ def main() -> None:
         for system, python in pythons.items()
     ]
     report = {"machine": machine() | {"instructions": instructions()}, "checkpoint": "all-MiniLM-L6-v2", "length": LENGTH, "rows": rows}
-    given.output.write_text(json.dumps(report, indent=1) + "\n")
-    given.output.with_suffix(".md").write_text(markdown(rows))
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    options.output.with_suffix(".md").write_text(markdown(rows))
     print(markdown(rows))
 
 
@@ -72,8 +72,8 @@ def measure(system: str, python: Path, checkpoint: Path, texts: Path, folder: Pa
     command += ["--threads", str(threads), "--precision", precision, "--length", str(LENGTH)]
     subprocess.run(["env", *(f"{name}={threads}" for name in THREAD_VARIABLES), *command], check=True)
     row = json.loads(result.read_text())
-    reference, mine = np.load(folder / "ray_lir-float32-1.npy"), np.load(result.with_suffix(".npy"))
-    similarity = float((reference * mine).sum(axis=1).mean()) if reference.shape == mine.shape else None
+    reference, vectors = np.load(folder / "ray_lir-float32-1.npy"), np.load(result.with_suffix(".npy"))
+    similarity = float((reference * vectors).sum(axis=1).mean()) if reference.shape == vectors.shape else None
     row = {"system": system, "precision": precision, "threads": threads, **row, "similarity": similarity}
     return row | {"tokens_per_second": round(row["tokens"] / row["seconds"])}
 

@@ -30,15 +30,15 @@ def main() -> None:
     parser.add_argument("--embeddings", type=Path, required=True)
     parser.add_argument("--split", default="test")
     parser.add_argument("--output", type=Path, default=Path("bench/results/pooling.json"))
-    given = parser.parse_args()
-    dataset = load_dataset(str(given.dataset), given.split)
-    manifest = read_manifest(str(given.embeddings / MANIFEST), EmbeddingsManifest, "jobs.encode")
+    options = parser.parse_args()
+    dataset = load_dataset(str(options.dataset), options.split)
+    manifest = read_manifest(str(options.embeddings / MANIFEST), EmbeddingsManifest, "jobs.encode")
     encoder = Encoder.for_contract(manifest.contract, EncoderConfig(checkpoint=manifest.contract.checkpoint))
     queries = encoder.encode_queries(list(dataset.queries.values()), list(dataset.queries))
-    blocks = list(oracle.read_embeddings(str(given.embeddings), manifest))
+    blocks = list(oracle.read_embeddings(str(options.embeddings), manifest))
     rows = [measure(blocks, queries, dataset.qrels, factor) for factor in FACTORS]
-    report = {"dataset": given.dataset.name, "split": given.split, "checkpoint": manifest.contract.checkpoint, "factors": rows}
-    given.output.write_text(json.dumps(report, indent=1) + "\n")
+    report = {"dataset": options.dataset.name, "split": options.split, "checkpoint": manifest.contract.checkpoint, "factors": rows}
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
 
 

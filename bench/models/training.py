@@ -1,11 +1,10 @@
-"""Training: examples a second against PyLate's trainer, two workers of Ray Train against one, and what attention weights cost in encoding.
+"""Training throughput: against PyLate's trainer, with two Ray Train workers against one, and the cost of attention weights in encoding.
 
     python -m bench.models.training DATA_FOLDER [--parts peers workers attention] [--batch 16] [--steps 8] [--work runs/bench]
                              [--output bench/results]
 
-Both systems train the same checkpoint, its products in float32 and in bfloat16, on one batch of squad pairs again and again, each in
-a process of its own; the first steps warm up, and what is told is the median of the others. Every measurement is kept in the work folder
-and not made again. Run it on idle cores.
+Both systems train the same checkpoint on one batch of squad pairs repeatedly, in float32 and in bfloat16, each in its own process.
+The report has the median of the steps after warm-up. Every measurement is kept in the work folder and not repeated. Run it on idle cores.
 """
 
 import argparse
@@ -50,28 +49,28 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--work", type=Path, default=Path("runs/bench"))
     parser.add_argument("--output", type=Path, default=Path("bench/results"))
-    given = parser.parse_args()
-    folder = given.work / "training"
+    options = parser.parse_args()
+    folder = options.work / "training"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "pairs.json").exists():
-        data = load_training_data(TrainingSource(dataset=str(given.data / "squad")))
+        data = load_training_data(TrainingSource(dataset=str(options.data / "squad")))
         pairs = [[query, data.documents[lists[0][0]]] for query, lists in zip(data.queries, data.lists, strict=True)]
-        every = len(pairs) // max(given.batch, TEXTS)
-        (folder / "pairs.json").write_text(json.dumps(pairs[::every][: max(given.batch, TEXTS)]))
-    for part in given.parts:
-        PARTS[part](folder, given)
-    report = {"machine": machine() | {"instructions": instructions()}, "batch": given.batch, "length": LENGTH, "warm_up": WARM_UP}
+        every = len(pairs) // max(options.batch, TEXTS)
+        (folder / "pairs.json").write_text(json.dumps(pairs[::every][: max(options.batch, TEXTS)]))
+    for part in options.parts:
+        PARTS[part](folder, options)
+    report = {"machine": machine() | {"instructions": instructions()}, "batch": options.batch, "length": LENGTH, "warm_up": WARM_UP}
     report |= {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("result-*.json"))}
-    (given.output / "training.json").write_text(json.dumps(report, indent=1) + "\n")
-    (given.output / "training.md").write_text(markdown(report))
+    (options.output / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    (options.output / "training.md").write_text(markdown(report))
     print(markdown(report))
 
 
-def measure_peers(folder: Path, given: argparse.Namespace) -> None:
+def measure_peers(folder: Path, options: argparse.Namespace) -> None:
     """Each system on one and on two cores, by turns: what else goes on on the machine is the same for both."""
-    pairs = folder / f"batch-{given.batch}.json"
-    pairs.write_text(json.dumps(json.loads((folder / "pairs.json").read_text())[: given.batch]))
-    pythons = {"ray_lir": Path(sys.executable), "pylate": python_of("pylate", given.work, SYSTEMS["PyLate PLAID"].base)}
+    pairs = folder / f"batch-{options.batch}.json"
+    pairs.write_text(json.dumps(json.loads((folder / "pairs.json").read_text())[: options.batch]))
+    pythons = {"ray_lir": Path(sys.executable), "pylate": python_of("pylate", options.work, SYSTEMS["PyLate PLAID"].base)}
     for precision, threads in product(PRECISIONS, (1, 2)):
         results = {system: folder / f"result-{system}-{precision}-{threads}.json" for system in pythons}
         if all(result.exists() for result in results.values()):
@@ -80,12 +79,12 @@ def measure_peers(folder: Path, given: argparse.Namespace) -> None:
         for _, (system, python) in product(range(TURNS), pythons.items()):
             measured = folder / f"{system}-{precision}-{threads}.json"
             command = [str(python), "-m", "bench.peers.training", system, str(saved_checkpoint(folder)), str(pairs), str(measured)]
-            command += ["--threads", str(threads), "--steps", str(given.steps), "--length", str(LENGTH)]
+            command += ["--threads", str(threads), "--steps", str(options.steps), "--length", str(LENGTH)]
             command += ["--precision", precision]
             subprocess.run(["env", *(f"{name}={threads}" for name in THREAD_VARIABLES), *command], check=True, stdout=sys.stderr)
             runs[system].append(json.loads(measured.read_text()))
         for system, result in results.items():
-            keep(result, runs[system], given.batch)
+            keep(result, runs[system], options.batch)
 
 
 def keep(result: Path, runs: list[dict[str, Any]], batch: int) -> None:
@@ -96,20 +95,20 @@ def keep(result: Path, runs: list[dict[str, Any]], batch: int) -> None:
     result.write_text(json.dumps(row) + "\n")
 
 
-def measure_workers(folder: Path, given: argparse.Namespace) -> None:
+def measure_workers(folder: Path, options: argparse.Namespace) -> None:
     """jobs.train with one worker and with two, of a core each: two share the batch of one, or have one each."""
     for workers, batches in WORKERS:
-        batch = batches * given.batch
+        batch = batches * options.batch
         examples = folder / f"examples-{batch}.jsonl"
         pairs = json.loads((folder / "pairs.json").read_text())[:batch]
         examples.write_text("".join(json.dumps({"query": query, "positive": passage}) + "\n" for query, passage in pairs))
-        result, output = folder / f"result-workers-{workers}-{batch}.json", folder / f"trained-{batch}-{given.steps}-{workers}"
+        result, output = folder / f"result-workers-{workers}-{batch}.json", folder / f"trained-{batch}-{options.steps}-{workers}"
         if not result.exists():
             shutil.rmtree(output, ignore_errors=True)
             command = [sys.executable, "-m", "jobs.train", "--examples", str(examples), "--output", str(output)]
             command += ["--encoder.checkpoint", str(saved_checkpoint(folder)), "--encoder.device", "cpu"]
             command += ["--encoder.query_length", "32", "--encoder.document_length", str(LENGTH), "--num_workers", str(workers)]
-            command += ["--cpus_per_worker", "1", "--batch_size", str(batch), "--max_steps", str(given.steps), "--temperature", "1"]
+            command += ["--cpus_per_worker", "1", "--batch_size", str(batch), "--max_steps", str(options.steps), "--temperature", "1"]
             subprocess.run(command, check=True, stdout=sys.stderr)
             curve = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
             rates = [record["examples_per_second"] for record in curve[WARM_UP:]]
@@ -117,7 +116,7 @@ def measure_workers(folder: Path, given: argparse.Namespace) -> None:
             result.write_text(json.dumps(row | {"losses": [round(record["loss"], 5) for record in curve]}) + "\n")
 
 
-def measure_attention(folder: Path, given: argparse.Namespace) -> None:
+def measure_attention(folder: Path, options: argparse.Namespace) -> None:
     """Encoding with attention weights and without, in turns, on one core; the least processor time of each."""
     result = folder / "result-attention.json"
     if result.exists():

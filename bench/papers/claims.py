@@ -1,4 +1,4 @@
-"""What the papers claim of scorers and engines, as pairs of ways of searching that bench.papers.scorers compares."""
+"""Claims of papers about scorers and engines, each as a pair of models and engines that bench.papers.scorers compares."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What bench.papers.scorers compares: how much of everything, the models and the engines."""
+"""The comparison of bench.papers.scorers: its size, its models and its engines."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +15,13 @@ UNTRAINED = "untrained"
 
 @dataclass(frozen=True)
 class Profile:
-    """How much of everything.
+    """The size of a comparison.
 
     Attributes:
-        steps, batch_size, passage_length: of training; lengths are in tokens.
-        k_train: of the XTR models; 1 to 20% of the tokens that a batch has.
-        queries: test queries of a collection, at most.
-        documents: of a collection: all that are judged for those queries, and others drawn by the seed, up to so many together.
+        steps, batch_size, passage_length: Training settings; lengths are in tokens.
+        k_train: k of the XTR models: 1 to 20% of the tokens of a batch.
+        queries: Largest number of test queries of a collection.
+        documents: Documents of a collection: all judged for the queries, and random ones up to this number.
         k_prime: tokens that the xtr engine retrieves for a query token.
     """
 
@@ -45,7 +45,7 @@ PROFILES = {
 
 
 def models(profile: Profile) -> dict[str, dict[str, Any] | None]:
-    """What each model's training changes of the common settings; None: it is not trained. Those that the report needs first come first.
+    """Return the settings of each model that differ from the common ones (None: not trained), the most important models first.
 
     Scores that are means over query tokens (XTR's) start at a temperature of 0.05 and sums at 1, as in the recipes. TRIAL without
     relations and gates is MaxSim, the model maxsim.
@@ -69,10 +69,10 @@ def models(profile: Profile) -> dict[str, dict[str, Any] | None]:
 
 
 def engines(profile: Profile) -> tuple[dict[str, Config], dict[str, Config]]:
-    """Those that are measured first, and the imputations that can wait."""
-    first, *others = (
+    """Return the engines that are measured first, and the XTR imputations that are measured last."""
+    first, *later = (
         {f"xtr, {imputation}": XtrParams(k_prime=profile.k_prime, imputation=imputation)}
         for imputation in ("min", "mean", "p10", "power_law", "zero")
     )
     plain = {"exact": ExactParams(), "plaid": PlaidParams(), "warp": WarpParams(), "warp, no rescoring": WarpParams(rescore=0)}
-    return plain | first, {name: params for each in others for name, params in each.items()}
+    return plain | first, {name: params for each in later for name, params in each.items()}

@@ -18,8 +18,8 @@ def write_report(about: dict[str, Any], pieces: dict[str, Any], output: Path) ->
     answers = Answers(pieces["answers"])
     trained = [(model, "exact") for model in pieces["trainings"]]
     against = {base: answers.compare([(way, (base, "exact")) for way in trained if way[0] != base]) for base in ("untrained", "maxsim")}
-    wanted = claims(about["settings"]["k_train"])
-    found = answers.compare([(claim.first, claim.second) for claim in wanted])
+    expected = claims(about["settings"]["k_train"])
+    found = answers.compare([(claim.first, claim.second) for claim in expected])
     report = about | {
         "trainings": pieces["trainings"],
         "means": {measure: answers.means(measure) for measure in ("nDCG@10", "R@100")},
@@ -27,7 +27,7 @@ def write_report(about: dict[str, Any], pieces: dict[str, Any], output: Path) ->
         "sizes": answers.sizes(),
         "seconds": answers.seconds(),
         "against": against,
-        "claims": [vars(claim) | {"found": result} for claim, result in zip(wanted, found, strict=True)],
+        "claims": [vars(claim) | {"found": result} for claim, result in zip(expected, found, strict=True)],
     }
     output.mkdir(parents=True, exist_ok=True)
     (output / "scorers.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -183,13 +183,13 @@ def _claims(report: dict[str, Any]) -> str:
     ]
     for claim in report["claims"]:
         found = claim["found"]
-        ours = (
+        values = (
             " | | "
             if found is None
             else f"{found['first'][2]:.4f} / {found['second'][2]:.4f} | {found['difference']:+.4f} | {found['p_holm']:.3f}"
         )
         ways = " / ".join(f"{model} ({engine})" for model, engine in (claim["first"], claim["second"]))
-        lines.append(f"| {claim['source']} | {claim['text']} | {claim['published']} | {ways} | {ours} | {verdict(claim)} |")
+        lines.append(f"| {claim['source']} | {claim['text']} | {claim['published']} | {ways} | {values} | {verdict(claim)} |")
     return "\n".join(lines)
 
 

@@ -1,12 +1,12 @@
-"""The papers' questions at this scale: encoders trained for every scorer on the same pairs, searched by every engine on six collections.
+"""Test claims of papers at small scale: one encoder for each scorer, trained on the same pairs, searched by every engine.
 
     python -m bench.papers.scorers DATA_FOLDER [--profile cpu|gpu|tiny] [--models NAME ...] [--collections NAME ...] [--minutes M]
                             [--work runs/scorers] [--output bench/results] [--report]
 
-All models start from the default checkpoint projected to 128 dimensions (PCA over training passages) and are trained on the same
-question-passage pairs in the same order, for as many steps, at the same learning rate. A training, the documents of a collection as one
-model encodes them, and an engine's answers are files of their own in the work folder and are not made again: a run may be killed and
-continued, or cut into parts by --models, --collections and --minutes. The report is of all that is there. bench/README.md says more.
+All models start from the default checkpoint, projected to 128 dimensions (PCA over training passages). They are trained on the same
+question-passage pairs in the same order, with the same number of steps and learning rate. Each training, encoded collection and
+engine's answers is a file in the work folder and is not made again. So a run can be killed and continued, or split by --models,
+--collections and --minutes. The report covers all files. See bench/README.md.
 """
 
 import argparse
@@ -59,16 +59,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/scorers"))
     parser.add_argument("--output", type=Path, default=Path("bench/results"))
     parser.add_argument("--report", action="store_true", help="measure nothing; write the report of what is there")
-    given = parser.parse_args()
-    bench = Bench(given.data, PROFILES[given.profile], given.work / given.profile, time.monotonic() + 60 * given.minutes)
-    wanted = given.models or list(models(bench.profile))
-    if unknown := set(wanted) - set(models(bench.profile)):
-        sys.exit(f"error: no model {min(unknown)!r} in profile {given.profile}; choose {', '.join(models(bench.profile))}")
-    if not given.report:
-        bench.run(wanted, given.collections)
+    options = parser.parse_args()
+    bench = Bench(options.data, PROFILES[options.profile], options.work / options.profile, time.monotonic() + 60 * options.minutes)
+    chosen = options.models or list(models(bench.profile))
+    if unknown := set(chosen) - set(models(bench.profile)):
+        sys.exit(f"error: no model {min(unknown)!r} in profile {options.profile}; choose {', '.join(models(bench.profile))}")
+    if not options.report:
+        bench.run(chosen, options.collections)
     settings = asdict(bench.profile) | {"learning_rate": LEARNING_RATE, "seed": SEED, "dim": DIM}
-    about = {"profile": given.profile, "machine": machine() | {"instructions": instructions()}, "settings": settings}
-    write_report(about, read_pieces(bench), given.output)
+    about = {"profile": options.profile, "machine": machine() | {"instructions": instructions()}, "settings": settings}
+    write_report(about, read_pieces(bench), options.output)
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class Bench:
     work: Path
     deadline: float
 
-    def run(self, wanted: list[str], collections: list[str]) -> None:
-        for model in wanted:
+    def run(self, chosen: list[str], collections: list[str]) -> None:
+        for model in chosen:
             if self.time_left() and not self.is_answered(model, collections):
                 self.checkpoint(model)
         for part in engines(self.profile):
             for collection in collections:
-                for model in wanted:
+                for model in chosen:
                     self.measure(model, collection, part)
 
     def is_answered(self, model: str, collections: list[str]) -> bool:
@@ -143,10 +143,10 @@ class Bench:
             "last_loss": round(float(np.mean(losses[-tenth:])), 4),
         }
 
-    def measure(self, model: str, name: str, asked: dict[str, Config]) -> None:
+    def measure(self, model: str, name: str, params: dict[str, Config]) -> None:
         """What these engines answer for a model on a collection. The index goes once all engines have answered."""
         folder = self.work / "answers" / slug(model) / name
-        missing = [engine for engine in asked if not self.answer(model, name, engine).exists()]
+        missing = [engine for engine in params if not self.answer(model, name, engine).exists()]
         if not missing or not self.time_left():
             return
         say(f"{model} on {name}")
@@ -160,7 +160,7 @@ class Bench:
         searcher, embedded = Searcher.open(str(index)), encoder.encode_queries(list(queries.values()), list(queries))
         for engine in missing:
             if self.time_left():
-                keep(self.answer(model, name, engine), ask(searcher, embedded, asked[engine], qrels, name in OWN_DOCUMENT_IS_NO_HIT))
+                keep(self.answer(model, name, engine), ask(searcher, embedded, params[engine], qrels, name in OWN_DOCUMENT_IS_NO_HIT))
         if self.is_answered(model, [name]):
             shutil.rmtree(index)
 
@@ -169,14 +169,14 @@ class Bench:
         path = self.work / "collections" / f"{name}.json"
         if not path.exists():
             rng, judged = np.random.default_rng(SEED), load_dataset(str(self.data / name))
-            asked = sorted(rng.permutation(sorted(judged.queries))[: self.profile.queries].tolist())
-            qrels = {query: judged.qrels[query] for query in asked}
+            query_ids = sorted(rng.permutation(sorted(judged.queries))[: self.profile.queries].tolist())
+            qrels = {query: judged.qrels[query] for query in query_ids}
             texts = {each.doc_id: document_text(each.title, each.text) for each in read_documents(str(self.data / name))}
             kept = {document for grades in qrels.values() for document in grades}
-            others = [document for document in texts if document not in kept]
-            kept.update(rng.permutation(others)[: max(0, self.profile.documents - len(kept))].tolist())
+            unjudged = [document for document in texts if document not in kept]
+            kept.update(rng.permutation(unjudged)[: max(0, self.profile.documents - len(kept))].tolist())
             documents = {document: text for document, text in texts.items() if document in kept}
-            keep(path, [{query: judged.queries[query] for query in asked}, qrels, documents])
+            keep(path, [{query: judged.queries[query] for query in query_ids}, qrels, documents])
         return tuple(json.loads(path.read_text()))
 
     def lengths(self, training: bool) -> dict[str, int]:
@@ -259,8 +259,8 @@ def keep(path: Path, content: Any) -> None:
     attempt.rename(path)
 
 
-def say(what: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+def say(message: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Whether one way of searching is better than another: paired randomisation tests over the queries of several collections."""
+"""Paired randomisation tests over the queries of several collections: is one way of searching better than another?"""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ SHUFFLES = 10_000
 SEED = 0
 
 
-def difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> tuple[float, float]:
+def difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> tuple[float, float]:
     """The mean difference and its two-sided p value.
 
     Of each query the difference of its two values is taken; collections count alike, whatever their number of queries. If neither
@@ -18,7 +18,7 @@ def difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> tupl
     Args:
         ours, theirs: for each collection [queries] the values, in the same order of queries.
     """
-    differences = np.concatenate([(a - b) / len(a) / len(ours) for a, b in zip(ours, theirs, strict=True)])
+    differences = np.concatenate([(a - b) / len(a) / len(first) for a, b in zip(first, second, strict=True)])
     observed = differences.sum()
     signs = np.random.default_rng(SEED).choice(np.array([-1.0, 1.0]), (SHUFFLES, len(differences)))
     as_far = np.abs(signs @ differences) >= abs(observed) - 1e-12
@@ -26,7 +26,7 @@ def difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> tupl
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p values corrected for being so many (Holm 1979): the share of families with any false finding stays below the level."""
+    """Return p values corrected for multiple tests (Holm 1979), which bounds the probability of any false finding."""
     order = np.argsort(values, kind="stable")
     corrected = np.maximum.accumulate(np.asarray(values, float)[order] * np.arange(len(values), 0, -1))
     result = np.empty(len(values))

@@ -1,19 +1,19 @@
-"""What rescoring with TRIAL costs beside MaxSim, and beside TRIAL as it is written: every relation of every pair of tokens computed.
+"""Cost of rescoring with TRIAL, against MaxSim and against TRIAL's naive form, which computes the relation of every pair of tokens.
 
     python -m bench.papers.trial [--index INDEX] [--output bench/results/trial.json]
 
-256 candidates of 300 tokens, a query of 32, 128 dimensions, one thread, the least of many runs (the first are slow: BLAS's threads, which
-made something of the relation encoder, still spin on the other core). Document tokens lie near a few topics
-and query tokens near tokens of the documents, as those of encoders do. The kernels compute the pairs that can win, so the time depends on
-how large relations are beside differences of cosines: `strength` is the standard deviation of lambda times a relation over the tokens of
-a document, and `pairs` how many a query token cannot do without: those whose cosine is within the largest relation of what wins.
+The input is 256 candidates of 300 tokens and a query of 32 tokens, with 128 dimensions, on one thread. The figure is the minimum of
+many runs; the first runs are slow, because BLAS threads still spin on the other core. Document tokens lie near a few topics, and query
+tokens near document tokens, like the tokens of encoders. The kernels compute only pairs that can win, so the time depends on the size
+of relations against differences of cosines. `strength` is the standard deviation of lambda times a relation over a document's tokens.
+`pairs` counts the pairs that a query token needs: the cosine is within the largest relation of the winner's.
 
-Rows: a fresh relation encoder (scorers/trial.py) with lambda times a factor (0.2 is the lambda of the public configuration); one
-trained for some steps on made-up documents whose words follow one another in a fixed order; `winners alone`, the floor, where kernels
-are told that no other token than the nearest can win; and `all pairs`, what relations of any size take at most. `best_10_ms` is what an
-engine's last stage takes for the best 10 of these candidates: MaxSim of all, then relations of the `related` that can be among them.
+Rows: an untrained relation encoder (scorers/trial.py) with lambda times a factor (the public configuration has lambda 0.2); a relation
+encoder trained for some steps on made-up documents with a fixed word order; `winners alone`, the floor, where only the nearest token
+can win; and `all pairs`, the upper limit for relations of any size. `best_10_ms` is the time of an engine's last stage for the best 10
+candidates: MaxSim of all, then relations of the `related` documents that can be among the 10.
 
-With --index (of any scorer, with 128 dimensions) the same of real documents: queries are 32 neighbouring tokens of one, with noise.
+--index (any scorer, 128 dimensions) measures the same on real documents: a query is 32 neighbouring tokens of a document, with noise.
 """
 
 import argparse
@@ -59,12 +59,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--index", help="an index whose documents are rescored too")
     parser.add_argument("--output", type=Path, default=Path("bench/results/trial.json"))
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     shard, codec, query = made_up()
     kernels = select("native")
     ones, table = np.ones(QUERY_TOKENS, np.float32), kernels.centroid_scores(query, codec)
-    maxsim = least(lambda: kernels.residual_maxsim([query], [ones], [table], shard, codec), given.runs)
+    maxsim = least(lambda: kernels.residual_maxsim([query], [ones], [table], shard, codec), options.runs)
     torch.manual_seed(0)
     fresh = Trial(DIM, TrialConfig())
     naive = least(lambda: naive_scores(query, shard, codec, fresh.relation), 2) / NAIVE_DOCUMENTS * CANDIDATES
@@ -72,7 +72,7 @@ def main() -> None:
     cases = [(f"fresh x {factor}", scaled(fresh, factor), 0.0) for factor in (0.1, 0.2, 1, 3)]
     cases = [("winners alone", fresh, -100.0), *cases, ("trained", trained, 0.0), ("all pairs", fresh, 100.0)]
     rows = [
-        measure(name, alignment, aligned(scorer, alignment), kernels, shard, codec, query, given.runs, widened)
+        measure(name, alignment, aligned(scorer, alignment), kernels, shard, codec, query, options.runs, widened)
         for name, scorer, widened in cases
         for alignment in ALIGNMENTS
     ]
@@ -91,9 +91,9 @@ def main() -> None:
             for row in rows
         ],
     }
-    if given.index:
-        result["index"] = on_index(given.index, fresh, kernels, given.runs)
-    given.output.write_text(json.dumps(result, indent=1) + "\n")
+    if options.index:
+        result["index"] = on_index(options.index, fresh, kernels, options.runs)
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 
@@ -110,8 +110,8 @@ def made_up() -> tuple[IndexShard, ResidualCodec, np.ndarray]:
     residuals, scales, _ = REFERENCE.compress(vectors, numbers, codec)
     offsets = np.arange(0, len(numbers) + 1, TOKENS)
     shard = IndexShard(0, offsets, numbers.astype(np.uint16), residuals, scales.astype(np.float16), pa.table({}), NUM_CENTROIDS)
-    asked = vectors[rng.choice(len(vectors), QUERY_TOKENS)]
-    return shard, codec, normalize(asked + 0.5 * rng.normal(size=asked.shape) / np.sqrt(DIM)).astype(np.float32)
+    query_vectors = vectors[rng.choice(len(vectors), QUERY_TOKENS)]
+    return shard, codec, normalize(query_vectors + 0.5 * rng.normal(size=query_vectors.shape) / np.sqrt(DIM)).astype(np.float32)
 
 
 def on_index(url: str, fresh: Trial, kernels: Kernels, runs: int, num_queries: int = 8) -> dict[str, Any]:
@@ -125,8 +125,8 @@ def on_index(url: str, fresh: Trial, kernels: Kernels, runs: int, num_queries: i
         begin = int(rng.integers(offsets[1] - QUERY_TOKENS))
         vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], plain)
         vectors = vectors[begin : begin + QUERY_TOKENS]
-        asked = normalize(vectors + 0.5 * rng.normal(size=vectors.shape) / np.sqrt(DIM)).astype(np.float32)
-        query = Query(asked, np.ones(QUERY_TOKENS, np.float32))
+        query_vectors = normalize(vectors + 0.5 * rng.normal(size=vectors.shape) / np.sqrt(DIM)).astype(np.float32)
+        query = Query(query_vectors, np.ones(QUERY_TOKENS, np.float32))
         [(scores, _)] = rescore([QueryPlan(query, ExactParams(), (1,))], shard, plain, kernels, [np.arange(shard.num_docs)])
         best_first = np.argsort(-scores)
         for factor in (0.2, 1):
@@ -165,7 +165,7 @@ def timed(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Ker
 
 
 def scaled(scorer: Trial, factor: float) -> Trial:
-    """The scorer with relations of so many times the weight."""
+    """Return the scorer with its relation weight multiplied by `factor`."""
     result = Trial(DIM, TrialConfig(relation_weight=scorer.settings.relation_weight * factor))
     result.load_state_dict(scorer.state_dict())
     return result
@@ -179,10 +179,10 @@ def aligned(scorer: Trial, alignment: Alignment) -> Trial:
 
 
 def train(words: np.ndarray, steps: int = 40, batch: int = 16, learning_rate: float = 1e-3) -> Trial:
-    """A scorer whose relations were trained to tell documents apart that have the same words in another order.
+    """Return a scorer trained to separate documents with the same words in a different order.
 
-    A query is six neighbouring words of its document, with noise; beside its own document it sees one with the words shuffled, and those
-    of the other queries.
+    A query is six neighbouring words of its document, with noise. Its negatives are the same document with shuffled words, and the
+    documents of the other queries.
     """
     torch.manual_seed(0)
     scorer, vectors = Trial(DIM, TrialConfig()), torch.from_numpy(words[:512])
@@ -191,8 +191,8 @@ def train(words: np.ndarray, steps: int = 40, batch: int = 16, learning_rate: fl
         numbers = torch.stack([torch.randperm(len(vectors))[:24] for _ in range(batch)])
         shuffled = torch.stack([row[torch.randperm(24)] for row in numbers])
         starts = torch.randint(18, (batch,))
-        asked = vectors[torch.stack([row[start : start + 6] for row, start in zip(numbers, starts.tolist(), strict=True)])]
-        queries = texts(asked + 0.5 * torch.randn(asked.shape) / DIM**0.5)
+        query_vectors = vectors[torch.stack([row[start : start + 6] for row, start in zip(numbers, starts.tolist(), strict=True)])]
+        queries = texts(query_vectors + 0.5 * torch.randn(query_vectors.shape) / DIM**0.5)
         noisy = vectors[torch.cat([numbers, shuffled])]
         scores = 10 * scorer(queries, texts(noisy + 0.5 * torch.randn(noisy.shape) / DIM**0.5))
         optimizer.zero_grad()
@@ -219,12 +219,12 @@ def measure(
     """Milliseconds of rescoring, and how large the relations are.
 
     Args:
-        widened: what is added to the bound that kernels are told of.
+        widened: what is added to the bound that kernels use.
     """
     codec = replace(codec, scorer_data=RelationEncoder.of(scorer.to_arrays(), None))
     terms, ones, table = codec.scorer_data.of_query(query), np.ones(len(query), np.float32), kernels.centroid_scores(query, codec)
-    given = replace(terms, upper=terms.upper + np.float32(widened))
-    seconds = least(lambda: kernels.relation_maxsim(query, ones, given, table, shard, codec), runs)
+    widened_terms = replace(terms, upper=terms.upper + np.float32(widened))
+    seconds = least(lambda: kernels.relation_maxsim(query, ones, widened_terms, table, shard, codec), runs)
     tokens = slice(0, TOKENS)
     vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
     hidden = codec.scorer_data.hidden(vectors[0] @ codec.scorer_data.before.T, vectors @ codec.scorer_data.after.T + codec.scorer_data.bias)
@@ -257,7 +257,7 @@ def measure(
 def naive_scores(query: np.ndarray, shard: IndexShard, codec: ResidualCodec, relation: Relation) -> Tensor:
     """TRIAL's scores of a few documents as the article writes them: a relation for every pair that is looked at, nothing factored."""
     queries = torch.from_numpy(query)
-    mine = relation(queries[:-1], queries[1:])
+    query_relations = relation(queries[:-1], queries[1:])
     totals = []
     for number in range(NAIVE_DOCUMENTS):
         tokens, _ = shard.tokens(np.array([number]))
@@ -268,7 +268,7 @@ def naive_scores(query: np.ndarray, shard: IndexShard, codec: ResidualCodec, rel
             if i:
                 pairs = torch.cat([document[aligned].expand_as(document), document], dim=1)
                 hidden = torch.nn.functional.mish(relation.norm(relation.inner(pairs)))
-                value = value + 0.5 * relation.outer(hidden) @ mine[i - 1]
+                value = value + 0.5 * relation.outer(hidden) @ query_relations[i - 1]
             total, aligned = total + value.max(), int(value.argmax())
         totals.append(total)
     return torch.stack(totals)

@@ -43,13 +43,13 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=8)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--output", type=Path, default=Path("bench/results/trial_queries.json"))
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    dataset = load_dataset(given.dataset)
-    texts = list(dataset.queries.values())[: given.queries]
-    rows = [on_index(url, texts, given.runs) for url in given.indexes]
+    dataset = load_dataset(options.dataset)
+    texts = list(dataset.queries.values())[: options.queries]
+    rows = [on_index(url, texts, options.runs) for url in options.indexes]
     result = {"machine": machine(), "dataset": dataset.name, "queries": len(texts), "candidates": CANDIDATES, "indexes": rows}
-    given.output.write_text(json.dumps(result, indent=1) + "\n")
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 

@@ -1,11 +1,11 @@
-"""Indexes of xtr-warp-rs and fast-plaid whose k-means and assignment of tokens to centroids are this project's.
+"""Build indexes of xtr-warp-rs and fast-plaid with this project's k-means and assignment of tokens to centroids.
 
     python -m bench.peers.assembled xtr_warp|fast_plaid INPUT INDEX RESULT.json [--threads N]
 
-Their builds compare every token with every centroid, which takes hours where there are ten million. Here INPUT/clustered, an index of
-this project with as many centroids as the peers would train (it is made if it is not there), gives the centroids and the code of each
-token; all else is made by the peer's rules, in the files that its own build leaves. From a peer's own centroids, codes and sample come
-its own bytes (bench/README.md, "Peers side by side").
+The peers' builds compare every token with every centroid, which takes hours for ten million tokens. Here the centroids and the code of
+each token come from INPUT/clustered: an index of this project with the peers' number of centroids, built on first use. Everything else
+follows the peer's rules and file formats. With a peer's own centroids, codes and sample, the bytes equal those of its own build
+(bench/README.md, "Peers side by side").
 
 T tokens, N documents, C centroids, D dimensions.
 """
@@ -261,15 +261,15 @@ def main() -> None:
     parser.add_argument("index", type=Path)
     parser.add_argument("result", type=Path)
     parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    harness.pin(given.threads)
-    shutil.rmtree(given.index, ignore_errors=True)
-    given.index.mkdir(parents=True)
-    documents = inputs.load(given.input, "documents")
-    clustered = read_clustered(clustered_index(given.input, documents.num_tokens), documents)
-    sample, write = PEERS[given.peer]
-    write(clustered, given.index, sample(clustered.lengths, np.random.default_rng(0)))
-    given.result.write_text(json.dumps({"assembled": BY, "disk_bytes": harness.disk_bytes(given.index)}, indent=1) + "\n")
+    options = parser.parse_args()
+    harness.pin(options.threads)
+    shutil.rmtree(options.index, ignore_errors=True)
+    options.index.mkdir(parents=True)
+    documents = inputs.load(options.input, "documents")
+    clustered = read_clustered(clustered_index(options.input, documents.num_tokens), documents)
+    sample, write = PEERS[options.peer]
+    write(clustered, options.index, sample(clustered.lengths, np.random.default_rng(0)))
+    options.result.write_text(json.dumps({"assembled": BY, "disk_bytes": harness.disk_bytes(options.index)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

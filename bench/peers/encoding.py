@@ -28,19 +28,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--length", type=int, default=256)
-    given = parser.parse_args()
-    pin(given.threads)
-    torch.set_num_threads(given.threads)
-    texts = json.loads(given.texts.read_text())
-    encode = SYSTEMS[given.system](given.checkpoint, given.precision, given.length)
+    options = parser.parse_args()
+    pin(options.threads)
+    torch.set_num_threads(options.threads)
+    texts = json.loads(options.texts.read_text())
+    encode = SYSTEMS[options.system](options.checkpoint, options.precision, options.length)
     encode(texts[:WARM_UP])
     start, cpu_start = time.perf_counter(), cpu_seconds()
     matrices = encode(texts)
     seconds, cpu_used = time.perf_counter() - start, cpu_seconds() - cpu_start
-    np.save(given.result.with_suffix(".npy"), np.concatenate(matrices[:COMPARED]).astype(np.float32))
+    np.save(options.result.with_suffix(".npy"), np.concatenate(matrices[:COMPARED]).astype(np.float32))
     tokens = sum(map(len, matrices))
     report = {"documents": len(texts), "tokens": tokens, "seconds": seconds, "cpu_seconds": cpu_used, "peak_bytes": memory_bytes("VmHWM")}
-    given.result.write_text(json.dumps(report, indent=1) + "\n")
+    options.result.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def ray_lir(checkpoint: str, precision: str, length: int) -> Encode:

@@ -45,16 +45,16 @@ def main(build: Build, open_index: Open) -> None:
     parser.add_argument("--queries", type=int, default=300, help="searched one at a time; 0: only the batch is timed")
     parser.add_argument("--batch", type=int, default=300, help="queries searched in one call; 0: none")
     parser.add_argument("--k", type=int, default=100)
-    given = parser.parse_args()
-    pin(given.threads)
-    if given.what == "build":
-        result = measure_build(build, given)
+    arguments = parser.parse_args()
+    pin(arguments.threads)
+    if arguments.what == "build":
+        result = measure_build(build, arguments)
     else:
-        result, numbers = measure_search(open_index, given)
-        np.save(given.result.with_suffix(".npy"), numbers)
-    partial = given.result.with_suffix(".part")
-    partial.write_text(json.dumps({"setting": given.setting, "options": given.options, **result}, indent=1) + "\n")
-    partial.replace(given.result)
+        result, numbers = measure_search(open_index, arguments)
+        np.save(arguments.result.with_suffix(".npy"), numbers)
+    partial = arguments.result.with_suffix(".part")
+    partial.write_text(json.dumps({"setting": arguments.setting, "options": arguments.options, **result}, indent=1) + "\n")
+    partial.replace(arguments.result)
 
 
 def pin(threads: int) -> None:
@@ -63,36 +63,36 @@ def pin(threads: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
-def measure_build(build: Build, given: argparse.Namespace) -> dict[str, Any]:
+def measure_build(build: Build, arguments: argparse.Namespace) -> dict[str, Any]:
     """Time, processor time, memory and size of a build; an index left by a build that was cut short is removed first."""
-    shutil.rmtree(given.index, ignore_errors=True)
-    given.index.parent.mkdir(parents=True, exist_ok=True)
-    run = build(given.input, given.index, given.threads, **given.options)
+    shutil.rmtree(arguments.index, ignore_errors=True)
+    arguments.index.parent.mkdir(parents=True, exist_ok=True)
+    run = build(arguments.input, arguments.index, arguments.threads, **arguments.options)
     held, start, cpu_start = memory_bytes("VmRSS"), time.perf_counter(), cpu_seconds()
     run()
     return {
-        "threads": given.threads,
+        "threads": arguments.threads,
         "seconds": round(time.perf_counter() - start, 2),
         "cpu_seconds": round(cpu_seconds() - cpu_start, 2),
         "peak_bytes": memory_bytes("VmHWM"),
         "held_bytes": held,
-        "disk_bytes": disk_bytes(given.index),
+        "disk_bytes": disk_bytes(arguments.index),
     }
 
 
-def measure_search(open_index: Open, given: argparse.Namespace) -> tuple[dict[str, Any], np.ndarray]:
+def measure_search(open_index: Open, arguments: argparse.Namespace) -> tuple[dict[str, Any], np.ndarray]:
     """Latency of single queries, throughput of a batch, memory, and the answers to the single queries [Q, k] (-1: none)."""
-    texts = inputs.load(given.input, "queries")
+    texts = inputs.load(arguments.input, "queries")
     queries = [texts[number].astype(np.float32) for number in range(len(texts))]
     before, start = memory_bytes("VmRSS"), time.perf_counter()
-    options = dict(given.options)
-    k = options.pop("k", given.k)
-    search = open_index(given.input, given.index, given.threads, **options)
+    options = dict(arguments.options)
+    k = options.pop("k", arguments.k)
+    search = open_index(arguments.input, arguments.index, arguments.threads, **options)
     opened = time.perf_counter() - start
     search(queries[:WARM_UP], k)
-    result: dict[str, Any] = {"threads": given.threads, "k": k, "open_seconds": round(opened, 3)}
+    result: dict[str, Any] = {"threads": arguments.threads, "k": k, "open_seconds": round(opened, 3)}
     answers, wall, cpu = [], [], []
-    for query in queries[: given.queries]:
+    for query in queries[: arguments.queries]:
         wall_start, cpu_start = time.perf_counter(), time.process_time()
         (answer,) = search([query], k)
         wall.append(time.perf_counter() - wall_start)
@@ -100,12 +100,12 @@ def measure_search(open_index: Open, given: argparse.Namespace) -> tuple[dict[st
         answers.append(answer)
     if wall:
         result.update(queries=len(wall), latency_ms=percentiles_ms(wall), cpu_ms=percentiles_ms(cpu))
-    if given.batch:
-        batch = [queries[number % len(queries)] for number in range(given.batch)]
+    if arguments.batch:
+        batch = [queries[number % len(queries)] for number in range(arguments.batch)]
         wall_start, cpu_start = time.perf_counter(), time.process_time()
         search(batch, k)
         seconds, cpu_used = time.perf_counter() - wall_start, time.process_time() - cpu_start
-        result["batch"] = {"size": given.batch, "seconds": round(seconds, 6), "cpu_seconds": round(cpu_used, 6)}
+        result["batch"] = {"size": arguments.batch, "seconds": round(seconds, 6), "cpu_seconds": round(cpu_used, 6)}
     result["memory_bytes"] = memory_bytes("VmHWM") - before
     return result, table(answers, k)
 

@@ -33,15 +33,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--length", type=int, default=96, help="of passages, in tokens")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of products; weights are float32")
-    given = parser.parse_args()
-    pin(given.threads)
-    torch.set_num_threads(given.threads)
+    arguments = parser.parse_args()
+    pin(arguments.threads)
+    torch.set_num_threads(arguments.threads)
     ends: list[tuple[float, float, float]] = []
-    train, pairs = SYSTEMS[given.system], json.loads(given.pairs.read_text())
-    train(given.checkpoint, pairs, given.steps, given.length, given.precision, lambda loss: ends.append((*clocks(), loss)))
+    train, pairs = SYSTEMS[arguments.system], json.loads(arguments.pairs.read_text())
+    train(arguments.checkpoint, pairs, arguments.steps, arguments.length, arguments.precision, lambda loss: ends.append((*clocks(), loss)))
     steps = [{"seconds": end[0] - start[0], "cpu_seconds": end[1] - start[1]} for start, end in zip(ends, ends[1:], strict=False)]
     report = {"steps": steps, "losses": [loss for _, _, loss in ends], "peak_bytes": memory_bytes("VmHWM")}
-    given.result.write_text(json.dumps(report, indent=1) + "\n")
+    arguments.result.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def clocks() -> tuple[float, float]:

@@ -45,17 +45,17 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/build_memory"))
     parser.add_argument("--output", type=Path, default=Path("bench/results/build_memory.json"))
     parser.add_argument("--num-iterations", type=int, default=4, help="of k-means: they cost time, not memory")
-    given = parser.parse_args()
+    options = parser.parse_args()
     builds = []
-    for num_docs in given.docs:
-        embeddings = given.work / f"embeddings-{num_docs}"
+    for num_docs in options.docs:
+        embeddings = options.work / f"embeddings-{num_docs}"
         if not (embeddings / MANIFEST).exists():
-            make_embeddings(given.corpus, num_docs, embeddings)
-        builds.append(build(embeddings, given.work / f"index-{num_docs}", given.num_iterations))
+            make_embeddings(options.corpus, num_docs, embeddings)
+        builds.append(build(embeddings, options.work / f"index-{num_docs}", options.num_iterations))
         print(json.dumps(builds[-1]), file=sys.stderr, flush=True)
     report = {"machine": machine(), "dim": DIM, "builds": builds}
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(json.dumps(report, indent=1) + "\n")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
 
 

@@ -32,26 +32,26 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", default=["cranfield", "cisi"])
     parser.add_argument("--work", type=Path, default=Path("runs/drift"))
     parser.add_argument("--output", type=Path, default=Path("bench/results/drift.json"))
-    given = parser.parse_args()
-    rows = [row for name in given.names for row in measure(given, name)]
+    options = parser.parse_args()
+    rows = [row for name in options.names for row in measure(options, name)]
     report = {"machine": machine(), "k": K, "rows": rows}
-    given.output.write_text(json.dumps(report, indent=1) + "\n")
-    given.output.with_suffix(".md").write_text(table(rows))
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    options.output.with_suffix(".md").write_text(table(rows))
     print(json.dumps(report))
 
 
-def measure(given: argparse.Namespace, name: str) -> list[dict[str, Any]]:
+def measure(options: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     """One collection under every codec."""
-    folder = given.quality / name
+    folder = options.quality / name
     contract = read_version(str(folder / "index-1")).contract
-    dataset = load_dataset(str(given.datasets / name), "test")
+    dataset = load_dataset(str(options.datasets / name), "test")
     encoder = Encoder.for_contract(contract, EncoderConfig(checkpoint=contract.checkpoint))
     queries = encoder.encode_queries(list(dataset.queries.values()), list(dataset.queries))
     best = read_best(folder / "oracle.run")
     rows = []
-    for other in given.names:
-        index = given.work / f"{name}-by-{other}"
-        source = given.quality / other / "index-1"
+    for other in options.names:
+        index = options.work / f"{name}-by-{other}"
+        source = options.quality / other / "index-1"
         norm = read_version(str(source)).mean_residual_norm
         manifest = build_index(str(folder / "embeddings"), str(index), IndexConfig(codec_from=str(source)))
         share = found(index, queries, best)

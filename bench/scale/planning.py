@@ -41,7 +41,7 @@ def main() -> None:
         prog="python -m bench.scale.planning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("bench/results/planning.json"))
-    given = parser.parse_args()
+    options = parser.parse_args()
     measured = [build(num_docs) for num_docs in SIZES]
     costs = fit(*measured[0][:2])
     report = {"kernels": select().name, "dim": DIM, "nbits": NBITS, "nanoseconds": asdict(costs), "builds": []}
@@ -60,7 +60,7 @@ def main() -> None:
                 "predicted_query_ms": {engine: round(query_work(engine, of, select().name, K).total, 2) for engine in searches},
             }
         )
-    given.output.write_text(json.dumps(report, indent=1) + "\n")
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
 
 

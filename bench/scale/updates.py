@@ -43,28 +43,28 @@ def main() -> None:
     parser.add_argument("--embeddings", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/updates"))
     parser.add_argument("--output", type=Path, default=Path("bench/results/updates.json"))
-    given = parser.parse_args()
-    index = given.work / "index"
-    subprocess.run(["rm", "-rf", str(given.work)], check=True)
-    given.work.mkdir(parents=True)
-    subprocess.run(["cp", "-rl", str(given.index), str(index)], check=True)
+    options = parser.parse_args()
+    index = options.work / "index"
+    subprocess.run(["rm", "-rf", str(options.work)], check=True)
+    options.work.mkdir(parents=True)
+    subprocess.run(["cp", "-rl", str(options.index), str(index)], check=True)
     (index / "LATEST").unlink()
     (index / "LATEST").write_text("1\n")
-    documents = head(given.embeddings, DELTAS * ADDED)
+    documents = head(options.embeddings, DELTAS * ADDED)
     queries = questions(documents)
     built = read_version(str(index))
     report: dict[str, Any] = {"machine": machine(), "num_docs": built.num_docs, "num_tokens": built.num_tokens, "dim": built.dim}
     report["search_ms"] = {"before": search(index, queries)}
     report["delete"] = [timed_delete(index, count, first) for count, first in ((1, 0), (100, 1), (10_000, 101))]
     report["search_ms"]["with 10,101 deleted"] = search(index, queries)
-    report["add"] = [timed_add(given.work, index, documents, number) for number in range(DELTAS)]
+    report["add"] = [timed_add(options.work, index, documents, number) for number in range(DELTAS)]
     report["search_ms"][f"and {DELTAS} delta shards"] = search(index, queries)
     start = time.perf_counter()
     compact_index(str(index))
     report["compact_seconds"] = round(time.perf_counter() - start, 2)
     report["search_ms"]["after compaction"] = search(index, queries)
-    given.output.write_text(json.dumps(report, indent=1) + "\n")
-    given.output.with_suffix(".md").write_text(table(report))
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    options.output.with_suffix(".md").write_text(table(report))
     print(json.dumps(report))
     print(table(report), file=sys.stderr)
 

@@ -39,17 +39,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--work", type=Path, default=Path("runs/volume"))
     parser.add_argument("--minutes", type=float, default=1e9)
-    given = parser.parse_args()
+    options = parser.parse_args()
     begin = time.monotonic()
-    if not (given.work / "checkpoint").exists():
-        bert(given.work / "checkpoint")
+    if not (options.work / "checkpoint").exists():
+        bert(options.work / "checkpoint")
     report = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {"machine": machine(), "document_length": DOCUMENT_LENGTH, "runs": []}
-    for num_docs, workers, job in steps(given.docs, given.workers):
+    for num_docs, workers, job in steps(options.docs, options.workers):
         if any((run["docs"], run["workers"], run["job"]) == (num_docs, workers, job) for run in report["runs"]):
             continue
-        if time.monotonic() - begin > 60 * given.minutes:
+        if time.monotonic() - begin > 60 * options.minutes:
             break
-        report["runs"].append(measure(given.work, given.corpus, num_docs, workers, job))
+        report["runs"].append(measure(options.work, options.corpus, num_docs, workers, job))
         OUTPUT.write_text(json.dumps(report, indent=1) + "\n")
         OUTPUT.with_suffix(".md").write_text(table(report))
         print(json.dumps(report["runs"][-1]), flush=True)

@@ -1,4 +1,4 @@
-"""Clients of a service that ask without a pause: how fast they were answered, and with what."""
+"""Clients that send requests to a service without pauses, and count and time the answers."""
 
 import asyncio
 import json
@@ -29,8 +29,7 @@ class Answers:
 
 
 async def ask(client: aiohttp.ClientSession, path: str, bodies: Sequence[Any], clients: int, seconds: float) -> Answers:
-    """As many clients for so long, each with another of the bodies every time; one that is told to come again waits for as long as it is
-    told."""
+    """Send requests from several clients for some seconds, each with the next body; a client obeys Retry-After."""
     taken: list[float] = []
     ended: list[float] = []
     statuses: Counter[int] = Counter()

@@ -50,7 +50,7 @@ def main() -> None:
     python = python_of("pylate-server", options.work, TORCH)
     [port] = free_ports(1)
     servers = {
-        "ray_lir": ([sys.executable, "-m", "serving", "--index", options.index, "--port", str(port)], "/encode", ours),
+        "ray_lir": ([sys.executable, "-m", "serving", "--index", options.index, "--port", str(port)], "/encode", request_body),
         "pylate": (
             [str(python), "-m", "pylate.server.server", "--host", "127.0.0.1", "--port", str(port), "--model", str(checkpoint)],
             "/v1/embeddings",
@@ -67,7 +67,7 @@ def main() -> None:
     print(json.dumps(report))
 
 
-def ours(text: str) -> dict[str, Any]:
+def request_body(text: str) -> dict[str, Any]:
     return {"texts": [text], "kind": "query"}
 
 

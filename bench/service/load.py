@@ -235,11 +235,11 @@ def load_lines(mode: str, loaded: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for each in loaded["load"]:
-        given, ms = each["statuses"], each["latency_ms"]
-        others = sum(given.values()) - given.get("200", 0) - given.get("429", 0)
+        statuses, ms = each["statuses"], each["latency_ms"]
+        failed = sum(statuses.values()) - statuses.get("200", 0) - statuses.get("429", 0)
         lines.append(
             f"| {each['concurrency']} | {each['queries_per_second']} | {ms['p50']:.1f} | {ms['p95']:.1f} | {ms['p99']:.1f} "
-            f"| {given.get('200', 0)} | {given.get('429', 0)} | {others} |"
+            f"| {statuses.get('200', 0)} | {statuses.get('429', 0)} | {failed} |"
         )
     return [*lines, ""]
 
