@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -148,7 +149,8 @@ def test_a_measurement_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     busy = [sys.executable, "-c", "while True: pass"]
     assert not compare.measure(path, busy, 1, {}, 2)
-    assert json.loads(path.read_text())["error"] in [f"not done after 2 seconds, {used} of a processor's" for used in (1, 2)]
+    error = json.loads(path.read_text())["error"]
+    assert re.fullmatch(r"not done after 2 seconds, [012] of a processor's", error)  # 0 on a busy machine
 
 
 def test_a_lower_bound_is_a_line_of_its_own_beside_an_index(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
