@@ -374,3 +374,10 @@ def test_a_query_that_cannot_be_planned_fails_alone_among_those_that_it_was_enco
     first, second, wrong, last = asyncio.run(together())
     assert isinstance(wrong, ConfigError) and str(wrong) == "k must be between 1 and 100000, not 0"
     assert [len(each.plans) for each in (first, second, last)] == [1, 1, 1]
+
+
+def test_every_engine_that_the_index_route_offers_is_accepted_by_search(client: TestClient) -> None:
+    reply = client.get("/index")
+    assert reply.status_code == 200 and set(reply.json()["engines"]) == set(SERVED)
+    for engine in reply.json()["engines"]:
+        assert post(client, "/search", query=QUERIES[0], engine=engine)["engine"] == engine

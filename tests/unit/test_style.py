@@ -15,7 +15,6 @@ UNFINISHED: tuple[str, ...] = (
     "ray_lir/text_index.py",
     "ray_lir/building",
     "ray_lir/distributed/train.py",
-    "ray_lir/distributed/train_worker.py",
     "ray_lir/engines",
     "ray_lir/index",
     "ray_lir/kernels",
