@@ -25,35 +25,36 @@ class derived(Generic[Owner, Arguments, Value]):
         def centroids_f32(self) -> np.ndarray: ...
 
     Values are kept beside the owner and not in it. Frozen dataclasses can own values; copies and pickles of an owner start without them.
-    A value must not refer to its owner, because then neither would be freed. Threads that ask at the same time wait for one computation.
-    A forked process can go on using all values.
+    A value must not refer to its owner, because then neither would be freed. Threads that ask for the same
+    object wait for one computation; values of different objects are computed at the same time. A forked process can go on using all values.
     """
 
     def __init__(self, function: Callable[Concatenate[Owner, Arguments], Value]):
         self._function = function
         self._entries: dict[int, tuple[tuple[object, ...], Value] | None] = {}
         self._lock = fork_safe(threading.RLock())
+        self._owner_locks: dict[int, threading.RLock] = {}
         functools.update_wrapper(self, function)
 
     def __call__(self, owner: Owner, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Value:
         arguments = (*args, *kwargs.values())
         found = self._entries.get(id(owner))
         if found is None or (found[0] is not arguments and not _same(found[0], arguments)):
-            with self._lock:
+            with self._owner_lock(owner):
                 found = self._entries.get(id(owner))
                 if found is None or not _same(found[0], arguments):
                     found = (arguments, self._function(owner, *args, **kwargs))
-                    self._keep(owner, found)
+                    self._entries[id(owner)] = found
         return found[1]
 
     def put(self, owner: Owner, value: Value) -> None:
         """Keep a value that was computed elsewhere, for calls without further arguments."""
-        with self._lock:
-            self._keep(owner, ((), value))
+        with self._owner_lock(owner):
+            self._entries[id(owner)] = ((), value)
 
     def forget(self, owner: Owner) -> None:
         """Drop the value of an object, so that the next call computes it again."""
-        with self._lock:
+        with self._owner_lock(owner):
             if id(owner) in self._entries:
                 self._entries[id(owner)] = None
 
@@ -65,10 +66,17 @@ class derived(Generic[Owner, Arguments, Value]):
         """Return the number of living objects with a value."""
         return sum(entry is not None for entry in self._entries.values())
 
-    def _keep(self, owner: Owner, entry: tuple[tuple[object, ...], Value]) -> None:
-        if id(owner) not in self._entries:
-            weakref.finalize(owner, self._entries.pop, id(owner), None).atexit = False
-        self._entries[id(owner)] = entry
+    def _owner_lock(self, owner: Owner) -> "threading.RLock":
+        with self._lock:
+            lock = self._owner_locks.get(id(owner))
+            if lock is None:
+                lock = self._owner_locks[id(owner)] = fork_safe(threading.RLock())
+                weakref.finalize(owner, self._forget_owner, id(owner)).atexit = False
+            return lock
+
+    def _forget_owner(self, number: int) -> None:
+        self._entries.pop(number, None)
+        self._owner_locks.pop(number, None)
 
 
 def _same(kept: tuple[object, ...], arguments: tuple[object, ...]) -> bool:

@@ -88,3 +88,16 @@ def test_a_put_value_is_returned() -> None:
     owner = Owner(1)
     value_of.put(owner, "put")
     assert value_of(owner) == "put"
+
+
+def test_values_of_different_objects_are_computed_at_the_same_time() -> None:
+    both_compute = threading.Barrier(2, timeout=20)
+
+    @derived
+    def waits(owner: Owner) -> int:
+        both_compute.wait()  # breaks if one computation waits for the other
+        return owner.number
+
+    owners = [Owner(1), Owner(2)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(waits, owners)) == [1, 2]
