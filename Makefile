@@ -52,6 +52,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 quality: $(INSTALLED)
 	@test -n "$(RAY_LIR_DATA)" || { echo 'error: set RAY_LIR_DATA to the folder that holds $(COLLECTIONS)' >&2; exit 1; }

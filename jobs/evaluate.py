@@ -17,6 +17,7 @@ from ray_lir.corpus.datasets import Dataset, has_queries_as_documents, load_data
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
 from ray_lir.engines import ENGINES, resolve
 from ray_lir.engines.plan import TopK
+from ray_lir.engines.registry import engine_name
 from ray_lir.evaluation import metrics
 from ray_lir.evaluation.coverage import check_coverage, judged_documents
 from ray_lir.evaluation.latency import percentiles_ms, time_each
@@ -129,7 +130,7 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         depth = config.k + ignores
         found = (searcher.search(queries.slice(first, end), depth, engine) for first, end in _blocks(len(queries)))
         answers = [answer for part in track(found, "search", len(queries), len, "queries") for answer in part]
-        record.update(queries=len(answers), engine=engine.engine)
+        record.update(queries=len(answers), engine=engine_name(engine))
     run, identical = _run(searcher, queries, answers, config.k, ignores)
     with logs.phase("measure") as record:  # logged, so that the measures survive if an output cannot be written
         values = metrics.evaluate(run, dataset.qrels, tuple(dict.fromkeys((*metrics.measures_up_to(config.k), *measures))))
@@ -148,7 +149,7 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         "ignore_identical_ids": ignores,
         "identical_ids_dropped": identical if ignores else 0,
         **coverage.counts(),
-        "engine": engine.engine,
+        "engine": engine_name(engine),
         "params": _summary([answer.params for answer in answers if answer.params]),
         "index": {"path": config.index, "version": version, "manifest": manifest_digest(searcher.manifest), **_sizes(searcher)},
         "encoder": {"checkpoint": encoder.contract.checkpoint, "fingerprint": contract.fingerprint},
@@ -195,7 +196,7 @@ def _tag(config: EvaluateFields, searcher: Searcher, dataset: Dataset, engine: C
         "ignores": ignores,
         "encoder": config.encoder.model_dump(mode="json"),
     }
-    return f"ray_lir-{engine.engine}-{digest(settings)[:12]}"
+    return f"ray_lir-{engine_name(engine)}-{digest(settings)[:12]}"
 
 
 def _check_outputs(config: EvaluateFields, searcher: Searcher, dataset: Dataset, tag: str) -> dict[str, OutputFile]:

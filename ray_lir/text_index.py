@@ -192,7 +192,7 @@ class Index:
         return self.searcher.manifest
 
     @overload
-    def search(
+    def search(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too
         self,
         query: str,
         k: int = 10,

