@@ -107,11 +107,11 @@ class Scatter:
         numbers = [np.sort(answer.documents) for answer in answers]
         calls = {}
         for name, group in self.groups.items():
-            mine = [group.own(each) for each in numbers]
-            if any(len(each) for each in mine):
-                calls[name] = ("matches", plans, mine)
-        asked = await asyncio.gather(*(self.context.call(name, *call) for name, call in calls.items()))
-        return [{number: match for part in asked for number, match in part[position].items()} for position in range(len(plans))]
+            owned = [group.own(each) for each in numbers]
+            if any(len(each) for each in owned):
+                calls[name] = ("matches", plans, owned)
+        replies = await asyncio.gather(*(self.context.call(name, *call) for name, call in calls.items()))
+        return [{number: match for part in replies for number, match in part[position].items()} for position in range(len(plans))]
 
     async def _search(self, plans: list[QueryPlan], fields: Sequence[str]) -> None:
         """What a group finds by itself stays true when another is lost, so none is asked twice."""
@@ -136,17 +136,17 @@ class Scatter:
         return loop.kept, [sum(seconds) for seconds in zip(slowest, loop.seconds, strict=True)]
 
     async def _completed(self, plans: list[QueryPlan], call: StageCall, parts: list[list[TopK]]) -> list[list[TopK]]:
-        """The scores of each plan's survivors: those that are known already, and those that the groups still have to compute."""
+        """The scores of each plan's survivors: known scores, and scores that the groups still have to compute."""
         number, survivors = call.number, [each for each in call.documents if each is not None]
-        known = [_among(each, wanted) for each, wanted in zip(parts, survivors, strict=True)]
-        if all(len(top.documents) == len(wanted) for top, wanted in zip(known, survivors, strict=True)):
+        known = [_among(each, documents) for each, documents in zip(parts, survivors, strict=True)]
+        if all(len(top.documents) == len(documents) for top, documents in zip(known, survivors, strict=True)):
             return [[top] for top in known]
-        unknown = [np.setdiff1d(wanted, top.documents) for top, wanted in zip(known, survivors, strict=True)]
+        unknown = [np.setdiff1d(documents, top.documents) for top, documents in zip(known, survivors, strict=True)]
         calls = {}
         for name, group in self.groups.items():
-            mine = [group.own(each) for each in unknown]
-            if any(len(each) for each in mine):
-                calls[name] = ("run_stage", plans, number, mine)
+            owned = [group.own(each) for each in unknown]
+            if any(len(each) for each in owned):
+                calls[name] = ("run_stage", plans, number, owned)
         answers = await self._ask(calls, len(plans[0].stage_limits) - number + 1, {})
         return [[top, *(answer[plan] for answer in answers.values())] for plan, top in enumerate(known)]
 
@@ -154,9 +154,9 @@ class Scatter:
         numbers = np.unique(np.concatenate([answer.documents for answer in answers]))
         sent = {number: row for name in self.groups for number, row in self._answers[name].documents.items()}
         lacking = np.array([number for number in numbers.tolist() if number not in sent], np.int64)
-        shares = {name: mine for name, group in self.groups.items() if len(mine := group.own(lacking))}
-        rows = await self._ask({name: ("documents", mine, fields) for name, mine in shares.items()}, 1, {})
-        sent |= {number: row for name, mine in shares.items() for number, row in zip(mine.tolist(), rows[name], strict=True)}
+        owned = {name: part for name, group in self.groups.items() if len(part := group.own(lacking))}
+        rows = await self._ask({name: ("documents", part, fields) for name, part in owned.items()}, 1, {})
+        sent |= {number: row for name, part in owned.items() for number, row in zip(part.tolist(), rows[name], strict=True)}
         return {number: sent[number] for number in numbers.tolist()}
 
     async def _ask(self, calls: dict[str, tuple[Any, ...]], steps: int, answers: dict[str, Any]) -> dict[str, Any]:
@@ -171,9 +171,9 @@ class Scatter:
         now = asyncio.get_running_loop().time()
         until = self.context.deadline if self.min_coverage >= 1 else now + (self.context.deadline - now) / steps
         context = replace(self.context, deadline=until)
-        asked = await asyncio.gather(*(context.call(name, *call) for name, call in calls.items()), return_exceptions=True)
+        replies = await asyncio.gather(*(context.call(name, *call) for name, call in calls.items()), return_exceptions=True)
         lost = {}
-        for name, answer in zip(calls, asked, strict=True):
+        for name, answer in zip(calls, replies, strict=True):
             if isinstance(answer, (ShardUnavailable, FormatError)):
                 lost[name] = str(answer)
             elif isinstance(answer, BaseException):
@@ -201,9 +201,9 @@ def _ahead(plans: list[QueryPlan], num_groups: int) -> list[int]:
     return [keep if num_groups == 1 else min(keep, math.ceil(AHEAD_SHARE * keep / num_groups) + AHEAD_MORE) for keep in limits]
 
 
-def _among(parts: Sequence[TopK], wanted: np.ndarray) -> TopK:
-    """What is said there of the wanted documents. They are few: a set of Python's takes a tenth of the time of NumPy's."""
-    known = set(wanted.tolist())
+def _among(parts: Sequence[TopK], numbers: np.ndarray) -> TopK:
+    """The parts' scores of these documents. For so few a Python set takes a tenth of the time of NumPy."""
+    known = set(numbers.tolist())
     kept = [[place for place, number in enumerate(part.documents.tolist()) if number in known] for part in parts]
     scores = np.concatenate([np.zeros(0, np.float32), *(part.scores[places] for part, places in zip(parts, kept, strict=True))])
     documents = np.concatenate([np.zeros(0, np.int64), *(part.documents[places] for part, places in zip(parts, kept, strict=True))])

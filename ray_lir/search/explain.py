@@ -122,8 +122,8 @@ def explain(
     if tokenizer is not None:
         [fields] = searcher.documents([number])
         [truncation] = tokenizer.document_truncations([document_text(fields["title"], fields["text"])])
-    told = trace(plan, [best for [best] in loop.kept], scores, number, kept_out(shard, number, filters), truncation)
-    return told, match_tokens(plan, shard, codec, number)
+    followed = trace(plan, [best for [best] in loop.kept], scores, number, kept_out(shard, number, filters), truncation)
+    return followed, match_tokens(plan, shard, codec, number)
 
 
 def shard_of(shards: Sequence[IndexShard], number: int) -> IndexShard:

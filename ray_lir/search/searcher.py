@@ -230,8 +230,8 @@ class Searcher:
         """The ids of documents, in the order of their numbers."""
         numbers = number_list("numbers", numbers, self.manifest.num_numbers)
         found: dict[int, str] = {}
-        for shard, mine in self._by_shard(numbers):
-            found.update(zip(mine.tolist(), documents_file.column(shard.documents, "doc_id", mine - shard.first_document), strict=True))
+        for shard, owned in self._by_shard(numbers):
+            found.update(zip(owned.tolist(), documents_file.column(shard.documents, "doc_id", owned - shard.first_document), strict=True))
         return [found[number] for number in numbers.tolist()]
 
     def find(self, doc_ids: Iterable[str]) -> dict[str, int]:
@@ -276,7 +276,7 @@ def _split(queries: TokenEmbeddings, scorer: SearchScorer, codec: ResidualCodec,
     vectors = directions(queries.values, norms)
     split = []
     for first, end in zip(queries.offsets[:-1], queries.offsets[1:], strict=True):
-        mine = norms[first:end]
-        query_norms = None if (mine == 1).all() else mine
-        split.append(Query(codec.rotate(vectors[first:end], kernels), weights[first:end] * mine, query_norms))
+        lengths = norms[first:end]
+        query_norms = None if (lengths == 1).all() else lengths
+        split.append(Query(codec.rotate(vectors[first:end], kernels), weights[first:end] * lengths, query_norms))
     return split
