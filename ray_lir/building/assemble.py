@@ -12,6 +12,7 @@ from ray_lir import storage
 from ray_lir.base.config import digest
 from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, watched
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.building.compress import LENGTHS, array_names, load_part
 from ray_lir.building.workspace import Build, Workspace
 from ray_lir.embeddings.parquet import read_texts
@@ -117,8 +118,8 @@ def _write_shard(build: Build, first: int, end: int, folder: Path) -> int:
     return _write_arrays(build, folder, spans)
 
 
-@dataclass(frozen=True, eq=False)
-class _Span:
+@dataclass(frozen=True, eq=False, repr=False)
+class _Span(ShortRepr):
     """The documents of one part that belong to a shard.
 
     Attributes:

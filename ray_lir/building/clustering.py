@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 
 from ray_lir.base.parallel import Map, one_blas_thread
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.index.faiss_threads import one_faiss_thread
 from ray_lir.kernels import Kernels, select
 
@@ -41,8 +42,8 @@ def sample_size(num_docs: int) -> int:
     return min(1 + math.floor(16 * math.sqrt(120 * num_docs)), num_docs)
 
 
-@dataclass(frozen=True)
-class Assigner:
+@dataclass(frozen=True, eq=False, repr=False)
+class Assigner(ShortRepr):
     """Finds the nearest centroid of a vector.
 
     A vector is compared with every centroid if there are few. Otherwise the centroids form about sqrt(C) cells, as in an inverted file

@@ -14,6 +14,7 @@ import numpy as np
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, one_blas_thread, watched
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.building.clustering import Assigner
 from ray_lir.building.codec_training import token_ids_of
 from ray_lir.building.token_clustering import TokenAssigner
@@ -59,8 +60,8 @@ class PartCounts:
         return PartCounts(**values | {"unit": self.unit and other.unit})
 
 
-@dataclass(frozen=True)
-class Compressed:
+@dataclass(frozen=True, eq=False, repr=False)
+class Compressed(ShortRepr):
     """The result of compressing all parts.
 
     Attributes:

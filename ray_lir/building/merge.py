@@ -12,6 +12,7 @@ import pyarrow as pa
 from ray_lir import storage
 from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, watched
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.building.assemble import SHARD, cut, publish_shard
 from ray_lir.building.compress import array_names
 from ray_lir.building.workspace import Workspace
@@ -63,8 +64,8 @@ def merge_shards(merge: Merge, map: Map, records: list[dict[str, Any]]) -> tuple
     return shards
 
 
-@dataclass(frozen=True, eq=False)
-class _Span:
+@dataclass(frozen=True, eq=False, repr=False)
+class _Span(ShortRepr):
     """The documents of one old shard that belong to a new shard.
 
     Attributes:

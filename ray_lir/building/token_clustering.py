@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.building.clustering import Assigner, SamplePart
 from ray_lir.kernels import select
 
@@ -44,8 +45,8 @@ def first_centroids(sample: Iterable[SamplePart], budgets_V: np.ndarray) -> np.n
     return centroids
 
 
-@dataclass(frozen=True)
-class TokenAssigner:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenAssigner(ShortRepr):
     """Finds a token's nearest centroid among those of its vocabulary id.
 
     Attributes:

@@ -16,6 +16,7 @@ from ray_lir import storage
 from ray_lir.base.config import digest
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.parallel import Map
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.corpus.records import BadRow, Kept, document_text, parse_document, read_rows
 
 CHUNK_BYTES = 16 << 20
@@ -97,8 +98,8 @@ class Corpus:
         return sum(len(file.digests) for file in self.files)
 
 
-@dataclass(frozen=True)
-class _FileScan:
+@dataclass(frozen=True, eq=False, repr=False)
+class _FileScan(ShortRepr):
     url: str
     digests: tuple[str, ...]
     ids: np.ndarray

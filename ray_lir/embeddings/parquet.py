@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from ray_lir import storage
 from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 
 DOCS_PER_BLOCK = 256
@@ -34,8 +35,8 @@ COLUMN_TYPES: dict[str, tuple[pa.DataType | None, ...]] = {
 """The types that each column may have; None: the column may be missing."""
 
 
-@dataclass(frozen=True)
-class Block:
+@dataclass(frozen=True, eq=False, repr=False)
+class Block(ShortRepr):
     """Consecutive documents with their token embeddings.
 
     Attributes:

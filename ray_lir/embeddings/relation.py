@@ -12,14 +12,15 @@ from safetensors.numpy import load, save
 
 from ray_lir import storage
 from ray_lir.base.errors import FormatError
+from ray_lir.base.short_repr import ShortRepr
 
 Alignment = Literal["combined", "cosine"]
 EPSILON = 1e-5
 """Epsilon of the layer norm."""
 
 
-@dataclass(frozen=True)
-class Relation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Relation(ShortRepr):
     """The weights of a relation encoder that search needs. The gate is not included: queries arrive at search with its weights applied.
 
     Attributes:

@@ -11,13 +11,14 @@ import numpy as np
 
 from ray_lir.base.arguments import id_list
 from ray_lir.base.errors import ConfigError
+from ray_lir.base.short_repr import ShortRepr
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 """Largest float16 value."""
 
 
-@dataclass(frozen=True)
-class TokenEmbeddings:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenEmbeddings(ShortRepr):
     """Token vectors of N texts in one array.
 
     Attributes:

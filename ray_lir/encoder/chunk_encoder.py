@@ -9,6 +9,7 @@ import numpy as np
 
 from ray_lir import storage
 from ray_lir.base.config import Config, canonical_json
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.corpus.dead_letters import DEAD_LETTERS, parse_chunk, write_dead_letters
 from ray_lir.corpus.records import Document, document_text
 from ray_lir.corpus.scan import Chunk
@@ -21,8 +22,8 @@ from ray_lir.encoder.tokenization import TextTokenizer
 from ray_lir.storage.manifest import DeadLetter
 
 
-@dataclass(frozen=True)
-class TokenizedChunk:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenizedChunk(ShortRepr):
     """A chunk as token ids, without its refused rows.
 
     Attributes:

@@ -12,6 +12,7 @@ from tokenizers import Encoding, Tokenizer
 from ray_lir.base.arguments import text_list
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.forking import after_fork
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.embeddings.contract import EncoderContract
 from ray_lir.embeddings.truncation import Truncation
 from ray_lir.encoder.long_texts import Beginning, Condenser, count_stable_tokens, count_words_after, take_beginning
@@ -45,8 +46,8 @@ def _tokenize_on_one_thread() -> None:
         os.environ[PARALLELISM] = "false"
 
 
-@dataclass(frozen=True)
-class TokenSpans:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenSpans(ShortRepr):
     """Where the vectors of a text come from, one entry per kept token.
 
     Attributes:
@@ -58,8 +59,8 @@ class TokenSpans:
     spans: np.ndarray
 
 
-@dataclass(frozen=True)
-class TokenizedTexts:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenizedTexts(ShortRepr):
     """Token ids of texts, and how much of each text they represent.
 
     Attributes:

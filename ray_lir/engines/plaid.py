@@ -29,7 +29,7 @@ class PlaidParams(Config):
     """Documents kept by the second stage; a quarter of them is rescored. None: max(1024, 4 k) for k up to 100, else max(4096, 4 k)."""
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PlaidPlan(QueryPlan):
     """A query's plan.
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ray_lir.base.config import Config
 from ray_lir.base.derived import derived
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.norms import norm_codes
 from ray_lir.index.shard import IndexShard
@@ -143,8 +144,8 @@ def scan_table(query: Query, codec: ResidualCodec, kernels: Kernels) -> Any:
     return kernels.scan_table(centroid_scores(query, codec, kernels))
 
 
-@dataclass(frozen=True, eq=False)
-class TopK:
+@dataclass(frozen=True, eq=False, repr=False)
+class TopK(ShortRepr):
     """The best documents of one query, best first; ties go to the lower document number.
 
     Attributes:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.engines.engine import Allowed, Stage
 from ray_lir.engines.plan import QueryPlan, TopK, merge
 from ray_lir.engines.registry import engine_of
@@ -20,8 +21,8 @@ from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
 
-@dataclass(frozen=True, eq=False)
-class StageCall:
+@dataclass(frozen=True, eq=False, repr=False)
+class StageCall(ShortRepr):
     """What one stage scores for some plans, on any part of the index.
 
     Attributes:

@@ -45,7 +45,7 @@ class WarpParams(Config):
     """Let no score of a token fall below the imputed one (docs/algorithms.md#43-choices)."""
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class WarpPlan(QueryPlan):
     """A query's plan, for its n' active tokens.
 

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from ray_lir.base.config import Config
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.engines.engine import Allowed, Engine, Scored, Stage, Survey
 from ray_lir.engines.exact import RESCORE
 from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, among, centroid_scores
@@ -45,8 +46,8 @@ class XtrParams(Config):
     """Candidates rescored exactly; 0 returns XTR's own scores."""
 
 
-@dataclass(frozen=True, eq=False)
-class TokenHits:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenHits(ShortRepr):
     """Retrieved tokens of the active query tokens, one query token after another, best first.
 
     Attributes:
@@ -79,7 +80,7 @@ class TokenHits:
         )
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class XtrPlan(QueryPlan):
     """A query's plan, for its n' active tokens.
 

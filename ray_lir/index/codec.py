@@ -15,6 +15,7 @@ from ray_lir.base.config import CodecConfig
 from ray_lir.base.derived import derived
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.base.parallel import one_blas_thread
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.index.manifest import IndexManifest
 from ray_lir.storage.manifest import check_file
 
@@ -30,8 +31,8 @@ class Rotates(Protocol):
         """Return vectors @ rotation, [T, D] float32."""
 
 
-@dataclass(frozen=True)
-class ResidualCodec:
+@dataclass(frozen=True, eq=False, repr=False)
+class ResidualCodec(ShortRepr):
     """The codec of a whole index.
 
     Attributes:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ray_lir.base.derived import derived
 from ray_lir.base.errors import ConfigError
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.index.shard import IndexShard
 
@@ -70,8 +71,8 @@ def without_zero_rows(embeddings: TokenEmbeddings) -> TokenEmbeddings:
     )
 
 
-@dataclass(frozen=True)
-class NormCodes:
+@dataclass(frozen=True, eq=False, repr=False)
+class NormCodes(ShortRepr):
     """The P pairs (centroid, rounded norm) of a shard's tokens, numbered by centroid, then by norm.
 
     Attributes:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ray_lir.base.derived import derived
 from ray_lir.base.parallel import one_blas_thread
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.embeddings.relation import EPSILON, Relation
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ GRID = 0.25
 """Distance between the values of z at which a bound is evaluated."""
 
 
-@dataclass(frozen=True, eq=False)
-class QueryRelation:
+@dataclass(frozen=True, eq=False, repr=False)
+class QueryRelation(ShortRepr):
     """A query's part of the relation, for n query tokens. The weight of relations is included.
 
     Attributes:
@@ -47,8 +48,8 @@ class QueryRelation:
     upper: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
-class RelationEncoder:
+@dataclass(frozen=True, eq=False, repr=False)
+class RelationEncoder(ShortRepr):
     """The relation encoder for vectors that the codec has rotated.
 
     Attributes:

@@ -22,6 +22,7 @@ import pyarrow as pa
 from ray_lir import storage
 from ray_lir.base.derived import derived
 from ray_lir.base.errors import FormatError
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.index import documents, postings
 from ray_lir.index.arrays import FIX, check_array, map_array, read_array
 from ray_lir.index.filter_evaluation import FilteredDocuments
@@ -33,8 +34,8 @@ ARRAYS = ("doc_offsets", "codes", "residuals", "scales")
 WEIGHTS = "weights"
 
 
-@dataclass(frozen=True)
-class IndexShard:
+@dataclass(frozen=True, eq=False, repr=False)
+class IndexShard(ShortRepr):
     """Documents first_document to first_document + N of the index; document numbers inside the shard start at 0."""
 
     first_document: int

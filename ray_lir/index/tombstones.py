@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_lir import storage
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.index import documents
 from ray_lir.index.arrays import array_bytes, open_rows
 from ray_lir.index.manifest import ShardEntry
@@ -16,8 +17,8 @@ from ray_lir.storage.manifest import write_with_digest_name
 FOLDER = "tombstones"
 
 
-@dataclass(frozen=True)
-class Deletion:
+@dataclass(frozen=True, eq=False, repr=False)
+class Deletion(ShortRepr):
     """The documents that were deleted from a shard.
 
     Attributes:

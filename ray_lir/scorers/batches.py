@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 
 
-@dataclass(frozen=True)
-class TokenBatch:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenBatch(ShortRepr):
     """Token ids of B texts: the input of the network.
 
     Attributes:
@@ -32,8 +33,8 @@ class TokenBatch:
         return TokenBatch(self.input_ids.to(device), self.attention_mask.to(device), self.keep_mask.to(device))
 
 
-@dataclass(frozen=True)
-class EmbeddedTexts:
+@dataclass(frozen=True, eq=False, repr=False)
+class EmbeddedTexts(ShortRepr):
     """Queries or documents as a scorer takes them.
 
     Attributes:

@@ -14,13 +14,14 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ray_lir.base.errors import ConfigError
+from ray_lir.base.short_repr import ShortRepr
 
 ROWS_AT_ONCE = 128
 """Rows of attention probabilities that are in memory at once."""
 
 
-@dataclass(frozen=True)
-class LastAttention:
+@dataclass(frozen=True, eq=False, repr=False)
+class LastAttention(ShortRepr):
     """The input of the last layer's softmax, for padded texts.
 
     Attributes:
@@ -67,8 +68,8 @@ class LastAttention:
         return logits.masked_fill(masked, torch.finfo(logits.dtype).min).softmax(-1).masked_fill(~self.attended[:, None, None, :], 0.0)
 
 
-@dataclass(frozen=True)
-class RunAttention:
+@dataclass(frozen=True, eq=False, repr=False)
+class RunAttention(ShortRepr):
     """The same for texts of equal length, with only their attended tokens, in the model's number format. No token is masked.
 
     Attributes:
@@ -99,8 +100,8 @@ class RunAttention:
         return torch.stack([((query * self.scale) @ key.transpose(-1, -2)).softmax(-1).sum((0, 1), dtype=wide) for query, key in texts])
 
 
-@dataclass(frozen=True)
-class UnpaddedAttention:
+@dataclass(frozen=True, eq=False, repr=False)
+class UnpaddedAttention(ShortRepr):
     """The same for texts that were encoded without padding.
 
     Attributes:

@@ -9,6 +9,7 @@ import numpy as np
 from ray_lir.base.arguments import whole_number
 from ray_lir.base.config import Config
 from ray_lir.base.errors import ConfigError
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.corpus.records import document_text
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings, check_embeddings
 from ray_lir.embeddings.truncation import Truncation
@@ -27,8 +28,8 @@ MAX_NUMBER = 2**63 - 1
 KEPT_OUT = {"filters": "left out by the filter", "deleted": "the document is deleted"}
 
 
-@dataclass(frozen=True)
-class TokenMatches:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenMatches(ShortRepr):
     """What each of a query's n tokens matches in one document by the scorer of the index; empty for a document without tokens.
 
     Attributes:

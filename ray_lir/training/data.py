@@ -11,6 +11,7 @@ import numpy as np
 from ray_lir.base.config import TrainingConfig
 from ray_lir.base.derived import derived
 from ray_lir.base.errors import ConfigError
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.embeddings.truncation import TruncationCounts
 from ray_lir.encoder.tokenization import TextTokenizer
 
@@ -43,8 +44,8 @@ class TrainingData:
         return [tuple(dict.fromkeys(documents[0] for documents in lists)) for lists in self.lists]
 
 
-@dataclass(frozen=True)
-class Batch:
+@dataclass(frozen=True, eq=False, repr=False)
+class Batch(ShortRepr):
     """B different queries with N documents each, by their numbers: a positive and N - 1 hard negatives.
 
     Attributes:

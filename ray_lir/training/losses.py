@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ray_lir.base.config import TrainingConfig
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.scorers.batches import EmbeddedTexts
 
 MIN_TEMPERATURE = 1e-3
 
 
-@dataclass(frozen=True)
-class Targets:
+@dataclass(frozen=True, eq=False, repr=False)
+class Targets(ShortRepr):
     """What the scores of some queries with all documents of a batch should say.
 
     Attributes:

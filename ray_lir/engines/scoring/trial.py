@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.embeddings.relation import load_relation
 from ray_lir.engines.plan import Query, centroid_scores
 from ray_lir.engines.scoring.scorer import QueryTerms, SearchScorer
@@ -22,8 +23,8 @@ RELATION_COST = 12.0
 (bench/papers/trial.py)."""
 
 
-@dataclass(frozen=True, eq=False)
-class RelationTerms(QueryTerms):
+@dataclass(frozen=True, eq=False, repr=False)
+class RelationTerms(QueryTerms, ShortRepr):
     """TRIAL's part of a query.
 
     Attributes:

@@ -8,6 +8,7 @@ import triton
 
 from ray_lir.base.derived import derived
 from ray_lir.base.errors import KernelUnavailable
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.residuals import residual_values
 from ray_lir.index.shard import IndexShard
@@ -57,8 +58,8 @@ def download(tensor: torch.Tensor) -> np.ndarray:
     return tensor.cpu().numpy()
 
 
-@dataclass(frozen=True)
-class ShardMemory:
+@dataclass(frozen=True, eq=False, repr=False)
+class ShardMemory(ShortRepr):
     """A shard's arrays on the device.
 
     Attributes:
@@ -75,8 +76,8 @@ class ShardMemory:
     tiles: Tiles
 
 
-@dataclass(frozen=True)
-class CodecMemory:
+@dataclass(frozen=True, eq=False, repr=False)
+class CodecMemory(ShortRepr):
     """A codec's arrays on the device. Programs read vectors that are padded with zeros to a power of two, at least 16.
 
     Attributes:

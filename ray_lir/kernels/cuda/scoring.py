@@ -8,6 +8,7 @@ import torch
 import triton
 
 from ray_lir.base.derived import derived
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels.cuda.memory import SMALLEST, CodecMemory, codec_memory, device, download, padded, shard_memory, upload
@@ -30,8 +31,8 @@ def table_memory(table_CL: np.ndarray) -> torch.Tensor:
     return upload(table_CL)
 
 
-@dataclass(frozen=True)
-class QueryBlocks:
+@dataclass(frozen=True, eq=False, repr=False)
+class QueryBlocks(ShortRepr):
     """Queries padded to one length and concatenated, `columns` tokens a block.
 
     A query longer than a block is split into parts, and their scores are added. Rows have length one, so that float16 holds them; their

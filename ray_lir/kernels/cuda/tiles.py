@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ray_lir.base.short_repr import ShortRepr
+
 TILE = 32
 """Tokens of a tile. A document's last tile is half empty on average: with 64, a document of 70 tokens would be 45% padding."""
 MOST_TILES = 64
@@ -12,8 +14,8 @@ PROGRAMS = 1024
 """With fewer programs, parts of a GPU would be idle; programs then get fewer tiles."""
 
 
-@dataclass(frozen=True)
-class Tiles:
+@dataclass(frozen=True, eq=False, repr=False)
+class Tiles(ShortRepr):
     """Documents split into tiles, in order. No tile holds tokens of two documents.
 
     Attributes:
