@@ -1,6 +1,6 @@
-"""Mines hard negatives with an index: n-way tuples to train on, scored by a cross-encoder if there is one.
+"""Mines hard negatives with an index: n-way tuples to train on, optionally scored by a cross-encoder.
 
-What is finished of a file that is being made lies beside it, in `<output>.unfinished`, until the file is there.
+Finished batches of an unfinished output lie beside it, in `<output>.unfinished`, until the output is complete.
 """
 
 import gzip
@@ -51,37 +51,37 @@ class MineConfig(Config):
     index: str
     """Folder of the index."""
     dataset: str
-    """Folder or URL in the BEIR layout, or the name of a BEIR dataset to download: the index's collection."""
+    """Collection of the index: a folder or URL in the BEIR layout, or the name of a BEIR dataset to download."""
     split: str = "train"
-    """Which judgements: qrels/SPLIT.tsv."""
+    """Split of the judgements: qrels/SPLIT.tsv."""
     output: str
-    """File of the tuples: .jsonl, .jsonl.gz or .parquet. One for each query and positive: the positive first, then negatives."""
+    """File for the tuples: .jsonl, .jsonl.gz or .parquet. Each query and positive gives one tuple: the positive, then negatives."""
     num_negatives: int = Field(31, ge=1)
     """Negatives of each tuple."""
     depth: int = Field(256, ge=1)
-    """Best documents of a query that negatives are taken from; judged positives are no negatives."""
+    """Negatives are taken from this many best documents of a query, without its judged positives."""
     skip: int = Field(0, ge=0)
-    """Best negatives of a query that are left out: they may be positives that nobody judged."""
+    """Best negatives of a query to leave out: they may be positives without a judgement."""
     choose: Literal["random", "best"] = "random"
-    """Which of the others."""
+    """Which of the remaining negatives to take."""
     seed: int = Field(0, ge=0)
     engine: str = "auto"
-    """How the index is searched."""
+    """Engine that searches the index."""
     encoder: QueryEncoderConfig = QueryEncoderConfig()
     cross_encoder: str | None = None
     """Folder or Hugging Face name of a cross-encoder with one label, such as cross-encoder/ms-marco-MiniLM-L-6-v2."""
     cross_encoder_length: int = Field(256, ge=8)
-    """Tokens that it reads of query and document together."""
+    """Tokens of query and document together that the cross-encoder reads."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The batches that are finished, each a JSON file in a folder that is named after all that decides what is in them."""
+    """Finished batches: JSON files in a folder with a name that is a digest of everything their content depends on."""
 
     folder: str
 
     def batch(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` returns, a JSON value, or has returned before the job was killed."""
+        """Return the JSON value of a finished batch; make and keep it if it is not finished."""
         url = storage.join(self.folder, f"{name}.json")
         if storage.exists(url):
             return parse_json(storage.read_bytes(url))
@@ -91,13 +91,13 @@ class Finished:
 
 
 def mine(config: MineConfig) -> dict[str, Any]:
-    """Writes the tuples; the file is there when all are.
+    """Write the tuples; the output appears when all of them are finished.
 
     Raises:
-        ConfigError: if a setting or a path is wrong, the index holds no judged document, a query has no positive,
-            or fewer documents are found than wanted.
-        FormatError: if the index or the dataset is damaged.
-        IncompatibleError: if the encoder is not the one that the index was made with.
+        ConfigError: A setting or a path is wrong, the index holds no judged document, a query has no positive, or the search finds too
+            few documents.
+        FormatError: The index or the dataset is damaged.
+        IncompatibleError: The encoder differs from the index's.
     """
     output = _check_output(config)
     searcher = Searcher.open(config.index)
@@ -162,7 +162,7 @@ def _positives(dataset: Dataset) -> dict[str, list[str]]:
     if without:
         raise ConfigError(
             f"{len(without)} of {len(positives)} queries of split {dataset.split} have no document judged above 0, "
-            f"{without[0]!r} for one; take their judgements out of qrels/{dataset.split}.tsv"
+            f"for example {without[0]!r}; take their judgements out of qrels/{dataset.split}.tsv"
         )
     return positives
 
@@ -170,12 +170,12 @@ def _positives(dataset: Dataset) -> dict[str, list[str]]:
 def _negatives(
     config: MineConfig, searcher: Searcher, dataset: Dataset, positives: Mapping[str, list[str]], finished: Finished
 ) -> Iterator[tuple[str, list[str]]]:
-    """Each query's id with the ids of its negatives, best first."""
+    """Yield each query's id with the ids of its negatives, best first."""
     from ray_lir.encoder.encoder import Encoder
 
     contract = searcher.manifest.contract
-    given = config.encoder.model_dump()
-    encoder = Encoder.for_contract(contract, EncoderConfig(**given | {"checkpoint": given["checkpoint"] or contract.checkpoint}))
+    settings = config.encoder.model_dump()
+    encoder = Encoder.for_contract(contract, EncoderConfig(**settings | {"checkpoint": settings["checkpoint"] or contract.checkpoint}))
     depth = config.depth + max(map(len, positives.values())) + 1  # the query's own document is left out too
     queries = list(dataset.queries)
 
@@ -185,8 +185,8 @@ def _negatives(
         chosen = []
         for number, (query, answer) in enumerate(zip(part, answers, strict=True), first):
             known = {*positives[query], query}  # ArguAna's queries are documents of their own corpus
-            others = [doc_id for doc_id in searcher.doc_ids(answer.documents) if doc_id not in known]
-            chosen.append(_chosen(config, query, others[: config.depth][config.skip :], number))
+            candidates = [doc_id for doc_id in searcher.doc_ids(answer.documents) if doc_id not in known]
+            chosen.append(_chosen(config, query, candidates[: config.depth][config.skip :], number))
         return chosen
 
     for first in range(0, len(queries), QUERIES_AT_ONCE):
@@ -197,7 +197,7 @@ def _negatives(
 def _chosen(config: MineConfig, query: str, candidates: list[str], number: int) -> list[str]:
     if len(candidates) < config.num_negatives:
         raise ConfigError(
-            f"the search found {len(candidates)} negatives for query {query!r} and {config.num_negatives} are wanted; "
+            f"the search found {len(candidates)} negatives for query {query!r}, and {config.num_negatives} are needed; "
             "lower --num_negatives, or choose --engine exact"
         )
     if config.choose == "best":
@@ -207,12 +207,12 @@ def _chosen(config: MineConfig, query: str, candidates: list[str], number: int) 
 
 
 def _add_scores(rows: list[Row], dataset: Dataset, teacher: "CrossEncoder", finished: Finished, refused: RefusedRows) -> None:
-    """Give each row the teacher's scores of its documents, as the teacher returns them."""
+    """Add the teacher's scores to each row."""
     from ray_lir.training.data import collect
 
-    wanted = dict.fromkeys(doc_id for row in rows for doc_id in row["document_ids"])
+    needed = dict.fromkeys(doc_id for row in rows for doc_id in row["document_ids"])
     corpus = ((document.doc_id, document_text(document.title, document.text)) for document in read_documents(dataset.corpus, refused))
-    numbers, texts = collect(wanted, corpus)
+    numbers, texts = collect(needed, corpus)
 
     def score(part: list[Row]) -> list[list[float]]:
         pairs = [[(dataset.queries[row["query_id"]], texts[numbers[doc_id]]) for doc_id in row["document_ids"]] for row in part]

@@ -1,12 +1,14 @@
 """Trains an encoder for a scorer, on a dataset in the BEIR layout or on a file of examples."""
 
-from typing import Any
+from typing import Any, TypeVar
 
-from ray_lir.base.config import EncoderConfig, TrainingConfig, TrainingSource
+from ray_lir.base.config import Config, EncoderConfig, TrainingConfig, TrainingSource
 from ray_lir.base.extras import require
 from ray_lir.distributed.workers import TrainingRun
 
 from .cli import main
+
+Part = TypeVar("Part", bound=Config)
 
 
 class TrainJob(TrainingConfig, TrainingSource, TrainingRun):
@@ -15,20 +17,19 @@ class TrainJob(TrainingConfig, TrainingSource, TrainingRun):
     output: str
     """Folder of the trained checkpoint, the loss curve and, while training, its state."""
     encoder: EncoderConfig = EncoderConfig()
-    """Where training starts; its conventions are kept."""
+    """Checkpoint where training starts; its conventions are kept."""
 
 
 def run(job: TrainJob) -> dict[str, Any]:
+    """Train as the job says, and return what `ray_lir.distributed.train.train` returns."""
     require("ray", "training")
     from ray_lir.distributed.train import train  # Ray and torch take seconds to load
 
-    fields = dict(job)
-    source, config, how = (
-        TrainingSource(**{name: fields[name] for name in TrainingSource.model_fields}),
-        TrainingConfig(**{name: fields[name] for name in TrainingConfig.model_fields}),
-        TrainingRun(**{name: fields[name] for name in TrainingRun.model_fields}),
-    )
-    return train(source, job.output, job.encoder, config, how)
+    return train(_part(job, TrainingSource), job.output, job.encoder, _part(job, TrainingConfig), _part(job, TrainingRun))
+
+
+def _part(job: TrainJob, kind: type[Part]) -> Part:
+    return kind(**{name: getattr(job, name) for name in kind.model_fields})
 
 
 if __name__ == "__main__":

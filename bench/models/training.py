@@ -54,7 +54,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "pairs.json").exists():
         data = load_training_data(TrainingSource(dataset=str(options.data / "squad")))
-        pairs = [[query, data.documents[lists[0][0]]] for query, lists in zip(data.queries, data.lists, strict=True)]
+        pairs = [[query, data.documents[lists[0][0]]] for query, lists in zip(data.queries, data.lists_by_query(), strict=True)]
         every = len(pairs) // max(options.batch, TEXTS)
         (folder / "pairs.json").write_text(json.dumps(pairs[::every][: max(options.batch, TEXTS)]))
     for part in options.parts:

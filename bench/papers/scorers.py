@@ -33,7 +33,8 @@ from ray_lir.encoder.encoder import Encoder
 from ray_lir.encoder.projection import fit_projection
 from ray_lir.evaluation import metrics
 from ray_lir.search.searcher import Searcher
-from ray_lir.training.data import TrainingData, from_judgements
+from ray_lir.training.data import TrainingData
+from ray_lir.training.judgements import from_judgements
 from ray_lir.training.trainer import Training, load_encoder, product_dtype
 
 SEED = 0
@@ -215,10 +216,10 @@ def training_data(folder: Path) -> TrainingData:
         texts = ((each.doc_id, document_text(each.title, each.text)) for each in read_documents(judged.corpus))
         part = from_judgements(judged.queries, judged.qrels, texts)
         before = len(documents)
-        lists += [tuple((before + number,) for (number,) in each) for each in part.lists]
+        lists += [tuple((before + number,) for (number,) in each) for each in part.lists_by_query()]
         queries += part.queries
         documents += part.documents
-    return TrainingData(queries, documents, lists)
+    return TrainingData.of(queries, documents, lists)
 
 
 @cache

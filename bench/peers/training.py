@@ -57,7 +57,7 @@ def ray_lir(checkpoint: str, pairs: Pairs, steps: int, length: int, precision: s
     config = TrainingConfig(max_steps=steps, batch_size=len(pairs), learning_rate=LEARNING_RATE, temperature=1.0)
     encoder = load_encoder(EncoderConfig(checkpoint=checkpoint, query_length=QUERY_LENGTH, document_length=length), 0, "cpu")
     queries, passages = zip(*pairs, strict=True)
-    data = TrainingData(list(queries), list(passages), [((number,),) for number in range(len(pairs))])
+    data = TrainingData.of(list(queries), list(passages), [((number,),) for number in range(len(pairs))])
     training = Training(encoder, data, config, getattr(torch, precision))
     for batches in training.remaining():
         tell(training.run_step(*batches).loss)

@@ -5,36 +5,52 @@ finished training leaves checkpoint/, metrics.jsonl, provenance.json and, writte
 """
 
 import logging
+import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import harmonic_mean
 from threading import Thread
 from typing import Any
 
 import ray
+import torch
 from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray._private.state import available_resources_per_node
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig, WorkerGroupError
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_lir import storage
-from ray_lir.base.config import EncoderConfig, TrainingConfig, canonical_json, digest, parse_json
+from ray_lir.base.config import EncoderConfig, TrainingConfig, TrainingSource, canonical_json, digest, parse_json
 from ray_lir.base.errors import ConfigError, Conflict, RayLirError
 from ray_lir.distributed.runtime import error_of, ray_session, wait_for_machines
-from ray_lir.distributed.train_worker import ENCODER, METRICS, WorkerTask, best_record, read_curve, train_worker
+from ray_lir.distributed.train_data import SharedData
+from ray_lir.distributed.train_worker import (
+    ENCODER,
+    LOGICAL_GPUS,
+    METRICS,
+    WorkerTask,
+    best_record,
+    no_cuda,
+    read_curve,
+    train_worker,
+)
 from ray_lir.distributed.workers import TrainingRun
 from ray_lir.encoder.encoder import Encoder, resolve_checkpoint_name
 from ray_lir.storage.concurrent_writes import create_bytes, sole_writer
 from ray_lir.storage.manifest import MANIFEST, PROVENANCE, read_manifest, write_manifest
 from ray_lir.training.data import TrainingData, check_data, log_truncation
+from ray_lir.training.data_cache import CachedData, cached_training_data
 from ray_lir.training.dev_set import DevSet
 from ray_lir.training.manifest import TrainingManifest
-from ray_lir.training.source import TrainingSource, load_dev_set, load_training_data
+from ray_lir.training.source import load_dev_set
 from ray_lir.training.trainer import load_encoder, prepare
 
 logger = logging.getLogger(__name__)
@@ -44,47 +60,75 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 CHECKPOINTS_KEPT = 2
 FAILURES_SURVIVED = 8
 """How often training begins again from its last checkpoint when a worker or its machine was lost."""
+GPU_PATIENCE_S = 20.0
+"""How long to wait for GPUs that other processes hold: those of a job that just ended are free within seconds."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One training: its data, its settings and where it goes."""
+
+    data: CachedData
+    dev: DevSet | None
+    output: str
+    encoder: EncoderConfig
+    config: TrainingConfig
+    run: TrainingRun
+    identity: dict[str, Any]
+    """What a training that continues, or has finished, in the output must have been started with."""
+    start: float
+    """time.perf_counter() when the command began."""
 
 
 def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: TrainingConfig, run: TrainingRun) -> dict[str, Any]:
-    """Trains an encoder for a scorer, on the judgements of a dataset or on a file of examples.
+    """Train an encoder for a scorer, on the judgements of a dataset or on a file of examples.
 
     The same call continues a training that was killed, and does nothing more once it has finished.
 
+    Args:
+        source: Training data and development set.
+        output: Folder or URL of the results.
+        encoder: Checkpoint to start from, and its conventions.
+        config: Scorer, losses and optimizer.
+        run: Workers, checkpoints and the cache of the training data.
+
     Returns:
-        output, checkpoint, steps, final_loss, the counts of load_training_data,
-        with a dev set best_step and its nDCG@10, and of the run that finished it:
-        seconds, examples_per_second (None if it had no step left to take), resumed_from_step and num_workers.
+        output, checkpoint, steps, final_loss, the counts of `write_training_data`, with a development set best_step and its nDCG@10,
+        and of the run that finished the training: seconds, examples_per_second (None if it had no step left to take),
+        resumed_from_step and num_workers.
 
     Raises:
-        ConfigError, FormatError: if the data, the encoder or a setting is wrong, or `output` holds something else, such as
-            a training with another configuration; nothing is written then.
-        Conflict: if another process trains into `output` at the same time.
+        ConfigError: The data, the encoder or a setting is wrong, or `output` holds something else, such as a training with another
+            configuration. Nothing is written to `output` then.
+        FormatError: A file of the source, or the manifest in `output`, is malformed.
+        Conflict: Another process trains into `output` at the same time.
     """
     start = time.perf_counter()
     output = storage.absolute(output)
     encoder = _absolute_checkpoint(encoder)
-    counts: dict[str, int] = {}
-    data, dev = load_training_data(source, counts), load_dev_set(source)
-    check_data(data, config)
-    if config.batch_size % run.num_workers:
-        raise ConfigError(
-            f"--batch_size {config.batch_size} cannot be shared evenly by --num_workers {run.num_workers}; make it a multiple"
-        )
-    if not storage.exists(storage.join(output, MANIFEST)):
-        storage.check_writable(output)
-    identity = config.model_dump(mode="json") | _describe_encoder(encoder, config, data) | {"data": _digest(data, dev)}
-    if _is_finished(output, identity):
-        logger.info("train: %s has finished; nothing to do", output)
-    else:
-        with ray_session():
-            wait_for_machines()
-            scaling = _scaling(run, encoder)
-            with sole_writer(output):
-                if not _claim(output, identity):
-                    _fit_and_publish(data, dev, output, encoder, config, run, scaling, identity, start)
-    storage.remove_tree(storage.join(output, STATE))
-    return _summary(output) | counts
+    with cached_training_data(source, run.data_cache) as cached:
+        data, dev = cached.open(), load_dev_set(source)
+        check_data(data, config)
+        if config.batch_size % run.num_workers:
+            raise ConfigError(
+                f"--batch_size {config.batch_size} cannot be shared evenly by --num_workers {run.num_workers}; make it a multiple"
+            )
+        if not storage.exists(storage.join(output, MANIFEST)):
+            storage.check_writable(output)
+        described = _describe_encoder(encoder, config, data)
+        identity = config.model_dump(mode="json") | described | {"data": _digest(cached, dev)}
+        if _is_finished(output, identity):
+            logger.info("train: %s has finished; nothing to do", output)
+        else:
+            with ray_session():
+                wait_for_machines()
+                scaling = _scaling(run, encoder)
+                with sole_writer(output):
+                    if not _claim(output, identity):
+                        _fit_and_publish(_Job(cached, dev, output, encoder, config, run, identity, start), scaling)
+        storage.remove_tree(storage.join(output, STATE))
+        counts = cached.manifest.model_dump(include={"queries", "documents", "num_dead", "queries_left_out"})
+        return _summary(output) | counts
 
 
 def _claim(output: str, identity: dict[str, Any]) -> bool:
@@ -109,16 +153,10 @@ def _claim(output: str, identity: dict[str, Any]) -> bool:
         raise Conflict(f"another training began at the same time: {error}") from None
 
 
-def _digest(data: TrainingData, dev: DevSet | None) -> str:
-    return digest(
-        [
-            data.queries,
-            data.documents,
-            data.lists,
-            data.teacher,
-            dev and [dev.queries, dev.documents, dev.qrels, *[True] * dev.ignore_identical_ids],
-        ]
-    )
+def _digest(cached: CachedData, dev: DevSet | None) -> str:
+    if dev is None:
+        return cached.manifest.digest
+    return cached.open().digest([dev.queries, dev.documents, dev.qrels, *[True] * dev.ignore_identical_ids])
 
 
 def _absolute_checkpoint(encoder: EncoderConfig) -> EncoderConfig:
@@ -172,92 +210,116 @@ def _is_finished(output: str, identity: dict[str, Any]) -> bool:
     return finished
 
 
-def _fit_and_publish(
-    data: TrainingData,
-    dev: DevSet | None,
-    output: str,
-    encoder: EncoderConfig,
-    config: TrainingConfig,
-    run: TrainingRun,
-    scaling: ScalingConfig,
-    identity: dict[str, Any],
-    start: float,
-) -> None:
+def _fit_and_publish(job: _Job, scaling: ScalingConfig) -> None:
     try:
-        result = _fit(data, dev, output, encoder, config, run, scaling, f"train-{digest(identity)[:12]}")
+        result = _fit(job, scaling)
     except ConfigError:
-        if not storage.exists(storage.join(output, METRICS)):  # nothing to continue from: a corrected command may use the folder
-            storage.remove_tree(storage.join(output, STATE))
+        if not storage.exists(storage.join(job.output, METRICS)):  # nothing to continue from: a corrected command may use the folder
+            storage.remove_tree(storage.join(job.output, STATE))
         raise
-    _publish(result, output, identity, scaling, start)
+    _publish(result, job, scaling)
 
 
 def _scaling(run: TrainingRun, encoder: EncoderConfig) -> ScalingConfig:
     """What each worker takes of the cluster.
 
     Raises:
-        ConfigError: if the cluster has too little of it, or a CPU is to multiply float16.
+        ConfigError: The cluster has too little of it, or workers on CPUs are to multiply float16.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    if encoder.device != "cpu" and num_gpus >= run.num_workers:
+    on_cuda = encoder.device.startswith("cuda")
+    if run.gpus_per_worker is not None and encoder.device != "auto" and on_cuda != bool(run.gpus_per_worker):
+        raise ConfigError(f"--gpus_per_worker {run.gpus_per_worker} contradicts --encoder.device {encoder.device}; leave one of them out")
+    if run.gpus_per_worker or on_cuda or (run.gpus_per_worker is None and encoder.device == "auto" and num_gpus >= run.num_workers):
+        _check_gpus(run.num_workers, num_gpus)
         return ScalingConfig(num_workers=run.num_workers, use_gpu=True)
-    if encoder.device.startswith("cuda"):
-        raise ConfigError(
-            f"--num_workers {run.num_workers} want a GPU each, and the cluster has {num_gpus}; use fewer, or --encoder.device cpu"
-        )
     if encoder.precision == "float16":
         raise ConfigError(
-            "--encoder.precision float16 trains on GPUs alone, and the workers are to have none; choose auto, bfloat16 or float32"
+            "--encoder.precision float16 trains only on GPUs, and the workers will have none; choose auto, bfloat16 or float32"
         )
     cpus = [int(node.get("CPU", 0)) for node in nodes]
     shares = [run.cpus_per_worker] if run.cpus_per_worker else range(max(cpus), 0, -1)
     share = next((share for share in shares if sum(cpu // share for cpu in cpus) >= run.num_workers), None)
     if share is None:
         raise ConfigError(
-            f"--num_workers {run.num_workers} want {run.cpus_per_worker or 1} CPUs each, and the cluster's machines have {cpus}; use fewer"
+            f"--num_workers {run.num_workers} need {run.cpus_per_worker or 1} CPUs each, and the cluster's machines have {cpus}; use fewer"
         )
     return ScalingConfig(num_workers=run.num_workers, resources_per_worker={"CPU": share})
 
 
-def _fit(
-    data: TrainingData,
-    dev: DevSet | None,
-    output: str,
-    encoder: EncoderConfig,
-    config: TrainingConfig,
-    run: TrainingRun,
-    scaling: ScalingConfig,
-    name: str,
-) -> Result:
-    """Runs Ray Train to the end; a run of the same name in the same place continues.
+def _check_gpus(num_workers: int, num_gpus: int) -> None:
+    """Check that every worker gets a GPU now, and that torch can use it. Ray itself would wait without a word.
 
     Raises:
-        RayLirError: the user's mistake that ended training.
+        ConfigError: The cluster has too few GPUs, other jobs hold them, or torch finds no CUDA device.
     """
+    if num_gpus < num_workers:
+        raise ConfigError(
+            f"--num_workers {num_workers} need a GPU each, and the cluster has {num_gpus}; use fewer workers, or --gpus_per_worker 0"
+        )
+    deadline = time.monotonic() + GPU_PATIENCE_S
+    while (free := _free_gpus()) < num_workers:
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"--num_workers {num_workers} need a GPU each, and {free} of the cluster's {num_gpus} are free; "
+                "wait for the jobs that hold them, use fewer workers, or --gpus_per_worker 0"
+            )
+        time.sleep(0.5)
+    if not _has_logical_gpus() and (place := ray.get(_gpu_without_cuda.remote())):
+        raise ConfigError(no_cuda(place))
+
+
+def _free_gpus() -> int:
+    """Whole GPUs that no process has reserved."""
+    return sum(int(resources.get("GPU", 0)) for resources in available_resources_per_node().values())
+
+
+def _has_logical_gpus() -> bool:
+    return os.environ.get(LOGICAL_GPUS) == "1"
+
+
+@ray.remote(num_gpus=1, num_cpus=0)
+def _gpu_without_cuda() -> str | None:
+    """The GPU that Ray reserved for this task, if torch cannot use it."""
+    if torch.cuda.is_available():
+        return None
+    return f"GPU {', '.join(ray.get_runtime_context().get_accelerator_ids()['GPU'])} of {socket.gethostname()}"
+
+
+def _fit(job: _Job, scaling: ScalingConfig) -> Result:
+    """Run Ray Train to the end; a run of the same name in the same place continues.
+
+    Raises:
+        RayLirError: The user's mistake that ended training.
+    """
+    name = f"train-{digest(job.identity)[:12]}"
+    logical_gpus = bool(scaling.use_gpu) and _has_logical_gpus()
     with _progress_log() as lines:
         task = WorkerTask(
-            encoder=encoder,
-            config=config,
-            data=ray.put(data),
-            dev=ray.put(dev) if dev else None,
+            encoder=job.encoder,
+            config=job.config,
+            data=SharedData.of(job.data, job.run.data_cache),
+            dev=ray.put(job.dev) if job.dev else None,
             lines=lines,
-            curve=storage.join(output, METRICS),
-            checkpoint_every=run.checkpoint_every,
-            log_every=run.log_every,
+            curve=storage.join(job.output, METRICS),
+            checkpoint_every=job.run.checkpoint_every,
+            log_every=job.run.log_every,
             num_threads=1 if scaling.use_gpu else int(scaling.num_cpus_per_worker),
+            logical_gpus=logical_gpus,
         )
-        place = _storage(storage.join(output, STATE))
-        _drop_damaged_snapshot(storage.join(output, STATE, name, SNAPSHOT))
+        place = _storage(storage.join(job.output, STATE))
+        _drop_damaged_snapshot(storage.join(job.output, STATE, name, SNAPSHOT))
         trainer = TorchTrainer(
-            train_worker,  # type: ignore[arg-type]
+            train_worker,  # type: ignore[arg-type]  # as below: version 2 returns what the first worker returns
             train_loop_config={"task": task},
+            torch_config=TorchConfig(backend="gloo" if logical_gpus else None),  # None: nccl with GPUs, otherwise gloo
             scaling_config=scaling,
             run_config=RunConfig(
                 name=name,
                 checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
                 failure_config=FailureConfig(max_failures=FAILURES_SURVIVED),
-                logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
+                logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # the stubs are of Ray Train's first version
                 **place,
             ),
         )
@@ -265,10 +327,14 @@ def _fit(
             result = trainer.fit()
         except WorkerGroupError as error:
             raise error_of(next(iter(error.worker_failures.values()), error)) from None
-    returned = result.return_value  # type: ignore[attr-defined]
-    if isinstance(returned, RayLirError):
+    if isinstance(returned := _returned(result), RayLirError):
         raise returned
     return result
+
+
+def _returned(result: Result) -> int | RayLirError:
+    """What the first worker returned."""
+    return result.return_value  # type: ignore[attr-defined]  # the stubs are of Ray Train's first version
 
 
 def _storage(folder: str) -> dict[str, Any]:
@@ -310,19 +376,21 @@ def _log_lines(lines: Queue) -> None:
         logger.info("train: %s", line)
 
 
-def _publish(result: Result, output: str, identity: dict[str, Any], scaling: ScalingConfig, start: float) -> None:
-    """Moves the encoder and the loss curve of the last checkpoint to the output; the manifest last."""
-    assert result.checkpoint is not None
+def _publish(result: Result, job: _Job, scaling: ScalingConfig) -> None:
+    """Move the encoder and the loss curve of the last checkpoint to the output; the manifest comes last."""
+    output = job.output
+    assert result.checkpoint is not None, "the last step reports a checkpoint"
     with result.checkpoint.as_directory() as folder, storage.attempt_folder(output) as attempt:
         curve = read_curve(Path(folder) / METRICS)
         storage.write_bytes(storage.join(output, METRICS), (Path(folder) / METRICS).read_bytes())
         shutil.copytree(Path(folder) / ENCODER, attempt / CHECKPOINT)
         contract = Encoder.load(EncoderConfig(checkpoint=str(attempt / CHECKPOINT), device="cpu", precision="float32")).contract
         storage.publish(attempt / CHECKPOINT, storage.join(output, CHECKPOINT))
-    first_step = result.return_value  # type: ignore[attr-defined]
+    first_step = _returned(result)
+    assert isinstance(first_step, int)
     rates = [record.examples_per_second for record in curve[first_step:]]
     provenance = {
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": round(time.perf_counter() - job.start, 1),
         "examples_per_second": round(harmonic_mean(rates), 2) if rates else None,
         "resumed_from_step": first_step,
         "num_workers": scaling.num_workers,
@@ -331,7 +399,10 @@ def _publish(result: Result, output: str, identity: dict[str, Any], scaling: Sca
         provenance |= {"best_step": best.step, "nDCG@10": best.ndcg_at_10}
     storage.write_bytes(storage.join(output, PROVENANCE), canonical_json(provenance))
     manifest = TrainingManifest(
-        contract=contract.model_copy(update={"checkpoint": CHECKPOINT}), num_steps=len(curve), final_loss=curve[-1].loss, config=identity
+        contract=contract.model_copy(update={"checkpoint": CHECKPOINT}),
+        num_steps=len(curve),
+        final_loss=curve[-1].loss,
+        config=job.identity,
     )
     write_manifest(storage.join(output, MANIFEST), manifest)
 

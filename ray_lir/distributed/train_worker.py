@@ -1,6 +1,7 @@
-"""What each worker of Ray Train runs: its share of every step, evaluations, the loss curve, and checkpoints."""
+"""The training loop of each worker of Ray Train: its share of every step, evaluations, the loss curve, and checkpoints."""
 
 import shutil
+import socket
 import tempfile
 import time
 from dataclasses import dataclass
@@ -15,38 +16,47 @@ from ray.util.queue import Queue
 
 from ray_lir import storage
 from ray_lir.base.config import EncoderConfig, TrainingConfig, parse_json
-from ray_lir.base.errors import RayLirError
+from ray_lir.base.errors import ConfigError, RayLirError
 from ray_lir.distributed.runtime import portable_errors
+from ray_lir.distributed.train_data import SharedData
 from ray_lir.training.trainer import StepRecord, Training, load_encoder, product_dtype
 
 METRICS, STATE, ENCODER = "metrics.jsonl", "training.pt", "encoder"
+LOGICAL_GPUS = "RAY_LIR_LOGICAL_GPUS"
+"""Environment variable for tests: 1 says that the cluster's GPUs are numbers without hardware."""
 
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What a worker needs to know.
+    """Everything that a worker needs.
 
     Attributes:
-        data: reference to the TrainingData.
-        dev: reference to the DevSet; None: there is none.
-        lines: where the first worker puts lines of progress, for the driver to log.
-        curve: URL of the file that shows the loss curve as far as the last checkpoint.
-        num_threads: threads of torch on a CPU.
+        encoder: Checkpoint to start from.
+        config: Settings of the training.
+        data: Training data that every machine can map into memory.
+        dev: Reference to the DevSet; None without one.
+        lines: Queue for lines of progress, which the driver logs.
+        curve: URL of the file that shows the loss curve up to the last checkpoint.
+        checkpoint_every: Steps between checkpoints.
+        log_every: Steps between lines of progress.
+        num_threads: Threads of torch on a CPU.
+        logical_gpus: Whether the cluster's GPUs are numbers without hardware, so that workers compute on the CPU.
     """
 
     encoder: EncoderConfig
     config: TrainingConfig
-    data: ray.ObjectRef
+    data: SharedData
     dev: ray.ObjectRef | None
     lines: Queue
     curve: str
     checkpoint_every: int
     log_every: int
     num_threads: int
+    logical_gpus: bool = False
 
 
 def train_worker(loop_config: dict[str, WorkerTask]) -> int | RayLirError:
-    """Trains from the last checkpoint, if there is one, to the last step.
+    """Train from the last checkpoint, if there is one, to the last step.
 
     Returns:
         The step it started from; or the user's mistake that ended training, which another attempt would only repeat.
@@ -60,9 +70,9 @@ def train_worker(loop_config: dict[str, WorkerTask]) -> int | RayLirError:
 
 def _train(task: WorkerTask) -> int:
     torch.set_num_threads(task.num_threads)
-    device, config = get_device(), task.config
+    device, config = _device(task), task.config
     products = product_dtype(task.encoder.precision, device)
-    training = Training(load_encoder(task.encoder, config.seed, str(device)), ray.get(task.data), config, products)
+    training = Training(load_encoder(task.encoder, config.seed, str(device)), task.data.open(), config, products)
     dev = task.dev and ray.get(task.dev)
     with tempfile.TemporaryDirectory() as scratch:
         best = Path(scratch) / ENCODER
@@ -90,19 +100,48 @@ def _train(task: WorkerTask) -> int:
     return first_step
 
 
+def _device(task: WorkerTask) -> torch.device:
+    """The device of this worker. A worker with a GPU says in the log which one Ray reserved for it.
+
+    Raises:
+        ConfigError: Ray reserved a GPU that torch cannot use.
+    """
+    gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    if not gpus:
+        return torch.device("cpu")
+    place = f"GPU {', '.join(gpus)} of {socket.gethostname()}"
+    rank = ray.train.get_context().get_world_rank()
+    if task.logical_gpus:
+        task.lines.put(f"worker {rank} has {place} by number and computes on the CPU ({LOGICAL_GPUS}=1)")
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(no_cuda(place))
+    device = get_device()
+    task.lines.put(f"worker {rank} has {place} as {device}")
+    return device
+
+
+def no_cuda(place: str) -> str:
+    """Return the message for a reserved GPU that torch cannot use."""
+    return (
+        f"Ray reserved {place} for training, but torch finds no CUDA device there; install a CUDA build of torch and the driver on that "
+        "machine, or train on CPUs with --gpus_per_worker 0"
+    )
+
+
 def best_record(curve: list[StepRecord]) -> StepRecord | None:
-    """The step with the greatest nDCG@10, the first of several; None if nothing was evaluated."""
+    """Return the step with the greatest nDCG@10, the first of several; None if nothing was evaluated."""
     evaluated = [record for record in curve if record.ndcg_at_10 is not None]
     return max(evaluated, key=lambda record: record.ndcg_at_10 or 0.0, default=None)
 
 
 def read_curve(path: Path) -> list[StepRecord]:
-    """The loss curve that metrics.jsonl holds, one record a line."""
+    """Return the loss curve in metrics.jsonl, which has one record a line."""
     return [StepRecord.model_validate(parse_json(line)) for line in path.read_text().splitlines()]
 
 
 def _load_checkpoint(training: Training, best: Path) -> tuple[list[StepRecord], list[str]]:
-    """Continue from the run's last checkpoint; return the loss curve up to it, and what `Training.load` notes."""
+    """Continue from the run's last checkpoint; return the loss curve up to it, and the notes of `Training.load`."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return [], []
@@ -114,9 +153,9 @@ def _load_checkpoint(training: Training, best: Path) -> tuple[list[StepRecord], 
 
 
 def _save_checkpoint(training: Training, curve: list[StepRecord], curve_url: str, best: Path, is_last: bool) -> None:
-    """Reports to Ray Train, which waits for all workers; the first one brings the state and the encoder that is best so far.
+    """Report to Ray Train, which waits for all workers. The first worker adds the state and the best encoder so far.
 
-    Without evaluations that is the last one.
+    Without evaluations the best encoder is the last one.
     """
     report: dict[str, Any] = {"step": training.step, "loss": curve[-1].loss}
     if not _is_first_worker():

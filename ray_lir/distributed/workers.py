@@ -18,10 +18,13 @@ class Workers(Config):
 
 
 class TrainingRun(Config):
-    """How a training runs: what comes out depends on it by no more than the rounding of sums."""
+    """How a training runs: the result depends on it only by the rounding of sums."""
 
     num_workers: int = Field(1, ge=1)
-    """Workers that share each batch: with a GPU each where the cluster has as many, on CPUs otherwise."""
+    """Workers that share each batch."""
+    gpus_per_worker: int | None = Field(None, ge=0, le=1)
+    """1: each worker reserves a GPU. 0: workers compute on CPUs. None: 1 if the cluster has a GPU for every worker and
+    encoder.device is not cpu, otherwise 0."""
     cpus_per_worker: int | None = Field(None, ge=1)
     """CPUs that a worker without a GPU takes, and its threads; None: the workers share all that the cluster has. A training that
     continues keeps the number of threads that it began with."""
@@ -29,6 +32,9 @@ class TrainingRun(Config):
     """Steps between checkpoints; a training that was killed continues from the last one."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of progress."""
+    data_cache: str | None = None
+    """Folder on a local disk of each machine for the training data, which workers map into memory.
+    None: ray_lir/training in XDG_CACHE_HOME (by default ~/.cache). Data unused for 7 days is removed."""
 
 
 class SearchWorkers(Workers):

@@ -1,1 +1,1 @@
-"""Training an encoder for a scorer (torch)."""
+"""Training of an encoder for a scorer, with torch."""

@@ -1,6 +1,7 @@
-"""What workers of one training exchange through torch.distributed. With one worker, or none set up, nothing happens.
+"""Exchanges between the workers of a training through torch.distributed. With one worker, or without a process group, they do nothing.
 
-W workers hold B texts each; L tokens, D dimensions.
+W workers hold B texts each; L tokens, D dimensions. docs/training.md#gradient-exchange says why gradients are not exchanged by
+torch's DistributedDataParallel.
 """
 
 from collections.abc import Iterable
@@ -15,20 +16,23 @@ from ray_lir.scorers.batches import EmbeddedTexts
 
 T = TypeVar("T")
 TABLE_ROWS = 4096
+"""A gradient matrix with at least as many rows is treated as an embedding table: only rows that are not zero travel."""
 
 
 def num_workers() -> int:
+    """Return W, the number of workers; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """Return the number of this worker, from 0; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def gather_texts(texts: EmbeddedTexts) -> EmbeddedTexts:
-    """The W*B texts of all workers, padded to the longest, in the order of their ranks.
+    """Return the W*B texts of all workers, padded to the longest, in the order of ranks.
 
-    Gradients flow to the worker that a row came from, summed over the losses of all workers.
+    A row's gradient returns to the worker that the row came from, summed over the losses of all workers.
     """
     if num_workers() == 1:
         return texts
@@ -43,7 +47,7 @@ def gather_texts(texts: EmbeddedTexts) -> EmbeddedTexts:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Each worker's value, in the order of their ranks."""
+    """Return the value of each worker, in the order of ranks."""
     if num_workers() == 1:
         return [value]
     values: list[Any] = [None] * num_workers()
@@ -52,7 +56,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def mean_over_workers(value: Tensor) -> Tensor:
-    """The mean of each worker's value, without gradient."""
+    """Return the mean of a tensor over the workers, without gradient."""
     value = value.detach().clone()
     if num_workers() > 1:
         dist.all_reduce(value)
@@ -61,8 +65,11 @@ def mean_over_workers(value: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Makes every worker's gradients the mean over all workers. Of a table of embeddings only rows travel that a token of some worker
-    reached: tables are half of a small model, and a batch reaches a fraction of them."""
+    """Replace every worker's gradients by their mean over all workers.
+
+    Of an embedding table, only rows travel that are not zero for some worker. Tables are half of a small model, and a batch has a small
+    part of the vocabulary.
+    """
     if num_workers() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -77,7 +84,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _reached_rows(gradients: list[Tensor]) -> list[Tensor | None]:
-    """For each gradient with as many rows as a vocabulary, the numbers of those that are not zero for some worker; None for others."""
+    """For each embedding table, the numbers of the rows that are not zero for some worker; None for other gradients."""
     tables = [gradient.dim() == 2 and len(gradient) >= TABLE_ROWS for gradient in gradients]
     masks = [gradient.any(dim=1) for gradient, is_table in zip(gradients, tables, strict=True) if is_table]
     if not masks:
@@ -89,7 +96,7 @@ def _reached_rows(gradients: list[Tensor]) -> list[Tensor | None]:
 
 
 def copy_from_first_worker(module: nn.Module) -> None:
-    """Gives every worker the first one's weights, so that rows a checkpoint lacked are not random in different ways."""
+    """Give every worker the weights of the first one, so that rows that a checkpoint lacked have the same random values."""
     if num_workers() > 1:
         for tensor in module.state_dict().values():
             dist.broadcast(tensor, src=0)
@@ -102,7 +109,7 @@ def _gather_rows(rows: Tensor) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """all_gather along the first dimension, differentiable."""
+    """Gather along the first dimension; the backward pass sums gradients over workers."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

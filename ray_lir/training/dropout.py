@@ -1,4 +1,4 @@
-"""Dropout on a CPU: masks are drawn four to a random number, where torch draws one for each element, one after another on one thread."""
+"""Fast dropout on a CPU: one random number gives four elements of a mask. torch draws one number for each element, on one thread."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,16 +10,16 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 LEVELS = 1 << 16
-"""A mask's numbers are of 16 bits, so a probability is right to 1e-5."""
+"""Values of the 16 bits that decide over an element, so a probability is exact to 1e-5."""
 
 
 def fast_dropout(device: torch.device) -> AbstractContextManager:
-    """While it is entered, dropout of any model is drawn this way on a CPU; a GPU's own is as fast as its memory."""
+    """Return a context in which any model's dropout on a CPU is fast; on a GPU it changes nothing, because torch's own is fast there."""
     return FastDropout() if device.type == "cpu" else nullcontext()
 
 
 class FastDropout(TorchFunctionMode):
-    """Takes over dropout, and attention with dropout, which torch has no fused kernel for on a CPU; its plain one converts to float32."""
+    """Replaces dropout, and attention with dropout: torch has no fused CPU kernel for the latter, and its plain one converts to float32."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -34,8 +34,8 @@ class FastDropout(TorchFunctionMode):
 
 class _Drop(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, share: float) -> Tensor:
-        dropped = min(round(share * LEVELS), LEVELS - 1)
+    def forward(ctx: Any, values: Tensor, probability: float) -> Tensor:
+        dropped = min(round(probability * LEVELS), LEVELS - 1)
         draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
         kept = draws.view(torch.int16)[: values.numel()] >= dropped - LEVELS // 2
         factors = kept.to(values.dtype).mul_(LEVELS / (LEVELS - dropped)).view(values.shape)
@@ -65,7 +65,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor | None:
-    """Attention with dropout, or None where torch's own is right."""
+    """Attention with dropout; None where torch's own function must be used."""
     if not dropout_p or is_causal or enable_gqa:
         return None
     scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)

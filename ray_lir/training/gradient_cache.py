@@ -1,7 +1,7 @@
-"""Gradients of a batch whose activations do not fit in memory (gradient caching, Gao et al. 2021, arXiv 2101.06983).
+"""Gradients of a batch with activations that do not fit into memory (gradient caching, Gao et al. 2021, arXiv 2101.06983).
 
-The texts are embedded in pieces without gradients; the loss of the whole batch gives the gradient of every embedding; then each
-piece is embedded again and that gradient goes on into the encoder. The result is the gradient of the whole batch, exactly.
+The texts are embedded in pieces without gradients. The loss of the whole batch gives the gradient of every embedding. Then each piece is
+embedded again, and its part of that gradient flows into the encoder. The result is exactly the gradient of the whole batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,14 +14,16 @@ from torch.nn import functional
 from ray_lir.scorers.batches import EmbeddedTexts
 
 Piece = Callable[[], EmbeddedTexts]
-"""Embeds some texts; must give the same every time, dropout included."""
+"""Embeds some texts; every call must return the same values, dropout included."""
 
 
 def backward(sides: Sequence[Sequence[Piece]], loss_of: Callable[..., Tensor], together: AbstractContextManager[object]) -> Tensor:
-    """Adds the gradients of loss_of(texts of the first side, of the second, ...) to all parameters; returns the loss.
+    """Add the gradients of a loss to all parameters, and return the loss, a scalar.
 
     Args:
-        together: entered around the sides where each is one piece: an autocast that converts weights once for both.
+        sides: The pieces of the queries, and the pieces of the documents.
+        loss_of: Returns the loss of the embedded texts, one argument for each side.
+        together: Entered around both sides if each is one piece, such as an autocast that converts weights once for both.
     """
     if all(len(side) == 1 for side in sides):
         with together:
@@ -40,11 +42,11 @@ def backward(sides: Sequence[Sequence[Piece]], loss_of: Callable[..., Tensor], t
             piece = embed()
             rows, length = slice(start, start + len(piece.mask)), piece.mask.shape[1]
             start = rows.stop
-            pairs = [(piece.vectors, leaf.vectors.grad)]
+            outputs, gradients = [piece.vectors], [leaf.vectors.grad]
             if piece.weights is not None and leaf.weights is not None and leaf.weights.grad is not None:
-                pairs.append((piece.weights, leaf.weights.grad))
-            gradients = [gradient[rows, :length] for _, gradient in pairs if gradient is not None]
-            torch.autograd.backward([value for value, _ in pairs], gradients)
+                outputs.append(piece.weights)
+                gradients.append(leaf.weights.grad)
+            torch.autograd.backward(outputs, [None if gradient is None else gradient[rows, :length] for gradient in gradients])
     return loss.detach()
 
 
@@ -58,8 +60,9 @@ def _joined(pieces: Sequence[EmbeddedTexts]) -> EmbeddedTexts:
     padding = [longest - piece.mask.shape[1] for piece in pieces]
     weights = None
     if pieces[0].weights is not None:
-        padded = zip(pieces, padding, strict=True)
-        weights = torch.cat([functional.pad(piece.weights, (0, pad)) for piece, pad in padded if piece.weights is not None])
+        weights = torch.cat(
+            [functional.pad(piece.weights, (0, pad)) for piece, pad in zip(pieces, padding, strict=True) if piece.weights is not None]
+        )
     return EmbeddedTexts(
         torch.cat([functional.pad(piece.vectors, (0, 0, 0, pad)) for piece, pad in zip(pieces, padding, strict=True)]),
         torch.cat([functional.pad(piece.mask, (0, pad)) for piece, pad in zip(pieces, padding, strict=True)]),

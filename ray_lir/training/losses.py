@@ -1,7 +1,7 @@
 """Training losses over the scores of a batch (docs/algorithms.md#33-losses and 5.2): B queries with N documents each, B * N in all.
 
-A temperature is a plain scalar parameter, not its logarithm; `hold_temperatures` after each step of the optimiser keeps it
-from falling below MIN_TEMPERATURE.
+A temperature is a plain scalar parameter, not its logarithm. `hold_temperatures`, called after each optimizer step, keeps it at or above
+MIN_TEMPERATURE.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,13 @@ MIN_TEMPERATURE = 1e-3
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Targets(ShortRepr):
-    """What the scores of some queries with all documents of a batch should say.
+    """Targets for the scores of some queries with all documents of a batch.
+
 
     Attributes:
         own: [B] int64, the column of each query's positive; its other documents have the columns after it.
-        excluded: [B, columns] bool, true for a query's other known positives: they are no negatives.
-        teacher: [B, N] a teacher's scores of each query's own documents, if there is one.
+        excluded: [B, columns] bool, true for a query's other known positives, which must not count as negatives.
+        teacher: [B, N] a teacher's scores of each query's own documents; None without a teacher.
     """
 
     own: Tensor
@@ -34,7 +35,7 @@ class Targets(ShortRepr):
 
 
 class Objective(nn.Module):
-    """The weighted sum of the losses that a configuration asks for; owns their temperatures."""
+    """The weighted sum of the losses of a configuration; it owns their temperatures."""
 
     def __init__(self, config: TrainingConfig):
         super().__init__()
@@ -45,7 +46,13 @@ class Objective(nn.Module):
             self.distillation = DistillationLoss(config.distillation_temperature, config.normalize_student, config.normalize_teacher)
 
     def forward(self, scores: Sequence[Tensor], queries: EmbeddedTexts, targets: Targets) -> Tensor:
-        """The mean loss over the queries, a scalar; the mean over `scores`, if there are several of the same pairs."""
+        """Return the mean loss over the queries, a scalar.
+
+        Args:
+            scores: One or more matrices [B, columns] of scores of the same pairs; their losses are averaged.
+            queries: The embedded queries, for the gate penalty.
+            targets: Positives, exclusions and the teacher's scores.
+        """
         total = torch.stack([self._of(each, targets) for each in scores]).mean()
         if self._config.scorer == "trial" and self._config.gate_weight:
             total = total + self._config.gate_weight * gate_penalty(queries, self._config.gate_norm)
@@ -53,13 +60,14 @@ class Objective(nn.Module):
 
     @property
     def temperature(self) -> float:
-        """That of the cross-entropy, or of the distillation where there is no cross-entropy."""
+        """The temperature of the cross-entropy; without cross-entropy, that of the distillation."""
         loss = self.contrastive or self.distillation
-        assert loss is not None
+        assert loss is not None, "TrainingConfig allows no objective without a loss"
         return float(loss.temperature.detach())
 
     @torch.no_grad()
     def hold_temperatures(self) -> None:
+        """Raise temperatures below MIN_TEMPERATURE to it."""
         for temperature in self.parameters():
             temperature.clamp_(min=MIN_TEMPERATURE)
 
@@ -82,9 +90,15 @@ class ContrastiveLoss(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(float(temperature)))
 
     def forward(self, scores: Tensor, own: Tensor, excluded: Tensor) -> Tensor:
-        """The mean loss over the queries, a scalar; arguments as in Targets."""
+        """Return the mean loss over the queries, a scalar.
+
+        Args:
+            scores: [B, columns] scores of the queries with all documents of the batch.
+            own: [B] int64, the column of each query's positive.
+            excluded: [B, columns] bool, true for a query's other known positives.
+        """
         logits = scores / self.temperature
-        # Masked after the division, whose gradient by the temperature would be 0 * inf.
+        # Masked after the division: before it, the gradient of the temperature would be 0 * inf.
         return functional.cross_entropy(logits.masked_fill(excluded, -torch.inf), own)
 
 
@@ -97,7 +111,7 @@ class DistillationLoss(nn.Module):
         self.normalize_student, self.normalize_teacher = normalize_student, normalize_teacher
 
     def forward(self, student_BN: Tensor, teacher_BN: Tensor) -> Tensor:
-        """The mean divergence over the queries, a scalar."""
+        """Return the mean divergence over the queries, a scalar; both arguments are [B, N] scores."""
         student = min_max(student_BN) if self.normalize_student else student_BN
         teacher = min_max(teacher_BN) if self.normalize_teacher else teacher_BN
         log_student = functional.log_softmax(student / self.temperature, dim=-1)
@@ -105,13 +119,16 @@ class DistillationLoss(nn.Module):
 
 
 def min_max(scores_BN: Tensor) -> Tensor:
-    """Each row stretched to 0 .. 1; equal scores become 0."""
+    """Return each row mapped linearly to 0..1; equal scores become 0."""
     low, high = scores_BN.amin(-1, keepdim=True), scores_BN.amax(-1, keepdim=True)
     return (scores_BN - low) / (high - low + 1e-8)
 
 
 def gate_penalty(queries: EmbeddedTexts, norm: str) -> Tensor:
-    """TRIAL's regulariser of the query tokens' weights (docs/algorithms.md#9-where-sources-disagree): l1 or frobenius, a scalar."""
-    assert queries.weights is not None
+    """Return TRIAL's penalty on the weights of query tokens, a scalar; `norm` is l1 or frobenius.
+
+    Source: docs/algorithms.md#9-where-sources-disagree
+    """
+    assert queries.weights is not None, "TRIAL weighs query tokens"
     weights = queries.weights.masked_fill(~queries.mask, 0.0)
     return weights.sum(-1).mean() if norm == "l1" else weights.square().sum().sqrt()

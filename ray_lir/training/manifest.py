@@ -1,4 +1,4 @@
-"""The manifest of a finished training."""
+"""The manifests of a finished training and of training data in a machine's cache."""
 
 from typing import Any, Literal
 
@@ -6,7 +6,7 @@ from pydantic import Field
 
 from ray_lir.base.config import Config
 from ray_lir.embeddings.contract import EncoderContract
-from ray_lir.storage.manifest import FORMAT_VERSION
+from ray_lir.storage.manifest import FORMAT_VERSION, Count, FileEntry
 
 
 class TrainingManifest(Config):
@@ -15,7 +15,23 @@ class TrainingManifest(Config):
     format_version: int = FORMAT_VERSION
     kind: Literal["training"] = "training"
     contract: EncoderContract
-    """Of the trained encoder; its checkpoint is the folder's name below the output."""
+    """Contract of the trained encoder; its checkpoint is the name of a folder below the output."""
     num_steps: int
     final_loss: float
     config: dict[str, Any] = Field(default_factory=dict)
+
+
+class TrainingDataManifest(Config):
+    """Training data as Arrow files."""
+
+    format_version: int = FORMAT_VERSION
+    kind: Literal["training-data"] = "training-data"
+    digest: str
+    """sha256 of the data without a development set: `TrainingData.digest()`."""
+    queries: Count
+    documents: Count
+    num_dead: Count
+    """Rows of the corpus that were refused."""
+    queries_left_out: Count
+    """Queries without a document judged above 0."""
+    files: tuple[FileEntry, ...]

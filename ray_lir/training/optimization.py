@@ -1,4 +1,4 @@
-"""The optimiser's parameter groups, and the learning rate of each step."""
+"""The optimizer's parameter groups, and the learning rate of each step."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from ray_lir.base.config import TrainingConfig
 
 
 def learning_rate_at(step: int, config: TrainingConfig) -> float:
-    """The learning rate of the step after `step` steps: a linear rise over the warm-up, then a linear fall towards 0."""
+    """Return the learning rate of the step after `step` steps: it rises linearly during the warm-up, then falls linearly towards 0."""
     warmup = round(config.warmup_fraction * config.max_steps)
     rising = (step + 1) / (warmup + 1)
     falling = (config.max_steps - step) / (config.max_steps - warmup)
@@ -15,7 +15,13 @@ def learning_rate_at(step: int, config: TrainingConfig) -> float:
 
 
 def make_optimizer(encoder: nn.Module, heads: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW over two or four groups: matrices decay, vectors and scalars do not; heads learn at a rate of their own."""
+    """Return AdamW with weight decay for matrices, not for vectors and scalars, and a learning rate of their own for heads.
+
+    Args:
+        encoder: Modules that learn at `learning_rate`.
+        heads: Modules that learn at `head_learning_rate`.
+        config: Rates and weight decay.
+    """
     groups = []
     for module, rate in ((encoder, config.learning_rate), (heads, config.head_learning_rate or config.learning_rate)):
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -29,6 +35,6 @@ def make_optimizer(encoder: nn.Module, heads: nn.Module, config: TrainingConfig)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Gives each group its multiple of the encoder's learning rate."""
+    """Set the learning rate of each group, as its multiple of the encoder's."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["rate"]

@@ -1,7 +1,7 @@
 """Training of an encoder for a scorer: one step, and the state that a checkpoint holds.
 
-Nothing here is random beyond (seed, step, worker, piece): the state is the weights, the optimiser's moments and the step, and
-a training that continues from it is the training that was never interrupted.
+Random numbers depend only on (seed, step, worker, piece). So weights, optimizer moments and the step are the whole state, and a training
+that continues from it equals one that was never interrupted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,35 +29,40 @@ from ray_lir.training.optimization import learning_rate_at, make_optimizer, set_
 
 
 class StepRecord(Config):
-    """One point of the loss curve; loss and temperature are those before the step's update."""
+    """One point of the loss curve; loss and temperature are from before the step's update."""
 
     step: int
     loss: float
     learning_rate: float
     temperature: float
     query_weight: float = 1.0
-    """Mean weight of the query tokens: 1 unless the scorer weighs them."""
+    """Mean weight of the query tokens: 1 unless the scorer weights them."""
     ndcg_at_10: float | None = None
-    """On the dev set after the step, if it was evaluated then."""
+    """nDCG@10 on the development set after the step; None if it was not evaluated then."""
     examples_per_second: float = 0.0
     """Queries a second over all workers."""
 
 
 class Training:
-    """An encoder in training: owns its weights, the losses' temperatures, the optimiser's moments and the scale of the gradients.
+    """An encoder in training, with the temperatures of the losses, the optimizer's moments and the scale of the gradients.
 
-    Under torch.distributed every worker holds one, and takes its share of each batch; negatives and gradients are those
-    of the whole batch.
+    Under torch.distributed every worker has one and encodes its share of each batch. Negatives and gradients are those of the whole batch.
 
     Attributes:
-        encoder: the encoder, for the scorer of the configuration; its weights are float32 and change with every step.
-        step: steps taken so far.
+        encoder: The encoder, with the scorer of the configuration; its weights are float32 and change with every step.
+        step: Steps taken so far.
     """
 
     def __init__(self, encoder: Encoder, data: TrainingData, config: TrainingConfig, products: torch.dtype = torch.float32):
         """Args:
-        products: number format of the forward pass's products. With float16 the loss is scaled up, so that small gradients are not
-            lost, and a step whose gradients overflow is left out and the scale lowered.
+        encoder: Checkpoint to start from, with float32 weights.
+        data: Training data; the same for every worker.
+        config: Settings of the training.
+        products: Number format of the forward pass's products. With float16, the loss is scaled up to keep small gradients; a step
+            with overflowing gradients is skipped and lowers the scale.
+
+        Raises:
+            ConfigError: The checkpoint was trained for another scorer or with another projection.
         """
         self.encoder = prepare(encoder, config)
         self.data, self.config, self._products = data, config, products
@@ -72,16 +77,16 @@ class Training:
         collectives.copy_from_first_worker(self._modules)
 
     def remaining(self) -> Iterator[tuple[Batch, ...]]:
-        """The batches of each step that is left."""
+        """Yield the batches of each remaining step."""
         config = self.config
         stream = batches(self.data, config.batch_size, config.seed, config.num_negatives, self.step * config.accumulate)
         return (tuple(islice(stream, config.accumulate)) for _ in range(self.step, config.max_steps))
 
     def run_step(self, *batches: Batch) -> StepRecord:
-        """One optimiser step on the mean of whole batches, of which this worker encodes its share.
+        """Take one optimizer step on the mean of some batches; this worker encodes its share of each.
 
         Raises:
-            ConfigError: if the loss is no longer a finite number, all gates are closed, or the scorer cannot score such a batch.
+            ConfigError: The loss is not finite, all gates are closed, or the scorer cannot score such a batch.
         """
         learning_rate = learning_rate_at(self.step, self.config)
         set_learning_rate(self._optimizer, learning_rate)
@@ -95,7 +100,7 @@ class Training:
             )
         if not query_weight:
             raise ConfigError(
-                f"all gates are 0 at step {self.step + 1}, where they learn nothing more: start again with a lower --head_learning_rate"
+                f"all gates are 0 at step {self.step + 1}, so they cannot learn any more: start again with a lower --head_learning_rate"
             )
         collectives.average_gradients(self._modules.parameters())
         self._scaler.unscale_(self._optimizer)
@@ -114,15 +119,15 @@ class Training:
         return record
 
     def evaluate(self, dev: DevSet) -> float:
-        """nDCG@10 of the encoder as it is now; all workers get the same."""
+        """Return nDCG@10 of the current encoder; all workers get the same value."""
         with self._autocast():
             return ndcg_at_10(self.encoder, dev)
 
     def save(self, path: Path) -> None:
-        """Writes everything that `load` needs to continue."""
-        state: dict[str, Any] = {"modules": self._modules, "optimizer": self._optimizer, "scaler": self._scaler}
+        """Write everything that `load` needs to continue."""
+        parts = {"modules": self._modules.state_dict(), "optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
         counts = {"step": self.step, "num_threads": torch.get_num_threads(), "num_workers": collectives.num_workers()}
-        torch.save({**counts, **{name: part.state_dict() for name, part in state.items()}}, path)
+        torch.save(counts | parts, path)
 
     def load(self, path: Path) -> list[str]:
         """Continue where the training that wrote `path` was.
@@ -146,7 +151,7 @@ class Training:
         return notes
 
     def _backward(self, batch: Batch, number: int, factor: float) -> Tensor:
-        """Adds `factor` times the gradients of this worker's share of a batch; returns as much of its loss and mean query weight, [2]."""
+        """Add `factor` times the gradients of this worker's share of a batch; return `factor` times its loss and mean query weight, [2]."""
         share = np.arange(len(batch.queries)).reshape(collectives.num_workers(), -1)[collectives.rank()]
         queries = [self.data.queries[query] for query in batch.queries[share]]
         documents = [self.data.documents[document] for document in batch.documents[share].ravel()]
@@ -177,7 +182,7 @@ class Training:
         embed: Callable[[TokenBatch], EmbeddedTexts],
         place: list[int],
     ) -> list[gradient_cache.Piece]:
-        """What embeds the texts, `micro_batch` at a time."""
+        """Functions that embed the texts, `micro_batch` at a time."""
         size = self.config.micro_batch or len(texts)
         parts = [pad(texts[start : start + size]) for start in range(0, len(texts), size)]
         return [partial(self._embed, embed, part, [*place, number]) for number, part in enumerate(parts)]
@@ -195,16 +200,25 @@ class Training:
 
 
 def load_encoder(config: EncoderConfig, seed: int, device: str) -> Encoder:
-    """An encoder with float32 weights; rows that its checkpoint lacks, and the heads of a scorer, are drawn from the seed."""
+    """Return an encoder with float32 weights; the seed decides rows that its checkpoint lacks and new heads of a scorer.
+
+    Args:
+        config: Checkpoint and conventions.
+        seed: Seed of torch's random numbers.
+        device: Torch's name of the device, such as cpu or cuda:0.
+
+    Raises:
+        ConfigError: There is no such checkpoint, or it cannot be used.
+    """
     torch.manual_seed(seed)
     return Encoder.load(config.model_copy(update={"device": device, "precision": "float32"}))
 
 
 def prepare(encoder: Encoder, config: TrainingConfig) -> Encoder:
-    """The encoder with the projection and the scorer that a configuration asks for; what is new is drawn from torch's random numbers.
+    """Return the encoder with the projection and scorer of a configuration; new weights are drawn from torch's random numbers.
 
     Raises:
-        ConfigError: if the checkpoint has been trained for another scorer or with another projection.
+        ConfigError: The checkpoint was trained for another scorer or with another projection.
     """
     if config.projection_dim:
         encoder = fresh_projection(encoder, config.projection_dim)
@@ -212,7 +226,7 @@ def prepare(encoder: Encoder, config: TrainingConfig) -> Encoder:
 
 
 def product_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The number format of the forward pass's products: what was asked for; with auto bfloat16 where it is native, or float32."""
+    """Return the number format of the forward pass's products; `auto` means bfloat16 where the device supports it, otherwise float32."""
     if precision != "auto":
         return getattr(torch, precision)
     native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else native_bfloat16()
@@ -220,5 +234,5 @@ def product_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _seed(place: list[int]) -> None:
-    """Dropout depends on where a piece stands in the training alone, so it needs no place in the state."""
+    """Seed dropout by the place of a piece in the training, so that the state need not hold it."""
     torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))

@@ -41,6 +41,7 @@ def finish(place: Path, output: str) -> dict:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert f"continues after step {result['resumed_from_step']}" in done.stderr and f"step {STEPS}/{STEPS}" in done.stderr
+    assert f"training data: 96 queries and 48 documents are in {place / 'cache'}/" in done.stderr
     return result
 
 

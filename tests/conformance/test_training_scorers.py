@@ -50,10 +50,10 @@ def with_negatives(pairs: TrainingData) -> TrainingData:
     """Every query with three negatives and a teacher who knows better."""
     rng = np.random.default_rng(0)
     lists = []
-    for (own,) in pairs.positives:
+    for ((own,),) in pairs.lists_by_query():
         others = rng.choice([number for number in range(len(pairs.documents)) if number != own], 3, replace=False)
         lists.append(((own, *others.tolist()),))
-    return TrainingData(pairs.queries, pairs.documents, lists, [((5.0, 1.0, 0.5, 0.0),)] * len(lists))
+    return TrainingData.of(pairs.queries, pairs.documents, lists, [((5.0, 1.0, 0.5, 0.0),)] * len(lists))
 
 
 def configure(scorer: str, **changes: object) -> TrainingConfig:
@@ -87,7 +87,7 @@ def dev_set(pairs: TrainingData) -> DevSet:
     return DevSet(
         {f"q{number}": text for number, text in enumerate(pairs.queries)},
         {f"d{number}": text for number, text in enumerate(pairs.documents)},
-        {f"q{number}": {f"d{document}": 1 for document in found} for number, found in enumerate(pairs.positives)},
+        {f"q{number}": {f"d{document}": 1 for document in found} for number, (found,) in enumerate(pairs.lists_by_query())},
     )
 
 
@@ -283,9 +283,9 @@ def _work(rank: int, num_workers: int, folder: str, checkpoint: str, pairs: Trai
 def test_a_dev_set_counts_what_an_exact_search_finds(checkpoint, pairs):
     encoder = start(checkpoint, pairs, configure("maxsim")).encoder
     dev = dev_set(pairs)
-    queries, documents = encoder.encode_queries(pairs.queries), encoder.encode_documents(pairs.documents)
+    queries, documents = encoder.encode_queries(list(pairs.queries)), encoder.encode_documents(list(pairs.documents))
     gains = []
-    for query, (own,) in zip(queries, pairs.positives, strict=True):
+    for query, ((own,),) in zip(queries, pairs.lists_by_query(), strict=True):
         scores = np.array([(query.astype(np.float32) @ document.T.astype(np.float32)).max(1).sum() for document in documents])
         place = int((scores > scores[own]).sum())
         gains.append(1 / np.log2(place + 2) if place < 10 else 0.0)

@@ -35,6 +35,7 @@ def flags(place: Path, output: str | Path, **more: object) -> list[str]:
         "learning_rate": 3e-3,
         "checkpoint_every": CHECKPOINT_EVERY,
         "cpus_per_worker": 1,
+        "data_cache": place / "cache",
         "evaluate_every": EVALUATE_EVERY,
         **more,
     }

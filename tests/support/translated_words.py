@@ -13,7 +13,8 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from ray_lir.corpus.datasets import load_dataset
 from ray_lir.corpus.records import read_documents
 from ray_lir.encoder.encoder import Encoder
-from ray_lir.training.data import TrainingData, from_judgements
+from ray_lir.training.data import TrainingData
+from ray_lir.training.judgements import from_judgements
 
 NUM_WORDS, NUM_DOCS, WORDS_PER_DOC, WORDS_PER_QUERY, QUERIES_PER_DOC = 40, 48, 6, 3, 2
 
@@ -68,9 +69,9 @@ def load_pairs(folder: Path) -> TrainingData:
 
 def success_at_1(encoder: Encoder, pairs: TrainingData) -> float:
     """The part of the queries whose best document by MaxSim is a positive one."""
-    queries, documents = encoder.encode_queries(pairs.queries), encoder.encode_documents(pairs.documents)
+    queries, documents = encoder.encode_queries(list(pairs.queries)), encoder.encode_documents(list(pairs.documents))
     best = [int(np.argmax([(query @ document.T).max(axis=1).sum() for document in documents])) for query in queries]
-    return float(np.mean([found in positives for found, positives in zip(best, pairs.positives, strict=True)]))
+    return float(np.mean([[found] in positives for found, positives in zip(best, pairs.lists_by_query(), strict=True)]))
 
 
 def _text(language: str, words: np.ndarray) -> str:

@@ -90,5 +90,7 @@ def test_pairs_of_both_training_sets_keep_their_passages(tmp_path: Path):
         (folder / "queries.jsonl").write_text("".join(f'{{"_id": "{i}", "text": "{name} {i}?"}}\n' for i in range(3)))
         (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n2\t1\t1\n0\t2\t1\n")
     data = training_data(tmp_path)
-    pairs = [(query, data.documents[number]) for query, lists in zip(data.queries, data.lists, strict=True) for (number,) in lists]
+    pairs = [
+        (query, data.documents[number]) for query, lists in zip(data.queries, data.lists_by_query(), strict=True) for (number,) in lists
+    ]
     assert pairs == [("squad 2?", "squad 1"), ("squad 0?", "squad 2"), ("nq_qed 2?", "nq_qed 1"), ("nq_qed 0?", "nq_qed 2")]

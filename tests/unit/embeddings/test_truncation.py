@@ -201,9 +201,9 @@ def test_the_command_line_tells_a_query_that_is_cut(made):
 def test_training_texts_that_are_cut_are_told(checkpoint, caplog):
     tokenizer = Encoder.load(EncoderConfig(checkpoint=checkpoint, document_length=LENGTH)).tokenizer
     with caplog.at_level(logging.WARNING, "ray_lir"):
-        log_truncation(TrainingData(["a song"], ["a king"], [((0,),)]), tokenizer)
+        log_truncation(TrainingData.of(["a song"], ["a king"], [((0,),)]), tokenizer)
         assert not caplog.records
-        log_truncation(TrainingData([LONG_QUERY, "a"], ["a king", "the cell " * 30, "x"], [((0, 1),), ((2,),)]), tokenizer)
+        log_truncation(TrainingData.of([LONG_QUERY, "a"], ["a king", "the cell " * 30, "x"], [((0, 1),), ((2,),)]), tokenizer)
     queries, documents = (record.getMessage() for record in caplog.records)
     assert "1 of 2 sampled queries are longer than 16 tokens" in queries
     assert "1 of 3 sampled documents are longer than 16 tokens" in documents

@@ -19,7 +19,7 @@ from ray_lir.corpus.records import read_documents
 from ray_lir.encoder.cross_encoder import CrossEncoder
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.search.searcher import Searcher
-from ray_lir.training.files import read_examples
+from ray_lir.training.examples import read_examples
 from ray_lir.training.trainer import Training, load_encoder
 from tests.support import translated_words
 
@@ -87,8 +87,8 @@ def test_random_negatives_depend_on_the_seed_and_come_from_the_depth(place, tmp_
 def test_mined_tuples_with_scores_train_an_encoder(place, tmp_path, name):
     assert mine(configure(place, tmp_path / name, cross_encoder=str(place / "teacher")))["scored"]
     data = read_examples(str(tmp_path / name), str(place / "words"))
-    assert len(data.queries) == 96 and {len(scores) for lists in data.teacher for scores in lists} == {5}
-    assert all(np.isfinite(scores).all() for lists in data.teacher for scores in lists)
+    assert len(data.queries) == 96 and {len(scores) for lists in data.scores_by_query() for scores in lists} == {5}
+    assert all(np.isfinite(scores).all() for lists in data.scores_by_query() for scores in lists)
     config = TrainingConfig(batch_size=4, num_negatives=4, distillation_weight=1.0, max_steps=2)
     training = Training(load_encoder(EncoderConfig(checkpoint=str(place / "tiny")), 0, "cpu"), data, config)
     assert all(np.isfinite(training.run_step(*batches).loss) for batches in training.remaining())
@@ -133,7 +133,7 @@ def test_a_pairs_score_does_not_depend_on_the_pairs_beside_it(place):
     [
         ({"output": "tuples.csv"}, "must end in .jsonl, .jsonl.gz or .parquet"),
         ({"skip": 17}, "--skip 17 and --num_negatives 4 are more than --depth 20"),
-        ({"num_negatives": 60, "depth": 100}, "found 47 negatives for query 'q0' and 60 are wanted"),
+        ({"num_negatives": 60, "depth": 100}, "found 47 negatives for query 'q0', and 60 are needed"),
         ({"cross_encoder": "/nowhere"}, "no checkpoint folder /nowhere"),
         ({"cross_encoder": "all-MiniLM-L6-v2"}, "not a cross-encoder; give a sequence classifier with one label"),
         ({"cross_encoder": "words"}, "words is not a cross-encoder: it has no config.json"),
@@ -157,7 +157,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(place, tmp_path, monkeypatch, 
 
 def test_a_query_without_a_positive_is_named_and_an_output_is_never_written_over(place, tmp_path):
     (place / "words" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\nq5\td0\t0\n")
-    with pytest.raises(ConfigError, match="1 of 2 queries of split test have no document judged above 0, 'q5' for one; take their"):
+    with pytest.raises(ConfigError, match="1 of 2 queries of split test have no document judged above 0, for example 'q5'; take their"):
         mine(configure(place, tmp_path / "tuples.jsonl", split="test"))
     (tmp_path / "tuples.jsonl").write_text("mine")
     with pytest.raises(ConfigError, match="exists already; give another --output"):

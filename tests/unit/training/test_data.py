@@ -14,7 +14,7 @@ import torch
 from ray_lir.base.config import TrainingConfig
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.training.data import TrainingData, batches, check_data
-from ray_lir.training.files import read_examples
+from ray_lir.training.examples import read_examples
 from ray_lir.training.losses import DistillationLoss
 from ray_lir.training.source import TrainingSource, load_dev_set, load_training_data
 from tests.support import translated_words
@@ -45,7 +45,7 @@ def write(path: Path, rows: list) -> str:
 def words(data: TrainingData) -> dict[str, list[list[str]]]:
     return {
         query: [[data.documents[document] for document in documents] for documents in lists]
-        for query, lists in zip(data.queries, data.lists, strict=True)
+        for query, lists in zip(data.queries, data.lists_by_query(), strict=True)
     }
 
 
@@ -63,8 +63,8 @@ def collection(tmp_path_factory) -> Path:
 def test_tuples_in_every_kind_of_file_are_grouped_by_query(tmp_path, name):
     data = read_examples(write(tmp_path / name, TUPLES))
     assert words(data) == {"one": [["A", "B"], ["E", "B"]], "two": [["C", "A", "D"]]}
-    assert data.teacher == [((2.0, 0.5), (3.0, 1.0)), ((1.0, 0.0, 0.0),)]
-    assert [[data.documents[number] for number in found] for found in data.positives] == [["A", "E"], ["C"]]
+    assert data.scores_by_query() == [[[2.0, 0.5], [3.0, 1.0]], [[1.0, 0.0, 0.0]]]
+    assert [[data.documents[number] for number in data.positives(query)] for query in (0, 1)] == [["A", "E"], ["C"]]
 
 
 def test_triples_and_ids_are_the_same_data(tmp_path, collection):
@@ -112,7 +112,7 @@ def test_a_row_that_is_wrong_is_refused_by_its_line(tmp_path, row, message):
 
 def test_scores_of_any_sign_are_kept(tmp_path):
     data = read_examples(write(tmp_path / "examples.jsonl", [{"query": "q", "documents": ["A", "B"], "scores": [-0.5, -11]}]))
-    assert data.teacher == [((-0.5, -11.0),)]
+    assert data.scores_by_query() == [[[-0.5, -11.0]]]
 
 
 def test_a_constant_added_to_a_teachers_scores_changes_no_distillation_loss():
@@ -157,8 +157,8 @@ def test_files_that_mix_or_hold_nothing_are_refused(tmp_path):
 
 def test_ids_that_the_collection_lacks_are_named(tmp_path, collection):
     for row, message in (
-        ({"query_id": "9", "document_ids": ["a"]}, "1 of 1 queries of the examples are not in .*'9'"),
-        ({"query_id": "1", "document_ids": ["a", "z"]}, "1 of 2 documents that training needs are not in the corpus, 'z'"),
+        ({"query_id": "9", "document_ids": ["a"]}, "1 of 1 queries of the examples are not in .*for example '9'"),
+        ({"query_id": "1", "document_ids": ["a", "z"]}, "1 of 2 documents that training needs are not in the corpus, for example 'z'"),
     ):
         with pytest.raises(ConfigError, match=message):
             read_examples(write(tmp_path / "ids.jsonl", [row]), str(collection))
@@ -182,21 +182,22 @@ def test_batches_put_each_positive_before_its_negatives_and_bring_the_teachers_s
         assert batch.documents.shape == batch.teacher.shape == (2, 2) and batch.excluded.shape == (2, 4)
         for row, query in enumerate(batch.queries):
             texts = [data.documents[number] for number in batch.documents[row]]
-            taken = data.lists[query][epoch % len(data.lists[query])]
+            lists, scores = data.lists_by_query()[query], data.scores_by_query()[query]
+            taken = lists[epoch % len(lists)]
             assert batch.documents[row, 0] == taken[0]
-            expected = dict(zip(taken, data.teacher[query][epoch % len(data.lists[query])], strict=True))
+            expected = dict(zip(taken, scores[epoch % len(lists)], strict=True))
             assert batch.teacher[row].tolist() == [expected[number] for number in batch.documents[row]]
-            own, known = set(range(2 * row, 2 * row + 1)), {data.documents[number] for number in data.positives[query]}
+            own, known = set(range(2 * row, 2 * row + 1)), {data.documents[number] for number in data.positives(query)}
             columns = [data.documents[number] for number in batch.documents.ravel()]
             assert batch.excluded[row].tolist() == [text in known and column not in own for column, text in enumerate(columns)], texts
 
 
 def test_every_hard_negative_has_its_turn_and_the_order_can_be_entered_anywhere():
-    data = TrainingData(["q", "r"], list("abcdef"), [((0, 1, 2, 3, 4),), ((5, 1, 2, 3, 4),)])
+    data = TrainingData.of(["q", "r"], list("abcdef"), [((0, 1, 2, 3, 4),), ((5, 1, 2, 3, 4),)])
     drawn = list(islice(batches(data, 2, seed=1, num_negatives=2), 40))
     for query in (0, 1):
         taken = [batch.documents[list(batch.queries).index(query)].tolist() for batch in drawn]
-        assert {documents[0] for documents in taken} == {data.lists[query][0][0]}
+        assert {documents[0] for documents in taken} == {data.lists_by_query()[query][0][0]}
         assert np.unique([documents[1:] for documents in taken]).tolist() == [1, 2, 3, 4]
         assert all(len(set(documents)) == 3 for documents in taken)
     again = list(islice(batches(data, 2, seed=1, num_negatives=2, first_batch=33), 7))
@@ -230,14 +231,14 @@ def test_rows_of_the_corpus_that_are_no_documents_are_counted_and_named(collecti
 
 def test_queries_without_a_positive_are_counted_and_left_out(collection, caplog):
     data = load_training_data(TrainingSource(dataset=str(collection), split="dev"))
-    assert data.queries == ["one"]
+    assert list(data.queries) == ["one"]
     assert "1 queries of dev have no document judged above 0 and are left out" in caplog.text
 
 
 def test_judgements_and_examples_are_read_as_asked(tmp_path, collection):
     words_folder = translated_words.write_collection(tmp_path / "words")
     pairs = load_training_data(TrainingSource(dataset=str(words_folder)))
-    assert len(pairs.queries) == 96 and {len(lists) for lists in pairs.lists} == {1}
+    assert len(pairs.queries) == 96 and {len(lists) for lists in pairs.lists_by_query()} == {1}
     examples = write(tmp_path / "triples.jsonl", TRIPLES)
     assert len(load_training_data(TrainingSource(dataset=str(words_folder), examples=examples)).queries) == 2
 

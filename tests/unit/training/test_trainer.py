@@ -14,7 +14,8 @@ from ray_lir.base.config import EncoderConfig, TrainingConfig
 from ray_lir.base.errors import ConfigError
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.training import collectives
-from ray_lir.training.data import TrainingData, batches, from_judgements
+from ray_lir.training.data import TrainingData, batches
+from ray_lir.training.judgements import from_judgements
 from ray_lir.training.optimization import learning_rate_at
 from ray_lir.training.trainer import StepRecord, Training, load_encoder
 from tests.support import translated_words
@@ -51,13 +52,13 @@ def advance(training: Training, steps: int) -> list[StepRecord]:
 
 def test_pairs_are_the_documents_judged_relevant():
     pairs = from_judgements(QUERIES, QRELS, DOCUMENTS)
-    assert pairs.queries == ["one", "two"]
-    assert [[pairs.documents[number] for number in found] for found in pairs.positives] == [["A", "B"], ["B"]]
-    assert pairs.documents == ["B", "A"]
+    assert list(pairs.queries) == ["one", "two"]
+    assert [[pairs.documents[number] for (number,) in lists] for lists in pairs.lists_by_query()] == [["A", "B"], ["B"]]
+    assert list(pairs.documents) == ["B", "A"]
 
 
 def test_a_relevant_document_that_the_corpus_lacks_is_named():
-    with pytest.raises(ConfigError, match="1 of 2 documents that training needs are not in the corpus, 'b'"):
+    with pytest.raises(ConfigError, match="1 of 2 documents that training needs are not in the corpus, for example 'b'"):
         from_judgements(QUERIES, QRELS, [("a", "A")])
 
 
@@ -80,7 +81,7 @@ def test_the_order_depends_on_the_seed_alone_and_can_be_entered_anywhere(pairs):
 
 
 def test_queries_take_their_positives_in_turn():
-    pairs = TrainingData(["x", "y"], ["a", "b", "c"], [((0,), (1,), (2,)), ((1,),)])
+    pairs = TrainingData.of(["x", "y"], ["a", "b", "c"], [((0,), (1,), (2,)), ((1,),)])
     drawn = {0: [], 1: []}
     for batch in islice(batches(pairs, 2, seed=0), 4):
         for query, document in zip(batch.queries.tolist(), batch.documents[:, 0].tolist(), strict=True):
@@ -89,7 +90,7 @@ def test_queries_take_their_positives_in_turn():
 
 
 def test_a_batch_excludes_other_positives_but_not_the_one_drawn():
-    pairs = TrainingData(["x", "y", "z"], ["a", "b"], [((0,), (1,)), ((1,),), ((0,),)])
+    pairs = TrainingData.of(["x", "y", "z"], ["a", "b"], [((0,), (1,)), ((1,),), ((0,),)])
     batch = next(batches(pairs, 3, seed=0))
     row = {int(query): number for number, query in enumerate(batch.queries)}
     assert batch.documents[[row[0], row[1], row[2]]].tolist() == [[0], [1], [0]]

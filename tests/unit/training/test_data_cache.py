@@ -1,0 +1,126 @@
+"""The cache of training data: written once by one process, kept while it is used, and never half there."""
+
+import json
+import os
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from ray_lir.base.config import TrainingSource
+from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.storage.manifest import MANIFEST
+from ray_lir.training import data_cache
+from ray_lir.training.data_cache import UNUSED_S, cached_training_data
+
+ROWS = [{"query": f"query {number % 40}", "documents": [f"text {number} {'of a document ' * 30}", "another"]} for number in range(400)]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> TrainingSource:
+    return TrainingSource(examples=write(tmp_path / "examples.jsonl", ROWS))
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def writes(monkeypatch) -> list[str]:
+    """One entry for each time that a source is read."""
+    calls: list[str] = []
+    original = data_cache.write_training_data
+
+    def counted(source, files, folder):
+        calls.append(source.examples)
+        time.sleep(0.2)
+        return original(source, files, folder)
+
+    monkeypatch.setattr(data_cache, "write_training_data", counted)
+    return calls
+
+
+def digest_of(source: TrainingSource, cache: Path) -> str:
+    with cached_training_data(source, str(cache)) as cached:
+        assert len(cached.open().queries) == cached.manifest.queries == 40
+        return cached.open().digest()
+
+
+def test_a_source_is_read_once_until_it_changes(tmp_path, source, writes):
+    before = digest_of(source, tmp_path / "cache")
+    assert digest_of(source, tmp_path / "cache") == before and len(writes) == 1
+    write(Path(source.examples), [*ROWS, ROWS[0]])
+    assert digest_of(source, tmp_path / "cache") != before and len(writes) == 2
+
+
+def test_of_several_processes_one_writes_and_the_others_wait(tmp_path, source, writes):
+    with ThreadPoolExecutor(4) as pool:  # each call locks through a file handle of its own, as a process would
+        found = set(pool.map(lambda _: digest_of(source, tmp_path / "cache"), range(4)))
+    assert len(found) == len(writes) == 1
+
+
+def test_data_that_another_training_uses_is_shared(tmp_path, source, writes):
+    with cached_training_data(source, str(tmp_path / "cache")) as first, cached_training_data(source, str(tmp_path / "cache")) as second:
+        assert first == second and len(writes) == 1
+
+
+def test_a_damaged_file_is_written_again(tmp_path, source, writes, caplog):
+    before = digest_of(source, tmp_path / "cache")
+    (documents,) = (tmp_path / "cache").rglob("documents.arrow")
+    content = documents.read_bytes()
+    documents.write_bytes(content.replace(b"text 17 ", b"text 99 "))
+    assert digest_of(source, tmp_path / "cache") == before and len(writes) == 2
+    assert documents.read_bytes() == content and "are damaged and are written again" in caplog.text
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path, source, writes):
+    digest_of(source, tmp_path / "cache")
+    (entry,) = (tmp_path / "cache").iterdir()
+    (entry / MANIFEST).unlink()  # as if it had been killed just before
+    (entry / ".attempt-1").mkdir()
+    (entry / ".attempt-1" / "documents.arrow").write_bytes(b"half")
+    digest_of(source, tmp_path / "cache")
+    assert len(writes) == 2 and not (entry / ".attempt-1").exists() and len(list(entry.iterdir())) == 2
+
+
+def test_a_mistake_in_the_source_leaves_nothing(tmp_path, source):
+    write(Path(source.examples), [ROWS[0], {"query": "q"}])
+    with pytest.raises(FormatError, match="examples.jsonl:2"):
+        digest_of(source, tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_entries_that_nobody_has_used_for_long_make_room(tmp_path, source):
+    cache, long_ago = tmp_path / "cache", time.time() - UNUSED_S - 60
+    sources = [TrainingSource(examples=write(tmp_path / f"{name}.jsonl", [*ROWS, row])) for name, row in zip("abcd", ROWS, strict=False)]
+    for old in sources[:3]:
+        digest_of(old, cache)
+    entries = {path.name for path in cache.iterdir()}
+    with cached_training_data(sources[0], str(cache)) as used:
+        for path in [*cache.iterdir(), *cache.glob(f"*/{MANIFEST}")]:
+            os.utime(path, (long_ago, long_ago))
+        digest_of(sources[1], cache)  # is there, so nothing is written or removed, and it counts as used
+        assert {path.name for path in cache.iterdir()} == entries
+        digest_of(sources[3], cache)
+        assert used.folder.exists() and len(entries & {path.name for path in cache.iterdir()}) == 2
+        assert len(used.open().documents) == 401
+
+
+def test_a_full_disk_is_one_line_and_the_same_call_goes_on(tmp_path, source):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        with pytest.raises(
+            ConfigError, match=f"cannot write training data to {disk}/.*No space left on device; free space.*--data_cache"
+        ) as error:
+            digest_of(source, disk)
+        assert "\n" not in str(error.value) and not [path for path in disk.rglob("*") if path.is_file()]
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        digest_of(source, disk)
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
