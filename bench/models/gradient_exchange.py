@@ -31,7 +31,7 @@ from ray_lir.training.data import TrainingData
 from ray_lir.training.trainer import Training, load_encoder
 
 WORKERS, WARM_UP = 2, 2
-QUERY_WORDS, DOCUMENT_WORDS = 8, 70
+QUERY_WORDS, DOCUMENT_WORDS = 8, 40
 SYSTEMS = ("jobs.train", "DDP")
 
 
@@ -133,7 +133,7 @@ class DdpTraining(Training):
 
     def __init__(self, encoder: Encoder, data: TrainingData, config: TrainingConfig):
         super().__init__(encoder, data, config)
-        self._ddp = DistributedDataParallel(BothSides(self), broadcast_buffers=False, gradient_as_bucket_view=True)
+        self._ddp = DistributedDataParallel(BothSides(self), forward_sync_buffers=False, gradient_as_bucket_view=True)
         self.num_bytes = sum(each.numel() * each.element_size() for each in self._modules.parameters() if each.requires_grad)
 
     def run_step(self, *batches: Any) -> Any:

@@ -149,7 +149,7 @@ def train(triples: Path, work: Path, steps: int) -> dict[str, Any]:
     driver = 0
     while job.poll() is None:
         driver = max(driver, memory(str(job.pid)).get("Private_Dirty", 0))
-        for pid in workers():
+        for pid in workers(job.pid):
             found = memory(str(pid))
             if found.get("Private_Dirty", 0) > most.get(pid, {}).get("Private_Dirty", 0):
                 most[pid] = found
@@ -161,15 +161,23 @@ def train(triples: Path, work: Path, steps: int) -> dict[str, Any]:
     return {"workers": rows, "driver_mb": mb(driver << 10), "seconds": round(time.perf_counter() - start, 1), "steps": steps}
 
 
-def workers() -> list[int]:
-    """Process ids of Ray Train's workers of this user."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def workers(job: int) -> list[int]:
+    """Process ids of Ray Train's workers that descend from a job, which started Ray itself."""
+    parents: dict[int, int] = {}
+    names: dict[int, bytes] = {}
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            if path.read_bytes().startswith((b"ray::RayTrainWorker", b"ray::_RayTrainWorker")) and path.stat().st_uid == os.getuid():
-                found.append(int(path.parent.name))
+            parents[int(path.name)] = int(re.search(r"PPid:\s+(\d+)", (path / "status").read_text())[1])  # type: ignore[index]
+            names[int(path.name)] = (path / "cmdline").read_bytes()
         except OSError:
             continue
+    found = []
+    for pid, name in names.items():
+        ancestor = pid
+        while ancestor not in (0, job):
+            ancestor = parents.get(ancestor, 0)
+        if ancestor == job and b"RayTrainWorker" in name:
+            found.append(pid)
     return found
 
 
