@@ -3,7 +3,7 @@
 Q queries, N documents; the workers of a training divide the documents among themselves.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
