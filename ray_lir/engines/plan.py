@@ -1,7 +1,7 @@
 """QueryPlan: all that a shard needs to know about a query, made once for all shards; and the answers, with how they are merged."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,20 +128,48 @@ class QueryPlan:
         return f"{type(self).__name__}({self.query!r}, {self.params!r}, stage_limits={self.stage_limits})"
 
 
+@dataclass(eq=False)
+class _Tables:
+    """Tables of one query for one codec, by the name of the kernels. The number of threads does not change them."""
+
+    centroids: dict[str, np.ndarray] = field(default_factory=dict)
+    scans: dict[str, Any] = field(default_factory=dict)
+
+
 @derived
+def _tables(query: Query, codec: ResidualCodec) -> _Tables:
+    return _Tables()
+
+
 def centroid_scores(query: Query, codec: ResidualCodec, kernels: Kernels) -> np.ndarray:
-    """Return the scores of the query's tokens with every centroid, computed once a query.
+    """Return the scores of the query's tokens with every centroid, computed once a query in each process.
+
+    Args:
+        query: the query of n tokens.
+        codec: of the index.
+        kernels: compute the scores.
 
     Returns:
-        [C, L], at least as many lanes L as the query has tokens; the type is the kernels' choice.
+        [C, L], with at least n lanes L; the kernels choose the type.
     """
-    return kernels.centroid_scores(query.vectors, codec)
+    tables = _tables(query, codec).centroids
+    if kernels.name not in tables:
+        tables[kernels.name] = kernels.centroid_scores(query.vectors, codec)
+    return tables[kernels.name]
 
 
-@derived
 def scan_table(query: Query, codec: ResidualCodec, kernels: Kernels) -> Any:
-    """Return the centroid scores as `kernels.scan_codes` looks them up, computed once a query."""
-    return kernels.scan_table(centroid_scores(query, codec, kernels))
+    """Return the centroid scores as `kernels.scan_codes` looks them up, computed once a query in each process.
+
+    Args:
+        query: the query.
+        codec: of the index.
+        kernels: compute the table.
+    """
+    tables = _tables(query, codec).scans
+    if kernels.name not in tables:
+        tables[kernels.name] = kernels.scan_table(centroid_scores(query, codec, kernels))
+    return tables[kernels.name]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

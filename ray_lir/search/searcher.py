@@ -181,7 +181,7 @@ class Searcher:
     def _search(
         self, kernels: Kernels, k: int, engine: str | Config, quality: str, allowed: np.ndarray | None, queries: TokenEmbeddings
     ) -> list[TopK]:
-        plans = replace(self.planner, kernels=kernels).plan(queries, k, engine, quality)
+        plans = self.planner.plan(queries, k, engine, quality)
         loop = run_stages(plans, self.shards, self.planner.codec, kernels, [allowed] * len(plans))
         return finish(loop.plans, loop.kept[-1])
 
