@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from ray_lir.base.config import IndexConfig
+from ray_lir.distributed.workers import TaskWorkers
 
 from .cli import main
 from .where import Where, runs_on_ray, session
@@ -16,8 +17,10 @@ class BuildIndexJob(IndexConfig):
     """Folder or URL of embeddings that jobs.encode wrote."""
     output: str
     """Folder or URL of the index."""
+    workers: TaskWorkers = TaskWorkers()
     where: Where = "auto"
-    """ray: run as Ray tasks. here: run on threads of this process. auto: use Ray if it is installed. The bytes are the same."""
+    """ray: run as Ray tasks. here: run on threads of this process. auto: use Ray if it is installed. The bytes are the same, except those
+    that GPUs compute."""
     dry_run: bool = False
     """Predict the size of the index and the time of the build, and write nothing."""
 
@@ -38,7 +41,7 @@ def run(job: BuildIndexJob) -> dict[str, Any]:
     config = IndexConfig(**{name: getattr(job, name) for name in IndexConfig.model_fields})
     if job.dry_run:
         return {"output": job.output, "dry_run": True, **preview_build(job.embeddings, job.output, config)}
-    with session(runs_on_ray(job.where)) as map:
+    with session(runs_on_ray(job.where, job.workers), job.workers) as map:
         manifest = build_index(job.embeddings, job.output, config, map=map)
     num_bytes = sum(file.size for shard in manifest.shards for file in shard.files) + manifest.codec.size
     return {

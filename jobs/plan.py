@@ -64,6 +64,12 @@ class PlanJob(Config):
     """Dollars an hour of a machine with one such GPU. The default is a g6.2xlarge."""
     gpus: int = Field(4, ge=1)
     """Number of GPUs that encode."""
+    shard_gpus: float = Field(0, ge=0, le=1)
+    """GPUs of each shard group, 1 or a fraction: predicts a service on GPUs beside the one on CPUs. 0: only CPUs."""
+    gpu_memory_gb: float = Field(24, gt=0)
+    """Memory of a GPU, in GB (10^9 bytes). The default is an L4."""
+    gpu_gb_per_s: float = Field(300, gt=0)
+    """Bytes that a GPU reads from its memory, in GB a second. The default is an L4."""
     storage_price: float = Field(0.023, ge=0)
     """Dollars a month for one GB of object storage."""
 

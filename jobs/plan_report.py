@@ -22,7 +22,7 @@ from ray_lir.planning.capacity import (
     with_fewer_centroids,
 )
 from ray_lir.planning.measure import Measured, measure_corpus, measure_embeddings, measure_index
-from ray_lir.planning.sizes import Collection, predict_bytes
+from ray_lir.planning.sizes import GPU_RESERVED_BYTES, Collection, gpu_codec_bytes, gpu_collection_bytes, predict_bytes
 from ray_lir.planning.workload import build_seconds, encode_seconds
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def predict(job: "PlanJob") -> dict[str, Any]:
         "encode": _encode(job, collection),
         "build": _build(job, collection),
         "search": _search(job, load, capacity),
+        **({"gpu_search": _gpu_search(job, collection)} if job.shard_gpus else {}),
         "cost": _cost(job, collection, capacity),
         "warnings": _warnings(job, collection, capacity),
     }
@@ -171,6 +172,31 @@ def _search(job: "PlanJob", load: Load, found: Capacity) -> dict[str, Any]:
         "core_ms_a_query": _rounded(found.work.total),
         "ms_simulated": found.percentiles,
         "ms_with": alternatives(found, load),
+    }
+
+
+def _gpu_search(job: "PlanJob", of: Collection) -> dict[str, Any]:
+    """Groups and cards of one replica on GPUs, and the least time of a pass, in which exact search reads every token once."""
+    card = job.shard_gpus * job.gpu_memory_gb * GB
+    fixed = GPU_RESERVED_BYTES + gpu_codec_bytes(of.num_centroids, of.dim)
+    whole = gpu_collection_bytes(of)
+    if fixed >= card:
+        raise ConfigError(
+            f"each group needs {fixed / GB:.2f} GB on its card beside the shards and has {card / GB:.2f}; "
+            "raise --shard_gpus or --gpu_memory_gb, or lower --num_centroids"
+        )
+    groups = math.ceil(whole / (card - fixed))
+    cards = math.ceil(groups / math.floor(1 / job.shard_gpus + 1e-9))
+    found = predict_bytes(of)
+    read = (found.codes + found.residuals + found.scales) / cards
+    return {
+        "groups": groups,
+        "cards": cards,
+        "shards": max(of.num_shards, groups),
+        "memory_gb_a_group": _rounded((fixed + whole / groups) / GB),
+        "memory_gb": _rounded(card / GB),
+        "ms_a_pass_at_least": _rounded(1e3 * read / GB / job.gpu_gb_per_s),
+        "dollars_a_month": _rounded(cards * job.gpu_price * HOURS_A_MONTH),
     }
 
 

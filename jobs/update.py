@@ -43,6 +43,7 @@ class UpdateJob(Config):
     """File with ids of documents to delete: one a line, or JSON lines with _id. Unknown ids are counted."""
     encoder: QueryEncoderConfig = QueryEncoderConfig()
     workers: Workers = Workers()
+    """With gpus_per_worker, the tasks that compress the new documents compute on GPUs, too."""
     docs_per_part: int = Field(DOCS_PER_PART, ge=1)
     """Rows of the corpus in one Parquet file of embeddings."""
     where: Where = "auto"
@@ -68,7 +69,7 @@ def run(job: UpdateJob) -> dict[str, Any]:
     if job.dry_run:
         return {"index": job.index, "dry_run": True, **_preview(job, ids)}
     on_ray = runs_on_ray(job.where, job.workers)
-    with session(on_ray) as map:
+    with session(on_ray, job.workers) as map:
         update = _update(job, manifest, ids, on_ray, map)
     return _result(job, update) | {"seconds": round(time.perf_counter() - start, 3)}
 

@@ -19,9 +19,11 @@ On any port:
 
 import difflib
 import math
+import os
 from typing import Any
 
 import click
+import ray
 from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application
@@ -33,11 +35,14 @@ from ray_lir.base.errors import ConfigError, RayLirError
 from ray_lir.distributed.room import Demand, check_room_before_start
 from ray_lir.index.manifest import IndexManifest
 from ray_lir.index.versions import latest_version, read_version
+from ray_lir.kernels import VARIABLE, native
+from ray_lir.planning.sizes import QUERIES_PER_PASS
 from ray_lir.storage.manifest import check_file, files_of
 
 from .gateway import Gateway
 from .http.access import Access, read_tokens
 from .options import ServeConfig
+from .workers.gpu import GpuShare
 from .workers.query_encoder import QueryEncoder
 from .workers.shard_server import ShardServer
 
@@ -69,8 +74,9 @@ def build(args: dict[str, Any]) -> Application:
     """
     try:
         config = parse(args)
-        if config.encoder_gpus or config.encoder_cpus + config.shard_cpus > 1:  # the defaults fit on any machine
-            check_room_before_start(demands_of(config), ROOM_FIX)
+        needs_gpu = bool(config.encoder_gpus or config.shard_gpus)
+        if needs_gpu or config.encoder_cpus + config.shard_cpus > 1:  # the defaults fit on any machine
+            check_room_before_start(demands_of(config), ROOM_FIX, free_gpus=needs_gpu and not _is_serving())
         return application_of(config)
     except RayLirError as error:
         raise ApplicationError(str(error)) from None
@@ -96,10 +102,21 @@ def application_of(config: ServeConfig) -> Application:
 def demands_of(config: ServeConfig) -> list[Demand]:
     """Resources that the service needs before it scales up."""
     groups = config.num_groups or 1
+    shard_server = Demand(
+        "shard group (shard_cpus, shard_gpus)",
+        {"CPU": config.shard_cpus, "GPU": config.shard_gpus},
+        groups * config.replicas,
+        config.replicas if spread_over_cards(config) else 1,
+    )
     return [
         Demand("query encoder (encoder_gpus, encoder_cpus)", {"CPU": config.encoder_cpus, "GPU": config.encoder_gpus}, config.replicas),
-        Demand("shard group (shard_cpus)", {"CPU": config.shard_cpus}, groups * config.replicas),
+        shard_server,
     ]
+
+
+def _is_serving() -> bool:
+    """Whether Ray Serve runs an application: its replicas may hold the GPUs that this one gets."""
+    return ray.is_initialized() and bool(serve.status().applications)
 
 
 def parse(args: dict[str, Any]) -> ServeConfig:
@@ -123,7 +140,29 @@ def parse(args: dict[str, Any]) -> ServeConfig:
     if config.max_replicas is not None and config.max_replicas < config.replicas:
         raise ConfigError(f"max_replicas is {config.max_replicas}, less than replicas ({config.replicas}); raise it, or leave it out")
     cache = storage.absolute(config.cache) if config.cache else None
-    return config.model_copy(update={"index": storage.absolute(config.index), "cache": cache})
+    return config.model_copy(update={"index": storage.absolute(config.index), "cache": cache, "kernels": _kernels_of(config)})
+
+
+def _kernels_of(config: ServeConfig) -> str:
+    """The kernels of the shard groups. Raises ConfigError if they do not fit `shard_gpus`."""
+    in_environment = config.kernels == "auto" and os.environ.get(VARIABLE, "").strip()
+    kernels = in_environment or config.kernels
+    if kernels == "cuda" and not config.shard_gpus:
+        named = f"the environment variable {VARIABLE}" if in_environment else "kernels"
+        raise ConfigError(f"{named} is cuda, but no GPU is reserved; set shard_gpus to 1, or to a fraction to share a card")
+    if config.shard_gpus and kernels not in ("auto", "cuda"):
+        raise ConfigError(f"kernels {kernels} compute on CPUs; leave out shard_gpus, or set kernels to cuda")
+    return "cuda" if config.shard_gpus else config.kernels
+
+
+def gpu_share(config: ServeConfig) -> GpuShare | None:
+    """Return what each replica of a shard group may use of a card; None if groups search on CPUs."""
+    return GpuShare(config.shard_gpus, config.gpu_memory_gb) if config.shard_gpus else None
+
+
+def number_of_groups(config: ServeConfig, manifest: IndexManifest) -> int:
+    """Return the number of shard groups of a configuration."""
+    return config.num_groups or min(len(manifest.shards), DEFAULT_GROUPS)
 
 
 def access_of(config: ServeConfig) -> Access:
@@ -145,6 +184,8 @@ def _check_index(config: ServeConfig, manifest: IndexManifest) -> None:
         )
     for file in files_of(manifest):
         check_file(config.index, file)
+    if gpu := gpu_share(config):
+        gpu.check_fits(manifest, number_of_groups(config, manifest))
 
 
 def _check_encoder(config: ServeConfig, manifest: IndexManifest) -> None:
@@ -163,13 +204,29 @@ def scaling(config: ServeConfig, calls: int) -> dict[str, Any]:
     return {"autoscaling_config": {**bounds, "target_ongoing_requests": calls}}
 
 
+def spread_over_cards(config: ServeConfig) -> dict[str, Any]:
+    """Options that put the replicas of a group on different cards.
+
+    Fractions above one half never share a card. Ray would put two smaller fractions on one card, so such replicas go to different machines.
+    """
+    shares = 0 < config.shard_gpus <= 0.5 and max(config.replicas, config.max_replicas or 0) > 1
+    return {"max_replicas_per_node": 1} if shares else {}
+
+
+def encoder_kernels(config: ServeConfig) -> str:
+    """Return the kernels that plan queries: those of the groups if the query encoder has a GPU too, and otherwise the CPU's."""
+    if config.encoder_gpus or not config.shard_gpus:
+        return config.kernels
+    return "native" if native.available() else "reference"
+
+
 def hedge_percentile(config: ServeConfig) -> float | None:
     """The percentile after which calls are hedged; None if hedging is disabled or there is no second replica."""
     return config.hedge_percentile if max(config.replicas, config.max_replicas or 0) > 1 and config.hedge_percentile < 100 else None
 
 
 def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Access) -> Application:
-    num_groups = config.num_groups or min(len(manifest.shards), DEFAULT_GROUPS)
+    num_groups = number_of_groups(config, manifest)
     options: dict[str, Any] = {
         "max_constructor_retry_count": CONSTRUCTOR_TRIES,
         "graceful_shutdown_timeout_s": config.timeout_s + 5,  # requests in progress may finish
@@ -180,11 +237,15 @@ def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Ac
     replicas: dict[str, Any] = {"max_ongoing_requests": config.max_ongoing_requests, **options}
     encoder_resources = {"num_cpus": config.encoder_cpus, "num_gpus": config.encoder_gpus}
     encoder = serve.deployment(ray_actor_options=encoder_resources, **scaling(config, ENCODER_CALLS), **replicas)(QueryEncoder)
-    calls = 2 * max(1, math.floor(config.shard_cpus))  # for each thread one call that computes and one that waits
-    shard_server = serve.deployment(ray_actor_options={"num_cpus": config.shard_cpus}, **scaling(config, calls), **replicas)(ShardServer)
+    threads = max(1, math.floor(config.shard_cpus))
+    calls = QUERIES_PER_PASS // 4 if config.shard_gpus else 2 * threads  # for each thread one call that computes and one that waits
+    shard_resources = {"num_cpus": config.shard_cpus, "num_gpus": config.shard_gpus}
+    shard_server = serve.deployment(ray_actor_options=shard_resources, **spread_over_cards(config), **scaling(config, calls), **replicas)(
+        ShardServer
+    )
     shard_groups = {
         f"ShardGroup-{group}": shard_server.options(name=f"ShardGroup-{group}").bind(
-            config.index, version, group, num_groups, config.shard_cpus, config.verify, config.cache
+            config.index, version, group, num_groups, config.shard_cpus, config.verify, config.cache, config.kernels, gpu_share(config)
         )
         for group in range(num_groups)
     }
@@ -193,7 +254,7 @@ def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Ac
     return gateway.bind(
         config.index,
         version,
-        encoder.bind(config.index, version, config.encoder, config.verify),
+        encoder.bind(config.index, version, config.encoder, config.verify, encoder_kernels(config), config.kernels),
         shard_groups,
         config.timeout_s,
         config.max_requests,

@@ -10,8 +10,9 @@ import torch
 from ray_lir.base.config import EncoderConfig
 from ray_lir.base.errors import ConfigError
 from ray_lir.corpus.scan import Chunk
+from ray_lir.distributed.gpus import torch_device
 from ray_lir.distributed.pipeline import ChunkActor, Pool, light_pool_size, run_chunks
-from ray_lir.distributed.room import Demand, check_room
+from ray_lir.distributed.room import Demand, check_free_gpus, check_room
 from ray_lir.distributed.runtime import portable_errors, start_ray, wait_for_machines
 from ray_lir.distributed.workers import Workers
 from ray_lir.embeddings.contract import EncoderContract
@@ -73,7 +74,10 @@ def make_pool(workers: Workers, encoder: EncoderConfig) -> WorkerPool:
         size = workers.num_workers or max(1, num_cpus // threads)
     pool = WorkerPool(size, threads, RESERVED_FRACTION * min(threads, _largest_machine()), gpus)
     fix = "set workers.gpus_per_worker to the GPUs of a machine or less, or encoder.device to cpu"
-    check_room([Demand("encoding worker", {"GPU": gpus, "CPU": pool.cpus})], fix)
+    demand = Demand("encoding worker", {"GPU": gpus, "CPU": pool.cpus})
+    check_room([demand], fix)
+    if gpus:
+        check_free_gpus([demand], "set encoder.device to cpu and leave out workers.gpus_per_worker")
     if size * gpus > num_gpus or size * pool.cpus > num_cpus:
         logger.warning("encode: the cluster has no room for all %d workers yet; the others wait for a machine", size)
     return pool
@@ -131,5 +135,5 @@ class _EncodingWorker(ChunkActor[TokenizedChunk, ChunkEntry]):
 
 
 def _on_worker(encoder: EncoderConfig, pool: WorkerPool) -> EncoderConfig:
-    """The configuration of a worker. Ray shows it only its own GPU, so the device has no number."""
-    return encoder.model_copy(update={"device": "cuda" if pool.gpus else "cpu"})
+    """The configuration of a worker."""
+    return encoder.model_copy(update={"device": torch_device(pool.gpus)})

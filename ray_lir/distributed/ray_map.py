@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import ray
@@ -10,6 +11,7 @@ from ray.exceptions import RayTaskError
 
 from ray_lir.distributed.room import Demand, check_room
 from ray_lir.distributed.runtime import error_of, portable_errors, start_ray
+from ray_lir.kernels import default_kernels
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -21,7 +23,13 @@ SECONDS_BETWEEN_READINGS = 5.0
 
 
 def ray_map(
-    function: Callable[[Item], Result], items: Iterable[Item], *, num_cpus: float = 1, num_gpus: float = 0, in_flight: int | None = None
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    kernels: str = "",
+    in_flight: int | None = None,
 ) -> Iterator[Result]:
     """Apply a function to each item as a Ray task, and yield the results in order.
 
@@ -33,7 +41,8 @@ def ray_map(
         function: Applied to each item; must be picklable.
         items: Read as tasks are submitted.
         num_cpus: CPUs that Ray reserves for each task.
-        num_gpus: GPUs that Ray reserves for each task.
+        num_gpus: GPUs that Ray reserves for each task; a fraction lets tasks share a card.
+        kernels: Kernel set that `auto` means in the tasks, such as cuda. Empty: as in any other process.
         in_flight: Tasks that are submitted but not yet yielded, at most. None: twice as many as the cluster runs at once.
 
     Raises:
@@ -49,7 +58,7 @@ def ray_map(
     waiting: deque[ray.ObjectRef] = deque()
     try:
         for item in items:
-            waiting.append(call.remote(stored, item))
+            waiting.append(call.remote(stored, item, kernels))
             if in_flight is None and time.monotonic() - read_at >= SECONDS_BETWEEN_READINGS:
                 limit, read_at = 2 * max(1, _slots(num_cpus, num_gpus)), time.monotonic()
             while len(waiting) >= limit:
@@ -62,8 +71,8 @@ def ray_map(
 
 
 @ray.remote(max_retries=RETRIES)
-def _call(function: Callable[[Any], Any], item: Any) -> Any:
-    with portable_errors():
+def _call(function: Callable[[Any], Any], item: Any, kernels: str) -> Any:
+    with portable_errors(), default_kernels(kernels) if kernels else nullcontext():
         return function(item)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import ray
 from ray._private import ray_constants
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
-from ray._private.state import state
+from ray._private.state import available_resources_per_node, state
 from ray.experimental.internal_kv import _internal_kv_get
 
 from ray_lir.base.errors import ConfigError
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 STATUS_S = 5.0
 """Seconds to wait for the first report of the autoscaler; a new cluster writes it after some seconds."""
+GPU_PATIENCE_S = 20.0
+"""Seconds to wait for GPUs that other processes hold. The GPUs of a job that just ended are free within seconds."""
 FIXED_NODES = ("node_", "local.cluster.node")
 """Prefixes of the node types of machines that no autoscaler started."""
 
@@ -31,11 +33,13 @@ class Demand:
         name: Name of one process, for messages.
         resources: Resources of each process, by Ray's names: CPU, GPU.
         count: Number of processes.
+        machines: Number of machines that the processes must be spread over, at least.
     """
 
     name: str
     resources: Mapping[str, float]
     count: int = 1
+    machines: int = 1
 
 
 def check_room(demands: Sequence[Demand], fix: str) -> None:
@@ -56,22 +60,60 @@ def check_room(demands: Sequence[Demand], fix: str) -> None:
     logger.info("%s; waiting for the autoscaler to add machines", problem)
 
 
-def what_is_missing(demands: Sequence[Demand], nodes: Sequence[Mapping[str, float]]) -> str | None:
-    """Return why these machines cannot run all demands at once, as part of a sentence; None if they can."""
+def check_free_gpus(demands: Sequence[Demand], fix: str) -> None:
+    """Check that the GPUs of all demands are free now. Ray itself would wait for them without a message.
+
+    Waits `GPU_PATIENCE_S` for GPUs that other processes hold. If the cluster can grow, it logs that the demands wait, and returns.
+
+    Args:
+        demands: Processes that must run at the same time.
+        fix: End of the error message: which settings to change.
+
+    Raises:
+        ConfigError: Other processes hold the GPUs.
+    """
+    gpus = [Demand(each.name, {"GPU": each.resources.get("GPU", 0)}, each.count, each.machines) for each in demands]
+    deadline = time.monotonic() + GPU_PATIENCE_S
+    while problem := what_is_missing(gpus, list(available_resources_per_node().values()), "free"):
+        if can_grow():
+            logger.info("%s; waiting for the autoscaler to add machines", problem)
+            return
+        if time.monotonic() > deadline:
+            raise ConfigError(f"{problem}; wait for the jobs and services that hold the others, or {fix}")
+        time.sleep(0.5)
+
+
+def what_is_missing(demands: Sequence[Demand], nodes: Sequence[Mapping[str, float]], kind: str = "") -> str | None:
+    """Return why these machines cannot run all demands at once, as part of a sentence; None if they can.
+
+    Args:
+        demands: Processes that must run at the same time.
+        nodes: Resources of each machine.
+        kind: Word for the message that says which resources these are: `free`, or nothing for all.
+    """
+    kind = f" {kind}" if kind else ""
     for name in ("GPU", "CPU"):
         total_here = sum(node.get(name, 0) for node in nodes)
         largest = max((node.get(name, 0) for node in nodes), default=0)
         for demand in demands:
             needed = demand.resources.get(name, 0)
             if needed > largest:
-                where = f"has {total_here:g}" if total_here == largest else f"has {total_here:g}, and no machine more than {largest:g}"
+                more = "" if total_here == largest else f", and no machine more than {largest:g}"
+                where = f"has {total_here:g}{kind}{more}"
                 return f"each {demand.name} needs {needed:g} {name}s, but the Ray cluster {where}"
         total = sum(demand.count * demand.resources.get(name, 0) for demand in demands)
         if total > total_here + 1e-9:
             parts = ", ".join(
                 f"{demand.count} x {demand.name} with {demand.resources[name]:g}" for demand in demands if demand.resources.get(name)
             )
-            return f"{total:g} {name}s are needed ({parts}), but the Ray cluster has {total_here:g}"
+            return f"{total:g} {name}s are needed ({parts}), but the Ray cluster has {total_here:g}{kind}"
+    for demand in demands:
+        needed = demand.resources.get("GPU", 0)
+        able = sum(all(node.get(name, 0) >= amount for name, amount in demand.resources.items()) for node in nodes)
+        if able < demand.machines:
+            return f"the replicas of a {demand.name} need {demand.machines} machines with {needed:g} GPUs, but the Ray cluster has {able}"
+        if not kind and 0.5 < needed < 1 and demand.count > (whole := sum(int(node.get("GPU", 0)) for node in nodes)):
+            return f"{demand.count} x {demand.name} with {needed:g} GPUs need a card each, but the Ray cluster has {whole}"
     return None
 
 
@@ -90,18 +132,25 @@ def can_grow() -> bool:
     return any(not kind.startswith(FIXED_NODES) for kind in types)
 
 
-def check_room_before_start(demands: Sequence[Demand], fix: str) -> None:
+def check_room_before_start(demands: Sequence[Demand], fix: str, free_gpus: bool = False) -> None:
     """`check_room` before this process is connected to Ray: checks the cluster that it would connect to, or this machine.
 
     Args:
         demands: Processes that must run at the same time.
         fix: End of the error message: which settings to change.
+        free_gpus: Whether GPUs that other processes hold are missing, too.
 
     Raises:
         ConfigError: The demands do not fit; the message names what is missing.
     """
-    if ray.is_initialized():
+
+    def check() -> None:
         check_room(demands, fix)
+        if free_gpus:
+            check_free_gpus(demands, fix)
+
+    if ray.is_initialized():
+        check()
         return
     try:
         ray.init(address=os.environ.get("RAY_ADDRESS") or "auto", log_to_driver=False, logging_level=logging.ERROR)
@@ -111,6 +160,6 @@ def check_room_before_start(demands: Sequence[Demand], fix: str) -> None:
             raise ConfigError(f"{problem}; {fix}") from None
         return
     try:
-        check_room(demands, fix)
+        check()
     finally:
         ray.shutdown()

@@ -27,8 +27,9 @@ from ray_lir.base.errors import ConfigError
 from ray_lir.base.parallel import threads, use_cores
 from ray_lir.corpus.scan import Chunk
 from ray_lir.distributed.encode import WorkerPool, make_pool
+from ray_lir.distributed.gpus import torch_device
 from ray_lir.distributed.pipeline import ChunkActor, Pool, run_chunks
-from ray_lir.distributed.room import Demand, check_room
+from ray_lir.distributed.room import Demand, check_free_gpus, check_room
 from ray_lir.distributed.runtime import error_of, portable_errors
 from ray_lir.distributed.workers import SearchWorkers
 from ray_lir.embeddings.contract import EncoderContract
@@ -158,11 +159,9 @@ def on_ray(
     """
     pool = make_pool(workers, encoder)
     groups = num_groups(workers, source.root, read_version(source.root, source.version))
+    encoder = encoder.model_copy(update={"device": torch_device(pool.gpus)})
     if pool.gpus:
         source = replace(source, kernels="cuda")
-        encoder = encoder.model_copy(update={"device": "cuda"})
-    else:
-        encoder = encoder.model_copy(update={"device": "cpu"})
     with _groups(groups, source, pool, must_spread=not workers.groups) as handles:
 
         def pools(done: frozenset[int]) -> list[Pool]:
@@ -377,7 +376,10 @@ def _groups(count: int, source: IndexSource, pool: WorkerPool, must_spread: bool
         return
     manifest = read_version(source.root, source.version)
     each = {"CPU": GROUP_FRACTION * pool.threads, "GPU": pool.gpus}
-    check_room([Demand("shard group", each, count)], "lower --workers.groups, or add machines")
+    demand = Demand("shard group", each, count)
+    check_room([demand], "lower --workers.groups, or add machines")
+    if pool.gpus:
+        check_free_gpus([demand], "lower --workers.groups or --workers.gpus_per_worker")
     machines = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
     if must_spread and machines < count:
         logger.info("search: the index needs %d machines and the cluster has %d; waiting for more", count, machines)

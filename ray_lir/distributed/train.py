@@ -5,7 +5,6 @@ finished training leaves checkpoint/, metrics.jsonl, provenance.json and, writte
 """
 
 import logging
-import os
 import shutil
 import socket
 import tempfile
@@ -30,11 +29,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_lir import storage
 from ray_lir.base.config import EncoderConfig, TrainingConfig, TrainingSource, canonical_json, digest, parse_json
 from ray_lir.base.errors import ConfigError, Conflict, RayLirError
+from ray_lir.distributed.gpus import has_logical_gpus
 from ray_lir.distributed.runtime import error_of, ray_session, wait_for_machines
 from ray_lir.distributed.train_data import SharedData
 from ray_lir.distributed.train_worker import (
     ENCODER,
-    LOGICAL_GPUS,
     METRICS,
     WorkerTask,
     best_record,
@@ -266,17 +265,13 @@ def _check_gpus(num_workers: int, num_gpus: int) -> None:
                 "wait for the jobs that hold them, use fewer workers, or --gpus_per_worker 0"
             )
         time.sleep(0.5)
-    if not _has_logical_gpus() and (place := ray.get(_gpu_without_cuda.remote())):
+    if not has_logical_gpus() and (place := ray.get(_gpu_without_cuda.remote())):
         raise ConfigError(no_cuda(place))
 
 
 def _free_gpus() -> int:
     """Whole GPUs that no process has reserved."""
     return sum(int(resources.get("GPU", 0)) for resources in available_resources_per_node().values())
-
-
-def _has_logical_gpus() -> bool:
-    return os.environ.get(LOGICAL_GPUS) == "1"
 
 
 @ray.remote(num_gpus=1, num_cpus=0)
@@ -294,7 +289,7 @@ def _fit(job: _Job, scaling: ScalingConfig) -> Result:
         RayLirError: The user's mistake that ended training.
     """
     name = f"train-{digest(job.identity)[:12]}"
-    logical_gpus = bool(scaling.use_gpu) and _has_logical_gpus()
+    logical_gpus = bool(scaling.use_gpu) and has_logical_gpus()
     with _progress_log() as lines:
         task = WorkerTask(
             encoder=job.encoder,

@@ -17,13 +17,12 @@ from ray.util.queue import Queue
 from ray_lir import storage
 from ray_lir.base.config import EncoderConfig, TrainingConfig, parse_json
 from ray_lir.base.errors import ConfigError, RayLirError
+from ray_lir.distributed.gpus import LOGICAL_GPUS
 from ray_lir.distributed.runtime import portable_errors
 from ray_lir.distributed.train_data import SharedData
 from ray_lir.training.trainer import StepRecord, Training, load_encoder, product_dtype
 
 METRICS, STATE, ENCODER = "metrics.jsonl", "training.pt", "encoder"
-LOGICAL_GPUS = "RAY_LIR_LOGICAL_GPUS"
-"""Environment variable for tests: 1 says that the cluster's GPUs are numbers without hardware."""
 
 
 @dataclass(frozen=True)

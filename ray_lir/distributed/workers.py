@@ -17,6 +17,14 @@ class Workers(Config):
     """GPUs of each worker; fractions are allowed. None: 1 if the cluster has GPUs and encoder.device is not cpu."""
 
 
+class TaskWorkers(Config):
+    """The tasks of a build."""
+
+    gpus_per_worker: float | None = Field(None, gt=0, le=1)
+    """GPUs that Ray reserves for each task, which then computes on the GPU; a fraction lets tasks share a card. None: tasks compute on
+    CPUs."""
+
+
 class TrainingRun(Config):
     """How a training runs: the result depends on it only by the rounding of sums."""
 

@@ -1,6 +1,8 @@
 """The inner loops of building and search. `Kernels` is the interface, and `select` chooses the kernel set that runs them."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ray_lir.base.errors import ConfigError, RayLirError
 from ray_lir.base.parallel import num_cores
@@ -8,7 +10,7 @@ from ray_lir.kernels import native
 from ray_lir.kernels.protocol import Kernels
 from ray_lir.kernels.reference import REFERENCE
 
-__all__ = ["VARIABLE", "Kernels", "select"]
+__all__ = ["VARIABLE", "Kernels", "default_kernels", "select"]
 
 VARIABLE = "RAY_LIR_KERNELS"
 """Environment variable that replaces `auto`: with cuda, builds and searches that choose no kernels run on the GPU."""
@@ -33,6 +35,24 @@ def select(name: str = "auto", threads: int = 1) -> Kernels:
         return _select(variable, threads)
     except RayLirError as error:
         raise type(error)(f"the environment variable {VARIABLE} is {variable!r}: {error}") from None
+
+
+@contextmanager
+def default_kernels(name: str) -> Iterator[None]:
+    """Make `auto` mean another kernel set for this process, in the body of a `with` block.
+
+    Args:
+        name: A name that `select` accepts.
+    """
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
 
 
 def _select(name: str, threads: int) -> Kernels:

@@ -1,5 +1,6 @@
 """Predicts the size of a collection: bytes of every kind of file, and memory for searching."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,13 @@ from ray_lir.base.config import Config
 from ray_lir.building.build import TOKENS_PER_SHARD
 from ray_lir.building.clustering import default_num_centroids
 from ray_lir.engines.plan import IndexStatistics
+from ray_lir.index.manifest import IndexManifest, ShardEntry
+from ray_lir.index.shard_groups import split_shards
+
+GPU_RESERVED_BYTES = 1 << 30
+"""Bytes of a card that each process needs beside the index: the CUDA context, compiled programs and temporary results."""
+QUERIES_PER_PASS = 64
+"""Queries that GPU kernels score in one pass, at most."""
 
 
 @dataclass(frozen=True)
@@ -98,3 +106,65 @@ def posting_memory(of: Collection) -> int:
 def codec_memory(of: Collection) -> int:
     """Return the bytes of the codec in each process of the service: centroids as float16, float32 and 16-bit words."""
     return of.num_centroids * of.dim * (2 + 4 + 2)
+
+
+def gpu_shard_bytes(entry: ShardEntry, num_centroids: int) -> int:
+    """Return the bytes of GPU memory that a shard takes, posting lists and the scores of one pass included.
+
+    Args:
+        entry: Manifest entry of the shard.
+        num_centroids: Number of centroids of the index.
+    """
+    on_card = ("codes.npy", "residuals.npy", "scales.npy", "weights.npy")
+    arrays = sum(file.size for file in entry.files if file.name.rpartition("/")[2] in on_card)
+    return arrays + _gpu_work_bytes(entry.num_docs, entry.num_tokens, num_centroids)
+
+
+def gpu_group_bytes(manifest: IndexManifest, entries: Sequence[ShardEntry]) -> int:
+    """Return the bytes of GPU memory that a process needs to search some shards of an index with `cuda` kernels.
+
+    Args:
+        manifest: Manifest of the index version.
+        entries: Manifest entries of the shards.
+    """
+    shards = sum(gpu_shard_bytes(entry, manifest.num_centroids) for entry in entries)
+    return GPU_RESERVED_BYTES + gpu_codec_bytes(manifest.num_centroids, manifest.dim) + shards
+
+
+def gpu_codec_bytes(num_centroids: int, dim: int) -> int:
+    """Return the bytes of GPU memory of a codec: centroids as float32, and as float16 with and without padding to a power of two."""
+    return num_centroids * (4 * dim + 2 * dim + 2 * max(16, 1 << (dim - 1).bit_length()))
+
+
+def gpu_groups_needed(manifest: IndexManifest, num_bytes: float) -> int | None:
+    """Return the fewest shard groups that each fit into `num_bytes` of GPU memory; None if a single shard does not fit.
+
+    Args:
+        manifest: Manifest of the index version.
+        num_bytes: Bytes of GPU memory for each group.
+    """
+    shards = manifest.shards
+    return next((groups for groups in range(1, len(shards) + 1) if largest_gpu_group(manifest, groups) <= num_bytes), None)
+
+
+def largest_gpu_group(manifest: IndexManifest, num_groups: int) -> int:
+    """Return the bytes of GPU memory of the largest of `num_groups` shard groups.
+
+    Args:
+        manifest: Manifest of the index version.
+        num_groups: Number of groups.
+    """
+    return max(gpu_group_bytes(manifest, manifest.shards[run.start : run.stop]) for run in split_shards(manifest.shards, num_groups))
+
+
+def gpu_collection_bytes(of: Collection) -> int:
+    """Return the bytes of GPU memory of a whole collection, without what each process needs beside it (`GPU_RESERVED_BYTES`, codec)."""
+    found = predict_bytes(of)
+    arrays = found.codes + found.residuals + found.scales
+    return arrays + _gpu_work_bytes(of.num_docs, of.num_tokens, of.num_centroids * of.num_shards)
+
+
+def _gpu_work_bytes(num_docs: int, num_tokens: int, num_centroids: int) -> int:
+    """Bytes of what kernels derive from a shard: offsets, tiles of 32 tokens (16 bytes each), postings, and twice the scores of a pass."""
+    tiles = num_tokens // 32 + num_docs
+    return 8 * num_docs + 16 * tiles + 8 * (num_tokens + num_centroids) + 2 * 4 * QUERIES_PER_PASS * num_docs

@@ -51,6 +51,8 @@ class Planner:
     statistics: IndexStatistics
     kernels: Kernels
     tuning: Tuning | None = None
+    shard_kernels: str = ""
+    """Name of the kernels that score documents, by which `auto` chooses the engine. Empty: those that make the plans."""
 
     def plan(self, queries: TokenEmbeddings, k: int = 10, engine: str | Config = "auto", quality: str = "balanced") -> list[QueryPlan]:
         """One plan a query, all of the same engine.
@@ -74,7 +76,7 @@ class Planner:
             )
         if "queries" in self.manifest.contract.weighs:
             check_weights(self.manifest.contract, "queries", queries.weights is not None)
-        params = resolve(engine, self.statistics, self.kernels.name, quality, k, self.tuning)
+        params = resolve(engine, self.statistics, self.shard_kernels or self.kernels.name, quality, k, self.tuning)
         engine_plan = ENGINES[engine_name(params)].plan
         return [
             replace(

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -56,12 +56,16 @@ class QueryEncoder:
 
     Args:
         checkpoint: where the encoder's weights lie now; None: where the index's contract says.
+        kernels: kernels that make query plans.
+        shard_kernels: kernels of the shard groups, by which `auto` chooses the engine.
 
     Raises:
         IncompatibleError: if the checkpoint is not the encoder that the index was made with.
     """
 
-    def __init__(self, root: str, version: int, checkpoint: str | None, verify: bool):
+    def __init__(self, root: str, version: int, checkpoint: str | None, verify: bool, kernels: str = "auto", shard_kernels: str = "auto"):
+        self.kernels = kernels
+        self.shard_kernels = shard_kernels
         self.listener = UnixListener(self)
         self.root = root
         self.checkpoint = checkpoint
@@ -135,7 +139,9 @@ class QueryEncoder:
 
     def _open(self, version: int) -> "tuple[Encoder, Planner]":
         manifest = read_version(self.root, version)
-        planner = open_planner(self.root, manifest, self.verify, tuning=read_tuning(self.root, version))
+        planner = open_planner(self.root, manifest, self.verify, self.kernels, read_tuning(self.root, version))
+        if self.shard_kernels != "auto":
+            planner = replace(planner, shard_kernels=self.shard_kernels)
         encoder = self.encoders.get(manifest.contract.fingerprint)
         if encoder is None:
             from ray_lir.encoder.encoder import Encoder

@@ -4,7 +4,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,17 +14,20 @@ import numpy as np
 from ray_lir import storage
 from ray_lir.base.errors import ShardUnavailable
 from ray_lir.engines.plan import QueryPlan, TopK
-from ray_lir.engines.stages import StageCall, run_stage, run_stages
+from ray_lir.engines.stages import StageCall, StageLoop, run_stage, run_stages
 from ray_lir.index.filters import Filters
+from ray_lir.index.manifest import IndexManifest, ShardEntry
 from ray_lir.index.shard_groups import split_shards
 from ray_lir.index.versions import read_version
 from ray_lir.kernels import select
 from ray_lir.search.explain import TokenMatches, kept_out, match_tokens, shard_of, stage_scores
-from ray_lir.search.searcher import Searcher, matching, open_planner, open_shards, unknown_fields
+from ray_lir.search.searcher import Planner, Searcher, matching, open_planner, open_shards, unknown_fields
 from ray_lir.storage.local_copy import local_copy, remove_other_copies
 from ray_lir.storage.manifest import files_of
 
 from ..transport.unix_socket import UnixListener
+from .batching import Batcher
+from .gpu import GpuShare, check_device, warm_up
 from .versions import Served, Versions
 
 STUCK_AFTER_S = 120.0
@@ -53,6 +56,23 @@ class GroupAnswer:
     unknown_fields: dict[str, frozenset[str]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class SearchCall:
+    """One call of `ShardServer.search`; its arguments are the attributes."""
+
+    served: Served
+    plans: Sequence[QueryPlan]
+    filters: Filters | None
+    ahead: tuple[int, ...]
+    fields: Sequence[str] | None
+
+    @property
+    def kind(self) -> Hashable:
+        """Calls of one kind can share a pass: the same version, engine and stages."""
+        first = self.plans[0]
+        return self.served.answering, first.params.engine, len(first.stage_limits), self.ahead, first.scorer_terms is None
+
+
 class ShardServer:
     """Opens the shards of group `group` out of `num_groups`, and no others, of each version that it is asked for.
 
@@ -62,18 +82,41 @@ class ShardServer:
     Args:
         verify: read every file and compare its digest when a version is opened.
         cache: folder for copies of the shards, if the index is not on a disk.
+        kernels: name of the kernels that score.
+        gpu: the part of a card that Ray reserved, for `cuda` kernels. Concurrent searches are then merged into one pass over the shards, up
+            to `queries_together` queries of the kernels. None: the group searches on the CPU.
 
     Raises:
         FormatError: if a file is missing, cut or (with verify) altered.
+        ConfigError: if the group does not fit into its part of the card.
+        KernelUnavailable: if there is no GPU.
     """
 
-    def __init__(self, root: str, version: int, group: int, num_groups: int, num_cpus: float, verify: bool, cache: str | None):
+    def __init__(
+        self,
+        root: str,
+        version: int,
+        group: int,
+        num_groups: int,
+        num_cpus: float,
+        verify: bool,
+        cache: str | None,
+        kernels: str = "auto",
+        gpu: GpuShare | None = None,
+    ):
         self.listener = UnixListener(self)
         self.root = root
         self.group = group
         self.num_groups = num_groups
         self.verify = verify
         self.cache = cache
+        self.gpu = gpu
+        self.kernels = select(kernels)
+        self.merged: Batcher[SearchCall, GroupAnswer] = Batcher(
+            lambda calls: self._timed(None, _search_together, self.versions, calls),
+            lambda call: len(call.plans),
+            self.kernels.queries_together,
+        )
         self.pool = ThreadPoolExecutor(max(1, math.floor(num_cpus)))
         self.began: dict[int, float] = {}
         self.calls = 0
@@ -93,7 +136,10 @@ class ShardServer:
             fields: of the last stage's best documents to send along; None for no documents.
         """
         kind = (plans[0].params.engine, len(plans)) if filters is None else None  # how long filters take depends on what they ask
-        return await self._compute(_search, self.versions, served, plans, filters, ahead, fields, kind=kind)
+        call = SearchCall(served, plans, filters, tuple(ahead), fields)
+        if self.gpu:
+            return await self.merged(call)
+        return await self._compute(_search, self.versions, call, kind=kind)
 
     async def run_stage(self, served: Served, plans: Sequence[QueryPlan], number: int, documents: Sequence[np.ndarray]) -> list[TopK]:
         """Stage `number`, from 1, of the plans' engine for some of this group's documents.
@@ -161,20 +207,30 @@ class ShardServer:
         """Answers as soon as the shards are open."""
 
     def check_health(self) -> None:
-        """Serve asks regularly. Raises ShardUnavailable if a call hangs."""
+        """Serve asks regularly. Raises ShardUnavailable if a call hangs, or if the GPU does not answer."""
         longest = max((time.monotonic() - began for began in list(self.began.values())), default=0.0)
         if longest > STUCK_AFTER_S:
             raise ShardUnavailable(f"a call has been computing for {longest:.0f} seconds; look at this machine's disk and load")
+        if self.gpu and not self.began:  # a call that computes shows that the device answers, or is noticed above
+            check_device()
 
     def _open(self, version: int) -> Searcher:
         manifest = read_version(self.root, version)
         run = split_shards(manifest.shards, self.num_groups)[self.group]
         shards = manifest.shards[run.start : run.stop]
-        planner = open_planner(self.root, manifest, self.verify)
+        if self.gpu:
+            self.gpu.check_fits(manifest, self.num_groups)
+        planner = open_planner(self.root, manifest, self.verify, self.kernels.name)
+        searcher = self._open_shards(planner, manifest, shards)
+        if self.gpu:
+            warm_up(searcher)
+        return searcher
+
+    def _open_shards(self, planner: Planner, manifest: IndexManifest, shards: Sequence[ShardEntry]) -> Searcher:
         if storage.is_local(self.root):
-            return Searcher(planner, open_shards(self.root, manifest, shards, self.verify), select("auto"))
+            return Searcher(planner, open_shards(self.root, manifest, shards, self.verify), self.kernels)
         copy = local_copy(self.root, self.cache or "", [file for shard in shards for file in files_of(shard)])
-        return Searcher(planner, open_shards(copy, manifest, shards), select("auto"))
+        return Searcher(planner, open_shards(copy, manifest, shards), self.kernels)
 
     def _let_go(self, versions: Sequence[int]) -> None:
         shards = [shard for version in versions for shard in read_version(self.root, version).shards]
@@ -202,16 +258,59 @@ class ShardServer:
                 self.seconds[kind] = time.monotonic() - start
 
 
-def _search(
-    versions: Versions[Searcher], served: Served, plans: Sequence[QueryPlan], filters: Filters | None, ahead: Sequence[int], fields: Any
-) -> GroupAnswer:
-    searcher = versions.get(served)
-    allowed = [None if filters is None else matching(searcher.shards, filters)] * len(plans)
-    loop = run_stages(plans, searcher.shards, searcher.planner.codec, searcher.kernels, allowed, ahead)
-    best = [top.documents[: plan.stage_limits[-1]] for plan, top in zip(plans, loop.kept[-1], strict=True)]
+def _search(versions: Versions[Searcher], call: SearchCall) -> GroupAnswer:
+    searcher = versions.get(call.served)
+    loop = _run(searcher, call.plans, [_allowed(searcher, call)] * len(call.plans), call.ahead)
+    return _answer(searcher, call, loop.kept, loop.seconds)
+
+
+def _search_together(versions: Versions[Searcher], calls: Sequence[SearchCall]) -> list[GroupAnswer | Exception]:
+    """The answer of each call. Calls with the same version, engine and stages are one pass over the shards."""
+    answers: dict[int, GroupAnswer | Exception] = {}
+    passes: dict[Hashable, list[int]] = {}
+    allowed: dict[int, np.ndarray | None] = {}
+    for position, call in enumerate(calls):
+        try:
+            allowed[position] = _allowed(versions.get(call.served), call)
+            passes.setdefault(call.kind, []).append(position)
+        except Exception as error:  # wrong filters concern none of the other calls
+            answers[position] = error
+    for positions in passes.values():
+        try:
+            answers |= _one_pass(versions, calls, positions, allowed)
+        except Exception as error:
+            answers |= dict.fromkeys(positions, error)
+    return [answers[position] for position in range(len(calls))]
+
+
+def _one_pass(
+    versions: Versions[Searcher], calls: Sequence[SearchCall], positions: Sequence[int], allowed: Mapping[int, np.ndarray | None]
+) -> dict[int, GroupAnswer]:
+    searcher = versions.get(calls[positions[0]].served)
+    plans = [plan for position in positions for plan in calls[position].plans]
+    documents = [allowed[position] for position in positions for _ in calls[position].plans]
+    loop = _run(searcher, plans, documents, calls[positions[0]].ahead)
+    answers, start = {}, 0
+    for position in positions:
+        end = start + len(calls[position].plans)
+        answers[position] = _answer(searcher, calls[position], [kept[start:end] for kept in loop.kept], loop.seconds)
+        start = end
+    return answers
+
+
+def _run(searcher: Searcher, plans: Sequence[QueryPlan], allowed: Sequence[np.ndarray | None], ahead: Sequence[int]) -> StageLoop:
+    return run_stages(plans, searcher.shards, searcher.planner.codec, searcher.kernels, allowed, ahead)
+
+
+def _allowed(searcher: Searcher, call: SearchCall) -> np.ndarray | None:
+    return None if call.filters is None else matching(searcher.shards, call.filters)
+
+
+def _answer(searcher: Searcher, call: SearchCall, kept: list[list[TopK]], seconds: list[float]) -> GroupAnswer:
+    best = [top.documents[: plan.stage_limits[-1]] for plan, top in zip(call.plans, kept[-1], strict=True)]
     numbers = np.unique(np.concatenate(best))
-    rows = {} if fields is None else dict(zip(numbers.tolist(), _rows(searcher, numbers, fields), strict=True))
-    return GroupAnswer(loop.kept, loop.seconds, rows, {} if filters is None else unknown_fields(searcher.shards, filters))
+    rows = {} if call.fields is None else dict(zip(numbers.tolist(), _rows(searcher, numbers, call.fields), strict=True))
+    return GroupAnswer(kept, seconds, rows, {} if call.filters is None else unknown_fields(searcher.shards, call.filters))
 
 
 def _rows(searcher: Searcher, numbers: np.ndarray, fields: Sequence[str]) -> list[dict[str, Any]]:

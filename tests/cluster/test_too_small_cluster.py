@@ -26,7 +26,7 @@ def test_a_map_that_no_machine_can_run_fails_within_seconds(ray_cluster):
         list(ray_map(str, [1], num_gpus=1))
 
 
-@pytest.mark.parametrize("arguments", [{"encoder_gpus": "1"}, {"encoder_cpus": "1000"}, {"shard_cpus": "1000"}])
+@pytest.mark.parametrize("arguments", [{"encoder_gpus": "1"}, {"shard_gpus": "1"}, {"encoder_cpus": "1000"}, {"shard_cpus": "1000"}])
 def test_a_service_that_no_machine_has_room_for_is_refused_before_it_starts(ray_cluster, tmp_path: Path, arguments):
     from serving.app import build
 

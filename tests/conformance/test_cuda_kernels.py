@@ -1,7 +1,6 @@
 """The GPU's kernels against the reference: on a GPU where there is one, or else under Triton's interpreter."""
 
 import gc
-import importlib
 import json
 import os
 import subprocess
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-import ray_lir.kernels
 from ray_lir.base.config import ClusteringConfig, IndexConfig
 from ray_lir.base.errors import KernelUnavailable
 from ray_lir.building.build import build_index
@@ -26,6 +24,7 @@ from ray_lir.kernels.reference import REFERENCE
 from ray_lir.search.searcher import Searcher
 from tests.conformance.test_native_kernels import check_compression, made_up, related
 from tests.support.synthetic import collection, queries_about
+from tests.support.triton_interpreter import cuda_kernels
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: pip install 'ray_lir[gpu]'")
 SHAPE = {"num_docs": 12, "num_query_tokens": 5, "dim": 32, "nbits": 4, "num_centroids": 33, "max_tokens": 50, "seed": 0}
@@ -33,23 +32,8 @@ SHAPE = {"num_docs": 12, "num_query_tokens": 5, "dim": 32, "nbits": 4, "num_cent
 
 @pytest.fixture(scope="module")
 def cuda():
-    """The kernels. Whether Triton compiles or interprets is decided when it and they are imported, which others may have done."""
-    if torch.cuda.is_available():
-        yield select("cuda")
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        import_anew()
-        yield select("cuda")
-    import_anew()
-
-
-def import_anew() -> None:
-    importlib.reload(triton.language.standard)
-    importlib.reload(triton.language)
-    for name in [name for name in sys.modules if name.startswith("ray_lir.kernels.cuda")]:
-        del sys.modules[name]
-    vars(ray_lir.kernels).pop("cuda", None)
+    with cuda_kernels() as kernels:
+        yield kernels
 
 
 def check_maxsim(cuda: Kernels, shard, codec, queries, weights, documents=None) -> np.ndarray:

@@ -24,5 +24,18 @@ def test_what_is_missing_says_what_is_needed_and_what_there_is(demands, problem)
     assert (found is None) if problem is None else found.startswith(problem)
 
 
+def test_large_fractions_need_a_card_each_and_small_ones_of_one_group_a_machine_each():
+    assert what_is_missing([Demand("group", {"GPU": 0.6}, 3)], [{"GPU": 2.0}]) == (
+        "3 x group with 0.6 GPUs need a card each, but the Ray cluster has 2"
+    )
+    assert what_is_missing([Demand("group", {"GPU": 0.6}, 2)], [{"GPU": 2.0}]) is None
+    assert what_is_missing([Demand("group", {"GPU": 0.5}, 2, machines=2)], [{"GPU": 2.0}, {"CPU": 2.0}]) == (
+        "the replicas of a group need 2 machines with 0.5 GPUs, but the Ray cluster has 1"
+    )
+    assert (
+        what_is_missing([Demand("task", {"GPU": 1})], [{"GPU": 0.5}], "free") == "each task needs 1 GPUs, but the Ray cluster has 0.5 free"
+    )
+
+
 def test_no_machine_at_all_has_no_gpu():
     assert what_is_missing([Demand("encoder", {"GPU": 0.5})], []) == "each encoder needs 0.5 GPUs, but the Ray cluster has 0"

@@ -94,14 +94,15 @@ def test_the_entrypoint_of_a_job_is_one_that_its_command_line_takes():
         parse(getattr(importlib.import_module(f"jobs.{verb}"), JOBS[verb]), arguments)
 
 
-def test_the_service_is_one_that_ray_serve_and_the_application_take():
-    manifest = checked(INFRA / "kuberay" / "rayservice.yaml")
+@pytest.mark.parametrize("name", ["rayservice.yaml", "rayservice-gpu.yaml"])
+def test_the_service_is_one_that_ray_serve_and_the_application_take(name):
+    manifest = checked(INFRA / "kuberay" / name)
     config = yaml.safe_load(manifest.spec.serveConfigV2)
     [application] = ServeDeploySchema.model_validate(config).applications
     assert application.import_path == "ray_lir_apps.serving.app:build"
     arguments = ServeConfig.model_validate(application.args)
     assert arguments.tokens  # it listens to a network, and would refuse to start without
-    pods = [group.template.spec for group in cluster_of(INFRA / "kuberay" / "rayservice.yaml").groups]
+    pods = [group.template.spec for group in cluster_of(INFRA / "kuberay" / name).groups]
     for pod in pods:
         mounts = [mount.mountPath for mount in pod.containers[0].volumeMounts]
         assert all(any(path.startswith(mount) for mount in mounts) for path in (arguments.index, arguments.tokens))
@@ -111,8 +112,11 @@ def test_the_service_is_one_that_ray_serve_and_the_application_take():
         assert environment.items() <= RAY_ENV.items()
     cpus = [int(pod.containers[0].resources.requests["cpu"]) for pod in pods]
     asked = arguments.replicas * (arguments.encoder_cpus + arguments.num_groups * arguments.shard_cpus) + 1
-    workers = cluster_of(INFRA / "kuberay" / "rayservice.yaml").workerGroupSpecs
+    workers = cluster_of(INFRA / "kuberay" / name).workerGroupSpecs
     assert asked <= cpus[0] + sum(cpu * group.replicas for cpu, group in zip(cpus[1:], workers, strict=True))
+    gpus = [int(pod.containers[0].resources.limits.get("nvidia.com/gpu", 0)) for pod in pods[1:]]
+    reserved = arguments.replicas * (arguments.encoder_gpus + arguments.num_groups * arguments.shard_gpus)
+    assert reserved == sum(gpu * group.replicas for gpu, group in zip(gpus, workers, strict=True))
 
 
 def test_the_network_policy_opens_the_service_alone_to_everybody():

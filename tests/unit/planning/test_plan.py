@@ -210,3 +210,17 @@ def test_machines_that_only_plan_are_in_the_price():
     search = result["search"]
     assert search["planning_nodes"] > 1 and search["total_nodes"] == search["nodes"] + search["planning_nodes"]
     assert result["cost"]["search_dollars_a_month"] == pytest.approx(search["total_nodes"] * job.node_price * 730, rel=0.01)
+
+
+def test_a_service_on_gpus_needs_groups_by_memory_and_cards_by_fraction():
+    job = PlanJob(docs=1e6, tokens_per_doc=100, dim=128, num_centroids=1 << 15, shard_gpus=0.5, gpu_memory_gb=16)
+    found = run(job)["gpu_search"]
+    tokens, docs = 100_000_000, 1_000_000
+    whole = tokens * (2 + 64 + 4) + 8 * docs + 16 * (tokens // 32 + docs) + 8 * (tokens + 2 * (1 << 15)) + 512 * docs
+    fixed = (1 << 30) + (1 << 15) * 128 * 8
+    assert found["groups"] == -(-whole // (8_000_000_000 - fixed)) == 2
+    assert found["cards"] == 1
+    assert found["memory_gb_a_group"] == pytest.approx((fixed + whole / 2) / 1e9, rel=0.01)
+    assert "gpu_search" not in run(job.model_copy(update={"shard_gpus": 0}))
+    with pytest.raises(ConfigError, match="beside the shards and has 1.00; raise --shard_gpus or --gpu_memory_gb"):
+        run(job.model_copy(update={"gpu_memory_gb": 2}))
