@@ -35,14 +35,19 @@ PACKAGES = ("ray_lir.formats", "ray_lir.models")
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Finds a module by the name that it had in version 0.1."""
+    """Imports a module by the name that it had in version 0.1."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Return a spec for a module or package of version 0.1; None for any other name.
+
+        Args: as in `importlib.abc.MetaPathFinder.find_spec`.
+        """
         if fullname in MODULES or fullname in PACKAGES:
             return ModuleSpec(fullname, self, is_package=fullname in PACKAGES)
         return None
 
     def exec_module(self, module: ModuleType) -> None:
+        """Warn, and put the module with the new name into `sys.modules`; packages stay empty."""
         name = module.__name__
         if name in MODULES:
             warnings.warn(f"{name} is now {MODULES[name]}", DeprecationWarning, stacklevel=3)
@@ -50,6 +55,6 @@ class MovedModules(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Let Python find the old names, after everything else."""
+    """Add the finder of old names to `sys.meta_path`, after all other finders."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(MovedModules())

@@ -32,7 +32,7 @@ from bench.kernels.cost import least
 from bench.machine import machine
 from ray_lir.base.config import TrialConfig
 from ray_lir.embeddings.relation import Alignment
-from ray_lir.engines.exact import ExactParams, rescore
+from ray_lir.engines.exact import RESCORE, ExactParams
 from ray_lir.engines.plan import Query, QueryPlan, centroid_scores
 from ray_lir.engines.scoring.trial import RelationTerms, TrialScorer
 from ray_lir.index.codec import ResidualCodec
@@ -127,16 +127,16 @@ def on_index(url: str, fresh: Trial, kernels: Kernels, runs: int, num_queries: i
         vectors = vectors[begin : begin + QUERY_TOKENS]
         query_vectors = normalize(vectors + 0.5 * rng.normal(size=vectors.shape) / np.sqrt(DIM)).astype(np.float32)
         query = Query(query_vectors, np.ones(QUERY_TOKENS, np.float32))
-        [(scores, _)] = rescore([QueryPlan(query, ExactParams(), (1,))], shard, plain, kernels, [np.arange(shard.num_docs)])
+        [(scores, _)] = RESCORE.run([QueryPlan(query, ExactParams(), (1,))], shard, plain, kernels, [np.arange(shard.num_docs)])
         best_first = np.argsort(-scores)
         for factor in (0.2, 1):
             codec = replace(plain, scorer_data=RelationEncoder.of(scaled(fresh, factor).to_arrays(), plain.rotation))
             related = QueryPlan(query, ExactParams(), (10,), scorer_terms=TrialScorer().terms(query, codec))
-            rescore([related], shard, codec, kernels, [best_first[:1]])  # makes what is made once of the codec and of the query
+            RESCORE.run([related], shard, codec, kernels, [best_first[:1]])  # makes what is made once of the codec and of the query
             time.sleep(0.2)  # until threads of BLAS, which made something of the relation encoder, spin no more
             for count, k in ((CANDIDATES, 10), (CANDIDATES, 100), (shard.num_docs, 10), (shard.num_docs, 100)):
                 candidates, best = np.sort(best_first[:count]), replace(related, stage_limits=(k,))
-                [(answers, _)] = rescore([best], shard, codec, kernels, [candidates])
+                [(answers, _)] = RESCORE.run([best], shard, codec, kernels, [candidates])
                 spent = three_ways(best, shard, codec, kernels, candidates, runs // 4)
                 rows.setdefault((factor, count, k), []).append([*spent, int(np.isfinite(answers).sum())])
     names = ("maxsim_ms", "all_ms", "best_ms", "related")
@@ -161,7 +161,7 @@ def three_ways(
 
 def timed(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, candidates: np.ndarray, runs: int) -> float:
     """Milliseconds of an engine's last stage."""
-    return ms(least(lambda: rescore([plan], shard, codec, kernels, [candidates]), runs))
+    return ms(least(lambda: RESCORE.run([plan], shard, codec, kernels, [candidates]), runs))
 
 
 def scaled(scorer: Trial, factor: float) -> Trial:
@@ -237,7 +237,7 @@ def measure(
         plan = QueryPlan(query_of, ExactParams(), (10,), scorer_terms=RelationTerms(np.arange(len(query)), terms))
         centroid_scores(query_of, codec, kernels)
         everything = np.arange(CANDIDATES)
-        [(scores, _)] = rescore([plan], shard, codec, kernels, [everything])
+        [(scores, _)] = RESCORE.run([plan], shard, codec, kernels, [everything])
         best = {
             "related": int(np.isfinite(scores).sum()),
             "best_10_ms": timed(plan, shard, codec, kernels, everything, runs),

@@ -23,7 +23,7 @@ from bench.papers.trial import CANDIDATES, three_ways
 from ray_lir.base.config import EncoderConfig
 from ray_lir.corpus.datasets import load_dataset
 from ray_lir.encoder.encoder import Encoder
-from ray_lir.engines.exact import ExactParams, rescore
+from ray_lir.engines.exact import RESCORE, ExactParams
 from ray_lir.engines.plan import QueryPlan
 from ray_lir.index.relation import compare
 from ray_lir.index.residuals import decompress
@@ -80,10 +80,10 @@ def on_index(url: str, texts: list[str], runs: int) -> dict[str, Any]:
 def measure(plan: QueryPlan, searcher: Searcher, runs: int) -> list[float]:
     """What `three_ways` gives, and the mean of what `reaches` gives."""
     shard, codec, kernels = searcher.shards[0], searcher.planner.codec, searcher.kernels
-    [(scores, _)] = rescore([replace(plan, scorer_terms=None)], shard, codec, kernels, [np.arange(shard.num_docs)])
+    [(scores, _)] = RESCORE.run([replace(plan, scorer_terms=None)], shard, codec, kernels, [np.arange(shard.num_docs)])
     best_first = np.argsort(-scores, kind="stable")[:CANDIDATES]
     candidates = np.sort(best_first)
-    rescore([plan], shard, codec, kernels, [candidates])  # makes what is made once
+    RESCORE.run([plan], shard, codec, kernels, [candidates])  # makes what is made once
     time.sleep(0.2)  # until threads of BLAS spin no more
     seen = np.concatenate([reaches(plan, searcher, int(number)) for number in best_first[:LOOKED_AT]])
     return [*three_ways(plan, shard, codec, kernels, candidates, runs), *seen.mean(axis=0)]

@@ -1,4 +1,4 @@
-"""Search engines. `registry.py` lists them, `stages.py` runs them, `choice.py` is engine auto, and each engine is a file."""
+"""Search engines, one file each. `registry.py` lists them, `stages.py` runs their stages, and `choice.py` is engine `auto`."""
 
 from ray_lir.engines.choice import QUALITIES as QUALITIES
 from ray_lir.engines.choice import TUNING as TUNING

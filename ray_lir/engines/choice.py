@@ -1,4 +1,4 @@
-"""Which engine answers a query: engines by name with their parameters, and the engine `auto`, which chooses by estimated time."""
+"""The choice of an engine: by name with parameters, or by engine `auto`, which compares estimated times."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,31 +18,34 @@ from ray_lir.kernels import select
 
 TUNING = "tuning.json"
 FAST_FRACTION = 0.25
-"""Quality fast looks at this fraction of the candidates of quality balanced."""
+"""Candidates of quality fast, as a fraction of those of quality balanced."""
 QUALITIES = ("fast", "balanced", "exact")
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What jobs.tune found for an index (versions/<n>/tuning.json).
+    """The result of jobs.tune for an index version (versions/<n>/tuning.json).
 
     Attributes:
-        choices: for fast and balanced the fastest engine parameters that reached their target.
+        choices: By quality (fast, balanced), the parameters of the fastest engine that reached the quality's target.
     """
 
     choices: dict[str, Config]
 
 
 def engine_params(engine: str, params: Mapping[str, Any], engines: Sequence[str] = SERVED) -> str | Config:
-    """Return the parameters of an engine; for `auto` the name.
+    """Return the validated parameters of an engine.
 
     Args:
         engine: auto, or the name of an engine.
-        params: parameters by name; the others get their defaults.
-        engines: names that can be chosen. A service has SERVED, a Searcher has all of ENGINES.
+        params: Parameters by name; parameters that are left out get their defaults.
+        engines: Names that can be chosen: SERVED in a service, all of ENGINES in a Searcher.
+
+    Returns:
+        The parameters; "auto" if the engine is auto.
 
     Raises:
-        ConfigError: there is no such engine, or it has no such parameters.
+        ConfigError: The engine does not exist or cannot be chosen here, a parameter is unknown or invalid, or auto has parameters.
     """
     if engine == "auto":
         if params:
@@ -73,19 +76,23 @@ def resolve(
     k: int = 10,
     tuning: Tuning | None = None,
 ) -> Config:
-    """Return the parameters of an engine; parameters are returned as they are.
+    """Return the parameters of the engine that will answer a query.
 
     Args:
-        engine: a name, or an engine's parameters. auto is what the index was tuned to, or else the result of `choose`.
-        statistics: of the index.
-        kernels: name of the kernels that will run; None for the kernels that `select` finds.
-        quality: for auto: balanced keeps at least .99 of the exact top k, fast looks at a quarter as many candidates, exact scores every
-            document.
-        k: documents to return.
-        tuning: what jobs.tune found for the index.
+        engine: The name of an engine; an engine's parameters, which are returned unchanged; or auto, which means the parameters in
+            `tuning`, or the result of `choose` if there are none.
+        statistics: Statistics of the index.
+        kernels: Name of the kernels that will run; None for the default kernels of this machine.
+        quality: For auto. balanced returns at least .99 of the exact top k, fast rescores a quarter as many candidates, and exact scores
+            every document.
+        k: Documents to return.
+        tuning: The result of jobs.tune for the index; None if it was not tuned.
+
+    Returns:
+        The parameters.
 
     Raises:
-        ConfigError: there is no such engine or quality.
+        ConfigError: The engine or the quality does not exist.
     """
     if isinstance(engine, Config):
         return engine
@@ -101,16 +108,16 @@ def resolve(
 
 
 def choose(statistics: IndexStatistics, kernels: str, quality: str = "balanced", k: int = 10) -> tuple[Config, str]:
-    """Return the engine that is estimated to answer first at a quality.
+    """Return the engine with the lowest estimated time at a quality.
 
     Args:
-        statistics: of the index.
-        kernels: name of the kernels that will run, a key of COSTS.
+        statistics: Statistics of the index.
+        kernels: Name of the kernels that will run, a key of COSTS.
         quality: fast, balanced or exact.
-        k: documents to return.
+        k: Documents to return.
 
     Returns:
-        The engine's parameters, and one line that gives the reason.
+        The engine's parameters, and one line that gives the reason for the choice.
     """
     exact: Config = ENGINES["exact"].params()
     if quality == "exact":
@@ -139,10 +146,13 @@ def estimate_ms(engine: str, statistics: IndexStatistics, kernels: str, candidat
     """Return the estimated milliseconds of one core for a query.
 
     Args:
-        engine: name of one of `automatic_engines`.
-        statistics: of the index.
-        kernels: name of the kernels that will run, a key of COSTS.
-        candidates: default number of documents that are rescored.
+        engine: Name of one of `automatic_engines`.
+        statistics: Statistics of the index.
+        kernels: Name of the kernels that will run, a key of COSTS.
+        candidates: Documents that are rescored.
+
+    Raises:
+        ConfigError: The engine has no cost estimate.
     """
     automatic = ENGINES[engine].automatic
     if automatic is None:
@@ -151,10 +161,10 @@ def estimate_ms(engine: str, statistics: IndexStatistics, kernels: str, candidat
 
 
 def read_tuning(root: str, version: int) -> Tuning | None:
-    """Return what jobs.tune left beside a version of the index; None if it left nothing.
+    """Return the result of jobs.tune for an index version; None if the version was not tuned.
 
     Raises:
-        FormatError: the file is damaged.
+        FormatError: The tuning file is damaged.
     """
     url = storage.join(root, "versions", str(version), TUNING)
     if not storage.exists(url):

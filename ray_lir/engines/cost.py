@@ -1,7 +1,8 @@
-"""What a query costs, from the index's statistics and measured times: how `auto` chooses, and how capacity is planned.
+"""Estimated time of a query, from index statistics and measured kernel times. Engine `auto` and capacity planning use the estimates.
 
-Times are nanoseconds of one core for a query of 32 tokens of 128 dimensions; products grow with both. All but cuda were timed with
-bench/kernels/cost.py (bench/results/cost.json, one processor); cuda is an estimate from the data sheet. Each engine adds up its own cost.
+Times are nanoseconds of one core for a query of 32 tokens of 128 dimensions. The time of dot products is proportional to both numbers.
+bench/kernels/cost.py measured all times except those of cuda on one processor (bench/results/cost.json). The times of cuda are estimates
+from the data sheet. Each engine computes its own cost from these times.
 """
 
 from dataclasses import dataclass
@@ -17,13 +18,13 @@ class Costs:
     """Nanoseconds of a kernel set for one operation.
 
     Attributes:
-        token: score a document token from its code and residual.
-        centroid: score a centroid.
-        byte_table: write the scores of a centroid as bytes, for a scan.
-        code: score a document token by its code alone.
-        probe: examine a centroid when clusters are probed.
-        posting: score a query token with a token of a probed cluster.
-        query: fixed part of a query.
+        token: Score a document token from its code and residual.
+        centroid: Score a centroid.
+        byte_table: Convert the scores of a centroid to the uint8 table that `scan` reads.
+        code: Score a document token by its code alone.
+        probe: Examine a centroid when clusters are probed.
+        posting: Score one pair of a query token and a token of a probed cluster.
+        query: Fixed time of a query.
     """
 
     token: float
@@ -47,49 +48,54 @@ COSTS = {
 
 @dataclass(frozen=True)
 class QueryCost:
-    """Milliseconds of one core for one query over the whole index: planning, then each stage."""
+    """Milliseconds of one core for one query over the whole index.
+
+    Attributes:
+        plan: Time to plan the query.
+        stages: Time of each stage.
+    """
 
     plan: float
     stages: tuple[float, ...]
 
     @property
     def total(self) -> float:
-        """Return the sum of all parts."""
+        """Milliseconds of the plan and all stages."""
         return self.plan + sum(self.stages)
 
     @classmethod
     def of(cls, plan_ns: float, *stages_ns: float) -> "QueryCost":
-        """Return a cost given in nanoseconds."""
+        """Return the cost for times in nanoseconds."""
         return cls(plan_ns / 1e6, tuple(stage / 1e6 for stage in stages_ns))
 
 
 def width(statistics: IndexStatistics) -> float:
-    """Return the dimensions of the index in units of the dimensions that were timed."""
+    """Return the dimensions of the index divided by the 128 dimensions of the measurements."""
     return statistics.dim / DIM
 
 
 def plan_ns(statistics: IndexStatistics, costs: Costs) -> float:
-    """Return the fixed part of a query and the time to score all centroids."""
+    """Return the fixed time of a query plus the time to score all centroids, in nanoseconds."""
     return costs.query + statistics.num_centroids * costs.centroid * width(statistics)
 
 
 def maxsim_ns(statistics: IndexStatistics, costs: Costs, num_docs: int) -> float:
-    """Return the time to score documents by MaxSim from codes and residuals.
+    """Return the time to score documents by MaxSim from codes and residuals, in nanoseconds.
 
     Args:
-        statistics: of the index.
-        costs: of the kernels.
-        num_docs: documents to score.
+        statistics: Statistics of the index.
+        costs: Costs of the kernels.
+        num_docs: Documents to score.
     """
     return min(num_docs, statistics.num_docs) * statistics.tokens_per_document * costs.token * width(statistics)
 
 
 def rescore_ns(statistics: IndexStatistics, costs: Costs, candidates: int) -> float:
-    """Return the time to score candidates exactly, scorer terms included.
+    """Return the time to score candidates exactly, including scorer terms, in nanoseconds.
 
     Args:
-        statistics: of the index.
-        costs: of the kernels.
-        candidates: documents to score.
+        statistics: Statistics of the index.
+        costs: Costs of the kernels.
+        candidates: Documents to score.
     """
     return maxsim_ns(statistics, costs, candidates) * (1 + statistics.scorer_cost)

@@ -1,7 +1,7 @@
-"""Stage and Engine: the types that an engine's file fills in.
+"""Stage and Engine: the types that every engine's file builds its `ENGINE` from.
 
-An engine is a plan and a sequence of stages. A stage scores documents of one shard. The cut after each stage is made over all shards
-(`ray_lir/engines/stages.py`), so an answer does not depend on how documents are sharded.
+An engine is a function that plans a query, and a sequence of stages. A stage scores documents of one shard. `ray_lir/engines/stages.py`
+makes the cut after each stage over all shards, so an answer does not depend on how documents are sharded.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,19 +24,32 @@ StagePlan = TypeVar("StagePlan", bound=QueryPlan, contravariant=True)
 Scored = tuple[np.ndarray, np.ndarray]
 """Scores [N] float32 and document numbers [N] inside the shard."""
 Allowed = np.ndarray | None
-"""Ascending numbers of the documents that a stage may score; None: all."""
+"""Document numbers [A] inside the shard that a stage may score, ascending; None for all documents of the shard."""
 
 
 @dataclass(frozen=True)
 class Stage(Generic[StagePlan]):
     """One stage of an engine.
 
+    `run` scores documents of one shard, for P plans of this engine. The first stage selects candidates among the allowed documents. A later
+    stage scores exactly the documents that it receives. A stage may leave out documents that cannot pass the cut, which are the documents
+    below the best `plan.stage_limits[i]` of the shard, i being the stage's position.
+
+    Args of `run`:
+        plans: P plans of this engine.
+        shard: The shard to score.
+        codec: The codec of the index.
+        kernels: The kernels that compute scores.
+        documents: One `Allowed` a plan. In the first stage, the documents that the search may return. In a later stage, the survivors of
+            the previous stage in this shard, never None.
+
+    Returns of `run`:
+        One `Scored` a plan: scores [N] float32, -inf for documents that rank last, and document numbers [N] int64 inside the shard.
+
     Attributes:
-        name: as explanations print it.
-        description: one sentence that says what the stage scores; explanations print it too.
-        run: (plans, shard, codec, kernels, allowed documents of each plan) -> scored documents of each plan. The first stage of an engine
-            chooses candidates among the allowed documents; a later stage scores exactly the documents that it receives. A stage may leave
-            out documents that cannot pass the cut: those outside the best `plan.stage_limits[number]` of its own shard.
+        name: Name of the stage in explanations.
+        description: One sentence that says what the stage scores. Explanations print it.
+        run: The function described above.
     """
 
     name: str
@@ -46,11 +59,11 @@ class Stage(Generic[StagePlan]):
 
 @dataclass(frozen=True)
 class Survey(Generic[Plan]):
-    """What an engine must know of all shards before its first stage. All shards must then be in one process.
+    """A pass over all shards before the first stage. An engine with a survey needs all shards in one process.
 
     Attributes:
-        look: (plan, shard, codec, allowed documents) -> what the shard holds.
-        settle: (plan, what all shards hold in document order) -> the plan for the stages.
+        look: (plan, shard, codec, allowed documents) -> the findings of one shard, of any type.
+        settle: (plan, findings of all shards in document order) -> the completed plan, which the stages receive.
     """
 
     look: Callable[[Plan, IndexShard, ResidualCodec, Allowed], Any]
@@ -59,11 +72,12 @@ class Survey(Generic[Plan]):
 
 @dataclass(frozen=True)
 class Automatic(Generic[Params]):
-    """How engine `auto` considers an engine.
+    """The parameters and the estimated cost by which engine `auto` compares an engine with others.
 
     Attributes:
-        params: fraction of the default number of candidates -> the parameters.
-        cost: (index statistics, costs of the kernels, default number of candidates for the fraction) -> estimated time of a query.
+        params: (fraction of the default number of candidates) -> the parameters.
+        cost: (index statistics, costs of the kernels, number of candidates) -> the estimated time of a query. The number of candidates is
+            `IndexStatistics.default_candidates` for the same fraction.
     """
 
     params: Callable[[float], Params]
@@ -72,16 +86,30 @@ class Automatic(Generic[Params]):
 
 @dataclass(frozen=True)
 class Engine(Generic[Params, Plan]):
-    """A way to find the best documents.
+    """A method to find the best documents.
+
+    `plan` prepares one query, once for all shards. It reads no shard.
+
+    Args of `plan`:
+        query: The query of n tokens.
+        codec: The codec of the index.
+        statistics: Statistics of the index, from which defaults follow.
+        params: The parameters of the request.
+        k: Documents to return.
+        kernels: The kernels that score centroids.
+
+    Returns of `plan`:
+        A `QueryPlan`, or a subclass with arrays of the engine's own. `params` has all defaults filled in, and `stage_limits` has one entry
+        for each stage that will run.
 
     Attributes:
-        description: one sentence on what the engine leaves out; documents list the engines with it.
-        params: model of its query-time parameters. A field that is None follows from the index's statistics.
-        plan: (query, codec, statistics, params, k, kernels) -> the plan of one query.
-        stages: run in this order.
-        survey: None if the stages need no look at all shards.
-        automatic: None if `auto` never chooses the engine.
-        postings: whether stages use the posting lists of shards, which take memory.
+        description: One phrase that says which documents are scored exactly. The documentation lists engines with it.
+        params: Model of the query-time parameters. A field that is None gets a default from the statistics of the index.
+        plan: The function described above.
+        stages: The stages, in the order in which they run.
+        survey: The pass over all shards before the first stage; None if the engine needs none.
+        automatic: Parameters and cost for engine `auto`; None if `auto` never chooses this engine.
+        postings: Whether the stages read the posting lists of shards, which take memory.
     """
 
     description: str
@@ -94,5 +122,5 @@ class Engine(Generic[Params, Plan]):
 
     @property
     def served(self) -> bool:
-        """Whether a service can run the engine: its groups of shards are in different processes."""
+        """Whether a service offers the engine. A survey needs all shards in one process, and a service spreads them over several."""
         return self.survey is None

@@ -1,6 +1,6 @@
-"""exact: every token of every document, from its code and residual, by the scorer of the index. Only compression loses anything.
+"""exact: score every document by the scorer of the index, from the codes and residuals of its tokens. Compression is the only loss.
 
-Its stage `rescore` is the last stage of every engine that first finds candidates. It applies the weights of document tokens and the
+Its stage `rescore` is the last stage of every engine that selects candidates first. `rescore` applies document token weights and the
 scorer's own terms.
 """
 
@@ -25,38 +25,36 @@ class ExactParams(Config):
     engine: Literal["exact"] = "exact"
 
 
-def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: ExactParams, k: int, kernels: Kernels) -> QueryPlan:
-    """Return the plan of a query; the arguments are those of `Engine.plan`."""
+def _plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: ExactParams, k: int, kernels: Kernels) -> QueryPlan:
     return QueryPlan(query, params, (k,))
 
 
-def score_all(
+def _score_all(
     plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[Allowed]
 ) -> list[Scored]:
-    """Score all allowed documents; the arguments are those of `Stage.run`.
+    """Score all allowed documents.
 
-    On a CPU one query is scored at a time. Decoding a token takes a tenth of the time of scoring it, and the score tables of several
-    queries do not fit the caches together: eight queries took twice the time each.
+    On a CPU, queries are scored one at a time. Decoding a token takes a tenth of the time of scoring it, so little is gained by decoding
+    once for several queries. The score tables of eight queries do not fit the caches together, and each query took twice as long.
     """
     if plans[0].scorer_terms is not None:
-        return rescore(plans, shard, codec, kernels, [np.arange(shard.num_docs) if each is None else each for each in documents])
+        return _rescore(plans, shard, codec, kernels, [np.arange(shard.num_docs) if each is None else each for each in documents])
     if all(each is not None and 2 * len(each) < shard.num_docs for each in documents):
-        return rescore(plans, shard, codec, kernels, documents)
+        return _rescore(plans, shard, codec, kernels, documents)
     numbers = np.arange(shard.num_docs)
-    answers = []
+    results = []
     for start in range(0, len(plans), kernels.queries_together):
         batch = plans[start : start + kernels.queries_together]
         scores = maxsim_scores(batch, shard, codec, kernels, None)
         allowed = documents[start : start + len(batch)]
         for row, plan, each in zip(scores, batch, allowed, strict=True):
-            answers.append(kernels.top_k(*among(row, numbers, each), plan.stage_limits[0]))
-    return answers
+            results.append(kernels.top_k(*among(row, numbers, each), plan.stage_limits[0]))
+    return results
 
 
-def rescore(
+def _rescore(
     plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[Allowed]
 ) -> list[Scored]:
-    """Score candidates exactly; the arguments are those of `Stage.run`, with the candidates of every plan."""
     return [
         (best_scores(plan, shard, codec, kernels, numbers, plan.stage_limits[-1]), numbers)
         for plan, numbers in zip(plans, documents, strict=True)
@@ -64,23 +62,23 @@ def rescore(
     ]
 
 
-def cost(statistics: IndexStatistics, costs: Costs, candidates: int) -> QueryCost:
-    """Return the estimated time of a query; the arguments are those of `Automatic.cost`. Scorer terms are computed for candidates alone."""
+def _cost(statistics: IndexStatistics, costs: Costs, candidates: int) -> QueryCost:
+    # Every document gets its MaxSim score; scorer terms are computed for the candidates only.
     scored = maxsim_ns(statistics, costs, statistics.num_docs)
     return QueryCost.of(plan_ns(statistics, costs), scored + statistics.scorer_cost * maxsim_ns(statistics, costs, candidates))
 
 
-SCORE_ALL = Stage("score_all", "The exact score of every document that filters allow.", score_all)
+SCORE_ALL = Stage("score_all", "The exact score of every document that filters allow.", _score_all)
 RESCORE = Stage(
     "rescore",
-    "The exact scores of the candidates; with scorer terms, only of those that can be among the best, and -inf for the others.",
-    rescore,
+    "The exact scores of the candidates; with scorer terms, -inf for candidates that cannot be among the best.",
+    _rescore,
 )
-"""The last stage of every engine that first finds candidates."""
+"""The last stage of every engine that selects candidates first."""
 ENGINE = Engine(
     description="scores every document exactly",
     params=ExactParams,
-    plan=plan,
+    plan=_plan,
     stages=(SCORE_ALL,),
-    automatic=Automatic(lambda fraction: ExactParams(), cost),
+    automatic=Automatic(lambda fraction: ExactParams(), _cost),
 )

@@ -1,4 +1,4 @@
-"""plaid: probe the nearest centroids, score candidates by centroids in two stages, rescore the rest (docs/algorithms.md#23-plaid.4)."""
+"""plaid: probe the nearest centroids, score candidates by centroids in two stages, rescore the survivors (docs/algorithms.md#23-plaid)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,34 +21,35 @@ class PlaidParams(Config):
 
     engine: Literal["plaid"] = "plaid"
     nprobe: int | None = Field(None, ge=1)
-    """Centroids probed for each query token. None: 2 for k up to 10, 4 up to 100, else 8; four times that if vector lengths differ."""
+    """Centroids probed for each query token. None: 2 for k up to 10, 4 for k up to 100, else 8. If vector lengths differ, four times
+    as many."""
     centroid_score_threshold: float | None = None
-    """The second stage ignores centroids that score below this for every query token. If vector lengths differ, it is multiplied with the
-    mean length. Documents without any other centroid rank last. None: 0.5, 0.45 or 0.4 for the same k."""
+    """The first stage ignores centroids that score below this threshold for every query token. If vector lengths differ, the threshold is
+    multiplied by the mean length. Documents without any other centroid rank last. None: 0.5 for k up to 10, 0.45 for k up to 100, else
+    0.4."""
     ncandidates: int | None = Field(None, ge=1)
-    """Documents kept by the second stage; a quarter of them is rescored. None: max(1024, 4 k) for k up to 100, else max(4096, 4 k)."""
+    """Documents kept by the first stage; a quarter of them is rescored. None: max(1024, 4 k) for k up to 100, else max(4096, 4 k)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PlaidPlan(QueryPlan):
-    """A query's plan.
+    """The plan of one query.
 
     Attributes:
         threshold: `params.centroid_score_threshold`.
-        clusters: [P] int64, the probed clusters of all query tokens, ascending.
+        clusters: [P] int64, the union of the clusters that query tokens probe, ascending.
     """
 
     threshold: float
     clusters: np.ndarray
 
 
-def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: PlaidParams, k: int, kernels: Kernels) -> PlaidPlan:
-    """Return the plan of a query; the arguments are those of `Engine.plan`."""
+def _plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: PlaidParams, k: int, kernels: Kernels) -> PlaidPlan:
     nprobe, threshold, ncandidates = (2, 0.5, 1024) if k <= 10 else (4, 0.45, 1024) if k <= 100 else (8, 0.4, 4096)
     nprobe = min(params.nprobe or nprobe * (1 if statistics.unit_norms else NORMS_NPROBE), codec.num_centroids)
     threshold = threshold if params.centroid_score_threshold is None else params.centroid_score_threshold
     ncandidates = max(params.ncandidates, k) if params.ncandidates else max(ncandidates, 4 * k)
-    # A token of weight 0 adds nothing to any score, so it is not probed; pruning compares unweighted scores.
+    # A token of weight 0 adds nothing to any score, so its clusters are not probed. Pruning compares unweighted scores.
     table, active = centroid_scores(query, codec, kernels), query.active
     clusters, _, _ = kernels.probe(table, len(query.vectors), statistics.cluster_sizes, nprobe, nprobe, 1)
     return PlaidPlan(
@@ -60,11 +61,10 @@ def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params
     )
 
 
-def probe(
+def _probe(
     plans: Sequence[PlaidPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[Allowed]
 ) -> list[Scored]:
-    """Find and score candidates; the arguments are those of `Stage.run`."""
-    answers = []
+    results = []
     for plan, allowed in zip(plans, documents, strict=True):
         numbers = kernels.candidates(plan.clusters, shard)
         numbers, _ = among(numbers, numbers, allowed)
@@ -74,21 +74,20 @@ def probe(
             full = centroid_interaction(plan, shard, codec, kernels, None, numbers[pruned])
             scores = scores.copy()
             scores[pruned] = full - _score_range(plan, codec, kernels)
-        answers.append(kernels.top_k(scores, numbers, plan.stage_limits[0]))
-    return answers
+        results.append(kernels.top_k(scores, numbers, plan.stage_limits[0]))
+    return results
 
 
 def _score_range(plan: PlaidPlan, codec: ResidualCodec, kernels: Kernels) -> np.float32:
-    """An upper bound of the difference between two centroid scores, for documents with tokens of the usual length or shorter."""
+    """An upper bound of the difference between two documents' centroid scores, if their token vectors have at most the mean length."""
     weights = plan.query.weights.astype(np.float64)
     largest = np.abs(centroid_scores(plan.query, codec, kernels)[:, : len(weights)]).max(axis=0)
     return np.float32(codec.mean_norm * (2 * weights @ largest + 1))
 
 
-def interact(
+def _interact(
     plans: Sequence[PlaidPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[Allowed]
 ) -> list[Scored]:
-    """Score candidates by all their centroids; the arguments are those of `Stage.run`, with the candidates of every plan."""
     return [
         (centroid_interaction(plan, shard, codec, kernels, None, numbers), numbers)
         for plan, numbers in zip(plans, documents, strict=True)
@@ -98,15 +97,15 @@ def interact(
 
 PROBE = Stage(
     "probe",
-    "Documents with a token in a probed cluster, scored by their centroids above the threshold; those without such a centroid come last.",
-    probe,
+    "Documents with a token in a probed cluster, scored by their centroids above the threshold; documents without one come last.",
+    _probe,
 )
-INTERACT = Stage("interact", "The survivors, scored by all their centroids.", interact)
+INTERACT = Stage("interact", "The survivors, scored by all their centroids.", _interact)
 ENGINE = Engine(
     description="of the documents with a token in a probed cluster: the `ncandidates` best by pruned centroid score, then the best quarter "
     "by full centroid score",
     params=PlaidParams,
-    plan=plan,
+    plan=_plan,
     stages=(PROBE, INTERACT, RESCORE),
     postings=True,
 )

@@ -1,4 +1,4 @@
-"""QueryPlan: all that a shard needs to know about a query, made once for all shards; and the answers, with how they are merged."""
+"""QueryPlan: one query prepared for all shards. TopK: the documents of an answer. Both are the same types for every engine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from ray_lir.engines.scoring.scorer import QueryTerms  # it takes a Query
 
 NORMS_NPROBE = 4
-"""Factor of nprobe where vectors differ in length: a long token can score best although its direction is further away."""
+"""Factor of nprobe if vectors differ in length: a long vector can score best although its direction is further from the query's."""
 NORMS_CANDIDATES = 4
-"""Factor of the default number of candidates where vectors differ in length."""
+"""Factor of the default number of candidates if vectors differ in length."""
 USUAL_TOKENS = 21
-"""Tokens of a query, where a default is computed without one."""
+"""Assumed tokens of a query, for defaults that are computed without a query."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,9 +30,9 @@ class Query:
     """The token embeddings of one query of n tokens.
 
     Attributes:
-        vectors: [n, D] float32, rotated as the codec rotates documents. Rows of zeros are masked tokens, which take no part.
+        vectors: [n, D] float32, rotated as the codec rotates documents. Rows of zeros are masked tokens, which do not score.
         weights: [n] float32, importance of each token times `norms`; at least 0 (u_i in docs/algorithms.md#7-one-factored-form).
-        norms: [n] float32, the lengths by which rows were divided to have unit length; None if no row was.
+        norms: [n] float32, the original lengths of vectors that were normalized; None if none was normalized.
     """
 
     vectors: np.ndarray
@@ -44,26 +44,26 @@ class Query:
 
     @property
     def importance(self) -> np.ndarray:
-        """[n] float32: the weights of the tokens without their lengths."""
+        """The token weights [n] float32, without the factor `norms`."""
         return self.weights if self.norms is None else self.weights / self.norms
 
     @property
     def active(self) -> np.ndarray:
-        """[n'] int64: the tokens that find documents, which are not masked and have a weight above 0."""
+        """The active tokens [n'] int64: tokens that are not masked and have a weight above 0."""
         return np.flatnonzero((self.weights > 0) & self.vectors.any(axis=1))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class IndexStatistics:
-    """What plans are made from; the same on every shard.
+    """Statistics of a whole index, from which plans are made.
 
     Attributes:
-        num_docs: documents that are not deleted.
-        num_tokens: their tokens.
-        cluster_sizes: [C] int64, tokens of every centroid.
-        dim: dimensions of a vector.
-        scorer_cost: time to add the scorer's own terms to the MaxSim score of a document, in units of that MaxSim score's time.
-        unit_norms: whether document tokens have about unit length.
+        num_docs: Live documents.
+        num_tokens: Tokens of live documents.
+        cluster_sizes: [C] int64, tokens of each cluster.
+        dim: Dimensions of a vector.
+        scorer_cost: Time of the scorer's own terms for a document, divided by the time of its MaxSim score.
+        unit_norms: Whether document token vectors have about unit length.
     """
 
     num_docs: int
@@ -78,28 +78,34 @@ class IndexStatistics:
 
     @property
     def num_centroids(self) -> int:
+        """Number of centroids, C."""
         return len(self.cluster_sizes)
 
     @property
     def tokens_per_centroid(self) -> float:
+        """Mean tokens of a cluster."""
         return self.num_tokens / self.num_centroids
 
     @property
     def tokens_per_document(self) -> float:
+        """Mean tokens of a live document."""
         return self.num_tokens / max(1, self.num_docs)
 
     def default_candidates(self, k: int, num_tokens: int = USUAL_TOKENS, fraction: float = 1) -> int:
-        """Return how many documents are worth rescoring for the best k.
+        """Return the default number of documents to rescore for the top k.
 
-        Errors of the centroids for one query token are evened out by the other tokens, so short queries need more candidates. Ranked by
-        centroid scores, the best 128 of 5,183 documents (SciFact) hold .995 of the exact top 10 of queries of 21 tokens; for queries of
-        5 tokens, .993 takes 500 of 3,633 documents (NFCorpus). Ten times as many documents need 2.5 times as many candidates.
-        `jobs.tune` measures the number for an index.
+        Centroid scores err independently for each query token and the errors cancel out over the tokens, so short queries need more
+        candidates. On SciFact (5,183 documents, queries of 21 tokens), the top 128 by centroid score hold .995 of the exact top 10. On
+        NFCorpus (3,633 documents, queries of 5 tokens), .993 takes 500 candidates. Ten times as many documents need 2.5 times as many
+        candidates. `jobs.tune` measures the number for an index.
 
         Args:
-            k: documents to return.
-            num_tokens: active tokens of the query.
-            fraction: factor of the default.
+            k: Documents to return.
+            num_tokens: Active tokens of the query.
+            fraction: Factor of the default.
+
+        Returns:
+            Candidates, at least 1.
         """
         for_tokens = max(96, 2700 / max(1, num_tokens))
         default = max(4 * k, round(for_tokens * max(1.0, self.num_docs / 5000) ** 0.4))
@@ -108,18 +114,18 @@ class IndexStatistics:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class QueryPlan:
-    """A query, prepared for the shards. Engines with arrays of their own extend it.
+    """A query, prepared once for all shards. Engines with arrays of their own have a subclass.
 
     Attributes:
-        query: the query.
-        params: the engine's parameters with all defaults filled in; they are returned with the answer.
-        stage_limits: how many documents each stage keeps, over all shards. The engine runs as many stages as there are limits.
-        scorer_terms: what the scorer adds to MaxSim for this query; None if exact scores are MaxSim.
-        unit_norms: whether document tokens have about unit length, so that centroid scores need no lengths.
+        query: The query.
+        params: The engine's parameters with all defaults filled in. They are returned with the answer. Subclasses declare their model.
+        stage_limits: Documents that each stage keeps, over all shards. The engine runs as many stages as there are limits.
+        scorer_terms: The scorer's own arithmetic for this query; None if exact scores are MaxSim.
+        unit_norms: Whether document token vectors have about unit length, so that centroid scores need no lengths.
     """
 
     query: Query
-    params: Any  # the engine's model: engines that need it typed declare it again
+    params: Config
     stage_limits: tuple[int, ...]
     scorer_terms: "QueryTerms | None" = None
     unit_norms: bool = True
@@ -130,7 +136,7 @@ class QueryPlan:
 
 @dataclass(eq=False)
 class _Tables:
-    """Tables of one query for one codec, by the name of the kernels. The number of threads does not change them."""
+    """Score tables of one query for one codec, by the name of the kernels. They do not depend on the number of threads."""
 
     centroids: dict[str, np.ndarray] = field(default_factory=dict)
     scans: dict[str, Any] = field(default_factory=dict)
@@ -142,15 +148,15 @@ def _tables(query: Query, codec: ResidualCodec) -> _Tables:
 
 
 def centroid_scores(query: Query, codec: ResidualCodec, kernels: Kernels) -> np.ndarray:
-    """Return the scores of the query's tokens with every centroid, computed once a query in each process.
+    """Return the scores of query tokens with all centroids. Each process computes them once for a query.
 
     Args:
-        query: the query of n tokens.
-        codec: of the index.
-        kernels: compute the scores.
+        query: The query of n tokens.
+        codec: The codec of the index.
+        kernels: The kernels that compute the scores.
 
     Returns:
-        [C, L], with at least n lanes L; the kernels choose the type.
+        [C, L]. Columns 0 to n - 1 belong to the query's tokens. The kernels choose L and the dtype.
     """
     tables = _tables(query, codec).centroids
     if kernels.name not in tables:
@@ -159,12 +165,15 @@ def centroid_scores(query: Query, codec: ResidualCodec, kernels: Kernels) -> np.
 
 
 def scan_table(query: Query, codec: ResidualCodec, kernels: Kernels) -> Any:
-    """Return the centroid scores as `kernels.scan_codes` looks them up, computed once a query in each process.
+    """Return the centroid scores in the format that `kernels.scan_codes` reads. Each process computes them once for a query.
 
     Args:
-        query: the query.
-        codec: of the index.
-        kernels: compute the table.
+        query: The query.
+        codec: The codec of the index.
+        kernels: The kernels that compute the table and read it.
+
+    Returns:
+        The table, in a type that the kernels choose.
     """
     tables = _tables(query, codec).scans
     if kernels.name not in tables:
@@ -178,8 +187,8 @@ class TopK(ShortRepr):
 
     Attributes:
         scores: [<= k] float32.
-        documents: [<= k] int64 document numbers.
-        params: the engine's parameters that gave this answer.
+        documents: [<= k] int64, document numbers.
+        params: The engine's parameters that produced this answer.
     """
 
     scores: np.ndarray
@@ -195,18 +204,22 @@ def centroid_interaction(
     threshold: float | None = None,
     documents: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return MaxSim with every document token replaced by its centroid, times the token's length where lengths differ.
+    """Return MaxSim scores of documents with each token replaced by its centroid.
+
+    If vectors differ in length, the centroid is scaled to the length of the token.
 
     Args:
-        plan: of the query.
-        shard: holds the documents.
-        codec: of the index.
-        kernels: score the codes.
-        threshold: centroids that score below it for every query token are left out; None leaves out none.
-        documents: ascending numbers inside the shard; None for all documents.
+        plan: The plan of the query.
+        shard: The shard that holds the documents.
+        codec: The codec of the index.
+        kernels: The kernels that score codes.
+        threshold: Centroids that score below it for every query token are left out; None leaves out none.
+        documents: [N] ascending numbers inside the shard; None for all documents.
 
     Returns:
-        [N] float32, -inf for a document without a centroid that counts.
+        [N] float32, -inf for a document without tokens, or with no centroid at or above the threshold.
+
+    Source: docs/algorithms.md#23-plaid
     """
     table = centroid_scores(plan.query, codec, kernels)
     if not plan.unit_norms:
@@ -216,15 +229,15 @@ def centroid_interaction(
 
 
 def among(scores: np.ndarray, numbers: np.ndarray, documents: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the scored documents that are allowed.
+    """Return the scores and numbers of the documents that are allowed.
 
     Args:
         scores: [N] float32.
-        numbers: [N] int64, ascending.
-        documents: allowed numbers, ascending; None for all.
+        numbers: [N] int64, document numbers of the scores, ascending.
+        documents: [A] int64, allowed numbers, ascending; None for all.
 
     Returns:
-        Scores and numbers of the allowed documents.
+        Scores [<= N] float32 and numbers [<= N] int64 of the allowed documents.
     """
     if documents is None:
         return scores, numbers
@@ -233,12 +246,15 @@ def among(scores: np.ndarray, numbers: np.ndarray, documents: np.ndarray | None)
 
 
 def merge(parts: Sequence[TopK], k: int, kernels: Kernels) -> TopK:
-    """Return the best k documents of several answers about different documents.
+    """Return the top k documents of several answers that hold different documents.
 
     Args:
-        parts: the answers; may be empty.
-        k: documents to keep.
-        kernels: choose the best.
+        parts: The answers; may be empty.
+        k: Documents to keep.
+        kernels: The kernels that select the top documents.
+
+    Returns:
+        The top k, without `params`.
     """
     scores = np.concatenate([part.scores for part in parts]) if parts else np.zeros(0, np.float32)
     documents = np.concatenate([part.documents for part in parts]) if parts else np.zeros(0, np.int64)

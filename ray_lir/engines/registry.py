@@ -1,4 +1,4 @@
-"""The engines by name, from the names in base/engine_names.py. To add an engine, see docs/extending.md."""
+"""The registry of engines, imported by the names in base/engine_names.py. docs/extending.md shows how to add an engine."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,7 +13,7 @@ from ray_lir.engines.plan import QueryPlan
 
 ENGINES: dict[str, Engine[Any, Any]] = {name: import_module(f"ray_lir.engines.{name}").ENGINE for name in ENGINE_NAMES}
 SERVED: tuple[str, ...] = tuple(name for name, engine in ENGINES.items() if engine.served)
-"""Engines that a service has."""
+"""Names of the engines that a service offers."""
 if TYPE_CHECKING:
     EngineParams = Config
 else:
@@ -23,7 +23,7 @@ else:
 
 def engine_of(plans: Sequence[QueryPlan]) -> Engine[Any, Any]:
     """Return the engine that made the plans."""
-    return ENGINES[plans[0].params.engine]
+    return ENGINES[engine_name(plans[0].params)]
 
 
 def engine_name(params: Config) -> str:

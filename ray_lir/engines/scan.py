@@ -1,4 +1,4 @@
-"""scan: score every document by its centroid codes alone, then rescore the best exactly. Nothing is lost to probing."""
+"""scan: score every document by its centroid codes, then rescore the best exactly. No clusters are probed, so no document is missed."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -18,39 +18,38 @@ from ray_lir.kernels import Kernels
 
 
 class ScanParams(Config):
-    """How many documents a scan rescores."""
+    """Parameters of scan: how many documents it rescores."""
 
     model_config = ConfigDict(validate_by_name=True)
 
     engine: Literal["scan"] = "scan"
     ncandidates: int | None = Field(None, ge=1)
-    """Documents rescored exactly. None: 4 k, or more if the size of the index and the length of the query call for more; four times that
-    if vector lengths differ."""
+    """Documents rescored exactly. None: 4 k, or more for a large index or a short query (`IndexStatistics.default_candidates`); four times
+    as many if vector lengths differ."""
     candidate_fraction: float = Field(1, gt=0, validation_alias=AliasChoices("candidate_fraction", "share"))
-    """Factor of the default number, used if ncandidates is None. Qualities and jobs.tune set it, for queries of any length and any k."""
+    """Factor of the default number of candidates, used if ncandidates is None. `--quality` and jobs.tune set it, because it applies to any
+    k and any query length."""
 
 
-def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: ScanParams, k: int, kernels: Kernels) -> QueryPlan:
-    """Return the plan of a query; the arguments are those of `Engine.plan`."""
+def _plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: ScanParams, k: int, kernels: Kernels) -> QueryPlan:
     default = statistics.default_candidates(k, len(query.active), params.candidate_fraction)
     ncandidates = max(k, params.ncandidates or default)
     return QueryPlan(query, ScanParams(ncandidates=ncandidates), (ncandidates, k))
 
 
-def score_codes(
+def _score_codes(
     plans: Sequence[QueryPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[Allowed]
 ) -> list[Scored]:
-    """Score all documents by their codes; the arguments are those of `Stage.run`."""
     numbers = np.arange(shard.num_docs)
-    answers = []
+    results = []
     for plan, allowed in zip(plans, documents, strict=True):
         scores = _scan(plan, shard, codec, kernels)
-        answers.append(kernels.top_k(*among(scores, numbers, allowed), plan.stage_limits[0]))
-    return answers
+        results.append(kernels.top_k(*among(scores, numbers, allowed), plan.stage_limits[0]))
+    return results
 
 
 def _scan(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels) -> np.ndarray:
-    """[N] float32."""
+    """Centroid scores [N] of all documents, float32."""
     if plan.unit_norms:
         return kernels.scan_codes(scan_table(plan.query, codec, kernels), plan.query.weights, shard)
     codes = norm_codes(shard)
@@ -58,17 +57,18 @@ def _scan(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Ker
     return kernels.scan_codes(table, plan.query.weights, codes.shard)
 
 
-def cost(statistics: IndexStatistics, costs: Costs, candidates: int) -> QueryCost:
-    """Return the estimated time of a query; the arguments are those of `Automatic.cost`."""
+def _cost(statistics: IndexStatistics, costs: Costs, candidates: int) -> QueryCost:
     tables = plan_ns(statistics, costs) + statistics.num_centroids * costs.byte_table
     return QueryCost.of(tables, statistics.num_tokens * costs.code, rescore_ns(statistics, costs, candidates))
 
 
-SCORE_CODES = Stage("score_codes", "MaxSim of every document with each token replaced by its centroid, as long as the token.", score_codes)
+SCORE_CODES = Stage(
+    "score_codes", "MaxSim of every document with each token replaced by its centroid, scaled to the token's length.", _score_codes
+)
 ENGINE = Engine(
     description="rescores the `ncandidates` documents that are best by centroid score, of the whole index",
     params=ScanParams,
-    plan=plan,
+    plan=_plan,
     stages=(SCORE_CODES, RESCORE),
-    automatic=Automatic(lambda fraction: ScanParams(candidate_fraction=fraction), cost),
+    automatic=Automatic(lambda fraction: ScanParams(candidate_fraction=fraction), _cost),
 )

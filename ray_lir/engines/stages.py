@@ -1,8 +1,8 @@
 """The executor: the one loop over an engine's stages, for shards in this process and for groups of shards elsewhere.
 
-`StageLoop` decides what each stage scores and makes the cut. It does not know where the shards are: its driver scores a `StageCall` on
-every part of the index and hands the parts back. `run_stages` is the driver for shards in this process. The gateway (serving/scatter.py)
-and bulk search are drivers for groups of shards. So a search over the whole index and a search over groups make the same cuts.
+`StageLoop` decides which documents each stage scores, and makes the cut. It does not know where the shards are. Its driver scores a
+`StageCall` on every part of the index and returns the parts to the loop. `run_stages` is the driver for shards in this process. The gateway
+(serving/scatter.py) and bulk search are drivers for groups of shards. All drivers therefore make the same cuts.
 """
 
 import time
@@ -23,14 +23,14 @@ from ray_lir.kernels import Kernels
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StageCall(ShortRepr):
-    """What one stage scores for some plans, on any part of the index.
+    """The input of one stage for several plans. It applies to any part of the index.
 
     Attributes:
         plans: P plans of one engine.
-        number: of the stage, from 0.
-        documents: [P] document numbers of the index, ascending. In stage 0 the documents that may be found, None for all that are not
-            deleted; later the survivors of the stage before.
-        limits: [P] how many documents the stage keeps.
+        number: Position of the stage, from 0.
+        documents: [P] ascending document numbers of the index. In stage 0, the allowed documents; None for all live documents. In later
+            stages, the survivors of the previous stage.
+        limits: [P] number of documents that the stage keeps.
     """
 
     plans: Sequence[QueryPlan]
@@ -45,20 +45,20 @@ class StageCall(ShortRepr):
 
 
 class StageLoop:
-    """Runs the stages of some plans: iterate over the calls, and hand the scores of each call to `cut` before the next.
+    """Runs the stages of several plans. Iterate over the calls, and pass the scores of each call to `cut` before the next call:
 
         for call in loop:
             loop.cut(score(call, shards, codec, kernels), kernels)
 
     Args:
-        plans: P plans of one engine, settled if the engine needs a survey (`settle`).
-        documents: [P] ascending numbers of the documents that may be found; None for all that are not deleted.
-        ahead: None for a search over the whole index. For one of several groups: how many of the group's own best documents go on to each
-            later stage. Those stages keep all that they score, because the cut is made over all groups.
+        plans: P plans of one engine, completed by `settle` if the engine has a survey.
+        documents: [P] ascending numbers of the allowed documents; None for all live documents.
+        ahead: None for a search over the whole index. For a search over one of several groups: how many of the group's own best documents
+            each later stage scores. These stages keep all documents that they score, because the cut is made over all groups.
 
     Attributes:
-        kept: for each stage that has run, and each plan, the best documents.
-        seconds: wall-clock time of each stage, cut included.
+        kept: The best documents, for each stage that has run and each plan.
+        seconds: Wall-clock time of each stage, including the cut.
     """
 
     def __init__(self, plans: Sequence[QueryPlan], documents: Sequence[Allowed], ahead: Sequence[int] | None = None):
@@ -92,8 +92,8 @@ class StageLoop:
         """Keep the best documents of the stage that ran last.
 
         Args:
-            parts: for each plan the scores of every part of the index, about different documents.
-            kernels: choose the best.
+            parts: For each plan, the scores from every part of the index. The parts hold different documents.
+            kernels: The kernels that select the top documents.
         """
         self.kept.append([merge(each, limit, kernels) for each, limit in zip(parts, self._limits, strict=True)])
         self.seconds.append(time.perf_counter() - self._start)
@@ -107,18 +107,18 @@ def run_stages(
     documents: Sequence[Allowed],
     ahead: Sequence[int] | None = None,
 ) -> StageLoop:
-    """Run all stages of some plans over shards in this process.
+    """Run all stages of several plans over shards in this process.
 
     Args:
-        plans: P plans of one engine, as the planner made them.
-        shards: in document order.
-        codec: of the index.
-        kernels: score documents and choose the best.
-        documents: [P] ascending numbers of the documents that may be found; None for all that are not deleted.
-        ahead: as for `StageLoop`.
+        plans: P plans of one engine, as the planner returned them.
+        shards: The shards, in document order.
+        codec: The codec of the index.
+        kernels: The kernels that score documents and select the top documents.
+        documents: [P] ascending numbers of the allowed documents; None for all live documents.
+        ahead: See `StageLoop`.
 
     Returns:
-        The finished loop: its `plans` are settled, and `kept[-1]` are the answers.
+        The finished loop. Its `plans` are completed by the survey, if there is one, and `kept[-1]` has the answers.
     """
     loop = StageLoop(settle(plans, shards, codec, documents), documents, ahead)
     for call in loop:
@@ -130,26 +130,26 @@ def run_stage(call: StageCall, shards: Sequence[IndexShard], codec: ResidualCode
     """Run one stage over shards in this process.
 
     Args:
-        call: what to score.
-        shards: in document order.
-        codec: of the index.
-        kernels: score documents and choose the best.
+        call: The input of the stage.
+        shards: The shards, in document order.
+        codec: The codec of the index.
+        kernels: The kernels that score documents and select the top documents.
 
     Returns:
-        For each plan the best documents of these shards, at most the call's limit.
+        For each plan the best documents of these shards, at most the limit of the call.
     """
     parts = score(call, shards, codec, kernels)
     return [merge(each, limit, kernels) for each, limit in zip(parts, call.limits, strict=True)]
 
 
 def score(call: StageCall, shards: Sequence[IndexShard], codec: ResidualCodec, kernels: Kernels) -> list[list[TopK]]:
-    """Score a call on each shard.
+    """Run one stage on each shard, without a cut.
 
     Args:
-        call: what to score.
-        shards: in document order.
-        codec: of the index.
-        kernels: score documents.
+        call: The input of the stage.
+        shards: The shards, in document order.
+        codec: The codec of the index.
+        kernels: The kernels that score documents.
 
     Returns:
         For each plan one part a shard, with document numbers of the index.
@@ -165,13 +165,16 @@ def score(call: StageCall, shards: Sequence[IndexShard], codec: ResidualCodec, k
 def settle(
     plans: Sequence[QueryPlan], shards: Sequence[IndexShard], codec: ResidualCodec, documents: Sequence[Allowed]
 ) -> Sequence[QueryPlan]:
-    """Return the plans completed by a survey of all shards, for an engine that needs one; the same plans for any other engine.
+    """Complete plans by the engine's survey of all shards.
 
     Args:
-        plans: P plans of one engine, as the planner made them.
-        shards: all shards of the index, in document order.
-        codec: of the index.
-        documents: [P] as for `StageLoop`.
+        plans: P plans of one engine, as the planner returned them.
+        shards: All shards of the index, in document order.
+        codec: The codec of the index.
+        documents: [P] ascending numbers of the allowed documents; None for all live documents.
+
+    Returns:
+        P completed plans; the same plans if the engine has no survey.
     """
     survey = engine_of(plans).survey
     if survey is None:
@@ -183,7 +186,7 @@ def settle(
 
 
 def _in_shard(documents: Allowed, shard: IndexShard) -> Allowed:
-    """The documents that a shard holds, by their numbers in it; for None those that are not deleted."""
+    """The allowed documents of a shard, by their numbers inside it; for None the live documents of the shard."""
     if documents is None:
         return shard.live
     first, end = np.searchsorted(documents, (shard.first_document, shard.first_document + shard.num_docs))

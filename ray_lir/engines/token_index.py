@@ -1,7 +1,7 @@
-"""TokenIndex: a FAISS index over a shard's decompressed tokens, which finds the best tokens for a query token.
+"""TokenIndex: a FAISS index over the decompressed tokens of a shard, which finds the best tokens for each query token.
 
-It is an inverted file with a list for each cluster of the codec. So a cluster holds the same tokens however the index is sharded, and
-searching all lists compares every token. It takes 4 D + 8 bytes of memory a token, and is built when it is first needed.
+It is an inverted file with one list for each cluster of the codec. The clusters are therefore the same for any number of shards, and a
+search of all lists compares every token. A token takes 4 D + 8 bytes of memory. The FAISS index is built when it is first needed.
 """
 
 from typing import TYPE_CHECKING
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     import faiss
 
 BLOCK_TOKENS = 1 << 16
-"""Tokens that are decompressed at a time."""
+"""Tokens that are decompressed together."""
 ROUNDING = 1e-5
-"""Largest error of FAISS in a product of unit vectors; for longer vectors, times both lengths. The order of summation depends on a token's
-place."""
+"""Largest error of FAISS in the dot product of two unit vectors. For other vectors it is multiplied by both lengths. FAISS's order of
+summation depends on a token's position, so equal tokens can get different scores."""
 BLOCK_QUERIES = 32
-"""Query tokens that are searched at a time."""
+"""Query tokens that are searched together."""
 
 
 class TokenIndex:
     """The FAISS index of one shard.
 
     Attributes:
-        codec: decompresses tokens, for scores that do not depend on FAISS's order of summation.
-        lists: one inverted list for each cluster, with all tokens of the shard.
-        longest: length of the longest vector, at least 1.
+        codec: The codec that decompresses tokens, for scores that do not depend on FAISS's order of summation.
+        lists: One inverted list for each cluster, with all tokens of the shard.
+        longest: Length of the longest vector, at least 1.
     """
 
     def __init__(self, codec: ResidualCodec, lists: "faiss.IndexIVFFlat", longest: float):
@@ -44,7 +44,7 @@ class TokenIndex:
 
     @classmethod
     def build(cls, shard: IndexShard, codec: ResidualCodec) -> "TokenIndex":
-        """Return the index of all tokens of a shard."""
+        """Return the FAISS index of all tokens of a shard."""
         import faiss  # only engine xtr needs it
 
         centroids = faiss.IndexFlatIP(codec.dim)
@@ -67,17 +67,17 @@ class TokenIndex:
     def search(
         self, shard: IndexShard, queries_nD: np.ndarray, k: int, clusters: np.ndarray | None, allowed: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the k best tokens of each query token, one query token after another, best first; ties go to the lower token number.
+        """Return the k best tokens for each query token, grouped by query token, best first; ties go to the lower token number.
 
         Args:
-            shard: that the index was built from.
-            queries_nD: [n, D] float32.
-            k: tokens for each query token; fewer come back if fewer are allowed.
+            shard: The shard that the FAISS index was built from.
+            queries_nD: [n, D] float32, the query tokens.
+            k: Tokens for each query token; fewer are returned if fewer are allowed.
             clusters: [n, nprobe] int64, the clusters to search; None for all.
-            allowed: [A] int64, token numbers that may be found; None for all.
+            allowed: [A] int64, token numbers that may be returned; None for all.
 
         Returns:
-            Query tokens [H] int64, token numbers [H] int64, scores [H] float32.
+            Positions of query tokens [H] int64, token numbers inside the shard [H] int64, scores [H] float32.
         """
         num_clusters = self.codec.num_centroids
         clusters = np.broadcast_to(np.arange(num_clusters), (len(queries_nD), num_clusters)) if clusters is None else clusters
@@ -92,8 +92,8 @@ class TokenIndex:
     def _search(
         self, shard: IndexShard, queries_nD: np.ndarray, k: int, clusters: np.ndarray, allowed: np.ndarray | None
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Token numbers and scores for each query token. FAISS finds a few more than k; their scores are computed again in float64, and
-        the k best are kept."""
+        """Token numbers and scores for each query token. FAISS returns a few more than k tokens. Their scores are computed again in
+        float64, and the k best are kept."""
         candidates = self._nearest_with_slack(shard, queries_nD, k, clusters, allowed)
         tokens = np.unique(np.concatenate(candidates))
         vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], self.codec)
@@ -109,8 +109,9 @@ class TokenIndex:
     def _nearest_with_slack(
         self, shard: IndexShard, queries_nD: np.ndarray, k: int, clusters: np.ndarray, allowed: np.ndarray | None
     ) -> list[np.ndarray]:
-        """For each query token numbers of tokens that certainly include the k best. A token that FAISS leaves out scores no better than the
-        last that it returns; so none is missing if that last score is below the k-th by more than the rounding error."""
+        """For each query token, token numbers that are certain to include the k best. A token that FAISS leaves out scores no better than
+        the last token that FAISS returns. So none of the k best is missing if the last score is below the k-th by more than the rounding
+        error."""
         sizes = np.diff(shard.posting_offsets)[clusters].sum(axis=1)
         most = int(sizes.max(initial=0)) if allowed is None else min(int(sizes.max(initial=0)), len(allowed))
         slack = 2 * ROUNDING * self.longest * np.linalg.norm(queries_nD, axis=1)
@@ -126,7 +127,7 @@ class TokenIndex:
     def _nearest(
         self, shard: IndexShard, queries_nD: np.ndarray, k: int, clusters: np.ndarray, allowed: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """[n, k] token numbers, -1 where there are fewer, and [n, k] scores."""
+        """FAISS's token numbers [n, k] int64, -1 if fewer are allowed, and scores [n, k] float32."""
         import faiss
 
         parameters = faiss.SearchParametersIVF(nprobe=clusters.shape[1])
@@ -152,5 +153,5 @@ class TokenIndex:
 
 @derived
 def token_index(shard: IndexShard, codec: ResidualCodec) -> TokenIndex:
-    """Return the FAISS index of a shard, built when it is first needed and kept as long as the shard."""
+    """Return the FAISS index of a shard. It is built at the first call and kept as long as the shard."""
     return TokenIndex.build(shard, codec)

@@ -1,4 +1,4 @@
-"""warp: score the tokens of probed clusters without decompressing vectors, impute the rest, then rescore (docs/algorithms.md#4-warp)."""
+"""warp: score the tokens of probed clusters without decompression, impute missing scores, then rescore (docs/algorithms.md#4-warp)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,52 +18,54 @@ from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
 NPROBE = 16
-"""Clusters for each token of a usual query. With rescoring, half of WARP's 32 finds the same best 10 (bench/README.md)."""
+"""Clusters probed for each token of a query of usual length. With rescoring, 16 find the same top 10 as WARP's 32 (bench/README.md)."""
 DENSITY = 1.7
-"""Tokens in a probed cluster over tokens in an average cluster (SciFact)."""
+"""Mean size of a probed cluster over the mean size of all clusters (SciFact)."""
 
 
 class WarpParams(Config):
-    """WARP's parameters, and how many of its candidates are rescored exactly."""
+    """Parameters of warp: those of WARP, and how many of its candidates are rescored exactly."""
 
     model_config = ConfigDict(validate_by_name=True)
 
     engine: Literal["warp"] = "warp"
     nprobe: int | None = Field(None, ge=1)
-    """Clusters scored for each query token. None: 16, or more for a query of fewer than 21 tokens, so that the total is the same; four
-    times that if vector lengths differ."""
+    """Clusters probed for each query token. None: 16; a query of fewer than 21 tokens probes more for each token, so that the total is the
+    same. Four times as many if vector lengths differ."""
     t_prime: int | None = Field(None, ge=1)
-    """A document without a scored token for a query token gets the score of the centroid at which this many tokens have been passed.
-    None: tokens a centroid x nprobe x half the query tokens, within 5,000 and 200,000 (docs/algorithms.md#42-parameters)."""
+    """Position of the imputed score. Centroids are taken in descending order of score until their clusters hold this many tokens. A
+    document without a token in the probed clusters gets the score of the last of these centroids. None: mean tokens of a cluster x nprobe x
+    half the query tokens, clipped to 5,000 and 200,000 (docs/algorithms.md#42-parameters)."""
     bound: int | None = Field(None, ge=1)
-    """Centroids passed on the way to t_prime, at most. None: 8 nprobe, or 5% of all centroids if that is more."""
+    """Largest number of centroids taken to reach t_prime. None: 8 nprobe, or 5% of all centroids if that is more."""
     rescore: int | None = Field(None, ge=0)
     """Candidates rescored exactly; 0 returns WARP's own scores. None: 8 k, or twice the default of scan if that is more."""
     candidate_fraction: float = Field(1, gt=0, validation_alias=AliasChoices("candidate_fraction", "share"))
-    """Factor of the default number, used if rescore is None (ScanParams.candidate_fraction)."""
+    """Factor of the default number of candidates, used if rescore is None (`ScanParams.candidate_fraction`)."""
     floor_at_imputed: bool = False
-    """Let no score of a token fall below the imputed one (docs/algorithms.md#43-choices)."""
+    """Raise token scores below the imputed score to the imputed score (docs/algorithms.md#43-choices)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class WarpPlan(QueryPlan):
-    """A query's plan, for its n' active tokens.
+    """The plan of one query with n' active tokens.
 
     Attributes:
+        params: The parameters with all defaults filled in.
         active: [n'] int64, the active tokens.
         clusters: [n', nprobe] int64, the probed clusters.
         cluster_scores: [n', nprobe] float32, scores of their centroids.
-        imputed: [n'] float32, score of a token in a document of no probed cluster.
+        imputed: [n'] float32, score of the token in a document that has no token in its probed clusters.
     """
 
+    params: WarpParams
     active: np.ndarray
     clusters: np.ndarray
     cluster_scores: np.ndarray
     imputed: np.ndarray
 
 
-def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: WarpParams, k: int, kernels: Kernels) -> WarpPlan:
-    """Return the plan of a query; the arguments are those of `Engine.plan`."""
+def _plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: WarpParams, k: int, kernels: Kernels) -> WarpPlan:
     active = query.active
     nprobe, t_prime, bound, rescore = _defaults(params, statistics, len(active), k)
     table = centroid_scores(query, codec, kernels)
@@ -75,13 +77,13 @@ def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params
         active=active,
         clusters=clusters[active],
         cluster_scores=scores[active],
-        # Unseen tokens are assumed to have the mean length of the index's vectors, which is 1 for unit vectors.
+        # The imputed score assumes a token of mean length, which is 1 for unit vectors.
         imputed=imputed[active] * np.float32(codec.mean_norm),
     )
 
 
 def _defaults(params: WarpParams, statistics: IndexStatistics, num_active: int, k: int) -> tuple[int, int, int, int]:
-    """nprobe, t_prime, bound and rescore."""
+    """nprobe, t_prime, bound and rescore, with defaults filled in."""
     num_centroids = len(statistics.cluster_sizes)
     usual = max(NPROBE, NPROBE * USUAL_TOKENS // max(1, num_active)) * (1 if statistics.unit_norms else NORMS_NPROBE)
     nprobe = min(params.nprobe or usual, num_centroids)
@@ -92,11 +94,10 @@ def _defaults(params: WarpParams, statistics: IndexStatistics, num_active: int, 
     return nprobe, t_prime, bound, default if params.rescore is None else params.rescore
 
 
-def score_postings(
+def _score_postings(
     plans: Sequence[WarpPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[Allowed]
 ) -> list[Scored]:
-    """Score the documents of probed clusters; the arguments are those of `Stage.run`."""
-    answers = []
+    results = []
     for plan, allowed in zip(plans, documents, strict=True):
         clusters, cluster_scores, scored = plan.clusters, plan.cluster_scores, shard
         if not plan.unit_norms:
@@ -113,23 +114,22 @@ def score_postings(
             scored,
             codec,
         )
-        answers.append(kernels.top_k(*among(scores, numbers, allowed), plan.stage_limits[0]))
-    return answers
+        results.append(kernels.top_k(*among(scores, numbers, allowed), plan.stage_limits[0]))
+    return results
 
 
-def cost(statistics: IndexStatistics, costs: Costs, candidates: int) -> QueryCost:
-    """Return the estimated time of a query; the arguments are those of `Automatic.cost`."""
+def _cost(statistics: IndexStatistics, costs: Costs, candidates: int) -> QueryCost:
     probing = plan_ns(statistics, costs) + statistics.num_centroids * costs.probe
     postings = QUERY_TOKENS * NPROBE * DENSITY * statistics.tokens_per_centroid * costs.posting * width(statistics)
     return QueryCost.of(probing, postings, rescore_ns(statistics, costs, 2 * candidates))
 
 
-SCORE_POSTINGS = Stage("score_postings", "WARP's score of every document with a token in a probed cluster.", score_postings)
+SCORE_POSTINGS = Stage("score_postings", "WARP's score of every document with a token in a probed cluster.", _score_postings)
 ENGINE = Engine(
     description="of the documents with a token in a probed cluster: the `rescore` best by WARP's score",
     params=WarpParams,
-    plan=plan,
+    plan=_plan,
     stages=(SCORE_POSTINGS, RESCORE),
     postings=True,
-    automatic=Automatic(lambda fraction: WarpParams(candidate_fraction=fraction), cost),
+    automatic=Automatic(lambda fraction: WarpParams(candidate_fraction=fraction), _cost),
 )

@@ -2,8 +2,8 @@
 
 Source: docs/algorithms.md#35-retrieval-and-imputation.
 
-The retrieved tokens are chosen over all shards before the first stage: each shard reports its best, and the best of these are retrieved. So
-all shards must be in one process, and the engine is for comparisons rather than for services.
+Before the first stage, each shard finds its best tokens, and the best tokens of all shards are retrieved. All shards must therefore be in
+one process. The engine serves comparisons with the paper; a service does not offer it.
 """
 
 from collections.abc import Sequence
@@ -32,26 +32,26 @@ Imputation = Literal["min", "mean", "p10", "power_law", "zero"]
 
 
 class XtrParams(Config):
-    """XTR's parameters."""
+    """Parameters of xtr."""
 
     engine: Literal["xtr"] = "xtr"
     k_prime: int | None = Field(None, ge=1)
     """Tokens retrieved for each query token, from the whole index. None: 4,000, or 4 k if that is more."""
     imputation: Imputation = "min"
-    """Score of a query token in a document without a retrieved token: the lowest of the retrieved scores, their mean, their 10th
-    percentile, a power law fitted to them and evaluated at a much lower rank, or 0."""
+    """Score of a query token in a document that has no retrieved token for it. min, mean and p10: the lowest, the mean and the 10th
+    percentile of the retrieved scores. power_law: a power law fitted to these scores, evaluated at rank 100 k_prime. zero: 0."""
     nprobe: int | None = Field(None, ge=1)
-    """Clusters of the codec that are searched for each query token. None: all, so that the best tokens are certain to be found."""
+    """Clusters of the codec that are searched for each query token. None: all clusters, so that token retrieval is exact."""
     rescore: int = Field(0, ge=0)
     """Candidates rescored exactly; 0 returns XTR's own scores."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenHits(ShortRepr):
-    """Retrieved tokens of the active query tokens, one query token after another, best first.
+    """Tokens that were retrieved for the active query tokens: grouped by query token, best first.
 
     Attributes:
-        rows: [H] int64, which active query token.
+        rows: [H] int64, position of the query token among the active ones.
         scores: [H] float32.
         documents: [H] int64, document numbers of the index.
         weighted_scores: [H] float32, scores times the weights of the document tokens.
@@ -66,12 +66,12 @@ class TokenHits(ShortRepr):
         return len(self.rows)
 
     def take(self, hits: np.ndarray) -> "TokenHits":
-        """Return some of the hits, by number."""
+        """Return the hits at these positions [<= H] int64."""
         return TokenHits(self.rows[hits], self.scores[hits], self.documents[hits], self.weighted_scores[hits])
 
     @classmethod
     def concatenate(cls, parts: "Sequence[TokenHits]") -> "TokenHits":
-        """Return the hits of all shards."""
+        """Return the hits of several shards, one shard after another."""
         return cls(
             np.concatenate([part.rows for part in parts]),
             np.concatenate([part.scores for part in parts]),
@@ -82,15 +82,18 @@ class TokenHits(ShortRepr):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class XtrPlan(QueryPlan):
-    """A query's plan, for its n' active tokens.
+    """The plan of one query with n' active tokens.
 
     Attributes:
-        k_prime: tokens retrieved for each query token.
+        params: The parameters with all defaults filled in.
+        k_prime: Tokens retrieved for each query token.
         active: [n'] int64, the active tokens.
         clusters: [n', nprobe] int64, the clusters that are searched; None for all.
-        hits: the retrieved tokens, and `imputed`: [n'] float32; both None before the survey.
+        hits: The retrieved tokens; None before the survey.
+        imputed: [n'] float32, score of each token in documents without a retrieved token for it; None before the survey.
     """
 
+    params: XtrParams
     k_prime: int
     active: np.ndarray
     clusters: np.ndarray | None = None
@@ -98,8 +101,7 @@ class XtrPlan(QueryPlan):
     imputed: np.ndarray | None = None
 
 
-def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: XtrParams, k: int, kernels: Kernels) -> XtrPlan:
-    """Return the plan of a query; the arguments are those of `Engine.plan`."""
+def _plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: XtrParams, k: int, kernels: Kernels) -> XtrPlan:
     k_prime = max(1, min(params.k_prime or max(K_PRIME, 4 * k), statistics.num_tokens))
     nprobe = min(params.nprobe or codec.num_centroids, codec.num_centroids)
     active, clusters = query.active, None
@@ -117,8 +119,8 @@ def plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params
     )
 
 
-def retrieve(plan: XtrPlan, shard: IndexShard, codec: ResidualCodec, documents: Allowed) -> TokenHits:
-    """Return the best tokens of a shard, at most k_prime for each query token; the arguments are those of `Survey.look`."""
+def _retrieve(plan: XtrPlan, shard: IndexShard, codec: ResidualCodec, documents: Allowed) -> TokenHits:
+    """The best tokens of a shard, at most k_prime for each query token."""
     queries = plan.query.vectors[plan.active]
     allowed = None if documents is None else shard.tokens(documents)[0]
     rows, tokens, scores = token_index(shard, codec).search(shard, queries, plan.k_prime, plan.clusters, allowed)
@@ -128,10 +130,10 @@ def retrieve(plan: XtrPlan, shard: IndexShard, codec: ResidualCodec, documents: 
     return TokenHits(rows, scores, numbers + shard.first_document, weighted)
 
 
-def settle(plan: XtrPlan, surveys: Sequence[TokenHits]) -> XtrPlan:
-    """Return the plan with the best tokens of all shards; ties go to the first token of the index."""
+def _settle(plan: XtrPlan, surveys: Sequence[TokenHits]) -> XtrPlan:
+    """The plan with the best tokens of all shards; ties go to the first token of the index."""
     hits = TokenHits.concatenate(surveys)
-    # Surveys come in document order and a stable sort keeps it, so the first of equal tokens stay.
+    # Surveys arrive in document order and the sort is stable, so the first of equal tokens is kept.
     order = np.lexsort((-hits.scores, hits.rows))
     rows = hits.rows[order]
     ranks = np.arange(len(rows)) - np.searchsorted(rows, rows)
@@ -143,12 +145,17 @@ def settle(plan: XtrPlan, surveys: Sequence[TokenHits]) -> XtrPlan:
 
 
 def impute(scores: np.ndarray, how: Imputation, k_prime: int) -> float:
-    """Return the score of tokens that were not retrieved for a query token; 0 if none was retrieved.
+    """Return the score of a query token in documents without a retrieved token for it.
 
     Args:
-        scores: [H] float32 scores of the retrieved tokens, best first.
-        how: XtrParams.imputation.
-        k_prime: tokens that were asked for.
+        scores: [H] float32, scores of the tokens retrieved for the query token, best first.
+        how: See `XtrParams.imputation`.
+        k_prime: Number of tokens requested; H is at most this.
+
+    Returns:
+        The imputed score; 0 if no token was retrieved.
+
+    Source: docs/algorithms.md#35-retrieval-and-imputation
     """
     scores = scores.astype(np.float64)
     if how == "zero" or not len(scores):
@@ -166,34 +173,33 @@ def impute(scores: np.ndarray, how: Imputation, k_prime: int) -> float:
     return min(max(extrapolated, 0.0), max(lowest, 0.0))
 
 
-def add_up(
+def _add_up(
     plans: Sequence[XtrPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[Allowed]
 ) -> list[Scored]:
-    """Score the documents with a retrieved token; the arguments are those of `Stage.run`."""
-    answers = []
+    results = []
     for plan, allowed in zip(plans, documents, strict=True):
         assert plan.hits is not None and plan.imputed is not None
         end = shard.first_document + shard.num_docs
         hits = plan.hits.take(np.flatnonzero((plan.hits.documents >= shard.first_document) & (plan.hits.documents < end)))
         numbers, weights = hits.documents - shard.first_document, plan.query.weights[plan.active]
-        # Hits are sorted best first, so the first of a document for a query token is its best.
+        # Hits are sorted best first, so the first hit of a document for a query token is its best.
         _, first = np.unique(hits.rows * shard.num_docs + numbers, return_index=True)
         rows, found = hits.rows[first], numbers[first]
         gains = weights[rows].astype(np.float64) * (hits.weighted_scores[first].astype(np.float64) - plan.imputed[rows])
         scored = np.unique(found)
         totals = np.bincount(np.searchsorted(scored, found), gains, len(scored)) + weights.astype(np.float64) @ plan.imputed
-        answers.append(kernels.top_k(*among(totals.astype(np.float32), scored, allowed), plan.stage_limits[0]))
-    return answers
+        results.append(kernels.top_k(*among(totals.astype(np.float32), scored, allowed), plan.stage_limits[0]))
+    return results
 
 
 ADD_UP = Stage(
-    "add_up", "XTR's score of every document with a retrieved token: its best for each query token, or the imputed score.", add_up
+    "add_up", "XTR's score of every document with a retrieved token: its best for each query token, or the imputed score.", _add_up
 )
 ENGINE = Engine(
     description="of the documents with one of the `k_prime` best tokens of the index for a query token: the best by XTR's score, or "
     "`rescore` of them",
     params=XtrParams,
-    plan=plan,
+    plan=_plan,
     stages=(ADD_UP, RESCORE),
-    survey=Survey(retrieve, settle),
+    survey=Survey(_retrieve, _settle),
 )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ray_lir.base.config import AttentionConfig, Config, TrialConfig, XtrConfig
 from ray_lir.embeddings.relation import Relation, load_relation
-from ray_lir.engines.exact import ExactParams, score_all
+from ray_lir.engines.exact import SCORE_ALL, ExactParams
 from ray_lir.engines.plan import Query, QueryPlan
 from ray_lir.engines.scoring.registry import SEARCH_SCORERS
 from ray_lir.index.codec import ResidualCodec, random_rotation
@@ -86,7 +86,7 @@ def searched(
     plan_of = Query(codec.rotate(query, kernels), weights)
     terms = SEARCH_SCORERS[scorer.name].terms(plan_of, codec)
     plan = QueryPlan(plan_of, ExactParams(), (shard.num_docs,), scorer_terms=terms)
-    [(scores, numbers)] = score_all([plan], shard, codec, kernels, [None])
+    [(scores, numbers)] = SCORE_ALL.run([plan], shard, codec, kernels, [None])
     result = np.full(shard.num_docs, -np.inf)
     result[numbers] = scores
     return result

@@ -19,7 +19,7 @@ from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.embeddings.relation import Relation, load_relation
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
 from ray_lir.engines import ENGINES
-from ray_lir.engines.exact import score_all
+from ray_lir.engines.exact import SCORE_ALL
 from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.plan import TopK
 from ray_lir.engines.scan import ScanParams
@@ -340,8 +340,8 @@ def test_documents_whose_relations_are_left_out_could_not_have_been_among_the_be
         shard, codec = searcher.shards[0], searcher.planner.codec
         for plan in searcher.planner.plan(queries_about(documents, [3, 90, 222]), 5, "exact"):
             everything = dataclasses.replace(plan, stage_limits=(400,))
-            [(best, _)] = score_all([plan], shard, codec, searcher.planner.kernels, [None])
-            [(scores, _)] = score_all([everything], shard, codec, searcher.planner.kernels, [None])
+            [(best, _)] = SCORE_ALL.run([plan], shard, codec, searcher.planner.kernels, [None])
+            [(scores, _)] = SCORE_ALL.run([everything], shard, codec, searcher.planner.kernels, [None])
             assert np.isfinite(scores).all() and (weight > 0.01 or np.isfinite(best).sum() < 100)
             np.testing.assert_array_equal(best[np.isfinite(best)], scores[np.isfinite(best)])
             assert (scores[np.isneginf(best)] < np.sort(best)[-5]).all()

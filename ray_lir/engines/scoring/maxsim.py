@@ -1,4 +1,4 @@
-"""Exact scores of documents in a shard, for engines and explanations: MaxSim with token weights, or the scorer's own terms.
+"""Exact scores of documents, for engines and explanations: MaxSim with token weights, or the scorer's own terms.
 
 Source: docs/algorithms.md#7-one-factored-form.
 """
@@ -20,9 +20,9 @@ def maxsim_scores(
 
     Args:
         plans: P plans.
-        shard: holds the documents.
-        codec: of the index.
-        kernels: score tokens from codes and residuals.
+        shard: The shard that holds the documents.
+        codec: The codec of the index.
+        kernels: The kernels that score tokens from codes and residuals.
         documents: [N] ascending numbers inside the shard; None for all.
 
     Returns:
@@ -34,18 +34,18 @@ def maxsim_scores(
 
 
 def best_scores(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: np.ndarray, k: int) -> np.ndarray:
-    """Return exact scores of candidates; if scorer terms are slow, only of those that can be among the best k.
+    """Return exact scores of candidates. If the scorer's terms have an upper bound, candidates that cannot reach the top k are skipped.
 
     Args:
-        plan: of the query.
-        shard: holds the documents.
-        codec: of the index.
-        kernels: score tokens.
+        plan: The plan of the query.
+        shard: The shard that holds the documents.
+        codec: The codec of the index.
+        kernels: The kernels that score tokens.
         documents: [N] ascending numbers inside the shard.
-        k: documents that are needed.
+        k: Size of the top k.
 
     Returns:
-        [N] float32; -inf for documents that are certainly not among the best k, and for documents without tokens.
+        [N] float32, -inf for candidates that were skipped and for documents without tokens.
     """
     terms = plan.scorer_terms
     if terms is None:
@@ -65,17 +65,17 @@ def best_scores(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernel
 def match(
     plan: QueryPlan, vectors_TD: np.ndarray, weights_T: np.ndarray | None, codec: ResidualCodec
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the token of a document that each query token is scored with; ties go to the first.
+    """Return the document token that matches each query token; ties go to the first document token.
 
     Args:
-        plan: of a query of n tokens.
-        vectors_TD: [T, D] float64, decoded tokens of the document, T at least 1.
-        weights_T: [T] float64, weights of these tokens; None: 1.
-        codec: of the index.
+        plan: The plan of a query of n tokens.
+        vectors_TD: [T, D] float64, decompressed tokens of the document, T at least 1.
+        weights_T: [T] float64, weights of these tokens; None if all are 1.
+        codec: The codec of the index.
 
     Returns:
-        Tokens [n] int64, their dot products with the query's vectors [n] float64, and the terms [n] float64 that the scorer multiplies
-        with the query's weights and adds up.
+        Matched tokens [n] int64, their dot products with the query vectors [n] float64, and terms [n] float64. The document's score is the
+        sum of `query.weights` times the terms.
     """
     similarities_nT = plan.query.vectors.astype(np.float64) @ vectors_TD.T
     if plan.scorer_terms is not None:

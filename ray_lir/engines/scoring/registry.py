@@ -1,4 +1,4 @@
-"""The search side of each scorer, by name. To add a scorer, see docs/extending.md."""
+"""The registry of scorers for search. docs/extending.md shows how to add a scorer."""
 
 from dataclasses import replace
 
@@ -19,26 +19,26 @@ SEARCH_SCORERS: dict[str, SearchScorer] = {
 
 
 def scorer_of(manifest: EmbeddingsManifest | IndexManifest) -> SearchScorer:
-    """Return the scorer of an index or of embeddings.
+    """Return the scorer of an index or of embeddings, from the name in their encoder contract.
 
     Raises:
-        IncompatibleError: this version does not know the scorer.
+        IncompatibleError: The scorer is not in the registry.
     """
     name = manifest.contract.scorer
     if name not in SEARCH_SCORERS:
         raise IncompatibleError(f"the {manifest.kind} is for scorer {name!r}, which this version of ray_lir does not know; upgrade ray_lir")
     scorer = SEARCH_SCORERS[name]
     if scorer.file is None and manifest.scorer_file is not None:
-        # Embeddings held in memory may come with a relation encoder and no contract, and then without token weights.
+        # Embeddings in memory can have a relation encoder but no contract. They may then lack token weights.
         return replace(SEARCH_SCORERS["trial"], requires_weights=False)
     return scorer
 
 
 def check_complete(manifest: EmbeddingsManifest | IndexManifest) -> None:
-    """Check that an index or embeddings have all that their scorer needs in search beside the vectors.
+    """Check that an index or embeddings have the token weights and the file that their scorer needs for search.
 
     Raises:
-        IncompatibleError: token weights or the scorer's file are missing.
+        IncompatibleError: Token weights or the scorer's file are missing.
     """
     contract, scorer, missing = manifest.contract, scorer_of(manifest), None
     if scorer.requires_weights and not contract.weighs:
@@ -57,15 +57,19 @@ def check_complete(manifest: EmbeddingsManifest | IndexManifest) -> None:
 
 
 def with_scorer_data(codec: ResidualCodec, root: str, manifest: IndexManifest) -> ResidualCodec:
-    """Return the codec of an index, completed by what its scorer needs.
+    """Return the codec of an index with the `scorer_data` that its scorer needs.
 
     Args:
-        codec: as read from the index.
-        root: of the index.
-        manifest: of the version.
+        codec: The codec, as read from the index.
+        root: Path or URL of the index.
+        manifest: Manifest of the index version.
+
+    Returns:
+        The codec; the same one if the index has no scorer file.
 
     Raises:
-        FormatError: the scorer's file is damaged or for other vectors.
+        FormatError: The scorer's file is damaged or does not fit the vectors.
+        IncompatibleError: The scorer is not in the registry.
     """
     if manifest.scorer_file is None:
         return codec

@@ -1,7 +1,7 @@
-"""SearchScorer and QueryTerms: what search needs to know about a scorer.
+"""SearchScorer and QueryTerms: the interface between search and a scorer.
 
-Exact scores are MaxSim with token weights (docs/algorithms.md#7-one-factored-form) unless the scorer returns `QueryTerms` for a query. Then
-its terms compute the scores, bound them for the engines, and say which token matched for explanations.
+Exact scores are MaxSim with token weights (docs/algorithms.md#7-one-factored-form), unless the scorer returns `QueryTerms` for a query. In
+that case the terms compute the exact scores, give engines an upper bound of them, and tell explanations which document tokens matched.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ from ray_lir.kernels import Kernels
 
 
 class QueryTerms(ABC):
-    """A scorer's own arithmetic, prepared for one query. It is pickled with the query's plan, so it holds small arrays only."""
+    """A scorer's own arithmetic for one query. It is pickled with the query's plan, so its arrays must be small."""
 
     @abstractmethod
     def scores(
@@ -25,10 +25,10 @@ class QueryTerms(ABC):
         """Return exact scores of documents.
 
         Args:
-            query: the query of n tokens.
-            shard: holds the documents.
-            codec: of the index, with `scorer_data`.
-            kernels: may be used for the loops.
+            query: The query of n tokens.
+            shard: The shard that holds the documents.
+            codec: The codec of the index, with `scorer_data`.
+            kernels: The kernels of the search.
             documents: [N] ascending numbers inside the shard; None for all.
 
         Returns:
@@ -39,35 +39,35 @@ class QueryTerms(ABC):
     def match(
         self, query: Query, vectors_TD: np.ndarray, weights_T: np.ndarray | None, codec: ResidualCodec
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return which token of a document each query token is scored with. Explanations print it.
+        """Return the document token that matches each query token, for explanations.
 
         Args:
-            query: the query of n tokens.
-            vectors_TD: [T, D] float64, decoded tokens of the document, T at least 1.
-            weights_T: [T] float64, weights of these tokens; None: 1.
-            codec: of the index, with `scorer_data`.
+            query: The query of n tokens.
+            vectors_TD: [T, D] float64, decompressed tokens of the document, T at least 1.
+            weights_T: [T] float64, weights of these tokens; None if all are 1.
+            codec: The codec of the index, with `scorer_data`.
 
         Returns:
-            Tokens [n] int64, and terms [n] float64. The document's score is the sum of `query.weights` times the terms.
+            Matched tokens [n] int64, and terms [n] float64. The document's score is the sum of `query.weights` times the terms.
         """
 
     def upper_bound(self, query: Query) -> float | None:
-        """Return by how much a document's exact score can exceed its unweighted MaxSim score; None if there is no bound.
+        """Return the largest difference between an exact score and the MaxSim score without document weights; None if unbounded.
 
-        With a bound, engines compute exact scores only for candidates that can be among the best k.
+        With a bound, engines compute exact scores only for candidates that can reach the top k.
         """
         return None
 
 
 @dataclass(frozen=True)
 class SearchScorer:
-    """What search needs of a scorer. This class itself is MaxSim with token weights.
+    """The search side of a scorer. This base class is MaxSim with token weights.
 
     Attributes:
-        requires_weights: whether the embeddings must have token weights.
-        requires_unit_vectors: whether document vectors must have unit length. Query vectors are then used as they are.
-        file: what the scorer needs beside the vectors, in words, if it needs a file; None if it does not.
-        file_name: beginning of that file's name in embeddings and indexes.
+        requires_weights: Whether the embeddings must have token weights.
+        requires_unit_vectors: Whether document vectors must have unit length. Query vectors are then not normalized.
+        file: Name, for error messages, of the file that the scorer needs in embeddings and indexes; None if it needs none.
+        file_name: Prefix of that file's name in embeddings and indexes.
     """
 
     requires_weights: bool = False
@@ -76,33 +76,33 @@ class SearchScorer:
     file_name: str = "scorer"
 
     def check(self, url: str, dim: int) -> bytes:
-        """Return the content of the scorer's file, as an index stores it.
+        """Return the content of the scorer's file in the form that an index stores.
 
         Args:
-            url: of the file.
-            dim: dimensions of the vectors that it is for.
+            url: Path or URL of the file.
+            dim: Dimensions of the vectors.
 
         Raises:
-            FormatError: the file is damaged or for other vectors.
+            FormatError: The file is damaged or is for vectors of other dimensions.
         """
         raise NotImplementedError
 
     def load(self, url: str, codec: ResidualCodec) -> object:
-        """Return `scorer_data` of the codec, read from the scorer's file.
+        """Return the codec's `scorer_data`, read from the scorer's file.
 
         Args:
-            url: of the file.
-            codec: of the index, without `scorer_data`.
+            url: Path or URL of the file.
+            codec: The codec of the index, without `scorer_data`.
 
         Raises:
-            FormatError: the file is damaged or for other vectors.
+            FormatError: The file is damaged or is for vectors of other dimensions.
         """
         raise NotImplementedError
 
     def terms(self, query: Query, codec: ResidualCodec) -> QueryTerms | None:
-        """Return the scorer's own arithmetic for a query; None if the exact score is MaxSim."""
+        """Return the scorer's own arithmetic for a query; None if exact scores are MaxSim."""
         return None
 
     def cost(self, codec: ResidualCodec) -> float:
-        """Return the time that the scorer's terms take for a document, in units of the time of MaxSim."""
+        """Return the time of the scorer's terms for a document, divided by the time of its MaxSim score."""
         return 0.0

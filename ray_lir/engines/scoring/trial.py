@@ -1,6 +1,7 @@
-"""TRIAL in search: MaxSim plus a relation between neighbouring query tokens and the tokens that they match.
+"""TRIAL in search: MaxSim plus a relation score for each pair of adjacent query tokens and the document tokens that they match.
 
-Source: docs/algorithms.md#5-trial. `ray_lir/index/relation.py` evaluates relations, the kernel `relation_maxsim` aligns whole documents.
+Source: docs/algorithms.md#5-trial. `ray_lir/index/relation.py` evaluates the relation encoder. The kernel `relation_maxsim` scores
+documents.
 """
 
 from dataclasses import dataclass
@@ -17,33 +18,36 @@ from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
 ROUNDING = 1e-3
-"""Largest difference between two kernel sets in the cosine of a query token."""
+"""Largest cosine difference between two kernel sets."""
 RELATION_COST = 12.0
-"""Time of a token's relation over the time of its MaxSim score, for a fresh relation encoder: 9 with AVX2, 15 with AMX
+"""Time of a token's relation score divided by the time of its MaxSim score, for an untrained relation encoder: 9 with AVX2, 15 with AMX
 (bench/papers/trial.py)."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RelationTerms(QueryTerms, ShortRepr):
-    """TRIAL's part of a query.
+    """TRIAL's arithmetic for one query.
 
     Attributes:
-        unmasked: [n'] int64, the query's tokens that are not masked. A masked token is not the predecessor of any token.
-        relation: their relations.
+        unmasked: [n'] int64, the query tokens that are not masked. A masked token is not the predecessor of any token.
+        relation: The query side of the relation encoder for these tokens.
     """
 
     unmasked: np.ndarray
     relation: QueryRelation
 
     def upper_bound(self, query: Query) -> float:
-        """Return the sum of the weighted upper bounds of all relations."""
+        """Return the sum of the weighted upper bounds of all relation scores."""
         weights = query.weights[self.unmasked].astype(np.float64)
         return float(weights @ np.maximum(self.relation.upper, 0) + ROUNDING * weights.sum())
 
     def scores(
         self, query: Query, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: np.ndarray | None = None
     ) -> np.ndarray:
-        """Return TRIAL's scores; the arguments are those of `QueryTerms.scores`."""
+        """Return TRIAL's exact scores.
+
+        Args: as in `QueryTerms.scores`.
+        """
         vectors, weights = query.vectors[self.unmasked], query.weights[self.unmasked]
         masked = len(vectors) < len(query.vectors)
         table = kernels.centroid_scores(vectors, codec) if masked else centroid_scores(query, codec, kernels)
@@ -52,7 +56,10 @@ class RelationTerms(QueryTerms, ShortRepr):
     def match(
         self, query: Query, vectors_TD: np.ndarray, weights_T: np.ndarray | None, codec: ResidualCodec
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return TRIAL's alignment; the arguments are those of `QueryTerms.match`."""
+        """Return TRIAL's alignment of query tokens with document tokens.
+
+        Args: as in `QueryTerms.match`.
+        """
         similarities_nT = query.vectors.astype(np.float64) @ vectors_TD.T
         tokens, relations = similarities_nT.argmax(axis=1), np.zeros(len(query.vectors))
         encoder = relation_of(codec)
@@ -63,7 +70,7 @@ class RelationTerms(QueryTerms, ShortRepr):
 
 @dataclass(frozen=True)
 class TrialScorer(SearchScorer):
-    """TRIAL. The weights of its query tokens come with the queries."""
+    """TRIAL. The queries carry the weights of their tokens."""
 
     requires_weights: bool = True
     requires_unit_vectors: bool = True
@@ -71,15 +78,15 @@ class TrialScorer(SearchScorer):
     file_name: str = "relation"
 
     def check(self, url: str, dim: int) -> bytes:
-        """Return the content of the relation file (`SearchScorer.check`)."""
+        """Return the content of the relation encoder's file (`SearchScorer.check`)."""
         return load_relation(url, dim).to_bytes()
 
     def load(self, url: str, codec: ResidualCodec) -> RelationEncoder:
-        """Return the relation encoder for the codec's rotated vectors (`SearchScorer.load`)."""
+        """Return the relation encoder, adapted to the codec's rotated vectors (`SearchScorer.load`)."""
         return RelationEncoder.of(load_relation(url, codec.dim), codec.rotation)
 
     def terms(self, query: Query, codec: ResidualCodec) -> RelationTerms | None:
-        """Return the query's relation terms; None if relations have weight 0."""
+        """Return the query's relation terms; None if the relation encoder has weight 0."""
         encoder = relation_of(codec)
         if encoder.weight == 0:
             return None
@@ -87,5 +94,5 @@ class TrialScorer(SearchScorer):
         return RelationTerms(unmasked, encoder.of_query(query.vectors[unmasked]))
 
     def cost(self, codec: ResidualCodec) -> float:
-        """Return the time of a relation in units of MaxSim."""
+        """Return the time of the relation scores of a document, divided by the time of its MaxSim score."""
         return RELATION_COST if relation_of(codec).weight > 0 else 0.0

@@ -41,7 +41,7 @@ def plaid_golden(weights: np.ndarray):
     ndocs = int(g["ndocs"])
     params = plaid.PlaidParams(nprobe=int(g["nprobe"]), centroid_score_threshold=float(g["t_cs"]), ncandidates=4 * ndocs)
     statistics = IndexStatistics(24, len(g["codes"]), np.bincount(g["codes"], minlength=24))
-    plan = plaid.plan(Query(g["q"].astype(np.float32), weights.astype(np.float32)), codec, statistics, params, ndocs, KERNELS)
+    plan = plaid.ENGINE.plan(Query(g["q"].astype(np.float32), weights.astype(np.float32)), codec, statistics, params, ndocs, KERNELS)
     return g, plan, run(plan, shard, codec, 2)
 
 
@@ -71,7 +71,7 @@ def test_plaid_ranks_fully_pruned_documents_after_all_others(threshold):
     statistics = IndexStatistics(24, len(g["codes"]), np.bincount(g["codes"], minlength=24))
     query = Query(g["q"].astype(np.float32), np.ones(len(g["q"]), np.float32))
     params = plaid.PlaidParams(nprobe=int(g["nprobe"]), centroid_score_threshold=threshold, ncandidates=1000)
-    plan = plaid.plan(query, codec, statistics, params, 1000, KERNELS)
+    plan = plaid.ENGINE.plan(query, codec, statistics, params, 1000, KERNELS)
     candidates = KERNELS.candidates(plan.clusters, shard)
     table = centroid_scores(query, codec, KERNELS)
     pruned = np.isneginf(KERNELS.centroid_maxsim(table, query.weights, shard, threshold, candidates))
@@ -98,7 +98,7 @@ def warp_golden(**changes):
     shard = shard_of(g["codes"], g["residuals_natural"], doc_offsets, len(g["centroids"]))
     params = warp.WarpParams(**{"nprobe": int(g["nprobe"]), "t_prime": int(g["t_prime"]), "bound": int(g["bound"]), "rescore": 0} | changes)
     statistics = IndexStatistics(len(doc_offsets) - 1, len(g["codes"]), g["sizes"])
-    plan = warp.plan(Query(g["q"].astype(np.float32), np.ones(len(g["q"]), np.float32)), codec, statistics, params, 100, KERNELS)
+    plan = warp.ENGINE.plan(Query(g["q"].astype(np.float32), np.ones(len(g["q"]), np.float32)), codec, statistics, params, 100, KERNELS)
     return g, plan, run(plan, shard, codec, 1)[0]
 
 
@@ -195,7 +195,7 @@ def test_quality_fast_looks_at_a_quarter_of_the_candidates_of_a_query_of_any_len
     statistics, query = statistics_of(30_000), Query(np.eye(128, dtype=np.float32)[:tokens], np.ones(tokens, np.float32))
     codec, kernels = None, select("reference")
     fast, balanced = (
-        scan.plan(query, codec, statistics, scan.ScanParams(candidate_fraction=fraction), 10, kernels).stage_limits[0]
+        scan.ENGINE.plan(query, codec, statistics, scan.ScanParams(candidate_fraction=fraction), 10, kernels).stage_limits[0]
         for fraction in (0.25, 1)
     )
     assert balanced == statistics.default_candidates(10, tokens) and fast == round(balanced / 4)

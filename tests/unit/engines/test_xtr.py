@@ -14,7 +14,7 @@ from ray_lir.engines.choice import engine_params
 from ray_lir.engines.plan import IndexStatistics, Query
 from ray_lir.engines.stages import run_stages
 from ray_lir.engines.token_index import token_index
-from ray_lir.engines.xtr import XtrParams, impute, plan
+from ray_lir.engines.xtr import ENGINE, XtrParams, impute
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import select
@@ -43,7 +43,7 @@ def run(params: XtrParams, query_weights: np.ndarray | None = None, weights: np.
     shard, codec = golden_index(weights)
     query = Query(g["q"].astype(np.float32), np.ones(len(g["q"]), np.float32) if query_weights is None else query_weights)
     statistics = IndexStatistics(shard.num_docs, len(shard.codes), np.ones(len(shard.codes), np.int64), codec.dim)
-    made = plan(query, codec, statistics, params, 50, KERNELS)
+    made = ENGINE.plan(query, codec, statistics, params, 50, KERNELS)
     loop = run_stages([made], [shard], codec, KERNELS, [None])
     return g, loop.plans[0], loop.kept[0][0]
 
