@@ -60,13 +60,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         program = "python -m jobs" if sys.argv[0].endswith("__main__.py") else "ray-lir"
         cli.command = f"{program} {verb}"
         runpy.run_module(_module(name), run_name="__main__", alter_sys=True)
-    except KeyboardInterrupt:  # while modules are loaded; cli.main handles later ones
+    except KeyboardInterrupt:  # an interrupt while modules are loaded; cli.main handles later ones
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
 def _print(text: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # `ray-lir --help | head`
+    with contextlib.suppress(BrokenPipeError):  # as in `ray-lir --help | head`
         print(text, flush=True)
         return
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -22,7 +22,7 @@ class BuildIndexJob(IndexConfig):
     """ray: run as Ray tasks. here: run on threads of this process. auto: use Ray if it is installed. The bytes are the same, except those
     that GPUs compute."""
     dry_run: bool = False
-    """Predict the size of the index and the time of the build, and write nothing."""
+    """Only predict the size of the index and the time of the build; write nothing."""
 
 
 def run(job: BuildIndexJob) -> dict[str, Any]:

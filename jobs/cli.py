@@ -76,12 +76,12 @@ class ending_in_one_line:
     def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
         if isinstance(error, KeyboardInterrupt):
             _end("interrupted; run the same command again to continue", INTERRUPTED)
-        if isinstance(error, BrokenPipeError):  # the reader of standard output, such as `head`, has ended
+        if isinstance(error, BrokenPipeError):  # the program that reads standard output, such as `head`, has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os._exit(CLOSED_PIPE)
         if not isinstance(error, Exception) or os.environ.get(TRACEBACK):
             return
-        from ray_lir.storage.files import store_errors  # fsspec takes a tenth of a second to load
+        from ray_lir.storage.files import store_errors  # loading fsspec takes a tenth of a second
 
         why = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, RayLirError):
@@ -175,7 +175,7 @@ def _usage(config_type: type[BaseModel], positional: str | None) -> str:
 
 
 def _module_command() -> str:
-    """How the main program was called: `python -m jobs.encode`."""
+    """Return the command that started this process, such as `python -m jobs.encode`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
 

@@ -24,14 +24,14 @@ class CompactJob(Config):
     where: Where = "auto"
     """ray: run as Ray tasks. here: run on threads of this process. auto: use Ray if it is installed. The bytes are the same."""
     dry_run: bool = False
-    """Predict what would be written, and write and remove nothing."""
+    """Only predict what would be written; change no files."""
 
 
 def run(job: CompactJob) -> dict[str, Any]:
     """Compact the index and return the new version's sizes.
 
     Raises:
-        ConfigError: A setting is wrong. No version has changed, as with the following errors.
+        ConfigError: A setting is wrong. After this and the following errors no version has changed.
         Conflict: Another job changed the index at the same time.
         FormatError: The index is damaged.
     """

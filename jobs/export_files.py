@@ -1,4 +1,4 @@
-"""Writes the files of an export. It is apart from jobs.export so that `--help` loads neither NumPy nor Arrow."""
+"""Writes the files of an export. It is separate from jobs.export, so that `--help` loads neither NumPy nor Arrow."""
 
 import json
 import uuid

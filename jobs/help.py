@@ -99,7 +99,7 @@ def _documented(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
 
 
 def _kind(annotation: Any) -> str:
-    """The form of a flag's value: INT, NUMBER, TEXT, {a,b}, [true|false], [LIST] or YAML."""
+    """Return how the help text shows a flag's value: INT, NUMBER, TEXT, {a,b}, [true|false], [LIST] or YAML."""
     choices = [each for each in get_args(annotation) if each is not NoneType] if get_origin(annotation) in (Union, UnionType) else []
     if choices:
         return "|".join(dict.fromkeys(filter(None, map(_kind, choices))))

@@ -62,7 +62,7 @@ def _inside(mark: Mapping[str, Any], first: int, end: int) -> bool:
 
 
 def _lines(text: str) -> list[tuple[int, int]]:
-    """Start and end of each line when the text is wrapped to the terminal."""
+    """Return the start and end of each line of a text that is wrapped to the width of the terminal."""
     lines: list[tuple[int, int]] = []
     at = 0
     for word in text.split():

@@ -98,7 +98,7 @@ def _index(root: str, job: InspectJob) -> dict[str, Any]:
 
 
 def _drift(manifest: IndexManifest) -> dict[str, Any]:
-    from ray_lir.building.update import advice, drift_of  # loads all building code
+    from ray_lir.building.update import advice, drift_of  # this import loads all building code
 
     return {"drift": drift_of(manifest), "advice": advice(manifest)}
 

@@ -13,13 +13,13 @@ class PlanJob(Config):
     """Predicts bytes, machines, hours, latency and cost of a collection. docs/operations.md explains the constants."""
 
     docs: float | None = Field(None, ge=1)
-    """Number of documents; 1e9 is accepted. None: the number of the corpus, the embeddings or the index."""
+    """Number of documents; 1e9 is accepted. None: as many as the corpus, the embeddings or the index have."""
     corpus: str | None = None
-    """Corpus to count documents, tokens and bytes of text in. 1,000 of its documents are tokenised."""
+    """Corpus from which documents, tokens and bytes of text are counted. 1,000 of its documents are tokenised."""
     embeddings: str | None = None
-    """Embeddings to count them in, instead of a corpus."""
+    """Embeddings from which they are counted, instead of a corpus."""
     index: str | None = None
-    """Index to count them in, instead of a corpus."""
+    """Index from which they are counted, instead of a corpus."""
     encoder: EncoderConfig = EncoderConfig()
     """The encoder that will be used. It determines dimensions and tokens."""
     tokens_per_doc: float | None = Field(None, gt=0)
@@ -59,7 +59,7 @@ class PlanJob(Config):
     encoder_parameters: float = Field(86e6, gt=0)
     """Weights of the encoder without word embeddings. The default is BERT base."""
     gpu_teraflops: float = Field(36, gt=0)
-    """Sustained rate of a GPU, in 10^12 operations a second. The default is 30% of an L4's peak in 16 bits."""
+    """Sustained rate of a GPU, in 10^12 operations a second. The default is 30% of the 16-bit peak of an L4."""
     gpu_price: float = Field(0.9776, ge=0)
     """Dollars an hour of a machine with one such GPU. The default is a g6.2xlarge."""
     gpus: int = Field(4, ge=1)

@@ -1,4 +1,4 @@
-"""Computes the prediction of `ray-lir plan`. It is apart from jobs.plan so that `--help` does not load NumPy."""
+"""Computes the prediction of `ray-lir plan`. It is separate from jobs.plan, so that `--help` does not load NumPy."""
 
 import math
 from dataclasses import replace

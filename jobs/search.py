@@ -212,7 +212,7 @@ def _predict(
     num_threads = (workers.num_workers or max(1, num_cores() // (workers.cpus_per_worker or 1))) * (workers.cpus_per_worker or 1)
     torch.set_num_threads(1)
     use_cores(1)
-    encoder.encode_queries(texts[:1])  # the first call makes tables
+    encoder.encode_queries(texts[:1])  # the first call computes cached tables
     start = time.perf_counter()
     embeddings = encoder.encode_queries(texts)
     encoded = time.perf_counter()
@@ -232,9 +232,9 @@ def _predict(
 
 
 def _encoder(contract: "EncoderContract", checkpoint: str) -> "Encoder | NumpyQueryEncoder":
-    """The encoder that is ready soonest: one in NumPy if torch is not loaded yet, because torch takes seconds to load.
+    """Return the encoder that is ready first: the NumPy encoder if torch is not loaded yet, because torch takes seconds to load.
 
-    NumPy computes in float32. If the torch encoder would compute in bfloat16, scores differ by its rounding.
+    The NumPy encoder computes in float32. Where the torch encoder computes in bfloat16, scores differ by its rounding.
     """
     if "torch" not in sys.modules:
         from ray_lir.encoder.numpy_query_encoder import NumpyQueryEncoder

@@ -12,16 +12,16 @@ Part = TypeVar("Part", bound=Config)
 
 
 class TrainJob(TrainingConfig, TrainingSource, TrainingRun):
-    """Trains an encoder; run again after a kill, it continues. docs/training.md says how to train for each scorer."""
+    """Trains an encoder. If it is killed, run it again, and it continues. docs/training.md says how to train for each scorer."""
 
     output: str
     """Folder of the trained checkpoint, the loss curve and, while training, its state."""
     encoder: EncoderConfig = EncoderConfig()
-    """Checkpoint where training starts; its conventions are kept."""
+    """Checkpoint from which training starts. The trained checkpoint has the same conventions."""
 
 
 def run(job: TrainJob) -> dict[str, Any]:
-    """Train as the job says, and return what `ray_lir.distributed.train.train` returns."""
+    """Train an encoder and return the summary of `ray_lir.distributed.train.train`."""
     require("ray", "training")
     from ray_lir.distributed.train import train  # Ray and torch take seconds to load
 

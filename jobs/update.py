@@ -49,14 +49,14 @@ class UpdateJob(Config):
     where: Where = "auto"
     """ray: run as Ray tasks. here: run on threads of this process. auto: use Ray if it is installed. The bytes are the same."""
     dry_run: bool = False
-    """Predict what would be added, replaced and deleted, and write nothing."""
+    """Only predict what would be added, replaced and deleted; write nothing."""
 
 
 def run(job: UpdateJob) -> dict[str, Any]:
     """Update the index and return counts and sizes.
 
     Raises:
-        ConfigError: A setting, path or id file is wrong. Nothing has changed, as with the following errors.
+        ConfigError: A setting, path or id file is wrong. After this and the following errors nothing has changed.
         Conflict: Another job changed the index at the same time.
         FormatError: The index or the documents are damaged.
         IncompatibleError: The encoder is not the one that the index was built with.

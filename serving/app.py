@@ -238,7 +238,7 @@ def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Ac
     encoder_resources = {"num_cpus": config.encoder_cpus, "num_gpus": config.encoder_gpus}
     encoder = serve.deployment(ray_actor_options=encoder_resources, **scaling(config, ENCODER_CALLS), **replicas)(QueryEncoder)
     threads = max(1, math.floor(config.shard_cpus))
-    calls = QUERIES_PER_PASS // 4 if config.shard_gpus else 2 * threads  # for each thread one call that computes and one that waits
+    calls = QUERIES_PER_PASS // 4 if config.shard_gpus else 2 * threads  # each thread has one call that it computes and one that waits
     shard_resources = {"num_cpus": config.shard_cpus, "num_gpus": config.shard_gpus}
     shard_server = serve.deployment(ray_actor_options=shard_resources, **spread_over_cards(config), **scaling(config, calls), **replicas)(
         ShardServer
@@ -249,7 +249,7 @@ def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Ac
         )
         for group in range(num_groups)
     }
-    # The gateway must receive excess requests to answer them with 429; Ray Serve would let them wait without a reply.
+    # The gateway must receive excess requests to answer them with 429; Ray Serve itself would queue them without a reply.
     gateway = serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=100 * config.max_requests, **options)(Gateway)
     return gateway.bind(
         config.index,

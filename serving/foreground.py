@@ -74,7 +74,7 @@ def _check_free(host: str, port: int) -> None:
 
 
 def _reason(error: RuntimeError) -> str:
-    """The last line of the message of a failed deployment; without one, of the error itself."""
+    """Return the last line of the failed deployment's message, or of the error if no deployment failed."""
     applications = serve.status().applications.values()
     failed = [each.message for app in applications for each in app.deployments.values() if each.status == "DEPLOY_FAILED"]
     return (failed or [str(error)])[0].strip().splitlines()[-1]

@@ -1,4 +1,4 @@
-"""The settings of the service. They are apart from the application so that `--help` does not load Ray."""
+"""The settings of the service. They are separate from the application, so that `--help` does not load Ray."""
 
 from typing import Annotated, Any
 

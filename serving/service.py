@@ -177,16 +177,18 @@ class Service:
 
     @asynccontextmanager
     async def _admitted(self, milliseconds: float | None = None) -> AsyncIterator[RequestContext]:
-        """The context of a request that is counted as in progress. Raises Overloaded if too many are."""
+        """Count a request as in progress and yield its context. Raises Overloaded if too many requests are in progress."""
         with self.admission.enter():
             deadline = self._deadline(milliseconds)
             await self._recall()
-            self.metrics.served(self.versions.served)  # with every request: Ray's exporter drops gauges that are not set for a while
+            self.metrics.served(
+                self.versions.served
+            )  # set with every request, because Ray's exporter drops gauges that are not set for a while
             served = self.versions.served.for_request(REQUEST_ID.get(""))
             yield RequestContext(self.transport, served, self.versions.get(served), deadline)
 
     async def _recall(self) -> None:
-        """Once after a start: serves the versions that the other deployments remember, if they ran before this gateway."""
+        """Serve the versions that the other deployments remember. Runs once after the gateway starts."""
         if not self._recalled:
             served = await admin.recall(self.transport, self.names, self._deadline(1000 * HEALTH_TIMEOUT_S))
             if served is not None:
@@ -194,7 +196,7 @@ class Service:
                 self._recalled = True
 
     def _serve(self, served: Served) -> None:
-        """Switches to the given versions, and opens their manifests before a request needs them."""
+        """Switch to these versions, and open their manifests before a request needs them."""
         if served.canary is not None:
             self.versions.open(served.canary)
         self.versions.get(served)

@@ -48,10 +48,10 @@ def assemble(
 def shard_bounds(build: Build, part_tokens: Sequence[int]) -> list[int]:
     """Return the document numbers at which shards begin, and the number of documents."""
     docs = [part.num_docs for part in build.parts]
-    return cut(part_tokens, docs, lambda part: load_part(build.workspace, part, LENGTHS), build.num_shards)
+    return balanced_bounds(part_tokens, docs, lambda part: load_part(build.workspace, part, LENGTHS), build.num_shards)
 
 
-def cut(tokens: Sequence[int], docs: Sequence[int], lengths: Callable[[int], np.ndarray], num_shards: int) -> list[int]:
+def balanced_bounds(tokens: Sequence[int], docs: Sequence[int], lengths: Callable[[int], np.ndarray], num_shards: int) -> list[int]:
     """Split documents into shards of about equally many tokens, with at least one document each.
 
     Args:

@@ -1,8 +1,8 @@
 """Building an index from a folder of token embeddings: train the codec, compress every part, assemble shards, publish.
 
-Each step is a function of one part of the embeddings, or of one shard, and runs through a map. Its results go to the workspace, so that a
-build that was killed continues; files get their published names only when they are complete. Results do not depend on the number of
-shards, so neither do answers.
+A `Map` applies each step to every part of the embeddings, or to every shard. The results of a step go to the workspace, so a killed build
+continues. Files get their published names only when they are complete. The codec does not depend on the number of shards, so search
+results do not either.
 """
 
 import logging
@@ -153,7 +153,7 @@ def _overtaken(output: str, identity: dict[str, Any], workspace: Workspace, erro
         return _existing(output, identity)
     except ConfigError:
         raise Conflict(
-            f"another build, of other embeddings or with another configuration, published its index in {output} while this one ran, "
+            f"another build, from other embeddings or with another configuration, published its index in {output} while this one ran, "
             "so this one was not published; choose another output"
         ) from error
 
@@ -240,12 +240,12 @@ def _existing(output: str, identity: dict[str, Any]) -> IndexManifest:
 
 
 def _remove_workspaces(output: str) -> None:
-    """Remove the workspaces of builds: of this one, and of runs that were killed or lost the race to publish the index."""
+    """Remove the workspaces of this build, and of builds that were killed or lost the race to publish the index."""
     remove_workspaces(output, lambda name: not name.startswith(CHANGE_PREFIXES))
 
 
 def settings_of(manifest: IndexManifest) -> IndexConfig:
-    """Return the configuration that an index was built with.
+    """Return the configuration of an index's build.
 
     Raises:
         FormatError: The manifest's configuration is damaged, or from a newer version.
@@ -342,10 +342,10 @@ def _prepare(embeddings: str, source: EmbeddingsManifest, output: str, config: I
 
 
 def _publish(build: Build, manifest: IndexManifest, records: list[dict[str, Any]]) -> IndexManifest:
-    """Publish the version, then remove the workspace. Of several builds at once, the first to write the manifest wins.
+    """Publish the version, then remove the workspace. If several builds run at once, the first to write the manifest wins.
 
     Returns:
-        The published manifest: of this build, or of another run of the same build.
+        The published manifest, written by this run or by another run of the same build.
 
     Raises:
         Conflict: A different build was first.
@@ -366,7 +366,7 @@ def _publish(build: Build, manifest: IndexManifest, records: list[dict[str, Any]
         if first.config != manifest.config:
             _remove_unlisted(build.output, manifest)
             raise Conflict(
-                f"another build, of other embeddings or with another configuration, publishes its index in {build.output}; choose "
+                f"another build, from other embeddings or with another configuration, publishes its index in {build.output}; choose "
                 f"another output, or, if no other build is running, remove {version} and run this one again"
             ) from None
         manifest = first

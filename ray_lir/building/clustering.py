@@ -24,7 +24,7 @@ Reader = Callable[[str], SamplePart]
 EXACT_CENTROIDS = 2048
 CELL_ITERATIONS = 4
 BLOCK_VECTORS = 65536
-"""Vectors to assign together: enough for one matrix product a cell."""
+"""Number of vectors to assign together: large enough that each cell takes one matrix product."""
 
 
 def default_num_centroids(num_tokens: int, method: str = "k_means") -> int:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 KINDS = ("codes", "residuals", "scales")
 LENGTHS = "lengths"
 LARGEST_WEIGHT = 2.0**15
-"""Far above the weights of any scorer, and well within float16."""
+"""Largest token weight that an index stores: far above the weights of any scorer, and well within float16."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The mean residual norm of documents that a codec was not trained on.
 
-Centroids fit the tokens they were trained on: in a collection of a few hundred documents these residuals are a third shorter than those of
-new documents of the same kind. Drift therefore compares added documents with documents of the index, each under the centroids that the
-other documents would give.
+Centroids fit their training tokens. In a collection of a few hundred documents, the residuals of these tokens are a third shorter than
+the residuals of new documents of the same kind. The drift therefore needs residuals of documents that had no influence on the centroids.
+They are estimated by leaving one document out: each sampled document is compared with the centroids of all other documents.
 
 T tokens of a document, D dimensions, C centroids.
 """
@@ -25,18 +25,18 @@ from ray_lir.kernels import select
 MOST_PARTS = 8
 MOST_DOCUMENTS = 64
 MOST_TOKENS = 512
-"""Largest number of tokens to use of a document."""
+"""Largest number of tokens that are used from one document."""
 BLOCK_TOKENS = 64
 LARGE_CLUSTERS = 500
-"""Mean tokens a cluster above which one document hardly moves a centroid."""
+"""Mean number of tokens in a cluster above which one document hardly moves a centroid."""
 FEWEST_DOCUMENTS, FEWEST_TOKENS = 8, 200
-"""The norm is not known from a smaller sample."""
+"""Smallest sample from which the norm is estimated."""
 DECIMALS = 4
-"""Decimals of the result: it must not depend on the order of additions, which differs between processors."""
+"""Decimals to which the result is rounded, because the order of additions differs between processors."""
 
 
 def held_out_residual_norm(build: Build, codec: ResidualCodec, compressed: Compressed, map: Map) -> float | None:
-    """Return the mean residual norm of sampled documents, each under the centroids that all other documents give.
+    """Return the mean residual norm of sampled documents, each compared with the centroids of all other documents.
 
     Without a document's tokens, a centroid is the mean direction of its other tokens; a centroid without other tokens is left out.
 
@@ -97,7 +97,7 @@ def _without_own(
     own, places_T, counts = np.unique(codes_T, return_inverse=True, return_counts=True)
     sums = np.zeros((len(own), codec.dim))
     np.add.at(sums, places_T, vectors_TD)
-    # The sum of the vectors of a cluster is its centroid times their number times their mean cosine with it.
+    # The vectors of a cluster sum to centroid * number of vectors * their mean cosine with the centroid.
     mean_cosine = 1 - mean_residual_norm**2 / 2
     changed = normalize((sizes_C[own] * mean_cosine)[:, None] * codec.centroids_f32[own] - sums)
     gone = sizes_C[own] <= counts
@@ -113,7 +113,7 @@ def _without_own(
 
 
 def _mask_other_ids(scores_TC: np.ndarray, ids_T: np.ndarray, token_offsets: np.ndarray) -> None:
-    """Exclude the centroids of other vocabulary ids, if the id of a token has a centroid that other documents share."""
+    """Exclude the centroids of other vocabulary ids, if a centroid of the token's id also has tokens of other documents."""
     for row, token_id in enumerate(ids_T.tolist()):
         if token_id >= len(token_offsets) - 1:
             continue

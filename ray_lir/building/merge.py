@@ -13,7 +13,7 @@ from ray_lir import storage
 from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, watched
 from ray_lir.base.short_repr import ShortRepr
-from ray_lir.building.assemble import SHARD, cut, publish_shard
+from ray_lir.building.assemble import SHARD, balanced_bounds, publish_shard
 from ray_lir.building.compress import array_names
 from ray_lir.building.workspace import Workspace
 from ray_lir.index import documents
@@ -53,7 +53,7 @@ def merge_shards(merge: Merge, map: Map, records: list[dict[str, Any]]) -> tuple
         records: Phases of the job; this phase is appended.
     """
     with phase("merge", records) as record:
-        bounds = cut(
+        bounds = balanced_bounds(
             [shard.live_tokens for shard in merge.shards],
             [shard.num_live for shard in merge.shards],
             lambda number: _live(merge.index, merge.shards[number])[1],
@@ -99,7 +99,7 @@ def _live(index: str, shard: ShardEntry) -> tuple[np.ndarray, np.ndarray, np.nda
 def _merge_shard(merge: Merge, bounds: list[int], number: int) -> ShardEntry:
     first, end = bounds[number], bounds[number + 1]
     write = partial(_write_shard, merge, first, end)
-    prefix = f"{SHARD}{number:05d}-{merge.version:05d}"  # no file of a new version has the name of a file of an old one
+    prefix = f"{SHARD}{number:05d}-{merge.version:05d}"  # so that files of the new version never have the name of an old file
     return publish_shard(merge.workspace, merge.index, f"shards/{number:05d}.json", prefix, first, end - first, write)
 
 

@@ -1,4 +1,4 @@
-"""Publishing the next version of an index by one writer alone, and removing old versions with the files that only they use."""
+"""Publishing the next version of an index by exactly one writer, and removing old versions with the files that only they use."""
 
 import logging
 import platform
@@ -47,7 +47,7 @@ ChangeIdentity = UpdateIdentity | CompactionIdentity
 def read_parent(index: str, change: ChangeIdentity) -> tuple[int, IndexManifest]:
     """Return the version that a change starts from, and its manifest.
 
-    If this change was killed while it published its version, the version is published first and returned.
+    If an earlier run of this change was killed while it published, this finishes publishing and returns the new version.
 
     Raises:
         Conflict: Another change is publishing its version, or was killed while it did.
@@ -66,7 +66,7 @@ def read_parent(index: str, change: ChangeIdentity) -> tuple[int, IndexManifest]
 
 
 def is_same(manifest: IndexManifest, change: ChangeIdentity) -> bool:
-    """Return whether a version was made by this change, from any parent."""
+    """Return whether this change made the version, whatever its parent."""
     stored = manifest.config.get("change", {})
     return {name: value for name, value in stored.items() if name != "parent"} == change.model_dump()
 
@@ -106,7 +106,7 @@ def publish(index: str, manifest: IndexManifest, records: list[dict[str, Any]]) 
         create_bytes(version_manifest(index, parent + 1), canonical_json(manifest.model_dump(mode="json")))
     except FileExistsError:
         raise Conflict(f"another change published version {parent + 1} of {index}") from None
-    if latest_version(index) > parent + 1:  # others published newer versions meanwhile and removed this number
+    if latest_version(index) > parent + 1:  # other changes published newer versions meanwhile and removed this one
         raise Conflict(f"{index} has newer versions than {parent}")
     _finish(index, manifest, {"stages": records, "python": platform.python_version(), "numpy": np.__version__})
 

@@ -1,4 +1,4 @@
-"""Token-aware clustering: every vocabulary id has its own centroids, and a token is compared with these only.
+"""Token-aware clustering: every vocabulary id has its own centroids, and a token is compared only with the centroids of its id.
 
 A token is compared with tens of centroids instead of tens of thousands, so its cost does not grow with their number (TACHIOM,
 SIGIR 2026, arXiv 2604.28142, describes the idea). It needs about twice as many centroids as k-means for the same residuals.
@@ -52,7 +52,7 @@ class TokenAssigner(ShortRepr):
     Attributes:
         centroids: [C, D] float32, in the order of ids.
         offsets: [V + 1] int64; id v owns centroids offsets[v] to offsets[v + 1].
-        fallback: Assigner for tokens with an id that is not in the sample; None in training, where every id is.
+        fallback: Assigner for tokens with an id that is not in the sample; None in training, where the sample holds every id.
     """
 
     centroids: np.ndarray

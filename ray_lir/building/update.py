@@ -41,9 +41,9 @@ from ray_lir.storage.manifest import MANIFEST, check_file, manifest_digest, read
 logger = logging.getLogger(__name__)
 
 DRIFT = 1.25
-"""Residuals longer by this factor lose as much as a third of a bit (docs/operations.md has measurements)."""
+"""Drift above which a new build is advised: such residuals lose about a third of a bit (measurements: docs/operations.md#drift)."""
 FEWEST_ADDED_TOKENS = 500
-"""With fewer added tokens the drift is not known."""
+"""Smallest number of added tokens from which the drift is estimated."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class Added:
 
 
 def _contract_of(index: str) -> EncoderContract:
-    """Return the contract for embeddings that come without one. Raises ConfigError if the index has that of an encoder."""
+    """Return the contract for embeddings without one. Raises ConfigError if the index holds embeddings of a known encoder."""
     contract = read_version(index).contract
     if contract.weights_digest:
         raise ConfigError(
@@ -249,7 +249,7 @@ def _contract_of(index: str) -> EncoderContract:
 
 
 def _has_texts(index: str, manifest: IndexManifest) -> bool:
-    """Return whether a document of the index has a text; usually the first batch decides."""
+    """Return whether any document of the index has a text. Reading stops at the first batch that holds one."""
     urls = (storage.join(index, shard.name, documents.FILE) for shard in manifest.shards)
     return any(any(batch.column("text").to_pylist()) for url in urls for batch in documents.read_batches(url, ["text"]))
 
@@ -267,7 +267,7 @@ def log_dead_letters(index: str, change: Change) -> None:
 
 
 def drift_of(manifest: IndexManifest) -> float | None:
-    """Return the mean residual norm of all added tokens over that of held-out documents of the index; None with too few tokens."""
+    """Return the mean residual norm of all added tokens divided by that of held-out documents; None if there are too few tokens."""
     expected, added = manifest.held_out_residual_norm, manifest.added_residual_norm
     return added / expected if expected and added is not None and manifest.added_tokens >= FEWEST_ADDED_TOKENS else None
 

@@ -18,14 +18,14 @@ from ray_lir.index.arrays import array_bytes, read_array
 WORKSPACES = "_work"
 """Folder of an index that holds the workspaces of its jobs."""
 GARBAGE = "garbage.json"
-"""File among the workspaces: names to remove that belonged to versions which are removed already."""
+"""File in the folder of workspaces with the names that belonged to removed versions and must still be removed."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """A scratch folder, so that a job that was killed continues. Each file is written atomically.
+    """The scratch folder of a job, from which a killed job continues. Each file is written atomically.
 
-    Its name holds a digest of the configuration, so no other job reads it. It is removed when the index is published.
+    The folder's name holds a digest of the configuration, so no other job reads it. It is removed when the index is published.
 
     Attributes:
         root: Folder or URL.

@@ -24,11 +24,11 @@ from ray_lir.encoder.tokenization import TextTokenizer
 logger = logging.getLogger(__name__)
 
 TOKENISING_CPUS = 0.15
-"""CPUs that a tokenising actor counts as."""
+"""CPUs that Ray reserves for a tokenising actor."""
 WORKERS_PER_MACHINE = 16
-"""Encoding workers on one machine, at most, unless the configuration says otherwise: each holds the model."""
+"""Default limit of encoding workers on one machine, because each holds the model in memory."""
 RESERVED_FRACTION = 0.75
-"""Fraction of a worker's CPUs that Ray reserves for it. The rest is left to reading and tokenising, even on a cluster of one CPU."""
+"""Fraction of a worker's CPUs that Ray reserves for it. Reading and tokenising use the rest, even on a cluster of one CPU."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _largest_machine() -> int:
 
 
 class _Tokeniser(ChunkActor[Chunk, TokenizedChunk]):
-    """An actor and not a task: if actors reserve all CPUs of a machine, Ray ends the idle processes of tasks there."""
+    """Tokenises chunks. It is an actor, because Ray ends idle task processes on a machine where actors reserve all CPUs."""
 
     def __init__(self, tokenizer: TextTokenizer):
         self._tokenizer = tokenizer
@@ -122,7 +122,7 @@ class _Tokeniser(ChunkActor[Chunk, TokenizedChunk]):
 
 
 class _EncodingWorker(ChunkActor[TokenizedChunk, ChunkEntry]):
-    """Loads the encoder and keeps it."""
+    """Encodes tokenised chunks and writes their parts. The encoder is loaded once."""
 
     def __init__(self, contract: EncoderContract, config: EncoderConfig, destination: Destination, threads: int):
         torch.set_num_threads(threads)
@@ -135,5 +135,5 @@ class _EncodingWorker(ChunkActor[TokenizedChunk, ChunkEntry]):
 
 
 def _on_worker(encoder: EncoderConfig, pool: WorkerPool) -> EncoderConfig:
-    """The configuration of a worker."""
+    """Return the configuration of the encoder for a worker."""
     return encoder.model_copy(update={"device": torch_device(pool.gpus)})

@@ -1,7 +1,7 @@
-"""Chunks of files through pools of actors on Ray Data: read, processed and acknowledged one by one, repeated when a machine is lost.
+"""Processes chunks of files in pools of actors on Ray Data. Chunks of a lost machine are processed again.
 
-A row of the dataset is a whole chunk and a block one row, so chunks flow on as soon as they are read and spread over all actors. Ray
-repeats the work of a process that died; the function of an actor must give the same files for the same chunk.
+Each row of the dataset is a whole chunk, and each block one row. A chunk therefore moves on as soon as it is read, to any actor. Ray
+repeats the work of a dead process, so an actor must write the same files whenever it gets the same chunk.
 """
 
 import logging
@@ -26,10 +26,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 READING_CPUS = 0.1
-"""CPUs that a reading task counts as."""
+"""CPUs that Ray reserves for a reading task."""
 PATIENCE_S = 120.0
-"""Seconds without any progress after which the rest begins anew. Calls of an actor wait for the actor to restart, which never happens
-if its machine is lost and no other machine has room. Doubled after each time."""
+"""Seconds without progress after which the remaining chunks start again; doubled after each restart. Calls of a lost actor wait until it
+restarts, which never happens if no other machine has room for it."""
 
 
 class Numbered(Protocol):
@@ -42,11 +42,11 @@ class Numbered(Protocol):
 
 
 class ChunkActor(ABC, Generic[Item, Result]):
-    """An actor that processes one item at a time. It stays between items, so what its constructor loads is loaded once."""
+    """An actor that processes one item at a time. It lives until the work ends, so its constructor loads the model once."""
 
     @abstractmethod
     def process(self, item: Item) -> Result:
-        """Return the next pool's item, or the result."""
+        """Process an item and return the item for the next pool; the last pool returns the result."""
 
     def __call__(self, row: Row) -> Row:
         with portable_errors():
@@ -99,13 +99,13 @@ def run_chunks(
                 finished.add(result.number)
                 yield result
         except ExecutionTimeoutError:
-            logger.warning("%s: no progress for %g s; the rest begins anew", name, context.execution_no_progress_timeout_s)
+            logger.warning("%s: no progress for %g s; the remaining chunks start again", name, context.execution_no_progress_timeout_s)
             context.execution_no_progress_timeout_s *= 2
         done |= finished
 
 
 def light_pool_size() -> int:
-    """Actors or tasks of a light stage: half of the cluster's CPUs."""
+    """Return the number of actors or tasks for light work: half of the cluster's CPUs."""
     return max(1, int(ray.cluster_resources().get("CPU", 0)) // 2)
 
 
@@ -127,7 +127,7 @@ def _results(
 def _dataset(files: Sequence[CorpusFile], chunk_rows: int, done: frozenset[int], pools: Sequence[Pool]) -> Dataset:
     rows = [{"value": pickle.dumps(file)} for file in files]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
-        _read,  # type: ignore[arg-type]  # Ray types functions of one argument only
+        _read,  # type: ignore[arg-type]  # Ray's type hints allow functions of one argument only
         fn_args=(chunk_rows, done),
         compute=TaskPoolStrategy(light_pool_size()),
         num_cpus=READING_CPUS,
@@ -150,7 +150,7 @@ def _read(row: Row, chunk_rows: int, done: frozenset[int]) -> Iterator[Row]:
 
 
 def _context() -> DataContext:
-    """Ray Data's settings: one chunk a block; no progress bars and messages of its own beside ours."""
+    """Return settings of Ray Data with one chunk a block, and without its progress bars and messages, because the job logs its own."""
     context = DataContext.get_current().copy()
     context.target_max_block_size = 1
     context.enable_progress_bars = False

@@ -35,7 +35,7 @@ def ray_map(
 
     The function is stored in the cluster once, so large arrays in its closure are copied to each machine once; they are read-only
     there. Ray repeats a task if its worker dies. Ray is started if this process is not connected. As many tasks wait as run, so
-    an autoscaling cluster grows.
+    that an autoscaler adds machines.
 
     Args:
         function: Applied to each item; must be picklable.

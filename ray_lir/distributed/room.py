@@ -1,4 +1,4 @@
-"""Checks that a Ray cluster can run what a job or a service starts. Ray itself would wait for ever without a message."""
+"""Checks that a Ray cluster can run what a job or a service starts. Without these checks Ray would wait forever, without a message."""
 
 import json
 import logging

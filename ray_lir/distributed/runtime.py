@@ -90,7 +90,7 @@ def _token_message(place: str) -> str:
 
 
 def wait_for_machines() -> None:
-    """Wait until the cluster has a CPU. An autoscaling cluster may start without any, and grows when a task needs one."""
+    """Wait until the cluster has a CPU. An autoscaling cluster may start without CPUs and adds a machine when a task needs one."""
     if not ray.cluster_resources().get("CPU"):
         logger.info("the cluster has no worker machine yet; waiting for the first")
         ray.get(_nothing.remote())
@@ -107,15 +107,17 @@ def error_of(error: BaseException) -> BaseException:
     while inner is not None:
         if isinstance(inner, (RayLirError, *store_errors())) and not isinstance(inner, RayTaskError):
             return inner
-        inner = getattr(inner, "cause", None) or getattr(inner, "_base_exc", None) or inner.__cause__  # Ray's, Ray Train's, Python's
+        inner = (
+            getattr(inner, "cause", None) or getattr(inner, "_base_exc", None) or inner.__cause__
+        )  # the cause as Ray, Ray Train and Python store it
     return error
 
 
 @contextmanager
 def portable_errors() -> Iterator[None]:
-    """Turn storage errors in the body of a `with` block into OSErrors with the same message, which Ray can pickle.
+    """Convert storage errors in the body of a `with` block to OSErrors with the same message, which Ray can pickle.
 
-    Exceptions of botocore and aiohttp hold connections, sockets and locks, so they cannot cross Ray.
+    Exceptions of botocore and aiohttp hold connections, sockets and locks, so they cannot be pickled.
     """
     try:
         yield

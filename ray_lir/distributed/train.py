@@ -1,7 +1,7 @@
-"""Training on Ray Train: workers share each batch, checkpoints lie in the output folder, a killed training continues.
+"""Training on Ray Train: workers divide each batch, checkpoints are in the output folder, and a killed training continues.
 
-While it runs, `<output>/state` holds config.json and the run of Ray Train, named by that configuration's digest. A
-finished training leaves checkpoint/, metrics.jsonl, provenance.json and, written last, manifest.json.
+During a training, `<output>/state` holds config.json and the run of Ray Train, which is named by the digest of that configuration. A
+finished training leaves checkpoint/, metrics.jsonl, provenance.json and manifest.json, which is written last.
 """
 
 import logging
@@ -58,14 +58,14 @@ CHECKPOINT, STATE, CONFIG = "checkpoint", "state", "config.json"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 CHECKPOINTS_KEPT = 2
 FAILURES_SURVIVED = 8
-"""How often training begins again from its last checkpoint when a worker or its machine was lost."""
+"""How often training restarts from its last checkpoint after a worker or its machine is lost."""
 GPU_PATIENCE_S = 20.0
-"""How long to wait for GPUs that other processes hold: those of a job that just ended are free within seconds."""
+"""Seconds to wait for GPUs that other processes hold. GPUs of a job that just ended are free within seconds."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One training: its data, its settings and where it goes."""
+    """One training: its data, settings and output."""
 
     data: CachedData
     dev: DevSet | None
@@ -74,15 +74,15 @@ class _Job:
     config: TrainingConfig
     run: TrainingRun
     identity: dict[str, Any]
-    """What a training that continues, or has finished, in the output must have been started with."""
+    """Everything that determines the result. A training found in the output must have the same identity."""
     start: float
-    """time.perf_counter() when the command began."""
+    """time.perf_counter() at the start of the command."""
 
 
 def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: TrainingConfig, run: TrainingRun) -> dict[str, Any]:
     """Train an encoder for a scorer, on the judgements of a dataset or on a file of examples.
 
-    The same call continues a training that was killed, and does nothing more once it has finished.
+    The same call continues a killed training. After the training has finished, it does nothing.
 
     Args:
         source: Training data and development set.
@@ -92,9 +92,9 @@ def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: T
         run: Workers, checkpoints and the cache of the training data.
 
     Returns:
-        output, checkpoint, steps, final_loss, the counts of `write_training_data`, with a development set best_step and its nDCG@10,
-        and of the run that finished the training: seconds, examples_per_second (None if it had no step left to take),
-        resumed_from_step and num_workers.
+        output, checkpoint, steps, final_loss and the counts of `write_training_data`. With a development set: best_step and its
+        nDCG@10. About the last run of the training: seconds, examples_per_second (None if no step was left), resumed_from_step and
+        num_workers.
 
     Raises:
         ConfigError: The data, the encoder or a setting is wrong, or `output` holds something else, such as a training with another
@@ -131,7 +131,7 @@ def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: T
 
 
 def _claim(output: str, identity: dict[str, Any]) -> bool:
-    """Enter this training as the one that the output is for, before it writes anything there.
+    """Reserve the output for this training, before it writes anything there.
 
     Returns:
         Whether another run of this training has finished meanwhile.
@@ -159,15 +159,17 @@ def _digest(cached: CachedData, dev: DevSet | None) -> str:
 
 
 def _absolute_checkpoint(encoder: EncoderConfig) -> EncoderConfig:
-    """The same encoder for every process: Ray Train's workers have a working directory of their own."""
+    """Return the configuration with an absolute checkpoint path, because Ray Train's workers have their own working directory."""
     return encoder.model_copy(update={"checkpoint": resolve_checkpoint_name(encoder.checkpoint)})
 
 
 def _describe_encoder(config: EncoderConfig, training: TrainingConfig, data: TrainingData) -> dict[str, Any]:
-    """What of an encoder decides the training. Loads it, and uses and saves it once for show: better to fail now than at the end.
+    """Return the properties of the encoder that determine the training.
+
+    The encoder is loaded, used and saved once as a trial, so that a mistake shows now and not after the last step.
 
     Raises:
-        ConfigError: if it cannot be loaded or saved, it suits neither scorer nor projection, or a setting is not for training.
+        ConfigError: The encoder cannot be loaded or saved, it does not fit the scorer or the projection, or a setting is not for training.
     """
     if config.projection:
         raise ConfigError("--encoder.projection is fitted by jobs.encode; give the checkpoint that it saved as --encoder.checkpoint")
@@ -187,10 +189,10 @@ def _describe_encoder(config: EncoderConfig, training: TrainingConfig, data: Tra
 
 
 def _is_finished(output: str, identity: dict[str, Any]) -> bool:
-    """Whether `output` holds this training, finished (true), or is to be made or continued (false).
+    """Return whether `output` holds this training as finished. If not, the training can start or continue there.
 
     Raises:
-        ConfigError: if it holds anything else.
+        ConfigError: The output holds something else.
     """
     finished = storage.exists(storage.join(output, MANIFEST))
     started = storage.exists(storage.join(output, STATE, CONFIG))
@@ -202,7 +204,7 @@ def _is_finished(output: str, identity: dict[str, Any]) -> bool:
         raise ConfigError(f"{output} is there already and holds no training; give another --output")
     else:
         return False
-    have = TrainingConfig().model_dump(mode="json") | have  # settings that came later had their default's effect
+    have = TrainingConfig().model_dump(mode="json") | have  # a setting that is newer than the training had the effect of its default
     different = [f"{name} {have.get(name)!r} and not {identity[name]!r}" for name in identity if have.get(name) != identity[name]]
     if different:
         raise ConfigError(f"{output} holds a training with {different[0]}; give another --output, or remove that folder first")
@@ -213,17 +215,17 @@ def _fit_and_publish(job: _Job, scaling: ScalingConfig) -> None:
     try:
         result = _fit(job, scaling)
     except ConfigError:
-        if not storage.exists(storage.join(job.output, METRICS)):  # nothing to continue from: a corrected command may use the folder
+        if not storage.exists(storage.join(job.output, METRICS)):  # there is no checkpoint, so a corrected command may use the folder
             storage.remove_tree(storage.join(job.output, STATE))
         raise
     _publish(result, job, scaling)
 
 
 def _scaling(run: TrainingRun, encoder: EncoderConfig) -> ScalingConfig:
-    """What each worker takes of the cluster.
+    """Return the CPUs and GPUs of each worker.
 
     Raises:
-        ConfigError: The cluster has too little of it, or workers on CPUs are to multiply float16.
+        ConfigError: The cluster has too few of them, or the precision is float16 and the workers have no GPUs.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
@@ -248,7 +250,7 @@ def _scaling(run: TrainingRun, encoder: EncoderConfig) -> ScalingConfig:
 
 
 def _check_gpus(num_workers: int, num_gpus: int) -> None:
-    """Check that every worker gets a GPU now, and that torch can use it. Ray itself would wait without a word.
+    """Check that every worker gets a GPU now, and that torch can use it. Ray itself would wait without a message.
 
     Raises:
         ConfigError: The cluster has too few GPUs, other jobs hold them, or torch finds no CUDA device.
@@ -270,20 +272,20 @@ def _check_gpus(num_workers: int, num_gpus: int) -> None:
 
 
 def _free_gpus() -> int:
-    """Whole GPUs that no process has reserved."""
+    """Return the number of whole GPUs that no process has reserved."""
     return sum(int(resources.get("GPU", 0)) for resources in available_resources_per_node().values())
 
 
 @ray.remote(num_gpus=1, num_cpus=0)
 def _gpu_without_cuda() -> str | None:
-    """The GPU that Ray reserved for this task, if torch cannot use it."""
+    """Return the name of the GPU that Ray reserved for this task if torch cannot use it, otherwise None."""
     if torch.cuda.is_available():
         return None
     return f"GPU {', '.join(ray.get_runtime_context().get_accelerator_ids()['GPU'])} of {socket.gethostname()}"
 
 
 def _fit(job: _Job, scaling: ScalingConfig) -> Result:
-    """Run Ray Train to the end; a run of the same name in the same place continues.
+    """Run Ray Train to the end. An unfinished run with the same name in the same folder continues.
 
     Raises:
         RayLirError: The user's mistake that ended training.
@@ -306,7 +308,7 @@ def _fit(job: _Job, scaling: ScalingConfig) -> Result:
         place = _storage(storage.join(job.output, STATE))
         _drop_damaged_snapshot(storage.join(job.output, STATE, name, SNAPSHOT))
         trainer = TorchTrainer(
-            train_worker,  # type: ignore[arg-type]  # as below: version 2 returns what the first worker returns
+            train_worker,  # type: ignore[arg-type]  # in version 2 of Ray Train the function may return a result
             train_loop_config={"task": task},
             torch_config=TorchConfig(backend="gloo" if logical_gpus else None),  # None: nccl with GPUs, otherwise gloo
             scaling_config=scaling,
@@ -328,12 +330,12 @@ def _fit(job: _Job, scaling: ScalingConfig) -> Result:
 
 
 def _returned(result: Result) -> int | RayLirError:
-    """What the first worker returned."""
+    """Return the result of the first worker."""
     return result.return_value  # type: ignore[attr-defined]  # the stubs are of Ray Train's first version
 
 
 def _storage(folder: str) -> dict[str, Any]:
-    """Where Ray Train keeps a run: a local folder, or any file system that fsspec knows."""
+    """Return the arguments that tell Ray Train where to store a run: a local folder, or a file system of fsspec."""
     if storage.is_local(folder):
         return {"storage_path": str(storage.local_path(folder))}
     fs, path = storage.filesystem(folder)
@@ -341,20 +343,22 @@ def _storage(folder: str) -> dict[str, Any]:
 
 
 def _drop_damaged_snapshot(url: str) -> None:
-    """Ray Train does not write its list of checkpoints atomically: one cut by a kill would refuse to open for ever."""
+    """Remove Ray Train's list of checkpoints if a kill truncated it. Ray Train does not write it atomically and cannot repair it."""
     if not storage.exists(url):
         return
     try:
         parse_json(storage.read_bytes(url))
     except ValueError:
-        logger.warning("train: the list of checkpoints was cut when the training was killed; it starts again from the first step")
+        logger.warning("train: the list of checkpoints was truncated when the training was killed; it starts again from the first step")
         storage.remove_tree(url)
 
 
 @contextmanager
 def _progress_log() -> Iterator[Queue]:
-    """A queue for the workers' lines of progress, which this process logs as they come."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # it is not lost with another machine
+    """Yield a queue for the workers' progress messages, which this process logs when they arrive."""
+    here = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )  # so that the queue survives the loss of another machine
     lines = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     thread = Thread(target=_log_lines, args=(lines,), daemon=True)
     thread.start()

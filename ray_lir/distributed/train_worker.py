@@ -1,4 +1,4 @@
-"""The training loop of each worker of Ray Train: its share of every step, evaluations, the loss curve, and checkpoints."""
+"""The training loop of a Ray Train worker: its part of every step, evaluations, the loss curve, and checkpoints."""
 
 import shutil
 import socket
@@ -39,7 +39,7 @@ class WorkerTask:
         checkpoint_every: Steps between checkpoints.
         log_every: Steps between lines of progress.
         num_threads: Threads of torch on a CPU.
-        logical_gpus: Whether the cluster's GPUs are numbers without hardware, so that workers compute on the CPU.
+        logical_gpus: Whether the cluster's GPUs exist only as resource counts, so that workers compute on the CPU.
     """
 
     encoder: EncoderConfig
@@ -58,7 +58,7 @@ def train_worker(loop_config: dict[str, WorkerTask]) -> int | RayLirError:
     """Train from the last checkpoint, if there is one, to the last step.
 
     Returns:
-        The step it started from; or the user's mistake that ended training, which another attempt would only repeat.
+        The step from which it started; or the error of a user's mistake, which another attempt would only repeat.
     """
     try:
         with portable_errors():
@@ -100,7 +100,7 @@ def _train(task: WorkerTask) -> int:
 
 
 def _device(task: WorkerTask) -> torch.device:
-    """The device of this worker. A worker with a GPU says in the log which one Ray reserved for it.
+    """Return the device of this worker. A worker with a GPU logs which GPU Ray reserved for it.
 
     Raises:
         ConfigError: Ray reserved a GPU that torch cannot use.
@@ -111,7 +111,7 @@ def _device(task: WorkerTask) -> torch.device:
     place = f"GPU {', '.join(gpus)} of {socket.gethostname()}"
     rank = ray.train.get_context().get_world_rank()
     if task.logical_gpus:
-        task.lines.put(f"worker {rank} has {place} by number and computes on the CPU ({LOGICAL_GPUS}=1)")
+        task.lines.put(f"worker {rank} has {place} as a resource count and computes on the CPU ({LOGICAL_GPUS}=1)")
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError(no_cuda(place))
@@ -177,7 +177,7 @@ def _is_first_worker() -> bool:
 
 
 def _progress(records: list[StepRecord], config: TrainingConfig, window: int) -> str:
-    """One line about the last `window` steps, with the time that the rest will take."""
+    """Return a progress message about the last `window` steps, with the estimated remaining time."""
     last, recent = records[-1], records[-window:]
     loss = sum(record.loss for record in recent) / len(recent)
     examples = config.batch_size * config.accumulate

@@ -1,4 +1,4 @@
-"""Settings of the workers that encode and train. They are apart from the code that loads Ray, so that `--help` is fast."""
+"""Settings of the workers that encode and train. They are separate from the code that loads Ray, so that `--help` is fast."""
 
 from pydantic import Field
 
@@ -26,16 +26,16 @@ class TaskWorkers(Config):
 
 
 class TrainingRun(Config):
-    """How a training runs: the result depends on it only by the rounding of sums."""
+    """Settings of a training run. They change the result only by the rounding of sums."""
 
     num_workers: int = Field(1, ge=1)
-    """Workers that share each batch."""
+    """Number of workers; each batch is divided among them."""
     gpus_per_worker: int | None = Field(None, ge=0, le=1)
     """1: each worker reserves a GPU. 0: workers compute on CPUs. None: 1 if the cluster has a GPU for every worker and
     encoder.device is not cpu, otherwise 0."""
     cpus_per_worker: int | None = Field(None, ge=1)
-    """CPUs that a worker without a GPU takes, and its threads; None: the workers share all that the cluster has. A training that
-    continues keeps the number of threads that it began with."""
+    """CPUs and threads of a worker without a GPU. None: all CPUs of the cluster, divided among the workers. A training that
+    continues uses the number of threads of its first run."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between checkpoints; a training that was killed continues from the last one."""
     log_every: int = Field(10, ge=1)

@@ -25,7 +25,7 @@ from ray_lir.kernels.protocol import ByteTable, Kernels, ScanTable
 
 logger = logging.getLogger(__name__)
 ABI = 7
-"""Version of the compiled functions' arguments; increase it here and in the C++ module with every change of them."""
+"""Version of the compiled functions' arguments. Increase it here and in the C++ module whenever they change."""
 
 
 @cache
@@ -277,17 +277,17 @@ def relation_encoder(codec: ResidualCodec) -> tuple[Any, np.ndarray]:
 
 
 def _register_order(count: int) -> np.ndarray:
-    """Return the row of each register lane, [count], such that two registers pack into words in row order.
+    """Return the row of each register lane, [count], such that packing two registers to words gives the order of rows.
 
-    Of each 32 rows, the first registers hold rows 0 to 3 modulo 8.
+    Among 32 rows, the first registers hold the rows that are 0 to 3 modulo 8.
     """
     return np.arange(count).reshape(-1, 4, 2, 4).transpose(0, 2, 1, 3).ravel()
 
 
 def _rounded(halves: np.ndarray) -> np.ndarray:
-    """Round [2, D, D] so that sums over the second axis stay 0.
+    """Round an array [2, D, D] so that its sums over the second axis stay 0.
 
-    The values with the smallest extra error are rounded the other way until the sum is right.
+    Values are rounded in the other direction until the sum is 0, first the values for which this adds the smallest error.
     """
     rounded = np.round(halves)
     excess = rounded.sum(axis=1, keepdims=True)
@@ -299,8 +299,8 @@ def _rounded(halves: np.ndarray) -> np.ndarray:
 def distinct_codes(shard: IndexShard) -> tuple[np.ndarray, np.ndarray]:
     """Return each document's centroids without repetition, and the offsets of documents in them.
 
-    About half of a text's tokens share their centroid with another token of the same text. Made when the shard is first scanned, in
-    nanoseconds a token.
+    About half of a text's tokens share their centroid with another token of the same text. This takes
+    nanoseconds a token and is done when the shard is first scanned.
     """
     return module().distinct_codes(shard.codes, shard.doc_offsets, shard.num_centroids)
 

@@ -17,7 +17,7 @@ from ray_lir.kernels.protocol import Kernels, ScanTable
 
 NEVER = np.float32(-np.inf)
 BLOCK_TOKENS = 4096
-"""Tokens to decompress at a time: a block stays in the processor's cache, and its memory is used again."""
+"""Number of tokens to decompress at a time: a block fits the processor's cache, and the next block uses the same memory."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ray_lir.scorers.batches import EmbeddedTexts
 
 T = TypeVar("T")
 TABLE_ROWS = 4096
-"""A gradient matrix with at least as many rows is treated as an embedding table: only rows that are not zero travel."""
+"""A gradient matrix with at least as many rows is treated as an embedding table: only rows that are not zero are exchanged."""
 
 
 def num_workers() -> int:
@@ -67,8 +67,8 @@ def mean_over_workers(value: Tensor) -> Tensor:
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace every worker's gradients by their mean over all workers.
 
-    Of an embedding table, only rows travel that are not zero for some worker. Tables are half of a small model, and a batch has a small
-    part of the vocabulary.
+    For an embedding table, only rows that are not zero in some worker are exchanged. Tables are half of a small model, and a batch uses
+    a small part of the vocabulary.
     """
     if num_workers() == 1:
         return
@@ -84,7 +84,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _reached_rows(gradients: list[Tensor]) -> list[Tensor | None]:
-    """For each embedding table, the numbers of the rows that are not zero for some worker; None for other gradients."""
+    """Return, for each embedding table, the numbers of the rows that are not zero in some worker; None for other gradients."""
     tables = [gradient.dim() == 2 and len(gradient) >= TABLE_ROWS for gradient in gradients]
     masks = [gradient.any(dim=1) for gradient, is_table in zip(gradients, tables, strict=True) if is_table]
     if not masks:
@@ -96,7 +96,7 @@ def _reached_rows(gradients: list[Tensor]) -> list[Tensor | None]:
 
 
 def copy_from_first_worker(module: nn.Module) -> None:
-    """Give every worker the weights of the first one, so that rows that a checkpoint lacked have the same random values."""
+    """Copy the first worker's weights to every worker, so that randomly initialised rows are equal everywhere."""
     if num_workers() > 1:
         for tensor in module.state_dict().values():
             dist.broadcast(tensor, src=0)

@@ -24,9 +24,9 @@ from ray_lir.encoder.tokenization import TextTokenizer
 logger = logging.getLogger(__name__)
 
 SAMPLED_TEXTS = 1000
-"""Queries and documents that are tokenized to estimate how many are cut."""
+"""Number of queries, and of documents, that are tokenized to estimate how many are truncated."""
 ROWS_AT_ONCE = 8192
-"""Rows that are read, numbered or written together."""
+"""Number of rows that are read, numbered or written together."""
 
 
 class Texts(Sequence[str]):
@@ -117,7 +117,7 @@ class TrainingData:
         return [] if self.teacher is None else [scores for block in self._grouped(self.teacher) for scores in block]
 
     def row_in(self, epoch: int, query: int) -> int:
-        """Return the row of the list that an epoch takes for a query: one list an epoch, in a cycle."""
+        """Return the row of the list that an epoch uses for a query: each epoch uses the next list, and the first follows the last."""
         rows = self._rows(query)
         return int(rows[epoch % len(rows)])
 
@@ -142,8 +142,8 @@ class TrainingData:
         parts = (_json_array(self.queries.blocks()), _json_array(self.documents.blocks()), _json_array(self._grouped(self.lists)), teacher)
         sha256 = hashlib.sha256(b"[")
         for part in parts:
-            for piece in part:
-                sha256.update(piece)
+            for fragment in part:
+                sha256.update(fragment)
             sha256.update(b",")
         sha256.update(canonical_json(suffix) + b"]")
         return sha256.hexdigest()
@@ -260,7 +260,7 @@ def batches(data: TrainingData, batch_size: int, seed: int, num_negatives: int =
     """Yield batches without end; their order depends only on the data, the sizes and the seed.
 
     An epoch visits every query once, in a new random order, and leaves out the last incomplete batch. So no batch repeats a query.
-    Epoch e takes list number (e mod p) of a query with p lists. If a list has more negatives than needed, a random choice is taken.
+    For a query with p lists, epoch e uses list number (e mod p). If a list has more negatives than needed, they are chosen at random.
 
     Args:
         data: At least `batch_size` queries.
@@ -301,7 +301,7 @@ def _places(length: int, num_negatives: int, seed: list[int]) -> np.ndarray:
 
 
 def _json_array(blocks: Iterable[list[Any]]) -> Iterator[bytes]:
-    """Yield the canonical JSON of all blocks as one array, piece by piece."""
+    """Yield the canonical JSON of all blocks as one array, in fragments."""
     yield b"["
     separator = b""
     for block in filter(None, blocks):

@@ -1,7 +1,7 @@
-"""Training data that all processes of a machine share: Arrow files in a cache folder, written once under a lock.
+"""The cache of training data of a machine: Arrow files that are written once, under a lock, and that all processes read.
 
-Each entry is a folder with a lock: the writer holds it alone, users share it. Its manifest comes last, so that an entry without one
-does not exist. An entry that was not used for UNUSED_S is removed when another entry is written.
+Each entry is a folder with a lock: exclusive for the writer, shared for readers. The manifest is written last, so an entry without a
+manifest does not count. An entry that was not used for UNUSED_S is removed when another entry is written.
 """
 
 import fcntl
@@ -81,7 +81,7 @@ def cached_training_data(source: TrainingSource, cache: str | None = None) -> It
 
 @contextmanager
 def cache_entry(entry: Path, write: Callable[[Path], TrainingDataManifest], check_content: bool) -> Iterator[CachedData]:
-    """Hold an entry of the cache during the body; make it first if it is missing or damaged. Other processes wait for the one that writes.
+    """Hold an entry of the cache during the body; make it first if it is missing or damaged. Other processes wait until it is written.
 
     Args:
         entry: Folder of the entry.
@@ -155,20 +155,20 @@ def _remove_unused(entry: Path) -> None:
                 continue
             handle = os.open(folder, os.O_RDONLY)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while a process uses it
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises an error while a process uses the entry
                 shutil.rmtree(folder)
             finally:
                 os.close(handle)
 
 
 def _lock(handle: int, kind: int) -> None:
-    with suppress(OSError):  # a file system without locks
+    with suppress(OSError):  # the file system has no locks
         fcntl.flock(handle, kind)
 
 
 @contextmanager
 def _write_errors(entry: Path) -> Iterator[None]:
-    """Turn what a disk raises into a ConfigError."""
+    """Convert an OSError of the disk to a ConfigError."""
     try:
         yield
     except OSError as error:

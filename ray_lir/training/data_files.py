@@ -1,6 +1,7 @@
 """Training data as Arrow files: written as a stream, read through a memory map that all processes of a machine share.
 
-A writer holds no text beyond the block at hand: 20 bytes a text to number it, and 16 bytes a list to group the lists by query.
+A writer holds only the texts of the current block in memory. It also holds 20 bytes a text to number the texts, and 16 bytes a list to
+group the lists by query.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ NUMBER = pa.schema([("number", pa.int64())])
 
 
 class ArrowFile:
-    """An Arrow file in the making; a record batch is written for each call."""
+    """An Arrow file that is being written, one record batch a call."""
 
     def __init__(self, path: Path, schema: pa.Schema):
         """Args:
@@ -51,13 +52,13 @@ class ArrowFile:
         try:
             self._writer.close()
             self._sink.flush()
-            os.fsync(self._sink.fileno())  # until pages are on the disk, they count as private memory of a process that has mapped them
+            os.fsync(self._sink.fileno())  # a mapped page counts as private memory of the process until it is on the disk
         finally:
             self._sink.close()
 
 
 class TextFile(ArrowFile):
-    """An Arrow file of texts in the making; `len` is the number of texts so far."""
+    """An Arrow file of texts that is being written; `len` is the number of texts so far."""
 
     def __init__(self, path: Path):
         """Args:
@@ -101,7 +102,7 @@ class TextFile(ArrowFile):
 
 
 class ListFile(ArrowFile):
-    """An Arrow file of document lists in the making, with or without a teacher's scores."""
+    """An Arrow file of document lists that is being written, with or without a teacher's scores."""
 
     def __init__(self, path: Path, has_scores: bool):
         """Args:

@@ -68,23 +68,23 @@ def rank(encoder: Encoder, queries: list[str], documents: list[str], depth: int 
         for start in range(0, len(queries), TEXTS_AT_ONCE)
     ]
     best = (np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))
-    for numbers, texts in _share(encoder, documents):
+    for numbers, texts in _own_documents(encoder, documents):
         scores = torch.cat([encoder.model.scorer(queries, texts) for queries in query_texts]).float().cpu().numpy()
         best = _best([best, (scores, np.broadcast_to(numbers, scores.shape))], depth)
     return _best(collectives.gather_objects(best), depth)
 
 
-def _share(encoder: Encoder, documents: list[str]) -> Iterator[tuple[np.ndarray, EmbeddedTexts]]:
-    """Numbers and embeddings of this worker's share of the documents, in blocks of similar length."""
-    share = np.arange(collectives.rank(), len(documents), collectives.num_workers())
-    order = share[np.argsort([len(documents[number]) for number in share], kind="stable")]
+def _own_documents(encoder: Encoder, documents: list[str]) -> Iterator[tuple[np.ndarray, EmbeddedTexts]]:
+    """Yield the numbers and embeddings of this worker's documents, in blocks of similar length."""
+    rows = np.arange(collectives.rank(), len(documents), collectives.num_workers())
+    order = rows[np.argsort([len(documents[number]) for number in rows], kind="stable")]
     for start in range(0, len(order), TEXTS_AT_ONCE):
         numbers = order[start : start + TEXTS_AT_ONCE]
         yield numbers, encoder.embed_documents(encoder.batch_documents([documents[number] for number in numbers]))
 
 
 def _best(parts: list[tuple[np.ndarray, np.ndarray]], depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best scores of several parts, and their document numbers."""
+    """Return the best scores of several parts, and their document numbers."""
     scores, numbers = np.hstack([scores for scores, _ in parts]), np.hstack([numbers for _, numbers in parts])
     order = np.lexsort((numbers, -scores))[:, :depth]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(numbers, order, 1)

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 LEVELS = 1 << 16
-"""Values of the 16 bits that decide over an element, so a probability is exact to 1e-5."""
+"""Number of values of the 16 random bits of an element, so a probability is exact to 1e-5."""
 
 
 def fast_dropout(device: torch.device) -> AbstractContextManager:
@@ -19,7 +19,7 @@ def fast_dropout(device: torch.device) -> AbstractContextManager:
 
 
 class FastDropout(TorchFunctionMode):
-    """Replaces dropout, and attention with dropout: torch has no fused CPU kernel for the latter, and its plain one converts to float32."""
+    """Replaces dropout, and attention with dropout, for which torch has only an unfused CPU kernel that converts to float32."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -65,7 +65,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor | None:
-    """Attention with dropout; None where torch's own function must be used."""
+    """Return attention with dropout; None if torch's own function must be used."""
     if not dropout_p or is_causal or enable_gqa:
         return None
     scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)

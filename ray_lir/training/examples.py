@@ -140,7 +140,7 @@ def _examples(url: str) -> Iterator[tuple[dict[str, Any], Row, str]]:
 def _uniform(
     rows: Iterable[tuple[dict[str, Any], Row, str]], first: tuple[dict[str, Any], Row, str], by_id: bool, has_scores: bool
 ) -> Iterator[Row]:
-    """The rows, the first one included, after a check that all have ids or none, and scores or none."""
+    """Yield the rows from the first on, and check that either all or none have ids, and that either all or none have scores."""
     yield first[1]
     for fields, row, where in rows:
         kind = ("query_id" in fields, row[2] is not None)

@@ -1,7 +1,7 @@
 """Gradients of a batch with activations that do not fit into memory (gradient caching, Gao et al. 2021, arXiv 2101.06983).
 
-The texts are embedded in pieces without gradients. The loss of the whole batch gives the gradient of every embedding. Then each piece is
-embedded again, and its part of that gradient flows into the encoder. The result is exactly the gradient of the whole batch.
+The texts are embedded in micro-batches without gradients. The loss of the whole batch gives the gradient of every embedding. Each
+micro-batch is then embedded again, and its embeddings' gradients flow into the encoder. The result is exactly the gradient of the batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,17 +13,18 @@ from torch.nn import functional
 
 from ray_lir.scorers.batches import EmbeddedTexts
 
-Piece = Callable[[], EmbeddedTexts]
+MicroBatch = Callable[[], EmbeddedTexts]
 """Embeds some texts; every call must return the same values, dropout included."""
 
 
-def backward(sides: Sequence[Sequence[Piece]], loss_of: Callable[..., Tensor], together: AbstractContextManager[object]) -> Tensor:
+def backward(sides: Sequence[Sequence[MicroBatch]], loss_of: Callable[..., Tensor], together: AbstractContextManager[object]) -> Tensor:
     """Add the gradients of a loss to all parameters, and return the loss, a scalar.
 
     Args:
-        sides: The pieces of the queries, and the pieces of the documents.
+        sides: The micro-batches of the queries, and the micro-batches of the documents.
         loss_of: Returns the loss of the embedded texts, one argument for each side.
-        together: Entered around both sides if each is one piece, such as an autocast that converts weights once for both.
+        together: Context that is entered around both sides if each has one micro-batch, such as an autocast that converts weights once
+            for both.
     """
     if all(len(side) == 1 for side in sides):
         with together:
@@ -39,12 +40,12 @@ def backward(sides: Sequence[Sequence[Piece]], loss_of: Callable[..., Tensor], t
     for side, leaf in zip(sides, leaves, strict=True):
         start = 0
         for embed in side:
-            piece = embed()
-            rows, length = slice(start, start + len(piece.mask)), piece.mask.shape[1]
+            batch = embed()
+            rows, length = slice(start, start + len(batch.mask)), batch.mask.shape[1]
             start = rows.stop
-            outputs, gradients = [piece.vectors], [leaf.vectors.grad]
-            if piece.weights is not None and leaf.weights is not None and leaf.weights.grad is not None:
-                outputs.append(piece.weights)
+            outputs, gradients = [batch.vectors], [leaf.vectors.grad]
+            if batch.weights is not None and leaf.weights is not None and leaf.weights.grad is not None:
+                outputs.append(batch.weights)
                 gradients.append(leaf.weights.grad)
             torch.autograd.backward(outputs, [None if gradient is None else gradient[rows, :length] for gradient in gradients])
     return loss.detach()
@@ -54,17 +55,17 @@ def _leaf(values: Tensor) -> Tensor:
     return values.detach().requires_grad_()
 
 
-def _joined(pieces: Sequence[EmbeddedTexts]) -> EmbeddedTexts:
-    """One batch, padded to the longest text."""
-    longest = max(piece.mask.shape[1] for piece in pieces)
-    padding = [longest - piece.mask.shape[1] for piece in pieces]
+def _joined(batches: Sequence[EmbeddedTexts]) -> EmbeddedTexts:
+    """Return all texts as one batch, padded to the longest."""
+    longest = max(batch.mask.shape[1] for batch in batches)
+    padding = [longest - batch.mask.shape[1] for batch in batches]
     weights = None
-    if pieces[0].weights is not None:
+    if batches[0].weights is not None:
         weights = torch.cat(
-            [functional.pad(piece.weights, (0, pad)) for piece, pad in zip(pieces, padding, strict=True) if piece.weights is not None]
+            [functional.pad(batch.weights, (0, pad)) for batch, pad in zip(batches, padding, strict=True) if batch.weights is not None]
         )
     return EmbeddedTexts(
-        torch.cat([functional.pad(piece.vectors, (0, 0, 0, pad)) for piece, pad in zip(pieces, padding, strict=True)]),
-        torch.cat([functional.pad(piece.mask, (0, pad)) for piece, pad in zip(pieces, padding, strict=True)]),
+        torch.cat([functional.pad(batch.vectors, (0, 0, 0, pad)) for batch, pad in zip(batches, padding, strict=True)]),
+        torch.cat([functional.pad(batch.mask, (0, pad)) for batch, pad in zip(batches, padding, strict=True)]),
         weights,
     )

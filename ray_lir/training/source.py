@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """The files of a source, before the long work of reading them.
+    """The files of a source, before their content is read.
 
     Attributes:
         judged: Queries and judgements of the split; None if the source is a file of examples.
-        states: Names, sizes and times (or tags of an object store) of the files: they differ once a file has changed.
+        states: Names, sizes and times (or tags of an object store) of the files. They change whenever a file changes.
     """
 
     judged: Dataset | None
@@ -38,7 +38,7 @@ class SourceFiles:
 
     @classmethod
     def of(cls, source: TrainingSource) -> "SourceFiles":
-        """Look at the files of a source; of a dataset, read queries and judgements.
+        """Return the files of a source. For a dataset, the queries and judgements are read.
 
         Raises:
             ConfigError: The source names nothing, or a file or folder that does not exist.

@@ -1,7 +1,7 @@
 """Training of an encoder for a scorer: one step, and the state that a checkpoint holds.
 
-Random numbers depend only on (seed, step, worker, piece). So weights, optimizer moments and the step are the whole state, and a training
-that continues from it equals one that was never interrupted.
+Random numbers depend only on (seed, step, worker, micro-batch). Weights, optimizer moments and the step are therefore the whole state. A
+training that continues from it equals one that was never interrupted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +46,7 @@ class StepRecord(Config):
 class Training:
     """An encoder in training, with the temperatures of the losses, the optimizer's moments and the scale of the gradients.
 
-    Under torch.distributed every worker has one and encodes its share of each batch. Negatives and gradients are those of the whole batch.
+    Under torch.distributed every worker has one and encodes its part of each batch. Negatives and gradients are those of the whole batch.
 
     Attributes:
         encoder: The encoder, with the scorer of the configuration; its weights are float32 and change with every step.
@@ -83,7 +83,7 @@ class Training:
         return (tuple(islice(stream, config.accumulate)) for _ in range(self.step, config.max_steps))
 
     def run_step(self, *batches: Batch) -> StepRecord:
-        """Take one optimizer step on the mean of some batches; this worker encodes its share of each.
+        """Take one optimizer step on the mean of some batches; this worker encodes its part of each.
 
         Raises:
             ConfigError: The loss is not finite, all gates are closed, or the scorer cannot score such a batch.
@@ -130,7 +130,7 @@ class Training:
         torch.save(counts | parts, path)
 
     def load(self, path: Path) -> list[str]:
-        """Continue where the training that wrote `path` was.
+        """Restore the state that `save` wrote to `path`.
 
         The order in which a CPU adds numbers depends on the number of torch threads, so this sets the number that the training began with.
 
@@ -145,24 +145,26 @@ class Training:
         notes, num_threads, num_workers = [], torch.get_num_threads(), collectives.num_workers()
         if self._device.type == "cpu" and (began_with := state.get("num_threads", num_threads)) != num_threads:
             torch.set_num_threads(began_with)
-            notes.append(f"keeps the {began_with} threads a worker that it began with, not {num_threads}, so the result stays the same")
+            notes.append(
+                f"uses {began_with} threads a worker, as in its first run, and not {num_threads}, so that the result stays the same"
+            )
         if (began_with := state.get("num_workers", num_workers)) != num_workers:
-            notes.append(f"began with {began_with} workers and has {num_workers} now: the result differs by the rounding of sums")
+            notes.append(f"had {began_with} workers in its first run and has {num_workers} now: the result differs by the rounding of sums")
         return notes
 
     def _backward(self, batch: Batch, number: int, factor: float) -> Tensor:
-        """Add `factor` times the gradients of this worker's share of a batch; return `factor` times its loss and mean query weight, [2]."""
-        share = np.arange(len(batch.queries)).reshape(collectives.num_workers(), -1)[collectives.rank()]
-        queries = [self.data.queries[query] for query in batch.queries[share]]
-        documents = [self.data.documents[document] for document in batch.documents[share].ravel()]
+        """Add `factor` times the gradients of this worker's part of a batch; return `factor` times its loss and mean query weight, [2]."""
+        own = np.arange(len(batch.queries)).reshape(collectives.num_workers(), -1)[collectives.rank()]
+        queries = [self.data.queries[query] for query in batch.queries[own]]
+        documents = [self.data.documents[document] for document in batch.documents[own].ravel()]
         targets = Targets(
-            self._tensor(share * batch.documents.shape[1]),
-            self._tensor(batch.excluded[share]),
-            None if batch.teacher is None else self._tensor(batch.teacher[share]),
+            self._tensor(own * batch.documents.shape[1]),
+            self._tensor(batch.excluded[own]),
+            None if batch.teacher is None else self._tensor(batch.teacher[own]),
         )
         sides = (
-            self._pieces(queries, self.encoder.batch_queries, self.encoder.embed_queries, [number, 0]),
-            self._pieces(documents, self.encoder.batch_documents, self.encoder.embed_documents, [number, 1]),
+            self._micro_batches(queries, self.encoder.batch_queries, self.encoder.embed_queries, [number, 0]),
+            self._micro_batches(documents, self.encoder.batch_documents, self.encoder.embed_documents, [number, 1]),
         )
 
         mean_weight = torch.ones((), device=self._device)
@@ -175,14 +177,14 @@ class Training:
 
         return torch.stack([gradient_cache.backward(sides, scaled_loss, self._autocast()) / self._scaler.get_scale(), factor * mean_weight])
 
-    def _pieces(
+    def _micro_batches(
         self,
         texts: Sequence[str],
         pad: Callable[[Sequence[str]], TokenBatch],
         embed: Callable[[TokenBatch], EmbeddedTexts],
         place: list[int],
-    ) -> list[gradient_cache.Piece]:
-        """Functions that embed the texts, `micro_batch` at a time."""
+    ) -> list[gradient_cache.MicroBatch]:
+        """Return functions that embed the texts, `micro_batch` texts each."""
         size = self.config.micro_batch or len(texts)
         parts = [pad(texts[start : start + size]) for start in range(0, len(texts), size)]
         return [partial(self._embed, embed, part, [*place, number]) for number, part in enumerate(parts)]
@@ -234,5 +236,5 @@ def product_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _seed(place: list[int]) -> None:
-    """Seed dropout by the place of a piece in the training, so that the state need not hold it."""
+    """Seed dropout from the seed, step, worker and micro-batch, so that the saved state needs no random generator."""
     torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))

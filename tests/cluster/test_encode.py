@@ -113,7 +113,7 @@ def test_where_nothing_moves_any_more_the_rest_is_begun_anew(
     finally:
         for pid in stopped:
             os.kill(pid, signal.SIGKILL)
-    assert "no progress for" in caplog.text and "the rest begins anew" in caplog.text
+    assert "no progress for" in caplog.text and "the remaining chunks start again" in caplog.text
     assert (tmp_path / "out" / "manifest.json").read_bytes() == undisturbed
 
 

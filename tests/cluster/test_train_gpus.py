@@ -75,7 +75,7 @@ def test_workers_reserve_gpus_of_their_own_and_a_missing_one_is_one_line(tmp_pat
     assert "--num_workers 3 need a GPU each, and the cluster has 2; use fewer workers, or --gpus_per_worker 0" in errors[1]
     assert "--num_workers 2 need a GPU each, and 1 of the cluster's 2 are free; wait for the jobs that hold them" in errors[2]
     assert not (place / "refused").exists()
-    devices = dict(re.findall(r"worker (\d) has GPU (\d) of \S+ by number and computes on the CPU", done.stderr))
+    devices = dict(re.findall(r"worker (\d) has GPU (\d) of \S+ as a resource count and computes on the CPU", done.stderr))
     assert set(devices) == set(devices.values()) == {"0", "1"}
     assert json.loads((place / "trained" / "manifest.json").read_text())["num_steps"] == 2
 

@@ -167,7 +167,9 @@ def test_a_training_keeps_the_number_of_threads_that_it_began_with(scorer, check
     curve = advance(whole, 2)
     torch.set_num_threads(1)
     again = start(checkpoint, pairs, config)
-    assert again.load(tmp_path / "state.pt") == ["keeps the 2 threads a worker that it began with, not 1, so the result stays the same"]
+    assert again.load(tmp_path / "state.pt") == [
+        "uses 2 threads a worker, as in its first run, and not 1, so that the result stays the same"
+    ]
     assert advance(again, 2) == curve
     assert all(torch.equal(weights(again)[name], tensor) for name, tensor in weights(whole).items())
     torch.set_num_threads(2)
@@ -178,7 +180,9 @@ def test_a_training_continued_by_another_number_of_workers_says_so(checkpoint, p
     training = start(checkpoint, pairs, configure("maxsim"))
     training.save(tmp_path / "state.pt")
     monkeypatch.setattr(collectives, "num_workers", lambda: 3)
-    assert training.load(tmp_path / "state.pt") == ["began with 1 workers and has 3 now: the result differs by the rounding of sums"]
+    assert training.load(tmp_path / "state.pt") == [
+        "had 1 workers in its first run and has 3 now: the result differs by the rounding of sums"
+    ]
 
 
 def test_heads_and_temperatures_learn_at_their_own_rate(checkpoint, pairs):

@@ -1,8 +1,8 @@
 """The kernels for NVIDIA GPUs, in Triton and torch.
 
 This package is imported only when its kernels are selected. Arguments and results are NumPy arrays. Shards and codecs are copied to the
-GPU when they are first used, and are freed with their objects. Products of float16 are summed in float32: a token's score is within about
-1e-3 of the reference. With TRITON_INTERPRET=1 in the environment everything runs on a CPU, slowly.
+GPU when they are first used, and the copies are freed together with them. Products of float16 are summed in float32, so a token's score is
+within about 1e-3 of the reference. With TRITON_INTERPRET=1 in the environment everything runs on a CPU, slowly.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class _CudaKernels:
     name: str = "cuda"
     threads: int = 1
     queries_together: int = 64
-    """A GPU decodes a token once for a block of queries."""
+    """Queries to score in one call, because a token is decoded once for a block of queries."""
     uses_blas: bool = False
 
     assign = staticmethod(building.assign)
@@ -57,5 +57,5 @@ class _CudaKernels:
     posting_scores = staticmethod(postings.posting_scores)
 
     def top_k(self, scores: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the k best on the host, where the scores are."""
+        """Return the k best, computed on the host, where the scores are."""
         return (native.kernels("", 1) if native.available() else REFERENCE).top_k(scores, documents, k)

@@ -9,7 +9,7 @@ from ray_lir.index.codec import ResidualCodec
 from ray_lir.kernels.cuda.memory import codec_memory, device, download, upload
 
 BLOCK_VALUES = 1 << 26
-"""Numbers that each building thread holds at a time: 256 MB."""
+"""Number of float32 values that each building thread holds at a time: 256 MB."""
 
 
 def assign(vectors_TD: np.ndarray, centroids_CD: np.ndarray, euclidean: bool = False) -> tuple[np.ndarray, np.ndarray]:

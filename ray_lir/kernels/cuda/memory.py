@@ -12,7 +12,7 @@ from ray_lir.base.short_repr import ShortRepr
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.residuals import residual_values
 from ray_lir.index.shard import IndexShard
-from ray_lir.kernels.cuda.tiles import Tiles, cut
+from ray_lir.kernels.cuda.tiles import Tiles, split_into_tiles
 
 CHUNK_BYTES = 1 << 28
 """Bytes to copy to the device at a time, so that a mapped file need not fit in memory."""
@@ -115,7 +115,7 @@ def shard_memory(shard: IndexShard) -> ShardMemory:
         weights=None if shard.weights is None else upload(shard.weights),
         doc_offsets=doc_offsets,
         code_mask=0xFFFF if shard.codes.dtype.itemsize == 2 else 0x7FFFFFFF,
-        tiles=cut(doc_offsets[:-1], doc_offsets[1:]),
+        tiles=split_into_tiles(doc_offsets[:-1], doc_offsets[1:]),
     )
 
 

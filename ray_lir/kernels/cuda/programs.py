@@ -1,12 +1,12 @@
 """The Triton programs: MaxSim of documents from codes and residuals, and from codes alone.
 
-A tile is up to TILE tokens of one document. A program owns a run of tiles that begins and ends with documents, and a block of COLUMNS
-query tokens, which it loads once. Query tokens are the rows of its matrix products and a tile's tokens the columns, so one thread holds all
-values from which the best token is chosen. A byte of a residual is unpacked by reading the float16 weights of its dimensions from a table
-of 256 rows: one load for 8 / NBITS dimensions.
+A tile is up to TILE tokens of one document. A program scores a run of consecutive tiles, which covers whole documents, with a block of
+COLUMNS query tokens, which it loads once. Query tokens are the rows of its matrix products, and the tokens of a tile are the columns. One
+thread then holds all values from which the best token is chosen. A byte of a residual is unpacked with one load for 8 / NBITS dimensions:
+a table of 256 rows holds the float16 bucket weights of each byte.
 
-float16 is used instead of bfloat16: tensor cores multiply both at the same rate and add in float32. All values are at most about one, and
-11 bits of mantissa have an eighth of the error of 8 bits.
+float16 is used instead of bfloat16: tensor cores multiply both at the same rate and add in float32. All values are at most about one, so
+the range is no problem, and a mantissa of 11 bits has an eighth of the error of 8 bits.
 """
 
 import triton
@@ -79,7 +79,7 @@ def residual_programs(
     Args: see the comments beside the parameters.
     """
     PER_BYTE: tl.constexpr = 8 // NBITS
-    block = tl.program_id(0) % num_blocks  # blocks of one run follow each other, so its bytes are read from memory once
+    block = tl.program_id(0) % num_blocks  # all query blocks of one run of tiles are adjacent, so its bytes are read from memory once
     program = tl.program_id(0) // num_blocks
     columns = block * COLUMNS + tl.arange(0, COLUMNS)
     dims = tl.arange(0, DIM)
@@ -118,7 +118,7 @@ def residual_programs(
             better = (document != previous) | (found > best)
             factor = tl.where(better, tl.sum(tl.where(is_best, token_weight[None, :], 0.0), axis=1), factor)
         best = tl.where(document == previous, tl.maximum(best, found), found)
-        # Stored after every tile of a document; the last store is the whole score.
+        # Stored after every tile of a document; the last store holds the complete score.
         totals = tl.sum(tl.reshape(best * factor * weight, [COLUMNS // QUERY_TOKENS, QUERY_TOKENS]), axis=1)
         tl.store(scores + outputs + document, totals)
         previous = document

@@ -17,7 +17,7 @@ from ray_lir.kernels.cuda.postings import residual_values
 from ray_lir.kernels.reference import document_blocks
 
 BLOCK_TOKENS = 1 << 18
-"""Tokens with halves in memory at a time: 0.4 GB with 128 dimensions."""
+"""Number of tokens with hidden-layer halves in memory at a time: 0.4 GB with 128 dimensions."""
 TILE = 32
 
 

@@ -13,7 +13,7 @@ from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels.cuda.memory import SMALLEST, CodecMemory, codec_memory, device, download, padded, shard_memory, upload
 from ray_lir.kernels.cuda.programs import code_programs, residual_programs
-from ray_lir.kernels.cuda.tiles import Tiles, cut
+from ray_lir.kernels.cuda.tiles import Tiles, split_into_tiles
 from ray_lir.kernels.protocol import ScanTable
 from ray_lir.kernels.reference import document_blocks
 
@@ -27,7 +27,7 @@ BLOCK_SCORES = 1 << 28
 
 @derived
 def table_memory(table_CL: np.ndarray) -> torch.Tensor:
-    """Return a table of centroid scores on the device; `centroid_scores` puts the tensor of each table it makes here."""
+    """Return a table of centroid scores on the device. For tables that `centroid_scores` made, the tensor is already there."""
     return upload(table_CL)
 
 
@@ -258,7 +258,7 @@ def _tiles(shard: IndexShard, documents: np.ndarray | None) -> Tiles:
     if len(documents) and not 0 <= documents.min() <= documents.max() < shard.num_docs:
         raise ValueError("documents that are not in the shard")
     numbers = upload(np.ascontiguousarray(documents, np.int64))
-    return cut(placed.doc_offsets[numbers], placed.doc_offsets[numbers + 1])
+    return split_into_tiles(placed.doc_offsets[numbers], placed.doc_offsets[numbers + 1])
 
 
 def _summed(scores_PN: torch.Tensor, owners: list[int], num_queries: int) -> torch.Tensor:

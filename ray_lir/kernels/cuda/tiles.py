@@ -40,7 +40,7 @@ class Tiles(ShortRepr):
         return len(self.bounds) - 1
 
 
-def cut(starts_N: torch.Tensor, ends_N: torch.Tensor, tile: int = TILE) -> Tiles:
+def split_into_tiles(starts_N: torch.Tensor, ends_N: torch.Tensor, tile: int = TILE) -> Tiles:
     """Split documents into tiles.
 
     Args:
