@@ -16,8 +16,8 @@ from ray_lir.base.progress import track
 from ray_lir.corpus.datasets import Dataset, has_queries_as_documents, load_dataset
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
 from ray_lir.engines import ENGINES, resolve
+from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import TopK
-from ray_lir.engines.registry import engine_name
 from ray_lir.evaluation import metrics
 from ray_lir.evaluation.coverage import check_coverage, judged_documents
 from ray_lir.evaluation.latency import percentiles_ms, time_each
@@ -130,7 +130,7 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         depth = config.k + ignores
         found = (searcher.search(queries.slice(first, end), depth, engine) for first, end in _blocks(len(queries)))
         answers = [answer for part in track(found, "search", len(queries), len, "queries") for answer in part]
-        record.update(queries=len(answers), engine=engine_name(engine))
+        record.update(queries=len(answers), engine=engine.engine)
     run, identical = _run(searcher, queries, answers, config.k, ignores)
     with logs.phase("measure") as record:  # logged, so that the measures survive if an output cannot be written
         values = metrics.evaluate(run, dataset.qrels, tuple(dict.fromkeys((*metrics.measures_up_to(config.k), *measures))))
@@ -149,7 +149,7 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         "ignore_identical_ids": ignores,
         "identical_ids_dropped": identical if ignores else 0,
         **coverage.counts(),
-        "engine": engine_name(engine),
+        "engine": engine.engine,
         "params": _summary([answer.params for answer in answers if answer.params]),
         "index": {"path": config.index, "version": version, "manifest": manifest_digest(searcher.manifest), **_sizes(searcher)},
         "encoder": {"checkpoint": encoder.contract.checkpoint, "fingerprint": contract.fingerprint},
@@ -175,7 +175,7 @@ def _depth(config: EvaluateFields, measures: tuple[str, ...]) -> int:
     return max(config.k, *map(metrics.cutoff, measures), 0)
 
 
-def _engine(config: EvaluateFields) -> str | Config:
+def _engine(config: EvaluateFields) -> str | EngineConfig:
     """The engine's parameters if any of them is set, else the engine's name."""
     set_engines = [name for name in ENGINES if name in config.model_fields_set]
     if not set_engines:
@@ -186,7 +186,7 @@ def _engine(config: EvaluateFields) -> str | Config:
     return getattr(config, config.engine)
 
 
-def _tag(config: EvaluateFields, searcher: Searcher, dataset: Dataset, engine: Config, ignores: bool) -> str:
+def _tag(config: EvaluateFields, searcher: Searcher, dataset: Dataset, engine: EngineConfig, ignores: bool) -> str:
     """The run's tag, with a digest of everything that determines its content."""
     settings = {
         "index": manifest_digest(searcher.manifest),
@@ -196,7 +196,7 @@ def _tag(config: EvaluateFields, searcher: Searcher, dataset: Dataset, engine: C
         "ignores": ignores,
         "encoder": config.encoder.model_dump(mode="json"),
     }
-    return f"ray_lir-{engine_name(engine)}-{digest(settings)[:12]}"
+    return f"ray_lir-{engine.engine}-{digest(settings)[:12]}"
 
 
 def _check_outputs(config: EvaluateFields, searcher: Searcher, dataset: Dataset, tag: str) -> dict[str, OutputFile]:
@@ -236,7 +236,7 @@ def _run(searcher: Searcher, queries: TokenEmbeddings, answers: list[TopK], k: i
 
 
 def _latency(
-    config: EvaluateFields, searcher: Searcher, encoder: "Encoder", dataset: Dataset, queries: TokenEmbeddings, engine: Config
+    config: EvaluateFields, searcher: Searcher, encoder: "Encoder", dataset: Dataset, queries: TokenEmbeddings, engine: EngineConfig
 ) -> dict[str, Any] | None:
     """Percentiles of the milliseconds of searching and of encoding one query; None if latency_queries is 0."""
     if not config.latency_queries:
@@ -253,7 +253,7 @@ def _latency(
     }
 
 
-def _summary(params: list[Config]) -> dict[str, Any]:
+def _summary(params: list[EngineConfig]) -> dict[str, Any]:
     """The parameters used. A parameter that differed between queries is listed as [smallest, largest]."""
     values = {name: [getattr(each, name) for each in params] for name in type(params[0]).model_fields if name != "engine"}
     return {name: each[0] if len(set(each)) == 1 else [min(each), max(each)] for name, each in values.items()}

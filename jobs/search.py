@@ -128,7 +128,6 @@ def _search_file(job: SearchJob) -> dict[str, Any]:
     from ray_lir import storage
     from ray_lir.engines import ENGINES, read_tuning, resolve
     from ray_lir.engines.choice import engine_params
-    from ray_lir.engines.registry import engine_name
     from ray_lir.index.versions import latest_version, read_version
     from ray_lir.search.bulk import BulkSettings, bulk_search, in_process, query_files
     from ray_lir.search.searcher import open_planner
@@ -175,7 +174,7 @@ def _search_file(job: SearchJob) -> dict[str, Any]:
         "num_repeated": found.num_repeated,
         "num_truncated_queries": found.num_truncated_queries,
         "k": job.k,
-        "engine": engine_name(engine),
+        "engine": engine.engine,
         "params": engine.model_dump(),
         "index_version": version,
         "num_blocks": result.num_blocks,
@@ -197,7 +196,6 @@ def _predict(
     from ray_lir import storage
     from ray_lir.base.parallel import num_cores, use_cores
     from ray_lir.encoder.encoder import Encoder
-    from ray_lir.engines.registry import engine_name
     from ray_lir.search.bulk import sample_queries
     from ray_lir.search.searcher import Searcher
 
@@ -222,7 +220,7 @@ def _predict(
     return {
         "num_queries": num_queries,
         "sampled_queries": len(texts),
-        "engine": engine_name(settings.engine),
+        "engine": settings.engine.engine,
         "encode_ms": round(1e3 * (encoded - start) / len(texts), 2),
         "search_ms": round(1e3 * (searched - encoded) / len(texts), 2),
         "threads": num_threads,

@@ -15,6 +15,7 @@ from ray_lir.base.progress import track
 from ray_lir.corpus.datasets import load_dataset
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.engines import TUNING
+from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import TopK
 from ray_lir.engines.scan import ScanParams
 from ray_lir.engines.warp import WarpParams
@@ -118,7 +119,7 @@ def _queries(config: TuneConfig, searcher: Searcher) -> TokenEmbeddings:
     return encoder.encode_queries(texts)
 
 
-def _measure(params: Config, searcher: Searcher, queries: TokenEmbeddings, k: int, exact: list[TopK]) -> dict[str, Any]:
+def _measure(params: EngineConfig, searcher: Searcher, queries: TokenEmbeddings, k: int, exact: list[TopK]) -> dict[str, Any]:
     """Recall of the exact engine's best k, and the median milliseconds of one query."""
     answers: list[TopK] = []
     seconds = time_each(lambda i: answers.append(searcher.search(queries.slice(i, i + 1), k, params)[0]), range(len(queries)))

@@ -14,7 +14,7 @@ from typing import Any, overload
 from ray_lir import storage
 from ray_lir.api.search import MARKED_FRACTION, Highlight, Snippet
 from ray_lir.base.arguments import id_list, text_list
-from ray_lir.base.config import Config, EncoderConfig, IndexConfig
+from ray_lir.base.config import EncoderConfig, IndexConfig
 from ray_lir.base.derived import derived
 from ray_lir.base.errors import ConfigError
 from ray_lir.building.build import build_index
@@ -25,6 +25,7 @@ from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.encoder.corpus_encoder import encode_corpus
 from ray_lir.encoder.encoder import Encoder
+from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import TopK
 from ray_lir.index.filters import Filters
 from ray_lir.index.manifest import IndexManifest
@@ -198,7 +199,7 @@ class Index:
         k: int = 10,
         *,
         where: Where = None,
-        engine: str | Config = "auto",
+        engine: str | EngineConfig = "auto",
         quality: str = "balanced",
         matches: bool = True,
     ) -> Hits: ...
@@ -209,7 +210,7 @@ class Index:
         k: int = 10,
         *,
         where: Where = None,
-        engine: str | Config = "auto",
+        engine: str | EngineConfig = "auto",
         quality: str = "balanced",
         matches: bool = True,
     ) -> list[Hits]: ...
@@ -219,7 +220,7 @@ class Index:
         k: int = 10,
         *,
         where: Where = None,
-        engine: str | Config = "auto",
+        engine: str | EngineConfig = "auto",
         quality: str = "balanced",
         matches: bool = True,
     ) -> Hits | list[Hits]:
@@ -252,7 +253,7 @@ class Index:
         ]
         return found[0] if isinstance(query, str) else found
 
-    def explain(self, query: str, doc_id: str, k: int = 10, *, where: Where = None, engine: str | Config = "auto") -> Trace:
+    def explain(self, query: str, doc_id: str, k: int = 10, *, where: Where = None, engine: str | EngineConfig = "auto") -> Trace:
         """Run a search again and follow one document through its stages.
 
         Args:

@@ -22,7 +22,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_lir import storage
-from ray_lir.base.config import Config, EncoderConfig
+from ray_lir.base.config import EncoderConfig
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.parallel import threads, use_cores
 from ray_lir.corpus.scan import Chunk
@@ -35,6 +35,7 @@ from ray_lir.distributed.workers import SearchWorkers
 from ray_lir.embeddings.contract import EncoderContract
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.encoder.encoder import Encoder
+from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import TopK
 from ray_lir.engines.registry import engine_of
 from ray_lir.engines.stages import StageCall, StageLoop, run_stage
@@ -229,7 +230,7 @@ class GroupedSearcher:
         self,
         queries: TokenEmbeddings,
         k: int = 10,
-        engine: str | Config = "auto",
+        engine: str | EngineConfig = "auto",
         quality: str = "balanced",
         *,
         filters: Filters | None = None,
@@ -259,7 +260,7 @@ class GroupedSearcher:
         search = partial(self._search, k, engine, quality, filters)
         return [top for answers in threads(search, batches, BATCHES_IN_FLIGHT) for top in answers]
 
-    def _search(self, k: int, engine: str | Config, quality: str, filters: Filters | None, queries: TokenEmbeddings) -> list[TopK]:
+    def _search(self, k: int, engine: str | EngineConfig, quality: str, filters: Filters | None, queries: TokenEmbeddings) -> list[TopK]:
         plans = self.planner.plan(queries, k, engine, quality)
         if not engine_of(plans).served:
             raise ConfigError(

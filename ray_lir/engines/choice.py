@@ -9,9 +9,10 @@ from pydantic import ValidationError
 
 from ray_lir import storage
 from ray_lir.api.search import first_problem
-from ray_lir.base.config import Config, parse_json
+from ray_lir.base.config import parse_json
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.engines.cost import COSTS
+from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import IndexStatistics
 from ray_lir.engines.registry import ENGINES, SERVED
 from ray_lir.kernels import select
@@ -30,10 +31,10 @@ class Tuning:
         choices: By quality (fast, balanced), the parameters of the fastest engine that reached the quality's target.
     """
 
-    choices: dict[str, Config]
+    choices: dict[str, EngineConfig]
 
 
-def engine_params(engine: str, params: Mapping[str, Any], engines: Sequence[str] = SERVED) -> str | Config:
+def engine_params(engine: str, params: Mapping[str, Any], engines: Sequence[str] = SERVED) -> str | EngineConfig:
     """Return the validated parameters of an engine.
 
     Args:
@@ -69,13 +70,13 @@ def engine_params(engine: str, params: Mapping[str, Any], engines: Sequence[str]
 
 
 def resolve(
-    engine: str | Config,
+    engine: str | EngineConfig,
     statistics: IndexStatistics,
     kernels: str | None = None,
     quality: str = "balanced",
     k: int = 10,
     tuning: Tuning | None = None,
-) -> Config:
+) -> EngineConfig:
     """Return the parameters of the engine that will answer a query.
 
     Args:
@@ -94,7 +95,7 @@ def resolve(
     Raises:
         ConfigError: The engine or the quality does not exist.
     """
-    if isinstance(engine, Config):
+    if isinstance(engine, EngineConfig):
         return engine
     if quality not in QUALITIES:
         raise ConfigError(f"unknown quality {quality!r}; choose {', '.join(QUALITIES)}")
@@ -103,11 +104,11 @@ def resolve(
         return tuned or choose(statistics, kernels or select().name, quality, k)[0]
     if engine not in ENGINES:
         raise ConfigError(f"unknown engine {engine!r}; choose auto, {', '.join(ENGINES)}")
-    params: Config = ENGINES[engine].params()
+    params: EngineConfig = ENGINES[engine].params()
     return params
 
 
-def choose(statistics: IndexStatistics, kernels: str, quality: str = "balanced", k: int = 10) -> tuple[Config, str]:
+def choose(statistics: IndexStatistics, kernels: str, quality: str = "balanced", k: int = 10) -> tuple[EngineConfig, str]:
     """Return the engine with the lowest estimated time at a quality.
 
     Args:
@@ -119,7 +120,7 @@ def choose(statistics: IndexStatistics, kernels: str, quality: str = "balanced",
     Returns:
         The engine's parameters, and one line that gives the reason for the choice.
     """
-    exact: Config = ENGINES["exact"].params()
+    exact: EngineConfig = ENGINES["exact"].params()
     if quality == "exact":
         return exact, "exact, as quality is exact"
     if not statistics.unit_norms and quality == "balanced":

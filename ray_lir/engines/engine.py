@@ -10,14 +10,14 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from ray_lir.base.config import Config
 from ray_lir.engines.cost import Costs, QueryCost
+from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
-Params = TypeVar("Params", bound=Config)
+Params = TypeVar("Params", bound=EngineConfig)
 Plan = TypeVar("Plan", bound=QueryPlan)
 StagePlan = TypeVar("StagePlan", bound=QueryPlan, contravariant=True)
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from ray_lir.base.config import Config
 from ray_lir.engines.cost import Costs, QueryCost, maxsim_ns, plan_ns
 from ray_lir.engines.engine import Allowed, Automatic, Engine, Scored, Stage
+from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, among
 from ray_lir.engines.scoring.maxsim import best_scores, maxsim_scores
 from ray_lir.index.codec import ResidualCodec
@@ -19,7 +19,7 @@ from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
 
-class ExactParams(Config):
+class ExactParams(EngineConfig):
     """Exact scoring has no parameters."""
 
     engine: Literal["exact"] = "exact"

@@ -7,16 +7,16 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from ray_lir.base.config import Config
 from ray_lir.engines.engine import Allowed, Engine, Scored, Stage
 from ray_lir.engines.exact import RESCORE
+from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import NORMS_NPROBE, IndexStatistics, Query, QueryPlan, among, centroid_interaction, centroid_scores
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
 
-class PlaidParams(Config):
+class PlaidParams(EngineConfig):
     """The three parameters of PLAID; the defaults depend on k."""
 
     engine: Literal["plaid"] = "plaid"

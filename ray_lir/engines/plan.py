@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ray_lir.base.config import Config
 from ray_lir.base.derived import derived
 from ray_lir.base.short_repr import ShortRepr
+from ray_lir.engines.params import EngineConfig
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.norms import norm_codes
 from ray_lir.index.shard import IndexShard
@@ -125,7 +125,7 @@ class QueryPlan:
     """
 
     query: Query
-    params: Config
+    params: EngineConfig
     stage_limits: tuple[int, ...]
     scorer_terms: "QueryTerms | None" = None
     unit_norms: bool = True
@@ -193,7 +193,7 @@ class TopK(ShortRepr):
 
     scores: np.ndarray
     documents: np.ndarray
-    params: Config | None = None
+    params: EngineConfig | None = None
 
 
 def centroid_interaction(

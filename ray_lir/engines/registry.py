@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field
 
-from ray_lir.base.config import Config
 from ray_lir.base.engine_names import ENGINE_NAMES
 from ray_lir.engines.engine import Engine
+from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import QueryPlan
 
 ENGINES: dict[str, Engine[Any, Any]] = {name: import_module(f"ray_lir.engines.{name}").ENGINE for name in ENGINE_NAMES}
 SERVED: tuple[str, ...] = tuple(name for name, engine in ENGINES.items() if engine.served)
 """Names of the engines that a service offers."""
 if TYPE_CHECKING:
-    EngineParams = Config
+    EngineParams = EngineConfig
 else:
     EngineParams = Annotated[Union[tuple(engine.params for engine in ENGINES.values())], Field(discriminator="engine")]  # noqa: UP007
     """The parameters of any engine, as a field of a model."""
@@ -23,9 +23,4 @@ else:
 
 def engine_of(plans: Sequence[QueryPlan]) -> Engine[Any, Any]:
     """Return the engine that made the plans."""
-    return ENGINES[engine_name(plans[0].params)]
-
-
-def engine_name(params: Config) -> str:
-    """Return the name of the engine that parameters belong to."""
-    return str(vars(params)["engine"])
+    return ENGINES[plans[0].params.engine]

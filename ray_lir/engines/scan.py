@@ -6,10 +6,10 @@ from typing import Literal
 import numpy as np
 from pydantic import AliasChoices, ConfigDict, Field
 
-from ray_lir.base.config import Config
 from ray_lir.engines.cost import Costs, QueryCost, plan_ns, rescore_ns
 from ray_lir.engines.engine import Allowed, Automatic, Engine, Scored, Stage
 from ray_lir.engines.exact import RESCORE
+from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, among, centroid_scores, scan_table
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.norms import norm_codes
@@ -17,7 +17,7 @@ from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
 
-class ScanParams(Config):
+class ScanParams(EngineConfig):
     """Parameters of scan: how many documents it rescores."""
 
     model_config = ConfigDict(validate_by_name=True)

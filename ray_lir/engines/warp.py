@@ -7,10 +7,10 @@ from typing import Literal
 import numpy as np
 from pydantic import AliasChoices, ConfigDict, Field
 
-from ray_lir.base.config import Config
 from ray_lir.engines.cost import QUERY_TOKENS, Costs, QueryCost, plan_ns, rescore_ns, width
 from ray_lir.engines.engine import Allowed, Automatic, Engine, Scored, Stage
 from ray_lir.engines.exact import RESCORE
+from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import NORMS_NPROBE, USUAL_TOKENS, IndexStatistics, Query, QueryPlan, among, centroid_scores
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.norms import norm_codes
@@ -23,7 +23,7 @@ DENSITY = 1.7
 """Mean size of a probed cluster over the mean size of all clusters (SciFact)."""
 
 
-class WarpParams(Config):
+class WarpParams(EngineConfig):
     """Parameters of warp: those of WARP, and how many of its candidates are rescored exactly."""
 
     model_config = ConfigDict(validate_by_name=True)

@@ -32,6 +32,7 @@ from ray_lir.corpus.refused_rows import DEAD_LETTERS, log_refused, read_first_re
 from ray_lir.corpus.scan import Chunk, Corpus, CorpusFile, read_chunks, scan
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.embeddings.truncation import Truncation, TruncationCounts
+from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import TopK
 from ray_lir.engines.registry import EngineParams
 from ray_lir.evaluation.runs import Run, check_ids, format_run
@@ -144,7 +145,7 @@ class OpenIndex(Protocol):
         self,
         queries: TokenEmbeddings,
         k: int = 10,
-        engine: str | Config = "auto",
+        engine: str | EngineConfig = "auto",
         quality: str = "balanced",
         *,
         filters: Filters | None = None,

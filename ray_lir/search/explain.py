@@ -7,12 +7,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from ray_lir.base.arguments import whole_number
-from ray_lir.base.config import Config
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.short_repr import ShortRepr
 from ray_lir.corpus.records import document_text
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings, check_embeddings
 from ray_lir.embeddings.truncation import Truncation
+from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import QueryPlan, TopK
 from ray_lir.engines.registry import engine_of
 from ray_lir.engines.scoring.maxsim import match
@@ -93,7 +93,7 @@ def explain(
     query: TokenEmbeddings,
     number: int,
     k: int = 10,
-    engine: str | Config = "auto",
+    engine: str | EngineConfig = "auto",
     filters: Filters | Mapping[str, Any] | str | None = None,
     tokenizer: CountsTokens | None = None,
 ) -> tuple[Trace, TokenMatches]:

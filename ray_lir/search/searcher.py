@@ -11,15 +11,14 @@ import numpy as np
 
 from ray_lir import storage
 from ray_lir.base.arguments import id_set, number_list, number_set, whole_number
-from ray_lir.base.config import Config
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.parallel import num_cores, one_blas_thread, threads
 from ray_lir.corpus.metadata import from_json
 from ray_lir.embeddings.contract import check_weights
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings, check_embeddings
 from ray_lir.engines import ENGINES, Tuning, read_tuning, resolve
+from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, TopK
-from ray_lir.engines.registry import engine_name
 from ray_lir.engines.scoring.registry import check_complete, scorer_of, with_scorer_data
 from ray_lir.engines.scoring.scorer import SearchScorer
 from ray_lir.engines.stages import run_stages
@@ -54,7 +53,9 @@ class Planner:
     shard_kernels: str = ""
     """Name of the kernels that score documents, by which `auto` chooses the engine. Empty: those that make the plans."""
 
-    def plan(self, queries: TokenEmbeddings, k: int = 10, engine: str | Config = "auto", quality: str = "balanced") -> list[QueryPlan]:
+    def plan(
+        self, queries: TokenEmbeddings, k: int = 10, engine: str | EngineConfig = "auto", quality: str = "balanced"
+    ) -> list[QueryPlan]:
         """One plan a query, all of the same engine.
 
         Args:
@@ -77,7 +78,7 @@ class Planner:
         if "queries" in self.manifest.contract.weighs:
             check_weights(self.manifest.contract, "queries", queries.weights is not None)
         params = resolve(engine, self.statistics, self.shard_kernels or self.kernels.name, quality, k, self.tuning)
-        engine_plan = ENGINES[engine_name(params)].plan
+        engine_plan = ENGINES[params.engine].plan
         return [
             replace(
                 engine_plan(query, self.codec, self.statistics, params, k, self.kernels),
@@ -149,7 +150,7 @@ class Searcher:
         self,
         queries: TokenEmbeddings,
         k: int = 10,
-        engine: str | Config = "auto",
+        engine: str | EngineConfig = "auto",
         quality: str = "balanced",
         only: Iterable[int] | np.ndarray | None = None,
         filters: Filters | Mapping[str, Any] | str | None = None,
@@ -181,7 +182,7 @@ class Searcher:
             return [top for answers in spread(partial(self._search, kernels, k, engine, quality, allowed), batches) for top in answers]
 
     def _search(
-        self, kernels: Kernels, k: int, engine: str | Config, quality: str, allowed: np.ndarray | None, queries: TokenEmbeddings
+        self, kernels: Kernels, k: int, engine: str | EngineConfig, quality: str, allowed: np.ndarray | None, queries: TokenEmbeddings
     ) -> list[TopK]:
         plans = self.planner.plan(queries, k, engine, quality)
         loop = run_stages(plans, self.shards, self.planner.codec, kernels, [allowed] * len(plans))

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ray_lir.base.config import Config, EncoderConfig
+from ray_lir.base.config import EncoderConfig
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.embeddings.truncation import Truncation
 from ray_lir.engines import read_tuning
+from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import QueryPlan
 from ray_lir.index.versions import read_version
 from ray_lir.search.searcher import Planner, open_planner
@@ -75,7 +76,7 @@ class QueryEncoder:
         self._in_batches = Batcher(self._encode_queries, self._cost, MAX_BATCH_TOKENS, SMALL_BATCH_TOKENS)
         self.versions.open(version)
 
-    async def plan(self, served: Served, texts: list[str], k: int, engine: str | Config, quality: str) -> Planned:
+    async def plan(self, served: Served, texts: list[str], k: int, engine: str | EngineConfig, quality: str) -> Planned:
         """A plan for each text, all of the same engine. The texts of requests that wait together are encoded together."""
         start = time.perf_counter()
 
