@@ -14,12 +14,16 @@ import numpy as np
 
 from ray_lir.base.parallel import Map, one_blas_thread
 from ray_lir.base.short_repr import ShortRepr
+from ray_lir.index import faiss_gpu
 from ray_lir.index.faiss_threads import one_faiss_thread
 from ray_lir.kernels import Kernels, select
 
 SamplePart = tuple[np.ndarray, np.ndarray | None]
 """[T, D] float16 vectors and, if the clustering needs them, their vocabulary ids [T]."""
 Reader = Callable[[str], SamplePart]
+
+NearestCells = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+"""Function with the arguments and the result of `Kernels.nearest_cells`."""
 
 EXACT_CENTROIDS = 2048
 CELL_ITERATIONS = 4
@@ -95,17 +99,20 @@ class Assigner(ShortRepr):
     def __call__(self, vectors: np.ndarray, token_ids: np.ndarray | None = None) -> np.ndarray:
         """Return the codes of [T, D] vectors, [T] int64: the centroids at the smallest L2 distance."""
         kernels = select()
+        nearest = kernels.nearest_cells
+        if len(self.cells) > 1 and kernels.name != "cuda" and faiss_gpu.num_gpus():
+            nearest = faiss_gpu.nearest_cells
         codes = np.empty(len(vectors), np.int64)
         with one_blas_thread() if kernels.uses_blas else nullcontext():
             for start in range(0, len(vectors), BLOCK_VECTORS):
                 block = vectors[start : start + BLOCK_VECTORS]
-                codes[start : start + len(block)] = self._assign(block, kernels)
+                codes[start : start + len(block)] = self._assign(block, kernels, nearest)
         return self.numbers[codes]
 
-    def _assign(self, vectors: np.ndarray, kernels: Kernels) -> np.ndarray:
+    def _assign(self, vectors: np.ndarray, kernels: Kernels, nearest: NearestCells) -> np.ndarray:
         if len(self.cells) == 1:
             return kernels.assign(vectors, self.centroids, euclidean=True)[0]
-        return kernels.assign_in_cells(vectors, self.centroids, self.offsets, kernels.nearest_cells(vectors, self.cells, self.nprobe))
+        return kernels.assign_in_cells(vectors, self.centroids, self.offsets, nearest(vectors, self.cells, self.nprobe))
 
 
 Assign = Callable[[np.ndarray, np.ndarray | None], np.ndarray]

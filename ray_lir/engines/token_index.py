@@ -11,6 +11,7 @@ import numpy as np
 from ray_lir.base.derived import derived
 from ray_lir.base.parallel import num_cores, threads
 from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.faiss_gpu import GpuVectors, num_gpus
 from ray_lir.index.faiss_threads import one_faiss_thread
 from ray_lir.index.residuals import decompress
 from ray_lir.index.shard import IndexShard
@@ -35,12 +36,14 @@ class TokenIndex:
         codec: The codec that decompresses tokens, for scores that do not depend on FAISS's order of summation.
         lists: One inverted list for each cluster, with all tokens of the shard.
         longest: Length of the longest vector, at least 1.
+        on_gpu: The same tokens on a GPU, if FAISS sees one; otherwise None. It serves searches of all clusters without filters.
     """
 
-    def __init__(self, codec: ResidualCodec, lists: "faiss.IndexIVFFlat", longest: float):
+    def __init__(self, codec: ResidualCodec, lists: "faiss.IndexIVFFlat", longest: float, on_gpu: GpuVectors | None = None):
         self.codec = codec
         self.lists = lists
         self.longest = longest
+        self.on_gpu = on_gpu
 
     @classmethod
     def build(cls, shard: IndexShard, codec: ResidualCodec) -> "TokenIndex":
@@ -54,15 +57,18 @@ class TokenIndex:
         centroids.this.disown()
         lists.is_trained = True
         longest = 1.0
+        on_gpu = GpuVectors(codec.dim) if num_gpus() else None
         for start in range(0, len(shard.codes), BLOCK_TOKENS):
             block = slice(start, start + BLOCK_TOKENS)
             vectors = decompress(shard.codes[block], shard.residuals[block], shard.scales[block], codec)
             longest = max(longest, float(np.linalg.norm(vectors, axis=1).max()))
+            if on_gpu is not None:
+                on_gpu.add(vectors)
             codes = shard.codes[block].astype(np.int64)
             numbers = np.arange(start, start + len(codes))
             with one_faiss_thread():
                 lists.add_core(len(codes), faiss.swig_ptr(vectors), faiss.swig_ptr(numbers), faiss.swig_ptr(codes))
-        return cls(codec, lists, longest)
+        return cls(codec, lists, longest, on_gpu)
 
     def search(
         self, shard: IndexShard, queries_nD: np.ndarray, k: int, clusters: np.ndarray | None, allowed: np.ndarray | None
@@ -130,6 +136,8 @@ class TokenIndex:
         """FAISS's token numbers [n, k] int64, -1 if fewer are allowed, and scores [n, k] float32."""
         import faiss
 
+        if self.on_gpu is not None and allowed is None and clusters.shape[1] == self.codec.num_centroids:
+            return self.on_gpu.search(queries_nD, k)
         parameters = faiss.SearchParametersIVF(nprobe=clusters.shape[1])
         if allowed is not None:
             marks = np.zeros(len(shard.codes), bool)
