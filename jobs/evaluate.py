@@ -1,62 +1,48 @@
 """Measures the quality and latency of an index on the judged queries of a BEIR dataset."""
 
 import logging
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, create_model
 
 from ray_lir import storage
 from ray_lir.base import logs
-from ray_lir.base.config import Config, EncoderConfig, canonical_json, digest
+from ray_lir.base.config import Config, canonical_json, digest
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.extras import require
 from ray_lir.base.progress import track
 from ray_lir.corpus.datasets import Dataset, has_queries_as_documents, load_dataset
-from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
-from ray_lir.engines import ENGINES, resolve
+from ray_lir.distributed.workers import SearchWorkers
+from ray_lir.engines import ENGINES
 from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import TopK
 from ray_lir.evaluation import metrics
 from ray_lir.evaluation.coverage import check_coverage, judged_documents
 from ray_lir.evaluation.latency import percentiles_ms, time_each
 from ray_lir.evaluation.runs import Run, check_ids, format_run, read_tag
-from ray_lir.index import documents
-from ray_lir.index.versions import latest_version
-from ray_lir.search.searcher import Searcher
+from ray_lir.index.manifest import IndexManifest
+from ray_lir.search.bulk import BulkSettings, query_blocks
 from ray_lir.storage.concurrent_writes import OutputFile
 from ray_lir.storage.manifest import manifest_digest
 
 from .cli import main
-
-if TYPE_CHECKING:
-    from ray_lir.encoder.encoder import Encoder
+from .query_search import QueryEncoderConfig, QuerySearch
 
 logger = logging.getLogger(__name__)
 
-QUERIES_AT_ONCE = 256
-"""Queries that are encoded or searched between two reports of progress."""
-
-
-class QueryEncoderConfig(Config):
-    """The encoder of the queries. The index fixes its conventions; these fields say where its weights are and how it runs."""
-
-    checkpoint: str | None = None
-    """Checkpoint folder or name. None: the checkpoint that the index records."""
-    trust_remote_code: bool = False
-    """Run the Python code of the checkpoint (`auto_map` in its config.json) with your rights. Only for checkpoints you have read."""
-    device: str = "auto"
-    """Device of the encoder: auto, cpu, cuda or cuda:N."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the encoder. auto: float16 on a GPU, bfloat16 on a CPU with native bfloat16 products, float32 otherwise."""
+QUERIES_PER_BLOCK = 256
+"""Queries that are encoded and searched together."""
 
 
 class EvaluateFields(Config):
-    """Measures the quality of an index (measures of ir-measures) and its latency. On request it writes the run as a TREC file."""
+    """Measures the quality of an index (measures of ir-measures) and its latency. On request it writes the run as a TREC file.
+
+    The job runs in this process. With a --workers flag, or if the index is on an object store, it searches on a Ray cluster.
+    """
 
     index: str
-    """Folder of the index."""
+    """Folder or URL of the index."""
     dataset: str
     """Folder or URL in the BEIR layout, or the name of a BEIR dataset to download."""
     split: str = "test"
@@ -80,8 +66,9 @@ class EvaluateFields(Config):
     overwrite: bool = False
     """Replace existing files at --run and --per_query."""
     latency_queries: int = Field(default=20, ge=0)
-    """Number of queries, spread over the split, to measure latency with, one at a time. 0: measure no latency."""
+    """Number of queries, spread over the split, to measure latency with, one at a time, in this process. 0: measure no latency."""
     encoder: QueryEncoderConfig = QueryEncoderConfig()
+    workers: SearchWorkers = SearchWorkers()
 
 
 _ENGINE_FIELDS: dict[str, Any] = {name: (engine.params, engine.params()) for name, engine in ENGINES.items()}
@@ -102,36 +89,26 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         FormatError: The index or the dataset is damaged.
         IncompatibleError: The encoder is not the one that the index was built with.
     """
-    from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load
-
     require("ir_measures", "measuring a run")
     measures = _measures(config)
     config = config.model_copy(update={"k": _depth(config, measures)})
-    version = latest_version(config.index)
-    searcher = Searcher.open(config.index, version)
-    planner = searcher.planner
-    engine = resolve(_engine(config), planner.statistics, planner.kernels.name, config.quality, config.k, planner.tuning)
+    search = QuerySearch.open(config.index, config.encoder, config.workers if "workers" in config.model_fields_set else None)
+    engine = search.engine(_engine(config), config.k, config.quality)
     dataset = load_dataset(config.dataset, config.split)
-    judged = searcher.find(judged_documents(dataset.qrels))
-    coverage = check_coverage(dataset.qrels, judged, f"{dataset.name}/{dataset.split}", config.index)
     ignores = has_queries_as_documents(dataset.name) if config.ignore_identical_ids == "auto" else config.ignore_identical_ids
-    tag = _tag(config, searcher, dataset, engine, ignores)
-    outputs = _check_outputs(config, searcher, dataset, tag)
-    contract = searcher.manifest.contract
-    settings = config.encoder.model_dump() | {"checkpoint": config.encoder.checkpoint or contract.checkpoint}
-    encoder = Encoder.for_contract(contract, EncoderConfig(**settings))
-
-    with logs.phase("encode queries") as record:
-        ids, texts = list(dataset.queries), list(dataset.queries.values())
-        parts = (encoder.encode_queries(texts[first:end], ids[first:end]) for first, end in _blocks(len(ids)))
-        queries = concatenate(list(track(parts, "encode queries", len(ids), len, "queries")))
-        record.update(queries=len(queries), tokens=queries.num_tokens)
-    with logs.phase("search") as record:
-        depth = config.k + ignores
-        found = (searcher.search(queries.slice(first, end), depth, engine) for first, end in _blocks(len(queries)))
-        answers = [answer for part in track(found, "search", len(queries), len, "queries") for answer in part]
-        record.update(queries=len(answers), engine=engine.engine)
-    run, identical = _run(searcher, queries, answers, config.k, ignores)
+    tag = _tag(config, search.manifest, dataset, engine, ignores)
+    with search.session():
+        present = search.present(judged_documents(dataset.qrels), check=config.run is not None)
+        coverage = check_coverage(dataset.qrels, present, f"{dataset.name}/{dataset.split}", config.index)
+        outputs = _check_outputs(config, dataset, tag)
+        with logs.phase("search") as record:
+            settings = BulkSettings(k=config.k + ignores, engine=engine)
+            blocks = query_blocks(dataset.queries, QUERIES_PER_BLOCK)
+            found = track(search.answers(blocks, settings), "search", len(dataset.queries), lambda block: len(block.answers), "queries")
+            results = sorted(found, key=lambda block: block.number)
+            record.update(queries=len(dataset.queries), engine=engine.engine)
+    answers = [answer for block in results for answer in block.answers]
+    run, identical = _run(list(dataset.queries), answers, [ids for block in results for ids in block.doc_ids], config.k, ignores)
     with logs.phase("measure") as record:  # logged, so that the measures survive if an output cannot be written
         values = metrics.evaluate(run, dataset.qrels, tuple(dict.fromkeys((*metrics.measures_up_to(config.k), *measures))))
         record.update(metrics.means(values))
@@ -151,14 +128,15 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         **coverage.counts(),
         "engine": engine.engine,
         "params": _summary([answer.params for answer in answers if answer.params]),
-        "index": {"path": config.index, "version": version, "manifest": manifest_digest(searcher.manifest), **_sizes(searcher)},
-        "encoder": {"checkpoint": encoder.contract.checkpoint, "fingerprint": contract.fingerprint},
-        "latency_ms": _latency(config, searcher, encoder, dataset, queries, engine),
+        "index": {
+            "path": config.index,
+            "version": search.version,
+            "manifest": manifest_digest(search.manifest),
+            **_sizes(search.manifest),
+        },
+        "encoder": {"checkpoint": search.manifest.contract.checkpoint, "fingerprint": search.manifest.contract.fingerprint},
+        **_latency(config, search, dataset, engine),
     }
-
-
-def _blocks(num_queries: int) -> Iterator[tuple[int, int]]:
-    return ((first, min(first + QUERIES_AT_ONCE, num_queries)) for first in range(0, max(1, num_queries), QUERIES_AT_ONCE))
 
 
 def _measures(config: EvaluateFields) -> tuple[str, ...]:
@@ -186,10 +164,10 @@ def _engine(config: EvaluateFields) -> str | EngineConfig:
     return getattr(config, config.engine)
 
 
-def _tag(config: EvaluateFields, searcher: Searcher, dataset: Dataset, engine: EngineConfig, ignores: bool) -> str:
+def _tag(config: EvaluateFields, manifest: IndexManifest, dataset: Dataset, engine: EngineConfig, ignores: bool) -> str:
     """The run's tag, with a digest of everything that determines its content."""
     settings = {
-        "index": manifest_digest(searcher.manifest),
+        "index": manifest_digest(manifest),
         "queries": dataset.queries,
         "engine": engine.model_dump(mode="json"),
         "k": config.k,
@@ -199,13 +177,11 @@ def _tag(config: EvaluateFields, searcher: Searcher, dataset: Dataset, engine: E
     return f"ray_lir-{engine.engine}-{digest(settings)[:12]}"
 
 
-def _check_outputs(config: EvaluateFields, searcher: Searcher, dataset: Dataset, tag: str) -> dict[str, OutputFile]:
+def _check_outputs(config: EvaluateFields, dataset: Dataset, tag: str) -> dict[str, OutputFile]:
     """The output files by the names of their flags, checked before the search."""
     outputs = {}
     if config.run:
         check_ids(dataset.queries, "query")
-        for shard in searcher.shards:
-            check_ids(documents.column(shard.documents, "doc_id", shard.found_documents), "document")
         same = not config.overwrite and storage.exists(config.run) and not storage.is_folder(config.run) and read_tag(config.run) == tag
         if same:
             logger.info("%s is a run of this configuration and will be replaced", config.run)
@@ -217,11 +193,11 @@ def _check_outputs(config: EvaluateFields, searcher: Searcher, dataset: Dataset,
     return outputs
 
 
-def _run(searcher: Searcher, queries: TokenEmbeddings, answers: list[TopK], k: int, ignores: bool) -> tuple[Run, int]:
+def _run(query_ids: list[str], answers: list[TopK], doc_ids: list[list[str]], k: int, ignores: bool) -> tuple[Run, int]:
     """The run, and the number of hits with the id of their query. The run leaves them out if `ignores` is true."""
     run: Run = {
-        query_id: list(zip(searcher.doc_ids(answer.documents), answer.scores.tolist(), strict=True))
-        for query_id, answer in zip(queries.doc_ids, answers, strict=True)
+        query_id: list(zip(ids, answer.scores.tolist(), strict=True))
+        for query_id, answer, ids in zip(query_ids, answers, doc_ids, strict=True)
     }
     identical = metrics.num_identical_ids(run)
     if ignores:
@@ -235,21 +211,26 @@ def _run(searcher: Searcher, queries: TokenEmbeddings, answers: list[TopK], k: i
     return {query_id: ranking[:k] for query_id, ranking in run.items()}, identical
 
 
-def _latency(
-    config: EvaluateFields, searcher: Searcher, encoder: "Encoder", dataset: Dataset, queries: TokenEmbeddings, engine: EngineConfig
-) -> dict[str, Any] | None:
-    """Percentiles of the milliseconds of searching and of encoding one query; None if latency_queries is 0."""
+def _latency(config: EvaluateFields, search: QuerySearch, dataset: Dataset, engine: EngineConfig) -> dict[str, Any]:
+    """Percentiles of the milliseconds of searching and of encoding one query in this process. None if latency_queries is 0, or, with the
+    reason, if the index is not on a disk of this machine."""
     if not config.latency_queries:
-        return None
+        return {"latency_ms": None}
+    searcher = search.searcher
+    if searcher is None:
+        return {"latency_ms": None, "latency_reason": "the index is on an object store; latency is measured on a copy on a local disk"}
     texts = list(dataset.queries.values())
-    chosen = np.unique(np.linspace(0, len(texts) - 1, min(config.latency_queries, len(texts))).astype(int)).tolist()
-    searching = time_each(lambda i: searcher.search(queries.slice(i, i + 1), config.k, engine), chosen)
-    encoding = time_each(lambda i: encoder.encode_queries([texts[i]]), chosen)
+    chosen = [texts[i] for i in np.unique(np.linspace(0, len(texts) - 1, min(config.latency_queries, len(texts))).astype(int))]
+    queries = search.encoder.encode_queries(chosen)
+    searching = time_each(lambda i: searcher.search(queries.slice(i, i + 1), config.k, engine), range(len(chosen)))
+    encoding = time_each(lambda text: search.encoder.encode_queries([text]), chosen)
     return {
-        "search": percentiles_ms(searching),
-        "encode": percentiles_ms(encoding),
-        "queries": len(chosen),
-        "kernels": searcher.kernels.name,
+        "latency_ms": {
+            "search": percentiles_ms(searching),
+            "encode": percentiles_ms(encoding),
+            "queries": len(chosen),
+            "kernels": searcher.kernels.name,
+        }
     }
 
 
@@ -259,8 +240,7 @@ def _summary(params: list[EngineConfig]) -> dict[str, Any]:
     return {name: each[0] if len(set(each)) == 1 else [min(each), max(each)] for name, each in values.items()}
 
 
-def _sizes(searcher: Searcher) -> dict[str, int]:
-    manifest = searcher.manifest
+def _sizes(manifest: IndexManifest) -> dict[str, int]:
     return {"num_docs": manifest.num_docs, "num_tokens": manifest.num_tokens, "num_shards": len(manifest.shards), "nbits": manifest.nbits}
 
 

@@ -6,7 +6,8 @@ Finished batches of an unfinished output lie beside it, in `<output>.unfinished`
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,26 +19,35 @@ from pydantic import Field
 
 from ray_lir import storage
 from ray_lir.base import logs
-from ray_lir.base.config import Config, EncoderConfig, digest, parse_json
-from ray_lir.base.errors import ConfigError
+from ray_lir.base.config import Config, digest, parse_json
+from ray_lir.base.errors import ConfigError, Conflict
 from ray_lir.base.progress import track
 from ray_lir.corpus.datasets import Dataset, load_dataset
 from ray_lir.corpus.records import document_text, read_documents
 from ray_lir.corpus.refused_rows import RefusedRows
+from ray_lir.distributed.workers import SearchWorkers
 from ray_lir.evaluation.coverage import check_coverage, judged_documents
-from ray_lir.search.searcher import Searcher
+from ray_lir.search.bulk import BulkSettings, query_blocks
 from ray_lir.storage.concurrent_writes import OutputFile
-from ray_lir.storage.manifest import manifest_digest
+from ray_lir.storage.manifest import MANIFEST, create_manifest, manifest_digest, write_with_digest_name
+from ray_lir.training.manifest import TuplesManifest, TuplesPart
 
 from .cli import main
-from .evaluate import QueryEncoderConfig
+from .query_search import QueryEncoderConfig, QuerySearch
 
 if TYPE_CHECKING:
-    from ray_lir.encoder.cross_encoder import CrossEncoder
+    from ray_lir.encoder.cross_encoder import BatchScores, CrossEncoder, PairBatch
 
-QUERIES_AT_ONCE = 256
-TUPLES_AT_ONCE = 64
+    Score = Callable[[Iterable[PairBatch]], Iterable[BatchScores]]
+    """Scores batches, in any order."""
+
+QUERIES_PER_BLOCK = 256
+"""Queries that are encoded and searched together."""
+TUPLES_PER_BATCH = 64
+"""Tuples that are scored together, and repeated together after a kill."""
+TUPLES_PER_PART = 1 << 16
 UNFINISHED = ".unfinished"
+TUPLES = "tuples"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 Row = dict[str, Any]
 
@@ -45,17 +55,19 @@ Row = dict[str, Any]
 class MineConfig(Config):
     """Searches an index for documents that a query's positives compete with; jobs.train --examples reads the result.
 
-    Run again after a kill, it continues.
+    A killed job continues when the same command runs again. The job runs in this process. With a --workers flag, or if the index is on an
+    object store, it searches and scores on a Ray cluster.
     """
 
     index: str
-    """Folder of the index."""
+    """Folder or URL of the index."""
     dataset: str
     """Collection of the index: a folder or URL in the BEIR layout, or the name of a BEIR dataset to download."""
     split: str = "train"
     """Split of the judgements: qrels/SPLIT.tsv."""
     output: str
-    """File for the tuples: .jsonl, .jsonl.gz or .parquet. Each query and positive gives one tuple: the positive, then negatives."""
+    """File for the tuples (.jsonl, .jsonl.gz or .parquet), or a folder (no suffix) for Parquet parts and a manifest. Each query and
+    positive gives one tuple: the positive, then negatives."""
     num_negatives: int = Field(31, ge=1)
     """Negatives of each tuple."""
     depth: int = Field(256, ge=1)
@@ -72,6 +84,7 @@ class MineConfig(Config):
     """Folder or Hugging Face name of a cross-encoder with one label, such as cross-encoder/ms-marco-MiniLM-L-6-v2."""
     cross_encoder_length: int = Field(256, ge=8)
     """Tokens of query and document together that the cross-encoder reads."""
+    workers: SearchWorkers = SearchWorkers()
 
 
 @dataclass(frozen=True)
@@ -80,14 +93,28 @@ class Finished:
 
     folder: str
 
-    def batch(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return the JSON value of a finished batch; make and keep it if it is not finished."""
-        url = storage.join(self.folder, f"{name}.json")
-        if storage.exists(url):
-            return parse_json(storage.read_bytes(url))
-        value = make()
-        storage.write_bytes(url, json.dumps(value).encode())
-        return value
+    def batches(self, name: str, count: int, make: Callable[[list[int]], Iterator[tuple[int, Any]]]) -> Iterator[tuple[int, Any]]:
+        """Yield number and value of each batch, the finished ones first. Make and keep the others.
+
+        Args:
+            name: Start of the names of the files.
+            count: Number of batches.
+            make: Yields number and JSON value of the batches with these numbers, in any order.
+        """
+        names = set(storage.list_names(self.folder))
+        left = []
+        for number in range(count):
+            if self._file(name, number) in names:
+                yield number, parse_json(storage.read_bytes(storage.join(self.folder, self._file(name, number))))
+            else:
+                left.append(number)
+        for number, value in make(left) if left else ():
+            storage.write_bytes(storage.join(self.folder, self._file(name, number)), json.dumps(value).encode())
+            yield number, value
+
+    @staticmethod
+    def _file(name: str, number: int) -> str:
+        return f"{name}-{number:08d}.json"
 
 
 def mine(config: MineConfig) -> dict[str, Any]:
@@ -100,60 +127,91 @@ def mine(config: MineConfig) -> dict[str, Any]:
         IncompatibleError: The encoder differs from the index's.
     """
     output = _check_output(config)
-    searcher = Searcher.open(config.index)
+    search = QuerySearch.open(config.index, config.encoder, config.workers if "workers" in config.model_fields_set else None)
     dataset = load_dataset(config.dataset, config.split)
     positives = _positives(dataset)
-    from ray_lir.encoder.cross_encoder import CrossEncoder  # torch takes seconds to load
-
-    present = searcher.find(judged_documents(dataset.qrels))
-    coverage = check_coverage(dataset.qrels, present, f"{dataset.name}/{dataset.split}", config.index)
-    teacher = config.cross_encoder and CrossEncoder.load(
-        config.cross_encoder, config.cross_encoder_length, config.encoder.device, config.encoder.precision
-    )
-    finished = _finished(config, searcher, dataset)
-    with logs.phase("search") as record:
-        found = _negatives(config, searcher, dataset, positives, finished)
-        negatives = dict(track(found, "search", len(dataset.queries), lambda _: 1, "queries"))
-        record.update(queries=len(negatives))
-    rows = [{"query_id": query, "document_ids": [positive, *negatives[query]]} for query, found in positives.items() for positive in found]
+    load_teacher = _teacher(config)
+    finished = _finished(config, search, dataset)
     refused = RefusedRows()
-    if teacher:
-        with logs.phase("score") as record:
-            _add_scores(rows, dataset, teacher, finished, refused)
-            record.update(pairs=sum(len(row["scores"]) for row in rows))
-    try:
-        output.write(_file(rows, config.output))
-    finally:
-        if storage.exists(output.url):
-            storage.remove_tree(finished.folder)
+    with search.session():
+        present = search.present(judged_documents(dataset.qrels))
+        coverage = check_coverage(dataset.qrels, present, f"{dataset.name}/{dataset.split}", config.index)
+        with logs.phase("search") as record:
+            negatives = _negatives(config, search, dataset, positives, finished)
+            record.update(queries=len(negatives))
+        rows = [
+            {"query_id": query, "document_ids": [positive, *negatives[query]]} for query, judged in positives.items() for positive in judged
+        ]
+        if load_teacher:
+            with logs.phase("score") as record:
+                _add_scores(rows, dataset, _score(config, search, load_teacher), finished, refused)
+                record.update(pairs=sum(len(row["scores"]) for row in rows))
+    if isinstance(output, OutputFile):
+        try:
+            output.write(_file(rows, config.output))
+        finally:
+            if storage.exists(output.url):
+                storage.remove_tree(finished.folder)
+    else:
+        _write_parts(rows, output, load_teacher is not None, storage.base_name(finished.folder))
     storage.remove_tree(config.output + UNFINISHED)
     return {
         "output": storage.absolute(config.output),
         "queries": len(positives),
         "rows": len(rows),
         "num_negatives": config.num_negatives,
-        "scored": teacher is not None,
+        "scored": load_teacher is not None,
         "num_dead": refused.num_rows,
         **coverage.counts(),
     }
 
 
-def _check_output(config: MineConfig) -> OutputFile:
-    if not config.output.endswith(SUFFIXES):
-        raise ConfigError(f"--output {config.output} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+def _check_output(config: MineConfig) -> OutputFile | str:
+    """The output file, or the URL of the output folder."""
     if config.skip + config.num_negatives > config.depth:
         raise ConfigError(
             f"--skip {config.skip} and --num_negatives {config.num_negatives} are more than --depth {config.depth}; raise the depth"
         )
-    if storage.exists(config.output) and storage.exists(config.output + UNFINISHED):  # a job that was killed at its very end
-        return OutputFile(storage.absolute(config.output), None)
-    return OutputFile.check(config.output, "--output")
+    is_file = config.output.endswith(SUFFIXES)
+    if not is_file and os.path.splitext(config.output.rstrip("/"))[1]:
+        raise ConfigError(
+            f"--output {config.output} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, or name a folder without a suffix"
+        )
+    url = storage.absolute(config.output)
+    killed_at_its_end = storage.exists(config.output + UNFINISHED)
+    if is_file:
+        return OutputFile(url, None) if storage.exists(url) and killed_at_its_end else OutputFile.check(url, "--output")
+    names = set(storage.list_names(url))
+    if names - {TUPLES, MANIFEST} or (MANIFEST in names and not killed_at_its_end) or (not names and storage.exists(url)):
+        raise ConfigError(f"--output {url} exists already; give another --output, or remove it")
+    storage.check_writable(url)
+    return url
 
 
-def _finished(config: MineConfig, searcher: Searcher, dataset: Dataset) -> Finished:
-    settings = config.model_dump(mode="json", exclude={"output", "dataset", "index"})
-    identity = [settings, manifest_digest(searcher.manifest), dataset.queries, dataset.qrels]
-    return Finished(storage.join(config.output + UNFINISHED, digest(identity)[:16]))
+def _teacher(config: MineConfig) -> "Callable[[str], CrossEncoder] | None":
+    """The function that loads the cross-encoder on a device, after a check that it can be loaded; None without a cross-encoder."""
+    if not config.cross_encoder:
+        return None
+    from ray_lir.encoder.cross_encoder import CrossEncoder  # torch takes seconds to load
+
+    load = partial(CrossEncoder.load, config.cross_encoder, config.cross_encoder_length, precision=config.encoder.precision)
+    load("cpu")
+    return load
+
+
+def _score(config: MineConfig, search: QuerySearch, load: "Callable[[str], CrossEncoder]") -> "Score":
+    """The function that scores batches: on the cluster of the search, or in this process."""
+    if search.workers is None:
+        return partial(map, load(config.encoder.device).score)
+    from ray_lir.distributed.scoring import scores
+
+    return partial(scores, load=load, device=config.encoder.device, workers=search.workers)
+
+
+def _finished(config: MineConfig, search: QuerySearch, dataset: Dataset) -> Finished:
+    settings = config.model_dump(mode="json", exclude={"output", "dataset", "index", "workers"})
+    identity = [settings, manifest_digest(search.manifest), dataset.queries, dataset.qrels]
+    return Finished(storage.join(config.output.rstrip("/") + UNFINISHED, digest(identity)[:16]))
 
 
 def _positives(dataset: Dataset) -> dict[str, list[str]]:
@@ -168,30 +226,27 @@ def _positives(dataset: Dataset) -> dict[str, list[str]]:
 
 
 def _negatives(
-    config: MineConfig, searcher: Searcher, dataset: Dataset, positives: Mapping[str, list[str]], finished: Finished
-) -> Iterator[tuple[str, list[str]]]:
-    """Yield each query's id with the ids of its negatives, best first."""
-    from ray_lir.encoder.encoder import Encoder
-
-    contract = searcher.manifest.contract
-    settings = config.encoder.model_dump()
-    encoder = Encoder.for_contract(contract, EncoderConfig(**settings | {"checkpoint": settings["checkpoint"] or contract.checkpoint}))
+    config: MineConfig, search: QuerySearch, dataset: Dataset, positives: Mapping[str, list[str]], finished: Finished
+) -> dict[str, list[str]]:
+    """The ids of each query's negatives, best first."""
     depth = config.depth + max(map(len, positives.values())) + 1  # the query's own document is left out too
-    queries = list(dataset.queries)
+    settings = BulkSettings(k=depth, engine=search.engine(config.engine, depth))
+    blocks = query_blocks(dataset.queries, QUERIES_PER_BLOCK)
 
-    def search(first: int) -> list[list[str]]:
-        part = queries[first : first + QUERIES_AT_ONCE]
-        answers = searcher.search(encoder.encode_queries([dataset.queries[query] for query in part], part), depth, config.engine)
-        chosen = []
-        for number, (query, answer) in enumerate(zip(part, answers, strict=True), first):
-            known = {*positives[query], query}  # ArguAna's queries are documents of their own corpus
-            candidates = [doc_id for doc_id in searcher.doc_ids(answer.documents) if doc_id not in known]
-            chosen.append(_chosen(config, query, candidates[: config.depth][config.skip :], number))
-        return chosen
+    def choose(numbers: list[int]) -> Iterator[tuple[int, list[list[str]]]]:
+        for found in search.answers([blocks[number] for number in numbers], settings):
+            chosen = []
+            for position, (query, doc_ids) in enumerate(zip(blocks[found.number].ids, found.doc_ids, strict=True)):
+                known = {*positives[query], query}  # ArguAna's queries are documents of their own corpus
+                candidates = [doc_id for doc_id in doc_ids if doc_id not in known]
+                chosen.append(
+                    _chosen(config, query, candidates[: config.depth][config.skip :], found.number * QUERIES_PER_BLOCK + position)
+                )
+            yield found.number, chosen
 
-    for first in range(0, len(queries), QUERIES_AT_ONCE):
-        found = finished.batch(f"negatives-{first:08d}", partial(search, first))
-        yield from zip(queries[first : first + QUERIES_AT_ONCE], found, strict=True)
+    batches = finished.batches("chosen", len(blocks), choose)
+    by_block = dict(track(batches, "search", len(dataset.queries), lambda batch: len(batch[1]), "queries"))
+    return {query: negatives for block in blocks for query, negatives in zip(block.ids, by_block[block.number], strict=True)}
 
 
 def _chosen(config: MineConfig, query: str, candidates: list[str], number: int) -> list[str]:
@@ -206,31 +261,54 @@ def _chosen(config: MineConfig, query: str, candidates: list[str], number: int) 
     return [candidates[place] for place in np.sort(places)]
 
 
-def _add_scores(rows: list[Row], dataset: Dataset, teacher: "CrossEncoder", finished: Finished, refused: RefusedRows) -> None:
+def _add_scores(rows: list[Row], dataset: Dataset, score: "Score", finished: Finished, refused: RefusedRows) -> None:
     """Add the teacher's scores to each row."""
+    from ray_lir.encoder.cross_encoder import PairBatch
     from ray_lir.training.data import collect
 
     needed = dict.fromkeys(doc_id for row in rows for doc_id in row["document_ids"])
     corpus = ((document.doc_id, document_text(document.title, document.text)) for document in read_documents(dataset.corpus, refused))
     numbers, texts = collect(needed, corpus)
+    parts = [rows[first : first + TUPLES_PER_BATCH] for first in range(0, len(rows), TUPLES_PER_BATCH)]
 
-    def score(part: list[Row]) -> list[list[float]]:
-        pairs = [[(dataset.queries[row["query_id"]], texts[numbers[doc_id]]) for doc_id in row["document_ids"]] for row in part]
-        return [teacher.scores(each).tolist() for each in pairs]
+    def pairs(row: Row) -> list[tuple[str, str]]:
+        return [(dataset.queries[row["query_id"]], texts[numbers[doc_id]]) for doc_id in row["document_ids"]]
 
-    parts = [rows[first : first + TUPLES_AT_ONCE] for first in range(0, len(rows), TUPLES_AT_ONCE)]
-    for number, part in enumerate(track(parts, "score", len(rows), len, "tuples")):
-        for row, scores in zip(part, finished.batch(f"scores-{number:08d}", partial(score, part)), strict=True):
-            row["scores"] = scores
+    def score_parts(left: list[int]) -> Iterator[tuple[int, list[list[float]]]]:
+        for found in score(PairBatch(number, [pairs(row) for row in parts[number]]) for number in left):
+            yield found.number, found.scores
+
+    batches = finished.batches("scores", len(parts), score_parts)
+    for number, scores in track(batches, "score", len(rows), lambda batch: len(batch[1]), "tuples"):
+        for row, values in zip(parts[number], scores, strict=True):
+            row["scores"] = values
 
 
 def _file(rows: list[Row], name: str) -> bytes:
     if name.endswith(".parquet"):
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows), buffer)
-        return buffer.getvalue()
+        return _parquet(rows)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     return gzip.compress(lines, mtime=0) if name.endswith(".gz") else lines
+
+
+def _parquet(rows: list[Row]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+def _write_parts(rows: list[Row], folder: str, scored: bool, identity: str) -> None:
+    """Write Parquet parts, then the manifest."""
+    parts = []
+    for number, first in enumerate(range(0, len(rows), TUPLES_PER_PART)):
+        part = rows[first : first + TUPLES_PER_PART]
+        file = write_with_digest_name(folder, f"{TUPLES}/part-{number:05d}", ".parquet", _parquet(part))
+        parts.append(TuplesPart(**file.model_dump(), num_tuples=len(part)))
+    manifest = TuplesManifest(num_tuples=len(rows), scored=scored, identity=identity, parts=tuple(parts))
+    try:
+        create_manifest(storage.join(folder, MANIFEST), manifest)
+    except FileExistsError:
+        raise Conflict(f"another job wrote {folder} while this one ran; run again with another --output") from None
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import re
 import statistics
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,36 +10,46 @@ from pydantic import Field
 
 from ray_lir import storage
 from ray_lir.base import logs
-from ray_lir.base.config import Config, EncoderConfig, canonical_json
+from ray_lir.base.config import Config, canonical_json
 from ray_lir.base.errors import ConfigError, Conflict
 from ray_lir.base.progress import track
 from ray_lir.corpus.datasets import load_dataset
+from ray_lir.distributed.workers import SearchWorkers
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.engines import TUNING
+from ray_lir.engines.exact import ExactParams
 from ray_lir.engines.params import EngineConfig
-from ray_lir.engines.plan import TopK
 from ray_lir.engines.scan import ScanParams
 from ray_lir.engines.warp import WarpParams
 from ray_lir.evaluation.latency import time_each
 from ray_lir.index.versions import latest_version
+from ray_lir.search.bulk import BulkSettings, query_blocks
 from ray_lir.search.searcher import Searcher
 from ray_lir.storage.concurrent_writes import OutputFile
 from ray_lir.storage.manifest import MANIFEST
 
 from .cli import main
+from .query_search import QueryEncoderConfig, QuerySearch
 
 SCAN = tuple(ScanParams(candidate_fraction=fraction) for fraction in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16))
 WARP = tuple(WarpParams(nprobe=nprobe, candidate_fraction=fraction) for nprobe in (8, 16, 32, 64) for fraction in (1 / 4, 1, 4))
 """Settings to measure. The number of candidates is relative to the default, so a choice also fits other query lengths and other k."""
+QUERIES_PER_BLOCK = 32
+"""Queries that are searched exactly together; each worker gets one block at a time."""
 QUESTION_WORDS = 12
 """Words of a document that serve as a query, if there is no dataset."""
 
 
 class TuneConfig(Config):
-    """Measures recall and latency of many settings of scan and warp, stores the curve, and sets what `auto` does on this index."""
+    """Measures recall and latency of many settings of scan and warp, stores the curve, and sets what `auto` does on this index.
+
+    The job runs in this process. With a --workers flag, or if the index is on an object store, it runs on a Ray cluster: each setting is a
+    task that times one query after another on its own CPUs. To time queries on all CPUs of a machine, set --workers.cpus_per_worker to
+    that number.
+    """
 
     index: str
-    """Folder of the index, on a local disk."""
+    """Folder or URL of the index."""
     target: str = "R@10=0.99"
     """Recall that quality `balanced` must reach: R@k=FRACTION of the exact engine's best k documents."""
     fast_target: float = Field(default=0.95, gt=0, le=1)
@@ -51,28 +62,33 @@ class TuneConfig(Config):
     """Number of queries, at most."""
     seed: int = 0
     """Seed of the choice of queries."""
+    workers: SearchWorkers = SearchWorkers()
 
 
 def tune(config: TuneConfig) -> dict[str, Any]:
     """Tune the latest version of an index, store the curve and the choices beside its manifest, and return the choices.
 
     Raises:
-        ConfigError: The target cannot be parsed, or the index is not on a local disk or cannot be written.
+        ConfigError: The target cannot be parsed, or the index cannot be written.
         Conflict: Another job changed, removed or tuned the version at the same time.
     """
     k, target = _read_target(config.target)
-    version = latest_version(config.index)
-    searcher = Searcher.open(config.index, version)
-    folder = storage.join(storage.absolute(config.index), "versions", str(version))
+    search = QuerySearch.open(config.index, QueryEncoderConfig(), config.workers if "workers" in config.model_fields_set else None)
+    version = search.version
+    folder = storage.join(search.root, "versions", str(version))
     output = OutputFile.check(storage.join(folder, TUNING), "--index", overwrite=True)
-    queries = _queries(config, searcher)
-    with logs.phase("exact") as record:
-        exact = searcher.search(queries, k, "exact")
-        record.update(queries=len(queries))
-    with logs.phase("sweep") as record:
-        sweep = track(SCAN + WARP, "sweep", len(SCAN + WARP), lambda _: 1, unit="settings")
-        curve = [_measure(params, searcher, queries, k, exact) for params in sweep]
-        record.update(settings=len(curve))
+    with search.session():
+        texts = _queries(config, search)
+        queries = search.encoder.encode_queries(texts)
+        with logs.phase("exact") as record:
+            blocks = query_blocks({str(number): text for number, text in enumerate(texts)}, QUERIES_PER_BLOCK)
+            found = search.answers(blocks, BulkSettings(k=k, engine=ExactParams()))
+            exact = [answer.documents for block in sorted(found, key=lambda block: block.number) for answer in block.answers]
+            record.update(queries=len(exact))
+        with logs.phase("sweep") as record:
+            measured = search.map_on_index(partial(_measure, queries, k, exact), SCAN + WARP)
+            curve = list(track(measured, "sweep", len(SCAN + WARP), lambda _: 1, unit="settings"))
+            record.update(settings=len(curve))
     targets = {"balanced": target, "fast": min(target, config.fast_target)}
     choices = {quality: best for quality, floor in targets.items() if (best := _fastest(curve, floor))}
     result = {
@@ -80,7 +96,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
         "target": target,
         "fast_target": config.fast_target,
         "queries": len(queries),
-        "kernels": searcher.kernels.name,
+        "kernels": search.kernels,
         "choices": choices,
         "curve": curve,
     }
@@ -100,31 +116,29 @@ def _read_target(text: str) -> tuple[int, float]:
     return int(found[1]), float(found[2])
 
 
-def _queries(config: TuneConfig, searcher: Searcher) -> TokenEmbeddings:
-    from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load
-
-    contract = searcher.manifest.contract
-    encoder = Encoder.for_contract(contract, EncoderConfig(checkpoint=contract.checkpoint))
-    rng = np.random.default_rng(config.seed)
+def _queries(config: TuneConfig, search: QuerySearch) -> list[str]:
+    """The texts of the queries: of the dataset, or the first words of documents of the index."""
     if config.dataset:
         texts = list(load_dataset(config.dataset, config.split).queries.values())
-        texts = [texts[i] for i in rng.permutation(len(texts))[: config.num_queries]]
-    else:
-        live = np.concatenate([shard.first_document + shard.found_documents for shard in searcher.shards])
-        numbers = np.sort(rng.permutation(live)[: config.num_queries])
-        texts = [" ".join(row["text"].split()[:QUESTION_WORDS]) for row in searcher.documents(numbers)]
-        texts = [text for text in texts if text]
-        if not texts:
-            raise ConfigError(f"{config.index} holds no texts to use as queries; set --dataset to a dataset with queries")
-    return encoder.encode_queries(texts)
+        return [texts[i] for i in np.random.default_rng(config.seed).permutation(len(texts))[: config.num_queries]]
+    [texts] = search.map_on_index(partial(_first_words, config.seed), [config.num_queries])
+    if not texts:
+        raise ConfigError(f"{config.index} holds no texts to use as queries; set --dataset to a dataset with queries")
+    return texts
 
 
-def _measure(params: EngineConfig, searcher: Searcher, queries: TokenEmbeddings, k: int, exact: list[TopK]) -> dict[str, Any]:
+def _first_words(seed: int, searcher: Searcher, num_documents: int) -> list[str]:
+    live = np.concatenate([shard.first_document + shard.found_documents for shard in searcher.shards])
+    numbers = np.sort(np.random.default_rng(seed).permutation(live)[:num_documents])
+    texts = [" ".join(row["text"].split()[:QUESTION_WORDS]) for row in searcher.documents(numbers)]
+    return [text for text in texts if text]
+
+
+def _measure(queries: TokenEmbeddings, k: int, exact: list[np.ndarray], searcher: Searcher, params: EngineConfig) -> dict[str, Any]:
     """Recall of the exact engine's best k, and the median milliseconds of one query."""
-    answers: list[TopK] = []
-    seconds = time_each(lambda i: answers.append(searcher.search(queries.slice(i, i + 1), k, params)[0]), range(len(queries)))
-    answers = answers[-len(queries) :]  # the warm-up may have repeated the first query
-    recalls = [np.isin(best.documents, top.documents).mean() for best, top in zip(exact, answers, strict=True) if len(best.documents)]
+    answers = searcher.search(queries, k, params)  # makes what the engine computes once for an index, and reads the index into memory
+    seconds = time_each(lambda i: searcher.search(queries.slice(i, i + 1), k, params), range(len(queries)))
+    recalls = [np.isin(best, answer.documents).mean() for best, answer in zip(exact, answers, strict=True) if len(best)]
     return {"params": params.model_dump(), "recall": float(np.mean(recalls)), "p50_ms": 1e3 * statistics.median(seconds)}
 
 

@@ -265,7 +265,8 @@ class TrainingSource(Config):
     split: str = "train"
     """Split of the judgements: qrels/SPLIT.tsv. Unused if `examples` is set."""
     examples: str | None = None
-    """JSONL, JSONL.gz or Parquet file of triples or n-way tuples (docs/training.md), with ids of `dataset`."""
+    """JSONL, JSONL.gz or Parquet file of triples or n-way tuples (docs/training.md), or a folder of jobs.mine, with
+    ids of `dataset`."""
     dev_dataset: str | None = None
     """Collection to evaluate the encoder on during training. None: `dataset`."""
     dev_split: str | None = None

@@ -1,7 +1,7 @@
-"""Processes chunks of files in pools of actors on Ray Data. Chunks of a lost machine are processed again.
+"""Processes chunks of files, or items in memory, in pools of actors on Ray Data. Chunks of a lost machine are processed again.
 
-Each row of the dataset is a whole chunk, and each block one row. A chunk therefore moves on as soon as it is read, to any actor. Ray
-repeats the work of a dead process, so an actor must write the same files whenever it gets the same chunk.
+Each row of the dataset is a whole chunk (or item), and each block one row. A chunk therefore moves on as soon as it is read, to any actor.
+Ray repeats the work of a dead process, so an actor must give the same result whenever it gets the same chunk.
 """
 
 import logging
@@ -33,11 +33,11 @@ restarts, which never happens if no other machine has room for it."""
 
 
 class Numbered(Protocol):
-    """A result that carries the number of its chunk."""
+    """An item or a result with the number of its chunk."""
 
     @property
     def number(self) -> int:
-        """Number of the chunk in the corpus."""
+        """Number of the chunk in the corpus, or of the item."""
         ...
 
 
@@ -91,11 +91,54 @@ def run_chunks(
     Raises:
         RayLirError: Raised by an actor.
     """
+
+    def dataset(done: frozenset[int]) -> Dataset | None:
+        left = files(done)
+        return _read(left, chunk_rows, done) if left else None
+
+    yield from _run(dataset, done, pools, name)
+
+
+def run_items(items: Sequence[Numbered], pools: Callable[[frozenset[int]], Sequence[Pool]], name: str) -> Iterator[Any]:
+    """Send items that are in memory through the pools, one pool after another, and yield the results in any order.
+
+    Args:
+        items: The items; all of them are in Ray's object store at once.
+        pools: The pools, given the numbers of the items that are done. The result of the last one has the item's number.
+        name: Name of the work in the log.
+
+    Raises:
+        RayLirError: Raised by an actor.
+    """
+
+    def dataset(done: frozenset[int]) -> Dataset | None:
+        left = [item for item in items if item.number not in done]
+        return _rows(left) if left else None
+
+    yield from _run(dataset, frozenset(), pools, name)
+
+
+def light_pool_size() -> int:
+    """Return the number of actors or tasks for light work: half of the cluster's CPUs."""
+    return max(1, int(ray.cluster_resources().get("CPU", 0)) // 2)
+
+
+def _run(
+    dataset: Callable[[frozenset[int]], Dataset | None],
+    done: frozenset[int],
+    pools: Callable[[frozenset[int]], Sequence[Pool]],
+    name: str,
+) -> Iterator[Any]:
+    """Run the pools on the dataset of what is not done. Start the remaining chunks again when nothing makes progress."""
     context = _context()
-    while left := files(done):
+    while True:
+        with DataContext.current(context):
+            left = dataset(done)
+        if left is None:
+            return
         finished: set[int] = set()
         try:
-            for result in _results(left, chunk_rows, done, pools(done), context):
+            for result in _results(left, pools(done), context):
                 finished.add(result.number)
                 yield result
         except ExecutionTimeoutError:
@@ -104,17 +147,18 @@ def run_chunks(
         done |= finished
 
 
-def light_pool_size() -> int:
-    """Return the number of actors or tasks for light work: half of the cluster's CPUs."""
-    return max(1, int(ray.cluster_resources().get("CPU", 0)) // 2)
-
-
-def _results(
-    files: Sequence[CorpusFile], chunk_rows: int, done: frozenset[int], pools: Sequence[Pool], context: DataContext
-) -> Iterator[Any]:
+def _results(dataset: Dataset, pools: Sequence[Pool], context: DataContext) -> Iterator[Any]:
     """One execution of the dataset."""
     with DataContext.current(context):
-        rows = iter(_dataset(files, chunk_rows, done, pools).iter_rows())
+        for pool in pools:
+            dataset = dataset.map(
+                pool.actor,  # type: ignore[arg-type]  # Ray accepts callable classes
+                fn_constructor_args=pool.args,
+                compute=ActorPoolStrategy(size=pool.size),
+                num_cpus=pool.cpus,
+                num_gpus=pool.gpus,
+            )
+        rows = iter(dataset.iter_rows())
     try:
         for row in rows:
             yield pickle.loads(row["value"])
@@ -124,26 +168,23 @@ def _results(
         raise error_of(error) from None
 
 
-def _dataset(files: Sequence[CorpusFile], chunk_rows: int, done: frozenset[int], pools: Sequence[Pool]) -> Dataset:
-    rows = [{"value": pickle.dumps(file)} for file in files]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
-        _read,  # type: ignore[arg-type]  # Ray's type hints allow functions of one argument only
+def _rows(values: Sequence[Any]) -> Dataset:
+    """A dataset of one row, and so one block, for each value."""
+    rows = [{"value": pickle.dumps(value)} for value in values]
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def _read(files: Sequence[CorpusFile], chunk_rows: int, done: frozenset[int]) -> Dataset:
+    """A dataset of the chunks that are not done."""
+    return _rows(files).flat_map(
+        _read_file,  # type: ignore[arg-type]  # Ray's type hints allow functions of one argument only
         fn_args=(chunk_rows, done),
         compute=TaskPoolStrategy(light_pool_size()),
         num_cpus=READING_CPUS,
     )
-    for pool in pools:
-        dataset = dataset.map(
-            pool.actor,  # type: ignore[arg-type]  # Ray accepts callable classes
-            fn_constructor_args=pool.args,
-            compute=ActorPoolStrategy(size=pool.size),
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus,
-        )
-    return dataset
 
 
-def _read(row: Row, chunk_rows: int, done: frozenset[int]) -> Iterator[Row]:
+def _read_file(row: Row, chunk_rows: int, done: frozenset[int]) -> Iterator[Row]:
     with portable_errors():
         for chunk in read_chunks(pickle.loads(row["value"]), chunk_rows, done):
             yield {"value": pickle.dumps(chunk)}

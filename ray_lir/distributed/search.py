@@ -1,4 +1,4 @@
-"""Bulk search on Ray: blocks of queries go to actors that encode and search them.
+"""Search on Ray: blocks of queries, from files or in memory, go to actors that encode and search them.
 
 A worker opens the whole index. An index that is larger than a machine's disk is held by groups of shards instead: each group is an actor
 with some of the shards, and a worker merges every stage over all groups (`ray_lir/engines/stages.py`), so the hits are the same.
@@ -8,11 +8,11 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -25,10 +25,10 @@ from ray_lir import storage
 from ray_lir.base.config import EncoderConfig
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.parallel import threads, use_cores
-from ray_lir.corpus.scan import Chunk
-from ray_lir.distributed.encode import WorkerPool, make_pool
+from ray_lir.distributed.encode import RESERVED_FRACTION, WorkerPool, make_pool
 from ray_lir.distributed.gpus import torch_device
-from ray_lir.distributed.pipeline import ChunkActor, Pool, run_chunks
+from ray_lir.distributed.pipeline import ChunkActor, Pool, run_chunks, run_items
+from ray_lir.distributed.ray_map import ray_map
 from ray_lir.distributed.room import Demand, check_free_gpus, check_room
 from ray_lir.distributed.runtime import error_of, portable_errors
 from ray_lir.distributed.workers import SearchWorkers
@@ -39,12 +39,24 @@ from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import TopK
 from ray_lir.engines.registry import engine_of
 from ray_lir.engines.stages import StageCall, StageLoop, run_stage
+from ray_lir.evaluation.runs import check_ids
+from ray_lir.index import documents
 from ray_lir.index.filters import Filters, unknown_field_warnings
 from ray_lir.index.manifest import IndexManifest, ShardEntry
 from ray_lir.index.shard_groups import split_shards
+from ray_lir.index.tombstones import find_in_shard
 from ray_lir.index.versions import read_version
 from ray_lir.kernels import select
-from ray_lir.search.bulk import BlockEntry, Destination, OpenIndex, Worklist, search_block
+from ray_lir.search.bulk import (
+    BlockAnswers,
+    BlockEntry,
+    BulkSettings,
+    OpenIndex,
+    QueryBlock,
+    Worklist,
+    answer_block,
+    search_block,
+)
 from ray_lir.search.searcher import (
     BATCH_QUERIES,
     Planner,
@@ -61,6 +73,10 @@ from ray_lir.storage.manifest import files_of
 
 logger = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Task = Callable[[Any, Encoder, OpenIndex], Any]
+"""Searches a block of queries with the encoder and the opened index."""
 GB = 1e9
 GROUP_FRACTION, WORKER_FRACTION = 0.5, 0.25
 """CPUs that a group, and a worker beside groups, reserve for each of their threads: they take turns, and reading tasks need room."""
@@ -158,6 +174,104 @@ def on_ray(
     Raises:
         RayLirError: Raised by a worker.
     """
+    task = partial(search_block, settings=worklist.settings, destination=worklist.destination)
+    with _search_pools(task, worklist.queries.num_chunks, source, contract, encoder, workers) as pools:
+        files = partial(_files, worklist)
+        yield from run_chunks(files, worklist.queries.docs_per_chunk, worklist.done, pools, "search")
+
+
+def answers(
+    blocks: Sequence[QueryBlock],
+    source: IndexSource,
+    contract: EncoderContract,
+    encoder: EncoderConfig,
+    settings: BulkSettings,
+    workers: SearchWorkers,
+) -> Iterator[BlockAnswers]:
+    """Answer blocks of queries on Ray, and yield the answers in any order. They equal those of `Searcher`, to the bit.
+
+    Args:
+        blocks: The queries.
+        source: The index.
+        contract: Encoder contract of the index.
+        encoder: Where the encoder's weights are, and how it runs.
+        settings: Settings of the search.
+        workers: Number and size of the workers.
+
+    Raises:
+        RayLirError: Raised by a worker.
+    """
+    task = partial(answer_block, settings=settings)
+    with _search_pools(task, len(blocks), source, contract, encoder, workers) as pools:
+        yield from run_items(blocks, pools, "search")
+
+
+def find_documents(source: IndexSource, doc_ids: Collection[str], check: bool = False) -> set[str]:
+    """Return the ids that are documents of the index. Ray tasks read the ids of each shard; nothing is copied to a cache.
+
+    Args:
+        source: The index.
+        doc_ids: Document ids.
+        check: Whether to check that a TREC run can hold the id of every document of the index.
+
+    Raises:
+        ConfigError: A run cannot hold an id.
+        FormatError: A file is missing or damaged.
+    """
+    manifest = read_version(source.root, source.version)
+    return set().union(*ray_map(partial(_find_in_shard, source.root, sorted(doc_ids), check), manifest.shards))
+
+
+def _find_in_shard(root: str, doc_ids: Sequence[str], check: bool, entry: ShardEntry) -> list[str]:
+    if check:
+        for batch in documents.read_batches(storage.join(root, entry.name, documents.FILE), ["doc_id"]):
+            check_ids(batch.column(0).to_pylist(), "document")
+    return find_in_shard(root, doc_ids, entry)[1]
+
+
+def on_open_index(
+    task: Callable[[Searcher, Item], Result],
+    items: Iterable[Item],
+    source: IndexSource,
+    encoder: EncoderConfig,
+    workers: SearchWorkers,
+) -> Iterator[Result]:
+    """Apply a function to each item on Ray, with the index opened on the worker. Nothing else runs on the worker's CPUs.
+
+    Args:
+        task: Applied to the opened index and an item; must be picklable.
+        items: The items.
+        source: The index.
+        encoder: Decides, with `workers`, whether workers reserve GPUs.
+        workers: Size of the workers.
+
+    Raises:
+        ConfigError: The workers have groups of shards, so none has the whole index.
+        RayLirError: Raised by the function.
+    """
+    if num_groups(workers, source.root, read_version(source.root, source.version)):
+        raise ConfigError("each worker needs the whole index; leave out --workers.groups and --workers.disk")
+    pool = make_pool(workers, encoder)
+    num_cpus = pool.cpus / RESERVED_FRACTION
+    yield from ray_map(partial(_on_open_index, task, source, pool.threads), items, num_cpus=num_cpus, num_gpus=pool.gpus)
+
+
+def _on_open_index(task: Callable[[Searcher, Item], Result], source: IndexSource, num_threads: int, item: Item) -> Result:
+    use_cores(num_threads)
+    return task(_opened(source), item)
+
+
+@lru_cache(maxsize=1)
+def _opened(source: IndexSource) -> Searcher:
+    """The index, which a worker process opens once."""
+    return source.open()
+
+
+@contextmanager
+def _search_pools(
+    task: Task, num_blocks: int, source: IndexSource, contract: EncoderContract, encoder: EncoderConfig, workers: SearchWorkers
+) -> Iterator[Callable[[frozenset[int]], list[Pool]]]:
+    """Start the groups of shards, if any, and yield the pools of workers by the blocks that are done."""
     pool = make_pool(workers, encoder)
     groups = num_groups(workers, source.root, read_version(source.root, source.version))
     encoder = encoder.model_copy(update={"device": torch_device(pool.gpus)})
@@ -166,29 +280,20 @@ def on_ray(
     with _groups(groups, source, pool, must_spread=not workers.groups) as handles:
 
         def pools(done: frozenset[int]) -> list[Pool]:
-            size = min(pool.size, worklist.queries.num_chunks - len(done))
+            size = min(pool.size, num_blocks - len(done))
             logger.info("search: workers=%d groups=%d threads=%d gpus=%g", size, groups, pool.threads, pool.gpus)
-            args = (
-                replace(source, kernels="auto") if handles else source,
-                contract,
-                encoder,
-                worklist.settings,
-                worklist.destination,
-                pool.threads,
-                handles,
-            )
+            args = (replace(source, kernels="auto") if handles else source, contract, encoder, task, pool.threads, handles)
             cpus, gpus = (WORKER_FRACTION * pool.threads, 0.0) if handles else (pool.cpus, pool.gpus)
             return [Pool(_SearchWorker, args, size, cpus, gpus)]
 
-        files = partial(_files, worklist)
-        yield from run_chunks(files, worklist.queries.docs_per_chunk, worklist.done, pools, "search")
+        yield pools
 
 
 def _files(worklist: Worklist, done: frozenset[int]) -> Sequence[Any]:
     return replace(worklist, done=done).files
 
 
-class _SearchWorker(ChunkActor[Chunk, BlockEntry]):
+class _SearchWorker(ChunkActor[Any, Any]):
     """Opens the encoder and the index, and keeps them."""
 
     def __init__(
@@ -196,8 +301,7 @@ class _SearchWorker(ChunkActor[Chunk, BlockEntry]):
         source: IndexSource,
         contract: EncoderContract,
         encoder: EncoderConfig,
-        settings: Any,
-        destination: Destination,
+        task: Task,
         num_threads: int,
         groups: Sequence[ActorHandle],
     ):
@@ -206,11 +310,10 @@ class _SearchWorker(ChunkActor[Chunk, BlockEntry]):
         with portable_errors():
             self._encoder = Encoder.for_contract(contract, encoder)
             self._index: OpenIndex = GroupedSearcher(source.open_planner(), groups) if groups else source.open()
-        self._settings = settings
-        self._destination = destination
+        self._task = task
 
-    def process(self, item: Chunk) -> BlockEntry:
-        return search_block(item, self._encoder, self._index, self._settings, self._destination)
+    def process(self, item: Any) -> Any:
+        return self._task(item, self._encoder, self._index)
 
 
 class GroupedSearcher:

@@ -1,7 +1,9 @@
 """A cross-encoder scores a query and a document read together; it is the teacher for distillation."""
 
+import itertools
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,37 @@ GIVE = "give a sequence classifier with one label, such as cross-encoder/ms-marc
 
 ENCODER_FILES = {"modules.json", "artifact.metadata"}
 """Files that only encoders of single texts have: sentence-transformers, PyLate and Stanford ColBERT."""
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Tuples that are scored together.
+
+    Attributes:
+        number: Position of the batch among all batches.
+        tuples: For each tuple its (query, document) pairs, as texts.
+    """
+
+    number: int
+    tuples: list[list[tuple[str, str]]]
+
+    @property
+    def num_characters(self) -> int:
+        """Characters of the documents."""
+        return sum(len(document) for pairs in self.tuples for _, document in pairs)
+
+
+@dataclass(frozen=True)
+class BatchScores:
+    """The scores of a batch.
+
+    Attributes:
+        number: Number of the batch.
+        scores: For each tuple the logits of its pairs.
+    """
+
+    number: int
+    scores: list[list[float]]
 
 
 class CrossEncoder:
@@ -91,6 +124,12 @@ class CrossEncoder:
         for rows, scores in spread(scored, list(group_by_length([len(ids) for ids in encoded["input_ids"]], batch_tokens)), device):
             result[rows] = scores
         return result
+
+    def score(self, batch: PairBatch) -> BatchScores:
+        """Return the scores of a batch. Pairs of similar length, of any tuple, are read together."""
+        scores = self.scores([pair for pairs in batch.tuples for pair in pairs]).tolist()
+        ends = list(itertools.accumulate(map(len, batch.tuples)))
+        return BatchScores(batch.number, [scores[end - len(pairs) : end] for pairs, end in zip(batch.tuples, ends, strict=True)])
 
 
 def _check_kind(name: str, folder: Path) -> None:

@@ -1,19 +1,21 @@
 """Bulk search: many queries from files, searched block after block, with the hits in Parquet or TREC parts and a manifest last.
 
-`bulk_search` runs in this process; `distributed.search` spreads the same blocks over Ray. A finished block has an entry in the progress
-folder, so a job that was killed continues after it. Part names carry a digest of the content, so a repeated block gives the same file.
+`answer_block` answers queries that are in memory and writes nothing. `distributed.search` spreads the same blocks over Ray. A finished
+block has an entry in the progress folder, so a job that was killed continues after it. Part names carry a digest of the content, so a
+repeated block gives the same file.
 """
 
 import io
 import json
 import logging
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from typing import Annotated, Any, Literal, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
@@ -191,6 +193,36 @@ class Worklist:
         return self.queries.num_chunks - len(self.done)
 
 
+@dataclass(frozen=True)
+class QueryBlock:
+    """Queries in memory that are encoded and searched together.
+
+    Attributes:
+        number: Position of the block among all blocks.
+        ids: Id of each query.
+        texts: Text of each query.
+    """
+
+    number: int
+    ids: list[str]
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class BlockAnswers:
+    """The answers to the queries of a block.
+
+    Attributes:
+        number: Number of the block.
+        answers: The hits of each query, with the engine's parameters.
+        doc_ids: Ids of each query's hits.
+    """
+
+    number: int
+    answers: list[TopK]
+    doc_ids: list[list[str]]
+
+
 Spread = Callable[[Worklist], Iterator[BlockEntry]]
 """Searches the blocks of a worklist, and yields their entries in any order."""
 
@@ -234,6 +266,41 @@ def query_files(url: storage.PathOrUrl) -> list[str]:
     names = storage.list_names(url)
     files = [storage.join(storage.absolute(url), name) for name in names if name.startswith("queries") and name.endswith(SUFFIXES)]
     return files or corpus_files(url)
+
+
+def query_blocks(queries: Mapping[str, str], size: int) -> list[QueryBlock]:
+    """Divide queries that are in memory into blocks.
+
+    Args:
+        queries: Query id -> text.
+        size: Queries of a block, at most.
+    """
+    ids = list(queries)
+    starts = range(0, len(ids), size)
+    return [
+        QueryBlock(number, ids[start : start + size], [queries[query_id] for query_id in ids[start : start + size]])
+        for number, start in enumerate(starts)
+    ]
+
+
+def answer_block(block: QueryBlock, encoder: QueryEncoder, index: OpenIndex, settings: BulkSettings) -> BlockAnswers:
+    """Return the answers to the queries of a block.
+
+    Args:
+        block: The queries.
+        encoder: Encoder of the index.
+        index: The opened index.
+        settings: Settings of the search; `fields` and `format` are not used.
+
+    Raises:
+        ConfigError: A field that the filters name has the wrong type.
+    """
+    answers = index.search(encoder.encode_queries(block.texts, block.ids), settings.k, settings.engine, filters=settings.filters)
+    doc_ids = index.doc_ids([number for answer in answers for number in answer.documents.tolist()])
+    ends = np.cumsum([len(answer.documents) for answer in answers])
+    return BlockAnswers(
+        block.number, answers, [doc_ids[end - len(answer.documents) : end] for answer, end in zip(answers, ends, strict=True)]
+    )
 
 
 def search_block(chunk: Chunk, encoder: QueryEncoder, index: OpenIndex, settings: BulkSettings, destination: Destination) -> BlockEntry:

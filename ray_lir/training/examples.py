@@ -26,6 +26,7 @@ from ray_lir.base.config import parse_json
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.corpus.records import document_text, read_documents, read_rows
 from ray_lir.corpus.refused_rows import RefusedRows
+from ray_lir.storage.manifest import MANIFEST, check_file, read_manifest
 from ray_lir.training.data import ROWS_AT_ONCE, Texts, TrainingData, missing_documents
 from ray_lir.training.data_files import (
     DOCUMENTS,
@@ -44,6 +45,7 @@ from ray_lir.training.data_files import (
     reorder_texts,
     write_groups,
 )
+from ray_lir.training.manifest import TuplesManifest
 
 LARGEST_SCORE = float(np.finfo(np.float32).max)
 QUERY_NAMES = ("query", "anchor", "question")
@@ -60,7 +62,7 @@ def read_examples(url: str, dataset: str | None = None, refused: RefusedRows | N
     """Return the examples of a file, in a temporary file that no other process sees.
 
     Args:
-        url: JSONL, JSONL.gz or Parquet file.
+        url: JSONL, JSONL.gz or Parquet file, or a folder that jobs.mine wrote.
         dataset: BEIR folder with the ids that the examples name; None if they hold texts.
         refused: Counts refused rows of the dataset's corpus; None if the caller does not need them.
 
@@ -77,7 +79,7 @@ def write_examples(url: str, folder: Path, dataset: str | None = None, refused: 
     """Write the examples of a file as Arrow files (`data_files.py`).
 
     Args:
-        url: JSONL, JSONL.gz or Parquet file.
+        url: JSONL, JSONL.gz or Parquet file, or a folder that jobs.mine wrote.
         folder: Existing local folder for the Arrow files.
         dataset: BEIR folder with the ids that the examples name; None if they hold texts.
         refused: Counts refused rows of the dataset's corpus; None if the caller does not need them.
@@ -202,15 +204,26 @@ def _numbering(texts: Texts) -> Numbering:
 
 
 def _rows(url: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for line, row in read_rows(url):
-        where = f"{url}:{line}"
-        try:
-            fields = parse_json(row)
-        except ValueError as error:
-            raise FormatError(where, "a JSON object", f"{error}", f"a row is {FORMS}") from None
-        if not isinstance(fields, dict):
-            raise FormatError(where, "a JSON object", type(fields).__name__, f"a row is {FORMS}")
-        yield where, fields
+    for file in _files(url):
+        for line, row in read_rows(file):
+            where = f"{file}:{line}"
+            try:
+                fields = parse_json(row)
+            except ValueError as error:
+                raise FormatError(where, "a JSON object", f"{error}", f"a row is {FORMS}") from None
+            if not isinstance(fields, dict):
+                raise FormatError(where, "a JSON object", type(fields).__name__, f"a row is {FORMS}")
+            yield where, fields
+
+
+def _files(url: str) -> list[str]:
+    """The files of examples: the parts of a folder that jobs.mine wrote, or the file itself."""
+    if not storage.is_folder(url):
+        return [url]
+    manifest = read_manifest(storage.join(url, MANIFEST), TuplesManifest, "jobs.mine")
+    for part in manifest.parts:
+        check_file(url, part)
+    return [storage.join(url, part.name) for part in manifest.parts]
 
 
 def _parse(fields: dict[str, Any], where: str) -> Row:

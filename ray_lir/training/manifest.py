@@ -1,4 +1,4 @@
-"""The manifests of a finished training and of training data in a machine's cache."""
+"""The manifests of a finished training, of training data in a machine's cache, and of mined tuples."""
 
 from typing import Any, Literal
 
@@ -35,3 +35,22 @@ class TrainingDataManifest(Config):
     queries_left_out: Count
     """Queries without a document judged above 0."""
     files: tuple[FileEntry, ...]
+
+
+class TuplesPart(FileEntry):
+    """One Parquet file of n-way tuples."""
+
+    num_tuples: Count
+
+
+class TuplesManifest(Config):
+    """N-way tuples to train on, in Parquet parts: the output of jobs.mine."""
+
+    format_version: int = FORMAT_VERSION
+    kind: Literal["tuples"] = "tuples"
+    num_tuples: Count
+    scored: bool
+    """Whether a teacher scored the documents of every tuple."""
+    identity: str
+    """Digest of everything that the tuples depend on: the settings, the index, the queries and the judgements."""
+    parts: tuple[TuplesPart, ...]

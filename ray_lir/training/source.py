@@ -46,7 +46,8 @@ class SourceFiles:
         """
         if source.examples:
             datasets = [source.dataset] if source.dataset and storage.is_folder(source.dataset) else []
-            return cls(None, (_state(source.examples), *map(storage.listing_digest, datasets)))
+            examples = storage.listing_digest(source.examples) if storage.is_folder(source.examples) else _state(source.examples)
+            return cls(None, (examples, *map(storage.listing_digest, datasets)))
         if source.dataset:
             judged = load_dataset(source.dataset, source.split)
             return cls(judged, (storage.listing_digest(judged.corpus),))

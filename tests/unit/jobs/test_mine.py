@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
@@ -12,11 +13,11 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 from jobs.cli import main
 from jobs.mine import MineConfig, mine
 from ray_lir.base.config import ClusteringConfig, EncoderConfig, IndexConfig, TrainingConfig
-from ray_lir.base.errors import ConfigError
+from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.building.build import build_index
 from ray_lir.corpus.datasets import load_dataset
 from ray_lir.corpus.records import read_documents
-from ray_lir.encoder.cross_encoder import CrossEncoder
+from ray_lir.encoder.cross_encoder import BatchScores, CrossEncoder, PairBatch
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.search.searcher import Searcher
 from ray_lir.training.examples import read_examples
@@ -117,7 +118,7 @@ def test_pairs_that_are_cut_are_told_once(place, caplog):
         assert not caplog.records
         for _ in range(2):
             teacher.scores([("mot1", "word1"), ("mot3", "word1 word2 word3 " * 20)])
-    assert [record.getMessage()[:15] for record in caplog.records] == ["1 of 2 pairs ar"]
+    assert [record.getMessage()[:15] for record in caplog.records] == ["1 of 2 pairs ex"]
 
 
 def test_a_pairs_score_does_not_depend_on_the_pairs_beside_it(place):
@@ -131,7 +132,7 @@ def test_a_pairs_score_does_not_depend_on_the_pairs_beside_it(place):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"output": "tuples.csv"}, "must end in .jsonl, .jsonl.gz or .parquet"),
+        ({"output": "tuples.csv"}, "must end in .jsonl, .jsonl.gz or .parquet, or name a folder without a suffix"),
         ({"skip": 17}, "--skip 17 and --num_negatives 4 are more than --depth 20"),
         ({"num_negatives": 60, "depth": 100}, "found 47 negatives for query 'q0', and 60 are needed"),
         ({"cross_encoder": "/nowhere"}, "no checkpoint folder /nowhere"),
@@ -147,6 +148,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(place, tmp_path, monkeypatch, 
     monkeypatch.chdir(place)
     fields = configure(place, tmp_path / "tuples.jsonl").model_dump() | changes
     encoder = fields.pop("encoder")
+    del fields["workers"]
     flags = [word for name, value in fields.items() if value is not None for word in (f"--{name}", str(value))]
     with pytest.raises(SystemExit, match="2"):
         main(MineConfig, mine, [*flags, "--encoder.precision", encoder["precision"]])
@@ -165,26 +167,45 @@ def test_a_query_without_a_positive_is_named_and_an_output_is_never_written_over
     assert (tmp_path / "tuples.jsonl").read_text() == "mine"
 
 
+def test_a_folder_holds_the_tuples_in_parts_that_training_reads(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("jobs.mine.TUPLES_PER_PART", 40)
+    settings = {"cross_encoder": str(place / "teacher")}
+    mine(configure(place, tmp_path / "tuples.jsonl", **settings))
+    mine(configure(place, tmp_path / "tuples", **settings))
+    manifest = json.loads((tmp_path / "tuples" / "manifest.json").read_text())
+    assert [part["num_tuples"] for part in manifest["parts"]] == [40, 40, 16] and manifest["num_tuples"] == 96 and manifest["scored"]
+    parts = [row for part in manifest["parts"] for row in pq.read_table(tmp_path / "tuples" / part["name"]).to_pylist()]
+    assert parts == rows(tmp_path / "tuples.jsonl")
+    one, other = (read_examples(str(tmp_path / name), str(place / "words")) for name in ("tuples.jsonl", "tuples"))
+    assert one.digest() == other.digest()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tuples", "tuples.jsonl"]
+    with pytest.raises(ConfigError, match="exists already; give another --output"):
+        mine(configure(place, tmp_path / "tuples", **settings))
+    (tmp_path / "tuples" / manifest["parts"][0]["name"]).unlink()
+    with pytest.raises(FormatError, match="no such file"):
+        read_examples(str(tmp_path / "tuples"), str(place / "words"))
+
+
 def test_a_job_that_was_killed_goes_on_where_it_was(place, tmp_path, monkeypatch):
     settings = {"cross_encoder": str(place / "teacher")}
     mine(configure(place, tmp_path / "undisturbed.jsonl", **settings))
     scored: list[int] = []
-    real = CrossEncoder.scores
+    real = CrossEncoder.score
 
-    def count(teacher: CrossEncoder, pairs: list[tuple[str, str]]) -> torch.Tensor:
-        scored.append(len(pairs))
-        if len(scored) == 70:
+    def count(teacher: CrossEncoder, batch: PairBatch) -> BatchScores:
+        scored.append(len(batch.tuples))
+        if len(scored) == 2:
             raise KeyboardInterrupt
-        return real(teacher, pairs)
+        return real(teacher, batch)
 
-    monkeypatch.setattr(CrossEncoder, "scores", count)
+    monkeypatch.setattr(CrossEncoder, "score", count)
     config = configure(place, tmp_path / "tuples.jsonl", **settings)
     with pytest.raises(KeyboardInterrupt):
         mine(config)
     assert not (tmp_path / "tuples.jsonl").exists()
     scored.clear()
     mine(config)
-    assert len(scored) == 96 - 64  # tuples are kept 64 at a time
+    assert scored == [96 - 64]  # tuples are kept 64 at a time
     assert (tmp_path / "tuples.jsonl").read_bytes() == (tmp_path / "undisturbed.jsonl").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tuples.jsonl", "undisturbed.jsonl"]
     monkeypatch.undo()

@@ -42,7 +42,7 @@ def test_a_choice_looks_at_more_candidates_for_a_deeper_search(index):
     query = TokenEmbeddings.of([np.eye(planner.manifest.dim)[:20]])
     near, deep = (planner.plan(query, k)[0].params for k in (100, 1000))
     name = {"scan": "ncandidates", "warp": "rescore"}[choice.engine]
-    assert getattr(near, name) == max(100, round(400 * choice.share)) * (2 if choice.engine == "warp" else 1)
+    assert getattr(near, name) == max(100, round(400 * choice.candidate_fraction)) * (2 if choice.engine == "warp" else 1)
     assert getattr(deep, name) == pytest.approx(10 * getattr(near, name), rel=0.01)
 
 
