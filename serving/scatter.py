@@ -1,4 +1,4 @@
-"""Scatter: one request's calls to the shard groups, which of them answered, and the answer of those alone."""
+"""Scatter: sends one request's calls to the shard groups, leaves out groups that fail, and merges the answers of the others."""
 
 import asyncio
 import math
@@ -23,14 +23,15 @@ from .workers.shard_server import GroupAnswer
 
 @dataclass(frozen=True)
 class Found:
-    """Answers to some plans.
+    """The results of a search over all groups that answered.
 
     Attributes:
-        kept: for each stage and plan the best documents over all groups that answered.
-        documents: fields of the last stage's documents, by number.
-        stage_seconds: of each stage; document_seconds: of fetching the fields.
-        coverage: the share of the documents that were searched.
-        missing: groups that were left out, and why.
+        kept: For each stage and plan, the best documents over these groups.
+        documents: Fields of the last stage's documents, by document number.
+        stage_seconds: Time of each stage.
+        document_seconds: Time of fetching the fields.
+        coverage: Fraction of the live documents that were searched.
+        missing: Names of the groups that were left out, each with the reason.
     """
 
     kept: list[list[TopK]]
@@ -42,13 +43,13 @@ class Found:
 
 
 MAX_AHEAD = 8
-"""Plans for which groups go on by themselves: for one, a message costs more than work that turns out to be in vain; for many it
-does not."""
-AHEAD_SHARE, AHEAD_MORE = 1.5, 8
-"""How many documents a group goes on with: so many times its equal share of those that all groups keep together, and so many
-more. Where it has more of them than that, it is asked for the rest."""
+"""Largest number of plans for which groups run later stages without being asked. With few plans, a second message costs more than
+scores that turn out to be unnecessary."""
+AHEAD_FACTOR, AHEAD_MORE = 1.5, 8
+"""A group runs later stages for AHEAD_FACTOR * (documents that the stage keeps / groups) + AHEAD_MORE of its documents. If more of its
+documents are kept, the gateway asks for the rest."""
 MAX_SENT = 100
-"""Documents whose fields every group sends along with its answer; more are fetched from their groups at the end."""
+"""Largest number of documents for which groups send fields with their answers. For more, the fields are fetched at the end."""
 
 
 class GroupLost(Exception):
@@ -56,15 +57,17 @@ class GroupLost(Exception):
 
 
 class Scatter:
-    """Asks the groups that still take part; a group that fails or is late is left out for the rest of the request.
+    """Calls the shard groups for one request. A group that fails or is late is left out for the rest of the request.
 
-    What is answered is always what the remaining groups alone would answer: if one is lost after its documents have
-    displaced others' at a cut, the cut is made again without it and the later stages run again.
+    The result always equals the result of the remaining groups alone. If a group is lost after its documents displaced others at a cut,
+    that cut and the later stages run again without it.
 
     Args:
-        min_coverage: the share of documents below which ShardUnavailable is raised. While it allows for a loss, no step
-            may take more than its share of the time that is left; otherwise giving up early would gain nothing.
-        filters: what documents must be like; every group evaluates them for its own.
+        context: The request's version, deadline and transport.
+        kernels: Merge the results of the groups.
+        min_coverage: Fraction of the documents below which ShardUnavailable is raised. While it allows a loss, each step may take an
+            equal part of the remaining time. Otherwise giving up early has no benefit, and each step may take all of it.
+        filters: Conditions on the documents, which every group evaluates on its own documents; None for all documents.
     """
 
     def __init__(self, context: RequestContext, kernels: Kernels, min_coverage: float = 1.0, filters: Filters | None = None):
@@ -83,14 +86,14 @@ class Scatter:
 
     @property
     def warnings(self) -> list[str]:
-        """What is probably a mistake in the filters: one line for each field that no document has."""
+        """Return one line for each field in the filters that no document has, which is probably a mistake."""
         return unknown_field_warnings(common_unknown_fields([self._answers[name].unknown_fields for name in self.groups]))
 
     async def find(self, plans: list[QueryPlan], fields: Sequence[str]) -> Found:
-        """The best documents of each plan, with their fields.
+        """Return the best documents of each plan, with their fields.
 
         Raises:
-            ShardUnavailable: if fewer documents than min_coverage could be searched.
+            ShardUnavailable: Fewer documents than `min_coverage` could be searched.
         """
         while True:
             try:
@@ -103,7 +106,7 @@ class Scatter:
                 continue
 
     async def matches(self, plans: list[QueryPlan], answers: Sequence[TopK]) -> list[dict[int, TokenMatches]]:
-        """For each plan what its query tokens matched in its documents. Raises ShardUnavailable if a group does not answer."""
+        """Return for each plan the matches of its query tokens, by document. Raises ShardUnavailable if a group does not answer."""
         numbers = [np.sort(answer.documents) for answer in answers]
         calls = {}
         for name, group in self.groups.items():
@@ -114,16 +117,16 @@ class Scatter:
         return [{number: match for part in replies for number, match in part[position].items()} for position in range(len(plans))]
 
     async def _search(self, plans: list[QueryPlan], fields: Sequence[str]) -> None:
-        """What a group finds by itself stays true when another is lost, so none is asked twice."""
+        """Ask each group for its own results, once: they stay valid when another group is lost."""
         ahead = _ahead(plans, len(self.groups))
         sent = fields if len(ahead) + 1 == len(plans[0].stage_limits) and sum(plan.stage_limits[-1] for plan in plans) <= MAX_SENT else None
         calls = {name: ("search", plans, self.filters, ahead, sent) for name in self.groups if name not in self._answers}
         await self._ask(calls, len(plans[0].stage_limits) - len(ahead) + 1, self._answers)
 
     async def _stages(self, plans: list[QueryPlan]) -> tuple[list[list[TopK]], list[float]]:
-        """What each stage keeps of all groups' documents, and the seconds that it took.
+        """Return the documents that each stage keeps over all groups, and the seconds of each stage.
 
-        The groups have run the first stage, and later ones for their own best documents; they are asked for the scores that are missing.
+        The groups have run the first stage, and the later stages for their own best documents. Missing scores are requested.
         """
         found = [self._answers[name] for name in self.groups]
         loop = StageLoop(plans, [None] * len(plans))
@@ -136,7 +139,7 @@ class Scatter:
         return loop.kept, [sum(seconds) for seconds in zip(slowest, loop.seconds, strict=True)]
 
     async def _completed(self, plans: list[QueryPlan], call: StageCall, parts: list[list[TopK]]) -> list[list[TopK]]:
-        """The scores of each plan's survivors: known scores, and scores that the groups still have to compute."""
+        """Return the scores of each plan's documents in a later stage: known scores, and scores that are requested from the groups."""
         number, survivors = call.number, [each for each in call.documents if each is not None]
         known = [_among(each, documents) for each, documents in zip(parts, survivors, strict=True)]
         if all(len(top.documents) == len(documents) for top, documents in zip(known, survivors, strict=True)):
@@ -160,11 +163,16 @@ class Scatter:
         return {number: sent[number] for number in numbers.tolist()}
 
     async def _ask(self, calls: dict[str, tuple[Any, ...]], steps: int, answers: dict[str, Any]) -> dict[str, Any]:
-        """Adds each group's answer to `answers`; `steps` is how many steps, this one included, share the time that is left.
+        """Call some groups and add their answers to `answers`.
+
+        Args:
+            calls: Method and arguments for each group.
+            steps: Number of remaining steps, this one included, among which the remaining time is divided.
+            answers: Answers by group name.
 
         Raises:
-            GroupLost: if a group is left out from now on, and the others are still enough.
-            ShardUnavailable: if they are not.
+            GroupLost: A group failed and is left out from now on; the other groups cover enough documents.
+            ShardUnavailable: The other groups cover too few documents.
         """
         if not calls:
             return answers
@@ -194,15 +202,15 @@ class Scatter:
 
 
 def _ahead(plans: list[QueryPlan], num_groups: int) -> list[int]:
-    """For each later stage, how many of its own survivors of the stage before a group goes on with."""
+    """Return for each later stage how many of its own best documents a group scores without being asked."""
     if num_groups > 1 and len(plans) > MAX_AHEAD:
         return []
     limits = [max(plan.stage_limits[number] for plan in plans) for number in range(len(plans[0].stage_limits) - 1)]
-    return [keep if num_groups == 1 else min(keep, math.ceil(AHEAD_SHARE * keep / num_groups) + AHEAD_MORE) for keep in limits]
+    return [keep if num_groups == 1 else min(keep, math.ceil(AHEAD_FACTOR * keep / num_groups) + AHEAD_MORE) for keep in limits]
 
 
 def _among(parts: Sequence[TopK], numbers: np.ndarray) -> TopK:
-    """The parts' scores of these documents. For so few a Python set takes a tenth of the time of NumPy."""
+    """Return the scores in `parts` of some documents. They are few, so a Python set takes a tenth of the time of NumPy."""
     known = set(numbers.tolist())
     kept = [[place for place, number in enumerate(part.documents.tolist()) if number in known] for part in parts]
     scores = np.concatenate([np.zeros(0, np.float32), *(part.scores[places] for part, places in zip(parts, kept, strict=True))])

@@ -1,4 +1,4 @@
-"""Explaining: what the query's tokens matched in documents, and why a document was found or was not."""
+"""`POST /explain` and the explanations of hits: token matches, and why a document was found or not."""
 
 import asyncio
 from collections.abc import Mapping
@@ -24,13 +24,13 @@ from .documents import find, get_document
 
 @dataclass(frozen=True)
 class Explained:
-    """The tokens of each query, and for each of its documents, by number, what they matched."""
+    """The tokens of each query, and their matches in each of its documents, by document number."""
 
     tokens: list[list[QueryToken]]
     matches: list[dict[int, list[Match]]]
 
     def hit_fields(self, request: SearchRequest, documents: Mapping[int, dict[str, Any]]) -> list[dict[int, dict[str, Any]]]:
-        """For each query the fields of its hits that say what matched: matches, highlights and snippet."""
+        """Return for each query the fields matches, highlights and snippet of its hits, by document number."""
         fields = []
         for query, tokens, matched in zip(request.texts, self.tokens, self.matches, strict=True):
             fields.append({number: _fields(request, query, tokens, each, documents[number]) for number, each in matched.items()})
@@ -38,16 +38,31 @@ class Explained:
 
 
 async def explain_hits(scatter: Scatter, queries: list[str], plans: list[QueryPlan], found: Found) -> Explained:
-    """Raises ShardUnavailable if the encoder or a group does not answer in time."""
+    """Return the matches of some queries in their documents.
+
+    Args:
+        scatter: Calls the shard groups.
+        queries: Texts of the queries.
+        plans: Plans of the queries.
+        found: Documents that the search found.
+
+    Raises:
+        ShardUnavailable: The encoder or a group does not answer in time.
+    """
     return await _explained(scatter, queries, plans, found.kept[-1], found.documents)
 
 
 async def explain_document(context: RequestContext, request: ExplainRequest, kernels: Kernels) -> Explanation:
-    """Runs the search again and follows one document through it.
+    """Run the search and report the score and rank of one document in every stage.
+
+    Args:
+        context: The request's version, deadline and transport.
+        request: The query, the document's id and the settings of the search.
+        kernels: Merge the results of the groups.
 
     Raises:
-        NotFound: if there is no such document.
-        ShardUnavailable: if the encoder or a group does not answer in time.
+        NotFound: There is no such document.
+        ShardUnavailable: The encoder or a group does not answer in time.
     """
     [(owner, number)] = (await find(context, [request.doc_id])).values()
     document = await get_document(context, owner, number)
@@ -58,18 +73,18 @@ async def explain_document(context: RequestContext, request: ExplainRequest, ker
     found = await scatter.find([plan], ())
     scores, kept_out = await context.call(owner, "stage_scores", plan, number, request.filters)
     [truncation] = await context.call_encoder("truncations", [document_text(document.title, document.text)], "document")
-    told = trace(plan, [best for [best] in found.kept], scores, number, kept_out, truncation)
+    traced = trace(plan, [best for [best] in found.kept], scores, number, kept_out, truncation)
     only = TopK(np.zeros(1, np.float32), np.array([number]))
     explained = await _explained(scatter, [request.query], [plan], [only], {number: {"title": document.title, "text": document.text}})
     return Explanation(
         document=document,
-        rank=told.rank,
-        score=told.score,
-        dropped_at=told.dropped_at,
-        reason=told.reason,
+        rank=traced.rank,
+        score=traced.score,
+        dropped_at=traced.dropped_at,
+        reason=traced.reason,
         truncation=next(iter(replies.truncated([truncation])), None),
         truncated_queries=replies.truncated(planned.truncations),
-        stages=[StageReport(**vars(stage)) for stage in told.stages],
+        stages=[StageReport(**vars(stage)) for stage in traced.stages],
         query_tokens=explained.tokens[0],
         matches=explained.matches[0][number],
         params=plan.params,

@@ -1,4 +1,4 @@
-"""Batcher: work that comes in while a batch is worked on waits, and makes the next batch."""
+"""Batcher: items that arrive while a batch is processed form the next batch."""
 
 import asyncio
 from collections import deque
@@ -10,13 +10,15 @@ Result = TypeVar("Result")
 
 
 class Batcher(Generic[Item, Result]):
-    """Nobody waits for company: a batch is what is there. What was cancelled while it waited is never worked on.
+    """Processes items in batches. Items are never delayed to fill a batch, and items that are cancelled while they wait are skipped.
 
     Args:
-        work: results of some items, in their order, an exception for an item that failed by itself; runs one batch at a time.
-        cost: of an item.
-        max_cost: of a batch; an item that costs more is a batch of its own.
-        small_cost: of a batch that is worked on in the event loop: others wait for it anyway, and a thread costs it a tenth more.
+        work: Returns the results of a batch in the order of its items, with an exception for an item that fails alone. It processes one
+            batch at a time.
+        cost: Returns the cost of an item.
+        max_cost: Largest cost of a batch; an item that costs more is a batch of its own.
+        small_cost: Largest cost of a batch that runs in the event loop. Other items wait for the batch anyway, and a thread would add
+            a tenth to its time.
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class Batcher(Generic[Item, Result]):
         self._worker: asyncio.Task[None] | None = None
 
     async def __call__(self, item: Item) -> Result:
-        """The item's result. Raises what `work` gave or raised for it."""
+        """Return the item's result, or raise the exception of `work` for it."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, self.cost(item), future))
         if self._worker is None or self._worker.done():
@@ -51,7 +53,7 @@ class Batcher(Generic[Item, Result]):
                     future.set_exception(result)
                 else:
                     future.set_result(result)
-            await asyncio.sleep(0)  # what came in meanwhile is read, and is in the next batch
+            await asyncio.sleep(0)  # receive the items that arrived meanwhile, so that the next batch includes them
 
     async def _results(self, items: Sequence[Item], cost: int) -> Sequence[Result | Exception]:
         try:

@@ -22,19 +22,26 @@ from .batching import Batcher
 from .versions import Served, Versions
 
 if TYPE_CHECKING:
-    from ray_lir.encoder.encoder import Encoder  # torch is loaded in this deployment alone
+    from ray_lir.encoder.encoder import Encoder  # only this deployment loads torch
 
 MAX_BATCH_TOKENS = 4096
 SMALL_BATCH_TOKENS = 128
-"""Are encoded in some ten milliseconds."""
+"""Batches of up to this many tokens run in the event loop; encoding them takes about ten milliseconds."""
 
 Spans = tuple[list[str], np.ndarray]
-"""The pieces of a text's tokens, and [T, 2] first and end characters, -1 for tokens that are not in the text."""
+"""The tokens of a text as the vocabulary spells them, and [T, 2] first and end characters; -1 for tokens that are not in the text."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """Plans of one request's queries, the seconds that they took, and how many tokens of each query were kept."""
+    """Plans of one request's queries.
+
+    Attributes:
+        plans: One plan for each query.
+        encode: Seconds of encoding, including the wait for a batch.
+        plan: Seconds of planning.
+        truncations: Number of tokens of each query, and how many were encoded.
+    """
 
     plans: list[QueryPlan]
     encode: float
@@ -43,9 +50,14 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Texts of one request to be encoded, and what is to be made of their embeddings on the same thread: going to another would take
-    several times as long as a plan."""
+class EncodeCall:
+    """One request's texts, waiting for a batch.
+
+    Attributes:
+        served: Versions that the request carries.
+        texts: Texts to encode.
+        then: Computes the result from the embeddings, on the same thread: a change of threads takes several times as long as a plan.
+    """
 
     served: Served
     texts: list[str]
@@ -53,15 +65,15 @@ class Wanted:
 
 
 class QueryEncoder:
-    """Holds the encoder that the index was made with, and the index's planner, for each version that is open.
+    """Holds, for each open version, the index's planner and the encoder that the index was built with.
 
     Args:
-        checkpoint: where the encoder's weights lie now; None: where the index's contract says.
-        kernels: kernels that make query plans.
-        shard_kernels: kernels of the shard groups, by which `auto` chooses the engine.
+        checkpoint: Folder of the encoder's checkpoint. None: the folder in the index's contract.
+        kernels: Kernels that make query plans.
+        shard_kernels: Kernels of the shard groups, from which `auto` chooses the engine.
 
     Raises:
-        IncompatibleError: if the checkpoint is not the encoder that the index was made with.
+        IncompatibleError: The index was built with another encoder than the checkpoint.
     """
 
     def __init__(self, root: str, version: int, checkpoint: str | None, verify: bool, kernels: str = "auto", shard_kernels: str = "auto"):
@@ -77,7 +89,15 @@ class QueryEncoder:
         self.versions.open(version)
 
     async def plan(self, served: Served, texts: list[str], k: int, engine: str | EngineConfig, quality: str) -> Planned:
-        """A plan for each text, all of the same engine. The texts of requests that wait together are encoded together."""
+        """Return a plan for each text, all of the same engine. Texts of concurrent requests are encoded in one batch.
+
+        Args:
+            served: Versions that the request carries.
+            texts: Query texts.
+            k: Documents to return for each query.
+            engine: Name or parameters of the engine.
+            quality: For the engine auto: how closely it must follow the exact ranking.
+        """
         start = time.perf_counter()
 
         def planned(embeddings: TokenEmbeddings) -> Planned:
@@ -86,17 +106,32 @@ class QueryEncoder:
             plans = planner.plan(embeddings, k, engine, quality)
             return Planned(plans, encoded - start, time.perf_counter() - encoded, encoder.tokenizer.query_truncations(texts))
 
-        return await self._in_batches(Wanted(served, texts, planned))
+        return await self._in_batches(EncodeCall(served, texts, planned))
 
     async def encode(self, served: Served, texts: list[str], kind: Literal["query", "document"]) -> TokenEmbeddings:
-        """Token embeddings of texts."""
+        """Return token embeddings of texts.
+
+        Args:
+            served: Versions that the request carries.
+            texts: Texts to encode.
+            kind: Whether the texts are queries or documents.
+        """
         if kind == "query":
             return await self._encoded(served, texts)
         encoder, _ = self.versions.get(served)
         return await asyncio.to_thread(encoder.encode_documents, texts)
 
     async def score(self, served: Served, query: str, texts: list[str]) -> np.ndarray:
-        """[texts] float32, what the index's scorer gives the query and each text, nothing compressed; -inf for a text without tokens."""
+        """Return the scores of texts for a query, from uncompressed vectors.
+
+        Args:
+            served: Versions that the request carries.
+            query: Text of the query.
+            texts: Texts to score.
+
+        Returns:
+            [texts] float32; -inf for a text without tokens.
+        """
         queries = await self._encoded(served, [query])
         documents = await self.encode(served, texts, "document")
         encoder, _ = self.versions.get(served)
@@ -104,39 +139,56 @@ class QueryEncoder:
         return scores
 
     async def spans(self, served: Served, queries: list[str], documents: list[str]) -> tuple[list[Spans], list[Spans]]:
-        """Where the vectors of these texts come from in them."""
+        """Return the tokens of queries and documents, with their positions in the texts.
+
+        Args:
+            served: Versions that the request carries.
+            queries: Texts of queries.
+            documents: Texts of documents.
+        """
         encoder, _ = self.versions.get(served)
         return await asyncio.to_thread(_spans, encoder, queries, documents)
 
     async def truncations(self, served: Served, texts: list[str], kind: Literal["query", "document"]) -> list[Truncation]:
-        """How many tokens each text has, and how many of them are encoded."""
+        """Return how many tokens each text has, and how many of them are encoded.
+
+        Args:
+            served: Versions that the request carries.
+            texts: Texts of queries or documents.
+            kind: Whether the texts are queries or documents.
+        """
         tokenizer = self.versions.get(served)[0].tokenizer
         return await asyncio.to_thread(tokenizer.query_truncations if kind == "query" else tokenizer.document_truncations, texts)
 
     async def open_version(self, version: int) -> None:
-        """Opens a version so that it can be served. Raises if it is damaged, or made with another encoder than there is."""
+        """Open a version so that it can be served.
+
+        Raises:
+            FormatError: The version is damaged.
+            IncompatibleError: The version was built with another encoder.
+        """
         await asyncio.to_thread(self.versions.open, version)
 
     async def adopt(self, served: Served) -> None:
-        """Remembers what is served from now on, and lets go of versions that no request reaches any more."""
+        """Store the served versions, and close versions that no request can reach."""
         await asyncio.to_thread(self.versions.get, served)
         used = {planner.manifest.contract.fingerprint for _, planner in self.versions.keep(served.reachable)}
         self.encoders = {fingerprint: encoder for fingerprint, encoder in self.encoders.items() if fingerprint in used}
 
     async def last_served(self) -> Served:
-        """What was served when this was last asked for something."""
+        """Return the served versions of the latest call."""
         return self.versions.served
 
     async def address(self) -> str:
-        """Where the gateway can reach this replica without Serve, if it is on the same machine."""
+        """Return the path of a Unix socket for calls from the same machine that do not pass through Ray Serve."""
         return await self.listener.address()
 
     def __del__(self) -> Coroutine[Any, Any, None] | None:
-        """Serve awaits it before it ends a replica: what came in over the line is answered first."""
+        """Ray Serve awaits this before it ends a replica, so that calls in progress over the Unix socket are answered first."""
         return self.listener.close() if self.listener.is_open else None
 
     async def ready(self) -> None:
-        """Answers as soon as the encoder is loaded."""
+        """Return as soon as the encoder is loaded."""
 
     def _open(self, version: int) -> "tuple[Encoder, Planner]":
         manifest = read_version(self.root, version)
@@ -153,27 +205,27 @@ class QueryEncoder:
         return encoder, planner
 
     async def _encoded(self, served: Served, texts: list[str]) -> TokenEmbeddings:
-        return await self._in_batches(Wanted(served, texts, lambda embeddings: embeddings))
+        return await self._in_batches(EncodeCall(served, texts, lambda embeddings: embeddings))
 
-    def _cost(self, wanted: Wanted) -> int:
-        """Tokens, at most: none is shorter than a character."""
-        longest = self.versions.get(wanted.served)[0].contract.query_length
-        return sum(min(longest, len(text) + 3) for text in wanted.texts)
+    def _cost(self, call: EncodeCall) -> int:
+        """Return an upper bound of the number of tokens: a token has at least one character."""
+        longest = self.versions.get(call.served)[0].contract.query_length
+        return sum(min(longest, len(text) + 3) for text in call.texts)
 
-    def _encode_queries(self, batch: Sequence[Wanted]) -> list[Any]:
-        encoders = [self.versions.get(wanted.served)[0] for wanted in batch]
+    def _encode_queries(self, batch: Sequence[EncodeCall]) -> list[Any]:
+        encoders = [self.versions.get(call.served)[0] for call in batch]
         results: list[Any] = [None] * len(batch)
-        for encoder in dict.fromkeys(encoders):  # more than one only while versions with different encoders change over
-            mine = [number for number, each in enumerate(encoders) if each is encoder]
-            embeddings = encoder.encode_queries([text for number in mine for text in batch[number].texts])
-            ends = np.cumsum([len(batch[number].texts) for number in mine]).tolist()
-            for number, end in zip(mine, ends, strict=True):
+        for encoder in dict.fromkeys(encoders):  # several only while the service switches between versions with different encoders
+            numbers = [number for number, each in enumerate(encoders) if each is encoder]
+            embeddings = encoder.encode_queries([text for number in numbers for text in batch[number].texts])
+            ends = np.cumsum([len(batch[number].texts) for number in numbers]).tolist()
+            for number, end in zip(numbers, ends, strict=True):
                 results[number] = _attempt(batch[number].then, embeddings.slice(end - len(batch[number].texts), end))
         return results
 
 
 def _attempt(then: Callable[[TokenEmbeddings], Any], embeddings: TokenEmbeddings) -> Any:
-    """What it returns, or raises: that concerns none of the others in the batch."""
+    """Return the result of `then`, or its exception, so that one failed call does not affect the others of the batch."""
     try:
         return then(embeddings)
     except Exception as error:

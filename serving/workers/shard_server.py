@@ -31,23 +31,23 @@ from .gpu import GpuShare, check_device, warm_up
 from .versions import Served, Versions
 
 STUCK_AFTER_S = 120.0
-"""A single call that computes longer than this makes the replica unhealthy, and Serve starts another."""
+"""A call that computes longer than this makes the replica unhealthy, and Ray Serve starts another."""
 
 SHORT_S = 0.01
-"""What took no longer the last time is computed in the event loop: a thread would cost it a tenth more."""
+"""Calls whose kind took at most this long the last time run in the event loop, because a thread would add a tenth to their time."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class GroupAnswer:
-    """What a group found by itself.
+    """The result of a group's search over its own documents.
 
     Attributes:
-        stages: for each stage that was run and each plan, the documents that it scored and kept, best first.
-        seconds: of each stage.
-        documents: fields of the last stage's best, by number.
-        unknown_fields: fields of the filters that none of the group's documents has, with the names of those that some have.
+        stages: The best documents of each stage that ran, for each plan, best first.
+        seconds: Time of each stage.
+        documents: Fields of the last stage's best documents, by document number.
+        unknown_fields: Fields of the filters that no document of the group has, each with the field names that documents do have.
     """
 
     stages: list[list[TopK]]
@@ -68,28 +68,33 @@ class SearchCall:
 
     @property
     def kind(self) -> Hashable:
-        """Calls of one kind can share a pass: the same version, engine and stages."""
+        """Return the key of calls that one pass over the shards can answer: equal version, engine and stages."""
         first = self.plans[0]
         return self.served.answering, first.params.engine, len(first.stage_limits), self.ahead, first.scorer_terms is None
 
 
 class ShardServer:
-    """Opens the shards of group `group` out of `num_groups`, and no others, of each version that it is asked for.
+    """Runs searches over the shards of one group, in each version of the index that requests need.
 
-    As many calls compute at a time as it has CPUs, because each needs memory of its own; the others wait, and one that
-    was cancelled while it waited is never begun.
+    The number of calls that compute at the same time is the number of CPUs, because each call needs its own memory. Other calls wait. A
+    call that is cancelled while it waits never starts.
 
     Args:
-        verify: read every file and compare its digest when a version is opened.
-        cache: folder for copies of the shards, if the index is not on a disk.
-        kernels: name of the kernels that score.
-        gpu: the part of a card that Ray reserved, for `cuda` kernels. Concurrent searches are then merged into one pass over the shards, up
+        root: Folder or URL of the index.
+        version: Version of the index to serve first.
+        group: Number of the group.
+        num_groups: Number of groups.
+        num_cpus: CPUs of the replica, which compute one call each.
+        verify: Read every file and compare its digest when a version is opened.
+        cache: Folder for copies of the shards if the index is on an object store.
+        kernels: Name of the kernels that score.
+        gpu: The part of a card that Ray reserved, for `cuda` kernels. Concurrent searches are then merged into one pass over the shards, up
             to `queries_together` queries of the kernels. None: the group searches on the CPU.
 
     Raises:
-        FormatError: if a file is missing, cut or (with verify) altered.
-        ConfigError: if the group does not fit into its part of the card.
-        KernelUnavailable: if there is no GPU.
+        FormatError: A file is missing, truncated or (with verify) altered.
+        ConfigError: The group does not fit into its part of the card.
+        KernelUnavailable: There is no GPU.
     """
 
     def __init__(
@@ -127,25 +132,31 @@ class ShardServer:
     async def search(
         self, served: Served, plans: Sequence[QueryPlan], filters: Filters | None, ahead: Sequence[int], fields: Sequence[str] | None
     ) -> GroupAnswer:
-        """The first stage of the plans' engine over this group's shards; and the later ones for its own best documents, most of
-        which the gateway is going to ask for once it knows the other groups' best.
+        """Run the first stage of the plans' engine over this group's shards, and later stages for the group's own best documents.
+
+        The gateway needs the later scores of most of these documents once it knows the best documents of all groups.
 
         Args:
-            filters: what documents must be like to be found.
-            ahead: for each later stage, how many of this group's best of the stage before go on; empty for none.
-            fields: of the last stage's best documents to send along; None for no documents.
+            served: Versions that the request carries.
+            plans: One plan for each query, all of the same engine.
+            filters: Conditions on the documents; None for all documents.
+            ahead: For each later stage, how many of this group's best documents enter it; empty to run only the first stage.
+            fields: Fields to return of the last stage's best documents; None for no documents.
         """
-        kind = (plans[0].params.engine, len(plans)) if filters is None else None  # how long filters take depends on what they ask
+        kind = (plans[0].params.engine, len(plans)) if filters is None else None  # the time of filters depends on their conditions
         call = SearchCall(served, plans, filters, tuple(ahead), fields)
         if self.gpu:
             return await self.merged(call)
         return await self._compute(_search, self.versions, call, kind=kind)
 
     async def run_stage(self, served: Served, plans: Sequence[QueryPlan], number: int, documents: Sequence[np.ndarray]) -> list[TopK]:
-        """Stage `number`, from 1, of the plans' engine for some of this group's documents.
+        """Run one later stage of the plans' engine for some of this group's documents.
 
         Args:
-            documents: for each plan survivors of the stage before, ascending.
+            served: Versions that the request carries.
+            plans: One plan for each query, all of the same engine.
+            number: Number of the stage, from 1.
+            documents: For each plan, numbers of documents that the stage before kept, ascending.
         """
         call = StageCall(plans, number, documents, [plan.stage_limits[number] for plan in plans])
         return await self._compute(_run_stage, self.versions, served, call)
@@ -154,64 +165,89 @@ class ShardServer:
         """Return the exact scores of some of this group's documents, best first.
 
         Args:
-            served: what the request was planned with.
-            plan: of the engine exact.
-            numbers: of documents, in any order.
+            served: Versions that the request carries.
+            plan: Plan of the query, of the engine exact.
+            numbers: Document numbers, in any order.
         """
         call = StageCall([plan], 0, [np.sort(numbers)], [len(numbers)])
         [answer] = await self._compute(_run_stage, self.versions, served, call)
         return answer
 
     async def matches(self, served: Served, plans: Sequence[QueryPlan], numbers: Sequence[np.ndarray]) -> list[dict[int, TokenMatches]]:
-        """For each plan, what its query tokens matched in some of this group's documents."""
+        """Return the matches of the query tokens in some of this group's documents.
+
+        Args:
+            served: Versions that the request carries.
+            plans: One plan for each query.
+            numbers: For each plan, numbers of the documents.
+
+        Returns:
+            For each plan, the matches by document number.
+        """
         return await self._compute(_matches, self.versions, served, plans, numbers)
 
     async def stage_scores(
         self, served: Served, plan: QueryPlan, number: int, filters: Filters | None
     ) -> tuple[list[float | None], str | None]:
-        """The scores that one document would get in every stage, and what keeps it from being searched."""
+        """Return a document's score in every stage, and the filter or deletion that excludes it from the search.
+
+        Args:
+            served: Versions that the request carries.
+            plan: Plan of the query.
+            number: Number of the document.
+            filters: Conditions on the documents; None for all documents.
+        """
         return await self._compute(_stage_scores, self.versions, served, plan, number, filters)
 
     async def documents(self, served: Served, numbers: np.ndarray, fields: Sequence[str]) -> list[dict[str, Any]]:
-        """doc_id and these fields of some of this group's documents, in the order of their numbers."""
+        """Return doc_id and some fields of this group's documents.
+
+        Args:
+            served: Versions that the request carries.
+            numbers: Numbers of the documents.
+            fields: Names of the fields.
+
+        Returns:
+            One dict for each document, in the order of `numbers`.
+        """
         return await asyncio.to_thread(lambda: _rows(self.versions.get(served), numbers, fields))
 
     async def find(self, served: Served, doc_ids: Sequence[str]) -> dict[str, int]:
-        """The numbers of those of these documents that this group holds."""
+        """Return the numbers of documents by id, for documents that this group holds."""
         return await asyncio.to_thread(_find, self.versions, served, doc_ids)
 
     async def open_version(self, version: int) -> None:
-        """Opens a version so that it can be served. Raises FormatError if it is damaged."""
+        """Open a version so that it can be served. Raises FormatError if it is damaged."""
         await asyncio.to_thread(self.versions.open, version)
 
     async def adopt(self, served: Served) -> None:
-        """Remembers what is served from now on, and lets go of versions that no request reaches any more, and of their copies."""
+        """Store the served versions, close versions that no request can reach, and remove their copies."""
         await asyncio.to_thread(self.versions.get, served)
         self.versions.keep(served.reachable)
         if self.cache and not storage.is_local(self.root):
             await asyncio.to_thread(self._let_go, served.reachable)
 
     async def last_served(self) -> Served:
-        """What was served when this was last asked for something."""
+        """Return the served versions of the latest call."""
         return self.versions.served
 
     async def address(self) -> str:
-        """Where the gateway can reach this replica without Serve, if it is on the same machine."""
+        """Return the path of a Unix socket for calls from the same machine that do not pass through Ray Serve."""
         return await self.listener.address()
 
     def __del__(self) -> Coroutine[Any, Any, None] | None:
-        """Serve awaits it before it ends a replica: what came in over the line is answered first."""
+        """Ray Serve awaits this before it ends a replica, so that calls in progress over the Unix socket are answered first."""
         return self.listener.close() if self.listener.is_open else None
 
     async def ready(self) -> None:
-        """Answers as soon as the shards are open."""
+        """Return as soon as the shards are open."""
 
     def check_health(self) -> None:
-        """Serve asks regularly. Raises ShardUnavailable if a call hangs, or if the GPU does not answer."""
+        """Raise ShardUnavailable if a call hangs or the GPU does not answer. Ray Serve calls this regularly."""
         longest = max((time.monotonic() - began for began in list(self.began.values())), default=0.0)
         if longest > STUCK_AFTER_S:
             raise ShardUnavailable(f"a call has been computing for {longest:.0f} seconds; look at this machine's disk and load")
-        if self.gpu and not self.began:  # a call that computes shows that the device answers, or is noticed above
+        if self.gpu and not self.began:  # a call in progress shows that the device answers; a hanging call is detected above
             check_device()
 
     def _open(self, version: int) -> Searcher:
@@ -237,10 +273,10 @@ class ShardServer:
         remove_other_copies(self.root, self.cache or "", [file for shard in shards for file in files_of(shard)])
 
     async def _compute(self, work: Callable[..., Result], *args: Any, kind: Hashable = None) -> Result:
-        """What the work returns. On a thread, unless it is the only call and others of its kind are known to be short."""
+        """Return the result of `work`. It runs on a thread, unless it is the only call and the last call of its kind was short."""
         self.calls += 1
         try:
-            await asyncio.sleep(0)  # calls that came in together are counted
+            await asyncio.sleep(0)  # count calls that arrived at the same time
             if self.calls == 1 and not self.began and self.seconds.get(kind, math.inf) <= SHORT_S:
                 return self._timed(kind, work, *args)
             return await asyncio.get_running_loop().run_in_executor(self.pool, self._timed, kind, work, *args)
@@ -265,7 +301,7 @@ def _search(versions: Versions[Searcher], call: SearchCall) -> GroupAnswer:
 
 
 def _search_together(versions: Versions[Searcher], calls: Sequence[SearchCall]) -> list[GroupAnswer | Exception]:
-    """The answer of each call. Calls with the same version, engine and stages are one pass over the shards."""
+    """Return the answer of each call. Calls with the same version, engine and stages are answered in one pass over the shards."""
     answers: dict[int, GroupAnswer | Exception] = {}
     passes: dict[Hashable, list[int]] = {}
     allowed: dict[int, np.ndarray | None] = {}
@@ -273,7 +309,7 @@ def _search_together(versions: Versions[Searcher], calls: Sequence[SearchCall]) 
         try:
             allowed[position] = _allowed(versions.get(call.served), call)
             passes.setdefault(call.kind, []).append(position)
-        except Exception as error:  # wrong filters concern none of the other calls
+        except Exception as error:  # wrong filters in one call do not affect the others
             answers[position] = error
     for positions in passes.values():
         try:
@@ -326,8 +362,8 @@ def _matches(versions: Versions[Searcher], served: Served, plans: Any, numbers: 
     searcher = versions.get(served)
     codec = searcher.planner.codec
     return [
-        {number: match_tokens(plan, shard_of(searcher.shards, number), codec, number) for number in mine.tolist()}
-        for plan, mine in zip(plans, numbers, strict=True)
+        {number: match_tokens(plan, shard_of(searcher.shards, number), codec, number) for number in documents.tolist()}
+        for plan, documents in zip(plans, numbers, strict=True)
     ]
 
 

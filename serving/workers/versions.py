@@ -1,4 +1,4 @@
-"""Versions: what a process has open of an index, by version, and which of them is served."""
+"""Served and Versions: which versions of an index are served, and which of them a process has open."""
 
 import hashlib
 import threading
@@ -9,16 +9,18 @@ Opened = TypeVar("Opened")
 
 
 class Served(NamedTuple):
-    """What is served, and the number of changes that led to it: of two that are remembered, the one with more is true.
+    """The versions that the service serves.
 
-    Every call inside the service carries the one it was planned with, so an answer is of one version whatever changes
-    meanwhile, and whoever answers calls remembers what is served for a gateway that has to start again.
+    Every call inside the service carries the value with which its request was planned, so an answer never mixes versions. Workers store
+    the latest value that they received. A restarted gateway asks them for it and uses the one with the highest `change`.
 
     Attributes:
-        version: answers all requests but the canary's fraction of the traffic.
-        previous: what a roll-back goes to.
-        canary: the version that answers `traffic_fraction` of the requests; None if there is none.
-        by_canary: whether the request that carries this is one of them.
+        change: Number of changes of the served versions so far.
+        version: Version that answers all requests except the canary's.
+        previous: Version to which a roll-back returns; None if there is none.
+        canary: Version that answers `traffic_fraction` of the requests; None if there is none.
+        traffic_fraction: Fraction of the requests that the canary answers.
+        by_canary: Whether the canary answers the request that carries this value.
     """
 
     change: int
@@ -30,16 +32,16 @@ class Served(NamedTuple):
 
     @property
     def answering(self) -> int:
-        """The version that answers the request that carries this."""
+        """Return the version that answers the request that carries this value."""
         return self.canary if self.by_canary and self.canary is not None else self.version
 
     @property
     def reachable(self) -> list[int]:
-        """The versions that requests may still be answered from, after a change that is always possible too."""
+        """Return the versions that can still answer requests, now or after a promotion or roll-back."""
         return [version for version in (self.version, self.previous, self.canary) if version is not None]
 
     def for_request(self, request_id: str) -> "Served":
-        """What a request carries: the same for the same id, while the canary's fraction of the traffic grows too."""
+        """Return the value that a request carries. An id that the canary answers stays with the canary while its fraction grows."""
         if self.canary is None:
             return self
         place = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8], "big") / 2**64
@@ -47,11 +49,11 @@ class Served(NamedTuple):
 
 
 class Versions(Generic[Opened]):
-    """Opens versions when they are first needed and keeps them. Safe in threads.
+    """Opens versions when they are first needed, and holds them open. Safe in threads.
 
     Args:
-        open: opens a version, and raises if it is damaged.
-        first: the version that is served at first.
+        open: Opens a version; raises an error if it is damaged.
+        first: Version that is served first.
     """
 
     def __init__(self, open: Callable[[int], Opened], first: int):
@@ -61,13 +63,13 @@ class Versions(Generic[Opened]):
         self._opening = threading.Lock()
 
     def get(self, served: Served) -> Opened:
-        """What a call that was planned with `served` needs."""
+        """Return the opened version that answers a call, and store `served` if it is newer."""
         if served.change > self.served.change:
             self.served = served._replace(by_canary=False)
         return self.open(served.answering)
 
     def open(self, version: int) -> Opened:
-        """A version, served or not."""
+        """Return a version, opened if necessary. It need not be served."""
         if version not in self._opened:
             with self._opening:
                 if version not in self._opened:
@@ -75,7 +77,7 @@ class Versions(Generic[Opened]):
         return self._opened[version]
 
     def keep(self, versions: Collection[int]) -> Collection[Opened]:
-        """Lets go of all others, with which calls that still use them finish. Returns what is left."""
+        """Drop all other versions and return the remaining ones. Calls in progress can still finish with a dropped version."""
         with self._opening:
             self._opened = {version: opened for version, opened in self._opened.items() if version in versions}
             return self._opened.values()

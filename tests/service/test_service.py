@@ -131,10 +131,10 @@ def test_a_wrong_filter_is_422_and_names_the_field(client):
     assert reply.status_code in (400, 422)
 
 
-@pytest.mark.parametrize(("share", "more", "sent"), [(0, 1, 100), (0.4, 0, 0), (0.8, 2, 100), (9, 0, 100)])
+@pytest.mark.parametrize(("factor", "more", "sent"), [(0, 1, 100), (0.4, 0, 0), (0.8, 2, 100), (9, 0, 100)])
 @pytest.mark.parametrize("engine", list(SERVED))
-def test_what_groups_do_ahead_changes_no_answer(client, calls, searcher, encoder, monkeypatch, engine, share, more, sent):
-    for name, value in (("AHEAD_SHARE", share), ("AHEAD_MORE", more), ("MAX_SENT", sent)):
+def test_what_groups_do_ahead_changes_no_answer(client, calls, searcher, encoder, monkeypatch, engine, factor, more, sent):
+    for name, value in (("AHEAD_FACTOR", factor), ("AHEAD_MORE", more), ("MAX_SENT", sent)):
         monkeypatch.setattr(scatter, name, value)
     params = {"scan": {"ncandidates": 30}, "plaid": {"nprobe": 4, "ncandidates": 60}, "warp": {"rescore": 25}}.get(engine, {})
     expected = searcher.search(encoder.encode_queries(QUERIES), 9, ENGINES[engine].params(**params))
@@ -146,7 +146,7 @@ def test_what_groups_do_ahead_changes_no_answer(client, calls, searcher, encoder
         document["title"] for answer in expected for document in searcher.documents(answer.documents)
     ]
     asked = [method for name, method in calls.calls if name != "QueryEncoder"]
-    if share == 9:
+    if factor == 9:
         assert asked[:4] == ["search"] * 4 and set(asked[4:]) <= {"documents"}
     elif engine != "exact":
         assert "run_stage" in asked
