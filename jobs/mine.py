@@ -126,6 +126,7 @@ def mine(config: MineConfig) -> dict[str, Any]:
         FormatError: The index or the dataset is damaged.
         IncompatibleError: The encoder differs from the index's.
     """
+    config = config.model_copy(update={"output": config.output.rstrip("/")})
     output = _check_output(config)
     search = QuerySearch.open(config.index, config.encoder, config.workers if "workers" in config.model_fields_set else None)
     dataset = load_dataset(config.dataset, config.split)
@@ -173,7 +174,7 @@ def _check_output(config: MineConfig) -> OutputFile | str:
             f"--skip {config.skip} and --num_negatives {config.num_negatives} are more than --depth {config.depth}; raise the depth"
         )
     is_file = config.output.endswith(SUFFIXES)
-    if not is_file and os.path.splitext(config.output.rstrip("/"))[1]:
+    if not is_file and os.path.splitext(config.output)[1]:
         raise ConfigError(
             f"--output {config.output} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, or name a folder without a suffix"
         )
@@ -182,7 +183,7 @@ def _check_output(config: MineConfig) -> OutputFile | str:
     if is_file:
         return OutputFile(url, None) if storage.exists(url) and killed_at_its_end else OutputFile.check(url, "--output")
     names = set(storage.list_names(url))
-    if names - {TUPLES, MANIFEST} or (MANIFEST in names and not killed_at_its_end) or (not names and storage.exists(url)):
+    if names - {TUPLES, MANIFEST} or (MANIFEST in names and not killed_at_its_end) or (storage.exists(url) and not storage.is_folder(url)):
         raise ConfigError(f"--output {url} exists already; give another --output, or remove it")
     storage.check_writable(url)
     return url
@@ -211,7 +212,7 @@ def _score(config: MineConfig, search: QuerySearch, load: "Callable[[str], Cross
 def _finished(config: MineConfig, search: QuerySearch, dataset: Dataset) -> Finished:
     settings = config.model_dump(mode="json", exclude={"output", "dataset", "index", "workers"})
     identity = [settings, manifest_digest(search.manifest), dataset.queries, dataset.qrels]
-    return Finished(storage.join(config.output.rstrip("/") + UNFINISHED, digest(identity)[:16]))
+    return Finished(storage.join(config.output + UNFINISHED, digest(identity)[:16]))
 
 
 def _positives(dataset: Dataset) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from jobs.evaluate import EvaluateConfig, evaluate
 from jobs.mine import MineConfig, mine
-from jobs.tune import TuneConfig, tune
+from jobs.tune import SCAN, WARP, TuneConfig, tune
 from ray_lir import storage
 from ray_lir.base.errors import ConfigError
 from ray_lir.encoder.cross_encoder import BatchScores, CrossEncoder, PairBatch
@@ -72,7 +72,7 @@ def test_an_index_on_a_store_is_evaluated_tuned_and_mined(place: Path, tmp_path:
         fs, path = storage.filesystem(root)
         fs.put(f"{place / 'index'}/", path, recursive=True)
         code = (
-            "import json, sys, ray\n"
+            "import json, sys, ray, jobs.tune\n"
             "from tests.cluster.test_jobs_on_ray import *\n"
             "place, out, root = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]\n"
             "ray.init(address='local', num_cpus=2, include_dashboard=False)\n"
@@ -80,6 +80,7 @@ def test_an_index_on_a_store_is_evaluated_tuned_and_mined(place: Path, tmp_path:
             "result = evaluate(EvaluateConfig(index=root, dataset=str(place), run=str(out / 's3.run'), workers=cache))\n"
             "(out / 's3.json').write_text(json.dumps(result))\n"
             "mine(mining(place, root + '-tuples', index=root, workers=cache))\n"
+            "jobs.tune.SCAN, jobs.tune.WARP = jobs.tune.SCAN[4:6], jobs.tune.WARP[-1:]\n"
             "tune(TuneConfig(index=root, target='R@10=0.9', num_queries=4, workers=cache))\n"
         )
         done = subprocess.run(
@@ -141,7 +142,9 @@ def test_mining_whose_driver_was_killed_continues(ray_cluster, place: Path, tmp_
     assert num_finished + len(written) == -(-NUM_QUERIES // 256) + -(-NUM_QUERIES // 64)
 
 
-def test_tuning_on_ray_writes_choices(ray_cluster, place: Path):
+def test_tuning_on_ray_writes_choices(ray_cluster, place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("jobs.tune.SCAN", SCAN[::4])
+    monkeypatch.setattr("jobs.tune.WARP", WARP[::5])
     result = tune(TuneConfig(index=str(place / "index"), target="R@10=0.9", num_queries=6, workers=TWO))
     path = place / "index" / "versions" / "1" / "tuning.json"
     kept = json.loads(path.read_text())

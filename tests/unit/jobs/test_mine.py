@@ -43,9 +43,13 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def configure(place: Path, output: Path, **changes: object) -> MineConfig:
+def configure(place: Path, output: Path | str, **changes: object) -> MineConfig:
     fields = {"index": str(place / "index"), "dataset": str(place / "words"), "output": str(output), "num_negatives": 4, "depth": 20}
     return MineConfig(**fields | {"engine": "exact", "encoder": {"precision": "float32"}} | changes)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def rows(path: Path) -> list[dict]:
@@ -171,7 +175,14 @@ def test_a_folder_holds_the_tuples_in_parts_that_training_reads(place, tmp_path,
     monkeypatch.setattr("jobs.mine.TUPLES_PER_PART", 40)
     settings = {"cross_encoder": str(place / "teacher")}
     mine(configure(place, tmp_path / "tuples.jsonl", **settings))
-    mine(configure(place, tmp_path / "tuples", **settings))
+    (tmp_path / "tuples").mkdir()  # an empty folder may exist
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr("jobs.mine.create_manifest", interrupt)
+        mine(configure(place, f"{tmp_path}/tuples/", **settings))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tuples", "tuples.jsonl", "tuples.unfinished"]
+    with monkeypatch.context() as continued:
+        continued.setattr(CrossEncoder, "score", interrupt)  # all batches are finished
+        mine(configure(place, tmp_path / "tuples", **settings))
     manifest = json.loads((tmp_path / "tuples" / "manifest.json").read_text())
     assert [part["num_tuples"] for part in manifest["parts"]] == [40, 40, 16] and manifest["num_tuples"] == 96 and manifest["scored"]
     parts = [row for part in manifest["parts"] for row in pq.read_table(tmp_path / "tuples" / part["name"]).to_pylist()]
