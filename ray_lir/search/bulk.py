@@ -1,8 +1,8 @@
-"""Bulk search: many queries from files, searched block after block, with the hits in Parquet or TREC parts and a manifest last.
+"""Bulk search: search the queries of files in blocks. Hits are written as Parquet or TREC parts, and the manifest is written last.
 
-`answer_block` answers queries that are in memory and writes nothing. `distributed.search` spreads the same blocks over Ray. A finished
-block has an entry in the progress folder, so a job that was killed continues after it. Part names carry a digest of the content, so a
-repeated block gives the same file.
+`bulk_search` searches in this process, and `distributed.search` spreads the same blocks over Ray. `answer_block` answers queries in memory
+and writes nothing. Each finished block writes an entry to the progress folder, so a killed job continues after its last finished block.
+Part names carry a digest of the content, so a repeated block writes the same file.
 """
 
 import io
@@ -54,9 +54,9 @@ from ray_lir.storage.manifest import (
 logger = logging.getLogger(__name__)
 
 QUERIES_PER_BLOCK = 512
-"""Queries that are searched together, written to one part, and repeated together after a failure."""
+"""Queries of a block. A block is searched together, written to one part, and repeated as a whole after a failure."""
 HITS_PER_BLOCK = 1 << 22
-"""Hits of a block at most: with a large k a block has fewer queries."""
+"""Hits of a block, at most: with a large k a block has fewer queries."""
 FOLDER = "hits"
 PROGRESS = "_progress"
 UNFINISHED = ".unfinished"
@@ -66,10 +66,10 @@ FORMATS: dict[str, Literal["parquet", "trec"]] = {".parquet": "parquet", ".trec"
 
 
 class BulkSettings(Config):
-    """The settings that decide the hits."""
+    """Settings of a bulk search that change the hits."""
 
     k: Annotated[int, Field(ge=1)] = 10
-    """Hits per query at most."""
+    """Hits per query, at most."""
     engine: EngineParams
     """Engine with its parameters."""
     filters: Filters | None = None
@@ -80,6 +80,7 @@ class BulkSettings(Config):
 
     @property
     def queries_per_block(self) -> int:
+        """Number of queries in a block."""
         return max(1, min(QUERIES_PER_BLOCK, HITS_PER_BLOCK // self.k))
 
 
@@ -91,7 +92,7 @@ class HitsPart(FileEntry):
 
 
 class BlockEntry(Config):
-    """What a finished block left: its part, its dead letters, and how many of its queries were cut."""
+    """Entry of a finished block: its part, its dead letters, and the number of its truncated queries."""
 
     number: Count
     part: HitsPart | None
@@ -120,7 +121,7 @@ class HitsManifest(Config):
     num_repeated: Count
     """Refused rows with the id of an earlier row."""
     num_truncated_queries: Count
-    """Queries that are longer than query_length and were cut."""
+    """Queries that are longer than query_length and were truncated."""
     parts: tuple[HitsPart, ...]
     dead_letters: tuple[DeadLetter, ...]
     config: dict[str, Any]
@@ -128,16 +129,24 @@ class HitsManifest(Config):
 
 
 class QueryTokenizer(Protocol):
-    def query_truncations(self, texts: Sequence[str]) -> list[Truncation]: ...
+    """The part of an encoder's tokenizer that bulk search uses."""
+
+    def query_truncations(self, texts: Sequence[str]) -> list[Truncation]:
+        """Return how many tokens each text has, and how many of them are encoded."""
+        ...
 
 
 class QueryEncoder(Protocol):
     """The part of `Encoder` that bulk search uses."""
 
     @property
-    def tokenizer(self) -> QueryTokenizer: ...
+    def tokenizer(self) -> QueryTokenizer:
+        """The tokenizer."""
+        ...
 
-    def encode_queries(self, texts: Sequence[str], query_ids: Sequence[str] | None = None) -> TokenEmbeddings: ...
+    def encode_queries(self, texts: Sequence[str], query_ids: Sequence[str] | None = None) -> TokenEmbeddings:
+        """Return the token embeddings of the texts; errors name the ids."""
+        ...
 
 
 class OpenIndex(Protocol):
@@ -151,16 +160,30 @@ class OpenIndex(Protocol):
         quality: str = "balanced",
         *,
         filters: Filters | None = None,
-    ) -> list[TopK]: ...
+    ) -> list[TopK]:
+        """Return the k best documents for each query.
 
-    def doc_ids(self, numbers: Iterable[int]) -> list[str]: ...
+        Args: as in `Searcher.search`.
+        """
+        ...
 
-    def documents(self, numbers: Iterable[int]) -> list[dict[str, Any]]: ...
+    def doc_ids(self, numbers: Iterable[int]) -> list[str]:
+        """Return the ids of the documents with these numbers, in the same order."""
+        ...
+
+    def documents(self, numbers: Iterable[int]) -> list[dict[str, Any]]:
+        """Return the fields of the documents with these numbers, in the same order."""
+        ...
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where blocks are written: parts and dead letters below `output`, entries of finished blocks in `progress`."""
+    """Output folders of blocks.
+
+    Attributes:
+        output: Folder or URL for parts and dead letters.
+        progress: Folder or URL for the entries of finished blocks.
+    """
 
     output: str
     progress: str
@@ -224,15 +247,15 @@ class BlockAnswers:
 
 
 Spread = Callable[[Worklist], Iterator[BlockEntry]]
-"""Searches the blocks of a worklist, and yields their entries in any order."""
+"""A function that searches the blocks of a worklist, and yields their entries in any order."""
 
 
 @dataclass(frozen=True)
 class BulkResult:
-    """What a bulk search did.
+    """The result of a bulk search.
 
     Attributes:
-        manifest: Of the finished output.
+        manifest: Manifest of the finished output.
         num_blocks: Blocks of the query files.
         num_skipped: Blocks that earlier runs had finished.
         seconds: Time of the search.
@@ -245,7 +268,7 @@ class BulkResult:
 
     @property
     def queries_per_second(self) -> float:
-        """Queries of this run a second, those of earlier runs left out."""
+        """Queries a second of this run. Queries of earlier runs do not count."""
         searched = sum(part.num_queries for part in self.manifest.parts[self.num_skipped :])
         return round(searched / self.seconds, 1) if self.seconds else 0.0
 
@@ -254,11 +277,11 @@ def query_files(url: storage.PathOrUrl) -> list[str]:
     """Return the files of a set of queries.
 
     Args:
-        url: A JSONL, JSONL.gz or Parquet file whose rows have an id and a text; a folder of such files; a folder in the BEIR layout, of
+        url: A JSONL, JSONL.gz or Parquet file with an id and a text in each row; a folder of such files; a folder in the BEIR layout, in
             which queries.jsonl is read; or the name of a BEIR dataset.
 
     Raises:
-        ConfigError: There is no such file, folder or dataset, or nothing that can be read.
+        ConfigError: The file, folder or dataset does not exist, or has no file of these kinds.
     """
     url = storage.path_text(url)
     if not storage.exists(url) and not url.endswith(SUFFIXES):
@@ -304,7 +327,7 @@ def answer_block(block: QueryBlock, encoder: QueryEncoder, index: OpenIndex, set
 
 
 def search_block(chunk: Chunk, encoder: QueryEncoder, index: OpenIndex, settings: BulkSettings, destination: Destination) -> BlockEntry:
-    """Search the queries of one block, and write their hits. The same block gives the same files wherever it runs.
+    """Search the queries of one block, and write their hits. The files do not depend on where the block runs.
 
     Args:
         chunk: Rows of the query files.
@@ -314,7 +337,7 @@ def search_block(chunk: Chunk, encoder: QueryEncoder, index: OpenIndex, settings
         destination: Where the part, the dead letters and the block's entry are written.
 
     Raises:
-        ConfigError: A field that the filters name has the wrong type, or the format cannot carry an id.
+        ConfigError: A filter field has the wrong type, or the run format cannot hold an id.
     """
     queries, dead = parse_chunk(chunk, _check_query)
     ids, texts = [query.doc_id for query in queries], [query.text for query in queries]
@@ -352,16 +375,16 @@ def bulk_search(
         queries: See `query_files`.
         output: Folder or URL for the parts and the manifest; or a file that ends in .parquet, .trec or .run, made of all parts.
         settings: Settings of the search.
-        identity: Digests of the other inputs: `index` (manifest digest) and `fingerprint` (encoder contract), and whatever else decides
-            the hits. A finished output with the same identity is left as it is.
-        spread: Searches the blocks: `in_process`, or the one of `distributed.search`.
-        provenance: Facts for provenance.json that do not decide the hits.
-        map: Where the query files are scanned, one call a file.
+        identity: Digests of all other inputs that change the hits: `index` (manifest digest), `fingerprint` (encoder contract), and more.
+            A finished output with the same identity is not searched again.
+        spread: Searches the blocks: the result of `in_process`, or the one of `distributed.search`.
+        provenance: Facts for provenance.json that do not change the hits.
+        map: Runs the scans of the query files, one call a file.
 
     Raises:
         ConfigError: The files hold no query, or the output holds something else.
-        Conflict: Another job finished in the output meanwhile.
-        FormatError: A query file is cut or damaged.
+        Conflict: Another job finished in the same output in the meantime.
+        FormatError: A query file is truncated or damaged.
     """
     output = storage.absolute(output)
     suffix = next((suffix for suffix in FORMATS if output.endswith(suffix)), None)
@@ -407,15 +430,15 @@ def in_process(encoder: QueryEncoder, index: OpenIndex) -> Spread:
 
 
 def sample_queries(queries: str, count: int) -> tuple[list[str], int]:
-    """Return the texts of about `count` queries at even distances, and the number of all queries.
+    """Return the texts of about `count` evenly spaced queries, and the number of all queries.
 
     Args:
         queries: See `query_files`.
-        count: Texts wanted.
+        count: Number of texts.
 
     Raises:
         ConfigError: The files hold no query.
-        FormatError: A file is cut or damaged.
+        FormatError: A file is truncated or damaged.
     """
     found = scan(query_files(queries), QUERIES_PER_BLOCK)
     step = max(1, found.num_rows // count)
@@ -433,7 +456,7 @@ def read_hits(url: str) -> HitsManifest:
     """Return the manifest of a finished bulk search.
 
     Raises:
-        FormatError: There is none, or it is damaged.
+        FormatError: The manifest is missing or damaged.
     """
     return read_manifest(storage.join(url, MANIFEST), HitsManifest, "jobs.search --queries")
 
@@ -464,13 +487,13 @@ def _run(
     versions = {"python": platform.python_version(), **{name: package_version(name) for name in ("numpy", "pyarrow", "torch")}}
     facts = {"stages": records, "versions": versions, **(provenance or {})}
     storage.write_bytes(storage.join(destination.output, PROVENANCE), canonical_json(facts))
-    with suppress(*storage.store_errors()):  # another run of the same job may be working in it
+    with suppress(*storage.store_errors()):  # another run of the same job may be using the folder
         storage.remove_tree(storage.join(destination.output, PROGRESS))
     return BulkResult(manifest, queries.num_chunks, skipped, record["seconds"])
 
 
 def _existing(destination: Destination, config: dict[str, Any]) -> HitsManifest | None:
-    """The manifest if this search is finished there. Raises ConfigError if the output holds anything else."""
+    """The manifest if this search is finished in the output; None if it is not. ConfigError if the output holds anything else."""
     output = destination.output
     names = set(storage.list_names(output))
     if MANIFEST in names:
@@ -484,20 +507,20 @@ def _existing(destination: Destination, config: dict[str, Any]) -> HitsManifest 
     strange = sorted(name for name in names - {PROGRESS, PROVENANCE, FOLDER, DEAD_LETTERS} if not name.startswith("."))
     if strange:
         raise ConfigError(f"{output} is not empty and holds no hits ({strange[0]} is in it); choose another output")
-    others = set(storage.list_names(storage.join(output, PROGRESS))) - {storage.base_name(destination.progress)}
-    if others:
+    unfinished = set(storage.list_names(storage.join(output, PROGRESS))) - {storage.base_name(destination.progress)}
+    if unfinished:
         raise ConfigError(f"{output} holds unfinished hits of another search; choose another output, or remove its {PROGRESS}")
     return None
 
 
 def _finished(destination: Destination) -> Iterator[BlockEntry]:
-    """The entries of the blocks that earlier runs finished and whose files are there."""
+    """Entries of the blocks that earlier runs finished, if their files exist."""
     output = destination.output
-    there = {f"{folder}/{name}" for folder in (FOLDER, DEAD_LETTERS) for name in storage.list_names(storage.join(output, folder))}
+    existing = {f"{folder}/{name}" for folder in (FOLDER, DEAD_LETTERS) for name in storage.list_names(storage.join(output, folder))}
     for name in storage.list_names(destination.progress):
         if name.startswith("block-"):
             entry = BlockEntry.model_validate_json(storage.read_bytes(storage.join(destination.progress, name)))
-            if all(file is None or file.name in there for file in (entry.part, entry.dead)):
+            if all(file is None or file.name in existing for file in (entry.part, entry.dead)):
                 yield entry
 
 
@@ -541,7 +564,7 @@ def _trec(ids: Sequence[str], answers: Sequence[TopK], index: OpenIndex) -> byte
 
 
 def _parquet(ids: Sequence[str], answers: Sequence[TopK], index: OpenIndex, fields: Sequence[str]) -> bytes:
-    """Rows (query_id, rank, doc_id, score, fields), best first within a query."""
+    """A Parquet file with the columns query_id, rank, doc_id, score and the fields; hits of a query are in order of rank."""
     numbers = [number for answer in answers for number in answer.documents.tolist()]
     columns: dict[str, pa.Array] = {
         "query_id": pa.array([query_id for query_id, answer in zip(ids, answers, strict=True) for _ in answer.documents], pa.string()),
@@ -560,7 +583,7 @@ def _parquet(ids: Sequence[str], answers: Sequence[TopK], index: OpenIndex, fiel
 
 
 def _join(folder: str, output: str, manifest: HitsManifest) -> None:
-    """Make one file of the parts, and a file of the refused rows beside it; then remove the folder of parts."""
+    """Concatenate the parts into one file, write the refused rows beside it, and remove the folder of parts."""
     urls = [storage.join(folder, part.name) for part in manifest.parts]
     with storage.wrap_errors("write", output):
         with storage.attempt_folder(output.rpartition("/")[0] or "/") as scratch:

@@ -1,4 +1,4 @@
-"""Why a document was found for a query, or why not: what each query token matched, and the stage that dropped the document."""
+"""Explanations of one document for one query: the document token that each query token matches, and the stage that dropped the document."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,17 +26,18 @@ from ray_lir.search.searcher import Searcher
 
 MAX_NUMBER = 2**63 - 1
 KEPT_OUT = {"filters": "left out by the filter", "deleted": "the document is deleted"}
+"""Reasons why a document is not searched, with their texts."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenMatches(ShortRepr):
-    """What each of a query's n tokens matches in one document by the scorer of the index; empty for a document without tokens.
+    """The matches of a query's n tokens in one document, by the scorer of the index; empty arrays for a document without tokens.
 
     Attributes:
-        tokens: [n] int64, tokens of the document, counted from its first vector.
-        similarities: [n] float32, dot products of the query's vectors with the decoded ones.
-        contributions: [n] float32, the scorer's term for each token: for MaxSim the similarity times both tokens' weights. Their sum is the
-            document's exact score, up to the rounding of the kernels.
+        tokens: [n] int64, matched tokens, counted from the first vector of the document.
+        similarities: [n] float32, dot products of the query vectors with the decompressed document vectors.
+        contributions: [n] float32, the scorer's term for each query token. For MaxSim it is the similarity times the weights of both
+            tokens. The sum is the document's exact score, up to the rounding of the kernels.
     """
 
     tokens: np.ndarray
@@ -46,12 +47,15 @@ class TokenMatches(ShortRepr):
 
 @dataclass(frozen=True)
 class StageTrace:
-    """What became of a document in one stage.
+    """The result of one stage for the explained document.
 
     Attributes:
-        name, what: the stage, and what it scores.
-        score: the document's, whatever the stages before did with it; None if this stage does not score it.
-        cut: the lowest score that was kept; None if fewer were scored than could be kept.
+        name: Name of the stage.
+        what: What the stage scores, in one sentence.
+        score: The document's score, even if an earlier stage dropped it; None if this stage does not score it.
+        cut: The lowest score that the stage kept; None if it scored fewer documents than it may keep.
+        num_kept: Number of documents that the stage kept.
+        survived: Whether the stage kept the document.
     """
 
     name: str
@@ -63,17 +67,23 @@ class StageTrace:
 
 
 class CountsTokens(Protocol):
-    """What `explain` needs of an encoder's tokenizer."""
+    """The part of an encoder's tokenizer that `explain` uses."""
 
-    def document_truncations(self, texts: Sequence[str]) -> list[Truncation]: ...
+    def document_truncations(self, texts: Sequence[str]) -> list[Truncation]:
+        """Return how many tokens each text has, and how many of them are encoded."""
+        ...
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The way of a document through an engine; rank counts from 1, None if it was dropped, at a stage, by filters, or deleted.
+    """The results of all stages of an engine for one document.
 
     Attributes:
-        truncation: how many of the document's tokens are in the index; None if no tokenizer was given to count them.
+        stages: The result of each stage.
+        rank: Rank of the document in the answer, from 1; None if the document is not in it.
+        dropped_at: Name of the stage that dropped the document, or "filters", or "deleted"; None if the document is in the answer.
+        reason: The outcome in one sentence.
+        truncation: How many of the document's tokens are in the index; None if no tokenizer was passed to count them.
     """
 
     stages: list[StageTrace]
@@ -84,7 +94,7 @@ class Trace:
 
     @property
     def score(self) -> float | None:
-        """In the last stage."""
+        """Score of the document in the last stage; None if that stage does not score it."""
         return self.stages[-1].score
 
 
@@ -97,16 +107,23 @@ def explain(
     filters: Filters | Mapping[str, Any] | str | None = None,
     tokenizer: CountsTokens | None = None,
 ) -> tuple[Trace, TokenMatches]:
-    """Runs the search of one query again and follows one document through it.
+    """Run a search, and report the result of each stage for one document.
 
     Args:
-        query: token embeddings of one query.
-        number: the document's number.
-        filters: those of the search.
-        tokenizer: of the index's encoder (`encoder.tokenizer`), to say whether the document was cut at `document_length`.
+        searcher: The opened index.
+        query: Token embeddings of one query.
+        number: Number of the document.
+        k: Documents to return, as in the search.
+        engine: Engine of the search: auto, a name, or an engine's parameters.
+        filters: Filters of the search; None if it had none.
+        tokenizer: Tokenizer of the index's encoder (`encoder.tokenizer`), which shows whether the document was truncated at
+            `document_length`; None to leave this out.
+
+    Returns:
+        The trace of the document, and the matches of the query's tokens in it.
 
     Raises:
-        ConfigError: if there is no such document, more than one query, or the engine is not possible.
+        ConfigError: The document does not exist, there is more than one query, or the engine or the filters are not valid.
     """
     query = check_embeddings("query", query)
     filters = None if filters is None else Filters.of(filters)
@@ -128,7 +145,11 @@ def explain(
 
 
 def shard_of(shards: Sequence[IndexShard], number: int) -> IndexShard:
-    """The shard that holds a document. Raises ConfigError if none does."""
+    """Return the shard that holds a document.
+
+    Raises:
+        ConfigError: None of the shards holds it.
+    """
     for shard in shards:
         if shard.first_document <= number < shard.first_document + shard.num_docs:
             return shard
@@ -136,7 +157,14 @@ def shard_of(shards: Sequence[IndexShard], number: int) -> IndexShard:
 
 
 def match_tokens(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, number: int) -> TokenMatches:
-    """The token of a document that each token of a query is scored with; ties go to the first."""
+    """Return the document token that matches each query token; ties go to the first document token.
+
+    Args:
+        plan: The plan of a query of n tokens.
+        shard: The shard that holds the document.
+        codec: The codec of the index.
+        number: Number of the document in the index.
+    """
     tokens, _ = shard.tokens(np.array([number - shard.first_document]))
     if not len(tokens):
         return TokenMatches(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32))
@@ -148,7 +176,18 @@ def match_tokens(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, numbe
 
 
 def stage_scores(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, number: int) -> list[float | None]:
-    """The document's score in each stage as if no stage had cut; None where a stage does not score it."""
+    """Return the document's score in each stage, as if no earlier stage had dropped it.
+
+    Args:
+        plan: The plan of the query.
+        shard: The shard that holds the document.
+        codec: The codec of the index.
+        kernels: The kernels that score documents.
+        number: Number of the document in the index.
+
+    Returns:
+        One score a stage; None for a stage that does not score the document.
+    """
     uncut = replace(plan, stage_limits=(shard.num_docs,) * len(plan.stage_limits))
     scores: list[float | None] = []
     for stage in range(len(plan.stage_limits)):
@@ -160,7 +199,16 @@ def stage_scores(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kerne
 
 
 def kept_out(shard: IndexShard, number: int, filters: Filters | None) -> str | None:
-    """What kept a document from being searched at all: filters, or deleted; None if nothing did."""
+    """Return why a document is not searched.
+
+    Args:
+        shard: The shard that holds the document.
+        number: Number of the document in the index.
+        filters: Filters of the search; None if it had none.
+
+    Returns:
+        "deleted" or "filters"; None if the document is searched.
+    """
     row = number - shard.first_document
     if shard.deleted is not None and row in shard.deleted:
         return "deleted"
@@ -175,7 +223,16 @@ def trace(
     kept_out: str | None = None,
     truncation: Truncation | None = None,
 ) -> Trace:
-    """Puts together what the stages kept (`answers`, over all shards), what they gave the document (`scores`), and what kept it out."""
+    """Return the trace of a document from the results of the stages.
+
+    Args:
+        plan: The plan of the query.
+        answers: The documents that each stage kept, over all shards.
+        scores: The document's score in each stage (`stage_scores`).
+        number: Number of the document in the index.
+        kept_out: Why the document is not searched (`kept_out`); None if it is.
+        truncation: How many of the document's tokens are in the index; None if unknown.
+    """
     found = _trace(plan, answers, scores, number, kept_out)
     if truncation is None or not truncation.is_cut:
         return replace(found, truncation=truncation)
@@ -212,7 +269,16 @@ def _reason(stage: StageTrace) -> str:
 
 
 def in_fields(spans: np.ndarray, title: str, text: str) -> list[tuple[str, int, int] | None]:
-    """Spans [T, 2] of `document_text(title, text)` as (field, first, end) in the title or the text; None for those outside (-1)."""
+    """Return the positions of tokens in the title or the text of a document.
+
+    Args:
+        spans: [T, 2] int64, first and end character of each token in `document_text(title, text)`; -1 for a token outside it.
+        title: Title of the document.
+        text: Text of the document.
+
+    Returns:
+        For each token (field, first, end), the field being "title" or "text"; None for a token outside both.
+    """
     joined = f"{title} {text}"
     shift = len(joined) - len(joined.lstrip())
     begin = len(title) + 1 - shift

@@ -1,7 +1,4 @@
-"""Highlights and snippets: the words of a found document that the query matched, and its best passage, for command line, HTTP and page.
-
-Offsets count code points.
-"""
+"""Highlights and snippets: the words of a document that the query matched, and its best passage. Offsets count code points."""
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,11 +15,11 @@ if TYPE_CHECKING:
     from ray_lir.search.searcher import Searcher
 
 SNIPPET_LENGTH = 240
-"""Characters of a snippet."""
+"""Characters of a snippet, at most."""
 LEAD = 60
 """Characters before the first highlight of a snippet, at most; the snippet starts with a sentence if one begins there."""
 FUNCTION_WORD_WEIGHT = 0.2
-"""What a match of a function word counts, compared with one of a content word: every text has such words."""
+"""Weight of a match of a function word, relative to a match of a content word: function words occur in every text."""
 FUNCTION_WORDS = frozenset(
     """a about after again all also am an and any are as at be been before being between both but by can could did do does doing down during
     each few for from had has have having he her here hers him his how i if in into is it its me more most my no nor not of off on once only
@@ -36,11 +33,12 @@ SENTENCE_END = ".!?\n"
 
 
 def query_tokens(plan: "QueryPlan", pieces: Sequence[str], spans: "np.ndarray") -> list[QueryToken]:
-    """The tokens of a query with their weights.
+    """Return the tokens of a query with their weights.
 
     Args:
-        pieces: the tokens as the vocabulary has them.
-        spans: [n, 2] first and end character of each token; -1 for one that is not in the text.
+        plan: The plan of the query of n tokens.
+        pieces: The n tokens, as the vocabulary spells them.
+        spans: [n, 2] int64, first and end character of each token; -1 for a token that is not in the text.
     """
     return [
         QueryToken(piece=piece, start=None if first < 0 else first, end=None if first < 0 else end, weight=weight)
@@ -49,10 +47,13 @@ def query_tokens(plan: "QueryPlan", pieces: Sequence[str], spans: "np.ndarray") 
 
 
 def token_matches(found: "TokenMatches", title: str, text: str, spans: "np.ndarray") -> list[Match]:
-    """What each query token matched in a document, and where that is in its title or text.
+    """Return the match of each query token in a document, with its position in the title or the text.
 
     Args:
-        spans: [T, 2] first and end character of each token of `document_text(title, text)`.
+        found: The matched tokens of the document.
+        title: Title of the document.
+        text: Text of the document.
+        spans: [T, 2] int64, first and end character of each token of `document_text(title, text)`.
     """
     from ray_lir.search.explain import in_fields
 
@@ -61,7 +62,7 @@ def token_matches(found: "TokenMatches", title: str, text: str, spans: "np.ndarr
     for token, similarity, contribution in zip(
         found.tokens.tolist(), found.similarities.tolist(), found.contributions.tolist(), strict=True
     ):
-        # an index that was made of other texts than it shows has more or fewer tokens than these have
+        # If the stored text is not the text that was encoded, the numbers of tokens differ.
         field, start, end = (places[token] if token < len(places) else None) or (None, None, None)
         matches.append(Match(similarity=similarity, contribution=contribution, field=field, start=start, end=end))
     return matches
@@ -70,15 +71,18 @@ def token_matches(found: "TokenMatches", title: str, text: str, spans: "np.ndarr
 def highlights(
     query: str, tokens: Sequence[QueryToken], matches: Sequence[Match], field: Literal["title", "text"], text: str
 ) -> list[Highlight]:
-    """The words of a field that query tokens matched, in the order of the text.
+    """Return the words of a field that query tokens matched, in the order of the text.
 
-    The strength of a word is the sum of its matches' contributions to the score. Matches of a function word count less, on either side.
-    Matches of punctuation, and of tokens that are not in the query's text (special and expansion tokens), are listed and count nothing.
+    The strength of a word is the weighted sum of its matches' contributions to the score. A match has weight `FUNCTION_WORD_WEIGHT` if the
+    query word or the matched word is a function word. It has weight 0 if a word is punctuation, or if the query token is not in the query's
+    text (special and expansion tokens).
 
     Args:
-        tokens: of the query.
-        matches: one for each query token.
-        text: of the field.
+        query: Text of the query.
+        tokens: The n tokens of the query.
+        matches: The match of each query token.
+        field: Name of the field.
+        text: Text of the field.
     """
     found: dict[int, tuple[int, float, list[int]]] = {}
     weights = [_word_weight(query, token.start, token.end) for token in tokens]
@@ -97,11 +101,12 @@ def highlights(
 
 
 def snippet(text: str, marks: Sequence[Highlight], length: int = SNIPPET_LENGTH) -> Snippet:
-    """The passage of a text with the strongest highlights; the beginning of the text if there are none.
+    """Return the passage of a text with the strongest highlights; the beginning of the text if there are none.
 
     Args:
-        marks: highlights of the text; those of other fields are left out.
-        length: characters, at most.
+        text: Text of the document.
+        marks: Highlights of the document. Highlights of the title are ignored.
+        length: Characters of the passage, at most.
     """
     if len(text) <= length:
         return Snippet(text=text, start=0, more=False)
@@ -114,7 +119,7 @@ def snippet(text: str, marks: Sequence[Highlight], length: int = SNIPPET_LENGTH)
 
 
 def _best_first(marks: Sequence[Highlight], length: int) -> int:
-    """Where the first highlight of the best passage starts. The first of equal passages wins."""
+    """Start of the first highlight in the best passage; ties go to the first passage."""
     best, place = 0.0, 0
     for number, mark in enumerate(marks):
         strength = sum(other.strength for other in marks[number:] if other.end <= mark.start + length)
@@ -124,7 +129,7 @@ def _best_first(marks: Sequence[Highlight], length: int) -> int:
 
 
 def _start(text: str, first: int, length: int) -> int:
-    """Where a snippet starts: with the last sentence that begins shortly before its first highlight, or with a word."""
+    """Start of a snippet: a sentence that begins at most `LEAD` characters before its first highlight, or else a word."""
     earliest = max(0, min(first - LEAD, len(text) - length))
     if not earliest:
         return 0
@@ -143,12 +148,12 @@ def _word_weight(query: str, start: int | None, end: int | None) -> float:
 
 def _weight_of(word: str) -> float:
     if all(unicodedata.category(letter).startswith("P") for letter in word):
-        return 0.0  # a full stop that matches a question mark tells a reader nothing
+        return 0.0  # a match of punctuation says nothing about the document
     return FUNCTION_WORD_WEIGHT if word.casefold() in FUNCTION_WORDS else 1.0
 
 
 def _word(text: str, start: int, end: int) -> tuple[int, int]:
-    """The whole words that characters start..end of a text are in."""
+    """First and end character of the whole words that contain the characters start to end of a text."""
     if _in_word(text[start]):
         while start and _in_word(text[start - 1]):
             start -= 1
@@ -162,22 +167,40 @@ def _in_word(character: str) -> bool:
     return character == "_" or unicodedata.category(character)[0] in "LNM"
 
 
+class TokenPositions(Protocol):
+    """The part of `TokenSpans` that highlights use: T tokens, and the first and end character [T, 2] of each."""
+
+    @property
+    def pieces(self) -> list[str]:
+        """The tokens, as the vocabulary spells them."""
+        ...
+
+    @property
+    def spans(self) -> "np.ndarray":
+        """[T, 2] int64, first and end character; -1 for a token that is not in the text."""
+        ...
+
+
 class LocatesTokens(Protocol):
-    """The part of TextTokenizer that says where tokens are: each call returns `pieces` and `spans` of a text's tokens."""
+    """The part of `TextTokenizer` that returns the positions of tokens in a text."""
 
-    def query_spans(self, text: str) -> Any: ...
+    def query_spans(self, text: str) -> TokenPositions:
+        """Return the tokens of a query, in the order of its vectors."""
+        ...
 
-    def document_spans(self, text: str) -> Any: ...
+    def document_spans(self, text: str) -> TokenPositions:
+        """Return the tokens of a document, in the order of its vectors."""
+        ...
 
 
 class MatchedHit(NamedTuple):
-    """What a query matched in a hit.
+    """The matches of a query in one hit.
 
     Attributes:
-        pieces: The query's tokens as the vocabulary has them.
-        matches: One for each of them; empty for a document without tokens.
-        highlights: Words of its title and text.
-        snippet: Its best passage.
+        pieces: The query's tokens, as the vocabulary spells them.
+        matches: The match of each query token; empty for a document without tokens.
+        highlights: Matched words of the title and the text.
+        snippet: The best passage of the text.
     """
 
     pieces: Sequence[str]
@@ -189,11 +212,17 @@ class MatchedHit(NamedTuple):
 def match_hits(
     searcher: "Searcher", tokenizer: "LocatesTokens", query: str, embedded: "TokenEmbeddings", hits: Iterable[Mapping[str, Any]]
 ) -> Iterator[MatchedHit]:
-    """What a query matched in each hit of a search in this process.
+    """Yield the matches of a query in each hit of a search in this process.
 
     Args:
-        embedded: the query's token embeddings.
-        hits: each with number, title and text.
+        searcher: The opened index.
+        tokenizer: Tokenizer of the index's encoder.
+        query: Text of the query.
+        embedded: Token embeddings of the query.
+        hits: Dicts with number, title and text.
+
+    Raises:
+        ConfigError: The embeddings do not fit the index, or it does not hold a hit's number.
     """
     from ray_lir.corpus.records import document_text
     from ray_lir.search.explain import match_tokens, shard_of
@@ -212,7 +241,15 @@ def match_hits(
 def highlighted(
     query: str, tokens: Sequence[QueryToken], matches: Sequence[Match], title: str, text: str
 ) -> tuple[list[Highlight], Snippet]:
-    """The highlights of a document's title and text, and its snippet."""
+    """Return the highlights of a document's title and text, and its snippet.
+
+    Args:
+        query: Text of the query.
+        tokens: The n tokens of the query.
+        matches: The match of each query token; empty for a document without tokens.
+        title: Title of the document.
+        text: Text of the document.
+    """
     if len(matches) != len(tokens):  # a document without tokens
         matches, tokens = [], []
     marks = [*highlights(query, tokens, matches, "title", title), *highlights(query, tokens, matches, "text", text)]

@@ -1,4 +1,4 @@
-"""Searcher: an index opened for search in this process. Plan once, run each stage on every shard, merge."""
+"""Searcher: an index opened for search in this process. It plans a query once, runs each stage on every shard, and merges the results."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,12 +37,22 @@ logger = logging.getLogger(__name__)
 MAX_K = 100_000
 MAX_VERSION = 2**63 - 1
 BATCH_QUERIES = 64
-"""Queries searched together: bounds the memory of their centroid scores."""
+"""Queries that are searched together. The limit bounds the memory of their centroid scores."""
 
 
 @dataclass(frozen=True)
 class Planner:
-    """Makes query plans from what is the same for the whole index: the codec and the cluster sizes, no shard."""
+    """Plans queries. It needs the codec and the cluster sizes of an index, but no shard.
+
+    Attributes:
+        manifest: Manifest of the index version.
+        scorer: Search side of the index's scorer.
+        codec: The codec, with the scorer's data.
+        statistics: Statistics of the whole index.
+        kernels: The kernels that score centroids.
+        tuning: The result of jobs.tune; None if the version was not tuned.
+        shard_kernels: Name of the kernels that score documents, for the choice of engine `auto`. Empty: the name of `kernels`.
+    """
 
     manifest: IndexManifest
     scorer: SearchScorer
@@ -51,22 +61,24 @@ class Planner:
     kernels: Kernels
     tuning: Tuning | None = None
     shard_kernels: str = ""
-    """Name of the kernels that score documents, by which `auto` chooses the engine. Empty: those that make the plans."""
 
     def plan(
         self, queries: TokenEmbeddings, k: int = 10, engine: str | EngineConfig = "auto", quality: str = "balanced"
     ) -> list[QueryPlan]:
-        """One plan a query, all of the same engine.
+        """Return one plan for each query, all of the same engine.
 
         Args:
-            queries: token embeddings of the queries, D as the index; `weights` if the scorer has them.
-            k: how many documents are wanted.
-            engine: a name, or the engine's parameters.
-            quality: fast, balanced or exact, for the engine auto.
+            queries: Token embeddings of Q queries, with the index's D, and with `weights` if the scorer weighs query tokens.
+            k: Documents to return for each query.
+            engine: auto, the name of an engine, or an engine's parameters.
+            quality: fast, balanced or exact, for engine auto.
+
+        Returns:
+            Q plans.
 
         Raises:
-            ConfigError: if the dimensions differ, or k, the engine or the quality is not possible.
-            IncompatibleError: if the scorer weighs queries, and these have no weights.
+            ConfigError: The dimensions differ, or `k`, the engine or the quality is not valid.
+            IncompatibleError: The scorer weighs query tokens, and the queries have no weights.
         """
         queries = check_embeddings("queries", queries)
         k = whole_number("k", k, 1, MAX_K)
@@ -90,11 +102,18 @@ class Planner:
 
 
 def open_planner(root: str, manifest: IndexManifest, verify: bool = False, kernels: str = "auto", tuning: Tuning | None = None) -> Planner:
-    """Reads the codec, cluster sizes and scorer file of an index version.
+    """Return the planner of an index version. It reads the codec, the cluster sizes and the scorer's file.
+
+    Args:
+        root: Path or URL of the index.
+        manifest: Manifest of the version.
+        verify: Compare the digests of the files with the manifest.
+        kernels: Name of the kernels that score centroids; auto for the fastest of this machine.
+        tuning: The result of jobs.tune; None if the version was not tuned.
 
     Raises:
-        IncompatibleError: if the index lacks what its scorer needs.
-        FormatError: if a file is missing, cut or (with verify) altered.
+        IncompatibleError: The index lacks token weights or the file that its scorer needs.
+        FormatError: A file is missing or truncated, or, with `verify`, differs from its digest.
     """
     check_complete(manifest)
     for file in files_of((manifest.codec, manifest.cluster_sizes, manifest.scorer_file)):
@@ -109,18 +128,18 @@ def open_planner(root: str, manifest: IndexManifest, verify: bool = False, kerne
 
 
 def finish(plans: Sequence[QueryPlan], last: Sequence[TopK]) -> list[TopK]:
-    """The answers of the last stage, with the parameters that gave them."""
+    """Return the answers of the last stage, each with the parameters of its plan."""
     return [TopK(top.scores, top.documents, plan.params) for plan, top in zip(plans, last, strict=True)]
 
 
 @dataclass(frozen=True)
 class Searcher:
-    """A snapshot of an index: it never changes while it is open.
+    """One version of an index, opened for search. Later updates of the index do not change it.
 
     Attributes:
-        planner: makes plans.
-        shards: all shards, in document order.
-        kernels: what computes scores.
+        planner: Plans the queries.
+        shards: All shards, in document order.
+        kernels: The kernels that score documents.
     """
 
     planner: Planner
@@ -129,10 +148,18 @@ class Searcher:
 
     @classmethod
     def open(cls, root: storage.PathOrUrl, version: int | None = None, kernels: str = "auto", verify: bool = False) -> "Searcher":
-        """Maps an index on a local disk; `verify` reads every file and compares digests.
+        """Open an index on a local disk. Its arrays are memory-mapped.
+
+        Args:
+            root: Folder of the index.
+            version: The version to open; None for the latest.
+            kernels: Name of the kernels; auto for the fastest of this machine.
+            verify: Read every file and compare its digest with the manifest.
 
         Raises:
-            FormatError: if there is no index, or a file is missing, cut or (with verify) altered.
+            ConfigError: The folder is not on a local disk, or the kernels do not exist here.
+            FormatError: There is no index, or a file is missing or truncated, or, with `verify`, differs from its digest.
+            IncompatibleError: This version of ray_lir does not know the scorer, or the index lacks what the scorer needs.
         """
         root = storage.absolute(root)
         if not storage.is_local(root):
@@ -144,6 +171,7 @@ class Searcher:
 
     @property
     def manifest(self) -> IndexManifest:
+        """Manifest of the open version: counts, codec, encoder contract and files."""
         return self.planner.manifest
 
     def search(
@@ -155,27 +183,32 @@ class Searcher:
         only: Iterable[int] | np.ndarray | None = None,
         filters: Filters | Mapping[str, Any] | str | None = None,
     ) -> list[TopK]:
-        """The best k documents of each query.
+        """Return the k best documents for each query.
 
         Args:
-            queries: token embeddings of the queries (Encoder.encode_queries).
-            k: how many documents, at most; fewer come back from an index, or a candidate set, that holds fewer.
-            engine: auto, the name of an engine, or an engine's parameters such as ScanParams(ncandidates=1000).
-            quality: fast, balanced or exact, for the engine auto.
-            only: numbers of the documents that may be found, in any order; None for all. Others are left out before any cut is
-                made, and deleted documents are never found.
-            filters: what the documents must be like, as Filters, text (`year >= 2020, tags ~ news`) or a dict ({"year": {">=": 2020}});
-                others are left out, and those not in `only`. A field that no document has is logged as a warning.
+            queries: Token embeddings of Q queries, as `Encoder.encode_queries` returns them.
+            k: Documents to return for each query; fewer are returned if the index holds fewer that `only` and `filters` allow.
+            engine: auto, the name of an engine, or an engine's parameters such as `ScanParams(ncandidates=1000)`.
+            quality: fast, balanced or exact, for engine auto.
+            only: Numbers of the documents that may be returned, in any order; None for all. It applies before any cut. Deleted documents
+                are never returned.
+            filters: Conditions on the documents' metadata: `Filters`, text (`year >= 2020, tags ~ news`) or a dict
+                (`{"year": {">=": 2020}}`); None for no conditions. They also apply before any cut, together with `only`. A field that no
+                document has is logged as a warning.
+
+        Returns:
+            Q answers. `scores` [<= k] float32 descend; `documents` [<= k] int64. Ties go to the lower document number.
 
         Raises:
-            ConfigError: if the dimensions differ, or k, the engine or the quality is not possible.
+            ConfigError: The dimensions differ, or `k`, the engine, the quality, `only` or `filters` is not valid.
+            IncompatibleError: The scorer weighs query tokens, and the queries have no weights.
         """
         queries = check_embeddings("queries", queries)
         k = whole_number("k", k, 1, MAX_K)
         allowed = self._allowed(only, filters)
         size = min(BATCH_QUERIES, max(self.kernels.queries_together, -(-len(queries) // num_cores())))
         batches = [queries.slice(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
-        # A batch a core, or all cores for the only one.
+        # Several batches run on one core each; a single batch uses all cores.
         kernels = self.kernels if len(batches) > 1 else select(self.kernels.name, threads=0)
         spread = threads if len(batches) > 1 else map
         with one_blas_thread() if kernels.uses_blas else nullcontext():
@@ -189,7 +222,7 @@ class Searcher:
         return finish(loop.plans, loop.kept[-1])
 
     def _allowed(self, only: Iterable[int] | np.ndarray | None, filters: Filters | Mapping[str, Any] | str | None) -> np.ndarray | None:
-        """Numbers of the documents that a search may find, ascending; None: all that are not deleted."""
+        """Ascending numbers of the documents that a search may return; None for all live documents."""
         if only is None:
             return None if filters is None else self.matching(filters)
         chosen = number_set("only", only, self.manifest.num_numbers)
@@ -201,11 +234,12 @@ class Searcher:
         return chosen
 
     def matching(self, filters: Filters | Mapping[str, Any] | str) -> np.ndarray:
-        """Numbers of the documents that are not deleted and that the filters let through, ascending. A field that no document has is
-        logged as a warning.
+        """Return the numbers of the live documents that pass the filters: [N] int64, ascending.
+
+        A field that no document has is logged as a warning.
 
         Raises:
-            ConfigError: if the filters cannot be read.
+            ConfigError: The filters are not valid.
         """
         filters = Filters.of(filters)
         for warning in unknown_field_warnings(unknown_fields(self.shards, filters)):
@@ -213,14 +247,14 @@ class Searcher:
         return matching(self.shards, filters)
 
     def documents(self, numbers: Iterable[int] | np.ndarray) -> list[dict[str, Any]]:
-        """The documents with these numbers, in their order.
+        """Return the documents with these numbers, in the same order.
 
         Returns:
-            For each a dict with doc_id, title and text, strings, and metadata, a dict.
+            For each document a dict with the strings doc_id, title and text, and the dict metadata.
 
         Raises:
-            ConfigError: if there is no document of such a number.
-            FormatError: if metadata is not a JSON object.
+            ConfigError: A number is not in the index.
+            FormatError: The metadata of a document is not a JSON object.
         """
         numbers = number_list("numbers", numbers, self.manifest.num_numbers)
         found: dict[int, dict[str, Any]] = {}
@@ -230,7 +264,11 @@ class Searcher:
         return [found[number] for number in numbers.tolist()]
 
     def doc_ids(self, numbers: Iterable[int] | np.ndarray) -> list[str]:
-        """The ids of documents, in the order of their numbers."""
+        """Return the ids of the documents with these numbers, in the same order.
+
+        Raises:
+            ConfigError: A number is not in the index.
+        """
         numbers = number_list("numbers", numbers, self.manifest.num_numbers)
         found: dict[int, str] = {}
         for shard, owned in self._by_shard(numbers):
@@ -238,7 +276,7 @@ class Searcher:
         return [found[number] for number in numbers.tolist()]
 
     def find(self, doc_ids: Iterable[str]) -> dict[str, int]:
-        """The numbers of those of these documents that the index holds."""
+        """Return the numbers of documents by id. Ids that the index does not hold, or that are deleted, are left out."""
         doc_ids = id_set("doc_ids", doc_ids)
         return {doc_id: shard.first_document + row for shard in self.shards for doc_id, row in shard.find(doc_ids).items()}
 
@@ -248,17 +286,17 @@ class Searcher:
 
 
 def matching(shards: Sequence[IndexShard], filters: Filters) -> np.ndarray:
-    """Numbers of the documents of some shards that are not deleted and that the filters let through, ascending."""
+    """Return the numbers of the live documents of some shards that pass the filters: [N] int64, ascending."""
     return np.concatenate([np.zeros(0, np.int64), *(shard.first_document + shard.matching(filters) for shard in shards)])
 
 
 def unknown_fields(shards: Sequence[IndexShard], filters: Filters) -> dict[str, frozenset[str]]:
-    """The fields of the filters that no document of these shards has, each with the names of the fields that some have."""
+    """Return the filter fields that no document of these shards has, each with the field names that do occur."""
     return common_unknown_fields([shard.unknown_fields(filters) for shard in shards])
 
 
 def common_unknown_fields(parts: Sequence[Mapping[str, frozenset[str]]]) -> dict[str, frozenset[str]]:
-    """The fields that are unknown in every part of an index, with the names of the fields of all parts."""
+    """Return the filter fields that are unknown in every part of an index, each with the field names that occur in any part."""
     common = set.intersection(*map(set, parts)) if parts else set()
     return {field: frozenset().union(*(part[field] for part in parts)) for field in (parts[0] if parts else ()) if field in common}
 
@@ -266,14 +304,24 @@ def common_unknown_fields(parts: Sequence[Mapping[str, frozenset[str]]]) -> dict
 def open_shards(
     root: str, manifest: IndexManifest, entries: Sequence[ShardEntry] | None = None, verify: bool = False
 ) -> tuple[IndexShard, ...]:
-    """Maps some shards (None: all) of an index."""
+    """Return shards of an index with memory-mapped arrays.
+
+    Args:
+        root: Folder of the index.
+        manifest: Manifest of the version.
+        entries: Manifest entries of the shards to open; None for all shards.
+        verify: Compare the digests of the files with the manifest.
+
+    Raises:
+        FormatError: A file is missing or truncated, or, with `verify`, differs from its digest.
+    """
     entries = manifest.shards if entries is None else entries
     return tuple(open_shard(root, entry, manifest, verify) for entry in entries)
 
 
 def _split(queries: TokenEmbeddings, scorer: SearchScorer, codec: ResidualCodec, kernels: Kernels) -> list[Query]:
-    """Each query with rows of unit length; the lengths become factors of the weights, so that tables hold cosines whatever the encoder's
-    scale. A scorer that requires unit vectors gets the vectors as they are."""
+    """Rotated queries with vectors of unit length. The original lengths become factors of the weights, so that score tables hold cosines at
+    any scale of the encoder. For a scorer that requires unit vectors, vectors are not normalized."""
     weights = np.ones(queries.num_tokens, np.float32) if queries.weights is None else queries.weights.astype(np.float32)
     norms = np.ones_like(weights) if scorer.requires_unit_vectors else kept_norms(queries.values)
     vectors = directions(queries.values, norms)
