@@ -3,11 +3,11 @@
 import os
 
 LOGICAL_GPUS = "RAY_LIR_LOGICAL_GPUS"
-"""Environment variable for tests: 1 says that the cluster's GPUs are numbers without hardware, so torch computes on the CPU."""
+"""Environment variable for tests: with 1, GPUs of the cluster exist only as resource counts, so torch computes on the CPU."""
 
 
 def has_logical_gpus() -> bool:
-    """Return whether the cluster's GPUs are numbers without hardware."""
+    """Return whether the GPUs of the cluster exist only as resource counts, without hardware."""
     return os.environ.get(LOGICAL_GPUS) == "1"
 
 

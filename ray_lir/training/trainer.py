@@ -202,7 +202,7 @@ class Training:
 
 
 def load_encoder(config: EncoderConfig, seed: int, device: str) -> Encoder:
-    """Return an encoder with float32 weights; the seed decides rows that its checkpoint lacks and new heads of a scorer.
+    """Return an encoder with float32 weights; the seed determines the random values of missing rows and of new heads of a scorer.
 
     Args:
         config: Checkpoint and conventions.

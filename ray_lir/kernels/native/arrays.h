@@ -1,4 +1,4 @@
-// Arrays that functions are given and return: their types, what they must be, and memory for registers.
+// Arrays of the arguments and results of functions: types, checks, and aligned memory.
 #pragma once
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -38,7 +38,7 @@ inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multi
 
 inline int64_t lanes_of(int64_t num_tokens) { return round_up(std::max<int64_t>(num_tokens, 1), kStep); }
 
-// Memory for vector registers, zero at first unless all of it will be written.
+// Memory that is aligned for vector registers. It is filled with zeros unless the caller will write all of it.
 template <class T>
 class Aligned {
  public:

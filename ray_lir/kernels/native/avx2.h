@@ -26,7 +26,7 @@ struct Avx2 {
   static void store(Score* to, F32 lanes) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
-  // Of numbers from 0 to 255 the whole parts.
+  // Return the integer parts of numbers from 0 to 255.
   static void store_bytes(uint8_t* to, F32 lanes) {
     const __m256i numbers = _mm256_cvttps_epi32(lanes);
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(numbers), _mm256_extracti128_si256(numbers, 1));
@@ -46,10 +46,10 @@ struct Avx2 {
   static float total(F32 lanes) { return total(_mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1))); }
   static float total(const F32 (&lanes)[2]) { return total(_mm256_add_ps(lanes[0], lanes[1])); }
   static uint32_t at_least(F32 a, F32 b) { return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ))); }
-  static void keep_larger(F32& best, F32& factor, F32 value, F32 mine) {
+  static void keep_larger(F32& best, F32& factor, F32 value, F32 candidate) {
     const F32 larger = _mm256_cmp_ps(value, best, _CMP_GT_OQ);
     best = _mm256_blendv_ps(best, value, larger);
-    factor = _mm256_blendv_ps(factor, mine, larger);
+    factor = _mm256_blendv_ps(factor, candidate, larger);
   }
   static void keep_larger(I32& best, I32& where, I32 value, int32_t number) {
     const I32 larger = _mm256_cmpgt_epi32(value, best);
@@ -57,7 +57,7 @@ struct Avx2 {
     where = _mm256_blendv_epi8(where, _mm256_set1_epi32(number), larger);
   }
 
-  // Rows are below 128, so two products fit 16 bits and nothing saturates.
+  // Bytes of rows are below 128, so the sum of two products fits 16 bits and does not saturate.
   static I32 dot_bytes(I32 sums, I32 row, I32 columns) {
     return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(row, columns), _mm256_set1_epi16(1)));
   }
@@ -71,16 +71,16 @@ struct Avx2 {
   static I32 max_words(I32 a, I32 b) { return _mm256_max_epi16(a, b); }
   static I32 multiply_fractions(I32 a, I32 b) { return _mm256_mulhrs_epi16(a, b); }  // a b / 2^15, rounded
   static I32 shift_left_words(I32 a, int count) { return _mm256_sll_epi16(a, _mm_cvtsi32_si128(count)); }
-  static I32 multiply_high(I32 a, I32 b) { return _mm256_mulhi_epi16(a, b); }  // a b / 2^16, downwards
-  struct Table { I32 low[2], high[2]; };  // 32 words as their bytes, 16 to a register's half
+  static I32 multiply_high(I32 a, I32 b) { return _mm256_mulhi_epi16(a, b); }  // a b / 2^16, rounded down
+  struct Table { I32 low[2], high[2]; };  // the bytes of 32 words, 16 in each half of a register
   static Table table(const int16_t* words) {
     uint8_t low[32], high[32];
     for (int i = 0; i < 32; ++i) low[i] = uint8_t(words[i]), high[i] = uint8_t(uint16_t(words[i]) >> 8);
     const auto half = [](const uint8_t* bytes) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes))); };
     return {{half(low), half(low + 16)}, {half(high), half(high + 16)}};
   }
-  static I32 look_up(const Table& table, I32 places) {  // by the low 5 bits
-    const I32 second = _mm256_slli_epi16(places, 11);   // bit 4 to the top, which of two bytes is taken
+  static I32 look_up(const Table& table, I32 places) {  // the low 5 bits are the position in the table
+    const I32 second = _mm256_slli_epi16(places, 11);   // moves bit 4 to the top, where it selects one of two bytes
     const I32 place = _mm256_or_si256(_mm256_and_si256(places, _mm256_set1_epi16(15)), _mm256_set1_epi16(int16_t(0x8000)));
     const auto bytes = [&](const I32 (&halves)[2]) {
       const I32 first = _mm256_shuffle_epi8(halves[0], place), other = _mm256_shuffle_epi8(halves[1], place);
@@ -97,7 +97,7 @@ struct Avx2 {
     const I32 pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)));
   }
-  // Two registers of products over 2^bits as words: of each 4 lanes those of the first, then those of the second.
+  // Divide two registers of products by 2^bits and pack them to words: 4 lanes of the first, then 4 lanes of the second, and so on.
   static I32 to_words(I32 first, I32 second, I32 bits) { return _mm256_packs_epi32(_mm256_srav_epi32(first, bits), _mm256_srav_epi32(second, bits)); }
 
   static int32_t dot_row(const uint8_t* row, const int8_t* query, int64_t count) {

@@ -1,4 +1,4 @@
-// Registers of 512 bits with VNNI: 64 byte products in one instruction, and nothing saturates.
+// Registers of 512 bits with VNNI: one instruction computes 64 byte products, without saturation.
 #include "avx2.h"
 
 namespace {
@@ -45,10 +45,10 @@ struct Avx512 : Avx2 {
     return Half::total(_mm256_add_ps(_mm256_castsi256_ps(_mm512_castsi512_si256(bits)), _mm256_castsi256_ps(_mm512_extracti64x4_epi64(bits, 1))));
   }
   static uint32_t at_least(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
-  static void keep_larger(F32& best, F32& factor, F32 value, F32 mine) {
+  static void keep_larger(F32& best, F32& factor, F32 value, F32 candidate) {
     const __mmask16 larger = _mm512_cmp_ps_mask(value, best, _CMP_GT_OQ);
     best = _mm512_max_ps(best, value);
-    factor = _mm512_mask_mov_ps(factor, larger, mine);
+    factor = _mm512_mask_mov_ps(factor, larger, candidate);
   }
   static void keep_larger(I32& best, I32& where, I32 value, int32_t number) {
     const __mmask16 larger = _mm512_cmpgt_epi32_mask(value, best);
@@ -78,7 +78,7 @@ struct Avx512 : Avx2 {
   }
   static I32 to_words(I32 first, I32 second, I32 bits) { return _mm512_packs_epi32(_mm512_srav_epi32(first, bits), _mm512_srav_epi32(second, bits)); }
   static I32 levels4(const Decoder& d) { return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(d.levels))); }
-  // Whole registers are stored, so that a load of 64 bytes need not wait until two stores are in the cache.
+  // Store whole registers, because a load of 64 bytes that spans two stores waits until both are in the cache.
   static void decode4(const Decoder& d, I32 levels, const uint8_t* packed, uint8_t* row) {
     const I32 low = _mm512_set1_epi8(15);
     int64_t i = 0;

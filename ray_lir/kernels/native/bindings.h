@@ -1,4 +1,4 @@
-// What the module's files register, each its own functions.
+// The functions with which each file of the module registers its bindings.
 #pragma once
 #include <nanobind/nanobind.h>
 

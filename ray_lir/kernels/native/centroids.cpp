@@ -1,4 +1,4 @@
-// Scores of centroids: a query's tables of them, scans of documents' distinct codes, and the cells to probe.
+// Centroid scores: the tables of a query, scans of the distinct codes of documents, and the clusters to probe.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -49,7 +49,7 @@ nb::tuple byte_table(const std::string& name, Scores table) {
   return nb::make_tuple(byte_array, low_array, step_array);
 }
 
-// Every document's centroids, each once, and where each document's begin: a scan asks no token twice for the same score.
+// Return the distinct centroids of each document and their offsets, so that a scan reads each score of a document only once.
 template <class Code>
 nb::tuple distinct_codes_of(const Code* codes, Numbers doc_offsets, int64_t num_centroids) {
   const int64_t num_docs = int64_t(doc_offsets.shape(0)) - 1;
@@ -80,14 +80,14 @@ nb::tuple distinct_codes(Codes codes, Numbers doc_offsets, int64_t num_centroids
                           : distinct_codes_of(static_cast<const uint16_t*>(shard.codes), doc_offsets, num_centroids);
 }
 
-// Which of 8 query tokens, from `first`, each centroid scores at least a threshold for, a bit each; of tokens past the last none.
+// Find, for each centroid, the query tokens out of 8 from `first` on for which its score reaches the threshold; one bit each.
 void reached_of(const Isa& isa, Scores table, int64_t num_tokens, int64_t first, const float* thresholds, uint8_t* masks) {
   float padded[kStep];
   for (int j = 0; j < kStep; ++j) padded[j] = first + j < num_tokens ? thresholds[j] : INFINITY;
   isa.reached({table.data() + first, int64_t(table.shape(0)), int64_t(table.shape(1)), padded, masks});
 }
 
-// Whether a centroid scores at least the threshold for some query token.
+// Return for each centroid whether its score reaches the threshold for any query token.
 std::vector<uint8_t> kept_centroids(const Isa& isa, Scores table, int64_t num_tokens, float threshold) {
   std::vector<uint8_t> kept(table.shape(0)), masks(table.shape(0));
   const std::vector<float> thresholds(kStep, threshold);
@@ -129,9 +129,9 @@ struct Centroid {
   bool operator<(const Centroid& other) const { return score > other.score || (score == other.score && number < other.number); }
 };
 
-constexpr int64_t kSampled = 16;  // every so many centroids guess how high the best ones score
+constexpr int64_t kSampled = 16;  // distance of the sampled centroids from which the highest scores are estimated
 
-// A column of a table, every `step`th centroid.
+// Return every `step`th centroid's score for one query token.
 std::vector<float> column_of(const Isa& isa, Scores table, int64_t column, int64_t step) {
   std::vector<Score> scores;
   for (int64_t c = 0; c < int64_t(table.shape(0)); c += step) scores.push_back(table.data()[c * int64_t(table.shape(1)) + column]);
@@ -140,7 +140,7 @@ std::vector<float> column_of(const Isa& isa, Scores table, int64_t column, int64
   return floats;
 }
 
-// A score that a few more than `bound` centroids are likely to reach.
+// Estimate a score that slightly more than `bound` centroids reach.
 float likely_threshold(const Isa& isa, Scores table, int64_t column, int64_t bound) {
   std::vector<float> sample = column_of(isa, table, column, kSampled);
   const int64_t rank = std::min<int64_t>(sample.size() - 1, bound / kSampled + bound / (2 * kSampled) + 8);
@@ -148,14 +148,14 @@ float likely_threshold(const Isa& isa, Scores table, int64_t column, int64_t bou
   return sample[rank];
 }
 
-// The centroids of one query token that were found to score enough, or all of them if those are fewer than `bound`. Behind the masks
-// there are zeros to a multiple of 8.
+// Return the centroids that reach the threshold of one query token, or all centroids if fewer than `bound` do. The masks are followed by
+// zeros up to a multiple of 8.
 std::vector<Centroid> found_centroids(const Isa& isa, Scores table, int64_t column, const uint8_t* masks, int bit, int64_t bound) {
   std::vector<Centroid> found;
   const int64_t count = table.shape(0), lanes = table.shape(1);
   std::vector<Score> scores;
   std::vector<int32_t> numbers;
-  for (int64_t c = 0; c < count; c += 8) {  // eight masks at a time: few centroids score enough
+  for (int64_t c = 0; c < count; c += 8) {  // eight masks at a time, because few centroids reach the threshold
     uint64_t eight;
     std::memcpy(&eight, masks + c, 8);
     for (eight &= uint64_t(0x0101010101010101) << bit; eight; eight &= eight - 1) numbers.push_back(int32_t(c + __builtin_ctzll(eight) / 8));
@@ -171,7 +171,7 @@ std::vector<Centroid> found_centroids(const Isa& isa, Scores table, int64_t colu
   return found;
 }
 
-// The score of the first centroid, in order, at which t_prime tokens have been passed; or of the last.
+// Return the score of the centroid at which t_prime tokens are passed, in the order of scores, or else of the last centroid.
 float passed_score(std::vector<Centroid>& found, const int64_t* sizes, int64_t t_prime) {
   int64_t low = 0, high = found.size(), passed = 0;
   while (high - low > 1) {
@@ -189,21 +189,21 @@ float passed_score(std::vector<Centroid>& found, const int64_t* sizes, int64_t t
   return found[low].score;
 }
 
-// The nprobe best centroids of each query token, best first, and the score at which t_prime tokens have been passed.
+// Return the nprobe best centroids of each query token, best first, and the score at which t_prime tokens are passed.
 nb::tuple probe(const std::string& name, Scores table, int64_t num_tokens, Numbers sizes, int64_t nprobe, int64_t bound, int64_t t_prime) {
   const Isa& isa = isa_named(name);
   const int64_t num_centroids = table.shape(0);
   require(table.shape(1) % kStep == 0 && num_tokens <= int64_t(table.shape(1)), "a table of another query");
   require(int64_t(sizes.shape(0)) == num_centroids, "sizes of other centroids");
   require(1 <= nprobe && nprobe <= bound && bound <= num_centroids, "nprobe <= bound <= centroids");
-  int64_t* cells;
-  float *cell_scores, *imputed;
-  auto cell_array = array_of<int64_t>({size_t(num_tokens), size_t(nprobe)}, &cells);
-  auto score_array = array_of<float>({size_t(num_tokens), size_t(nprobe)}, &cell_scores);
+  int64_t* clusters;
+  float *cluster_scores, *imputed;
+  auto cluster_array = array_of<int64_t>({size_t(num_tokens), size_t(nprobe)}, &clusters);
+  auto score_array = array_of<float>({size_t(num_tokens), size_t(nprobe)}, &cluster_scores);
   auto imputed_array = array_of<float>({size_t(num_tokens)}, &imputed);
   {
     nb::gil_scoped_release release;
-    // t_prime tokens have mostly been passed after twice as many centroids as cells of the mean size would take, well before `bound`.
+    // Usually t_prime tokens are passed within twice the number of clusters of mean size that hold them, well before `bound`.
     const int64_t total = std::accumulate(sizes.data(), sizes.data() + num_centroids, int64_t(0));
     const int64_t few = std::clamp<int64_t>(2 * num_centroids * t_prime / std::max<int64_t>(1, total), nprobe, bound);
     std::vector<uint8_t> masks(round_up(num_centroids, 8)), more(masks.size());
@@ -228,11 +228,11 @@ nb::tuple probe(const std::string& name, Scores table, int64_t num_tokens, Numbe
         found = best(i, bound, more);
       }
       std::partial_sort(found.begin(), found.begin() + nprobe, found.end());
-      for (int64_t p = 0; p < nprobe; ++p) cells[i * nprobe + p] = found[p].number, cell_scores[i * nprobe + p] = found[p].score;
+      for (int64_t p = 0; p < nprobe; ++p) clusters[i * nprobe + p] = found[p].number, cluster_scores[i * nprobe + p] = found[p].score;
       imputed[i] = passed_score(found, sizes.data(), t_prime);
     }
   }
-  return nb::make_tuple(cell_array, score_array, imputed_array);
+  return nb::make_tuple(cluster_array, score_array, imputed_array);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Vectors' nearest centroids, among all or among those of the nearest cells.
+// Nearest centroids of vectors, among all centroids or among those of the nearest cells.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -15,12 +15,12 @@
 namespace ray_lir {
 namespace {
 
-// Centroids as rows of words, all scaled alike so that products stay comparable, with what makes products distances.
+// Centroids as rows of words with one common scale, so that products stay comparable, and the biases that turn products into distances.
 struct WordRows {
   int64_t stride;
   Aligned<int16_t> words;
   std::vector<int32_t> biases;  // -|c|^2 / 2 as a product with a vector of length one; empty if products are compared as they are
-  double unit;                  // what a product is to be divided by
+  double unit;                  // divisor that converts an integer product to a real one
 
   WordRows(Matrix centroids, bool euclidean) : stride(round_up(centroids.shape(1), 2)), words(centroids.shape(0) * stride) {
     const int64_t count = centroids.shape(0), dim = centroids.shape(1);
@@ -37,7 +37,7 @@ struct WordRows {
   }
 };
 
-// The nearest row, from `first` to `last`, of up to 32 vectors.
+// Find the nearest row, from `first` to `last`, of up to 32 vectors.
 void nearest_of(const Isa& isa, const WordRows& rows, int64_t first, int64_t last, const Columns& columns, int32_t* nearest, int32_t* products) {
   isa.word_nearest({rows.words.get() + first * rows.stride, rows.stride, last - first, columns.words.get(), columns.lanes, columns.pairs,
                     nullptr, rows.biases.empty() ? nullptr : rows.biases.data() + first, nearest, products});
@@ -45,7 +45,7 @@ void nearest_of(const Isa& isa, const WordRows& rows, int64_t first, int64_t las
 
 constexpr int64_t kColumns = 2 * kGroup;
 
-// The nearest centroid of each vector: the largest product, or, with `euclidean`, the smallest distance from a vector of length one.
+// Find the nearest centroid of each vector: the largest product or, with `euclidean`, the smallest distance from a vector of length one.
 nb::tuple assign(const std::string& name, Rows vectors, Matrix centroids, bool euclidean, int threads) {
   const Isa& isa = isa_named(name);
   check_rows(vectors);
@@ -75,7 +75,7 @@ nb::tuple assign(const std::string& name, Rows vectors, Matrix centroids, bool e
   return nb::make_tuple(code_array, nearness_array);
 }
 
-// For each vector the `nprobe` cells whose centres are nearest to it, nearest first.
+// Find for each vector the `nprobe` cells with the nearest centres, nearest first.
 nb::ndarray<nb::numpy, int64_t> nearest_cells(const std::string& name, Rows vectors, Matrix cells, int64_t nprobe, int threads) {
   const Isa& isa = isa_named(name);
   check_rows(vectors);
@@ -96,15 +96,15 @@ nb::ndarray<nb::numpy, int64_t> nearest_cells(const std::string& name, Rows vect
       isa.word_products({rows.words.get(), rows.stride, num_cells, columns.words.get(), columns.lanes, columns.pairs, ones.data(), nullptr,
                          nullptr, nullptr}, products.data(), 0, num_cells);
       for (int64_t i = 0; i < here; ++i) {
-        int64_t* mine = probes + (first + i) * nprobe;
+        int64_t* own_probes = probes + (first + i) * nprobe;
         std::fill(nearness.begin(), nearness.end(), -INFINITY);
         for (int64_t c = 0; c < num_cells; ++c) {
           const float product = products[c * kColumns + i] + float(rows.biases[c]);
           if (product <= nearness[nprobe - 1]) continue;
           int64_t p = nprobe - 1;
-          for (; p && nearness[p - 1] < product; --p) nearness[p] = nearness[p - 1], mine[p] = mine[p - 1];
+          for (; p && nearness[p - 1] < product; --p) nearness[p] = nearness[p - 1], own_probes[p] = own_probes[p - 1];
           nearness[p] = product;
-          mine[p] = c;
+          own_probes[p] = c;
         }
       }
     }
@@ -112,8 +112,8 @@ nb::ndarray<nb::numpy, int64_t> nearest_cells(const std::string& name, Rows vect
   return result;
 }
 
-// The nearest centroid among those of the cells that a vector probes; -1 if they hold none. Centroids of a cell lie side by side, and
-// vectors that probe the same cell are compared with it together.
+// Find the nearest centroid among the centroids of the cells that a vector probes; -1 if the cells are empty. The centroids of a cell are
+// consecutive, and all vectors that probe a cell are compared with them together.
 nb::ndarray<nb::numpy, int64_t> assign_in_cells(const std::string& name, Rows vectors, Matrix centroids, Numbers offsets,
                                                 Array<int64_t, 2> probes, int threads) {
   const Isa& isa = isa_named(name);
@@ -128,15 +128,15 @@ nb::ndarray<nb::numpy, int64_t> assign_in_cells(const std::string& name, Rows ve
   nb::gil_scoped_release release;
   spread(count, 65536, threads, [&](int64_t begin, int64_t end) {
     const int64_t here = end - begin;
-    const int64_t* mine = probes.data() + begin * nprobe;
+    const int64_t* own_probes = probes.data() + begin * nprobe;
     const Aligned<int16_t> words = as_words(isa, vectors, begin, here, rows.stride);
     std::fill(codes + begin, codes + end, -1);
     std::vector<int32_t> best(here, INT32_MIN), members(here * nprobe);
     std::vector<int64_t> starts(num_cells + 1);
-    for (int64_t i = 0; i < here * nprobe; ++i) ++starts[mine[i] + 1];
+    for (int64_t i = 0; i < here * nprobe; ++i) ++starts[own_probes[i] + 1];
     std::partial_sum(starts.begin(), starts.end(), starts.begin());
     std::vector<int64_t> next(starts.begin(), starts.end() - 1);
-    for (int64_t i = 0; i < here * nprobe; ++i) members[next[mine[i]]++] = int32_t(i / nprobe);
+    for (int64_t i = 0; i < here * nprobe; ++i) members[next[own_probes[i]]++] = int32_t(i / nprobe);
     int32_t nearest[kColumns], products[kColumns];
     Columns columns(kColumns, dim);
     for (int64_t cell = 0; cell < num_cells; ++cell) {

@@ -1,4 +1,4 @@
-// Vectors rotated, and compressed to residuals.
+// Rotation of vectors, and compression to residuals.
 #include <cstdint>
 #include <string>
 #include <vector>

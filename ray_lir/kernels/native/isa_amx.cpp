@@ -1,4 +1,4 @@
-// The kernels for AMX: byte products of 16 document tokens with 16 query tokens in one instruction; the rest as AVX-512.
+// The kernels for AMX: one instruction multiplies 16 document tokens with 16 query tokens, in bytes. All other code is that of AVX-512.
 #include "loops.h"
 #include "avx512.h"
 
@@ -6,9 +6,10 @@ namespace {
 
 struct Amx : Avx512 {
   static constexpr bool kMatrix = true;
-  static constexpr int64_t kWidest = 128;  // words of a row, and columns, that there is memory for on the stack
+  static constexpr int64_t kWidest = 128;  // largest number of words of a row, and of columns, for which the stack has memory
 
-  // Tiles 0-3 hold sums (two of tokens by two of query tokens), 4-5 document tokens, 6-7 query tokens; all 16 rows of 64 bytes.
+  // Tiles have 16 rows of 64 bytes. Tiles 0-3 hold sums (2 groups of document tokens by 2 of query tokens), 4-5 document tokens, 6-7 query
+  // tokens.
   static void begin() {
     alignas(64) uint8_t config[64] = {1};
     for (int tile = 0; tile < 8; ++tile) {
@@ -20,7 +21,7 @@ struct Amx : Avx512 {
   }
   static void end() { _tile_release(); }
 
-  // Products of 32 rows with GROUPS groups, begun with their starts; rows beyond what is asked for are whatever the buffer holds.
+  // Compute products of 32 rows with GROUPS groups of query tokens. Sums begin with `starts`. Products of unused rows are undefined.
   template <int GROUPS>
   static void multiply_groups(const uint8_t* rows, int64_t stride, const int8_t* bytes, const int32_t* starts, Products& products) {
     _tile_loadd(0, starts, 0);  // the same 64 bytes for every row
@@ -49,12 +50,12 @@ struct Amx : Avx512 {
     }
   }
 
-  // Products of 32 rows with up to 32 lanes of a query, from `lane` on.
+  // Compute products of 32 rows with up to 32 lanes of a query, from `lane` on.
   static void multiply(const uint8_t* rows, int64_t stride, const PackedQuery& query, int64_t lane, Products& products) {
     (query.lanes - lane > kGroup ? multiply_groups<2> : multiply_groups<1>)(rows, stride, query.bytes + lane * stride, query.starts + lane, products);
   }
 
-  // Words as two planes of bytes, `size` bytes apart: w = 256 high + low, low from -128 to 127. A multiple of 32 words.
+  // Split words into two planes of bytes, `size` bytes apart: w = 256 high + low, low from -128 to 127. `count` is a multiple of 32.
   static void split_words(const int16_t* words, int64_t count, int8_t* planes, int64_t size) {
     for (int64_t i = 0; i < count; i += 32) {
       const I32 each = load_i32(words + i), high = _mm512_srai_epi16(_mm512_add_epi16(each, _mm512_set1_epi16(128)), 8);
@@ -63,7 +64,7 @@ struct Amx : Avx512 {
     }
   }
 
-  // Two bytes of each of 16 columns, and two more, as the 4 bytes that are multiplied at a time.
+  // Join two bytes of each of 16 columns with two further bytes, to the 4 bytes that one product multiplies.
   static void join_bytes(int8_t* to, I32 first, I32 second) {
     const I32 low = _mm512_set1_epi32(0x00ff00ff), join = _mm512_set1_epi32(0x0000ffff);
     const auto joined = [&](I32 words) {
@@ -73,7 +74,7 @@ struct Amx : Avx512 {
     store_i32(reinterpret_cast<int32_t*>(to), _mm512_or_si512(joined(first), _mm512_slli_epi32(joined(second), 16)));
   }
 
-  // Packed columns of words as two planes, `size` bytes apart, of [width / 4][16][4] for each 16 of them.
+  // Split packed columns of words into two planes, `size` bytes apart, [width / 4][16][4] for each 16 columns.
   static void split_columns(const int16_t* columns, int64_t groups, int64_t pairs, int64_t width, int64_t size, int8_t* planes) {
     for (int64_t group = 0; group < groups; ++group)
       for (int64_t quad = 0; quad < (pairs + 1) / 2; ++quad) {
@@ -86,8 +87,8 @@ struct Amx : Avx512 {
       }
   }
 
-  // Products of 16 rows with 16 columns, of 64 or 128 words: of high with high bytes, high with low and low with high, and low with low. Rows
-  // stay in tiles 4-7, so they need be loaded for the first columns alone.
+  // Compute products of 16 rows with 16 columns, of 64 or 128 words, in three sums: high bytes with high bytes, high with low and low with
+  // high, and low with low. Rows stay in tiles 4-7, so they are loaded only for the first columns.
   static void multiply_planes(const int8_t* rows, bool load, const int8_t* columns, int64_t size, int64_t width,
                               int32_t (*products)[kGroup][kGroup]) {
     const bool two = width > 64;
@@ -120,17 +121,17 @@ struct Amx : Avx512 {
     _tile_stored(2, products[2], 64);
   }
 
-  // What 16-bit products are, of a row of those of their bytes.
+  // Return the products of words for one row, from the three sums of products of bytes.
   static I32 join_products(const int32_t (&sums)[3][kGroup][kGroup], int64_t t) {
     return add_i32(add_i32(_mm512_slli_epi32(load_i32(sums[0][t]), 16), _mm512_slli_epi32(load_i32(sums[1][t]), 8)), load_i32(sums[2][t]));
   }
 
-  // Whether there is memory for rows of words, and for columns, as planes.
+  // Return whether the planes of rows and columns fit the memory on the stack.
   static bool fits(const WordsTask& task) {
     return task.stride % 64 == 0 && task.stride == 2 * task.pairs && task.stride <= kWidest && task.lanes <= kWidest;
   }
 
-  // Calls keep(sums, row, lane) for the products of rows of words with all columns, 16 by 16, while the next are made.
+  // Call keep(sums, row, lane) for the products of rows with all columns, 16 by 16, while the next products are computed.
   template <class Keep>
   static void over_words(const WordsTask& task, int64_t begin, int64_t end, const Keep& keep) {
     alignas(64) int8_t columns[2 * kWidest * kWidest], rows[2 * kRows * kWidest];

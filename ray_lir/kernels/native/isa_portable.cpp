@@ -41,10 +41,10 @@ struct Plain {
     for (int lane = 0; lane < 4; ++lane) mask |= uint32_t(a[lane] >= b[lane]) << lane;
     return mask;
   }
-  static void keep_larger(F32& best, F32& factor, F32 value, F32 mine) {
+  static void keep_larger(F32& best, F32& factor, F32 value, F32 candidate) {
     const I32 larger = value > best;
     best = larger ? value : best;
-    factor = larger ? mine : factor;
+    factor = larger ? candidate : factor;
   }
   static void keep_larger(I32& best, I32& where, I32 value, int32_t number) {
     const I32 larger = value > best;
@@ -135,12 +135,12 @@ struct Plain {
     for (int64_t i = 0; i < count; ++i) floats[i] = half(halves[i]);
   }
 
-  // Rounds to the nearest, ties to even, as the processors that have an instruction for it.
+  // Round to the nearest value, ties to even, like the instruction of other processors.
   static uint16_t to_half(float value) {
     uint32_t word;
     std::memcpy(&word, &value, 4);
     const uint32_t sign = word >> 16 & 0x8000, size = word & 0x7fffffff;
-    if (size >= 0x47800000) return uint16_t(sign | 0x7c00);  // 2^16 and more; whoever makes scores keeps them below
+    if (size >= 0x47800000) return uint16_t(sign | 0x7c00);  // 2^16 and more; callers keep scores below
     if (size < 0x38800000) {  // below 2^-14: a subnormal number, in units of 2^-24
       float scaled;
       std::memcpy(&scaled, &size, 4);

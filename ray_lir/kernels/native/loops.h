@@ -1,11 +1,11 @@
 // The loops of all kernels, over a type V of vector registers that each instruction set defines.
 //
-// V::kLanes float or int32 lanes; V::tile(lanes) rows are multiplied at a time with so many columns, as many as keep their sums in
-// registers; V::Half has registers of at most 8 lanes. Included by one file an instruction set, inside an anonymous namespace: two files must
-// not share compiled code, since each is compiled for other processors. Sums of floats are made in one order everywhere, and
-// products and sums are never fused, so that every instruction set gives the same scores to the bit.
+// A register has V::kLanes float or int32 lanes. V::tile(lanes) is the number of rows to multiply with that many columns at a time, such that
+// their sums stay in registers. V::Half has registers of at most 8 lanes. One file of each instruction set includes this file inside an
+// anonymous namespace, because code compiled for one processor must not be linked into the code for another. Sums of floats have the same
+// order everywhere, and products and sums are never fused, so all instruction sets give the same scores to the bit.
 //
-// The files of loops/ are parts of this one: they are included below, inside that namespace, in the order in which they use one another.
+// The files of loops/ are parts of this file. They are included below, inside that namespace, in the order of their dependencies.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

@@ -1,4 +1,4 @@
-// MaxSim: from residuals, from vectors that are not compressed, and bare products of bytes, which nothing is faster than.
+// MaxSim from residuals, MaxSim from uncompressed vectors, and byte products alone, as an upper bound of the speed.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -50,7 +50,7 @@ FloatResult residual_maxsim(const std::string& name, std::vector<Matrix> vectors
   return result;
 }
 
-// MaxSim over vectors that are not compressed.
+// Compute MaxSim from uncompressed vectors.
 FloatResult maxsim(const std::string& name, std::vector<Matrix> vectors, std::vector<Floats> weights, Rows tokens, Numbers offsets, int threads) {
   const Isa& isa = isa_named(name);
   check_rows(tokens);
@@ -95,7 +95,7 @@ FloatResult maxsim(const std::string& name, std::vector<Matrix> vectors, std::ve
   return result;
 }
 
-// The largest product of each query token with any of the rows, nothing else: the speed limit of byte products.
+// Return the largest product of each query token with any row and nothing else, as an upper bound of the speed.
 FloatResult row_maxima(const std::string& name, Matrix vectors, Array<uint8_t, 2> rows, int threads) {
   const Isa& isa = isa_named(name);
   const int64_t stride = round_up(vectors.shape(1), 64);

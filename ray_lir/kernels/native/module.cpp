@@ -1,4 +1,4 @@
-// The Python module: the version that native.py expects, and the functions of every theme.
+// The Python module: the version that native.py expects, and the functions of all files.
 #include "bindings.h"
 
 NB_MODULE(ray_lir_native, m) {

@@ -1,4 +1,4 @@
-// WARP's postings: scores of the tokens in some cells, and the documents that have any.
+// WARP's postings: scores of the tokens in some clusters, and the documents with a token in one of them.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -19,14 +19,14 @@ struct PostingArrays {
   Numbers posting_offsets;
   Array<uint32_t, 1> documents;
 
-  void check(const int64_t* cells, int64_t count) const {
+  void check(const int64_t* clusters, int64_t count) const {
     require(posting_offsets.data()[posting_offsets.shape(0) - 1] == int64_t(postings.shape(0)), "posting offsets of other postings");
     require(documents.shape(0) == postings.shape(0), "documents of other postings");
-    for (int64_t i = 0; i < count; ++i) require(cells[i] >= 0 && cells[i] + 1 < int64_t(posting_offsets.shape(0)), "a cell does not exist");
+    for (int64_t i = 0; i < count; ++i) require(clusters[i] >= 0 && clusters[i] + 1 < int64_t(posting_offsets.shape(0)), "a cluster does not exist");
   }
 };
 
-nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights, Array<int64_t, 2> cells, Matrix cell_scores, Floats imputed,
+nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights, Array<int64_t, 2> clusters, Matrix cluster_scores, Floats imputed,
                          bool floor, Array<uint32_t, 1> postings, Numbers posting_offsets, Array<uint32_t, 1> documents, Floats ratios,
                          Array<uint8_t, 2> residuals, TokenWeights token_weights, int64_t num_docs, Floats buckets) {
   const Isa& isa = isa_named(name);
@@ -36,10 +36,10 @@ nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights
   require(int64_t(residuals.shape(1)) == decoder.packed_bytes, "residuals of other dimensions or bits");
   require(postings.shape(0) == residuals.shape(0) && ratios.shape(0) == residuals.shape(0), "postings, residuals and ratios of one length");
   require(!token_weights || token_weights->shape(0) == residuals.shape(0), "one weight a token");
-  require(cells.shape(0) == vectors.shape(0) && weights.shape(0) == vectors.shape(0) && imputed.shape(0) == vectors.shape(0),
-          "one row of cells a query token");
+  require(clusters.shape(0) == vectors.shape(0) && weights.shape(0) == vectors.shape(0) && imputed.shape(0) == vectors.shape(0),
+          "one row of clusters a query token");
   const PostingArrays arrays{postings, posting_offsets, documents};
-  arrays.check(cells.data(), int64_t(cells.size()));
+  arrays.check(clusters.data(), int64_t(clusters.size()));
   std::vector<int64_t> found;
   std::vector<float> totals;
   {
@@ -67,9 +67,9 @@ nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights
       task.ratios = ratios.data();
       task.query = query.get();
       task.slope = scale * levels.step;
-      task.count = int64_t(cells.shape(1));
-      task.cells = cells.data() + i * task.count;
-      task.cell_scores = cell_scores.data() + i * task.count;
+      task.count = int64_t(clusters.shape(1));
+      task.clusters = clusters.data() + i * task.count;
+      task.cluster_scores = cluster_scores.data() + i * task.count;
       task.weight = weights.data()[i];
       task.imputed = imputed.data()[i];
       task.floor = floor;
@@ -94,17 +94,17 @@ nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights
   return nb::make_tuple(score_array, document_array);
 }
 
-// Documents with a token in one of the cells, ascending.
-nb::ndarray<nb::numpy, int64_t> candidates(Numbers cells, Array<uint32_t, 1> postings, Numbers posting_offsets, Array<uint32_t, 1> documents,
+// Return the documents with a token in one of the clusters, ascending.
+nb::ndarray<nb::numpy, int64_t> candidates(Numbers clusters, Array<uint32_t, 1> postings, Numbers posting_offsets, Array<uint32_t, 1> documents,
                                            int64_t num_docs) {
   const PostingArrays arrays{postings, posting_offsets, documents};
-  arrays.check(cells.data(), int64_t(cells.shape(0)));
+  arrays.check(clusters.data(), int64_t(clusters.shape(0)));
   std::vector<int64_t> found;
   {
     nb::gil_scoped_release release;
     std::vector<uint8_t> seen(num_docs);
-    for (size_t c = 0; c < cells.shape(0); ++c)
-      for (int64_t p = posting_offsets.data()[cells.data()[c]]; p < posting_offsets.data()[cells.data()[c] + 1]; ++p) seen[documents.data()[p]] = 1;
+    for (size_t c = 0; c < clusters.shape(0); ++c)
+      for (int64_t p = posting_offsets.data()[clusters.data()[c]]; p < posting_offsets.data()[clusters.data()[c] + 1]; ++p) seen[documents.data()[p]] = 1;
     for (size_t d = 0; d < seen.size(); ++d)
       if (seen[d]) found.push_back(int64_t(d));
   }
@@ -118,9 +118,9 @@ nb::ndarray<nb::numpy, int64_t> candidates(Numbers cells, Array<uint32_t, 1> pos
 
 void add_postings(nb::module_& m) {
   using namespace nb::literals;
-  m.def("posting_scores", &posting_scores, "isa"_a, "vectors"_a, "weights"_a, "cells"_a, "cell_scores"_a, "imputed"_a, "floor"_a, "postings"_a,
+  m.def("posting_scores", &posting_scores, "isa"_a, "vectors"_a, "weights"_a, "clusters"_a, "cluster_scores"_a, "imputed"_a, "floor"_a, "postings"_a,
         "posting_offsets"_a, "documents"_a, "ratios"_a, "residuals"_a, "token_weights"_a.none(), "num_docs"_a, "buckets"_a);
-  m.def("candidates", &candidates, "cells"_a, "postings"_a, "posting_offsets"_a, "documents"_a, "num_docs"_a);
+  m.def("candidates", &candidates, "clusters"_a, "postings"_a, "posting_offsets"_a, "documents"_a, "num_docs"_a);
 }
 
 }  // namespace ray_lir

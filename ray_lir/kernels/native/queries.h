@@ -1,4 +1,4 @@
-// What is made of a codec's bucket weights and of a query: levels, and a query as bytes.
+// Integer forms of a codec's bucket weights (levels) and of a query (bytes).
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -29,7 +29,7 @@ struct Levels {
       for (int j = 0; j < per_byte; ++j) lut[byte * per_byte + j] = levels[byte >> (8 - nbits * (j + 1)) & (count - 1)];
   }
 
-  // Where a dimension stands in a decoded row.
+  // Return the position of a dimension in a decoded row.
   int64_t place(int64_t d, int64_t dim) const {
     const int64_t block = d / 64 * 64;
     return nbits == 4 && block + 64 <= dim ? block + d % 2 * 32 + d % 64 / 2 : d;

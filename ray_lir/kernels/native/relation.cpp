@@ -1,4 +1,4 @@
-// TRIAL: MaxSim with relations between the document tokens that query tokens are aligned with.
+// TRIAL: MaxSim with relations between the document tokens that neighbouring query tokens match.
 #include <algorithm>
 #include <cmath>
 #include <optional>
@@ -19,8 +19,8 @@ int16_t word_of(double value) { return int16_t(std::lround(std::clamp(value, -32
 
 double mish(double y) { return y * std::tanh(std::log1p(std::exp(y))); }
 
-// Lines through two points of Mish each, so that one is as far above it as below; beyond them Mish is nearly 0, or its argument. Line number k,
-// from kMishLeast on, is at the place k modulo kMishLines.
+// Return Mish as lines. Each passes through two points of Mish, chosen so that its errors above and below are about equal. Outside the lines
+// Mish is nearly 0, or nearly its argument. Line k, counted from kMishLeast, has position k modulo kMishLines.
 Aligned<int16_t> mish_lines(int bits, int16_t lines_a_unit) {
   Aligned<int16_t> lines(2 * kMishLines);
   const double length = std::ldexp(1.0 / lines_a_unit, 16 - bits);
@@ -35,11 +35,11 @@ Aligned<int16_t> mish_lines(int bits, int16_t lines_a_unit) {
   return lines;
 }
 
-// A relation encoder in fixed-point numbers, for residuals with these buckets.
+// A relation encoder in fixed-point numbers, for residuals with given bucket weights.
 class RelationEncoder {
  public:
-  // Everything is in units that the hidden layer before its norm is shorter than 2^15 in, but the layer: that is of whole numbers of up to 127
-  // times `step` in twice these units, so that sums of what it is multiplied with fit, with rows in the order of RelationTask::layer.
+  // The unit of all arguments is chosen so that the hidden layer, before its norm, is shorter than 2^15. The layer is different: its values
+  // are integers up to 127 times `step`, in twice this unit, so that sums of products fit. Its rows are in the order of RelationTask::layer.
   RelationEncoder(Matrix layer, float step, Floats bias, Floats scale, Floats shift, float epsilon, Floats buckets)
       : dim(layer.shape(1)), width(layer.shape(0) / 2), epsilon(epsilon), levels(buckets),
         layer(layer, levels, step), bias(2 * width), scale(width), shift(width) {
@@ -67,8 +67,9 @@ class RelationEncoder {
   float residual_unit;
 
  private:
-  // As many bits as no overflow follows from: the norm's output has length sqrt(D), so twice a component of it is below 2^15, as a component
-  // times scale plus shift is, and the product of the hidden layer with a word vector of length 2^15 below 2^31.
+  // Choose the largest numbers of bits without overflow. The output of the norm has length sqrt(D). Three values must fit: twice one of its
+  // components, and the component after scale and shift, below 2^15; and the product of the hidden layer with a vector of length 2^15,
+  // below 2^31.
   void choose_bits(const float* scale, const float* shift) {
     double largest = 0, length = 0, steepest = 0;
     const double root = std::sqrt(double(dim));
@@ -83,7 +84,8 @@ class RelationEncoder {
     shift_bits = std::clamp(int(std::floor(most + 1e-4)), 4, norm_bits);
   }
 
-  // What a word of a residual's products is worth has to be below one unit; scales[1] is at most about 1 / (sqrt(D) root mean square of buckets).
+  // The value of one unit of a residual's product must be below one unit of the halves. scales[1] is at most about
+  // 1 / (sqrt(D) * root mean square of the bucket weights).
   void choose_product_bits(float step, Floats buckets) {
     double squares = 1e-30;
     for (size_t k = 0; k < buckets.shape(0); ++k) squares += double(buckets.data()[k]) * buckets.data()[k] / double(buckets.shape(0));
@@ -95,7 +97,7 @@ class RelationEncoder {
   }
 };
 
-// What relations are multiplied with for each query token, as words, and what their products are worth.
+// The product vector of each query token, as words, and the value of one unit of its products.
 struct RelationProducts {
   Aligned<int16_t> words;
   Aligned<float> factors;
@@ -113,7 +115,7 @@ struct RelationProducts {
   }
 };
 
-// A worker's memory, for so many tokens.
+// The memory of one thread, for documents with up to `tokens` tokens in total.
 struct RelationMemory {
   Aligned<uint8_t> rows;
   Aligned<float> all, best, number, values, least;
@@ -123,7 +125,7 @@ struct RelationMemory {
   Aligned<uint8_t> made;
   std::vector<AskedToken> asked;
   std::vector<Alignment> documents;
-  RelationTask task;            // with this memory for the query's scores
+  RelationTask task;            // the task of this thread, with its own memory for the query's scores
   RelationScratch scratch;
 
   RelationMemory(const RelationTask& whole, int64_t tokens)
@@ -148,7 +150,7 @@ int64_t longest_of(const std::optional<Numbers>& documents, Numbers doc_offsets,
   return longest;
 }
 
-// TRIAL from codes and residuals.
+// Score documents with TRIAL from codes and residuals.
 FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weights, Scores table, Matrix products, Floats constants, Floats upper,
                             Codes codes, Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights, Numbers doc_offsets,
                             const RelationEncoder& encoder, Array<int16_t, 2> layer_centroids, bool by_cosine, std::optional<Numbers> documents, int threads) {

@@ -1,4 +1,4 @@
-// Which instruction sets this processor runs.
+// The instruction sets that this processor can run.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>

@@ -6,7 +6,7 @@
 
 namespace ray_lir {
 
-// Throws if this processor cannot run it.
+// Return an instruction set by name. Throws an exception if this processor cannot run it.
 const Isa& isa_named(const std::string& name);
 
 }  // namespace ray_lir

@@ -1,4 +1,4 @@
-// The arrays of a shard, as the loops take them.
+// The arrays of a shard, in the form that the loops use.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -16,7 +16,7 @@ inline Shard shard_of(const Codes& codes, Numbers doc_offsets) {
 
 using TokenWeights = std::optional<Array<uint16_t, 1>>;
 
-// A shard with residuals of as many dimensions as the decoder's.
+// Return a shard, after checking that its residuals have the dimensions of the decoder.
 inline Shard shard_of(const Codes& codes, const Array<uint8_t, 2>& residuals, const Array<uint16_t, 2>& scales, const TokenWeights& weights,
                       Numbers doc_offsets, const Decoder& decoder) {
   require(int64_t(residuals.shape(1)) == decoder.packed_bytes, "residuals of other dimensions or bits");

@@ -1,4 +1,4 @@
-// Loops spread over threads.
+// Loops that are divided among threads.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -8,25 +8,25 @@
 
 namespace ray_lir {
 
-// Runs work(mine, begin, end) over 0 to count in pieces that threads take one after another; each thread makes what is its own first.
+// Call work(state, begin, end) for blocks of 0 to count; each thread takes the next free block. make() creates the state of a thread.
 template <class Make, class Work>
-void spread_with(int64_t count, int64_t piece, int threads, const Make& make, const Work& work) {
+void spread_with(int64_t count, int64_t block, int threads, const Make& make, const Work& work) {
   std::atomic<int64_t> next{0};
   auto run = [&] {
-    auto mine = make();
-    for (int64_t begin; (begin = next.fetch_add(piece)) < count;) work(mine, begin, std::min(count, begin + piece));
+    auto state = make();
+    for (int64_t begin; (begin = next.fetch_add(block)) < count;) work(state, begin, std::min(count, begin + block));
   };
-  const int64_t useful = std::min<int64_t>(threads, (count + piece - 1) / piece);
+  const int64_t useful = std::min<int64_t>(threads, (count + block - 1) / block);
   std::vector<std::thread> others;
   for (int64_t i = 1; i < useful; ++i) others.emplace_back(run);
   run();
   for (auto& other : others) other.join();
 }
 
-// The same where nothing is a thread's own.
+// The same without a state for each thread.
 template <class Work>
-void spread(int64_t count, int64_t piece, int threads, const Work& work) {
-  spread_with(count, piece, threads, [] { return 0; }, [&](int, int64_t begin, int64_t end) { work(begin, end); });
+void spread(int64_t count, int64_t block, int threads, const Work& work) {
+  spread_with(count, block, threads, [] { return 0; }, [&](int, int64_t begin, int64_t end) { work(begin, end); });
 }
 
 }  // namespace ray_lir

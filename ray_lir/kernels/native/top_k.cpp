@@ -1,4 +1,4 @@
-// The best of some scores.
+// Selection of the k best scores.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -11,7 +11,7 @@
 namespace ray_lir {
 namespace {
 
-// The k best, best first, ties to the lower document number; minus infinity is never among them.
+// Return the k best documents, best first; ties go to the lower document number. Documents that score minus infinity are left out.
 nb::tuple top_k(Floats scores, Numbers documents, int64_t k) {
   require(scores.shape(0) == documents.shape(0) && k >= 0, "one score a document");
   std::vector<std::pair<float, int64_t>> best;
@@ -19,7 +19,7 @@ nb::tuple top_k(Floats scores, Numbers documents, int64_t k) {
   {
     nb::gil_scoped_release release;
     const int64_t count = scores.shape(0);
-    // Whatever is not above the k-th of what was seen so far can be left out; the list is cut when it has grown twice as long.
+    // Scores below the k-th best so far are skipped. The list is cut to k entries whenever it is about twice as long.
     float threshold = -INFINITY;
     for (int64_t i = 0; i < count; ++i) {
       const float score = scores.data()[i];

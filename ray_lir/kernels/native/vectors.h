@@ -1,4 +1,4 @@
-// Vectors as the loops take them: rows as floats or words, and packed columns of words.
+// Vectors in the form that the loops use: rows of floats or words, and packed columns of words.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -12,7 +12,7 @@ namespace ray_lir {
 struct Columns {
   int64_t lanes, pairs;
   Aligned<int16_t> words;
-  Aligned<float> scales;        // what a product with words of length 2^14 is worth
+  Aligned<float> scales;        // the value of one unit of a product with words of length 2^14
 
   Columns(int64_t count, int64_t dim)
       : lanes(lanes_of(count)), pairs((dim + 1) / 2), words(round_up(lanes, kGroup) * pairs * 2), scales(round_up(lanes, kGroup)) {
@@ -40,7 +40,7 @@ inline void check_rows(const Rows& rows) {
   require(rows.dtype() == nb::dtype<float>() || rows.dtype() == nb::dtype<uint16_t>(), "rows must be float32, or float16 viewed as uint16");
 }
 
-// [T, D] rows as floats, whatever they come as.
+// [T, D] rows as float32, converted if necessary.
 inline const float* as_floats(const Isa& isa, const Rows& rows, int64_t first, int64_t count, std::vector<float>& memory) {
   const int64_t dim = rows.shape(1);
   if (rows.dtype() == nb::dtype<float>()) return static_cast<const float*>(rows.data()) + first * dim;

@@ -1,25 +1,24 @@
-// Documents' tokens in blocks, each decoded while the one before it is multiplied; a part of loops.h.
+// Tokens of documents in blocks; each block is decoded while the block before it is multiplied. A part of loops.h.
 
-// Asks for the lines that neighbouring rows begin to fill.
+// Prefetch the cache lines of consecutive rows.
 inline void fetch_rows(const void* rows, int64_t bytes, int64_t first, int64_t count) {
   const auto* begin = static_cast<const uint8_t*>(rows) + first * bytes;
   for (const uint8_t* line = begin; line < begin + count * bytes; line += 64) __builtin_prefetch(line);
 }
 
-// Asks for the rows of a query's table that scoring a block looks into.
+// Prefetch the rows of a query's score table that scoring a block reads.
 inline void fetch_scores(const Shard& shard, const PackedQuery& query, const Block& block) {
   const int64_t bytes = query.lanes * int64_t(sizeof(Score));
   const auto* table = reinterpret_cast<const uint8_t*>(query.table);
   for (int64_t t = 0; t < block.count; ++t) {
     const uint8_t* row = table + code_of(shard, block.token + t) * bytes;
     __builtin_prefetch(row);
-    if (64 % bytes) __builtin_prefetch(row + bytes - 1);  // rows that divide a line never cross one, since tables begin with one
+    if (64 % bytes) __builtin_prefetch(row + bytes - 1);  // rows with a length that divides a cache line never cross one, because tables are aligned
     if (bytes > 128) fetch_rows(row, bytes, 0, 1);
   }
 }
 
-// Decodes a block that has its place, while what scoring it will read of the queries' tables is fetched, and the residuals that are
-// decoded after it.
+// Decode a block, and prefetch the rows of the queries' tables that scoring will read, and the residuals of the next block.
 template <class V>
 inline void decode_block(const Shard& shard, const Decoder& decoder, const PackedQuery* queries, int64_t num_queries, const Block& block) {
   V::to_floats(shard.scales + 2 * block.token, 2 * block.count, block.scales);
@@ -34,7 +33,7 @@ inline void decode_block(const Shard& shard, const Decoder& decoder, const Packe
             shard.residuals + block.next * decoder.packed_bytes, block.next_count);
 }
 
-// The blocks of some documents one after another; documents without tokens have none.
+// The blocks of some documents, in order. Documents without tokens have no block.
 class Blocks {
  public:
   Blocks(const Shard& shard, const int64_t* documents, int64_t begin, int64_t end)
@@ -42,7 +41,7 @@ class Blocks {
     advance(0);
   }
 
-  // The next block, to be decoded into this memory; without tokens if there is none.
+  // Return the next block, with the memory to decode it into. The block after the last one has no tokens.
   Block take(uint8_t* rows, float* scales, float* weights) {
     Block block = {place_, first_, last_, token_, count(), rows, scales, weights, 0, 0};
     advance(block.count);
@@ -66,18 +65,18 @@ class Blocks {
   int64_t place_, end_, first_ = 0, last_ = 0, token_ = 0;
 };
 
-// Scores all tokens of documents for some queries and calls finish(block) after each document's last block. While a matrix unit makes the
-// products of a block, those of the one before it become scores and the one after it is decoded: there is memory for two of each.
+// Score all tokens of documents for some queries, and call finish(block) after the last block of each document. While a matrix unit
+// multiplies a block, the products of the block before it become scores, and the block after it is decoded. Each has two buffers.
 template <class V, Keep KEEP, class Finish>
 inline void over_blocks(const Shard& shard, const Decoder& decoder, const PackedQuery* queries, int64_t num_queries, const int64_t* documents,
                         int64_t begin, int64_t end, uint8_t* rows, const Finish& finish) {
   float scales[2][2 * kRows], weights[2][kRows];
   alignas(64) Products products[2];
   Blocks blocks(shard, documents, begin, end);
-  int turn = 0, place = 0;
+  int buffer = 0, place = 0;
   const auto decoded = [&] {
-    const Block block = blocks.take(rows + turn * kRows * decoder.stride, scales[turn], weights[turn]);
-    turn = 1 - turn;
+    const Block block = blocks.take(rows + buffer * kRows * decoder.stride, scales[buffer], weights[buffer]);
+    buffer = 1 - buffer;
     if (block.count) decode_block<V>(shard, decoder, queries, num_queries, block);
     return block;
   };

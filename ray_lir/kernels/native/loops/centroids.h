@@ -1,6 +1,6 @@
-// Tables of centroid scores: MaxSim over them, their copies in bytes, and what reaches a threshold; a part of loops.h.
+// Tables of centroid scores: MaxSim from them, conversion to bytes, and the centroids above a threshold; a part of loops.h.
 
-// MaxSim of centroid scores, of the tokens whose centroids are kept.
+// Compute MaxSim of centroid scores, over the tokens with centroids that are not pruned.
 template <class V, int LANES>
 inline bool best_centroids(const CentroidTask& task, int64_t first, int64_t last, int64_t lane, float* lanes) {
   constexpr int kVectors = LANES / V::kLanes;
@@ -34,7 +34,7 @@ void centroid_maxsim(const CentroidTask& task, int64_t begin, int64_t end, float
   }
 }
 
-// The same over a table of bytes: one load and one maximum a token and 16 (or more) query tokens.
+// The same from a table of bytes: one load and one maximum for each token and 16 (or more) query tokens.
 template <class V, int BYTES>
 inline void byte_document(const CentroidTask& task, int64_t first, int64_t last, int64_t lane, float* lanes) {
   const uint8_t* table = static_cast<const uint8_t*>(task.table) + lane;
@@ -63,7 +63,7 @@ void byte_maxsim(const CentroidTask& task, int64_t begin, int64_t end, float* be
   }
 }
 
-// A byte is worth a 255th of the range of its query token's scores.
+// Convert scores to bytes. One unit is a 255th of the range of the query token's scores.
 template <class V>
 void byte_table(const TableTask& task) {
   if (task.lanes < task.byte_lanes) std::memset(task.bytes, 0, task.num_centroids * task.byte_lanes);
@@ -95,7 +95,7 @@ void byte_table(const TableTask& task) {
   });
 }
 
-// Which of 8 query tokens a centroid scores at least a threshold for, a bit each.
+// Find for each centroid the query tokens, out of 8, for which its score reaches the threshold; one bit each.
 template <class V>
 void reached(const ReachTask& task) {
   typedef typename V::Half W;

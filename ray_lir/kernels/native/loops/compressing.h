@@ -1,9 +1,9 @@
 // Vectors as packed residuals and scales; a part of loops.h.
 
-// Buckets, packed residuals, the two scales of the decoded token, and the norm of what the centroid left over.
+// Compute buckets, packed residuals, the two scales of the decoded token, and the norm of the residual.
 //
-// With token_scale, buckets are of r / rms(r), and the residual's scale s is the least-squares one, <r, b> / <b, b> for bucket
-// weights b; the decoded token c + s b is brought to length one.
+// With token_scale, the buckets are those of r / rms(r). The scale s of the residual is the least-squares factor <r, b> / <b, b> for
+// bucket weights b. The decoded token c + s b is normalised to length one.
 inline void compress_one(const CompressTask& task, int64_t i) {
   const float* vector = task.vectors + i * task.dim;
   const float* centroid = task.centroids + task.codes[i] * task.dim;

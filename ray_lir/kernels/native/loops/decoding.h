@@ -5,10 +5,10 @@ inline void decode_bytes(const Decoder& d, const uint8_t* packed, uint8_t* row) 
   for (int64_t i = 0; i < d.packed_bytes; ++i) std::memcpy(row + i * ITEM, d.lut + packed[i] * ITEM, ITEM);
 }
 
-// Decodes rows and asks for those that are decoded next, a row at a time: the first-level cache waits for no more than a few lines.
+// Decode rows and prefetch the next rows, one row at a time, because the first-level cache has few outstanding requests.
 template <class V>
 void decode(const Decoder& decoder, const uint8_t* packed, int64_t count, uint8_t* rows, const uint8_t* next, int64_t next_count) {
-  const Decoder d = decoder;  // whose fields bytes that are stored could not change
+  const Decoder d = decoder;  // a local copy, so that the compiler knows that storing bytes does not change it
   const uint8_t* end = next + next_count * d.packed_bytes;
   const auto each = [&](const auto& decode_row) {
     for (int64_t i = 0; i < count; ++i, packed += d.packed_bytes, rows += d.stride) {

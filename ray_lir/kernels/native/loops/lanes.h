@@ -1,9 +1,9 @@
-// Lanes, rows and blocks of rows, as many at a time as registers or the first-level cache hold; a part of loops.h.
+// Loops over lanes and rows, in blocks that fit the registers or the first-level cache; a part of loops.h.
 
 template <int LANES>
 using Count = std::integral_constant<int, LANES>;
 
-// The vectors of LANES lanes. The last is half of one where they do not fill it; what its upper half holds is nobody's.
+// The registers of LANES lanes. If the lanes do not fill the last register, its upper half is undefined.
 template <class V, int LANES>
 struct Part {
   static constexpr bool kHalf = LANES % V::kLanes != 0;
@@ -26,7 +26,7 @@ struct Part {
   }
 };
 
-// Calls run(registers, count, lane) for 32 lanes at a time, then for the 24, 16 or 8 that are left.
+// Call run(registers, count, lane) for 32 lanes at a time, then for the remaining 24, 16 or 8.
 template <class V, class Run>
 inline void over_lanes(int64_t lanes, const Run& run) {
   int64_t lane = 0;
@@ -41,7 +41,7 @@ inline void over_lanes(int64_t lanes, const Run& run) {
   }
 }
 
-// Calls run(count, row) for as many rows at a time as keep their sums in registers.
+// Call run(count, row) for as many rows at a time as have room for their sums in registers.
 template <class V, int LANES, class Run>
 inline void over_rows(int64_t begin, int64_t end, const Run& run) {
   constexpr int kTile = V::tile(LANES);

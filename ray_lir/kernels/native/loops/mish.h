@@ -1,7 +1,7 @@
 // Mish of 16-bit words; a part of loops.h.
 
-// Mish(y) of words of y times 2^bits, times 2^(bits - 1), by lines of some length. The last is that of all that is larger, the first of all
-// that is smaller.
+// Compute Mish(y) times 2^(bits - 1) from words y times 2^bits, by lines of equal length. The first line also serves all smaller arguments,
+// and the last all larger ones.
 template <class V>
 struct Mish {
   typename V::Table slopes, starts;

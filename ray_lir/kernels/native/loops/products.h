@@ -1,7 +1,7 @@
-// Integer products of rows with columns, of bytes and of 16-bit words; a part of loops.h.
+// Integer products of rows with columns, for bytes and for 16-bit words; a part of loops.h.
 
-// Adds to sums the products of ROWS rows with LANES columns, from the one at `lane`. An item is the 4 bytes that `dot` multiplies at
-// a time: a row has them one after another, columns are packed so that an item of 16 columns lies together.
+// Add the products of ROWS rows with LANES columns, starting at column `lane`, to sums. An item is the 4 bytes that `dot` multiplies at
+// a time. The items of a row are consecutive; columns are packed so that the same item of 16 columns is consecutive.
 template <class V, int LANES, int ROWS, class Dot>
 inline void add_products(const void* rows, int64_t stride, const void* columns, int64_t column_items, int64_t lane, int64_t items,
                          typename V::I32 (&sums)[ROWS][LANES / V::kLanes], const Dot& dot) {
@@ -9,7 +9,7 @@ inline void add_products(const void* rows, int64_t stride, const void* columns, 
   const auto* column_bytes = static_cast<const uint8_t*>(columns) + (lane / kGroup * column_items * kGroup + lane % kGroup) * 4;
   const int64_t group = column_items * kGroup * 4;
   int64_t k = 0;
-  do {  // there is one at least; a loop that might not run at all would keep its sums in two registers each
+  do {  // at least one iteration: the compiler would use two registers a sum for a loop that might not run
     typename V::I32 item[ROWS];
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) item[r] = V::broadcast(row_bytes + r * stride + 4 * k);
@@ -22,7 +22,7 @@ inline void add_products(const void* rows, int64_t stride, const void* columns, 
   } while (++k < items);
 }
 
-// int32 products of ROWS decoded rows with LANES query tokens.
+// Compute int32 products of ROWS decoded rows with LANES query tokens.
 template <class V, int LANES, int ROWS>
 inline void multiply_bytes(const uint8_t* rows, int64_t stride, int64_t quads, const PackedQuery& query, int64_t lane,
                            typename V::I32 (&sums)[ROWS][LANES / V::kLanes]) {

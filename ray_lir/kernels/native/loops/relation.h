@@ -1,25 +1,27 @@
 // TRIAL from codes and residuals (docs/algorithms.md#54-exact-evaluation-in-fewer-steps); a part of loops.h.
 //
-// Most query tokens go to the document token of the best cosine, the nearest. So the relations of the nearest are computed first, of some
-// documents together; then those of the tokens that could still win, since no relation of query token i is above upper[i]; and where a
-// query token went to another one after all, the next token's are computed again. What wins is what wins of all pairs.
+// Most query tokens match the document token with the best cosine, the nearest token. Relations are therefore computed in three steps:
+// 1. The relations of the nearest tokens, for several documents together.
+// 2. The relations of the candidates: tokens that could still be the match, because no relation of query token i is above upper[i].
+// 3. If a query token matches another token than the nearest, the relations of the next query token are computed again.
+// The result equals that of comparing all pairs.
 //
-// What a token adds to the hidden layer is its score with the first layer's rows, as if they were a query; the rest is fixed-point
-// arithmetic of 16 bits, whose sums are exact.
+// The contribution of a token to the hidden layer is its product with the rows of the first layer, which are packed like a query. The
+// rest is fixed-point arithmetic with 16 bits, so sums are exact.
 
-constexpr int kPairs = 32;        // pairs whose relations are computed together, so that none waits for the root of its own variance
+constexpr int kPairs = 32;        // pairs whose relations are computed together, to hide the latency of the square root
 
-struct Pair {                     // of document tokens, by their halves, and the query token whose relation with them is wanted
+struct Pair {                     // the halves of two document tokens, and the query token's product vector
   const int16_t* before;
   const int16_t* after;
   const int16_t* products;
 };
 
-struct Inverses {                 // of pairs' root mean squares: what words are shifted by and multiplied with
+struct Inverses {                 // inverse root mean squares of pairs, as a shift and a factor of words
   int32_t shifts[kPairs];
-  int32_t fractions[kPairs];      // twice each, as words
+  int32_t fractions[kPairs];      // each factor twice, as two words
 
-  // Whether any is shifted: none with usual tokens, whose hidden layers are a good part of the longest.
+  // Return whether any pair needs a shift. Usual pairs do not, because their hidden layers are not much shorter than the longest.
   bool set(const float* inverse, int64_t count) {
     int32_t most = 0, bits[kPairs];
     std::memcpy(bits, inverse, count * sizeof(float));
@@ -30,7 +32,7 @@ struct Inverses {                 // of pairs' root mean squares: what words are
       return false;
     }
     for (int64_t c = 0; c < count; ++c) {
-      shifts[c] = std::clamp((bits[c] >> 23) - 126, 0, 15);  // bits[c] >> 23 is 126 from 1/2 to below 1
+      shifts[c] = std::clamp((bits[c] >> 23) - 126, 0, 15);  // bits[c] >> 23 is 126 for values from 1/2 to below 1
       float rest;
       bits[c] -= shifts[c] << 23;
       std::memcpy(&rest, bits + c, 4);
@@ -40,7 +42,7 @@ struct Inverses {                 // of pairs' root mean squares: what words are
   }
 };
 
-// Calls add(k, sums) for the words of a hidden layer from the kth on, and gives the totals of four sums each.
+// Call add(k, sums) for each register of words of a hidden layer, starting at word k, and store the totals of the four sums.
 template <class V, class Add>
 inline void four_totals(int64_t width, int32_t* totals, const Add& add) {
   typename V::I32 sums[4];
@@ -69,7 +71,7 @@ inline void hidden_products(const RelationTask& task, const Pair* pairs, int64_t
     });
 }
 
-// Relations without their constants, of at most kPairs pairs, for which there is memory up to a multiple of 4.
+// Compute the relations, without constants, of at most kPairs pairs. Arrays have memory up to a multiple of 4 pairs.
 template <class V>
 inline void relate(const RelationTask& task, Pair* pairs, int64_t count, int32_t* relations) {
   if (!count) return;
@@ -84,9 +86,9 @@ inline void relate(const RelationTask& task, Pair* pairs, int64_t count, int32_t
         sums[p] = V::dot_words(sums[p], x, x);
       }
     });
-  const auto share = V::all(1 / float(task.dim)), epsilon = V::all(task.epsilon), unit = V::all(float(1 << task.norm_bits));
+  const auto inverse_dim = V::all(1 / float(task.dim)), epsilon = V::all(task.epsilon), unit = V::all(float(1 << task.norm_bits));
   for (int64_t c = 0; c < count; c += V::kLanes) {
-    const auto mean = V::mul(V::to_float(V::load_i32(squares + c)), share);
+    const auto mean = V::mul(V::to_float(V::load_i32(squares + c)), inverse_dim);
     V::store(inverse + c, V::div(unit, V::root(V::add(V::max(mean, V::all(0)), epsilon))));
   }
   Inverses inverses;
@@ -94,17 +96,17 @@ inline void relate(const RelationTask& task, Pair* pairs, int64_t count, int32_t
   hidden_products<V>(task, pairs, count, inverses, [&](auto x, int64_t c) { return V::shift_left_words(x, inverses.shifts[c]); }, relations);
 }
 
-// Calls run(registers, lane, row, tokens, product) for the products of a few rows at a time with 32 lanes of a query, from `begin` to `end`;
-// product(t, v) has vector v of row + t. A matrix unit makes the next while these are looked at.
+// Call run(lane, row, tokens, product) for the products of some rows with 32 lanes of a query at a time, from lane `begin` to `end`.
+// product(t, v) is vector v of row + t. A matrix unit computes the next products while run uses the previous ones.
 template <class V, class Run>
 inline void over_products(const Decoder& decoder, const PackedQuery& query, const uint8_t* rows, int64_t count, int64_t begin, int64_t end,
                           const Run& run) {
   if constexpr (V::kMatrix) {
     alignas(64) Products products[2];
     for (int64_t lane = begin; lane < end + kLanesTogether; lane += kLanesTogether) {
-      const int turn = lane / kLanesTogether % 2;
-      if (lane < end) V::multiply(rows, decoder.stride, query, lane, products[turn]);
-      if (lane > begin) run(lane - kLanesTogether, 0, count, [&](int64_t t, int v) { return V::load_i32(products[1 - turn][v * V::kLanes / kGroup][t]); });
+      const int buffer = lane / kLanesTogether % 2;
+      if (lane < end) V::multiply(rows, decoder.stride, query, lane, products[buffer]);
+      if (lane > begin) run(lane - kLanesTogether, 0, count, [&](int64_t t, int v) { return V::load_i32(products[1 - buffer][v * V::kLanes / kGroup][t]); });
     }
   } else {
     constexpr int kTile = V::tile(kLanesTogether);
@@ -117,10 +119,10 @@ inline void over_products(const Decoder& decoder, const PackedQuery& query, cons
   }
 }
 
-// A positive number as a word, twice.
+// Return a positive number as a word, in both halves of 32 bits.
 inline int32_t twice_fraction_of(float value) { return 0x10001 * int32_t(value < 32767 ? value + 0.5f : 32767.0f); }
 
-// Of the tokens that are asked for the halves from lane `begin` of the first layer to `end`.
+// Compute the halves of all waiting tokens, from lane `begin` of the first layer to `end`.
 template <class V>
 inline void make_halves(const RelationTask& task, RelationScratch& scratch, int64_t begin, int64_t end) {
   const PackedQuery& layer = task.layer;
@@ -160,7 +162,7 @@ inline void make_halves(const RelationTask& task, RelationScratch& scratch, int6
   scratch.num_asked = 0;
 }
 
-// Documents that are aligned together: their scores are known, and their tokens' halves are made when they are needed.
+// Documents that are aligned together. Their cosines are known; the halves of their tokens are computed when they are needed.
 template <class V>
 struct Aligning {
   const RelationTask& task;
@@ -168,7 +170,7 @@ struct Aligning {
 
   float cosine(const Alignment& document, int64_t i, int64_t j) const { return document.all[j * task.query.lanes + i]; }
 
-  // Notes a token whose half, or halves, are to be made, unless they are or will be.
+  // Add a token to the tokens that wait for their halves, unless these halves are computed already or the token waits already.
   void ask(const Alignment& document, int64_t j, uint8_t which) const {
     const int64_t place = document.at + j;
     if ((scratch.made[place] & which) == which) return;
@@ -192,7 +194,7 @@ struct Aligning {
     return cosine(document, i, j) + (float(relation) * task.factors[i] + task.constants[i]);
   }
 
-  // A document whose cosines are known, with the nearest tokens of query tokens in `nearest`.
+  // Add a document with known cosines; `nearest` holds the nearest document token of each query token.
   Alignment take(const Block& block, const float* nearest, int64_t at) const {
     const int64_t lanes = task.query.lanes, number = scratch.num_documents++;
     Alignment& document = scratch.documents[number];
@@ -212,7 +214,7 @@ struct Aligning {
     document.least[i] = document.values[i] - task.upper[i];
   }
 
-  // For each query token the document tokens beside the nearest whose cosine is at least `least`; their halves are asked for.
+  // Find, for each query token, the document tokens except the nearest with a cosine of at least `least`, and ask for their halves.
   void find_candidates(const Alignment& document) const {
     const int64_t lanes = task.query.lanes;
     std::memset(document.num_candidates, 0, lanes * sizeof(int32_t));
@@ -222,7 +224,7 @@ struct Aligning {
       typename W::F32 least[kVectors];
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) least[v] = W::load(document.least + lane + v * W::kLanes);
-      int64_t found = 0;         // tokens that some query token could win with; noted without a branch
+      int64_t found = 0;         // number of candidates of any query token; they are stored without a branch
       for (int64_t j = 0; j < document.count; ++j) {
         uint32_t mask = 0;
 #pragma GCC unroll 16
@@ -242,7 +244,7 @@ struct Aligning {
     });
   }
 
-  // What every query token's score is if all go to the nearest, and which tokens could still win then.
+  // Compute the scores of matches with the nearest tokens, and find the candidates that could score higher.
   void begin(const Alignment& document) const {
     fill(document.least, task.query.lanes, INFINITY);
     for (int64_t begin = 1; begin < task.num_tokens; begin += kPairs) {
@@ -256,7 +258,7 @@ struct Aligning {
     find_candidates(document);
   }
 
-  // The same for one query token, after another token than the nearest.
+  // The same for one query token, if the query token before it does not match its nearest token.
   void begin_again(const Alignment& document, int64_t i, int64_t previous) const {
     ask(document, previous, kBefore);
     make_before();
@@ -274,11 +276,11 @@ struct Aligning {
     make_after();
   }
 
-  static void keep_better(float value, int64_t token, float& best, int64_t& winner) {  // ties to the first document token
+  static void keep_better(float value, int64_t token, float& best, int64_t& winner) {  // ties go to the first document token
     if (value > best || (value == best && token < winner)) best = value, winner = token;
   }
 
-  // The best of the candidates that come next, as many as are computed together, if it is better.
+  // Compare the next candidates, up to kPairs, with the best so far. Return the position after them.
   int64_t compare(const Alignment& document, int64_t i, int64_t previous, int64_t at, float& best, int64_t& winner) const {
     Pair pairs[kPairs];
     int32_t tokens[kPairs], relations[kPairs];
@@ -294,7 +296,7 @@ struct Aligning {
     return at;
   }
 
-  // The relations of query tokens that have few candidates, of many together, as they are if the token before went to the nearest.
+  // Compute the relations of query tokens with few candidates, many together, assuming that the query token before matches its nearest.
   void relate_few(const Alignment& document) const {
     Pair pairs[kPairs];
     int32_t relations[kPairs], *places[kPairs];
@@ -313,7 +315,7 @@ struct Aligning {
     finish();
   }
 
-  // Query tokens are aligned one after another.
+  // Align the query tokens in order, and return the document's score.
   float score(const Alignment& document) const {
     relate_few(document);
     double total = 0;
@@ -342,7 +344,7 @@ struct Aligning {
   }
 };
 
-// The end of the documents from `begin` on that are aligned together: one at least.
+// Return the end of the documents, starting at `begin`, that are aligned together: at least one document.
 inline int64_t end_of_some(const RelationTask& task, int64_t begin, int64_t end) {
   int64_t tokens = 0, place = begin;
   for (; place < end && place < begin + kDocumentsTogether; ++place) {

@@ -1,6 +1,6 @@
 // MaxSim from codes and residuals; a part of loops.h.
 
-// MaxSim from codes and residuals: a token is decoded once for all queries.
+// Compute MaxSim from codes and residuals. A token is decoded once for all queries.
 template <class V, Keep KEEP>
 void maxsim_of(const ResidualTask& task, int64_t begin, int64_t end, uint8_t* rows) {
   for (int64_t q = 0; q < task.num_queries; ++q) fill(task.scores + q * task.count + begin, end - begin, -INFINITY);

@@ -1,12 +1,12 @@
-// Vectors turned by a matrix; a part of loops.h.
+// Rotation of vectors by a matrix; a part of loops.h.
 
-// rows @ rotation, summed in the order of the rows' dimensions: the same bits for any block of rows, on any thread.
+// Compute rows @ rotation. Sums are in the order of dimensions, so the bits do not depend on the block of rows or the thread.
 template <class V>
-void rotate(const float* rows, int64_t count, int64_t dim, const float* rotation, float* turned) {
+void rotate(const float* rows, int64_t count, int64_t dim, const float* rotation, float* rotated) {
   constexpr int kVectors = 4, kRowsAtOnce = V::kLanes == 16 ? 4 : 2;  // their sums stay in registers
   constexpr int64_t kColumns = kVectors * V::kLanes;
   for (int64_t i = 0; i < count; i += kRowsAtOnce) {
-    int64_t row[kRowsAtOnce], d = 0;  // the last again where there are no more
+    int64_t row[kRowsAtOnce], d = 0;  // the last row is repeated after the end
     for (int r = 0; r < kRowsAtOnce; ++r) row[r] = std::min(i + r, count - 1) * dim;
     for (; d + kColumns <= dim; d += kColumns) {
       typename V::F32 sums[kRowsAtOnce][kVectors];
@@ -28,13 +28,13 @@ void rotate(const float* rows, int64_t count, int64_t dim, const float* rotation
 #pragma GCC unroll 8
       for (int r = 0; r < kRowsAtOnce; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) V::store(turned + row[r] + d + v * V::kLanes, sums[r][v]);
+        for (int v = 0; v < kVectors; ++v) V::store(rotated + row[r] + d + v * V::kLanes, sums[r][v]);
     }
     for (int r = 0; r < kRowsAtOnce; ++r)
       for (int64_t e = d; e < dim; ++e) {
         float sum = 0;
         for (int64_t k = 0; k < dim; ++k) sum += rows[row[r] + k] * rotation[k * dim + e];
-        turned[row[r] + e] = sum;
+        rotated[row[r] + e] = sum;
       }
   }
 }

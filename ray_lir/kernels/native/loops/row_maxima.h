@@ -1,4 +1,4 @@
-// Bare products of 8-bit rows with a query, the speed limit to compare with; a part of loops.h.
+// Products of 8-bit rows with a query and nothing else, as an upper bound of the speed; a part of loops.h.
 
 template <class V>
 inline void bare_rows(const RowsTask& task, int64_t begin, int64_t end) {

@@ -1,8 +1,8 @@
 // Scores of a block of decoded tokens, from their products with a query; a part of loops.h.
 
-// What turns products into scores, score = scale centroid score + scale' slope product, and keeps what is wanted of them. Tokens are a
-// block's from `row` on, at most TOKENS; product(t, v) has vector v of those of token row + t. Sums lie in registers or, for a whole block,
-// in memory. Lanes that fill half a register are the lower half of one.
+// Convert products to scores, scales[0] * centroid score + scales[1] * slope * product, and keep what KEEP requires. The tokens are those of
+// the block from `row` on, at most TOKENS. product(t, v) is vector v of the products of token row + t. Sums are in registers or, for a
+// whole block, in memory. Lanes that fill only half a register are in its lower half.
 template <class V, Keep KEEP, int LANES, int TOKENS, class Product>
 inline void keep(const Shard& shard, const PackedQuery& query, int64_t lane, const Block& block, int64_t row, const Product& product) {
   constexpr int kVectors = (LANES + V::kLanes - 1) / V::kLanes;
@@ -14,7 +14,7 @@ inline void keep(const Shard& shard, const PackedQuery& query, int64_t lane, con
     best[v] = P::load(query.best + lane, v);
     if constexpr (KEEP != kBest) factors[v] = P::load(query.factors + lane, v);
   }
-  // What scores that are stored cannot change, as far as the compiler knows.
+  // Local copies, so that the compiler knows that storing scores does not change them.
   const int64_t lanes = query.lanes, token0 = block.token + row, first = token0 - block.first, count = block.count;
   const Score* const tables = query.table + lane;
   const Shard codes = {shard.codes, shard.wide_codes, nullptr, nullptr, nullptr, nullptr};
@@ -51,7 +51,7 @@ inline void keep(const Shard& shard, const PackedQuery& query, int64_t lane, con
   }
 }
 
-// Scores of a block with some of a query's lanes, whose products are in memory if there is a matrix unit, and are made here if not.
+// Score a block with some lanes of a query. The products are in memory if there is a matrix unit; otherwise they are computed here.
 template <class V, Keep KEEP>
 inline void keep_block(const Shard& shard, const Decoder& decoder, const PackedQuery& query, int64_t lane, const Block& block,
                        const Products& products) {

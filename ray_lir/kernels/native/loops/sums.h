@@ -1,6 +1,7 @@
-// Sums of floats in one order whatever the width of registers; a part of loops.h.
+// Sums of floats in an order that does not depend on the width of registers; a part of loops.h.
 
-// The sum of product(i), which is of lanes i to i + V::kLanes, over `count` lanes: 16 running sums, then halves added to halves.
+// Return the sum of product(i), the products of lanes i to i + V::kLanes, over `count` lanes. It is the sum of 16 running sums, added in
+// halves.
 template <class V, class Product>
 inline float sum_of(int64_t count, const Product& product) {
   constexpr int kEach = kGroup / V::kLanes;
@@ -14,7 +15,7 @@ inline float sum_of(int64_t count, const Product& product) {
   return V::total(sums);
 }
 
-// Of a multiple of 8 lanes.
+// Return the weighted sum of lanes; `count` is a multiple of 8.
 template <class V>
 inline float weighted_sum(const float* lanes, const float* weights, int64_t count) {
   typedef typename V::Half W;
@@ -32,7 +33,7 @@ inline float dot(const float* a, const float* b, int64_t count) {
   return sums[0];
 }
 
-// dot(row, row, count), to the bit.
+// Return the same bits as dot(row, row, count).
 template <class V>
 inline float squares(const float* row, int64_t count) {
   if (count % kGroup) return dot(row, row, count);

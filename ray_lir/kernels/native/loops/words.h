@@ -1,6 +1,6 @@
-// Vectors as 16-bit words: their products, and the row that is nearest to each column; a part of loops.h.
+// Vectors as 16-bit words: conversion, products, and the nearest row of each column; a part of loops.h.
 
-// Rows of floats as words of length 2^14, and what each is to be multiplied with to be what it was, over 2^14.
+// Convert rows of floats to words, scaled to length 2^14, and store each row's original length.
 template <class V>
 void to_words(const float* rows, int64_t count, int64_t dim, int64_t stride, int16_t* words, float* lengths) {
   for (int64_t i = 0; i < count; ++i) {
