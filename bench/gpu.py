@@ -3,8 +3,9 @@
     python -m bench.gpu [--num-tokens 10000000] [--small] [--interpret] [--output bench/results/gpu.json]
 
 --small does the same with little of everything. --interpret runs the checks alone, on a CPU, under Triton's interpreter, and
-writes nothing. Times on the device are medians between CUDA events, and beside them stand the two floors: the bytes over the
-card's own copy bandwidth and the products over its own float16 matrix rate, both measured first. The report is written
+writes nothing; with --pipelines also xtr, a service, a training step of each scorer and MaxSim of other packages
+(bench/gpu_pipelines.py). Times on the device are medians between CUDA events, and beside them stand the two floors: the bytes
+over the card's own copy bandwidth and the products over its own float16 matrix rate, both measured first. The report is written
 after every part, and a part that fails leaves its reason there; the exit code is 1 then.
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from bench import gpu_pipelines
 from bench.kernels.made_up import DIM, QUERY_TOKENS, documents_near_topics, made_up, made_up_queries
 from bench.machine import machine
 from ray_lir.base.errors import KernelUnavailable
@@ -42,10 +44,11 @@ def main() -> int:
     parser.add_argument("--num-tokens", type=int, default=10_000_000, help="of the shard that is searched")
     parser.add_argument("--small", action="store_true", help="little of everything")
     parser.add_argument("--interpret", action="store_true", help="the checks alone, on a CPU")
+    parser.add_argument("--pipelines", action="store_true", help="with --interpret: the pipelines too, on tiny sizes")
     parser.add_argument("--output", type=Path, default=Path("bench/results/gpu.json"))
     options = parser.parse_args()
     if options.interpret:
-        os.environ["TRITON_INTERPRET"] = "1"
+        os.environ |= {"TRITON_INTERPRET": "1", "RAY_LIR_LOGICAL_GPUS": "1"}
     try:
         kernels = select("cuda")
     except KernelUnavailable as error:
@@ -53,7 +56,7 @@ def main() -> int:
         return 2
     if options.interpret:
         print(json.dumps(check(kernels, num_docs=4)))
-        return 0
+        return run_parts(tiny_pipelines(), {}, None) if options.pipelines else 0
     import torch
 
     share = 0.02 if options.small else 1
@@ -65,8 +68,36 @@ def main() -> int:
         "search": lambda: search(kernels, int(options.num_tokens * share), limits),
         "build": lambda: build(int(2_000_000 * share)),
         "encode": lambda: encode(int(4000 * share)),
+        "xtr": lambda: gpu_pipelines.xtr(int(1_000_000 * share)),
         "peers": lambda: peers(int(1_000_000 * share)),
+        "other maxsim": lambda: gpu_pipelines.other_maxsim(int(20_000 * share), "cuda"),
+        "training": lambda: gpu_pipelines.training(32, 5, ("float16", "bfloat16"), "cuda"),
+        "service": lambda: gpu_pipelines.service(int(20_000 * share), 500),
     }
+    return run_parts(parts, report, options.output)
+
+
+def tiny_pipelines() -> dict[str, Callable[[], Any]]:
+    """Return the pipelines, small enough for a CPU and Triton's interpreter."""
+    return {
+        "xtr": lambda: gpu_pipelines.xtr(10_000, 1),
+        "other maxsim": lambda: gpu_pipelines.other_maxsim(8, "cpu"),
+        "training": lambda: gpu_pipelines.training(4, 2, ("bfloat16",), "cpu"),
+        "service": lambda: gpu_pipelines.service(20, 8),
+    }
+
+
+def run_parts(parts: dict[str, Callable[[], Any]], report: dict[str, Any], output: Path | None) -> int:
+    """Run all parts, and print the report.
+
+    Args:
+        parts: Function of each part, by name.
+        report: What is known before; results are added.
+        output: File for the report, written after each part. None: no file.
+
+    Returns:
+        Exit code: 1 if a part failed.
+    """
     for name, part in parts.items():
         started = time.perf_counter()
         try:
@@ -74,8 +105,9 @@ def main() -> int:
         except Exception as error:  # one part's fault must not cost the others' figures
             report[name] = {"failed": f"{type(error).__name__}: {error}"[:500]}
         print(f"{name}: {time.perf_counter() - started:.0f} s {json.dumps(report[name])}", file=sys.stderr, flush=True)
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+        if output:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
     return int(any(isinstance(found, dict) and "failed" in found for found in report.values()))
 
@@ -163,6 +195,7 @@ def search(kernels: Kernels, num_tokens: int, limits: dict[str, float]) -> dict[
         }
         rows.append({"batch": batch, "ms": ms, "queries_per_s": 1000 * batch / ms, **floors, "times_floor": ms / max(floors.values())})
         rows[-1]["with_top_k_ms"] = wall_ms(partial(answer, kernels, queries, weights, shard, codec))
+        rows[-1]["scan_ms"] = wall_ms(partial(scan, kernels, queries, weights, shard, codec))
         blocks = scoring.QueryBlocks.of(queries, weights, DIM)
         for size in (16, 32, 64):
             cut = tiles.cut(placed.doc_offsets[:-1], placed.doc_offsets[1:], size)
@@ -190,6 +223,14 @@ def answer(
     """The best K documents of every query, on the host."""
     numbers = np.arange(shard.num_docs)
     return [kernels.top_k(row, numbers, K)[1] for row in kernels.residual_maxsim(queries, weights, [], shard, codec)]
+
+
+def scan(
+    kernels: Kernels, queries: list[np.ndarray], weights: list[np.ndarray], shard: IndexShard, codec: ResidualCodec
+) -> list[np.ndarray]:
+    """Return the centroid scores of all documents for every query, tables included."""
+    tables = (kernels.scan_table(kernels.centroid_scores(query, codec)) for query in queries)
+    return [kernels.scan_codes(table, each, shard) for table, each in zip(tables, weights, strict=True)]
 
 
 def build(num_tokens: int) -> dict[str, float]:
