@@ -27,7 +27,7 @@ def pool_tokens(embeddings: TokenEmbeddings, factor: int, protected: int = 1) ->
         ConfigError: The factor is less than 1, or `protected` is negative.
     """
     if factor < 1 or protected < 0:
-        raise ConfigError(f"pooling needs factor >= 1 and protected >= 0, not {factor} and {protected}; change the value")
+        raise ConfigError(f"the pooling factor must be at least 1 and protected at least 0, not {factor} and {protected}; change the value")
     if factor == 1:
         return embeddings
     norms_T = np.linalg.norm(embeddings.values.astype(np.float32), axis=1)

@@ -333,7 +333,7 @@ def test_a_missing_cut_or_altered_file_is_named_when_the_index_is_opened(tmp_pat
     residuals = next(path.glob("shards/*/residuals.npy"))
     good = residuals.read_bytes()
     residuals.write_bytes(good[:-7])
-    with pytest.raises(FormatError, match=r"residuals\.npy.*cut or altered"):
+    with pytest.raises(FormatError, match=r"residuals\.npy.*truncated or altered"):
         Searcher.open(str(path))
     residuals.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     Searcher.open(str(path))

@@ -392,7 +392,7 @@ def test_yaml_with_bombs_or_code_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(ConfigError, match="not YAML"):
         parse(UpdateJob, ["--recipe", str(tmp_path / "recipe.yaml")])
-    with pytest.raises(ConfigError, match="is no token file"):
+    with pytest.raises(ConfigError, match="is not a token file"):
         read_tokens(str(tmp_path / "recipe.yaml"))
 
 

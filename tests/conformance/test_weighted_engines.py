@@ -292,7 +292,7 @@ def test_an_index_that_lost_its_weights_or_relation_is_refused_when_it_is_opened
     write_manifest(str(path / "versions" / "1" / MANIFEST), manifest)
     relation = path / manifest.relation.name
     relation.write_bytes(relation.read_bytes()[:-1])
-    with pytest.raises(FormatError, match="relation.*cut or altered"):
+    with pytest.raises(FormatError, match="relation.*truncated or altered"):
         Searcher.open(str(path))
 
 

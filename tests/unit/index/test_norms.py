@@ -265,7 +265,7 @@ def test_a_document_of_zeros_alone_has_no_tokens_and_is_counted(tmp_path, caplog
 
 
 def test_an_index_of_nothing_but_zeros_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="nothing but rows of zeros"):
+    with pytest.raises(ConfigError, match="holds only rows of zeros"):
         build_index(TokenEmbeddings.of([np.zeros((3, 32))] * 3), str(tmp_path / "index"))
 
 

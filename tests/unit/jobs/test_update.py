@@ -131,7 +131,7 @@ def test_the_checkpoint_may_have_moved_but_not_changed(index, made, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b'doc-1\n{"text": "no id"}\n', "line 2 of .* is no id"), (b"\xff\xfe\x00", "not text in UTF-8")],
+    [(b'doc-1\n{"text": "no id"}\n', "line 2 of .* has no id"), (b"\xff\xfe\x00", "not text in UTF-8")],
 )
 def test_a_file_of_ids_that_is_none_is_refused(index, made, tmp_path, content, message):
     (tmp_path / "ids").write_bytes(content)
@@ -187,7 +187,7 @@ def test_pooled_documents_are_fewer_vectors_under_a_contract_of_their_own(made, 
     done = change(tmp_path / "index", made)
     assert done["added_tokens"] < 0.5 * change(shutil.copytree(made / "index", tmp_path / "whole"), made)["added_tokens"]
     assert read_version(str(tmp_path / "index")).contract.fingerprint == built.contract.fingerprint
-    with pytest.raises(IncompatibleError, match="pooling_factor is 1 against 3"):
+    with pytest.raises(IncompatibleError, match="pooling_factor is 1, not 3"):
         change(tmp_path / "index", made, add=str(made / "embeddings"))
 
 

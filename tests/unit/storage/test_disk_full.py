@@ -60,7 +60,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(made: Path, disk: 
     }
     manifest = {"embeddings": MANIFEST, "index": f"versions/1/{MANIFEST}"}[step]
     resize(disk, int(share * used(made / step)))
-    with pytest.raises(ConfigError, match=f"cannot write to {disk / step}: .*No space left on device: '{disk}/.*the space left") as caught:
+    with pytest.raises(ConfigError, match=f"cannot write to {disk / step}: .*No space left on device: '{disk}/.*the free space") as caught:
         runs[step]()
     assert "\n" not in str(caught.value)
     assert not (disk / step / manifest).exists()

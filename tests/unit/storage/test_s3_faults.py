@@ -158,7 +158,7 @@ def test_a_store_that_is_out_of_order_is_one_line_and_what_was_published_stays(
     with caplog.at_level(logging.INFO, "ray_lir"), pytest.raises(SystemExit, match="2"):
         cli.main(BuildIndexJob, run_build_index, ["--embeddings", f"{bucket}/embeddings", "--output", f"{bucket}/index", "--where", "here"])
     *_, error = capsys.readouterr().err.splitlines()
-    assert error.startswith(f"error: cannot read {bucket}/embeddings/{MANIFEST}: ") and "check the address" in error
+    assert error.startswith(f"error: cannot read {bucket}/embeddings/{MANIFEST}: ") and "check the path or URL" in error
     assert len(faults.log) == S3FileSystem.retries
     assert "HeadObject, attempt 1: answered 503" in caplog.text and "HeadObject still answers 503" in caplog.text
     faults.always = {}
