@@ -224,11 +224,13 @@ def _fields(config_type: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
             yield prefix + (field.alias or name), field.annotation
 
 
-def _aliases(config_type: type[BaseModel]) -> Iterator[tuple[str, str]]:
+def _aliases(config_type: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Aliases of fields, each with the field's own name."""
     for name, field in config_type.model_fields.items():
-        if isinstance(field.validation_alias, AliasChoices):
-            yield from ((str(other), name) for other in field.validation_alias.choices if other != name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _aliases(field.annotation, f"{prefix}{name}.")
+        elif isinstance(field.validation_alias, AliasChoices):
+            yield from ((f"{prefix}{other}", prefix + name) for other in field.validation_alias.choices if other != name)
 
 
 def _known(name: str, fields: dict[str, Any], dashes: str) -> str:

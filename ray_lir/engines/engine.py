@@ -103,7 +103,7 @@ class Engine(Generic[Params, Plan]):
         for each stage that will run.
 
     Attributes:
-        description: One phrase that says which documents are scored exactly. The documentation lists engines with it.
+        description: One phrase that says which documents are scored exactly. docs/reference.md and ARCHITECTURE.md list it.
         params: Model of the query-time parameters. A field that is None gets a default from the statistics of the index.
         plan: The function described above.
         stages: The stages, in the order in which they run.

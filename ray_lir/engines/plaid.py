@@ -102,8 +102,8 @@ PROBE = Stage(
 )
 INTERACT = Stage("interact", "The survivors, scored by all their centroids.", _interact)
 ENGINE = Engine(
-    description="of the documents with a token in a probed cluster: the `ncandidates` best by pruned centroid score, then the best quarter "
-    "by full centroid score",
+    description="keeps the `ncandidates` best documents of the probed clusters by pruned centroid score, and rescores the best quarter "
+    "of them by full centroid score",
     params=PlaidParams,
     plan=_plan,
     stages=(PROBE, INTERACT, RESCORE),

@@ -66,7 +66,7 @@ SCORE_CODES = Stage(
     "score_codes", "MaxSim of every document with each token replaced by its centroid, scaled to the token's length.", _score_codes
 )
 ENGINE = Engine(
-    description="rescores the `ncandidates` documents that are best by centroid score, of the whole index",
+    description="rescores the `ncandidates` documents of the whole index that are best by centroid score",
     params=ScanParams,
     plan=_plan,
     stages=(SCORE_CODES, RESCORE),

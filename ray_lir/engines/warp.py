@@ -126,7 +126,7 @@ def _cost(statistics: IndexStatistics, costs: Costs, candidates: int) -> QueryCo
 
 SCORE_POSTINGS = Stage("score_postings", "WARP's score of every document with a token in a probed cluster.", _score_postings)
 ENGINE = Engine(
-    description="of the documents with a token in a probed cluster: the `rescore` best by WARP's score",
+    description="rescores the `rescore` documents of the probed clusters that are best by WARP's score",
     params=WarpParams,
     plan=_plan,
     stages=(SCORE_POSTINGS, RESCORE),

@@ -196,8 +196,8 @@ ADD_UP = Stage(
     "add_up", "XTR's score of every document with a retrieved token: its best for each query token, or the imputed score.", _add_up
 )
 ENGINE = Engine(
-    description="of the documents with one of the `k_prime` best tokens of the index for a query token: the best by XTR's score, or "
-    "`rescore` of them",
+    description="retrieves the `k_prime` best tokens of the index for each query token, and ranks their documents by XTR's score, or "
+    "rescores the best `rescore` of them",
     params=XtrParams,
     plan=_plan,
     stages=(ADD_UP, RESCORE),

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from pydantic import ValidationError
 
-from ray_lir.base.config import Config
 from ray_lir.base.errors import FormatError
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines import ENGINES
@@ -23,6 +22,7 @@ from ray_lir.index import filter_evaluation
 from ray_lir.index.filter_evaluation import FilteredDocuments
 from ray_lir.index.filters import MAX_DEPTH, Filters
 from ray_lir.search.searcher import Searcher
+from tests.conformance.test_engines import EVERYTHING
 from tests.support.served_index import QUERIES, make_index
 
 COMPARES = {"eq": operator.eq, "lt": operator.lt, "le": operator.le, "ge": operator.ge, "gt": operator.gt}
@@ -232,15 +232,8 @@ def test_a_filtered_search_is_the_full_exact_ranking_filtered(index, engine, del
     queries = Encoder.for_contract(searcher.manifest.contract).encode_queries(QUERIES)
     filters = Filters.model_validate({"where": WHERE, "ids": {"exclude": ["doc-30", "doc-31", "doc-100"]}})
     allowed = [number for number in range(20, 181) if number not in (30, 31, 100)]
-    params: dict[str, Config | str] = {
-        "exact": "exact",
-        "scan": ENGINES["scan"].params(ncandidates=200),
-        "plaid": ENGINES["plaid"].params(nprobe=64, centroid_score_threshold=-1.0, ncandidates=800),
-        "warp": ENGINES["warp"].params(nprobe=64, rescore=200),
-        "xtr": ENGINES["xtr"].params(k_prime=100_000, rescore=200),
-    }
     everything = searcher.search(queries, 200, "exact")
-    found = searcher.search(queries, 8, params[engine], filters=filters)
+    found = searcher.search(queries, 8, EVERYTHING[engine], filters=filters)
     for top, full in zip(found, everything, strict=True):
         kept = np.isin(full.documents, allowed)
         expected = TopK(full.scores[kept][:8], full.documents[kept][:8])

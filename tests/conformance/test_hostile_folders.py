@@ -38,6 +38,7 @@ from ray_lir.embeddings.folder import save_embeddings
 from ray_lir.encoder.cross_encoder import CrossEncoder
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.encoder.numpy_query_encoder import NumpyQueryEncoder
+from ray_lir.engines import ENGINES
 from ray_lir.index.arrays import array_bytes
 from ray_lir.index.versions import latest_version, read_version
 from ray_lir.search.searcher import Searcher
@@ -47,7 +48,6 @@ from tests.support.checkpoints import put_together
 from tests.support.repository import REPOSITORY
 from tests.support.synthetic import collection, queries_about
 
-ENGINES = ("exact", "scan", "plaid", "warp", "xtr")
 CASES = 250 * int(os.environ.get("RAY_LIR_FUZZ", "1"))
 EMBEDDINGS = collection(num_docs=60, dim=16, topics=12, max_tokens=8)
 QUERIES = queries_about(EMBEDDINGS, [3, 50])

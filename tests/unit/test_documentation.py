@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 
+from ray_lir.engines import ENGINES
 from tests.support.repository import REPOSITORY
 
 PAGES = sorted(
@@ -68,6 +69,18 @@ def test_commands_have_these_verbs_and_flags(page: str) -> None:
     for verb, rest in re.findall(r"(?:ray-lir|python -m jobs[ .])[ ]*([a-z]\w+)([^\n#]*)", code):
         for flag in re.findall(r"(?<!\S)--[\w.-]+", rest):
             assert flag.replace("-", "_").replace("__", "--", 1) in fields_of(verb), f"{page}: ray-lir {verb} {flag}"
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "docs/reference.md"])
+def test_the_table_of_engines_is_that_of_the_registry(page: str) -> None:
+    [table] = re.findall(r"^\| engine \| .*\n\|---\|---\|\n((?:\|.*\n)+)", (REPOSITORY / page).read_text(), re.M)
+    assert table.splitlines() == [f"| `{name}` | {engine.description} |" for name, engine in ENGINES.items()]
+
+
+def test_the_reference_lists_the_parameters_of_every_engine() -> None:
+    section = (REPOSITORY / "docs" / "reference.md").read_text().partition("## Engine parameters\n")[2].partition("\n## ")[0]
+    models = [engine.params for engine in ENGINES.values()]
+    assert re.findall(r"^::: (.*)$", section, re.M) == [f"{model.__module__}.{model.__qualname__}" for model in models]
 
 
 def test_the_readme_is_short() -> None:

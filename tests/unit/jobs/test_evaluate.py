@@ -15,6 +15,7 @@ from ray_lir.building.build import build_index
 from ray_lir.corpus.datasets import load_dataset
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines import ENGINES
+from ray_lir.engines.choice import engine_params
 from ray_lir.evaluation.runs import read_run
 
 DOCUMENTS = {
@@ -263,3 +264,11 @@ def test_measures_come_from_the_command_line(index, dataset, capsys):
     main(EvaluateConfig, evaluate, command)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"AP", "R@20", "nDCG@10"} <= result.keys() and result["k"] == 100
+
+
+@pytest.mark.parametrize("flag", ["--scan.candidate_fraction", "--scan.share", "--warp.share"])
+def test_candidate_fraction_keeps_its_old_name(flag):
+    job = parse(EvaluateConfig, ["--index", "i", "--dataset", "d", flag, ".5"])
+    engine = flag[2:].partition(".")[0]
+    assert getattr(job, engine).candidate_fraction == 0.5
+    assert engine_params(engine, {"share": 0.5}) == engine_params(engine, {"candidate_fraction": 0.5}) == getattr(job, engine)
