@@ -19,7 +19,7 @@ from pydantic import AliasChoices, BaseModel, ValidationError
 from ray_lir.base import logs
 from ray_lir.base.config import Config, parse_yaml
 from ray_lir.base.errors import ConfigError, RayLirError
-from ray_lir.base.extras import EXTRAS, missing
+from ray_lir.base.extras import EXTRAS, missing_message
 
 Job = TypeVar("Job", bound=Config)
 Result = dict[str, Any]
@@ -87,7 +87,7 @@ class ending_in_one_line:
         if isinstance(error, RayLirError):
             _end(f"error: {error}", 2)
         if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-            _end(f"error: {missing(error.name, 'this command')}", 2)
+            _end(f"error: {missing_message(error.name, 'this command')}", 2)
         if isinstance(error, store_errors()):
             _end(f"error: {why}; check the address, your permissions and the free space", 2)
         _end(f"error: unexpected {type(error).__name__}: {why[:300]}; set {TRACEBACK}=1 to see the traceback, and report it", 1)

@@ -75,7 +75,7 @@ def run(job: DemoJob) -> dict[str, Any]:
         with served(index) as url:
             for question in QUESTIONS:
                 answers.append(ask(url, question, job.k))
-                print(page(answers[-1]), flush=True)
+                print(format_hits(answers[-1]), flush=True)
     print(farewell(folder), flush=True)
     return {
         "corpus": str(corpus),
@@ -148,7 +148,7 @@ def ask(url: str, query: str, k: int) -> dict[str, Any]:
     return {"query": query, "ms": round(1000 * (time.perf_counter() - start), 1), "hits": hits}
 
 
-def page(answer: dict[str, Any]) -> str:
+def format_hits(answer: dict[str, Any]) -> str:
     """Return a question and its hits as text."""
     lines = [f"\n{answer['query']}?  ({answer['ms']:.0f} ms)"]
     for hit in answer["hits"]:

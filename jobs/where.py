@@ -80,9 +80,9 @@ def encoding(on_ray: bool, workers: Workers, encoder: EncoderConfig) -> "Spread"
         encoder: Configuration of the encoder.
     """
     if not on_ray:
-        from ray_lir.encoder.corpus_encoder import in_process
+        from ray_lir.encoder.corpus_encoder import encode_in_process
 
-        return in_process
+        return encode_in_process
     from ray_lir.distributed.encode import make_pool
     from ray_lir.distributed.encode import on_ray as encode_on_ray
 

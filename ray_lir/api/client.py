@@ -28,7 +28,7 @@ from ray_lir.base import errors
 from ray_lir.base.config import Config
 from ray_lir.base.errors import ConfigError, FormatError, Overloaded, RayLirError, ServiceUnavailable
 from ray_lir.base.extras import require
-from ray_lir.base.ids import BadId, look_up_id
+from ray_lir.base.ids import BadId, check_lookup_id
 
 if TYPE_CHECKING:
     import httpx
@@ -336,7 +336,7 @@ def _explain(query: str, doc_id: str, options: dict[str, Any]) -> Call[Explanati
 
 def _document(doc_id: str | int) -> Call[Document]:
     try:
-        doc_id = look_up_id(doc_id)
+        doc_id = check_lookup_id(doc_id)
     except BadId as error:
         raise ConfigError(f"doc_id {error}; give the id of a document") from None
     return Call("GET", f"/documents?id={quote(doc_id, safe='')}", Document)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from ray_lir.base.config import Config
-from ray_lir.base.ids import look_up_id
+from ray_lir.base.ids import check_lookup_id
 from ray_lir.index.filters import FILTER_NAMES, FiltersInput
 
 MAX_QUERIES = 64
@@ -21,7 +21,7 @@ Quality = Literal["fast", "balanced", "exact"]
 DocumentField = Literal["title", "text", "metadata"]
 QueryText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY_CHARACTERS)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARACTERS)]
-DocId = Annotated[str, BeforeValidator(look_up_id), StringConstraints(min_length=1, max_length=8192)]
+DocId = Annotated[str, BeforeValidator(check_lookup_id), StringConstraints(min_length=1, max_length=8192)]
 """Longer than new ids may be, because older indexes hold longer ids."""
 Milliseconds = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
 

@@ -182,7 +182,7 @@ class AttentionConfig(Config):
     reading: Literal["column_mean", "cls_row"] = "column_mean"
     """A, averaged over the heads: the mean attention from all tokens, or the attention from the first token."""
     sides: Literal["both", "queries", "documents"] = "both"
-    """Side of which the tokens are weighted."""
+    """Tokens that get weights: those of queries, of documents, or of both."""
     delta_length: int | None = Field(150, ge=1)
     """l: after training, tokens of documents shorter than this weigh less, e^(A length / l). None: e^A always."""
     detach: bool = False

@@ -31,10 +31,10 @@ def require(module: str, purpose: str) -> None:
         ConfigError: `module` is missing. The message names what needs it (`purpose`) and the command that installs it.
     """
     if not is_installed(module):
-        raise ConfigError(missing(module, purpose))
+        raise ConfigError(missing_message(module, purpose))
 
 
-def missing(module: str, purpose: str) -> str:
+def missing_message(module: str, purpose: str) -> str:
     """Return the line for users: what needs `module`, and the command that installs it."""
     target = f"'ray_lir[{EXTRAS[module]}]'" if module in EXTRAS else "ray_lir"
     return f"{purpose} needs the package {module.replace('_', '-')}, which is not installed; run: pip install {target}"

@@ -31,8 +31,8 @@ def id_text(value: Any) -> str:
     raise BadId(f"is {_kind(value)}, not a string or a whole number")
 
 
-def look_up_id(value: Any) -> str:
-    """Return the text of an id to look up. It need not follow the rule for new ids.
+def check_lookup_id(value: Any) -> str:
+    """Check an id by which a document is looked up, and return it as text. The rules for new ids do not apply.
 
     Raises:
         BadId: The value is neither text nor a whole number, is empty, or is not valid Unicode. No document has such an id.
@@ -51,7 +51,7 @@ def check_id(value: Any) -> str:
     Raises:
         BadId: The value does not follow the rule of this module.
     """
-    text = look_up_id(value)
+    text = check_lookup_id(value)
     if len(text) > MAX_ID_CHARACTERS:
         raise BadId(f"has {len(text):,} characters, more than {MAX_ID_CHARACTERS:,} ({text[:40]!r}...)")
     if found := _CONTROL.search(text):

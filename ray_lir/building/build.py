@@ -270,7 +270,7 @@ def codec_of(index: str, manifest: IndexManifest) -> tuple[ResidualCodec, Assign
     return codec, assigner_over(codec.centroids_f32, codec.token_offsets, settings_of(manifest).clustering)
 
 
-def prepare(embeddings: storage.PathOrUrl, output: storage.PathOrUrl, config: IndexConfig) -> Build:
+def prepare_build(embeddings: storage.PathOrUrl, output: storage.PathOrUrl, config: IndexConfig) -> Build:
     """Return the inputs and settings of a build; nothing is written.
 
     Args:

@@ -148,7 +148,7 @@ def _token_offsets(build: Build) -> np.ndarray:
         counts = np.bincount(token_ids)
         width = max(len(counts), len(counts_V))
         counts_V = np.pad(counts_V, (0, width - len(counts_V))) + np.pad(counts, (0, width - len(counts)))
-    return np.concatenate([[0], np.cumsum(token_clustering.budgets(counts_V, build.num_centroids))])
+    return np.concatenate([[0], np.cumsum(token_clustering.centroids_per_id(counts_V, build.num_centroids))])
 
 
 def _k_means(build: Build, num_train: np.ndarray, token_offsets: np.ndarray | None, map: Map, records: list[dict[str, Any]]) -> np.ndarray:

@@ -16,7 +16,7 @@ from ray_lir.kernels import select
 BUDGET_EXPONENT = 0.75
 
 
-def budgets(counts_V: np.ndarray, num_centroids: int) -> np.ndarray:
+def centroids_per_id(counts_V: np.ndarray, num_centroids: int) -> np.ndarray:
     """Return the number of centroids of each vocabulary id, [V] int64.
 
     It is proportional to count^0.75, at least one for an id that occurs, and at most the number of its tokens.

@@ -50,7 +50,7 @@ from ray_lir.training.data_cache import CachedData, cached_training_data
 from ray_lir.training.dev_set import DevSet
 from ray_lir.training.manifest import TrainingManifest
 from ray_lir.training.source import load_dev_set
-from ray_lir.training.trainer import load_encoder, prepare
+from ray_lir.training.trainer import load_encoder, prepare_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def _describe_encoder(config: EncoderConfig, training: TrainingConfig, data: Tra
             f"--xtr.k_train {max(training.xtr.k_train)} is more than the {largest_pool} document tokens that a batch can have; "
             "lower it or raise --batch_size"
         )
-    suited = prepare(encoder, training)
+    suited = prepare_encoder(encoder, training)
     suited.encode_queries(["for show"])
     log_truncation(data, suited.tokenizer)
     with tempfile.TemporaryDirectory() as folder:

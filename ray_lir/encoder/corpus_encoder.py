@@ -95,7 +95,7 @@ class EncodeResult:
     docs_per_second: float
 
 
-def in_process(plan: Plan) -> Iterator[ChunkEntry]:
+def encode_in_process(plan: Plan) -> Iterator[ChunkEntry]:
     """Encode the chunks one after another in this process."""
     encoder = Encoder.for_contract(plan.contract, plan.encoder)
     for file in plan.files:
@@ -112,7 +112,7 @@ def encode_corpus(
     docs_per_part: int = DOCS_PER_PART,
     kept: Kept = "first",
     map: Map = ray_lir.base.parallel.threads,
-    spread: Spread = in_process,
+    spread: Spread = encode_in_process,
 ) -> EncodeResult:
     """Encode all documents of a corpus into a folder of token embeddings.
 
@@ -127,7 +127,7 @@ def encode_corpus(
         docs_per_part: Rows of the corpus per chunk, the unit of work, and per Parquet file.
         kept: Which row with a repeated id becomes the document; the others are refused.
         map: Runs the scan of each file; a parallel map is possible.
-        spread: Runs the chunks: `in_process` or `distributed.encode.on_ray`. The manifest is the same.
+        spread: Runs the chunks: `encode_in_process` or `distributed.encode.on_ray`. The manifest is the same.
 
     Returns:
         The finished folder. If the output already holds this corpus in this configuration, it stays unchanged.

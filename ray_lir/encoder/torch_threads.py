@@ -79,7 +79,7 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item], device: torch.
     def alone(item: Item) -> Result:
         torch.get_num_threads()  # the first call in a thread copies the global setting, which must not overwrite the next line
         torch.set_num_threads(1)
-        with torch.inference_mode(), torch.autocast("cpu", enabled=False):  # both are settings of the thread
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):  # torch stores both settings for each thread
             return work(item)
 
     with one_torch_thread() as num_threads:

@@ -25,7 +25,7 @@ from pydantic import (
 
 from ray_lir.base.config import Config, parse_json
 from ray_lir.base.errors import ConfigError
-from ray_lir.base.ids import look_up_id
+from ray_lir.base.ids import check_lookup_id
 from ray_lir.index import filter_text
 
 MAX_CONDITIONS = 64
@@ -110,7 +110,7 @@ class Not(Config):
 Condition = Annotated[Equals | OneOf | Compares | Exists | StartsWith | Contains | Group | Not, Field(discriminator="op")]
 
 
-DocId = Annotated[str, BeforeValidator(look_up_id)]
+DocId = Annotated[str, BeforeValidator(check_lookup_id)]
 """The id of a document to look up; a whole number stands for its decimal text."""
 
 

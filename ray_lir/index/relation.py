@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ray_lir.index.codec import ResidualCodec
 
 LOWEST = 0.3089
-"""Mish is never below minus this."""
+"""The minimum of Mish is -LOWEST."""
 CURVED = 0.65
 """Largest size of the second derivative of Mish."""
 LINE = 0.008

@@ -10,7 +10,7 @@ import ray_lir.base.parallel
 from ray_lir import storage
 from ray_lir.base.config import IndexConfig
 from ray_lir.base.parallel import Map
-from ray_lir.building.build import prepare
+from ray_lir.building.build import prepare_build
 from ray_lir.building.compact import needs_compaction, shards_of
 from ray_lir.building.workspace import Build
 from ray_lir.embeddings.parquet import read_texts
@@ -37,7 +37,7 @@ def preview_build(embeddings: str, output: str, config: IndexConfig) -> dict[str
         ConfigError: The build would be refused.
         FormatError: The embeddings are damaged.
     """
-    build = prepare(embeddings, output, config)
+    build = prepare_build(embeddings, output, config)
     of = _collection(build)
     seconds = build_seconds(of, build.config.clustering.num_iterations)
     if config.codec_from:

@@ -131,7 +131,7 @@ def scores(queries: EmbeddedTexts, documents: EmbeddedTexts, relation: Relation,
 
     Query token i adds w_i max_j (similarity + relation_weight * R_i . Rel(d_p, d_j)). Here d_p is the document token that query token i - 1
     was aligned to: the token of its maximum, or, with alignment "cosine", the token of its highest similarity. Masked query tokens are
-    removed first, so the predecessor is the last kept token. Masked document tokens are never the best.
+    removed first, so the predecessor is the last kept token. Masked document tokens never match.
 
     Args:
         queries: B queries.

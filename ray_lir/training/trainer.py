@@ -64,7 +64,7 @@ class Training:
         Raises:
             ConfigError: The checkpoint was trained for another scorer or with another projection.
         """
-        self.encoder = prepare(encoder, config)
+        self.encoder = prepare_encoder(encoder, config)
         self.data, self.config, self._products = data, config, products
         self.step = 0
         self._device = encoder.device
@@ -216,7 +216,7 @@ def load_encoder(config: EncoderConfig, seed: int, device: str) -> Encoder:
     return Encoder.load(config.model_copy(update={"device": device, "precision": "float32"}))
 
 
-def prepare(encoder: Encoder, config: TrainingConfig) -> Encoder:
+def prepare_encoder(encoder: Encoder, config: TrainingConfig) -> Encoder:
     """Return the encoder with the projection and scorer of a configuration; new weights are drawn from torch's random numbers.
 
     Raises:

@@ -40,6 +40,6 @@ class Transport(Protocol):
         ...
 
 
-def timed_out(name: str) -> ShardUnavailable:
+def timeout_error(name: str) -> ShardUnavailable:
     """The error of a deployment that missed its deadline."""
     return ShardUnavailable(f"{name} did not answer in time; try again, or start the service with a longer timeout_s")

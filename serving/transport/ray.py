@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from ray_lir.base.errors import RayLirError, ShardUnavailable
 
 from ..metrics import Metrics
-from .protocol import timed_out
+from .protocol import timeout_error
 
 
 class RayTransport:
@@ -71,7 +71,7 @@ def _unwrapped(name: str, error: Exception) -> Exception:
     if isinstance(error, RayTaskError) and isinstance(error.cause, RayLirError):
         return error.cause
     if isinstance(error, TimeoutError):
-        return timed_out(name)
+        return timeout_error(name)
     if isinstance(error, (RayActorError, RayServeException)):
         return ShardUnavailable(f"{name} is not running ({type(error).__name__}); try again in a few seconds")
     return error

@@ -8,7 +8,7 @@ from typing import Any
 from ray_lir.base.errors import RayLirError
 
 from ..metrics import Metrics
-from .protocol import Transport, timed_out
+from .protocol import Transport, timeout_error
 from .unix_socket import UnixConnection
 
 RETRY_S = 10.0
@@ -76,7 +76,7 @@ class UnixTransport:
             failed = False
             return result
         except TimeoutError:
-            raise timed_out(name) from None
+            raise timeout_error(name) from None
         finally:
             self.metrics.call(name, method, time.perf_counter() - start, failed)
 

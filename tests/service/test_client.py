@@ -25,7 +25,7 @@ from ray_lir.base.errors import (
     ShardUnavailable,
     Unauthenticated,
 )
-from ray_lir.base.ids import look_up_id
+from ray_lir.base.ids import check_lookup_id
 from ray_lir.building.build import build_index
 from ray_lir.building.update import update_index
 from ray_lir.encoder.corpus_encoder import encode_corpus
@@ -265,7 +265,7 @@ def odd(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"_id": doc_id, "text": f"the river {number}"} for number, doc_id in enumerate([*ODD_IDS, "old\nid"])]
     encoder = EncoderConfig(checkpoint=str(index.parent / "checkpoint"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ray_lir.corpus.records.check_id", look_up_id)
+        patch.setattr("ray_lir.corpus.records.check_id", check_lookup_id)
         encode_corpus(write_rows(folder / "corpus.jsonl", rows), str(folder / "embeddings"), encoder, map=map)
     build_index(str(folder / "embeddings"), str(folder / "index"), IndexConfig(clustering=ClusteringConfig(num_centroids=16)))
     return folder / "index"

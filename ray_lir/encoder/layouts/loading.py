@@ -57,7 +57,7 @@ def read_json(path: Path) -> Any:
         raise ConfigError(f"{path} cannot be read as JSON ({error}); copy the checkpoint again") from None
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """Return the object of a JSON file; {} if the file does not exist.
 
     Raises:
@@ -75,7 +75,7 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
     Raises:
         ConfigError: It cannot be read, needs code of the checkpoint that is not trusted, or describes a model of impossible size.
     """
-    own_code = not trust_remote_code and read_object(folder / "config.json").get("auto_map")
+    own_code = not trust_remote_code and read_json_object(folder / "config.json").get("auto_map")
     try:
         with loading(folder):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -149,7 +149,7 @@ def _check_sizes(folder: Path, config: PretrainedConfig) -> None:
 
 def load_dense(folder: Path, default_activation: str) -> Dense:
     """Return a Dense module from config.json and model.safetensors or pytorch_model.bin."""
-    config = read_object(folder / "config.json")
+    config = read_json_object(folder / "config.json")
     state = load_weights(folder)
     weight = state.get("linear.weight")
     if weight is None:

@@ -20,7 +20,7 @@ from ray_lir.encoder.layouts.loading import (
     load_tokenizer,
     punctuation_ids,
     read_json,
-    read_object,
+    read_json_object,
     word_ids,
 )
 from ray_lir.encoder.network import Network
@@ -65,10 +65,10 @@ def load(path: Path, trust_remote_code: bool = False) -> Parts:
         for module in modules
         if _kind(module) == "Dense"
     ]
-    settings = read_object(path / "config_sentence_transformers.json")
-    transformer = read_object(folder / "sentence_bert_config.json")
+    settings = read_json_object(path / "config_sentence_transformers.json")
+    transformer = read_json_object(folder / "sentence_bert_config.json")
     length = default_length(tokenizer, backbone.config, transformer.get("max_seq_length"))
-    masks = [read_object(path / module["path"] / "config.json") for module in modules if _kind(module) == "MultiVectorMask"]
+    masks = [read_json_object(path / module["path"] / "config.json") for module in modules if _kind(module) == "MultiVectorMask"]
     if masks or settings.get("model_type") == "MultiVectorEncoder":
         conventions = _native(settings, transformer, masks[0] if masks else {}, tokenizer, length)
         conventions["normalize"] = any(_kind(module) == "Normalize" for module in modules)

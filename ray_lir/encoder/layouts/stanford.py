@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ray_lir.base.errors import ConfigError
-from ray_lir.encoder.layouts.loading import Parts, load_backbone, load_tokenizer, load_weights, read_object
+from ray_lir.encoder.layouts.loading import Parts, load_backbone, load_tokenizer, load_weights, read_json_object
 from ray_lir.encoder.network import Dense, Network
 
 QUERY_LENGTH, DOCUMENT_LENGTH = 32, 220  # the defaults of the original (docs/algorithms.md#12-lengths)
@@ -19,7 +19,7 @@ QUERY_LENGTH, DOCUMENT_LENGTH = 32, 220  # the defaults of the original (docs/al
 
 def matches(path: Path) -> bool:
     """Return whether this is a .dnn file, or a folder with the architecture HF_ColBERT."""
-    return path.suffix == ".dnn" or "HF_ColBERT" in (read_object(path / "config.json").get("architectures") or [])
+    return path.suffix == ".dnn" or "HF_ColBERT" in (read_json_object(path / "config.json").get("architectures") or [])
 
 
 def load(path: Path, trust_remote_code: bool = False) -> Parts:
@@ -43,7 +43,7 @@ def load(path: Path, trust_remote_code: bool = False) -> Parts:
     projection = Dense(weight.shape[1], weight.shape[0])
     projection.load_state_dict({"linear.weight": weight})
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    return Parts(Network(backbone, [projection.float()]), tokenizer, conventions(read_object(folder / "artifact.metadata"), tokenizer))
+    return Parts(Network(backbone, [projection.float()]), tokenizer, conventions(read_json_object(folder / "artifact.metadata"), tokenizer))
 
 
 def conventions(metadata: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ray_lir.base.config import ClusteringConfig, CodecConfig, IndexConfig
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.building.build import build_index
 from ray_lir.building.clustering import Assigner, default_num_centroids, sample_size
-from ray_lir.building.token_clustering import budgets
+from ray_lir.building.token_clustering import centroids_per_id
 from ray_lir.embeddings.folder import save_embeddings
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.index.residuals import normalize
@@ -193,7 +193,7 @@ def test_token_aware_clustering_gives_every_id_centroids_of_its_own(tmp_path):
 
 def test_budgets_follow_the_counts_and_never_outweigh_them():
     counts = np.array([0, 1, 2, 100, 10_000])
-    shares = budgets(counts, 500)
+    shares = centroids_per_id(counts, 500)
     assert shares[0] == 0 and shares[1] == 1 and shares[2] in (1, 2) and (shares <= counts).all() and 480 <= shares.sum() <= 502
     assert shares[4] / shares[3] == pytest.approx(100**0.75, rel=0.1)
 

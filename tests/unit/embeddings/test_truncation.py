@@ -72,10 +72,10 @@ def test_embeddings_index_and_inspect_hold_the_counts(made, checkpoint):
 
 
 def test_a_run_that_continues_counts_what_was_encoded_before(made, checkpoint, tmp_path):
-    from ray_lir.encoder.corpus_encoder import in_process
+    from ray_lir.encoder.corpus_encoder import encode_in_process
 
     def interrupted(plan):
-        for number, entry in enumerate(in_process(plan)):
+        for number, entry in enumerate(encode_in_process(plan)):
             if number == 2:
                 raise KeyboardInterrupt
             yield entry

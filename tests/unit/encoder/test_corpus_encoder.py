@@ -15,7 +15,7 @@ from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.embeddings.parquet import read_blocks
 from ray_lir.embeddings.token_embeddings import concatenate
 from ray_lir.encoder.chunk_encoder import ChunkEntry
-from ray_lir.encoder.corpus_encoder import PROGRESS, Plan, encode_corpus, in_process
+from ray_lir.encoder.corpus_encoder import PROGRESS, Plan, encode_corpus, encode_in_process
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.storage.manifest import check_file
 from tests.support.checkpoints import put_together
@@ -35,7 +35,7 @@ def corpus(tmp_path: Path) -> str:
     return write_rows(tmp_path / "corpus.jsonl", ROWS)
 
 
-def encode(corpus: str, output: Path | str, checkpoint: str, docs_per_part: int = 4, spread=in_process, **settings):
+def encode(corpus: str, output: Path | str, checkpoint: str, docs_per_part: int = 4, spread=encode_in_process, **settings):
     return encode_corpus(corpus, str(output), EncoderConfig(checkpoint=checkpoint, **settings), docs_per_part=docs_per_part, spread=spread)
 
 
@@ -170,7 +170,7 @@ class Killed(BaseException):
 
 def stop_after(number: int, seen: list[int]):
     def spread(plan: Plan) -> Iterator[ChunkEntry]:
-        for entry in in_process(plan):
+        for entry in encode_in_process(plan):
             seen.append(entry.number)
             if len(seen) > number:
                 raise Killed
@@ -209,9 +209,9 @@ def test_unfinished_work_of_another_configuration_is_not_overwritten(corpus: str
 
 def test_two_runs_at_once_end_with_one_whole_output(corpus: str, checkpoint: str, tmp_path: Path):
     def overtaken(plan: Plan) -> Iterator[ChunkEntry]:
-        yield next(iter(in_process(plan)))
+        yield next(iter(encode_in_process(plan)))
         encode(corpus, tmp_path / "out", checkpoint)
-        yield from in_process(plan)
+        yield from encode_in_process(plan)
 
     result = encode(corpus, tmp_path / "out", checkpoint, spread=overtaken)
     embeddings, _ = read_all(tmp_path / "out", result.manifest)
@@ -222,7 +222,7 @@ def test_two_runs_at_once_end_with_one_whole_output(corpus: str, checkpoint: str
 
 def test_a_run_that_fails_because_another_has_finished_takes_its_result(corpus: str, checkpoint: str, tmp_path: Path):
     def robbed(plan: Plan) -> Iterator[ChunkEntry]:
-        yield next(iter(in_process(plan)))
+        yield next(iter(encode_in_process(plan)))
         encode(corpus, tmp_path / "out", checkpoint)
         raise FileNotFoundError(plan.destination.progress)
 

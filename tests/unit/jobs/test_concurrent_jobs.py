@@ -22,7 +22,7 @@ from ray_lir.distributed.train import _claim
 from ray_lir.embeddings.folder import content_digest, documents_table, external_contract, save_embeddings
 from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
-from ray_lir.encoder.corpus_encoder import Plan, encode_corpus, in_process
+from ray_lir.encoder.corpus_encoder import Plan, encode_corpus, encode_in_process
 from ray_lir.index.manifest import listed_names
 from ray_lir.index.versions import latest_version, read_version
 from ray_lir.search.searcher import Searcher
@@ -205,7 +205,7 @@ def test_of_two_encodings_one_is_published_and_the_other_refused(place, tmp_path
 
     def spread(plan: Plan) -> Iterator[Any]:
         barrier.wait(60)
-        return in_process(plan)
+        return encode_in_process(plan)
 
     encode = [
         lambda corpus=str(corpus): encode_corpus(corpus, output, EncoderConfig(checkpoint=checkpoint), spread=spread) for corpus in corpora
