@@ -83,6 +83,7 @@ def measure(cluster: Machines, made: Path) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
+    """Return the report as a Markdown table."""
     return (
         f"{report['machine']['cpu']}, {report['machine']['cores']} cores; object stores of a head and one machine together.\n\n"
         "| corpus | object stores | went through them | most in them at once | spilled to disk | seconds |\n"

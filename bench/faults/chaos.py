@@ -172,6 +172,7 @@ def _check(process: subprocess.Popen, log: Path) -> None:
 
 
 def table(report: dict[str, Any]) -> str:
+    """Return the report as a Markdown table."""
     runs = report["runs"]
     kills, resumes = sum(len(run["kills"]) for run in runs), sum(run["resumes"] for run in runs)
     repeated, units = sum(run["repeated"] for run in runs), sum(run["units"] for run in runs)

@@ -90,6 +90,7 @@ def _check(process: subprocess.Popen, log: Path, not_lost: int | None) -> None:
 
 
 def table(report: dict[str, Any]) -> str:
+    """Return the report as a Markdown table."""
     lines = [
         f"A head and {report['machines']} machines of one CPU; one machine is lost halfway and not replaced; "
         f"{report['num_docs']:,} documents of made-up text, a tiny encoder. All of them shared {report['machine']['cores']} cores "

@@ -169,6 +169,7 @@ def listed(value: Any) -> Iterator[tuple[str, str]]:
 
 
 def table(report: dict[str, Any]) -> str:
+    """Return the report as a Markdown table."""
     lines = [
         f"encode, build_index and update of {report['num_docs']:,} documents of made-up text on moto's S3 server; "
         f"{report['machine']['cpu']}, {report['machine']['cores']} cores. A late answer waits {report['delay_s']:g} s. "

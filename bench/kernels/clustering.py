@@ -75,6 +75,7 @@ def measure(embeddings: str, work: Path, queries: TokenEmbeddings, method: str, 
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return the report as Markdown."""
     kept = " | ".join(f"exact top 10 in best {count}" for count in CANDIDATES)
     lines = [
         f"| clustering | centroids | build CPU s | mean residual norm | {kept} | scan p50 ms |",

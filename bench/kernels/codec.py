@@ -68,6 +68,7 @@ def measure(collection: Collection, num_queries: int, nbits: int, name: str) -> 
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return the report as Markdown."""
     lines = ["| bits | codec | R@10 | R@100 | nDCG@10 | bytes a token |", "|---|---|---|---|---|---|"]
     for row in rows:
         quality = " | ".join(f"{row[name]:.3f}" for name in ("recall@10", "recall@100", "nDCG@10"))

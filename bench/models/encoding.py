@@ -79,6 +79,7 @@ def measure(system: str, python: Path, checkpoint: Path, texts: Path, folder: Pa
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return the report as Markdown."""
     lines = [
         "| system | precision | threads | tokens/s | documents/s | peak MB | cosine with ray_lir in float32 |",
         "|---|---|---|---|---|---|---|",

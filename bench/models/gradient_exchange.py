@@ -2,9 +2,9 @@
 
     python -m bench.models.gradient_exchange [--batch 16] [--steps 6] [--turns 3] [--output bench/results]
 
-Both train the default checkpoint on the same made-up pairs, with gloo, one thread a worker, float32 and no dropout difference: the random
-numbers are those of jobs.train. The two take turns, so that the machine's other work meets both. Reported are the median time of a step
-after the first two, the bytes that a worker hands to the exchange in a step, and whether the weights are the same bits at the end.
+Both train the default checkpoint on the same synthetic pairs, with gloo, one thread a worker, float32 and the random numbers of jobs.train.
+Their runs alternate, so that other work on the machine affects both. The report has the median time of a step after the first two, the
+bytes that a worker passes to the exchange in a step, and whether the final weights have the same bits.
 """
 
 import argparse
@@ -46,8 +46,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("bench/results"))
     options = parser.parse_args()
     runs: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
-    for turn in range(options.turns):
-        for system in SYSTEMS if turn % 2 == 0 else SYSTEMS[::-1]:
+    for repetition in range(options.turns):
+        for system in SYSTEMS if repetition % 2 == 0 else SYSTEMS[::-1]:
             runs[system].append(run(system, options.batch, options.steps))
 
     def timed(system: str, clock: str) -> list[float]:

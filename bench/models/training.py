@@ -139,6 +139,8 @@ def measure_attention(folder: Path, options: argparse.Namespace) -> None:
 
 
 def markdown(report: dict[str, Any]) -> str:
+    """Return the report as Markdown."""
+
     def rows(found: Callable[[str], list[object]], names: list[str]) -> list[str]:
         return [f"| {' | '.join(map(str, found(name)))} |" for name in names if f"result-{name}" in report]
 

@@ -119,6 +119,7 @@ def verdict(claim: dict[str, Any]) -> str:
 
 
 def markdown(report: dict[str, Any]) -> str:
+    """Return the report as Markdown."""
     return "\n\n".join([_head(report), _trainings(report), _collections(report), _engines(report), _claims(report)]) + "\n"
 
 

@@ -81,6 +81,7 @@ def found(index: Path, queries: TokenEmbeddings, best: dict[str, set[str]]) -> f
 
 
 def table(rows: list[dict[str, Any]]) -> str:
+    """Return the report as a Markdown table."""
     lines = ["| documents | codec of | residuals over those of the codec's own | top 10 found |", "|---|---|---|---|"]
     lines += [f"| {row['documents']} | {row['codec_of']} | {row['drift']:.2f} | {row[f'top_{K}']:.3f} |" for row in rows]
     return "\n".join(lines) + "\n"

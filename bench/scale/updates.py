@@ -121,6 +121,7 @@ def search(index: Path, queries: TokenEmbeddings) -> dict[str, dict[str, float]]
 
 
 def table(report: dict[str, Any]) -> str:
+    """Return the report as a Markdown table."""
     adds = [add["seconds"] for add in report["add"]]
     lines = [
         f"An index of {report['num_docs']:,} documents, {report['num_tokens']:,} tokens of {report['dim']} dimensions; "

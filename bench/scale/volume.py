@@ -148,6 +148,7 @@ def head(work: Path, corpus: Path, num_docs: int) -> Path:
 
 
 def table(report: dict[str, Any]) -> str:
+    """Return the report as a Markdown table."""
     lines = [
         f"Documents of {report['document_length']} tokens at most, a tiny random encoder of 32 dimensions; {report['machine']['cpu']}, "
         f"{report['machine']['cores']} cores. Peaks in MB; a worker's counts the shared object store as far as it touched it.",

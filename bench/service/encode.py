@@ -136,6 +136,7 @@ def agreement(vectors: dict[str, np.ndarray]) -> float | None:
 
 
 def markdown(report: dict[str, Any]) -> str:
+    """Return the report as Markdown."""
     about = report["machine"]
     lines = [
         f"Queries of scifact, one a request; {about['cpu']}, {about['cores']} cores, which clients and server share. "

@@ -41,7 +41,10 @@ _have_tokenized = False
 
 @after_fork
 def _tokenize_on_one_thread() -> None:
-    """In a forked process, the library would wait for its threads forever. It detects that itself unless the variable is set."""
+    """Disable parallel tokenization in a forked process, where the library would wait forever for its threads.
+
+    The library itself detects a fork only if the variable is not set.
+    """
     if _have_tokenized:
         os.environ[PARALLELISM] = "false"
 

@@ -55,7 +55,7 @@ def one_torch_thread() -> Iterator[int]:
 
 @after_fork
 def _leave() -> None:
-    """Reset the state in a forked process: no thread is inside. OpenMP threads do not survive a fork, so torch uses one thread there."""
+    """Reset the state in a forked process, where no other thread runs. OpenMP threads do not survive a fork, so torch uses one thread."""
     global _users
     _users = 0
     torch.set_num_threads(1)

@@ -150,7 +150,7 @@ def _check_tables(arrays: dict[str, np.ndarray]) -> None:
     """Check types and shapes, that every number is finite, and that offsets ascend.
 
     Raises:
-        ValueError: One of them does not hold.
+        ValueError: One of these conditions is false.
     """
     centroids, num_buckets = arrays["centroids"], len(arrays["weights"])
     num_centroids, dim = centroids.shape
