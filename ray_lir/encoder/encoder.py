@@ -25,7 +25,7 @@ from ray_lir.encoder.network import Network
 from ray_lir.encoder.tokenization import TextTokenizer
 from ray_lir.encoder.torch_threads import spread
 from ray_lir.encoder.unpadded_bert import native_bfloat16
-from ray_lir.scorers import SCORERS, Trial
+from ray_lir.scorers import SCORERS
 from ray_lir.scorers.batches import EmbeddedTexts, TokenBatch, group_by_length, pad, padded
 
 if TYPE_CHECKING:
@@ -123,8 +123,8 @@ class Encoder:
 
     @property
     def relation(self) -> Relation | None:
-        """The relation encoder as search uses it; None unless the scorer is trial."""
-        return self.model.scorer.to_arrays() if isinstance(self.model.scorer, Trial) else None
+        """What the scorer needs in search beside vectors and token weights (TRIAL: its relation encoder); None if it needs no more."""
+        return self.model.scorer.to_arrays()
 
     def encode_documents(self, texts: Sequence[str], doc_ids: Sequence[str] | None = None) -> TokenEmbeddings:
         """Return documents as token embeddings, without tokens of the skip list, and pooled if the contract says so.

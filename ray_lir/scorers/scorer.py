@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from ray_lir.base.config import Config
+from ray_lir.embeddings.relation import Relation
 from ray_lir.scorers.batches import EmbeddedTexts
 from ray_lir.scorers.received_attention import ReceivedAttention
 
@@ -32,6 +33,10 @@ class Scorer(nn.Module):
     def weighs(self) -> tuple[Literal["queries", "documents"], ...]:
         """Sides (queries, documents) that get token weights."""
         return ()
+
+    def to_arrays(self) -> Relation | None:
+        """Return what search needs beside vectors and token weights, as NumPy arrays; None if it needs no more."""
+        return None
 
     def query_weights(self, projected_BnD: Tensor, attention: ReceivedAttention | None) -> Tensor | None:
         """Return the weights of the query tokens, [B, n] (u of docs/algorithms.md#7-one-factored-form); None: all 1.
