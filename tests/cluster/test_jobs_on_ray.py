@@ -65,6 +65,7 @@ def test_an_evaluation_on_ray_equals_one_in_this_process(ray_cluster, place: Pat
     assert measured(place / "index", place, tmp_path / "ray.run", workers=workers) == here
 
 
+@pytest.mark.clusters
 def test_an_index_on_a_store_is_evaluated_tuned_and_mined(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """In a process of its own, whose workers inherit the address of the store."""
     with moto_server() as url, as_endpoint(url, monkeypatch):
@@ -120,6 +121,7 @@ def test_mining_on_ray_writes_the_same_bytes_also_if_a_worker_is_killed(ray_clus
     assert (tmp_path / "tuples.jsonl").read_bytes() == (place / "tuples.jsonl").read_bytes()
 
 
+@pytest.mark.clusters
 def test_mining_whose_driver_was_killed_continues(ray_cluster, place: Path, tmp_path: Path, monkeypatch):
     """The driver stops at its second batch of scores; the next run does not repeat the finished batches."""
     written: list[str] = []

@@ -192,20 +192,20 @@ def test_a_group_that_died_is_reported_never_left_out_and_comes_back(serve_with,
     check_equal(reply.json()["results"][0], expected, searcher)
 
 
-def num_lines() -> int:
+def num_socket_connections() -> int:
     """Connections to sockets of replicas, on this machine."""
     listed = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
-    return sum(fields[5] == "03" and fields[-1].endswith("/line") and "/ray_lir-" in fields[-1] for fields in listed)
+    return sum(fields[5] == "03" and fields[-1].endswith("/socket") and "/ray_lir-" in fields[-1] for fields in listed)
 
 
-def test_the_only_replicas_are_asked_over_lines_and_several_through_serve(serve_with, searcher, encoder):
+def test_a_single_replica_is_called_over_a_unix_socket_and_several_through_serve(serve_with, searcher, encoder):
     [expected] = searcher.search(encoder.encode_queries(["token"]), 5, "scan")
     for replicas in (2, 1):
         client = serve_with(num_groups=2, replicas=replicas)
         for _ in range(10):
             check_equal(search(client, query="token", k=5, engine="scan")["results"][0], expected, searcher)
         until = time.monotonic() + 20
-        while num_lines() != (3 if replicas == 1 else 0):
+        while num_socket_connections() != (3 if replicas == 1 else 0):
             assert time.monotonic() < until
             time.sleep(0.1)
 

@@ -113,7 +113,7 @@ def test_a_training_that_a_mistake_ends_at_its_first_step_leaves_the_folder_to_t
     with pytest.raises(SystemExit, match="2"):
         cli.main(TrainJob, run, flags(place, "first", **asked))
     *_, error = capsys.readouterr().err.splitlines()
-    assert error.startswith("error: --xtr.k_train 250 is more than the") and error.endswith("lower it or raise --batch_size")
+    assert error.startswith("error: --xtr.k_train 250 exceeds the") and error.endswith("lower it or raise --batch_size")
     assert list((place / "first").iterdir()) == []
     cli.main(TrainJob, run, flags(place, "first", **asked | {"xtr.k_train": 40}))
     assert len(curve(place / "first")) == 2

@@ -80,6 +80,7 @@ def test_workers_reserve_gpus_of_their_own_and_a_missing_one_is_one_line(tmp_pat
     assert json.loads((place / "trained" / "manifest.json").read_text())["num_steps"] == 2
 
 
+@pytest.mark.clusters
 @pytest.mark.parametrize(("device", "gpus"), [("cpu", 1), ("cuda", 0)])
 def test_flags_that_contradict_each_other_are_refused(tmp_path: Path, device: str, gpus: int, ray_cluster: None):
     done = subprocess.run(
