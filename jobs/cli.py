@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 from pydantic import AliasChoices, BaseModel, ValidationError
 
 from ray_lir.base import logs
-from ray_lir.base.config import Config, parse_yaml
+from ray_lir.base.config import Config, parse_yaml, without_constraints
 from ray_lir.base.errors import ConfigError, RayLirError
 from ray_lir.base.extras import EXTRAS, missing_message
 
@@ -243,7 +243,7 @@ def _known(name: str, fields: dict[str, Any], dashes: str) -> str:
 
 def _value(text: str, annotation: Any) -> Any:
     """The value of a flag. Text stays text; other types are parsed as YAML."""
-    choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    choices = tuple(map(without_constraints, get_args(annotation))) if get_origin(annotation) in (Union, UnionType) else ()
     if type(None) in choices and text.lower() in ("none", "null"):
         return None
     if annotation is str or str in choices or (_reads_text(choices) and not text.lstrip().startswith("{")):

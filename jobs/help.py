@@ -13,6 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from ray_lir.base.config import without_constraints
+
 INDENT = 6
 WIDEST = 100
 COMMON = {
@@ -59,7 +61,7 @@ def _groups(config_type: type[BaseModel], prefix: str = "", title: str = "fields
 
 
 def _description(config_type: type[BaseModel], name: str, field: FieldInfo) -> str:
-    text = next((found for base in config_type.__mro__ if (found := _field_docstrings(base).get(name))), "")
+    text = field.description or next((found for base in config_type.__mro__ if (found := _field_docstrings(base).get(name))), "")
     default = field.get_default(call_default_factory=True)
     note = "required" if field.is_required() else f"default: {'none' if default is None else _shown(default)}"
     return f"{text} ({note})".strip()
@@ -100,6 +102,7 @@ def _documented(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
 
 def _kind(annotation: Any) -> str:
     """Return how the help text shows a flag's value: INT, NUMBER, TEXT, {a,b}, [true|false], [LIST] or YAML."""
+    annotation = without_constraints(annotation)
     choices = [each for each in get_args(annotation) if each is not NoneType] if get_origin(annotation) in (Union, UnionType) else []
     if choices:
         return "|".join(dict.fromkeys(filter(None, map(_kind, choices))))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -60,6 +60,11 @@ def parse_yaml(content: str | bytes) -> Any:
         return yaml.safe_load(content)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
+
+
+def without_constraints(annotation: Any) -> Any:
+    """Return the type that `Annotated` constrains, or the annotation itself."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def digest(value: Any) -> str:

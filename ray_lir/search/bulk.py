@@ -284,7 +284,9 @@ def query_files(url: storage.PathOrUrl) -> list[str]:
         ConfigError: The file, folder or dataset does not exist, or has no file of these kinds.
     """
     url = storage.path_text(url)
-    if not storage.exists(url) and not url.endswith(SUFFIXES):
+    if not storage.exists(url):
+        if url.endswith(SUFFIXES):
+            raise ConfigError(f"no queries at {storage.absolute(url)}: no such file; check the path")
         url = find_dataset(url)
     names = storage.list_names(url)
     files = [storage.join(storage.absolute(url), name) for name in names if name.startswith("queries") and name.endswith(SUFFIXES)]

@@ -338,7 +338,7 @@ def test_arrays_that_do_not_fit_are_refused_and_nothing_is_read_past_their_ends(
         kernels.residual_maxsim([query[:, :32]], [weights], [table], shard, codec)
     with pytest.raises(ValueError, match="another query"):
         kernels.residual_maxsim([np.tile(query, (9, 1))], [np.tile(weights, 9)], [table], shard, codec)
-    with pytest.raises(ValueError, match="cell"):
+    with pytest.raises(ValueError, match="cluster"):
         kernels.candidates(np.array([99]), shard)
 
 

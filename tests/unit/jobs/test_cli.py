@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from jobs.cli import main, parse
+from jobs.help import help_text
+from jobs.search import SearchJob
 from ray_lir.base.config import IndexConfig
 from ray_lir.base.errors import ConfigError
 
@@ -143,3 +145,14 @@ def test_one_word_may_stand_without_a_flag_anywhere(words):
 def test_numbers_are_finite(value):
     with pytest.raises(ConfigError, match="is not a finite number"):
         parse(Job, ["--output", "x", "--params", f"{{weight: {value}}}"])
+
+
+@pytest.mark.parametrize("text", ["1984", "year: 2020", "[a, b]", "true"])
+def test_a_query_that_looks_like_yaml_stays_text(text: str):
+    assert parse(SearchJob, ["--index", "i", text], positional="query").query == text
+    assert parse(SearchJob, ["--index", "i", "--query", text], positional="query").query == text
+
+
+def test_help_describes_the_query_as_text_and_names_the_engines():
+    text = help_text(SearchJob, "usage")
+    assert "--query TEXT" in text and "Engine that searches: auto" in text

@@ -155,3 +155,8 @@ def test_a_file_without_queries_is_refused(index: Path, tmp_path: Path, rows: li
     with pytest.raises(ConfigError, match=message):
         search(index, write_rows(tmp_path / "queries.jsonl", rows), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_of_queries_is_named(index: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"no queries at .*missing\.jsonl: no such file"):
+        search(index, str(tmp_path / "missing.jsonl"), tmp_path / "out")
