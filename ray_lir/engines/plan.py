@@ -134,8 +134,8 @@ class QueryPlan:
         return f"{type(self).__name__}({self.query!r}, {self.params!r}, stage_limits={self.stage_limits})"
 
 
-@dataclass(eq=False)
-class _Tables:
+@dataclass(eq=False, repr=False)
+class _Tables(ShortRepr):
     """Score tables of one query for one codec, by the name of the kernels. They do not depend on the number of threads."""
 
     centroids: dict[str, np.ndarray] = field(default_factory=dict)

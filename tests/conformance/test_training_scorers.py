@@ -104,7 +104,7 @@ def test_training_teaches_what_no_untrained_encoder_knows(scorer, checkpoint, pa
 
 
 @each_scorer
-def test_pieces_of_a_batch_give_the_gradient_of_the_whole(scorer, checkpoint, pairs):
+def test_micro_batches_give_the_gradient_of_the_whole_batch(scorer, checkpoint, pairs):
     """Texts of other lengths, dropout, hard negatives and a teacher included; an xtr pool is the whole batch."""
     data = with_negatives(pairs)
     whole, pieces = (start(checkpoint, data, configure(scorer, **DISTILLED, micro_batch=size)) for size in (None, 5))
@@ -112,10 +112,10 @@ def test_pieces_of_a_batch_give_the_gradient_of_the_whole(scorer, checkpoint, pa
     torch.testing.assert_close(gradients(pieces), gradients(whole), rtol=1e-3, atol=1e-5)
 
 
-def test_a_piece_has_the_same_dropout_when_it_is_embedded_again(checkpoint, pairs):
+def test_a_micro_batch_has_the_same_dropout_when_it_is_embedded_again(checkpoint, pairs):
     training = start(checkpoint, pairs, configure("maxsim", micro_batch=5, learning_rate=1e-12), dropout=0.3)
     (batch,) = next(training.remaining())
-    pieces = training._pieces(["mot1 mot2"] * 6, training.encoder.batch_queries, training.encoder.embed_queries, [0, 0])
+    pieces = training._micro_batches(["mot1 mot2"] * 6, training.encoder.batch_queries, training.encoder.embed_queries, [0, 0])
     training.encoder.model.train()
     first, second = ([piece().vectors for piece in pieces] for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
