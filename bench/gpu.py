@@ -198,7 +198,7 @@ def search(kernels: Kernels, num_tokens: int, limits: dict[str, float]) -> dict[
         rows[-1]["scan_ms"] = wall_ms(partial(scan, kernels, queries, weights, shard, codec))
         blocks = scoring.QueryBlocks.of(queries, weights, DIM)
         for size in (16, 32, 64):
-            cut = tiles.cut(placed.doc_offsets[:-1], placed.doc_offsets[1:], size)
+            cut = tiles.split_into_tiles(placed.doc_offsets[:-1], placed.doc_offsets[1:], size)
             for warps in (4, 8):
                 program = partial(scoring.run_residual_programs, blocks, codec_on_device, shard, cut, warps)
                 rows[-1][f"tile {size}, {warps} warps, ms"] = device_ms(program, 5)

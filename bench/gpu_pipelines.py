@@ -130,7 +130,7 @@ def training(batch_size: int, steps: int, precisions: tuple[str, ...], device: s
     """Measure the training step of each scorer, with the default encoder."""
     from ray_lir.base.config import EncoderConfig, TrainingConfig, XtrConfig
     from ray_lir.training.data import TrainingData
-    from ray_lir.training.trainer import Training, load_encoder, prepare
+    from ray_lir.training.trainer import Training, load_encoder, prepare_encoder
 
     queries, passages = texts(batch_size, 7, 12), texts(batch_size, 8, 100)
     found: dict[str, Any] = {"batch": batch_size}
@@ -139,7 +139,7 @@ def training(batch_size: int, steps: int, precisions: tuple[str, ...], device: s
             import torch
 
             config = TrainingConfig(scorer=scorer, max_steps=steps + 1, batch_size=batch_size, xtr=XtrConfig(k_train=XTR_TOKENS))
-            encoder = prepare(load_encoder(EncoderConfig(document_length=DOCUMENT_TOKENS), 0, device), config)
+            encoder = prepare_encoder(load_encoder(EncoderConfig(document_length=DOCUMENT_TOKENS), 0, device), config)
             data = TrainingData.of(queries, passages, [((number,),) for number in range(batch_size)])
             run = Training(encoder, data, config, getattr(torch, precision))
             times, losses = [], []

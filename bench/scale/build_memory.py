@@ -24,7 +24,8 @@ import numpy as np
 
 from bench.machine import machine
 from ray_lir import storage
-from ray_lir.embeddings.folder import DOCS_PER_PART, external_contract, publish_part
+from ray_lir.base.config import DOCS_PER_PART
+from ray_lir.embeddings.folder import external_contract, publish_part
 from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.embeddings.parquet import Block, texts_table
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ray_lir.base.short_repr import ShortRepr
+
 if TYPE_CHECKING:
     import faiss
 
@@ -41,7 +43,7 @@ def nearest_cells(vectors_TD: np.ndarray, cells_BD: np.ndarray, nprobe: int) -> 
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Block:
+class _Block(ShortRepr):
     """Vectors first to first + len(vectors) on the GPU, with a copy on the host."""
 
     first: int

@@ -59,7 +59,7 @@ class Texts(Sequence[str]):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TrainingData:
+class TrainingData(ShortRepr):
     """Queries and the documents to compare for each. A list starts with a positive; hard negatives follow, if there are any.
 
     Attributes:
