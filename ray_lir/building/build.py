@@ -83,7 +83,7 @@ def build_index(
         texts: For embeddings in memory: one text a document.
         titles: For embeddings in memory: one title a document.
         metadata: For embeddings in memory: a dict of JSON values for each document.
-        relation: For embeddings in memory: the relation of their encoder, if its scorer is trial.
+        relation: For embeddings in memory: `Encoder.relation` of their encoder; None if its scorer has none.
         map: Where the steps run: threads of this process, plain `map`, or distributed.ray_map. The bytes are the same.
     Returns:
         The manifest. An index that exists with this configuration does not change.

@@ -97,7 +97,7 @@ def compress(build: Build, codec: ResidualCodec, assigner: Assigner | TokenAssig
     Returns:
         Statistics of all parts.
     Raises:
-        ConfigError: A token vector is too long for the codec's scales, or not of unit length although the scorer is trial.
+        ConfigError: A token vector is too long for the codec's scales, or not of unit length although the scorer requires it.
     """
     with phase("compress", records) as record:
         sizes = np.zeros(codec.num_centroids, np.int64)

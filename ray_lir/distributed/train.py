@@ -166,7 +166,7 @@ def _absolute_checkpoint(encoder: EncoderConfig) -> EncoderConfig:
 def _describe_encoder(config: EncoderConfig, training: TrainingConfig, data: TrainingData) -> dict[str, Any]:
     """Return the properties of the encoder that determine the training.
 
-    The encoder is loaded, used and saved once as a trial, so that a mistake shows now and not after the last step.
+    The encoder is loaded, used and saved once as a check, so that a mistake shows now and not after the last step.
 
     Raises:
         ConfigError: The encoder cannot be loaded or saved, it does not fit the scorer or the projection, or a setting is not for training.

@@ -103,7 +103,7 @@ def save_embeddings(
         embeddings: Token embeddings of N documents.
         contract: The contract of the encoder; None: unknown encoder.
         texts: N texts, returned with search results; None: empty texts.
-        relation: `Encoder.relation` of the encoder, if its scorer is trial; None otherwise.
+        relation: `Encoder.relation` of the encoder; None if its scorer has none.
         titles: N titles, returned with search results; None: empty titles.
         metadata: N dicts of JSON values, for filters and search results; None: no metadata.
 
@@ -133,7 +133,7 @@ def write_embeddings(
         embeddings: Token embeddings of N documents.
         documents: Table of N rows.
         contract: The contract of the encoder; None: unknown encoder.
-        relation: The relation encoder, if the scorer is trial.
+        relation: The relation encoder; None if the scorer has none.
 
     Returns:
         The manifest of the folder.
@@ -172,7 +172,7 @@ def content_digest(
         embeddings: Token embeddings of N documents.
         documents: Table of N rows.
         contract: The contract of the encoder; None: unknown encoder.
-        relation: The relation encoder, if the scorer is trial.
+        relation: The relation encoder; None if the scorer has none.
     """
     described = [embeddings.offsets.tolist(), documents.to_pydict(), contract and contract.model_dump(mode="json")]
     sha256 = hashlib.sha256(canonical_json(described))

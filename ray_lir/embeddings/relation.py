@@ -68,7 +68,7 @@ def load_relation(url: str, dim: int) -> Relation:
         weights = {field.name: arrays[field.name] for field in fields(Relation)[:6]}
         relation = Relation(**weights, weight=float(arrays["weight"][0]), alignment=alignment)
     except (SafetensorError, KeyError, ValueError, TypeError, IndexError, FileNotFoundError) as error:
-        raise FormatError(url, "the relation encoder of a TRIAL checkpoint", f"{error!r:.120}", fix) from None
+        raise FormatError(url, "the relation encoder of a checkpoint", f"{error!r:.120}", fix) from None
     if relation.dim != dim:
         raise FormatError(url, f"a relation encoder of {dim} dimensions", f"one of {relation.dim}", fix)
     shapes = ((dim, 2 * dim), (dim,), (dim,), (dim,), (dim, dim), (dim,))

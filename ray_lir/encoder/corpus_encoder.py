@@ -58,7 +58,7 @@ class Plan:
         tokenizer: The tokenizer of the encoder.
         destination: Where chunks are written.
         done: Numbers of the chunks that an earlier run finished.
-        relation: The relation encoder, written beside the embeddings; None unless the scorer is trial.
+        relation: The relation encoder, written beside the embeddings; None if the scorer has none.
     """
 
     corpus: Corpus

@@ -123,7 +123,7 @@ class Encoder:
 
     @property
     def relation(self) -> Relation | None:
-        """What the scorer needs in search beside vectors and token weights (TRIAL: its relation encoder); None if it needs no more."""
+        """What the scorer needs in search beside vectors and token weights ; None if it needs no more."""
         return self.model.scorer.to_arrays()
 
     def encode_documents(self, texts: Sequence[str], doc_ids: Sequence[str] | None = None) -> TokenEmbeddings:

@@ -177,9 +177,9 @@ class RelationEncoder(ShortRepr):
 
 
 def relation_of(codec: "ResidualCodec") -> RelationEncoder:
-    """Return the relation encoder of an index for TRIAL."""
+    """Return the relation encoder of an index."""
     if not isinstance(codec.scorer_data, RelationEncoder):
-        raise TypeError("the codec has no relation encoder; the index is not for scorer trial")
+        raise TypeError("the codec has no relation encoder; the index is for another scorer")
     return codec.scorer_data
 
 

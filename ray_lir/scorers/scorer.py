@@ -24,6 +24,8 @@ class Scorer(nn.Module):
     Settings: ClassVar[type[Config]] = Config
     reads_attention: ClassVar[bool] = False
     """Whether token weights depend on the attention of the last layer."""
+    penalizes_query_weights: ClassVar[bool] = False
+    """Whether training adds `gate_weight` times the size of the query weights to the loss."""
 
     def __init__(self, dim: int, settings: Config):
         super().__init__()

@@ -77,6 +77,7 @@ class Trial(Scorer):
 
     name = "trial"
     Settings = TrialConfig
+    penalizes_query_weights = True
 
     settings: TrialConfig
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ray_lir.base.config import TrainingConfig
 from ray_lir.base.short_repr import ShortRepr
+from ray_lir.scorers import SCORERS
 from ray_lir.scorers.batches import EmbeddedTexts
 
 MIN_TEMPERATURE = 1e-3
@@ -40,6 +41,7 @@ class Objective(nn.Module):
     def __init__(self, config: TrainingConfig):
         super().__init__()
         self._config = config
+        self._penalizes_query_weights = SCORERS[config.scorer].penalizes_query_weights
         self.contrastive = ContrastiveLoss(config.temperature) if config.contrastive_weight else None
         self.distillation = None
         if config.distillation_weight:
@@ -54,7 +56,7 @@ class Objective(nn.Module):
             targets: Positives, exclusions and the teacher's scores.
         """
         total = torch.stack([self._of(each, targets) for each in scores]).mean()
-        if self._config.scorer == "trial" and self._config.gate_weight:
+        if self._penalizes_query_weights and self._config.gate_weight:
             total = total + self._config.gate_weight * gate_penalty(queries, self._config.gate_norm)
         return total
 
@@ -125,10 +127,10 @@ def min_max(scores_BN: Tensor) -> Tensor:
 
 
 def gate_penalty(queries: EmbeddedTexts, norm: str) -> Tensor:
-    """Return TRIAL's penalty on the weights of query tokens, a scalar; `norm` is l1 or frobenius.
+    """Return the penalty on the weights of query tokens, a scalar; `norm` is l1 or frobenius.
 
     Source: docs/algorithms.md#9-where-sources-disagree
     """
-    assert queries.weights is not None, "TRIAL weighs query tokens"
+    assert queries.weights is not None, "the scorer weighs query tokens"
     weights = queries.weights.masked_fill(~queries.mask, 0.0)
     return weights.sum(-1).mean() if norm == "l1" else weights.square().sum().sqrt()
