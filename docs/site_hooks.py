@@ -19,13 +19,17 @@ PAGES = {
     "bench/results/quality.md": "quality.md",
 }
 """Files outside `docs/`, and their names on the site."""
+DOWNLOADS = tuple(sorted(path.relative_to(ROOT).as_posix() for kind in ("*.py", "*.ipynb") for path in (ROOT / "examples").glob(kind)))
+"""Files outside `docs/` that the site offers as they are."""
 LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)]*)?\))")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages from outside `docs/`."""
+    """Add the pages and files from outside `docs/`."""
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=with_site_links((ROOT / source).read_text(), source)))
+    for path in DOWNLOADS:
+        files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
     return files
 
 
@@ -44,6 +48,8 @@ def _site_target(target: str, source: str) -> str:
     path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
     if path in PAGES:
         return PAGES[path]
+    if path in DOWNLOADS:
+        return path
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     return target  # MkDocs reports what the site does not have
