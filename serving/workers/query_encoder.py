@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,8 +17,8 @@ from ray_lir.engines.plan import QueryPlan
 from ray_lir.index.versions import read_version
 from ray_lir.search.searcher import Planner, open_planner
 
-from ..transport.unix_socket import UnixListener
 from .batching import Batcher
+from .replica import Replica
 from .versions import Served, Versions
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class EncodeCall:
     then: Callable[[TokenEmbeddings], Any]
 
 
-class QueryEncoder:
+class QueryEncoder(Replica["tuple[Encoder, Planner]"]):
     """Holds, for each open version, the index's planner and the encoder that the index was built with.
 
     Args:
@@ -79,7 +79,7 @@ class QueryEncoder:
     def __init__(self, root: str, version: int, checkpoint: str | None, verify: bool, kernels: str = "auto", shard_kernels: str = "auto"):
         self.kernels = kernels
         self.shard_kernels = shard_kernels
-        self.listener = UnixListener(self)
+        super().__init__()
         self.root = root
         self.checkpoint = checkpoint
         self.verify = verify
@@ -174,18 +174,6 @@ class QueryEncoder:
         await asyncio.to_thread(self.versions.get, served)
         used = {planner.manifest.contract.fingerprint for _, planner in self.versions.keep(served.reachable)}
         self.encoders = {fingerprint: encoder for fingerprint, encoder in self.encoders.items() if fingerprint in used}
-
-    async def last_served(self) -> Served:
-        """Return the served versions of the latest call."""
-        return self.versions.served
-
-    async def address(self) -> str:
-        """Return the path of a Unix socket for calls from the same machine that do not pass through Ray Serve."""
-        return await self.listener.address()
-
-    def __del__(self) -> Coroutine[Any, Any, None] | None:
-        """Ray Serve awaits this before it ends a replica, so that calls in progress over the Unix socket are answered first."""
-        return self.listener.close() if self.listener.is_open else None
 
     async def ready(self) -> None:
         """Return as soon as the encoder is loaded."""

@@ -4,7 +4,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -25,9 +25,9 @@ from ray_lir.search.searcher import Planner, Searcher, matching, open_planner, o
 from ray_lir.storage.local_copy import local_copy, remove_other_copies
 from ray_lir.storage.manifest import files_of
 
-from ..transport.unix_socket import UnixListener
 from .batching import Batcher
 from .gpu import GpuShare, check_device, warm_up
+from .replica import Replica
 from .versions import Served, Versions
 
 STUCK_AFTER_S = 120.0
@@ -73,7 +73,7 @@ class SearchCall:
         return self.served.answering, first.params.engine, len(first.stage_limits), self.ahead, first.scorer_terms is None
 
 
-class ShardServer:
+class ShardServer(Replica[Searcher]):
     """Runs searches over the shards of one group, in each version of the index that requests need.
 
     The number of calls that compute at the same time is the number of CPUs, because each call needs its own memory. Other calls wait. A
@@ -109,7 +109,7 @@ class ShardServer:
         kernels: str = "auto",
         gpu: GpuShare | None = None,
     ):
-        self.listener = UnixListener(self)
+        super().__init__()
         self.root = root
         self.group = group
         self.num_groups = num_groups
@@ -226,18 +226,6 @@ class ShardServer:
         self.versions.keep(served.reachable)
         if self.cache and not storage.is_local(self.root):
             await asyncio.to_thread(self._let_go, served.reachable)
-
-    async def last_served(self) -> Served:
-        """Return the served versions of the latest call."""
-        return self.versions.served
-
-    async def address(self) -> str:
-        """Return the path of a Unix socket for calls from the same machine that do not pass through Ray Serve."""
-        return await self.listener.address()
-
-    def __del__(self) -> Coroutine[Any, Any, None] | None:
-        """Ray Serve awaits this before it ends a replica, so that calls in progress over the Unix socket are answered first."""
-        return self.listener.close() if self.listener.is_open else None
 
     async def ready(self) -> None:
         """Return as soon as the shards are open."""
