@@ -210,11 +210,6 @@ class Worklist:
         """The files that have blocks left."""
         return [file for file in self.queries.files if not self.done.issuperset(file.chunks)]
 
-    @property
-    def num_blocks(self) -> int:
-        """Blocks that are left."""
-        return self.queries.num_chunks - len(self.done)
-
 
 @dataclass(frozen=True)
 class QueryBlock:
@@ -258,19 +253,20 @@ class BulkResult:
         manifest: Manifest of the finished output.
         num_blocks: Blocks of the query files.
         num_skipped: Blocks that earlier runs had finished.
+        num_searched: Queries that this run searched.
         seconds: Time of the search.
     """
 
     manifest: HitsManifest
     num_blocks: int
     num_skipped: int
+    num_searched: int
     seconds: float
 
     @property
     def queries_per_second(self) -> float:
         """Queries a second of this run. Queries of earlier runs do not count."""
-        searched = sum(part.num_queries for part in self.manifest.parts[self.num_skipped :])
-        return round(searched / self.seconds, 1) if self.seconds else 0.0
+        return round(self.num_searched / self.seconds, 1) if self.seconds else 0.0
 
 
 def query_files(url: storage.PathOrUrl) -> list[str]:
@@ -345,10 +341,10 @@ def search_block(chunk: Chunk, encoder: QueryEncoder, index: OpenIndex, settings
     ids, texts = [query.doc_id for query in queries], [query.text for query in queries]
     part = None
     if queries:
-        answers = index.search(encoder.encode_queries(texts, ids), settings.k, settings.engine, filters=settings.filters)
-        data = _trec(ids, answers, index) if settings.format == "trec" else _parquet(ids, answers, index, settings.fields)
+        found = answer_block(QueryBlock(chunk.number, ids, texts), encoder, index, settings)
+        data = _trec(ids, found) if settings.format == "trec" else _parquet(ids, found, index, settings.fields)
         file = write_with_digest_name(destination.output, f"{FOLDER}/part-{chunk.number:05d}", f".{settings.format}", data)
-        part = HitsPart(**file.model_dump(), num_queries=len(ids), num_hits=sum(len(answer.documents) for answer in answers))
+        part = HitsPart(**file.model_dump(), num_queries=len(ids), num_hits=sum(map(len, found.doc_ids)))
     letters = write_dead_letters(destination.output, chunk.number, dead)
     truncation = TruncationCounts.of(encoder.tokenizer.query_truncations(texts) if texts else [])
     entry = BlockEntry(number=chunk.number, part=part, dead=letters, truncation=truncation)
@@ -474,7 +470,7 @@ def _run(
 ) -> BulkResult:
     if existing := _existing(destination, config):
         logger.info("%s holds the hits of this search already; nothing to do", destination.output)
-        return BulkResult(existing, queries.num_chunks, queries.num_chunks, 0.0)
+        return BulkResult(existing, queries.num_chunks, queries.num_chunks, 0, 0.0)
     entries = {entry.number: entry for entry in _finished(destination)}
     skipped = len(entries)
     worklist = Worklist(queries, settings, destination, frozenset(entries))
@@ -491,7 +487,7 @@ def _run(
     storage.write_bytes(storage.join(destination.output, PROVENANCE), canonical_json(facts))
     with suppress(*storage.store_errors()):  # another run of the same job may be using the folder
         storage.remove_tree(storage.join(destination.output, PROGRESS))
-    return BulkResult(manifest, queries.num_chunks, skipped, record["seconds"])
+    return BulkResult(manifest, queries.num_chunks, skipped, record["queries"], record["seconds"])
 
 
 def _existing(destination: Destination, config: dict[str, Any]) -> HitsManifest | None:
@@ -556,26 +552,25 @@ def _publish(
     return manifest
 
 
-def _trec(ids: Sequence[str], answers: Sequence[TopK], index: OpenIndex) -> bytes:
+def _trec(ids: Sequence[str], found: BlockAnswers) -> bytes:
     check_ids(ids, "query")
     run: Run = {
-        query_id: list(zip(index.doc_ids(answer.documents.tolist()), answer.scores.tolist(), strict=True))
-        for query_id, answer in zip(ids, answers, strict=True)
+        query_id: list(zip(doc_ids, answer.scores.tolist(), strict=True))
+        for query_id, doc_ids, answer in zip(ids, found.doc_ids, found.answers, strict=True)
     }
     return format_run(run, "ray_lir")
 
 
-def _parquet(ids: Sequence[str], answers: Sequence[TopK], index: OpenIndex, fields: Sequence[str]) -> bytes:
+def _parquet(ids: Sequence[str], found: BlockAnswers, index: OpenIndex, fields: Sequence[str]) -> bytes:
     """A Parquet file with the columns query_id, rank, doc_id, score and the fields; hits of a query are in order of rank."""
-    numbers = [number for answer in answers for number in answer.documents.tolist()]
     columns: dict[str, pa.Array] = {
-        "query_id": pa.array([query_id for query_id, answer in zip(ids, answers, strict=True) for _ in answer.documents], pa.string()),
-        "rank": pa.array([rank for answer in answers for rank in range(1, len(answer.documents) + 1)], pa.int32()),
-        "doc_id": pa.array(index.doc_ids(numbers), pa.string()),
-        "score": pa.array([score for answer in answers for score in answer.scores.tolist()], pa.float32()),
+        "query_id": pa.array([query_id for query_id, doc_ids in zip(ids, found.doc_ids, strict=True) for _ in doc_ids], pa.string()),
+        "rank": pa.array([rank for doc_ids in found.doc_ids for rank in range(1, len(doc_ids) + 1)], pa.int32()),
+        "doc_id": pa.array([doc_id for doc_ids in found.doc_ids for doc_id in doc_ids], pa.string()),
+        "score": pa.array([score for answer in found.answers for score in answer.scores.tolist()], pa.float32()),
     }
     if fields:
-        rows = index.documents(numbers)
+        rows = index.documents([number for answer in found.answers for number in answer.documents.tolist()])
         for field in fields:
             values = [json.dumps(row[field], ensure_ascii=False) if field == "metadata" else row[field] for row in rows]
             columns[field] = pa.array(values, pa.string())

@@ -1,6 +1,7 @@
 """Bulk search in this process: the hits equal those of `Searcher`, bad rows are kept, and a killed job continues."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from ray_lir.base.config import EncoderConfig
 from ray_lir.base.engine_names import ENGINE_NAMES
 from ray_lir.base.errors import ConfigError
 from ray_lir.encoder.encoder import Encoder
+from ray_lir.engines import ENGINES
 from ray_lir.evaluation.runs import read_run
 from ray_lir.search import bulk
 from ray_lir.search.bulk import read_hits
@@ -114,6 +116,23 @@ def test_a_killed_search_continues_after_its_finished_blocks(index: Path, querie
     assert search(index, queries, tmp_path / "out")["num_skipped"] == 1
     assert (tmp_path / "out" / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
     assert search(index, queries, tmp_path / "out")["num_skipped"] == 3
+
+
+def test_queries_of_this_run_are_counted_whichever_blocks_an_earlier_run_finished(index: Path, queries: str, tmp_path: Path):
+    """A run on a cluster may finish any block first: here the last one, of 8 queries."""
+    searcher = Searcher.open(index)
+    whole = bulk.in_process(Encoder.for_contract(searcher.manifest.contract), searcher)
+    settings = bulk.BulkSettings(engine=ENGINES["exact"].params())
+    identity = {"index": "0", "fingerprint": "0"}
+
+    def last_block_only(worklist: bulk.Worklist):
+        yield from whole(replace(worklist, done=frozenset({0, 1})))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bulk.bulk_search(queries, str(tmp_path / "out"), settings, identity, last_block_only)
+    result = bulk.bulk_search(queries, str(tmp_path / "out"), settings, identity, whole)
+    assert (result.num_skipped, result.num_searched, result.manifest.num_queries) == (1, 32, 40)
 
 
 def test_an_output_with_the_hits_of_another_search_is_left_alone(index: Path, queries: str, tmp_path: Path):
