@@ -9,6 +9,7 @@ import torch
 
 from ray_lir.base.config import EncoderConfig
 from ray_lir.base.errors import ConfigError
+from ray_lir.corpus.finished_chunks import Destination
 from ray_lir.corpus.scan import Chunk
 from ray_lir.distributed.gpus import torch_device
 from ray_lir.distributed.pipeline import ChunkActor, Pool, light_pool_size, run_chunks
@@ -16,7 +17,7 @@ from ray_lir.distributed.room import Demand, check_free_gpus, check_room
 from ray_lir.distributed.runtime import portable_errors, start_ray, wait_for_machines
 from ray_lir.distributed.workers import Workers
 from ray_lir.embeddings.contract import EncoderContract
-from ray_lir.encoder.chunk_encoder import ChunkEntry, Destination, TokenizedChunk, tokenize_chunk, write_chunk
+from ray_lir.encoder.chunk_encoder import ChunkEntry, TokenizedChunk, tokenize_chunk, write_chunk
 from ray_lir.encoder.corpus_encoder import Plan
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.encoder.tokenization import TextTokenizer

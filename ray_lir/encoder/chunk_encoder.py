@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ray_lir import storage
-from ray_lir.base.config import Config, canonical_json
 from ray_lir.base.short_repr import ShortRepr
-from ray_lir.corpus.dead_letters import DEAD_LETTERS, parse_chunk, write_dead_letters
+from ray_lir.corpus.dead_letters import parse_chunk, write_dead_letters
+from ray_lir.corpus.finished_chunks import Destination, FinishedChunk, entry_names, read_entries, write_entry
 from ray_lir.corpus.records import Document, document_text
 from ray_lir.corpus.scan import Chunk
 from ray_lir.embeddings.folder import FOLDER, publish_part
@@ -19,7 +18,9 @@ from ray_lir.embeddings.parquet import Block, texts_table
 from ray_lir.embeddings.truncation import TruncationCounts
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.encoder.tokenization import TextTokenizer
-from ray_lir.storage.manifest import DeadLetter
+
+STEM = "chunk"
+"""Beginning of the names of entries."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,20 +42,10 @@ class TokenizedChunk(ShortRepr):
     truncation: TruncationCounts
 
 
-@dataclass(frozen=True)
-class Destination:
-    """Where chunks are written: parts and dead letters below `output`, entries and unfinished files below `progress`."""
+class ChunkEntry(FinishedChunk):
+    """Record of a finished chunk of embeddings."""
 
-    output: str
-    progress: str
-
-
-class ChunkEntry(Config):
-    """Record of a finished chunk: its part (None if all rows were refused) and its dead letters (None if no row was refused)."""
-
-    number: int
     part: EmbeddingPart | None
-    dead: DeadLetter | None
     truncation: TruncationCounts | None = None
     """None in entries of versions that did not count truncation; such chunks are encoded again."""
 
@@ -87,31 +78,18 @@ def write_chunk(chunk: TokenizedChunk, encoder: Encoder, destination: Destinatio
     """
     part, dead = _write_part(chunk, encoder, destination), write_dead_letters(destination.output, chunk.number, chunk.dead)
     entry = ChunkEntry(number=chunk.number, part=part, dead=dead, truncation=chunk.truncation)
-    storage.write_bytes(storage.join(destination.progress, _entry_name(chunk.number)), canonical_json(entry.model_dump(mode="json")))
+    write_entry(destination, STEM, entry)
     return entry
 
 
 def finished_chunks(destination: Destination) -> Iterator[ChunkEntry]:
     """Yield the entries of chunks that an earlier run finished, if their files still exist."""
-    output = destination.output
-    there = {f"{folder}/{name}" for folder in (FOLDER, DEAD_LETTERS) for name in storage.list_names(storage.join(output, folder))}
-    for name in _entry_names(destination.progress):
-        entry = ChunkEntry.model_validate_json(storage.read_bytes(storage.join(destination.progress, name)))
-        if entry.truncation and all(file is None or file.name in there for file in (entry.part, entry.dead)):
-            yield entry
+    return (entry for entry in read_entries(destination, STEM, ChunkEntry, FOLDER) if entry.truncation)
 
 
 def has_entries(progress: str) -> bool:
     """Return whether a progress folder holds finished chunks."""
-    return bool(_entry_names(progress))
-
-
-def _entry_names(progress: str) -> list[str]:
-    return [name for name in storage.list_names(progress) if name.startswith("chunk-")]
-
-
-def _entry_name(number: int) -> str:
-    return f"chunk-{number:05d}.json"
+    return bool(entry_names(progress, STEM))
 
 
 def _write_part(chunk: TokenizedChunk, encoder: Encoder, destination: Destination) -> EmbeddingPart | None:

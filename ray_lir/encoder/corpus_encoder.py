@@ -20,6 +20,7 @@ from ray_lir.base.errors import ConfigError, Conflict
 from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, watched
 from ray_lir.base.progress import track
+from ray_lir.corpus.finished_chunks import Destination
 from ray_lir.corpus.records import Kept, corpus_files
 from ray_lir.corpus.refused_rows import DEAD_LETTERS, log_refused, read_first_reasons
 from ray_lir.corpus.scan import CHUNK_BYTES, Corpus, CorpusFile, read_chunks, sample_texts, scan
@@ -28,7 +29,7 @@ from ray_lir.embeddings.folder import FOLDER, write_relation
 from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.embeddings.relation import Relation
 from ray_lir.embeddings.truncation import TruncationCounts
-from ray_lir.encoder.chunk_encoder import ChunkEntry, Destination, encode_chunk, finished_chunks, has_entries
+from ray_lir.encoder.chunk_encoder import ChunkEntry, encode_chunk, finished_chunks, has_entries
 from ray_lir.encoder.encoder import Encoder, resolve_checkpoint_name
 from ray_lir.encoder.projection import fit_projection, parse_projection
 from ray_lir.encoder.tokenization import TextTokenizer

@@ -29,6 +29,7 @@ from ray_lir.base.parallel import Map
 from ray_lir.base.progress import track
 from ray_lir.corpus.datasets import find_dataset
 from ray_lir.corpus.dead_letters import parse_chunk, write_dead_letters
+from ray_lir.corpus.finished_chunks import Destination, FinishedChunk, read_entries, write_entry
 from ray_lir.corpus.records import SUFFIXES, BadRow, Document, corpus_files
 from ray_lir.corpus.refused_rows import DEAD_LETTERS, log_refused, read_first_reasons
 from ray_lir.corpus.scan import Chunk, Corpus, CorpusFile, read_chunks, scan
@@ -58,6 +59,7 @@ QUERIES_PER_BLOCK = 512
 HITS_PER_BLOCK = 1 << 22
 """Hits of a block, at most: with a large k a block has fewer queries."""
 FOLDER = "hits"
+STEM = "block"
 PROGRESS = "_progress"
 UNFINISHED = ".unfinished"
 REFUSED = ".refused.jsonl"
@@ -91,13 +93,10 @@ class HitsPart(FileEntry):
     num_hits: Count
 
 
-class BlockEntry(Config):
+class BlockEntry(FinishedChunk):
     """Entry of a finished block: its part, its dead letters, and the number of its truncated queries."""
 
-    number: Count
     part: HitsPart | None
-    """None if every row of the block was refused."""
-    dead: DeadLetter | None
     truncation: TruncationCounts
 
 
@@ -174,19 +173,6 @@ class OpenIndex(Protocol):
     def documents(self, numbers: Iterable[int]) -> list[dict[str, Any]]:
         """Return the fields of the documents with these numbers, in the same order."""
         ...
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Output folders of blocks.
-
-    Attributes:
-        output: Folder or URL for parts and dead letters.
-        progress: Folder or URL for the entries of finished blocks.
-    """
-
-    output: str
-    progress: str
 
 
 @dataclass(frozen=True)
@@ -348,7 +334,7 @@ def search_block(chunk: Chunk, encoder: QueryEncoder, index: OpenIndex, settings
     letters = write_dead_letters(destination.output, chunk.number, dead)
     truncation = TruncationCounts.of(encoder.tokenizer.query_truncations(texts) if texts else [])
     entry = BlockEntry(number=chunk.number, part=part, dead=letters, truncation=truncation)
-    storage.write_bytes(storage.join(destination.progress, f"block-{chunk.number:05d}.json"), canonical_json(entry.model_dump(mode="json")))
+    write_entry(destination, STEM, entry)
     return entry
 
 
@@ -471,7 +457,7 @@ def _run(
     if existing := _existing(destination, config):
         logger.info("%s holds the hits of this search already; nothing to do", destination.output)
         return BulkResult(existing, queries.num_chunks, queries.num_chunks, 0, 0.0)
-    entries = {entry.number: entry for entry in _finished(destination)}
+    entries = {entry.number: entry for entry in read_entries(destination, STEM, BlockEntry, FOLDER)}
     skipped = len(entries)
     worklist = Worklist(queries, settings, destination, frozenset(entries))
     if entries:
@@ -509,17 +495,6 @@ def _existing(destination: Destination, config: dict[str, Any]) -> HitsManifest 
     if unfinished:
         raise ConfigError(f"{output} holds unfinished hits of another search; choose another output, or remove its {PROGRESS}")
     return None
-
-
-def _finished(destination: Destination) -> Iterator[BlockEntry]:
-    """Entries of the blocks that earlier runs finished, if their files exist."""
-    output = destination.output
-    existing = {f"{folder}/{name}" for folder in (FOLDER, DEAD_LETTERS) for name in storage.list_names(storage.join(output, folder))}
-    for name in storage.list_names(destination.progress):
-        if name.startswith("block-"):
-            entry = BlockEntry.model_validate_json(storage.read_bytes(storage.join(destination.progress, name)))
-            if all(file is None or file.name in existing for file in (entry.part, entry.dead)):
-                yield entry
 
 
 def _num_queries(entry: BlockEntry) -> int:
