@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ray_lir.encoder.numpy_query_encoder import NumpyQueryEncoder
     from ray_lir.search.bulk import BulkSettings
 
+    from .query_search import QuerySearch
+
 SAMPLED_QUERIES = 64
 BYTES_PER_HIT = 12
 """Bytes of a hit in Parquet without fields (zstd; measured: 9 to 14)."""
@@ -126,45 +128,36 @@ def _search_file(job: SearchJob) -> dict[str, Any]:
     from functools import partial
 
     from ray_lir import storage
-    from ray_lir.engines import ENGINES, read_tuning, resolve
+    from ray_lir.engines import ENGINES
     from ray_lir.engines.choice import engine_params
-    from ray_lir.index.versions import latest_version, read_version
     from ray_lir.search.bulk import BulkSettings, bulk_search, in_process, query_files
-    from ray_lir.search.searcher import open_planner
     from ray_lir.storage.manifest import manifest_digest
 
+    from .query_search import QueryEncoderConfig, QuerySearch
+
     assert job.queries is not None
-    root = storage.absolute(job.index)
     query_files(job.queries)  # a wrong path is reported before anything is loaded
-    version = latest_version(root)
-    manifest = read_version(root, version)
-    on_cluster = "workers" in job.model_fields_set or not storage.is_local(root)
-    planner = open_planner(root, manifest, tuning=read_tuning(root, version))
-    kernels = "cuda" if job.workers.gpus_per_worker else planner.kernels.name
-    chosen = engine_params(job.engine, job.params, tuple(ENGINES))
-    engine = resolve(chosen, planner.statistics, kernels, job.quality, job.k, planner.tuning)
+    workers = job.workers if "workers" in job.model_fields_set else None
+    search = QuerySearch.open(job.index, QueryEncoderConfig(checkpoint=job.encoder), workers)
+    engine = search.engine(engine_params(job.engine, job.params, tuple(ENGINES)), job.k, job.quality)
     settings = BulkSettings(k=job.k, engine=engine, filters=job.filters, fields=job.fields, format=job.format)
-    encoder_config = EncoderConfig(checkpoint=job.encoder or manifest.contract.checkpoint)
-    identity = {"index": manifest_digest(manifest), "fingerprint": manifest.contract.fingerprint}
     if job.dry_run:
-        return _predict(job, settings, manifest.contract, encoder_config, version)
+        return _predict(job, settings, search)
     assert job.output is not None
-    provenance = {"index_path": root, "version": version, "queries_path": job.queries, "kernels": kernels}
-    search = partial(bulk_search, job.queries, job.output, settings, identity, provenance=provenance)
-    if on_cluster:
-        from ray_lir.distributed.ray_map import ray_map
-        from ray_lir.distributed.runtime import ray_session
-        from ray_lir.distributed.search import IndexSource, default_cache, on_ray
+    identity = {"index": manifest_digest(search.manifest), "fingerprint": search.manifest.contract.fingerprint}
+    provenance = {"index_path": search.root, "version": search.version, "queries_path": job.queries, "kernels": search.kernels}
+    run_search = partial(bulk_search, job.queries, job.output, settings, identity, provenance=provenance)
+    with search.session():
+        if search.workers is None:
+            assert search.searcher is not None
+            result = run_search(in_process(search.encoder, search.searcher))
+        else:
+            from ray_lir.distributed.ray_map import ray_map
+            from ray_lir.distributed.search import on_ray
 
-        source = IndexSource(root, version, job.workers.cache or default_cache())
-        with ray_session():
-            spread = partial(on_ray, source=source, contract=manifest.contract, encoder=encoder_config, workers=job.workers)
-            result = search(spread=spread, map=ray_map)
-    else:
-        from ray_lir.encoder.encoder import Encoder
-        from ray_lir.search.searcher import Searcher
-
-        result = search(spread=in_process(Encoder.for_contract(manifest.contract, encoder_config), Searcher.open(root, version)))
+            contract = search.manifest.contract
+            spread = partial(on_ray, source=search.source, contract=contract, encoder=search.encoder_config, workers=search.workers)
+            result = run_search(spread, map=ray_map)
     found = result.manifest
     return {
         "output": storage.absolute(job.output),
@@ -176,7 +169,7 @@ def _search_file(job: SearchJob) -> dict[str, Any]:
         "k": job.k,
         "engine": engine.engine,
         "params": engine.model_dump(),
-        "index_version": version,
+        "index_version": search.version,
         "num_blocks": result.num_blocks,
         "num_skipped": result.num_skipped,
         "seconds": result.seconds,
@@ -185,27 +178,22 @@ def _search_file(job: SearchJob) -> dict[str, Any]:
     }
 
 
-def _predict(
-    job: SearchJob, settings: "BulkSettings", contract: "EncoderContract", encoder_config: EncoderConfig, version: int
-) -> dict[str, Any]:
+def _predict(job: SearchJob, settings: "BulkSettings", search: "QuerySearch") -> dict[str, Any]:
     """Encode and search a sample of the queries on one thread, and divide the time of all queries by the workers' threads."""
     import time
 
     import torch
 
-    from ray_lir import storage
     from ray_lir.base.parallel import num_cores, use_cores
-    from ray_lir.encoder.encoder import Encoder
     from ray_lir.search.bulk import sample_queries
-    from ray_lir.search.searcher import Searcher
 
-    if not storage.is_local(storage.absolute(job.index)):
+    if search.searcher is None:
         raise ConfigError(
             "--dry_run measures on the index itself, so the index must be on a disk of this machine; copy it, or run ray-lir plan"
         )
     assert job.queries is not None
     texts, num_queries = sample_queries(job.queries, SAMPLED_QUERIES)
-    searcher, encoder = Searcher.open(job.index, version), Encoder.for_contract(contract, encoder_config)
+    searcher, encoder = search.searcher, search.encoder
     workers = job.workers
     num_threads = (workers.num_workers or max(1, num_cores() // (workers.cpus_per_worker or 1))) * (workers.cpus_per_worker or 1)
     torch.set_num_threads(1)
