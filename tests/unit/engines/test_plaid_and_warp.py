@@ -8,7 +8,7 @@ import pytest
 
 from ray_lir.base.errors import ConfigError
 from ray_lir.building.clustering import default_num_centroids
-from ray_lir.engines import choose, cost, plaid, resolve, scan, warp
+from ray_lir.engines import ENGINES, choose, cost, plaid, resolve, scan, warp
 from ray_lir.engines.choice import automatic_engines, estimate_ms
 from ray_lir.engines.plan import IndexStatistics, Query, centroid_scores
 from ray_lir.engines.scoring.trial import RELATION_COST
@@ -155,6 +155,23 @@ def test_auto_chooses_the_engine_with_the_lowest_estimated_time(kernels, num_doc
     candidates = statistics.default_candidates(10)
     times = {estimate_ms(engine, statistics, kernels, candidates): engine for engine in automatic_engines()}
     assert resolve("auto", statistics, kernels).engine == times[min(times)]
+
+
+@pytest.mark.parametrize(
+    ("engine", "plan", "stages"),
+    [
+        ("exact", 1_000 + 1000 * 20 * 2, [1000 * 64 * 10 * 2]),
+        ("scan", 1_000 + 1000 * 20 * 2 + 1000 * 5, [64_000 * 0.5, 50 * 64 * 10 * 2]),
+        ("warp", 1_000 + 1000 * 20 * 2 + 1000 * 30, [32 * 16 * 1.7 * 64 * 4 * 2, 2 * 50 * 64 * 10 * 2]),
+    ],
+)
+def test_estimates_by_hand(engine, plan, stages):
+    """256 dimensions are twice the 128 of the measurements, so dot products and postings take twice the nanoseconds."""
+    statistics = IndexStatistics(1000, 64_000, np.full(1000, 64), dim=256)
+    costs = cost.Costs(token=10, centroid=20, byte_table=5, code=0.5, probe=30, posting=4, query=1_000)
+    estimate = ENGINES[engine].automatic.cost(statistics, costs, 50)
+    assert estimate.plan == pytest.approx(plan / 1e6)
+    assert estimate.stages == pytest.approx([stage / 1e6 for stage in stages])
 
 
 @pytest.mark.parametrize("engine", ["exact", "scan", "warp"])
