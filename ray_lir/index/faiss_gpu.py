@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ray_lir.base.short_repr import ShortRepr
+from ray_lir.index.residuals import normalize
 
 if TYPE_CHECKING:
     import faiss
@@ -25,7 +26,7 @@ def num_gpus() -> int:
 
 
 def nearest_cells(vectors_TD: np.ndarray, cells_BD: np.ndarray, nprobe: int) -> np.ndarray:
-    """Find the cells with the nearest centres (L2) on the GPU, as `Kernels.nearest_cells`.
+    """Return `Kernels.nearest_cells`, found on the GPU: vectors are scaled to length one.
 
     Args:
         vectors_TD: [T, D] float16 or float32.
@@ -39,7 +40,7 @@ def nearest_cells(vectors_TD: np.ndarray, cells_BD: np.ndarray, nprobe: int) -> 
     with _one_call:
         index = faiss.GpuIndexFlatL2(faiss.StandardGpuResources(), cells_BD.shape[1])
         index.add(np.ascontiguousarray(cells_BD, np.float32))
-        return np.asarray(index.search(np.ascontiguousarray(vectors_TD, np.float32), nprobe)[1])
+        return np.asarray(index.search(normalize(np.ascontiguousarray(vectors_TD, np.float32)), nprobe)[1])
 
 
 @dataclass(frozen=True, eq=False, repr=False)

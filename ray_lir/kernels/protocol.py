@@ -55,31 +55,35 @@ class Kernels(Protocol):
         """Whether calls use NumPy's BLAS, with its own number of threads."""
 
     def assign(self, vectors_TD: np.ndarray, centroids_CD: np.ndarray, euclidean: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Find the nearest centroid of each vector; ties go to the lowest number.
+        """Find the nearest centroid of each vector, scaled to length one; ties go to the lowest number.
+
+        The codec compresses directions, so all kernel sets ignore the lengths of vectors, but not those of centroids.
 
         Source: docs/algorithms.md#22-residual-codec.
 
         Args:
             vectors_TD: [T, D] float16 or float32.
             centroids_CD: [C, D] float32.
-            euclidean: Compare by x . c - |c|^2 / 2, which is largest at the smallest distance, instead of x . c.
+            euclidean: Compare by x . c - |c|^2 / 2, which is largest at the smallest distance, instead of x . c (x has length one).
         Returns:
             Codes [T] int64, and the value that was compared, [T] float32.
         """
 
     def nearest_cells(self, vectors_TD: np.ndarray, cells_BD: np.ndarray, nprobe: int) -> np.ndarray:
-        """Find the cells with the nearest centres (L2). A cell is a group of centroids that assignment searches together.
+        """Find the cells with the nearest centres (L2) of each vector, scaled to length one.
+
+        A cell is a group of centroids that assignment searches together.
 
         Args:
             vectors_TD: [T, D] float16 or float32.
             cells_BD: [B, D] float32, the centres of B cells.
             nprobe: Number of cells to find for each vector.
         Returns:
-            [T, nprobe] int64, nearest first.
+            [T, nprobe] int64, nearest first; ties go to the lowest number.
         """
 
     def assign_in_cells(self, vectors_TD: np.ndarray, centroids_CD: np.ndarray, offsets: np.ndarray, probes_Tp: np.ndarray) -> np.ndarray:
-        """Find the nearest centroid (L2) of each vector among the centroids of its cells.
+        """Find the nearest centroid (L2) of each vector, scaled to length one, among the centroids of its cells.
 
         Args:
             vectors_TD: [T, D] float16 or float32.

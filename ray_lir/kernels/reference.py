@@ -11,7 +11,7 @@ import numpy as np
 
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.relation import QueryRelation, align, relation_of
-from ray_lir.index.residuals import decompress, pack, residual_values
+from ray_lir.index.residuals import decompress, normalize, pack, residual_values
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels.protocol import Kernels, ScanTable
 
@@ -31,7 +31,7 @@ class _ReferenceKernels:
         codes, nearness = np.empty(len(vectors_TD), np.int64), np.empty(len(vectors_TD), np.float32)
         halves = np.einsum("cd,cd->c", centroids_CD, centroids_CD) / 2 if euclidean else 0
         for start in range(0, len(vectors_TD), BLOCK_TOKENS):
-            block = vectors_TD[start : start + BLOCK_TOKENS].astype(np.float32)
+            block = normalize(vectors_TD[start : start + BLOCK_TOKENS].astype(np.float32))
             scores = block @ centroids_CD.T - halves
             best = scores.argmax(axis=1)
             codes[start : start + len(block)] = best
@@ -39,7 +39,7 @@ class _ReferenceKernels:
         return codes, nearness
 
     def nearest_cells(self, vectors_TD: np.ndarray, cells_BD: np.ndarray, nprobe: int) -> np.ndarray:
-        distances = np.einsum("bd,bd->b", cells_BD, cells_BD) / 2 - vectors_TD.astype(np.float32) @ cells_BD.T
+        distances = np.einsum("bd,bd->b", cells_BD, cells_BD) / 2 - normalize(vectors_TD.astype(np.float32)) @ cells_BD.T
         return np.argsort(distances, axis=1, kind="stable")[:, :nprobe]
 
     def assign_in_cells(self, vectors_TD: np.ndarray, centroids_CD: np.ndarray, offsets: np.ndarray, probes_Tp: np.ndarray) -> np.ndarray:

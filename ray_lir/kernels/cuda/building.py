@@ -21,7 +21,7 @@ def assign(vectors_TD: np.ndarray, centroids_CD: np.ndarray, euclidean: bool = F
     halves = _half_squares(centroids) if euclidean else 0
     codes, nearness = np.empty(len(vectors_TD), np.int64), np.empty(len(vectors_TD), np.float32)
     for block in _blocks(len(vectors_TD), len(centroids)):
-        best = (_floats(vectors_TD[block]) @ centroids.T - halves).max(dim=1)
+        best = (_directions(vectors_TD[block]) @ centroids.T - halves).max(dim=1)
         codes[block], nearness[block] = download(best.indices), download(best.values)
     return codes, nearness
 
@@ -34,7 +34,7 @@ def nearest_cells(vectors_TD: np.ndarray, cells_BD: np.ndarray, nprobe: int) -> 
     cells = _floats(cells_BD)
     probes = np.empty((len(vectors_TD), min(nprobe, len(cells))), np.int64)
     for block in _blocks(len(vectors_TD), len(cells)):
-        nearness = _floats(vectors_TD[block]) @ cells.T - _half_squares(cells)
+        nearness = _directions(vectors_TD[block]) @ cells.T - _half_squares(cells)
         probes[block] = download(nearness.sort(dim=1, descending=True, stable=True).indices[:, :nprobe])
     return probes
 
@@ -54,7 +54,7 @@ def assign_in_cells(vectors_TD: np.ndarray, centroids_CD: np.ndarray, offsets: n
     for block in _blocks(len(vectors_TD), len(centroids)):
         probed = torch.zeros(len(probes_Tp[block]), num_cells, dtype=torch.bool, device=device())
         probed.scatter_(1, upload(probes_Tp[block].astype(np.int64)), True)
-        nearness = _floats(vectors_TD[block]) @ centroids.T - _half_squares(centroids)
+        nearness = _directions(vectors_TD[block]) @ centroids.T - _half_squares(centroids)
         best = nearness.masked_fill_(~probed[:, cell_of], float("-inf")).max(dim=1)
         codes[block] = download(torch.where(best.values.isneginf(), -1, best.indices))
     return codes
@@ -111,6 +111,10 @@ def _pack(buckets_TD: torch.Tensor, nbits: int) -> torch.Tensor:
 
 def _floats(values: np.ndarray) -> torch.Tensor:
     return upload(np.ascontiguousarray(values)).float()
+
+
+def _directions(vectors_TD: np.ndarray) -> torch.Tensor:
+    return torch.nn.functional.normalize(_floats(vectors_TD), dim=1)
 
 
 def _half_squares(rows: torch.Tensor) -> torch.Tensor:

@@ -75,7 +75,7 @@ nb::tuple assign(const std::string& name, Rows vectors, Matrix centroids, bool e
   return nb::make_tuple(code_array, nearness_array);
 }
 
-// Find for each vector the `nprobe` cells with the nearest centres, nearest first.
+// Find the `nprobe` cells with the nearest centres to each vector, scaled to length one; nearest first.
 nb::ndarray<nb::numpy, int64_t> nearest_cells(const std::string& name, Rows vectors, Matrix cells, int64_t nprobe, int threads) {
   const Isa& isa = isa_named(name);
   check_rows(vectors);
@@ -112,7 +112,7 @@ nb::ndarray<nb::numpy, int64_t> nearest_cells(const std::string& name, Rows vect
   return result;
 }
 
-// Find the nearest centroid among the centroids of the cells that a vector probes; -1 if the cells are empty. The centroids of a cell are
+// Find the nearest centroid of each vector, scaled to length one, in the cells that it probes; -1 if they are empty. A cell's centroids are
 // consecutive, and all vectors that probe a cell are compared with them together.
 nb::ndarray<nb::numpy, int64_t> assign_in_cells(const std::string& name, Rows vectors, Matrix centroids, Numbers offsets,
                                                 Array<int64_t, 2> probes, int threads) {

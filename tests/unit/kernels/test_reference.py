@@ -134,3 +134,13 @@ def test_a_changed_environment_variable_changes_what_auto_selects(monkeypatch):
     with pytest.raises(ConfigError, match=f"{VARIABLE} is 'fastest': unknown kernels"):
         select()
     assert select("reference").name == "reference"
+
+
+def test_assignment_by_hand_scales_vectors_to_length_one():
+    """The vector (0.1, 0) is nearest to (0.2, 0), but its direction (1, 0) is nearest to (1, 0)."""
+    vectors, centroids = np.array([[0.1, 0], [0, 0]], np.float32), np.array([[0.2, 0], [1, 0]], np.float32)
+    codes, nearness = REFERENCE.assign(vectors, centroids, euclidean=True)
+    np.testing.assert_array_equal(codes, [1, 0])
+    np.testing.assert_allclose(nearness, [1 * 1 - 1 / 2, 0 - 0.04 / 2], rtol=1e-6)
+    np.testing.assert_array_equal(REFERENCE.nearest_cells(vectors, centroids, 2), [[1, 0], [0, 1]])
+    np.testing.assert_array_equal(REFERENCE.assign_in_cells(vectors, centroids, np.array([0, 1, 2]), np.array([[0, 1], [0, 1]])), codes)
