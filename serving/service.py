@@ -12,6 +12,7 @@ from ray_lir.api import search as search_api
 from ray_lir.base.errors import Conflict
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.engines.registry import SERVED
+from ray_lir.index.metadata_fields import MetadataField
 from ray_lir.kernels import select
 
 from .handlers import admin, documents, replies
@@ -26,6 +27,7 @@ from .transport.protocol import ENCODER, Transport
 from .workers.versions import Served, Versions
 
 HEALTH_TIMEOUT_S = 5.0
+FIELDS_TIMEOUT_S = 2.0
 
 
 class Service:
@@ -56,6 +58,7 @@ class Service:
         self.versions.open(version)
         self._changing = asyncio.Lock()
         self._recalled = False
+        self._known_fields: dict[int, list[MetadataField]] = {}
 
     async def search(self, request: search_api.SearchRequest) -> search_api.SearchResponse:
         """Answer `POST /search`.
@@ -65,7 +68,7 @@ class Service:
             Overloaded: Too many requests are in progress.
             ShardUnavailable: Too little of the index answered in time.
         """
-        async with self._admitted(request.deadline_ms) as context:
+        async with self._admitted(request.deadline_ms, request.version) as context:
             response = await search(context, request, self.kernels)
         self.metrics.search(response)
         return response
@@ -108,7 +111,7 @@ class Service:
             Overloaded: Too many requests are in progress.
             ShardUnavailable: The query encoder or a group does not answer in time.
         """
-        async with self._admitted() as context:
+        async with self._admitted(version=request.version) as context:
             return await explain_document(context, request, self.kernels)
 
     async def document(self, doc_id: str) -> search_api.Document:
@@ -131,10 +134,11 @@ class Service:
         return admin_api.Health(ready=all(result is None for result in results), deployments=states)
 
     async def index(self) -> admin_api.IndexFacts:
-        """Answer `GET /index`: the served version, its size and its encoder contract."""
+        """Answer `GET /index`: the served version, its size, its metadata fields and its encoder contract."""
         await self._recall()
         served = self.versions.served
-        manifest = self.versions.get(served).manifest
+        snapshot = self.versions.get(served)
+        manifest = snapshot.manifest
         return admin_api.IndexFacts(
             index=self.root,
             version=served.version,
@@ -149,6 +153,7 @@ class Service:
             num_centroids=manifest.num_centroids,
             nbits=manifest.nbits,
             engines=list(SERVED),
+            fields=await self._fields(RequestContext(self.transport, served, snapshot, self._deadline(1000 * FIELDS_TIMEOUT_S))),
             contract=manifest.contract,
             fingerprint=manifest.contract.fingerprint,
         )
@@ -176,16 +181,35 @@ class Service:
         )
 
     @asynccontextmanager
-    async def _admitted(self, milliseconds: float | None = None) -> AsyncIterator[RequestContext]:
-        """Count a request as in progress and yield its context. Raises Overloaded if too many requests are in progress."""
+    async def _admitted(self, milliseconds: float | None = None, version: int | None = None) -> AsyncIterator[RequestContext]:
+        """Count a request as in progress and yield its context.
+
+        Args:
+            milliseconds: Longest time of the request; None for the service's.
+            version: Version of the index that the request asks for; None for the served one or the canary.
+
+        Raises:
+            ConfigError: The version is not open.
+            Overloaded: Too many requests are in progress.
+        """
         with self.admission.enter():
             deadline = self._deadline(milliseconds)
             await self._recall()
             self.metrics.served(
                 self.versions.served
             )  # set with every request, because Ray's exporter drops gauges that are not set for a while
-            served = self.versions.served.for_request(REQUEST_ID.get(""))
+            served = self.versions.served.for_request(REQUEST_ID.get(""), version)
             yield RequestContext(self.transport, served, self.versions.get(served), deadline)
+
+    async def _fields(self, context: RequestContext) -> list[MetadataField]:
+        """Return the metadata fields of a version, from the groups that answer in time. Complete answers are kept."""
+        version = context.served.answering
+        if version not in self._known_fields:
+            fields, complete = await documents.metadata_fields(context)
+            if not complete:
+                return fields
+            self._known_fields = {version: fields}
+        return self._known_fields[version]
 
     async def _recall(self) -> None:
         """Serve the versions that the other deployments remember. Runs once after the gateway starts."""

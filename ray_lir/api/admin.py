@@ -6,6 +6,7 @@ from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
 from ray_lir.base.config import Config
 from ray_lir.embeddings.contract import EncoderContract
+from ray_lir.index.metadata_fields import MetadataField
 
 TRAFFIC_FRACTION = AliasChoices("traffic_fraction", "share")
 """Accepted names of the field; `share` is the name of version 0.1."""
@@ -37,6 +38,8 @@ class IndexFacts(Config):
     """Bits a dimension of the residuals."""
     engines: list[str]
     """Engines that a request may name."""
+    fields: list[MetadataField] = []
+    """Metadata fields that filters can use, from a sample of 1,000 documents of each shard."""
     contract: EncoderContract
     fingerprint: str
     """Digest of the contract; vectors with equal fingerprints can be compared."""

@@ -23,6 +23,7 @@ QueryText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY_
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARACTERS)]
 DocId = Annotated[str, BeforeValidator(check_lookup_id), StringConstraints(min_length=1, max_length=8192)]
 """Longer than new ids may be, because older indexes hold longer ids."""
+Version = Annotated[int, Field(ge=1, le=2**31)]
 Milliseconds = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
 
 
@@ -68,6 +69,8 @@ class SearchRequest(Config):
     filters: FiltersInput = Field(None, validation_alias=FILTER_NAMES)
     """Conditions on the documents, as text (`year >= 2020, tags ~ news`), a short dict ({"year": {">=": 2020}}) or an object with
     `where` and `ids`. Filters are applied before top-k. `where` and `filter` are other names of this field."""
+    version: Version | None = None
+    """Version of the index to search: the served one, the previous one or the canary. None: the service chooses."""
     include: tuple[DocumentField, ...] = ("title", "text", "metadata")
     """Fields of each hit besides doc_id, score and number."""
     deadline_ms: Milliseconds | None = None
@@ -315,6 +318,7 @@ class ExplainRequest(Config):
     quality: Quality = "balanced"
     params: dict[str, Any] = {}
     filters: FiltersInput = Field(None, validation_alias=FILTER_NAMES)
+    version: Version | None = None
 
 
 class StageReport(Config):

@@ -17,6 +17,7 @@ from ray_lir.base.errors import FormatError
 from ray_lir.base.forking import fork_safe
 from ray_lir.index import documents
 from ray_lir.index.filters import OWN_FIELDS, Compares, Condition, Contains, Equals, Exists, Filters, Group, Not, OneOf, StartsWith
+from ray_lir.index.metadata_fields import SampledFields
 
 if TYPE_CHECKING:
     import duckdb
@@ -25,7 +26,7 @@ MAX_KNOWN_FIELDS = 1000
 KEPT_RESULTS = 16
 """Filters with results that a shard keeps, N / 8 bytes each: a service gets the same few filters again and again."""
 SAMPLED_DOCUMENTS = 1000
-"""Documents of a shard to collect the names of fields from, for the message about an unknown field."""
+"""Documents of a shard to collect fields from, for the message about an unknown field and for forms."""
 
 
 class FilteredDocuments:
@@ -62,8 +63,19 @@ class FilteredDocuments:
     @derived
     def field_names(self) -> frozenset[str]:
         """Paths of metadata fields in a sample of the documents."""
-        rows = np.unique(np.linspace(0, self.table.num_rows - 1, min(SAMPLED_DOCUMENTS, self.table.num_rows)).astype(np.int64))
-        return frozenset(chain.from_iterable(_paths(parse_json(text)) for text in documents.column(self.table, "metadata", rows)))
+        return frozenset(chain.from_iterable(map(_paths, self._sample(None))))
+
+    @property
+    @derived
+    def sampled_fields(self) -> SampledFields:
+        """Metadata fields in a sample of the live documents, with their kinds and values."""
+        return SampledFields.of(metadata for metadata in self._sample(self.live) if isinstance(metadata, dict))
+
+    def _sample(self, rows: np.ndarray | None) -> list[Any]:
+        """Return the metadata of up to 1,000 of these documents, evenly spaced; None for all documents."""
+        num_rows = self.table.num_rows if rows is None else len(rows)
+        chosen = np.unique(np.linspace(0, num_rows - 1, min(SAMPLED_DOCUMENTS, num_rows)).astype(np.int64))
+        return [parse_json(text) for text in documents.column(self.table, "metadata", chosen if rows is None else rows[chosen])]
 
     def rows(self, filters: Filters) -> np.ndarray:
         """Return the row numbers of the live documents that meet the filters, ascending.

@@ -28,6 +28,7 @@ from ray_lir.index.arrays import FIX, check_array, map_array, read_array
 from ray_lir.index.filter_evaluation import FilteredDocuments
 from ray_lir.index.filters import Filters
 from ray_lir.index.manifest import IndexManifest, ShardEntry
+from ray_lir.index.metadata_fields import SampledFields
 from ray_lir.storage.manifest import check_file, files_of
 
 ARRAYS = ("doc_offsets", "codes", "residuals", "scales")
@@ -127,6 +128,11 @@ class IndexShard(ShortRepr):
             FormatError: Metadata is not JSON.
         """
         return self._filtered.unknown_fields(filters)
+
+    @property
+    def sampled_fields(self) -> SampledFields:
+        """Metadata fields in a sample of the live documents, with their kinds and values."""
+        return self._filtered.sampled_fields
 
     def token_weights(self, tokens: np.ndarray | slice) -> np.ndarray | None:
         """Return the weights of these tokens, float64; None if every token has weight one."""

@@ -1,11 +1,13 @@
-"""`GET /documents`: finds documents by id and reads their fields."""
+"""`GET /documents`: finds documents by id and reads their fields. `GET /index`: which metadata fields documents have."""
 
+import asyncio
 from collections.abc import Sequence
 
 import numpy as np
 
 from ray_lir.api.search import Document
 from ray_lir.base.errors import NotFound
+from ray_lir.index.metadata_fields import MetadataField, SampledFields
 
 from ..request_context import RequestContext
 from . import replies
@@ -39,3 +41,14 @@ async def get_document(context: RequestContext, group: str, number: int) -> Docu
     """
     [fields] = await context.call(group, "documents", np.array([number]), ("title", "text", "metadata"))
     return replies.document(number, fields, context.served.answering)
+
+
+async def metadata_fields(context: RequestContext) -> tuple[list[MetadataField], bool]:
+    """The metadata fields of the groups that answer, and whether all groups did."""
+    calls = [context.call(group.name, "fields") for group in context.snapshot.groups]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    fields = SampledFields()
+    for result in results:
+        if isinstance(result, SampledFields):
+            fields.merge(result)
+    return fields.most_frequent(), not any(isinstance(result, BaseException) for result in results)

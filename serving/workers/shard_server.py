@@ -17,6 +17,7 @@ from ray_lir.engines.plan import QueryPlan, TopK
 from ray_lir.engines.stages import StageCall, StageLoop, run_stage, run_stages
 from ray_lir.index.filters import Filters
 from ray_lir.index.manifest import IndexManifest, ShardEntry
+from ray_lir.index.metadata_fields import SampledFields
 from ray_lir.index.shard_groups import split_shards
 from ray_lir.index.versions import read_version
 from ray_lir.kernels import select
@@ -212,6 +213,10 @@ class ShardServer(Replica[Searcher]):
         """
         return await asyncio.to_thread(lambda: _rows(self.versions.get(served), numbers, fields))
 
+    async def fields(self, served: Served) -> SampledFields:
+        """Return the metadata fields in a sample of this group's documents, with their kinds and values."""
+        return await asyncio.to_thread(_fields, self.versions, served)
+
     async def find(self, served: Served, doc_ids: Sequence[str]) -> dict[str, int]:
         """Return the numbers of documents by id, for documents that this group holds."""
         return await asyncio.to_thread(_find, self.versions, served, doc_ids)
@@ -365,3 +370,10 @@ def _stage_scores(
 
 def _find(versions: Versions[Searcher], served: Served, doc_ids: Sequence[str]) -> dict[str, int]:
     return versions.get(served).find(doc_ids)
+
+
+def _fields(versions: Versions[Searcher], served: Served) -> SampledFields:
+    fields = SampledFields()
+    for shard in versions.get(served).shards:
+        fields.merge(shard.sampled_fields)
+    return fields

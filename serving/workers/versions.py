@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Generic, NamedTuple, TypeVar
 
+from ray_lir.base.errors import ConfigError
+
 Opened = TypeVar("Opened")
 
 
@@ -21,6 +23,7 @@ class Served(NamedTuple):
         canary: Version that answers `traffic_fraction` of the requests; None if there is none.
         traffic_fraction: Fraction of the requests that the canary answers.
         by_canary: Whether the canary answers the request that carries this value.
+        requested: Version that the request asks for; None if it leaves the choice to the service.
     """
 
     change: int
@@ -29,10 +32,13 @@ class Served(NamedTuple):
     canary: int | None = None
     traffic_fraction: float = 0.0
     by_canary: bool = False
+    requested: int | None = None
 
     @property
     def answering(self) -> int:
         """Return the version that answers the request that carries this value."""
+        if self.requested is not None:
+            return self.requested
         return self.canary if self.by_canary and self.canary is not None else self.version
 
     @property
@@ -40,8 +46,20 @@ class Served(NamedTuple):
         """Return the versions that can still answer requests, now or after a promotion or roll-back."""
         return [version for version in (self.version, self.previous, self.canary) if version is not None]
 
-    def for_request(self, request_id: str) -> "Served":
-        """Return the value that a request carries. An id that the canary answers stays with the canary while its fraction grows."""
+    def for_request(self, request_id: str, version: int | None = None) -> "Served":
+        """Return the value that a request carries. An id that the canary answers stays with the canary while its fraction grows.
+
+        Args:
+            request_id: Id of the request.
+            version: Version that the request asks for; None to choose between the served version and the canary.
+
+        Raises:
+            ConfigError: The version is neither the served one, nor the previous one, nor the canary.
+        """
+        if version is not None:
+            if version not in self.reachable:
+                raise ConfigError(f"version {version} is not open; choose {' or '.join(map(str, sorted(self.reachable)))}")
+            return self._replace(requested=version)
         if self.canary is None:
             return self
         place = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8], "big") / 2**64
@@ -65,7 +83,7 @@ class Versions(Generic[Opened]):
     def get(self, served: Served) -> Opened:
         """Return the opened version that answers a call, and store `served` if it is newer."""
         if served.change > self.served.change:
-            self.served = served._replace(by_canary=False)
+            self.served = served._replace(by_canary=False, requested=None)
         return self.open(served.answering)
 
     def open(self, version: int) -> Opened:

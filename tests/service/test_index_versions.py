@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from ray_lir.api import admin as operation
 from ray_lir.api import search as messages
-from ray_lir.base.errors import Conflict, ShardUnavailable
+from ray_lir.base.errors import ConfigError, Conflict, ShardUnavailable
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.search.searcher import Searcher
 from ray_lir.storage.manifest import LATEST
@@ -198,6 +198,27 @@ def test_a_canary_answers_its_fraction_of_the_requests_and_always_the_same_ones(
         assert (facts.version, facts.canary, facts.traffic_fraction, facts.num_docs) == (1, 2, 0.6, 120)
 
     asyncio.run(scene())
+
+
+def test_a_request_may_name_any_version_that_is_open(index):
+    service, _ = local_service(index, 2)
+    requests = {number: messages.SearchRequest(query=QUERIES[1], k=5, engine="scan", version=number) for number in (1, 2, 3)}
+
+    async def run() -> None:
+        with pytest.raises(ConfigError, match="version 2 is not open; choose 1"):
+            await service.search(requests[2])
+        await service.change_index(load(2))
+        for number in (1, 2):
+            answer = await service.search(requests[number])
+            assert answer.index_version == number
+            assert [hit.doc_id for hit in answer.results[0]] == expected(index, number, QUERIES[1])
+            missing = await service.explain(messages.ExplainRequest(query="river", doc_id="doc-1", version=number))
+            assert missing.index_version == number
+        assert (await service.search(REQUEST)).index_version == 2
+        with pytest.raises(ConfigError, match="version 3 is not open; choose 1 or 2"):
+            await service.search(requests[3])
+
+    asyncio.run(run())
 
 
 def test_a_canary_is_promoted_ended_and_replaced(index):

@@ -381,3 +381,17 @@ def test_every_engine_that_the_index_route_offers_is_accepted_by_search(client: 
     assert reply.status_code == 200 and set(reply.json()["engines"]) == set(SERVED)
     for engine in reply.json()["engines"]:
         assert post(client, "/search", query=QUERIES[0], engine=engine)["engine"] == engine
+
+
+def test_the_index_route_lists_metadata_fields_of_the_groups_that_answer(index: Path) -> None:
+    service, calls = local_service(index)
+    calls.faults["ShardGroup-0"] = raising(ShardUnavailable("ShardGroup-0 is gone"), "fields")
+    with TestClient(routes(service)) as client:
+        [field] = client.get("/index").json()["fields"]
+        assert field["path"] == ["row"] and field["kind"] == "number" and field["lowest"] > 0
+        calls.faults.clear()
+        [field] = client.get("/index").json()["fields"]
+        assert (field["lowest"], field["highest"], field["fraction"]) == (0, 399, 1.0)
+        num_calls = len(calls.calls)
+        client.get("/index")
+        assert len(calls.calls) == num_calls  # complete facts are kept
