@@ -94,7 +94,7 @@ def growing() -> Iterator[Growing]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_job_on_a_cluster_without_machines_waits_for_the_first_and_asks_for_as_many_as_it_was_told(growing: Growing, tmp_path: Path):
+def test_a_job_on_an_empty_cluster_waits_for_the_first_machine_and_requests_all_its_workers(growing: Growing, tmp_path: Path):
     bert(tmp_path / "checkpoint")
     corpus = write_rows(tmp_path / "corpus.jsonl", [{"_id": str(number), "text": f"token {number}"} for number in range(40)])
     encode_corpus(corpus, str(tmp_path / "here"), EncoderConfig(checkpoint=str(tmp_path / "checkpoint")), docs_per_part=1)

@@ -54,7 +54,7 @@ def test_hits_on_ray_equal_those_of_one_process(ray_cluster, place: Path, tmp_pa
 
 
 @pytest.mark.parametrize("engine", ["exact", "plaid", "warp"])
-def test_groups_of_shards_answer_as_one_process_with_every_engine(ray_cluster, place: Path, tmp_path: Path, engine: str):
+def test_groups_of_shards_answer_like_one_process_with_every_engine(ray_cluster, place: Path, tmp_path: Path, engine: str):
     few = write_rows(tmp_path / "few.jsonl", ROWS[:40])
     search(place, tmp_path / "here", engine=engine, queries=few, fields="title")
     search(place, tmp_path / "out", engine=engine, queries=few, fields="title", workers={"num_workers": 1, "groups": 2})
@@ -71,7 +71,7 @@ def test_more_groups_than_shards_are_refused(ray_cluster, place: Path, tmp_path:
         search(place, tmp_path / "out", workers={"groups": 9})
 
 
-def test_workers_with_gpus_are_refused_where_the_cluster_has_none(ray_cluster, place: Path, tmp_path: Path):
+def test_workers_with_gpus_are_refused_on_a_cluster_without_gpus(ray_cluster, place: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="the Ray cluster has no GPU"):
         search(place, tmp_path / "out", workers={"gpus_per_worker": 1})
 
@@ -117,7 +117,7 @@ def test_hits_are_the_same_if_the_driver_is_killed(cluster: Machines, place: Pat
     assert same(place, tmp_path / "out")
 
 
-def test_an_index_on_s3_is_fetched_once_a_machine(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_index_on_s3_is_fetched_once_for_each_machine(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Two workers of one machine share the copies: each file of the index version is there once, and nothing else."""
     with moto_server() as url, as_endpoint(url, monkeypatch):
         root = f"{make_bucket()}/index"

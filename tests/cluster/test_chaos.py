@@ -12,7 +12,7 @@ from tests.support.clusters import NOTICED_SOON, machines
 pytestmark = pytest.mark.clusters
 
 
-def test_an_update_whose_driver_and_workers_are_killed_ends_with_the_same_bytes(tmp_path: Path):
+def test_an_update_with_killed_driver_and_workers_ends_with_the_same_bytes(tmp_path: Path):
     make_inputs(tmp_path, 480, 10)
     with machines(2, **NOTICED_SOON) as cluster:
         report = disturb(cluster, tmp_path, "update", ["worker", "driver", "worker"], random.Random(7))
@@ -22,6 +22,6 @@ def test_an_update_whose_driver_and_workers_are_killed_ends_with_the_same_bytes(
     assert report.repeated <= tombstones + 2  # and what the killed workers had written, a chunk each, and had not said yet
 
 
-def test_steps_that_are_trained_again_are_counted_by_the_lines_of_progress():
+def test_repeated_training_steps_are_counted_from_progress_lines():
     log = "".join(f"12:00:00 train: step {step}/9 loss 1\n" for step in (1, 2, 3, 4, 3, 4, 5, 1, 2))
     assert steps_repeated(log) == 2 + 5

@@ -66,9 +66,7 @@ def test_ray_gives_the_same_manifest_as_one_process(ray_cluster, corpus: str, ch
     assert (result.manifest.num_docs, result.manifest.num_dead) == (len(ROWS), len(BAD))
 
 
-def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
-    ray_cluster, corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path
-):
+def test_a_killed_worker_is_replaced_without_loss(ray_cluster, corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path):
     from ray_lir.distributed.encode import Workers, make_pool, on_ray
 
     config = EncoderConfig(checkpoint=checkpoint)
@@ -88,7 +86,7 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(
 
 
 @pytest.mark.clusters
-def test_where_nothing_moves_any_more_the_rest_is_begun_anew(
+def test_a_stalled_encoding_restarts_its_unfinished_part(
     ray_cluster, corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 ):
     """A worker that is stopped answers as one whose machine is lost for good: not at all."""
@@ -117,7 +115,7 @@ def test_where_nothing_moves_any_more_the_rest_is_begun_anew(
     assert (tmp_path / "out" / "manifest.json").read_bytes() == undisturbed
 
 
-def test_encoding_that_is_given_up_leaves_no_process_behind(ray_cluster, corpus: str, checkpoint: str, tmp_path: Path):
+def test_abandoned_encoding_leaves_no_process(ray_cluster, corpus: str, checkpoint: str, tmp_path: Path):
     from ray_lir.distributed.encode import Workers, make_pool, on_ray
 
     config = EncoderConfig(checkpoint=checkpoint)
@@ -134,7 +132,7 @@ def test_encoding_that_is_given_up_leaves_no_process_behind(ray_cluster, corpus:
         time.sleep(0.1)
 
 
-def test_an_error_of_a_worker_arrives_as_one_line(ray_cluster, corpus: str, checkpoint: str, tmp_path: Path):
+def test_an_error_in_a_worker_is_one_line(ray_cluster, corpus: str, checkpoint: str, tmp_path: Path):
     from ray_lir.distributed.encode import Workers, make_pool, on_ray
 
     config = EncoderConfig(checkpoint=checkpoint)
@@ -151,7 +149,7 @@ def start_job(corpus: str, output: Path, checkpoint: str) -> subprocess.Popen:
     )
 
 
-def test_a_job_that_is_killed_continues_and_ends_with_the_same_manifest(corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path):
+def test_a_killed_job_continues_and_writes_the_same_manifest(corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path):
     output = tmp_path / "out"
     job = start_job(corpus, output, checkpoint)
     deadline = time.monotonic() + 120

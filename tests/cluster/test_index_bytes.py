@@ -35,7 +35,7 @@ def test_a_build_on_ray_writes_the_bytes_of_a_build_in_one_process(tmp_path: Pat
     assert tree(tmp_path / "here") == tree(tmp_path / "ray")
 
 
-def test_an_update_and_a_compaction_on_ray_write_the_bytes_of_one_process(tmp_path: Path) -> None:
+def test_update_and_compaction_on_ray_write_the_bytes_of_one_process(tmp_path: Path) -> None:
     from ray_lir.distributed.ray_map import ray_map
 
     documents = collection(300)

@@ -99,7 +99,7 @@ def test_an_index_on_a_store_is_evaluated_tuned_and_mined(place: Path, tmp_path:
         assert not storage.list_names(f"{root}-tuples.unfinished")
 
 
-def test_mining_on_ray_writes_the_same_bytes_also_if_a_worker_is_killed(ray_cluster, place: Path, tmp_path: Path, monkeypatch):
+def test_mining_on_ray_writes_the_same_bytes_even_if_a_worker_is_killed(ray_cluster, place: Path, tmp_path: Path, monkeypatch):
     mark, checkpoint = tmp_path / "died", str(place / "teacher")
 
     def load(device: str) -> CrossEncoder:
@@ -161,7 +161,7 @@ def test_tuning_on_ray_writes_choices(ray_cluster, place: Path, monkeypatch: pyt
         tune(TuneConfig(index=str(place / "index"), num_queries=6, workers={"groups": 2}))
 
 
-def test_workers_with_gpus_are_refused_where_the_cluster_has_none(ray_cluster, place: Path, tmp_path: Path):
+def test_workers_with_gpus_are_refused_on_a_cluster_without_gpus(ray_cluster, place: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="the Ray cluster has no GPU"):
         evaluate(EvaluateConfig(index=str(place / "index"), dataset=str(place), workers={"gpus_per_worker": 1}))
     with pytest.raises(ConfigError, match="the Ray cluster has no GPU"):

@@ -51,7 +51,7 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("part", "together"), [("whole cards", 1), ("half cards", 2)])
-def test_tasks_compute_on_the_card_that_ray_gave_them_and_share_it_no_further(report, part, together):
+def test_tasks_compute_on_their_reserved_gpu_within_its_fractions(report, part, together):
     found = report[part]
     assert len(found) == NUM_TASKS and {each["kernels"] for each in found} == {"cuda"}
     assert all(each["visible"] == str(each["gpus"][0]) for each in found)
@@ -88,7 +88,7 @@ def test_bulk_search_on_gpus_finds_what_a_searcher_finds(report, folder, part):
 
 
 @pytest.mark.parametrize("part", ["one group", "two groups"])
-def test_served_groups_answer_as_a_searcher_with_the_same_kernels(report, folder, part):
+def test_served_groups_answer_like_a_searcher_with_the_same_kernels(report, folder, part):
     with cuda_kernels():
         searcher = Searcher.open(str(folder / "index"), kernels="cuda")
         encoder = Encoder.for_contract(searcher.manifest.contract)
@@ -100,7 +100,7 @@ def test_served_groups_answer_as_a_searcher_with_the_same_kernels(report, folder
                 assert np.array([score for _, score in hits], np.float32).tobytes() == answer.scores.tobytes()
 
 
-def test_groups_with_a_whole_card_have_different_cards(report, folder):
+def test_groups_with_a_whole_gpu_use_different_gpus(report, folder):
     found = report["two groups, a card each"]
     assert sorted(map(str, (device for [device] in found["devices"].values()))) == ["0", "1"], found
     by_halves = report["two groups"]["answers"]
@@ -108,7 +108,7 @@ def test_groups_with_a_whole_card_have_different_cards(report, folder):
         np.testing.assert_allclose([score for _, score in hits], [score for _, score in by_halves[question]], atol=32 * 1e-3)
 
 
-def test_a_missing_or_held_card_is_one_line(report, folder):
+def test_a_missing_or_occupied_gpu_is_a_one_line_error(report, folder):
     held = "needs 1 GPUs, but the Ray cluster has 0 free; wait for the jobs and services that hold the others, or "
     assert (
         report["three cards"] == "ApplicationError: 3 GPUs are needed (3 x shard group (shard_cpus, shard_gpus) with 1), but the Ray "

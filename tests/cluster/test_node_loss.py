@@ -54,7 +54,7 @@ def finish(job: subprocess.Popen) -> dict:
     return json.loads(stdout.splitlines()[-1])
 
 
-def test_embeddings_are_finished_on_the_machine_that_is_left(whole: Machines, place: Path, tmp_path: Path):
+def test_encoding_finishes_on_the_remaining_machine(whole: Machines, place: Path, tmp_path: Path):
     words = ["--corpus", place / "corpus.jsonl", "--output", tmp_path / "out", "--encoder.checkpoint", place / "checkpoint"]
     job = whole.start("encode", *words, "--docs_per_part", DOCS_PER_PART, RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S=MOVES_WITHIN_S)
     wait_for_files(job, tmp_path / "out", "_progress/*/chunk-*.json", 5)
@@ -63,7 +63,7 @@ def test_embeddings_are_finished_on_the_machine_that_is_left(whole: Machines, pl
     assert (tmp_path / "out" / "manifest.json").read_bytes() == (place / "embeddings" / "manifest.json").read_bytes()
 
 
-def test_an_index_is_built_on_the_machine_that_comes_instead(whole: Machines, place: Path, tmp_path: Path):
+def test_a_build_continues_on_the_replacement_machine(whole: Machines, place: Path, tmp_path: Path):
     words = ["--embeddings", place / "embeddings", "--output", tmp_path / "index", "--num_shards", INDEX.num_shards]
     words += ["--clustering.num_centroids", 32, "--clustering.num_iterations", 3]
     job = whole.start("build_index", *words)
@@ -75,7 +75,7 @@ def test_an_index_is_built_on_the_machine_that_comes_instead(whole: Machines, pl
     assert tree(tmp_path / "index") == tree(place / "index")
 
 
-def test_training_goes_on_from_its_checkpoint_on_another_machine(whole: Machines, one_thread, tmp_path: Path):
+def test_training_continues_from_its_checkpoint_on_another_machine(whole: Machines, one_thread, tmp_path: Path):
     make_place(tmp_path)
     job = whole.start("train", *flags(tmp_path, "trained", dev_split="train"))
     wait_for_files(job, tmp_path / "trained", "state/train-*/checkpoint_manager_snapshot.json")

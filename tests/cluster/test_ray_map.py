@@ -27,7 +27,7 @@ def test_a_function_that_closes_over_arrays_is_mapped(ray_cluster):
     assert list(ray_map(lambda number: float(table[number]), [5, 299_999])) == [5.0, 299_999.0]
 
 
-def test_an_error_of_ours_arrives_as_itself(ray_cluster):
+def test_a_ray_lir_error_keeps_its_type_across_ray(ray_cluster):
     from ray_lir.distributed.ray_map import ray_map
 
     def fail(number: int) -> int:
@@ -43,7 +43,7 @@ def test_an_error_of_ours_arrives_as_itself(ray_cluster):
     assert str(caught.value) == "part-2: expected Parquet, found nonsense; encode anew"
 
 
-def test_no_more_items_are_taken_than_are_in_flight(ray_cluster):
+def test_ray_map_takes_only_as_many_items_as_are_in_flight(ray_cluster):
     from ray_lir.distributed.ray_map import ray_map
 
     taken = []
@@ -60,7 +60,7 @@ def test_no_more_items_are_taken_than_are_in_flight(ray_cluster):
     assert len(taken) == 3
 
 
-def test_a_call_whose_worker_is_killed_is_run_again(ray_cluster, tmp_path: Path):
+def test_a_call_of_a_killed_worker_runs_again(ray_cluster, tmp_path: Path):
     from ray_lir.distributed.ray_map import ray_map
 
     def die_once(number: int) -> int:
@@ -74,7 +74,7 @@ def test_a_call_whose_worker_is_killed_is_run_again(ray_cluster, tmp_path: Path)
     assert (tmp_path / "1").exists()
 
 
-def test_what_a_store_raises_in_another_process_arrives_with_its_message_and_ends_a_job_with_one_line(ray_cluster, capsys):
+def test_a_store_error_in_another_process_ends_a_job_with_its_message_in_one_line(ray_cluster, capsys):
     """The exceptions of botocore hold what cannot be pickled."""
     from threading import Lock
 

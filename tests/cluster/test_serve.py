@@ -80,7 +80,7 @@ def check_equal(hits: list[dict[str, Any]], answer: TopK, searcher: Searcher) ->
 
 
 @pytest.mark.parametrize("num_groups", [1, 2, 4])
-def test_served_answers_are_the_searchers_for_every_engine_and_number_of_groups(serve_with, searcher, encoder, num_groups):
+def test_served_answers_equal_the_searchers_for_every_engine_and_number_of_groups(serve_with, searcher, encoder, num_groups):
     client = serve_with(num_groups=num_groups)
     assert client.get("/index").json()["num_groups"] == num_groups
     queries = encoder.encode_queries(QUERIES)
@@ -99,7 +99,7 @@ FILTERS = {"where": {"op": "lt", "field": "row", "value": 300}, "ids": {"exclude
 
 
 @pytest.mark.parametrize("num_groups", [1, 4])
-def test_served_answers_are_the_searchers_with_deleted_documents_and_filters(serve_with, index, encoder, num_groups):
+def test_served_answers_equal_the_searchers_with_deleted_documents_and_filters(serve_with, index, encoder, num_groups):
     client = serve_with(num_groups=num_groups, version=2)
     searcher = Searcher.open(str(index), 2)
     queries = encoder.encode_queries(QUERIES)
@@ -128,7 +128,7 @@ def test_a_single_query_is_answered_with_documents_timings_and_version(serve_wit
     assert served["index_version"] == 1
 
 
-def test_only_the_fields_asked_for_are_sent(serve_with):
+def test_only_requested_fields_are_sent(serve_with):
     [hits] = search(serve_with(num_groups=4), query="token", k=2, include=["title"])["results"]
     assert [set(hit) for hit in hits] == [{"doc_id", "score", "number", "title"}] * 2
     [hits] = search(serve_with(num_groups=4), query="token", k=2, include=[])["results"]
@@ -140,7 +140,7 @@ def test_more_documents_than_there_are_gives_all_of_them_once(serve_with, search
     assert sorted(hit["number"] for hit in hits) == list(range(searcher.manifest.num_docs))
 
 
-def test_requests_at_the_same_time_are_answered_each_with_its_own(serve_with, searcher, encoder):
+def test_concurrent_requests_get_their_own_answers(serve_with, searcher, encoder):
     client = serve_with(num_groups=4)
     texts = [
         f"{what} {where}" for what in ("river", "court", "gene", "star") for where in ("of the city", "market", "in mice?", "wave", "4")
@@ -164,7 +164,7 @@ def test_a_bad_request_is_refused_and_the_next_one_answered(serve_with):
     assert len(search(client, query="token", k=2)["results"][0]) == 2
 
 
-def test_health_names_every_deployment_and_index_says_what_is_searched(serve_with, index, searcher):
+def test_health_names_every_deployment_and_index_describes_the_index(serve_with, index, searcher):
     client = serve_with(num_groups=4)
     deployments = ["QueryEncoder", "ShardGroup-0", "ShardGroup-1", "ShardGroup-2", "ShardGroup-3"]
     assert client.get("/health").json() == {"live": True, "ready": True, "deployments": dict.fromkeys(deployments, "ok")}
@@ -176,7 +176,7 @@ def test_health_names_every_deployment_and_index_says_what_is_searched(serve_wit
     assert facts["contract"]["weights_digest"] == manifest.contract.weights_digest
 
 
-def test_a_group_that_died_is_reported_never_left_out_and_comes_back(serve_with, searcher, encoder):
+def test_a_dead_group_is_reported_and_recovers(serve_with, searcher, encoder):
     import ray
 
     client = serve_with(num_groups=4)
@@ -198,7 +198,7 @@ def num_socket_connections() -> int:
     return sum(fields[5] == "03" and fields[-1].endswith("/socket") and "/ray_lir-" in fields[-1] for fields in listed)
 
 
-def test_a_single_replica_is_called_over_a_unix_socket_and_several_through_serve(serve_with, searcher, encoder):
+def test_a_single_replica_is_called_over_a_unix_socket_and_several_through_ray_serve(serve_with, searcher, encoder):
     [expected] = searcher.search(encoder.encode_queries(["token"]), 5, "scan")
     for replicas in (2, 1):
         client = serve_with(num_groups=2, replicas=replicas)
@@ -210,7 +210,7 @@ def test_a_single_replica_is_called_over_a_unix_socket_and_several_through_serve
             time.sleep(0.1)
 
 
-def test_a_search_that_takes_too_long_names_what_did_not_answer(serve_with):
+def test_a_search_timeout_names_the_deployment_that_did_not_answer(serve_with):
     client = serve_with(num_groups=1, timeout_s=0.001)
     reply = client.post("/search", json={"query": "token"})
     assert reply.status_code == 503

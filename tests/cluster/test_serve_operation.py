@@ -101,7 +101,7 @@ def until(seen: Callable[[], object], seconds: float = 60) -> object:
     return value
 
 
-def test_a_version_is_loaded_tried_promoted_and_rolled_back_under_load_without_a_failed_or_mixed_answer(url, client, expected):
+def test_a_canary_is_promoted_and_rolled_back_under_load_without_failed_or_mixed_answers(url, client, expected):
     until(lambda: client.health().ready)
     with pytest.raises(Forbidden):
         client.load_version(2)
@@ -135,7 +135,7 @@ def test_a_version_is_loaded_tried_promoted_and_rolled_back_under_load_without_a
         assert [doc_id for doc_id, _ in hits] == [doc_id for doc_id, _ in expected[version]]
 
 
-def test_a_replica_that_hangs_is_hedged_by_the_other(client, expected):
+def test_calls_to_a_hanging_replica_are_hedged(client, expected):
     import ray
 
     for _ in range(40):
@@ -152,7 +152,7 @@ def test_a_replica_that_hangs_is_hedged_by_the_other(client, expected):
         os.kill(pid, signal.SIGCONT)
 
 
-def test_a_gateway_that_was_lost_comes_back_with_the_version_that_was_served(client, expected):
+def test_a_lost_gateway_returns_with_the_served_version(client, expected):
     assert ask(client)[0] == 2
     kill("Gateway")
     assert until(lambda: answered(client)) == (2, expected[2])
@@ -167,7 +167,7 @@ def test_a_group_without_replicas_is_left_out_on_request_and_comes_back(client, 
     assert until(lambda: answered(client)) == (2, expected[2])
 
 
-def test_a_deadline_that_nobody_can_keep_is_an_error_within_it(client):
+def test_a_request_that_cannot_meet_its_deadline_fails_before_it(client):
     start = time.monotonic()
     with pytest.raises(ShardUnavailable, match="did not answer in time"):
         client.search(["a question"] * 64, k=1000, engine="exact", deadline_ms=5)
@@ -189,7 +189,7 @@ def test_every_reply_carries_the_id_that_its_line_in_the_log_carries(url):
     assert (line["request_id"], line["endpoint"], line["status"]) == ("a-request-of-mine", "/health/live", 200)
 
 
-def test_what_clients_that_left_had_asked_for_is_given_up_and_prometheus_sees_it_all(url, client):
+def test_requests_of_disconnected_clients_are_cancelled_and_counted(url, client):
     import ray
 
     body = json.dumps({"queries": ["a question that takes its time"] * 64, "k": 1000, "engine": "exact"}).encode()

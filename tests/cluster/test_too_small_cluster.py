@@ -9,7 +9,7 @@ from ray_lir.base.errors import ConfigError
 
 
 @pytest.mark.parametrize("num_workers", [None, 2])
-def test_an_encode_job_with_gpus_on_a_cluster_without_fails_within_seconds(ray_cluster, num_workers):
+def test_an_encode_job_with_gpus_fails_within_seconds_on_a_cluster_without_gpus(ray_cluster, num_workers):
     from ray_lir.base.config import EncoderConfig
     from ray_lir.distributed.encode import Workers, make_pool
 
@@ -19,7 +19,7 @@ def test_an_encode_job_with_gpus_on_a_cluster_without_fails_within_seconds(ray_c
     assert time.monotonic() - start < 10
 
 
-def test_a_map_that_no_machine_can_run_fails_within_seconds(ray_cluster):
+def test_a_ray_map_that_fits_no_machine_fails_within_seconds(ray_cluster):
     from ray_lir.distributed.ray_map import ray_map
 
     with pytest.raises(ConfigError, match="each task needs 1 GPUs, but the Ray cluster has 0"):
@@ -27,7 +27,7 @@ def test_a_map_that_no_machine_can_run_fails_within_seconds(ray_cluster):
 
 
 @pytest.mark.parametrize("arguments", [{"encoder_gpus": "1"}, {"shard_gpus": "1"}, {"encoder_cpus": "1000"}, {"shard_cpus": "1000"}])
-def test_a_service_that_no_machine_has_room_for_is_refused_before_it_starts(ray_cluster, tmp_path: Path, arguments):
+def test_a_service_that_fits_no_machine_is_refused_before_it_starts(ray_cluster, tmp_path: Path, arguments):
     from serving.app import build
 
     with pytest.raises(ConfigError, match="but the Ray cluster has"):

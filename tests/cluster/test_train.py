@@ -91,7 +91,7 @@ def test_a_killed_training_continues_to_the_result_of_an_undisturbed_one(place):
         cli.main(TrainJob, run, flags(place, "killed", dev_split="train", learning_rate=1e-3))
 
 
-def test_negatives_span_workers_and_heads_are_published(place):
+def test_negatives_come_from_all_workers_and_heads_are_saved(place):
     encoder = EncoderConfig(checkpoint=str(place / "tiny"), device="cpu")
     config = TrainingConfig(scorer="trial", max_steps=2, batch_size=8, learning_rate=3e-4)
     alone = Training(load_encoder(encoder, config.seed, "cpu"), load_pairs(place / "words"), config)
@@ -107,7 +107,7 @@ def test_negatives_span_workers_and_heads_are_published(place):
     torch.testing.assert_close(trained.model.scorer.state_dict(), alone.encoder.model.scorer.state_dict(), rtol=1e-2, atol=1e-4)
 
 
-def test_a_training_that_a_mistake_ends_at_its_first_step_leaves_the_folder_to_the_mended_command(place, capsys):
+def test_a_training_that_fails_at_its_first_step_can_be_restarted_with_another_configuration(place, capsys):
     """16 documents have fewer tokens than they could have, so this is not seen before the first batch."""
     asked = {"scorer": "xtr", "xtr.k_train": 250, "max_steps": 2, "encoder.document_length": 16}
     with pytest.raises(SystemExit, match="2"):

@@ -82,7 +82,7 @@ def test_workers_reserve_gpus_of_their_own_and_a_missing_one_is_one_line(tmp_pat
 
 @pytest.mark.clusters
 @pytest.mark.parametrize(("device", "gpus"), [("cpu", 1), ("cuda", 0)])
-def test_flags_that_contradict_each_other_are_refused(tmp_path: Path, device: str, gpus: int, ray_cluster: None):
+def test_contradictory_flags_are_refused(tmp_path: Path, device: str, gpus: int, ray_cluster: None):
     done = subprocess.run(
         [sys.executable, "-m", "jobs.train", *flags(make_place(tmp_path), "out", **{"encoder.device": device, "gpus_per_worker": gpus})],
         cwd=REPOSITORY,

@@ -46,14 +46,14 @@ def check_maxsim(cuda: Kernels, shard, codec, queries, weights, documents=None) 
 
 @pytest.mark.parametrize("nbits", [1, 2, 4, 8])
 @pytest.mark.parametrize("dim", [8, 32, 96])
-def test_one_query_is_scored_as_by_the_reference_whatever_the_bits(cuda, nbits, dim):
+def test_one_query_scores_like_the_reference_at_every_nbits(cuda, nbits, dim):
     shard, codec, query, weights, _ = made_up(**SHAPE | {"nbits": nbits, "dim": dim, "num_docs": 5})
     check_maxsim(cuda, shard, codec, [query], [weights])
 
 
 @pytest.mark.parametrize("num_queries", [2, 9])
 @pytest.mark.parametrize("nbits", [1, 2, 4, 8])
-def test_queries_scored_together_score_what_each_scores_alone(cuda, num_queries, nbits):
+def test_queries_scored_together_and_alone_have_equal_scores(cuda, num_queries, nbits):
     shard, codec, query, weights, rng = made_up(**SHAPE | {"nbits": nbits, "num_docs": 4})
     queries = [normalize(rng.normal(size=(n, 32)).astype(np.float32)) for n in rng.integers(1, 20, num_queries - 1)]
     queries, importance = [query, *queries], [weights, *(np.ones(len(q), np.float32) for q in queries)]
@@ -63,7 +63,7 @@ def test_queries_scored_together_score_what_each_scores_alone(cuda, num_queries,
 
 
 @pytest.mark.parametrize("num_query_tokens", [1, 17, 300])
-def test_a_query_of_one_token_and_of_more_than_a_block_holds(cuda, num_query_tokens):
+def test_queries_of_one_token_and_of_more_than_a_block_score_like_the_reference(cuda, num_query_tokens):
     shard, codec, query, weights, _ = made_up(**SHAPE | {"num_query_tokens": num_query_tokens, "num_docs": 3})
     check_maxsim(cuda, shard, codec, [query], [weights])
     check_maxsim(cuda, shard, codec, [query[:1], query], [weights[:1], weights])
@@ -93,7 +93,7 @@ def test_a_shard_without_tokens_scores_minus_infinity(cuda):
     assert np.isneginf(cuda.scan_codes(cuda.scan_table(cuda.centroid_scores(query, codec)), weights, shard)).all()
 
 
-def test_vectors_of_any_length_are_scored_though_products_are_of_halves(cuda):
+def test_vectors_of_any_length_are_scored_with_half_precision_products(cuda):
     shard, codec, query, weights, _ = made_up(**SHAPE | {"num_docs": 3})
     for factor in (1e-6, 1e6):
         expected = REFERENCE.residual_maxsim([query * factor], [weights], [], shard, codec)
@@ -102,7 +102,7 @@ def test_vectors_of_any_length_are_scored_though_products_are_of_halves(cuda):
 
 
 @pytest.mark.parametrize("num_query_tokens", [1, 6, 260])
-def test_centroid_interaction_is_that_of_the_reference(cuda, num_query_tokens):
+def test_centroid_interaction_equals_the_reference(cuda, num_query_tokens):
     shard, codec, query, weights, rng = made_up(**SHAPE | {"num_query_tokens": num_query_tokens, "num_docs": 9})
     table = cuda.centroid_scores(query, codec)
     best = [table[shard.codes[a:b]].max(initial=-np.inf) for a, b in pairwise(shard.doc_offsets)]
@@ -115,7 +115,7 @@ def test_centroid_interaction_is_that_of_the_reference(cuda, num_query_tokens):
 
 
 @pytest.mark.parametrize("floor", [False, True])
-def test_probing_and_posting_scores_are_those_of_the_reference(cuda, floor):
+def test_probing_and_posting_scores_equal_the_reference(cuda, floor):
     shard, codec, query, weights, _ = made_up(**SHAPE | {"num_docs": 30})
     table, sizes = REFERENCE.centroid_scores(query, codec), np.diff(shard.posting_offsets)
     table[5] = table[3]  # equal scores go to the lower number
@@ -130,7 +130,7 @@ def test_probing_and_posting_scores_are_those_of_the_reference(cuda, floor):
 
 
 @pytest.mark.parametrize("halves", [False, True])
-def test_assignment_rotation_and_compression_are_those_of_the_reference(cuda, halves):
+def test_assignment_rotation_and_compression_equal_the_reference(cuda, halves):
     _, codec, _, _, rng = made_up(**SHAPE)
     vectors = normalize(rng.normal(size=(70, 32)).astype(np.float32)).astype(np.float16 if halves else np.float32)
     for euclidean in (False, True):
@@ -150,7 +150,7 @@ def test_assignment_rotation_and_compression_are_those_of_the_reference(cuda, ha
         check_compression(cuda, vectors, codes, ResidualCodec(codec.centroids, codec.cutoffs, codec.weights, token_scale=token_scale))
 
 
-def test_maxsim_of_plain_vectors_is_that_of_the_reference(cuda):
+def test_maxsim_of_plain_vectors_equals_the_reference(cuda):
     shard, _, query, weights, rng = made_up(**SHAPE | {"seed": 4})
     tokens = rng.normal(size=(len(shard.codes), 32)).astype(np.float16)
     arguments = ([query, query[:2]], [weights, weights[:2]], tokens, shard.doc_offsets)
@@ -158,7 +158,7 @@ def test_maxsim_of_plain_vectors_is_that_of_the_reference(cuda):
 
 
 @pytest.mark.parametrize("num_query_tokens", [2, 40])
-def test_token_weights_count_where_a_token_wins(cuda, num_query_tokens):
+def test_token_weights_apply_to_winning_tokens(cuda, num_query_tokens):
     shard, codec, query, weights, rng = made_up(**SHAPE | {"num_query_tokens": num_query_tokens, "max_tokens": 80})
     shard = replace(shard, weights=rng.uniform(-0.5, 1, len(shard.codes)).astype(np.float16))
     expected = REFERENCE.residual_maxsim([query, query[:1]], [weights, weights[:1]], [], shard, codec)
@@ -175,7 +175,7 @@ def test_token_weights_count_where_a_token_wins(cuda, num_query_tokens):
 
 @pytest.mark.parametrize("by_cosine", [False, True])
 @pytest.mark.parametrize("has_weights", [False, True])
-def test_relations_are_those_of_the_reference(cuda, by_cosine, has_weights):
+def test_relations_equal_the_reference(cuda, by_cosine, has_weights):
     shard, codec, query, weights, rng = made_up(**SHAPE | {"num_query_tokens": 9, "dim": 24, "num_docs": 7})
     codec = related(codec, 0.3, by_cosine, rng)
     shard = replace(shard, weights=rng.uniform(-0.5, 1, len(shard.codes)).astype(np.float16)) if has_weights else shard
@@ -186,7 +186,7 @@ def test_relations_are_those_of_the_reference(cuda, by_cosine, has_weights):
     np.testing.assert_array_equal(cuda.relation_maxsim(query, weights, terms, None, shard, codec, chosen), scores[chosen])
 
 
-def test_what_does_not_fit_is_refused(cuda):
+def test_inconsistent_inputs_are_refused(cuda):
     shard, codec, query, weights, _ = made_up(**SHAPE)
     for documents in (np.array([12]), np.array([-1])):
         with pytest.raises(ValueError, match="not in the shard"):
@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_refused(cuda):
         cuda.candidates(np.array([99]), shard)
 
 
-def test_the_device_forgets_a_shard_when_it_is_gone(cuda):
+def test_device_memory_of_a_shard_is_freed_with_the_shard(cuda):
     from ray_lir.kernels.cuda.memory import shard_memory
 
     gc.collect()
@@ -239,7 +239,7 @@ for capability in (80, 90):
 """
 
 
-def test_the_programs_compile_for_gpus_that_are_not_here():
+def test_gpu_kernels_compile_without_a_gpu():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, timeout=250, env=environment)
     assert done.returncode == 0, done.stderr
@@ -262,7 +262,7 @@ def test_an_index_is_built_and_answers_as_with_the_reference(cuda, tmp_path, mon
             assert found.documents[0] == expected.documents[0]
 
 
-def test_vectors_of_several_lengths_are_scored_as_by_the_reference(cuda, tmp_path):
+def test_vectors_of_several_lengths_score_like_the_reference(cuda, tmp_path):
     rng = np.random.default_rng(5)
     plain = collection(30, max_tokens=10)
     documents = TokenEmbeddings.of([doc.astype(np.float64) * np.exp(rng.uniform(-5, 5, (len(doc), 1))) for doc in plain])
@@ -276,7 +276,7 @@ def test_vectors_of_several_lengths_are_scored_as_by_the_reference(cuda, tmp_pat
             assert found.documents[0] == expected.documents[0]
 
 
-def test_without_a_gpu_the_choice_says_what_to_use(cuda, monkeypatch):
+def test_cuda_kernels_without_a_gpu_are_refused_with_the_fix(cuda, monkeypatch):
     from ray_lir.kernels.cuda import memory
 
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -285,13 +285,13 @@ def test_without_a_gpu_the_choice_says_what_to_use(cuda, monkeypatch):
         memory.device()
 
 
-def test_without_triton_the_choice_says_what_to_install():
+def test_cuda_kernels_without_triton_are_refused_with_the_install_command():
     program = "import sys; sys.modules['triton'] = None; from ray_lir.kernels import select; select('cuda')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert "KernelUnavailable" in done.stderr and "pip install 'ray_lir[gpu]'" in done.stderr.splitlines()[-1]
 
 
-def test_the_benchmark_of_gpus_finds_no_difference_under_the_interpreter():
+def test_the_gpu_benchmark_finds_no_difference_under_the_interpreter():
     done = subprocess.run([sys.executable, "-m", "bench.gpu", "--interpret"], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     worst = json.loads(done.stdout.splitlines()[-1])

@@ -74,7 +74,7 @@ def test_sharded_equals_unsharded(index, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_cut_below_the_candidates_is_made_over_all_shards(index, engine):
+def test_a_cut_smaller_than_the_candidates_is_made_over_all_shards(index, engine):
     params = TIGHT.get(engine, engine)
     same(index(1).search(QUERIES, 4, params), index(7).search(QUERIES, 4, params))
 
@@ -86,7 +86,7 @@ def test_exhaustive_probing_is_exact(index, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("share", [0.0, 0.03, 0.3, 0.9])
-def test_what_is_filtered_out_takes_nobodys_place(index, engine, share):
+def test_filters_apply_before_top_k(index, engine, share):
     searcher = index(7)
     only = np.flatnonzero(np.random.default_rng(4).random(300) < share)
     everything = index(1).search(QUERIES, 300, "exact")
@@ -150,7 +150,7 @@ def _with_codec_of(tmp_path, order: np.ndarray) -> Searcher:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_queries_searched_together_and_alone_answer_alike(index, engine):
+def test_queries_searched_together_and_alone_have_equal_hits(index, engine):
     together = index(2).search(QUERIES, 10, engine)
     for number in range(len(QUERIES)):
         same([together[number]], index(2).search(QUERIES.slice(number, number + 1), 10, engine))
@@ -168,7 +168,7 @@ def test_padding_never_wins_over_negative_similarity(index, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("num_tokens", [1, 4096])
-def test_the_shortest_and_a_very_long_query_are_answered(index, engine, num_tokens):
+def test_very_short_and_very_long_queries_are_answered(index, engine, num_tokens):
     query = TokenEmbeddings.of([np.tile(DOCUMENTS[5][:2], (num_tokens, 1))[:num_tokens]])
     params = XtrParams(k_prime=50, rescore=3) if engine == "xtr" else engine
     top = index(2).search(query, 3, params)[0]
@@ -177,7 +177,7 @@ def test_the_shortest_and_a_very_long_query_are_answered(index, engine, num_toke
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_shard_without_tokens_is_searched_and_gives_nothing(tmp_path, engine):
+def test_a_shard_without_tokens_returns_no_hits(tmp_path, engine):
     documents = TokenEmbeddings.of([*DOCUMENTS, *[np.zeros((0, 32))] * 5])
     folder = tmp_path / "index"
     build_index(documents, str(folder), IndexConfig(num_shards=2, clustering=ClusteringConfig(num_centroids=32)))
@@ -194,7 +194,7 @@ def _without_tokens(shard) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_k_beyond_the_corpus_gives_what_there_is(index, engine):
+def test_k_above_the_number_of_documents_returns_all_documents(index, engine):
     top = index(2).search(QUERIES.slice(0, 1), 5_000, EVERYTHING[engine])[0]
     assert len(top.documents) == 300 == len(np.unique(top.documents))
     assert (np.diff(top.scores) <= 0).all()
@@ -234,7 +234,7 @@ def test_an_engine_returns_as_many_documents_as_it_found(tmp_path_factory, seed,
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_query_of_one_token_and_one_of_a_thousand_are_answered(index, engine):
+def test_queries_of_one_and_of_a_thousand_tokens_are_answered(index, engine):
     rng = np.random.default_rng(0)
     queries = TokenEmbeddings.of([DOCUMENTS[7][:1], rng.normal(size=(1000, 32)).astype(np.float16)])
     for top in index(2).search(queries, 3, engine):
@@ -242,13 +242,13 @@ def test_a_query_of_one_token_and_one_of_a_thousand_are_answered(index, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_query_without_tokens_finds_nothing_wrong(index, engine):
+def test_a_query_without_tokens_scores_zero_everywhere(index, engine):
     top = index(1).search(TokenEmbeddings.of([np.zeros((4, 32))]), 5, engine)[0]
     assert not (top.scores != 0).any()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_weights_of_one_are_no_weights_and_zero_silences_a_token(index, engine):
+def test_query_weights_of_one_change_nothing_and_zero_masks_a_token(index, engine):
     ones = TokenEmbeddings(QUERIES.values, QUERIES.offsets, QUERIES.doc_ids, weights=np.ones(QUERIES.num_tokens, np.float32))
     same(index(1).search(QUERIES, 10, engine), index(1).search(ones, 10, engine))
     weights = np.ones(6, np.float32)
@@ -258,7 +258,7 @@ def test_weights_of_one_are_no_weights_and_zero_silences_a_token(index, engine):
     same(index(1).search(shorter, 10, engine), index(1).search(silenced, 10, engine))
 
 
-def test_documents_without_tokens_are_never_found_and_shift_nobody(tmp_path):
+def test_documents_without_tokens_are_never_found_and_shift_no_numbers(tmp_path):
     matrices = [DOCUMENTS[i] if i % 3 else np.zeros((0, 32), np.float16) for i in range(60)]
     documents = TokenEmbeddings.of(matrices)
     build_index(documents, str(tmp_path / "index"), IndexConfig(num_shards=3))
@@ -269,7 +269,7 @@ def test_documents_without_tokens_are_never_found_and_shift_nobody(tmp_path):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_parameters_come_back_resolved_and_leave_the_searcher_alone(index, engine):
+def test_resolved_parameters_are_returned_and_the_searcher_does_not_change(index, engine):
     searcher = index(1)
     before = searcher.search(QUERIES, 10, engine)
     params = before[0].params.model_dump()
@@ -287,7 +287,7 @@ def test_documents_come_in_the_order_asked_for_over_all_shards(index):
         searcher.doc_ids([300])
 
 
-def test_queries_that_do_not_fit_are_refused_with_the_fix(index):
+def test_queries_of_other_dimensions_or_types_are_refused_with_the_fix(index):
     searcher = index(1)
     with pytest.raises(ConfigError, match="16 dimensions and the index 32"):
         searcher.search(TokenEmbeddings.of([np.ones((2, 16))]))
@@ -313,7 +313,7 @@ def answers_of_parts(draw) -> list[TopK]:
 
 
 @given(parts=answers_of_parts(), k=st.integers(1, 12))
-def test_merging_answers_is_associative_and_commutative_and_breaks_ties_by_number(parts: list[TopK], k: int):
+def test_merging_hits_is_associative_and_commutative_with_ties_to_the_lower_number(parts: list[TopK], k: int):
     kernels = select("reference")
     a, b, c = parts
     rows = [(-score, number) for part in parts for score, number in zip(part.scores.tolist(), part.documents.tolist(), strict=True)]
@@ -327,7 +327,7 @@ def test_merging_answers_is_associative_and_commutative_and_breaks_ties_by_numbe
         assert list(zip((-merged.scores).tolist(), merged.documents.tolist(), strict=True)) == expected
 
 
-def test_a_missing_cut_or_altered_file_is_named_when_the_index_is_opened(tmp_path):
+def test_a_missing_truncated_or_changed_file_is_named_on_opening(tmp_path):
     path = tmp_path / "index"
     build_index(collection(30), str(path))
     residuals = next(path.glob("shards/*/residuals.npy"))

@@ -67,7 +67,7 @@ print("built")
 """
 
 
-def test_the_examples_of_the_page_are_built_by_the_named_files_alone(tmp_path: Path) -> None:
+def test_the_extending_examples_work_with_only_the_named_files(tmp_path: Path) -> None:
     package = tmp_path / "ray_lir"
     shutil.copytree(REPOSITORY / "ray_lir", package, ignore=shutil.ignore_patterns("native", "__pycache__"))
     page = (REPOSITORY / "docs" / "extending.md").read_text()

@@ -104,11 +104,11 @@ CONDITIONS = st.recursive(
 
 @given(metadata=st.lists(METADATA, min_size=1, max_size=8), where=CONDITIONS)
 @settings(max_examples=400)
-def test_a_filter_lets_through_what_its_plain_definition_does(metadata, where):
+def test_a_filter_keeps_the_rows_of_its_plain_definition(metadata, where):
     assert rows(table(*metadata), where) == [number for number, each in enumerate(metadata) if holds(each, where)]
 
 
-def test_by_hand():
+def test_filters_by_hand():
     documents = table(
         {"year": 1999, "lang": "en", "tags": ["old", "short"], "author": {"name": "Ada"}},
         {"year": 2024, "lang": "de", "tags": [], "author": {"name": "Alan"}},
@@ -131,14 +131,14 @@ def test_by_hand():
     assert rows(documents) == [0, 1, 2, 3, 4]
 
 
-def test_integers_of_64_bits_are_told_apart():
+def test_integers_of_64_bits_are_compared_exactly():
     documents = table({"n": 2**53}, {"n": 2**53 + 1}, {"n": 2**64 - 1}, {"n": 10**30})
     assert rows(documents, {"op": "eq", "field": "n", "value": 2**53 + 1}) == [1]
     assert rows(documents, {"op": "gt", "field": "n", "value": 2**53}) == [1, 2, 3]
     assert rows(documents, {"op": "gt", "field": "n", "value": 2**80}) == [3]
 
 
-def test_what_is_deleted_is_never_let_through():
+def test_filters_never_return_deleted_documents():
     documents = table({"a": 1}, {"a": 1}, {"a": 2})
     live = np.array([1, 2])
     assert rows(documents, {"op": "eq", "field": "a", "value": 1}, live) == [1]
@@ -146,7 +146,7 @@ def test_what_is_deleted_is_never_let_through():
 
 
 @pytest.mark.parametrize("text", ["' OR true --", "$v0", "x'; DROP TABLE documents; --", "/etc/passwd", '"', "\\"])
-def test_text_of_a_filter_is_text(text):
+def test_quoted_filter_values_are_text(text):
     documents = table({"a": "b"}, {"a": text, text: 1})
     assert rows(documents, {"op": "eq", "field": "a", "value": text}) == [1]
     assert rows(documents, {"op": "exists", "field": [text]}) == [1]
@@ -167,7 +167,7 @@ def test_text_of_a_filter_is_text(text):
         ({"id": []}, "id"),
     ],
 )
-def test_what_is_wrong_with_a_filter_is_named(filters, where):
+def test_filter_errors_name_the_wrong_part(filters, where):
     with pytest.raises(ValidationError) as raised:
         Filters.model_validate(filters)
     assert ".".join(map(str, raised.value.errors()[0]["loc"])).startswith(where)
@@ -190,12 +190,12 @@ def test_a_filter_that_is_too_large_is_refused():
         Filters.model_validate({"where": wide})
 
 
-def test_metadata_that_is_not_json_is_damage_and_says_so():
+def test_stored_metadata_that_is_not_json_is_reported_as_damage():
     with pytest.raises(FormatError, match="JSON"):
         rows(table({"a": 1}, "{nonsense"), {"op": "exists", "field": "a"})
 
 
-def test_the_last_results_are_kept_and_the_oldest_let_go(monkeypatch):
+def test_the_cache_keeps_the_most_recent_results(monkeypatch):
     evaluated = []
     monkeypatch.setattr(
         filter_evaluation, "_matching", lambda _, condition: evaluated.append(condition.value) or np.array([condition.value])

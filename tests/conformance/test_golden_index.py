@@ -15,13 +15,13 @@ from tests.support.repository import GOLDEN
 VERSIONS = sorted(GOLDEN.glob("index_v*"))
 
 
-def test_there_is_an_index_of_this_format_version():
+def test_every_format_version_has_a_golden_index():
     assert [path.name for path in VERSIONS] == [f"index_v{version}" for version in range(1, FORMAT_VERSION + 1)]
 
 
 @pytest.mark.parametrize(("kernels", "atol"), [("reference", 1e-5), ("auto", 1e-2)])
 @pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
-def test_it_opens_and_answers_the_same(folder, kernels, atol):
+def test_an_index_of_an_older_version_opens_and_gives_the_same_answers(folder, kernels, atol):
     searcher = Searcher.open(str(folder / "index"), kernels=kernels, verify=True)
     with np.load(folder / "queries.npz") as file:
         queries = TokenEmbeddings(file["values"], file["offsets"], [str(i) for i in range(len(file["offsets"]) - 1)])

@@ -112,7 +112,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", [*NAMES, "shards/*", "versions/1/manifest.json", "LATEST", "x" * 1000, "shards/a\0b", "_work/x", ".ssh/x"])
 @pytest.mark.parametrize("place", ["codec", "shard", "tombstones", "file"])
-def test_a_name_that_leads_out_of_the_index_is_refused(index: Path, name: str, place: str) -> None:
+def test_a_manifest_name_outside_the_index_is_refused(index: Path, name: str, place: str) -> None:
     def change(manifest: dict[str, Any]) -> None:
         shard = manifest["shards"][0]
         if place == "shard":
@@ -142,7 +142,7 @@ def test_removing_versions_leaves_what_is_outside_of_the_index(index: Path) -> N
 @pytest.mark.parametrize(
     "note", ['{"a": 1}', "[1]", "[" * 100_000, "[null]", "nonsense", '["versions/2"]', '["_work/x"]', '["shards/a/b"]']
 )
-def test_a_strange_note_of_garbage_removes_nothing(index: Path, note: str) -> None:
+def test_a_malformed_garbage_list_removes_nothing(index: Path, note: str) -> None:
     (index / "_work").mkdir(exist_ok=True)
     (index / "_work" / "garbage.json").write_text(note)
     remove_versions(str(index), keep=2)
@@ -168,7 +168,7 @@ def test_a_symbolic_link_out_of_the_index_is_refused(index: Path, name: str, tmp
     assert target.exists()
 
 
-def test_a_link_of_one_file_is_refused_and_links_inside_the_folder_are_not(index: Path, tmp_path: Path) -> None:
+def test_a_link_to_an_outside_file_is_refused_and_inner_links_are_followed(index: Path, tmp_path: Path) -> None:
     file = next(index.glob("shards/*/codes.npy"))
     file.rename(index / "codes.npy")
     file.symlink_to(index / "codes.npy")
@@ -213,7 +213,7 @@ def test_a_link_of_one_file_is_refused_and_links_inside_the_folder_are_not(index
         (("contract", "dim"), "{0.__class__}"),
     ],
 )
-def test_a_manifest_whose_values_cannot_be_is_refused(index: Path, place: tuple[Any, ...], value: Any) -> None:
+def test_a_manifest_with_impossible_values_is_refused(index: Path, place: tuple[Any, ...], value: Any) -> None:
     def change(manifest: Any) -> None:
         for key in place[:-1]:
             manifest = manifest[key]
@@ -230,21 +230,21 @@ def test_a_manifest_whose_values_cannot_be_is_refused(index: Path, place: tuple[
     "content", ["[" * 100_000, '{"a":' * 100_000, "1" * 10_000, "\x00", "null", '"x"', "[]", "\ud800", '{"kind": "index"}']
 )
 @pytest.mark.parametrize("name", ["manifest.json", "tuning.json"])
-def test_json_that_is_none_or_too_deep_is_refused(index: Path, name: str, content: str) -> None:
+def test_malformed_or_deeply_nested_json_is_refused(index: Path, name: str, content: str) -> None:
     (index / "versions" / "2" / name).write_text(content, errors="surrogatepass")
     with pytest.raises(FormatError):
         Searcher.open(str(index))
 
 
 @pytest.mark.parametrize("content", ["../..", "9" * 5000, "-1", "0", "1_0", "\u00b2", "1.0", "", "2\n3", "+2", " "])
-def test_a_latest_that_is_no_number_is_refused(index: Path, content: str) -> None:
+def test_a_latest_file_without_a_number_is_refused(index: Path, content: str) -> None:
     (index / "LATEST").write_text(content)
     with pytest.raises(FormatError, match="a version number"):
         latest_version(str(index))
 
 
 @pytest.mark.parametrize("name", ["\u00b2", "-1", "01", "1e3", "..x", "9" * 200])
-def test_strange_folders_among_the_versions_are_left_alone(index: Path, name: str) -> None:
+def test_removing_versions_leaves_unknown_folders(index: Path, name: str) -> None:
     shutil.copytree(index / "versions" / "1", index / "versions" / name)
     (index / "_work" / "version-x").mkdir(parents=True)
     assert remove_versions(str(index), keep=1)["versions_removed"] == [1]
@@ -268,7 +268,7 @@ class Exploit:
 
 
 @pytest.mark.parametrize("name", ["codes", "doc_offsets", "residuals", "scales"])
-def test_arrays_that_are_no_plain_rows_of_numbers_are_refused(index: Path, name: str, tmp_path: Path) -> None:
+def test_arrays_with_an_unusual_layout_are_refused(index: Path, name: str, tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     original = next(index.glob(f"shards/*/{name}.npy")).read_bytes()
     contents = [
@@ -333,7 +333,7 @@ def test_numbers_out_of_range_are_found_when_the_index_is_opened(
 
 
 @pytest.mark.parametrize("numbers", [[99], [5, 3], [3, 3]])
-def test_tombstones_out_of_range_are_found(index: Path, numbers: list[int]) -> None:
+def test_tombstones_out_of_range_are_refused(index: Path, numbers: list[int]) -> None:
     def change(manifest: dict[str, Any]) -> None:
         shard = manifest["shards"][0]
         content = array_bytes(np.array(numbers, np.uint32))
@@ -361,7 +361,7 @@ def test_a_gzip_file_of_one_enormous_line_is_refused_before_it_is_read(tmp_path:
 
 
 @pytest.mark.parametrize("value", ["[" * 100_000, '{"a":' * 100_000, "[" * 90_000 + "]" * 90_000, "1" * 10_000, '"\\ud800"', "1e999"])
-def test_a_row_that_cannot_be_read_is_a_bad_row(value: str) -> None:
+def test_an_unreadable_row_is_a_bad_row(value: str) -> None:
     with pytest.raises(BadRow):
         parse_document(b'{"_id": "1", "text": "t", "metadata": ' + value.encode() + b"}")
 
@@ -415,7 +415,7 @@ def with_code(folder: Path, marker: Path, **config: Any) -> str:
 
 
 @pytest.mark.parametrize("model_type", ["neverheardof", "bert"])
-def test_code_of_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str) -> None:
+def test_checkpoint_code_is_not_run_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\n"))
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     marker = tmp_path / "ran"
@@ -431,7 +431,7 @@ def test_code_of_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert sys.stdin.read() == "y\ny\n"
 
 
-def test_code_of_a_checkpoint_is_run_where_a_field_says_so(tmp_path: Path) -> None:
+def test_checkpoint_code_runs_only_with_the_field_that_allows_it(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     folder = with_code(tmp_path / "trusted", marker, model_type="neverheardof")
     config = f"EncoderConfig(checkpoint={folder!r}, trust_remote_code=True)"
@@ -462,7 +462,7 @@ def test_code_of_a_checkpoint_is_run_where_a_field_says_so(tmp_path: Path) -> No
         ("1_Dense/config.json", []),
     ],
 )
-def test_a_checkpoint_that_reaches_outside_or_cannot_be_is_refused(file: str, value: Any, tmp_path: Path) -> None:
+def test_a_malformed_checkpoint_or_one_with_outside_paths_is_refused(file: str, value: Any, tmp_path: Path) -> None:
     folder = Path(put_together("pylate", "expansion", tmp_path / "checkpoint"))
     put_together("pylate", "expansion", tmp_path / "elsewhere")
     edit(folder / file, lambda old: {**old, **value} if isinstance(value, dict) and isinstance(old, dict) else value)
@@ -471,7 +471,7 @@ def test_a_checkpoint_that_reaches_outside_or_cannot_be_is_refused(file: str, va
     assert "\n" not in str(refused.value)
 
 
-def test_modules_outside_of_a_checkpoint_are_not_read_by_the_encoder_of_queries(tmp_path: Path) -> None:
+def test_the_query_encoder_reads_no_module_outside_the_checkpoint(tmp_path: Path) -> None:
     folder = Path(put_together("pylate", "no_expansion", tmp_path / "runs" / "checkpoint"))
     contract = Encoder.load(str(folder)).contract
     assert NumpyQueryEncoder.load(contract, str(folder)) is not None
@@ -577,7 +577,7 @@ FUZZ = {"index": (fuzz_index, CASES), "embeddings": (fuzz_embeddings, CASES // 5
 
 
 @pytest.mark.parametrize("name", FUZZ)
-def test_damaged_folders_are_noticed_or_harmless(name: str, tmp_path: Path) -> None:
+def test_damaged_folders_are_refused_or_harmless(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-X", "faulthandler", "-m", __name__, name, str(tmp_path), "0", str(FUZZ[name][1])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stdout[-300:] + done.stderr[-3000:]

@@ -99,7 +99,7 @@ def related(codec: ResidualCodec, strength: float, by_cosine: bool, rng: np.rand
 
 @settings(max_examples=60, deadline=None)
 @given(**SHAPES, has_weights=st.booleans())
-def test_maxsim_from_codes_and_residuals_is_that_of_the_reference(has_weights, **shape):
+def test_maxsim_from_codes_and_residuals_equals_the_reference(has_weights, **shape):
     shard, codec, query, weights, rng = made_up(**shape)
     shard = weighed(shard, rng) if has_weights else shard
     chosen = rng.permutation(shard.num_docs)[: rng.integers(0, shard.num_docs + 1)]
@@ -120,7 +120,7 @@ def test_maxsim_from_codes_and_residuals_is_that_of_the_reference(has_weights, *
 
 @settings(max_examples=60, deadline=None)
 @given(**SHAPES)
-def test_centroid_interaction_is_that_of_the_reference(**shape):
+def test_centroid_interaction_equals_the_reference(**shape):
     shard, codec, query, weights, rng = made_up(**shape)
     chosen = rng.permutation(shard.num_docs)[: rng.integers(0, shard.num_docs + 1)]
     table = REFERENCE.centroid_scores(query, codec)
@@ -144,7 +144,7 @@ def test_centroid_interaction_is_that_of_the_reference(**shape):
 
 @settings(max_examples=60, deadline=None)
 @given(**SHAPES)
-def test_distinct_codes_are_each_documents_own_in_the_order_of_its_tokens(**shape):
+def test_distinct_codes_keep_the_order_of_each_documents_tokens(**shape):
     shard, *_ = made_up(**shape)
     codes, offsets = native.distinct_codes(shard)
     assert codes.dtype == shard.codes.dtype
@@ -160,7 +160,7 @@ def test_a_code_without_a_centroid_is_refused():
 
 @settings(max_examples=60, deadline=None)
 @given(**SHAPES, strength=st.sampled_from([0.0, 0.01, 0.3]), by_cosine=st.booleans(), has_weights=st.booleans())
-def test_relations_from_codes_and_residuals_are_those_of_the_reference(strength, by_cosine, has_weights, **shape):
+def test_relations_from_codes_and_residuals_equal_the_reference(strength, by_cosine, has_weights, **shape):
     shard, codec, query, weights, rng = made_up(**shape)
     shard = weighed(shard, rng) if has_weights else shard
     codec = related(codec, strength, by_cosine, rng)
@@ -202,7 +202,7 @@ def test_no_relation_is_above_its_bound(dim, lift, shift, seed):
             z += 0.3 * np.sqrt(dim) * step / max(np.linalg.norm(step), 1e-9)
 
 
-def test_relations_are_what_they_are_without_pruning():
+def test_pruning_does_not_change_relations():
     """With wide bounds every pair is computed; with their own, as few as can win. The scores are the same to the bit."""
     shard, codec, query, weights, rng = made_up(12, 20, 64, 4, 33, 120, 1)
     for strength in (0.003, 0.03):
@@ -217,7 +217,7 @@ def test_relations_are_what_they_are_without_pruning():
 
 
 @pytest.mark.parametrize("dim", [32, 128, 192])
-def test_a_relation_is_within_a_hundredth_or_two_of_their_spread(dim):
+def test_approximate_relations_are_within_two_percent_of_the_spread(dim):
     """Of documents of one token, where nothing else can win."""
     shard, codec, query, _, rng = made_up(8, 2, dim, 4, 100, 400, 1)
     codec = related(codec, 0.1, False, rng)
@@ -239,7 +239,7 @@ def test_a_relation_is_within_a_hundredth_or_two_of_their_spread(dim):
 
 @settings(max_examples=60, deadline=None)
 @given(**SHAPES, floor=st.booleans(), has_weights=st.booleans())
-def test_posting_scores_are_those_of_the_reference(floor, has_weights, **shape):
+def test_posting_scores_equal_the_reference(floor, has_weights, **shape):
     shard, codec, query, weights, rng = made_up(**shape)
     shard = weighed(shard, rng) if has_weights else shard
     nprobe = int(rng.integers(1, codec.num_centroids + 1))
@@ -266,7 +266,7 @@ def test_posting_scores_are_those_of_the_reference(floor, has_weights, **shape):
 
 @settings(max_examples=40, deadline=None)
 @given(**SHAPES, halves=st.booleans(), euclidean=st.booleans())
-def test_assignment_and_compression_are_those_of_the_reference(halves, euclidean, **shape):
+def test_assignment_and_compression_equal_the_reference(halves, euclidean, **shape):
     _, codec, _, _, rng = made_up(**shape)
     vectors = unit(rng.normal(size=(int(rng.integers(1, 80)), codec.dim))).astype(np.float16 if halves else np.float32)
     rotation = random_rotation(codec.dim, 0)
@@ -341,7 +341,7 @@ def check_compression(kernels: Kernels, vectors: np.ndarray, codes: np.ndarray, 
 
 @settings(max_examples=40, deadline=None)
 @given(**SHAPES, halves=st.booleans())
-def test_maxsim_of_plain_vectors_is_that_of_the_reference(halves, **shape):
+def test_maxsim_of_plain_vectors_equals_the_reference(halves, **shape):
     shard, codec, query, weights, rng = made_up(**shape)
     tokens = rng.normal(size=(len(shard.codes), codec.dim)).astype(np.float16 if halves else np.float32)
     expected = REFERENCE.maxsim([query, query[:2]], [weights, weights[:2]], tokens, shard.doc_offsets)
@@ -355,14 +355,14 @@ def test_maxsim_of_plain_vectors_is_that_of_the_reference(halves, **shape):
 
 
 @given(st.lists(st.integers(-3, 3) | st.just(-np.inf), max_size=400), st.integers(1, 50))
-def test_top_k_is_that_of_the_reference(values, k):
+def test_top_k_equals_the_reference(values, k):
     scores = np.array(values, np.float32)
     documents = np.random.default_rng(len(values)).permutation(len(values))
     for array, expected in zip(select("native").top_k(scores, documents, k), REFERENCE.top_k(scores, documents, k), strict=True):
         np.testing.assert_array_equal(array, expected)
 
 
-def test_arrays_that_do_not_fit_are_refused_and_nothing_is_read_past_their_ends():
+def test_arrays_of_inconsistent_sizes_are_refused_without_reading_past_their_ends():
     shard, codec, query, weights, _ = made_up(5, 4, 64, 4, 7, 20, 0)
     kernels = select("native")
     table = kernels.centroid_scores(query, codec)
@@ -377,7 +377,7 @@ def test_arrays_that_do_not_fit_are_refused_and_nothing_is_read_past_their_ends(
         kernels.candidates(np.array([99]), shard)
 
 
-def test_every_set_can_be_asked_for_by_name_and_another_is_named():
+def test_every_instruction_set_can_be_selected_by_name():
     assert SETS[0] == "portable"
     for name in SETS:
         assert select(f"native:{name}").name == f"native:{name}"
@@ -386,7 +386,7 @@ def test_every_set_can_be_asked_for_by_name_and_another_is_named():
 
 
 @pytest.mark.parametrize("instruction_set", native.instruction_sets())
-def test_a_probe_goes_on_where_the_nearest_cells_hold_few_tokens(instruction_set):
+def test_probing_continues_if_the_nearest_clusters_hold_few_tokens(instruction_set):
     """The first 8 query tokens' best cells are nearly empty, so that t_prime is passed far behind where it usually is."""
     rng = np.random.default_rng(3)
     table = rng.random((3000, 16)).astype(np.float16).astype(np.float32)

@@ -177,7 +177,7 @@ def test_search_gives_the_golden_scores_of_colbert_att():
     assert np.abs(g["scores"] - g["scores_max_of_product"]).max() > 1e-3
 
 
-def test_a_trained_relation_survives_its_file(tmp_path):
+def test_a_trained_relation_is_saved_and_loaded_unchanged(tmp_path):
     relation = golden_trial(torch.float32, "cosine").to_arrays()
     (tmp_path / "relation").write_bytes(relation.to_bytes())
     again = load_relation(str(tmp_path / "relation"), relation.dim)

@@ -75,14 +75,14 @@ def test_masked_query_tokens_add_nothing() -> None:
     assert maxsim.scores(query, document).item() == 0.5
 
 
-def test_weights_multiply_the_winner_and_do_not_choose_it() -> None:
+def test_token_weights_scale_the_winning_token_without_choosing_it() -> None:
     query = texts([[[1.0, 0.0]]], weights=[[3.0]])
     document = texts([[[0.5, 0.0], [0.25, 0.0]]], weights=[[1.0, 100.0]])
     assert maxsim.scores(query, document).item() == 1.5
 
 
 @pytest.mark.parametrize("query_mask", [[[True, True]], [[False, False]]])
-def test_a_document_without_tokens_scores_minus_infinity_and_harms_no_gradient(query_mask: list) -> None:
+def test_a_document_without_tokens_scores_minus_infinity_with_finite_gradients(query_mask: list) -> None:
     query = torch.randn(1, 2, 4, requires_grad=True)
     documents = torch.randn(2, 3, 4, requires_grad=True)
     scores = maxsim.scores(texts(query, query_mask), texts(documents, [[True, True, False], [False, False, False]]))
@@ -93,7 +93,7 @@ def test_a_document_without_tokens_scores_minus_infinity_and_harms_no_gradient(q
 
 
 @pytest.mark.parametrize("name", SCORERS)
-def test_gradients_are_those_of_finite_differences(name: str) -> None:
+def test_gradients_equal_finite_differences(name: str) -> None:
     rng = np.random.default_rng(3)
     queries, documents = random_texts(rng, 2, 4, 5, weights=name != "xtr"), random_texts(rng, 3, 5, 5, weights=name == "attention")
     scorer = make(name, 5)
@@ -125,7 +125,7 @@ class _Both(torch.nn.Module):
 
 
 @pytest.mark.parametrize("name", SCORERS)
-def test_the_size_of_chunks_changes_no_score(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunk_size_changes_no_score(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(4)
     queries, documents = random_texts(rng, 3, 4, 6, weights=True), random_texts(rng, 7, 5, 6, weights=True)
     scorer = make(name, 6)
@@ -153,7 +153,7 @@ def test_padding_changes_no_score(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCORERS)
-def test_what_else_is_in_the_batch_changes_no_score(name: str) -> None:
+def test_a_pairs_score_does_not_depend_on_its_batch(name: str) -> None:
     """Training scores of xtr do depend on the pool: that is what XTR is, and test_scorer_xtr holds it to that."""
     rng = np.random.default_rng(6)
     queries, documents = random_texts(rng, 3, 6, 6, weights=True), random_texts(rng, 5, 5, 6, weights=True)

@@ -92,7 +92,7 @@ def dev_set(pairs: TrainingData) -> DevSet:
 
 
 @each_scorer
-def test_training_teaches_what_no_untrained_encoder_knows(scorer, checkpoint, pairs, tmp_path):
+def test_training_learns_pairs_that_an_untrained_encoder_fails(scorer, checkpoint, pairs, tmp_path):
     training, dev = start(checkpoint, pairs, configure(scorer)), dev_set(pairs)
     assert training.evaluate(dev) < 0.35
     advance(training, training.config.max_steps)
@@ -141,7 +141,7 @@ def test_accumulated_batches_are_averaged(checkpoint, pairs):
 
 
 @each_scorer
-def test_a_saved_training_continues_as_if_never_interrupted(scorer, checkpoint, pairs, tmp_path):
+def test_a_training_that_continues_reaches_the_uninterrupted_result(scorer, checkpoint, pairs, tmp_path):
     config, data = configure(scorer, accumulate=2, **DISTILLED), with_negatives(pairs)
     whole = start(checkpoint, data, config, dropout=0.1)
     curve = advance(whole, 4)
@@ -156,7 +156,7 @@ def test_a_saved_training_continues_as_if_never_interrupted(scorer, checkpoint, 
 
 
 @each_scorer
-def test_a_training_keeps_the_number_of_threads_that_it_began_with(scorer, checkpoint, pairs, tmp_path, request):
+def test_a_training_restores_the_number_of_threads(scorer, checkpoint, pairs, tmp_path, request):
     request.addfinalizer(lambda: torch.set_num_threads(1))
     config = configure(scorer, batch_size=32)
     torch.set_num_threads(2)
@@ -176,7 +176,7 @@ def test_a_training_keeps_the_number_of_threads_that_it_began_with(scorer, check
     assert again.load(tmp_path / "state.pt") == []
 
 
-def test_a_training_continued_by_another_number_of_workers_says_so(checkpoint, pairs, tmp_path, monkeypatch):
+def test_continuing_a_training_with_another_number_of_workers_is_reported(checkpoint, pairs, tmp_path, monkeypatch):
     training = start(checkpoint, pairs, configure("maxsim"))
     training.save(tmp_path / "state.pt")
     monkeypatch.setattr(collectives, "num_workers", lambda: 3)
@@ -185,7 +185,7 @@ def test_a_training_continued_by_another_number_of_workers_says_so(checkpoint, p
     ]
 
 
-def test_heads_and_temperatures_learn_at_their_own_rate(checkpoint, pairs):
+def test_heads_and_temperatures_have_their_own_learning_rates(checkpoint, pairs):
     before = weights(start(checkpoint, pairs, configure("trial")))
     still = start(checkpoint, pairs, configure("trial", learning_rate=1e-12, head_learning_rate=1e-3))
     curve = advance(still, 3)
@@ -197,14 +197,14 @@ def test_heads_and_temperatures_learn_at_their_own_rate(checkpoint, pairs):
 
 
 @pytest.mark.parametrize("products", [torch.bfloat16, torch.float16])
-def test_short_products_train_almost_alike(checkpoint, pairs, products):
+def test_training_with_short_dot_products_reaches_nearly_the_same_loss(checkpoint, pairs, products):
     for scorer in SCORERS:
         exact, rounded = (start(checkpoint, pairs, configure(scorer), products=dtype) for dtype in (torch.float32, products))
         assert advance(rounded, 1)[0].loss == pytest.approx(advance(exact, 1)[0].loss, rel=0.05)
         assert {tensor.dtype for tensor in weights(rounded).values() if tensor.is_floating_point()} == {torch.float32}
 
 
-def test_a_step_whose_float16_gradients_overflow_is_left_out_and_the_scale_survives_a_restart(checkpoint, pairs, tmp_path):
+def test_a_step_with_overflowing_float16_gradients_is_skipped_and_the_scale_is_saved(checkpoint, pairs, tmp_path):
     training = start(checkpoint, pairs, configure("maxsim", max_steps=4), products=torch.float16)
     training._scaler.load_state_dict(training._scaler.state_dict() | {"scale": 2.0**60})
     before = weights(training)
@@ -222,7 +222,7 @@ def test_a_step_whose_float16_gradients_overflow_is_left_out_and_the_scale_survi
     assert all(torch.equal(tensor, after[name]) for name, tensor in weights(again).items())
 
 
-def test_the_loss_of_float16_products_is_told_without_its_scale(checkpoint, pairs):
+def test_the_reported_loss_leaves_out_the_float16_scale(checkpoint, pairs):
     """Gradients too: clipped after they are unscaled, a step is that of float32 but for rounding."""
     small = configure("maxsim", max_gradient_norm=1e-3, max_steps=1)
     exact, scaled = (start(checkpoint, pairs, small, products=dtype) for dtype in (torch.float32, torch.float16))
@@ -232,7 +232,7 @@ def test_the_loss_of_float16_products_is_told_without_its_scale(checkpoint, pair
     assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.99 and 0 < theirs.norm() < 1.01e-3
 
 
-def test_gates_that_have_all_closed_end_training_in_one_line(checkpoint, pairs):
+def test_closed_gates_end_training_with_a_one_line_error(checkpoint, pairs):
     training = start(checkpoint, pairs, configure("trial"))
     record = advance(training, 1)[0]
     assert 0.5 < record.query_weight < 1.5
@@ -242,7 +242,7 @@ def test_gates_that_have_all_closed_end_training_in_one_line(checkpoint, pairs):
         advance(training, 1)
 
 
-def test_a_pool_that_is_too_small_ends_training_in_one_line(checkpoint, pairs):
+def test_a_too_small_pool_ends_training_with_a_one_line_error(checkpoint, pairs):
     training = start(checkpoint, pairs, configure("xtr", xtr={"k_train": [500]}))
     with pytest.raises(ConfigError, match="--xtr.k_train 500 exceeds the 128 document tokens of a batch"):
         advance(training, 1)
@@ -254,7 +254,7 @@ def test_a_checkpoint_of_another_scorer_cannot_start_a_training(checkpoint, pair
         Training(encoder, pairs, configure("attention"))
 
 
-def test_two_workers_take_the_steps_of_one_with_every_scorer(checkpoint, pairs, tmp_path):
+def test_two_workers_train_like_one_with_every_scorer(checkpoint, pairs, tmp_path):
     """The pool of xtr, the weights of attention and the pieces of the gradient cache span workers; so does the dev set."""
     data, expected = with_negatives(pairs), {}
     for scorer in SCORERS:

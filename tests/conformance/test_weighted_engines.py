@@ -140,14 +140,14 @@ def test_exhaustive_probing_is_exact(index, kind, engine):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_queries_searched_together_and_alone_answer_alike(index, kind, engine):
+def test_queries_searched_together_and_alone_have_equal_hits(index, kind, engine):
     together = index(kind).search(QUERIES, 10, engine)
     for number in range(len(QUERIES)):
         same([together[number]], index(kind).search(QUERIES.slice(number, number + 1), 10, engine))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_documents_score_does_not_depend_on_the_documents_beside_it(index, kind):
+def test_a_documents_score_does_not_depend_on_other_documents(index, kind):
     searcher = index(kind)
     whole = searcher.search(QUERIES, NUM_DOCS, "exact")
     for number in (3, 90):
@@ -157,7 +157,7 @@ def test_a_documents_score_does_not_depend_on_the_documents_beside_it(index, kin
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_is_filtered_out_or_deleted_takes_nobodys_place(index, kind, engine):
+def test_filters_and_tombstones_apply_before_top_k(index, kind, engine):
     searcher = index(kind, 5)
     only = np.flatnonzero(np.random.default_rng(4).random(NUM_DOCS) < 0.4)
     everything = index(kind).search(QUERIES, NUM_DOCS, "exact")
@@ -176,7 +176,7 @@ def test_what_is_filtered_out_or_deleted_takes_nobodys_place(index, kind, engine
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_masked_query_tokens_change_nothing_wherever_they_stand(index, kind, engine):
+def test_masked_query_tokens_change_nothing_at_any_position(index, kind, engine):
     padded = []
     for number in range(len(QUERIES)):
         query = QUERIES.slice(number, number + 1)
@@ -226,7 +226,7 @@ def test_contributions_of_an_explanation_add_up_to_the_score(index, kind):
         assert matches.contributions.sum() == pytest.approx(score, abs=0.05)
 
 
-def test_stored_weights_are_within_half_a_thousandth_of_what_they_differ_from_one_by(index):
+def test_stored_weights_have_a_relative_error_of_their_difference_from_one_below_a_thousandth(index):
     stored = np.concatenate([shard.weights for shard in index("weighted", 5).shards]).astype(np.float64) + 1
     assert (np.abs(stored - DOCUMENTS.weights) <= np.abs(DOCUMENTS.weights - 1) / 2048 + 1e-7).all()
 
@@ -261,7 +261,7 @@ def contract(scorer: str, *weighs: str) -> EncoderContract:
     return external_contract(DIM).model_copy(update={"scorer": scorer, "weighs": weighs})
 
 
-def test_an_index_without_what_its_scorer_needs_is_refused_with_the_fix(tmp_path: Path):
+def test_an_index_without_its_scorers_data_is_refused_with_the_fix(tmp_path: Path):
     path = str(tmp_path / "index")
     with pytest.raises(IncompatibleError, match="lacks the relation encoder.*give build_index"):
         build_index(PLAIN, path, contract=contract("trial", "queries"))
@@ -280,7 +280,7 @@ def test_an_index_without_what_its_scorer_needs_is_refused_with_the_fix(tmp_path
         Searcher.open(path).search(queries_about(PLAIN, ASKED), 5)
 
 
-def test_an_index_that_lost_its_weights_or_relation_is_refused_when_it_is_opened(tmp_path: Path):
+def test_an_index_without_its_weights_or_relation_is_refused_on_opening(tmp_path: Path):
     path = tmp_path / "index"
     build_index(DOCUMENTS, str(path), IndexConfig(**CONFIG), relation=relation_of())
     manifest = Searcher.open(str(path)).manifest
@@ -323,7 +323,7 @@ def test_embeddings_keep_their_relation_and_the_index_has_a_copy(tmp_path: Path)
     assert storage.sha256(str(tmp_path / "index" / index.relation.name)) == saved.relation.sha256
 
 
-def test_a_relation_of_no_weight_leaves_maxsim(tmp_path: Path):
+def test_a_relation_with_weight_zero_gives_maxsim(tmp_path: Path):
     for name, relation in {"plain": None, "none": relation_of(weight=0.0)}.items():
         build_index(PLAIN, str(tmp_path / name), IndexConfig(**CONFIG), relation=relation)
     same(*(Searcher.open(str(tmp_path / name)).search(QUERIES, 10, "exact") for name in ("plain", "none")))
@@ -331,7 +331,7 @@ def test_a_relation_of_no_weight_leaves_maxsim(tmp_path: Path):
 
 @pytest.mark.parametrize("weight", [0.01, 0.1, 0.5])
 @pytest.mark.parametrize("alignment", ["combined", "cosine"])
-def test_documents_whose_relations_are_left_out_could_not_have_been_among_the_best(tmp_path, weight, alignment):
+def test_skipped_relations_could_not_reach_the_top_k(tmp_path, weight, alignment):
     """The best of an index, whose other documents' relations bounds leave out, are the best of all exact scores, to the bit."""
     documents = collection(400, seed=5)
     build_index(documents, str(tmp_path), IndexConfig(num_shards=1, **CONFIG), relation=relation_of(alignment, weight=weight))

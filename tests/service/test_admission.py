@@ -35,7 +35,7 @@ def refusals(admission: Admission, number: int) -> list[int]:
     return told
 
 
-def test_no_more_than_the_limit_are_let_in_and_a_place_is_free_again_after_a_failure(clock):
+def test_admission_stops_at_the_limit_and_frees_a_place_after_a_failure(clock):
     admission = Admission(2, Metrics(), clock)
     with admission.enter():
         with pytest.raises(ZeroDivisionError), admission.enter():
@@ -46,7 +46,7 @@ def test_no_more_than_the_limit_are_let_in_and_a_place_is_free_again_after_a_fai
         assert admission.running == 1
 
 
-def test_whoever_is_refused_comes_again_when_those_before_have_had_their_turn(clock):
+def test_retry_times_follow_the_order_of_refusals(clock):
     admission = Admission(4, Metrics(), clock)
     answer(admission, clock, 10, 0.5)
     admission.running = 4
@@ -58,7 +58,7 @@ def test_whoever_is_refused_comes_again_when_those_before_have_had_their_turn(cl
     assert refusals(admission, 1)[0] < told[-1]  # those that were told to come within these 6 seconds are not waiting any more
 
 
-def test_the_wait_is_bounded_and_a_second_while_nothing_is_known(clock):
+def test_the_retry_time_is_bounded_and_one_second_at_first(clock):
     admission = Admission(1, Metrics(), clock)
     admission.running = 1
     assert refusals(admission, 3) == [1, 1, 1]

@@ -71,7 +71,7 @@ def client(url: str) -> Iterator[Client]:
         yield client
 
 
-def test_proxies_of_the_environment_are_not_used_for_this_machine(url, monkeypatch):
+def test_proxies_of_the_environment_are_not_used_for_localhost(url, monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
     for name in ("NO_PROXY", "no_proxy"):
@@ -108,7 +108,7 @@ def test_every_route_has_its_method_and_its_types(client, index):
     assert client.health().ready
 
 
-def test_the_asynchronous_client_answers_alike(url, client):
+def test_the_asynchronous_client_gives_the_same_answers(url, client):
     async def both() -> list:
         async with AsyncClient(url, READ) as there:
             return await asyncio.gather(
@@ -132,7 +132,7 @@ def test_the_asynchronous_client_answers_alike(url, client):
     assert (explanation.document.number, document, facts, health.ready) == (1, client.document("doc-5"), client.index(), True)
 
 
-def test_what_the_service_says_is_wrong_is_raised_by_its_kind(url, client, service):
+def test_the_client_raises_the_services_errors_by_kind(url, client, service):
     running, calls = service
     with pytest.raises(ConfigError, match="unknown engine 'fast'"):
         client.search("king", engine="fast")
@@ -160,7 +160,7 @@ def test_a_malformed_request_is_not_sent(service):
         nobody.search("king", top=3)
 
 
-def test_nobody_there_and_somebody_else_there_are_told_apart(url):
+def test_an_unreachable_service_and_a_foreign_service_have_different_errors(url):
     with pytest.raises(ServiceUnavailable, match="no answer from http://127.0.0.1:9"), Client("http://127.0.0.1:9") as client:
         client.index()
     with pytest.raises(FormatError, match="a response of a ray_lir service"), Client(f"{url}/ui/app.js?", READ) as client:
@@ -168,14 +168,14 @@ def test_nobody_there_and_somebody_else_there_are_told_apart(url):
 
 
 @pytest.mark.parametrize("address", ["nonsense", "ftp://a", "http://[::1", "http://127.0.0.1:99999", "", "http://"])
-def test_what_is_no_address_of_a_service_is_told(address):
+def test_an_invalid_service_address_is_refused(address):
     with pytest.raises(ConfigError, match="is not an address of a service; write one such as http://127.0.0.1:8000"):
         Client(address)
     with pytest.raises(ConfigError, match="is not an address of a service"):
         AsyncClient(address)
 
 
-def test_a_token_and_a_proxy_that_cannot_be_used_are_told(monkeypatch):
+def test_an_unusable_token_or_proxy_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match="check the token"):
         Client("http://127.0.0.1:9", "tok\u00e9n\u20ac")
     monkeypatch.setenv("HTTP_PROXY", "nonsense://x")
@@ -187,7 +187,7 @@ def last_line(text: str) -> dict:
     return json.loads(text.splitlines()[-1])
 
 
-def test_ask_and_search_find_the_same_and_print_json_last(url, index, capsys, monkeypatch):
+def test_ask_and_search_find_the_same_hits_and_print_json_last(url, index, capsys, monkeypatch):
     monkeypatch.setenv(ask.TOKEN, READ)
     main(ask.AskJob, ask.run, ["--url", url, "--query", QUERIES[0], "--k", "3", "--engine", "scan", "--params", "{ncandidates: 50}"])
     asked = capsys.readouterr().out
@@ -227,7 +227,7 @@ def test_a_filter_is_text_or_a_dict_and_a_field_that_no_document_has_is_warned_o
         client.search(QUERIES[0], filters="row <")
 
 
-def test_asking_nobody_is_one_line_and_exit_code_2(capsys):
+def test_an_unreachable_service_is_one_line_with_exit_code_2(capsys):
     with pytest.raises(SystemExit) as exit:
         main(ask.AskJob, ask.run, ["--url", "http://127.0.0.1:9", "--query", "king"])
     assert exit.value.code == 2

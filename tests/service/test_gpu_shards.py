@@ -58,7 +58,7 @@ def check_close(found: GroupAnswer, expected: GroupAnswer) -> None:
     assert found.documents == expected.documents
 
 
-def test_searches_that_wait_together_are_one_pass_with_the_answers_of_each_alone(server, plans, monkeypatch):
+def test_queued_searches_run_in_one_pass_with_the_answers_of_separate_searches(server, plans, monkeypatch):
     sizes = []
 
     def counted(batch, *arguments):
@@ -81,7 +81,7 @@ def test_searches_that_wait_together_are_one_pass_with_the_answers_of_each_alone
     assert together[1].stages[0][0].documents.max() < 20 <= max(answer.stages[0][0].documents.max() for answer in together)
 
 
-def test_calls_of_two_engines_are_two_passes_and_a_failure_is_that_calls_alone(index, server, plans):
+def test_calls_of_two_engines_take_two_passes_and_fail_separately(index, server, plans):
     scan = server.versions.get(Served(0, 1)).planner.plan(
         Encoder.for_contract(server.versions.get(Served(0, 1)).manifest.contract).encode_queries(QUERIES[:1]), 5, "scan"
     )
@@ -96,7 +96,7 @@ def test_calls_of_two_engines_are_two_passes_and_a_failure_is_that_calls_alone(i
     assert isinstance(missing, Exception) and "7" in str(missing)
 
 
-def test_the_predicted_memory_of_a_shard_covers_what_lies_on_the_device(server, cuda):
+def test_the_predicted_memory_of_a_shard_covers_its_device_memory(server, cuda):
     from ray_lir.kernels.cuda.memory import codec_memory, shard_memory
     from ray_lir.kernels.cuda.postings import posting_memory
 
@@ -112,7 +112,7 @@ def test_the_predicted_memory_of_a_shard_covers_what_lies_on_the_device(server, 
     assert codec.centroids.nbytes + codec.padded_centroids.nbytes <= gpu_codec_bytes(*codec.centroids.shape)
 
 
-def test_a_group_that_does_not_fit_is_refused_with_the_number_of_groups_that_fit(index):
+def test_a_too_large_group_is_refused_with_the_number_of_groups_that_fit(index):
     manifest = read_version(str(index))
     whole, halves, quarters = (largest_gpu_group(manifest, groups) for groups in (1, 2, 4))
     assert whole > halves > quarters
@@ -124,7 +124,7 @@ def test_a_group_that_does_not_fit_is_refused_with_the_number_of_groups_that_fit
         GpuShare(1, 0.5).check_fits(manifest, 4)
 
 
-def test_a_replica_is_not_opened_on_a_card_that_is_too_small(index, cuda):
+def test_a_replica_refuses_a_gpu_that_is_too_small(index, cuda):
     with pytest.raises(ConfigError, match="needs .* GB on its card and has 0.50"):
         ShardServer(str(index), 1, 0, 1, 1.0, True, None, "cuda", GpuShare(0.5, 1.0))
 
@@ -155,7 +155,7 @@ def test_kernels_on_a_gpu_need_a_reserved_gpu_and_the_reverse(monkeypatch):
     assert parse({"index": "I", "shard_gpus": "1"}).kernels == "cuda"
 
 
-def test_replicas_on_small_fractions_of_a_card_go_to_different_machines():
+def test_replicas_with_small_gpu_fractions_go_to_different_machines():
     small, large = ({"index": "I", "replicas": 2, "shard_gpus": fraction} for fraction in (0.5, 0.6))
     assert spread_over_cards(parse(small)) == {"max_replicas_per_node": 1}
     assert spread_over_cards(parse(large)) == spread_over_cards(parse({"index": "I", "replicas": 2})) == {}

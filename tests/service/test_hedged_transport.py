@@ -68,19 +68,19 @@ def answers(replicas: Replicas, *asked: str, percentile: float = 100, seconds: f
     return asyncio.run(scene()), counted
 
 
-def test_a_late_call_is_made_again_and_the_first_answer_counts():
+def test_a_late_call_is_hedged_and_the_first_reply_counts():
     replicas = Replicas((LATE, "slow"), (USUAL, "fast"))
     assert answers(replicas, "ShardGroup-0")[0] == ["fast"]
     assert replicas.cancelled == [0]
 
 
-def test_the_call_that_was_late_may_still_be_first():
+def test_the_hedged_call_may_still_win():
     replicas = Replicas((0.3, "slow"), (LATE, "slower"))
     given, counted = answers(replicas, "ShardGroup-0")
     assert (given, replicas.cancelled, counted.calls) == (["slow"], [1], [("ShardGroup-0", "find")])
 
 
-def test_a_call_whose_replica_was_lost_is_made_again():
+def test_a_call_to_a_lost_replica_is_retried():
     replicas = Replicas((0, ShardUnavailable("gone")), (USUAL, "there"))
     given, counted = answers(replicas, "ShardGroup-0")
     assert (given, len(counted.calls)) == (["there"], 1)
@@ -88,23 +88,23 @@ def test_a_call_whose_replica_was_lost_is_made_again():
     assert [str(each) for each in given] == ["two"]
 
 
-def test_when_the_second_call_fails_the_first_is_waited_for():
+def test_a_failed_hedged_call_does_not_end_the_first():
     given, _ = answers(Replicas((0.5, "slow"), (0, ShardUnavailable("gone"))), "ShardGroup-0")
     assert given == ["slow"]
 
 
-def test_an_error_that_another_replica_would_make_too_is_not_tried_again():
+def test_a_deterministic_error_is_not_retried_on_another_replica():
     given, counted = answers(Replicas((0, ConfigError("wrong"))), "ShardGroup-0")
     assert ([str(each) for each in given], counted.calls) == (["wrong"], [])
 
 
-def test_groups_with_one_replica_and_calls_that_are_in_time_are_left_alone():
+def test_single_replicas_and_timely_calls_are_not_hedged():
     replicas = Replicas((0.2, "slow"), (0, "quick"))
     given, counted = answers(replicas, "ShardGroup-1", "ShardGroup-0")
     assert (given, counted.calls, replicas.asked) == (["slow", "quick"], [], MIN_CALLS + 2)
 
 
-def test_calls_of_another_kind_have_their_own_usual_time():
+def test_each_kind_of_call_has_its_own_hedging_delay():
     async def scene() -> None:
         deadline = asyncio.get_running_loop().time() + 5
         for _ in range(MIN_CALLS):
@@ -117,7 +117,7 @@ def test_calls_of_another_kind_have_their_own_usual_time():
     assert counted.calls == []
 
 
-def test_where_every_call_has_become_slow_hedging_ends():
+def test_hedging_stops_if_every_call_is_slow():
     """The times of hedged calls count too, so the percentile rises."""
     slow = [(0.05, "slow")] * 400
 
@@ -134,13 +134,13 @@ def test_where_every_call_has_become_slow_hedging_ends():
     assert 1 <= len(counted.calls) < 60
 
 
-def test_both_calls_end_with_the_deadline():
+def test_both_calls_of_a_hedge_end_at_the_deadline():
     replicas = Replicas((LATE, "slow"), (LATE, "slow"))
     given, _ = answers(replicas, "ShardGroup-0", seconds=0.6)
     assert isinstance(given[0], ShardUnavailable) and "did not answer in time" in str(given[0])
 
 
-def test_what_the_caller_gives_up_is_cancelled():
+def test_calls_are_cancelled_with_their_caller():
     async def scene() -> list[int]:
         replicas = Replicas((LATE, "slow"), (LATE, "slow"))
         calls = HedgedTransport(replicas, ["ShardGroup-0"], 90, Counted())

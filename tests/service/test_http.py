@@ -95,7 +95,7 @@ def test_a_body_that_is_not_json_is_refused():
         ({"params": {"nprobe": 4}}, "params need a named engine, not auto; choose exact, scan, plaid, warp"),
     ],
 )
-def test_an_engine_that_cannot_be_is_refused_with_what_there_is(body, message):
+def test_an_invalid_engine_is_refused_with_the_valid_ones(body, message):
     reply = client().post("/search", json={"query": "x", **body})
     assert (reply.status_code, reply.json()) == (400, {"error": {"kind": "ConfigError", "message": message}})
 
@@ -110,23 +110,23 @@ def test_an_engine_that_cannot_be_is_refused_with_what_there_is(body, message):
         (IncompatibleError("another encoder"), 500),
     ],
 )
-def test_each_kind_of_error_has_its_status_and_says_itself(error, status):
+def test_each_kind_of_error_has_its_status_and_message(error, status):
     reply = client(error).post("/search", json={"query": "x"})
     assert (reply.status_code, reply.json()) == (status, {"error": {"kind": type(error).__name__, "message": str(error)}})
 
 
-def test_an_error_of_the_program_does_not_show_its_inside():
+def test_an_internal_error_reveals_no_details():
     reply = client(ZeroDivisionError("secret")).post("/search", json={"query": "x"})
     assert reply.status_code == 500
     assert reply.json() == {"error": {"kind": "InternalError", "message": "unexpected ZeroDivisionError; see the service's log"}}
 
 
-def test_an_unknown_path_is_answered_in_the_same_form():
+def test_an_unknown_path_gets_an_error_in_the_usual_form():
     assert client().get("/serach").json() == {"error": {"kind": "NotFound", "message": "GET /serach: Not Found; /docs lists the routes"}}
     assert client().get("/search").json()["error"]["kind"] == "MethodNotAllowed"
 
 
-def test_the_examples_of_the_description_are_requests():
+def test_examples_in_the_openapi_description_are_valid_requests():
     schema = client().get("/openapi.json").json()
     examples = schema["components"]["schemas"]["SearchRequest"]["examples"]
     assert len(examples) == 4
@@ -138,7 +138,7 @@ def tokens(*counts: int) -> list[SimpleNamespace]:
     return [SimpleNamespace(num_tokens=count) for count in counts]
 
 
-def test_shards_are_grouped_by_size_without_a_gap():
+def test_consecutive_shards_are_grouped_by_size():
     assert split_shards(tokens(5, 5, 5, 5), 2) == [range(0, 2), range(2, 4)]
     assert split_shards(tokens(9, 1, 1, 1), 2) == [range(0, 1), range(1, 4)]
     assert split_shards(tokens(1, 1, 1, 9), 3) == [range(0, 2), range(2, 3), range(3, 4)]
@@ -171,7 +171,7 @@ def test_relative_paths_are_made_absolute(index, monkeypatch):
         ({"index": "INDEX", "replicas": "3", "max_replicas": "2"}, "max_replicas is 2, less than replicas (3); raise it, or leave it out"),
     ],
 )
-def test_serve_run_says_in_one_line_what_is_wrong_and_ends_with_code_2(index, arguments, message):
+def test_serve_run_reports_an_error_in_one_line_with_exit_code_2(index, arguments, message):
     from ray.serve.scripts import cli
 
     words = [f"{name}={value.replace('INDEX', str(index))}" for name, value in arguments.items()]
@@ -181,7 +181,7 @@ def test_serve_run_says_in_one_line_what_is_wrong_and_ends_with_code_2(index, ar
     assert last.startswith("Error: " + message.replace("INDEX", str(index)))
 
 
-def test_replicas_are_fixed_unless_they_may_grow(index):
+def test_the_number_of_replicas_is_fixed_without_autoscaling(index):
     from ray import serve
 
     fixed = serve.deployment(**scaling(parse({"index": str(index), "replicas": "2"}), 4))(ShardServer)
@@ -191,7 +191,7 @@ def test_replicas_are_fixed_unless_they_may_grow(index):
     serve.deployment(**options)(ShardServer)
 
 
-def test_a_shard_that_was_cut_is_found_before_anything_starts(tmp_path):
+def test_a_truncated_shard_is_reported_before_deployments_start(tmp_path):
     index = make_index(tmp_path, num_docs=40, num_shards=1)
     codes = next(index.glob("shards/*/codes.npy"))
     codes.write_bytes(codes.read_bytes()[:-10])
@@ -215,7 +215,7 @@ def bearer(token: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", ["/search", "/encode", "/rerank", "/explain", "/admin/index"])
-def test_without_a_good_token_nothing_but_health_and_the_page_answers(guarded, path):
+def test_without_a_valid_token_only_health_and_the_page_answer(guarded, path):
     for headers in ({}, bearer("read-0123456789abcdeX"), {"Authorization": "Basic cmVhZA=="}):
         reply = guarded.post(path, json={"query": "x"}, headers=headers)
         assert (reply.status_code, reply.json()["error"]["kind"]) == (401, "Unauthenticated")
@@ -234,7 +234,7 @@ def test_a_reader_reads_and_only_an_admin_administrates(guarded):
     assert guarded.post("/admin/index", json=change, headers=bearer(TOKENS["admin"][0])).json()["error"]["message"] == str(PASSED_ON)
 
 
-def test_a_service_without_tokens_can_be_read_but_not_administrated():
+def test_a_service_without_tokens_allows_reading_but_no_administration():
     assert client().post("/search", json={"query": "x"}).json()["error"]["message"] == str(PASSED_ON)
     reply = client().post("/admin/index", json={"action": "roll_back"})
     assert (reply.status_code, reply.json()["error"]["kind"]) == (403, "Forbidden")
@@ -250,7 +250,7 @@ def test_a_service_without_tokens_can_be_read_but_not_administrated():
         ("read: []", "lists no token"),
     ],
 )
-def test_a_token_file_that_is_none_is_refused(tmp_path, text, message):
+def test_a_malformed_token_file_is_refused(tmp_path, text, message):
     (tmp_path / "tokens.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_tokens(str(tmp_path / "tokens.yaml"))
@@ -271,11 +271,11 @@ def test_the_service_refuses_to_start_open_to_a_network(index, capsys):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])
-def test_this_machine_may_ask_itself(host):
+def test_localhost_needs_no_tokens(host):
     check_address(host, Access())
 
 
-def test_other_origins_are_closed_out_unless_they_are_named():
+def test_other_origins_are_refused_unless_configured():
     preflight = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in client().options("/search", headers=preflight).headers
     assert "access-control-allow-origin" not in client().post("/search", json={"query": "x"}, headers=preflight).headers
@@ -286,7 +286,7 @@ def test_other_origins_are_closed_out_unless_they_are_named():
     assert "access-control-allow-origin" not in named.options("/search", headers=preflight).headers
 
 
-def test_a_request_that_a_browser_may_send_unasked_is_not_taken_for_json():
+def test_a_cross_site_form_request_is_not_accepted_as_json():
     reply = client().post("/search", content=b'{"query": "x"}', headers={"Content-Type": "text/plain"})
     assert reply.status_code == 422
 
@@ -307,7 +307,7 @@ def test_each_request_leaves_one_line_in_the_log(caplog):
 
 
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "serving" / "config").glob("*.yaml")), ids=lambda file: file.stem)
-def test_the_configuration_files_are_what_serve_and_the_application_take(file):
+def test_ray_serve_and_the_application_accept_the_configuration_files(file):
     from ray.serve.schema import ServeDeploySchema
 
     deployed = ServeDeploySchema.model_validate(yaml.safe_load(file.read_text()))

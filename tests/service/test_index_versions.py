@@ -63,7 +63,7 @@ async def found(service: Service, request_id: str | None = None) -> tuple[int, l
     return response.index_version, [hit.doc_id for hit in response.results[0]]
 
 
-def test_a_loaded_version_is_served_and_a_roll_back_goes_back(index):
+def test_a_loaded_version_is_served_and_a_roll_back_restores_the_former(index):
     async def scene() -> None:
         service, _ = local_service(index, 2)
         assert await found(service) == (1, expected(index, 1, QUERIES[1]))
@@ -80,7 +80,7 @@ def test_a_loaded_version_is_served_and_a_roll_back_goes_back(index):
     asyncio.run(scene())
 
 
-def test_answers_that_were_begun_before_a_change_end_with_the_version_that_they_began_with(index):
+def test_running_requests_finish_with_their_version_after_a_change(index):
     async def scene() -> None:
         service, calls = local_service(index, 2)
         answers = {version: (version, expected(index, version, QUERIES[1])) for version in (1, 2)}
@@ -96,7 +96,7 @@ def test_answers_that_were_begun_before_a_change_end_with_the_version_that_they_
     asyncio.run(scene())
 
 
-def test_under_steady_load_every_answer_is_of_one_version(index):
+def test_every_answer_under_load_comes_from_one_version(index):
     async def scene() -> None:
         service, _ = local_service(index, 2)
         answers = {version: expected(index, version, QUERIES[1]) for version in (1, 2)}
@@ -140,7 +140,7 @@ def test_a_version_that_is_damaged_is_never_served(index, damage):
     asyncio.run(scene())
 
 
-def test_a_replica_that_does_not_answer_keeps_the_version_from_being_served(index):
+def test_a_version_is_not_served_while_a_replica_does_not_answer(index):
     async def scene() -> None:
         service, calls = local_service(index, 2)
         calls.faults["ShardGroup-1"] = raising(ShardUnavailable("ShardGroup-1 is gone"), "open_version")
@@ -151,7 +151,7 @@ def test_a_replica_that_does_not_answer_keeps_the_version_from_being_served(inde
     asyncio.run(scene())
 
 
-def test_what_makes_no_sense_is_refused(index):
+def test_impossible_values_are_refused(index):
     async def scene() -> None:
         service, calls = local_service(index, 2)
         with pytest.raises(Conflict, match="no version was served before version 1"):
@@ -168,7 +168,7 @@ def test_what_makes_no_sense_is_refused(index):
     asyncio.run(scene())
 
 
-def test_a_gateway_that_starts_again_serves_what_was_served(index):
+def test_a_restarted_gateway_serves_the_same_version(index):
     async def scene() -> None:
         service, calls = local_service(index, 2)
         await service.change_index(load(2))
@@ -180,7 +180,7 @@ def test_a_gateway_that_starts_again_serves_what_was_served(index):
     asyncio.run(scene())
 
 
-def test_a_canary_answers_its_fraction_of_the_requests_and_always_the_same_ones(index):
+def test_a_canary_answers_a_fixed_fraction_of_request_ids(index):
     async def scene() -> None:
         service, _ = local_service(index, 2)
         answers = {version: (version, expected(index, version, QUERIES[1])) for version in (1, 2)}
@@ -238,7 +238,7 @@ def test_a_canary_is_promoted_ended_and_replaced(index):
     asyncio.run(scene())
 
 
-def test_versions_that_no_request_can_reach_are_let_go(index):
+def test_versions_that_no_request_can_reach_are_closed(index):
     for version in (3, 4):
         shutil.copytree(index / "versions" / "2", index / "versions" / str(version))
 
@@ -258,7 +258,7 @@ def test_versions_that_no_request_can_reach_are_let_go(index):
     asyncio.run(scene())
 
 
-def test_a_gateway_that_starts_again_goes_on_with_the_canary(index):
+def test_a_restarted_gateway_keeps_the_canary(index):
     async def scene() -> None:
         service, calls = local_service(index, 2)
         await service.change_index(load(2, 0.5))
@@ -272,7 +272,7 @@ def test_a_gateway_that_starts_again_goes_on_with_the_canary(index):
     asyncio.run(scene())
 
 
-def test_the_id_that_a_client_sends_decides_which_version_answers(index):
+def test_the_request_id_decides_which_version_answers(index):
     service, _ = local_service(index, 2)
     asyncio.run(service.change_index(load(2, 0.5)))
     with TestClient(routes(service)) as client:
@@ -286,7 +286,7 @@ def test_the_id_that_a_client_sends_decides_which_version_answers(index):
         assert {version() for _ in range(40)} == {1, 2}
 
 
-def test_a_replica_that_starts_again_opens_the_version_that_it_is_asked_for(index):
+def test_a_restarted_replica_opens_the_requested_version(index):
     async def scene() -> None:
         service, calls = local_service(index, 2)
         await service.change_index(load(2))
@@ -301,7 +301,7 @@ def test_a_replica_that_starts_again_opens_the_version_that_it_is_asked_for(inde
     asyncio.run(scene())
 
 
-def test_only_the_served_version_and_the_one_before_stay_open():
+def test_only_the_served_and_the_previous_version_stay_open():
     opened: list[int] = []
     versions: Versions[int] = Versions(lambda number: opened.append(number) or number, 1)
     for served in (Served(0, 1), Served(1, 2, 1), Served(0, 1), Served(2, 3, 2)):

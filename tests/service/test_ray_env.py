@@ -18,20 +18,20 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
 
 
-def test_what_is_set_otherwise_stays():
+def test_existing_environment_variables_are_kept():
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
     set_ray_env()
     assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
     assert os.environ.items() >= {key: value for key, value in RAY_ENV.items() if key != "RAY_SERVE_ENABLE_HA_PROXY"}.items()
 
 
-def test_a_cluster_that_runs_keeps_its_own():
+def test_a_running_cluster_keeps_its_environment():
     os.environ["RAY_ADDRESS"] = "127.0.0.1:6379"
     set_ray_env()
     assert not RAY_ENV.keys() & os.environ.keys()
 
 
-def test_haproxy_opens_nothing_but_the_service_to_other_machines(tmp_path: Path):
+def test_haproxy_exposes_only_the_service_to_other_machines(tmp_path: Path):
     configuration = tmp_path / "haproxy.cfg"
     configuration.write_text("frontend prometheus\n    bind :9101\nfrontend http\n    bind 0.0.0.0:8000\nlisten stats\n  bind *:8404\n")
     done = subprocess.run(
@@ -42,7 +42,7 @@ def test_haproxy_opens_nothing_but_the_service_to_other_machines(tmp_path: Path)
     assert "bind 0.0.0.0:8000" in configuration.read_text()
 
 
-def test_the_configuration_that_serve_writes_is_one_that_the_wrapper_mends(tmp_path: Path):
+def test_the_haproxy_wrapper_edits_the_configuration_of_ray_serve(tmp_path: Path):
     from ray.serve._private import haproxy_templates
 
     lines = [line.strip() for line in Path(haproxy_templates.__file__).read_text().splitlines()]
@@ -50,6 +50,6 @@ def test_the_configuration_that_serve_writes_is_one_that_the_wrapper_mends(tmp_p
     assert open_to_all == ["bind :{{ config.metrics_port }}", "bind *:{{ config.stats_port }}"]
 
 
-def test_without_a_wrapper_that_runs_haproxy_stays_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_haproxy_is_off_if_its_wrapper_cannot_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr("serving.ray_env.WRAPPER", tmp_path / "none.sh")
     assert ray_env()["RAY_SERVE_ENABLE_HA_PROXY"] == "0"

@@ -20,7 +20,7 @@ QUERY = "what is the bridge on the river?"
 
 
 @pytest.mark.parametrize("scorer", ["maxsim", "xtr", "trial", "attention"])
-def test_a_text_scores_what_a_document_of_the_same_text_does(scorer: str, tmp_path: Path) -> None:
+def test_a_reranked_text_scores_like_an_indexed_document_with_the_same_text(scorer: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     bert(tmp_path / "bare")
     encoder = Encoder.load(EncoderConfig(checkpoint=str(tmp_path / "bare"), precision="float32")).with_scorer(scorer)

@@ -76,7 +76,7 @@ def only(searcher: Searcher, groups: set[int]) -> Searcher:
 
 
 @pytest.mark.parametrize("num_groups", [1, 3, 5])
-def test_answers_are_the_searchers_to_the_bit_however_shards_are_grouped(index, searcher, encoder, num_groups):
+def test_grouped_shards_give_the_searchers_answers_to_the_bit(index, searcher, encoder, num_groups):
     service, _ = local_service(index, num_groups)
     with TestClient(routes(service)) as client:
         for engine in SERVED:
@@ -112,7 +112,7 @@ def test_filtered_answers_are_the_searchers_for_every_engine_with_and_without_de
                 assert not found & gone and (found or filters == {"ids": {"include": []}}) and reply["coverage"] == 1
 
 
-def test_what_the_filter_leaves_out_is_explained_so_and_what_is_deleted_is_not_there(index, client):
+def test_explanations_name_filtered_documents_and_refuse_deleted_ones(index, client):
     found = post(client, "/explain", query=QUERIES[1], doc_id="doc-100", k=400, engine="exact", filters=FILTERS)
     assert (found["dropped_at"], found["reason"]) == ("filters", "left out by the filter") and "rank" not in found
     assert found["stages"][0]["num_kept"] < 400
@@ -133,7 +133,7 @@ def test_a_wrong_filter_is_422_and_names_the_field(client):
 
 @pytest.mark.parametrize(("factor", "more", "sent"), [(0, 1, 100), (0.4, 0, 0), (0.8, 2, 100), (9, 0, 100)])
 @pytest.mark.parametrize("engine", list(SERVED))
-def test_what_groups_do_ahead_changes_no_answer(client, calls, searcher, encoder, monkeypatch, engine, factor, more, sent):
+def test_running_groups_ahead_changes_no_answer(client, calls, searcher, encoder, monkeypatch, engine, factor, more, sent):
     for name, value in (("AHEAD_FACTOR", factor), ("AHEAD_MORE", more), ("MAX_SENT", sent)):
         monkeypatch.setattr(scatter, name, value)
     params = {"scan": {"ncandidates": 30}, "plaid": {"nprobe": 4, "ncandidates": 60}, "warp": {"rescore": 25}}.get(engine, {})
@@ -153,7 +153,7 @@ def test_what_groups_do_ahead_changes_no_answer(client, calls, searcher, encoder
 
 
 @pytest.mark.parametrize("engine", list(SERVED))
-def test_an_answer_of_part_of_the_groups_is_what_a_searcher_over_their_shards_finds(client, calls, searcher, encoder, engine):
+def test_a_partial_answer_equals_a_search_over_the_remaining_shards(client, calls, searcher, encoder, engine):
     calls.faults["ShardGroup-1"] = raising(ShardUnavailable("ShardGroup-1 is gone"))
     expected = only(searcher, {0, 2, 3}).search(encoder.encode_queries(QUERIES), 7, engine)
     reply = post(client, "/search", queries=QUERIES, k=7, engine=engine, min_coverage=0.5)
@@ -165,7 +165,7 @@ def test_an_answer_of_part_of_the_groups_is_what_a_searcher_over_their_shards_fi
 
 @pytest.mark.parametrize("method", ["run_stage", "documents"])
 @pytest.mark.parametrize("engine", ["scan", "plaid", "warp"])
-def test_a_group_lost_after_its_documents_displaced_others_leaves_no_trace(client, calls, searcher, encoder, engine, method, monkeypatch):
+def test_a_group_lost_between_stages_displaces_no_documents(client, calls, searcher, encoder, engine, method, monkeypatch):
     """With narrow cuts, what a lost group had kept would be missing from the others' answer."""
     monkeypatch.setattr(scatter, "MAX_AHEAD", 0)
     params = {"scan": {"ncandidates": 10}, "plaid": {"nprobe": 4, "ncandidates": 40}, "warp": {"rescore": 10}}[engine]
@@ -177,7 +177,7 @@ def test_a_group_lost_after_its_documents_displaced_others_leaves_no_trace(clien
     assert list(reply["missing"]) == ["ShardGroup-3"]
 
 
-def test_a_late_group_is_left_out_within_the_deadline_and_never_unless_asked(client, calls):
+def test_a_late_group_is_left_out_only_if_the_request_allows_it(client, calls):
     calls.faults["ShardGroup-0"] = sleeping(30, "search")
     reply = post(client, "/search", query="token", k=3, engine="scan", deadline_ms=1500, min_coverage=0.5)
     assert list(reply["missing"]) == ["ShardGroup-0"] and reply["coverage"] < 1
@@ -187,7 +187,7 @@ def test_a_late_group_is_left_out_within_the_deadline_and_never_unless_asked(cli
     assert "ShardGroup-0" in strict.json()["error"]["message"]
 
 
-def test_less_than_the_coverage_that_was_asked_for_is_an_error_that_says_why(client, calls):
+def test_coverage_below_the_requested_minimum_is_an_error_with_the_reason(client, calls):
     for group in GROUPS[:3]:
         calls.faults[group] = raising(ShardUnavailable(f"{group} is gone"))
     reply = client.post("/search", json={"query": "token", "min_coverage": 0.5})
@@ -197,13 +197,13 @@ def test_less_than_the_coverage_that_was_asked_for_is_an_error_that_says_why(cli
     assert client.post("/search", json={"query": "token", "min_coverage": 0}).status_code == 503
 
 
-def test_a_mistake_in_one_group_is_not_taken_for_its_absence(served, calls):
+def test_an_error_in_one_group_is_not_treated_as_a_lost_group(served, calls):
     calls.faults["ShardGroup-0"] = raising(ZeroDivisionError("a bug"))
     with pytest.raises(ZeroDivisionError):
         served[0].post("/search", json={"query": "token", "min_coverage": 0})
 
 
-def test_what_is_too_much_is_refused_at_once_with_the_time_to_come_again(index):
+def test_requests_beyond_the_limit_get_429_with_retry_after(index):
     service, calls = local_service(index, 1, max_requests=1)
     app = routes(service)
     with TestClient(app) as client:
@@ -216,7 +216,7 @@ def test_what_is_too_much_is_refused_at_once_with_the_time_to_come_again(index):
         post(client, "/search", query="token")
 
 
-def test_a_call_that_was_cancelled_while_it_waited_is_never_begun(index):
+def test_a_call_cancelled_in_the_queue_never_starts(index):
     async def scene() -> list[str]:
         server = ShardServer(str(index), 1, 0, 4, 1.0, True, None)
         begun: list[str] = []
@@ -239,7 +239,7 @@ def test_a_call_that_was_cancelled_while_it_waited_is_never_begun(index):
     assert asyncio.run(scene()) == ["first", "third"]
 
 
-def test_a_call_is_computed_without_a_thread_if_its_kind_is_short_and_it_is_alone(index, monkeypatch):
+def test_a_short_call_that_runs_alone_uses_no_thread(index, monkeypatch):
     async def scene() -> list[list[bool]]:
         server = ShardServer(str(index), 1, 0, 4, 1.0, True, None)
 
@@ -258,7 +258,7 @@ def test_a_call_is_computed_without_a_thread_if_its_kind_is_short_and_it_is_alon
     assert [turns_out_long, after_a_long_one, short_again] == [[True], [False], [True]]
 
 
-def test_small_batches_are_worked_on_without_a_thread_and_large_ones_with_one():
+def test_only_large_batches_use_another_thread():
     async def scene() -> list[list[bool]]:
         def on_loop(items: Sequence[int]) -> list[bool]:
             return [threading.current_thread() is threading.main_thread()] * len(items)
@@ -280,7 +280,7 @@ def test_encoding_gives_the_encoders_vectors_as_numbers_or_bytes(client, encoder
             assert base64.b64decode(row) == matrix.tobytes()
 
 
-def test_reranking_documents_of_the_index_gives_the_exact_engines_scores(client, searcher, encoder):
+def test_reranking_indexed_documents_gives_the_scores_of_engine_exact(client, searcher, encoder):
     [everything] = searcher.search(encoder.encode_queries([QUERIES[0]]), 400, "exact")
     ids = ["doc-7", "doc-399", "doc-0", "doc-123"]
     reply = post(client, "/rerank", query=QUERIES[0], doc_ids=ids)
@@ -329,7 +329,7 @@ def test_a_hit_is_explained_by_contributions_that_add_up_to_its_score(client):
     ]
 
 
-def test_a_document_that_was_dropped_is_followed_to_the_stage_that_dropped_it(client, searcher, encoder):
+def test_explain_names_the_stage_that_dropped_a_document(client, searcher, encoder):
     queries = encoder.encode_queries([QUERIES[1]])
     [best] = searcher.search(queries, 400, "exact")
     first, last = f"doc-{best.documents[0]}", f"doc-{best.documents[-1]}"
@@ -342,7 +342,7 @@ def test_a_document_that_was_dropped_is_followed_to_the_stage_that_dropped_it(cl
     assert sum(match["contribution"] for match in lost["matches"]) == pytest.approx(lost["score"], rel=5e-3)
 
 
-def test_a_body_over_the_limit_is_413_whether_or_not_it_says_so(client):
+def test_a_body_over_the_limit_is_413_with_or_without_content_length(client):
     body = b'{"query": "' + b"x" * (5 << 20) + b'"}'
     said = client.post("/search", content=body, headers={"Content-Type": "application/json"})
     unsaid = client.post("/search", content=iter([body[: 3 << 20], body[3 << 20 :]]), headers={"Content-Type": "application/json"})
@@ -350,12 +350,12 @@ def test_a_body_over_the_limit_is_413_whether_or_not_it_says_so(client):
         assert (reply.status_code, reply.json()["error"]["kind"]) == (413, "RequestEntityTooLarge")
 
 
-def test_explaining_more_documents_than_one_can_look_at_is_refused(client):
+def test_explaining_too_many_documents_is_refused(client):
     reply = client.post("/search", json={"query": "token", "k": 201, "explain": True})
     assert reply.status_code == 422 and "lower k" in reply.json()["error"]["message"]
 
 
-def test_live_and_ready_differ_while_a_group_is_down(client, calls):
+def test_the_service_is_live_but_not_ready_while_a_group_is_down(client, calls):
     assert client.get("/health/live").json() == {"live": True}
     assert client.get("/health/ready").status_code == 200
     calls.faults["ShardGroup-2"] = raising(ShardUnavailable("ShardGroup-2 is gone"))
@@ -364,7 +364,7 @@ def test_live_and_ready_differ_while_a_group_is_down(client, calls):
     assert client.get("/health/live").status_code == 200
 
 
-def test_a_query_that_cannot_be_planned_fails_alone_among_those_that_it_was_encoded_with(index):
+def test_a_query_that_cannot_be_planned_fails_without_its_batch(index):
     encoder = local_service(index)[1].deployments[ENCODER]
 
     async def together() -> list[object]:

@@ -91,7 +91,7 @@ def test_copies_of_versions_that_no_request_can_reach_are_removed(stored, index,
     assert len(found(service)) == 5
 
 
-def test_a_file_that_is_damaged_on_the_store_is_refused_and_leaves_no_copy(stored, tmp_path):
+def test_a_damaged_file_on_the_store_is_refused_and_not_cached(stored, tmp_path):
     name = storage.list_names(f"{stored}/shards")[0]
     storage.write_bytes(f"{stored}/shards/{name}/codes.npy", b"something else")
     with pytest.raises(FormatError, match=r"codes\.npy: expected sha256"):
@@ -107,7 +107,7 @@ def applications_in(value: object) -> list[Deployment]:
     return [deployment for each in values for deployment in applications_in(each)]
 
 
-def test_the_application_is_built_over_a_store_when_there_is_a_folder_for_copies(stored, tmp_path):
+def test_an_index_on_a_store_can_be_served_with_a_cache_folder(stored, tmp_path):
     gateway = build({"index": stored, "cache": str(tmp_path), "num_groups": 2})._bound_deployment
     assert gateway.name == "Gateway" and gateway.init_args[:2] == (stored, 1)
     groups = [deployment for deployment in applications_in(gateway.init_args) if deployment.name.startswith("ShardGroup-")]
@@ -115,7 +115,7 @@ def test_the_application_is_built_over_a_store_when_there_is_a_folder_for_copies
     assert all(group.init_args[0] == stored and str(tmp_path) in group.init_args for group in groups)
 
 
-def test_a_name_that_leads_out_of_the_cache_cannot_be_listed():
+def test_a_manifest_name_outside_the_cache_is_refused():
     for name in ("../../secret", "/etc/passwd"):
         with pytest.raises(ValueError, match="is not a valid name of a file in this folder"):
             FileEntry(name=name, size=1, sha256="0" * 64)

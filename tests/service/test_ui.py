@@ -167,7 +167,7 @@ def test_engine_and_number_of_results_follow_the_choice_and_back_goes_back(brows
         ('{"where": {"op": "lt", "field": "row", "value": 9}, "ids": {"exclude": ["doc-1", "doc-8"]}}', [0, 2, 3, 4, 5, 6, 7]),
     ],
 )
-def test_only_what_the_filter_lets_through_is_shown_and_the_address_keeps_it(browser, url, filter, rows):
+def test_the_page_shows_filtered_hits_and_keeps_the_filter_in_the_url(browser, url, filter, rows):
     ask(browser, url)
     one(browser, "#filter").send_keys(filter, "\n")
     until(lambda: len(all_of(browser, ".hit")) == len(rows), "the filtered results")
@@ -178,7 +178,7 @@ def test_only_what_the_filter_lets_through_is_shown_and_the_address_keeps_it(bro
     until(lambda: "left out by the filter" in one(browser, "#reason").text, "what the filter did")
 
 
-def test_a_filter_that_makes_no_sense_is_told(browser, url):
+def test_a_meaningless_filter_is_refused(browser, url):
     ask(browser, url)
     for filter, told in (("row", "after the field"), ("{", "starts like JSON"), ('{"op": "like", "field": "row"}', "filters.where")):
         one(browser, "#filter").clear()
@@ -186,7 +186,7 @@ def test_a_filter_that_makes_no_sense_is_told(browser, url):
         until(lambda told=told: told in one(browser, "#status").text, told)
 
 
-def test_text_of_documents_is_never_taken_for_html(browser, url):
+def test_text_of_documents_is_never_rendered_as_html(browser, url):
     text = httpx.get(f"{url}documents/doc-0").json()["text"]
     ask(browser, url, f"{ATTACK} {text}")
     titles = [title.text for title in all_of(browser, ".hit h2")]
@@ -195,7 +195,7 @@ def test_text_of_documents_is_never_taken_for_html(browser, url):
     assert not all_of(browser, "img")
 
 
-def test_nothing_is_fetched_from_elsewhere_and_nothing_is_refused(browser, url):
+def test_the_page_loads_nothing_from_other_hosts_without_console_errors(browser, url):
     browser.get_log("performance"), browser.get_log("browser")
     ask(browser, url)
     requested = [entry["message"] for entry in browser.get_log("performance") if '"Network.requestWillBeSent"' in entry["message"]]
@@ -203,7 +203,7 @@ def test_nothing_is_fetched_from_elsewhere_and_nothing_is_refused(browser, url):
     assert browser.get_log("browser") == []
 
 
-def test_why_a_document_is_not_there_is_told(browser, url):
+def test_the_page_explains_why_a_document_is_missing(browser, url):
     ask(browser, url)
     shown = {hit.get_attribute("data-id") for hit in all_of(browser, ".hit")}
     missing = next(f"doc-{number}" for number in range(400) if f"doc-{number}" not in shown)
@@ -215,7 +215,7 @@ def test_why_a_document_is_not_there_is_told(browser, url):
     until(lambda: "there is no document 'nobody'" in one(browser, "#reason").text, "that there is none")
 
 
-def test_a_partial_answer_says_so_and_an_error_is_shown(browser, url, service):
+def test_partial_answers_and_errors_are_shown(browser, url, service):
     _, calls = service
     calls.faults["ShardGroup-1"] = raising(ShardUnavailable("ShardGroup-1 is gone"))
     try:
@@ -228,7 +228,7 @@ def test_a_partial_answer_says_so_and_an_error_is_shown(browser, url, service):
         calls.faults.clear()
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen(browser, url):
+def test_the_page_fits_the_width_of_a_phone(browser, url):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True})
     try:
         ask(browser, url)
@@ -239,7 +239,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(browser, url):
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_a_service_that_asks_for_a_token_gets_it_from_the_page(browser, service, listen, tmp_path: Path):
+def test_the_page_asks_for_the_token_that_a_service_needs(browser, service, listen, tmp_path: Path):
     (tmp_path / "tokens.yaml").write_text(f"read: [{TOKEN}]\n")
     browser.get(listen(routes(local_service(Path(service[0].root), 1)[0], Access(roles=read_tokens(str(tmp_path / "tokens.yaml"))))))
     box = until(lambda: [each for each in all_of(browser, "#token") if each.is_displayed()], "the token's box")[0]

@@ -107,7 +107,7 @@ async def until(true: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_calls_go_over_a_line_from_when_it_is_open():
+def test_calls_use_the_socket_once_it_is_open():
     async def scene(s: Scene) -> None:
         assert await s.call("echo", "first") == "first"
         assert s.handles.calls == ["echo"] and not s.metrics.calls
@@ -120,7 +120,7 @@ def test_calls_go_over_a_line_from_when_it_is_open():
     play(scene)
 
 
-def test_deployments_with_several_replicas_are_asked_through_serve_which_chooses_one():
+def test_deployments_with_several_replicas_are_called_through_ray_serve():
     async def scene(s: Scene) -> None:
         for number in range(5):
             assert await s.call("echo", number, name="ShardGroup-1") == number
@@ -130,7 +130,7 @@ def test_deployments_with_several_replicas_are_asked_through_serve_which_chooses
     play(scene)
 
 
-def test_an_error_arrives_as_what_it_is():
+def test_errors_keep_their_type_across_the_socket():
     async def scene(s: Scene) -> None:
         await s.connect()
         with pytest.raises(ConfigError, match="k must be between 1 and 10, not 11"):
@@ -142,7 +142,7 @@ def test_an_error_arrives_as_what_it_is():
     play(scene)
 
 
-def test_what_is_late_or_given_up_is_cancelled_where_it_runs():
+def test_late_or_abandoned_calls_are_cancelled_in_the_worker():
     async def scene(s: Scene) -> None:
         await s.connect()
         with pytest.raises(ShardUnavailable, match="ShardGroup-0 did not answer in time"):
@@ -158,7 +158,7 @@ def test_what_is_late_or_given_up_is_cancelled_where_it_runs():
     play(scene)
 
 
-def test_what_a_lost_replica_leaves_without_an_answer_is_asked_again_through_serve_and_a_new_line_is_opened():
+def test_unanswered_calls_of_a_lost_replica_are_retried_through_ray_serve_and_a_new_socket_opens():
     async def scene(s: Scene) -> None:
         await s.connect()
         lost, successor = s.replica, Replica()
@@ -177,7 +177,7 @@ def test_what_a_lost_replica_leaves_without_an_answer_is_asked_again_through_ser
     play(scene)
 
 
-def test_a_replica_that_ends_answers_what_it_works_on():
+def test_a_stopping_replica_finishes_its_running_calls():
     async def scene(s: Scene) -> None:
         await s.connect()
         waiting = asyncio.create_task(s.call("wait", "question"))
@@ -194,7 +194,7 @@ def test_a_replica_that_ends_answers_what_it_works_on():
     play(scene)
 
 
-def test_a_replica_on_another_machine_is_asked_through_serve_and_not_tried_again_at_once():
+def test_a_replica_on_another_machine_is_called_through_ray_serve():
     async def scene(s: Scene) -> None:
         async def elsewhere() -> str:
             return "/nowhere/socket"
@@ -208,7 +208,7 @@ def test_a_replica_on_another_machine_is_asked_through_serve_and_not_tried_again
     play(scene)
 
 
-def test_an_address_is_for_one_connection_and_nothing_is_left_of_it():
+def test_a_socket_address_is_used_once_and_removed():
     async def scene(s: Scene) -> None:
         forgotten, address = await s.replica.address(), await s.replica.address()
         assert not Path(forgotten).parent.exists()
@@ -222,7 +222,7 @@ def test_an_address_is_for_one_connection_and_nothing_is_left_of_it():
     play(scene)
 
 
-def test_nobody_else_can_reach_a_line():
+def test_sockets_are_accessible_only_to_their_user():
     async def scene(s: Scene) -> None:
         folder = Path(await s.replica.address()).parent
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and folder.stat().st_uid == os.getuid()
@@ -234,7 +234,7 @@ def test_nobody_else_can_reach_a_line():
 
 
 @pytest.mark.parametrize("side", ["replica", "gateway"])
-def test_no_pickle_of_another_user_is_read(monkeypatch: pytest.MonkeyPatch, side: str) -> None:
+def test_pickles_of_other_users_are_not_read(monkeypatch: pytest.MonkeyPatch, side: str) -> None:
     async def scene() -> None:
         replica = Replica()
         address = await replica.address()
@@ -258,7 +258,7 @@ def test_no_pickle_of_another_user_is_read(monkeypatch: pytest.MonkeyPatch, side
     asyncio.run(asyncio.wait_for(scene(), 30))
 
 
-def test_the_system_says_which_user_is_at_the_other_end() -> None:
+def test_a_socket_knows_the_user_of_its_peer() -> None:
     here, there = socket.socketpair(socket.AF_UNIX)
     with here, there:
         assert unix_socket.peer_user(here) == os.geteuid()

@@ -130,7 +130,7 @@ def test_jobs_run_in_process_without_ray(library: Path, tmp_path: Path):
         ("mine --index index --dataset scifact --output mined.jsonl", "eval", "downloading the BEIR dataset scifact"),
     ],
 )
-def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(library: Path, tmp_path: Path, words: str, extra: str, purpose: str):
+def test_a_missing_extra_is_a_one_line_error_with_the_install_command(library: Path, tmp_path: Path, words: str, extra: str, purpose: str):
     (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "lake"}\n')
     if "mine" in words:
         made = environments.run(library, "-c", "import ray_lir; ray_lir.Index.create('index', ['lake'])", cwd=tmp_path)
@@ -141,7 +141,7 @@ def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(library: 
     assert done.stderr.endswith(f"run: pip install 'ray_lir[{extra}]'\n")
 
 
-def test_the_service_says_which_extra_it_needs(library: Path, tmp_path: Path):
+def test_the_service_names_the_extra_that_it_needs(library: Path, tmp_path: Path):
     done = environments.run(library, "-m", "ray_lir_apps.serving", "--index", "index", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert done.stderr.endswith("run: pip install 'ray_lir[cluster]'\n")
@@ -155,7 +155,7 @@ def test_the_service_says_which_extra_it_needs(library: Path, tmp_path: Path):
         ("from ray_lir.kernels import select; select('cuda')", "gpu"),
     ],
 )
-def test_the_library_raises_one_line_too(library: Path, tmp_path: Path, code: str, extra: str):
+def test_the_library_raises_one_line_errors(library: Path, tmp_path: Path, code: str, extra: str):
     done = environments.run(library, "-c", f"import ray_lir; {code}", cwd=tmp_path)
     assert f"pip install 'ray_lir[{extra}]'" in done.stderr.splitlines()[-1], done.stderr
 

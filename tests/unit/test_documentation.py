@@ -63,7 +63,7 @@ def fields_of(verb: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_have_these_verbs_and_flags(page: str) -> None:
+def test_the_command_line_has_the_documented_verbs_and_flags(page: str) -> None:
     text = (REPOSITORY / page).read_text()
     code = "\n".join(code.replace("\\\n", " ") for language, code in CODE.findall(text) if language != "python")
     for verb, rest in re.findall(r"(?:ray-lir|python -m jobs[ .])[ ]*([a-z]\w+)([^\n#]*)", code):

@@ -48,7 +48,7 @@ def test_a_library_example_prints_what_it_found(script: str, lines: list[str], c
         ("docs/index-your-documents.md", {"products-index": "Boils water."}),
     ],
 )
-def test_the_python_of_a_document_runs(document: str, found: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_python_examples_of_the_documentation_run(document: str, found: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     Path("notes").mkdir()
     Path("notes/house.md").write_text("# House\n\nThe spare key hangs behind the door.", encoding="utf-8-sig")

@@ -51,7 +51,7 @@ def test_every_module_of_the_index_layer_runs_without_torch_and_ray():
 
 
 @pytest.mark.parametrize("name", ray_lir.__all__)
-def test_every_public_name_is_there(name: str):
+def test_every_public_name_can_be_imported(name: str):
     assert getattr(ray_lir, name).__name__ == name
     assert name in dir(ray_lir)
 
@@ -112,7 +112,7 @@ def test_a_job_runs_by_its_name():
     assert "--codec.nbits" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_the_wheel_claims_no_common_name(wheel: Path):
+def test_the_wheel_installs_no_common_names(wheel: Path):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names if not name.startswith("ray_lir_native.")}  # it is there where a compiler is
     assert tops == {"ray_lir", "ray_lir_apps", f"ray_lir-{ray_lir.__version__}.dist-info"}
@@ -123,7 +123,7 @@ def test_the_wheel_claims_no_common_name(wheel: Path):
         assert {f"{target}/{file.as_posix()}" for file in files} <= set(names)
 
 
-def test_the_cluster_file_is_one_that_ray_accepts():
+def test_ray_accepts_the_cluster_file():
     util = importlib.import_module("ray.autoscaler._private.util")
     config = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())
     util.validate_config(util.prepare_config(config))

@@ -104,7 +104,7 @@ def test_modules_document_their_parameters_in_plain_language() -> None:
     assert not faults, f"{len(faults)} faults:\n" + "\n".join(faults)
 
 
-def test_documents_are_in_plain_language() -> None:
+def test_documentation_uses_plain_language() -> None:
     faults = [f"{path}:{fault}" for path in PAGES for fault in page_faults((REPOSITORY / path).read_text())]
     assert not faults, f"{len(faults)} faults:\n" + "\n".join(faults)
 
@@ -120,7 +120,7 @@ def test_documents_are_in_plain_language() -> None:
         (f'"""{"word " * 31}"""\n', "1: 31 words: "),
     ],
 )
-def test_a_fault_is_found(source: str, fault: str) -> None:
+def test_a_style_fault_is_reported(source: str, fault: str) -> None:
     [found] = module_faults(source)
     assert found.startswith(fault)
 
@@ -138,5 +138,5 @@ def test_a_fault_is_found(source: str, fault: str) -> None:
         "class C:\n    @overload\n    def m(self, a: int, b: int, c: int) -> int: ...\n",
     ],
 )
-def test_what_keeps_the_rules_has_no_fault(source: str) -> None:
+def test_source_that_follows_the_rules_has_no_style_fault(source: str) -> None:
     assert list(module_faults(source)) == []

@@ -35,7 +35,7 @@ def trained(tmp_path_factory) -> Index:
     return Index.create(tmp_path_factory.mktemp("trained") / "index", DOCUMENTS)
 
 
-def test_a_document_is_found_by_its_own_words_with_its_fields(trained: Index):
+def test_a_document_is_found_by_its_words_and_returned_with_its_fields(trained: Index):
     hits = trained.search("The sea is deep and blue.", k=2)
     assert len(hits) == 2 and hits[0].score >= hits[1].score
     assert (hits[0].doc_id, hits[0].text, hits[0].metadata) == ("sea", DOCUMENTS[2]["text"], {"year": 2024})
@@ -44,12 +44,12 @@ def test_a_document_is_found_by_its_own_words_with_its_fields(trained: Index):
     assert sum(match.contribution for match in hits[0].matches) == pytest.approx(hits[0].score, abs=0.05)
 
 
-def test_several_queries_give_an_answer_each(index: Index):
+def test_each_query_of_a_request_gets_its_own_answer(index: Index):
     one, two = index.search(["the sea", "genes"], k=1, matches=False)
     assert one[0] == index.search("the sea", k=1, matches=False)[0] and two[0].matches == ()
 
 
-def test_the_encoder_passed_to_an_index_is_the_one_it_uses(index: Index):
+def test_an_index_uses_the_encoder_that_it_was_given(index: Index):
     assert Index(index.path, index.encoder).encoder is index.encoder
     assert Index(index.path).encoder is not index.encoder
 
@@ -59,7 +59,7 @@ def test_filters_are_texts_or_dicts(index: Index):
     assert {hit.doc_id for hit in index.search("a cell", where={"year": {"<": 2020}})} == {"atp"}
 
 
-def test_changes_are_seen_at_once(index: Index):
+def test_an_index_object_sees_its_own_changes(index: Index):
     index.add(["Rivers run to the sea.", {"_id": "sea", "text": "The ocean is wide."}])
     assert len(index) == 4 and "3" in index
     assert index.get("sea")["text"] == "The ocean is wide."
@@ -71,7 +71,7 @@ def test_changes_are_seen_at_once(index: Index):
     assert {hit.doc_id for hit in Index.open(index.path).search("the sea")} == {"zinc", "sea", "3"}
 
 
-def test_added_texts_never_take_the_id_of_another(index: Index):
+def test_added_texts_get_unused_ids(index: Index):
     index.add([{"_id": "3", "text": "a third"}, {"_id": "5", "text": "a fifth"}])
     index.delete(["atp", "zinc"])
     index.compact()
@@ -103,7 +103,7 @@ def test_a_corpus_path_is_read(checkpoint: str, tmp_path: Path):
         ([{"text": "x", "when": object()}], "document 0 holds a value"),
     ],
 )
-def test_a_document_that_cannot_be_used_is_named_and_nothing_is_written(documents, message, checkpoint: str, tmp_path: Path):
+def test_an_invalid_document_is_named_and_nothing_is_written(documents, message, checkpoint: str, tmp_path: Path):
     with pytest.raises(ConfigError, match=message):
         Index.create(tmp_path / "index", documents, encoder=checkpoint)
     assert not (tmp_path / "index").exists()
@@ -122,7 +122,7 @@ def test_a_notebook_shows_hits_as_a_table(trained: Index):
 
 
 @pytest.mark.parametrize("name", ray_lir.__all__)
-def test_public_names_have_a_docstring_of_their_own(name: str):
+def test_public_names_have_their_own_docstrings(name: str):
     value = getattr(ray_lir, name)
     if isinstance(value, str):
         return  # __version__
@@ -131,13 +131,13 @@ def test_public_names_have_a_docstring_of_their_own(name: str):
     assert len(first_line.split()) >= 3 and all(value.__doc__ != base.__doc__ for base in getattr(value, "__mro__", ())[1:])
 
 
-def test_many_added_texts_pass_over_numbers_that_are_ids(index: Index):
+def test_generated_ids_skip_existing_ids(index: Index):
     index.add([{"_id": str(number), "text": f"number {number}"} for number in (70, 90)])
     index.add([f"text {number}" for number in range(100)])
     assert len(index) == 105 and index.get("70")["text"] == "number 70" and index.get("90")["text"] == "number 90"
 
 
-def test_an_id_that_a_text_before_it_was_given_is_refused(index: Index):
+def test_an_id_already_given_to_a_text_without_id_is_refused(index: Index):
     with pytest.raises(ConfigError, match="document 1 has the id '3'"):
         index.add(["a text", {"_id": "3", "text": "another"}])
     index.add([{"_id": "3", "text": "another"}, "a text"])

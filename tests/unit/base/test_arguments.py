@@ -86,7 +86,7 @@ def test_pandas_series_and_open_files_are_lists_of_texts():
         (np.array("ab"), r"shape \(\)"),
     ],
 )
-def test_what_is_no_list_of_strings_is_refused_by_type_and_position(values, said):
+def test_values_that_are_not_strings_are_refused_by_type_and_position(values, said):
     with pytest.raises(ConfigError, match=said):
         text_list("texts", values)
 
@@ -102,7 +102,7 @@ def test_ids_without_an_order_may_be_a_set():
         id_set("delete", "12")
 
 
-def test_numbers():
+def test_document_numbers_are_accepted_as_any_sequence_of_integers_in_range():
     for values in ([1, 0], (1, 0), iter([1, 0]), np.array([1, 0], np.uint8), [np.int32(1), np.int64(0)], np.array([1, 0], object)):
         found = number_list("numbers", values, 2)
         assert found.tolist() == [1, 0] and found.dtype == np.int64
@@ -125,14 +125,14 @@ def test_numbers():
             number_list("numbers", wrong, 2)
 
 
-def test_whole_numbers():
+def test_integer_arguments_accept_numpy_integers_only_in_range():
     assert whole_number("k", np.int32(5), 1, 10) == 5
     for wrong in (True, np.True_, 5.0, "5", None, 0, 11, -1):
         with pytest.raises(ConfigError, match="k must be"):
             whole_number("k", wrong, 1, 10)
 
 
-def test_a_string_deletes_and_finds_no_documents_of_its_letters(index):
+def test_a_string_is_not_taken_for_a_list_of_one_letter_ids(index):
     with pytest.raises(ConfigError, match="delete must be a list"):
         update_index(index, delete="12")
     with pytest.raises(ConfigError, match="doc_ids must be a list"):
@@ -143,7 +143,7 @@ def test_a_string_deletes_and_finds_no_documents_of_its_letters(index):
 
 
 @pytest.mark.parametrize("name", ["texts", "titles"])
-def test_a_string_is_no_list_of_texts_for_an_index(tmp_path, name):
+def test_a_string_is_refused_where_an_index_takes_a_list_of_texts(tmp_path, name):
     for wrong in ("ab", ["a"], ["a", None], {"a", "b"}):
         with pytest.raises(ConfigError, match=f"{name} |{name[:-1]} 1"):
             build_index(collection(2), tmp_path / "out", **{name: wrong})
@@ -216,7 +216,7 @@ def test_a_search_takes_token_embeddings_and_whole_numbers(index):
         Searcher.open(index, version="1")
 
 
-def test_documents_of_only_are_found_once_and_never_when_deleted(index):
+def test_allowed_documents_are_found_once_and_deleted_ones_never(index):
     update_index(index, delete=["5"])
     searcher = Searcher.open(index)
     for only in ([7, 3, 3, 7, 5], {3, 5, 7}, np.array([7, 5, 3], np.uint8)):
@@ -227,7 +227,7 @@ def test_documents_of_only_are_found_once_and_never_when_deleted(index):
             searcher.search(QUERIES, only=wrong)
 
 
-def test_clients_and_measures_take_lists_alike():
+def test_clients_and_measures_are_lists_on_the_command_line():
     assert _search(iter(["a", "b"]), {}).body.queries == ["a", "b"]
     assert _encode(np.array(["a"]), "query").body.texts == ["a"]
     assert _rerank("q", {"doc_ids": iter(["a"])}).body.doc_ids == ["a"]
@@ -259,7 +259,7 @@ def test_titles_and_metadata_go_in_and_come_out_as_dicts(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", ["ab", [{}], [{}, "{}"], [{}, {1: 2}], [{}, {"a": {1, 2}}], {"a": 1}, [{}, {"a": "\ud800"}]])
-def test_metadata_that_is_no_list_of_dicts_is_refused(tmp_path, index, wrong):
+def test_metadata_that_is_not_a_list_of_dicts_is_refused(tmp_path, index, wrong):
     with pytest.raises(ConfigError, match="metadata"):
         build_index(collection(2), tmp_path / "out", metadata=wrong)
     with pytest.raises(ConfigError, match="metadata"):
@@ -274,7 +274,7 @@ def test_a_folder_of_embeddings_has_its_own_texts(tmp_path, index):
         update_index(index, tmp_path / "embeddings", texts=["a", "b"])
 
 
-def test_objects_pickle_and_copy_at_any_time(index, encoder):
+def test_objects_can_be_pickled_and_copied_at_any_time(index, encoder):
     searcher = Searcher.open(index)
     searcher.search(QUERIES, 3, "plaid")
     searcher.search(QUERIES, 3, filters=Filters.model_validate({"where": {"op": "exists", "field": "a"}}))

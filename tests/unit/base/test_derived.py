@@ -36,13 +36,13 @@ def no_calls() -> None:
     CALLS.clear()
 
 
-def test_a_value_is_computed_once_an_object_and_equal_objects_do_not_share_it() -> None:
+def test_a_derived_value_is_computed_once_for_each_object() -> None:
     one, two = Owner(1), Owner(1)
     assert one == two and one.lock is one.lock and one.lock is not two.lock
     assert CALLS == [1, 1]
 
 
-def test_copies_and_pickles_start_without_the_value() -> None:
+def test_copies_and_pickles_leave_the_derived_value_out() -> None:
     owner = Owner(1)
     for other in (pickle.loads(pickle.dumps(owner)), copy.deepcopy(owner), copy.copy(owner), replace(owner)):
         assert other == owner and other.lock is not owner.lock
@@ -54,7 +54,7 @@ def test_another_argument_replaces_the_value() -> None:
     assert pair(owner, second)[1] is second and CALLS == [1, 1], "arguments are compared by identity"
 
 
-def test_a_value_is_freed_with_its_owner_also_after_forget() -> None:
+def test_a_derived_value_is_freed_with_its_object_and_by_forget() -> None:
     owner = Owner(1)
     pair(owner, None)
     pair.forget(owner)
@@ -80,7 +80,7 @@ def test_threads_wait_for_one_computation() -> None:
     assert CALLS == [7] and all(value is values[0] for value in values)
 
 
-def test_a_put_value_is_returned() -> None:
+def test_a_stored_value_is_returned() -> None:
     @derived
     def value_of(owner: Owner) -> str:
         return "computed"
@@ -90,7 +90,7 @@ def test_a_put_value_is_returned() -> None:
     assert value_of(owner) == "put"
 
 
-def test_values_of_different_objects_are_computed_at_the_same_time() -> None:
+def test_derived_values_of_different_objects_are_computed_concurrently() -> None:
     both_compute = threading.Barrier(2, timeout=20)
 
     @derived

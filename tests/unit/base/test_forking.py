@@ -73,7 +73,7 @@ def run(program: str, *arguments: object) -> None:
 
 
 @pytest.mark.parametrize("kernels", ["native", "reference"])
-def test_a_forked_process_searches_as_its_parent(index, kernels):
+def test_a_forked_process_gets_the_same_hits(index, kernels):
     run(
         f"""{SEARCHER}
 for engine in {[*ENGINES]}:
@@ -87,7 +87,7 @@ for engine in {[*ENGINES]}:
     )
 
 
-def test_a_process_that_is_forked_while_other_threads_search_does_not_wait_for_them(index):
+def test_a_process_forked_during_searches_does_not_deadlock(index):
     run(
         f"""{SEARCHER}
 expected, running = search(), True
@@ -111,7 +111,7 @@ for thread in threads:
     )
 
 
-def test_locks_that_other_threads_held_are_open_in_a_forked_process(index):
+def test_locks_of_other_threads_are_free_in_a_forked_process(index):
     run(
         f"""{SEARCHER}
 from ray_lir.base import parallel
@@ -149,7 +149,7 @@ assert in_child(open_and_search) == expected
     )
 
 
-def test_matrix_products_have_all_their_threads_back_in_a_process_forked_from_a_search():
+def test_a_process_forked_from_a_search_has_all_its_blas_threads():
     run(
         """
 import numpy
@@ -185,7 +185,7 @@ assert num_threads() == before
     )
 
 
-def test_a_forked_process_builds_the_index_that_its_parent_builds(tmp_path):
+def test_a_forked_process_builds_the_same_index(tmp_path):
     run(
         """
 from ray_lir.base.config import ClusteringConfig, IndexConfig
@@ -205,7 +205,7 @@ assert in_child(lambda: build("child")) == expected
     )
 
 
-def test_a_forked_process_encodes_as_its_parent(tmp_path):
+def test_a_forked_process_encodes_to_the_same_vectors(tmp_path):
     run(
         """
 from ray_lir.base.config import EncoderConfig
@@ -225,7 +225,7 @@ assert encode() == expected
     )
 
 
-def test_a_forked_client_has_connections_of_its_own():
+def test_a_forked_client_opens_its_own_connections():
     run(
         """
 import asyncio, http.server

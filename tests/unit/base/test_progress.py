@@ -8,7 +8,7 @@ import pytest
 from ray_lir.base import progress
 
 
-def test_lines_come_while_the_first_result_is_awaited(caplog, monkeypatch):
+def test_progress_lines_appear_before_the_first_result(caplog, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_TO_FIRST_LINE", 0.1)
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.1)
 
@@ -29,7 +29,7 @@ def test_lines_come_while_the_first_result_is_awaited(caplog, monkeypatch):
     assert len(caplog.records) == count  # the reporter ends with the step
 
 
-def test_the_reporter_ends_with_an_error(caplog, monkeypatch):
+def test_progress_lines_stop_after_an_error(caplog, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_TO_FIRST_LINE", 0.1)
 
     def failing():

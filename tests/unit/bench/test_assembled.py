@@ -47,7 +47,7 @@ def test_a_residual_on_a_cutoff_is_in_the_lower_bucket(clustered: assembled.Clus
     assert np.array_equal(numbers_of(assembled.pack(clustered, cutoffs)), expected)
 
 
-def test_buckets_come_of_the_last_twentieth_of_the_sample() -> None:
+def test_buckets_are_trained_on_the_last_twentieth_of_the_sample() -> None:
     offsets = np.array([0, 40, 60, 100])
     assert assembled.held_out(np.array([2, 0, 1]), offsets).tolist() == [55, 56, 57, 58, 59]
     assert assembled.held_out(np.array([0]), np.array([0, 1])).tolist() == [0]
@@ -81,7 +81,7 @@ def test_fast_plaid_lists_the_documents_of_each_centroid(
     assert sum(lengths, []) == clustered.lengths.tolist()
 
 
-def test_centroids_of_this_project_are_turned_back(tmp_path: Path) -> None:
+def test_exported_centroids_are_rotated_back(tmp_path: Path) -> None:
     documents = collection(num_docs=60, max_tokens=12)
     save_embeddings(str(tmp_path / "embeddings"), documents)
     build_index(str(tmp_path / "embeddings"), str(tmp_path / "index"), IndexConfig())
@@ -91,7 +91,7 @@ def test_centroids_of_this_project_are_turned_back(tmp_path: Path) -> None:
     assert np.allclose(own, similarities.max(axis=1), atol=5e-3)
 
 
-def test_the_report_claims_no_time_for_what_was_assembled() -> None:
+def test_the_report_has_no_build_time_for_assembled_indexes() -> None:
     row = report.build_row({"assembled": assembled.BY, "disk_bytes": 250}, num_tokens=100)
     line = report.build_line({"system": "peer", **row})
     assert line == "| peer | | assembled (k-means and assignment by ray_lir) | | | 2.5 |"

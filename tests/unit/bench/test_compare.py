@@ -61,7 +61,7 @@ def test_the_first_copy_is_the_collection_itself(documents: TokenEmbeddings) -> 
     assert list(first.doc_ids) == list(documents.doc_ids)
 
 
-def test_a_further_copy_has_as_many_tokens_of_length_one_and_is_the_same_every_time(documents: TokenEmbeddings) -> None:
+def test_a_copy_of_the_collection_is_repeatable_and_has_unit_vectors(documents: TokenEmbeddings) -> None:
     copy, again, other = (concatenate(list(bench_collection.copy_of(documents, number))) for number in (1, 1, 2))
     assert (copy.num_tokens, len(copy)) == (documents.num_tokens, len(documents))
     assert np.array_equal(copy.values, again.values)
@@ -79,7 +79,7 @@ def test_a_copied_document_begins_like_its_original_but_for_noise(documents: Tok
     assert np.mean(cosines) == pytest.approx(1 / np.sqrt(1 + bench_collection.NOISE**2), abs=0.02)
 
 
-def test_several_copies_are_the_same_for_peers_and_for_us(documents: TokenEmbeddings, tmp_path: Path) -> None:
+def test_peers_and_ray_lir_read_the_same_copies_of_a_collection(documents: TokenEmbeddings, tmp_path: Path) -> None:
     manifest = save_embeddings(str(tmp_path / "source"), documents)
     doc_ids = bench_collection.write_copies(documents, 3, manifest, tmp_path / "size")
     ours = read_manifest(str(tmp_path / "size" / "embeddings" / MANIFEST), EmbeddingsManifest, "the test")
@@ -99,14 +99,12 @@ def test_the_oracle_ranks_by_maxsim(work: Path, documents: TokenEmbeddings) -> N
         assert np.allclose(scores[ranking], np.sort(scores)[::-1][: len(ranking)], atol=1e-4)
 
 
-def test_a_size_that_was_never_made_asks_for_its_dataset(tmp_path: Path) -> None:
+def test_a_missing_collection_size_asks_for_its_dataset(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="--dataset"):
         bench_collection.open_collection(None, "small", tmp_path)
 
 
-def test_what_is_measured_is_in_the_report_and_what_fails_has_its_reason(
-    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_report_holds_measurements_and_the_reasons_of_failures(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     systems = {"ours": EXACT, "FAISS": FAISS, "absent": System("no_such_module", {"default": {}})}
     monkeypatch.setattr(report, "SYSTEMS", systems)
@@ -132,7 +130,7 @@ def test_what_is_measured_is_in_the_report_and_what_fails_has_its_reason(
     assert "FAISS" in (tmp_path / "compare.svg").read_text()
 
 
-def test_a_measurement_is_kept_and_a_failure_is_tried_again(tmp_path: Path) -> None:
+def test_finished_measurements_are_kept_and_failed_ones_repeated(tmp_path: Path) -> None:
     path = tmp_path / "size" / "system" / "build.json"
     path.parent.mkdir(parents=True)
     fails = [sys.executable, "-c", "raise SystemExit('out of luck')"]
@@ -153,7 +151,7 @@ def test_a_measurement_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     assert re.fullmatch(r"not done after 2 seconds, [012] of a processor's", error)  # 0 on a busy machine
 
 
-def test_a_lower_bound_is_a_line_of_its_own_beside_an_index(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lower_bound_has_its_own_line_in_the_report(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(report, "SYSTEMS", {"bounded": EXACT})
     compare.measure_system("bounded", EXACT, work / "small", settings())
@@ -172,7 +170,7 @@ def test_recall_counts_what_the_oracle_ranks_highest() -> None:
     assert report.recall(found, best, 4) == pytest.approx((2 / 4 + 1 / 4) / 2)
 
 
-def test_answers_shorter_than_k_are_filled_with_no_document() -> None:
+def test_answers_shorter_than_k_are_padded() -> None:
     assert harness.table([[7, 8], [9]], 3).tolist() == [[7, 8, -1], [9, -1, -1]]
 
 
@@ -188,7 +186,7 @@ def test_every_setting_names_what_exists() -> None:
             ENGINES[options["engine"]].params(**{key: value for key, value in options.items() if key not in ("engine", "kernels")})
 
 
-def test_environments_share_a_base_are_made_once_and_say_what_cannot_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environments_share_a_base_and_report_failed_installs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setattr(environments, "REQUIREMENTS", tmp_path)
     for name, requirements in {"base": "", "peer": "", "gone": "no-such-package==1.0\n"}.items():
@@ -202,7 +200,7 @@ def test_environments_share_a_base_are_made_once_and_say_what_cannot_be_installe
         python_of("gone", tmp_path)
 
 
-def test_growth_is_a_column_a_size_and_nothing_for_one():
+def test_the_growth_table_has_a_column_for_each_size_and_needs_two():
     def size(tokens: int, ms: float) -> dict:
         search = {"system": "ray_lir", "setting": "scan", "cpu_ms": {"mean": ms}, "recall@10": 0.5}
         build = {"system": "ray_lir", "cpu_seconds": 2 * ms, "peak_bytes": 2**20}

@@ -14,7 +14,7 @@ from bench.papers.significance import difference, holm
 from ray_lir.base.config import TrainingConfig
 
 
-def test_p_is_the_share_of_signs_that_give_as_much():
+def test_p_is_the_fraction_of_sign_flips_with_at_least_this_difference():
     ours, theirs = [np.full(10, 0.6)], [np.full(10, 0.5)]
     change, p = difference(ours, theirs)
     assert change == pytest.approx(0.1) and p == pytest.approx(2 / 2**10, abs=1.5e-3)  # only all plus and all minus are as far
@@ -22,18 +22,18 @@ def test_p_is_the_share_of_signs_that_give_as_much():
     assert difference(ours, ours) == (0, 1)
 
 
-def test_collections_count_alike_whatever_their_number_of_queries():
+def test_collections_have_equal_weight_whatever_their_number_of_queries():
     ours, theirs = [np.ones(1), np.zeros(9)], [np.zeros(1), np.zeros(9)]
     assert difference(ours, theirs)[0] == pytest.approx(0.5)
 
 
-def test_corrected_p_values_never_cross():
+def test_corrected_p_values_keep_their_order():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.9, 0.8]) == [1, 1] and holm([]) == []
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
-def test_claims_are_of_models_that_are_trained_and_engines_that_are_run(profile):
+def test_claims_refer_to_trained_models_and_measured_engines(profile):
     for changes in models(profile).values():
         TrainingConfig.model_validate(changes or {})
     names, searches = models(profile), {name for part in engines(profile) for name in part}
@@ -46,7 +46,7 @@ def piece(values: np.ndarray) -> dict[str, Any]:
     return {"cpu_seconds": 1.0, "documents": 5, "tokens": 50, "values": {"nDCG@10": by_query, "R@100": by_query}}
 
 
-def test_the_report_decides_what_is_measured_and_says_what_is_not(tmp_path: Path):
+def test_the_report_decides_measured_claims_and_lists_unmeasured_ones(tmp_path: Path):
     rng = np.random.default_rng(0)
     base = [rng.uniform(0.3, 0.5, 30), rng.uniform(0.3, 0.5, 40)]
     better = {"untrained": 0.0, "maxsim": 0.1, "attention": 0.2, "attention, documents only": 0.2}
@@ -74,7 +74,7 @@ def test_the_report_decides_what_is_measured_and_says_what_is_not(tmp_path: Path
     assert "+0.1000 (0.00" in maxsim
 
 
-def test_a_difference_that_could_be_chance_decides_nothing():
+def test_an_insignificant_difference_decides_nothing():
     found = {"difference": 0.01, "p_holm": 0.2}
     assert verdict({"found": found, "equal": False}) == "not decided: the same direction"
     assert verdict({"found": found | {"difference": -0.01}, "equal": False}) == "not decided: the other direction"
@@ -82,7 +82,7 @@ def test_a_difference_that_could_be_chance_decides_nothing():
     assert verdict({"found": found | {"p_holm": 0.01}, "equal": True}) == "does not hold: they differ"
 
 
-def test_pairs_of_both_training_sets_keep_their_passages(tmp_path: Path):
+def test_pairs_from_dataset_and_examples_keep_their_passages(tmp_path: Path):
     for name in ("squad", "nq_qed"):
         folder = tmp_path / name
         (folder / "qrels").mkdir(parents=True)

@@ -58,7 +58,7 @@ def test_embeddings_in_memory_and_in_a_folder_give_the_same_answers(embeddings, 
     assert tree(tmp_path / "folder") == tree(tmp_path / "memory")
 
 
-def test_a_killed_build_run_again_ends_with_the_same_bytes(embeddings, tmp_path):
+def test_a_killed_build_that_runs_again_writes_the_same_bytes(embeddings, tmp_path):
     arguments = [sys.executable, "-m", "jobs.build_index", "--embeddings", embeddings, "--num-shards", "3", "--where", "here"]
     subprocess.run([*arguments, "--output", str(tmp_path / "undisturbed")], check=True, capture_output=True)
     killed = tmp_path / "killed"
@@ -74,7 +74,7 @@ def test_a_killed_build_run_again_ends_with_the_same_bytes(embeddings, tmp_path)
     assert tree(killed) == tree(tmp_path / "undisturbed")
 
 
-def test_two_builds_at_once_end_with_one_index(embeddings, tmp_path):
+def test_two_concurrent_builds_publish_one_index(embeddings, tmp_path):
     arguments = [
         sys.executable,
         "-m",
@@ -93,7 +93,7 @@ def test_two_builds_at_once_end_with_one_index(embeddings, tmp_path):
     assert tree(tmp_path / "both") == tree(tmp_path / "alone")
 
 
-def test_what_a_killed_or_overtaken_run_left_behind_is_tidied_up_by_the_next(embeddings, tmp_path):
+def test_files_of_killed_or_overtaken_runs_are_removed_by_the_next(embeddings, tmp_path):
     build_index(embeddings, str(tmp_path / "index"))
     undisturbed = tree(tmp_path / "index")
     (tmp_path / "index" / "_work" / "0123").mkdir(parents=True)
@@ -102,7 +102,7 @@ def test_what_a_killed_or_overtaken_run_left_behind_is_tidied_up_by_the_next(emb
     assert tree(tmp_path / "index") == undisturbed
 
 
-def test_an_output_that_cannot_be_written_is_one_line(embeddings, tmp_path):
+def test_an_unwritable_output_is_a_one_line_error(embeddings, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write to"):
         build_index(embeddings, str(tmp_path / "file" / "index"))
@@ -117,7 +117,7 @@ def test_a_finished_build_is_left_alone_and_another_configuration_refused(embedd
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*")}
 
 
-def test_a_folder_with_something_else_in_it_is_not_touched(embeddings, tmp_path):
+def test_a_folder_with_other_content_is_left_alone(embeddings, tmp_path):
     (tmp_path / "thesis.tex").write_text("chapter 1")
     with pytest.raises(ConfigError, match=r"thesis\.tex"):
         build_index(embeddings, str(tmp_path))
@@ -128,7 +128,7 @@ def test_a_folder_with_something_else_in_it_is_not_touched(embeddings, tmp_path)
     ("config", "message"),
     [(IndexConfig(num_shards=2000), "choose fewer shards"), (IndexConfig(codec=CodecConfig(nbits=1)), "multiple of 8")],
 )
-def test_a_configuration_that_cannot_be_is_refused_before_anything_is_written(tmp_path, config, message):
+def test_an_invalid_configuration_is_refused_before_anything_is_written(tmp_path, config, message):
     save_embeddings(str(tmp_path / "embeddings"), collection(1200, dim=12))
     with pytest.raises(ConfigError, match=message):
         build_index(str(tmp_path / "embeddings"), str(tmp_path / "index"), config)
@@ -154,7 +154,7 @@ def test_the_smallest_corpus_is_indexed(tmp_path):
         build_index(TokenEmbeddings.of([np.zeros((0, 8))]), str(tmp_path / "empty"))
 
 
-def test_assignment_over_cells_finds_nearly_always_the_nearest_centroid():
+def test_assignment_over_cells_nearly_always_finds_the_nearest_centroid():
     documents = collection(1200)
     vectors = documents.values.astype(np.float32)
     centroids = normalize(vectors[np.random.default_rng(0).choice(len(vectors), 4096, replace=False)])
@@ -176,7 +176,7 @@ def with_token_ids(num_docs: int, topics: int = 60) -> TokenEmbeddings:
     return TokenEmbeddings(documents.values, documents.offsets, documents.doc_ids, token_ids=token_ids)
 
 
-def test_token_aware_clustering_gives_every_id_centroids_of_its_own(tmp_path):
+def test_token_aware_clustering_gives_every_token_id_its_own_centroids(tmp_path):
     documents = with_token_ids(600)
     config = IndexConfig(clustering=ClusteringConfig(method="token_aware", num_centroids=512))
     manifest = build_index(documents, str(tmp_path / "index"), config)
@@ -191,7 +191,7 @@ def test_token_aware_clustering_gives_every_id_centroids_of_its_own(tmp_path):
     assert [answer.documents[0] for answer in top] == [3, 599]
 
 
-def test_budgets_follow_the_counts_and_never_outweigh_them():
+def test_centroids_of_a_token_id_follow_its_count_and_never_exceed_it():
     counts = np.array([0, 1, 2, 100, 10_000])
     shares = centroids_per_id(counts, 500)
     assert shares[0] == 0 and shares[1] == 1 and shares[2] in (1, 2) and (shares <= counts).all() and 480 <= shares.sum() <= 502
@@ -204,7 +204,7 @@ def test_token_aware_clustering_without_token_ids_is_refused_with_the_fix(tmp_pa
 
 
 @pytest.mark.parametrize("method", ["k_means", "token_aware"])
-def test_the_codec_of_another_index_is_taken_instead_of_training(tmp_path, method):
+def test_the_codec_of_another_index_can_be_reused(tmp_path, method):
     documents = with_token_ids(600)
     clustering = ClusteringConfig(method=method, num_centroids=2500 if method == "k_means" else 512, num_iterations=2)
     codec = CodecConfig(nbits=2)
@@ -218,7 +218,7 @@ def test_the_codec_of_another_index_is_taken_instead_of_training(tmp_path, metho
         np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[: half.num_tokens])
 
 
-def test_a_codec_that_does_not_fit_is_refused(tmp_path):
+def test_a_codec_with_other_dimensions_is_refused(tmp_path):
     built = str(tmp_path / "built")
     build_index(collection(50), built)
     for documents, config, message in (
@@ -230,7 +230,7 @@ def test_a_codec_that_does_not_fit_is_refused(tmp_path):
             build_index(documents, str(tmp_path / "index"), config)
 
 
-def test_more_iterations_bring_the_centroids_nearer(tmp_path):
+def test_more_iterations_bring_centroids_nearer_to_the_vectors(tmp_path):
     norms = []
     for iterations in (1, 8):
         clustering = ClusteringConfig(num_centroids=64, num_iterations=iterations)

@@ -79,7 +79,7 @@ def index(template: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(template, tmp_path / "index"))
 
 
-def test_an_updated_and_a_compacted_index_answer_as_one_built_anew(index, tmp_path):
+def test_updated_and_compacted_indexes_answer_like_a_new_build(index, tmp_path):
     changed = some([5, 60], source=collection(300, seed=9))
     added = TokenEmbeddings.of([*some(range(200, 260)), *changed], [*some(range(200, 260)).doc_ids, *changed.doc_ids])
     deleted = [f"doc-{number}" for number in range(0, 200, 7)]
@@ -103,7 +103,7 @@ def test_an_updated_and_a_compacted_index_answer_as_one_built_anew(index, tmp_pa
     assert not list(index.glob("_work*"))
 
 
-def test_texts_stay_with_their_documents(index):
+def test_texts_stay_with_their_documents_after_changes(index):
     update_index(str(index), some([250, 3]), ["doc-0", "doc-199"], texts=["new text", "other text"])
     for searcher in (Searcher.open(str(index)), (compact_index(str(index), 3), Searcher.open(str(index)))[1]):
         found = searcher.find(["doc-1", "doc-3", "doc-250", "doc-0"])
@@ -123,7 +123,7 @@ def changes(draw) -> list[tuple]:
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(sequence=changes())
-def test_any_sequence_of_changes_answers_as_an_index_built_anew(small, tmp_path_factory, sequence):
+def test_any_sequence_of_changes_answers_like_a_new_build(small, tmp_path_factory, sequence):
     folder = tmp_path_factory.mktemp("property")
     index = Path(shutil.copytree(small, folder / "index"))
     variants = [DOCUMENTS, collection(300, seed=3)]
@@ -156,7 +156,7 @@ def small(tmp_path_factory) -> Path:
     return folder
 
 
-def test_an_index_of_which_everything_is_deleted_answers_nothing_and_can_be_filled_again(index, tmp_path):
+def test_a_fully_deleted_index_answers_nothing_and_can_be_filled_again(index, tmp_path):
     everything = [f"doc-{number}" for number in range(200)]
     assert update_index(str(index), delete=everything).manifest.num_docs == 0
     assert not any(ranking for rankings in answers(index) for ranking in rankings)
@@ -169,7 +169,7 @@ def test_an_index_of_which_everything_is_deleted_answers_nothing_and_can_be_fill
     assert answers(index) == expected
 
 
-def test_the_same_update_again_does_nothing_while_it_is_the_latest(index):
+def test_repeating_the_latest_update_does_nothing(index):
     first = update_index(str(index), some(range(200, 210)), ["doc-1"])
     before = tree(index)
     again = update_index(str(index), some(range(200, 210)), ["doc-1"])
@@ -179,7 +179,7 @@ def test_the_same_update_again_does_nothing_while_it_is_the_latest(index):
     assert update_index(str(index), some(range(200, 210)), ["doc-1"]).version == 4  # a compaction came between: all are replaced
 
 
-def test_deleting_what_is_not_there_changes_nothing(index):
+def test_deleting_unknown_ids_changes_nothing(index):
     before = tree(index)
     update = update_index(str(index), delete=["nobody", "doc-200"])
     assert (update.version, update.change.num_unknown, update.change.num_deleted) == (1, 2, 0)
@@ -193,7 +193,7 @@ def test_deleting_what_is_not_there_changes_nothing(index):
         (TokenEmbeddings.of([np.eye(2, 16)]), [], IncompatibleError, "have 16 dimensions and the index 32"),
     ],
 )
-def test_an_update_that_cannot_be_changes_nothing(index, tmp_path, add, delete, error, message):
+def test_an_invalid_update_changes_nothing(index, tmp_path, add, delete, error, message):
     before = tree(index)
     if add is not None:
         save_embeddings(str(tmp_path / "add"), add)
@@ -230,7 +230,7 @@ def change_much(index: Path, folder: Path, map=map) -> None:
     update_index(str(index), str(folder), ["doc-1", "doc-150"], map=map)
 
 
-def test_a_change_that_broke_off_ends_with_the_same_bytes_when_it_is_run_again(template, tmp_path):
+def test_an_interrupted_change_that_runs_again_writes_the_same_bytes(template, tmp_path):
     save_embeddings(str(tmp_path / "add"), some(range(190, 300)))
     undisturbed, broken = (Path(shutil.copytree(template, tmp_path / name)) for name in ("undisturbed", "broken"))
     change_much(undisturbed, tmp_path / "add")
@@ -250,7 +250,7 @@ def test_a_change_that_broke_off_ends_with_the_same_bytes_when_it_is_run_again(t
     assert tree(broken) == tree(undisturbed)
 
 
-def test_a_change_killed_while_its_version_was_published_is_finished_by_the_same_and_refused_to_others(index):
+def test_a_change_killed_while_publishing_is_finished_by_the_same_change_and_refused_to_others(index):
     update_index(str(index), delete=["doc-1"])
     after = tree(index)
     (index / LATEST).write_text("1\n")
@@ -261,7 +261,7 @@ def test_a_change_killed_while_its_version_was_published_is_finished_by_the_same
     assert tree(index) == after
 
 
-def test_of_two_changes_at_once_the_later_is_refused_and_the_first_stays(index):
+def test_the_later_of_two_concurrent_changes_is_refused(index):
     def overtaken(function, items):
         update_index(str(index), delete=["doc-2"])
         return map(function, items)
@@ -276,7 +276,7 @@ def test_of_two_changes_at_once_the_later_is_refused_and_the_first_stays(index):
     assert set(Searcher.open(str(index)).find(["doc-1", "doc-2", "doc-3", "doc-200"])) == {"doc-200"}
 
 
-def test_the_same_change_by_two_at_once_is_made_once(index):
+def test_two_concurrent_equal_changes_are_made_once(index):
     def twin(function, items):
         update_index(str(index), delete=["doc-1"])
         return map(function, items)
@@ -285,7 +285,7 @@ def test_the_same_change_by_two_at_once_is_made_once(index):
     assert latest_version(str(index)) == 2 and read_version(str(index)).num_docs == 199
 
 
-def test_a_version_is_created_by_one_writer_alone(tmp_path, monkeypatch):
+def test_only_one_writer_creates_a_version(tmp_path, monkeypatch):
     target = str(tmp_path / "versions" / "2" / "manifest.json")
     with ThreadPoolExecutor(8) as pool:
         outcomes = list(pool.map(lambda number: created(target, f"writer {number}".encode()), range(8)))
@@ -294,7 +294,7 @@ def test_a_version_is_created_by_one_writer_alone(tmp_path, monkeypatch):
     assert [path.name for path in Path(target).parent.iterdir()] == ["manifest.json"]
 
 
-def test_a_store_that_refuses_the_condition_is_asked_first(bucket, monkeypatch):  # noqa: F811
+def test_a_store_without_conditional_writes_is_checked_before_writing(bucket, monkeypatch):  # noqa: F811
     fs, _ = storage.filesystem(bucket)
     put = fs.pipe_file
 
@@ -318,7 +318,7 @@ def created(target: str, data: bytes) -> bool:
     return True
 
 
-def test_searchers_of_older_versions_are_not_disturbed(index):
+def test_open_searchers_keep_their_version(index):
     searcher = Searcher.open(str(index))
     before = [searcher.search(QUERIES, 8, engine) for engine in ENGINES]
     update_index(str(index), some(range(200, 210)), [f"doc-{number}" for number in range(100)])
@@ -331,7 +331,7 @@ def test_searchers_of_older_versions_are_not_disturbed(index):
             assert searcher.doc_ids(again.documents) == [f"doc-{number}" for number in again.documents]
 
 
-def test_old_versions_are_removed_with_what_they_alone_use(index):
+def test_old_versions_are_removed_with_their_own_files(index):
     update_index(str(index), some(range(200, 210)), ["doc-1"])
     compact_index(str(index))
     update_index(str(index), delete=["doc-2"])
@@ -352,7 +352,7 @@ def test_old_versions_are_removed_with_what_they_alone_use(index):
         remove_versions(str(index), 0)
 
 
-def test_a_removal_that_was_killed_is_finished_by_the_next(index, monkeypatch):
+def test_a_killed_removal_is_finished_by_the_next(index, monkeypatch):
     compact_index(str(index), 3)
     removed = []
 
@@ -369,13 +369,13 @@ def test_a_removal_that_was_killed_is_finished_by_the_next(index, monkeypatch):
     assert len(list((index / "shards").iterdir())) == 3 and not list(index.glob("_work*"))
 
 
-def test_measured_choices_go_with_the_next_version(index):
+def test_tuned_choices_carry_over_to_the_next_version(index):
     (index / "versions" / "1" / "tuning.json").write_text('{"k": 10, "choices": {"balanced": {"engine": "scan", "ncandidates": 33}}}')
     update_index(str(index), delete=["doc-1"])
     assert Searcher.open(str(index)).planner.tuning.choices["balanced"] == ScanParams(ncandidates=33)
 
 
-def test_what_fits_the_codec_badly_is_said_to(index):
+def test_an_update_with_large_drift_is_reported(index):
     update = update_index(str(index), some(range(200, 300)))
     assert drift_of(update.manifest) == pytest.approx(1, abs=0.05) and advice(update.manifest) is None
     others = collection(300, seed=77)
@@ -407,7 +407,7 @@ def test_more_documents_of_the_same_collection_fit_the_codec(tmp_path, num_docs,
 
 
 @pytest.mark.parametrize("num_docs", [50, 1000])
-def test_documents_of_another_kind_fit_it_badly(tmp_path, num_docs):
+def test_documents_of_another_domain_have_a_large_drift(tmp_path, num_docs):
     root = str(tmp_path / "index")
     build_index(collection(num_docs), root)
     others = collection(60, seed=9)
@@ -415,7 +415,7 @@ def test_documents_of_another_kind_fit_it_badly(tmp_path, num_docs):
     assert "build the index anew" in advice(manifest)
 
 
-def test_too_few_documents_say_nothing_about_the_codec(tmp_path):
+def test_drift_needs_a_minimum_number_of_documents(tmp_path):
     others = collection(60, seed=9)
     few, many = (TokenEmbeddings.of(list(others)[:count], [f"other-{i}" for i in range(count)]) for count in (3, 60))
     build_index(collection(100), str(tmp_path / "large"))
@@ -445,7 +445,7 @@ def test_an_index_on_s3_is_updated_and_compacted_as_on_a_disk(index, bucket, tmp
         create_bytes(f"{bucket}/index/versions/4/manifest.json", b"another")
 
 
-def test_documents_without_texts_are_added_to_an_index_with_texts_on_request_alone(index, tmp_path):
+def test_adding_documents_without_texts_to_an_index_with_texts_needs_a_flag(index, tmp_path):
     before = tree(index)
     save_embeddings(tmp_path / "add", some([250]))
     for what in (some([250]), tmp_path / "add"):
@@ -473,7 +473,7 @@ def test_embeddings_of_unknown_origin_are_not_added_to_an_index_of_an_encoder(tm
     assert update_checked(tmp_path / "index", some([60]), contract=contract).version == 2
 
 
-def test_ids_held_in_memory_follow_the_rule_of_corpora(index, tmp_path):
+def test_ids_in_memory_follow_the_rule_of_corpora(index, tmp_path):
     vectors = [np.eye(2, 32)] * 2
     for ids, message in (
         (["a", "a"], "give each document its own id"),

@@ -55,7 +55,7 @@ def test_documents_are_public_docstrings_with_signature_and_place(shop):
     assert documents["toy_shop.copy.pay"].metadata["file"] == "toy_shop/copy.py"
 
 
-def test_collecting_never_imports_and_survives_broken_sources(shop):
+def test_collecting_docstrings_imports_nothing_and_skips_broken_files(shop):
     assert list(package_documents(shop))
     assert shop not in sys.modules
     assert list(package_documents("no_such_package_anywhere")) == []
@@ -66,7 +66,7 @@ def test_short_and_repeated_docstrings_are_left_out(shop):
     assert ids == ["toy_shop", "toy_shop.Basket", "toy_shop.Basket.add", "toy_shop.copy"]
 
 
-def test_a_smaller_corpus_is_part_of_a_larger_one_and_later_packages_only_fill_up(shop):
+def test_a_smaller_demo_corpus_is_a_subset_of_a_larger_one(shop):
     small, large = ({document.doc_id for document in collect(n, first=["json", "csv"], then=[shop])} for n in (5, 15))
     assert len(small) == 5 and small < large
     both = [document.doc_id for document in collect(1000, first=["json", "csv"], then=[shop])]

@@ -64,7 +64,7 @@ def texts_of(index: Path, *ids: str) -> list[str]:
     return [each["text"] for each in searcher.documents([found[doc_id] for doc_id in ids])]
 
 
-def test_encode_update_training_and_python_refuse_the_same_rows_and_say_so(made: Path, tmp_path: Path, log):
+def test_encode_update_training_and_python_refuse_the_same_rows(made: Path, tmp_path: Path, log):
     corpus, encoder = str(made / "messy"), EncoderConfig(checkpoint=str(made / "checkpoint"))
     told = f"{NUM_DEAD} rows of {corpus} were refused; the first: corpus.jsonl line"
 

@@ -67,14 +67,14 @@ def test_a_column_of_any_type_becomes_json_values(array: pa.Array, values: list)
     json.dumps(found)
 
 
-def test_texts_of_times_are_in_the_order_of_time():
+def test_timestamps_in_text_compare_in_order_of_time():
     ticks = sorted([0, 1, 10, 100_000, 500_000, 999_999, 10**6, 59 * 10**6, 60 * 10**6, 86_399 * 10**6, 10**15])
     for zone in (None, "America/New_York"):
         texts = column_values(pa.array(ticks, pa.timestamp("us", zone)))
         assert texts == sorted(texts) and len(set(texts)) == len(ticks)
 
 
-def test_columns_of_one_name_are_kept_under_names_of_their_own(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch):
+def test_columns_with_the_same_name_are_kept_under_distinct_names(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch):
     monkeypatch.setattr(logging.getLogger("ray_lir"), "propagate", True)  # another test may have run a job
     assert distinct_names(["n", "n", "n_2", "n", "m"]) == ["n", "n_3", "n_2", "n_4", "m"]
     columns = [pa.array(values) for values in (["a"], ["text"], ["b"], [1], [2])]

@@ -53,7 +53,7 @@ def test_the_corpus_of_a_beir_folder_is_read_and_its_queries_are_not(tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.jsonl.gz", "corpus.parquet", "docs.jsonl", "corpus-00000-of-00001.parquet"])
-def test_queries_judgements_and_other_files_are_no_documents(tmp_path: Path, name: str):
+def test_queries_judgements_and_other_files_are_not_read_as_documents(tmp_path: Path, name: str):
     write = {"l": write_jsonl, "z": write_gzip, "t": write_parquet}[name[-1]]
     write(tmp_path / name)
     query = [{"_id": "q", "text": "a query"}]
@@ -83,7 +83,7 @@ def test_a_folder_named_corpus_is_the_corpus(tmp_path: Path, folder: str):
     assert list(read_documents(str(tmp_path))) == DOCUMENTS
 
 
-def test_embeddings_are_no_corpus(tmp_path: Path):
+def test_an_embeddings_folder_is_refused_as_a_corpus(tmp_path: Path):
     save_embeddings(tmp_path / "embeddings", TokenEmbeddings.of([np.eye(2, 8)]))
     with pytest.raises(ConfigError, match="holds token embeddings or an index, not a corpus"):
         corpus_files(tmp_path / "embeddings")
@@ -103,7 +103,7 @@ def test_the_files_of_a_folder_are_read_in_the_order_of_their_names(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["corpus.csv", "corpus.json", "corpus"])
-def test_a_file_of_another_kind_is_refused_with_the_kinds_that_are_read(tmp_path: Path, name: str):
+def test_a_file_of_an_unknown_kind_is_refused_with_the_known_kinds(tmp_path: Path, name: str):
     (tmp_path / name).write_text("a,b")
     with pytest.raises(ConfigError, match=r"\.jsonl, \.jsonl\.gz, \.parquet"):
         corpus_files(str(tmp_path / name))
@@ -120,7 +120,7 @@ def test_an_id_is_any_text_without_control_characters(doc_id: str):
 
 
 @pytest.mark.parametrize("kind", [pa.int8(), pa.int64(), pa.uint64(), pa.decimal128(20, 0), pa.dictionary(pa.int32(), pa.string())])
-def test_whole_numbers_are_ids_as_their_decimal_text(tmp_path: Path, kind: pa.DataType):
+def test_integer_ids_become_decimal_text(tmp_path: Path, kind: pa.DataType):
     ids = pa.array(["7"]).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array([7]).cast(kind)
     pq.write_table(pa.table({"_id": ids, "text": ["t"]}), tmp_path / "c.parquet")
     assert list(read_documents(str(tmp_path / "c.parquet"))) == [Document("7", "", "t", {})]
@@ -128,16 +128,16 @@ def test_whole_numbers_are_ids_as_their_decimal_text(tmp_path: Path, kind: pa.Da
 
 
 @pytest.mark.parametrize("field", ["_id", "doc_id", "id"])
-def test_the_id_has_three_names(field: str):
+def test_the_id_field_has_three_names(field: str):
     assert parse_document(json.dumps({field: "7", "text": "t"}).encode()) == Document("7", "", "t", {})
 
 
-def test_metadata_is_the_metadata_object_and_every_other_field():
+def test_metadata_is_the_metadata_object_plus_all_other_fields():
     row = {"_id": "1", "text": "t", "url": "u", "metadata": {"year": 1999, "url": "nested"}, "tags": ["a"], "id": "other"}
     assert parse_document(json.dumps(row).encode()).metadata == {"year": 1999, "url": "u", "tags": ["a"], "id": "other"}
 
 
-def test_an_empty_text_is_a_document_and_no_text_is_none():
+def test_an_empty_text_is_a_document_and_a_missing_text_is_not():
     assert parse_document(b'{"_id": "1", "text": ""}') == Document("1", "", "", {})
     with pytest.raises(BadRow, match="no text"):
         parse_document(b'{"_id": "1", "text": null}')
@@ -213,7 +213,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
     TEXT,
     st.dictionaries(TEXT, st.none() | st.booleans() | st.integers() | TEXT, max_size=3),
 )
-def test_a_document_is_what_its_row_says(doc_id: str, title: str, text: str, metadata: dict):
+def test_a_document_has_the_fields_of_its_row(doc_id: str, title: str, text: str, metadata: dict):
     row = {"_id": doc_id, "title": title, "text": text, "metadata": metadata}
     assert parse_document(json.dumps(row).encode()) == Document(doc_id, title, text, metadata)
     assert parse_document(json.dumps(row, ensure_ascii=False).encode()) == Document(doc_id, title, text, metadata)
@@ -225,18 +225,18 @@ def test_title_and_text_are_joined_as_beir_joins_them():
     assert document_text("Title", "") == "Title"
 
 
-def test_blank_lines_and_a_byte_order_mark_are_passed_over_but_lines_are_counted(tmp_path: Path):
+def test_blank_lines_and_a_byte_order_mark_are_skipped_and_lines_counted(tmp_path: Path):
     path = tmp_path / "c.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"_id": "1", "text": "a"}\r\n\r\n  \n{"_id": "2", "text": "b"}')
     assert [line for line, _ in read_rows(str(path))] == [1, 4]
     assert [document.doc_id for document in read_documents(str(path))] == ["1", "2"]
 
 
-def test_nan_has_no_place_in_json_and_becomes_null():
+def test_nan_becomes_null_in_json():
     assert parse_document(b'{"_id": "1", "text": "t", "score": NaN}').metadata == {"score": None}
 
 
-def test_a_text_of_parquet_that_is_not_utf8_condemns_its_row_alone(tmp_path: Path):
+def test_parquet_text_that_is_not_utf8_refuses_only_its_row(tmp_path: Path):
     raw = pa.array([b"good", b"caf\xe9"], pa.binary())
     texts = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
     pq.write_table(pa.table({"_id": ["1", "2"], "text": texts}), tmp_path / "c.parquet")
@@ -246,14 +246,14 @@ def test_a_text_of_parquet_that_is_not_utf8_condemns_its_row_alone(tmp_path: Pat
         parse_document(bad)
 
 
-def test_bytes_are_no_text(tmp_path: Path):
+def test_bytes_are_refused_as_text(tmp_path: Path):
     write_parquet(tmp_path / "c.parquet", [{"_id": "1", "text": b"bytes"}])
     with pytest.raises(BadRow, match="text is an object"):
         parse_document(next(read_rows(str(tmp_path / "c.parquet")))[1])
 
 
 @pytest.mark.parametrize(("name", "write"), [("c.jsonl.gz", write_gzip), ("c.parquet", write_parquet)])
-def test_a_cut_file_is_refused_with_its_name(tmp_path: Path, name: str, write):
+def test_a_truncated_file_is_refused_by_name(tmp_path: Path, name: str, write):
     write(tmp_path / name)
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: len(content) // 2])
@@ -261,7 +261,7 @@ def test_a_cut_file_is_refused_with_its_name(tmp_path: Path, name: str, write):
         list(read_rows(str(tmp_path / name)))
 
 
-def test_text_that_is_named_gzip_is_refused(tmp_path: Path):
+def test_plain_text_in_a_gzip_file_name_is_refused(tmp_path: Path):
     write_jsonl(tmp_path / "c.jsonl.gz")
     with pytest.raises(FormatError, match="gzip"):
         list(read_rows(str(tmp_path / "c.jsonl.gz")))
@@ -279,13 +279,13 @@ def test_a_scan_counts_documents_and_finds_repeated_ids_over_all_files(tmp_path:
     assert [chunk.lines for chunk in chunks] == [[1, 2, 3, 4], [5, 6], [1, 2]]
 
 
-def test_rows_that_are_no_documents_repeat_no_id(tmp_path: Path):
+def test_invalid_rows_do_not_count_as_repeated_ids(tmp_path: Path):
     write_jsonl(tmp_path / "c.jsonl", [{"text": "no id"}, {"text": "nor here"}, {"_id": "1"}, {"_id": "1", "text": "t"}])
     found = scan(corpus_files(str(tmp_path)), docs_per_chunk=10)
     assert (found.num_docs, found.files[0].repeated) == (1, ())
 
 
-def test_the_fingerprint_is_that_of_the_rows_however_they_are_compressed_or_cut(tmp_path: Path):
+def test_the_corpus_fingerprint_depends_on_the_rows_only(tmp_path: Path):
     plain, packed, other = (tmp_path / name for name in ("plain", "packed", "other"))
     for folder in (plain, packed, other):
         folder.mkdir()
@@ -297,7 +297,7 @@ def test_the_fingerprint_is_that_of_the_rows_however_they_are_compressed_or_cut(
     assert prints[4] == prints[5] != prints[0]
 
 
-def test_a_corpus_that_changes_under_a_job_is_noticed(tmp_path: Path):
+def test_a_corpus_that_changes_during_a_job_is_refused(tmp_path: Path):
     path = tmp_path / "c.jsonl"
     for rows in ([*ROWS[:3], {"_id": "x", "text": "x"}], ROWS[:3], ROWS[:7]):
         write_jsonl(path, ROWS[:6])
@@ -307,7 +307,7 @@ def test_a_corpus_that_changes_under_a_job_is_noticed(tmp_path: Path):
             list(read_chunks(file, 2))
 
 
-def test_chunks_that_are_done_are_skipped_and_the_others_stay_what_they_were(tmp_path: Path):
+def test_skipping_finished_chunks_leaves_the_others_unchanged(tmp_path: Path):
     write_jsonl(tmp_path / "c.jsonl")
     file = scan([str(tmp_path / "c.jsonl")], docs_per_chunk=3).files[0]
     everything = list(read_chunks(file, 3))

@@ -19,7 +19,7 @@ NODES = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 2.0}]
         ([Demand("encoder", {"CPU": 0})], None),
     ],
 )
-def test_what_is_missing_says_what_is_needed_and_what_there_is(demands, problem):
+def test_a_missing_dataset_file_is_named_with_the_existing_ones(demands, problem):
     found = what_is_missing(demands, NODES)
     assert (found is None) if problem is None else found.startswith(problem)
 
@@ -37,5 +37,5 @@ def test_large_fractions_need_a_card_each_and_small_ones_of_one_group_a_machine_
     )
 
 
-def test_no_machine_at_all_has_no_gpu():
+def test_a_gpu_is_refused_on_a_cluster_without_machines():
     assert what_is_missing([Demand("encoder", {"GPU": 0.5})], []) == "each encoder needs 0.5 GPUs, but the Ray cluster has 0"

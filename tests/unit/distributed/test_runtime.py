@@ -31,7 +31,7 @@ def fail_with(error: Exception, cause: Exception | None = None):
         (ConnectionError("refused"), None, "no Ray cluster answers at RAY_ADDRESS=192.0.2.2:6391"),
     ],
 )
-def test_a_refused_token_is_told_from_a_missing_cluster(monkeypatch, error, cause, message):
+def test_a_refused_token_and_a_missing_cluster_have_different_errors(monkeypatch, error, cause, message):
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.2:6391")
     monkeypatch.setattr(runtime, "_check_answers", lambda address: None)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
@@ -41,7 +41,7 @@ def test_a_refused_token_is_told_from_a_missing_cluster(monkeypatch, error, caus
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_token_for_a_cluster_of_this_machine_is_named(monkeypatch):
+def test_a_missing_token_of_a_local_cluster_is_named(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", fail_with(AuthenticationError("no token")))

@@ -40,7 +40,7 @@ def test_a_ragged_batch_is_sliced_and_put_together_again():
         (np.full((2, 4), np.inf, np.float16), [0, 2], "infinite"),
     ],
 )
-def test_a_batch_that_does_not_fit_together_is_refused(values, offsets, message):
+def test_a_batch_with_inconsistent_arrays_is_refused(values, offsets, message):
     with pytest.raises(ConfigError, match=message):
         TokenEmbeddings(values, np.array(offsets), ["a"])
 
@@ -77,7 +77,7 @@ def test_equal_parts_are_equal_bytes(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_cut_part_is_named(tmp_path):
+def test_a_truncated_part_is_named(tmp_path):
     path = tmp_path / "part.parquet"
     part(path, collection(20))
     path.write_bytes(path.read_bytes()[:-20])
@@ -85,7 +85,7 @@ def test_a_cut_part_is_named(tmp_path):
         list(read_blocks(str(path)))
 
 
-def test_saved_embeddings_are_listed_by_a_manifest_that_says_their_digests(tmp_path):
+def test_the_manifest_lists_saved_embeddings_with_digests(tmp_path):
     documents = collection(700)
     manifest = save_embeddings(str(tmp_path / "embeddings"), documents, CONTRACT)
     assert [entry.num_docs for entry in manifest.parts] == [512, 188]
@@ -112,7 +112,7 @@ def test_a_manifest_with_an_unknown_field_is_refused(tmp_path):
         read_manifest(str(tmp_path / "manifest.json"), EmbeddingsManifest, "jobs.encode")
 
 
-def test_another_place_is_the_same_encoder_and_another_setting_is_not():
+def test_a_moved_checkpoint_is_the_same_encoder_and_a_changed_setting_is_not():
     moved = CONTRACT.model_copy(update={"checkpoint": "elsewhere"})
     check_same_encoder(moved, CONTRACT, "the encoder", "the index")
     longer = CONTRACT.model_copy(update={"document_length": 300})
@@ -128,7 +128,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
-def test_publishing_a_folder_twice_keeps_the_first_and_leaves_no_scraps(tmp_path):
+def test_publishing_a_folder_twice_keeps_the_first_and_leaves_no_temporary_files(tmp_path):
     for _ in range(2):
         with storage.attempt_folder(str(tmp_path)) as attempt:
             (attempt / "made").mkdir()

@@ -12,7 +12,7 @@ DOCUMENTS = collection(60, dim=16, topics=20)
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
-def test_a_document_keeps_its_first_token_and_a_share_of_the_others(factor):
+def test_pooling_keeps_the_first_token_and_a_fraction_of_the_others(factor):
     pooled = pool_tokens(DOCUMENTS, factor)
     assert (pooled.lengths <= 1 + -(-(DOCUMENTS.lengths - 1) // factor)).all() and (pooled.lengths >= 1).all()
     assert pooled.num_tokens < 1.2 * (DOCUMENTS.num_tokens - len(DOCUMENTS)) / factor + len(DOCUMENTS)
@@ -22,7 +22,7 @@ def test_a_document_keeps_its_first_token_and_a_share_of_the_others(factor):
     assert list(pooled.doc_ids) == list(DOCUMENTS.doc_ids)
 
 
-def test_tokens_that_are_alike_become_their_mean_in_the_order_of_the_text():
+def test_similar_tokens_become_their_mean_in_text_order():
     a, b = np.eye(2, 8)
     near = [a, unit(a + 0.1 * b), b, unit(b + 0.1 * a)]
     pooled = pool_tokens(TokenEmbeddings.of([np.stack([near[2], near[0], near[1], near[3]])]), 2, protected=0)
@@ -39,7 +39,7 @@ def test_copies_are_pooled_without_changing_any_score():
     assert np.allclose(exact_scores(query, pooled), exact_scores(query, once), atol=0.01)
 
 
-def test_a_cluster_weighs_what_its_tokens_do_on_average_and_vocabulary_ids_are_dropped():
+def test_a_merged_cluster_has_the_mean_token_weight_and_no_vocabulary_ids():
     a, b = np.eye(2, 8)
     near = np.stack([a, unit(a + 0.1 * b), b, unit(b + 0.1 * a)])
     source = TokenEmbeddings(near.astype(np.float16), np.array([0, 4]), ["d"], np.zeros(4, np.int32), np.array([1, 3, 2, 5], np.float32))
@@ -57,7 +57,7 @@ def test_weighted_copies_are_pooled_without_changing_any_score():
     assert np.array_equal(pooled.offsets, once.offsets) and np.allclose(pooled.weights, weights)
 
 
-def test_short_and_empty_documents_stay_as_they_are():
+def test_pooling_leaves_short_and_empty_documents_unchanged():
     source = TokenEmbeddings.of([np.zeros((0, 8)), np.eye(1, 8), np.eye(2, 8)], ["empty", "one", "two"])
     pooled = pool_tokens(source, 4)
     assert np.array_equal(pooled.offsets, source.offsets) and np.array_equal(pooled.values, source.values)

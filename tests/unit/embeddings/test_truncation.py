@@ -71,7 +71,7 @@ def test_embeddings_index_and_inspect_hold_the_counts(made, checkpoint):
         assert found["dropped_fraction"] == round(want["num_tokens_dropped"] / want["num_source_tokens"], 4)
 
 
-def test_a_run_that_continues_counts_what_was_encoded_before(made, checkpoint, tmp_path):
+def test_a_continued_run_counts_the_documents_encoded_before(made, checkpoint, tmp_path):
     from ray_lir.encoder.corpus_encoder import encode_in_process
 
     def interrupted(plan):
@@ -91,7 +91,7 @@ def test_a_run_that_continues_counts_what_was_encoded_before(made, checkpoint, t
     assert (tmp_path / "out" / "manifest.json").read_bytes() == (made / "embeddings" / "manifest.json").read_bytes()
 
 
-def test_what_is_cut_is_said_in_one_warning_also_when_the_job_runs_again(made, checkpoint, caplog):
+def test_truncation_is_reported_in_one_warning_also_when_the_job_runs_again(made, checkpoint, caplog):
     config = EncoderConfig(checkpoint=checkpoint, document_length=LENGTH)
     with caplog.at_level(logging.WARNING, "ray_lir"):
         encode_corpus(str(made / "corpus.jsonl"), str(made / "embeddings"), config, docs_per_part=8)
@@ -117,7 +117,7 @@ def write_ids(folder: Path, *ids: str) -> Path:
     return folder / "ids.txt"
 
 
-def test_a_manifest_without_counts_is_read_and_written_as_it_was(made):
+def test_a_manifest_without_truncation_counts_is_kept_unchanged(made):
     value = json.loads((made / "embeddings" / "manifest.json").read_bytes())
     old = {name: field for name, field in value.items() if name not in TruncationCounts.model_fields}
     assert len(value) - len(old) == 3
@@ -126,7 +126,7 @@ def test_a_manifest_without_counts_is_read_and_written_as_it_was(made):
     assert canonical_json(manifest.model_dump(mode="json")) == canonical_json(old)
 
 
-def test_unknown_counts_stay_unknown_in_sums():
+def test_sums_with_unknown_counts_are_unknown():
     known = TruncationCounts.of([Truncation(4, 10), Truncation(3, 3)])
     assert (known.num_truncated_docs, known.num_tokens_dropped, known.num_source_tokens) == (1, 6, 13)
     assert TruncationCounts.sum([known, UNKNOWN]) == UNKNOWN
@@ -134,7 +134,7 @@ def test_unknown_counts_stay_unknown_in_sums():
     assert TruncationCounts.sum([]).num_truncated_docs == 0
 
 
-def test_lower_bounds_are_called_so(checkpoint, tmp_path, monkeypatch):
+def test_lower_bounds_are_marked_in_the_report(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenization, "COUNTED_CHARACTERS", 1000)
     rows = [{"_id": "long", "text": "the cell " * 5000}]
     corpus = write_rows(tmp_path / "corpus.jsonl", rows)
@@ -153,7 +153,7 @@ def client(made):
         yield client
 
 
-def test_a_query_that_is_cut_is_told_in_the_answer(client):
+def test_a_truncated_query_is_named_in_the_answer(client):
     reply = client.post("/search", json={"queries": ["a song", LONG_QUERY]}).json()
     [cut] = reply["truncated_queries"]
     assert (cut["position"], cut["kept_tokens"], cut["exact"]) == (1, 16, True) and cut["total_tokens"] > 150
@@ -164,7 +164,7 @@ def test_a_query_that_is_cut_is_told_in_the_answer(client):
     assert client.post("/encode", json={"texts": ["a", LONG_QUERY]}).json()["truncated_texts"][0]["position"] == 1
 
 
-def test_explanations_mark_a_document_that_was_cut(client, made, checkpoint):
+def test_explanations_mark_truncated_documents(client, made, checkpoint):
     told = client.post("/explain", json={"query": LONG_QUERY, "doc_id": "d3"}).json()
     assert (told["truncation"]["kept_tokens"], told["truncation"]["total_tokens"]) == (LENGTH, 24)
     assert "the document was cut: only 16 of 24 tokens are indexed" in told["reason"]
@@ -179,7 +179,7 @@ def test_explanations_mark_a_document_that_was_cut(client, made, checkpoint):
     assert explain(searcher, encoder.encode_queries(["king"]), number)[0].truncation is None
 
 
-def test_python_warns_once_of_texts_that_are_cut(checkpoint, caplog):
+def test_encoding_warns_once_about_truncated_texts(checkpoint, caplog):
     encoder = Encoder.load(EncoderConfig(checkpoint=checkpoint, document_length=LENGTH))
     with caplog.at_level(logging.WARNING, "ray_lir"):
         encoder.encode_queries(["a song"])
@@ -192,13 +192,13 @@ def test_python_warns_once_of_texts_that_are_cut(checkpoint, caplog):
     assert len(messages) == 2 and "query_length 16" in messages[0] and "document_length 16" in messages[1]
 
 
-def test_the_command_line_tells_a_query_that_is_cut(made):
+def test_the_command_line_warns_about_a_truncated_query(made):
     result = search.run(search.SearchJob(index=str(made / "index"), query=LONG_QUERY, k=1))
     assert result["truncated_query"]["kept_tokens"] == 16
     assert "truncated_query" not in search.run(search.SearchJob(index=str(made / "index"), query="song", k=1))
 
 
-def test_training_texts_that_are_cut_are_told(checkpoint, caplog):
+def test_truncated_training_texts_are_reported(checkpoint, caplog):
     tokenizer = Encoder.load(EncoderConfig(checkpoint=checkpoint, document_length=LENGTH)).tokenizer
     with caplog.at_level(logging.WARNING, "ray_lir"):
         log_truncation(TrainingData.of(["a song"], ["a king"], [((0,),)]), tokenizer)

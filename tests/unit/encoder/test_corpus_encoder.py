@@ -51,7 +51,7 @@ def dead_letters(output: Path, manifest: EmbeddingsManifest) -> list[dict]:
     return [json.loads(line) for letter in manifest.dead_letters for line in (output / letter.name).read_text().splitlines()]
 
 
-def test_the_parts_hold_what_the_encoder_gives_for_title_and_text(corpus: str, checkpoint: str, tmp_path: Path):
+def test_parts_hold_the_encoders_vectors_of_title_and_text(corpus: str, checkpoint: str, tmp_path: Path):
     manifest = encode(corpus, tmp_path / "out", checkpoint).manifest
     embeddings, texts = read_all(tmp_path / "out", manifest)
     assert [part.num_docs for part in manifest.parts] == [4, 4, 3]
@@ -64,7 +64,7 @@ def test_the_parts_hold_what_the_encoder_gives_for_title_and_text(corpus: str, c
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["embeddings", "manifest.json", "provenance.json"]
 
 
-def test_bad_rows_become_dead_letters_with_their_reasons_and_the_rest_goes_on(checkpoint: str, tmp_path: Path):
+def test_bad_rows_become_dead_letters_with_reasons_and_the_rest_is_encoded(checkpoint: str, tmp_path: Path):
     corpus = write_rows(tmp_path / "corpus.jsonl", [BAD[0], *ROWS[:5], *BAD[1:], *ROWS[5:]])
     manifest = encode(corpus, tmp_path / "out", checkpoint).manifest
     embeddings, _ = read_all(tmp_path / "out", manifest)
@@ -83,7 +83,7 @@ def test_bad_rows_become_dead_letters_with_their_reasons_and_the_rest_goes_on(ch
     assert base64.b64decode(letters[4]["row_base64"]) == BAD[4]
 
 
-def test_a_chunk_of_dead_rows_alone_has_no_part(checkpoint: str, tmp_path: Path):
+def test_a_chunk_with_only_refused_rows_has_no_part(checkpoint: str, tmp_path: Path):
     corpus = write_rows(tmp_path / "corpus.jsonl", [*ROWS[:4], *BAD[:4], *ROWS[4:6]])
     manifest = encode(corpus, tmp_path / "out", checkpoint).manifest
     assert [part.num_docs for part in manifest.parts] == [4, 2]
@@ -112,7 +112,7 @@ def test_a_damaged_corpus_is_refused_and_nothing_is_written(checkpoint: str, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_the_same_job_again_does_nothing(corpus: str, checkpoint: str, tmp_path: Path):
+def test_repeating_a_finished_job_does_nothing(corpus: str, checkpoint: str, tmp_path: Path):
     first = encode(corpus, tmp_path / "out", checkpoint)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     again = encode(corpus, tmp_path / "out", checkpoint)
@@ -125,7 +125,7 @@ def test_the_same_job_again_does_nothing(corpus: str, checkpoint: str, tmp_path:
     ("change", "named"),
     [({"docs_per_part": 5}, "docs_per_part is 4 there and 5 here"), ({"document_length": 9}, "document_length"), ({}, "corpus is")],
 )
-def test_another_job_on_a_finished_output_is_refused_and_named(change: dict, named: str, corpus: str, checkpoint: str, tmp_path: Path):
+def test_a_different_job_on_a_finished_output_is_refused_by_name(change: dict, named: str, corpus: str, checkpoint: str, tmp_path: Path):
     encode(corpus, tmp_path / "out", checkpoint)
     if not change:
         write_rows(tmp_path / "corpus.jsonl", [*ROWS, {"_id": "new", "text": "one more"}])
@@ -135,7 +135,7 @@ def test_another_job_on_a_finished_output_is_refused_and_named(change: dict, nam
     assert (tmp_path / "out" / "manifest.json").read_bytes() == before
 
 
-def test_a_folder_of_something_else_is_not_written_into(corpus: str, checkpoint: str, tmp_path: Path):
+def test_a_folder_with_other_content_is_not_written_into(corpus: str, checkpoint: str, tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
     with pytest.raises(ConfigError, match="thesis.tex"):
@@ -152,14 +152,14 @@ def test_an_output_in_the_corpus_or_a_file_as_output_is_refused(checkpoint: str,
         encode(corpus, tmp_path / "file", checkpoint)
 
 
-def test_an_output_that_cannot_be_written_is_one_line(corpus: str, checkpoint: str, tmp_path: Path):
+def test_an_unwritable_output_is_a_one_line_error(corpus: str, checkpoint: str, tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot write to") as caught:
         encode(corpus, tmp_path / "file" / "out", checkpoint)
     assert "\n" not in str(caught.value)
 
 
-def test_parts_that_could_outgrow_parquet_are_refused_with_the_number_that_fits(corpus: str, checkpoint: str, tmp_path: Path):
+def test_parts_too_large_for_parquet_are_refused_with_the_largest_size(corpus: str, checkpoint: str, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"set docs_per_part to \d+ or less"):
         encode(corpus, tmp_path / "out", checkpoint, docs_per_part=10**8)
 
@@ -179,7 +179,7 @@ def stop_after(number: int, seen: list[int]):
     return spread
 
 
-def test_a_run_that_was_stopped_continues_and_ends_with_the_same_manifest(corpus: str, checkpoint: str, tmp_path: Path):
+def test_a_stopped_run_continues_and_writes_the_same_manifest(corpus: str, checkpoint: str, tmp_path: Path):
     encode(corpus, tmp_path / "undisturbed", checkpoint)
     with pytest.raises(Killed):
         encode(corpus, tmp_path / "out", checkpoint, spread=stop_after(1, []))
@@ -191,7 +191,7 @@ def test_a_run_that_was_stopped_continues_and_ends_with_the_same_manifest(corpus
     assert not (tmp_path / "out" / PROGRESS).exists()
 
 
-def test_a_chunk_whose_part_was_lost_is_encoded_again(corpus: str, checkpoint: str, tmp_path: Path):
+def test_a_chunk_with_a_lost_part_is_encoded_again(corpus: str, checkpoint: str, tmp_path: Path):
     with pytest.raises(Killed):
         encode(corpus, tmp_path / "out", checkpoint, spread=stop_after(1, []))
     next((tmp_path / "out" / "embeddings").glob("part-00000-*")).unlink()
@@ -200,14 +200,14 @@ def test_a_chunk_whose_part_was_lost_is_encoded_again(corpus: str, checkpoint: s
     read_all(tmp_path / "out", result.manifest)
 
 
-def test_unfinished_work_of_another_configuration_is_not_overwritten(corpus: str, checkpoint: str, tmp_path: Path):
+def test_an_unfinished_output_of_another_configuration_is_not_overwritten(corpus: str, checkpoint: str, tmp_path: Path):
     with pytest.raises(Killed):
         encode(corpus, tmp_path / "out", checkpoint, spread=stop_after(1, []))
     with pytest.raises(ConfigError, match="unfinished work of another"):
         encode(corpus, tmp_path / "out", checkpoint, docs_per_part=5)
 
 
-def test_two_runs_at_once_end_with_one_whole_output(corpus: str, checkpoint: str, tmp_path: Path):
+def test_two_concurrent_runs_publish_one_complete_output(corpus: str, checkpoint: str, tmp_path: Path):
     def overtaken(plan: Plan) -> Iterator[ChunkEntry]:
         yield next(iter(encode_in_process(plan)))
         encode(corpus, tmp_path / "out", checkpoint)
@@ -220,7 +220,7 @@ def test_two_runs_at_once_end_with_one_whole_output(corpus: str, checkpoint: str
     assert not (tmp_path / "out" / PROGRESS).exists()
 
 
-def test_a_run_that_fails_because_another_has_finished_takes_its_result(corpus: str, checkpoint: str, tmp_path: Path):
+def test_a_run_overtaken_by_another_returns_its_result(corpus: str, checkpoint: str, tmp_path: Path):
     def robbed(plan: Plan) -> Iterator[ChunkEntry]:
         yield next(iter(encode_in_process(plan)))
         encode(corpus, tmp_path / "out", checkpoint)

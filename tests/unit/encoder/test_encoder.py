@@ -54,7 +54,7 @@ def test_token_ids_lie_beside_their_vectors(small: Encoder) -> None:
     assert len(embeddings.values) == 7
 
 
-def test_cutting_keeps_the_last_special_token(small: Encoder) -> None:
+def test_truncation_keeps_the_last_special_token(small: Encoder) -> None:
     long = " ".join(["river"] * 100)
     for ids, length, marker in ((small.tokenizer.documents([long])[0], 40, "[D] "), (small.tokenizer.queries([long])[0], 16, "[Q] ")):
         words = words_of(small, ids)
@@ -62,7 +62,7 @@ def test_cutting_keeps_the_last_special_token(small: Encoder) -> None:
         assert (words[:2], words[-1]) == (["[CLS]", marker], "[SEP]")
 
 
-def test_a_text_has_the_same_vectors_whatever_texts_are_beside_it(small: Encoder) -> None:
+def test_a_texts_vectors_do_not_depend_on_other_texts_of_the_batch(small: Encoder) -> None:
     together, queries = small.encode_documents(DOCUMENTS), small.encode_queries(QUERIES)
     backwards = small.encode_documents(DOCUMENTS[::-1])
     for number, text in enumerate(DOCUMENTS):
@@ -79,7 +79,7 @@ def test_equal_calls_give_equal_bits(minilm: Encoder) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_number_of_threads_changes_no_bit_and_stays_what_it_was(checkpoint: str, precision: str) -> None:
+def test_the_number_of_threads_changes_no_bit_and_is_restored(checkpoint: str, precision: str) -> None:
     encoder = Encoder.load(EncoderConfig(checkpoint=checkpoint, precision=precision, batch_tokens=64))
     before = torch.get_num_threads()
     try:
@@ -96,14 +96,14 @@ def test_the_number_of_threads_changes_no_bit_and_stays_what_it_was(checkpoint: 
     assert all(np.array_equal(each.values, found[0].values) for each in found)
 
 
-def test_small_batches_change_nothing_but_rounding(small: Encoder) -> None:
+def test_splitting_into_small_batches_changes_only_rounding(small: Encoder) -> None:
     whole = small.encode_documents(DOCUMENTS)
     pieces = Encoder(small.contract, small.tokenizer, small.model, batch_tokens=1).encode_documents(DOCUMENTS)
     assert whole.lengths.tolist() == pieces.lengths.tolist()
     np.testing.assert_allclose(whole.values.astype(float), pieces.values.astype(float), rtol=0, atol=1e-3)
 
 
-def test_batches_hold_every_text_once_and_no_more_padded_tokens_than_allowed() -> None:
+def test_batches_hold_every_text_once_within_the_limit_of_padded_tokens() -> None:
     lengths = np.random.default_rng(0).integers(1, 300, 500)
     batches = list(group_by_length(lengths, 1000))
     assert sorted(np.concatenate(batches).tolist()) == list(range(500))
@@ -112,7 +112,7 @@ def test_batches_hold_every_text_once_and_no_more_padded_tokens_than_allowed() -
     assert list(group_by_length([], 100)) == []
 
 
-def test_strange_texts_are_encoded_and_an_empty_one_keeps_its_special_tokens(small: Encoder, minilm: Encoder) -> None:
+def test_unusual_texts_are_encoded_and_an_empty_text_keeps_its_special_tokens(small: Encoder, minilm: Encoder) -> None:
     for encoder, empty in ((small, 3), (minilm, 2)):
         embeddings = encoder.encode_documents(STRANGE)
         assert np.isfinite(embeddings.values).all() and embeddings.lengths.min() >= 2
@@ -126,7 +126,7 @@ def test_no_texts_give_no_embeddings(small: Encoder) -> None:
 
 
 @pytest.mark.parametrize("texts", [["fine", None], ["fine", 3], ["fine", b"bytes"], ["fine", float("nan")]])
-def test_what_is_not_a_string_is_named_by_its_position(small: Encoder, texts: list) -> None:
+def test_an_item_that_is_not_a_string_is_named_by_its_position(small: Encoder, texts: list) -> None:
     for encode in (small.encode_documents, small.encode_queries, small.batch_documents):
         with pytest.raises(ConfigError, match="text 1 is"):
             encode(texts)
@@ -152,7 +152,7 @@ def test_configured_conventions_win_over_the_checkpoint(checkpoint: str, small: 
     assert changed.contract.weights_digest == small.contract.weights_digest
 
 
-def test_expansion_can_be_asked_of_a_plain_encoder(minilm: Encoder) -> None:
+def test_query_expansion_can_be_enabled_for_a_plain_encoder(minilm: Encoder) -> None:
     expanded = Encoder.load(EncoderConfig(query_expansion=True, query_length=12, skip_punctuation=True, precision="float32"))
     assert expanded.contract.expansion_token == "[MASK]"
     assert expanded.encode_queries(["river", "a b"]).lengths.tolist() == [12, 12]
@@ -161,14 +161,14 @@ def test_expansion_can_be_asked_of_a_plain_encoder(minilm: Encoder) -> None:
     np.testing.assert_allclose(expanded.encode_queries(["river"])[0][:3].astype(float), plain, rtol=0, atol=1e-3)
 
 
-def test_expansion_falls_back_to_the_end_token_where_there_is_no_mask(tmp_path: Path) -> None:
+def test_query_expansion_uses_the_end_token_if_there_is_no_mask_token(tmp_path: Path) -> None:
     folder = put_together("xtr", "checkpoint", tmp_path)
     encoder = Encoder.load(EncoderConfig(checkpoint=folder, query_expansion=True, query_length=9))
     assert encoder.contract.expansion_token == "</s>"
     assert encoder.encode_queries(["river"]).lengths.tolist() == [9]
 
 
-def test_expansion_tokens_are_looked_at_only_if_the_contract_says_so(checkpoint: str) -> None:
+def test_expansion_tokens_are_attended_only_if_the_contract_says_so(checkpoint: str) -> None:
     def first_token(attend: bool) -> np.ndarray:
         config = EncoderConfig(checkpoint=checkpoint, attend_to_expansion=attend, precision="float32")
         return Encoder.load(config).encode_queries(["river"])[0][0].astype(float)
@@ -221,7 +221,7 @@ def test_embed_is_the_differentiable_form_of_encode(small: Encoder) -> None:
     small.model.zero_grad(set_to_none=True)
 
 
-def test_an_encoder_is_found_again_by_its_contract(checkpoint: str, small: Encoder) -> None:
+def test_an_encoder_can_be_loaded_from_its_contract(checkpoint: str, small: Encoder) -> None:
     made = Encoder.load(EncoderConfig(checkpoint=checkpoint, document_length=12, skip_punctuation=False))
     again = Encoder.for_contract(made.contract)
     assert again.contract == made.contract
@@ -238,19 +238,19 @@ def test_an_encoder_is_found_again_by_its_contract(checkpoint: str, small: Encod
         ("a/b/c", "no checkpoint folder"),
     ],
 )
-def test_a_checkpoint_that_is_not_there_is_named_with_what_to_do(name: str, message: str) -> None:
+def test_a_missing_checkpoint_is_named_with_the_fix(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Encoder.load(name)
 
 
-def test_a_hub_name_without_a_network_ends_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_name_without_a_network_is_refused_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="no encoder nobody/nothing: no such folder, and the Hugging Face hub") as error:
         Encoder.load("nobody/nothing")
     assert "\n" not in str(error.value) and "all-MiniLM-L6-v2" in str(error.value)
 
 
-def test_folders_and_files_that_hold_no_checkpoint_are_refused(tmp_path: Path) -> None:
+def test_folders_and_files_without_a_checkpoint_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no known checkpoint"):
         Encoder.load(str(tmp_path))
     (tmp_path / "epoch=1.ckpt").write_bytes(b"x")

@@ -27,14 +27,14 @@ def assert_equal_to(expected: np.lib.npyio.NpzFile, name: str, got: TokenEmbeddi
 
 
 @pytest.mark.parametrize(("library", "variant"), all_variants())
-def test_embeddings_are_those_of_the_library_that_saved_the_checkpoint(library: str, variant: str, tmp_path: Path) -> None:
+def test_embeddings_equal_those_of_the_library_that_saved_the_checkpoint(library: str, variant: str, tmp_path: Path) -> None:
     encoder = load(put_together(library, variant, tmp_path))
     expected = np.load(FIXTURES / library / f"{variant}.npz")
     assert_equal_to(expected, "queries", encoder.encode_queries(QUERIES))
     assert_equal_to(expected, "documents", encoder.encode_documents(DOCUMENTS))
 
 
-def test_conventions_of_each_library_become_data_of_the_contract(tmp_path: Path) -> None:
+def test_conventions_of_each_library_are_read_into_the_contract(tmp_path: Path) -> None:
     pylate = load(put_together("pylate", "expansion", tmp_path / "pylate")).contract
     assert (pylate.query_marker, pylate.document_marker, pylate.query_expansion, pylate.expansion_token) == ("[Q] ", "[D] ", True, "[MASK]")
     assert (pylate.dim, pylate.query_length, pylate.document_length, len(pylate.skip_tokens)) == (16, 16, 40, 32)
@@ -48,7 +48,7 @@ def test_conventions_of_each_library_become_data_of_the_contract(tmp_path: Path)
     assert (xtr.query_marker, xtr.lower_case, xtr.query_expansion, xtr.skip_tokens, xtr.dim) == (None, True, False, (), 16)
 
 
-def test_a_legacy_dnn_file_is_the_folder_it_was_made_from(tmp_path: Path) -> None:
+def test_a_legacy_dnn_file_loads_like_its_folder(tmp_path: Path) -> None:
     folder = put_together("stanford", "default", tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     torch.save({"model_state_dict": state, "arguments": {"model": "bert-base-uncased"}}, tmp_path / "colbert.dnn")
@@ -103,7 +103,7 @@ def test_a_broken_checkpoint_is_named_in_one_line(file: str, content: str, messa
     assert "\n" not in str(error.value)
 
 
-def test_missing_weights_are_an_error_and_never_random(tmp_path: Path) -> None:
+def test_missing_weights_are_an_error_and_are_not_initialised(tmp_path: Path) -> None:
     folder = put_together("pylate", "expansion", tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     removed = next(name for name in state if "layer.1." in name)

@@ -119,7 +119,7 @@ def text_tokenizer(tokenizer: PreTrainedTokenizerFast, length: int, **convention
 
 
 @pytest.mark.parametrize("conventions", [{}, {"lower_case": True, "document_prompt": "search: "}], ids=["plain", "prompt, lower case"])
-def test_kept_tokens_and_spans_are_those_of_the_whole_text(tokenizer, conventions, monkeypatch):
+def test_truncated_tokens_and_spans_equal_those_of_the_whole_text(tokenizer, conventions, monkeypatch):
     rng = random.Random(7)
     texts = [random_text(rng, rng.choice((200, 2000, 5000))) for _ in range(30)]
     cutting = text_tokenizer(tokenizer, 24, **conventions)
@@ -141,7 +141,7 @@ def test_kept_tokens_and_spans_are_those_of_the_whole_text(tokenizer, convention
         np.testing.assert_array_equal(again.spans, spans[number].spans)
 
 
-def test_only_the_beginning_of_a_long_text_is_tokenised():
+def test_only_the_start_of_a_long_text_is_tokenised():
     cutting = text_tokenizer(layouts.load_tokenizer(find("all-MiniLM-L6-v2")), 256)
     kinds = ("word ", "|-", "a", "中", "😀", "é ", "\x00", "\u0301", "ab1", "\n", "a" * 2000 + " ")
     for kind in kinds:
@@ -170,7 +170,7 @@ def test_counts_are_exact_up_to_a_bound_and_a_minimum_beyond():
     assert third.kept == 16 and not third.exact and 99_900 <= third.total <= 100_002
 
 
-def test_memory_of_python_objects_does_not_grow_with_the_text():
+def test_memory_of_python_objects_does_not_grow_with_the_texts():
     cutting = text_tokenizer(layouts.load_tokenizer(find("all-MiniLM-L6-v2")), 256)
     texts = ["word " * 1_000_000]
     tracemalloc.start()
@@ -180,7 +180,7 @@ def test_memory_of_python_objects_does_not_grow_with_the_text():
     assert peak < 30_000_000
 
 
-def test_a_word_that_an_added_token_ends_is_not_shortened_too_far():
+def test_text_before_an_added_token_is_not_shortened_too_far():
     tokenizer = layouts.load_tokenizer(find("all-MiniLM-L6-v2"))
     tokenizer.add_tokens([AddedToken("caab")])
     condenser = long_texts.Condenser.of(tokenizer.backend_tokenizer)

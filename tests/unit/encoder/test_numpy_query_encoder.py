@@ -36,7 +36,7 @@ LEFT_TO_THE_ENCODER = {"two_dense"}
 """It has a projection with an activation and a residual."""
 
 
-def test_the_default_checkpoint_and_changed_conventions_are_taken(tmp_path):
+def test_the_default_checkpoint_and_changed_conventions_are_used(tmp_path):
     assert same("all-MiniLM-L6-v2") and same("all-MiniLM-L6-v2", query_length=16, query_expansion=True)
     assert same(plain(tmp_path / "plain"))
 

@@ -53,7 +53,7 @@ def test_sentence_transformers_gives_the_same_embeddings_with_a_saved_checkpoint
         np.testing.assert_allclose(ours.values.astype(np.float32), np.concatenate(theirs), rtol=0, atol=1e-3)
 
 
-def test_an_encoder_is_never_saved_over_something(tmp_path: Path) -> None:
+def test_an_encoder_is_never_saved_over_existing_files(tmp_path: Path) -> None:
     encoder = load(put_together("pylate", "expansion", tmp_path / "source"))
     (tmp_path / "taken").mkdir()
     encoder.save(tmp_path / "taken")
@@ -64,7 +64,7 @@ def test_an_encoder_is_never_saved_over_something(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "taken"]
 
 
-def test_conventions_without_a_place_in_the_layout_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+def test_conventions_that_a_layout_cannot_hold_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     encoder = load(put_together("sentence_transformers", "min_attended", tmp_path / "source"))
     with pytest.raises(ConfigError, match="expansion_length=12 cannot be saved"):
         encoder.save(tmp_path / "saved")
@@ -78,7 +78,7 @@ def test_a_projection_to_all_dimensions_keeps_every_dot_product(tmp_path: Path) 
     np.testing.assert_allclose(turned @ turned.T, original @ original.T, rtol=0, atol=5e-3)
 
 
-def test_a_fitted_projection_keeps_dot_products_better_than_any_other_rows_of_its_size(tmp_path: Path) -> None:
+def test_a_fitted_projection_keeps_dot_products_better_than_random_ones_of_its_size(tmp_path: Path) -> None:
     encoder = load(plain(tmp_path))
     fitted = fit_projection(encoder, DOCUMENTS, "pca:8")
     assert fitted.contract.dim == 8 and fitted.contract.fingerprint != encoder.contract.fingerprint
@@ -95,19 +95,19 @@ def test_a_fitted_projection_keeps_dot_products_better_than_any_other_rows_of_it
     assert lost(rows) < lost(centred) < lost(random)
 
 
-def test_equal_samples_fit_equal_projections(tmp_path: Path) -> None:
+def test_equal_samples_give_equal_projections(tmp_path: Path) -> None:
     encoder = load(put_together("pylate", "expansion", tmp_path))
     assert fit_projection(encoder, DOCUMENTS, "pca:8").contract == fit_projection(encoder, DOCUMENTS, "pca:8").contract
 
 
 @pytest.mark.parametrize("projection", ["pca", "pca:", "pca:0", "pca:17", "pca:8.5", "pca:-1", "svd:8", "pca:²", ""])
-def test_a_projection_that_cannot_be_is_refused(projection: str, tmp_path: Path) -> None:
+def test_an_invalid_projection_is_refused(projection: str, tmp_path: Path) -> None:
     encoder = load(put_together("pylate", "expansion", tmp_path))
     with pytest.raises(ConfigError, match="must be pca:DIM with DIM from 1 to 16"):
         fit_projection(encoder, DOCUMENTS, projection)
 
 
-def test_a_projection_needs_texts(tmp_path: Path) -> None:
+def test_fitting_a_projection_needs_texts(tmp_path: Path) -> None:
     encoder = load(put_together("pylate", "expansion", tmp_path))
     with pytest.raises(ConfigError, match="needs documents"):
         fit_projection(encoder, [], "pca:8")

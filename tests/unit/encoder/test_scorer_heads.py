@@ -65,7 +65,7 @@ def test_a_maxsim_checkpoint_has_no_folder_for_its_scorer(source: Encoder, tmp_p
     assert not (tmp_path / "saved" / "scorer").exists()
 
 
-def test_scorer_files_are_those_that_the_documentation_names(source: Encoder, tmp_path: Path) -> None:
+def test_scorer_files_have_the_documented_names_and_shapes(source: Encoder, tmp_path: Path) -> None:
     source.with_scorer("trial", SETTINGS["trial"]).save(tmp_path / "saved")
     folder = tmp_path / "saved" / "scorer"
     assert json.loads((folder / "config.json").read_text()) == {"scorer": "trial", "relation_weight": 0.1, "alignment": "combined"}
@@ -101,7 +101,7 @@ def test_settings_that_change_scores_change_the_fingerprint(name: str, settings:
     assert again.contract.fingerprint == one.contract.fingerprint
 
 
-def test_heads_compute_in_float32_whatever_the_encoder_does(source: Encoder, tmp_path: Path) -> None:
+def test_heads_compute_in_float32_whatever_the_encoders_precision(source: Encoder, tmp_path: Path) -> None:
     source.with_scorer("trial").save(tmp_path / "saved")
     exact, rounded = load(tmp_path / "saved"), load(tmp_path / "saved", precision="bfloat16")
     assert {parameter.dtype for parameter in rounded.model.scorer.parameters()} == {torch.float32}
@@ -122,7 +122,7 @@ def test_weights_of_documents_are_written_beside_their_vectors(source: Encoder, 
 
 
 @pytest.mark.parametrize("name", ["trial", "attention"])
-def test_a_text_has_the_same_weights_whatever_texts_are_beside_it(name: str, source: Encoder) -> None:
+def test_a_texts_weights_do_not_depend_on_other_texts_of_the_batch(name: str, source: Encoder) -> None:
     encoder = source.with_scorer(name)
     together = encoder.encode_queries(QUERIES)
     for number, text in enumerate(QUERIES):
@@ -139,19 +139,19 @@ def test_a_checkpoint_of_another_scorer_is_refused(source: Encoder) -> None:
     assert again.model.scorer.settings.relation_weight == 0.9
 
 
-def test_an_index_of_one_scorer_does_not_take_a_checkpoint_of_another(source: Encoder, tmp_path: Path) -> None:
+def test_an_index_refuses_a_checkpoint_of_another_scorer(source: Encoder, tmp_path: Path) -> None:
     contract = source.with_scorer("xtr").contract
     with pytest.raises(IncompatibleError, match="is for scorer maxsim, but scorer xtr is required"):
         Encoder.for_contract(contract)
 
 
-def test_a_projection_under_heads_is_refused(source: Encoder) -> None:
+def test_a_projection_for_an_encoder_with_scorer_heads_is_refused(source: Encoder) -> None:
     with pytest.raises(ConfigError, match="fit the projection before training them"):
         fit_projection(source.with_scorer("trial"), DOCUMENTS, "pca:8")
 
 
 @pytest.mark.parametrize("damage", ["unknown", "missing", "cut", "shape", "settings", "text"])
-def test_damaged_heads_are_one_line_with_what_to_do(damage: str, source: Encoder, tmp_path: Path) -> None:
+def test_damaged_heads_are_a_one_line_error_with_the_fix(damage: str, source: Encoder, tmp_path: Path) -> None:
     source.with_scorer("trial").save(tmp_path / "saved")
     folder = tmp_path / "saved" / "scorer"
     weights, config = folder / "model.safetensors", folder / "config.json"
@@ -206,7 +206,7 @@ def test_an_encoded_corpus_is_indexed_and_searched_with_its_scorer(name: str, so
             searcher.search(source.encode_queries(QUERIES), 5)
 
 
-def test_scores_of_a_document_without_tokens_are_the_lowest_and_weights_are_not_forgotten(source: Encoder) -> None:
+def test_documents_without_tokens_score_lowest_also_with_weights(source: Encoder) -> None:
     encoder = source.with_scorer("attention")
     queries, documents = encoder.encode_queries(QUERIES[:2]), encoder.encode_documents(DOCUMENTS[:2])
     assert encoder.scores(queries, documents).shape == (2, 2)

@@ -30,7 +30,7 @@ def three_threads():
     torch.set_num_threads(before)
 
 
-def test_every_thread_gets_back_its_number_whoever_leaves_first() -> None:
+def test_every_thread_restores_its_number_of_threads_in_any_order() -> None:
     inside, leave, found = threading.Event(), threading.Event(), []
 
     def other() -> None:
@@ -50,7 +50,7 @@ def test_every_thread_gets_back_its_number_whoever_leaves_first() -> None:
     assert (again, found, torch.get_num_threads()) == (3, [3], 3)
 
 
-def test_work_is_spread_over_threads_that_compute_on_one_each() -> None:
+def test_spread_runs_items_on_threads_with_one_torch_thread_each() -> None:
     together = threading.Barrier(3)
 
     def work(item: int) -> tuple[int, int, bool]:
@@ -64,7 +64,7 @@ def test_work_is_spread_over_threads_that_compute_on_one_each() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("width", [1, 3, 16, 48, 50])
 @pytest.mark.parametrize("activation", [torch.nn.functional.gelu, torch.nn.functional.mish, torch.tanh, torch.exp])
-def test_a_row_of_a_narrow_layer_does_not_depend_on_how_many_there_are(activation, width: int, dtype: torch.dtype) -> None:
+def test_a_row_of_a_narrow_layer_does_not_depend_on_the_number_of_rows(activation, width: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layer, rows = torch.nn.Linear(24, width).to(dtype), torch.randn(150, 24, dtype=dtype)
     with one_torch_thread(), torch.inference_mode():

@@ -50,7 +50,7 @@ def both(model: Network, texts: TokenBatch):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("kind", [BertModel, RobertaModel])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_vectors_and_attention_weights_are_those_of_the_padded_pass(lengths: list[int], kind: type, dtype: torch.dtype) -> None:
+def test_vectors_and_attention_weights_equal_the_padded_pass(lengths: list[int], kind: type, dtype: torch.dtype) -> None:
     found, expected = both(network(kind, dtype), batch(lengths))
     assert torch.equal(found.mask, expected.mask)
     torch.testing.assert_close(found.vectors, expected.vectors, rtol=0, atol=TOLERANCE[dtype])
@@ -58,7 +58,7 @@ def test_vectors_and_attention_weights_are_those_of_the_padded_pass(lengths: lis
 
 
 @pytest.mark.parametrize("attended", [[12, 3, 1], [5, 5, 5]], ids=str)
-def test_tokens_that_nobody_looks_at_are_encoded_all_the_same(attended: list[int]) -> None:
+def test_unattended_tokens_are_encoded(attended: list[int]) -> None:
     texts = batch([12, 12, 12], attended)
     texts = TokenBatch(texts.input_ids, texts.attention_mask, torch.ones_like(texts.keep_mask))
     found, expected = both(network(), texts)
@@ -67,7 +67,7 @@ def test_tokens_that_nobody_looks_at_are_encoded_all_the_same(attended: list[int
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_padding_decides_nothing(dtype: torch.dtype) -> None:
+def test_padding_changes_no_vector(dtype: torch.dtype) -> None:
     model, texts = network(dtype=dtype), batch([7, 20, 1])
     wider = [torch.nn.functional.pad(each, (0, 9), value=value) for each, value in zip(vars(texts).values(), (33, 0, False), strict=True)]
     wider[0][~unpadded_bert.present_tokens(TokenBatch(*wider))] = 44
@@ -77,7 +77,7 @@ def test_padding_decides_nothing(dtype: torch.dtype) -> None:
     assert torch.equal(found.weights[:, :20], expected.weights)
 
 
-def test_texts_of_equal_length_and_attention_are_one_run() -> None:
+def test_texts_of_equal_length_and_attention_form_one_run() -> None:
     assert unpadded_bert.group_runs([5, 5, 4, 4, 4], [5, 5, 4, 2, 2]) == [
         unpadded_bert.Run(2, 5, 5),
         unpadded_bert.Run(1, 4, 4),
@@ -85,7 +85,7 @@ def test_texts_of_equal_length_and_attention_are_one_run() -> None:
     ]
 
 
-def test_weights_that_change_are_seen() -> None:
+def test_changed_encoder_weights_change_the_fingerprint() -> None:
     model, texts = network(), batch([7, 3])
     both(model, texts)
     with torch.no_grad():
@@ -95,12 +95,12 @@ def test_weights_that_change_are_seen() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"hidden_act": "relu"}, {"is_decoder": True}])
-def test_a_model_that_departs_from_bert_keeps_its_own_pass(changes: dict) -> None:
+def test_a_model_that_differs_from_bert_uses_its_own_forward_pass(changes: dict) -> None:
     assert unpadded_bert.is_supported(network().backbone) and not unpadded_bert.is_supported(network(**changes).backbone)
     assert not unpadded_bert.is_supported(network(ModernBertModel, eos_token_id=2, bos_token_id=3, cls_token_id=3, sep_token_id=2).backbone)
 
 
-def test_an_adapter_in_the_place_of_a_layer_is_not_passed_over() -> None:
+def test_an_adapter_in_place_of_a_layer_is_not_bypassed() -> None:
     class Adapter(torch.nn.Linear):
         pass
 
@@ -114,7 +114,7 @@ def test_an_adapter_in_the_place_of_a_layer_is_not_passed_over() -> None:
     torch.testing.assert_close(found.vectors, model.documents(texts).vectors, rtol=0, atol=2e-5)
 
 
-def test_a_text_without_tokens_and_a_batch_without_texts_keep_the_padded_pass() -> None:
+def test_batches_without_texts_or_with_empty_texts_use_the_padded_pass() -> None:
     assert not unpadded_bert.has_tokens(batch([3, 0])) and not unpadded_bert.has_tokens(batch([]))
 
 

@@ -45,7 +45,7 @@ def plaid_golden(weights: np.ndarray):
     return g, plan, run(plan, shard, codec, 2)
 
 
-def test_plaid_dagger_probes_prunes_and_keeps_as_the_golden_vectors():
+def test_plaid_dagger_probes_prunes_and_keeps_like_the_golden_vectors():
     g = golden("plaid_dagger")
     almost_zero = np.where(g["w"] == 0, 1e-9, g["w"])  # the golden vectors probe for a token of weight 0, we do not
     g, plan, (probed, interacted) = plaid_golden(almost_zero)
@@ -56,7 +56,7 @@ def test_plaid_dagger_probes_prunes_and_keeps_as_the_golden_vectors():
     np.testing.assert_array_equal(interacted.documents, g["stage3"])
 
 
-def test_a_fully_pruned_document_takes_no_place_from_the_others():
+def test_a_fully_pruned_document_is_not_among_the_kept():
     g, _, (probed, _) = plaid_golden(golden("plaid_dagger")["w"] + 1e-9)
     pruned = g["candidates"][np.isneginf(g["pruned_weighted"])]
     assert len(pruned) and not np.isin(pruned, probed.documents).any()
@@ -102,7 +102,7 @@ def warp_golden(**changes):
     return g, plan, run(plan, shard, codec, 1)[0]
 
 
-def test_warp_probes_and_imputes_as_the_golden_vectors():
+def test_warp_probes_and_imputes_like_the_golden_vectors():
     g, plan, _ = warp_golden()
     live = int(g["live"])
     np.testing.assert_array_equal(plan.active, np.arange(live))  # rows of zeros are masked
@@ -111,7 +111,7 @@ def test_warp_probes_and_imputes_as_the_golden_vectors():
 
 
 @pytest.mark.parametrize(("floor", "expected"), [(False, "scores"), (True, "scores_max_with_imputed")])
-def test_warp_scores_as_the_golden_vectors(floor, expected):
+def test_warp_scores_like_the_golden_vectors(floor, expected):
     g, _, top = warp_golden(floor_at_imputed=floor)
     assert top.documents.tolist() == g["candidates"][np.lexsort((g["candidates"], -g[expected]))].tolist()
     np.testing.assert_allclose(top.scores[np.argsort(top.documents)], g[expected], atol=2e-5)
@@ -184,14 +184,14 @@ def test_an_estimate_grows_with_documents_dimensions_and_candidates(engine):
     assert more == ms if engine == "exact" else more > ms
 
 
-def test_auto_knows_that_relations_make_candidates_slow():
+def test_auto_considers_the_cost_of_relations():
     plain, related = (replace(statistics_of(20_000), scorer_cost=cost) for cost in (0.0, RELATION_COST))
     assert estimate_ms("scan", related, "native:avx2", 200) > 4 * estimate_ms("scan", plain, "native:avx2", 200)
     assert estimate_ms("exact", related, "native:avx2", 200) < 2 * estimate_ms("exact", plain, "native:avx2", 200)
     assert resolve("auto", replace(statistics_of(1000), scorer_cost=RELATION_COST), "native:avx2").engine != "exact"
 
 
-def test_auto_says_why_and_follows_the_quality_that_is_asked_for():
+def test_auto_gives_its_reason_and_follows_the_quality():
     statistics = statistics_of(1_000_000)
     params, reason = choose(statistics, "native:avx2")
     assert reason.startswith(f"{params.engine}: ") and "exact" in reason
@@ -202,13 +202,13 @@ def test_auto_says_why_and_follows_the_quality_that_is_asked_for():
         resolve("auto", statistics, "native:avx2", "best")
 
 
-def test_an_unknown_engine_is_told_which_there_are():
+def test_an_unknown_engine_is_refused_with_the_known_engines():
     with pytest.raises(ConfigError, match="exact, scan, plaid, warp"):
         resolve("bm25", IndexStatistics(1, 1, np.ones(1)))
 
 
 @pytest.mark.parametrize("tokens", [4, 21, 60])
-def test_quality_fast_looks_at_a_quarter_of_the_candidates_of_a_query_of_any_length(tokens):
+def test_quality_fast_uses_a_quarter_of_the_candidates_for_any_query_length(tokens):
     statistics, query = statistics_of(30_000), Query(np.eye(128, dtype=np.float32)[:tokens], np.ones(tokens, np.float32))
     codec, kernels = None, select("reference")
     fast, balanced = (

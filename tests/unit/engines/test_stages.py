@@ -49,7 +49,7 @@ def test_groups_of_shards_make_the_cuts_of_the_whole_index(searcher, engine):
         same(kept, expected)
 
 
-def test_a_group_that_goes_ahead_keeps_all_that_its_later_stages_score(searcher):
+def test_a_group_that_runs_ahead_keeps_all_documents_of_its_later_stages(searcher):
     [plan] = searcher.planner.plan(queries_about(DOCUMENTS, [3]), 2, ScanParams(ncandidates=30))
     loop = run_stages([plan], searcher.shards[:2], searcher.planner.codec, searcher.kernels, [None], ahead=[9])
     [[first], [later]] = loop.kept

@@ -49,7 +49,7 @@ def run(params: XtrParams, query_weights: np.ndarray | None = None, weights: np.
 
 
 @pytest.mark.parametrize("how", IMPUTATIONS)
-def test_tokens_are_retrieved_imputed_and_added_up_as_in_the_golden_vectors(how):
+def test_xtr_retrieves_imputes_and_scores_like_the_golden_vectors(how):
     g, made, top = run(XtrParams(k_prime=int(golden("xtr_retrieval")["k_prime"]), imputation=how))
     np.testing.assert_array_equal(made.hits.documents.reshape(g["retrieved"].shape), g["doc_of_token"][g["retrieved"]])
     np.testing.assert_allclose(made.hits.scores.reshape(g["retrieved"].shape), g["retrieved_scores"], atol=2e-5)
@@ -61,7 +61,7 @@ def test_tokens_are_retrieved_imputed_and_added_up_as_in_the_golden_vectors(how)
     np.testing.assert_allclose([found[number] for number in numbers.tolist()], expected, atol=2e-5)
 
 
-def test_with_all_tokens_retrieved_the_score_is_maxsim_whatever_is_imputed():
+def test_with_all_tokens_retrieved_xtr_scores_equal_maxsim():
     for how in IMPUTATIONS:
         g, _, top = run(XtrParams(k_prime=10_000, imputation=how))
         scores = top.scores[np.argsort(top.documents)]
@@ -69,7 +69,7 @@ def test_with_all_tokens_retrieved_the_score_is_maxsim_whatever_is_imputed():
         np.testing.assert_allclose(scores[g["candidates"]], g["scores_maxsim"], atol=2e-5)
 
 
-def test_query_weights_scale_both_what_is_seen_and_what_is_imputed():
+def test_query_weights_scale_retrieved_and_imputed_scores():
     g = golden("xtr_retrieval")
     weights = np.linspace(0, 2, len(g["q"])).astype(np.float32)
     _, made, top = run(XtrParams(k_prime=12), weights)
@@ -81,7 +81,7 @@ def test_query_weights_scale_both_what_is_seen_and_what_is_imputed():
     np.testing.assert_allclose(top.scores, (weights @ seen)[top.documents], atol=2e-5)
 
 
-def test_token_weights_multiply_what_is_seen_and_not_what_is_imputed():
+def test_token_weights_scale_retrieved_but_not_imputed_scores():
     doubled = np.ones(len(golden("xtr_retrieval")["tokens"]), np.float16)  # less one: every token weighs two
     _, plain, once = run(XtrParams(k_prime=12, imputation="zero"))
     _, _, twice = run(XtrParams(k_prime=12, imputation="zero"), weights=doubled)
@@ -98,7 +98,7 @@ def test_imputed_scores_by_hand():
     assert all(impute(scores[:0], how, 4) == 0 for how in IMPUTATIONS)
 
 
-def test_equal_tokens_at_the_cut_are_chosen_by_their_place_however_the_index_is_sharded(tmp_path):
+def test_ties_at_the_cut_go_to_the_lower_token_number_however_the_index_is_sharded(tmp_path):
     """The corpus holds every document four times, so that scores at the cut are equal."""
     documents = collection(30, seed=5)
     values = np.concatenate([documents.values] * 4)
@@ -115,7 +115,7 @@ def test_equal_tokens_at_the_cut_are_chosen_by_their_place_however_the_index_is_
             np.testing.assert_array_equal(top.scores, mine.scores)
 
 
-def test_faiss_finds_the_tokens_that_comparing_with_all_finds(tmp_path):
+def test_faiss_finds_the_tokens_of_an_exhaustive_comparison(tmp_path):
     build_index(collection(300), str(tmp_path / "index"), IndexConfig(clustering=ClusteringConfig(num_centroids=64)))
     searcher = Searcher.open(str(tmp_path / "index"))
     shard, codec = searcher.shards[0], searcher.planner.codec
@@ -143,7 +143,7 @@ def test_an_explanation_follows_a_document_through_both_stages(tmp_path):
     assert lost.dropped_at == "add_up" and lost.reason.startswith("add_up did not score it; it scores: XTR's score")
 
 
-def test_auto_never_picks_it_and_a_service_refuses_it_with_the_fix():
+def test_auto_never_chooses_xtr_and_a_service_refuses_it():
     for power in range(1, 9):
         statistics = IndexStatistics(10**power, 70 * 10**power, np.ones(2**power))
         assert choose(statistics, "native:avx2")[0].engine != "xtr"

@@ -99,21 +99,21 @@ def test_judgements_may_be_compressed(tmp_path):
         load_dataset(str(folder), "train")
 
 
-def test_a_negative_grade_is_not_relevant_and_one_that_trec_eval_cannot_count_is_refused():
+def test_a_negative_grade_is_irrelevant_and_a_grade_beyond_trec_eval_is_refused():
     run = {"q": [("b", 2.0), ("a", 1.0)]}
     assert metrics.means(metrics.evaluate(run, {"q": {"a": 1, "b": -2}}, ["RR@10"])) == {"RR@10": 0.5}
     with pytest.raises(ConfigError, match="grades must lie between"):
         metrics.evaluate(run, {"q": {"a": 2**31}}, ["RR@10"])
 
 
-def test_a_missing_split_is_answered_with_those_there_are(tmp_path):
+def test_a_missing_split_is_refused_with_the_existing_splits(tmp_path):
     make_dataset(tmp_path, QUERIES, QRELS, split="train")
     make_dataset(tmp_path, QUERIES, QRELS, split="dev")
     with pytest.raises(ConfigError, match="no split 'test' in .*; it has dev, train"):
         load_dataset(str(tmp_path))
 
 
-def test_a_cut_gzip_file_and_wrong_bytes_are_refused(tmp_path):
+def test_a_truncated_gzip_file_and_wrong_bytes_are_refused(tmp_path):
     folder = make_dataset(tmp_path, "", QRELS)
     (folder / "queries.jsonl").write_bytes(QUERIES.encode() + b'{"_id": "q4", "text": "\xff"}\n')
     with pytest.raises(FormatError, match="queries.jsonl line 4: expected UTF-8"):
@@ -187,7 +187,7 @@ def test_a_judged_query_without_results_counts_as_zero():
     assert set(metrics.means(metrics.evaluate({}, qrels)).values()) == {0.0}
 
 
-def test_grades_are_linear_gains():
+def test_ndcg_uses_grades_as_linear_gains():
     values = metrics.evaluate({"q": [("good", 2.0), ("best", 1.0)]}, {"q": {"good": 1, "best": 3}})
     assert values["nDCG@10"]["q"] == pytest.approx((1 + 3 / np.log2(3)) / (3 + 1 / np.log2(3)))
 
@@ -219,7 +219,7 @@ def test_a_run_survives_its_file_with_every_digit(tmp_path):
     np.testing.assert_array_equal(np.float32([score for _, score in back["q1"]]), scores)
 
 
-def test_a_run_that_cannot_be_written_leaves_nothing(tmp_path):
+def test_a_run_file_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(ConfigError, match="'two words', which is empty or contains white space"):
         write_run(str(tmp_path / "test.run"), {"q": [("two words", 1.0)]}, "ray_lir")
     assert not list(tmp_path.iterdir())
@@ -240,7 +240,7 @@ def test_measures_deeper_than_the_run_are_left_out():
     assert metrics.measures_up_to(3) == ()
 
 
-def test_a_query_does_not_find_itself_when_identical_ids_are_ignored():
+def test_identical_ids_can_be_left_out_of_the_hits():
     run = {"a": [("a", 3.0), ("b", 2.0)], "c": [("b", 1.0)]}
     assert metrics.without_identical_ids(run) == {"a": [("b", 2.0)], "c": [("b", 1.0)]}
 
@@ -269,7 +269,7 @@ def test_the_oracle_is_maxsim(monkeypatch):
         np.testing.assert_allclose(oracle.maxsim(queries, documents), expected, rtol=1e-5)
 
 
-def test_the_oracle_is_the_same_however_documents_are_cut_into_blocks():
+def test_the_oracle_does_not_depend_on_block_sizes():
     rng = np.random.default_rng(2)
     queries = random_texts(rng, [3, 5], "q")
     documents = random_texts(rng, [4, 0, 2, 6, 1, 3, 3, 0, 5, 2], "d")
@@ -292,7 +292,7 @@ def test_the_oracle_puts_equal_scores_in_document_order():
     assert [doc_id for doc_id, _ in run["q0"]] == list("fbdac")
 
 
-def test_overlap_is_the_share_of_the_oracles_best():
+def test_overlap_is_the_fraction_of_the_oracles_best():
     best = {"q1": [("a", 2.0), ("b", 1.0), ("c", 0.5)], "q2": [("a", 1.0)]}
     run = {"q1": [("b", 9.0), ("z", 8.0), ("a", 7.0)]}
     assert oracle.overlap(best, best, 2) == 1.0
@@ -324,6 +324,6 @@ def test_ids_with_odd_separators_are_read_from_queries_judgements_and_runs(tmp_p
 
 
 @pytest.mark.parametrize("doc_id", ["", " d", "d ", "a b", "a\tb", "a\nb", "a\x0cb"])
-def test_an_id_that_a_run_cannot_carry_is_refused(tmp_path, doc_id):
+def test_an_id_that_a_run_file_cannot_hold_is_refused(tmp_path, doc_id):
     with pytest.raises(ConfigError, match="cannot store the document id"):
         write_run(str(tmp_path / "test.run"), {"q": [(doc_id, 1.0)]}, "tag")

@@ -45,19 +45,19 @@ def measure(searcher: Searcher, queries: TokenEmbeddings, qrels: Mapping[str, Ma
 
 
 @pytest.mark.parametrize("engine", ["exact", "scan", "plaid", "warp"])
-def test_a_summary_finds_the_docstring_that_it_was_taken_from(docstrings, engine: str):
+def test_a_query_finds_the_docstring_that_it_was_taken_from(docstrings, engine: str):
     searcher, queries = docstrings
     own = {query_id: {query_id: 1} for query_id in queries.doc_ids}
     assert measure(searcher, queries, own, engine, "Success@5") >= 0.9
 
 
-def test_a_summary_does_not_find_the_docstring_of_its_neighbour(docstrings):
+def test_a_query_does_not_find_the_docstring_of_a_neighbour(docstrings):
     searcher, queries = docstrings
     neighbour = {query_id: {other: 1} for query_id, other in zip(queries.doc_ids, [*queries.doc_ids[1:], queries.doc_ids[0]], strict=True)}
     assert measure(searcher, queries, neighbour, "exact", "Success@5") < 0.3
 
 
-def test_medline_is_answered_better_than_by_bags_of_words(encoder: Encoder, data_folder: Path, tmp_path: Path):
+def test_medline_is_searched_better_than_by_bags_of_words(encoder: Encoder, data_folder: Path, tmp_path: Path):
     """BM25 gives nDCG@10 .66 there."""
     dataset = load_dataset(str(data_folder / "medline"))
     searcher = index(encoder, list(read_documents(dataset.corpus)), tmp_path)

@@ -18,7 +18,7 @@ from ray_lir.index.arrays import array_bytes, map_array, open_rows, read_array, 
 PAGES = 16384
 
 
-def test_rows_of_a_file_of_blocks_are_those_that_were_written(tmp_path):
+def test_a_file_of_blocks_returns_the_rows_written(tmp_path):
     rows = np.arange(60, dtype=np.uint16).reshape(20, 3)
     write_rows(tmp_path / "rows.npy", 20, [rows[:7], rows[7:8], rows[8:]])
     assert np.array_equal(read_array(str(tmp_path / "rows.npy")), rows)
@@ -27,13 +27,13 @@ def test_rows_of_a_file_of_blocks_are_those_that_were_written(tmp_path):
         assert np.array_equal(file[5:9], rows[5:9])
 
 
-def test_an_array_without_elements_is_read_where_it_cannot_be_mapped(tmp_path):
+def test_an_empty_array_is_read_instead_of_mapped(tmp_path):
     (tmp_path / "empty.npy").write_bytes(array_bytes(np.zeros((0, 4), np.float32)))
     assert map_array(tmp_path / "empty.npy").shape == (0, 4)
 
 
 @pytest.mark.parametrize("read", [lambda path: read_array(str(path)), map_array])
-def test_a_file_that_is_no_array_is_refused(tmp_path, read):
+def test_a_file_that_is_not_an_array_is_refused(tmp_path, read):
     (tmp_path / "wrong.npy").write_bytes(b"not an array at all")
     with pytest.raises(FormatError, match="build the index anew"):
         read(tmp_path / "wrong.npy")
@@ -53,7 +53,7 @@ def hurried():
     gc.callbacks.remove(turn)
 
 
-def test_threads_read_at_once(tmp_path, hurried):
+def test_concurrent_threads_read_and_map_arrays(tmp_path, hurried):
     path = tmp_path / "array.npy"
     path.write_bytes(array_bytes(np.arange(3)))
 
@@ -81,7 +81,7 @@ def faults_of_reading(array: np.ndarray) -> int:
 
 
 @pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux tells what is in memory")
-def test_pages_in_memory_are_mapped_at_once(many_pages, monkeypatch):
+def test_arrays_in_the_page_cache_are_mapped_immediately(many_pages, monkeypatch):
     if not module._is_cached(many_pages):
         pytest.skip("this file system does not tell what is in memory")
     try:
@@ -94,7 +94,7 @@ def test_pages_in_memory_are_mapped_at_once(many_pages, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux tells what is in memory")
-def test_a_file_that_is_not_in_memory_is_mapped_all_the_same(many_pages, monkeypatch):
+def test_a_file_outside_the_page_cache_is_mapped(many_pages, monkeypatch):
     def refuse(*_: object) -> int:
         raise BlockingIOError
 

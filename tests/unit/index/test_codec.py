@@ -48,7 +48,7 @@ def test_the_first_dimension_is_in_the_highest_bits():
     np.testing.assert_array_equal(pack(np.array([[1, 0, 0, 0, 0, 0, 0, 1]], np.uint8), 1), [[0b10000001]])
 
 
-def test_lloyd_max_of_one_bit_of_a_normal_is_the_textbook_quantizer():
+def test_lloyd_max_with_one_bit_gives_the_textbook_quantizer_of_a_normal():
     values = np.random.default_rng(0).normal(size=(4000, 100))
     cutoffs, weights = fit_buckets(values, CodecConfig(nbits=1))
     np.testing.assert_allclose(cutoffs, [0], atol=0.01)
@@ -66,7 +66,7 @@ def test_lloyd_max_has_less_error_than_equal_quantiles(nbits):
     assert error("lloyd_max") < (0.9 if nbits > 1 else 1) * error("quantile")
 
 
-def test_more_bits_restore_better():
+def test_more_bits_give_a_smaller_error():
     rng = np.random.default_rng(0)
     centroids = normalize(rng.normal(size=(16, 32)).astype(np.float32)).astype(np.float16)
     vectors = normalize(centroids[rng.integers(0, 16, 500)].astype(np.float32) + 0.1 * rng.normal(size=(500, 32)).astype(np.float32))
@@ -79,7 +79,7 @@ def test_more_bits_restore_better():
     assert errors == sorted(errors, reverse=True) and errors[-1] < 0.003
 
 
-def test_a_rotation_keeps_dot_products_and_a_scale_of_its_own_restores_tokens_better():
+def test_rotation_keeps_dot_products_and_token_scales_reduce_the_error():
     rng = np.random.default_rng(0)
     vectors = normalize(rng.normal(size=(600, 32)) * np.linspace(0.05, 2, 32)).astype(np.float32)
     rotation = random_rotation(32, 0)
@@ -97,7 +97,7 @@ def test_a_rotation_keeps_dot_products_and_a_scale_of_its_own_restores_tokens_be
     assert error(turned_vectors, True) < 0.9 * error(vectors, True) < 0.9 * error(vectors, False)
 
 
-def test_the_papers_buckets_come_without_rotation_and_scales_unless_they_are_asked_for():
+def test_quantile_buckets_use_no_rotation_and_scales_by_default():
     assert (CodecConfig().rotation, CodecConfig().token_scale) == (True, True)
     papers = CodecConfig(buckets="quantile", token_scale=True)
     assert (papers.rotation, papers.token_scale) == (False, True)
@@ -113,7 +113,7 @@ def test_dimensions_that_do_not_fill_bytes_are_refused_with_the_fix():
         check_dimensions(9, 2)
 
 
-def test_a_saved_codec_loads_the_same_and_a_cut_one_is_named(tmp_path):
+def test_a_saved_codec_loads_unchanged_and_a_truncated_one_is_named(tmp_path):
     g = golden("codec")
     codec = ResidualCodec(g["centroids"].astype(np.float16), g["cutoffs_2"].astype(np.float32), g["weights_2"].astype(np.float32))
     url = str(tmp_path / "codec.safetensors")

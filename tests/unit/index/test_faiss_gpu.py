@@ -53,7 +53,7 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     yield FakeGpu(monkeypatch) if request.param == "fake" else None
 
 
-def test_more_results_than_faiss_gives_are_exact_also_if_one_block_holds_them_all(gpu, monkeypatch):
+def test_more_results_than_faiss_returns_are_exact_even_from_one_block(gpu, monkeypatch):
     monkeypatch.setattr(faiss_gpu, "MAX_RESULTS", 8)
     rng = np.random.default_rng(0)
     queries = rng.normal(size=(3, 16)).astype(np.float32)
@@ -71,7 +71,7 @@ def test_more_results_than_faiss_gives_are_exact_also_if_one_block_holds_them_al
         assert (numbers[:, 200:] == -1).all()
 
 
-def test_xtr_finds_on_the_gpu_what_it_finds_on_the_cpu(gpu, tmp_path, monkeypatch):
+def test_xtr_finds_the_same_tokens_on_gpu_and_cpu(gpu, tmp_path, monkeypatch):
     documents = collection(200)
     queries = queries_about(documents, [3, 17, 90])
     build_index(documents, str(tmp_path / "index"), IndexConfig(num_shards=2, clustering=ClusteringConfig(num_centroids=32)))
@@ -88,7 +88,7 @@ def test_xtr_finds_on_the_gpu_what_it_finds_on_the_cpu(gpu, tmp_path, monkeypatc
             assert answer.scores.tobytes() == expected.scores.tobytes()
 
 
-def test_vectors_are_assigned_over_cells_that_the_gpu_finds(gpu, monkeypatch):
+def test_vectors_are_assigned_over_cells_found_on_the_gpu(gpu, monkeypatch):
     monkeypatch.setattr(clustering, "EXACT_CENTROIDS", 16)
     rng = np.random.default_rng(0)
     centroids, vectors = (unit(rng.normal(size=(number, 32))) for number in (100, 300))

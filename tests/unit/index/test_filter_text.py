@@ -94,7 +94,7 @@ FOUND = [
 
 
 @pytest.mark.parametrize(("filters", "found"), FOUND, ids=[str(each) for each, _ in FOUND])
-def test_every_spelling_finds_its_documents(searcher, filters, found):
+def test_every_filter_spelling_finds_the_same_documents(searcher, filters, found):
     assert searcher.matching(filters).tolist() == found
     [top] = searcher.search(queries_about(collection(4), [0]), 10, "exact", filters=filters)
     assert sorted(top.documents.tolist()) == found
@@ -122,7 +122,7 @@ def test_every_spelling_finds_its_documents(searcher, filters, found):
         ("{nonsense", "JSON"),
     ],
 )
-def test_a_text_that_is_no_filter_is_refused_in_one_line_with_the_place(text, said):
+def test_a_malformed_filter_text_is_a_one_line_error_with_the_position(text, said):
     with pytest.raises(ConfigError, match=said) as raised:
         Filters.parse(text)
     assert "\n" not in str(raised.value)
@@ -131,7 +131,7 @@ def test_a_text_that_is_no_filter_is_refused_in_one_line_with_the_place(text, sa
 @pytest.mark.parametrize(
     "wrong", [5, ["year"], {"year": {"?": 1}}, {"year": None}, {"a": {"in": "x"}}, {"or": ["a"]}, {"a": {"exists": 1}}]
 )
-def test_what_is_no_filter_is_refused(searcher, wrong):
+def test_an_invalid_filter_is_refused(searcher, wrong):
     for call in (searcher.matching, lambda filters: searcher.search(queries_about(collection(4), [0]), filters=filters)):
         with pytest.raises(ConfigError, match="filters"):
             call(wrong)
@@ -142,7 +142,7 @@ def test_what_is_no_filter_is_refused(searcher, wrong):
         Filters.of(short)
 
 
-def test_a_value_without_quotes_keeps_what_the_page_took():
+def test_an_unquoted_filter_value_may_hold_punctuation():
     assert parse("title ~ C++ (2nd), url = http://x?a=b") == {
         "op": "and",
         "filters": [
@@ -152,7 +152,7 @@ def test_a_value_without_quotes_keeps_what_the_page_took():
     }
 
 
-def test_fields_that_no_document_has_are_named_with_the_nearest(searcher, caplog):
+def test_unknown_filter_fields_are_named_with_the_nearest_names(searcher, caplog):
     with caplog.at_level(logging.WARNING):
         for filters in ("yeer >= 2020", "not (yeer = 1)", {"author.nam": "x"}, {"zzz": 1}):
             searcher.search(queries_about(collection(4), [0]), filters=filters)
@@ -167,7 +167,7 @@ def test_fields_that_no_document_has_are_named_with_the_nearest(searcher, caplog
     assert not caplog.records
 
 
-def test_a_field_is_unknown_only_if_it_is_in_every_part():
+def test_a_count_is_unknown_only_if_it_is_missing_in_every_part():
     parts = [{"x": frozenset("a"), "y": frozenset("a")}, {"y": frozenset("b")}]
     assert common_unknown_fields(parts) == {"y": frozenset("ab")}
     assert common_unknown_fields([]) == {}

@@ -89,7 +89,7 @@ def test_lengths_from_a_thousandth_to_ten_thousand_keep_their_scores(tmp_path, l
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_scores_grow_with_the_queries_and_the_documents_lengths(index, engine):
+def test_scores_grow_with_the_norms_of_query_and_document_vectors(index, engine):
     root, documents = index
     searcher, queries = Searcher.open(root), queries_of(documents)
     once = searcher.search(queries, 10, engine)
@@ -112,7 +112,7 @@ def test_sharded_equals_unsharded(index, tmp_path, engine):
         np.testing.assert_array_equal(one.scores, three.scores)
 
 
-def test_candidates_follow_lengths_and_auto_loses_nothing(tmp_path):
+def test_candidates_use_vector_lengths_and_auto_keeps_its_recall(tmp_path):
     """Random documents of very different lengths: by directions alone the best are not among the candidates."""
     rng = np.random.default_rng(0)
     documents = TokenEmbeddings.of([rng.normal(size=(10, 64)) * rng.uniform(0.2, 3) for _ in range(3000)])
@@ -131,7 +131,7 @@ def test_candidates_follow_lengths_and_auto_loses_nothing(tmp_path):
     assert params.engine == "exact" and "length" in reason
 
 
-def test_warps_own_scores_are_decoded_dot_products_where_every_cell_is_probed(index):
+def test_warp_scores_are_decoded_dot_products_if_every_cluster_is_probed(index):
     root, documents = index
     searcher, queries = Searcher.open(root), queries_of(documents)
     for exact, warp in zip(
@@ -143,7 +143,7 @@ def test_warps_own_scores_are_decoded_dot_products_where_every_cell_is_probed(in
         np.testing.assert_allclose(warp.scores, expected, rtol=0.12, atol=0.05 * np.abs(expected).max())
 
 
-def test_explained_matches_and_exported_vectors_have_their_lengths(index):
+def test_explained_matches_and_exported_vectors_keep_their_lengths(index):
     root, documents = index
     searcher, queries = Searcher.open(root), queries_of(documents)
     query = queries.slice(1, 2)
@@ -160,7 +160,7 @@ def test_explained_matches_and_exported_vectors_have_their_lengths(index):
     assert np.mean(np.linalg.norm(exported - given, axis=1) / np.linalg.norm(given, axis=1)) < 0.02
 
 
-def test_unit_vectors_that_were_rounded_leave_no_trace(tmp_path):
+def test_rounded_unit_vectors_store_no_norms(tmp_path):
     """Their index is that of format version 1 to the byte: no length in the scales, no new field."""
     manifest = build_index(collection(60), str(tmp_path / "index"))
     assert manifest.unit_norms
@@ -184,7 +184,7 @@ def test_an_update_with_longer_vectors_is_found_by_every_engine(tmp_path):
         assert searcher.doc_ids(top.documents[:1]) == ["long"]
 
 
-def test_an_encoder_that_does_not_normalise_goes_the_same_way(tmp_path):
+def test_an_encoder_without_normalisation_can_be_indexed_and_searched(tmp_path):
     folder = put_together("sentence_transformers", "fixed", tmp_path / "checkpoint")
     modules = json.loads((tmp_path / "checkpoint" / "modules.json").read_text())
     (tmp_path / "checkpoint" / "modules.json").write_text(json.dumps([each for each in modules if not each["type"].endswith("Normalize")]))
@@ -252,7 +252,7 @@ def without_rows(embeddings: TokenEmbeddings) -> np.ndarray:
     return np.flatnonzero(embeddings.values.any(axis=1))
 
 
-def test_a_document_of_zeros_alone_has_no_tokens_and_is_counted(tmp_path, caplog):
+def test_a_document_with_only_zero_vectors_has_no_tokens_and_is_counted(tmp_path, caplog):
     documents = TokenEmbeddings.of([*collection(50), np.zeros((4, 32)), np.full((2, 32), 1e-9)])
     manifest = build_index(documents, str(tmp_path / "index"))
     assert manifest.num_docs == 52 and manifest.num_zero_rows == 6
@@ -264,12 +264,12 @@ def test_a_document_of_zeros_alone_has_no_tokens_and_is_counted(tmp_path, caplog
     assert searcher.doc_ids([50, 51]) == ["50", "51"]
 
 
-def test_an_index_of_nothing_but_zeros_is_refused(tmp_path):
+def test_an_index_of_only_zero_vectors_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="holds only rows of zeros"):
         build_index(TokenEmbeddings.of([np.zeros((3, 32))] * 3), str(tmp_path / "index"))
 
 
-def test_added_zeros_are_left_out_counted_and_stay_out_after_compaction(tmp_path):
+def test_added_zero_vectors_are_left_out_and_counted_also_after_compaction(tmp_path):
     documents = collection(100)
     root = str(tmp_path / "index")
     build_index(padded(documents.slice(0, 60), [1]), root)
@@ -289,7 +289,7 @@ def test_added_zeros_are_left_out_counted_and_stay_out_after_compaction(tmp_path
             assert [searcher.doc_ids(top.documents[:1]) for top in tops] == [["doc-60"], ["doc-99"]]
 
 
-def test_the_oracle_leaves_rows_of_zeros_out_as_an_index_does(tmp_path):
+def test_the_oracle_leaves_out_zero_vectors(tmp_path):
     documents = TokenEmbeddings.of([-np.eye(8)[:2], np.zeros((1, 8))])
     manifest = save_embeddings(str(tmp_path), documents)
     run = exact_run(read_embeddings(str(tmp_path), manifest), TokenEmbeddings.of([np.eye(8)[:1]]), 5)
@@ -327,13 +327,13 @@ FINE = np.eye(4)[:2]
         (np.full((2, 4), np.inf), "'b' hold NaN or infinite"),
     ],
 )
-def test_a_matrix_that_is_no_batch_of_vectors_is_refused_by_the_name_of_its_text(matrix, message, recwarn):
+def test_an_invalid_matrix_is_refused_by_the_id_of_its_text(matrix, message, recwarn):
     with pytest.raises(ConfigError, match=message) as caught:
         TokenEmbeddings.of([FINE, matrix], ["a", "b"])
     assert "\n" not in str(caught.value) and not recwarn.list
 
 
-def test_other_ways_to_call_of_are_refused_with_the_fix():
+def test_wrong_arguments_of_token_embeddings_are_refused_with_the_fix():
     with pytest.raises(ConfigError, match=r"use \[matrix\]"):
         TokenEmbeddings.of(FINE)
     with pytest.raises(ConfigError, match="1 doc_ids for 2 matrices"):
@@ -349,7 +349,7 @@ def test_other_ways_to_call_of_are_refused_with_the_fix():
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-3.5, 3.5), min_size=1, max_size=12), st.integers(0, 99))
-def test_directions_times_lengths_are_the_vectors(exponents, seed):
+def test_directions_times_norms_equal_the_vectors(exponents, seed):
     vectors = unit(np.random.default_rng(seed).normal(size=(len(exponents), 16))) * 10.0 ** np.array(exponents)[:, None]
     vectors = vectors.astype(np.float16)
     norms = kept_norms(vectors)

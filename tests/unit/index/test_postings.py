@@ -13,7 +13,7 @@ def test_tokens_by_centroid_by_hand():
 
 
 @pytest.mark.parametrize(("num_centroids", "dtype"), [(60_000, np.uint16), (70_000, np.uint32), (1 << 18, np.uint32)])
-def test_tokens_of_a_centroid_stand_together_in_ascending_order(num_centroids, dtype):
+def test_posting_lists_hold_tokens_in_ascending_order(num_centroids, dtype):
     codes = np.random.default_rng(1).integers(0, num_centroids, 200_000).astype(dtype)
     tokens, offsets = group(codes, num_centroids)
     np.testing.assert_array_equal(tokens, np.argsort(codes.astype(np.int64), kind="stable"))

@@ -61,7 +61,7 @@ def test_a_manifest_has_only_documented_fields(path):
 
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
-def test_a_cluster_runs_one_version_of_ray_and_mounts_what_it_has(path):
+def test_a_cluster_runs_one_version_of_ray_and_mounts_declared_volumes(path):
     cluster = cluster_of(path)
     assert cluster.rayVersion == RAY
     for group in cluster.groups:
@@ -85,7 +85,7 @@ def test_every_pod_is_found_and_scraped(path):
         assert port in {each.name for container in group.template.spec.containers for each in container.ports}
 
 
-def test_the_entrypoint_of_a_job_is_one_that_its_command_line_takes():
+def test_job_entrypoints_are_valid_command_lines():
     source = (INFRA / "kuberay" / "rayjob.yaml").read_text()
     comments = re.findall(r"#   (ray-lir .*)", source)
     for command in (yaml.safe_load(source)["spec"]["entrypoint"], *comments):
@@ -95,7 +95,7 @@ def test_the_entrypoint_of_a_job_is_one_that_its_command_line_takes():
 
 
 @pytest.mark.parametrize("name", ["rayservice.yaml", "rayservice-gpu.yaml"])
-def test_the_service_is_one_that_ray_serve_and_the_application_take(name):
+def test_ray_serve_and_the_application_accept_the_service_manifest(name):
     manifest = checked(INFRA / "kuberay" / name)
     config = yaml.safe_load(manifest.spec.serveConfigV2)
     [application] = ServeDeploySchema.model_validate(config).applications
@@ -119,7 +119,7 @@ def test_the_service_is_one_that_ray_serve_and_the_application_take(name):
     assert reserved == sum(gpu * group.replicas for gpu, group in zip(gpus, workers, strict=True))
 
 
-def test_the_network_policy_opens_the_service_alone_to_everybody():
+def test_the_network_policy_exposes_only_the_service():
     policy = checked(INFRA / "kuberay" / "networkpolicy.yaml").spec
     for path in CLUSTERS:
         for group in cluster_of(path).groups:
@@ -128,14 +128,14 @@ def test_the_network_policy_opens_the_service_alone_to_everybody():
     assert [port["port"] for port in open_to_all["ports"]] == [8000]
 
 
-def test_the_image_runs_haproxy_through_the_wrapper_that_closes_its_statistics():
+def test_the_image_runs_haproxy_through_the_wrapper():
     dockerfile = (INFRA / "Dockerfile").read_text()
     assert "COPY --from=wheel /source/serving/haproxy.sh /usr/local/bin/ray-lir-haproxy" in dockerfile
     assert "RAY_SERVE_HAPROXY_BINARY_PATH=/usr/local/bin/ray-lir-haproxy" in dockerfile
     assert ".get_haproxy_binary()" in dockerfile
 
 
-def test_the_cluster_file_follows_rays_schema_and_its_workers_are_spot():
+def test_the_cluster_file_follows_rays_schema_and_uses_spot_workers():
     config = read(REPOSITORY / "cluster.yaml")
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
     jsonschema.validate(config, schema)
@@ -176,7 +176,7 @@ def test_alerts_and_dashboards_read_series_and_labels_that_the_service_exports(e
 
 
 @pytest.mark.parametrize("expression", ["sum(rate(ray_lir_requests_total[5m])", "sum(rate(ray_lir_requests_total))", "sum by (le (x)"])
-def test_an_expression_that_prometheus_refuses_is_refused_here(expression: str) -> None:
+def test_an_invalid_promql_expression_is_refused(expression: str) -> None:
     with pytest.raises(ValueError):
         promql.selections(expression)
 
@@ -188,7 +188,7 @@ def test_alerts_have_a_duration_a_severity_and_an_annotation() -> None:
             assert re.fullmatch(r"\d+m", rule["for"])
 
 
-def test_monitoring_mounts_files_that_are_there_where_they_are_looked_for():
+def test_monitoring_mounts_existing_files_at_the_expected_paths():
     folder = INFRA / "monitoring"
     services = read(folder / "compose.yaml")["services"]
     targets = {}
@@ -231,7 +231,7 @@ def allowed(policy: dict[str, Any], action: str, resource: str) -> bool:
         ("service", "s3:PutObject", "index/LATEST", False),
     ],
 )
-def test_policies_allow_what_is_needed_and_no_more(name, action, key, expected):
+def test_s3_policies_allow_only_the_needed_actions(name, action, key, expected):
     policy = json.loads((INFRA / "aws" / f"{name}-policy.json").read_text())
     assert allowed(policy, action, f"arn:aws:s3:::BUCKET/{key}") == expected
     assert all("*" not in each["Action"] for each in policy["Statement"] if each["Effect"] == "Allow")
@@ -239,7 +239,7 @@ def test_policies_allow_what_is_needed_and_no_more(name, action, key, expected):
     assert deny["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
 
 
-def test_the_image_copies_files_that_are_there_and_that_docker_is_let_see():
+def test_the_image_copies_existing_files_that_dockerignore_includes():
     lines = (INFRA / "Dockerfile").read_text().splitlines()
     ignore = (REPOSITORY / ".dockerignore").read_text().splitlines()
     copied = [name for line in lines if line.startswith("COPY ") and "--from" not in line for name in line.split()[1:-1]]

@@ -94,7 +94,7 @@ def right_of(request: Request) -> str:
     return {"GET": "s3:GetObject", "HEAD": "s3:GetObject", "PUT": "s3:PutObject", "POST": "s3:PutObject"}[request.method]
 
 
-def test_jobs_use_every_right_of_their_policy_and_no_other(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_jobs_use_every_s3_permission_of_their_policy_and_no_other(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
     checkpoint = put_together("sentence_transformers", "fixed", tmp_path / "checkpoint")
     (tmp_path / "large").write_bytes(os.urandom(11 << 20))
@@ -125,7 +125,7 @@ def test_jobs_use_every_right_of_their_policy_and_no_other(shelf: Shelf, tmp_pat
             storage.read_bytes(f"{shelf.bucket}/corpus/corpus.jsonl")
 
 
-def test_a_key_that_nobody_gave_and_a_wrong_secret_are_one_line(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unknown_access_key_and_a_wrong_secret_are_one_line_errors(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     checkpoint = put_together("sentence_transformers", "fixed", tmp_path / "checkpoint")
     key, _ = shelf.keys["jobs"]
     for given, why in (("nobody", "Access Key Id you provided does not exist"), (key, "signature we calculated does not match")):

@@ -23,12 +23,12 @@ class Job(IndexConfig):
     params: dict[str, Any] = {}
 
 
-def test_flags_fill_nested_fields_with_dashes_or_underscores_and_equals_signs():
+def test_flags_set_nested_fields_with_dashes_underscores_and_equals_signs():
     job = parse(Job, ["--output", "out", "--codec.nbits=2", "--num-shards", "3", "--clustering.num_iterations", "7", "--sizes", "[1, 2]"])
     assert (job.output, job.codec.nbits, job.num_shards, job.clustering.num_iterations, job.sizes) == ("out", 2, 3, 7, (1, 2))
 
 
-def test_a_switch_may_stand_alone_and_take_a_value():
+def test_a_boolean_flag_works_with_and_without_a_value():
     assert parse(Job, ["--quiet", "--output", "x"]).quiet and parse(Job, ["--output", "x", "--quiet"]).quiet
     assert parse(Job, ["--quiet", "yes", "--output", "x"]).quiet
     assert not parse(Job, ["--output", "x", "--quiet", "false"]).quiet and not parse(Job, ["--output", "x", "--quiet=no"]).quiet
@@ -41,7 +41,7 @@ def test_a_mapping_is_given_as_yaml_on_the_command_line_and_in_a_recipe(tmp_path
     assert parse(Job, ["--recipe", str(recipe)]).params == {"nprobe": 8}
 
 
-def test_text_stays_text_and_none_is_none():
+def test_text_fields_take_any_text_and_none_stays_none():
     job = parse(Job, ["--output", "007", "--label", "none", "--num-shards", "none"])
     assert (job.output, job.label, job.num_shards) == ("007", None, None)
 
@@ -67,7 +67,7 @@ def test_a_recipe_is_a_complete_job_and_flags_win(tmp_path):
         (["--recipe", "/nowhere.yaml"], "cannot read the recipe /nowhere.yaml"),
     ],
 )
-def test_mistakes_are_one_line_that_names_the_fix(arguments, message):
+def test_invalid_arguments_are_one_line_errors_with_the_fix(arguments, message):
     with pytest.raises(ConfigError) as caught:
         parse(Job, arguments)
     assert message in str(caught.value) and "\n" not in str(caught.value)
@@ -113,7 +113,7 @@ def test_a_terminal_shows_fields_and_json_on_request(capsys, monkeypatch):
     assert capsys.readouterr().out == "shown x\n"
 
 
-def test_an_error_that_nobody_foresaw_is_one_line_and_exit_code_1(capsys):
+def test_an_unexpected_error_is_one_line_with_exit_code_1(capsys):
     def fails(job: Job) -> dict:
         raise ZeroDivisionError("division\nby zero")
 
@@ -123,7 +123,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_exit_code_1(capsys):
     assert exit.value.code == 1 and shown.startswith("error: unexpected ZeroDivisionError: division by zero;") and shown.count("\n") == 1
 
 
-def test_every_sentence_of_the_help_is_whole(capsys):
+def test_every_sentence_of_the_help_is_complete(capsys):
     with pytest.raises(SystemExit):
         parse(Job, ["--help"])
     shown = " ".join(capsys.readouterr().out.split())
@@ -134,7 +134,7 @@ def test_every_sentence_of_the_help_is_whole(capsys):
 @pytest.mark.parametrize(
     "words", [["--quiet", "there"], ["there", "--quiet"], ["--quiet", "true", "there"], ["--label", "l", "there", "--quiet"]]
 )
-def test_one_word_may_stand_without_a_flag_anywhere(words):
+def test_one_positional_argument_is_accepted_anywhere(words):
     job = parse(Job, words, "output")
     assert (job.output, job.quiet) == ("there", True)
     with pytest.raises(ConfigError, match="unexpected argument 'more'"):
@@ -142,7 +142,7 @@ def test_one_word_may_stand_without_a_flag_anywhere(words):
 
 
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
-def test_numbers_are_finite(value):
+def test_scores_and_gradients_are_finite(value):
     with pytest.raises(ConfigError, match="is not a finite number"):
         parse(Job, ["--output", "x", "--params", f"{{weight: {value}}}"])
 

@@ -97,7 +97,7 @@ def check_whole(index: str) -> Searcher:
 
 
 @several_turns
-def test_of_two_different_builds_one_is_published_and_the_other_refused(place, turn):
+def test_one_of_two_concurrent_builds_is_published_and_the_other_refused(place, turn):
     index, barrier = place(), Barrier(2)
     seeds = (2 * turn, 2 * turn + 1)
     outcomes = at_once(*(lambda seed=seed: build_index(documents(seed), index, map=meeting(barrier)) for seed in seeds))
@@ -111,7 +111,7 @@ def test_of_two_different_builds_one_is_published_and_the_other_refused(place, t
     assert WORKSPACES not in storage.list_names(index)
 
 
-def test_of_two_configurations_of_one_build_one_is_published(place):
+def test_one_of_two_concurrent_build_configurations_is_published(place):
     folder = place()
     save_embeddings(folder, documents(1))
     index, barrier = place(), Barrier(2)
@@ -126,14 +126,14 @@ def test_of_two_configurations_of_one_build_one_is_published(place):
 
 
 @several_turns
-def test_the_same_build_twice_at_once_gives_both_the_index(place, turn):
+def test_two_concurrent_equal_builds_both_return_the_index(place, turn):
     index, barrier = place(), Barrier(2)
     outcomes = at_once(*(lambda: build_index(documents(1), index, map=meeting(barrier)) for _ in range(2)))
     assert outcomes[0] == outcomes[1] == read_version(index)
     check_whole(index)
 
 
-def test_embeddings_in_memory_differ_by_whatever_would_be_saved():
+def test_embeddings_in_memory_have_a_digest_of_everything_saved():
     plain, other_vectors = documents(1), documents(2)
     ids = plain.doc_ids
     tables = [documents_table(ids), documents_table(ids, texts=["text"] * 60), documents_table(ids, titles=["text"] * 60)]
@@ -142,7 +142,7 @@ def test_embeddings_in_memory_differ_by_whatever_would_be_saved():
     assert len(set(digests)) == 5 and content_digest(documents(1), documents_table(ids)) == digests[0]
 
 
-def test_a_build_leaves_the_list_of_garbage_of_an_interrupted_removal(place):
+def test_a_build_keeps_the_garbage_list_of_an_interrupted_removal(place):
     index = place()
     build_index(documents(1), index)
     storage.write_bytes(storage.join(index, WORKSPACES, GARBAGE), b'["codec/lost"]')
@@ -152,7 +152,7 @@ def test_a_build_leaves_the_list_of_garbage_of_an_interrupted_removal(place):
 
 @several_turns
 @pytest.mark.parametrize("second", ["update", "compact"])
-def test_of_two_changes_one_is_published_and_the_other_refused(place, second, turn):
+def test_one_of_two_concurrent_changes_is_published_and_the_other_refused(place, second, turn):
     index, barrier = place(), Barrier(2)
     build_index(documents(1), index)
     update_index(index, delete=["1-0"])
@@ -171,7 +171,7 @@ def test_of_two_changes_one_is_published_and_the_other_refused(place, second, tu
 
 
 @several_turns
-def test_the_same_update_from_memory_twice_at_once_is_made_once(place, turn):
+def test_two_concurrent_equal_updates_from_memory_are_made_once(place, turn):
     index = place()
     build_index(documents(1), index)
     barrier = Barrier(2)
@@ -180,7 +180,7 @@ def test_the_same_update_from_memory_twice_at_once_is_made_once(place, turn):
     assert {"2-0", "2-4"} == set(check_whole(index).find(["2-0", "2-4"]))
 
 
-def test_a_removal_of_old_versions_never_takes_a_file_of_a_new_version(place):
+def test_removing_old_versions_keeps_files_of_new_versions(place):
     index = place()
     build_index(documents(1), index)
     for _ in range(TURNS):  # each turn ends with the documents of the first version: files of equal content come again
@@ -198,7 +198,7 @@ def test_a_removal_of_old_versions_never_takes_a_file_of_a_new_version(place):
         assert read_version(index).num_docs == 60
 
 
-def test_of_two_encodings_one_is_published_and_the_other_refused(place, tmp_path):
+def test_one_of_two_concurrent_encodings_is_published_and_the_other_refused(place, tmp_path):
     checkpoint = put_together("sentence_transformers", "fixed", tmp_path / "checkpoint")
     corpora = [write_rows(tmp_path / f"{name}.jsonl", [{"_id": f"{name}-{n}", "text": f"text {n}"} for n in range(3)]) for name in "ab"]
     output, barrier = place(), Barrier(2)
@@ -221,7 +221,7 @@ def test_of_two_encodings_one_is_published_and_the_other_refused(place, tmp_path
         check_file(output, entry, content=True)
 
 
-def test_of_writers_of_one_output_file_one_succeeds(place):
+def test_one_of_several_writers_of_an_output_file_succeeds(place):
     for overwrite in (False, True):
         url = place() + "/run.trec"
         if overwrite:
@@ -240,7 +240,7 @@ def test_of_writers_of_one_output_file_one_succeeds(place):
         assert all("another job wrote" in str(error) for error in outcomes if is_error(error))
 
 
-def test_an_output_file_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+def test_an_unwritable_output_file_is_refused_before_the_search(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write to"):
         OutputFile.check(str(tmp_path / "file" / "run"), "--run")
@@ -256,7 +256,7 @@ def test_an_output_file_that_cannot_be_written_is_refused_before_the_work(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_bucket_that_is_missing_is_refused_before_the_work(place):
+def test_a_missing_bucket_is_refused_before_encoding(place):
     url = place()
     if storage.is_local(url):
         pytest.skip("only object stores have buckets")
@@ -266,7 +266,7 @@ def test_a_bucket_that_is_missing_is_refused_before_the_work(place):
     assert storage.list_names(url) == []
 
 
-def test_of_two_different_trainings_one_claims_the_output(place):
+def test_one_of_two_concurrent_trainings_claims_the_output(place):
     output = place()
     outcomes = at_once(*(lambda seed=seed: _claim(output, {"seed": seed}) for seed in range(6)))
     assert sum(outcome is False for outcome in outcomes) == 1, outcomes

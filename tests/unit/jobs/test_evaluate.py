@@ -108,7 +108,7 @@ def test_a_shallow_run_has_no_deep_measures(index, dataset):
     assert "Success@5" in result and "R@100" not in result and "nDCG@10" not in result
 
 
-def test_a_query_that_is_a_document_does_not_find_itself_on_request(index, dataset, tmp_path):
+def test_a_query_can_leave_out_the_document_with_its_own_id(index, dataset, tmp_path):
     folder = tmp_path / "own"
     (folder / "qrels").mkdir(parents=True)
     (folder / "queries.jsonl").write_text(json.dumps({"_id": "bread", "text": DOCUMENTS["bread"]}))
@@ -216,7 +216,7 @@ def test_latency_is_reported_for_searching_and_encoding_apart(index, dataset):
         (["--k", "0"], "--k: "),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(index, dataset, tmp_path, capsys, flags, message):
+def test_an_invalid_argument_is_a_one_line_error_and_nothing_is_written(index, dataset, tmp_path, capsys, flags, message):
     argv = ["--index", index, "--dataset", dataset, "--run", str(tmp_path / "x.run"), "--per_query", str(tmp_path / "x.json")]
     with pytest.raises(SystemExit) as end:
         main(EvaluateConfig, evaluate, argv + flags)
@@ -244,7 +244,7 @@ def test_a_folder_in_place_of_the_run_file_is_refused(index, dataset, tmp_path, 
     assert not list(Path(tmp_path).iterdir())
 
 
-def test_further_measures_are_those_of_ir_measures(index, dataset):
+def test_additional_measures_come_from_ir_measures(index, dataset):
     result = evaluate(configure(index, dataset, engine="exact", measures="R@1000 AP, Judged@10 P(rel=2)@1 nDCG@10"))
     assert list(result)[3:12] == ["nDCG@10", "RR@10", "Success@5", "R@10", "R@100", "R@1000", "AP", "Judged@10", "P(rel=2)@1"]
     assert result["k"] == 1000 and result["R@1000"] == 1.0

@@ -52,7 +52,7 @@ def arrays(folder: Path) -> TokenEmbeddings:
     return TokenEmbeddings(values, np.concatenate([[0], np.cumsum(lengths)]), ids)
 
 
-def test_arrays_of_an_embeddings_folder_are_its_vectors_to_the_bit(embeddings, tmp_path):
+def test_exported_arrays_equal_the_vectors_to_the_bit(embeddings, tmp_path):
     run(ExportJob(source=str(embeddings), output=str(tmp_path / "out"), docs_per_file=200))
     exported = arrays(tmp_path / "out")
     assert len(list((tmp_path / "out").glob("embeddings-*.npy"))) == 3  # row groups of 256, 256 and 88 documents
@@ -73,7 +73,7 @@ def test_vectors_of_an_index_score_as_the_index_does(index, tmp_path):
         assert scores.max() == pytest.approx(answer.scores[0], rel=0.02)
 
 
-def test_parquet_holds_a_list_of_vectors_of_one_size_a_row(embeddings, tmp_path):
+def test_exported_parquet_has_one_list_of_equal_size_vectors_in_each_row(embeddings, tmp_path):
     run(ExportJob(source=str(embeddings), output=str(tmp_path / "out"), layout="parquet", docs_per_file=300))
     table = pq.read_table(tmp_path / "out" / "part-00000.parquet")
     assert table.column("vectors").type.value_type == pa.list_(pa.float32(), 16)
@@ -95,7 +95,7 @@ def test_points_for_qdrant_keep_every_value_and_have_stable_ids(embeddings, tmp_
     assert json.loads((tmp_path / "a" / "collection.json").read_text()) == qdrant_collection(16)
 
 
-def test_a_document_without_tokens_is_no_point_and_stays_in_the_arrays(tmp_path):
+def test_a_document_without_tokens_is_not_a_qdrant_point_but_stays_in_the_arrays(tmp_path):
     source = TokenEmbeddings.of([np.eye(2, 16), np.zeros((0, 16)), np.eye(1, 16)], ["a", "empty", "c"])
     save_embeddings(str(tmp_path / "in"), source)
     run(ExportJob(source=str(tmp_path / "in"), output=str(tmp_path / "points"), layout="qdrant"))
@@ -121,7 +121,7 @@ def test_a_folder_that_is_in_use_is_left_alone(embeddings, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_damaged_source_is_told_before_anything_is_written(embeddings, tmp_path):
+def test_a_damaged_source_is_reported_before_anything_is_written(embeddings, tmp_path):
     source = TokenEmbeddings.of([np.eye(2, 16)])
     save_embeddings(str(tmp_path / "in"), source)
     (part,) = (tmp_path / "in" / "embeddings").iterdir()
@@ -159,14 +159,14 @@ def test_token_weights_are_exported_beside_the_vectors(attended, source, tmp_pat
     assert [len(each) for each in table.column("weights").to_pylist()] == documents.lengths.tolist()
 
 
-def test_a_relation_encoder_is_exported_as_it_is(tmp_path):
+def test_a_relation_encoder_is_exported_unchanged(tmp_path):
     build_index(DOCUMENTS, str(tmp_path / "index"), relation=relation_of(dim=16))
     run(ExportJob(source=str(tmp_path / "index"), output=str(tmp_path / "out")))
     assert load_relation(str(tmp_path / "out" / "relation.safetensors"), 16).to_bytes() == relation_of(dim=16).to_bytes()
     assert "relation.safetensors" in (tmp_path / "out" / "manifest.json").read_text()
 
 
-def test_what_qdrant_cannot_score_is_refused_before_anything_is_written(attended, tmp_path):
+def test_scorers_that_qdrant_lacks_are_refused_before_anything_is_written(attended, tmp_path):
     build_index(DOCUMENTS, str(tmp_path / "related"), relation=relation_of(dim=16))
     for source, lost in ((attended[0], "token weights"), (tmp_path / "related", "relations")):
         with pytest.raises(ConfigError, match=f"Qdrant supports MaxSim only.*needs {lost}; choose --layout npy or parquet"):
@@ -174,7 +174,7 @@ def test_what_qdrant_cannot_score_is_refused_before_anything_is_written(attended
         assert not (tmp_path / "out").exists()
 
 
-def test_of_two_exports_at_once_the_later_is_refused(embeddings, tmp_path, monkeypatch):
+def test_the_later_of_two_concurrent_exports_is_refused(embeddings, tmp_path, monkeypatch):
     output = tmp_path / "out"
     digest_of = jobs.export_files.manifest_digest
 

@@ -65,13 +65,13 @@ def test_one_changed_bit_is_found_and_every_damaged_file_is_printed(index, capsy
     assert len(printed) == 2 and str(second) in printed[1] and "no such file" in printed[1]
 
 
-def test_what_no_version_lists_is_named(index):
+def test_inspect_names_files_that_no_version_lists(index):
     (index / "shards" / "shard-00000-of-a-lost-build").mkdir()
     (index / "shards" / "shard-00000-of-a-lost-build" / "codes.npy").write_bytes(b"x")
     assert inspect(index)["not_listed"] == ["shards/shard-00000-of-a-lost-build"]
 
 
-def test_a_version_that_is_not_there_is_an_error(index):
+def test_a_missing_version_is_refused(index):
     with pytest.raises(FormatError, match=r"versions/7/manifest\.json.*no such file"):
         inspect(index, version=7)
 
@@ -108,7 +108,7 @@ def test_folders_on_an_object_store_are_exported_and_inspected(made, bucket):  #
         run(InspectJob(folder="s3://no-such-bucket-here/in"))
 
 
-def test_a_checkpoint_is_loaded_and_its_conventions_are_told(tmp_path):
+def test_a_loaded_checkpoint_prints_its_conventions(tmp_path):
     found = inspect(Path(put_together("pylate", "expansion", tmp_path / "checkpoint")))
     assert found["kind"] == "checkpoint" and found["query_expansion"] and found["query_marker"] == "[Q] "
     assert len(found["fingerprint"]) == 16
@@ -126,7 +126,7 @@ def test_a_checkpoint_is_loaded_and_its_conventions_are_told(tmp_path):
         ({"LATEST": b"one"}, "expected a version number"),
     ],
 )
-def test_anything_else_is_an_error_of_one_line(files, message, tmp_path):
+def test_an_unknown_folder_is_a_one_line_error(files, message, tmp_path):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises((ConfigError, FormatError), match=message) as error:
@@ -134,13 +134,13 @@ def test_anything_else_is_an_error_of_one_line(files, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_file_in_place_of_a_folder_is_told(tmp_path):
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ConfigError, match="manifest.json is a file; give the folder that holds it"):
         inspect(tmp_path / "manifest.json")
 
 
-def test_the_folder_may_stand_alone_on_the_command_line(tmp_path):
+def test_the_folder_can_be_a_positional_argument(tmp_path):
     assert parse(InspectJob, ["DIR", "--json"], "folder") == parse(InspectJob, ["--folder", "DIR"], "folder") == InspectJob(folder="DIR")
     save_embeddings(str(tmp_path / "in"), TokenEmbeddings.of([np.eye(2, 8)]))
     command = [sys.executable, "-m", "jobs", "inspect", str(tmp_path / "in")]

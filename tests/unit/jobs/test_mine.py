@@ -78,7 +78,7 @@ def test_negatives_are_the_best_documents_that_are_not_positive(place, tmp_path)
         assert found[query][1:] == [doc_id for doc_id in ranking(place, query) if doc_id != found[query][0]][2:6]
 
 
-def test_random_negatives_depend_on_the_seed_and_come_from_the_depth(place, tmp_path):
+def test_random_negatives_depend_on_the_seed_and_come_from_the_top_ranks(place, tmp_path):
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
         mine(configure(place, tmp_path / f"{name}.jsonl", seed=seed, depth=10))
     one, two, other = (rows(tmp_path / f"{name}.jsonl") for name in ("one", "two", "other"))
@@ -115,7 +115,7 @@ def test_scores_are_the_cross_encoders_whatever_their_sign(place, tmp_path):
         assert np.ptp(logits) > 1e-3
 
 
-def test_pairs_that_are_cut_are_told_once(place, caplog):
+def test_truncated_pairs_are_reported_once(place, caplog):
     teacher = CrossEncoder.load(str(place / "teacher"), max_length=12, device="cpu", precision="float32")
     with caplog.at_level(logging.WARNING, "ray_lir"):
         teacher.scores([("mot1", "word1")])
@@ -148,7 +148,7 @@ def test_a_pairs_score_does_not_depend_on_the_pairs_beside_it(place):
         ({"engine": "guess"}, "guess"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(place, tmp_path, monkeypatch, capsys, changes, message):
+def test_an_invalid_argument_is_a_one_line_error_and_nothing_is_written(place, tmp_path, monkeypatch, capsys, changes, message):
     monkeypatch.chdir(place)
     fields = configure(place, tmp_path / "tuples.jsonl").model_dump() | changes
     encoder = fields.pop("encoder")
@@ -161,7 +161,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(place, tmp_path, monkeypatch, 
     assert not list(tmp_path.iterdir()) and not (place / "tuples.csv").exists()
 
 
-def test_a_query_without_a_positive_is_named_and_an_output_is_never_written_over(place, tmp_path):
+def test_a_query_without_a_positive_is_named_and_outputs_are_never_overwritten(place, tmp_path):
     (place / "words" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\nq5\td0\t0\n")
     with pytest.raises(ConfigError, match="1 of 2 queries of split test have no document judged above 0, for example 'q5'; take their"):
         mine(configure(place, tmp_path / "tuples.jsonl", split="test"))
@@ -197,7 +197,7 @@ def test_a_folder_holds_the_tuples_in_parts_that_training_reads(place, tmp_path,
         read_examples(str(tmp_path / "tuples"), str(place / "words"))
 
 
-def test_a_job_that_was_killed_goes_on_where_it_was(place, tmp_path, monkeypatch):
+def test_a_killed_job_continues_after_its_finished_steps(place, tmp_path, monkeypatch):
     settings = {"cross_encoder": str(place / "teacher")}
     mine(configure(place, tmp_path / "undisturbed.jsonl", **settings))
     scored: list[int] = []
@@ -233,7 +233,7 @@ def test_judgements_of_another_collection_are_refused(place, tmp_path):
         mine(configure(place, tmp_path / "tuples.jsonl", split="other"))
 
 
-def test_a_missing_cross_encoder_is_not_answered_with_an_encoder(place, tmp_path, monkeypatch):
+def test_a_missing_cross_encoder_is_not_replaced_by_an_encoder(place, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match="there is no cross-encoder nobody/nothing") as caught:
         mine(configure(place, tmp_path / "tuples.jsonl", cross_encoder="nobody/nothing"))

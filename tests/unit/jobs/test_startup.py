@@ -63,7 +63,7 @@ def test_help_loads_neither_torch_nor_ray(words):
         (("encode", "--corpus", "nowhere", "--output", "nothing"), 2),
     ],
 )
-def test_commands_that_need_no_model_and_no_cluster_load_neither(words, expected):
+def test_commands_without_model_or_cluster_import_neither_torch_nor_ray(words, expected):
     code, modules, shown = loaded(*words)
     assert code == expected and modules == [], shown
     assert expected == 0 or shown.splitlines()[-1].startswith("error: ")

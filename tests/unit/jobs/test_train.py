@@ -38,7 +38,7 @@ def place(tmp_path_factory) -> Path:
         ("learning_rat", 1, "did you mean --learning_rate?"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(place, capsys, field, value, message):
+def test_an_invalid_argument_is_a_one_line_error_and_nothing_is_written(place, capsys, field, value, message):
     with pytest.raises(SystemExit, match="2"):
         cli.main(TrainJob, run, flags(place, "mistake", **{field: value}))
     *_, error = capsys.readouterr().err.splitlines()
@@ -46,7 +46,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(place, capsys, field, value, m
     assert not (place / "mistake").exists()
 
 
-def test_an_output_that_holds_something_else_is_left_alone(place, capsys):
+def test_an_output_folder_with_other_content_is_left_alone(place, capsys):
     (place / "other").mkdir()
     (place / "other" / "notes.txt").write_text("mine")
     with pytest.raises(SystemExit, match="2"):
@@ -55,7 +55,7 @@ def test_an_output_that_holds_something_else_is_left_alone(place, capsys):
     assert [path.name for path in (place / "other").iterdir()] == ["notes.txt"]
 
 
-def test_an_unfinished_training_is_not_continued_with_another_configuration(place, capsys, tmp_path):
+def test_an_unfinished_training_does_not_continue_with_another_configuration(place, capsys, tmp_path):
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "config.json").write_text(json.dumps({"scorer": "maxsim", "max_steps": 7}))
     with pytest.raises(SystemExit, match="2"):
@@ -64,7 +64,7 @@ def test_an_unfinished_training_is_not_continued_with_another_configuration(plac
 
 
 @pytest.mark.parametrize("recipe", sorted((REPOSITORY / "jobs" / "recipes").glob("*.yaml")), ids=lambda path: path.name)
-def test_recipes_are_whole_jobs_but_for_their_folders(recipe):
+def test_recipes_are_complete_jobs_except_for_their_folders(recipe):
     """The published ones say where each value comes from."""
     kind, folders = (MineConfig, ["--index", "index"]) if recipe.name.startswith("mine") else (TrainJob, [])
     job = cli.parse(kind, ["--recipe", str(recipe), "--dataset", "words", "--output", "there.jsonl", *folders])
@@ -82,7 +82,7 @@ def test_one_k_or_several_can_be_given(text, expected):
     assert job.xtr.k_train == job.scorer_settings.k_train == expected
 
 
-def test_there_is_a_recipe_for_every_scorer_published_and_small():
+def test_every_scorer_has_a_published_and_a_small_recipe():
     recipes = [
         cli.parse(TrainJob, ["--recipe", str(path), "--dataset", "words", "--output", "there"])
         for path in (REPOSITORY / "jobs" / "recipes").glob("train_*.yaml")

@@ -20,7 +20,7 @@ def index(tmp_path_factory) -> Path:
     return make_index(tmp_path_factory.mktemp("tune"))
 
 
-def test_it_sets_what_auto_does_and_keeps_the_curve(index):
+def test_tuning_sets_the_choices_of_auto_and_keeps_the_curve(index):
     result = tune(TuneConfig(index=str(index), target="R@10=0.9", num_queries=12))
     kept = json.loads((index / "versions" / "1" / "tuning.json").read_text())
     assert kept["choices"] == result["choices"] and len(kept["curve"]) == result["settings"]
@@ -35,7 +35,7 @@ def test_it_sets_what_auto_does_and_keeps_the_curve(index):
     assert searcher.search(queries, 10, quality="exact")[0].params.engine == "exact"
 
 
-def test_a_choice_looks_at_more_candidates_for_a_deeper_search(index):
+def test_a_tuned_choice_uses_more_candidates_for_a_larger_k(index):
     tune(TuneConfig(index=str(index), target="R@10=0.9", num_queries=5))
     planner = Searcher.open(str(index)).planner
     choice = planner.tuning.choices["balanced"]
@@ -47,7 +47,7 @@ def test_a_choice_looks_at_more_candidates_for_a_deeper_search(index):
 
 
 @pytest.mark.parametrize("target", ["R@10", "nDCG@10=0.5", "R@0=0.9", "R@10=1.5"])
-def test_a_target_that_cannot_be_read_is_told_with_an_example(index, target):
+def test_an_unreadable_target_is_refused_with_an_example(index, target):
     with pytest.raises(ConfigError, match="R@10=0.99"):
         tune(TuneConfig(index=str(index), target=target))
 

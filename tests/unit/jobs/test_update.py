@@ -74,7 +74,7 @@ def test_rows_are_encoded_by_the_encoder_of_the_index_and_added(index, made):
     assert change(index, made) | {"seconds": 0} == result | {"seconds": 0} and tree(index) == before
 
 
-def test_an_updated_and_compacted_index_is_inspected_and_exported_without_what_was_deleted(index, made):
+def test_inspect_and_export_leave_out_deleted_documents(index, made):
     change(index, made)
     for compacted in (False, True):
         if compacted:
@@ -91,7 +91,7 @@ def test_an_updated_and_compacted_index_is_inspected_and_exported_without_what_w
         assert [block.texts.column("doc_id").to_pylist() for block in blocks] == [block.embeddings.doc_ids for block in blocks]
 
 
-def test_dry_runs_say_what_will_be_and_write_nothing(index, made, tmp_path):
+def test_dry_runs_report_the_plan_and_write_nothing(index, made, tmp_path):
     before = tree(index)
     said = change(index, made, dry_run=True)
     planned = compact.run(compact.CompactJob(index=str(index), num_shards=3, dry_run=True))
@@ -120,7 +120,7 @@ def test_old_versions_are_removed_after_compacting(index, made):
     assert inspect.run(inspect.InspectJob(folder=str(index)))["versions"] == [3]
 
 
-def test_the_checkpoint_may_have_moved_but_not_changed(index, made, tmp_path):
+def test_the_checkpoint_of_an_index_may_move_but_not_change(index, made, tmp_path):
     moved = shutil.copytree(made / "checkpoint", tmp_path / "moved")
     assert change(index, made, encoder={"checkpoint": str(moved)})["num_added"] == 41
     bert(tmp_path / "other", seed=5)
@@ -133,7 +133,7 @@ def test_the_checkpoint_may_have_moved_but_not_changed(index, made, tmp_path):
     ("content", "message"),
     [(b'doc-1\n{"text": "no id"}\n', "line 2 of .* has no id"), (b"\xff\xfe\x00", "not text in UTF-8")],
 )
-def test_a_file_of_ids_that_is_none_is_refused(index, made, tmp_path, content, message):
+def test_a_file_that_is_not_a_list_of_ids_is_refused(index, made, tmp_path, content, message):
     (tmp_path / "ids").write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         change(index, made, delete=str(tmp_path / "ids"))
@@ -203,7 +203,7 @@ MESSY = [
 ]
 
 
-def test_refused_rows_are_counted_told_and_kept_and_the_last_row_with_an_id_wins(index, made, tmp_path, caplog, monkeypatch):
+def test_refused_rows_are_counted_reported_and_kept_and_the_last_row_of_an_id_wins(index, made, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("ray_lir"), "propagate", True)  # another test may have run a job
     rows = write_rows(tmp_path / "messy.jsonl", MESSY)
     preview = change(index, made, add=rows, delete=None, dry_run=True)

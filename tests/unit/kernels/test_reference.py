@@ -38,7 +38,7 @@ def test_an_empty_document_scores_minus_infinity_and_is_never_a_result():
     np.testing.assert_array_equal(documents, [1])
 
 
-def test_an_empty_document_does_not_turn_to_nan_under_a_zero_weight():
+def test_an_empty_document_with_weight_zero_does_not_score_nan():
     scores = REFERENCE.maxsim([np.ones((2, 2), np.float32)], [np.zeros(2, np.float32)], np.ones((1, 2), np.float32), np.array([0, 0, 1]))
     np.testing.assert_array_equal(scores, [[-np.inf, 0]])
 
@@ -65,7 +65,7 @@ def test_a_score_does_not_depend_on_the_documents_or_queries_beside_it():
         np.testing.assert_allclose(together[row], exact_scores(query, documents), atol=1e-5)
 
 
-def test_weights_scale_what_a_query_token_adds():
+def test_query_weights_scale_the_contribution_of_a_token():
     documents = collection(10)
     query = queries_about(documents, [3])[0].astype(np.float32)
     tokens = documents.values.astype(np.float32)
@@ -115,7 +115,7 @@ def test_document_blocks_cover_every_document_once(lengths, block_tokens):
         assert last - first <= block_tokens or stop == start + 1
 
 
-def test_kernels_that_are_not_here_say_what_to_use():
+def test_unavailable_kernels_are_refused_with_the_fix():
     assert select("reference").name == "reference"
     for name in ("fastest", "reference:avx2", "cuda:0", ""):
         with pytest.raises(ConfigError, match="use auto, native, native:SET, cuda or reference"):

@@ -36,7 +36,7 @@ ONE_STAGE = Service(groups=1, replicas=1, stages=(10.0,), sigma=0, straggler=0)
 
 
 @pytest.mark.parametrize(("nbits", "shards"), [(2, 1), (4, 3), (8, 2)])
-def test_bytes_are_those_of_a_real_index_but_for_headers(nbits, shards, tmp_path):
+def test_predicted_bytes_equal_a_real_index_except_for_headers(nbits, shards, tmp_path):
     documents = collection(700)
     save_embeddings(str(tmp_path / "embeddings"), documents)
     config = IndexConfig(num_shards=shards, codec={"nbits": nbits})
@@ -57,7 +57,7 @@ def test_centroids_and_shards_are_those_that_build_index_would_make():
 
 @pytest.mark.parametrize("engine", ["exact", "scan", "warp"])
 @pytest.mark.parametrize("kernels", COSTS)
-def test_the_parts_of_a_query_add_up_to_what_the_engines_estimate(engine, kernels):
+def test_the_predicted_parts_of_a_query_sum_to_the_engines_estimate(engine, kernels):
     of = Collection.of(1e6, 70, 128, 4, None, 0)
     candidates = of.statistics.default_candidates(10)
     assert query_work(engine, of, kernels, 10).total == pytest.approx(estimate_ms(engine, of.statistics, kernels, candidates))
@@ -74,12 +74,12 @@ def test_measured_builds_and_searches_are_near_their_predictions():
             assert 0.4 < query_work(engine, of, results["kernels"], 10).total / milliseconds < 2.5
 
 
-def test_work_grows_faster_than_tokens_because_centroids_do():
+def test_work_grows_faster_than_the_number_of_tokens():
     small, large = (sum(build_seconds(Collection.of(docs, 70, 128, 4, None, 0)).values()) for docs in (1e6, 1e8))
     assert 100 < large / small < 1000
 
 
-def test_without_load_an_answer_takes_the_sum_of_its_parts():
+def test_simulated_latency_without_load_is_the_sum_of_its_parts():
     service = Service(groups=7, replicas=1, stages=(10.0, 5.0), before=3, hop=1, sigma=0, straggler=0)
     assert simulate(service, qps=0.01, num_requests=50) == pytest.approx(3 + 10 + 1 + 5 + 1)
 
@@ -89,7 +89,7 @@ def test_a_queue_waits_as_long_as_the_pollaczek_khinchine_formula_says():
     assert np.mean(latencies) == pytest.approx(10 + 0.6 * 10 / (2 * 0.4), rel=0.06)  # M/D/1: s + rho s / 2(1 - rho)
 
 
-def test_the_slowest_of_many_groups_decides():
+def test_simulated_latency_is_that_of_the_slowest_group():
     """The median of the largest of n lognormal times is their 0.5^(1/n) quantile."""
     rng = np.random.default_rng(1)
     times = 10 * np.exp(rng.normal(-(0.5**2) / 2, 0.5, 400_000))
@@ -99,26 +99,26 @@ def test_the_slowest_of_many_groups_decides():
         assert found == pytest.approx(np.quantile(times, 0.5 ** (1 / groups)), rel=0.06)
 
 
-def test_hedging_takes_the_stragglers_out_of_the_tail():
+def test_simulated_hedging_shortens_the_latency_tail():
     service = Service(groups=40, replicas=2, stages=(5.0,), sigma=0.1, straggler=0.005, slowdown=20)
     hedged = Service(**{**vars(service), "hedge": 10.0})
     plain, better = (np.percentile(simulate(each, qps=20, num_requests=1500), 95) for each in (service, hedged))
     assert plain > 80 and better < 25  # one of 40 is a straggler in every fifth request; two copies of it hardly ever
 
 
-def test_everybody_is_answered_and_a_seed_gives_the_same_times():
+def test_every_simulated_request_is_answered_and_times_depend_on_the_seed():
     service = Service(groups=3, replicas=2, stages=(5.0, 5.0), hedge=6.0)
     times = simulate(service, qps=200, num_requests=500, seed=3)
     assert len(times) == 500 and (times > 0).all() and np.array_equal(times, simulate(service, qps=200, num_requests=500, seed=3))
 
 
-def test_more_load_or_less_time_never_takes_fewer_machines():
+def test_more_load_or_a_shorter_deadline_never_needs_fewer_machines():
     of, machine = Collection.of(2e7, 70, 128, 4, None, 600), Machine(8, 64e9, "native:avx2")
     nodes = [smallest(of, Load(qps, p95, 5, 1), machine).nodes for qps, p95 in ((5, 200), (50, 200), (200, 200), (200, 90))]
     assert nodes == sorted(nodes) and nodes[0] < nodes[-1]
 
 
-def test_a_plan_holds_together():
+def test_the_numbers_of_a_plan_are_consistent():
     result = run(PlanJob(docs=2e6, tokens_per_doc=70, dim=128, qps=40, p95_ms=120))
     search, sizes = result["search"], result["bytes"]
     assert search["in_time"] and search["ms_simulated"]["p95"] <= 120 and search["utilisation"] <= 0.6
@@ -128,7 +128,7 @@ def test_a_plan_holds_together():
     json.dumps(result)
 
 
-def test_what_cannot_be_done_is_said_with_the_way_out():
+def test_an_impossible_plan_is_reported_with_alternatives():
     result = run(PlanJob(docs=1e8, tokens_per_doc=70, dim=128, qps=500, p95_ms=12))
     assert not result["search"]["in_time"]
     assert any("raise --p95_ms" in line for line in result["warnings"])
@@ -142,14 +142,14 @@ def test_what_cannot_be_done_is_said_with_the_way_out():
             run(PlanJob(**{"docs": 1e6, "tokens_per_doc": 70, "dim": 128, **wrong}))
 
 
-def test_fewer_centroids_are_chosen_when_plans_would_take_too_long():
+def test_capacity_chooses_fewer_centroids_if_planning_queries_would_take_too_long():
     result = run(PlanJob(docs=1e8, nbits=2, tokens_per_doc=70, dim=128, qps=1, p95_ms=22))
     centroids = result["collection"]["centroids"]
     assert result["search"]["in_time"] and centroids < Collection.of(1e8, 70, 128, 2, None, 600).num_centroids
     assert any(f"--clustering.num_centroids {centroids}" in line for line in result["warnings"])
 
 
-def test_the_command_line_takes_large_numbers_as_they_are_spoken():
+def test_the_command_line_takes_numbers_like_2e7():
     command = [sys.executable, "-m", "jobs", "plan", "--docs", "1e5", "--tokens-per-doc", "70", "--nbits", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1])["collection"]["tokens"] == 7_000_000
@@ -186,7 +186,7 @@ def test_a_plan_from_a_sample_predicts_the_bytes_of_the_index(small_collection, 
     assert more["collection"]["documents"] == 1_500_000
 
 
-def test_what_is_assumed_is_said_first(capsys):
+def test_assumptions_of_a_plan_are_printed_first(capsys):
     result = run(PlanJob(docs=1e5))
     show(result)
     lines = capsys.readouterr().out.splitlines()
@@ -197,7 +197,7 @@ def test_what_is_assumed_is_said_first(capsys):
     assert run(PlanJob(docs=1e5, tokens_per_doc=70, dim=64, text_bytes_per_doc=1))["assumptions"] == []
 
 
-def test_a_plan_needs_one_source_of_its_numbers(tmp_path):
+def test_a_plan_needs_exactly_one_source_of_its_numbers(tmp_path):
     with pytest.raises(ConfigError, match="give --docs, --corpus"):
         run(PlanJob())
     with pytest.raises(ConfigError, match="both set"):

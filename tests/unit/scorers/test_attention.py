@@ -50,7 +50,7 @@ def test_attention_gives_the_golden_scores(sides: str, expected: str, dtype: tor
     assert np.abs(scores.numpy() - values["scores_max_of_product"]).max() > 1e-3
 
 
-def test_winners_are_the_golden_ones() -> None:
+def test_winning_tokens_equal_the_golden_ones() -> None:
     values = golden("colbert_att")
     query, documents = texts(values["q"][None], values["q_mask"][None]), texts(values["d"], values["d_mask"])
     assert np.array_equal(best_tokens(query, documents)[0], values["winners"])
@@ -73,7 +73,7 @@ def test_delta_applies_after_training_only() -> None:
     assert torch.equal(always.document_weights(None, found), column_mean.exp())
 
 
-def test_settings_choose_side_reading_and_gradient() -> None:
+def test_attention_settings_choose_side_reading_and_gradient() -> None:
     found = last_attention(torch.float32)
     found.query.requires_grad_()
     assert Attention(8, AttentionConfig(sides="queries")).document_weights(None, found) is None
@@ -121,7 +121,7 @@ def test_recorded_attention_is_what_the_eager_model_returns(make, tmp_path: Path
         torch.testing.assert_close(found.first_row()[text], probabilities[text, 0] * valid, rtol=0, atol=1e-6)
 
 
-def test_a_model_that_attends_in_another_way_is_refused() -> None:
+def test_a_model_with_unsupported_attention_is_refused() -> None:
     with AttentionRecorder() as recorder:
         torch.zeros(1) + 1
     with pytest.raises(ConfigError, match="scorer attention needs a bidirectional model .*; give another checkpoint"):
@@ -133,7 +133,7 @@ def encoder(tmp_path: Path) -> Encoder:
     return Encoder.load(EncoderConfig(checkpoint=put_together("pylate", "expansion", tmp_path / "pylate"), precision="float32"))
 
 
-def test_encoded_texts_weigh_what_their_attention_says(encoder: Encoder) -> None:
+def test_encoded_texts_carry_their_attention_weights(encoder: Encoder) -> None:
     plain, weighed = encoder.encode_documents(DOCUMENTS), encoder.with_scorer("attention").encode_documents(DOCUMENTS)
     assert np.array_equal(plain.values, weighed.values) and plain.weights is None
     assert (weighed.weights >= 1).all() and weighed.weights.max() > 1.0005
@@ -144,7 +144,7 @@ def test_encoded_texts_weigh_what_their_attention_says(encoder: Encoder) -> None
         np.testing.assert_allclose(weighed.weights[mine], whole.weights[mine] ** min(1, length / 150), rtol=1e-5)
 
 
-def test_expansion_tokens_that_nobody_looks_at_weigh_1(encoder: Encoder) -> None:
+def test_unattended_expansion_tokens_have_weight_1(encoder: Encoder) -> None:
     queries = encoder.with_scorer("attention").encode_queries(QUERIES)
     bare = [len(ids) for ids in encoder.tokenizer.bare_queries(QUERIES)]
     for number, length in enumerate(bare):
@@ -153,7 +153,7 @@ def test_expansion_tokens_that_nobody_looks_at_weigh_1(encoder: Encoder) -> None
         assert np.log(weights).sum() == pytest.approx(1, abs=1e-4)
 
 
-def test_attention_changes_scores_but_not_by_much(encoder: Encoder) -> None:
+def test_attention_weights_change_scores_slightly(encoder: Encoder) -> None:
     other = encoder.with_scorer("attention")
     queries, documents = other.embed_queries(other.batch_queries(QUERIES)), other.embed_documents(other.batch_documents(DOCUMENTS))
     weighed = other.model.scorer(queries, documents)

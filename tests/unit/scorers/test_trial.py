@@ -63,7 +63,7 @@ def test_tokens_are_aligned_as_in_the_golden_paths(alignment: str) -> None:
     assert np.array_equal(best[0], path) == (alignment == "combined")
 
 
-def test_trial_is_not_the_form_in_which_padding_scores() -> None:
+def test_trial_does_not_score_padding() -> None:
     scorer, values = golden_trial(torch.float64), golden("trial")
     scores = scorer(golden_query(scorer, torch.float64), texts(values["d"], values["d_mask"], dtype=torch.float64))[0]
     assert np.abs(scores.detach().numpy() - values["scores_repo_zero_masked"]).max() > 0.1
@@ -76,7 +76,7 @@ def test_without_relations_trial_is_maxsim_with_gates() -> None:
     assert torch.equal(scorer(query, documents), maxsim.scores(query, documents))
 
 
-def test_the_relation_encoder_is_its_definition() -> None:
+def test_the_relation_encoder_equals_its_definition() -> None:
     scorer, values = golden_trial(torch.float64), golden("trial")
     query = torch.from_numpy(values["q"])
     np.testing.assert_allclose(scorer.relation(query[:-1], query[1:]).detach(), values["rel_query"], rtol=0, atol=1e-12)
@@ -100,7 +100,7 @@ def naive_score(query: Tensor, weights: Tensor, document: Tensor, relation: Rela
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
-def test_factored_scores_and_gradients_are_those_of_the_naive_form(alignment: str) -> None:
+def test_factored_scores_and_gradients_equal_the_naive_form(alignment: str) -> None:
     rng = np.random.default_rng(1)
     for _ in range(10):
         num_queries, n, num_documents, m = rng.integers(1, 7, 4)
@@ -136,7 +136,7 @@ def test_factored_scores_and_gradients_are_those_of_the_naive_form(alignment: st
             np.testing.assert_allclose(one, torch.zeros_like(one) if other is None else other, rtol=0, atol=1e-11)
 
 
-def test_a_masked_token_in_a_query_breaks_no_chain() -> None:
+def test_a_masked_query_token_does_not_break_the_chain_of_neighbours() -> None:
     rng = np.random.default_rng(2)
     whole, documents = random_texts(rng, 1, 5, 6, weights=True), random_texts(rng, 3, 4, 6, weights=False)
     mask = torch.tensor([[True, True, False, True, True]])
@@ -154,7 +154,7 @@ def test_training_scores_do_not_grow_with_the_query() -> None:
     assert scorer.training_scores(query, documents)[0].item() == pytest.approx(32.0)
 
 
-def test_fresh_heads_begin_near_maxsim() -> None:
+def test_fresh_heads_score_nearly_like_maxsim() -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(3)
     queries, documents = random_texts(rng, 4, 8, 128, weights=False), random_texts(rng, 6, 20, 128, weights=False)

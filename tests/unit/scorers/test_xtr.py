@@ -24,7 +24,7 @@ def test_xtr_gives_the_golden_scores_for_several_k_at_once(dtype: torch.dtype, t
         np.testing.assert_allclose(scores, golden("xtr_train")[f"scores_k{k}"], rtol=0, atol=tolerance)
 
 
-def test_a_token_that_was_not_retrieved_does_not_count() -> None:
+def test_a_token_that_was_not_retrieved_adds_nothing() -> None:
     """The first historical bug: the mask of what was retrieved was made and thrown away.
 
     Source: docs/algorithms.md#32-faults-of-published-code-avoided-here.
@@ -40,7 +40,7 @@ def test_a_token_that_was_not_retrieved_does_not_count() -> None:
     torch.testing.assert_close(scores, everything)
 
 
-def test_long_vectors_do_not_reach_the_scorer(tmp_path) -> None:
+def test_xtr_scores_normalised_vectors(tmp_path) -> None:
     """The second historical bug: neither side was normalised. What an encoder gives to any scorer is."""
     from ray_lir.base.config import EncoderConfig
     from ray_lir.encoder.encoder import Encoder
@@ -73,7 +73,7 @@ def test_padding_of_documents_is_never_retrieved() -> None:
         xtr.scores(query, documents, (3, 1))
 
 
-def test_a_retrieved_negative_similarity_counts_as_nothing() -> None:
+def test_a_retrieved_negative_similarity_adds_nothing() -> None:
     query, documents = texts([[[1.0, 0.0]]]), texts([[[-0.5, 0.5]], [[0.5, 0.5]]])
     np.testing.assert_allclose(xtr.scores(query, documents, (2,))[0], [[0.0, 0.5]])
 

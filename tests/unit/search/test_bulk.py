@@ -118,7 +118,7 @@ def test_a_killed_search_continues_after_its_finished_blocks(index: Path, querie
     assert search(index, queries, tmp_path / "out")["num_skipped"] == 3
 
 
-def test_queries_of_this_run_are_counted_whichever_blocks_an_earlier_run_finished(index: Path, queries: str, tmp_path: Path):
+def test_a_continued_search_counts_only_its_own_queries(index: Path, queries: str, tmp_path: Path):
     """A run on a cluster may finish any block first: here the last one, of 8 queries."""
     searcher = Searcher.open(index)
     whole = bulk.in_process(Encoder.for_contract(searcher.manifest.contract), searcher)
@@ -135,7 +135,7 @@ def test_queries_of_this_run_are_counted_whichever_blocks_an_earlier_run_finishe
     assert (result.num_skipped, result.num_searched, result.manifest.num_queries) == (1, 32, 40)
 
 
-def test_an_output_with_the_hits_of_another_search_is_left_alone(index: Path, queries: str, tmp_path: Path):
+def test_an_output_folder_with_hits_of_another_search_is_left_alone(index: Path, queries: str, tmp_path: Path):
     search(index, queries, tmp_path / "out")
     before = (tmp_path / "out" / "manifest.json").read_bytes()
     with pytest.raises(ConfigError, match="holds the hits of another search"):
@@ -161,7 +161,7 @@ def test_a_dry_run_writes_nothing_and_predicts(index: Path, queries: str):
         ({"query": "x", "output": "y"}, "are for --queries"),
     ],
 )
-def test_flags_that_do_not_go_together_are_refused(fields: dict, message: str):
+def test_incompatible_flags_are_refused(fields: dict, message: str):
     with pytest.raises(ValueError, match=message):
         SearchJob.model_validate({"index": "i", **fields})
 

@@ -51,7 +51,7 @@ def test_query_weights_scale_contributions(searcher, queries):
     np.testing.assert_allclose(matches.contributions, weights[: query.num_tokens] * matches.similarities, rtol=1e-6)
 
 
-def test_a_document_that_is_filtered_out_or_deleted_was_dropped_for_that(searcher, queries):
+def test_explain_reports_a_filtered_or_deleted_document(searcher, queries):
     query = queries.slice(1, 2)
     filters = Filters.model_validate({"where": {"op": "ge", "field": "row", "value": 60}})
     [answer] = searcher.search(query, 5, "exact", filters=filters)
@@ -75,7 +75,7 @@ def test_a_document_that_is_filtered_out_or_deleted_was_dropped_for_that(searche
         ("warp", {"nprobe": 1, "rescore": 10}, ["score_postings", "rescore"]),
     ],
 )
-def test_every_document_that_is_not_returned_was_dropped_at_a_stage_for_a_reason(searcher, queries, engine, params, stages):
+def test_every_missing_document_has_a_stage_and_a_reason(searcher, queries, engine, params, stages):
     params = ENGINES[engine].params(**params)
     query = queries.slice(1, 2)
     [answer] = searcher.search(query, 5, params)
@@ -96,14 +96,14 @@ def test_every_document_that_is_not_returned_was_dropped_at_a_stage_for_a_reason
     assert reasons
 
 
-def test_a_document_without_a_token_in_a_probed_cell_is_said_not_to_be_scored(searcher, queries):
+def test_explain_reports_a_document_without_a_token_in_a_probed_cluster(searcher, queries):
     params = ENGINES["plaid"].params(nprobe=1)
     told = [explain(searcher, queries.slice(3, 4), number, 5, params)[0] for number in range(150)]
     unprobed = [each for each in told if each.stages[0].score is None]
     assert unprobed and all("probe did not score it; it scores: " in each.reason for each in unprobed)
 
 
-def test_what_cannot_be_explained_is_refused(searcher, queries):
+def test_explaining_an_invalid_request_is_refused(searcher, queries):
     with pytest.raises(ConfigError, match="one query is explained at a time"):
         explain(searcher, queries, 0)
     with pytest.raises(ConfigError, match="no document number 150"):
@@ -130,7 +130,7 @@ def test_every_vector_has_its_span_for_every_layout(checkpoint):
             assert (np.diff(inside[:, 0]) >= 0).all()
 
 
-def test_spans_are_the_words_of_the_text_as_it_was_given():
+def test_spans_point_into_the_original_text():
     encoder = Encoder.load(str(FIXTURES / "stanford/default"))
     text = "  The Drug, was given to the King "
     found = encoder.tokenizer.document_spans(text)
@@ -139,7 +139,7 @@ def test_spans_are_the_words_of_the_text_as_it_was_given():
     assert all(found.spans[found.pieces.index(special)].tolist() == [-1, -1] for special in ("[CLS]", "[SEP]"))
 
 
-def test_letters_that_grow_when_lowered_shift_nothing():
+def test_letters_that_grow_in_lower_case_shift_no_spans():
     encoder = Encoder.load(str(FIXTURES / "xtr/checkpoint"))
     assert encoder.contract.lower_case
     text = "İİİ the king"
@@ -149,7 +149,7 @@ def test_letters_that_grow_when_lowered_shift_nothing():
 
 
 @pytest.mark.parametrize(("title", "text"), [("A title", "the text"), ("", "the text"), ("A title", ""), ("  A title ", " the text ")])
-def test_spans_of_title_and_text_point_into_the_field_that_they_came_from(title, text):
+def test_spans_of_title_and_text_point_into_their_own_field(title, text):
     joined = document_text(title, text)
     for word in ("title", "text"):
         if word in joined:

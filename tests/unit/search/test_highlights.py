@@ -24,7 +24,7 @@ def match(text: str, word: str, contribution: float = 1.0, field: str = "text") 
     return Match(similarity=contribution, contribution=contribution, field=field, start=start, end=start + len(word))
 
 
-def test_pieces_of_one_word_are_one_mark_and_add_up():
+def test_tokens_of_one_word_share_one_highlight():
     text = "All the bioenergetics are here."
     marks = highlights(
         QUERY, TOKENS, [match(text, "All"), match(text, "here"), match(text, "ener", 0.5), match(text, "getics", 0.25)], "text", text
@@ -33,7 +33,7 @@ def test_pieces_of_one_word_are_one_mark_and_add_up():
     assert marks[1].strength == 0.75 and marks[0].strength == 0
 
 
-def test_function_words_count_less_on_either_side():
+def test_function_words_weigh_less_in_queries_and_documents():
     text = "energy where the mill"
     same = [match(text, "mill"), match(text, "where"), match(text, "energy"), match(text, "the")]
     strengths = {text[mark.start : mark.end]: mark.strength for mark in highlights(QUERY, TOKENS, same, "text", text)}
@@ -41,7 +41,7 @@ def test_function_words_count_less_on_either_side():
     assert strengths["where"] == pytest.approx(FUNCTION_WORD_WEIGHT**2) and strengths["mill"] == 0
 
 
-def test_matches_elsewhere_and_outside_the_text_are_left_out():
+def test_highlights_leave_out_matches_in_other_fields_or_outside_the_text():
     nowhere = Match(similarity=1, contribution=1)
     beyond = Match(similarity=1, contribution=1, field="text", start=90, end=95)
     title = Match(similarity=1, contribution=1, field="title", start=0, end=1)

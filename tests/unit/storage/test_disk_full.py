@@ -53,7 +53,7 @@ def used(folder: Path) -> int:
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
 @pytest.mark.parametrize("step", ["embeddings", "index"])
-def test_a_full_disk_is_one_line_and_the_same_command_goes_on(made: Path, disk: Path, step: str, share: float):
+def test_a_full_disk_is_a_one_line_error_and_the_repeated_command_continues(made: Path, disk: Path, step: str, share: float):
     runs: dict[str, Callable[[], object]] = {
         "embeddings": lambda: encode(made / "corpus.jsonl", made / "checkpoint", disk / "embeddings"),
         "index": lambda: build_index(str(made / "embeddings"), str(disk / "index"), INDEX),

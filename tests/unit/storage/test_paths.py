@@ -23,7 +23,7 @@ NAMES = ["a::b", "zip::x", "s3::b", "x#1", "x?y=1", "two words", "~old", "50%20o
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_folder_of_any_name_is_written_and_read_as_itself(tmp_path, monkeypatch, name):
+def test_folders_with_unusual_names_are_written_and_read(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for place in (str(tmp_path / name), tmp_path / name, f"./{name}/", f"nowhere/../{name}"):
@@ -36,7 +36,7 @@ def test_a_folder_of_any_name_is_written_and_read_as_itself(tmp_path, monkeypatc
     assert sorted(os.listdir(tmp_path)) == ["nowhere"]
 
 
-def test_only_the_own_home_is_expanded(tmp_path, monkeypatch):
+def test_only_the_users_own_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/ada")
     assert storage.absolute("~") == "/home/ada"
@@ -57,7 +57,7 @@ def test_only_the_own_home_is_expanded(tmp_path, monkeypatch):
         ("/s3://b", True),
     ],
 )
-def test_what_is_a_url(place, local):
+def test_urls_and_paths_are_distinguished(place, local):
     assert storage.is_local(place) == local
 
 
@@ -69,14 +69,14 @@ def test_colons_in_a_url_without_a_chain_stay_in_its_path():
 
 
 @pytest.mark.parametrize("wrong", ["", "a\0b", None, 3, b"bytes", ["x"]])
-def test_what_is_no_path_is_refused(wrong):
+def test_an_invalid_path_is_refused(wrong):
     for call in (storage.absolute, storage.is_local, storage.read_bytes, Searcher.open, read_version, Encoder.load):
         with pytest.raises(ConfigError, match="path"):
             call(wrong)
 
 
 @pytest.mark.parametrize("name", ["a::b", "~old", "x?#%20 é"])
-def test_the_whole_way_from_a_corpus_to_answers_takes_such_a_folder(tmp_path, monkeypatch, name):
+def test_unusual_folder_names_work_from_corpus_to_answers(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     folder = Path(name)
     folder.mkdir()

@@ -55,7 +55,7 @@ def test_a_corpus_is_encoded_from_s3_to_s3_as_on_a_disk(bucket: str, checkpoint:
     assert encode_corpus(f"{bucket}/corpus", f"{bucket}/out", config, docs_per_part=4).num_skipped == result.num_chunks
 
 
-def test_a_bucket_that_is_not_there_is_one_line(bucket: str, checkpoint: str, tmp_path: Path):
+def test_a_missing_bucket_is_a_one_line_error(bucket: str, checkpoint: str, tmp_path: Path):
     with pytest.raises(ConfigError, match="check the path"):
         corpus_files("s3://elsewhere/corpus")
     corpus = write_rows(tmp_path / "corpus.jsonl", ROWS)
@@ -63,7 +63,7 @@ def test_a_bucket_that_is_not_there_is_one_line(bucket: str, checkpoint: str, tm
         encode_corpus(corpus, "s3://elsewhere/out", EncoderConfig(checkpoint=checkpoint))
 
 
-def test_a_store_that_does_not_answer_is_one_line(bucket: str, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unreachable_store_is_a_one_line_error(bucket: str, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3fs.S3FileSystem.clear_instance_cache()

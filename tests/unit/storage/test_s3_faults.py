@@ -85,7 +85,7 @@ def _check_all(root: str, listed: Sequence[FileEntry], others: set[str]) -> None
     assert {name.removeprefix(f"{path}/") for name in fs.find(path)} == others | {file.name for file in listed}
 
 
-def test_every_kind_of_fault_is_waited_out_and_the_bytes_are_the_same(
+def test_every_kind_of_store_fault_is_retried_and_the_bytes_are_the_same(
     faults: Faults, corpus: Path, checkpoint: str, undisturbed: tuple[bytes, bytes]
 ):
     bucket = make_bucket()
@@ -96,7 +96,7 @@ def test_every_kind_of_fault_is_waited_out_and_the_bytes_are_the_same(
     assert counts["repeated"] > 10
 
 
-def test_a_second_implementation_of_s3_gives_the_same_bytes_through_the_same_faults(
+def test_both_s3_servers_give_the_same_bytes_under_faults(
     corpus: Path, checkpoint: str, undisturbed: tuple[bytes, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     faults = Faults(delay_s=0.1)
@@ -133,7 +133,7 @@ def test_large_files_are_uploaded_in_parts_and_read_a_block_at_a_time(faults: Fa
         assert storage.read_bytes(url) == data
 
 
-def test_what_s3_could_not_take_back_is_done_again(faults: Faults):
+def test_failed_s3_deletions_are_repeated(faults: Faults):
     """An answer that was lost: the request had its effect."""
     bucket = make_bucket()
     storage.write_bytes(f"{bucket}/folder/file", b"first")
@@ -147,7 +147,7 @@ def test_what_s3_could_not_take_back_is_done_again(faults: Faults):
     assert not storage.exists(f"{bucket}/folder")
 
 
-def test_a_store_that_is_out_of_order_is_one_line_and_what_was_published_stays(
+def test_a_failing_store_is_a_one_line_error_and_published_files_stay(
     faults: Faults, corpus: Path, checkpoint: str, undisturbed: tuple[bytes, bytes], capsys, caplog, monkeypatch: pytest.MonkeyPatch
 ):
     bucket = make_bucket()
@@ -165,7 +165,7 @@ def test_a_store_that_is_out_of_order_is_one_line_and_what_was_published_stays(
     assert encode_and_build(bucket, corpus, checkpoint) == undisturbed
 
 
-def test_a_bucket_that_is_not_there_is_one_line(faults: Faults, corpus: Path, checkpoint: str, tmp_path: Path, capsys):
+def test_a_missing_bucket_is_a_one_line_error(faults: Faults, corpus: Path, checkpoint: str, tmp_path: Path, capsys):
     embeddings = str(tmp_path / "embeddings")
     encode_corpus(str(corpus), embeddings, EncoderConfig(checkpoint=checkpoint), docs_per_part=DOCS_PER_PART)
     flags = {"embeddings": embeddings, "output": "s3://nobody-made-this-bucket/index", "where": "here"}
@@ -177,7 +177,7 @@ def test_a_bucket_that_is_not_there_is_one_line(faults: Faults, corpus: Path, ch
         assert error.startswith("error: ") and "nobody-made-this-bucket" in error
 
 
-def test_an_encoder_is_loaded_from_an_object_store_and_again_when_it_changed(
+def test_an_encoder_on_an_object_store_is_loaded_again_if_it_changed(
     faults: Faults, corpus: Path, checkpoint: str, undisturbed: tuple[bytes, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -67,7 +67,7 @@ def test_tuples_in_every_kind_of_file_are_grouped_by_query(tmp_path, name):
     assert [[data.documents[number] for number in data.positives(query)] for query in (0, 1)] == [["A", "E"], ["C"]]
 
 
-def test_triples_and_ids_are_the_same_data(tmp_path, collection):
+def test_triples_of_texts_and_of_ids_give_the_same_data(tmp_path, collection):
     by_text = read_examples(write(tmp_path / "triples.jsonl", TRIPLES))
     rows = [
         {"query_id": 1, "document_ids": ["a", "b"]},
@@ -104,7 +104,7 @@ def test_triples_and_ids_are_the_same_data(tmp_path, collection):
         ([1], "expected a JSON object, found list"),
     ],
 )
-def test_a_row_that_is_wrong_is_refused_by_its_line(tmp_path, row, message):
+def test_a_wrong_row_is_refused_with_its_line(tmp_path, row, message):
     with pytest.raises(FormatError, match=message) as error:
         read_examples(write(tmp_path / "examples.jsonl", [TUPLES[0], row]))
     assert "examples.jsonl:2" in str(error.value) and "\n" not in str(error.value)
@@ -138,7 +138,7 @@ def test_the_column_names_of_sentence_transformers_are_understood(tmp_path, row)
     assert words(read_examples(str(tmp_path / "examples.parquet"))) == {"one": [["A", "B"]]}
 
 
-def test_numbered_negatives_come_in_the_order_of_their_numbers(tmp_path):
+def test_negative_columns_are_ordered_by_their_numbers(tmp_path):
     row = {"anchor": "one", "negative_10": "K", "positive": "A", "negative_2": "C", "negative_1": "B"}
     assert words(read_examples(write(tmp_path / "examples.jsonl", [row]))) == {"one": [["A", "B", "C", "K"]]}
 
@@ -155,7 +155,7 @@ def test_files_that_mix_or_hold_nothing_are_refused(tmp_path):
         read_examples(str(tmp_path / "bad.jsonl"))
 
 
-def test_ids_that_the_collection_lacks_are_named(tmp_path, collection):
+def test_unknown_ids_are_named(tmp_path, collection):
     for row, message in (
         ({"query_id": "9", "document_ids": ["a"]}, "1 of 1 queries of the examples are not in .*for example '9'"),
         ({"query_id": "1", "document_ids": ["a", "z"]}, "1 of 2 documents that training needs are not in the corpus, for example 'z'"),
@@ -164,7 +164,7 @@ def test_ids_that_the_collection_lacks_are_named(tmp_path, collection):
             read_examples(write(tmp_path / "ids.jsonl", [row]), str(collection))
 
 
-def test_data_that_lacks_what_the_configuration_asks_for_is_refused(tmp_path):
+def test_data_without_the_configured_columns_is_refused(tmp_path):
     data = read_examples(write(tmp_path / "triples.jsonl", TRIPLES))
     check_data(data, TrainingConfig(batch_size=2, num_negatives=1))
     for settings, message in (
@@ -176,7 +176,7 @@ def test_data_that_lacks_what_the_configuration_asks_for_is_refused(tmp_path):
             check_data(data, TrainingConfig(**settings))
 
 
-def test_batches_put_each_positive_before_its_negatives_and_bring_the_teachers_scores(tmp_path):
+def test_batches_order_positives_before_negatives_with_the_teachers_scores(tmp_path):
     data = read_examples(write(tmp_path / "tuples.jsonl", TUPLES))
     for epoch, batch in enumerate(islice(batches(data, 2, seed=0, num_negatives=1), 4)):
         assert batch.documents.shape == batch.teacher.shape == (2, 2) and batch.excluded.shape == (2, 4)
@@ -192,7 +192,7 @@ def test_batches_put_each_positive_before_its_negatives_and_bring_the_teachers_s
             assert batch.excluded[row].tolist() == [text in known and column not in own for column, text in enumerate(columns)], texts
 
 
-def test_every_hard_negative_has_its_turn_and_the_order_can_be_entered_anywhere():
+def test_every_hard_negative_is_used_and_the_order_can_start_at_any_step():
     data = TrainingData.of(["q", "r"], list("abcdef"), [((0, 1, 2, 3, 4),), ((5, 1, 2, 3, 4),)])
     drawn = list(islice(batches(data, 2, seed=1, num_negatives=2), 40))
     for query in (0, 1):
@@ -204,7 +204,7 @@ def test_every_hard_negative_has_its_turn_and_the_order_can_be_entered_anywhere(
     assert [batch.documents.tolist() for batch in again] == [batch.documents.tolist() for batch in drawn[33:]]
 
 
-def test_sources_name_what_they_lack(tmp_path, collection):
+def test_incomplete_training_sources_are_refused(tmp_path, collection):
     with pytest.raises(ConfigError, match="nothing to train on; give --dataset, --examples, or both"):
         load_training_data(TrainingSource())
     with pytest.raises(ConfigError, match="--dev_split needs the collection"):
@@ -220,7 +220,7 @@ def test_a_dev_set_of_another_collection_is_refused(collection):
         load_dev_set(TrainingSource(dataset=str(collection), dev_split="missing"))
 
 
-def test_rows_of_the_corpus_that_are_no_documents_are_counted_and_named(collection, caplog):
+def test_invalid_rows_of_the_corpus_are_counted_and_named(collection, caplog):
     with open(collection / "corpus.jsonl", "a") as file:
         file.write('{"_id": "x"}\nnot JSON\n')
     counts: dict[str, int] = {}
@@ -235,7 +235,7 @@ def test_queries_without_a_positive_are_counted_and_left_out(collection, caplog)
     assert "1 queries of dev have no document judged above 0 and are left out" in caplog.text
 
 
-def test_judgements_and_examples_are_read_as_asked(tmp_path, collection):
+def test_training_reads_judgements_or_examples_as_configured(tmp_path, collection):
     words_folder = translated_words.write_collection(tmp_path / "words")
     pairs = load_training_data(TrainingSource(dataset=str(words_folder)))
     assert len(pairs.queries) == 96 and {len(lists) for lists in pairs.lists_by_query()} == {1}
@@ -244,7 +244,7 @@ def test_judgements_and_examples_are_read_as_asked(tmp_path, collection):
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(1, "de"), (3, "ade"), (4, "abde"), (100, "abcde")])
-def test_a_dev_set_has_all_judged_documents_and_as_many_others_as_allowed(collection, limit, expected):
+def test_a_dev_set_has_all_judged_documents_and_a_limited_number_of_others(collection, limit, expected):
     dev = load_dev_set(TrainingSource(dataset=str(collection), dev_split="dev", dev_documents=limit))
     assert "".join(dev.documents) == expected and dev.queries == {"1": "one", "2": "two"}
     assert dev.qrels == {"1": {"d": 1}, "2": {"e": 0}} and dev.documents["d"] == "D"

@@ -49,20 +49,20 @@ def digest_of(source: TrainingSource, cache: Path) -> str:
         return cached.open().digest()
 
 
-def test_a_source_is_read_once_until_it_changes(tmp_path, source, writes):
+def test_training_data_is_read_again_only_if_its_source_changes(tmp_path, source, writes):
     before = digest_of(source, tmp_path / "cache")
     assert digest_of(source, tmp_path / "cache") == before and len(writes) == 1
     write(Path(source.examples), [*ROWS, ROWS[0]])
     assert digest_of(source, tmp_path / "cache") != before and len(writes) == 2
 
 
-def test_of_several_processes_one_writes_and_the_others_wait(tmp_path, source, writes):
+def test_one_of_several_processes_writes_while_the_others_wait(tmp_path, source, writes):
     with ThreadPoolExecutor(4) as pool:  # each call locks through a file handle of its own, as a process would
         found = set(pool.map(lambda _: digest_of(source, tmp_path / "cache"), range(4)))
     assert len(found) == len(writes) == 1
 
 
-def test_data_that_another_training_uses_is_shared(tmp_path, source, writes):
+def test_two_trainings_share_the_cached_data(tmp_path, source, writes):
     with cached_training_data(source, str(tmp_path / "cache")) as first, cached_training_data(source, str(tmp_path / "cache")) as second:
         assert first == second and len(writes) == 1
 
@@ -76,7 +76,7 @@ def test_a_damaged_file_is_written_again(tmp_path, source, writes, caplog):
     assert documents.read_bytes() == content and "are damaged and are written again" in caplog.text
 
 
-def test_what_a_killed_writer_left_is_removed(tmp_path, source, writes):
+def test_files_of_a_killed_writer_are_removed(tmp_path, source, writes):
     digest_of(source, tmp_path / "cache")
     (entry,) = (tmp_path / "cache").iterdir()
     (entry / MANIFEST).unlink()  # as if it had been killed just before
@@ -86,14 +86,14 @@ def test_what_a_killed_writer_left_is_removed(tmp_path, source, writes):
     assert len(writes) == 2 and not (entry / ".attempt-1").exists() and len(list(entry.iterdir())) == 2
 
 
-def test_a_mistake_in_the_source_leaves_nothing(tmp_path, source):
+def test_an_invalid_source_leaves_no_output(tmp_path, source):
     write(Path(source.examples), [ROWS[0], {"query": "q"}])
     with pytest.raises(FormatError, match="examples.jsonl:2"):
         digest_of(source, tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
-def test_entries_that_nobody_has_used_for_long_make_room(tmp_path, source):
+def test_the_least_recently_used_cache_entries_are_evicted(tmp_path, source):
     cache, long_ago = tmp_path / "cache", time.time() - UNUSED_S - 60
     sources = [TrainingSource(examples=write(tmp_path / f"{name}.jsonl", [*ROWS, row])) for name, row in zip("abcd", ROWS, strict=False)]
     for old in sources[:3]:
@@ -109,7 +109,7 @@ def test_entries_that_nobody_has_used_for_long_make_room(tmp_path, source):
         assert len(used.open().documents) == 401
 
 
-def test_a_full_disk_is_one_line_and_the_same_call_goes_on(tmp_path, source):
+def test_a_full_disk_is_a_one_line_error_and_the_repeated_call_continues(tmp_path, source):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(disk)], capture_output=True, check=False).returncode:

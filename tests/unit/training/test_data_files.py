@@ -53,7 +53,7 @@ def write(path: Path, rows: list[dict]) -> str:
 
 
 @pytest.mark.parametrize("scored", [False, True])
-def test_rows_of_a_query_belong_together_wherever_they_are(tmp_path, small_blocks, scored):
+def test_rows_of_a_query_are_grouped_wherever_they_are(tmp_path, small_blocks, scored):
     rows = made_up_rows(scored)
     found, expected = read_examples(write(tmp_path / "rows.jsonl", rows)), in_lists(rows)
     assert (list(found.queries), list(found.documents), found.lists_by_query(), found.scores_by_query() or None) == expected
@@ -104,13 +104,13 @@ def test_numbers_follow_the_first_occurrence_of_each_text():
     assert numbering.find(["3000", next(iter(expected))]).tolist() == [-1, 0]
 
 
-def test_half_of_a_surrogate_pair_is_refused_in_one_line(tmp_path):
+def test_half_of_a_surrogate_pair_is_a_one_line_error(tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"query": "q", "documents": ["A", "B"]}, {"query": "q", "documents": ["\ud800", "B"]}])
     with pytest.raises(FormatError, match="rows.jsonl:2.*half of a surrogate pair"):
         read_examples(path)
 
 
-def test_texts_that_are_read_are_no_private_memory(tmp_path):
+def test_reading_mapped_texts_uses_no_private_memory(tmp_path):
     with TextFile(tmp_path / "texts.arrow") as file:
         file.extend(f"{number} {'x' * 2000}" for number in range(50_000))  # 100 MB
     assert len(open_texts(tmp_path / "texts.arrow")) == 50_000

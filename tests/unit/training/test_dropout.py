@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_as_many_are_dropped_as_asked_and_the_mean_stays(share, dtype):
+def test_dropout_drops_the_requested_fraction_and_keeps_the_mean(share, dtype):
     torch.manual_seed(0)
     with fast_dropout(CPU):
         values = nn.Dropout(share)(torch.ones(1001, 999, dtype=dtype))
@@ -23,7 +23,7 @@ def test_as_many_are_dropped_as_asked_and_the_mean_stays(share, dtype):
         assert (values == 0).float().mean(axis).std().item() == pytest.approx((share * (1 - share) / 1000) ** 0.5, rel=0.15)
 
 
-def test_neighbours_are_dropped_independently():
+def test_dropout_drops_neighbours_independently():
     torch.manual_seed(0)
     with fast_dropout(CPU):
         dropped = (functional.dropout(torch.ones(1 << 20), 0.5) == 0).float()
@@ -31,7 +31,7 @@ def test_neighbours_are_dropped_independently():
         assert (dropped[:-distance] * dropped[distance:]).mean().item() == pytest.approx(0.25, abs=0.003)
 
 
-def test_gradients_are_dropped_where_values_are():
+def test_dropout_drops_the_gradients_of_dropped_values():
     values = torch.randn(64, 33, requires_grad=True)
     with fast_dropout(CPU):
         result = functional.dropout(values, 0.3)
@@ -39,7 +39,7 @@ def test_gradients_are_dropped_where_values_are():
     torch.testing.assert_close(values.grad, result.detach() / values.detach())
 
 
-def test_a_seed_gives_the_same_masks_and_another_seed_others():
+def test_dropout_masks_depend_on_the_seed():
     def drawn(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
         with fast_dropout(CPU):
@@ -49,7 +49,7 @@ def test_a_seed_gives_the_same_masks_and_another_seed_others():
 
 
 @pytest.mark.parametrize("mask", ["none", "bool", "float"])
-def test_attention_is_torchs_but_for_the_mask_of_dropout(mask):
+def test_attention_equals_torchs_except_for_dropout_masks(mask):
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 3, 5, 8) for _ in range(3))
     allowed = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]], dtype=torch.bool)[:, None, None, :].expand(2, 1, 5, 5)
@@ -62,7 +62,7 @@ def test_attention_is_torchs_but_for_the_mask_of_dropout(mask):
     torch.testing.assert_close(torch.stack(dropped).mean(0), expected, atol=0.08, rtol=0)
 
 
-def test_evaluation_and_probabilities_of_nothing_and_all_are_torchs():
+def test_dropout_equals_torchs_in_evaluation_and_at_probabilities_0_and_1():
     values = torch.randn(100)
     with fast_dropout(CPU):
         assert torch.equal(nn.Dropout(0.5).eval()(values), values)

@@ -26,7 +26,7 @@ def test_loss_is_the_mean_cross_entropy_at_the_temperature():
     assert ContrastiveLoss(0.5)(SCORES, OWN, NOTHING).item() == pytest.approx((first + second) / 2, rel=1e-6)
 
 
-def test_other_positives_of_a_query_are_no_negatives():
+def test_other_positives_of_a_query_are_not_negatives():
     excluded = NOTHING.clone()
     excluded[1, 2] = True
     first = -math.log(math.exp(2) / (math.exp(2) + math.exp(1) + 1))
@@ -34,7 +34,7 @@ def test_other_positives_of_a_query_are_no_negatives():
     assert ContrastiveLoss(1.0)(SCORES, OWN, excluded).item() == pytest.approx((first + second) / 2, rel=1e-6)
 
 
-def test_excluded_documents_get_no_gradient_and_leave_the_temperature_a_finite_one():
+def test_excluded_documents_get_no_gradient_and_the_temperatures_gradient_is_finite():
     loss, scores, excluded = ContrastiveLoss(0.2), SCORES.clone().requires_grad_(), NOTHING.clone()
     excluded[1, 2] = True
     loss(scores, OWN, excluded).backward()
@@ -73,7 +73,7 @@ def test_distillation_gives_the_golden_divergences(normalize_teacher: bool, expe
     assert found.item() == pytest.approx(float(values[expected]), abs=1e-10)
 
 
-def test_distillation_compares_a_querys_own_documents_though_all_compete_for_the_top():
+def test_distillation_compares_a_querys_own_documents_while_all_documents_compete_for_top_k():
     values = golden("xtr_train")
     num_queries, num_documents = values["teacher"].shape
     config = TrainingConfig(contrastive_weight=0.0, distillation_weight=2.0, num_negatives=1)
@@ -95,7 +95,7 @@ def test_trial_losses_are_the_golden_ones():
     assert gate_penalty(query, "frobenius").item() == pytest.approx(float(values["loss_reg_frobenius"]), abs=1e-10)
 
 
-def test_gates_of_padding_are_not_punished_and_other_scorers_have_no_penalty():
+def test_gates_of_padding_have_no_penalty_and_other_scorers_have_none():
     assert gate_penalty(QUERIES, "l1").item() == ((0 + 1 + 2) + 3) / 2
     assert gate_penalty(QUERIES, "frobenius").item() == pytest.approx(math.sqrt(0 + 1 + 4 + 9))
     plain, trial = (Objective(TrainingConfig(scorer=name, gate_weight=0.5)) for name in ("maxsim", "trial"))
@@ -105,7 +105,7 @@ def test_gates_of_padding_are_not_punished_and_other_scorers_have_no_penalty():
 
 
 @pytest.mark.parametrize("shift", [0.0, 7.5])
-def test_a_teacher_that_adds_a_constant_is_the_same_teacher(shift: float):
+def test_distillation_ignores_a_constant_added_to_the_teachers_scores(shift: float):
     """So jobs.mine may shift a cross-encoder's logits to be at least 0."""
     teacher = torch.tensor([[3.0, -1.0, 0.5], [0.0, 0.1, 0.2]])
     for normalize in (True, False):
@@ -113,14 +113,14 @@ def test_a_teacher_that_adds_a_constant_is_the_same_teacher(shift: float):
         assert loss(SCORES, teacher + shift).item() == pytest.approx(loss(SCORES, teacher).item(), abs=1e-5)
 
 
-def test_equal_scores_divide_by_no_zero():
+def test_equal_scores_do_not_divide_by_zero():
     assert min_max(torch.full((1, 3), 4.0)).tolist() == [[0.0, 0.0, 0.0]]
     scores = torch.full((1, 3), 4.0, requires_grad=True)
     DistillationLoss(1.0, True, True)(scores, torch.tensor([[1.0, 2.0, 3.0]])).backward()
     assert torch.isfinite(scores.grad).all()
 
 
-def test_a_student_that_agrees_has_nothing_to_learn():
+def test_distillation_loss_is_zero_if_the_student_agrees_with_the_teacher():
     loss = DistillationLoss(1.0, True, True)
     teacher = torch.tensor([[0.0, 2.0, 1.0]])
     assert loss(10 * teacher + 3, teacher).item() == pytest.approx(0, abs=1e-6)
@@ -133,7 +133,7 @@ def test_a_training_without_a_loss_is_refused(loss: dict):
         TrainingConfig(**loss)
 
 
-def test_all_temperatures_reach_the_optimiser():
+def test_all_temperatures_are_optimised():
     config = TrainingConfig(distillation_weight=1.0, num_negatives=1, temperature=0.3, distillation_temperature=0.7)
     assert [round(parameter.item(), 3) for parameter in Objective(config).parameters()] == [0.3, 0.7]
     assert Objective(config).temperature == pytest.approx(0.3)

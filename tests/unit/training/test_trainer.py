@@ -74,13 +74,13 @@ def test_an_epoch_visits_every_query_once_and_another_epoch_in_another_order(pai
     assert epochs[0] != epochs[1]
 
 
-def test_the_order_depends_on_the_seed_alone_and_can_be_entered_anywhere(pairs):
+def test_the_training_order_depends_on_the_seed_and_can_start_at_any_step(pairs):
     whole = [batch.queries.tolist() for batch in islice(batches(pairs, 20, seed=1), 12)]
     assert [batch.queries.tolist() for batch in islice(batches(pairs, 20, seed=1, first_batch=7), 5)] == whole[7:]
     assert next(batches(pairs, 20, seed=2)).queries.tolist() != whole[0]
 
 
-def test_queries_take_their_positives_in_turn():
+def test_batches_cycle_through_the_positives_of_a_query():
     pairs = TrainingData.of(["x", "y"], ["a", "b", "c"], [((0,), (1,), (2,)), ((1,),)])
     drawn = {0: [], 1: []}
     for batch in islice(batches(pairs, 2, seed=0), 4):
@@ -99,13 +99,13 @@ def test_a_batch_excludes_other_positives_but_not_the_one_drawn():
     assert batch.excluded.sum() == 3
 
 
-def test_learning_rate_rises_over_the_warm_up_and_falls_to_the_end():
+def test_the_learning_rate_rises_during_the_warm_up_and_then_falls():
     config = TrainingConfig(max_steps=10, warmup_fraction=0.2, learning_rate=6.0)
     assert [learning_rate_at(step, config) for step in range(10)] == pytest.approx([2, 4, 6, 5.25, 4.5, 3.75, 3, 2.25, 1.5, 0.75])
     assert learning_rate_at(0, config.model_copy(update={"warmup_fraction": 0.0})) == 6.0
 
 
-def test_training_teaches_what_no_untrained_encoder_knows(checkpoint, pairs):
+def test_training_learns_pairs_that_an_untrained_encoder_fails(checkpoint, pairs):
     training = start(checkpoint, pairs)
     assert success_at_1(training.encoder, pairs) < 0.2
     curve = advance(training, CONFIG.max_steps)
@@ -115,7 +115,7 @@ def test_training_teaches_what_no_untrained_encoder_knows(checkpoint, pairs):
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 4])
-def test_a_saved_training_continues_as_if_never_interrupted(checkpoint, pairs, tmp_path, num_threads, request):
+def test_a_training_that_continues_reaches_the_uninterrupted_result(checkpoint, pairs, tmp_path, num_threads, request):
     torch.set_num_threads(num_threads)
     request.addfinalizer(lambda: torch.set_num_threads(1))
     whole = start(checkpoint, pairs, dropout=0.1)
@@ -148,7 +148,7 @@ def test_a_trained_encoder_is_saved_as_an_ordinary_checkpoint(checkpoint, pairs,
     assert not np.array_equal(ours.values, untrained.encode_queries(pairs.queries[:5]).values)
 
 
-def test_a_loss_that_is_no_number_ends_training_in_one_line(checkpoint, pairs):
+def test_a_nan_loss_ends_training_with_a_one_line_error(checkpoint, pairs):
     training = start(checkpoint, pairs)
     with torch.no_grad():
         next(training.encoder.model.parameters()).fill_(torch.nan)
@@ -156,7 +156,7 @@ def test_a_loss_that_is_no_number_ends_training_in_one_line(checkpoint, pairs):
         advance(training, 1)
 
 
-def test_two_workers_with_half_a_batch_each_take_the_steps_of_one(checkpoint, pairs, tmp_path):
+def test_two_workers_with_half_batches_train_like_one(checkpoint, pairs, tmp_path):
     alone = start(checkpoint, pairs)
     curve = advance(alone, 3)
     mp.spawn(_work, (2, str(tmp_path), str(checkpoint), pairs), nprocs=2)
@@ -176,7 +176,7 @@ def _work(rank: int, num_workers: int, folder: str, checkpoint: str, pairs: Trai
     dist.destroy_process_group()
 
 
-def test_gradients_are_means_over_workers_of_tables_too(tmp_path: Path) -> None:
+def test_gradients_of_embedding_tables_are_averaged_over_workers(tmp_path: Path) -> None:
     mp.spawn(_average, (str(tmp_path),), nprocs=2)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     means = [(first + second) / 2 for first, second in zip(_gradients(0), _gradients(1), strict=True)]
