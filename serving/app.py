@@ -4,6 +4,10 @@ On http://127.0.0.1:8000:
 
     serve run serving.app:build index=DIR [num_groups=4 ...]
 
+Several indexes, each under /indexes/NAME:
+
+    serve run serving.app:build indexes=DIR_OF_INDEXES
+
 With arguments, host and port from a file:
 
     serve run serving/config/local.yaml
@@ -39,9 +43,10 @@ from ray_lir.kernels import VARIABLE, native
 from ray_lir.planning.sizes import QUERIES_PER_PASS
 from ray_lir.storage.manifest import check_file, files_of
 
-from .gateway import Gateway
+from .gateway import Gateway, IndexesGateway
 from .http.access import Access, read_tokens
-from .options import ServeConfig
+from .indexes.catalog import Catalog
+from .options import ONE_INDEX, SEVERAL_INDEXES, ServeConfig
 from .workers.gpu import GpuShare
 from .workers.query_encoder import QueryEncoder
 from .workers.shard_server import ShardServer
@@ -89,6 +94,8 @@ def application_of(config: ServeConfig) -> Application:
         ApplicationError: The index is missing or damaged, or its encoder cannot be loaded.
     """
     try:
+        if config.indexes is not None:
+            return _bind_indexes(config, Catalog(config.indexes), access_of(config))
         version = latest_version(config.index) if config.version is None else config.version
         manifest = read_version(config.index, version)
         _check_index(config, manifest)
@@ -101,6 +108,8 @@ def application_of(config: ServeConfig) -> Application:
 
 def demands_of(config: ServeConfig) -> list[Demand]:
     """Resources that the service needs before it scales up."""
+    if config.indexes is not None:
+        return [Demand("service (encoder_cpus + shard_cpus, encoder_gpus)", _resources(config))]
     groups = config.num_groups or 1
     shard_server = Demand(
         "shard group (shard_cpus, shard_gpus)",
@@ -132,15 +141,42 @@ def parse(args: dict[str, Any]) -> ServeConfig:
         config = ServeConfig.model_validate(args)
     except ValidationError as error:
         raise ConfigError(first_problem(error.errors(), ServeConfig)) from None
-    if not storage.is_local(config.index) and not config.cache:
-        raise ConfigError(
-            f"{config.index} is not on a disk; set cache to a local folder for copies of its shards, "
-            "or copy the index to a disk that every machine of the cluster mounts"
-        )
+    _check_one_or_several(config)
+    for root in _roots(config):
+        if not storage.is_local(root) and not config.cache:
+            raise ConfigError(
+                f"{root} is not on a disk; set cache to a local folder for copies of its shards, "
+                "or copy the index to a disk that every machine of the cluster mounts"
+            )
     if config.max_replicas is not None and config.max_replicas < config.replicas:
         raise ConfigError(f"max_replicas is {config.max_replicas}, less than replicas ({config.replicas}); raise it, or leave it out")
     cache = storage.absolute(config.cache) if config.cache else None
-    return config.model_copy(update={"index": storage.absolute(config.index), "cache": cache, "kernels": _kernels_of(config)})
+    update: dict[str, Any] = {"cache": cache, "kernels": _kernels_of(config)}
+    if isinstance(config.indexes, dict):
+        update["indexes"] = {name: storage.absolute(root) for name, root in config.indexes.items()}
+    elif config.indexes is not None:
+        update["indexes"] = storage.absolute(config.indexes)
+    else:
+        update["index"] = storage.absolute(config.index)
+    return config.model_copy(update=update)
+
+
+def _check_one_or_several(config: ServeConfig) -> None:
+    if not config.index and config.indexes is None:
+        raise ConfigError("index is required; set it to the folder of an index, or set indexes to a folder of indexes")
+    if config.index and config.indexes is not None:
+        raise ConfigError("index and indexes are both set; set index for one index, or indexes for several")
+    names, fix = (SEVERAL_INDEXES, "set indexes instead of index") if config.index else (ONE_INDEX, "serve the index alone with index=DIR")
+    for name in names:
+        if getattr(config, name) != ServeConfig.model_fields[name].default:
+            kind = "several indexes" if config.index else "one index"
+            raise ConfigError(f"{name} is a setting of a service of {kind}; leave it out, or {fix}")
+
+
+def _roots(config: ServeConfig) -> list[str]:
+    if isinstance(config.indexes, dict):
+        return list(config.indexes.values())
+    return [config.index if config.indexes is None else config.indexes]
 
 
 def _kernels_of(config: ServeConfig) -> str:
@@ -171,7 +207,10 @@ def access_of(config: ServeConfig) -> Access:
     Raises:
         ConfigError: The token file is not valid.
     """
-    return Access(roles=read_tokens(storage.absolute(config.tokens)) if config.tokens else {}, origins=config.origins)
+    grants = read_tokens(storage.absolute(config.tokens)) if config.tokens else {}
+    if config.indexes is None and any(grant.indexes is not None for grant in grants.values()):
+        raise ConfigError(f"{config.tokens} limits a token to some indexes, but the service has one; remove that limit, or set indexes")
+    return Access(grants=grants, origins=config.origins)
 
 
 def _check_index(config: ServeConfig, manifest: IndexManifest) -> None:
@@ -225,15 +264,37 @@ def hedge_percentile(config: ServeConfig) -> float | None:
     return config.hedge_percentile if max(config.replicas, config.max_replicas or 0) > 1 and config.hedge_percentile < 100 else None
 
 
-def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Access) -> Application:
-    num_groups = number_of_groups(config, manifest)
-    options: dict[str, Any] = {
+def _resources(config: ServeConfig) -> dict[str, float]:
+    """Resources of the process that holds several indexes."""
+    return {"CPU": config.encoder_cpus + config.shard_cpus, "GPU": config.encoder_gpus}
+
+
+def _bind_indexes(config: ServeConfig, catalog: Catalog, access: Access) -> Application:
+    """The application over several indexes: one process opens them as requests need them."""
+    catalog.check()
+    resources = _resources(config)
+    gateway = serve.deployment(
+        ray_actor_options={"num_cpus": resources["CPU"], "num_gpus": resources["GPU"]},
+        max_ongoing_requests=100 * config.max_requests,
+        **_options(config),
+    )(IndexesGateway)
+    return gateway.bind(config, access)
+
+
+def _options(config: ServeConfig) -> dict[str, Any]:
+    """Options of every deployment."""
+    return {
         "max_constructor_retry_count": CONSTRUCTOR_TRIES,
         "graceful_shutdown_timeout_s": config.timeout_s + 5,  # requests in progress may finish
         "graceful_shutdown_wait_loop_s": 0.5,
         "health_check_period_s": HEALTH_CHECK_S,
         "logging_config": {"encoding": "JSON", "enable_access_log": False},
     }
+
+
+def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Access) -> Application:
+    num_groups = number_of_groups(config, manifest)
+    options = _options(config)
     replicas: dict[str, Any] = {"max_ongoing_requests": config.max_ongoing_requests, **options}
     encoder_resources = {"num_cpus": config.encoder_cpus, "num_gpus": config.encoder_gpus}
     encoder = serve.deployment(ray_actor_options=encoder_resources, **scaling(config, ENCODER_CALLS), **replicas)(QueryEncoder)

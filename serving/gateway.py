@@ -1,12 +1,22 @@
-"""Gateway: the deployment that receives HTTP requests."""
+"""Gateway and IndexesGateway: the deployments that receive HTTP requests, for one index or for several."""
+
+import math
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from ray_lir import storage
+
 from .http.access import Access, check_address
-from .http.routes import routes
+from .http.routes import routes, routes_of_many
+from .indexes.catalog import Catalog
+from .indexes.fair_slots import FairSlots
+from .indexes.indexes import Indexes
+from .indexes.local_service import LocalServices
+from .indexes.memory import machine_bytes
 from .metrics import Metrics
+from .options import ServeConfig
 from .service import Service
 from .transport.hedged import HedgedTransport
 from .transport.protocol import ENCODER, Transport
@@ -46,7 +56,7 @@ class Gateway:
         access: Access,
     ):
         check_address(listening_host(), access)
-        metrics = Metrics()
+        metrics = Metrics(storage.base_name(root))
         transport: Transport = RayTransport({ENCODER: encoder, **groups}, metrics)
         if hedge_percentile is not None:
             transport = HedgedTransport(transport, groups, hedge_percentile, metrics)
@@ -57,6 +67,42 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return routes(self.service, self.access)
+
+
+@serve.ingress()
+class IndexesGateway:
+    """Connects the HTTP routes and several indexes. The workers of each open index are objects of this process.
+
+    Args:
+        config: Settings of the service; `indexes` is set.
+        access: Tokens, roles and allowed web origins.
+
+    Raises:
+        ConfigError: Ray Serve listens on a network, and no tokens are set.
+    """
+
+    def __init__(self, config: ServeConfig, access: Access):
+        check_address(listening_host(), access)
+        assert config.indexes is not None
+        metrics = Metrics()
+        threads = max(1, math.floor(config.shard_cpus))
+        services = LocalServices(
+            config.encoder,
+            config.verify,
+            config.cache,
+            config.kernels,
+            threads,
+            config.timeout_s,
+            config.max_requests,
+            FairSlots(threads + max(1, math.floor(config.encoder_cpus))),
+            metrics,
+        )
+        max_bytes = machine_bytes() / 2 if config.memory_gb is None else 1e9 * config.memory_gb
+        self.access = access
+        self.indexes = Indexes(Catalog(config.indexes), services.open, config.idle_s, max_bytes, metrics)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return routes_of_many(self.indexes, self.access)
 
 
 def listening_host() -> str:

@@ -1,5 +1,6 @@
 """The settings of the service. They are separate from the application, so that `--help` does not load Ray."""
 
+import os
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -11,11 +12,21 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _mapping(value: Any) -> Any:
+    """`a=path,b=path` as a dict. Text without an equals sign, and a folder with one in its name, stay text."""
+    if not isinstance(value, str) or "=" not in value or os.path.isdir(value):
+        return value
+    pairs = [part.partition("=") for part in _split(value)]
+    if any(not (name and path) for name, _, path in pairs):
+        raise ValueError("should be a folder, or name=path,name=path")
+    return {name.strip(): path.strip() for name, _, path in pairs}
+
+
 class ServeConfig(Config):
     """Arguments of the Ray Serve application."""
 
-    index: str
-    """Folder of the index, at the same path on every machine; or a URL, together with `cache`."""
+    index: str = ""
+    """Folder of the index, at the same path on every machine; or a URL, together with `cache`. Required, unless `indexes` is set."""
     version: int | None = None
     """Version of the index to serve first. None: the latest one when the service starts. Later versions are not loaded by themselves."""
     encoder: str | None = None
@@ -53,11 +64,24 @@ class ServeConfig(Config):
     first result counts. 100 disables this."""
     verify: bool = True
     """Compare the sha256 of every file when a version of the index is opened."""
+    indexes: Annotated[str | dict[str, str] | None, BeforeValidator(_mapping)] = None
+    """Several indexes in one service: a folder that contains their folders, or name=path,name=path. Their routes are /indexes/NAME/..."""
+    idle_s: float = Field(600, gt=0)
+    """With `indexes`: seconds without a request after which an index is closed. The next request opens it again."""
+    memory_gb: float | None = Field(None, gt=0)
+    """With `indexes`: memory of all open indexes in GB (10^9 bytes), estimated from their manifests, without encoders. Above it, the index
+    that was not used for the longest time is closed. None: half of the machine's memory."""
     tokens: str | None = None
-    """Token file: YAML with lists of bearer tokens under `read` and `admin`. None: everyone may read, no one may administrate, and
-    the service listens on this machine only."""
+    """Token file: YAML with lists of bearer tokens under `read` and `admin`, each with or without limits. None: everyone may read, no one
+    may administrate, and the service listens on this machine only."""
     origins: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
     """Web origins with pages that may call the service, separated by commas."""
+
+
+ONE_INDEX = ("version", "num_groups", "replicas", "max_replicas", "shard_gpus", "gpu_memory_gb", "hedge_percentile")
+"""Settings of a service of one index."""
+SEVERAL_INDEXES = ("idle_s", "memory_gb")
+"""Settings of a service of several indexes."""
 
 
 class Options(ServeConfig):

@@ -45,6 +45,31 @@ class IndexFacts(Config):
     """Digest of the contract; vectors with equal fingerprints can be compared."""
 
 
+class IndexSummary(Config):
+    """One of several indexes of a service."""
+
+    name: str
+    """Name in the routes `/indexes/{name}/...`."""
+    state: Literal["open", "closed", "broken"]
+    """closed: the next request opens it. broken: it could not be opened the last time; requests try again after a few seconds."""
+    version: int | None = None
+    """Version that answers all requests except the canary's, if the index is open."""
+    canary: int | None = None
+    """Version that answers a fraction of the requests, if there is one."""
+    num_docs: int | None = None
+    """Documents that are not deleted, if the index is open."""
+    num_bytes: int | None = None
+    """Estimated memory in bytes, without the encoder, if the index is open."""
+    error: str | None = None
+    """Why the index could not be opened, if it is broken."""
+
+
+class IndexList(Config):
+    """The indexes of a service of several: answer of `GET /indexes`."""
+
+    indexes: list[IndexSummary]
+
+
 class IndexChange(Config):
     """Which version of the index to serve: body of `POST /admin/index`."""
 

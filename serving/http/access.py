@@ -1,39 +1,69 @@
-"""Access control: bearer tokens and their roles. Processes hold and exchange digests of tokens, never the tokens themselves."""
+"""Access control: bearer tokens and what each allows. Processes hold and exchange digests of tokens, never the tokens themselves."""
 
 import hashlib
 import hmac
 import ipaddress
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-from fastapi import Depends, Security, params
+from fastapi import Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import Field, ValidationError
 
 from ray_lir import storage
+from ray_lir.api.search import first_problem
 from ray_lir.base.config import Config, parse_yaml
 from ray_lir.base.errors import ConfigError, Forbidden, Unauthenticated
+
+from .rate_limit import RateLimit
 
 Role = Literal["read", "admin"]
 MIN_CHARACTERS = 16
 
-_bearer = HTTPBearer(auto_error=False, description="A token from the service's token file.")
+Credentials = Annotated[
+    HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False, description="A token from the service's token file."))
+]
+
+
+class Grant(Config):
+    """What a token allows.
+
+    Attributes:
+        role: read, or admin, which may also read.
+        indexes: Names of the indexes that it may use, in a service of several. None: all.
+        requests_per_second: Most requests a second, on average; as many may come at once, at least one. None: no limit.
+    """
+
+    role: Role
+    indexes: tuple[str, ...] | None = None
+    requests_per_second: float | None = None
 
 
 class Access(Config):
     """Who may call which routes.
 
     Attributes:
-        roles: Role by the sha256 (hex) of a token. Empty: everyone may read, and no one may administrate.
+        grants: What a token allows, by the sha256 (hex) of the token. Empty: everyone may read, and no one may administrate.
         origins: Web origins with pages that may call the service, such as https://search.example.org.
     """
 
-    roles: dict[str, Role] = {}
+    grants: dict[str, Grant] = {}
     origins: tuple[str, ...] = ()
 
 
-def read_tokens(path: str) -> dict[str, Role]:
-    """Return the role of each token in a token file, by the sha256 (hex) of the token.
+class _Limited(Config):
+    """A token with limits, as a token file lists it."""
 
-    The file is YAML with a list of tokens under `read`, `admin` or both.
+    token: str
+    indexes: tuple[str, ...] | None = Field(None, min_length=1)
+    requests_per_second: float | None = Field(None, gt=0, le=1e6, allow_inf_nan=False)
+
+
+def read_tokens(path: str) -> dict[str, Grant]:
+    """Return what each token of a token file allows, by the sha256 (hex) of the token.
+
+    The file is YAML with a list of tokens under `read`, `admin` or both. An entry is a token, or a mapping with `token`, and `indexes`,
+    `requests_per_second` or both.
 
     Raises:
         ConfigError: The file has another content, or a token is too short to be safe.
@@ -46,20 +76,32 @@ def read_tokens(path: str) -> dict[str, Role]:
         listed = None
     if not isinstance(listed, dict) or not listed or not set(listed) <= {"read", "admin"}:
         raise ConfigError(f"{path} is not a token file; write YAML like `read: [TOKEN]` and `admin: [TOKEN]`")
-    roles: dict[str, Role] = {}
-    for role in ("read", "admin"):
-        tokens = listed.get(role) or []
-        if not isinstance(tokens, list):
+    grants: dict[str, Grant] = {}
+    roles: tuple[Role, ...] = ("read", "admin")
+    for role in roles:
+        entries = listed.get(role) or []
+        if not isinstance(entries, list):
             raise ConfigError(f"{path}: {role} is not a list; write `{role}: [TOKEN]`")
-        for token in tokens:
-            if not isinstance(token, str) or len(token) < MIN_CHARACTERS:
-                raise ConfigError(
-                    f"{path}: a token under {role} is shorter than {MIN_CHARACTERS} characters; create one with `openssl rand -hex 32`"
-                )
-            roles[_digest(token)] = role
-    if not roles:
+        for entry in entries:
+            limited = _limited(path, role, entry)
+            grants[_digest(limited.token)] = Grant(role=role, indexes=limited.indexes, requests_per_second=limited.requests_per_second)
+    if not grants:
         raise ConfigError(f"{path} lists no token; create one with `openssl rand -hex 32`")
-    return roles
+    return grants
+
+
+def _limited(path: str, role: Role, entry: Any) -> _Limited:
+    """One entry of a token file. No message contains the token."""
+    fields = entry if isinstance(entry, dict) else {"token": entry}
+    token = fields.get("token")
+    if not isinstance(token, str) or len(token) < MIN_CHARACTERS:
+        raise ConfigError(
+            f"{path}: a token under {role} is shorter than {MIN_CHARACTERS} characters; create one with `openssl rand -hex 32`"
+        )
+    try:
+        return _Limited.model_validate(fields)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: a token under {role}: {first_problem(error.errors(), _Limited)}") from None
 
 
 def check_address(host: str, access: Access) -> None:
@@ -68,34 +110,62 @@ def check_address(host: str, access: Access) -> None:
     Raises:
         ConfigError: It does not.
     """
-    if not access.roles and not _is_loopback(host):
+    if not access.grants and not _is_loopback(host):
         raise ConfigError(f"other machines can reach {host}; set tokens to a token file, or listen on 127.0.0.1")
 
 
-def require(role: Role, access: Access) -> params.Depends:
-    """Return a FastAPI dependency that requires a token with a role. Admin tokens may also read."""
+class Guard:
+    """Checks the token of each request: its role, its indexes and its rate.
 
-    async def check(credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]) -> None:
-        if not access.roles:
+    Args:
+        access: Who may call which routes.
+        refused: Called for each request above a token's rate.
+    """
+
+    def __init__(self, access: Access, refused: Callable[[], None] = lambda: None):
+        self.access = access
+        self._refused = refused
+        self._limits = {
+            digest: RateLimit(grant.requests_per_second) for digest, grant in access.grants.items() if grant.requests_per_second is not None
+        }
+
+    def check(self, role: Role, credentials: HTTPAuthorizationCredentials | None, index: str | None = None) -> Grant:
+        """Return what the token of a request allows.
+
+        Args:
+            role: Role that the route requires.
+            credentials: The request's bearer token. None: it has none.
+            index: Name of the index that the request uses, in a service of several. None: the only one, or no index.
+
+        Raises:
+            Unauthenticated: The service requires a token, and this one is missing or unknown.
+            Forbidden: The token does not have the role, or is limited to other indexes. The message is the same whether there is such an
+                index or not.
+            Overloaded: The token's rate is exceeded.
+        """
+        if not self.access.grants:
             if role == "admin":
                 raise Forbidden("this service has no tokens, so no one may administrate it; start it with tokens set to a token file")
-            return
-        actual = _role_of(credentials.credentials, access) if credentials else None
-        if actual is None:
+            return Grant(role="read")
+        digest = _digest(credentials.credentials) if credentials else ""
+        grant = self._grant(digest)
+        if grant is None:
             raise Unauthenticated("send a token of this service as `Authorization: Bearer TOKEN`")
-        if role == "admin" and actual != "admin":
+        if digest in self._limits:
+            self._limits[digest].enter(self._refused)
+        if index is not None and grant.indexes is not None and index not in grant.indexes:
+            raise Forbidden(f"this token may not use index {index!r}, only {', '.join(grant.indexes)}")
+        if role == "admin" and grant.role != "admin":
             raise Forbidden("this token may only read; send an admin token")
+        return grant
 
-    return Depends(check)
-
-
-def _role_of(token: str, access: Access) -> Role | None:
-    """Compares every digest, so that the time of a comparison reveals nothing about the tokens."""
-    digest, found = _digest(token), None
-    for known, role in access.roles.items():
-        if hmac.compare_digest(known, digest):
-            found = role
-    return found
+    def _grant(self, digest: str) -> Grant | None:
+        """Compares every digest, so that the time of a comparison reveals nothing about the tokens."""
+        found = None
+        for known, grant in self.access.grants.items():
+            if hmac.compare_digest(known, digest):
+                found = grant
+        return found
 
 
 def _digest(token: str) -> str:

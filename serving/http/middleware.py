@@ -24,6 +24,8 @@ HEADERS = {
 DOCS = ("/docs", "/redoc")
 """FastAPI's pages load scripts from another origin, which the policy would block."""
 
+INDEX_NAME = "ray_lir.index"
+"""Key of a request's scope with the name of its index, in a service of several."""
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id")
 """Id of the current request: the client's X-Request-ID, or a random one."""
@@ -80,7 +82,8 @@ class Observed:
         finally:
             seconds = time.perf_counter() - start
             route = getattr(scope.get("route"), "path", "none")
-            self.metrics.request(route, status, seconds)
+            name = scope.get(INDEX_NAME)
+            (self.metrics.for_index(name) if name else self.metrics).request(route, status, seconds)
             fields = {"method": scope["method"], "endpoint": route, "status": status, "ms": round(1000 * seconds, 2)}
             logger.info("%(method)s %(endpoint)s %(status)d %(ms).2f ms", fields, extra=fields)
 

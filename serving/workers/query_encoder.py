@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ray_lir.base.config import EncoderConfig
+from ray_lir.embeddings.contract import EncoderContract
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.embeddings.truncation import Truncation
 from ray_lir.engines import read_tuning
@@ -71,13 +72,24 @@ class QueryEncoder(Replica["tuple[Encoder, Planner]"]):
         checkpoint: Folder of the encoder's checkpoint. None: the folder in the index's contract.
         kernels: Kernels that make query plans.
         shard_kernels: Kernels of the shard groups, from which `auto` chooses the engine.
+        load: Returns the encoder of a contract. None: load it from its checkpoint.
 
     Raises:
         IncompatibleError: The index was built with another encoder than the checkpoint.
     """
 
-    def __init__(self, root: str, version: int, checkpoint: str | None, verify: bool, kernels: str = "auto", shard_kernels: str = "auto"):
+    def __init__(
+        self,
+        root: str,
+        version: int,
+        checkpoint: str | None,
+        verify: bool,
+        kernels: str = "auto",
+        shard_kernels: str = "auto",
+        load: "Callable[[EncoderContract, EncoderConfig], Encoder] | None" = None,
+    ):
         self.kernels = kernels
+        self.load = load or _load
         self.shard_kernels = shard_kernels
         super().__init__()
         self.root = root
@@ -185,10 +197,8 @@ class QueryEncoder(Replica["tuple[Encoder, Planner]"]):
             planner = replace(planner, shard_kernels=self.shard_kernels)
         encoder = self.encoders.get(manifest.contract.fingerprint)
         if encoder is None:
-            from ray_lir.encoder.encoder import Encoder
-
             config = EncoderConfig(checkpoint=self.checkpoint or manifest.contract.checkpoint)
-            encoder = self.encoders[manifest.contract.fingerprint] = Encoder.for_contract(manifest.contract, config)
+            encoder = self.encoders[manifest.contract.fingerprint] = self.load(manifest.contract, config)
         planner.plan(encoder.encode_queries(["warm up"]))
         return encoder, planner
 
@@ -210,6 +220,12 @@ class QueryEncoder(Replica["tuple[Encoder, Planner]"]):
             for number, end in zip(numbers, ends, strict=True):
                 results[number] = _attempt(batch[number].then, embeddings.slice(end - len(batch[number].texts), end))
         return results
+
+
+def _load(contract: EncoderContract, config: EncoderConfig) -> "Encoder":
+    from ray_lir.encoder.encoder import Encoder
+
+    return Encoder.for_contract(contract, config)
 
 
 def _attempt(then: Callable[[TokenEmbeddings], Any], embeddings: TokenEmbeddings) -> Any:

@@ -91,6 +91,7 @@ class ShardServer(Replica[Searcher]):
         kernels: Name of the kernels that score.
         gpu: The part of a card that Ray reserved, for `cuda` kernels. Concurrent searches are then merged into one pass over the shards, up
             to `queries_together` queries of the kernels. None: the group searches on the CPU.
+        pool: Threads that it shares with other groups of its process. None: threads of its own.
 
     Raises:
         FormatError: A file is missing, truncated or (with verify) altered.
@@ -109,6 +110,7 @@ class ShardServer(Replica[Searcher]):
         cache: str | None,
         kernels: str = "auto",
         gpu: GpuShare | None = None,
+        pool: ThreadPoolExecutor | None = None,
     ):
         super().__init__()
         self.root = root
@@ -123,7 +125,7 @@ class ShardServer(Replica[Searcher]):
             lambda call: len(call.plans),
             self.kernels.queries_together,
         )
-        self.pool = ThreadPoolExecutor(max(1, math.floor(num_cpus)))
+        self.pool = pool or ThreadPoolExecutor(max(1, math.floor(num_cpus)))
         self.began: dict[int, float] = {}
         self.calls = 0
         self.seconds: dict[Hashable, float] = {}

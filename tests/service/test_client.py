@@ -56,7 +56,7 @@ def url(service: tuple[Service, LocalTransport], tmp_path_factory: pytest.TempPa
     tokens = tmp_path_factory.mktemp("tokens") / "tokens.yaml"
     tokens.write_text(f"read: [{READ}]\nadmin: [{ADMIN}]\n")
     listening = socket.create_server(("127.0.0.1", 0))
-    app = routes(service[0], Access(roles=read_tokens(str(tokens))))
+    app = routes(service[0], Access(grants=read_tokens(str(tokens))))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()

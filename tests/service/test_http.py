@@ -15,7 +15,7 @@ from ray_lir.engines.choice import engine_params
 from ray_lir.index.shard_groups import split_shards
 from serving.app import build, parse, scaling
 from serving.foreground import main
-from serving.http.access import Access, check_address, read_tokens
+from serving.http.access import Access, Grant, check_address, read_tokens
 from serving.http.routes import routes
 from serving.metrics import Metrics
 from serving.workers.shard_server import ShardServer
@@ -206,7 +206,7 @@ TOKENS = {"read": ["read-0123456789abcdef"], "admin": ["admin-0123456789abcdef"]
 def guarded(tmp_path) -> TestClient:
     """A service that asks for tokens."""
     (tmp_path / "tokens.yaml").write_text(yaml.safe_dump(TOKENS))
-    access = Access(roles=read_tokens(str(tmp_path / "tokens.yaml")))
+    access = Access(grants=read_tokens(str(tmp_path / "tokens.yaml")))
     return TestClient(routes(Failing(PASSED_ON), access), raise_server_exceptions=False)
 
 
@@ -260,7 +260,7 @@ def test_a_malformed_token_file_is_refused(tmp_path, text, message):
 def test_listening_to_a_network_needs_tokens(host):
     with pytest.raises(ConfigError, match="other machines can reach .*; set tokens"):
         check_address(host, Access())
-    check_address(host, Access(roles={"00": "read"}))
+    check_address(host, Access(grants={"00": Grant(role="read")}))
 
 
 def test_the_service_refuses_to_start_open_to_a_network(index, capsys):

@@ -39,7 +39,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     folder = tmp_path_factory.mktemp("fuzzed")
     service, _ = local_service(make_index(folder, num_docs=60, num_shards=2), 2)
     (folder / "tokens.yaml").write_text(f"admin: [{ADMIN}]\n")
-    access = Access(roles=read_tokens(str(folder / "tokens.yaml")))
+    access = Access(grants=read_tokens(str(folder / "tokens.yaml")))
     with TestClient(routes(service, access), headers={"Authorization": f"Bearer {ADMIN}"}) as client:
         yield client
 

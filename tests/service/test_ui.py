@@ -241,7 +241,7 @@ def test_the_page_fits_the_width_of_a_phone(browser, url):
 
 def test_the_page_asks_for_the_token_that_a_service_needs(browser, service, listen, tmp_path: Path):
     (tmp_path / "tokens.yaml").write_text(f"read: [{TOKEN}]\n")
-    browser.get(listen(routes(local_service(Path(service[0].root), 1)[0], Access(roles=read_tokens(str(tmp_path / "tokens.yaml"))))))
+    browser.get(listen(routes(local_service(Path(service[0].root), 1)[0], Access(grants=read_tokens(str(tmp_path / "tokens.yaml"))))))
     box = until(lambda: [each for each in all_of(browser, "#token") if each.is_displayed()], "the token's box")[0]
     box.send_keys(TOKEN, "\n")
     until(lambda: all_of(browser, "#engine option:nth-child(2)"), "the engines")

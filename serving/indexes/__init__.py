@@ -1,0 +1,1 @@
+"""Several indexes in one service: their names, opening and closing them, and dividing the processor among them."""

@@ -1,0 +1,33 @@
+"""Memory of open indexes, estimated from their manifests, and of this machine."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from ray_lir.index.manifest import IndexManifest
+from ray_lir.planning.sizes import Collection, codec_memory, posting_memory
+from ray_lir.storage.manifest import files_of
+
+OBJECT_BYTES = 1 << 20
+"""Python objects of an open index: models, threads' caches and buffers. Measured in bench/results/many_indexes.md."""
+
+
+def index_bytes(manifest: IndexManifest) -> int:
+    """Return the bytes of memory that a version of an index takes while it is open, without its encoder.
+
+    Its files are mapped into memory and read whole when digests are verified. The codec is in memory twice: for plans and for scores.
+    Posting lists exist once an engine has probed.
+    """
+    of = Collection(
+        manifest.num_docs, manifest.num_tokens, manifest.dim, manifest.nbits, manifest.num_centroids, len(manifest.shards), text_bytes=0
+    )
+    return OBJECT_BYTES + sum(file.size for file in files_of(manifest)) + 2 * codec_memory(of) + posting_memory(of)
+
+
+def machine_bytes() -> int:
+    """Return the bytes of memory that this process may use: the machine's, or the limit of its container."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # "max" means no limit
+            total = min(total, int(Path(limit).read_text()))
+    return total
