@@ -20,8 +20,8 @@ from .errors import HANDLERS, declared
 from .middleware import INDEX_NAME, BodyLimit, Observed
 
 UI = Path(__file__).parents[1] / "ui"
-PAGES = {"/": "index.html", "/ui/style.css": "style.css", "/ui/app.js": "app.js", "/ui/icon.svg": "icon.svg"}
-"""Files by URL path. No part of a request ever becomes a file path."""
+PAGES = {"/": "index.html", **{f"/ui/{file.name}": file.name for file in sorted(UI.iterdir()) if file.suffix in (".css", ".js", ".svg")}}
+"""Files by URL path, listed once. No part of a request ever becomes a file path."""
 
 
 class Backend(Protocol):

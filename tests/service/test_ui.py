@@ -1,5 +1,6 @@
 """The search page in a headless Chromium, over the whole service in this process."""
 
+import asyncio
 import shutil
 import socket
 import threading
@@ -18,8 +19,8 @@ from ray_lir.base.errors import ShardUnavailable
 from serving.http.access import Access, read_tokens
 from serving.http.routes import routes
 from serving.service import Service
-from tests.support.local_service import LocalTransport, local_service, raising
-from tests.support.served_index import QUERIES, make_index
+from tests.support.local_service import LocalTransport, local_service, raising, sleeping
+from tests.support.served_index import QUERIES, delete, make_index
 
 QUERY = QUERIES[1]
 TOKEN = "0123456789abcdef-read"
@@ -42,11 +43,24 @@ def browser() -> Iterator[Any]:
     running.quit()
 
 
+def metadata(row: int) -> dict[str, Any]:
+    day = f"2024-{row % 12 + 1:02}-15T10:00"
+    return {
+        "row": row,
+        "lang": ("en", "de", "fr")[row % 3],
+        "tags": ["a", "b"][: row % 2 + 1],
+        "open": row % 4 == 0,
+        "day": day,
+        "name": f"n{row}",
+    }
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> tuple[Service, LocalTransport]:
-    """Its first document's title is an attack on the page."""
-    folder = tmp_path_factory.mktemp("page")
-    return local_service(make_index(folder, first_title=ATTACK), 2)
+    """Its first document's title is an attack on the page. Version 2 lacks every third document."""
+    index = make_index(tmp_path_factory.mktemp("page"), first_title=ATTACK, metadata=metadata)
+    delete(index, every=3)
+    return local_service(index, 2)
 
 
 ATTACK = "<img src=x onerror=\"document.body.dataset.attacked='yes'\"> king & bridge"
@@ -94,9 +108,24 @@ def one(browser: Any, selector: str) -> Any:
 
 def ask(browser: Any, url: str, query: str = QUERY) -> list[Any]:
     browser.get(f"{url}?engine=exact")
-    until(lambda: all_of(browser, "#engine option:nth-child(2)"), "the engines")
+    until(lambda: all_of(browser, ".start"), "the start")
     one(browser, "#query").send_keys(query, "\n")
-    return until(lambda: all_of(browser, ".hit"), "results")
+    return until(lambda: all_of(browser, ".hit[data-id]"), "results")
+
+
+def show(browser: Any, address: str) -> list[Any]:
+    """Opens a link to a search."""
+    browser.get(address)
+    return until(lambda: all_of(browser, ".hit[data-id]"), "results")
+
+
+def status(browser: Any, side: str = "a") -> str:
+    return browser.execute_script(f"return document.querySelector('#side-{side} .status').textContent")
+
+
+def ids(browser: Any, side: str = "a") -> list[str]:
+    """The shown documents, read at one moment: the page may replace them while a list of elements is walked."""
+    return browser.execute_script(f"return [...document.querySelectorAll('#side-{side} .hit[data-id]')].map((hit) => hit.dataset.id)")
 
 
 def marked(browser: Any) -> list[str]:
@@ -107,11 +136,11 @@ def test_a_search_shows_results_with_scores_time_coverage_and_index_facts(browse
     hits = ask(browser, url)
     assert len(hits) == 10
     assert "score" in one(browser, ".hit .facts").text
-    status = one(browser, "#status").text
-    assert status.startswith("10 documents in ") and "exact" in status and "index version 1" in status
-    assert one(browser, "#index summary").text == "400 documents, version 1"
-    one(browser, "#timings summary").click()
-    assert "stage 1 of exact" in one(browser, "#timings dl").text
+    shown = status(browser)
+    assert shown.startswith("10 documents in ") and "exact" in shown and "index version 1" in shown
+    assert one(browser, "#size").text == "400 documents, version 1"
+    one(browser, ".timings summary").click()
+    assert "stage 1 of exact" in one(browser, ".timings dl").text
     assert "?q=" in browser.current_url
 
 
@@ -128,22 +157,29 @@ def test_each_word_of_the_query_shows_its_match_on_hover_and_on_focus(browser, u
     assert not marked(browser)
     browser.execute_script("arguments[0].focus()", words[1])
     assert marked(browser)
+    words[4].click()
+    ActionChains(browser).move_to_element(one(browser, "#query")).perform()
+    assert marked(browser)  # a click keeps them shown
 
 
 def test_the_page_is_used_with_the_keyboard_alone(browser, url):
     from selenium.webdriver.common.keys import Keys
 
     browser.get(url)
-    until(lambda: all_of(browser, "#engine option:nth-child(2)"), "the engines")
+    until(lambda: all_of(browser, ".start"), "the start")
     keyboard = browser.switch_to.active_element
     assert keyboard.get_attribute("id") == "query"
     keyboard.send_keys("river", Keys.ENTER)
-    until(lambda: all_of(browser, ".hit"), "results")
+    until(lambda: all_of(browser, ".hit[data-id]"), "results")
     seen = []
-    for _ in range(6):
+    for _ in range(9):
         browser.switch_to.active_element.send_keys(Keys.TAB)
-        seen.append(browser.switch_to.active_element.get_attribute("class") or browser.switch_to.active_element.get_attribute("id"))
-    assert seen == ["", "engine", "quality", "k", "filter", "word on"]
+        active = browser.switch_to.active_element
+        seen.append(active.get_attribute("id") or active.get_attribute("class"))
+    assert seen == ["primary", "engine", "quality", "k", "show-filters", "compare", "word on", "word special on", "score"]
+    assert one(browser, ".breakdown").is_displayed()  # the focus on a score shows its parts
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert not one(browser, ".breakdown").is_displayed()
     one(browser, ".word").send_keys("/")
     assert browser.switch_to.active_element.get_attribute("id") == "query"
 
@@ -151,11 +187,11 @@ def test_the_page_is_used_with_the_keyboard_alone(browser, url):
 def test_engine_and_number_of_results_follow_the_choice_and_back_goes_back(browser, url):
     ask(browser, url)
     one(browser, "#k option:first-child").click()
-    until(lambda: len(all_of(browser, ".hit")) == 5, "five results")
+    until(lambda: len(ids(browser)) == 5, "five results")
     one(browser, "#engine").send_keys("plaid")
-    until(lambda: "plaid" in one(browser, "#status").text, "plaid's answer")
+    until(lambda: "plaid" in status(browser), "plaid's answer")
     browser.back()
-    until(lambda: "exact" in one(browser, "#status").text, "the search before")
+    until(lambda: "exact" in status(browser), "the search before")
 
 
 @pytest.mark.parametrize(
@@ -169,27 +205,104 @@ def test_engine_and_number_of_results_follow_the_choice_and_back_goes_back(brows
 )
 def test_the_page_shows_filtered_hits_and_keeps_the_filter_in_the_url(browser, url, filter, rows):
     ask(browser, url)
+    one(browser, "#show-filters").click()
     one(browser, "#filter").send_keys(filter, "\n")
-    until(lambda: len(all_of(browser, ".hit")) == len(rows), "the filtered results")
-    assert sorted(int(hit.get_attribute("data-id").removeprefix("doc-")) for hit in all_of(browser, ".hit")) == rows
+    until(lambda: len(ids(browser)) == len(rows), "the filtered results")
+    assert sorted(int(doc_id.removeprefix("doc-")) for doc_id in ids(browser)) == rows
     browser.refresh()
-    until(lambda: len(all_of(browser, ".hit")) == len(rows), "the same after a reload")
+    until(lambda: len(ids(browser)) == len(rows), "the same after a reload")
     one(browser, "#doc-id").send_keys("doc-300", "\n")
     until(lambda: "left out by the filter" in one(browser, "#reason").text, "what the filter did")
 
 
 def test_a_meaningless_filter_is_refused(browser, url):
     ask(browser, url)
+    one(browser, "#show-filters").click()
     for filter, told in (("row", "after the field"), ("{", "starts like JSON"), ('{"op": "like", "field": "row"}', "filters.where")):
         one(browser, "#filter").clear()
         one(browser, "#filter").send_keys(filter, "\n")
-        until(lambda told=told: told in one(browser, "#status").text, told)
+        until(lambda told=told: told in browser.execute_script("return document.querySelector('.failed')?.textContent ?? ''"), told)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "meets"),
+    [
+        ("min:row=20&max:row=50", lambda each: 20 <= each["row"] <= 50),
+        ("is:lang=de&is:lang=fr", lambda each: each["lang"] in ("de", "fr")),
+        ("is:tags=b", lambda each: "b" in each["tags"]),
+        ("is:open=true&max:row=99", lambda each: each["open"] and each["row"] <= 99),
+        ("min:day=2024-03-15&max:day=2024-04-15", lambda each: "2024-03-15" <= each["day"] < "2024-04-16"),
+        ("has:name=n17", lambda each: "n17" in each["name"]),
+        ("is:lang=en&filter=row < 30 or row > 380", lambda each: each["lang"] == "en" and not 30 <= each["row"] <= 380),
+    ],
+)
+def test_metadata_fields_are_filters_that_the_url_keeps(browser, url, parameters, meets):
+    show(browser, f"{url}?q=river&engine=exact&k=50&{parameters}")
+    rows = [row for row in range(400) if meets(metadata(row))]
+    assert len(ids(browser)) == min(50, len(rows))
+    assert {int(doc_id.removeprefix("doc-")) for doc_id in ids(browser)} <= set(rows)
+    assert one(browser, "#num-filters").text.startswith("(") and one(browser, "#filters").is_displayed()
+
+
+def test_an_empty_answer_offers_to_remove_the_filters(browser, url):
+    browser.get(f"{url}?q=river&min:row=9999")
+    until(lambda: all_of(browser, ".empty"), "that nothing was found")
+    assert "No document meets the filters" in one(browser, ".empty").text
+    one(browser, ".empty button").click()
+    until(lambda: len(ids(browser)) == 10, "results without filters")
+    assert "9999" not in browser.current_url
+
+
+def test_a_score_shows_its_parts_and_their_sum(browser, url):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    show(browser, f"{url}?q=the bridge on the river&engine=exact")
+    score = one(browser, ".hit .score")
+    ActionChains(browser).move_to_element(score).perform()
+    panel = one(browser, ".breakdown")
+    assert panel.is_displayed() and score.get_attribute("aria-expanded") == "true"
+    words = [each.text for each in all_of(browser, ".breakdown:not([hidden]) tbody th")]
+    assert words == ["the", "bridge", "on", "the", "river", "special tokens", "sum"]
+    parts = [float(each.text) for each in all_of(browser, ".breakdown:not([hidden]) td.sum")]
+    assert sum(parts[:-1]) == pytest.approx(parts[-1], abs=0.005)
+    assert parts[-1] == pytest.approx(float(score.text), abs=0.01)
+    ActionChains(browser).move_to_element(one(browser, "#query")).perform()
+    assert not panel.is_displayed()
+
+
+def test_two_engines_versions_or_queries_are_compared_side_by_side(browser, url, service):
+    from ray_lir.api.admin import IndexChange
+
+    def change(action: str, **options: Any) -> None:
+        asyncio.run(service[0].change_index(IndexChange(action=action, **options)))
+        service[0]._changing = asyncio.Lock()  # a lock belongs to the event loop that first waited for it
+
+    ask(browser, url)
+    one(browser, "#compare").click()
+    until(lambda: ids(browser, "b"), "the other side")
+    until(lambda: "same 10 documents in the same order" in one(browser, "#summary").text, "that auto and exact agree")
+    one(browser, "#query2").send_keys("token", "\n")
+    until(lambda: "are on both sides" in one(browser, "#summary").text, "that the queries differ")
+    both = set(ids(browser)) & set(ids(browser, "b"))
+    assert f"{len(both)} of 10 documents" in one(browser, "#summary").text
+    assert len(all_of(browser, "#side-a .badge.only")) == 10 - len(both)
+    before = (ids(browser), ids(browser, "b"))
+    browser.refresh()
+    until(lambda: "are on both sides" in one(browser, "#summary").text, "the same after a reload")
+    assert (ids(browser), ids(browser, "b")) == before
+    change("load", version=2)
+    try:
+        show(browser, f"{url}?q=river&engine=exact&engine2=exact&version=1&version2=2&compare=1")
+        until(lambda: "are on both sides" in one(browser, "#summary").text, "that the versions differ")
+        assert "index version 1" in status(browser) and "index version 2" in status(browser, "b")
+    finally:
+        change("roll_back")
 
 
 def test_text_of_documents_is_never_rendered_as_html(browser, url):
     text = httpx.get(f"{url}documents/doc-0").json()["text"]
     ask(browser, url, f"{ATTACK} {text}")
-    titles = [title.text for title in all_of(browser, ".hit h2")]
+    titles = [title.text for title in all_of(browser, ".hit h3")]
     assert ATTACK in titles
     assert browser.execute_script("return document.body.dataset.attacked") is None
     assert not all_of(browser, "img")
@@ -220,21 +333,103 @@ def test_partial_answers_and_errors_are_shown(browser, url, service):
     calls.faults["ShardGroup-1"] = raising(ShardUnavailable("ShardGroup-1 is gone"))
     try:
         ask(browser, url)
-        assert "only 49% of the documents could be searched" in one(browser, "#status").text
+        notice = one(browser, ".notice").text
+        assert "Only 49% of the documents could be searched" in notice and "ShardGroup-1 is gone" in notice
         calls.faults["QueryEncoder"] = raising(ShardUnavailable("QueryEncoder is gone"))
         one(browser, "#query").send_keys("\n")
-        until(lambda: one(browser, "#status").text == "QueryEncoder is gone", "the error")
+        failed = until(lambda: all_of(browser, ".failed"), "the error")[0]
+        assert failed.get_attribute("role") == "alert" and "QueryEncoder is gone" in failed.text
+        calls.faults.clear()
+        one(browser, ".failed button").click()
+        until(lambda: ids(browser), "results")
+        assert not all_of(browser, ".failed")
     finally:
         calls.faults.clear()
+
+
+def test_a_slow_search_says_so_and_can_be_cancelled(browser, url, service):
+    _, calls = service
+    ask(browser, url)
+    calls.faults["QueryEncoder"] = sleeping(20, "plan")
+    try:
+        one(browser, "#query").send_keys("\n")
+        until(lambda: all_of(browser, ".skeleton"), "that it searches")
+        assert one(browser, "#side-a").get_attribute("aria-busy") == "true"
+        until(lambda: "Still searching" in status(browser), "that it takes long")
+        one(browser, ".status button").click()
+        until(lambda: status(browser) == "Cancelled", "that it ended")
+        assert not all_of(browser, ".skeleton") and one(browser, "#side-a").get_attribute("aria-busy") is None
+    finally:
+        calls.faults.clear()
+
+
+def test_an_unreachable_service_is_reported(browser, url):
+    ask(browser, url)
+    browser.execute_cdp_cmd("Network.enable", {})
+    offline = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    browser.execute_cdp_cmd("Network.emulateNetworkConditions", {"offline": True, **offline})
+    try:
+        one(browser, "#query").send_keys("\n")
+        until(lambda: all_of(browser, ".failed") and "cannot be reached" in one(browser, ".failed").text, "the error")
+    finally:
+        browser.execute_cdp_cmd("Network.emulateNetworkConditions", {"offline": False, **offline})
+        browser.get_log("browser")
+
+
+STATES = {
+    "start": ("", ".start"),
+    "results": ("?q=the bridge on the river", ".hit[data-id]"),
+    "filters": ("?q=river&is:lang=en&min:row=3", ".hit[data-id]"),
+    "empty": ("?q=river&min:row=9999", ".empty"),
+    "error": ("?q=river&filter=row", ".failed"),
+    "compared": ("?q=river&q2=bridge&compare=1&why=doc-3", "#reason td"),
+}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("state", STATES)
+def test_axe_finds_no_barrier_in_any_state_and_theme(browser, url, state, theme):
+    axe = pytest.importorskip("axe_playwright_python", reason="it carries axe-core (dev extra)")
+    address, selector = STATES[state]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]})
+    try:
+        browser.get(url + address)
+        until(lambda: all_of(browser, selector), state)
+        if all_of(browser, ".hit .score"):
+            browser.execute_script("document.querySelector('.hit .score').focus(); document.querySelector('.hit .score').click()")
+        browser.execute_script((Path(axe.__file__).parent / "axe.min.js").read_text())
+        results = browser.execute_async_script("axe.run({resultTypes: ['violations']}).then(arguments[arguments.length - 1])")
+        assert [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in results["violations"]] == []
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_the_theme_is_chosen_and_kept(browser, url):
+    browser.get(url)
+    button = one(browser, "#theme")
+    background = "return getComputedStyle(document.body).backgroundColor"
+    button.click()
+    assert button.text == "Theme: light"
+    light = browser.execute_script(background)
+    button.click()
+    assert browser.execute_script(background) != light
+    browser.refresh()
+    assert one(browser, "#theme").text == "Theme: dark"
+    one(browser, "#theme").click()
+    assert one(browser, "#theme").text == "Theme: system"
 
 
 def test_the_page_fits_the_width_of_a_phone(browser, url):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True})
     try:
-        ask(browser, url)
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
-        small = [each.text for each in all_of(browser, "#search button, .word") if each.size["height"] < 24]
-        assert small == []
+        for address in ("?q=the bridge on the river&is:lang=en", "?q=river&q2=bridge&compare=1"):
+            show(browser, url + address)
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+            small = [each.text for each in all_of(browser, "button, select") if each.is_displayed() and each.size["height"] < 24]
+            assert small == []
+        one(browser, ".score").click()
+        box = one(browser, ".breakdown").rect
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 360
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
@@ -244,8 +439,9 @@ def test_the_page_asks_for_the_token_that_a_service_needs(browser, service, list
     browser.get(listen(routes(local_service(Path(service[0].root), 1)[0], Access(grants=read_tokens(str(tmp_path / "tokens.yaml"))))))
     box = until(lambda: [each for each in all_of(browser, "#token") if each.is_displayed()], "the token's box")[0]
     box.send_keys(TOKEN, "\n")
-    until(lambda: all_of(browser, "#engine option:nth-child(2)"), "the engines")
+    until(lambda: all_of(browser, ".start"), "the start")
     one(browser, "#query").send_keys("river", "\n")
-    shown = [hit.get_attribute("data-id") for hit in until(lambda: all_of(browser, ".hit"), "results")]
+    until(lambda: all_of(browser, ".hit[data-id]"), "results")
+    shown = ids(browser)
     reply = TestClient(routes(local_service(Path(service[0].root), 1)[0])).post("/search", json={"query": "river", "k": 10})
     assert shown == [hit["doc_id"] for hit in reply.json()["results"][0]]

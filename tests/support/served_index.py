@@ -2,9 +2,10 @@
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,13 @@ from tests.fixtures.tiny import WORDS, bert
 QUERIES = ["what is late interaction?", "the bridge on the river of the city", "Does the drug help (in mice)?", "token"]
 
 
-def make_index(folder: Path, num_docs: int = 400, num_shards: int = 4, first_title: str | None = None) -> Path:
+def make_index(
+    folder: Path,
+    num_docs: int = 400,
+    num_shards: int = 4,
+    first_title: str | None = None,
+    metadata: Callable[[int], dict[str, Any]] = lambda row: {"row": row},
+) -> Path:
     """Checkpoint, corpus, embeddings and index below `folder`; returns the index."""
     bert(folder / "checkpoint")
     rng = np.random.default_rng(0)
@@ -27,7 +34,7 @@ def make_index(folder: Path, num_docs: int = 400, num_shards: int = 4, first_tit
             "_id": f"doc-{i}",
             "title": " ".join(rng.choice(WORDS, 2)),
             "text": " ".join(rng.choice(WORDS, rng.integers(3, 30))),
-            "metadata": {"row": i},
+            "metadata": metadata(i),
         }
         for i in range(num_docs)
     ]

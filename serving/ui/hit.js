@@ -1,0 +1,71 @@
+// One hit: title, facts, metadata, and its best passage. FACTS lists what stands in the line below the title.
+
+import { button, element } from "./dom.js";
+import { scoreElement } from "./breakdown.js";
+import { highlighted, spansOf } from "./words.js";
+
+const SHORT = 60; // longest shown metadata value, in characters
+const SHOWN = 6; // shown metadata fields
+
+// Functions of (hit, answer, words) that return an element or null, in the order of the line.
+export const FACTS = [
+  (hit) => element("span", { className: "doc-id", textContent: hit.doc_id }),
+  (hit, answer, words) => scoreElement(hit, words, answer.engine),
+];
+
+export function hitElements(answer, words) {
+  const hits = answer.results[0];
+  const spans = hits.map((hit) => ({ title: spansOf(hit, "title", words), text: spansOf(hit, "text", words) }));
+  const strongest = Math.max(1e-9, ...spans.flatMap((each) => [...each.title, ...each.text].map((span) => span.strength)));
+  return hits.map((hit, number) => hitElement(hit, number + 1, answer, words, spans[number], strongest));
+}
+
+function hitElement(hit, rank, answer, words, spans, strongest) {
+  const made = element("li", { className: "hit" });
+  made.dataset.id = hit.doc_id;
+  made.append(element("span", { className: "rank", "aria-hidden": "true", textContent: rank }));
+  const content = element("div", { className: "content" });
+  if (hit.title) content.append(highlighted(element("h3"), hit.title, spans.title, strongest, words));
+  content.append(element("div", { className: "facts" }, ...FACTS.map((fact) => fact(hit, answer, words))));
+  content.append(...passages(hit, spans, strongest, words));
+  if (Object.keys(hit.metadata ?? {}).length) content.append(metadataElement(hit.metadata));
+  made.append(content);
+  return made;
+}
+
+// The best passage, and the whole text if it is longer.
+function passages(hit, spans, strongest, words) {
+  const whole = highlighted(element("p", { className: "text" }), hit.text ?? "", spans.text, strongest, words);
+  if (!hit.snippet || (!hit.snippet.start && !hit.snippet.more)) return [whole];
+  const { text, start, more } = hit.snippet;
+  const length = Array.from(text).length;
+  const inside = spans.text
+    .filter((span) => span.start >= start && span.end <= start + length)
+    .map((span) => ({ ...span, start: span.start - start, end: span.end - start }));
+  const passage = highlighted(element("p", { className: "text" }), text, inside, strongest, words);
+  if (start) passage.prepend("… ");
+  if (more) passage.append(" …");
+  whole.hidden = true;
+  const unfold = button("Show all", { className: "unfold", "aria-expanded": "false" }, () => {
+    passage.hidden = whole.hidden;
+    whole.hidden = !whole.hidden;
+    unfold.textContent = whole.hidden ? "Show all" : "Show less";
+    unfold.setAttribute("aria-expanded", String(!whole.hidden));
+  });
+  return [passage, whole, unfold];
+}
+
+function plain(value) {
+  if (Array.isArray(value)) return value.map(plain).join(", ");
+  return typeof value === "string" ? value : JSON.stringify(value);
+}
+
+function metadataElement(metadata) {
+  const shown = Object.entries(metadata).slice(0, SHOWN);
+  const rows = shown.map(([name, value]) => {
+    const text = plain(value);
+    const short = text.length > SHORT ? `${text.slice(0, SHORT)}…` : text;
+    return element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: short }));
+  });
+  return element("dl", { className: "metadata", title: JSON.stringify(metadata, null, 1).slice(0, 2000) }, ...rows);
+}
