@@ -151,7 +151,7 @@ def routes_of_many(indexes: Backends, access: Access | None = None) -> FastAPI:
     _add_index(one, requiring, requiring("read"))
     router.include_router(one, prefix="/indexes/{name}", responses=declared(401, 403, 404, 429, 500, 503))
     router.get("/", include_in_schema=False)(_page(UI / "indexes.html"))
-    for address in ("/ui/style.css", "/ui/indexes.js", "/ui/icon.svg"):
+    for address in ("/ui/style.css", "/ui/theme.js", "/ui/indexes.js", "/ui/icon.svg"):
         router.get(address, include_in_schema=False)(_page(UI / address.rpartition("/")[2]))
     app.include_router(router)
     return app

@@ -26,6 +26,9 @@ export function timingsElement(answer) {
 export function showIndexFacts(facts) {
   const canary = facts.canary == null ? [] : [["canary", `version ${facts.canary}, ${(100 * facts.traffic_fraction).toFixed(0)}% of the requests`]];
   const deleted = facts.num_deleted ? [["deleted", count(facts.num_deleted, "document")]] : [];
+  const served = location.pathname.match(/\/indexes\/([^/]+)\/$/); // a service of several indexes
+  $("index-name").textContent = served ? decodeURIComponent(served[1]) : "";
+  $("all-indexes").hidden = !served;
   $("size").textContent = `${count(facts.num_docs, "document")}, version ${facts.version}`;
   $("index").replaceChildren(
     element("summary", { textContent: "About the index" }),

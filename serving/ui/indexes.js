@@ -16,7 +16,9 @@ function listed(index) {
   const heading = document.createElement("h2");
   heading.append(link);
   item.className = "hit";
-  item.append(heading, Object.assign(document.createElement("p"), { className: "facts", textContent: facts(index) }));
+  const content = Object.assign(document.createElement("div"), { className: "content" });
+  content.append(heading, Object.assign(document.createElement("p"), { className: "facts", textContent: facts(index) }));
+  item.append(content);
   return item;
 }
 
