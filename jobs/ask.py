@@ -52,7 +52,7 @@ def run(job: AskJob) -> dict[str, Any]:
         ServiceUnavailable: Nothing answers at the address.
         RayLirError: The service reports an error.
     """
-    options = job.model_dump(exclude={"query", "url", "metadata"}, exclude_none=True)
+    options = job.model_dump(exclude={"query", "url", "name", "metadata"}, exclude_none=True)
     options["highlight"] = job.k <= MAX_EXPLAINED
     with connect(job) as client:
         response: SearchResponse = client.search(job.query, **options)

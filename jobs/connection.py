@@ -18,6 +18,8 @@ class ServiceJob(Config):
 
     url: str = "http://127.0.0.1:8000"
     """Address of the service."""
+    name: str | None = None
+    """Name of the index, in a service of several. None: the service has one index."""
 
 
 def connect(job: ServiceJob) -> "Client":
@@ -26,7 +28,7 @@ def connect(job: ServiceJob) -> "Client":
         sys.modules.setdefault("trio", None)  # type: ignore[arg-type]
     from ray_lir.api.client import Client
 
-    return Client(job.url, os.environ.get(TOKEN))
+    return Client(job.url, os.environ.get(TOKEN), index=job.name)
 
 
 def state(reply: Config) -> dict[str, Any]:

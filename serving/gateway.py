@@ -1,6 +1,7 @@
 """Gateway and IndexesGateway: the deployments that receive HTTP requests, for one index or for several."""
 
 import math
+from importlib import import_module
 
 from fastapi import FastAPI
 from ray import serve
@@ -83,6 +84,7 @@ class IndexesGateway:
 
     def __init__(self, config: ServeConfig, access: Access):
         check_address(listening_host(), access)
+        import_module("ray_lir.encoder.encoder")  # loading torch takes seconds, which the first request would wait for
         assert config.indexes is not None
         metrics = Metrics()
         threads = max(1, math.floor(config.shard_cpus))

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
-from ray_lir.api.admin import ErrorBody, Health, IndexChange, IndexFacts, IndexState
+from ray_lir.api.admin import ErrorBody, Health, IndexChange, IndexFacts, IndexList, IndexState
 from ray_lir.api.search import (
     Document,
     EncodeRequest,
@@ -92,14 +92,15 @@ class Client:
         url: Address of the service.
         token: Bearer token. None: send no token.
         timeout_s: Longest time to wait for a response, in seconds.
+        index: Name of the index, in a service of several. None: the service has one index.
 
     Example:
         >>> with Client("http://127.0.0.1:8000") as client:
         ...     hits = client.search("open a zip file", k=3).results[0]
     """
 
-    def __init__(self, url: str = DEFAULT_URL, token: str | None = None, timeout_s: float = 60.0):
-        self._settings = (url, token, timeout_s)
+    def __init__(self, url: str = DEFAULT_URL, token: str | None = None, timeout_s: float = 60.0, index: str | None = None):
+        self._settings = (url, token, timeout_s, index)
         self._connect()
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
@@ -135,6 +136,10 @@ class Client:
     def index(self) -> IndexFacts:
         """Return the served version, its size and its encoder contract."""
         return self._send(INDEX)
+
+    def indexes(self) -> IndexList:
+        """Return the name and state of each index of a service of several that the token may use."""
+        return self._send(_indexes(self._settings[0]))
 
     def health(self) -> Health:
         """Return whether the service is ready, and the state of each deployment."""
@@ -173,9 +178,10 @@ class Client:
         """Opens connections for this process. A forked process must not use its parent's: responses would reach the wrong one."""
         import httpx  # importing the client does not load httpx
 
-        url, token, timeout_s = self._settings
+        url, token, timeout_s, index = self._settings
         with _checking_settings(url):
-            self._http = httpx.Client(base_url=url, headers=_headers(token), timeout=timeout_s, trust_env=not _is_loopback(url))
+            address, local = _address(url, index), _is_loopback(url)
+            self._http = httpx.Client(base_url=address, headers=_headers(token), timeout=timeout_s, trust_env=not local)
         self._process = os.getpid()
 
     def _send(self, call: Call[Reply]) -> Reply:
@@ -198,10 +204,18 @@ class AsyncClient:
         token: Bearer token. None: send no token.
         timeout_s: Longest time to wait for a response, in seconds.
         max_connections: Concurrent requests; further requests wait in the client.
+        index: Name of the index, in a service of several. None: the service has one index.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, token: str | None = None, timeout_s: float = 60.0, max_connections: int = 100):
-        self._settings = (url, token, timeout_s, max_connections)
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        token: str | None = None,
+        timeout_s: float = 60.0,
+        max_connections: int = 100,
+        index: str | None = None,
+    ):
+        self._settings = (url, token, timeout_s, max_connections, index)
         self._connect()
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
@@ -237,6 +251,10 @@ class AsyncClient:
     async def index(self) -> IndexFacts:
         """See `Client.index`."""
         return await self._send(INDEX)
+
+    async def indexes(self) -> IndexList:
+        """See `Client.indexes`."""
+        return await self._send(_indexes(self._settings[0]))
 
     async def health(self) -> Health:
         """See `Client.health`."""
@@ -277,11 +295,15 @@ class AsyncClient:
         """Opens connections for this process, as `Client` does."""
         import httpx
 
-        url, token, timeout_s, max_connections = self._settings
+        url, token, timeout_s, max_connections, index = self._settings
         limits = httpx.Limits(max_connections=max_connections)
         with _checking_settings(url):
             self._http = httpx.AsyncClient(
-                base_url=url, headers=_headers(token), timeout=timeout_s, limits=limits, trust_env=not _is_loopback(url)
+                base_url=_address(url, index),
+                headers=_headers(token),
+                timeout=timeout_s,
+                limits=limits,
+                trust_env=not _is_loopback(url),
             )
         self._process = os.getpid()
 
@@ -299,6 +321,16 @@ class AsyncClient:
 
 INDEX = Call("GET", "/index", IndexFacts)
 HEALTH = Call("GET", "/health", Health, statuses=(200, 503))
+
+
+def _address(url: str, index: str | None) -> str:
+    """The address of an index's routes."""
+    return url if index is None else f"{url.rstrip('/')}/indexes/{quote(index, safe='')}"
+
+
+def _indexes(url: str) -> Call[IndexList]:
+    """`GET /indexes`. The address is absolute, because the client's base address may be that of an index."""
+    return Call("GET", f"{url.rstrip('/')}/indexes", IndexList)
 
 
 def _search(query: str | Sequence[str], options: dict[str, Any]) -> Call[SearchResponse]:

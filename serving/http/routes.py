@@ -136,6 +136,7 @@ def routes_of_many(indexes: Backends, access: Access | None = None) -> FastAPI:
         return guard.check("read", credentials)
 
     app = _application(indexes.metrics, access, "Late-interaction search over several indexes.")
+    app.state.indexes = indexes
     router = APIRouter()
     _add_live(router)
     reader: Any = Depends(reading)
