@@ -138,6 +138,8 @@ class Index:
         documents: Documents,
         encoder: str | EncoderConfig = EncoderConfig(),
         config: IndexConfig | None = None,
+        *,
+        lexical: bool = False,
     ) -> "Index":
         """Encode documents, build an index of them and open it.
 
@@ -147,6 +149,7 @@ class Index:
                 a BEIR folder). Documents without an id are numbered from 0.
             encoder: Name or folder of a checkpoint, or its configuration.
             config: Number of shards, bits per dimension and clustering; None for the defaults.
+            lexical: Also index the words of the documents, for the engines bm25 and hybrid; the same as `IndexConfig(lexical=True)`.
         Returns:
             The open index.
         Raises:
@@ -163,6 +166,8 @@ class Index:
             corpus = _corpus(documents, Path(scratch), map(str, count()))
             encoded = encode_corpus(corpus, f"{scratch}/embeddings", settings)
             _check_all_used(documents, encoded.manifest, f"{scratch}/embeddings")
+            if lexical:
+                config = (config or IndexConfig()).model_copy(update={"lexical": True})
             build_index(f"{scratch}/embeddings", path, config)
         return cls(path)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ray_lir.base.errors import FormatError, ShardUnavailable
 from ray_lir.engines.plan import QueryPlan, TopK
+from ray_lir.engines.registry import engine_of
 from ray_lir.engines.stages import StageCall, StageLoop
 from ray_lir.index.filters import Filters, unknown_field_warnings
 from ray_lir.kernels import Kernels
@@ -205,7 +206,10 @@ def _ahead(plans: list[QueryPlan], num_groups: int) -> list[int]:
     """Return for each later stage how many of its own best documents a group scores without being asked."""
     if num_groups > 1 and len(plans) > MAX_AHEAD:
         return []
-    limits = [max(plan.stage_limits[number] for plan in plans) for number in range(len(plans[0].stage_limits) - 1)]
+    stages = engine_of(plans).stages
+    limits = [
+        (len(stages[number].columns) or 1) * max(plan.stage_limits[number] for plan in plans) for number in range(len(plans[0].stage_limits) - 1)
+    ]
     return [keep if num_groups == 1 else min(keep, math.ceil(AHEAD_FACTOR * keep / num_groups) + AHEAD_MORE) for keep in limits]
 
 
@@ -213,6 +217,8 @@ def _among(parts: Sequence[TopK], numbers: np.ndarray) -> TopK:
     """Return the scores in `parts` of some documents. They are few, so a Python set takes a tenth of the time of NumPy."""
     known = set(numbers.tolist())
     kept = [[place for place, number in enumerate(part.documents.tolist()) if number in known] for part in parts]
-    scores = np.concatenate([np.zeros(0, np.float32), *(part.scores[places] for part, places in zip(parts, kept, strict=True))])
-    documents = np.concatenate([np.zeros(0, np.int64), *(part.documents[places] for part, places in zip(parts, kept, strict=True))])
+    if not parts:
+        return TopK(np.zeros(0, np.float32), np.zeros(0, np.int64))
+    scores = np.concatenate([part.scores[places] for part, places in zip(parts, kept, strict=True)])
+    documents = np.concatenate([part.documents[places] for part, places in zip(parts, kept, strict=True)])
     return TopK(scores, documents)

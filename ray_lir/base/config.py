@@ -149,6 +149,14 @@ class CodecConfig(Config):
         return {**values, **{name: default for name in ("rotation", "token_scale") if values.get(name) is None}}
 
 
+Stemmer = Literal[
+    "arabic", "armenian", "basque", "catalan", "czech", "danish", "dutch", "english", "esperanto", "estonian", "finnish", "french", "german",
+    "greek", "hindi", "hungarian", "indonesian", "irish", "italian", "lithuanian", "nepali", "norwegian", "persian", "polish", "porter",
+    "portuguese", "romanian", "russian", "serbian", "spanish", "swedish", "tamil", "turkish", "yiddish"
+]  # fmt: skip
+"""Languages of PyStemmer. `porter` is the first English stemmer of 1980."""
+
+
 class IndexConfig(Config):
     """Everything that determines the content of an index."""
 
@@ -158,6 +166,10 @@ class IndexConfig(Config):
     codec: CodecConfig = CodecConfig()
     codec_from: Annotated[str | None, BeforeValidator(_path_text)] = Field(None, exclude=True)
     """Folder of an index to take the codec from, instead of training a new one. The settings `clustering` and `codec` are then unused."""
+    lexical: bool = Field(False, exclude_if=lambda value: not value)
+    """Also index the words of titles and texts, for the engines bm25 and hybrid."""
+    stemmer: Stemmer | None = Field("english", exclude_if=lambda value: value == "english")
+    """With lexical: language of the Snowball stemmer, which maps words to their stems (files, filed: file). None: no stemming."""
 
 
 class XtrConfig(Config):

@@ -3,6 +3,6 @@
 Only the names are here, so that help texts and the HTTP client, which list them, load no NumPy.
 """
 
-ENGINE_NAMES = ("exact", "scan", "plaid", "warp", "xtr")
+ENGINE_NAMES = ("exact", "scan", "plaid", "warp", "xtr", "bm25", "hybrid")
 CHOICES = f"auto, {', '.join(ENGINE_NAMES[:-1])} or {ENGINE_NAMES[-1]}"
 """The values of an option that chooses an engine, for help texts."""

@@ -1,12 +1,13 @@
 """Assembling shards: the compressed parts of a shard's documents are concatenated and get a name with a digest of their content."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from ray_lir import storage
 from ray_lir.base.config import digest
@@ -14,6 +15,7 @@ from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, watched
 from ray_lir.base.short_repr import ShortRepr
 from ray_lir.building.compress import LENGTHS, array_names, load_part
+from ray_lir.building.lexical import PostingsWriter
 from ray_lir.building.workspace import Build, Workspace
 from ray_lir.embeddings.parquet import read_texts
 from ray_lir.index import documents
@@ -114,8 +116,21 @@ def _write_shard(build: Build, first: int, end: int, folder: Path) -> int:
     """Write the files of a shard; return its number of tokens. Holds one part's texts and residuals in memory."""
     spans = list(_spans(build, first, end))
     texts = (read_texts(build.part_url(span.part)).slice(span.start, len(span.lengths)) for span in spans)
-    documents.write(folder / documents.FILE, texts)
+    write_documents(folder, texts, PostingsWriter(build.config.stemmer) if build.config.lexical else None)
     return _write_arrays(build, folder, spans)
+
+
+def write_documents(folder: Path, tables: Iterable[pa.Table], postings: PostingsWriter | None) -> None:
+    """Write the documents of a shard, and their lexical postings if the index has them.
+
+    Args:
+        folder: Folder of the shard.
+        tables: The documents.
+        postings: Writer of the postings; None for an index without.
+    """
+    documents.write(folder / documents.FILE, tables if postings is None else postings.reading(tables))
+    if postings is not None:
+        postings.write(folder)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -26,6 +26,7 @@ from ray_lir.building.clustering import Assigner, default_num_centroids
 from ray_lir.building.codec_training import assigner_over, train_codec
 from ray_lir.building.compress import compress
 from ray_lir.building.held_out import held_out_residual_norm
+from ray_lir.building.lexical import check_has_terms, count_terms
 from ray_lir.building.token_clustering import TokenAssigner
 from ray_lir.building.workspace import GARBAGE, WORKSPACES, Build, Workspace, remove_workspaces
 from ray_lir.embeddings.contract import EncoderContract
@@ -36,7 +37,8 @@ from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.engines.scoring.registry import check_complete, scorer_of
 from ray_lir.index.arrays import array_bytes
 from ray_lir.index.codec import ResidualCodec, check_dimensions, read_codec
-from ray_lir.index.manifest import IndexManifest, listed_names
+from ray_lir.index.lexical import write_statistics
+from ray_lir.index.manifest import INDEX_FOLDERS, IndexManifest, listed_names
 from ray_lir.index.versions import listed_by, read_version, version_numbers
 from ray_lir.storage.manifest import (
     LATEST,
@@ -56,7 +58,7 @@ TOKENS_PER_SHARD = 50_000_000
 CLUSTER_SIZES = "codec/cluster_sizes"
 MEMORY = "memory-"
 """Prefix of the workspaces that hold embeddings passed in memory."""
-FOLDERS = (WORKSPACES, "codec", "shards", "tombstones", "versions")
+FOLDERS = (WORKSPACES, *INDEX_FOLDERS, "versions")
 CHANGE_PREFIXES = ("version-", "embeddings-", GARBAGE)
 """Prefixes of the workspaces of updates, compactions and removals of versions."""
 
@@ -182,6 +184,11 @@ def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], m
         held_out = compressed.mean_residual_norm if codec_from else held_out_residual_norm(build, codec, compressed, map)
         record.update(residual_norm=held_out)
     shards = assemble(build, compressed.part_tokens, map, records)
+    lexical = None
+    if build.config.lexical:
+        terms = count_terms(build.output, shards, map, records)
+        check_has_terms(terms)
+        lexical = write_statistics(build.output, build.config.stemmer, terms)
     manifest = IndexManifest(
         contract=source.contract,
         dim=source.dim,
@@ -197,6 +204,7 @@ def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], m
         held_out_residual_norm=held_out,
         **source.truncation.fields,
         relation=_copy_scorer_file(build, source),
+        lexical=lexical,
         shards=shards,
         config=identity,
     )

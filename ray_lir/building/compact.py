@@ -12,8 +12,10 @@ from ray_lir import storage
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.parallel import Map
 from ray_lir.building.build import TOKENS_PER_SHARD, settings_of
+from ray_lir.building.lexical import count_terms
 from ray_lir.building.merge import Merge, merge_shards
 from ray_lir.building.publishing import CompactionIdentity, config_of, overtaken_by, publish, read_parent, workspace_of
+from ray_lir.index.lexical import write_statistics
 from ray_lir.index.manifest import Change, IndexManifest, change_in
 from ray_lir.storage.manifest import check_file
 
@@ -67,6 +69,8 @@ def compact_index(index: storage.PathOrUrl, num_shards: int | None = None, *, ma
         target,
         number + 1,
         workspace_of(index, number, parent, change),
+        lexical=parent.lexical is not None,
+        stemmer=parent.lexical.stemmer if parent.lexical else None,
     )
     try:
         with storage.wrap_errors("write to", index):
@@ -99,9 +103,14 @@ def needs_compaction(manifest: IndexManifest, num_shards: int) -> bool:
 
 def _compact(merge: Merge, number: int, parent: IndexManifest, change: CompactionIdentity, map: Map) -> IndexManifest:
     records: list[dict[str, Any]] = []
+    shards = merge_shards(merge, map, records)
+    lexical = None
+    if merge.lexical:
+        lexical = write_statistics(merge.index, merge.stemmer, count_terms(merge.index, shards, map, records), f"-{number + 1:05d}")
     manifest = parent.model_copy(
         update={
-            "shards": merge_shards(merge, map, records),
+            "shards": shards,
+            "lexical": lexical,
             "config": config_of(parent, change),
             "change": Change(parent=number, kind="compact"),
         }

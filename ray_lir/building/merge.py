@@ -13,8 +13,9 @@ from ray_lir import storage
 from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, watched
 from ray_lir.base.short_repr import ShortRepr
-from ray_lir.building.assemble import SHARD, balanced_bounds, publish_shard
+from ray_lir.building.assemble import SHARD, balanced_bounds, publish_shard, write_documents
 from ray_lir.building.compress import array_names
+from ray_lir.building.lexical import PostingsWriter
 from ray_lir.building.workspace import Workspace
 from ray_lir.index import documents
 from ray_lir.index.arrays import open_rows, write_rows
@@ -35,6 +36,8 @@ class Merge:
         num_shards: Number of new shards.
         version: Number of the version that lists the new shards.
         workspace: Scratch folder of the merge.
+        lexical: Whether the new shards get lexical postings. They are made from the texts again.
+        stemmer: Language of their stemmer; None for no stemming.
     """
 
     index: str
@@ -42,6 +45,8 @@ class Merge:
     num_shards: int
     version: int
     workspace: Workspace
+    lexical: bool = False
+    stemmer: str | None = None
 
 
 def merge_shards(merge: Merge, map: Map, records: list[dict[str, Any]]) -> tuple[ShardEntry, ...]:
@@ -106,7 +111,8 @@ def _merge_shard(merge: Merge, bounds: list[int], number: int) -> ShardEntry:
 def _write_shard(merge: Merge, first: int, end: int, folder: Path) -> int:
     """Write the files of a shard; return its number of tokens. Memory: doc_offsets of the old shards, a block of documents."""
     spans = list(_spans(merge, first, end))
-    documents.write(folder / documents.FILE, (table for span in spans for table in _texts(merge.index, span)))
+    postings = PostingsWriter(merge.stemmer) if merge.lexical else None
+    write_documents(folder, (table for span in spans for table in _texts(merge.index, span)), postings)
     doc_offsets = np.concatenate([[0], np.cumsum(np.concatenate([span.lengths for span in spans]))]).astype(np.int64)
     np.save(folder / "doc_offsets.npy", doc_offsets)
     for kind in array_names(has_token_weights(merge.shards[0])):

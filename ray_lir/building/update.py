@@ -22,6 +22,7 @@ from ray_lir.base.parallel import Map, watched
 from ray_lir.building.assemble import assemble
 from ray_lir.building.build import CLUSTER_SIZES, TOKENS_PER_SHARD, check_unused, codec_of, settings_of
 from ray_lir.building.compress import Compressed, compress
+from ray_lir.building.lexical import count_terms
 from ray_lir.building.publishing import UpdateIdentity, config_of, is_same, overtaken_by, publish, read_parent, workspace_of
 from ray_lir.building.workspace import WORKSPACES, Build, Workspace, remove_workspaces
 from ray_lir.corpus.refused_rows import DEAD_LETTERS
@@ -33,7 +34,8 @@ from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.embeddings.truncation import TruncationCounts
 from ray_lir.index import documents
 from ray_lir.index.arrays import array_bytes
-from ray_lir.index.manifest import DELTA, Change, IndexManifest, ShardEntry, change_in
+from ray_lir.index.lexical import add_up, read_statistics, write_statistics
+from ray_lir.index.manifest import DELTA, Change, IndexManifest, LexicalIndex, ShardEntry, change_in
 from ray_lir.index.tombstones import Deletion, delete_from_shard
 from ray_lir.index.versions import latest_version, read_cluster_sizes, read_version
 from ray_lir.storage.manifest import MANIFEST, check_file, manifest_digest, read_manifest, write_with_digest_name
@@ -308,6 +310,7 @@ def _update(
     for deletion in deletions:
         sizes[deletion.centroids] -= deletion.sizes
     shards = tuple(deletion.entry for deletion in deletions)
+    deltas: tuple[ShardEntry, ...] = ()
     compressed = None
     if added:
         compressed, deltas = _add(index, number, parent, added, workspace, map, records)
@@ -330,6 +333,7 @@ def _update(
             "num_tokens": sum(shard.live_tokens for shard in shards),
             "cluster_sizes": write_with_digest_name(index, f"{CLUSTER_SIZES}-{number + 1:05d}", ".npy", array_bytes(sizes)),
             "shards": shards,
+            "lexical": _lexical(index, number, parent, deletions, deltas, map, records),
             "config": config_of(parent, change),
             "change": counts,
             **(TruncationCounts.sum((parent.truncation, counts.truncation)).fields if added else {}),
@@ -360,6 +364,24 @@ def _add(
     shards = assemble(build, compressed.part_tokens, map, records, f"{DELTA}{number + 1:05d}-")
     numbered = (shard.model_copy(update={"first_document": parent.num_numbers + shard.first_document}) for shard in shards)
     return compressed, tuple(numbered)
+
+
+def _lexical(
+    index: str,
+    number: int,
+    parent: IndexManifest,
+    deletions: Sequence[Deletion],
+    deltas: Sequence[ShardEntry],
+    map: Map,
+    records: list[dict[str, Any]],
+) -> LexicalIndex | None:
+    """Return the lexical statistics of the new version; None if the index has no lexical postings."""
+    statistics = read_statistics(index, parent)
+    if statistics is None:
+        return None
+    added = [count_terms(index, deltas, map, records)] if deltas else []
+    removed = [deletion.terms for deletion in deletions if deletion.terms is not None]
+    return write_statistics(index, statistics.stemmer, add_up([statistics.counts, *added], removed), f"-{number + 1:05d}")
 
 
 def _keep_dead_letters(index: str, version: int, added: Added) -> str | None:

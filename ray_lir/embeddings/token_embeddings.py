@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_lir.base.arguments import id_list
+from ray_lir.base.arguments import id_list, text_list
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.short_repr import ShortRepr
 
@@ -29,6 +29,7 @@ class TokenEmbeddings(ShortRepr):
         token_ids: [T] int32 vocabulary ids; None: unknown.
         weights: [T] float32 factors, at least 0, for the similarities of each token (docs/algorithms.md#7-one-factored-form); None: the
             scorer does not weight these texts.
+        texts: The N texts, which lexical and hybrid search need of queries. `Encoder.encode_queries` sets them. None: unknown.
 
     Raises:
         ConfigError: The shapes do not match, a value is NaN or infinite, or a weight is negative.
@@ -39,6 +40,7 @@ class TokenEmbeddings(ShortRepr):
     doc_ids: Sequence[str]
     token_ids: np.ndarray | None = None
     weights: np.ndarray | None = None
+    texts: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.doc_ids, (str, bytes)):
@@ -53,6 +55,10 @@ class TokenEmbeddings(ShortRepr):
             raise ConfigError(f"offsets must run from 0 to {len(self.values)} with {len(self.doc_ids) + 1} entries, one more than doc_ids")
         if np.any(np.diff(self.offsets) < 0):
             raise ConfigError("offsets must not decrease; give the cumulative sum of the lengths")
+        if self.texts is not None:
+            object.__setattr__(self, "texts", text_list("texts", self.texts))
+            if len(self.texts) != len(self.doc_ids):
+                raise ConfigError(f"{len(self.texts)} texts for {len(self.doc_ids)} token embeddings; give one text for each")
         for name in ("token_ids", "weights"):
             array = getattr(self, name)
             if array is not None and array.shape != (len(self.values),):
@@ -66,13 +72,16 @@ class TokenEmbeddings(ShortRepr):
             raise ConfigError("token weights must be at least 0 and finite; check the scorer that made them")
 
     @classmethod
-    def of(cls, matrices: Sequence[np.ndarray], doc_ids: Sequence[str] | None = None) -> "TokenEmbeddings":
+    def of(
+        cls, matrices: Sequence[np.ndarray], doc_ids: Sequence[str] | None = None, texts: Sequence[str] | None = None
+    ) -> "TokenEmbeddings":
         """Return token embeddings made from one matrix per text.
 
         Args:
             matrices: N matrices [tokens, D] of any float type, with equal D and values in the range of float16. A text without tokens is a
                 matrix [0, D].
             doc_ids: N ids; None: the ids are "0", "1", ...
+            texts: N texts, for queries that lexical or hybrid search gets; None: unknown.
 
         Raises:
             ConfigError: A matrix has a wrong shape or type, or a value that is not finite in float16. The message names the text.
@@ -95,7 +104,7 @@ class TokenEmbeddings(ShortRepr):
                     "all need the same number"
                 )
         offsets = np.concatenate([[0], np.cumsum([len(matrix) for matrix in rows])]).astype(np.int64)
-        return cls(np.concatenate(rows), offsets, doc_ids)
+        return cls(np.concatenate(rows), offsets, doc_ids, texts=texts)
 
     def owner_of(self, row: int) -> str:
         """Return the id of the text that a row of `values` belongs to."""
@@ -135,6 +144,7 @@ class TokenEmbeddings(ShortRepr):
             self.doc_ids[start:stop],
             None if self.token_ids is None else self.token_ids[first:last],
             None if self.weights is None else self.weights[first:last],
+            None if self.texts is None else self.texts[start:stop],
         )
 
 
@@ -193,4 +203,5 @@ def concatenate(batches: Sequence[TokenEmbeddings]) -> TokenEmbeddings:
         [doc_id for batch in batches for doc_id in batch.doc_ids],
         column("token_ids"),
         column("weights"),
+        None if any(batch.texts is None for batch in batches) else [text for batch in batches for text in batch.texts or ()],
     )

@@ -5,6 +5,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from ray_lir import storage
-from ray_lir.base.arguments import id_list
+from ray_lir.base.arguments import id_list, text_list
 from ray_lir.base.config import Config, EncoderConfig, canonical_json
 from ray_lir.base.errors import ConfigError, IncompatibleError
 from ray_lir.embeddings.contract import EncoderContract, check_weights
@@ -151,7 +152,8 @@ class Encoder:
     def encode_queries(self, texts: Sequence[str], query_ids: Sequence[str] | None = None) -> TokenEmbeddings:
         """Return queries as token embeddings, including expansion tokens.
 
-        `weights` are the scorer's token weights (u of docs/algorithms.md#7-one-factored-form), if it weights queries.
+        `weights` are the scorer's token weights (u of docs/algorithms.md#7-one-factored-form), if it weights queries. `texts` are the
+        queries, for lexical and hybrid search.
 
         Args:
             texts: N queries.
@@ -160,7 +162,9 @@ class Encoder:
         Raises:
             ConfigError: A text is not a string, or the number of ids differs from the number of texts.
         """
-        return self._encode(*self._query_tokens(texts), self.contract.query_skip_tokens, query_ids, self.embed_queries)
+        texts = text_list("texts", texts)
+        embeddings = self._encode(*self._query_tokens(texts), self.contract.query_skip_tokens, query_ids, self.embed_queries)
+        return replace(embeddings, texts=texts)
 
     @torch.inference_mode()
     def scores(self, queries: TokenEmbeddings, documents: TokenEmbeddings) -> np.ndarray:

@@ -93,7 +93,7 @@ class NumpyQueryEncoder:
             attended = len(ids) if self.contract.attend_to_expansion else len(bare)
             kept = ~np.isin(ids, self.contract.query_skip_tokens)
             vectors.append(self._vectors(ids, attended)[kept].astype(np.float16))
-        return TokenEmbeddings.of(vectors)
+        return TokenEmbeddings.of(vectors, texts=texts)
 
     def _vectors(self, ids: np.ndarray, attended: int) -> np.ndarray:
         """Return [T, D] float32; the first `attended` tokens are attended to."""

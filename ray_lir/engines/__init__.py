@@ -8,3 +8,4 @@ from ray_lir.engines.choice import read_tuning as read_tuning
 from ray_lir.engines.choice import resolve as resolve
 from ray_lir.engines.registry import ENGINES as ENGINES
 from ray_lir.engines.registry import SERVED as SERVED
+from ray_lir.engines.registry import VECTOR_ENGINES as VECTOR_ENGINES

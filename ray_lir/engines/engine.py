@@ -12,7 +12,7 @@ import numpy as np
 
 from ray_lir.engines.cost import Costs, QueryCost
 from ray_lir.engines.params import EngineConfig
-from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan
+from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, TopK
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
@@ -22,7 +22,7 @@ Plan = TypeVar("Plan", bound=QueryPlan)
 StagePlan = TypeVar("StagePlan", bound=QueryPlan, contravariant=True)
 
 Scored = tuple[np.ndarray, np.ndarray]
-"""Scores [N] float32 and document numbers [N] inside the shard."""
+"""Scores [N] float32, or [N, columns], and document numbers [N] inside the shard."""
 Allowed = np.ndarray | None
 """Document numbers [A] inside the shard that a stage may score, ascending; None for all documents of the shard."""
 
@@ -50,11 +50,14 @@ class Stage(Generic[StagePlan]):
         name: Name of the stage in explanations.
         description: One sentence that says what the stage scores. Explanations print it.
         run: The function described above.
+        columns: Names and descriptions of the stage's scores, for a stage that gives a document several: scores [N, columns], -inf for a
+            document that a column does not score. The cut keeps the best documents of each column. Empty for one score [N].
     """
 
     name: str
     description: str
     run: Callable[[Sequence[StagePlan], IndexShard, ResidualCodec, Kernels, Sequence[Allowed]], list[Scored]]
+    columns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,21 @@ class Survey(Generic[Plan]):
 
     look: Callable[[Plan, IndexShard, ResidualCodec, Allowed], Any]
     settle: Callable[[Plan, Sequence[Any]], Plan]
+
+
+@dataclass(frozen=True)
+class Fusion(Generic[Plan]):
+    """The last step of an engine with several scores a document: it makes one score of them. It runs once, over all shards.
+
+    Attributes:
+        name: Name of the step in explanations.
+        description: One sentence that says what the score is. Explanations print it.
+        run: (plan, documents kept by each stage) -> the best documents, with `sides`.
+    """
+
+    name: str
+    description: str
+    run: Callable[[Plan, Sequence[TopK]], TopK]
 
 
 @dataclass(frozen=True)
@@ -110,6 +128,8 @@ class Engine(Generic[Params, Plan]):
         survey: The pass over all shards before the first stage; None if the engine needs none.
         automatic: Parameters and cost for engine `auto`; None if `auto` never chooses this engine.
         postings: Whether the stages read the posting lists of shards, which take memory.
+        lexical: Whether the engine needs lexical postings and the text of the query.
+        fusion: The step after the last stage, for stages with several columns; None for other engines.
     """
 
     description: str
@@ -119,6 +139,8 @@ class Engine(Generic[Params, Plan]):
     survey: Survey[Plan] | None = None
     automatic: Automatic[Params] | None = None
     postings: bool = False
+    lexical: bool = False
+    fusion: Fusion[Plan] | None = None
 
     @property
     def served(self) -> bool:

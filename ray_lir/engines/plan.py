@@ -10,6 +10,7 @@ from ray_lir.base.derived import derived
 from ray_lir.base.short_repr import ShortRepr
 from ray_lir.engines.params import EngineConfig
 from ray_lir.index.codec import ResidualCodec
+from ray_lir.index.lexical import LexicalStatistics
 from ray_lir.index.norms import norm_codes
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
@@ -33,11 +34,13 @@ class Query:
         vectors: [n, D] float32, rotated as the codec rotates documents. Rows of zeros are masked tokens, which do not score.
         weights: [n] float32, importance of each token times `norms`; at least 0 (u_i in docs/algorithms.md#7-one-factored-form).
         norms: [n] float32, the original lengths of vectors that were normalized; None if none was normalized.
+        text: The query's text, for lexical and hybrid search; None if unknown.
     """
 
     vectors: np.ndarray
     weights: np.ndarray
     norms: np.ndarray | None = None
+    text: str | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.vectors)} tokens, {self.vectors.shape[-1]} dimensions)"
@@ -64,6 +67,7 @@ class IndexStatistics:
         dim: Dimensions of a vector.
         scorer_cost: Time of the scorer's own terms for a document, divided by the time of its MaxSim score.
         unit_norms: Whether document token vectors have about unit length.
+        lexical: Statistics of the documents' terms; None if the index has no lexical postings.
     """
 
     num_docs: int
@@ -72,6 +76,7 @@ class IndexStatistics:
     dim: int = 128
     scorer_cost: float = 0.0
     unit_norms: bool = True
+    lexical: LexicalStatistics | None = None
 
     def __repr__(self) -> str:
         return f"IndexStatistics({self.num_docs} documents, {self.num_tokens} tokens, {self.num_centroids} centroids)"
@@ -182,18 +187,38 @@ def scan_table(query: Query, codec: ResidualCodec, kernels: Kernels) -> Any:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class Sides(ShortRepr):
+    """What both sides of a hybrid search found, for each document of an answer.
+
+    Attributes:
+        lexical: [<= k] float32, BM25 scores; 0 for a document without a term of the query.
+        vectors: [<= k] float32, exact late-interaction scores.
+        by_terms: [<= k] bool, whether the document is among the candidates by BM25.
+        by_vectors: [<= k] bool, whether the document is among the candidates by token vectors.
+    """
+
+    lexical: np.ndarray
+    vectors: np.ndarray
+    by_terms: np.ndarray
+    by_vectors: np.ndarray
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class TopK(ShortRepr):
     """The best documents of one query, best first; ties go to the lower document number.
 
     Attributes:
-        scores: [<= k] float32.
+        scores: [<= k] float32. Between the stages of an engine with several columns: [N, columns] float32, -inf where a document is not
+            among the best of a column.
         documents: [<= k] int64, document numbers.
         params: The engine's parameters that produced this answer.
+        sides: The scores of both sides of a hybrid search; None for other engines.
     """
 
     scores: np.ndarray
     documents: np.ndarray
     params: EngineConfig | None = None
+    sides: Sides | None = None
 
 
 def centroid_interaction(
@@ -249,8 +274,8 @@ def merge(parts: Sequence[TopK], k: int, kernels: Kernels) -> TopK:
     """Return the top k documents of several answers that hold different documents.
 
     Args:
-        parts: The answers; may be empty.
-        k: Documents to keep.
+        parts: The answers; may be empty. Scores [N], or [N, columns] in all of them.
+        k: Documents to keep. With several columns, the best k of each column are kept, ordered by their best rank in any column.
         kernels: The kernels that select the top documents.
 
     Returns:
@@ -258,4 +283,13 @@ def merge(parts: Sequence[TopK], k: int, kernels: Kernels) -> TopK:
     """
     scores = np.concatenate([part.scores for part in parts]) if parts else np.zeros(0, np.float32)
     documents = np.concatenate([part.documents for part in parts]) if parts else np.zeros(0, np.int64)
-    return TopK(*kernels.top_k(scores, documents, k))
+    if scores.ndim == 1:
+        return TopK(*kernels.top_k(scores, documents, k))
+    ranks = np.full(scores.shape, len(documents), np.int64)
+    for column in range(scores.shape[1]):
+        found = np.flatnonzero(scores[:, column] > -np.inf)
+        best = found[np.lexsort((documents[found], -scores[found, column]))[:k]]
+        ranks[best, column] = np.arange(len(best))
+    kept = ranks < len(documents)
+    order = np.lexsort((documents, ranks.min(axis=1)))[: int(kept.any(axis=1).sum())]
+    return TopK(np.where(kept, scores, np.float32(-np.inf))[order], documents[order])

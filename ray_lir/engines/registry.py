@@ -14,6 +14,8 @@ from ray_lir.engines.plan import QueryPlan
 ENGINES: dict[str, Engine[Any, Any]] = {name: import_module(f"ray_lir.engines.{name}").ENGINE for name in ENGINE_NAMES}
 SERVED: tuple[str, ...] = tuple(name for name, engine in ENGINES.items() if engine.served)
 """Names of the engines that a service offers."""
+VECTOR_ENGINES: tuple[str, ...] = tuple(name for name, engine in ENGINES.items() if not engine.lexical)
+"""Names of the engines that any index offers. The others need lexical postings and the text of the query."""
 if TYPE_CHECKING:
     EngineParams = EngineConfig
 else:

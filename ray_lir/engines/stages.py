@@ -57,7 +57,8 @@ class StageLoop:
             each later stage scores. These stages keep all documents that they score, because the cut is made over all groups.
 
     Attributes:
-        kept: The best documents, for each stage that has run and each plan.
+        kept: The best documents, for each stage that has run and each plan. If the engine has a fusion, its result is the last entry, except
+            in a search over one of several groups.
         seconds: Wall-clock time of each stage, including the cut.
     """
 
@@ -78,6 +79,12 @@ class StageLoop:
             call = self._call(number)
             self._limits = call.limits
             yield call
+        fusion = engine_of(self.plans).fusion
+        if fusion and self.ahead is None:
+            start = time.perf_counter()
+            stages = zip(*self.kept, strict=True)
+            self.kept.append([fusion.run(plan, each) for plan, each in zip(self.plans, stages, strict=True)])
+            self.seconds[-1] += time.perf_counter() - start
 
     def _call(self, number: int) -> StageCall:
         limits = [plan.stage_limits[number] for plan in self.plans]

@@ -90,8 +90,23 @@ class Change(TruncationFields):
     """File in the index folder with the refused rows and the reasons. No version needs it, and compaction keeps it."""
 
 
-INDEX_FOLDERS = ("codec", "shards", "tombstones")
+INDEX_FOLDERS = ("codec", "lexical", "shards", "tombstones")
 """Folders of an index's files; remove_versions removes files only there."""
+
+
+class LexicalIndex(Config):
+    """The lexical postings of an index version: how texts are analysed, and statistics of all live documents (index/lexical.py)."""
+
+    stemmer: str | None
+    """Language of the stemmer; None for no stemming."""
+    num_terms: Count
+    """Terms of all live documents, repeated ones included: the sum of the documents' lengths in BM25."""
+    terms: FileEntry
+    """File [B] uint8: the distinct terms of live documents in UTF-8, in ascending order of their bytes, one after another."""
+    term_offsets: FileEntry
+    """File [V + 1] int64: term i is terms[term_offsets[i] : term_offsets[i + 1]]."""
+    frequencies: FileEntry
+    """File [V] int64: live documents that hold the term."""
 
 
 class IndexManifest(TruncationFields):
@@ -123,6 +138,8 @@ class IndexManifest(TruncationFields):
     """Whether all token vectors have about unit length; if not, engines use norms to find candidates."""
     relation: FileEntry | None = later_field(None)
     """The file that the scorer needs in search beside the vectors (`scorer_file`). The format has its name from TRIAL."""
+    lexical: LexicalIndex | None = later_field(None)
+    """None for an index without lexical postings."""
     shards: tuple[ShardEntry, ...]
     config: dict[str, Any] = Field(default_factory=dict)
     change: Change | None = later_field(None)

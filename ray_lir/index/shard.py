@@ -8,6 +8,7 @@
 | scales.npy | [T, 2] float16 | a token decodes to scales[0] centroid + scales[1] bucket weights, with the norm of the original vector |
 | weights.npy | [T] float16 | token weights minus one, if the scorer weighs document tokens |
 | documents.arrow | N rows | doc_id, title, text, metadata |
+| lexical_*.npy | | lexical postings, if the index has them (index/lexical.py) |
 
 Deleted documents stay in these files. The version's tombstones list their numbers: a file [num_deleted] uint32, ascending.
 """
@@ -27,6 +28,7 @@ from ray_lir.index import documents, postings
 from ray_lir.index.arrays import FIX, check_array, map_array, read_array
 from ray_lir.index.filter_evaluation import FilteredDocuments
 from ray_lir.index.filters import Filters
+from ray_lir.index.lexical import LexicalPostings, map_postings
 from ray_lir.index.manifest import IndexManifest, ShardEntry
 from ray_lir.index.metadata_fields import SampledFields
 from ray_lir.storage.manifest import check_file, files_of
@@ -53,6 +55,9 @@ class IndexShard(ShortRepr):
 
     Source: rho in docs/algorithms.md#7-one-factored-form.
     """
+
+    lexical: LexicalPostings | None = None
+    """None for an index without lexical postings."""
 
     @property
     def num_docs(self) -> int:
@@ -177,7 +182,10 @@ def open_shard(root: str, entry: ShardEntry, manifest: IndexManifest, verify: bo
         raise FormatError(str(paths["codes"]), f"codes below {manifest.num_centroids}", f"{highest}", FIX)
     table = documents.open_table(folder / documents.FILE, entry.num_docs)
     deleted = read_deleted(root, entry) if entry.tombstones else None
-    return IndexShard(entry.first_document, **arrays, documents=table, num_centroids=manifest.num_centroids, deleted=deleted)
+    lexical = map_postings(folder, entry) if manifest.lexical else None
+    return IndexShard(
+        entry.first_document, **arrays, documents=table, num_centroids=manifest.num_centroids, deleted=deleted, lexical=lexical
+    )
 
 
 def _layout(entry: ShardEntry, manifest: IndexManifest) -> dict[str, tuple[type, tuple[int, ...]]]:

@@ -10,6 +10,7 @@ from ray_lir import storage
 from ray_lir.base.short_repr import ShortRepr
 from ray_lir.index import documents
 from ray_lir.index.arrays import array_bytes, open_rows
+from ray_lir.index.lexical import TermCounts, has_postings, read_postings
 from ray_lir.index.manifest import ShardEntry
 from ray_lir.index.shard import read_deleted, read_offsets
 from ray_lir.storage.manifest import write_with_digest_name
@@ -26,18 +27,21 @@ class Deletion(ShortRepr):
         doc_ids: Ids of the deleted documents.
         centroids: [c] int64, distinct centroids of their tokens, ascending.
         sizes: [c] int64, number of their tokens with each centroid.
+        terms: Their terms; None if nothing was deleted, or the shard has no lexical postings.
     """
 
     entry: ShardEntry
     doc_ids: list[str]
     centroids: np.ndarray
     sizes: np.ndarray
+    terms: TermCounts | None = None
 
 
 def delete_from_shard(index: str, doc_ids: Sequence[str], entry: ShardEntry) -> Deletion:
     """Write the tombstones of a shard: earlier ones, and those of these documents if they are live.
 
-    This reads the shard's ids, its doc_offsets, and the codes of the deleted documents, from a disk or an object store.
+    This reads the shard's ids, its doc_offsets, the codes of the deleted documents, and its lexical postings if it has them, from a disk or
+    an object store.
 
     Args:
         index: Folder or URL of the index.
@@ -54,7 +58,8 @@ def delete_from_shard(index: str, doc_ids: Sequence[str], entry: ShardEntry) -> 
     numbers = np.union1d(read_deleted(index, entry), found).astype(np.uint32)
     tombstones = write_with_digest_name(index, f"{FOLDER}/{storage.base_name(entry.name)}", ".npy", array_bytes(numbers))
     counts = {"num_deleted": len(numbers), "deleted_tokens": entry.deleted_tokens + len(gone)}
-    return Deletion(entry.model_copy(update={"tombstones": tombstones, **counts}), ids, centroids.astype(np.int64), sizes)
+    terms = read_postings(index, entry).term_counts(found) if has_postings(entry) else None
+    return Deletion(entry.model_copy(update={"tombstones": tombstones, **counts}), ids, centroids.astype(np.int64), sizes, terms)
 
 
 def find_in_shard(index: str, doc_ids: Sequence[str], entry: ShardEntry) -> tuple[np.ndarray, list[str]]:

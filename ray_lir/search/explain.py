@@ -12,6 +12,7 @@ from ray_lir.base.short_repr import ShortRepr
 from ray_lir.corpus.records import document_text
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings, check_embeddings
 from ray_lir.embeddings.truncation import Truncation
+from ray_lir.engines.engine import Fusion, Stage
 from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import QueryPlan, TopK
 from ray_lir.engines.registry import engine_of
@@ -25,6 +26,8 @@ from ray_lir.kernels import Kernels
 from ray_lir.search.searcher import Searcher
 
 MAX_NUMBER = 2**63 - 1
+StageScores = tuple[float | None, ...]
+"""A document's scores in one stage, one for each column; None for a column that does not score it."""
 KEPT_OUT = {"filters": "left out by the filter", "deleted": "the document is deleted"}
 """Reasons why a document is not searched, with their texts."""
 
@@ -175,8 +178,8 @@ def match_tokens(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, numbe
     return TokenMatches(best, similarities.astype(np.float32), (plan.query.weights * terms).astype(np.float32))
 
 
-def stage_scores(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, number: int) -> list[float | None]:
-    """Return the document's score in each stage, as if no earlier stage had dropped it.
+def stage_scores(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, number: int) -> list[StageScores]:
+    """Return the document's scores in each stage, as if no earlier stage had dropped it.
 
     Args:
         plan: The plan of the query.
@@ -186,15 +189,17 @@ def stage_scores(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kerne
         number: Number of the document in the index.
 
     Returns:
-        One score a stage; None for a stage that does not score the document.
+        For each stage one score for each of its columns; None for a column that does not score the document.
     """
     uncut = replace(plan, stage_limits=(shard.num_docs,) * len(plan.stage_limits))
-    scores: list[float | None] = []
+    scores: list[StageScores] = []
     for stage in range(len(plan.stage_limits)):
         call = StageCall([uncut], stage, [None if stage == 0 else np.array([number])], [shard.num_docs])
         [answer] = run_stage(call, [shard], codec, kernels)
         found = np.flatnonzero(answer.documents == number)
-        scores.append(float(answer.scores[found[0]]) if len(found) else None)
+        columns = len(call.stage.columns) or 1
+        row = np.atleast_1d(answer.scores[found[0]]).tolist() if len(found) else [-np.inf] * columns
+        scores.append(tuple(score if score > -np.inf else None for score in row))
     return scores
 
 
@@ -218,7 +223,7 @@ def kept_out(shard: IndexShard, number: int, filters: Filters | None) -> str | N
 def trace(
     plan: QueryPlan,
     answers: Sequence[TopK],
-    scores: Sequence[float | None],
+    scores: Sequence[StageScores],
     number: int,
     kept_out: str | None = None,
     truncation: Truncation | None = None,
@@ -227,8 +232,8 @@ def trace(
 
     Args:
         plan: The plan of the query.
-        answers: The documents that each stage kept, over all shards.
-        scores: The document's score in each stage (`stage_scores`).
+        answers: The documents that each stage kept, over all shards, and the result of the engine's fusion, if it has one.
+        scores: The document's scores in each stage (`stage_scores`).
         number: Number of the document in the index.
         kept_out: Why the document is not searched (`kept_out`); None if it is.
         truncation: How many of the document's tokens are in the index; None if unknown.
@@ -240,25 +245,48 @@ def trace(
     return replace(found, truncation=truncation, reason=f"{found.reason}; {note}")
 
 
-def _trace(plan: QueryPlan, answers: Sequence[TopK], scores: Sequence[float | None], number: int, kept_out: str | None) -> Trace:
-    stages = [
-        StageTrace(
-            name=stage.name,
-            what=stage.description,
-            score=score,
-            cut=float(answer.scores[-1]) if len(answer.scores) == limit else None,
-            num_kept=len(answer.documents),
-            survived=bool(np.isin(number, answer.documents)),
-        )
-        for stage, answer, score, limit in zip(engine_of([plan]).stages, answers, scores, plan.stage_limits, strict=False)
+def _trace(plan: QueryPlan, answers: Sequence[TopK], scores: Sequence[StageScores], number: int, kept_out: str | None) -> Trace:
+    engine = engine_of([plan])
+    by_stage = [
+        _stage_traces(stage, answer, columns, limit, number)
+        for stage, answer, columns, limit in zip(engine.stages, answers, scores, plan.stage_limits, strict=False)
     ]
+    if engine.fusion:
+        by_stage.append([_fusion_trace(engine.fusion, plan, answers, number)])
+    stages = [trace for traces in by_stage for trace in traces]
     if kept_out:
         return Trace(stages, None, kept_out, KEPT_OUT[kept_out])
-    dropped = next((stage for stage in stages if not stage.survived), None)
-    if dropped:
-        return Trace(stages, None, dropped.name, _reason(dropped))
+    dropped_at = next((traces for traces in by_stage if not any(trace.survived for trace in traces)), None)
+    if dropped_at:
+        return Trace(stages, None, dropped_at[0].name, "; ".join(map(_reason, dropped_at)))
     rank = int(np.flatnonzero(answers[-1].documents == number)[0]) + 1
     return Trace(stages, rank, None, f"found at rank {rank} of {stages[-1].num_kept}")
+
+
+def _stage_traces(stage: Stage[Any], answer: TopK, scores: StageScores, limit: int, number: int) -> list[StageTrace]:
+    """Return the trace of each column of a stage; one for a stage with one score."""
+    columns = stage.columns or ((stage.name, stage.description),)
+    kept = answer.scores[:, None] if answer.scores.ndim == 1 else answer.scores
+    traces = []
+    for column, ((name, what), score) in enumerate(zip(columns, scores, strict=True)):
+        rows = np.flatnonzero(kept[:, column] > -np.inf) if stage.columns else np.arange(len(kept))
+        cut = float(kept[rows, column].min()) if len(rows) == limit else None
+        traces.append(StageTrace(name, what, score, cut, len(rows), bool(np.isin(number, answer.documents[rows]))))
+    return traces
+
+
+def _fusion_trace(fusion: Fusion[Any], plan: Any, answers: Sequence[TopK], number: int) -> StageTrace:
+    *stages, kept = answers
+    everything = fusion.run(replace(plan, k=len(stages[-1].documents)), stages)
+    found = np.flatnonzero(everything.documents == number)
+    return StageTrace(
+        name=fusion.name,
+        what=fusion.description,
+        score=float(everything.scores[found[0]]) if len(found) else None,
+        cut=float(kept.scores[-1]) if len(kept.scores) == plan.k else None,
+        num_kept=len(kept.documents),
+        survived=bool(np.isin(number, kept.documents)),
+    )
 
 
 def _reason(stage: StageTrace) -> str:

@@ -25,6 +25,7 @@ from ray_lir.engines.stages import run_stages
 from ray_lir.index import documents as documents_file
 from ray_lir.index.codec import ResidualCodec, read_codec
 from ray_lir.index.filters import Filters, unknown_field_warnings
+from ray_lir.index.lexical import read_statistics
 from ray_lir.index.manifest import IndexManifest, ShardEntry
 from ray_lir.index.norms import directions, kept_norms
 from ray_lir.index.shard import IndexShard, open_shard
@@ -116,20 +117,26 @@ def open_planner(root: str, manifest: IndexManifest, verify: bool = False, kerne
         FormatError: A file is missing or truncated, or, with `verify`, differs from its digest.
     """
     check_complete(manifest)
-    for file in files_of((manifest.codec, manifest.cluster_sizes, manifest.scorer_file)):
+    for file in files_of((manifest.codec, manifest.cluster_sizes, manifest.scorer_file, manifest.lexical)):
         check_file(root, file, content=verify)
     scorer = scorer_of(manifest)
     codec = with_scorer_data(read_codec(root, manifest), root, manifest)
     sizes = read_cluster_sizes(root, manifest)
     statistics = IndexStatistics(
-        manifest.num_docs, manifest.num_tokens, sizes, manifest.dim, scorer.cost(codec), unit_norms=manifest.unit_norms
+        manifest.num_docs,
+        manifest.num_tokens,
+        sizes,
+        manifest.dim,
+        scorer.cost(codec),
+        unit_norms=manifest.unit_norms,
+        lexical=read_statistics(root, manifest),
     )
     return Planner(manifest, scorer, codec, statistics, select(kernels), tuning)
 
 
 def finish(plans: Sequence[QueryPlan], last: Sequence[TopK]) -> list[TopK]:
     """Return the answers of the last stage, each with the parameters of its plan."""
-    return [TopK(top.scores, top.documents, plan.params) for plan, top in zip(plans, last, strict=True)]
+    return [replace(top, params=plan.params) for plan, top in zip(plans, last, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,7 @@ class Searcher:
         """Return the k best documents for each query.
 
         Args:
-            queries: Token embeddings of Q queries, as `Encoder.encode_queries` returns them.
+            queries: Token embeddings of Q queries, as `Encoder.encode_queries` returns them. The engines bm25 and hybrid need their `texts`.
             k: Documents to return for each query; fewer are returned if the index holds fewer that `only` and `filters` allow.
             engine: auto, the name of an engine, or an engine's parameters such as `ScanParams(ncandidates=1000)`.
             quality: fast, balanced or exact, for engine auto.
@@ -197,10 +204,12 @@ class Searcher:
                 document has is logged as a warning.
 
         Returns:
-            Q answers. `scores` [<= k] float32 descend; `documents` [<= k] int64. Ties go to the lower document number.
+            Q answers. `scores` [<= k] float32 descend; `documents` [<= k] int64. Ties go to the lower document number. Answers of engine
+            hybrid have `sides`.
 
         Raises:
-            ConfigError: The dimensions differ, or `k`, the engine, the quality, `only` or `filters` is not valid.
+            ConfigError: The dimensions differ, or `k`, the engine, the quality, `only` or `filters` is not valid. Or the engine needs
+                lexical postings or texts, and the index or the queries have none.
             IncompatibleError: The scorer weighs query tokens, and the queries have no weights.
         """
         queries = check_embeddings("queries", queries)
@@ -329,5 +338,6 @@ def _split(queries: TokenEmbeddings, scorer: SearchScorer, codec: ResidualCodec,
     for first, end in zip(queries.offsets[:-1], queries.offsets[1:], strict=True):
         lengths = norms[first:end]
         query_norms = None if (lengths == 1).all() else lengths
-        split.append(Query(codec.rotate(vectors[first:end], kernels), weights[first:end] * lengths, query_norms))
+        text = None if queries.texts is None else queries.texts[len(split)]
+        split.append(Query(codec.rotate(vectors[first:end], kernels), weights[first:end] * lengths, query_norms, text))
     return split

@@ -6,7 +6,7 @@ import numpy as np
 
 from ray_lir.base.errors import ConfigError, ShardUnavailable
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
-from ray_lir.engines import SERVED
+from ray_lir.engines import SERVED, VECTOR_ENGINES
 from ray_lir.index.manifest import IndexManifest
 from ray_lir.planning.sizes import gpu_groups_needed, largest_gpu_group
 from ray_lir.search.searcher import Searcher
@@ -105,5 +105,5 @@ def warm_up(searcher: Searcher) -> None:
         queries = TokenEmbeddings.of([rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in vectors])
         if "queries" in searcher.manifest.contract.weighs:
             queries = replace(queries, weights=np.ones(queries.num_tokens, np.float16))
-        for engine in SERVED if num_queries == 1 else ("exact",):
+        for engine in [name for name in SERVED if name in VECTOR_ENGINES] if num_queries == 1 else ["exact"]:
             searcher.search(queries, 1, engine)

@@ -21,7 +21,7 @@ from ray_lir.index.metadata_fields import SampledFields
 from ray_lir.index.shard_groups import split_shards
 from ray_lir.index.versions import read_version
 from ray_lir.kernels import select
-from ray_lir.search.explain import TokenMatches, kept_out, match_tokens, shard_of, stage_scores
+from ray_lir.search.explain import StageScores, TokenMatches, kept_out, match_tokens, shard_of, stage_scores
 from ray_lir.search.searcher import Planner, Searcher, matching, open_planner, open_shards, unknown_fields
 from ray_lir.storage.local_copy import local_copy, remove_other_copies
 from ray_lir.storage.manifest import files_of
@@ -191,7 +191,7 @@ class ShardServer(Replica[Searcher]):
 
     async def stage_scores(
         self, served: Served, plan: QueryPlan, number: int, filters: Filters | None
-    ) -> tuple[list[float | None], str | None]:
+    ) -> tuple[list[StageScores], str | None]:
         """Return a document's score in every stage, and the filter or deletion that excludes it from the search.
 
         Args:
@@ -364,7 +364,7 @@ def _matches(versions: Versions[Searcher], served: Served, plans: Any, numbers: 
 
 def _stage_scores(
     versions: Versions[Searcher], served: Served, plan: QueryPlan, number: int, filters: Filters | None
-) -> tuple[list[float | None], str | None]:
+) -> tuple[list[StageScores], str | None]:
     searcher = versions.get(served)
     shard = shard_of(searcher.shards, number)
     return stage_scores(plan, shard, searcher.planner.codec, searcher.kernels, number), kept_out(shard, number, filters)

@@ -12,7 +12,7 @@ from ray_lir.base.config import ClusteringConfig, CodecConfig, IndexConfig
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.building.build import build_index
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
-from ray_lir.engines import ENGINES
+from ray_lir.engines import VECTOR_ENGINES
 from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.plan import TopK, merge
 from ray_lir.engines.scan import ScanParams
@@ -64,27 +64,27 @@ def same(a: list[TopK], b: list[TopK]) -> None:
 
 
 def test_every_engine_is_in_the_conformance_suite():
-    assert set(EVERYTHING) == set(ENGINES)
+    assert set(EVERYTHING) == set(VECTOR_ENGINES)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_sharded_equals_unsharded(index, engine):
     for num_shards in (2, 7):
         same(index(1).search(QUERIES, 20, engine), index(num_shards).search(QUERIES, 20, engine))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_a_cut_smaller_than_the_candidates_is_made_over_all_shards(index, engine):
     params = TIGHT.get(engine, engine)
     same(index(1).search(QUERIES, 4, params), index(7).search(QUERIES, 4, params))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_exhaustive_probing_is_exact(index, engine):
     same(index(1).search(QUERIES, 20, "exact"), index(1).search(QUERIES, 20, EVERYTHING[engine]))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 @pytest.mark.parametrize("share", [0.0, 0.03, 0.3, 0.9])
 def test_filters_apply_before_top_k(index, engine, share):
     searcher = index(7)
@@ -95,7 +95,7 @@ def test_filters_apply_before_top_k(index, engine, share):
     same(expected, searcher.search(QUERIES, 9, EVERYTHING[engine], only=only))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_deleted_documents_are_filtered_out_of_every_search(index, engine):
     searcher = index(7)
     gone = np.flatnonzero(np.random.default_rng(5).random(300) < 0.4)
@@ -113,7 +113,7 @@ def test_deleted_documents_are_filtered_out_of_every_search(index, engine):
     assert after.find(ids) == {ids[1]: left[0]}
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_a_query_about_a_document_finds_it(index, engine):
     assert [top.documents[0] for top in index(1).search(QUERIES, 5, engine)] == ASKED
 
@@ -125,7 +125,7 @@ def test_exact_at_eight_bits_ranks_as_the_uncompressed_embeddings(index):
         assert set(top.documents[:3].tolist()) <= set(np.argsort(-expected)[:5].tolist())
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_permuting_documents_only_renumbers(tmp_path, engine):
     """Under one codec: exact arithmetic on the same vectors, in another order."""
     searcher = _with_codec_of(tmp_path, np.arange(300))
@@ -149,14 +149,14 @@ def _with_codec_of(tmp_path, order: np.ndarray) -> Searcher:
     return dataclasses.replace(usual, shards=(dataclasses.replace(shard, doc_offsets=offsets, **arrays),))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_queries_searched_together_and_alone_have_equal_hits(index, engine):
     together = index(2).search(QUERIES, 10, engine)
     for number in range(len(QUERIES)):
         same([together[number]], index(2).search(QUERIES.slice(number, number + 1), 10, engine))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_padding_never_wins_over_negative_similarity(index, engine):
     """Rows of zeros in a query are masked tokens: they change nothing."""
     padded = TokenEmbeddings.of([np.concatenate([query, np.zeros((5, 32), np.float16)]) for query in QUERIES])
@@ -166,7 +166,7 @@ def test_padding_never_wins_over_negative_similarity(index, engine):
     assert worst.scores.min() < 0 and len(worst.documents) == 300
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 @pytest.mark.parametrize("num_tokens", [1, 4096])
 def test_very_short_and_very_long_queries_are_answered(index, engine, num_tokens):
     query = TokenEmbeddings.of([np.tile(DOCUMENTS[5][:2], (num_tokens, 1))[:num_tokens]])
@@ -176,7 +176,7 @@ def test_very_short_and_very_long_queries_are_answered(index, engine, num_tokens
     assert top.documents[0] == expected.argmax() and top.scores[0] == pytest.approx(expected.max(), rel=0.05)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_a_shard_without_tokens_returns_no_hits(tmp_path, engine):
     documents = TokenEmbeddings.of([*DOCUMENTS, *[np.zeros((0, 32))] * 5])
     folder = tmp_path / "index"
@@ -193,7 +193,7 @@ def _without_tokens(shard) -> dict[str, np.ndarray]:
     return kept | {"doc_offsets": shard.doc_offsets * 0}
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_k_above_the_number_of_documents_returns_all_documents(index, engine):
     top = index(2).search(QUERIES.slice(0, 1), 5_000, EVERYTHING[engine])[0]
     assert len(top.documents) == 300 == len(np.unique(top.documents))
@@ -233,7 +233,7 @@ def test_an_engine_returns_as_many_documents_as_it_found(tmp_path_factory, seed,
             assert len(top.documents) == min(k, len(np.intersect1d(found, there))), params
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_queries_of_one_and_of_a_thousand_tokens_are_answered(index, engine):
     rng = np.random.default_rng(0)
     queries = TokenEmbeddings.of([DOCUMENTS[7][:1], rng.normal(size=(1000, 32)).astype(np.float16)])
@@ -241,13 +241,13 @@ def test_queries_of_one_and_of_a_thousand_tokens_are_answered(index, engine):
         assert len(top.documents) == 3 and np.isfinite(top.scores).all()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_a_query_without_tokens_scores_zero_everywhere(index, engine):
     top = index(1).search(TokenEmbeddings.of([np.zeros((4, 32))]), 5, engine)[0]
     assert not (top.scores != 0).any()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_query_weights_of_one_change_nothing_and_zero_masks_a_token(index, engine):
     ones = TokenEmbeddings(QUERIES.values, QUERIES.offsets, QUERIES.doc_ids, weights=np.ones(QUERIES.num_tokens, np.float32))
     same(index(1).search(QUERIES, 10, engine), index(1).search(ones, 10, engine))
@@ -263,12 +263,12 @@ def test_documents_without_tokens_are_never_found_and_shift_no_numbers(tmp_path)
     documents = TokenEmbeddings.of(matrices)
     build_index(documents, str(tmp_path / "index"), IndexConfig(num_shards=3))
     searcher = Searcher.open(str(tmp_path / "index"))
-    for engine in ENGINES:
+    for engine in VECTOR_ENGINES:
         top = searcher.search(queries_about(DOCUMENTS, [41]), 60, engine)[0]
         assert top.documents[0] == 41 and (top.documents % 3 != 0).all()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_resolved_parameters_are_returned_and_the_searcher_does_not_change(index, engine):
     searcher = index(1)
     before = searcher.search(QUERIES, 10, engine)

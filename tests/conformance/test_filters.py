@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from ray_lir.base.errors import FormatError
 from ray_lir.encoder.encoder import Encoder
-from ray_lir.engines import ENGINES
+from ray_lir.engines import VECTOR_ENGINES
 from ray_lir.engines.plan import TopK
 from ray_lir.index import filter_evaluation
 from ray_lir.index.filter_evaluation import FilteredDocuments
@@ -224,7 +224,7 @@ def tombstoned(searcher: Searcher) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("deleted", [False, True], ids=["whole", "deleted"])
-@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("engine", list(VECTOR_ENGINES))
 def test_a_filtered_search_is_the_full_exact_ranking_filtered(index, engine, deleted):
     searcher = Searcher.open(str(index))
     if deleted:

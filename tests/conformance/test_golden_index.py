@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
-from ray_lir.engines import ENGINES
+from ray_lir.engines import VECTOR_ENGINES
 from ray_lir.engines.xtr import XtrParams
 from ray_lir.search.searcher import Searcher
 from ray_lir.storage.manifest import FORMAT_VERSION
@@ -26,7 +26,7 @@ def test_an_index_of_an_older_version_opens_and_gives_the_same_answers(folder, k
     with np.load(folder / "queries.npz") as file:
         queries = TokenEmbeddings(file["values"], file["offsets"], [str(i) for i in range(len(file["offsets"]) - 1)])
     golden = json.loads((folder / "answers.json").read_text())
-    assert set(ENGINES) < set(golden)
+    assert set(VECTOR_ENGINES) < set(golden)
     for name, answers in golden.items():
         engine = XtrParams.model_validate_json(name) if name.startswith("{") else name
         for top, expected in zip(searcher.search(queries, 5, engine), answers, strict=True):

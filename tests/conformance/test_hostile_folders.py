@@ -38,7 +38,7 @@ from ray_lir.embeddings.folder import save_embeddings
 from ray_lir.encoder.cross_encoder import CrossEncoder
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.encoder.numpy_query_encoder import NumpyQueryEncoder
-from ray_lir.engines import ENGINES
+from ray_lir.engines import VECTOR_ENGINES
 from ray_lir.index.arrays import array_bytes
 from ray_lir.index.versions import latest_version, read_version
 from ray_lir.search.searcher import Searcher
@@ -85,7 +85,7 @@ def answers(root: str, verify: bool) -> list[Any]:
     """Everything a reader of an index does, as plain values: scores, and the documents that were found."""
     searcher = Searcher.open(root, verify=verify)
     found = []
-    for engine in ENGINES:
+    for engine in VECTOR_ENGINES:
         for top in searcher.search(QUERIES, k=5, engine=engine):
             found.append((top.scores.tolist(), [document["doc_id"] for document in searcher.documents(top.documents)]))
     return found

@@ -18,7 +18,7 @@ from ray_lir.embeddings.folder import external_contract, save_embeddings
 from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.embeddings.relation import Relation, load_relation
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
-from ray_lir.engines import ENGINES
+from ray_lir.engines import VECTOR_ENGINES
 from ray_lir.engines.exact import SCORE_ALL
 from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.plan import TopK
@@ -126,20 +126,20 @@ def test_weights_and_relations_change_the_scores(index):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_sharded_equals_unsharded_with_tight_cuts_too(index, kind, engine):
     for params in (engine, TIGHT.get(engine, engine)):
         same(index(kind).search(QUERIES, 6, params), index(kind, 5).search(QUERIES, 6, params))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_exhaustive_probing_is_exact(index, kind, engine):
     same(index(kind).search(QUERIES, 20, "exact"), index(kind, 5).search(QUERIES, 20, EVERYTHING[engine]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_queries_searched_together_and_alone_have_equal_hits(index, kind, engine):
     together = index(kind).search(QUERIES, 10, engine)
     for number in range(len(QUERIES)):
@@ -156,7 +156,7 @@ def test_a_documents_score_does_not_depend_on_other_documents(index, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_filters_and_tombstones_apply_before_top_k(index, kind, engine):
     searcher = index(kind, 5)
     only = np.flatnonzero(np.random.default_rng(4).random(NUM_DOCS) < 0.4)
@@ -175,7 +175,7 @@ def test_filters_and_tombstones_apply_before_top_k(index, kind, engine):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_masked_query_tokens_change_nothing_at_any_position(index, kind, engine):
     padded = []
     for number in range(len(QUERIES)):
@@ -193,7 +193,7 @@ def _insert_zeros(query: TokenEmbeddings, place: int) -> TokenEmbeddings:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_permuting_documents_only_renumbers(index, kind, engine):
     usual = index(kind)
     order, shard = np.random.default_rng(3).permutation(NUM_DOCS), usual.shards[0]

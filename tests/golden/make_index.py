@@ -12,7 +12,7 @@ import numpy as np
 
 from ray_lir.base.config import ClusteringConfig, IndexConfig
 from ray_lir.building.build import build_index
-from ray_lir.engines import ENGINES
+from ray_lir.engines import VECTOR_ENGINES
 from ray_lir.engines.xtr import XtrParams
 from ray_lir.search.searcher import Searcher
 from ray_lir.storage.manifest import FORMAT_VERSION
@@ -30,7 +30,7 @@ def main() -> None:
     build_index(documents, str(FOLDER / "index"), config, texts=[f"text of {doc_id}" for doc_id in documents.doc_ids])
     (FOLDER / "index" / "versions" / "1" / "provenance.json").unlink()
     searcher = Searcher.open(str(FOLDER / "index"), kernels="reference")
-    asked = dict.fromkeys(ENGINES) | {params.model_dump_json(exclude_none=True): params for params in PARAMETERS}
+    asked = dict.fromkeys(VECTOR_ENGINES) | {params.model_dump_json(exclude_none=True): params for params in PARAMETERS}
     answers = {name: [answer(top, searcher) for top in searcher.search(queries, 5, params or name)] for name, params in asked.items()}
     (FOLDER / "answers.json").write_text(json.dumps(answers, indent=1))
     np.savez(FOLDER / "queries.npz", values=queries.values, offsets=queries.offsets)

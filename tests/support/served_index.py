@@ -42,7 +42,7 @@ def make_index(
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     encoder = EncoderConfig(checkpoint=str(folder / "checkpoint"))
     encode_corpus(str(folder / "corpus.jsonl"), str(folder / "embeddings"), encoder, docs_per_part=100)
-    config = IndexConfig(num_shards=num_shards, clustering=ClusteringConfig(num_centroids=64))
+    config = IndexConfig(num_shards=num_shards, clustering=ClusteringConfig(num_centroids=64), lexical=True)
     build_index(str(folder / "embeddings"), str(folder / "index"), config)
     return folder / "index"
 

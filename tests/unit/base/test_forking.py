@@ -12,7 +12,7 @@ import pytest
 
 from ray_lir.base.config import ClusteringConfig, IndexConfig
 from ray_lir.building.build import build_index
-from ray_lir.engines import ENGINES
+from ray_lir.engines import VECTOR_ENGINES
 from tests.support import translated_words
 from tests.support.repository import REPOSITORY
 from tests.support.synthetic import collection
@@ -76,7 +76,7 @@ def run(program: str, *arguments: object) -> None:
 def test_a_forked_process_gets_the_same_hits(index, kernels):
     run(
         f"""{SEARCHER}
-for engine in {[*ENGINES]}:
+for engine in {[*VECTOR_ENGINES]}:
     expected = search()
     assert in_child(search) == expected, engine
     assert search() == expected, engine

@@ -23,7 +23,7 @@ from ray_lir.building.update import update_index as update_checked
 from ray_lir.embeddings.contract import EncoderContract
 from ray_lir.embeddings.folder import external_contract, save_embeddings
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
-from ray_lir.engines import ENGINES
+from ray_lir.engines import VECTOR_ENGINES
 from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.scan import ScanParams
 from ray_lir.engines.warp import WarpParams
@@ -53,7 +53,7 @@ def answers(index: Path | str, k: int = 8) -> list:
     """Ids and scores by every engine, at its defaults and with tight cuts."""
     searcher = Searcher.open(str(index), verify=True)
     found = []
-    for engine in ENGINES:
+    for engine in VECTOR_ENGINES:
         for params in (engine, TIGHT.get(engine, engine)):
             tops = searcher.search(QUERIES, k, params)
             found.append([list(zip(searcher.doc_ids(top.documents), top.scores.tolist(), strict=True)) for top in tops])
@@ -320,11 +320,11 @@ def created(target: str, data: bytes) -> bool:
 
 def test_open_searchers_keep_their_version(index):
     searcher = Searcher.open(str(index))
-    before = [searcher.search(QUERIES, 8, engine) for engine in ENGINES]
+    before = [searcher.search(QUERIES, 8, engine) for engine in VECTOR_ENGINES]
     update_index(str(index), some(range(200, 210)), [f"doc-{number}" for number in range(100)])
     compact_index(str(index))
     remove_versions(str(index), 1)
-    for engine, tops in zip(ENGINES, before, strict=True):
+    for engine, tops in zip(VECTOR_ENGINES, before, strict=True):
         for top, again in zip(tops, searcher.search(QUERIES, 8, engine), strict=True):
             np.testing.assert_array_equal(top.documents, again.documents)
             np.testing.assert_array_equal(top.scores, again.scores)

@@ -18,7 +18,7 @@ from ray_lir.embeddings.folder import save_embeddings
 from ray_lir.embeddings.pooling import pool_tokens
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.encoder.encoder import Encoder
-from ray_lir.engines import ENGINES, choose
+from ray_lir.engines import VECTOR_ENGINES, choose
 from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.scan import ScanParams
 from ray_lir.engines.warp import WarpParams
@@ -64,7 +64,7 @@ def queries_of(documents: TokenEmbeddings) -> TokenEmbeddings:
 
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_every_engine_scores_maxsim_of_the_vectors_given(index, engine, kernels):
     root, documents = index
     queries = queries_of(documents)
@@ -88,7 +88,7 @@ def test_lengths_from_a_thousandth_to_ten_thousand_keep_their_scores(tmp_path, l
         assert (np.abs(top.scores - expected[top.documents]) <= 0.02 * norms * lengths[top.documents]).all()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_scores_grow_with_the_norms_of_query_and_document_vectors(index, engine):
     root, documents = index
     searcher, queries = Searcher.open(root), queries_of(documents)
@@ -99,7 +99,7 @@ def test_scores_grow_with_the_norms_of_query_and_document_vectors(index, engine)
             np.testing.assert_allclose(other.scores, factor * one.scores, rtol=2e-3)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_sharded_equals_unsharded(index, tmp_path, engine):
     root, documents = index
     build_index(documents, str(tmp_path / "one"), IndexConfig(num_shards=1, codec=CodecConfig(nbits=8)))
@@ -179,7 +179,7 @@ def test_an_update_with_longer_vectors_is_found_by_every_engine(tmp_path):
     assert not manifest.unit_norms and read_version(root, 1).unit_norms
     assert not compact_index(root).manifest.unit_norms
     searcher = Searcher.open(root)
-    for engine in ENGINES:
+    for engine in VECTOR_ENGINES:
         [top] = searcher.search(TokenEmbeddings.of([documents[4]]), 2, engine)
         assert searcher.doc_ids(top.documents[:1]) == ["long"]
 
@@ -240,7 +240,7 @@ def test_rows_of_zeros_are_left_out_of_documents_and_counted(tmp_path, way, capl
     assert "9 rows of zeros" in caplog.text
     assert found.num_tokens == documents.num_tokens == sum(shard.num_tokens for shard in found.shards)
     queries = queries_about(documents, [0, 7, 60])
-    for engine in ENGINES:
+    for engine in VECTOR_ENGINES:
         tops = Searcher.open(str(tmp_path / "zeros")).search(queries, 5, EVERYTHING[engine])
         assert [top.documents[0] for top in tops] == [0, 7, 60]
         assert all(np.isfinite(top.scores).all() for top in tops)
@@ -284,7 +284,7 @@ def test_added_zero_vectors_are_left_out_and_counted_also_after_compaction(tmp_p
     assert only_zeros.change.mean_residual_norm is None
     for version in (2, 3, 4):
         searcher = Searcher.open(root, version)
-        for engine in ENGINES:
+        for engine in VECTOR_ENGINES:
             tops = searcher.search(queries_about(documents, [60, 99]), 3, engine)
             assert [searcher.doc_ids(top.documents[:1]) for top in tops] == [["doc-60"], ["doc-99"]]
 

@@ -14,7 +14,7 @@ from ray_lir.base.errors import ConfigError
 from ray_lir.building.build import build_index
 from ray_lir.corpus.datasets import load_dataset
 from ray_lir.encoder.encoder import Encoder
-from ray_lir.engines import ENGINES
+from ray_lir.engines import ENGINES, VECTOR_ENGINES
 from ray_lir.engines.choice import engine_params
 from ray_lir.evaluation.runs import read_run
 
@@ -70,7 +70,7 @@ def configure(index: str, dataset: str, **fields):
     return EvaluateConfig(index=index, dataset=dataset, latency_queries=0, **fields)
 
 
-@pytest.mark.parametrize("engine", ["auto", *ENGINES])
+@pytest.mark.parametrize("engine", ["auto", *VECTOR_ENGINES])
 def test_every_engine_answers_the_questions(index, dataset, engine):
     result = evaluate(configure(index, dataset, engine=engine))
     assert result["Success@5"] == result["R@10"] == 1.0
