@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from ray_lir.embeddings.token_embeddings import TokenEmbeddings
     from ray_lir.encoder.corpus_encoder import EncodeResult, encode_corpus
     from ray_lir.encoder.encoder import Encoder
+    from ray_lir.engines.bm25 import Bm25Params
     from ray_lir.engines.exact import ExactParams
+    from ray_lir.engines.hybrid import HybridParams
     from ray_lir.engines.plaid import PlaidParams
     from ray_lir.engines.plan import TopK
     from ray_lir.engines.scan import ScanParams
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = [
     "AsyncClient",
+    "Bm25Params",
     "Client",
     "ClusteringConfig",
     "CodecConfig",
@@ -65,6 +68,7 @@ __all__ = [
     "Highlight",
     "Hit",
     "Hits",
+    "HybridParams",
     "IncompatibleError",
     "Index",
     "IndexConfig",
@@ -101,7 +105,9 @@ _HOMES = {
     "ray_lir.api.client": ["AsyncClient", "Client"],
     "ray_lir.api.search": ["Highlight", "Snippet"],
     "ray_lir.base.config": ["ClusteringConfig", "CodecConfig", "EncoderConfig", "IndexConfig"],
+    "ray_lir.engines.bm25": ["Bm25Params"],
     "ray_lir.engines.exact": ["ExactParams"],
+    "ray_lir.engines.hybrid": ["HybridParams"],
     "ray_lir.engines.plaid": ["PlaidParams"],
     "ray_lir.engines.scan": ["ScanParams"],
     "ray_lir.engines.warp": ["WarpParams"],

@@ -208,7 +208,8 @@ def _ahead(plans: list[QueryPlan], num_groups: int) -> list[int]:
         return []
     stages = engine_of(plans).stages
     limits = [
-        (len(stages[number].columns) or 1) * max(plan.stage_limits[number] for plan in plans) for number in range(len(plans[0].stage_limits) - 1)
+        (len(stages[number].columns) or 1) * max(plan.stage_limits[number] for plan in plans)
+        for number in range(len(plans[0].stage_limits) - 1)
     ]
     return [keep if num_groups == 1 else min(keep, math.ceil(AHEAD_FACTOR * keep / num_groups) + AHEAD_MORE) for keep in limits]
 

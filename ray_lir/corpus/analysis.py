@@ -7,7 +7,7 @@
    therefore found whole and by their parts.
 4. Scripts without spaces between words (Han, Kana, Thai, Lao, Khmer, Myanmar) give each character and each pair of neighbours.
 
-Source: docs/algorithms.md#81-terms
+Source: docs/algorithms.md#101-terms
 """
 
 import unicodedata

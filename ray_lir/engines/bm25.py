@@ -1,4 +1,4 @@
-"""bm25: score documents by the terms of the query, from the lexical postings of the index (docs/algorithms.md#82-bm25)."""
+"""bm25: score documents by the terms of the query, from the lexical postings of the index (docs/algorithms.md#102-bm25)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -101,7 +101,7 @@ def lexical_query(query: Query, statistics: IndexStatistics, params: Bm25Config)
 def bm25_scores(query: LexicalQuery, shard: IndexShard) -> np.ndarray:
     """Return the BM25 scores of all documents of a shard: [N] float32, -inf for a document without a term of the query.
 
-    Source: docs/algorithms.md#82-bm25
+    Source: docs/algorithms.md#102-bm25
     """
     assert shard.lexical is not None  # lexical_query has checked that the index has postings
     scores, holds = np.zeros(shard.num_docs), np.zeros(shard.num_docs, bool)
@@ -122,7 +122,9 @@ def _plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, param
 def _score_terms(
     plans: Sequence[Bm25Plan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[Allowed]
 ) -> list[Scored]:
-    return [best_by_terms(plan.terms, shard, kernels, allowed, plan.stage_limits[0]) for plan, allowed in zip(plans, documents, strict=True)]
+    return [
+        best_by_terms(plan.terms, shard, kernels, allowed, plan.stage_limits[0]) for plan, allowed in zip(plans, documents, strict=True)
+    ]
 
 
 def best_by_terms(query: LexicalQuery, shard: IndexShard, kernels: Kernels, allowed: Allowed, limit: int) -> Scored:

@@ -1,4 +1,4 @@
-"""hybrid: BM25 and late interaction together (docs/algorithms.md#83-fusion).
+"""hybrid: BM25 and late interaction together (docs/algorithms.md#103-fusion).
 
 Both sides select candidates over all shards. The candidates of both are united, every one of them gets both scores, and the fusion makes
 one score of the two. With `fusion` rescore, only BM25 selects candidates, and the late-interaction score alone ranks them.
@@ -93,9 +93,7 @@ def _faster(statistics: IndexStatistics, kernels: Kernels, count: int) -> Litera
     return "scan" if scan_cost <= warp_cost else "warp"
 
 
-def _vector_plan(
-    engine: str, query: Query, codec: ResidualCodec, statistics: IndexStatistics, count: int, kernels: Kernels
-) -> QueryPlan:
+def _vector_plan(engine: str, query: Query, codec: ResidualCodec, statistics: IndexStatistics, count: int, kernels: Kernels) -> QueryPlan:
     """The plan of the vector side. Only its first stage runs, and it keeps `count` documents."""
     params: dict[str, EngineConfig] = {
         "exact": exact.ExactParams(),
@@ -115,9 +113,7 @@ def _select_candidates(
         if plan.vectors is None:
             sides.append((np.zeros(0, np.float32), np.zeros(0, np.int64)))
         else:
-            vectors = replace(
-                plan.vectors, scorer_terms=plan.scorer_terms, unit_norms=plan.unit_norms, stage_limits=plan.stage_limits[:1]
-            )
+            vectors = replace(plan.vectors, scorer_terms=plan.scorer_terms, unit_norms=plan.unit_norms, stage_limits=plan.stage_limits[:1])
             stage = _VECTOR_ENGINES[vectors.params.engine].stages[0]
             sides += [kernels.top_k(*scored, plan.stage_limits[0]) for scored in stage.run([vectors], shard, codec, kernels, [allowed])]
         numbers = np.union1d(*(found for _, found in sides)).astype(np.int64)
@@ -165,11 +161,11 @@ def _scaled(scores: np.ndarray, lowest: float) -> np.ndarray:
 
 
 def _reciprocal_ranks(lexical: np.ndarray, vectors: np.ndarray, plan: HybridPlan) -> np.ndarray:
-    """2 w / (rrf_k + rank by BM25) + 2 (1 - w) / (rrf_k + rank by late interaction). Ranks begin at 1, and equal scores have equal ranks."""
+    """2 w / (rrf_k + rank by BM25) + 2 (1 - w) / (rrf_k + rank by late interaction). Ranks begin at 1; equal scores have equal ranks."""
     weight, total = plan.lexical_weight, np.zeros(len(lexical))
-    for scores, share, lowest in ((lexical, weight, 0.0), (vectors, 1 - weight, -np.inf)):
+    for scores, factor, lowest in ((lexical, weight, 0.0), (vectors, 1 - weight, -np.inf)):
         ranks = 1 + np.searchsorted(np.sort(-scores), -scores)
-        total += np.where(scores > lowest, 2 * share / (plan.params.rrf_k + ranks), 0.0)
+        total += np.where(scores > lowest, 2 * factor / (plan.params.rrf_k + ranks), 0.0)
     return total
 
 
@@ -197,8 +193,8 @@ SCORES = Stage(
     ),
 )
 ENGINE = Engine(
-    description="unites the `ncandidates` best documents by BM25 and the `ncandidates` best by token vectors, scores all of them by both, and "
-    "fuses the scores; or rescores the best by BM25",
+    description="unites the `ncandidates` best documents by BM25 and the `ncandidates` best by token vectors, scores all of them exactly "
+    "by both, and fuses the scores; or rescores the `ncandidates` best by BM25",
     params=HybridParams,
     plan=_plan,
     stages=(CANDIDATES, SCORES),

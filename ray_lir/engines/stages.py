@@ -57,8 +57,8 @@ class StageLoop:
             each later stage scores. These stages keep all documents that they score, because the cut is made over all groups.
 
     Attributes:
-        kept: The best documents, for each stage that has run and each plan. If the engine has a fusion, its result is the last entry, except
-            in a search over one of several groups.
+        kept: The best documents, for each stage that has run and each plan. If the engine has a fusion, its result is the last entry,
+            except in a search over one of several groups.
         seconds: Wall-clock time of each stage, including the cut.
     """
 

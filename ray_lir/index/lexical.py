@@ -12,10 +12,10 @@ A shard holds the postings of its own documents, as memory-mapped arrays in its 
 | lexical_lengths.npy | [N] uint32 | terms of each document, repeated ones included |
 
 BM25 also needs statistics of the whole index: in how many live documents each term occurs, and the mean length of live documents. The
-manifest lists them (`LexicalIndex`). They cover all shards and leave deleted documents out, so scores depend neither on the number of shards
-nor on the updates that made the index.
+manifest lists them (`LexicalIndex`). They cover all shards and leave deleted documents out, so scores depend neither on the number of
+shards nor on the updates that made the index.
 
-Source: docs/algorithms.md#8-lexical-and-hybrid-search
+Source: docs/algorithms.md#10-lexical-and-hybrid-search
 """
 
 from collections.abc import Sequence
@@ -64,20 +64,22 @@ class Vocabulary(ShortRepr):
 
     def find(self, term: str) -> int | None:
         """Return the position of a term by binary search; None if it is not in the vocabulary."""
-        wanted = term.encode()
+        key = term.encode()
         low, high = 0, len(self)
         while low < high:
             middle = (low + high) // 2
-            if self.characters[self.offsets[middle] : self.offsets[middle + 1]].tobytes() < wanted:
+            if self.characters[self.offsets[middle] : self.offsets[middle + 1]].tobytes() < key:
                 low = middle + 1
             else:
                 high = middle
-        found = low < len(self) and self.characters[self.offsets[low] : self.offsets[low + 1]].tobytes() == wanted
+        found = low < len(self) and self.characters[self.offsets[low] : self.offsets[low + 1]].tobytes() == key
         return low if found else None
 
     def column(self) -> pa.Array:
         """Return the terms as an Arrow array of type large_binary, without a copy."""
-        return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(self), [None, pa.py_buffer(self.offsets), pa.py_buffer(self.characters)])
+        return pa.LargeBinaryArray.from_buffers(
+            pa.large_binary(), len(self), [None, pa.py_buffer(self.offsets), pa.py_buffer(self.characters)]
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -193,7 +193,7 @@ class Searcher:
         """Return the k best documents for each query.
 
         Args:
-            queries: Token embeddings of Q queries, as `Encoder.encode_queries` returns them. The engines bm25 and hybrid need their `texts`.
+            queries: Token embeddings of Q queries, as `Encoder.encode_queries` returns them. Engines bm25 and hybrid need their `texts`.
             k: Documents to return for each query; fewer are returned if the index holds fewer that `only` and `filters` allow.
             engine: auto, the name of an engine, or an engine's parameters such as `ScanParams(ncandidates=1000)`.
             quality: fast, balanced or exact, for engine auto.

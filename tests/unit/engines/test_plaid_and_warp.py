@@ -204,7 +204,7 @@ def test_auto_gives_its_reason_and_follows_the_quality():
 
 def test_an_unknown_engine_is_refused_with_the_known_engines():
     with pytest.raises(ConfigError, match="exact, scan, plaid, warp"):
-        resolve("bm25", IndexStatistics(1, 1, np.ones(1)))
+        resolve("tfidf", IndexStatistics(1, 1, np.ones(1)))
 
 
 @pytest.mark.parametrize("tokens", [4, 21, 60])
