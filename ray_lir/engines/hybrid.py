@@ -23,7 +23,7 @@ from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
 LEXICAL_WEIGHT = 0.3
-"""Default weight of BM25. Chosen on training queries of SciFact and NFCorpus (bench/results/hybrid.md)."""
+"""Default weight of BM25."""
 
 
 class HybridParams(Bm25Config):

@@ -9,7 +9,7 @@ from ray_lir.base.errors import ConfigError
 from ray_lir.corpus.records import document_text
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.encoder.encoder import Encoder
-from ray_lir.engines import ENGINES
+from ray_lir.engines import ENGINES, VECTOR_ENGINES
 from ray_lir.index.filters import Filters
 from ray_lir.search.explain import explain, in_fields
 from ray_lir.search.searcher import Searcher
@@ -29,7 +29,7 @@ def queries(searcher: Searcher) -> TokenEmbeddings:
     return Encoder.for_contract(searcher.manifest.contract).encode_queries(QUERIES)
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_contributions_of_every_hit_add_up_to_its_score(searcher, queries, engine):
     for number in range(len(queries)):
         query = queries.slice(number, number + 1)
