@@ -1,4 +1,4 @@
-"""Another name of tests.support.checkpoints, for scripts outside the repository."""
+"""An alias of tests.support.checkpoints, for scripts outside the repository."""
 
 from tests.support.checkpoints import put_together
 

@@ -1,4 +1,4 @@
-"""Fixtures that all tests share: one Ray cluster for each session, and the folder of real collections."""
+"""Fixtures for all tests: one Ray cluster for each session, and the folder of real collections."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-settings.register_profile("patient", deadline=None)  # a test does not fail because the machine is busy
+settings.register_profile("patient", deadline=None)  # tests must not fail on a busy machine
 settings.load_profile("patient")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test downloads from a model hub
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -45,7 +45,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """The folder of collections in the BEIR layout that RAY_LIR_DATA names."""
+    """Return the folder that RAY_LIR_DATA names: collections in the BEIR layout."""
     folder = os.environ.get("RAY_LIR_DATA")
     if not folder:
         pytest.skip("RAY_LIR_DATA is not set: it names a folder of collections in the BEIR layout")

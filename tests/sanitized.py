@@ -1,4 +1,4 @@
-"""Runs the tests of the compiled kernels on another build of them: `python -m tests.sanitized PATH_OF_MODULE [pytest options]`."""
+"""Test another build of the compiled kernels: `python -m tests.sanitized PATH_OF_MODULE [pytest options]`."""
 
 import importlib.util
 import sys

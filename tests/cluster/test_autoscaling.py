@@ -1,4 +1,4 @@
-"""A cluster that begins without machines and gets them as a job asks: Ray's own autoscaler, whose machines are raylets here."""
+"""A cluster that starts without machines and adds them for a job: Ray's own autoscaler, with raylets as machines."""
 
 import json
 import os
@@ -33,19 +33,19 @@ MOST_MACHINES = 2
 
 @dataclass(frozen=True)
 class Growing:
-    """A head without CPUs, whose autoscaler may start machines of one CPU."""
+    """A head without CPUs; its autoscaler may start machines of one CPU."""
 
     address: str
     environment: dict[str, str]
     process: subprocess.Popen
 
     def num_machines(self) -> int:
-        """Raylets beside the head's."""
+        """Raylets other than the head's."""
         return sum(name.split("\0")[0].endswith("/raylet") for name in descendants(self.process.pid).values()) - 1
 
 
 def autoscaling(address: str) -> dict:
-    """As `ray up` would write it, for the provider that Ray tests its autoscaler with."""
+    """The file that `ray up` would write for the fake provider with which Ray tests its autoscaler."""
     provider = {
         "use_node_id_as_ip": True,
         "disable_node_updaters": True,
@@ -75,7 +75,7 @@ def autoscaling(address: str) -> dict:
 
 @pytest.fixture
 def growing() -> Iterator[Growing]:
-    folder, port = Path(tempfile.mkdtemp(prefix="ray-")), free_port()  # the sockets in it allow no long path
+    folder, port = Path(tempfile.mkdtemp(prefix="ray-")), free_port()  # socket paths have a length limit
     address = f"{ray.util.get_node_ip_address()}:{port}"
     (folder / "autoscaling.json").write_text(json.dumps(autoscaling(address)))
     variables = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_worker_niceness": "0"}
@@ -113,7 +113,7 @@ def test_a_job_on_an_empty_cluster_waits_for_the_first_machine_and_requests_all_
 
 def start_when_it_answers(growing: Growing, command: list[str]) -> subprocess.Popen:
     deadline = time.monotonic() + PATIENCE_S
-    while growing.num_machines() < 0:  # the head's own raylet comes last
+    while growing.num_machines() < 0:  # end the head's own raylet last
         assert growing.process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     return subprocess.Popen(

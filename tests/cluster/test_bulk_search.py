@@ -1,4 +1,4 @@
-"""Bulk search on Ray: the same bytes as in one process, in both layouts, also if a worker or a machine is lost."""
+"""Bulk search on Ray: the same bytes as in one process, in both layouts, even if a worker or a machine is lost."""
 
 import json
 import signal
@@ -30,7 +30,7 @@ ROWS = [{"_id": f"q{n}", "text": " ".join(WORDS[(n * step) % len(WORDS)] for ste
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index, queries, and the hits that one process finds."""
+    """Return an index, queries, and the hits that one process finds."""
     folder = tmp_path_factory.mktemp("bulk")
     make_index(folder, num_docs=200, num_shards=4)
     write_rows(folder / "queries.jsonl", ROWS)
@@ -118,7 +118,7 @@ def test_hits_are_the_same_if_the_driver_is_killed(cluster: Machines, place: Pat
 
 
 def test_an_index_on_s3_is_fetched_once_for_each_machine(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Two workers of one machine share the copies: each file of the index version is there once, and nothing else."""
+    """Two workers of one machine share the copies: the cache holds each file of the index version once, and nothing else."""
     with moto_server() as url, as_endpoint(url, monkeypatch):
         root = f"{make_bucket()}/index"
         fs, path = storage.filesystem(root)

@@ -1,4 +1,4 @@
-"""bench.faults.chaos in small: jobs that are killed at random points end with the bytes of an undisturbed run, and little is done twice."""
+"""A small bench.faults.chaos: jobs killed at random points end with the bytes of an undisturbed run and repeat little work."""
 
 import random
 from pathlib import Path
@@ -18,8 +18,8 @@ def test_an_update_with_killed_driver_and_workers_ends_with_the_same_bytes(tmp_p
         report = disturb(cluster, tmp_path, "update", ["worker", "driver", "worker"], random.Random(7))
     assert [kind for kind, _ in report.kills] == ["worker", "driver", "worker"] and report.resumes == 1
     assert report.equal
-    tombstones = 4  # a file a shard, which every start writes
-    assert report.repeated <= tombstones + 2  # and what the killed workers had written, a chunk each, and had not said yet
+    tombstones = 4  # every start writes one file for each shard
+    assert report.repeated <= tombstones + 2  # and each killed worker may have written a chunk without reporting it
 
 
 def test_repeated_training_steps_are_counted_from_progress_lines():

@@ -1,4 +1,4 @@
-"""jobs.encode on Ray: the same bytes as in one process, whatever is killed on the way."""
+"""jobs.encode on Ray: the same bytes as in one process, whichever processes are killed."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Two files, with dead rows in the second."""
+    """Two files; the second has rows that are refused."""
     folder = tmp_path_factory.mktemp("corpus")
     write_rows(folder / "a.jsonl", ROWS[:70])
     write_rows(folder / "b.jsonl", [*ROWS[70:80], *BAD, *ROWS[80:]])
@@ -89,12 +89,12 @@ def test_a_killed_worker_is_replaced_without_loss(ray_cluster, corpus: str, chec
 def test_a_stalled_encoding_restarts_its_unfinished_part(
     ray_cluster, corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 ):
-    """A worker that is stopped answers as one whose machine is lost for good: not at all."""
+    """A stopped worker never answers, like a worker on a lost machine."""
     from ray_lir.distributed import encode, pipeline
 
     config = EncoderConfig(checkpoint=checkpoint)
     monkeypatch.setattr(pipeline, "PATIENCE_S", 15.0)
-    before = workers("_EncodingWorker")  # of another test, about to end
+    before = workers("_EncodingWorker")  # workers of an earlier test that are about to end
     stopped: list[int] = []
 
     def spread(plan: Plan) -> Iterator[ChunkEntry]:

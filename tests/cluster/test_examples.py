@@ -1,4 +1,4 @@
-"""The examples that need Ray run and print what their reader expects."""
+"""Examples that need Ray run and print the expected output."""
 
 import re
 import subprocess

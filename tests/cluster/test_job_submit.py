@@ -1,4 +1,4 @@
-"""`ray job submit` runs a job on a cluster that is there already, from the working tree as it is."""
+"""`ray job submit` runs a job on an existing cluster from the current working tree."""
 
 import json
 import os
@@ -36,13 +36,13 @@ def free_port() -> int:
 
 @pytest.fixture
 def head() -> Iterator[tuple[str, dict[str, str]]]:
-    """The address of the job server of a head of our own, and the environment that lets a client in."""
+    """Yield the address of a job server and the environment that authorises a client."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # the sockets in it allow no long path
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     environment = {**os.environ, **variables, "PATH": f"{RAY.parent}:{os.environ['PATH']}"}
     port, dashboard, client, agent = (free_port() for _ in range(4))
     ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", "--dashboard-host=127.0.0.1"]
-    # The agent that takes jobs in would not start beside another cluster's, which has the default port.
+    # The job agent would not start beside that of another cluster, which has the default port.
     ports += [f"--dashboard-agent-listen-port={agent}"]
     command = [str(RAY), "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder}", *ports]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -50,7 +50,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
         wait_for(f"http://127.0.0.1:{dashboard}/api/version", process)
         yield f"http://127.0.0.1:{dashboard}", environment
     finally:
-        for pid in [process.pid, *descendants(process.pid)]:  # when it is asked to end, it takes half a minute
+        for pid in [process.pid, *descendants(process.pid)]:  # it would take half a minute to stop on request
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait()
@@ -64,14 +64,14 @@ def wait_for(url: str, process: subprocess.Popen) -> None:
             urllib.request.urlopen(url, timeout=2).close()
             return
         except urllib.error.HTTPError:
-            return  # it answers, if only that we have shown no token
+            return  # it answers, even if only that the token is missing
         except OSError:
             time.sleep(0.3)
     pytest.fail(f"the Ray head did not answer at {url}")
 
 
 def run_when_ready(submit: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
-    """Runs the command; again for as long as the head's agent is still starting."""
+    """Run the command, and repeat it while the head's agent is starting."""
     deadline = time.monotonic() + PATIENCE
     while True:
         done = subprocess.run(submit, cwd=REPOSITORY, env=environment, text=True, capture_output=True, timeout=2 * PATIENCE)

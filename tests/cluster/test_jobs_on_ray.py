@@ -1,4 +1,4 @@
-"""jobs.evaluate, jobs.tune and jobs.mine on Ray: the same results as in one process, also if a worker or the driver is killed."""
+"""jobs.evaluate, jobs.tune and jobs.mine on Ray: the same results as in one process, even if a worker or the driver is killed."""
 
 import json
 import os
@@ -30,7 +30,7 @@ TWO = {"num_workers": 2}
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index, its collection with judged queries, a cross-encoder, and the tuples that one process mines."""
+    """Return an index, its collection with judged queries, a cross-encoder, and the tuples that one process mines."""
     folder = tmp_path_factory.mktemp("jobs")
     make_index(folder, num_docs=200, num_shards=3)
     write_rows(
@@ -53,7 +53,7 @@ def mining(place: Path, output: object, **fields: object) -> MineConfig:
 
 
 def measured(index: object, place: Path, run: Path, **fields: object) -> tuple[dict, bytes]:
-    """The JSON of an evaluation without the latency, and its run."""
+    """Return the JSON of an evaluation without latency, and its run."""
     job = {"index": str(index), "dataset": str(place), "run": str(run), "latency_queries": 2, **fields}
     result = evaluate(EvaluateConfig.model_validate(job))
     return {name: value for name, value in result.items() if not name.startswith("latency")}, run.read_bytes()
@@ -67,7 +67,7 @@ def test_an_evaluation_on_ray_equals_one_in_this_process(ray_cluster, place: Pat
 
 @pytest.mark.clusters
 def test_an_index_on_a_store_is_evaluated_tuned_and_mined(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """In a process of its own, whose workers inherit the address of the store."""
+    """In another process, because its workers inherit the address of the store."""
     with moto_server() as url, as_endpoint(url, monkeypatch):
         root = f"{make_bucket()}/index"
         fs, path = storage.filesystem(root)

@@ -68,7 +68,7 @@ def test_an_index_that_gpu_tasks_built_and_updated_answers_on_a_cpu(report, fold
     searcher, by_cpu = Searcher.open(str(folder / "built"), 1), Searcher.open(str(folder / "index"))
     queries = Encoder.for_contract(by_cpu.manifest.contract).encode_queries(QUERIES)
     for found, expected in zip(searcher.search(queries, 1), by_cpu.search(queries, 1), strict=True):
-        np.testing.assert_allclose(found.scores, expected.scores, rtol=0.05)  # other centroids, other residuals
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=0.05)  # GPU builds have other centroids, so other residuals
     assert latest_version(str(folder / "built")) == 2
     assert Searcher.open(str(folder / "built")).find(["new"])
 
@@ -104,7 +104,7 @@ def test_groups_with_a_whole_gpu_use_different_gpus(report, folder):
     found = report["two groups, a card each"]
     assert sorted(map(str, (device for [device] in found["devices"].values()))) == ["0", "1"], found
     by_halves = report["two groups"]["answers"]
-    for question, hits in found["answers"].items():  # the query encoder plans on the CPU here
+    for question, hits in found["answers"].items():  # the query encoder plans on the CPU in this test
         np.testing.assert_allclose([score for _, score in hits], [score for _, score in by_halves[question]], atol=32 * 1e-3)
 
 

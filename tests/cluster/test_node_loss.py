@@ -1,4 +1,4 @@
-"""Jobs on a cluster of several machines, one of which is lost in the middle: they finish, with the bytes of an undisturbed run."""
+"""Jobs on a cluster of several machines finish with the bytes of an undisturbed run although one machine is lost."""
 
 import json
 import subprocess
@@ -32,14 +32,14 @@ def cluster() -> Iterator[Machines]:
 
 @pytest.fixture
 def whole(cluster: Machines) -> Machines:
-    """The cluster with two machines, whatever other tests have done to it."""
+    """Return the cluster with two machines; lost ones are replaced."""
     cluster.add(2 - len(cluster.workers))
     return cluster
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint, a corpus, and what one process makes of them."""
+    """Return a checkpoint, a corpus, and the embeddings and index that one process makes of them."""
     folder = tmp_path_factory.mktemp("cluster")
     bert(folder / "checkpoint")
     corpus = write_rows(folder / "corpus.jsonl", ROWS)

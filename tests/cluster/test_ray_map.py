@@ -1,4 +1,4 @@
-"""ray_map is `map` on a cluster: order, bytes, errors, back-pressure and workers that die."""
+"""ray_map is `map` on a cluster: order, bytes, errors, back-pressure and killed workers."""
 
 import os
 import signal
@@ -75,7 +75,7 @@ def test_a_call_of_a_killed_worker_runs_again(ray_cluster, tmp_path: Path):
 
 
 def test_a_store_error_in_another_process_ends_a_job_with_its_message_in_one_line(ray_cluster, capsys):
-    """The exceptions of botocore hold what cannot be pickled."""
+    """botocore's exceptions hold values that cannot be pickled."""
     from threading import Lock
 
     from botocore.exceptions import EndpointConnectionError

@@ -1,4 +1,4 @@
-"""The service on Ray Serve, over HTTP: its answers are the in-process Searcher's, and it says what is wrong with it."""
+"""The service on Ray Serve, over HTTP: answers equal those of a `Searcher`, and the service reports its faults."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -49,7 +49,7 @@ def encoder(searcher: Searcher) -> Encoder:
 
 @pytest.fixture(scope="module")
 def serve_with(ray_cluster: None, index: Path) -> Iterator[Callable[..., httpx.Client]]:
-    """Serves the index with some arguments, unless it is served so already; returns a client."""
+    """Serve the index with these arguments, unless it is already served like this; return a client."""
     from ray import serve
 
     from serving.app import build
@@ -150,7 +150,7 @@ def test_concurrent_requests_get_their_own_answers(serve_with, searcher, encoder
         replies = list(pool.map(lambda text: search(client, query=text, k=5, engine="exact"), texts))
     for reply, answer in zip(replies, expected, strict=True):
         [hits] = reply["results"]
-        # Which queries shared a batch of the encoder decides about the last bit of its vectors.
+        # The last bit of a vector depends on the queries of its batch.
         np.testing.assert_allclose([hit["score"] for hit in hits], answer.scores, rtol=1e-3)
         assert hits[0]["number"] in answer.documents
 
@@ -193,7 +193,7 @@ def test_a_dead_group_is_reported_and_recovers(serve_with, searcher, encoder):
 
 
 def num_socket_connections() -> int:
-    """Connections to sockets of replicas, on this machine."""
+    """Return the connections to replicas' sockets on this machine."""
     listed = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
     return sum(fields[5] == "03" and fields[-1].endswith("/socket") and "/ray_lir-" in fields[-1] for fields in listed)
 

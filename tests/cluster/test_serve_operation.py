@@ -1,4 +1,4 @@
-"""The service on Ray Serve under operation: versions, lost parts, a gateway that starts again, metrics, clients that leave."""
+"""The service on Ray Serve in operation: versions, lost groups, a restarted gateway, metrics, disconnected clients."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from tests.support.repository import REPOSITORY
 from tests.support.served_index import QUERIES, make_index, serve_started
 
 RARE = {"ray_lir_refused_requests_total"}
-"""Metrics that are not exported until there is something to count."""
+"""Metrics that are exported only after the first event."""
 READ, ADMIN = "read-0123456789abcdef", "admin-0123456789abcdef"
 
 
@@ -61,7 +61,7 @@ def client(url: str) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def expected(index: Path) -> dict[int, list[tuple[str, float]]]:
-    """What each version answers to the second query."""
+    """The answer of each version to the second query."""
     found = {}
     for version in (1, 2):
         searcher = Searcher.open(str(index), version)
@@ -77,7 +77,7 @@ def ask(client: Client, **options: object) -> tuple[int, list[tuple[str, float]]
 
 
 def answered(client: Client) -> tuple[int, list[tuple[str, float]]] | None:
-    """None while the service cannot answer."""
+    """Return the served version; None while the service cannot answer."""
     try:
         return ask(client)
     except RayLirError:
@@ -85,7 +85,7 @@ def answered(client: Client) -> tuple[int, list[tuple[str, float]]] | None:
 
 
 def kill(part: str) -> None:
-    """Ends all replicas of a deployment as lost machines would."""
+    """End all replicas of a deployment as if their machines were lost."""
     import ray
 
     for each in ray.util.list_named_actors(all_namespaces=True):
@@ -161,7 +161,7 @@ def test_a_lost_gateway_returns_with_the_served_version(client, expected):
 
 def test_a_group_without_replicas_is_left_out_on_request_and_comes_back(client, expected):
     kill("ShardGroup-1")
-    response = client.search(QUERIES[1], k=5, engine="scan", min_coverage=0.1, deadline_ms=1500)  # no replica starts that fast
+    response = client.search(QUERIES[1], k=5, engine="scan", min_coverage=0.1, deadline_ms=1500)  # replicas start more slowly than this
     assert list(response.missing) == ["ShardGroup-1"] and 0 < response.coverage < 1
     assert len(response.results[0]) == 5
     assert until(lambda: answered(client)) == (2, expected[2])

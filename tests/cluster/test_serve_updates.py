@@ -1,4 +1,4 @@
-"""A service that runs takes the versions that updates and compactions make."""
+"""A running service loads the versions that updates and compactions publish."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(ray_cluster: None, index: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """The service of the index's first version, whose shards two groups share."""
+    """Yield the service of the first version, with shards in two groups."""
     from ray import serve
 
     from serving.app import build

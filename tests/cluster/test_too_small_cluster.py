@@ -1,4 +1,4 @@
-"""A cluster that is too small for what is asked of it is told at once, with what it has and what to set."""
+"""A cluster that is too small for a job is reported at once, with its resources and the setting to change."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""jobs.train on Ray: it continues after SIGKILL, workers share a batch, and a mistake at the first step leaves a usable folder."""
+"""jobs.train on Ray: it continues after SIGKILL, workers share a batch, and an error at the first step leaves a usable folder."""
 
 import json
 import os
@@ -97,7 +97,7 @@ def test_negatives_come_from_all_workers_and_heads_are_saved(place):
     alone = Training(load_encoder(encoder, config.seed, "cpu"), load_pairs(place / "words"), config)
     expected = [alone.run_step(*batches).loss for batches in alone.remaining()]
     settings = {"scorer": "trial", "max_steps": 2, "batch_size": 8, "learning_rate": 3e-4, "num_workers": 2, "dev_split": "train"}
-    job = [sys.executable, "-m", "jobs.train", *flags(place, "shared", **settings)]  # on a cluster of its own, all of it
+    job = [sys.executable, "-m", "jobs.train", *flags(place, "shared", **settings)]  # on its own cluster
     done = subprocess.run(job, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
     assert [record["loss"] for record in curve(place / "shared")] == pytest.approx(expected, rel=1e-4)
@@ -108,7 +108,7 @@ def test_negatives_come_from_all_workers_and_heads_are_saved(place):
 
 
 def test_a_training_that_fails_at_its_first_step_can_be_restarted_with_another_configuration(place, capsys):
-    """16 documents have fewer tokens than they could have, so this is not seen before the first batch."""
+    """The 16 documents have fewer tokens than the limit allows, so the error appears only at the first batch."""
     asked = {"scorer": "xtr", "xtr.k_train": 250, "max_steps": 2, "encoder.document_length": 16}
     with pytest.raises(SystemExit, match="2"):
         cli.main(TrainJob, run, flags(place, "first", **asked))

@@ -1,4 +1,4 @@
-"""Training on a cluster with made-up GPUs: each worker reserves one of its own, and a missing one is one line."""
+"""Training on a cluster with logical GPUs: each worker reserves its own, and a missing one is a one-line error."""
 
 import json
 import os

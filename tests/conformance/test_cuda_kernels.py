@@ -1,4 +1,4 @@
-"""The GPU's kernels against the reference: on a GPU where there is one, or else under Triton's interpreter."""
+"""The GPU kernels against the reference: on a GPU if there is one, otherwise under Triton's interpreter."""
 
 import gc
 import json
@@ -107,7 +107,10 @@ def test_centroid_interaction_equals_the_reference(cuda, num_query_tokens):
     table = cuda.centroid_scores(query, codec)
     best = [table[shard.codes[a:b]].max(initial=-np.inf) for a, b in pairwise(shard.doc_offsets)]
     order = np.argsort(best)
-    threshold, chosen = float(np.mean(np.sort(best)[2:4])), np.append(order[:2], rng.permutation(order[2:])[:3])  # some have none left
+    threshold, chosen = (
+        float(np.mean(np.sort(best)[2:4])),
+        np.append(order[:2], rng.permutation(order[2:])[:3]),
+    )  # some documents have no tokens left
     np.testing.assert_allclose(table, REFERENCE.centroid_scores(query, codec), atol=1e-5)
     for arguments in [(table, weights, shard), (table, weights, shard, threshold), (table, weights, shard, threshold, chosen)]:
         np.testing.assert_allclose(cuda.centroid_maxsim(*arguments), REFERENCE.centroid_maxsim(*arguments), rtol=1e-5, atol=1e-4)
@@ -118,7 +121,7 @@ def test_centroid_interaction_equals_the_reference(cuda, num_query_tokens):
 def test_probing_and_posting_scores_equal_the_reference(cuda, floor):
     shard, codec, query, weights, _ = made_up(**SHAPE | {"num_docs": 30})
     table, sizes = REFERENCE.centroid_scores(query, codec), np.diff(shard.posting_offsets)
-    table[5] = table[3]  # equal scores go to the lower number
+    table[5] = table[3]  # ties go to the lower number
     probed = cuda.probe(table, len(query), sizes, 4, 9, 100)
     for found, expected in zip(probed, REFERENCE.probe(table, len(query), sizes, 4, 9, 100), strict=True):
         np.testing.assert_array_equal(found, expected)
@@ -163,7 +166,7 @@ def test_token_weights_apply_to_winning_tokens(cuda, num_query_tokens):
     shard = replace(shard, weights=rng.uniform(-0.5, 1, len(shard.codes)).astype(np.float16))
     expected = REFERENCE.residual_maxsim([query, query[:1]], [weights, weights[:1]], [], shard, codec)
     scores = cuda.residual_maxsim([query, query[:1]], [weights, weights[:1]], [], shard, codec)
-    assert np.isclose(scores, expected, atol=2e-3 * weights.sum()).mean() > 0.9  # of tokens that are nearly as good either may win
+    assert np.isclose(scores, expected, atol=2e-3 * weights.sum()).mean() > 0.9  # of two nearly equal tokens either may win
     table, sizes = REFERENCE.centroid_scores(query, codec), np.diff(shard.posting_offsets)
     probed = REFERENCE.probe(table, len(query), sizes, 4, 9, 100)
     for floor in (False, True):

@@ -1,4 +1,4 @@
-"""Builds, searches and projections have the same bits for every number of threads, of torch, OpenMP, BLAS, maps and kernels alike."""
+"""Builds, searches and projections have the same bits for every number of threads of torch, OpenMP, BLAS, maps and kernels."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from tests.support.repository import REPOSITORY
 
 CPUINFO = Path("/proc/cpuinfo")
 BLAS_CORE = {"OPENBLAS_CORETYPE": "Haswell"} if CPUINFO.exists() and " avx2 " in CPUINFO.read_text() else {}
-"""The matrix products of one type of processor, whose last bits are known to depend on the number of threads."""
+"""Matrix products for a processor type on which the last bits are known to depend on the number of threads."""
 
 
 @pytest.mark.parametrize(("kernels", "blas"), [("native", {}), ("reference", BLAS_CORE)], ids=["native", "reference"])

@@ -1,4 +1,4 @@
-"""What every engine and every index must hold to: conformance over the registry."""
+"""Properties that every engine and every index must have: conformance over the registry."""
 
 import dataclasses
 import json
@@ -32,19 +32,19 @@ EVERYTHING = {
     "warp": WarpParams(nprobe=10_000, rescore=300),
     "xtr": XtrParams(k_prime=100_000, rescore=300),
 }
-"""Each engine with parameters under which it leaves nothing out."""
+"""Each engine with parameters that leave nothing out."""
 TIGHT = {
     "scan": ScanParams(ncandidates=12),
     "plaid": PlaidParams(nprobe=2, ncandidates=16),
     "warp": WarpParams(nprobe=2, rescore=12),
     "xtr": XtrParams(k_prime=30, nprobe=9, imputation="p10"),
 }
-"""And with parameters under which it cuts a lot."""
+"""Each engine with parameters that cut many documents."""
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
-    """Builds (once for each configuration) and opens an index of the documents."""
+    """Build (once for each configuration) and open an index of the documents."""
     folder = tmp_path_factory.mktemp("indexes")
 
     def open_index(num_shards: int = 1, nbits: int = 4, documents: TokenEmbeddings = DOCUMENTS, name: str = "") -> Searcher:
@@ -127,7 +127,7 @@ def test_exact_at_eight_bits_ranks_as_the_uncompressed_embeddings(index):
 
 @pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_permuting_documents_only_renumbers(tmp_path, engine):
-    """Under one codec: exact arithmetic on the same vectors, in another order."""
+    """One codec: the same vectors in another order."""
     searcher = _with_codec_of(tmp_path, np.arange(300))
     order = np.random.default_rng(3).permutation(300)
     permuted = _with_codec_of(tmp_path, order)
@@ -138,7 +138,7 @@ def test_permuting_documents_only_renumbers(tmp_path, engine):
 
 
 def _with_codec_of(tmp_path, order: np.ndarray) -> Searcher:
-    """An opened index whose shard holds the documents in another order, under the codec of the index in the usual order."""
+    """Open an index with the documents in another order and the codec of the usual order."""
     path = tmp_path / "usual"
     if not path.exists():
         build_index(DOCUMENTS, str(path), IndexConfig(clustering=ClusteringConfig(num_centroids=128)))
@@ -158,7 +158,7 @@ def test_queries_searched_together_and_alone_have_equal_hits(index, engine):
 
 @pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_padding_never_wins_over_negative_similarity(index, engine):
-    """Rows of zeros in a query are masked tokens: they change nothing."""
+    """Zero vectors in a query are masked tokens: they change nothing."""
     padded = TokenEmbeddings.of([np.concatenate([query, np.zeros((5, 32), np.float16)]) for query in QUERIES])
     same(index(1).search(QUERIES, 10, engine), index(1).search(padded, 10, engine))
     opposite = TokenEmbeddings.of([-DOCUMENTS[5][:1]])
@@ -188,7 +188,7 @@ def test_a_shard_without_tokens_returns_no_hits(tmp_path, engine):
 
 
 def _without_tokens(shard) -> dict[str, np.ndarray]:
-    """The arrays of a shard whose documents are all empty."""
+    """Return the arrays of a shard with only empty documents."""
     kept = {name: getattr(shard, name)[:0] for name in ("codes", "residuals", "scales")}
     return kept | {"doc_offsets": shard.doc_offsets * 0}
 
@@ -210,7 +210,7 @@ def test_k_above_the_number_of_documents_returns_all_documents(index, engine):
     data=st.data(),
 )
 def test_an_engine_returns_as_many_documents_as_it_found(tmp_path_factory, seed, lengths, num_shards, k, spread, data):
-    """min(k, documents found): no stage loses a document unless another takes its place."""
+    """An engine returns min(k, documents found): each stage fills its limit."""
     rng = np.random.default_rng(seed)
     lengths = [1, *lengths]
     documents = TokenEmbeddings.of([unit(rng.normal(size=(n, 16)) + 3 * spread) for n in lengths])
@@ -301,7 +301,7 @@ def test_queries_of_other_dimensions_or_types_are_refused_with_the_fix(index):
 
 @st.composite
 def answers_of_parts(draw) -> list[TopK]:
-    """Answers of three shards about different documents, in order, with many equal scores."""
+    """Hits of three shards with distinct documents, in order, with many ties."""
     numbers = draw(st.lists(st.integers(0, 40), unique=True, max_size=30))
     shards = draw(st.lists(st.integers(0, 2), min_size=len(numbers), max_size=len(numbers)))
     scores = draw(st.lists(st.sampled_from([-1.5, 0.0, 0.25, 2.0]), min_size=len(numbers), max_size=len(numbers)))

@@ -1,4 +1,4 @@
-"""docs/extending.md: an engine and a scorer built from its code blocks are searched and explained without any other change."""
+"""docs/extending.md: an engine and a scorer built from its code blocks search and explain without any other change."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Filters: what they let through is what a plain reading of the metadata lets through, and nothing of them becomes SQL."""
+"""Filters: they keep the documents that a plain definition keeps, and no part of them becomes SQL."""
 
 import dataclasses
 import json

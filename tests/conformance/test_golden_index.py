@@ -1,4 +1,4 @@
-"""An index of every released format version opens and answers as it did."""
+"""Indexes of all released format versions open and give the recorded answers."""
 
 import json
 

@@ -1,7 +1,7 @@
-"""Folders from elsewhere: what a hostile or damaged index, embeddings folder, checkpoint or corpus may not do.
+"""Untrusted folders: what a hostile or damaged index, embeddings folder, checkpoint or corpus must not do.
 
-It may not reach files outside of its folder, run code, end the process, or give an answer that is wrong although it was verified.
-The fuzz tests run in a process of their own, which a kernel that reads out of bounds would end. RAY_LIR_FUZZ=N multiplies their cases.
+It must not reach files outside its folder, run code, end the process, or give a wrong answer although it was verified.
+The fuzz tests run in another process, because a kernel that reads out of bounds would end it. RAY_LIR_FUZZ=N multiplies their cases.
 """
 
 import gzip
@@ -71,7 +71,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def index(pristine: str, tmp_path: Path) -> Path:
-    """A copy of its own, with something beside it that is not part of the index."""
+    """Return a copy of the index, with a file beside it that is not part of the index."""
     shutil.copytree(pristine, tmp_path / "runs" / "index")
     for folder in (tmp_path / "runs" / "precious", tmp_path / "elsewhere"):
         folder.mkdir()
@@ -82,7 +82,7 @@ def index(pristine: str, tmp_path: Path) -> Path:
 
 
 def answers(root: str, verify: bool) -> list[Any]:
-    """Everything a reader of an index does, as plain values: scores, and the documents that were found."""
+    """Use an index in every way a reader can; return scores and documents as plain values."""
     searcher = Searcher.open(root, verify=verify)
     found = []
     for engine in VECTOR_ENGINES:
@@ -258,7 +258,7 @@ def npy(descr: str, shape: str, data: bytes = b"", fortran: bool = False, versio
 
 
 class Exploit:
-    """Its pickle makes a file when it is loaded."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -298,7 +298,7 @@ def test_arrays_with_an_unusual_layout_are_refused(index: Path, name: str, tmp_p
 
 
 def replace_listed(index: Path, file_name: str, content: bytes) -> None:
-    """Writes other content to the first shard's file, with the size that the manifest says of it (at least 1)."""
+    """Overwrite the first shard's file with other content of the size in the manifest (at least 1)."""
 
     def change(manifest: dict[str, Any]) -> None:
         file = next(file for file in manifest["shards"][0]["files"] if file["name"].endswith(f"/{file_name}"))
@@ -406,7 +406,7 @@ class EvilModel(BertModel): config_class = EvilConfig
 
 
 def with_code(folder: Path, marker: Path, **config: Any) -> str:
-    """A checkpoint that brings code, which leaves a mark when it is run."""
+    """A checkpoint with code that leaves a file when it runs."""
     put_together("pylate", "expansion", folder)
     auto_map = {"AutoConfig": "evil.EvilConfig", "AutoModel": "evil.EvilModel", "AutoModelForSequenceClassification": "evil.EvilModel"}
     edit(folder / "config.json", lambda value: {**value, "auto_map": auto_map, **config})
@@ -496,7 +496,7 @@ def test_no_pickle_of_a_checkpoint_is_run(tmp_path: Path) -> None:
 
 
 def mutations(rng: random.Random, content: bytes, others: list[bytes]) -> tuple[str, bytes]:
-    """One change of a file, and its name."""
+    """Return the content after one change, and the name of the change."""
     kind = rng.choice(["flip", "flip", "flips", "cut", "zeros", "swap", "grow", "run"])
     changed = bytearray(content)
     if kind == "flip":
@@ -520,7 +520,7 @@ def mutations(rng: random.Random, content: bytes, others: list[bytes]) -> tuple[
 
 
 def fuzz_index(folder: Path, seed: int, count: int) -> None:
-    """Changes one file of an index at a time; raises AssertionError for a case that does harm."""
+    """Change one file of an index at a time; raise AssertionError for a harmful case."""
     root = make_index(folder / "index")
     expected = answers(root, verify=True)
     listed = {Path(root, file.name) for file in files_of(read_version(root))}
@@ -535,7 +535,7 @@ def fuzz_index(folder: Path, seed: int, count: int) -> None:
         fitting = rng.random() < 0.5 and path != manifest
         print(f"case {case}: {kind} {path.relative_to(root)} fitting={fitting}", flush=True)
         path.write_bytes(changed)
-        if fitting:  # a hostile maker of the index lets its manifest agree
+        if fitting:  # a hostile author also changes the manifest
             manifest.write_bytes(contents[manifest].replace(*(b'"size":%d' % len(each) for each in (contents[path], changed))))
         for verify in (False, True):
             try:
@@ -551,7 +551,7 @@ def fuzz_index(folder: Path, seed: int, count: int) -> None:
 
 
 def fuzz_embeddings(folder: Path, seed: int, count: int) -> None:
-    """Changes one file of an embeddings folder at a time, and builds an index of it."""
+    """Change one file of an embeddings folder at a time, and build an index of it."""
     root = folder / "embeddings"
     save_embeddings(str(root), EMBEDDINGS.slice(0, 20))
     files = sorted(path for path in root.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""The compiled kernels against the reference, on every instruction set that this processor runs, with random shapes."""
+"""The compiled kernels against the reference, on every instruction set of this processor, with random shapes."""
 
 from dataclasses import replace
 
@@ -39,7 +39,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def made_up(num_docs: int, num_query_tokens: int, dim: int, nbits: int, num_centroids: int, max_tokens: int, seed: int):
-    """A shard with an empty document here and there, its codec, and a query with importance weights."""
+    """Return a shard with some empty documents, its codec, a query and its weights, and the random generator."""
     rng = np.random.default_rng(seed)
     doc_offsets = np.concatenate([[0], np.cumsum(rng.integers(0, max_tokens + 1, num_docs))]).astype(np.int64)
     num_tokens = int(doc_offsets[-1])
@@ -54,26 +54,26 @@ def made_up(num_docs: int, num_query_tokens: int, dim: int, nbits: int, num_cent
 
 
 def tolerance(codec: ResidualCodec, weights: np.ndarray) -> float:
-    """What rounding can move a score by: bucket weights to 7 bits in residuals up to half as long as a vector, and the rest."""
+    """Return the largest change of a score by rounding: bucket weights have 7 bits, and residuals at most half the length of a vector."""
     return max(1, weights.sum()) * (6e-3 + np.abs(codec.weights).max() / 252)
 
 
 def agree(scores: np.ndarray, expected: np.ndarray, atol: float) -> None:
-    """Nearly all scores are equal: where two tokens win by less than the rounding, the other one may, and decides what follows."""
+    """Assert that nearly all scores agree; if two tokens differ by less than the rounding, either may win and change later terms."""
     close = np.isclose(scores, expected, atol=atol)
     assert (~close).sum() <= max(2, 0.1 * close.size)
     np.testing.assert_array_equal(np.isneginf(scores), np.isneginf(expected))
 
 
 def between(values: np.ndarray, share: float) -> float:
-    """A threshold that about this share of the values is below, half way between two that are not nearly equal if there are such."""
+    """Return a threshold above about this fraction of the values, half way between two values that are not nearly equal if possible."""
     ordered = np.sort(values)
     gaps = np.diff(ordered) - 1e-2 * np.abs(np.arange(1, len(ordered)) / len(ordered) - share)
     return float(ordered[: 1 + len(gaps)][gaps.argmax() :][:2].mean()) if len(gaps) else float(ordered[0]) - 1
 
 
 def every_set(check) -> None:
-    """Runs a check for every instruction set, with one thread and with three; all must agree to the bit."""
+    """Run a check for every instruction set, with one thread and with three; all must agree to the bit."""
     results = [check(select(f"native:{name}", threads)) for name in SETS for threads in (1, 3)]
     for result in results[1:]:
         for array, first in zip(result, results[0], strict=True):
@@ -87,7 +87,7 @@ def weighed(shard: IndexShard, rng: np.random.Generator) -> IndexShard:
 
 
 def related(codec: ResidualCodec, strength: float, by_cosine: bool, rng: np.random.Generator) -> ResidualCodec:
-    """The codec with a relation encoder whose relations are about as large as `strength`."""
+    """Return the codec with a relation encoder that gives relations of about `strength`."""
     dim = codec.dim
     inner, outer = rng.normal(size=(dim, 2 * dim)) / np.sqrt(dim), rng.normal(size=(dim, dim)) / dim
     rows = rng.normal(size=(3, dim)) * 0.1 + np.array([[0], [1], [0]])
@@ -136,7 +136,7 @@ def test_centroid_interaction_equals_the_reference(**shape):
             kept, REFERENCE.centroid_maxsim(table, weights, shard, threshold, chosen), atol=1e-3 * max(1, weights.sum())
         )
         scanned = kernels.scan_codes(kernels.scan_table(wide), weights, shard)
-        np.testing.assert_allclose(scanned, everything, atol=0.01 * max(1, weights.sum()))  # a byte is up to 2 / 255
+        np.testing.assert_allclose(scanned, everything, atol=0.01 * max(1, weights.sum()))  # one step of a byte is up to 2 / 255
         return wide, everything, kept, scanned
 
     every_set(check)
@@ -185,7 +185,7 @@ def test_relations_from_codes_and_residuals_equal_the_reference(strength, by_cos
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from([8, 40, 128]), st.sampled_from([0.0, 1.0, 3.0]), st.sampled_from([0.0, 0.1, 2.0]), st.integers(0, 1000))
 def test_no_relation_is_above_its_bound(dim, lift, shift, seed):
-    """Whatever the tokens are: the norm's output is moved to where the relation is largest, step by step."""
+    """Gradient ascent on the output of the norm finds the largest relation of any tokens."""
     rng = np.random.default_rng(seed)
     eye, rows = np.eye(dim, 2 * dim), [rng.normal(size=dim), rng.normal(size=dim) + lift, shift * rng.normal(size=dim)]
     relation = Relation(eye, *rows, rng.normal(size=(dim, dim)) / dim, rng.normal(size=dim) / dim, 1.0, "combined")
@@ -203,7 +203,7 @@ def test_no_relation_is_above_its_bound(dim, lift, shift, seed):
 
 
 def test_pruning_does_not_change_relations():
-    """With wide bounds every pair is computed; with their own, as few as can win. The scores are the same to the bit."""
+    """Wide bounds compute every pair; the true bounds compute only pairs that can win. The scores are the same to the bit."""
     shard, codec, query, weights, rng = made_up(12, 20, 64, 4, 33, 120, 1)
     for strength in (0.003, 0.03):
         codec = related(codec, strength, False, rng)
@@ -218,7 +218,7 @@ def test_pruning_does_not_change_relations():
 
 @pytest.mark.parametrize("dim", [32, 128, 192])
 def test_approximate_relations_are_within_two_percent_of_the_spread(dim):
-    """Of documents of one token, where nothing else can win."""
+    """With documents of one token, no other token can win."""
     shard, codec, query, _, rng = made_up(8, 2, dim, 4, 100, 400, 1)
     codec = related(codec, 0.1, False, rng)
     shard = replace(shard, doc_offsets=np.arange(len(shard.codes) + 1))
@@ -284,7 +284,7 @@ def test_assignment_and_compression_equal_the_reference(halves, euclidean, **sha
         np.testing.assert_array_equal(in_all_cells, kernels.assign(vectors, codec.centroids_f32, True)[0])
         in_one_cell = kernels.assign_in_cells(vectors, codec.centroids_f32, offsets, every_cell[:, :1])
         expected = REFERENCE.assign_in_cells(vectors, codec.centroids_f32, offsets, every_cell[:, :1])
-        assert (in_one_cell == expected).mean() >= 0.9 or (in_one_cell != expected).sum() <= 1  # nearly equal distances may be swapped
+        assert (in_one_cell == expected).mean() >= 0.9 or (in_one_cell != expected).sum() <= 1  # nearly equal distances may change places
         turned = kernels.rotate(vectors, rotation)
         np.testing.assert_allclose(turned, REFERENCE.rotate(vectors, rotation), atol=1e-5)
         np.testing.assert_array_equal(turned[-1:], kernels.rotate(vectors[-1:], rotation))
@@ -332,7 +332,7 @@ def check_compression(kernels: Kernels, vectors: np.ndarray, codes: np.ndarray, 
     packed, scales, norms = kernels.compress(vectors, codes, codec)
     expected_packed, expected_scales, expected_norms = REFERENCE.compress(vectors, codes, codec)
     np.testing.assert_allclose(norms, expected_norms, atol=1e-5)
-    # A value on a cutoff may fall to either side of it by its last bit; such a token's scales move a little too.
+    # A value on a cutoff may fall on either side by its last bit; the scales of such a token change a little too.
     same = (packed == expected_packed).all(axis=1)
     assert same.mean() >= 0.9 or (~same).sum() <= 1
     np.testing.assert_allclose(scales[same], expected_scales[same], rtol=1e-4, atol=1e-6)
@@ -387,7 +387,7 @@ def test_every_instruction_set_can_be_selected_by_name():
 
 @pytest.mark.parametrize("instruction_set", native.instruction_sets())
 def test_probing_continues_if_the_nearest_clusters_hold_few_tokens(instruction_set):
-    """The first 8 query tokens' best cells are nearly empty, so that t_prime is passed far behind where it usually is."""
+    """The best clusters of the first 8 query tokens are nearly empty, so t_prime is reached much later than usual."""
     rng = np.random.default_rng(3)
     table = rng.random((3000, 16)).astype(np.float16).astype(np.float32)
     table[:, :8] = np.linspace(1, 0, 3000, dtype=np.float16)[:, None]

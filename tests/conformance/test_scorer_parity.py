@@ -1,4 +1,4 @@
-"""What training scores and what search scores are the same function, for every scorer, on random inputs of many shapes."""
+"""Training and search compute the same function, for every scorer, on random inputs of many shapes."""
 
 import numpy as np
 import pyarrow as pa
@@ -44,7 +44,7 @@ def test_every_scorer_is_compared():
 
 
 def made_up(num_docs: int, num_query_tokens: int, num_masked: int, dim: int, max_tokens: int, rotated: bool, seed: int):
-    """A shard of 4 bits with token weights, its codec, and a query with masked tokens anywhere."""
+    """Return a shard of 4 bits with token weights, its codec, and a query with masked tokens at random positions."""
     rng = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(rng.integers(0, max_tokens + 1, num_docs))]).astype(np.int64)
     num_tokens = int(offsets[-1])
@@ -61,7 +61,7 @@ def made_up(num_docs: int, num_query_tokens: int, num_masked: int, dim: int, max
 
 
 def padded(shard: IndexShard, codec: ResidualCodec) -> EmbeddedTexts:
-    """The shard's documents as training sees them, float64, turned back."""
+    """Return the shard's documents as training sees them: float64, rotated back."""
     vectors = decompress(shard.codes, shard.residuals, shard.scales, codec).astype(np.float64)
     vectors = vectors if codec.rotation is None else vectors @ codec.rotation.T.astype(np.float64)
     lengths = np.diff(shard.doc_offsets)
@@ -74,7 +74,7 @@ def padded(shard: IndexShard, codec: ResidualCodec) -> EmbeddedTexts:
 def searched(
     codec: ResidualCodec, scorer: Scorer, shard: IndexShard, query: np.ndarray, weights: np.ndarray, kernels: Kernels
 ) -> np.ndarray:
-    """[N] scores of the exact engine, over an index of the scorer."""
+    """Return the [N] scores of engine exact on an index of the scorer."""
     if scorer.name == "trial":
         codec = ResidualCodec(
             codec.centroids,
@@ -118,7 +118,7 @@ def test_the_torch_form_and_search_agree(name, alignment, **shape):
     with torch.no_grad():
         expected = scorer.double()(queries, documents)[0].numpy()
     np.testing.assert_allclose(searched(codec, scorer.float(), shard, query, weights, select("reference")), expected, rtol=1e-5, atol=1e-4)
-    if native.available():  # within the rounding of 8-bit products; a token that wins by less may be another
+    if native.available():  # within the rounding of 8-bit products, another token may win
         scores = searched(codec, scorer, shard, query, weights, select("native"))
         assert (~np.isclose(scores, expected, atol=6e-3 * max(1, weights.sum()))).sum() <= max(1, 0.1 * len(scores))
 
@@ -139,7 +139,7 @@ def _unweighed(shard: IndexShard, codec: ResidualCodec) -> EmbeddedTexts:
 
 
 def golden_shard(vectors: np.ndarray, mask: np.ndarray, weights: np.ndarray | None) -> tuple[IndexShard, ResidualCodec]:
-    """Documents whose every token is a centroid of its own."""
+    """Return documents in which every token is its own centroid."""
     codec = ResidualCodec(vectors[mask], np.zeros(1), np.zeros(2, np.float32))
     num_tokens, offsets = int(mask.sum()), np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
     codes, residuals = np.arange(num_tokens, dtype=np.uint16), np.zeros((num_tokens, codec.dim // 8), np.uint8)
@@ -160,7 +160,7 @@ def test_search_gives_the_golden_scores_of_trial(alignment):
 
 
 def test_search_gives_the_golden_scores_of_colbert_att():
-    """Weights are kept in float64 here; an index keeps what they differ from one by in float16."""
+    """Weights are float64 here; an index stores weight - 1 in float16."""
     g = golden("colbert_att")
     query = np.where(g["q_mask"][:, None], g["q"], 0).astype(np.float32)
     ones = np.ones(len(query), np.float32)

@@ -1,4 +1,4 @@
-"""The differentiable scorers against golden vectors, hand numbers, their naive definitions and finite differences."""
+"""The differentiable scorers against golden vectors, numbers by hand, naive definitions and finite differences."""
 
 from typing import get_args
 
@@ -30,7 +30,7 @@ def texts(vectors: object, mask: object = None, weights: object = None, dtype: t
 def make(name: str, dim: int, dtype: torch.dtype = torch.float64, settings: Config | None = None) -> Scorer:
     torch.manual_seed(7)
     scorer = SCORERS[name](dim, settings or SETTINGS[name]).to(dtype)
-    for parameter in scorer.parameters():  # fresh heads are nearly MaxSim
+    for parameter in scorer.parameters():  # fresh heads score nearly like MaxSim
         torch.nn.init.normal_(parameter, std=0.5)
     return scorer
 
@@ -137,7 +137,7 @@ def test_chunk_size_changes_no_score(name: str, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("name", SCORERS)
 def test_padding_changes_no_score(name: str) -> None:
-    """Nor does what the padding holds: none of it leaks, into a pool either."""
+    """The content of padding changes no score and does not enter the pool."""
     rng = np.random.default_rng(5)
     queries, documents = random_texts(rng, 3, 4, 6, weights=True), random_texts(rng, 5, 5, 6, weights=True)
     scorer = make(name, 6)
@@ -154,7 +154,7 @@ def test_padding_changes_no_score(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCORERS)
 def test_a_pairs_score_does_not_depend_on_its_batch(name: str) -> None:
-    """Training scores of xtr do depend on the pool: that is what XTR is, and test_scorer_xtr holds it to that."""
+    """Training scores of xtr depend on the pool by definition; tests/unit/scorers/test_xtr.py checks that."""
     rng = np.random.default_rng(6)
     queries, documents = random_texts(rng, 3, 6, 6, weights=True), random_texts(rng, 5, 5, 6, weights=True)
     scorer = make(name, 6)

@@ -1,4 +1,4 @@
-"""Training for every scorer: it learns, pieces and workers add up to the whole, it continues, and heads learn at their own rate."""
+"""Training for every scorer: it learns, micro-batches and workers add up to a batch, it continues, and heads have their own rate."""
 
 from itertools import islice
 from pathlib import Path
@@ -47,7 +47,7 @@ def pairs(folder) -> TrainingData:
 
 
 def with_negatives(pairs: TrainingData) -> TrainingData:
-    """Every query with three negatives and a teacher who knows better."""
+    """Every query with three negatives and a teacher that ranks better than the student."""
     rng = np.random.default_rng(0)
     lists = []
     for ((own,),) in pairs.lists_by_query():
@@ -79,7 +79,7 @@ def weights(training: Training) -> dict[str, torch.Tensor]:
 
 
 def gradients(training: Training) -> dict[str, torch.Tensor]:
-    """Of the latest step."""
+    """Return the gradients of the latest step."""
     return {name: each.grad.clone() for name, each in training.encoder.model.named_parameters() if each.grad is not None}
 
 
@@ -105,7 +105,7 @@ def test_training_learns_pairs_that_an_untrained_encoder_fails(scorer, checkpoin
 
 @each_scorer
 def test_micro_batches_give_the_gradient_of_the_whole_batch(scorer, checkpoint, pairs):
-    """Texts of other lengths, dropout, hard negatives and a teacher included; an xtr pool is the whole batch."""
+    """With texts of several lengths, dropout, hard negatives and a teacher; the pool of xtr is the whole batch."""
     data = with_negatives(pairs)
     whole, pieces = (start(checkpoint, data, configure(scorer, **DISTILLED, micro_batch=size)) for size in (None, 5))
     assert advance(pieces, 1)[0].loss == pytest.approx(advance(whole, 1)[0].loss, rel=1e-5)
@@ -223,7 +223,7 @@ def test_a_step_with_overflowing_float16_gradients_is_skipped_and_the_scale_is_s
 
 
 def test_the_reported_loss_leaves_out_the_float16_scale(checkpoint, pairs):
-    """Gradients too: clipped after they are unscaled, a step is that of float32 but for rounding."""
+    """Gradients are unscaled before clipping, so a step equals that of float32 except for rounding."""
     small = configure("maxsim", max_gradient_norm=1e-3, max_steps=1)
     exact, scaled = (start(checkpoint, pairs, small, products=dtype) for dtype in (torch.float32, torch.float16))
     assert scaled._scaler.get_scale() > 1000
@@ -255,7 +255,7 @@ def test_a_checkpoint_of_another_scorer_cannot_start_a_training(checkpoint, pair
 
 
 def test_two_workers_train_like_one_with_every_scorer(checkpoint, pairs, tmp_path):
-    """The pool of xtr, the weights of attention and the pieces of the gradient cache span workers; so does the dev set."""
+    """The pool of xtr, the attention weights, the gradient cache and the dev set span all workers."""
     data, expected = with_negatives(pairs), {}
     for scorer in SCORERS:
         alone = start(checkpoint, data, configure(scorer, **DISTILLED))

@@ -1,4 +1,4 @@
-"""The laws of search on indexes whose scorer weighs document tokens (ColBERT-Att), or relates them (TRIAL)."""
+"""Properties of search on indexes with token weights (ColBERT-Att) or relations (TRIAL)."""
 
 import dataclasses
 from pathlib import Path
@@ -61,7 +61,7 @@ INPUTS = {
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
-    """Builds (once for each kind and number of shards) and opens an index of the documents."""
+    """Build (once for each kind and number of shards) and open an index of the documents."""
     folder = tmp_path_factory.mktemp("indexes")
 
     def open_index(kind: str, num_shards: int = 1, kernels: str = "auto") -> Searcher:
@@ -75,7 +75,7 @@ def index(tmp_path_factory):
 
 
 def decoded(searcher: Searcher, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """[m, D] vectors of a document as the encoder had them, and what its tokens weigh."""
+    """Return the encoder's [m, D] vectors of a document, and the weights of its tokens."""
     shard, codec = searcher.shards[0], searcher.planner.codec
     tokens, _ = shard.tokens(np.array([number]))
     vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec) @ codec.rotation.T
@@ -83,7 +83,7 @@ def decoded(searcher: Searcher, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def definition(searcher: Searcher, query: np.ndarray, weights: np.ndarray, number: int, relation: Relation | None) -> float:
-    """The score of a document as docs/algorithms.md#51-score and 6.1 write it, a pair at a time; no form is factored."""
+    """Return a document's score by docs/algorithms.md#51-score and 6.1, one pair at a time, without factoring."""
 
     def rel(previous: np.ndarray, current: np.ndarray) -> np.ndarray:
         x = relation.inner_weight @ np.concatenate([previous, current]) + relation.inner_bias
@@ -112,7 +112,7 @@ def test_exact_search_gives_the_scores_of_the_definition(index, kind):
     expected = [definition(searcher, query, weights, number, INPUTS[kind][1]) for number in top.documents.tolist()]
     np.testing.assert_allclose(top.scores, expected, rtol=0, atol=1e-4)
     fast = dict(zip(*_answers(index(kind).search(QUERIES.slice(2, 3), 20, "exact")[0]), strict=True))
-    rounding = 0.05 if INPUTS[kind][1] else 0.02  # five relations, each within a hundredth of a spread of 0.4
+    rounding = 0.05 if INPUTS[kind][1] else 0.02  # five relations, each with an error of 1% of a spread of 0.4
     assert np.mean([abs(fast[number] - score) < rounding for number, score in zip(top.documents.tolist(), expected, strict=True)]) > 0.8
 
 
@@ -207,7 +207,7 @@ def test_permuting_documents_only_renumbers(index, kind, engine):
 
 @pytest.mark.parametrize("engine", ["scan", "plaid"])
 def test_candidates_are_those_of_an_index_without_token_weights(index, engine):
-    """Scores by centroids leave the weights out: what is cut before the exact score is what plain MaxSim would cut."""
+    """Centroid scores leave token weights out, so the stages before rescoring keep the candidates of plain MaxSim."""
     weighted = index("weighted")
     bare = dataclasses.replace(weighted, shards=tuple(dataclasses.replace(shard, weights=None) for shard in weighted.shards))
     candidates = {"scan": ScanParams(ncandidates=9), "plaid": PlaidParams(nprobe=2, ncandidates=36)}[engine]
@@ -332,7 +332,7 @@ def test_a_relation_with_weight_zero_gives_maxsim(tmp_path: Path):
 @pytest.mark.parametrize("weight", [0.01, 0.1, 0.5])
 @pytest.mark.parametrize("alignment", ["combined", "cosine"])
 def test_skipped_relations_could_not_reach_the_top_k(tmp_path, weight, alignment):
-    """The best of an index, whose other documents' relations bounds leave out, are the best of all exact scores, to the bit."""
+    """Bounds skip relations of documents that cannot be among the best; the top k equals that of all exact scores, to the bit."""
     documents = collection(400, seed=5)
     build_index(documents, str(tmp_path), IndexConfig(num_shards=1, **CONFIG), relation=relation_of(alignment, weight=weight))
     for kernels in ("reference", "auto"):

@@ -1,8 +1,8 @@
-"""Makes the golden index of this format version: run once when a version is released, never again.
+"""Make the golden index of this format version. Run it once when a format version is released, and never again.
 
     python -m tests.golden.make_index
 
-An index that this wrote must open and answer the same for ever (tests/conformance/test_golden_index.py).
+Its indexes must always open and give the same answers (tests/conformance/test_golden_index.py).
 """
 
 import json
@@ -20,7 +20,7 @@ from tests.support.synthetic import collection, queries_about
 
 FOLDER = Path(__file__).parent / f"index_v{FORMAT_VERSION}"
 PARAMETERS = [XtrParams(k_prime=40, imputation=imputation) for imputation in ("min", "mean", "p10", "power_law", "zero")]
-"""What is asked beside every engine's defaults, with which xtr retrieves every token of so small an index."""
+"""Searched besides every engine's defaults, with which xtr retrieves every token of this small index."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Admission: who is refused, and the time that they are told to wait."""
+"""Admission: which requests are refused, and their Retry-After times."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def answer(admission: Admission, clock: Clock, number: int, seconds: float) -> N
 
 
 def refusals(admission: Admission, number: int) -> list[int]:
-    """The seconds that so many clients are told to wait."""
+    """Return the Retry-After seconds of this many refused requests."""
     told = []
     for _ in range(number):
         with pytest.raises(Overloaded) as refused, admission.enter():
@@ -55,7 +55,7 @@ def test_retry_times_follow_the_order_of_refusals(clock):
     admission.running = 0
     answer(admission, clock, 12, 0.5)
     admission.running = 4
-    assert refusals(admission, 1)[0] < told[-1]  # those that were told to come within these 6 seconds are not waiting any more
+    assert refusals(admission, 1)[0] < told[-1]  # clients with a retry time within these 6 seconds no longer wait
 
 
 def test_the_retry_time_is_bounded_and_one_second_at_first(clock):

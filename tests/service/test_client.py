@@ -1,4 +1,4 @@
-"""The typed client, and `ray-lir ask` and `ray-lir search`, over the whole service in this process."""
+"""The typed client, `ray-lir ask` and `ray-lir search`, with the whole service in this process."""
 
 import asyncio
 import json
@@ -85,7 +85,7 @@ def test_proxies_of_the_environment_are_not_used_for_localhost(url, monkeypatch)
             return (await client.index()).num_docs
 
     assert asyncio.run(asked())
-    with Client("http://service.invalid") as client, pytest.raises(ServiceUnavailable, match="onnect"):  # that one goes to the proxy
+    with Client("http://service.invalid") as client, pytest.raises(ServiceUnavailable, match="onnect"):  # this request goes to the proxy
         client.health()
 
 
@@ -126,7 +126,7 @@ def test_the_asynchronous_client_gives_the_same_answers(url, client):
     assert [hit.doc_id for hit in first.results[0]] == [hit.doc_id for hit in client.search(QUERIES[0], k=3).results[0]]
     assert [hit.doc_id for hit in second.results[0]] == [hit.doc_id for hit in client.search(QUERIES[1], k=3).results[0]]
     assert np.array_equal(embeddings.values, client.encode(QUERIES).values)
-    alone = client.rerank("king", texts=["king", "mouse"])  # its query was not encoded together with others, which may change last bits
+    alone = client.rerank("king", texts=["king", "mouse"])  # encoding a query in a batch may change its last bits
     assert [hit.position for hit in reranked.results] == [hit.position for hit in alone.results]
     assert [hit.score for hit in reranked.results] == pytest.approx([hit.score for hit in alone.results], abs=0.01)
     assert (explanation.document.number, document, facts, health.ready) == (1, client.document("doc-5"), client.index(), True)
@@ -260,7 +260,7 @@ ODD_IDS += ["\\\\", '"', "<b>", "😀" * 1024, "index", "e\u0301", "7"]
 
 @pytest.fixture(scope="module")
 def odd(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of documents with odd ids; one was written before control characters were refused."""
+    """Yield the service of an index with unusual ids; one has a control character, which older versions allowed."""
     folder = tmp_path_factory.mktemp("odd")
     rows = [{"_id": doc_id, "text": f"the river {number}"} for number, doc_id in enumerate([*ODD_IDS, "old\nid"])]
     encoder = EncoderConfig(checkpoint=str(index.parent / "checkpoint"))

@@ -1,4 +1,4 @@
-"""Shard groups on GPUs: merged searches, memory, health and settings. Kernels run on a GPU, or under Triton's interpreter."""
+"""Shard groups on GPUs: merged searches, memory, health and settings. Kernels run on a GPU or under Triton's interpreter."""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Hedging: late and lost calls are made again, the first answer counts, and what is not needed is cancelled."""
+"""Hedging: late and lost calls are repeated, the first reply counts, and other calls are cancelled."""
 
 import asyncio
 from typing import Any
@@ -23,7 +23,7 @@ class Counted:
 
 
 class Replicas:
-    """Answers each call as the next of a script says: seconds to wait, then a value to return or an error to raise."""
+    """Answers each call by the next step of a script: seconds to wait, then a value to return or an error to raise."""
 
     def __init__(self, *script: tuple[float, Any]):
         self.script = [(USUAL, "usual")] * MIN_CALLS + list(script)
@@ -51,7 +51,7 @@ class Replicas:
 
 
 def answers(replicas: Replicas, *asked: str, percentile: float = 100, seconds: float = 5) -> tuple[list[Any], Counted]:
-    """What calls to the groups called `asked` give, after enough usual ones; errors among them."""
+    """Return the replies or errors of calls to `groups`, after enough calls of usual time."""
 
     async def scene() -> list[Any]:
         deadline = asyncio.get_running_loop().time() + seconds

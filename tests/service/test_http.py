@@ -1,4 +1,4 @@
-"""The service without a cluster: what the HTTP side accepts and refuses, how shards are grouped, what a wrong start says."""
+"""The service without a cluster: requests that HTTP accepts and refuses, grouping of shards, and start errors."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ PASSED_ON = ConfigError("the request was passed on")
 
 
 class Failing:
-    """A service in which every search ends with one error."""
+    """A service that ends every search with one error."""
 
     def __init__(self, error: Exception):
         self.error = error
@@ -204,7 +204,7 @@ TOKENS = {"read": ["read-0123456789abcdef"], "admin": ["admin-0123456789abcdef"]
 
 @pytest.fixture
 def guarded(tmp_path) -> TestClient:
-    """A service that asks for tokens."""
+    """Return a client of a service that needs tokens."""
     (tmp_path / "tokens.yaml").write_text(yaml.safe_dump(TOKENS))
     access = Access(grants=read_tokens(str(tmp_path / "tokens.yaml")))
     return TestClient(routes(Failing(PASSED_ON), access), raise_server_exceptions=False)

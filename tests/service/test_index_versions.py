@@ -1,4 +1,4 @@
-"""Another version of the index while the service runs: verified everywhere before it is served, and never mixed in an answer."""
+"""Loading another index version into a running service: every worker verifies it first, and no answer mixes versions."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ from tests.support.served_index import QUERIES, make_index
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of two versions: the second, of 100 other documents in one shard, is the latest."""
+    """Return an index of two versions; the latest has 100 other documents in one shard."""
     folder = tmp_path_factory.mktemp("versions")
     index = make_index(folder, num_docs=120, num_shards=3)
     other = make_index(folder / "other", num_docs=200, num_shards=2)

@@ -1,4 +1,4 @@
-"""Requests made from the API's own description: whatever is sent, the answer is one that the description declares."""
+"""Requests generated from the OpenAPI description: every reply is one that the description declares."""
 
 from collections.abc import Iterator
 
@@ -65,10 +65,10 @@ def test_every_answer_is_one_that_the_description_declares(client, operations, l
     def check(case) -> None:
         try:
             reply = client.request(**case.as_transport_kwargs())
-        except testclient.httpx.InvalidURL:  # longer than the client sends: nothing reaches the service
+        except testclient.httpx.InvalidURL:  # a body shorter than its declared length never reaches the service
             hypothesis.reject()
         case.validate_response(reply, checks=CHECKS)
-        in_a_hurry = isinstance(case.body, dict) and "deadline_ms" in case.body  # a millisecond may be too little for an answer
+        in_a_hurry = isinstance(case.body, dict) and "deadline_ms" in case.body  # a deadline of one millisecond may be too short
         assert reply.status_code < 500 or (reply.status_code == 503 and in_a_hurry), reply.text
 
     check()

@@ -1,4 +1,4 @@
-"""The switches of `python -m serving`: what is set already stays, and HAProxy tells its statistics to its own machine alone."""
+"""The environment that `python -m serving` sets for Ray Serve, and the HAProxy wrapper."""
 
 import os
 import subprocess

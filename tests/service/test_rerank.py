@@ -1,4 +1,4 @@
-"""POST /rerank: texts are scored as documents of the index are, whatever the index's scorer."""
+"""POST /rerank: texts are scored like documents of the index, with every scorer."""
 
 import json
 from pathlib import Path

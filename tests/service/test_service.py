@@ -1,4 +1,4 @@
-"""The service without Ray between its parts: every route, partial answers, limits, versions."""
+"""The service without Ray: every route, partial answers, limits, versions."""
 
 import asyncio
 import base64
@@ -71,7 +71,7 @@ def post(client: TestClient, path: str, **body: object) -> dict:
 
 
 def only(searcher: Searcher, groups: set[int]) -> Searcher:
-    """The searcher over some of the shards; there is one shard a group."""
+    """Return a searcher over some of the shards; each group has one shard."""
     return Searcher(searcher.planner, tuple(searcher.shards[group] for group in sorted(groups)), searcher.kernels)
 
 
@@ -166,7 +166,7 @@ def test_a_partial_answer_equals_a_search_over_the_remaining_shards(client, call
 @pytest.mark.parametrize("method", ["run_stage", "documents"])
 @pytest.mark.parametrize("engine", ["scan", "plaid", "warp"])
 def test_a_group_lost_between_stages_displaces_no_documents(client, calls, searcher, encoder, engine, method, monkeypatch):
-    """With narrow cuts, what a lost group had kept would be missing from the others' answer."""
+    """With narrow cuts, documents that a lost group kept would displace those of other groups."""
     monkeypatch.setattr(scatter, "MAX_AHEAD", 0)
     params = {"scan": {"ncandidates": 10}, "plaid": {"nprobe": 4, "ncandidates": 40}, "warp": {"rescore": 10}}[engine]
     calls.faults["ShardGroup-3"] = raising(FormatError("codes.npy", "10 bytes", "9 bytes"), method)
@@ -394,4 +394,4 @@ def test_the_index_route_lists_metadata_fields_of_the_groups_that_answer(index: 
         assert (field["lowest"], field["highest"], field["fraction"]) == (0, 399, 1.0)
         num_calls = len(calls.calls)
         client.get("/index")
-        assert len(calls.calls) == num_calls  # complete facts are kept
+        assert len(calls.calls) == num_calls  # complete replies are cached

@@ -1,4 +1,4 @@
-"""An index on an object store: shards are copied to the machine's disk, checked, and copied again if the copy is damaged."""
+"""An index on an object store: shards are copied to the local disk, verified, and copied again if damaged."""
 
 import asyncio
 import uuid
@@ -31,7 +31,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stored(index: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The index in a bucket of a server on this machine."""
+    """Return the index in a bucket of a local server."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -100,7 +100,7 @@ def test_a_damaged_file_on_the_store_is_refused_and_not_cached(stored, tmp_path)
 
 
 def applications_in(value: object) -> list[Deployment]:
-    """The deployments bound anywhere in the arguments of another."""
+    """Yield the deployments that are bound in the arguments of another one."""
     if isinstance(value, Application):
         return [value._bound_deployment]
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()

@@ -1,4 +1,4 @@
-"""The search page in a headless Chromium, over the whole service in this process."""
+"""The search page in a headless Chromium, with the whole service in this process."""
 
 import asyncio
 import shutil
@@ -57,7 +57,7 @@ def metadata(row: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> tuple[Service, LocalTransport]:
-    """Its first document's title is an attack on the page. Version 2 lacks every third document."""
+    """Return an index with a first title that holds script code. Version 2 lacks every third document."""
     index = make_index(tmp_path_factory.mktemp("page"), first_title=ATTACK, metadata=metadata)
     delete(index, every=3)
     return local_service(index, 2)
@@ -68,7 +68,7 @@ ATTACK = "<img src=x onerror=\"document.body.dataset.attacked='yes'\"> king & br
 
 @pytest.fixture(scope="module")
 def listen() -> Iterator[Callable[[FastAPI], str]]:
-    """Serves an application on a free port; returns its address."""
+    """Serve an application on a free port; yield its address."""
     started: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def listen(app: FastAPI) -> str:

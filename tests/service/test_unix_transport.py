@@ -1,4 +1,4 @@
-"""Lines: direct calls to a replica on the same machine are those of Serve's handles, and those take over where there is no line."""
+"""Unix transport: calls over a socket give the results of Ray Serve's handles, which take over without a socket."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ from serving.transport.unix_socket import UnixConnection, UnixListener
 
 
 class Replica:
-    """Stands for a deployment's replica."""
+    """A fake replica of a deployment."""
 
     def __init__(self) -> None:
         self.listener = UnixListener(self)
@@ -51,7 +51,7 @@ class Replica:
 
 
 class Handles:
-    """Stands for the calls through Serve."""
+    """A fake of the calls through Ray Serve."""
 
     def __init__(self, replica: Replica):
         self.replica = replica
@@ -74,7 +74,7 @@ class Counted:
 
 
 class Scene:
-    """A replica, the line to it, and what the gateway asks it through."""
+    """A replica, its socket, and the gateway's transport."""
 
     def __init__(self) -> None:
         self.replica = Replica()
@@ -86,7 +86,7 @@ class Scene:
         return await self.calls.call(name, asyncio.get_running_loop().time() + seconds, method, *args)
 
     async def connect(self) -> None:
-        """Until calls go over the line."""
+        """Wait until calls go over the socket."""
         self.metrics.calls.clear()
         while not self.metrics.calls:
             await self.call("echo", None)

@@ -1,4 +1,4 @@
-"""The walk of a query in ARCHITECTURE.md is the one that a request takes: each listed file calls the next one."""
+"""A request takes the walk of ARCHITECTURE.md: each listed file calls the next one."""
 
 import asyncio
 import re
@@ -24,7 +24,7 @@ BODY = {"query": "what is late interaction?", "k": 5, "engine": "scan"}
 
 
 def listed_walks() -> tuple[list[str], list[str]]:
-    """The files of the walk, and those by which the plan's way to the query encoder ends."""
+    """Return the files of the walk, and the last files of the plan's way to the query encoder."""
     text = (REPOSITORY / "ARCHITECTURE.md").read_text()
     tables = text[text.index("## Walk 1") : text.index("## Walk 2")].split("The plan of step 3")
     walk, planning = (re.findall(r"^\| \d+ \| `([^`]+)`", table, re.MULTILINE) for table in tables)
@@ -32,7 +32,7 @@ def listed_walks() -> tuple[list[str], list[str]]:
 
 
 def source_of(frame: FrameType) -> str | None:
-    """The file of a frame in the repository's packages, relative to the repository."""
+    """Return the file of a frame relative to the repository; None outside its packages."""
     file = Path(frame.f_code.co_filename)
     if not file.is_relative_to(REPOSITORY) or file.relative_to(REPOSITORY).parts[0] not in ("serving", "ray_lir"):
         return None
@@ -41,7 +41,7 @@ def source_of(frame: FrameType) -> str | None:
 
 @pytest.fixture(scope="module")
 def calls(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[str, str]]:
-    """(caller, called): the pairs of files between which one search over HTTP and Unix sockets makes calls."""
+    """Return the pairs (calling file, called file) of one search over HTTP and Unix sockets."""
     service, local = local_service(make_index(tmp_path_factory.mktemp("walk")), num_groups=2)
     service.transport = UnixTransport(local, service.names, Metrics())
     found: set[tuple[str, str]] = set()
@@ -56,14 +56,14 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[str, str]]:
 
     async def requests() -> None:
         async with AsyncClient(transport=ASGITransport(routes(service)), base_url="http://walk") as client:
-            for _ in range(3):  # the first requests open the connections
+            for _ in range(3):  # the first requests open the sockets
                 assert (await client.post("/search", json=BODY)).status_code == 200
                 await asyncio.sleep(0.2)
             threading.setprofile(observe)
             sys.setprofile(observe)
             for server in local.deployments.values():
                 if hasattr(server, "pool"):
-                    server.pool = ThreadPoolExecutor(1)  # only new threads are observed
+                    server.pool = ThreadPoolExecutor(1)  # the profiler observes only new threads
             assert (await client.post("/search", json=BODY)).status_code == 200
             sys.setprofile(None)
             threading.setprofile(None)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The small checkpoints of tests/fixtures, each put together in a folder of its own."""
+"""The small checkpoints of tests/fixtures, each assembled in its own folder."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ VARIANTS = {
     "stanford": ("default", "attended"),
     "xtr": ("checkpoint",),
 }
-"""The variants that each library saved; the first is whole, the others hold what differs from it."""
+"""The variants of each library; the first is complete, and the others hold only the files that differ."""
 
 
 def all_variants() -> Iterator[tuple[str, str]]:
@@ -20,14 +20,14 @@ def all_variants() -> Iterator[tuple[str, str]]:
 
 
 def put_together(library: str, variant: str, folder: Path) -> str:
-    """The checkpoint as the library saved it, in `folder`."""
+    """Write the checkpoint into `folder` as the library saved it."""
     for part in dict.fromkeys((VARIANTS[library][0], variant)):
         shutil.copytree(FIXTURES / library / part, folder, dirs_exist_ok=True)
     return str(folder)
 
 
 def plain(folder: Path) -> str:
-    """A Hugging Face folder: transformer and tokenizer, and nothing that says how they are to be used."""
+    """Write a plain Hugging Face folder: transformer and tokenizer, without conventions."""
     put_together("sentence_transformers", "fixed", folder)
     for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
         (folder / name).unlink()

@@ -1,4 +1,4 @@
-"""A Ray cluster of several machines on this one, each a raylet, for jobs in processes of their own; machines are lost and come."""
+"""A Ray cluster of several machines, each a raylet on this one. Machines can be lost and added; jobs run in other processes."""
 
 import os
 import shutil
@@ -20,11 +20,11 @@ from tests.support.repository import REPOSITORY
 
 OBJECT_STORE_BYTES = 80 << 20
 NOTICED_SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
-"""Has Ray notice after two seconds that a machine is lost, and not after fifteen."""
+"""Lets Ray notice a lost machine after 2 seconds instead of 15."""
 
 
 class Machines:
-    """A head without CPUs, where jobs are started, and machines with one CPU each."""
+    """A head without CPUs, on which jobs start, and machines with one CPU each."""
 
     def __init__(self, cluster: Cluster):
         self._cluster = cluster
@@ -42,11 +42,11 @@ class Machines:
             self._cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
 
     def lose(self, machine: Node) -> None:
-        """Ends its processes at once; what they held is gone."""
+        """End the machine's processes at once; their objects are lost."""
         self._cluster.remove_node(machine, allow_graceful=False)
 
     def running(self, sign: str) -> list[tuple[Node, int]]:
-        """The machines, and the processes on them whose name has the sign in it."""
+        """Return the machines and their processes with `sign` in the name."""
         return [
             (machine, pid)
             for machine in self.workers
@@ -55,7 +55,7 @@ class Machines:
         ]
 
     def start(self, verb: str, *words: object, stderr: IO | int = subprocess.PIPE, **variables: str) -> subprocess.Popen:
-        """Starts a job whose driver is on the head."""
+        """Start a job with its driver on the head."""
         return subprocess.Popen(
             [sys.executable, "-m", f"jobs.{verb}", *map(str, words)],
             cwd=REPOSITORY,
@@ -73,7 +73,7 @@ def machines(count: int, object_store_bytes: int = OBJECT_STORE_BYTES, **setting
     Ray gives its workers the lowest priority, with which they hardly start on a machine that others use too: here they have the usual one.
     """
     folder = tempfile.mkdtemp(prefix="ray-")  # the sockets in it allow no long path
-    os.makedirs(get_default_ray_temp_dir(), exist_ok=True)  # where Cluster notes the address, and what no other cluster may have made
+    os.makedirs(get_default_ray_temp_dir(), exist_ok=True)  # Cluster stores its address here; it must be private to this cluster
     head = {"num_cpus": 0, "object_store_memory": object_store_bytes, "temp_dir": folder, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head | {"_system_config": {"worker_niceness": 0} | settings})
     try:
@@ -81,13 +81,13 @@ def machines(count: int, object_store_bytes: int = OBJECT_STORE_BYTES, **setting
         found.add(count)
         yield found
     finally:
-        for machine in reversed(cluster.list_all_nodes()):  # Cluster.shutdown would also forget the test session's own cluster
+        for machine in reversed(cluster.list_all_nodes()):  # Cluster.shutdown would also reset the test session's cluster
             cluster.remove_node(machine, allow_graceful=False)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_for_files(job: subprocess.Popen, folder: Path, pattern: str, count: int = 1, patience_s: float = 200) -> None:
-    """Returns when so many files are there; the job may not have ended by then."""
+    """Wait until `count` files exist; the job may still run."""
     deadline = time.monotonic() + patience_s
     while len(list(folder.glob(pattern))) < count:
         assert job.poll() is None, job.communicate()

@@ -1,4 +1,4 @@
-"""Digests of what builds, searches and fits compute: the same for every number of threads (tests/conformance/test_determinism.py).
+"""Digests of the results of builds, searches and fits, equal for every number of threads (tests/conformance/test_determinism.py).
 
 usage: python -m tests.support.computed_bits CORES      prints one JSON object
 """
@@ -24,11 +24,11 @@ from tests.support.synthetic import collection, queries_about
 
 DIM = 128
 NUM_CENTROIDS = 2100
-"""So many that vectors are compared with the centroids of the nearest cells alone."""
+"""Enough centroids that vectors are compared only with those of the nearest cells."""
 
 
 def main(cores: int) -> dict[str, str]:
-    os.sched_getaffinity = lambda _: set(range(cores))  # what parallel.num_cores counts
+    os.sched_getaffinity = lambda _: set(range(cores))  # parallel.num_cores reads this
     torch.set_num_threads(cores)
     documents = collection(300, DIM, topics=200)
     ids = np.random.default_rng(2).integers(0, 300, documents.num_tokens).astype(np.int32)

@@ -1,8 +1,8 @@
-"""Encodes the same texts in many ways with every checkpoint of tests/fixtures, and prints the ways that gave other bits.
+"""Encode the same texts in many ways with every checkpoint of tests/fixtures, and print the ways that gave other bits.
 
 Usage: `python -m tests.support.encoded_bits FOLDER`. tests/unit/encoder/test_reproducible_bits.py runs it in one process for each
 instruction set, because torch reads the choice when it starts.
-FOLDER/vectors.npz then has the documents' vectors, to compare instruction sets with each other.
+FOLDER/vectors.npz then holds the documents' vectors, so that instruction sets can be compared.
 """
 
 import logging
@@ -31,14 +31,14 @@ TEXTS = ["", *(f"the text of document {number} " * (number % 5) + " ".join(map(s
 
 
 def encoded(encode: Callable, size: int) -> list[np.ndarray]:
-    """Vectors and weights of all texts, encoded `size` at a time."""
+    """Return vectors and weights of all texts, encoded `size` at a time."""
     parts = [encode(TEXTS[start : start + size]) for start in range(0, len(TEXTS), size)]
     arrays = [np.concatenate([part.values for part in parts])]
     return arrays if parts[0].weights is None else [*arrays, np.concatenate([part.weights for part in parts])]
 
 
 def differences(encoder: Encoder) -> list[str]:
-    """The ways of encoding that gave other bits than one text after another on one thread."""
+    """Return the ways of encoding with other bits than one text after another on one thread."""
     found = []
     for kind, encode in {"documents": encoder.encode_documents, "queries": encoder.encode_queries}.items():
         torch.set_num_threads(1)
@@ -60,7 +60,7 @@ def differences(encoder: Encoder) -> list[str]:
 
 
 def score_differences(encoder: Encoder) -> list[str]:
-    """Whether a pair's score depends on threads or on the other pairs."""
+    """Return whether a pair's score depends on threads or on other pairs."""
     torch.set_num_threads(1)
     documents = [encoder.encode_documents([text]) for text in TEXTS if text]
     queries = [encoder.encode_queries([text]) for text in TEXTS[1:6]]

@@ -1,4 +1,4 @@
-"""Virtual environments that hold chosen distributions of this one, as links, so that they are made fast and offline."""
+"""Virtual environments with links to chosen distributions of this one, made quickly and offline."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 
 def closure(requirements: Iterable[str]) -> dict[str, Distribution]:
-    """Return the installed distributions that the requirements and, in turn, their own requirements name, by normal name."""
+    """Return the installed distributions of the requirements and of their dependencies, by normalised name."""
     found: dict[str, Distribution] = {}
     todo, done = [Requirement(text) for text in requirements], set()
     while todo:
@@ -45,7 +45,7 @@ def make(folder: Path, requirements: Iterable[str], wheel: Path) -> Path:
             top = file.parts[0]
             if top == ".." or top == "__pycache__" or file.suffix == ".pth":
                 continue
-            # A folder that several distributions share, such as google/, is made here and filled with links.
+            # Several distributions share folders such as google/; these are created and filled with links.
             depth = 1 if owners[top] <= set(chosen) else 2
             link, target = (root.joinpath(*file.parts[:depth]) for root in (site, Path(str(each.locate_file("")))))
             if not link.is_symlink():
@@ -66,7 +66,7 @@ def requirements_of(wheel: Path, *extras: str) -> list[str]:
 
 
 def run(python: Path, *arguments: str, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run the Python of an environment, without anything from the environment of the tests."""
+    """Run the Python of an environment without the environment variables of the tests."""
     variables = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "HF_HUB_OFFLINE": "1"}
     return subprocess.run([str(python), *arguments], cwd=cwd, env=variables, capture_output=True, text=True, timeout=timeout)
 

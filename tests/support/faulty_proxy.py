@@ -1,4 +1,4 @@
-"""A proxy in front of an S3 server that answers some requests with an error, late, in half or not at all, and counts."""
+"""A proxy for an S3 server that answers some requests with an error, late, in half or not at all, and counts them."""
 
 import random
 import socket
@@ -19,7 +19,7 @@ HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding"}
 
 @dataclass(frozen=True)
 class Request:
-    """A request that came in, and what became of it: "" if it was passed on and answered whole."""
+    """A request and its fault: "" if it was passed on and answered completely."""
 
     method: str
     target: str
@@ -33,14 +33,14 @@ class Request:
 
 @dataclass
 class Faults:
-    """Which requests go wrong.
+    """The faults of requests.
 
     Attributes:
-        share: of requests, chosen at random, whose fault is chosen at random from `kinds`.
-        kinds: names from FAULTS.
-        always: substring of "METHOD target" -> the fault of every such request.
-        delay_s: seconds that a late answer waits.
-        log: every request so far.
+        share: Fraction of requests with a fault, chosen at random; the fault is a random one of `kinds`.
+        kinds: Names from FAULTS.
+        always: Substring of "METHOD target" -> fault of all such requests.
+        delay_s: Seconds by which a late answer is delayed.
+        log: All requests so far.
     """
 
     share: float = 0.0
@@ -54,7 +54,7 @@ class Faults:
         self._random, self._lock = random.Random(self.seed), Lock()
 
     def next(self, method: str, target: str, range_: str) -> str:
-        """Notes a request and says what goes wrong with it; "" for nothing."""
+        """Log a request and return its fault; "" for none."""
         with self._lock:
             fault = next((fault for text, fault in self.always.items() if text in f"{method} {target}"), "")
             if not fault and self._random.random() < self.share:
@@ -63,7 +63,7 @@ class Faults:
             return fault
 
     def counts(self) -> dict[str, int]:
-        """Requests; those of them with each fault; those that repeat one whose last attempt went wrong."""
+        """Return the number of requests, of each fault, and of retries after a fault."""
         failed: dict[tuple[str, str, str], bool] = {}
         repeated = 0
         for request in self.log:
@@ -75,7 +75,7 @@ class Faults:
 
 @contextmanager
 def faulty_proxy(endpoint: str, faults: Faults) -> Iterator[str]:
-    """The URL of a proxy before the server at `endpoint`; it ends with the body."""
+    """Yield the URL of a proxy for the server at `endpoint`; it ends with the block."""
 
     class Handler(_Handler):
         host, plan = urlsplit(endpoint).netloc, faults
@@ -95,7 +95,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Connections that break are what this is for."""
+        """Print nothing: broken connections are intended."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
                 if name.lower() not in HOP_BY_HOP | {"expect"}:
-                    connection.putheader(name, value)  # with the Host that was signed
+                    connection.putheader(name, value)  # keep the Host header, which is signed
             connection.endheaders(body)
             answer = connection.getresponse()
             return answer.status, self._end_to_end(answer.headers), answer.read()
@@ -152,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
 
     def _end_to_end(self, headers: HTTPMessage) -> list[tuple[str, str]]:
-        """Headers that are not of one connection; the length of a body is told when it is sent."""
+        """Return headers without those of a single connection; the body's length is set on sending."""
         dropped = HOP_BY_HOP if self.command == "HEAD" else HOP_BY_HOP | {"content-length"}
         return [(name, value) for name, value in headers.items() if name.lower() not in dropped]
 
@@ -161,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: `plan.log` has them."""
+        """Print nothing: `plan.log` has the requests."""
 
 
 def _error(code: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Expected values that separate float64 code computed (tests/golden/*.npz)."""
+"""Expected values, computed by separate float64 code (tests/golden/*.npz)."""
 
 import numpy as np
 

@@ -1,6 +1,6 @@
-"""The documented fields of the Kubernetes objects in infra/kuberay, as far as they are used there; an unknown one is refused.
+"""The fields of Kubernetes objects that infra/kuberay uses; unknown fields are refused.
 
-KubeRay's own definitions are at https://ray-project.github.io/kuberay/reference/api/; numbers of CPUs and bytes are quantities.
+KubeRay's definitions are at https://ray-project.github.io/kuberay/reference/api/. Numbers of CPUs and bytes are quantities.
 """
 
 from typing import Annotated, Any, Literal

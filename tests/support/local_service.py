@@ -1,4 +1,4 @@
-"""The whole service in one process: gateway, query encoder and shard groups without Ray between them."""
+"""The whole service in one process: gateway, query encoder and shard groups without Ray."""
 
 import asyncio
 import pickle
@@ -15,11 +15,11 @@ from serving.workers.shard_server import ShardServer
 
 
 class LocalTransport:
-    """Calls the deployments' objects; arguments and answers are pickled, as between processes.
+    """Calls the deployments' objects; arguments and replies are pickled, as between processes.
 
     Attributes:
-        faults: by deployment, what to do before a call of some method is passed on: sleep, raise, or nothing.
-        calls: what was called, in order.
+        faults: For each deployment, a function that runs before each call: it may sleep or raise.
+        calls: The calls, in order.
     """
 
     def __init__(self, deployments: dict[str, Any]):

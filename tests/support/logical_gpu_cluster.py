@@ -1,9 +1,9 @@
-"""Runs builds, searches and services on a cluster with two GPUs that are numbers without hardware, and writes down what each did.
+"""Run builds, searches and services on a cluster with two logical GPUs (without hardware), and record the results.
 
     TRITON_INTERPRET=1 RAY_LIR_LOGICAL_GPUS=1 python -m tests.support.logical_gpu_cluster FOLDER
 
-FOLDER is that of `served_index.make_index`, with queries.jsonl and more.jsonl. The report is FOLDER/report.json. Each part has
-what it returned, or its error.
+FOLDER comes from `served_index.make_index`, with queries.jsonl and more.jsonl. The report is FOLDER/report.json. Each part has
+its result or its error.
 """
 
 import json
@@ -39,7 +39,7 @@ SECONDS = 0.3
 
 
 def observe(number: int) -> dict[str, Any]:
-    """What a task sees of its GPU, and when it held it."""
+    """Return the GPU that a task sees, and when the task held it."""
     began = time.time()
     time.sleep(SECONDS)
     return {
@@ -51,12 +51,12 @@ def observe(number: int) -> dict[str, Any]:
 
 
 def tasks(num_gpus: float) -> list[dict[str, Any]]:
-    """What tasks see that reserve so much of a GPU each."""
+    """Return the reports of tasks that each reserve this fraction of a GPU."""
     return list(ray_map(observe, range(NUM_TASKS), num_cpus=0.1, num_gpus=num_gpus, kernels="cuda"))
 
 
 def hits(folder: Path) -> list[Any]:
-    """The hits that a bulk search wrote."""
+    """Return the hits that a bulk search wrote."""
     import pyarrow.parquet as pq
 
     rows = [row for part in sorted(folder.rglob("*.parquet")) for row in pq.read_table(part).to_pylist()]
@@ -64,14 +64,14 @@ def hits(folder: Path) -> list[Any]:
 
 
 def bulk_search(folder: Path, output: str, **workers: Any) -> dict[str, Any]:
-    """The hits of a bulk search on GPUs."""
+    """Return the hits of a bulk search on GPUs."""
     job = {"index": str(folder / "built"), "queries": str(folder / "queries.jsonl"), "output": str(folder / output), "engine": "exact"}
     search(SearchJob.model_validate(job | {"workers": {"gpus_per_worker": 1, **workers}}))
     return {"hits": hits(folder / output), "provenance": json.loads((folder / output / "provenance.json").read_text())["kernels"]}
 
 
 def served(folder: Path, address: str, **arguments: Any) -> dict[str, Any]:
-    """Answers of a service on GPUs, and the GPU of each replica."""
+    """Return the answers of a service on GPUs, and the GPU of each replica."""
     serve.run(build({"index": str(folder / "index"), "encoder_cpus": 0.1, **arguments}))
     answers = {}
     with httpx.Client(base_url=address, timeout=120) as client:
@@ -97,7 +97,7 @@ class Holder:
 def main(folder: Path) -> None:
     """Run all parts."""
     ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
-    room.GPU_PATIENCE_S = 30.0  # on a busy machine processes take long to end
+    room.GPU_PATIENCE_S = 30.0  # processes end slowly on a busy machine
     report: dict[str, Any] = {}
 
     def attempt(name: str, part: Callable[[], Any]) -> None:

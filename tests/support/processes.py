@@ -1,10 +1,10 @@
-"""The processes that a process has started."""
+"""Child processes."""
 
 from pathlib import Path
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """Processes that stem from `pid`, with their names."""
+    """Return the descendants of process `pid`, with their names."""
     parents, names = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:

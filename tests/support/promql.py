@@ -10,7 +10,7 @@ GRAFANA_VARIABLES = {"$__rate_interval": "5m"}
 
 @dataclass(frozen=True)
 class Selection:
-    """A series that an expression reads, and the labels that the expression expects on it."""
+    """A series of an expression, and the labels that the expression uses."""
 
     metric: str
     labels: frozenset[str]

@@ -1,4 +1,4 @@
-"""Servers that speak S3, on this machine, for tests: moto's in this process, and s3rver, another implementation, from npm."""
+"""Local S3 servers for tests: moto in this process, and s3rver, another implementation, from npm."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ INSTALLED = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "r
 
 @contextmanager
 def moto_server() -> Iterator[str]:
-    """The URL of a moto server whose puts are atomic, as those of S3 are: moto compares If-None-Match and writes in two steps."""
+    """Yield the URL of a moto server with atomic puts, as in S3; moto itself compares If-None-Match and writes in two steps."""
     lock, put = threading.Lock(), S3Response.put_object
 
     def put_object(response: S3Response) -> Any:
@@ -48,7 +48,7 @@ def _moto_server() -> Iterator[str]:
 
 @contextmanager
 def s3rver_server(folder: Path) -> Iterator[str]:
-    """The URL of an s3rver that keeps its buckets in `folder`; skips the test where npm does not install it."""
+    """Yield the URL of an s3rver with its buckets in `folder`; skip the test if npm cannot install it."""
     program = _install_s3rver()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -65,7 +65,7 @@ def s3rver_server(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def as_endpoint(url: str, patch: pytest.MonkeyPatch, key: str = "S3RVER", secret: str = "S3RVER") -> Iterator[None]:
-    """What speaks S3 in this process, and in those it starts, speaks to the server at `url`."""
+    """Let S3 clients of this process and of its children use the server at `url`."""
     for name, value in {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": key,
@@ -79,8 +79,8 @@ def as_endpoint(url: str, patch: pytest.MonkeyPatch, key: str = "S3RVER", secret
 
 
 def make_bucket() -> str:
-    """The URL of a new, empty bucket."""
-    name = f"shelf-{uuid.uuid4().hex}"  # buckets of moto outlive their server
+    """Return the URL of a new, empty bucket."""
+    name = f"shelf-{uuid.uuid4().hex}"  # moto keeps buckets after its server ends
     fsspec.filesystem("s3").mkdir(name)
     return f"s3://{name}"
 

@@ -1,4 +1,4 @@
-"""A small index with a checkpoint of its own, made from nothing in a few seconds: what the tests of the service search."""
+"""A small index with its own checkpoint, made in a few seconds for the tests of the service."""
 
 import json
 import socket
@@ -26,7 +26,7 @@ def make_index(
     first_title: str | None = None,
     metadata: Callable[[int], dict[str, Any]] = lambda row: {"row": row},
 ) -> Path:
-    """Checkpoint, corpus, embeddings and index below `folder`; returns the index."""
+    """Make checkpoint, corpus, embeddings and index in `folder`; return the index."""
     bert(folder / "checkpoint")
     rng = np.random.default_rng(0)
     rows = [
@@ -49,8 +49,8 @@ def make_index(
 
 @contextmanager
 def serve_started() -> Iterator[str]:
-    """Ray Serve, with nothing served yet, at a free port of this machine: its address. Shut down at the end."""
-    from ray import serve  # most that need the index need no Ray
+    """Yield the address of an empty Ray Serve on a free local port; it shuts down at the end."""
+    from ray import serve  # most users of this module need no Ray
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -63,7 +63,7 @@ def serve_started() -> Iterator[str]:
 
 
 def delete(index: Path, every: int, version: int = 2) -> None:
-    """Adds a version of the index in which every so-manieth document of each shard is deleted; the latest stays as it is."""
+    """Add an index version in which every n-th document of each shard is deleted; LATEST does not change."""
     manifest = read_version(str(index))
     (index / "tombstones").mkdir()
     entries = []

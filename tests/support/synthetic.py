@@ -1,4 +1,4 @@
-"""Small made-up collections of token embeddings, clustered as real ones are."""
+"""Small synthetic collections of token embeddings with clusters, like real ones."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def collection(num_docs: int = 300, dim: int = 32, topics: int = 60, seed: int = 0, max_tokens: int = 40) -> TokenEmbeddings:
-    """Documents of 1 to max_tokens tokens, drawn near a few topics."""
+    """Return documents of 1 to max_tokens tokens, drawn near a few topics."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(topics, dim))
     matrices = []
@@ -21,13 +21,13 @@ def collection(num_docs: int = 300, dim: int = 32, topics: int = 60, seed: int =
 
 
 def queries_about(documents: TokenEmbeddings, numbers: list[int], num_tokens: int = 6, seed: int = 1) -> TokenEmbeddings:
-    """Queries that are noisy copies of the first tokens of some documents."""
+    """Return queries that are noisy copies of the first tokens of some documents."""
     rng = np.random.default_rng(seed)
     heads = [documents[i][:num_tokens].astype(np.float32) for i in numbers]
     return TokenEmbeddings.of([unit(head + 0.1 * rng.normal(size=head.shape)) for head in heads])
 
 
 def exact_scores(query: np.ndarray, documents: TokenEmbeddings) -> np.ndarray:
-    """[N] MaxSim of one query by the definition, a document at a time, in float64."""
+    """Return [N] MaxSim scores of one query by the definition, one document at a time, in float64."""
     query = query.astype(np.float64)
     return np.array([(query @ tokens.astype(np.float64).T).max(axis=1).sum() if len(tokens) else -np.inf for tokens in documents])

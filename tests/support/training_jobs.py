@@ -29,7 +29,7 @@ def flags(place: Path, output: str | Path, **more: object) -> list[str]:
         "dataset": place / "words",
         "output": place / output,
         "encoder.checkpoint": place / "tiny",
-        "encoder.precision": "float32",  # auto is bfloat16 on some machines, and the library's own loop is compared
+        "encoder.precision": "float32",  # auto means bfloat16 on some machines, but the comparison needs float32
         "max_steps": STEPS,
         "batch_size": 16,
         "learning_rate": 3e-3,
@@ -48,7 +48,7 @@ def curve(folder: Path) -> list[dict]:
 
 
 def train_here(place: Path, output: Path) -> tuple[list[dict], str]:
-    """The loss curve, and the digest of the weights that did best, when the library's own loop trains in this process."""
+    """Return the loss curve and the digest of the best weights of a training by the library in this process."""
     config = TrainingConfig(max_steps=STEPS, batch_size=16, learning_rate=3e-3, evaluate_every=EVALUATE_EVERY)
     dev = load_dev_set(TrainingSource(dataset=str(place / "words"), dev_split="train"))
     before = torch.get_num_threads()

@@ -1,6 +1,6 @@
-"""For training tests: a collection whose queries are words of their document in another language, and a tiny random BERT.
+"""For training tests: a collection with queries that translate words of their document, and a tiny random BERT.
 
-Nothing but training can tell which word translates which, so an untrained encoder ranks by chance.
+Only training reveals which word translates which, so an untrained encoder ranks by chance.
 """
 
 import json
@@ -20,7 +20,7 @@ NUM_WORDS, NUM_DOCS, WORDS_PER_DOC, WORDS_PER_QUERY, QUERIES_PER_DOC = 40, 48, 6
 
 
 def write_collection(folder: Path) -> Path:
-    """A BEIR folder: 48 documents, 96 queries, each with one positive document; one judgement says "not relevant"."""
+    """Write a BEIR folder: 48 documents, 96 queries with one positive document each, and one judgement "not relevant"."""
     random = np.random.default_rng(0)
     documents = [random.choice(NUM_WORDS, WORDS_PER_DOC, replace=False) for _ in range(NUM_DOCS)]
     queries = [random.choice(words, WORDS_PER_QUERY, replace=False) for words in documents for _ in range(QUERIES_PER_DOC)]
@@ -35,7 +35,7 @@ def write_collection(folder: Path) -> Path:
 
 
 def write_checkpoint(folder: Path) -> Path:
-    """A random BERT of two layers without dropout, as an ordinary Hugging Face folder."""
+    """Write a random BERT of two layers without dropout, as a plain Hugging Face folder."""
     vocabulary = [
         "[PAD]",
         "[UNK]",
@@ -68,7 +68,7 @@ def load_pairs(folder: Path) -> TrainingData:
 
 
 def success_at_1(encoder: Encoder, pairs: TrainingData) -> float:
-    """The part of the queries whose best document by MaxSim is a positive one."""
+    """Return the fraction of queries for which the best document by MaxSim is positive."""
     queries, documents = encoder.encode_queries(list(pairs.queries)), encoder.encode_documents(list(pairs.documents))
     best = [int(np.argmax([(query @ document.T).max(axis=1).sum() for document in documents])) for query in queries]
     return float(np.mean([[found] in positives for found, positives in zip(best, pairs.lists_by_query(), strict=True)]))

@@ -1,4 +1,4 @@
-"""Runs the kernels for GPUs in this process: on a GPU where there is one, or else under Triton's interpreter."""
+"""Runs the GPU kernels in this process: on a GPU if there is one, otherwise under Triton's interpreter."""
 
 import importlib
 import os
@@ -15,7 +15,7 @@ from ray_lir.kernels import Kernels, select
 
 @contextmanager
 def cuda_kernels() -> Iterator[Kernels]:
-    """Yield the kernels. Triton decides when it is imported whether it compiles or interprets, so it is imported again."""
+    """Yield the kernels. Triton chooses between compiling and interpreting on import, so it is imported again."""
     if torch.cuda.is_available():
         yield select("cuda")
         return

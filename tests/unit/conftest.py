@@ -1,4 +1,4 @@
-"""What unit tests share: the wheel of this repository."""
+"""Fixtures for unit tests: the wheel of this repository."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from tests.support.repository import REPOSITORY
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel that RAY_LIR_WHEEL names; without it, one of this repository, built once a session."""
+    """Return the wheel that RAY_LIR_WHEEL names, or one of this repository, built once for each session."""
     if built := os.environ.get("RAY_LIR_WHEEL"):
         return Path(built)
     folder = tmp_path_factory.mktemp("wheel")

@@ -1,4 +1,4 @@
-"""What works where only some packages are installed: the plain library, the client alone, and every missing extra."""
+"""Environments with only some packages: the plain library, the client alone, and every missing extra."""
 
 import json
 import re
@@ -52,19 +52,19 @@ print(sorted({"numpy", "pyarrow", "torch", "yaml", "fsspec"} & set(sys.modules))
 
 @pytest.fixture(scope="module")
 def library(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment after `pip install ray_lir`."""
+    """Return the Python of an environment after `pip install ray_lir`."""
     return environments.make(tmp_path_factory.mktemp("library"), environments.requirements_of(wheel), wheel)
 
 
 @pytest.fixture(scope="module")
 def client(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment with the client's two packages."""
+    """Return the Python of an environment with the client's two packages."""
     return environments.make(tmp_path_factory.mktemp("client"), ["pydantic", "httpx"], wheel)
 
 
 @pytest.fixture(scope="module")
 def service():
-    """The address of a server that answers every search with one document."""
+    """Yield the address of a server that answers every search with one document."""
     hit = {"doc_id": "cell", "number": 0, "score": 2.5, "title": "", "text": "ATP"}
     timings = {"encode": 1.0, "plan": 1.0, "stages": [1.0], "documents": 1.0, "total": 4.0}
     reply = {

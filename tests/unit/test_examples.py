@@ -1,4 +1,4 @@
-"""Every example that needs no Ray runs and prints what its reader expects; tests/cluster has the others."""
+"""Every example without Ray runs and prints the expected output; tests/cluster has the others."""
 
 import ast
 import json
@@ -77,7 +77,7 @@ def test_the_notebook_shows_the_hits_as_a_table_with_marked_words(tmp_path: Path
 
 
 def run_cell(source: str, names: dict[str, object]) -> object:
-    """Run a cell as Jupyter does: its last expression is what is shown."""
+    """Run a cell like Jupyter, which shows its last expression."""
     tree = ast.parse(source)
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, "<cell>", "exec"), names)

@@ -1,4 +1,4 @@
-"""Import paths of version 0.1 lead to the modules of today."""
+"""Import paths of version 0.1 give the current modules."""
 
 import sys
 from importlib import import_module

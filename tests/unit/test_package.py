@@ -1,4 +1,4 @@
-"""What a stranger gets: cheap imports, contracts that hold, complete requirements, one command line, a clean wheel."""
+"""The package: cheap imports, import contracts, complete requirements, one command line, a clean wheel."""
 
 import ast
 import importlib
@@ -114,7 +114,7 @@ def test_a_job_runs_by_its_name():
 
 def test_the_wheel_installs_no_common_names(wheel: Path):
     names = zipfile.ZipFile(wheel).namelist()
-    tops = {name.partition("/")[0] for name in names if not name.startswith("ray_lir_native.")}  # it is there where a compiler is
+    tops = {name.partition("/")[0] for name in names if not name.startswith("ray_lir_native.")}  # present only if a compiler is
     assert tops == {"ray_lir", "ray_lir_apps", f"ray_lir-{ray_lir.__version__}.dist-info"}
     sources = {"ray_lir": "ray_lir", "jobs": "ray_lir_apps/jobs", "serving": "ray_lir_apps/serving"}
     for folder, target in sources.items():

@@ -31,7 +31,7 @@ def index(checkpoint: str, tmp_path: Path) -> Index:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Index:
-    """With the default encoder, which knows what words mean."""
+    """With the default encoder, which has learned the meaning of words."""
     return Index.create(tmp_path_factory.mktemp("trained") / "index", DOCUMENTS)
 
 

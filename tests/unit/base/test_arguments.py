@@ -1,4 +1,4 @@
-"""What public callables take for a list of texts, ids or numbers, and what they refuse."""
+"""Lists of texts, ids or numbers that public callables accept or refuse."""
 
 import copy
 import datetime

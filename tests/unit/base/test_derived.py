@@ -95,7 +95,7 @@ def test_derived_values_of_different_objects_are_computed_concurrently() -> None
 
     @derived
     def waits(owner: Owner) -> int:
-        both_compute.wait()  # breaks if one computation waits for the other
+        both_compute.wait()  # the barrier breaks if one computation waits for the other
         return owner.number
 
     owners = [Owner(1), Owner(2)]

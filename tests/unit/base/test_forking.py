@@ -1,6 +1,6 @@
-"""A process that is forked from one that has used the library answers as its parent: gunicorn --preload, uWSGI, multiprocessing.
+"""A process forked after its parent used the library gives the parent's answers (gunicorn --preload, uWSGI, multiprocessing).
 
-Each parent is a process of its own, so that no other test has used OpenMP or a lock there before. Numbers of threads are more than one.
+Each parent is a new process, in which no other test has used OpenMP or a lock. It uses several threads.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Progress of a long step comes from the first second on, also before there is a result."""
+"""Progress of a long step is reported from the first second on, even before the first result."""
 
 import logging
 import time

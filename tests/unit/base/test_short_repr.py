@@ -11,7 +11,7 @@ from ray_lir.base.short_repr import ShortRepr
 
 
 def with_arrays() -> Iterator[type]:
-    """All dataclasses of ray_lir with a field of arrays."""
+    """Return all dataclasses of ray_lir with a field of arrays."""
     for module in pkgutil.walk_packages(ray_lir.__path__, "ray_lir."):
         if module.name.startswith(("ray_lir.kernels.cuda", "ray_lir.moved", "ray_lir.distributed", "ray_lir.integrations")):
             continue

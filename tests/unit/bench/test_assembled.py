@@ -1,4 +1,4 @@
-"""bench.peers.assembled: buckets, packing and files of the peers' indexes are what their definitions say."""
+"""bench.peers.assembled: buckets, packing and files of the peers' indexes follow their definitions."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ NUM_CENTROIDS = 5
 
 @pytest.fixture(scope="module")
 def clustered() -> assembled.Clustered:
-    """30 documents, and every token's nearest of five centroids."""
+    """Return 30 documents, five centroids, and each token's nearest centroid."""
     documents = collection(num_docs=30, max_tokens=12)
     centroids = documents.values[:NUM_CENTROIDS].astype(np.float16)
     codes = (documents.values.astype(np.float32) @ centroids.astype(np.float32).T).argmax(axis=1)
@@ -27,7 +27,7 @@ def clustered() -> assembled.Clustered:
 
 
 def numbers_of(packed: np.ndarray) -> np.ndarray:
-    """[T, D] the bucket of each dimension: four bits a dimension, the lowest of them first."""
+    """Return the [T, D] bucket of each dimension: four bits each, the lowest first."""
     bits = np.unpackbits(packed, axis=1).reshape(len(packed), -1, assembled.NBITS)
     return bits @ (1 << np.arange(assembled.NBITS))
 

@@ -1,4 +1,4 @@
-"""bench: every system is measured by one harness, what is measured stays, and the report says what failed."""
+"""bench: one harness measures every system, finished measurements are kept, and the report names failures."""
 
 import argparse
 import importlib.util
@@ -37,7 +37,7 @@ def documents() -> TokenEmbeddings:
 
 @pytest.fixture(scope="module")
 def work(documents: TokenEmbeddings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work folder with the small size made of synthetic documents, the first NUM_QUERIES of them sought and judged."""
+    """Return a work folder with a small size of synthetic documents; queries and judgements are about the first NUM_QUERIES."""
     work = tmp_path_factory.mktemp("work")
     folder = work / "small"
     queries = queries_about(documents, list(range(NUM_QUERIES)))

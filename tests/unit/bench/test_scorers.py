@@ -1,4 +1,4 @@
-"""bench.papers.scorers: its statistics by hand, and a report that says what the measurements do."""
+"""bench.papers.scorers: statistics by hand, and a report that agrees with the measurements."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from ray_lir.base.config import TrainingConfig
 def test_p_is_the_fraction_of_sign_flips_with_at_least_this_difference():
     ours, theirs = [np.full(10, 0.6)], [np.full(10, 0.5)]
     change, p = difference(ours, theirs)
-    assert change == pytest.approx(0.1) and p == pytest.approx(2 / 2**10, abs=1.5e-3)  # only all plus and all minus are as far
+    assert change == pytest.approx(0.1) and p == pytest.approx(
+        2 / 2**10, abs=1.5e-3
+    )  # only the signs +++ and --- give as large a difference
     assert difference(theirs, ours) == (pytest.approx(-0.1), p)
     assert difference(ours, ours) == (0, 1)
 

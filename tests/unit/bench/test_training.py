@@ -1,4 +1,4 @@
-"""bench.models.training: what is told of the steps that were timed."""
+"""bench.models.training: the report of timed steps."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from bench.models.training import keep, markdown
 def test_the_training_rate_is_that_of_the_median_step_after_the_warm_up(tmp_path: Path):
     turns = [
         {"steps": [{"seconds": each, "cpu_seconds": each / 2} for each in seconds], "losses": [1, 1, 1], "peak_bytes": peak}
-        for seconds, peak in (((100, 2, 4), 1), ((90, 3, 80), 2))  # from the first step's end on
+        for seconds, peak in (((100, 2, 4), 1), ((90, 3, 80), 2))  # from the end of the first step
     ]
     keep(tmp_path / "result.json", turns, batch=14)
     row = json.loads((tmp_path / "result.json").read_text())

@@ -1,4 +1,4 @@
-"""Building an index: what it depends on, and what it survives."""
+"""Building an index: inputs that change it, and interruptions that do not."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ from tests.support.synthetic import collection, queries_about
 
 @pytest.fixture(scope="module")
 def embeddings(tmp_path_factory) -> str:
-    """A folder of three parts."""
+    """Return a folder of three parts."""
     folder = str(tmp_path_factory.mktemp("embeddings"))
     save_embeddings(folder, collection(1200))
     return folder
@@ -168,7 +168,7 @@ def test_assignment_over_cells_nearly_always_finds_the_nearest_centroid():
 
 
 def with_token_ids(num_docs: int, topics: int = 60) -> TokenEmbeddings:
-    """A collection whose tokens have the vocabulary id of what they are near to; the last document has an id of its own."""
+    """Return a collection in which nearby tokens share a vocabulary id; the last document has its own id."""
     documents = collection(num_docs, topics=topics)
     centres = normalize(documents.values[: 4 * topics].astype(np.float32))
     token_ids = REFERENCE.assign(documents.values, centres)[0].astype(np.int32)

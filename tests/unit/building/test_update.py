@@ -1,4 +1,4 @@
-"""Updating and compacting an index: it answers as one built anew, and survives what interrupts it."""
+"""Updating and compacting an index: it answers like a new build, and interruptions do no harm."""
 
 import errno
 import shutil
@@ -40,17 +40,17 @@ DOCUMENTS = collection(300)
 QUERIES = queries_about(DOCUMENTS, [0, 41, 99, 150, 222, 299])
 TIGHT = {"scan": ScanParams(ncandidates=12), "plaid": PlaidParams(nprobe=2, ncandidates=16), "warp": WarpParams(nprobe=2, rescore=12)}
 update_index = partial(update_checked, allow_empty_texts=True)
-"""Most of these tests are about vectors: the index has texts, what is added has none."""
+"""Most of these tests are about vectors: the index has texts, and added documents have none."""
 CONFIG = IndexConfig(num_shards=2, clustering=ClusteringConfig(num_centroids=64))
 
 
 def some(numbers, suffix: str = "", source: TokenEmbeddings = DOCUMENTS) -> TokenEmbeddings:
-    """Documents of the collection under ids of their own."""
+    """Return documents of the collection with new ids."""
     return TokenEmbeddings.of([source[number] for number in numbers], [f"doc-{number}{suffix}" for number in numbers])
 
 
 def answers(index: Path | str, k: int = 8) -> list:
-    """Ids and scores by every engine, at its defaults and with tight cuts."""
+    """Return ids and scores of every engine, at its defaults and with tight cuts."""
     searcher = Searcher.open(str(index), verify=True)
     found = []
     for engine in VECTOR_ENGINES:
@@ -61,14 +61,14 @@ def answers(index: Path | str, k: int = 8) -> list:
 
 
 def fresh(folder: Path, documents: TokenEmbeddings, codec_from: Path) -> Path:
-    """An index built anew from these documents with the codec of another."""
+    """Build a new index of these documents with the codec of another."""
     build_index(documents, str(folder), IndexConfig(codec_from=str(codec_from)))
     return folder
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory) -> Path:
-    """An index of the first 200 documents."""
+    """Return an index of the first 200 documents."""
     folder = tmp_path_factory.mktemp("template") / "index"
     build_index(some(range(200)), str(folder), CONFIG, texts=[f"text {number}" for number in range(200)])
     return folder
@@ -176,7 +176,7 @@ def test_repeating_the_latest_update_does_nothing(index):
     assert again == first and tree(index) == before
     assert not compact_index(str(index), 2).changed or latest_version(str(index)) == 3
     assert not compact_index(str(index)).changed and latest_version(str(index)) == 3
-    assert update_index(str(index), some(range(200, 210)), ["doc-1"]).version == 4  # a compaction came between: all are replaced
+    assert update_index(str(index), some(range(200, 210)), ["doc-1"]).version == 4  # all are replaced by the compaction
 
 
 def test_deleting_unknown_ids_changes_nothing(index):
@@ -213,7 +213,7 @@ def test_embeddings_of_another_encoder_are_refused(index, tmp_path):
 
 
 def stopping_after(calls: int):
-    """A map that breaks off."""
+    """A map that stops with an error."""
     left = [calls]
 
     def broken(function, items):
@@ -290,7 +290,7 @@ def test_only_one_writer_creates_a_version(tmp_path, monkeypatch):
     with ThreadPoolExecutor(8) as pool:
         outcomes = list(pool.map(lambda number: created(target, f"writer {number}".encode()), range(8)))
     assert outcomes.count(True) == 1 and Path(target).read_text() == f"writer {outcomes.index(True)}"
-    create_bytes(target, Path(target).read_bytes())  # its own, written by an attempt whose answer was lost
+    create_bytes(target, Path(target).read_bytes())  # its own version: the reply to an earlier attempt was lost
     assert [path.name for path in Path(target).parent.iterdir()] == ["manifest.json"]
 
 
@@ -387,7 +387,7 @@ def test_an_update_with_large_drift_is_reported(index):
 
 
 def random_documents(seed: int, num_docs: int) -> TokenEmbeddings:
-    """Nothing is like anything else: the hardest case for centroids."""
+    """Return random documents without any clusters, the hardest case for centroids."""
     rng = np.random.default_rng(seed)
     return TokenEmbeddings.of([unit(rng.normal(size=(rng.integers(5, 20), 32))) for _ in range(num_docs)])
 
@@ -454,10 +454,10 @@ def test_adding_documents_without_texts_to_an_index_with_texts_needs_a_flag(inde
         assert tree(index) == before and not list(index.glob("_work*"))
     save_embeddings(tmp_path / "said", some([251]), texts=["a text"])
     assert update_checked(index, tmp_path / "said").version == 2
-    assert update_checked(index, some([252]), texts=[""]).version == 3  # that it is empty is said
+    assert update_checked(index, some([252]), texts=[""]).version == 3  # the message says that it is empty
     assert update_checked(index, tmp_path / "add", allow_empty_texts=True).version == 4
     build_index(some(range(50)), tmp_path / "vectors", CONFIG)
-    assert update_checked(tmp_path / "vectors", some([250])).version == 2  # vectors alone everywhere
+    assert update_checked(tmp_path / "vectors", some([250])).version == 2  # neither has texts
 
 
 def test_embeddings_of_unknown_origin_are_not_added_to_an_index_of_an_encoder(tmp_path):

@@ -1,4 +1,4 @@
-"""The docstring corpus is collected from source: what becomes a document, which are chosen, and the known-item queries."""
+"""The docstring corpus: docstrings that become documents, their selection, and known-item queries."""
 
 import sys
 from pathlib import Path
@@ -29,7 +29,7 @@ def undocumented():
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A package on the import path whose modules would fail if they were imported."""
+    """Return a package on the import path; importing its modules would fail."""
     package = tmp_path / "toy_shop"
     (package / "tests").mkdir(parents=True)
     (package / "__init__.py").write_text(SHOP + "\nraise ImportError('imported')\n")

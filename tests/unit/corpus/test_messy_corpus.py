@@ -1,4 +1,4 @@
-"""One messy corpus through every way in: each refuses the same rows and says so, in numbers and in the log."""
+"""One messy corpus through every command: each refuses the same rows and reports them, in counts and in the log."""
 
 import json
 import logging
@@ -54,7 +54,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def log(caplog, monkeypatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logging.getLogger("ray_lir"), "propagate", True)  # another test may have run a job
+    monkeypatch.setattr(logging.getLogger("ray_lir"), "propagate", True)  # a job of another test may have changed this
     return caplog
 
 
@@ -72,14 +72,18 @@ def test_encode_update_training_and_python_refuse_the_same_rows(made: Path, tmp_
     assert (manifest.num_docs, manifest.num_dead, manifest.num_repeated) == (len(GOOD), NUM_DEAD, len(REPEATED))
     assert told in log.text
     build_index(str(tmp_path / "embeddings"), str(tmp_path / "built"))
-    assert texts_of(tmp_path / "built", "a", "7", "x/y") == ["the first river", "a bridge", ""]  # the first row with an id counts
+    assert texts_of(tmp_path / "built", "a", "7", "x/y") == ["the first river", "a bridge", ""]  # here the first row of an id counts
 
     log.clear()
     shutil.copytree(made / "index", tmp_path / "index")
     result = update.run(update.UpdateJob(index=str(tmp_path / "index"), add=corpus, where="here"))
     assert (result["num_added"], result["num_dead"], result["num_repeated"]) == (len(GOOD), NUM_DEAD, len(REPEATED))
     assert told in log.text and len(Path(result["dead_letters"]).read_bytes().split(b"\n")) == NUM_DEAD + 1
-    assert texts_of(tmp_path / "index", "a", "7", "x/y") == ["the city of the second river", "another bridge", ""]  # and here the last
+    assert texts_of(tmp_path / "index", "a", "7", "x/y") == [
+        "the city of the second river",
+        "another bridge",
+        "",
+    ]  # here the last row of an id counts
 
     log.clear()
     data = load_training_data(TrainingSource(dataset=corpus))

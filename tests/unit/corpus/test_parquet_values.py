@@ -1,4 +1,4 @@
-"""Arrow columns of every type as JSON values: none ends a job, numbers stay numbers, and times are texts in their order."""
+"""Arrow columns of every type as JSON values: none ends a job, numbers stay numbers, and times become ordered texts."""
 
 import datetime
 import json
@@ -75,7 +75,7 @@ def test_timestamps_in_text_compare_in_order_of_time():
 
 
 def test_columns_with_the_same_name_are_kept_under_distinct_names(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("ray_lir"), "propagate", True)  # another test may have run a job
+    monkeypatch.setattr(logging.getLogger("ray_lir"), "propagate", True)  # a job of another test may have changed this
     assert distinct_names(["n", "n", "n_2", "n", "m"]) == ["n", "n_3", "n_2", "n_4", "m"]
     columns = [pa.array(values) for values in (["a"], ["text"], ["b"], [1], [2])]
     pq.write_table(pa.Table.from_arrays(columns, ["_id", "text", "_id", "n", "n"]), tmp_path / "c.parquet")

@@ -1,4 +1,4 @@
-"""Corpora in every layout: what makes a row a document, which rows are refused and why, and how files are cut into chunks."""
+"""Corpora in every layout: rows that become documents, refused rows with reasons, and the division of files into chunks."""
 
 import gzip
 import json
@@ -70,7 +70,7 @@ def test_queries_judgements_and_other_files_are_not_read_as_documents(tmp_path: 
     write_jsonl(tmp_path / "qrels" / "test.jsonl", query)
     (tmp_path / "nested.jsonl").mkdir()
     assert list(read_documents(str(tmp_path))) == DOCUMENTS
-    assert [document.doc_id for document in read_documents(str(tmp_path / "queries.parquet"))] == ["q"]  # asked for by name
+    assert [document.doc_id for document in read_documents(str(tmp_path / "queries.parquet"))] == ["q"]  # named explicitly
 
 
 @pytest.mark.parametrize("folder", ["corpus", "corpus.parquet"])

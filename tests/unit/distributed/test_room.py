@@ -1,4 +1,4 @@
-"""What a cluster lacks for a job, as one line."""
+"""The resources that a cluster lacks for a job, in one line."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Token pooling: what is kept of a document, and what it stands for."""
+"""Token pooling: the tokens that remain of a document, and the tokens that each represents."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_a_merged_cluster_has_the_mean_token_weight_and_no_vocabulary_ids():
 
 
 def test_weighted_copies_are_pooled_without_changing_any_score():
-    """What pooling may not do to a document that says everything twice."""
+    """Pooling of documents in which every token appears several times."""
     once = collection(40, dim=16, max_tokens=8)
     weights = np.random.default_rng(0).uniform(1, 2, once.num_tokens).astype(np.float32)
     copies = [np.repeat(tokens, 2, axis=0) for tokens in once]

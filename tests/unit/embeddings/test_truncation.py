@@ -1,4 +1,4 @@
-"""Documents and queries that are cut at the encoder's lengths are counted, and the counts are told wherever they are asked for."""
+"""Documents and queries truncated at the encoder's lengths are counted, and manifests and commands report the counts."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def made(checkpoint, tmp_path_factory) -> Path:
-    """A corpus, its embeddings and an index."""
+    """Return a corpus, its embeddings and an index."""
     folder = tmp_path_factory.mktemp("made")
     corpus = write_rows(folder / "corpus.jsonl", ROWS)
     encode_corpus(corpus, str(folder / "embeddings"), EncoderConfig(checkpoint=checkpoint, document_length=LENGTH), docs_per_part=8)
@@ -46,7 +46,7 @@ def made(checkpoint, tmp_path_factory) -> Path:
 
 
 def expected(rows: list[dict], checkpoint: str) -> dict:
-    """Counted from the tokenizer without any truncation."""
+    """Counts by the tokenizer without truncation."""
     tokenizer = Encoder.load(checkpoint).tokenizer
     marker, prompt = tokenizer.contract.document_marker is not None, tokenizer.contract.document_prompt
     lengths = [len(tokenizer.tokenizer(prompt + f"{row.get('title', '')} {row['text']}".strip())["input_ids"]) + marker for row in rows]
@@ -87,7 +87,7 @@ def test_a_continued_run_counts_the_documents_encoded_before(made, checkpoint, t
     with pytest.raises(KeyboardInterrupt):
         encode(spread=interrupted)
     result = encode()
-    assert result.num_skipped == 3  # the interrupt came after the third was written
+    assert result.num_skipped == 3  # the interruption came after the third chunk
     assert (tmp_path / "out" / "manifest.json").read_bytes() == (made / "embeddings" / "manifest.json").read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""Encoding a corpus in one process: what is written, what is refused, and what a run after a kill does."""
+"""Encoding a corpus in one process: output, refused rows, and continuing after a kill."""
 
 import base64
 import json
@@ -40,7 +40,7 @@ def encode(corpus: str, output: Path | str, checkpoint: str, docs_per_part: int 
 
 
 def read_all(output: Path, manifest: EmbeddingsManifest) -> tuple:
-    """All token embeddings and all text rows, in the manifest's order; every file is checked against it."""
+    """Return all token embeddings and text rows in the manifest's order; verify every file."""
     for entry in (*manifest.parts, *manifest.dead_letters):
         check_file(str(output), entry, content=True)
     blocks = [block for part in manifest.parts for block in read_blocks(str(output / part.name))]
@@ -165,7 +165,7 @@ def test_parts_too_large_for_parquet_are_refused_with_the_largest_size(corpus: s
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the library may catch it."""
+    """A stand-in for SIGKILL that the library does not catch."""
 
 
 def stop_after(number: int, seen: list[int]):

@@ -1,4 +1,4 @@
-"""What the encoder promises about any checkpoint, shown on the packaged MiniLM and a small PyLate checkpoint."""
+"""Properties of the encoder with any checkpoint, tested on the packaged MiniLM and a small PyLate checkpoint."""
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Every checkpoint layout gives the embeddings that its own library gave (tests/fixtures/README.md)."""
+"""Every checkpoint layout gives the embeddings of its own library (tests/fixtures/README.md)."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The kept tokens of a long text are those of the whole text, although only its beginning is tokenised."""
+"""A long text keeps the same tokens although only its start is tokenised."""
 
 import random
 import tracemalloc
@@ -33,7 +33,7 @@ ALPHABETS = (
 
 
 def random_text(rng: random.Random, length: int) -> str:
-    """Runs of characters of several alphabets, some of them long, with and without spaces between them."""
+    """Return runs of characters of several alphabets, some of them long, with and without spaces between them."""
     parts: list[str] = []
     size = 0
     while size < length:

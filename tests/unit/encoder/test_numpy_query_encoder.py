@@ -1,4 +1,4 @@
-"""Queries encoded without torch are those of the encoder, or are left to it."""
+"""Queries encoded without torch equal the encoder's; unsupported checkpoints use the encoder."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ TEXTS = [*QUERIES, "", "x", "Ünïcode and\tCAPITALS \ud800", "word " * 300]
 
 
 def same(checkpoint: str, **changes: object) -> bool:
-    """Whether the light encoder takes the checkpoint; if so, its queries are the encoder's."""
+    """Return whether the NumPy encoder supports the checkpoint, and check its queries."""
     encoder = Encoder.load(EncoderConfig(checkpoint=checkpoint, device="cpu", precision="float32", **changes))
     light = NumpyQueryEncoder.load(encoder.contract, checkpoint)
     if light is None:
@@ -33,7 +33,7 @@ def test_every_bert_checkpoint_gives_the_encoders_queries(library, variant, tmp_
 
 
 LEFT_TO_THE_ENCODER = {"two_dense"}
-"""It has a projection with an activation and a residual."""
+"""The checkpoint has a projection with an activation and a residual."""
 
 
 def test_the_default_checkpoint_and_changed_conventions_are_used(tmp_path):

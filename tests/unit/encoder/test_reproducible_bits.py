@@ -16,12 +16,12 @@ INSTRUCTION_SETS = {
     "none": {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41"},
 }
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.04}
-"""Between instruction sets. Vectors are float16 of unit length, and bfloat16 has 8 bits."""
+"""Largest difference between instruction sets. Vectors are float16 of unit length, and bfloat16 has 8 bits."""
 
 
 @pytest.fixture(scope="module")
 def encoded_under(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a run of tests.support.encoded_bits under an instruction set; each runs once."""
+    """Return the folder of a run of tests.support.encoded_bits under an instruction set; each runs once."""
 
     @cache
     def run(name: str) -> Path:

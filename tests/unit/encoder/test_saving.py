@@ -1,4 +1,4 @@
-"""Saved encoders: loaded again here and by sentence-transformers they give the same embeddings; and fitted projections."""
+"""Saved encoders give the same embeddings, loaded here and by sentence-transformers. Fitted projections."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Encoders with a scorer: the weights they give, checkpoints that keep the heads, and what does not fit together."""
+"""Encoders with a scorer: token weights, checkpoints with heads, and refused combinations."""
 
 import json
 from pathlib import Path
@@ -174,7 +174,7 @@ def test_damaged_heads_are_a_one_line_error_with_the_fix(damage: str, source: En
 
 @pytest.mark.parametrize("name", ["maxsim", "xtr", "trial", "attention"])
 def test_an_encoded_corpus_is_indexed_and_searched_with_its_scorer(name: str, source: Encoder, tmp_path: Path) -> None:
-    """What search scores is what the scorer scores, up to what compression loses; another scorer's queries are refused."""
+    """Search gives the scorer's scores up to compression, and refuses queries of another scorer."""
     torch.manual_seed(0)
     encoder = source.with_scorer(name, SETTINGS.get(name))
     encoder.save(tmp_path / "checkpoint")

@@ -1,4 +1,4 @@
-"""The number of threads decides no result, and comes back as it was."""
+"""The number of threads changes no result and is restored."""
 
 import threading
 from pathlib import Path

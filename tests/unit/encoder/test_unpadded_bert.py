@@ -1,4 +1,4 @@
-"""Encoding without padding gives what the model's own padded forward pass gives, and is taken where it does."""
+"""Encoding without padding equals the model's padded forward pass, and is used only if it does."""
 
 import copy
 import pickle
@@ -22,7 +22,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.03}
 
 
 def network(kind: type[PreTrainedModel] = BertModel, dtype: torch.dtype = torch.float32, **changes: object) -> Network:
-    """A small model whose attention is not flat and whose biases are not zero, so that a token that leaks is seen."""
+    """Return a small model with uneven attention and non-zero biases, so that a leaking token changes the result."""
     torch.manual_seed(0)
     config = {BertModel: BertConfig, RobertaModel: RobertaConfig, ModernBertModel: ModernBertConfig}[kind]
     backbone = kind(config(**SIZES, max_position_embeddings=64, pad_token_id=1, **changes))

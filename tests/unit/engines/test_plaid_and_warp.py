@@ -24,12 +24,12 @@ KERNELS = select("reference")
 
 
 def shard_of(codes: np.ndarray, residuals: np.ndarray, doc_offsets: np.ndarray, num_centroids: int) -> IndexShard:
-    scales = np.ones((len(codes), 2), np.float16)  # WARP does not bring tokens to length one, and centroid interaction needs none
+    scales = np.ones((len(codes), 2), np.float16)  # WARP does not scale tokens to length one, and centroid interaction needs no scales
     return IndexShard(0, doc_offsets, codes, residuals, scales, pa.table({}), num_centroids)
 
 
 def run(plan, shard: IndexShard, codec: ResidualCodec, num_stages: int):
-    """The answers of the first stages."""
+    """Return the documents that the first stages keep."""
     first = replace(plan, stage_limits=plan.stage_limits[:num_stages])
     return [best for [best] in run_stages([first], [shard], codec, KERNELS, [None]).kept]
 
@@ -64,7 +64,7 @@ def test_a_fully_pruned_document_is_not_among_the_kept():
 
 @pytest.mark.parametrize("threshold", [0.5, 9.0])
 def test_plaid_ranks_fully_pruned_documents_after_all_others(threshold):
-    """By their full centroid scores: no document that was found is lost."""
+    """They are ranked by their full centroid scores, so no candidate is lost."""
     g = golden("plaid_dagger")
     codec = ResidualCodec(g["centroids"], np.zeros(1), np.zeros(2))
     shard = shard_of(g["codes"], np.zeros((len(g["codes"]), 2), np.uint8), g["doc_offsets"], len(g["centroids"]))

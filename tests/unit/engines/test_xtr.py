@@ -28,7 +28,7 @@ KERNELS = select("reference")
 
 
 def golden_index(weights: np.ndarray | None = None) -> tuple[IndexShard, ResidualCodec]:
-    """Every token is a centroid of its own, and no residual is left."""
+    """Return an index in which every token is its own centroid, without residuals."""
     g = golden("xtr_retrieval")
     codec = ResidualCodec(g["tokens"], np.zeros(1), np.zeros(2, np.float32))
     num_tokens = len(g["tokens"])
@@ -82,7 +82,7 @@ def test_query_weights_scale_retrieved_and_imputed_scores():
 
 
 def test_token_weights_scale_retrieved_but_not_imputed_scores():
-    doubled = np.ones(len(golden("xtr_retrieval")["tokens"]), np.float16)  # less one: every token weighs two
+    doubled = np.ones(len(golden("xtr_retrieval")["tokens"]), np.float16)  # a stored weight is weight - 1, so every token weighs 2
     _, plain, once = run(XtrParams(k_prime=12, imputation="zero"))
     _, _, twice = run(XtrParams(k_prime=12, imputation="zero"), weights=doubled)
     np.testing.assert_array_equal(once.documents, twice.documents)

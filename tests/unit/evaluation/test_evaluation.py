@@ -131,7 +131,7 @@ def test_a_wrong_path_names_the_datasets_that_can_be_downloaded():
 
 @pytest.fixture
 def beir_server(tmp_path, monkeypatch):
-    """An HTTP server of zip archives in place of BEIR's; yields the folder it serves."""
+    """Serve zip archives over HTTP in place of BEIR's server; yield the served folder."""
     import functools
     import http.server
     import threading
@@ -156,7 +156,7 @@ def beir_server(tmp_path, monkeypatch):
 
 def test_a_beir_name_is_downloaded_once_and_then_read_from_the_cache(beir_server, tmp_path):
     with pytest.raises(ConfigError, match="cannot download the BEIR dataset scifact from http.*; without network, give its folder"):
-        load_dataset("scifact")  # the server answers 404 with a page that is no archive
+        load_dataset("scifact")  # the server answers 404 with a page that is not an archive
     source = make_dataset(tmp_path / "scifact", QUERIES, QRELS)
     with zipfile.ZipFile(beir_server / "scifact.zip", "w") as archive:
         for file in source.rglob("*.*"):
@@ -199,7 +199,7 @@ def test_equal_scores_keep_our_order_in_the_measures_and_in_the_run_file(tmp_pat
     assert metrics.evaluate(run, qrels, ("RR@10", "nDCG@10")) == {"RR@10": {"q": 0.5}, "nDCG@10": {"q": 1 / np.log2(3)}}
     path = tmp_path / "test.run"
     write_run(str(path), run, "ray_lir")
-    with open(path) as file:  # as another evaluator sees the file: scores only
+    with open(path) as file:  # another evaluator sees only the scores in the file
         outside = ir_measures.calc_aggregate([ir_measures.RR, ir_measures.nDCG @ 10], qrels, list(ir_measures.read_trec_run(file)))
     assert set(outside.values()) == {0.5, 1 / np.log2(3)}
     assert [doc_id for doc_id, _ in read_run(str(path))["q"]] == order

@@ -1,4 +1,4 @@
-"""Quality floors of the default encoder: on the docstring corpus, which is there on every machine, and on a real collection."""
+"""Quality floors of the default encoder: on the docstring corpus, which every machine has, and on a real collection."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ def encoder() -> Encoder:
 
 @pytest.fixture(scope="module")
 def docstrings(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> tuple[Searcher, TokenEmbeddings]:
-    """An index of docstrings without their first sentences, and some of those sentences as queries."""
+    """Return an index of docstrings without their first sentences, and some of those sentences as queries."""
     documents, summaries = known_items(collect(10_000, first=STDLIB, then=[]), NUM_ITEMS)
     searcher = index(encoder, documents, tmp_path_factory.mktemp("docstrings"))
     return searcher, encoder.encode_queries(list(summaries.values()), list(summaries)).slice(0, NUM_QUERIES)
@@ -58,7 +58,7 @@ def test_a_query_does_not_find_the_docstring_of_a_neighbour(docstrings):
 
 
 def test_medline_is_searched_better_than_by_bags_of_words(encoder: Encoder, data_folder: Path, tmp_path: Path):
-    """BM25 gives nDCG@10 .66 there."""
+    """BM25 has an nDCG@10 of .66 on this collection."""
     dataset = load_dataset(str(data_folder / "medline"))
     searcher = index(encoder, list(read_documents(dataset.corpus)), tmp_path)
     queries = encoder.encode_queries(list(dataset.queries.values()), list(dataset.queries))

@@ -46,10 +46,10 @@ def test_thousands_of_queries():
 
 
 def test_p_by_hand():
-    assert randomisation_test(np.array([1.0, 2.0, 3.0])) == 2 / 8  # only +++ and --- are as far
+    assert randomisation_test(np.array([1.0, 2.0, 3.0])) == 2 / 8  # only the signs +++ and --- give as large a difference
     assert randomisation_test(np.array([1.0, -1.0])) == 1
     assert randomisation_test(np.zeros(50)) == 1
-    assert randomisation_test(np.array([0.5] * 5 + [0.0] * 1000)) == 2 / 2**5  # equal queries have no sign to change
+    assert randomisation_test(np.array([0.5] * 5 + [0.0] * 1000)) == 2 / 2**5  # queries with equal scores have no sign
     assert randomisation_test(np.full(100, 0.3)) == 1 / 10_001
 
 

@@ -1,4 +1,4 @@
-"""Arrays in .npy files: read whole, mapped and by rows, also by several threads at once; when mapped pages become those of the process."""
+"""Arrays in .npy files: read, mapped and read by rows, also by concurrent threads; page faults of mapped arrays."""
 
 import gc
 import mmap
@@ -41,7 +41,7 @@ def test_a_file_that_is_not_an_array_is_refused(tmp_path, read):
 
 @pytest.fixture
 def hurried():
-    """Threads take turns as often as they can, and garbage collection lets them do so inside of C code."""
+    """Switch threads as often as possible; garbage collection allows that inside C code too."""
     interval, threshold = sys.getswitchinterval(), gc.get_threshold()
     turn = lambda *_: [0 for _ in range(3)]  # noqa: E731
     gc.callbacks.append(turn)
@@ -74,7 +74,7 @@ def many_pages(tmp_path: Path) -> Path:
 
 
 def faults_of_reading(array: np.ndarray) -> int:
-    """Page faults while every page is touched."""
+    """Return the page faults of touching every page."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     array.ravel()[:: resource.getpagesize()].max()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before

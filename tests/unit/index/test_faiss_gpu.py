@@ -1,4 +1,4 @@
-"""FAISS on a GPU: what xtr and the assignment of centroids find there is what they find on a CPU."""
+"""FAISS on a GPU: xtr and the assignment of tokens find the same as on a CPU."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ needs_gpu = pytest.mark.skipif(faiss.get_num_gpus() == 0, reason="FAISS sees no 
 
 
 class FakeGpu:
-    """FAISS's classes for a GPU, on the CPU: they count calls, and refuse what a GPU refuses."""
+    """Fake GPU classes of FAISS on the CPU: they count calls and have the limits of a GPU."""
 
     def __init__(self, patch: pytest.MonkeyPatch):
         self.searches = 0
@@ -29,7 +29,7 @@ class FakeGpu:
         patch.setattr(faiss, "GpuIndexFlatL2", self.index_of(faiss.IndexFlatL2), raising=False)
 
     def index_of(self, kind: type) -> type:
-        """The fake of an index class."""
+        """Return the fake of an index class."""
         fake = self
 
         class Index:
@@ -49,7 +49,7 @@ class FakeGpu:
 
 @pytest.fixture(params=["fake", pytest.param("real", marks=needs_gpu)])
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu | None]:
-    """A fake GPU, and the real one where there is one."""
+    """Yield a fake GPU, and the real one if there is one."""
     yield FakeGpu(monkeypatch) if request.param == "fake" else None
 
 
@@ -79,7 +79,7 @@ def test_xtr_finds_the_same_tokens_on_gpu_and_cpu(gpu, tmp_path, monkeypatch):
     assert gpu is None or gpu.searches > 0
     before = gpu and gpu.searches
     filtered = Searcher.open(str(tmp_path / "index")).search(queries, 10, XtrParams(k_prime=300, nprobe=4), only=range(100))
-    assert gpu is None or gpu.searches == before  # filters and some clusters: on the CPU
+    assert gpu is None or gpu.searches == before  # filtered searches and those of some clusters run on the CPU
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
     by_cpu = Searcher.open(str(tmp_path / "index"))
     for answers, params, only in ((found, {}, None), (filtered, {"nprobe": 4}, range(100))):
@@ -97,4 +97,4 @@ def test_vectors_are_assigned_over_cells_found_on_the_gpu(gpu, monkeypatch):
     codes = assigner(vectors)
     assert gpu is None or gpu.searches == 1
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
-    assert (codes == assigner(vectors)).mean() > 0.99  # cells that are nearly as near are in either order
+    assert (codes == assigner(vectors)).mean() > 0.99  # two nearly equal distances may have either order

@@ -1,4 +1,4 @@
-"""Filters as people write them: text, short dicts, JSON; fields of documents; and fields that no document has."""
+"""Filters as users write them: text, short dicts and JSON; fields of documents, and unknown fields."""
 
 import json
 import logging
@@ -162,7 +162,7 @@ def test_unknown_filter_fields_are_named_with_the_nearest_names(searcher, caplog
     assert "there are a.b, author, author.name" in said[3]
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        searcher.matching("draft = false or price > 100 or title = x")  # each is in one shard alone
+        searcher.matching("draft = false or price > 100 or title = x")  # each field is in only one shard
         explain(searcher, queries_about(collection(4), [0]), 0, filters="year = 1")
     assert not caplog.records
 

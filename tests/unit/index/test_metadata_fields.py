@@ -1,4 +1,4 @@
-"""Which fields the metadata of documents has, for forms that build filters."""
+"""The fields of documents' metadata, for forms that build filters."""
 
 import numpy as np
 import pyarrow as pa

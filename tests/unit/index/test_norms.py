@@ -1,4 +1,4 @@
-"""Vectors of any length: scores are MaxSim of the vectors given, and rows of zeros are no tokens."""
+"""Vectors of any length: scores are MaxSim of the given vectors, and zero vectors are not tokens."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ EVERYTHING = {
 
 
 def stretched(low: float, high: float, num_docs: int = 250, per_token: bool = True, seed: int = 3) -> TokenEmbeddings:
-    """Documents near topics, each token (or document) of a length of its own, as many octaves up as down."""
+    """Return documents near topics; each token (or document) has its own length, up to `octaves` powers of two above or below 1."""
     rng = np.random.default_rng(seed)
     matrices = [doc.astype(np.float64) for doc in collection(num_docs)]
     return TokenEmbeddings.of([doc * np.exp(rng.uniform(np.log(low), np.log(high), (len(doc) if per_token else 1, 1))) for doc in matrices])
@@ -49,7 +49,7 @@ def stretched(low: float, high: float, num_docs: int = 250, per_token: bool = Tr
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
-    """An index of documents whose tokens have lengths from .2 to 3, and the documents."""
+    """Return documents with token lengths from .2 to 3, and their index."""
     documents = stretched(0.2, 3)
     root = str(tmp_path_factory.mktemp("norms") / "index")
     build_index(documents, root, IndexConfig(num_shards=3, codec=CodecConfig(nbits=8)))
@@ -113,7 +113,7 @@ def test_sharded_equals_unsharded(index, tmp_path, engine):
 
 
 def test_candidates_use_vector_lengths_and_auto_keeps_its_recall(tmp_path):
-    """Random documents of very different lengths: by directions alone the best are not among the candidates."""
+    """Random documents of very different lengths: directions alone would not make the best documents candidates."""
     rng = np.random.default_rng(0)
     documents = TokenEmbeddings.of([rng.normal(size=(10, 64)) * rng.uniform(0.2, 3) for _ in range(3000)])
     queries = TokenEmbeddings.of([rng.normal(size=(8, 64)) for _ in range(20)])
@@ -161,7 +161,7 @@ def test_explained_matches_and_exported_vectors_keep_their_lengths(index):
 
 
 def test_rounded_unit_vectors_store_no_norms(tmp_path):
-    """Their index is that of format version 1 to the byte: no length in the scales, no new field."""
+    """Their index equals that of format version 1 to the byte: scales hold no norms, and the manifest has no new field."""
     manifest = build_index(collection(60), str(tmp_path / "index"))
     assert manifest.unit_norms
     written = json.loads((tmp_path / "index" / "versions" / "1" / "manifest.json").read_text())

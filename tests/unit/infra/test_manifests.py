@@ -1,4 +1,4 @@
-"""infra/: every manifest has only documented fields, and names only what is there."""
+"""infra/: every manifest has only documented fields, and names only existing things."""
 
 import fnmatch
 import importlib
@@ -69,7 +69,7 @@ def test_a_cluster_runs_one_version_of_ray_and_mounts_declared_volumes(path):
         volumes = {volume.name for volume in pod.volumes}
         for container in pod.containers:
             assert {mount.name for mount in container.volumeMounts} <= volumes
-            assert container.resources.requests == container.resources.limits  # Ray counts on what it was given
+            assert container.resources.requests == container.resources.limits  # Ray counts on the requested resources
             assert re.fullmatch(r"REGISTRY/ray-lir:[\d.]+(-gpu)?", container.image)
             assert container.image.endswith("-gpu") == ("nvidia.com/gpu" in container.resources.limits)
     for group in cluster.workerGroupSpecs:
@@ -101,7 +101,7 @@ def test_ray_serve_and_the_application_accept_the_service_manifest(name):
     [application] = ServeDeploySchema.model_validate(config).applications
     assert application.import_path == "ray_lir_apps.serving.app:build"
     arguments = ServeConfig.model_validate(application.args)
-    assert arguments.tokens  # it listens to a network, and would refuse to start without
+    assert arguments.tokens  # it listens on a network, and would not start without tokens
     pods = [group.template.spec for group in cluster_of(INFRA / "kuberay" / name).groups]
     for pod in pods:
         mounts = [mount.mountPath for mount in pod.containers[0].volumeMounts]
@@ -148,7 +148,7 @@ def test_the_cluster_file_follows_rays_schema_and_uses_spot_workers():
 
 
 def exported_series() -> dict[str, set[str]]:
-    """The series that the service exports, each with its labels."""
+    """Return the series that the service exports, each with its labels."""
     series = {}
     for metric in (each for each in vars(metrics.Metrics()).values() if hasattr(each, "info")):
         for name in series_of(type(metric).__name__, metric.info["name"]):
@@ -207,7 +207,7 @@ def test_monitoring_mounts_existing_files_at_the_expected_paths():
 
 
 def allowed(policy: dict[str, Any], action: str, resource: str) -> bool:
-    """Whether a policy allows an action on a resource, over TLS."""
+    """Return whether a policy allows an action on a resource, over TLS."""
 
     def matches(value: str | list[str], name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, each) for each in ([value] if isinstance(value, str) else value))

@@ -1,4 +1,4 @@
-"""infra/aws: jobs run under their policy on a server that enforces it, and make use of every right that it gives."""
+"""infra/aws: jobs run under their policy on a server that enforces it, and use every permission."""
 
 import json
 import os
@@ -33,7 +33,7 @@ NEVER_DENIED, AT_ONCE = 10**9, 0
 
 @dataclass
 class Shelf:
-    """A bucket with a corpus, on a server where everybody but its owner has the rights of a policy."""
+    """Yield a bucket with a corpus on a server that enforces a policy for everyone but the owner."""
 
     url: str
     bucket: str
@@ -56,11 +56,11 @@ def shelf(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Shelf]:
 
 
 def make_user(server: str, name: str, bucket: str) -> tuple[str, str]:
-    """The key of a user who has the rights of a policy."""
+    """Return the key of a user with the permissions of a policy."""
     policy = read_policy(name, bucket)
     policy["Statement"] = [each for each in policy["Statement"] if each["Effect"] == "Allow"]  # the server has no TLS, nor conditions
     iam = boto3.client("iam", endpoint_url=server)
-    user = f"{name}-{bucket}"  # users of moto outlive their server
+    user = f"{name}-{bucket}"  # moto keeps users after its server ends
     iam.create_user(UserName=user)
     iam.put_user_policy(UserName=user, PolicyName=name, PolicyDocument=json.dumps(policy))
     key = iam.create_access_key(UserName=user)["AccessKey"]
@@ -68,7 +68,7 @@ def make_user(server: str, name: str, bucket: str) -> tuple[str, str]:
 
 
 def deny_after(server: str, num_requests: int) -> None:
-    """From then on moto checks keys, signatures and rights."""
+    """Let moto check keys, signatures and permissions from now on."""
     asked = urllib.request.Request(f"{server}/moto-api/reset-auth", str(num_requests).encode(), {"Content-Type": "text/plain"})
     urllib.request.urlopen(asked).close()
 
@@ -83,7 +83,7 @@ def rights(name: str) -> set[str]:
 
 
 def right_of(request: Request) -> str:
-    """The action that S3 asks rights for."""
+    """Return the S3 action of a request."""
     url = urlsplit(request.target)
     query = parse_qs(url.query, keep_blank_values=True)
     _, key = (url.path.lstrip("/") + "/").split("/", 1)

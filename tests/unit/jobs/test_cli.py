@@ -1,4 +1,4 @@
-"""The command line that all jobs share."""
+"""The command line of all jobs."""
 
 import json
 from typing import Any

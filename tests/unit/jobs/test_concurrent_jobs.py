@@ -1,4 +1,4 @@
-"""Two jobs on one output at the same time: the one that returns finds its work there, and the other gets an error that says why."""
+"""Two concurrent jobs on one output: the output of the successful job is complete, and the other job reports why it failed."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -39,7 +39,7 @@ several_turns = pytest.mark.parametrize("turn", range(TURNS))
 
 @pytest.fixture(scope="module", params=["disk", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    """Gives new folders, on a disk or in a bucket."""
+    """Return a function that creates folders, on a disk or in a bucket."""
     numbers = count()
     if request.param == "disk":
         folder = tmp_path_factory.mktemp("outputs")
@@ -56,7 +56,7 @@ def documents(seed: int, num_docs: int = 60) -> TokenEmbeddings:
 
 
 def meeting(barrier: Barrier) -> Callable[..., Iterable[Any]]:
-    """A map whose first call waits for the other job."""
+    """Return a map that waits for the other job in its first call."""
     met = []
 
     def meet(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
@@ -68,7 +68,7 @@ def meeting(barrier: Barrier) -> Callable[..., Iterable[Any]]:
 
 
 def at_once(*jobs: Callable[[], Any]) -> list[Any]:
-    """Each job's result, or its error."""
+    """Return each job's result or error."""
 
     def outcome(job: Callable[[], Any]) -> Any:
         try:
@@ -85,7 +85,7 @@ def is_error(outcome: Any) -> bool:
 
 
 def check_whole(index: str) -> Searcher:
-    """Every file that any version lists is there."""
+    """Assert that every file of every version exists."""
     for number in version_numbers(index):
         for entry in files_of(read_version(index, number)):
             check_file(index, entry, content=True)
@@ -183,7 +183,7 @@ def test_two_concurrent_equal_updates_from_memory_are_made_once(place, turn):
 def test_removing_old_versions_keeps_files_of_new_versions(place):
     index = place()
     build_index(documents(1), index)
-    for _ in range(TURNS):  # each turn ends with the documents of the first version: files of equal content come again
+    for _ in range(TURNS):  # each round ends with the documents of the first version, so files of equal content return
         update_index(index, documents(2, 5))
         update_index(index, delete=[f"2-{number}" for number in range(5)])
         barrier = Barrier(3)

@@ -1,4 +1,4 @@
-"""jobs.evaluate on a small real index: what it reports, writes and refuses."""
+"""jobs.evaluate on a small real index: reports, files and errors."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""jobs.export: what other systems are given is what the index, or the embeddings, hold."""
+"""jobs.export: exported files hold the content of the index or the embeddings."""
 
 import json
 import uuid
@@ -36,7 +36,7 @@ def embeddings(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", params=["lloyd_max", "quantile"])
 def index(embeddings, request) -> Path:
-    """With a rotation and a scale a token, and without either."""
+    """Return an index with rotation and token scales, and one without."""
     folder = embeddings.parent / request.param
     codec = CodecConfig(nbits=8, buckets=request.param)
     build_index(str(embeddings), str(folder), IndexConfig(num_shards=3, clustering=ClusteringConfig(num_centroids=64), codec=codec))
@@ -44,7 +44,7 @@ def index(embeddings, request) -> Path:
 
 
 def arrays(folder: Path) -> TokenEmbeddings:
-    """What write_npy wrote, as its reader would put it together."""
+    """Return the array of the files that write_npy wrote."""
     numbers = range(len(list(folder.glob("embeddings-*.npy"))))
     values = np.concatenate([np.load(folder / f"embeddings-{number:05d}.npy") for number in numbers])
     lengths = np.concatenate([np.load(folder / f"doclens-{number:05d}.npy") for number in numbers])
@@ -64,7 +64,7 @@ def test_vectors_of_an_index_score_as_the_index_does(index, tmp_path):
     run(ExportJob(source=str(index), output=str(tmp_path / "out")))
     exported = arrays(tmp_path / "out")
     assert exported.doc_ids == list(DOCUMENTS.doc_ids)
-    assert np.einsum("td,td->t", exported.values, DOCUMENTS.values, dtype=np.float32).min() > 0.93  # turned back
+    assert np.einsum("td,td->t", exported.values, DOCUMENTS.values, dtype=np.float32).min() > 0.93  # rotated back
     assert np.allclose(np.linalg.norm(exported.values.astype(np.float32), axis=1), 1, atol=2e-3)
     queries = queries_about(DOCUMENTS, [3, 200, 599])
     for number, answer in enumerate(Searcher.open(str(index), kernels="reference").search(queries, 5, "exact")):
@@ -135,7 +135,7 @@ def test_a_damaged_source_is_reported_before_anything_is_written(embeddings, tmp
 
 @pytest.fixture(scope="module")
 def attended(tmp_path_factory) -> tuple[Path, TokenEmbeddings]:
-    """Embeddings of a scorer that weighs document tokens."""
+    """Return embeddings of a scorer with document token weights."""
     folder = tmp_path_factory.mktemp("attended") / "embeddings"
     weights = np.random.default_rng(0).uniform(1, 1.5, DOCUMENTS.num_tokens).astype(np.float32)
     documents = TokenEmbeddings(DOCUMENTS.values, DOCUMENTS.offsets, DOCUMENTS.doc_ids, weights=weights)
@@ -151,7 +151,7 @@ def test_token_weights_are_exported_beside_the_vectors(attended, source, tmp_pat
         folder = tmp_path / "index"
     run(ExportJob(source=str(folder), output=str(tmp_path / "arrays"), docs_per_file=300))
     found = np.concatenate([np.load(path) for path in sorted((tmp_path / "arrays").glob("weights-*.npy"))])
-    np.testing.assert_allclose(found, documents.weights, atol=0 if source == "embeddings" else 3e-4)  # float16 in an index
+    np.testing.assert_allclose(found, documents.weights, atol=0 if source == "embeddings" else 3e-4)  # an index stores float16
     run(ExportJob(source=str(folder), output=str(tmp_path / "parquet"), layout="parquet"))
     table = pq.read_table(tmp_path / "parquet" / "part-00000.parquet")
     first = documents.offsets[1]

@@ -1,4 +1,4 @@
-"""jobs.inspect: what it says of a folder, and what it finds wrong."""
+"""jobs.inspect: its report of a folder, and the damage that it finds."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ from tests.unit.storage.test_s3 import bucket  # noqa: F401 (a fixture)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A folder with a checkpoint, embeddings and an index of 3 shards."""
+    """Return a folder with a checkpoint, embeddings and an index of 3 shards."""
     folder = tmp_path_factory.mktemp("inspect")
     make_index(folder, num_docs=60, num_shards=3)
     return folder
@@ -57,7 +57,7 @@ def test_one_changed_bit_is_found_and_every_damaged_file_is_printed(index, capsy
     content = bytearray(first.read_bytes())
     content[-1] ^= 1
     first.write_bytes(content)
-    assert inspect(index, verify=False)["verified"] == "sizes"  # the size is right
+    assert inspect(index, verify=False)["verified"] == "sizes"  # the size is unchanged
     second.unlink()
     with pytest.raises(FormatError, match=r"sha256 .* \(and 1 more\).*restore it"):
         inspect(index)

@@ -1,4 +1,4 @@
-"""jobs.mine on a small real index: what it takes as negatives, how a cross-encoder scores them, and what it refuses."""
+"""jobs.mine on a small real index: negatives, scores of a cross-encoder, and errors."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with a collection, words, an encoder, tiny, an index of both, and a cross-encoder, teacher."""
+    """Return a folder with a collection (words), an encoder (tiny), their index, and a cross-encoder (teacher)."""
     folder = tmp_path_factory.mktemp("mine")
     words = translated_words.write_collection(folder / "words")
     encoder = Encoder.load(EncoderConfig(checkpoint=str(translated_words.write_checkpoint(folder / "tiny")), precision="float32"))
@@ -57,7 +57,7 @@ def rows(path: Path) -> list[dict]:
 
 
 def ranking(place: Path, query: str) -> list[str]:
-    """All documents of the collection, best first."""
+    """Return all documents of the collection, best first."""
     searcher = Searcher.open(str(place / "index"))
     encoder = Encoder.load(EncoderConfig(checkpoint=str(place / "tiny"), precision="float32"))
     text = load_dataset(str(place / "words"), "train").queries[query]
@@ -216,7 +216,7 @@ def test_a_killed_job_continues_after_its_finished_steps(place, tmp_path, monkey
     assert not (tmp_path / "tuples.jsonl").exists()
     scored.clear()
     mine(config)
-    assert scored == [96 - 64]  # tuples are kept 64 at a time
+    assert scored == [96 - 64]  # tuples are stored in batches of 64
     assert (tmp_path / "tuples.jsonl").read_bytes() == (tmp_path / "undisturbed.jsonl").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tuples.jsonl", "undisturbed.jsonl"]
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""What a command loads when it starts: torch, transformers and Ray only where they are needed."""
+"""Modules that a command imports at start: torch, transformers and Ray only if needed."""
 
 import json
 import os
@@ -25,7 +25,7 @@ main(sys.argv[1:])
 
 
 def loaded(*words: str) -> tuple[int, list[str], str]:
-    """Exit code, the heavy modules that were loaded, and standard output and error together."""
+    """Return the exit code, the imported heavy modules, and the output."""
     read, write = os.pipe()
     code = f"import os; os.dup2({write}, 9)\n" + REPORT
     done = subprocess.run(

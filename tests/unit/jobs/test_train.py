@@ -1,4 +1,4 @@
-"""jobs.train: mistakes are one line and write nothing, and every recipe is a complete job."""
+"""jobs.train: invalid arguments are one-line errors and write nothing, and every recipe is a complete job."""
 
 import json
 from pathlib import Path
@@ -65,7 +65,7 @@ def test_an_unfinished_training_does_not_continue_with_another_configuration(pla
 
 @pytest.mark.parametrize("recipe", sorted((REPOSITORY / "jobs" / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_recipes_are_complete_jobs_except_for_their_folders(recipe):
-    """The published ones say where each value comes from."""
+    """Published recipes name the source of each value."""
     kind, folders = (MineConfig, ["--index", "index"]) if recipe.name.startswith("mine") else (TrainJob, [])
     job = cli.parse(kind, ["--recipe", str(recipe), "--dataset", "words", "--output", "there.jsonl", *folders])
     settings = [line for line in recipe.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]

@@ -1,4 +1,4 @@
-"""jobs.tune: what it measures, and that an index answers by it afterwards."""
+"""jobs.tune: its measurements, and their use by searches."""
 
 import json
 from pathlib import Path

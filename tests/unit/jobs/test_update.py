@@ -1,4 +1,4 @@
-"""jobs.update and jobs.compact: from rows of a corpus to the next version of an index; and what their dry runs say."""
+"""jobs.update and jobs.compact: from rows of a corpus to the next version of an index, and dry runs."""
 
 import gzip
 import json
@@ -37,7 +37,7 @@ ROWS += [{"_id": "doc-7", "text": "the doc that was replaced"}, {"_id": "bad"}]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """Checkpoint, corpus, embeddings and index."""
+    """Return a folder with checkpoint, corpus, embeddings and index."""
     folder = tmp_path_factory.mktemp("made")
     make_index(folder, num_docs=120, num_shards=2)
     write_rows(folder / "new.jsonl", ROWS)
@@ -99,7 +99,7 @@ def test_dry_runs_report_the_plan_and_write_nothing(index, made, tmp_path):
     did = change(index, made)
     for name in ("num_added", "num_replaced", "num_deleted", "num_unknown", "num_docs"):
         assert said[name] == did[name]
-    assert said["added_tokens"] == round(41 * read_version(str(index), 1).num_tokens / 120)  # as many as others have
+    assert said["added_tokens"] == round(41 * read_version(str(index), 1).num_tokens / 120)  # as many as the other documents have
     said = compact.run(compact.CompactJob(index=str(index), dry_run=True))
     did = compact.run(compact.CompactJob(index=str(index), where="here"))
     assert said["bytes"] == pytest.approx(did["bytes"], rel=0.03) and did["bytes"] < said["bytes_before"]
@@ -107,7 +107,7 @@ def test_dry_runs_report_the_plan_and_write_nothing(index, made, tmp_path):
     said = build(BuildIndexJob(**fields, codec={"nbits": 2}, dry_run=True))
     assert not (tmp_path / "again").exists() and said["core_seconds"] > 0
     did = build(BuildIndexJob(**fields, codec={"nbits": 2}))
-    headers = 128 * 4 * 3 + 3 * 2000  # of the arrays, and of the three files of documents
+    headers = 128 * 4 * 3 + 3 * 2000  # bytes of the arrays and of the three document files
     assert did["bytes"] - headers < said["bytes"] < 1.05 * did["bytes"]
 
 
@@ -204,7 +204,7 @@ MESSY = [
 
 
 def test_refused_rows_are_counted_reported_and_kept_and_the_last_row_of_an_id_wins(index, made, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("ray_lir"), "propagate", True)  # another test may have run a job
+    monkeypatch.setattr(logging.getLogger("ray_lir"), "propagate", True)  # a job of another test may have changed this
     rows = write_rows(tmp_path / "messy.jsonl", MESSY)
     preview = change(index, made, add=rows, delete=None, dry_run=True)
     assert (preview["num_added"], preview["num_dead"], preview["num_repeated"]) == (3, 5, 1)

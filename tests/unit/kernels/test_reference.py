@@ -1,4 +1,4 @@
-"""The reference kernels against hand numbers, golden vectors and the definition."""
+"""The reference kernels against numbers by hand, golden vectors and definitions."""
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ ONE = [np.ones(2, np.float32)]
 
 
 def tokens_of(codes: np.ndarray, doc_offsets: np.ndarray) -> IndexShard:
-    """A shard for kernels that look at codes alone."""
+    """Return a shard for kernels that read only codes."""
     none = np.zeros(0)
     return IndexShard(0, doc_offsets, codes, none, none, pa.table({}), int(codes.max(initial=0)) + 1)
 

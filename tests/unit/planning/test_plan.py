@@ -1,4 +1,4 @@
-"""jobs.plan: its bytes against a real index, its simulation against queueing theory, and what it says."""
+"""jobs.plan: bytes against a real index, simulation against queueing theory, and reports."""
 
 import json
 import subprocess
@@ -65,7 +65,7 @@ def test_the_predicted_parts_of_a_query_sum_to_the_engines_estimate(engine, kern
 
 def test_measured_builds_and_searches_are_near_their_predictions():
     results = json.loads(RESULTS.read_text())
-    assert results["nanoseconds"] == asdict(BUILD)  # the constants are those that were measured
+    assert results["nanoseconds"] == asdict(BUILD)  # the constants equal the measurements
     for build in results["builds"]:
         assert build["predicted_bytes"] == pytest.approx(build["bytes"], rel=0.02)
         of = Collection.of(build["num_docs"], 70, 128, 2, build["num_centroids"], 600)
@@ -103,7 +103,7 @@ def test_simulated_hedging_shortens_the_latency_tail():
     service = Service(groups=40, replicas=2, stages=(5.0,), sigma=0.1, straggler=0.005, slowdown=20)
     hedged = Service(**{**vars(service), "hedge": 10.0})
     plain, better = (np.percentile(simulate(each, qps=20, num_requests=1500), 95) for each in (service, hedged))
-    assert plain > 80 and better < 25  # one of 40 is a straggler in every fifth request; two copies of it hardly ever
+    assert plain > 80 and better < 25  # a fifth of the requests meet a straggler among 40 calls; two copies are rarely both late
 
 
 def test_every_simulated_request_is_answered_and_times_depend_on_the_seed():
@@ -157,7 +157,7 @@ def test_the_command_line_takes_numbers_like_2e7():
 
 @pytest.fixture(scope="module")
 def small_collection(tmp_path_factory) -> Path:
-    """A corpus of 1,500 documents of many lengths, its embeddings and an index."""
+    """Return a corpus of 1,500 documents of many lengths, its embeddings and an index."""
     folder = tmp_path_factory.mktemp("small")
     bert(folder / "checkpoint")
     rng = np.random.default_rng(0)

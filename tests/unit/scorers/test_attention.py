@@ -105,7 +105,7 @@ def test_recorded_attention_is_what_the_eager_model_returns(make, tmp_path: Path
     torch.manual_seed(0)
     model = make(tmp_path).eval()
     for parameter in model.parameters():
-        parameter.data.mul_(3)  # so that attention is not flat
+        parameter.data.mul_(3)  # makes attention uneven
     ids = torch.randint(5, 50, (3, 12))
     mask = torch.arange(12)[None] < torch.tensor([12, 7, 1])[:, None]
     with AttentionRecorder() as recorder:

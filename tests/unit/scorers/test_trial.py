@@ -1,4 +1,4 @@
-"""TRIAL's factored scores against golden vectors and the naive form, and its gate and fresh heads."""
+"""TRIAL's factored scores against golden vectors and the naive form; its gate and fresh heads."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_the_relation_encoder_equals_its_definition() -> None:
 
 
 def naive_score(query: Tensor, weights: Tensor, document: Tensor, relation: Relation, relation_weight: float, alignment: str) -> Tensor:
-    """One pair, without masked tokens, as docs/algorithms.md#51-score writes it."""
+    """Return the score of one pair without masked tokens by docs/algorithms.md#51-score."""
 
     def rel(previous: Tensor, current: Tensor) -> Tensor:
         return relation.outer(torch.nn.functional.mish(relation.norm(relation.inner(torch.cat([previous, current], -1)))))

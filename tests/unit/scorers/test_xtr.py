@@ -1,4 +1,4 @@
-"""XTR training is XTR: golden vectors, the bugs that made others train MaxSim, and a pool of valid tokens."""
+"""XTR training: golden vectors, published bugs that turn it into MaxSim training, and a pool of valid tokens."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tests.support.golden_files import golden
 
 
 def golden_texts(dtype: torch.dtype = torch.float64) -> tuple[EmbeddedTexts, EmbeddedTexts]:
-    """Queries, and the documents in the order of the columns: the first of query j stands at jN."""
+    """Return queries, and documents in column order: the first document of query j is column jN."""
     values = golden("xtr_train")
     documents = values["d"].reshape(-1, *values["d"].shape[2:])
     return texts(values["q"], values["q_mask"], dtype=dtype), texts(documents, values["d_mask"].reshape(len(documents), -1), dtype=dtype)
@@ -25,7 +25,7 @@ def test_xtr_gives_the_golden_scores_for_several_k_at_once(dtype: torch.dtype, t
 
 
 def test_a_token_that_was_not_retrieved_adds_nothing() -> None:
-    """The first historical bug: the mask of what was retrieved was made and thrown away.
+    """The first published bug: the mask of retrieved tokens was computed and not used.
 
     Source: docs/algorithms.md#32-faults-of-published-code-avoided-here.
     """
@@ -41,7 +41,7 @@ def test_a_token_that_was_not_retrieved_adds_nothing() -> None:
 
 
 def test_xtr_scores_normalised_vectors(tmp_path) -> None:
-    """The second historical bug: neither side was normalised. What an encoder gives to any scorer is."""
+    """The second published bug: neither side was normalised. Our encoders normalise for every scorer."""
     from ray_lir.base.config import EncoderConfig
     from ray_lir.encoder.encoder import Encoder
     from tests.support.checkpoints import put_together
@@ -56,7 +56,7 @@ def test_xtr_scores_normalised_vectors(tmp_path) -> None:
 
 
 def test_padded_query_tokens_are_not_scored() -> None:
-    """The third bug, which the paper does not name: the query mask was applied to something that nobody used."""
+    """The third bug, which the paper does not name: the query mask was applied to an unused value."""
     documents = texts([[[0.9, 0.1], [0.1, 0.2]]])
     (alone,) = xtr.scores(texts([[[1.0, 0.0]]]), documents, (1,))
     (padded,) = xtr.scores(texts([[[1.0, 0.0], [0.0, 1.0]]], [[True, False]]), documents, (1,))
@@ -64,7 +64,7 @@ def test_padded_query_tokens_are_not_scored() -> None:
 
 
 def test_padding_of_documents_is_never_retrieved() -> None:
-    """Neither as a best token (0 is more than a negative similarity) nor in the place of one."""
+    """Padding is not a best token, although 0 exceeds a negative similarity, and displaces none."""
     query = texts([[[1.0, 0.0]]])
     documents = texts([[[-0.5, 0.5], [0.0, 0.0]], [[0.0, 0.0], [0.3, 0.1]]], [[True, False], [False, True]])
     (scores,) = xtr.scores(query, documents, (1,))
@@ -85,7 +85,7 @@ def test_other_documents_compete_for_the_top() -> None:
 
 
 def test_equal_similarities_are_retrieved_in_the_order_of_the_pool() -> None:
-    """One document twice in a batch (two queries share it) takes no more places than k."""
+    """A document twice in a batch (two queries share it) takes at most k places."""
     query = texts([[[1.0, 0.0]]])
     documents = texts([[[0.5, 0.1], [0.5, 0.2]], [[0.5, 0.1], [0.5, 0.2]], [[0.5, 0.3], [0.1, 0.0]]])
     for k, expected in ((1, [0.5, 0, 0]), (2, [0.5, 0, 0]), (3, [0.5, 0.5, 0]), (4, [0.5, 0.5, 0]), (5, [0.5, 0.5, 0.5])):

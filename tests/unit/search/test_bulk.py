@@ -119,7 +119,7 @@ def test_a_killed_search_continues_after_its_finished_blocks(index: Path, querie
 
 
 def test_a_continued_search_counts_only_its_own_queries(index: Path, queries: str, tmp_path: Path):
-    """A run on a cluster may finish any block first: here the last one, of 8 queries."""
+    """A run on a cluster may finish any block first; here the last one of 8 queries."""
     searcher = Searcher.open(index)
     whole = bulk.in_process(Encoder.for_contract(searcher.manifest.contract), searcher)
     settings = bulk.BulkSettings(engine=ENGINES["exact"].params())

@@ -1,4 +1,4 @@
-"""Explanations: contributions add up to the score, spans are the words, and a dropped document is followed to its stage."""
+"""Explanations: contributions sum to the score, spans are words, and dropped documents have a stage and reason."""
 
 from dataclasses import replace
 
@@ -111,7 +111,7 @@ def test_explaining_an_invalid_request_is_refused(searcher, queries):
 
 
 def checkpoints() -> list[str]:
-    """Whole checkpoints of every layout; the rest of a layout's folder are differences from one of these."""
+    """Complete checkpoints of every layout; other checkpoints of a layout hold only the files that differ."""
     return ["pylate/expansion", "stanford/default", "xtr/checkpoint", "sentence_transformers/fixed"]
 
 

@@ -1,4 +1,4 @@
-"""A disk that fills up: one line that says so and where, nothing half visible, and the same command goes on when there is space."""
+"""A full disk: a one-line error names the place, no partial output is visible, and the command continues once there is space."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ INDEX = IndexConfig(clustering=ClusteringConfig(num_centroids=64, num_iterations
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a corpus, a checkpoint, and embeddings and an index of them."""
+    """Return a folder with a corpus, a checkpoint, embeddings and an index."""
     folder = tmp_path_factory.mktemp("made")
     put_together("sentence_transformers", "fixed", folder / "checkpoint")
     encode(write_rows(folder / "corpus.jsonl", ROWS), folder / "checkpoint", folder / "embeddings")
@@ -34,7 +34,7 @@ def encode(corpus: str | Path, checkpoint: Path, output: Path) -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, to be made smaller and larger."""
+    """Yield a separate file system of changeable size."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False).returncode:
@@ -64,7 +64,7 @@ def test_a_full_disk_is_a_one_line_error_and_the_repeated_command_continues(made
         runs[step]()
     assert "\n" not in str(caught.value)
     assert not (disk / step / manifest).exists()
-    assert not list(disk.rglob(".attempt-*")) and not list(disk.rglob(".*.json*"))  # no scraps that would fill it for ever
+    assert not list(disk.rglob(".attempt-*")) and not list(disk.rglob(".*.json*"))  # no temporary files that keep it full
     resize(disk, 64 << 20)
     runs[step]()
     assert (disk / step / manifest).read_bytes() == (made / step / manifest).read_bytes()

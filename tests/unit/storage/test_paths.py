@@ -1,4 +1,4 @@
-"""Paths: every name a file system allows, pathlib.Path, home folders and URLs, read and written alike."""
+"""Paths: every name that a file system allows, pathlib.Path, home folders and URLs."""
 
 import json
 import os

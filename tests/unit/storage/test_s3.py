@@ -27,7 +27,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of an empty bucket of a server on this machine."""
+    """Yield the URL of an empty bucket of a local server."""
     with moto_server() as server, as_endpoint(server, monkeypatch):
         yield make_bucket()
 

@@ -1,4 +1,4 @@
-"""Jobs on an object store that answers with errors, late, in half or not at all: the same bytes, or one clear line."""
+"""Jobs on an object store that answers with errors, late, in half or not at all: the same bytes, or a one-line error."""
 
 import logging
 import os
@@ -45,7 +45,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(corpus: Path, checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
-    """The manifests of the embeddings and of the index, made on a disk."""
+    """Return the manifests of embeddings and index made on a disk."""
     folder = tmp_path_factory.mktemp("undisturbed")
     encode_corpus(str(corpus), str(folder / "embeddings"), EncoderConfig(checkpoint=checkpoint), docs_per_part=DOCS_PER_PART)
     build_index(str(folder / "embeddings"), str(folder / "index"), INDEX)
@@ -54,7 +54,7 @@ def undisturbed(corpus: Path, checkpoint: str, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
-    """What goes wrong with the requests to a moto server: nothing, until the test says so. botocore's long pauses are left out."""
+    """Yield the fault plan of a moto server, without faults at first. botocore's long pauses are removed."""
     plan = Faults(delay_s=0.1)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with moto_server() as server, faulty_proxy(server, plan) as url, as_endpoint(url, monkeypatch):
@@ -62,7 +62,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
 
 
 def encode_and_build(bucket: str, corpus: Path, checkpoint: str) -> tuple[bytes, bytes]:
-    """The manifests when all of it lies on an object store; nothing but what they list is there."""
+    """Return the manifests of embeddings and index made on an object store; only listed files exist there."""
     for file in sorted(corpus.iterdir()):
         storage.write_bytes(f"{bucket}/corpus/{file.name}", file.read_bytes())
     encode_corpus(f"{bucket}/corpus", f"{bucket}/embeddings", EncoderConfig(checkpoint=checkpoint), docs_per_part=DOCS_PER_PART)
@@ -78,7 +78,7 @@ def encode_and_build(bucket: str, corpus: Path, checkpoint: str) -> tuple[bytes,
 
 
 def _check_all(root: str, listed: Sequence[FileEntry], others: set[str]) -> None:
-    """What a manifest lists is there, whole, and nothing is there beside it but `others`."""
+    """Assert that a folder holds exactly the files of its manifest, complete, and `others`."""
     for file in listed:
         check_file(root, file, content=True)
     fs, path = storage.filesystem(root)
@@ -118,8 +118,8 @@ def test_large_files_are_uploaded_in_parts_and_read_a_block_at_a_time(faults: Fa
     faults.always = {"partNumber=2": "500"}
     with pytest.raises(ConfigError, match="cannot write"):
         storage.publish(tmp_path / "large", f"{bucket}/large")
-    assert storage.list_names(bucket) == []  # nothing of it is visible
-    assert any(request.method == "DELETE" and "uploadId" in request.target for request in faults.log)  # nor kept
+    assert storage.list_names(bucket) == []  # no part of it is visible
+    assert any(request.method == "DELETE" and "uploadId" in request.target for request in faults.log)  # and no upload remains
     faults.always = {}
     for url in (f"{bucket}/published", f"{bucket}/written"):
         faults.log.clear()
@@ -134,7 +134,7 @@ def test_large_files_are_uploaded_in_parts_and_read_a_block_at_a_time(faults: Fa
 
 
 def test_failed_s3_deletions_are_repeated(faults: Faults):
-    """An answer that was lost: the request had its effect."""
+    """A lost reply: the request had its effect."""
     bucket = make_bucket()
     storage.write_bytes(f"{bucket}/folder/file", b"first")
     faults.always = {"PUT": "answer_lost"}
@@ -154,7 +154,7 @@ def test_a_failing_store_is_a_one_line_error_and_published_files_stay(
     assert encode_and_build(bucket, corpus, checkpoint) == undisturbed
     faults.log.clear()
     faults.always = {"": "503"}
-    monkeypatch.setattr("ray_lir.base.logs.configure", lambda: None)  # it would take the records from caplog
+    monkeypatch.setattr("ray_lir.base.logs.configure", lambda: None)  # propagation is off after a job, and caplog needs it
     with caplog.at_level(logging.INFO, "ray_lir"), pytest.raises(SystemExit, match="2"):
         cli.main(BuildIndexJob, run_build_index, ["--embeddings", f"{bucket}/embeddings", "--output", f"{bucket}/index", "--where", "here"])
     *_, error = capsys.readouterr().err.splitlines()

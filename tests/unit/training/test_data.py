@@ -1,4 +1,4 @@
-"""Examples of every form become the same data; rows that are wrong are refused by line; hard negatives are drawn fairly."""
+"""Examples of every form give the same data; wrong rows are refused by line; hard negatives are drawn evenly."""
 
 import gzip
 import json

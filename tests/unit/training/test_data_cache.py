@@ -1,4 +1,4 @@
-"""The cache of training data: written once by one process, kept while it is used, and never half there."""
+"""The cache of training data: one process writes an entry once, entries in use stay, and no partial entry is visible."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def write(path: Path, rows: list[dict]) -> str:
 
 @pytest.fixture
 def writes(monkeypatch) -> list[str]:
-    """One entry for each time that a source is read."""
+    """Return a list that grows by one whenever a source is read."""
     calls: list[str] = []
     original = data_cache.write_training_data
 
@@ -57,7 +57,7 @@ def test_training_data_is_read_again_only_if_its_source_changes(tmp_path, source
 
 
 def test_one_of_several_processes_writes_while_the_others_wait(tmp_path, source, writes):
-    with ThreadPoolExecutor(4) as pool:  # each call locks through a file handle of its own, as a process would
+    with ThreadPoolExecutor(4) as pool:  # each call locks through its own file handle, like a process
         found = set(pool.map(lambda _: digest_of(source, tmp_path / "cache"), range(4)))
     assert len(found) == len(writes) == 1
 
@@ -79,7 +79,7 @@ def test_a_damaged_file_is_written_again(tmp_path, source, writes, caplog):
 def test_files_of_a_killed_writer_are_removed(tmp_path, source, writes):
     digest_of(source, tmp_path / "cache")
     (entry,) = (tmp_path / "cache").iterdir()
-    (entry / MANIFEST).unlink()  # as if it had been killed just before
+    (entry / MANIFEST).unlink()  # as if a process had been killed before the rename
     (entry / ".attempt-1").mkdir()
     (entry / ".attempt-1" / "documents.arrow").write_bytes(b"half")
     digest_of(source, tmp_path / "cache")
@@ -102,7 +102,7 @@ def test_the_least_recently_used_cache_entries_are_evicted(tmp_path, source):
     with cached_training_data(sources[0], str(cache)) as used:
         for path in [*cache.iterdir(), *cache.glob(f"*/{MANIFEST}")]:
             os.utime(path, (long_ago, long_ago))
-        digest_of(sources[1], cache)  # is there, so nothing is written or removed, and it counts as used
+        digest_of(sources[1], cache)  # the entry exists: nothing is written or removed, and it counts as used
         assert {path.name for path in cache.iterdir()} == entries
         digest_of(sources[3], cache)
         assert used.folder.exists() and len(entries & {path.name for path in cache.iterdir()}) == 2

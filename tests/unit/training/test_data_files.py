@@ -1,4 +1,4 @@
-"""Training data in Arrow files equals the same data in Python lists, whatever the order of the rows; texts stay out of private memory."""
+"""Training data in Arrow files equals the same data in Python lists for any order of rows; texts use no private memory."""
 
 import json
 import random
@@ -21,7 +21,7 @@ from ray_lir.training.judgements import from_judgements
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of 7 rows, so that small data has many."""
+    """Use blocks of 7 rows, so that small data has many."""
     for module in (data, data_files, examples, judgements):
         monkeypatch.setattr(module, "ROWS_AT_ONCE", 7)
 
@@ -37,7 +37,7 @@ def made_up_rows(scored: bool, count: int = 150) -> list[dict]:
 
 
 def in_lists(rows: list[dict]) -> tuple[list, list, list, list | None]:
-    """Queries, documents, lists and scores of rows, grouped with dictionaries."""
+    """Return queries, documents, lists and scores of rows, grouped with dictionaries."""
     by_query: dict[str, list[dict]] = {}
     for row in rows:
         by_query.setdefault(row["query"], []).append(row)

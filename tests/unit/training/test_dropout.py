@@ -1,4 +1,4 @@
-"""Dropout as trainings on a CPU draw it, against torch's."""
+"""Dropout of trainings on a CPU, against torch's."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_dropout_drops_the_requested_fraction_and_keeps_the_mean(share, dtype):
     assert values.dtype == dtype
     assert values.unique().tolist() == pytest.approx([0, 1 / (1 - share)], rel=1e-5 if dtype == torch.float32 else 4e-3)
     assert (values == 0).float().mean().item() == pytest.approx(share, abs=0.002)
-    for axis in (0, 1):  # no row and no column is favoured: draws of four neighbours are independent
+    for axis in (0, 1):  # rows and columns are alike: draws of four neighbours are independent
         assert (values == 0).float().mean(axis).std().item() == pytest.approx((share * (1 - share) / 1000) ** 0.5, rel=0.15)
 
 

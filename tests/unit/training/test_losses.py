@@ -1,4 +1,4 @@
-"""Losses by hand numbers and golden vectors, and what they do with known positives, teachers and temperatures."""
+"""Losses against numbers by hand and golden vectors, with known positives, teachers and temperatures."""
 
 import math
 
@@ -106,7 +106,7 @@ def test_gates_of_padding_have_no_penalty_and_other_scorers_have_none():
 
 @pytest.mark.parametrize("shift", [0.0, 7.5])
 def test_distillation_ignores_a_constant_added_to_the_teachers_scores(shift: float):
-    """So jobs.mine may shift a cross-encoder's logits to be at least 0."""
+    """Therefore jobs.mine may shift a cross-encoder's logits to be at least 0."""
     teacher = torch.tensor([[3.0, -1.0, 0.5], [0.0, 0.1, 0.2]])
     for normalize in (True, False):
         loss = DistillationLoss(1.0, normalize, normalize)

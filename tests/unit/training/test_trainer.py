@@ -1,4 +1,4 @@
-"""Training without Ray: data order, schedule, steps that learn, state that continues, and shares that add up."""
+"""Training without Ray: data order, schedule, learning, continuation, and workers that add up to a batch."""
 
 from collections import Counter
 from itertools import islice
@@ -186,7 +186,7 @@ def test_gradients_of_embedding_tables_are_averaged_over_workers(tmp_path: Path)
 
 
 def _gradients(rank: int) -> list[torch.Tensor]:
-    """Of a table of which each worker reached other rows, of one that nobody reached, and of a matrix."""
+    """Tested with a table of which workers use different rows, a table that no worker uses, and a matrix."""
     generator = torch.Generator().manual_seed(rank)
     table = torch.zeros(collectives.TABLE_ROWS, 3)
     table[torch.randint(0, len(table), (50,), generator=generator)] = torch.randn(50, 3, generator=generator)
