@@ -143,7 +143,7 @@ def test_more_documents_than_there_are_gives_all_of_them_once(serve_with, search
 def test_concurrent_requests_get_their_own_answers(serve_with, searcher, encoder):
     client = serve_with(num_groups=4)
     texts = [
-        f"{what} {where}" for what in ("river", "court", "gene", "star") for where in ("of the city", "market", "in mice?", "wave", "4")
+        f"{thing} {where}" for thing in ("river", "court", "gene", "star") for where in ("of the city", "market", "in mice?", "wave", "4")
     ]
     expected = searcher.search(encoder.encode_queries(texts), 5, "exact")
     with ThreadPoolExecutor(12) as pool:

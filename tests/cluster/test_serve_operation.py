@@ -109,9 +109,9 @@ def test_a_canary_is_promoted_and_rolled_back_under_load_without_failed_or_mixed
     stop = False
 
     def keep_asking() -> None:
-        with Client(url, READ) as mine:
+        with Client(url, READ) as own_client:
             while not stop:
-                seen.append(ask(mine))
+                seen.append(ask(own_client))
 
     with ThreadPoolExecutor(2) as pool, Client(url, ADMIN) as admin:
         asking = [pool.submit(keep_asking) for _ in range(2)]

@@ -109,11 +109,11 @@ def test_negatives_come_from_all_workers_and_heads_are_saved(place):
 
 def test_a_training_that_fails_at_its_first_step_can_be_restarted_with_another_configuration(place, capsys):
     """The 16 documents have fewer tokens than the limit allows, so the error appears only at the first batch."""
-    asked = {"scorer": "xtr", "xtr.k_train": 250, "max_steps": 2, "encoder.document_length": 16}
+    settings = {"scorer": "xtr", "xtr.k_train": 250, "max_steps": 2, "encoder.document_length": 16}
     with pytest.raises(SystemExit, match="2"):
-        cli.main(TrainJob, run, flags(place, "first", **asked))
+        cli.main(TrainJob, run, flags(place, "first", **settings))
     *_, error = capsys.readouterr().err.splitlines()
     assert error.startswith("error: --xtr.k_train 250 exceeds the") and error.endswith("lower it or raise --batch_size")
     assert list((place / "first").iterdir()) == []
-    cli.main(TrainJob, run, flags(place, "first", **asked | {"xtr.k_train": 40}))
+    cli.main(TrainJob, run, flags(place, "first", **settings | {"xtr.k_train": 40}))
     assert len(curve(place / "first")) == 2

@@ -171,9 +171,9 @@ def test_token_weights_apply_to_winning_tokens(cuda, num_query_tokens):
     probed = REFERENCE.probe(table, len(query), sizes, 4, 9, 100)
     for floor in (False, True):
         totals, documents = cuda.posting_scores(query, weights, *probed, floor, shard, codec)
-        wanted, numbers = REFERENCE.posting_scores(query, weights, *probed, floor, shard, codec)
+        expected_totals, numbers = REFERENCE.posting_scores(query, weights, *probed, floor, shard, codec)
         np.testing.assert_array_equal(documents, numbers)
-        np.testing.assert_allclose(totals, wanted, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(totals, expected_totals, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("by_cosine", [False, True])

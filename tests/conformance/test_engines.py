@@ -90,8 +90,8 @@ def test_filters_apply_before_top_k(index, engine, share):
     searcher = index(7)
     only = np.flatnonzero(np.random.default_rng(4).random(300) < share)
     everything = index(1).search(QUERIES, 300, "exact")
-    wanted = [np.isin(top.documents, only) for top in everything]
-    expected = [TopK(top.scores[kept][:9], top.documents[kept][:9]) for top, kept in zip(everything, wanted, strict=True)]
+    allowed = [np.isin(top.documents, only) for top in everything]
+    expected = [TopK(top.scores[kept][:9], top.documents[kept][:9]) for top, kept in zip(everything, allowed, strict=True)]
     same(expected, searcher.search(QUERIES, 9, EVERYTHING[engine], only=only))
 
 
@@ -101,8 +101,8 @@ def test_deleted_documents_are_filtered_out_of_every_search(index, engine):
     gone = np.flatnonzero(np.random.default_rng(5).random(300) < 0.4)
     deleted = [gone[(gone >= s.first_document) & (gone < s.first_document + s.num_docs)] - s.first_document for s in searcher.shards]
     shards = tuple(
-        dataclasses.replace(shard, deleted=mine.astype(np.uint32) if len(mine) else None)
-        for shard, mine in zip(searcher.shards, deleted, strict=True)
+        dataclasses.replace(shard, deleted=numbers.astype(np.uint32) if len(numbers) else None)
+        for shard, numbers in zip(searcher.shards, deleted, strict=True)
     )
     left = np.setdiff1d(np.arange(300), gone)
     after = dataclasses.replace(searcher, shards=shards)

@@ -81,8 +81,10 @@ def every_set(check) -> None:
 
 
 def weighed(shard: IndexShard, rng: np.random.Generator) -> IndexShard:
-    """The shard with weights from 0.5 to 2, the same for all tokens of a document: whose counts, where two are as good, is rounding's
-    choice (test_weighted_engines.py has weights of every token)."""
+    """Return the shard with token weights from 0.5 to 2, equal within a document.
+
+    If two tokens of a document are equally good, rounding decides which one wins. test_weighted_engines.py has a weight for each token.
+    """
     return replace(shard, weights=np.repeat(rng.uniform(-0.5, 1, shard.num_docs), np.diff(shard.doc_offsets)).astype(np.float16))
 
 
@@ -285,10 +287,10 @@ def test_assignment_and_compression_equal_the_reference(halves, euclidean, **sha
         in_one_cell = kernels.assign_in_cells(vectors, codec.centroids_f32, offsets, every_cell[:, :1])
         expected = REFERENCE.assign_in_cells(vectors, codec.centroids_f32, offsets, every_cell[:, :1])
         assert (in_one_cell == expected).mean() >= 0.9 or (in_one_cell != expected).sum() <= 1  # nearly equal distances may change places
-        turned = kernels.rotate(vectors, rotation)
-        np.testing.assert_allclose(turned, REFERENCE.rotate(vectors, rotation), atol=1e-5)
-        np.testing.assert_array_equal(turned[-1:], kernels.rotate(vectors[-1:], rotation))
-        results = [codes, near, turned, in_one_cell]
+        rotated = kernels.rotate(vectors, rotation)
+        np.testing.assert_allclose(rotated, REFERENCE.rotate(vectors, rotation), atol=1e-5)
+        np.testing.assert_array_equal(rotated[-1:], kernels.rotate(vectors[-1:], rotation))
+        results = [codes, near, rotated, in_one_cell]
         for token_scale in (False, True):
             scaled = ResidualCodec(codec.centroids, codec.cutoffs, codec.weights, token_scale=token_scale)
             results += list(check_compression(kernels, vectors, codes, scaled))
@@ -395,5 +397,5 @@ def test_probing_continues_if_the_nearest_clusters_hold_few_tokens(instruction_s
     expected = REFERENCE.probe(table, 16, sizes, 4, 1500, 3000)
     assert (expected[2][:8] < 0.71).all() and (expected[2][8:] > 0.9).all()
     found = select(f"native:{instruction_set}").probe(table.astype(np.float16), 16, sizes, 4, 1500, 3000)
-    for mine, wanted in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(mine, wanted)
+    for array, reference in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(array, reference)

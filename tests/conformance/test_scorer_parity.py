@@ -164,12 +164,12 @@ def test_search_gives_the_golden_scores_of_colbert_att():
     g = golden("colbert_att")
     query = np.where(g["q_mask"][:, None], g["q"], 0).astype(np.float32)
     ones = np.ones(len(query), np.float32)
-    given = {
+    importances = {
         "scores": (np.exp(g["att_q"]), g["delta"]),
         "scores_delta1": (np.exp(g["att_q"]), ones[:4]),
         "scores_doc_only": (ones, ones[:4]),
     }
-    for name, (importance, delta) in given.items():
+    for name, (importance, delta) in importances.items():
         shard, codec = golden_shard(g["d"], g["d_mask"], np.exp(delta[:, None] * g["att_column_mean"]) - 1)
         scorer = of_kind("attention", "combined", codec.dim)
         scores = searched(codec, scorer, shard, query, importance.astype(np.float32), select("reference"))

@@ -264,10 +264,10 @@ def test_two_workers_train_like_one_with_every_scorer(checkpoint, pairs, tmp_pat
     mp.spawn(_work, (2, str(tmp_path), str(checkpoint), pairs), nprocs=2)
     shared = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
     for scorer, (loss, tensors, ndcg) in expected.items():
-        for mine in shared:
-            assert mine[scorer][0] == pytest.approx(loss, rel=1e-5)
-            torch.testing.assert_close(mine[scorer][1], tensors, rtol=1e-3, atol=1e-5)
-            assert mine[scorer][2] == pytest.approx(ndcg, abs=0.01)
+        for worker in shared:
+            assert worker[scorer][0] == pytest.approx(loss, rel=1e-5)
+            torch.testing.assert_close(worker[scorer][1], tensors, rtol=1e-3, atol=1e-5)
+            assert worker[scorer][2] == pytest.approx(ndcg, abs=0.01)
         assert shared[0][scorer][2] == shared[1][scorer][2]
         assert all(torch.equal(shared[0][scorer][3][name], tensor) for name, tensor in shared[1][scorer][3].items())
 

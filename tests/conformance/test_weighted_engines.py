@@ -96,8 +96,8 @@ def definition(searcher: Searcher, query: np.ndarray, weights: np.ndarray, numbe
         cosine = document @ token
         relations = np.zeros(len(document))
         if i and relation:
-            mine = rel(query[i - 1], token)
-            relations = np.array([relation.weight * rel(document[aligned], other) @ mine for other in document])
+            pair = rel(query[i - 1], token)
+            relations = np.array([relation.weight * rel(document[aligned], other) @ pair for other in document])
         best = int((cosine + relations).argmax())
         total += weights[i] * (token_weights[best] * cosine[best] + relations[best])
         aligned = int(cosine.argmax()) if relation and relation.alignment == "cosine" else best
@@ -161,8 +161,8 @@ def test_filters_and_tombstones_apply_before_top_k(index, kind, engine):
     searcher = index(kind, 5)
     only = np.flatnonzero(np.random.default_rng(4).random(NUM_DOCS) < 0.4)
     everything = index(kind).search(QUERIES, NUM_DOCS, "exact")
-    wanted = [np.isin(top.documents, only) for top in everything]
-    expected = [TopK(top.scores[kept][:9], top.documents[kept][:9]) for top, kept in zip(everything, wanted, strict=True)]
+    allowed = [np.isin(top.documents, only) for top in everything]
+    expected = [TopK(top.scores[kept][:9], top.documents[kept][:9]) for top, kept in zip(everything, allowed, strict=True)]
     same(expected, searcher.search(QUERIES, 9, EVERYTHING[engine], only=only))
     gone = np.setdiff1d(np.arange(NUM_DOCS), only)
     shards = tuple(
@@ -181,9 +181,11 @@ def test_masked_query_tokens_change_nothing_at_any_position(index, kind, engine)
     for number in range(len(QUERIES)):
         query = QUERIES.slice(number, number + 1)
         padded.append(_insert_zeros(query, len(query.values) // 2))
-    for mine, theirs in zip(index(kind).search(QUERIES, 10, engine), index(kind).search(concatenate(padded), 10, engine), strict=True):
-        np.testing.assert_array_equal(mine.documents, theirs.documents)
-        np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-5)
+    for plain, with_padding in zip(
+        index(kind).search(QUERIES, 10, engine), index(kind).search(concatenate(padded), 10, engine), strict=True
+    ):
+        np.testing.assert_array_equal(plain.documents, with_padding.documents)
+        np.testing.assert_allclose(plain.scores, with_padding.scores, atol=1e-5)
 
 
 def _insert_zeros(query: TokenEmbeddings, place: int) -> TokenEmbeddings:
@@ -211,8 +213,10 @@ def test_candidates_are_those_of_an_index_without_token_weights(index, engine):
     weighted = index("weighted")
     bare = dataclasses.replace(weighted, shards=tuple(dataclasses.replace(shard, weights=None) for shard in weighted.shards))
     candidates = {"scan": ScanParams(ncandidates=9), "plaid": PlaidParams(nprobe=2, ncandidates=36)}[engine]
-    for mine, theirs in zip(weighted.search(QUERIES, 9, candidates), bare.search(QUERIES, 9, candidates), strict=True):
-        assert set(mine.documents.tolist()) == set(theirs.documents.tolist()) and not np.array_equal(mine.scores, theirs.scores)
+    for weighted_top, bare_top in zip(weighted.search(QUERIES, 9, candidates), bare.search(QUERIES, 9, candidates), strict=True):
+        assert set(weighted_top.documents.tolist()) == set(bare_top.documents.tolist()) and not np.array_equal(
+            weighted_top.scores, bare_top.scores
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -244,9 +248,9 @@ def test_updates_and_compaction_keep_the_weights(tmp_path: Path, kind):
     compact_index(path)
     compact = Searcher.open(path, verify=True)
     assert len(compact.shards) == 2
-    for mine, theirs in zip(before, compact.search(QUERIES, 20, "exact"), strict=True):
-        assert updated.doc_ids(mine.documents) == compact.doc_ids(theirs.documents)
-        np.testing.assert_array_equal(mine.scores, theirs.scores)
+    for before_top, after_top in zip(before, compact.search(QUERIES, 20, "exact"), strict=True):
+        assert updated.doc_ids(before_top.documents) == compact.doc_ids(after_top.documents)
+        np.testing.assert_array_equal(before_top.scores, after_top.scores)
 
 
 def test_an_update_without_the_weights_of_the_index_is_refused_and_changes_nothing(tmp_path: Path):

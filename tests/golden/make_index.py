@@ -30,8 +30,8 @@ def main() -> None:
     build_index(documents, str(FOLDER / "index"), config, texts=[f"text of {doc_id}" for doc_id in documents.doc_ids])
     (FOLDER / "index" / "versions" / "1" / "provenance.json").unlink()
     searcher = Searcher.open(str(FOLDER / "index"), kernels="reference")
-    asked = dict.fromkeys(VECTOR_ENGINES) | {params.model_dump_json(exclude_none=True): params for params in PARAMETERS}
-    answers = {name: [answer(top, searcher) for top in searcher.search(queries, 5, params or name)] for name, params in asked.items()}
+    searches = dict.fromkeys(VECTOR_ENGINES) | {params.model_dump_json(exclude_none=True): params for params in PARAMETERS}
+    answers = {name: [answer(top, searcher) for top in searcher.search(queries, 5, params or name)] for name, params in searches.items()}
     (FOLDER / "answers.json").write_text(json.dumps(answers, indent=1))
     np.savez(FOLDER / "queries.npz", values=queries.values, offsets=queries.offsets)
 

@@ -27,12 +27,12 @@ def answer(admission: Admission, clock: Clock, number: int, seconds: float) -> N
 
 def refusals(admission: Admission, number: int) -> list[int]:
     """Return the Retry-After seconds of this many refused requests."""
-    told = []
+    retry_times = []
     for _ in range(number):
         with pytest.raises(Overloaded) as refused, admission.enter():
             pass
-        told.append(refused.value.retry_after_s)
-    return told
+        retry_times.append(refused.value.retry_after_s)
+    return retry_times
 
 
 def test_admission_stops_at_the_limit_and_frees_a_place_after_a_failure(clock):
@@ -50,12 +50,14 @@ def test_retry_times_follow_the_order_of_refusals(clock):
     admission = Admission(4, Metrics(), clock)
     answer(admission, clock, 10, 0.5)
     admission.running = 4
-    told = refusals(admission, 20)
-    assert told[0] == 2 and told[-1] == 11 and told == sorted(told)  # 2 a second: 4 before the first, 23 before the last
+    retry_times = refusals(admission, 20)
+    assert (
+        retry_times[0] == 2 and retry_times[-1] == 11 and retry_times == sorted(retry_times)
+    )  # 2 a second: 4 before the first, 23 before the last
     admission.running = 0
     answer(admission, clock, 12, 0.5)
     admission.running = 4
-    assert refusals(admission, 1)[0] < told[-1]  # clients with a retry time within these 6 seconds no longer wait
+    assert refusals(admission, 1)[0] < retry_times[-1]  # clients with a retry time within these 6 seconds no longer wait
 
 
 def test_the_retry_time_is_bounded_and_one_second_at_first(clock):

@@ -80,11 +80,11 @@ def test_proxies_of_the_environment_are_not_used_for_localhost(url, monkeypatch)
         with Client(address, READ) as client:
             assert client.index().num_docs
 
-    async def asked() -> int:
+    async def request() -> int:
         async with AsyncClient(url, READ) as client:
             return (await client.index()).num_docs
 
-    assert asyncio.run(asked())
+    assert asyncio.run(request())
     with Client("http://service.invalid") as client, pytest.raises(ServiceUnavailable, match="onnect"):  # this request goes to the proxy
         client.health()
 
@@ -190,16 +190,20 @@ def last_line(text: str) -> dict:
 def test_ask_and_search_find_the_same_hits_and_print_json_last(url, index, capsys, monkeypatch):
     monkeypatch.setenv(ask.TOKEN, READ)
     main(ask.AskJob, ask.run, ["--url", url, "--query", QUERIES[0], "--k", "3", "--engine", "scan", "--params", "{ncandidates: 50}"])
-    asked = capsys.readouterr().out
+    printed_by_ask = capsys.readouterr().out
     main(
         search.SearchJob,
         search.run,
         ["--index", str(index), "--query", QUERIES[0], "--k", "3", "--engine", "scan", "--params", "{ncandidates: 50}"],
     )
-    searched = capsys.readouterr().out
-    assert [hit["doc_id"] for hit in last_line(asked)["results"][0]] == [hit["doc_id"] for hit in last_line(searched)["hits"]]
+    printed_by_search = capsys.readouterr().out
+    assert [hit["doc_id"] for hit in last_line(printed_by_ask)["results"][0]] == [
+        hit["doc_id"] for hit in last_line(printed_by_search)["hits"]
+    ]
     assert (
-        last_line(searched)["params"] == last_line(asked)["params"][0] == {"engine": "scan", "ncandidates": 50, "candidate_fraction": 1.0}
+        last_line(printed_by_search)["params"]
+        == last_line(printed_by_ask)["params"][0]
+        == {"engine": "scan", "ncandidates": 50, "candidate_fraction": 1.0}
     )
     only = json.dumps({"where": {"op": "lt", "field": "row", "value": 20}})
     main(ask.AskJob, ask.run, ["--url", url, "--query", QUERIES[0], "--k", "30", "--engine", "exact", "--filters", only])

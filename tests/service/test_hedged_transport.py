@@ -27,12 +27,12 @@ class Replicas:
 
     def __init__(self, *script: tuple[float, Any]):
         self.script = [(USUAL, "usual")] * MIN_CALLS + list(script)
-        self.asked = 0
+        self.num_calls = 0
         self.cancelled: list[int] = []
 
     async def call(self, name: str, deadline: float, method: str, *args: Any) -> Any:
-        number = self.asked
-        self.asked += 1
+        number = self.num_calls
+        self.num_calls += 1
         seconds, answer = self.script[number] if number < len(self.script) else (USUAL, "usual")
         try:
             async with asyncio.timeout_at(deadline):
@@ -50,18 +50,18 @@ class Replicas:
         return [await self.call(name, deadline, method, *args)] * 2
 
 
-def answers(replicas: Replicas, *asked: str, percentile: float = 100, seconds: float = 5) -> tuple[list[Any], Counted]:
+def answers(replicas: Replicas, *groups: str, percentile: float = 100, seconds: float = 5) -> tuple[list[Any], Counted]:
     """Return the replies or errors of calls to `groups`, after enough calls of usual time."""
 
     async def scene() -> list[Any]:
         deadline = asyncio.get_running_loop().time() + seconds
         await asyncio.gather(*(calls.call("ShardGroup-0", deadline, "find", SERVED, ["a"]) for _ in range(MIN_CALLS)))
-        given = []
-        for name in asked:
+        results = []
+        for name in groups:
             [each] = await asyncio.gather(calls.call(name, deadline, "find", SERVED, ["b"]), return_exceptions=True)
-            given.append(each)
+            results.append(each)
         await asyncio.sleep(0)
-        return given
+        return results
 
     counted = Counted()
     calls = HedgedTransport(replicas, ["ShardGroup-0"], percentile, counted)
@@ -76,32 +76,32 @@ def test_a_late_call_is_hedged_and_the_first_reply_counts():
 
 def test_the_hedged_call_may_still_win():
     replicas = Replicas((0.3, "slow"), (LATE, "slower"))
-    given, counted = answers(replicas, "ShardGroup-0")
-    assert (given, replicas.cancelled, counted.calls) == (["slow"], [1], [("ShardGroup-0", "find")])
+    results, counted = answers(replicas, "ShardGroup-0")
+    assert (results, replicas.cancelled, counted.calls) == (["slow"], [1], [("ShardGroup-0", "find")])
 
 
 def test_a_call_to_a_lost_replica_is_retried():
     replicas = Replicas((0, ShardUnavailable("gone")), (USUAL, "there"))
-    given, counted = answers(replicas, "ShardGroup-0")
-    assert (given, len(counted.calls)) == (["there"], 1)
-    given, _ = answers(Replicas((0, ShardUnavailable("one")), (0.2, ShardUnavailable("two"))), "ShardGroup-0")
-    assert [str(each) for each in given] == ["two"]
+    results, counted = answers(replicas, "ShardGroup-0")
+    assert (results, len(counted.calls)) == (["there"], 1)
+    results, _ = answers(Replicas((0, ShardUnavailable("one")), (0.2, ShardUnavailable("two"))), "ShardGroup-0")
+    assert [str(each) for each in results] == ["two"]
 
 
 def test_a_failed_hedged_call_does_not_end_the_first():
-    given, _ = answers(Replicas((0.5, "slow"), (0, ShardUnavailable("gone"))), "ShardGroup-0")
-    assert given == ["slow"]
+    results, _ = answers(Replicas((0.5, "slow"), (0, ShardUnavailable("gone"))), "ShardGroup-0")
+    assert results == ["slow"]
 
 
 def test_a_deterministic_error_is_not_retried_on_another_replica():
-    given, counted = answers(Replicas((0, ConfigError("wrong"))), "ShardGroup-0")
-    assert ([str(each) for each in given], counted.calls) == (["wrong"], [])
+    results, counted = answers(Replicas((0, ConfigError("wrong"))), "ShardGroup-0")
+    assert ([str(each) for each in results], counted.calls) == (["wrong"], [])
 
 
 def test_single_replicas_and_timely_calls_are_not_hedged():
     replicas = Replicas((0.2, "slow"), (0, "quick"))
-    given, counted = answers(replicas, "ShardGroup-1", "ShardGroup-0")
-    assert (given, counted.calls, replicas.asked) == (["slow", "quick"], [], MIN_CALLS + 2)
+    results, counted = answers(replicas, "ShardGroup-1", "ShardGroup-0")
+    assert (results, counted.calls, replicas.num_calls) == (["slow", "quick"], [], MIN_CALLS + 2)
 
 
 def test_each_kind_of_call_has_its_own_hedging_delay():
@@ -136,8 +136,8 @@ def test_hedging_stops_if_every_call_is_slow():
 
 def test_both_calls_of_a_hedge_end_at_the_deadline():
     replicas = Replicas((LATE, "slow"), (LATE, "slow"))
-    given, _ = answers(replicas, "ShardGroup-0", seconds=0.6)
-    assert isinstance(given[0], ShardUnavailable) and "did not answer in time" in str(given[0])
+    results, _ = answers(replicas, "ShardGroup-0", seconds=0.6)
+    assert isinstance(results[0], ShardUnavailable) and "did not answer in time" in str(results[0])
 
 
 def test_calls_are_cancelled_with_their_caller():

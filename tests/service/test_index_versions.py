@@ -189,9 +189,9 @@ def test_a_canary_answers_a_fixed_fraction_of_request_ids(index):
         for fraction in (0.2, 0.6):
             state = await service.change_index(load(2, fraction))
             assert (state.version, state.previous, state.canary, state.traffic_fraction) == (1, None, 2, fraction)
-            given = {each: await found(service, each) for each in ids}
-            assert all(answer == answers[answer[0]] for answer in given.values())
-            by_canary = {each for each, (version, _) in given.items() if version == 2}
+            replies = {each: await found(service, each) for each in ids}
+            assert all(answer == answers[answer[0]] for answer in replies.values())
+            by_canary = {each for each, (version, _) in replies.items() if version == 2}
             assert before < by_canary and abs(len(by_canary) / 100 - fraction) < 0.15
             before = by_canary
         facts = await service.index()

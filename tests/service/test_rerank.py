@@ -43,6 +43,6 @@ def test_a_reranked_text_scores_like_an_indexed_document_with_the_same_text(scor
     assert (np.abs(np.subtract(of_texts, plain)).max() > 0.05 * max(plain)) == weighed
 
 
-def reranked(client: TestClient, **what: list[str]) -> list[float]:
-    reply = client.post("/rerank", json={"query": QUERY, "k": 100, **what}).json()
+def reranked(client: TestClient, **candidates: list[str]) -> list[float]:
+    reply = client.post("/rerank", json={"query": QUERY, "k": 100, **candidates}).json()
     return [each["score"] for each in sorted(reply["results"], key=lambda each: each["position"])]

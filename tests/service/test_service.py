@@ -145,11 +145,11 @@ def test_running_groups_ahead_changes_no_answer(client, calls, searcher, encoder
     assert [hit["title"] for hits in reply["results"] for hit in hits] == [
         document["title"] for answer in expected for document in searcher.documents(answer.documents)
     ]
-    asked = [method for name, method in calls.calls if name != "QueryEncoder"]
+    methods = [method for name, method in calls.calls if name != "QueryEncoder"]
     if factor == 9:
-        assert asked[:4] == ["search"] * 4 and set(asked[4:]) <= {"documents"}
+        assert methods[:4] == ["search"] * 4 and set(methods[4:]) <= {"documents"}
     elif engine != "exact":
-        assert "run_stage" in asked
+        assert "run_stage" in methods
 
 
 @pytest.mark.parametrize("engine", list(SERVED))
@@ -344,9 +344,9 @@ def test_explain_names_the_stage_that_dropped_a_document(client, searcher, encod
 
 def test_a_body_over_the_limit_is_413_with_or_without_content_length(client):
     body = b'{"query": "' + b"x" * (5 << 20) + b'"}'
-    said = client.post("/search", content=body, headers={"Content-Type": "application/json"})
-    unsaid = client.post("/search", content=iter([body[: 3 << 20], body[3 << 20 :]]), headers={"Content-Type": "application/json"})
-    for reply in (said, unsaid):
+    declared = client.post("/search", content=body, headers={"Content-Type": "application/json"})
+    undeclared = client.post("/search", content=iter([body[: 3 << 20], body[3 << 20 :]]), headers={"Content-Type": "application/json"})
+    for reply in (declared, undeclared):
         assert (reply.status_code, reply.json()["error"]["kind"]) == (413, "RequestEntityTooLarge")
 
 
@@ -368,8 +368,8 @@ def test_a_query_that_cannot_be_planned_fails_without_its_batch(index):
     encoder = local_service(index)[1].deployments[ENCODER]
 
     async def together() -> list[object]:
-        asked = [encoder.plan(Served(0, 1), [text], k, "scan", "balanced") for text, k in (("a", 3), ("b", 3), ("c", 0), ("d", 3))]
-        return await asyncio.gather(*asked, return_exceptions=True)
+        plans = [encoder.plan(Served(0, 1), [text], k, "scan", "balanced") for text, k in (("a", 3), ("b", 3), ("c", 0), ("d", 3))]
+        return await asyncio.gather(*plans, return_exceptions=True)
 
     first, second, wrong, last = asyncio.run(together())
     assert isinstance(wrong, ConfigError) and str(wrong) == "k must be between 1 and 100000, not 0"

@@ -218,10 +218,10 @@ def test_the_page_shows_filtered_hits_and_keeps_the_filter_in_the_url(browser, u
 def test_a_meaningless_filter_is_refused(browser, url):
     ask(browser, url)
     one(browser, "#show-filters").click()
-    for filter, told in (("row", "after the field"), ("{", "starts like JSON"), ('{"op": "like", "field": "row"}', "filters.where")):
+    for filter, message in (("row", "after the field"), ("{", "starts like JSON"), ('{"op": "like", "field": "row"}', "filters.where")):
         one(browser, "#filter").clear()
         one(browser, "#filter").send_keys(filter, "\n")
-        until(lambda told=told: told in browser.execute_script("return document.querySelector('.failed')?.textContent ?? ''"), told)
+        until(lambda message=message: message in browser.execute_script("return document.querySelector('.failed')?.textContent ?? ''"), message)
 
 
 @pytest.mark.parametrize(

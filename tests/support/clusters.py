@@ -68,11 +68,11 @@ class Machines:
 
 @contextmanager
 def machines(count: int, object_store_bytes: int = OBJECT_STORE_BYTES, **settings: object) -> Iterator[Machines]:
-    """A head and `count` machines; `settings` are of Ray's own configuration.
+    """Yield a head and `count` machines; `settings` are system settings of Ray.
 
-    Ray gives its workers the lowest priority, with which they hardly start on a machine that others use too: here they have the usual one.
+    Ray's workers have the lowest priority by default and hardly start on a busy machine. Here they have the usual priority.
     """
-    folder = tempfile.mkdtemp(prefix="ray-")  # the sockets in it allow no long path
+    folder = tempfile.mkdtemp(prefix="ray-")  # socket paths have a length limit
     os.makedirs(get_default_ray_temp_dir(), exist_ok=True)  # Cluster stores its address here; it must be private to this cluster
     head = {"num_cpus": 0, "object_store_memory": object_store_bytes, "temp_dir": folder, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head | {"_system_config": {"worker_niceness": 0} | settings})

@@ -26,8 +26,8 @@ def closure(requirements: Iterable[str]) -> dict[str, Distribution]:
             found[key[0]] = distribution(requirement.name)
         except PackageNotFoundError:
             raise LookupError(f"{requirement.name} is not installed here; run: make install") from None
-        wanted = map(Requirement, found[key[0]].requires or [])
-        todo += [each for each in wanted if _applies(each, requirement.extras)]
+        requirements = map(Requirement, found[key[0]].requires or [])
+        todo += [each for each in requirements if _applies(each, requirement.extras)]
     return found
 
 
@@ -61,8 +61,8 @@ def requirements_of(wheel: Path, *extras: str) -> list[str]:
     with zipfile.ZipFile(wheel) as files:
         metadata = next(name for name in files.namelist() if name.endswith(".dist-info/METADATA"))
         lines = files.read(metadata).decode().splitlines()
-    wanted = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
-    return [text.partition(";")[0] if "extra ==" in text else text for text in wanted if _applies(Requirement(text), extras)]
+    requirements = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
+    return [text.partition(";")[0] if "extra ==" in text else text for text in requirements if _applies(Requirement(text), extras)]
 
 
 def run(python: Path, *arguments: str, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:

@@ -70,7 +70,7 @@ def test_pandas_series_and_open_files_are_lists_of_texts():
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ("ab", "not one str"),
         (b"ab", "not one bytes"),
@@ -86,8 +86,8 @@ def test_pandas_series_and_open_files_are_lists_of_texts():
         (np.array("ab"), r"shape \(\)"),
     ],
 )
-def test_values_that_are_not_strings_are_refused_by_type_and_position(values, said):
-    with pytest.raises(ConfigError, match=said):
+def test_values_that_are_not_strings_are_refused_by_type_and_position(values, message):
+    with pytest.raises(ConfigError, match=message):
         text_list("texts", values)
 
 
@@ -155,8 +155,8 @@ def test_a_string_is_refused_where_an_index_takes_a_list_of_texts(tmp_path, name
 def test_texts_from_an_iterator_are_all_encoded(encoder):
     texts = ["Zinc fingers bind DNA.", "The mitochondrion makes ATP."]
     expected = encoder.encode_documents(texts, ["a", "b"])
-    for given in (iter(texts), (each for each in texts), np.array(texts)):
-        found = encoder.encode_documents(given, (each for each in "ab"))
+    for values in (iter(texts), (each for each in texts), np.array(texts)):
+        found = encoder.encode_documents(values, (each for each in "ab"))
         np.testing.assert_array_equal(found.values, expected.values)
         assert found.doc_ids == ["a", "b"]
     assert len(encoder.encode_queries(each for each in texts)) == 2

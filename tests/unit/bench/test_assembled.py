@@ -59,9 +59,9 @@ def test_xtr_warp_keeps_tokens_by_centroid(clustered: assembled.Clustered, tmp_p
     by_document = np.load(tmp_path / "0.residuals.npy")
     offsets, found = np.load(tmp_path / "offsets.compacted.npy"), np.load(tmp_path / "codes.compacted.npy")
     for centroid in range(NUM_CENTROIDS):
-        mine, rows = slice(*offsets[centroid : centroid + 2]), np.flatnonzero(clustered.codes == centroid)
-        assert found[mine].tolist() == clustered.document_of[rows].tolist()
-        assert np.array_equal(np.load(tmp_path / "residuals.compacted.npy")[mine], by_document[rows])
+        entries, rows = slice(*offsets[centroid : centroid + 2]), np.flatnonzero(clustered.codes == centroid)
+        assert found[entries].tolist() == clustered.document_of[rows].tolist()
+        assert np.array_equal(np.load(tmp_path / "residuals.compacted.npy")[entries], by_document[rows])
     metadata = json.loads((tmp_path / "metadata.json").read_text())
     assert (metadata["num_passages"], metadata["num_embeddings"]) == (30, len(clustered.codes))
 

@@ -50,9 +50,9 @@ def work(documents: TokenEmbeddings, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def settings(**changes: object) -> argparse.Namespace:
-    given = {"queries": NUM_QUERIES, "batch": 4, "threads": [1], "build_threads": 1, "settings": None, "timeout": 120, "work": None}
-    given |= {"lower_bound": None}
-    return argparse.Namespace(**{**given, **changes})
+    arguments = {"queries": NUM_QUERIES, "batch": 4, "threads": [1], "build_threads": 1, "settings": None, "timeout": 120, "work": None}
+    arguments |= {"lower_bound": None}
+    return argparse.Namespace(**{**arguments, **changes})
 
 
 def test_the_first_copy_is_the_collection_itself(documents: TokenEmbeddings) -> None:

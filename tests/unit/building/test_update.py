@@ -128,18 +128,18 @@ def test_any_sequence_of_changes_answers_like_a_new_build(small, tmp_path_factor
     index = Path(shutil.copytree(small, folder / "index"))
     variants = [DOCUMENTS, collection(300, seed=3)]
     model: dict[str, np.ndarray] = {f"doc-{number}": DOCUMENTS[number] for number in range(40)}
-    for kind, what, *variant in sequence:
+    for kind, argument, *variant in sequence:
         if kind == "add":
-            added = some(what, source=variants[variant[0]])
+            added = some(argument, source=variants[variant[0]])
             update_index(str(index), added)
             for doc_id, tokens in zip(added.doc_ids, added, strict=True):
                 model.pop(doc_id, None)
                 model[doc_id] = tokens
         elif kind == "delete":
-            update_index(str(index), delete=[f"doc-{number}" for number in what])
-            model = {doc_id: tokens for doc_id, tokens in model.items() if doc_id not in {f"doc-{number}" for number in what}}
+            update_index(str(index), delete=[f"doc-{number}" for number in argument])
+            model = {doc_id: tokens for doc_id, tokens in model.items() if doc_id not in {f"doc-{number}" for number in argument}}
         elif len(model) >= 3:
-            compact_index(str(index), what)
+            compact_index(str(index), argument)
     if model:
         assert answers(index) == answers(fresh(folder / "fresh", TokenEmbeddings.of(list(model.values()), list(model)), small))
     else:
@@ -197,9 +197,9 @@ def test_an_invalid_update_changes_nothing(index, tmp_path, add, delete, error, 
     before = tree(index)
     if add is not None:
         save_embeddings(str(tmp_path / "add"), add)
-    for what in (None,) if add is None else (str(tmp_path / "add"), add):
+    for added in (None,) if add is None else (str(tmp_path / "add"), add):
         with pytest.raises(error, match=message):
-            update_index(str(index), what, delete)
+            update_index(str(index), added, delete)
         assert tree(index) == before and not list(index.glob("_work*"))
 
 
@@ -448,12 +448,12 @@ def test_an_index_on_s3_is_updated_and_compacted_as_on_a_disk(index, bucket, tmp
 def test_adding_documents_without_texts_to_an_index_with_texts_needs_a_flag(index, tmp_path):
     before = tree(index)
     save_embeddings(tmp_path / "add", some([250]))
-    for what in (some([250]), tmp_path / "add"):
+    for added in (some([250]), tmp_path / "add"):
         with pytest.raises(ConfigError, match="allow_empty_texts=True"):
-            update_checked(index, what)
+            update_checked(index, added)
         assert tree(index) == before and not list(index.glob("_work*"))
-    save_embeddings(tmp_path / "said", some([251]), texts=["a text"])
-    assert update_checked(index, tmp_path / "said").version == 2
+    save_embeddings(tmp_path / "with_texts", some([251]), texts=["a text"])
+    assert update_checked(index, tmp_path / "with_texts").version == 2
     assert update_checked(index, some([252]), texts=[""]).version == 3  # the message says that it is empty
     assert update_checked(index, tmp_path / "add", allow_empty_texts=True).version == 4
     build_index(some(range(50)), tmp_path / "vectors", CONFIG)
@@ -483,9 +483,9 @@ def test_ids_in_memory_follow_the_rule_of_corpora(index, tmp_path):
     ):
         embeddings = TokenEmbeddings.of(vectors, ids)
         for attempt in (
-            lambda given: save_embeddings(tmp_path / "add", given),
-            lambda given: build_index(given, tmp_path / "new"),
-            lambda given: update_index(index, given),
+            lambda embeddings: save_embeddings(tmp_path / "add", embeddings),
+            lambda embeddings: build_index(embeddings, tmp_path / "new"),
+            lambda embeddings: update_index(index, embeddings),
         ):
             with pytest.raises(ConfigError, match=message):
                 attempt(embeddings)

@@ -66,11 +66,11 @@ def texts_of(index: Path, *ids: str) -> list[str]:
 
 def test_encode_update_training_and_python_refuse_the_same_rows(made: Path, tmp_path: Path, log):
     corpus, encoder = str(made / "messy"), EncoderConfig(checkpoint=str(made / "checkpoint"))
-    told = f"{NUM_DEAD} rows of {corpus} were refused; the first: corpus.jsonl line"
+    warning = f"{NUM_DEAD} rows of {corpus} were refused; the first: corpus.jsonl line"
 
     manifest = encode_corpus(corpus, str(tmp_path / "embeddings"), encoder).manifest
     assert (manifest.num_docs, manifest.num_dead, manifest.num_repeated) == (len(GOOD), NUM_DEAD, len(REPEATED))
-    assert told in log.text
+    assert warning in log.text
     build_index(str(tmp_path / "embeddings"), str(tmp_path / "built"))
     assert texts_of(tmp_path / "built", "a", "7", "x/y") == ["the first river", "a bridge", ""]  # here the first row of an id counts
 
@@ -78,7 +78,7 @@ def test_encode_update_training_and_python_refuse_the_same_rows(made: Path, tmp_
     shutil.copytree(made / "index", tmp_path / "index")
     result = update.run(update.UpdateJob(index=str(tmp_path / "index"), add=corpus, where="here"))
     assert (result["num_added"], result["num_dead"], result["num_repeated"]) == (len(GOOD), NUM_DEAD, len(REPEATED))
-    assert told in log.text and len(Path(result["dead_letters"]).read_bytes().split(b"\n")) == NUM_DEAD + 1
+    assert warning in log.text and len(Path(result["dead_letters"]).read_bytes().split(b"\n")) == NUM_DEAD + 1
     assert texts_of(tmp_path / "index", "a", "7", "x/y") == [
         "the city of the second river",
         "another bridge",
@@ -87,13 +87,13 @@ def test_encode_update_training_and_python_refuse_the_same_rows(made: Path, tmp_
 
     log.clear()
     data = load_training_data(TrainingSource(dataset=corpus))
-    assert sorted(data.documents) == ["a bridge", "the first river"] and told in log.text
+    assert sorted(data.documents) == ["a bridge", "the first river"] and warning in log.text
 
     log.clear()
     refused = RefusedRows()
     documents = list(read_documents(corpus, refused))
     assert [each.doc_id for each in documents] == ["a", "7", "x/y"]
-    assert (refused.num_rows, refused.num_repeated) == (NUM_DEAD, len(REPEATED)) and told in log.text
+    assert (refused.num_rows, refused.num_repeated) == (NUM_DEAD, len(REPEATED)) and warning in log.text
     shutil.copytree(made / "index", tmp_path / "python")
     model = Encoder.for_contract(Searcher.open(str(made / "index")).manifest.contract)
     texts = [f"{each.title} {each.text}".strip() for each in documents]

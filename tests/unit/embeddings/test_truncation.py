@@ -165,10 +165,10 @@ def test_a_truncated_query_is_named_in_the_answer(client):
 
 
 def test_explanations_mark_truncated_documents(client, made, checkpoint):
-    told = client.post("/explain", json={"query": LONG_QUERY, "doc_id": "d3"}).json()
-    assert (told["truncation"]["kept_tokens"], told["truncation"]["total_tokens"]) == (LENGTH, 24)
-    assert "the document was cut: only 16 of 24 tokens are indexed" in told["reason"]
-    assert told["truncated_queries"][0]["kept_tokens"] == 16
+    reply = client.post("/explain", json={"query": LONG_QUERY, "doc_id": "d3"}).json()
+    assert (reply["truncation"]["kept_tokens"], reply["truncation"]["total_tokens"]) == (LENGTH, 24)
+    assert "the document was cut: only 16 of 24 tokens are indexed" in reply["reason"]
+    assert reply["truncated_queries"][0]["kept_tokens"] == 16
     whole = client.post("/explain", json={"query": "king", "doc_id": "d0"}).json()
     assert "truncation" not in whole and "cut" not in whole["reason"]
     searcher = Searcher.open(str(made / "index"))

@@ -57,9 +57,9 @@ def test_parts_hold_the_encoders_vectors_of_title_and_text(corpus: str, checkpoi
     assert [part.num_docs for part in manifest.parts] == [4, 4, 3]
     assert list(embeddings.doc_ids) == [row["_id"] for row in ROWS]
     assert texts[2] == {"doc_id": "d2", "title": "Title 2", "text": "the text of document 2", "metadata": '{"year": 2}'}
-    wanted = Encoder.load(checkpoint).encode_documents([f"{row['title']} {row['text']}" for row in ROWS])
-    assert np.array_equal(embeddings.token_ids, wanted.token_ids)
-    assert np.allclose(embeddings.values, wanted.values, atol=2e-3)
+    expected = Encoder.load(checkpoint).encode_documents([f"{row['title']} {row['text']}" for row in ROWS])
+    assert np.array_equal(embeddings.token_ids, expected.token_ids)
+    assert np.allclose(embeddings.values, expected.values, atol=2e-3)
     assert (manifest.num_docs, manifest.num_tokens, manifest.num_dead) == (11, embeddings.num_tokens, 0)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["embeddings", "manifest.json", "provenance.json"]
 

@@ -73,9 +73,9 @@ def test_conventions_that_a_layout_cannot_hold_are_refused_and_nothing_is_writte
 
 def test_a_projection_to_all_dimensions_keeps_every_dot_product(tmp_path: Path) -> None:
     encoder = load(plain(tmp_path))
-    turned = fit_projection(encoder, DOCUMENTS, "pca:32").encode_documents(DOCUMENTS).values.astype(np.float32)
+    rotated = fit_projection(encoder, DOCUMENTS, "pca:32").encode_documents(DOCUMENTS).values.astype(np.float32)
     original = encoder.encode_documents(DOCUMENTS).values.astype(np.float32)
-    np.testing.assert_allclose(turned @ turned.T, original @ original.T, rtol=0, atol=5e-3)
+    np.testing.assert_allclose(rotated @ rotated.T, original @ original.T, rtol=0, atol=5e-3)
 
 
 def test_a_fitted_projection_keeps_dot_products_better_than_random_ones_of_its_size(tmp_path: Path) -> None:

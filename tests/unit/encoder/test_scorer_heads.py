@@ -126,8 +126,8 @@ def test_a_texts_weights_do_not_depend_on_other_texts_of_the_batch(name: str, so
     encoder = source.with_scorer(name)
     together = encoder.encode_queries(QUERIES)
     for number, text in enumerate(QUERIES):
-        mine = together.weights[together.offsets[number] : together.offsets[number + 1]]
-        np.testing.assert_allclose(mine, encoder.encode_queries([text]).weights, rtol=0, atol=1e-5)
+        weights = together.weights[together.offsets[number] : together.offsets[number + 1]]
+        np.testing.assert_allclose(weights, encoder.encode_queries([text]).weights, rtol=0, atol=1e-5)
 
 
 def test_a_checkpoint_of_another_scorer_is_refused(source: Encoder) -> None:

@@ -110,9 +110,9 @@ def test_ties_at_the_cut_go_to_the_lower_token_number_however_the_index_is_shard
         build_index(copies, path, IndexConfig(num_shards=num_shards, clustering=ClusteringConfig(num_centroids=32)))
         answers.append(Searcher.open(path).search(queries_about(documents, [1, 9]), 50, XtrParams(k_prime=70)))
     for other in answers[1:]:
-        for top, mine in zip(answers[0], other, strict=True):
-            np.testing.assert_array_equal(top.documents, mine.documents)
-            np.testing.assert_array_equal(top.scores, mine.scores)
+        for top, same_top in zip(answers[0], other, strict=True):
+            np.testing.assert_array_equal(top.documents, same_top.documents)
+            np.testing.assert_array_equal(top.scores, same_top.scores)
 
 
 def test_faiss_finds_the_tokens_of_an_exhaustive_comparison(tmp_path):
@@ -124,9 +124,9 @@ def test_faiss_finds_the_tokens_of_an_exhaustive_comparison(tmp_path):
     rows, tokens, scores = index.search(shard, queries, 40, None, None)
     _, everything, all_scores = index.search(shard, queries, len(shard.codes), None, None)
     for row in range(len(queries)):
-        mine = slice(row * len(shard.codes), (row + 1) * len(shard.codes))
-        np.testing.assert_array_equal(tokens[rows == row], everything[mine][:40])
-        np.testing.assert_array_equal(scores[rows == row], all_scores[mine][:40])
+        of_query = slice(row * len(shard.codes), (row + 1) * len(shard.codes))
+        np.testing.assert_array_equal(tokens[rows == row], everything[of_query][:40])
+        np.testing.assert_array_equal(scores[rows == row], all_scores[of_query][:40])
     assert token_index(shard, codec) is index
 
 

@@ -43,14 +43,14 @@ def test_a_file_that_is_not_an_array_is_refused(tmp_path, read):
 def hurried():
     """Switch threads as often as possible; garbage collection allows that inside C code too."""
     interval, threshold = sys.getswitchinterval(), gc.get_threshold()
-    turn = lambda *_: [0 for _ in range(3)]  # noqa: E731
-    gc.callbacks.append(turn)
+    release = lambda *_: [0 for _ in range(3)]  # noqa: E731
+    gc.callbacks.append(release)
     gc.set_threshold(5)
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(interval)
     gc.set_threshold(*threshold)
-    gc.callbacks.remove(turn)
+    gc.callbacks.remove(release)
 
 
 def test_concurrent_threads_read_and_map_arrays(tmp_path, hurried):
@@ -80,10 +80,10 @@ def faults_of_reading(array: np.ndarray) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux tells what is in memory")
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux reports the pages in memory")
 def test_arrays_in_the_page_cache_are_mapped_immediately(many_pages, monkeypatch):
     if not module._is_cached(many_pages):
-        pytest.skip("this file system does not tell what is in memory")
+        pytest.skip("this file system does not report the pages in memory")
     try:
         mmap.mmap(-1, resource.getpagesize()).madvise(module.POPULATE_READ)
     except OSError:
@@ -93,7 +93,7 @@ def test_arrays_in_the_page_cache_are_mapped_immediately(many_pages, monkeypatch
     assert at_once < faults_of_reading(map_array(many_pages)) / 2
 
 
-@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux tells what is in memory")
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux reports the pages in memory")
 def test_a_file_outside_the_page_cache_is_mapped(many_pages, monkeypatch):
     def refuse(*_: object) -> int:
         raise BlockingIOError

@@ -102,7 +102,7 @@ def test_every_filter_spelling_finds_the_same_documents(searcher, filters, found
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "the filter ends"),
         ("year", "after the field, but the filter ends"),
@@ -122,8 +122,8 @@ def test_every_filter_spelling_finds_the_same_documents(searcher, filters, found
         ("{nonsense", "JSON"),
     ],
 )
-def test_a_malformed_filter_text_is_a_one_line_error_with_the_position(text, said):
-    with pytest.raises(ConfigError, match=said) as raised:
+def test_a_malformed_filter_text_is_a_one_line_error_with_the_position(text, message):
+    with pytest.raises(ConfigError, match=message) as raised:
         Filters.parse(text)
     assert "\n" not in str(raised.value)
 
@@ -156,10 +156,10 @@ def test_unknown_filter_fields_are_named_with_the_nearest_names(searcher, caplog
     with caplog.at_level(logging.WARNING):
         for filters in ("yeer >= 2020", "not (yeer = 1)", {"author.nam": "x"}, {"zzz": 1}):
             searcher.search(queries_about(collection(4), [0]), filters=filters)
-    said = [record.getMessage() for record in caplog.records]
-    assert said[0] == said[1] == "no document has the field 'yeer' of the filter; did you mean year?"
-    assert "did you mean author.name" in said[2]
-    assert "there are a.b, author, author.name" in said[3]
+    warnings = [record.getMessage() for record in caplog.records]
+    assert warnings[0] == warnings[1] == "no document has the field 'yeer' of the filter; did you mean year?"
+    assert "did you mean author.name" in warnings[2]
+    assert "there are a.b, author, author.name" in warnings[3]
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         searcher.matching("draft = false or price > 100 or title = x")  # each field is in only one shard

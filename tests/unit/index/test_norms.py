@@ -123,7 +123,7 @@ def test_candidates_use_vector_lengths_and_auto_keeps_its_recall(tmp_path):
 
     def recall(engine) -> float:
         found = [set(top.documents.tolist()) for top in searcher.search(queries, 10, engine)]
-        return float(np.mean([len(expected & mine) / 10 for expected, mine in zip(exact, found, strict=True)]))
+        return float(np.mean([len(expected & hits) / 10 for expected, hits in zip(exact, found, strict=True)]))
 
     assert recall("auto") == 1
     assert recall("scan") >= 0.9 and recall("warp") >= 0.9
@@ -155,9 +155,9 @@ def test_explained_matches_and_exported_vectors_keep_their_lengths(index):
     np.testing.assert_allclose(matches.contributions, matches.similarities, rtol=1e-5)
     assert matches.contributions.sum() == pytest.approx(float(top.scores[0]), rel=5e-3) == trace.score
     exported = np.concatenate([block.embeddings.values for block in index_blocks(root, searcher.manifest)]).astype(np.float32)
-    given = documents.values.astype(np.float32)
-    np.testing.assert_allclose(np.linalg.norm(exported, axis=1), np.linalg.norm(given, axis=1), rtol=5e-3)
-    assert np.mean(np.linalg.norm(exported - given, axis=1) / np.linalg.norm(given, axis=1)) < 0.02
+    vectors = documents.values.astype(np.float32)
+    np.testing.assert_allclose(np.linalg.norm(exported, axis=1), np.linalg.norm(vectors, axis=1), rtol=5e-3)
+    assert np.mean(np.linalg.norm(exported - vectors, axis=1) / np.linalg.norm(vectors, axis=1)) < 0.02
 
 
 def test_rounded_unit_vectors_store_no_norms(tmp_path):

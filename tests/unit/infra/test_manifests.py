@@ -111,9 +111,9 @@ def test_ray_serve_and_the_application_accept_the_service_manifest(name):
         assert all(path in (INFRA / "Dockerfile").read_text() for path in wrapper.values())
         assert environment.items() <= RAY_ENV.items()
     cpus = [int(pod.containers[0].resources.requests["cpu"]) for pod in pods]
-    asked = arguments.replicas * (arguments.encoder_cpus + arguments.num_groups * arguments.shard_cpus) + 1
+    needed_cpus = arguments.replicas * (arguments.encoder_cpus + arguments.num_groups * arguments.shard_cpus) + 1
     workers = cluster_of(INFRA / "kuberay" / name).workerGroupSpecs
-    assert asked <= cpus[0] + sum(cpu * group.replicas for cpu, group in zip(cpus[1:], workers, strict=True))
+    assert needed_cpus <= cpus[0] + sum(cpu * group.replicas for cpu, group in zip(cpus[1:], workers, strict=True))
     gpus = [int(pod.containers[0].resources.limits.get("nvidia.com/gpu", 0)) for pod in pods[1:]]
     reserved = arguments.replicas * (arguments.encoder_gpus + arguments.num_groups * arguments.shard_gpus)
     assert reserved == sum(gpu * group.replicas for gpu, group in zip(gpus, workers, strict=True))

@@ -69,8 +69,8 @@ def make_user(server: str, name: str, bucket: str) -> tuple[str, str]:
 
 def deny_after(server: str, num_requests: int) -> None:
     """Let moto check keys, signatures and permissions from now on."""
-    asked = urllib.request.Request(f"{server}/moto-api/reset-auth", str(num_requests).encode(), {"Content-Type": "text/plain"})
-    urllib.request.urlopen(asked).close()
+    request = urllib.request.Request(f"{server}/moto-api/reset-auth", str(num_requests).encode(), {"Content-Type": "text/plain"})
+    urllib.request.urlopen(request).close()
 
 
 def read_policy(name: str, bucket: str = "BUCKET") -> dict[str, Any]:
@@ -128,7 +128,10 @@ def test_jobs_use_every_s3_permission_of_their_policy_and_no_other(shelf: Shelf,
 def test_an_unknown_access_key_and_a_wrong_secret_are_one_line_errors(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     checkpoint = put_together("sentence_transformers", "fixed", tmp_path / "checkpoint")
     key, _ = shelf.keys["jobs"]
-    for given, why in (("nobody", "Access Key Id you provided does not exist"), (key, "signature we calculated does not match")):
-        with as_endpoint(shelf.url, monkeypatch, given, "wrong"), pytest.raises(ConfigError, match=f"cannot list s3://.*{why}") as caught:
+    for used_key, reason in (("nobody", "Access Key Id you provided does not exist"), (key, "signature we calculated does not match")):
+        with (
+            as_endpoint(shelf.url, monkeypatch, used_key, "wrong"),
+            pytest.raises(ConfigError, match=f"cannot list s3://.*{reason}") as caught,
+        ):
             encode_corpus(f"{shelf.bucket}/corpus", f"{shelf.bucket}/embeddings", EncoderConfig(checkpoint=checkpoint))
         assert "\n" not in str(caught.value)

@@ -33,8 +33,8 @@ from tests.support.corpora import write_rows
 from tests.support.s3_servers import as_endpoint, make_bucket, moto_server
 from tests.support.synthetic import collection
 
-TURNS = 3
-several_turns = pytest.mark.parametrize("turn", range(TURNS))
+REPETITIONS = 3
+several_repetitions = pytest.mark.parametrize("repetition", range(REPETITIONS))
 
 
 @pytest.fixture(scope="module", params=["disk", "s3"])
@@ -96,10 +96,10 @@ def check_whole(index: str) -> Searcher:
         return Searcher.open(folder, verify=True)
 
 
-@several_turns
-def test_one_of_two_concurrent_builds_is_published_and_the_other_refused(place, turn):
+@several_repetitions
+def test_one_of_two_concurrent_builds_is_published_and_the_other_refused(place, repetition):
     index, barrier = place(), Barrier(2)
-    seeds = (2 * turn, 2 * turn + 1)
+    seeds = (2 * repetition, 2 * repetition + 1)
     outcomes = at_once(*(lambda seed=seed: build_index(documents(seed), index, map=meeting(barrier)) for seed in seeds))
     assert sorted(map(is_error, outcomes)) == [False, True], outcomes
     (error,) = filter(is_error, outcomes)
@@ -125,8 +125,8 @@ def test_one_of_two_concurrent_build_configurations_is_published(place):
     assert {f"shards/{name}" for name in storage.list_names(storage.join(index, "shards"))} <= listed
 
 
-@several_turns
-def test_two_concurrent_equal_builds_both_return_the_index(place, turn):
+@several_repetitions
+def test_two_concurrent_equal_builds_both_return_the_index(place, repetition):
     index, barrier = place(), Barrier(2)
     outcomes = at_once(*(lambda: build_index(documents(1), index, map=meeting(barrier)) for _ in range(2)))
     assert outcomes[0] == outcomes[1] == read_version(index)
@@ -150,9 +150,9 @@ def test_a_build_keeps_the_garbage_list_of_an_interrupted_removal(place):
     assert storage.exists(storage.join(index, WORKSPACES, GARBAGE))
 
 
-@several_turns
+@several_repetitions
 @pytest.mark.parametrize("second", ["update", "compact"])
-def test_one_of_two_concurrent_changes_is_published_and_the_other_refused(place, second, turn):
+def test_one_of_two_concurrent_changes_is_published_and_the_other_refused(place, second, repetition):
     index, barrier = place(), Barrier(2)
     build_index(documents(1), index)
     update_index(index, delete=["1-0"])
@@ -170,8 +170,8 @@ def test_one_of_two_concurrent_changes_is_published_and_the_other_refused(place,
     assert found == ({"1-2", "2-0"} if not is_error(outcomes[0]) else {"1-1", "3-0"} if second == "update" else {"1-1", "1-2"})
 
 
-@several_turns
-def test_two_concurrent_equal_updates_from_memory_are_made_once(place, turn):
+@several_repetitions
+def test_two_concurrent_equal_updates_from_memory_are_made_once(place, repetition):
     index = place()
     build_index(documents(1), index)
     barrier = Barrier(2)
@@ -183,7 +183,7 @@ def test_two_concurrent_equal_updates_from_memory_are_made_once(place, turn):
 def test_removing_old_versions_keeps_files_of_new_versions(place):
     index = place()
     build_index(documents(1), index)
-    for _ in range(TURNS):  # each round ends with the documents of the first version, so files of equal content return
+    for _ in range(REPETITIONS):  # each repetition ends with the documents of the first version, so files of equal content return
         update_index(index, documents(2, 5))
         update_index(index, delete=[f"2-{number}" for number in range(5)])
         barrier = Barrier(3)

@@ -93,22 +93,22 @@ def test_inspect_and_export_leave_out_deleted_documents(index, made):
 
 def test_dry_runs_report_the_plan_and_write_nothing(index, made, tmp_path):
     before = tree(index)
-    said = change(index, made, dry_run=True)
+    predicted = change(index, made, dry_run=True)
     planned = compact.run(compact.CompactJob(index=str(index), num_shards=3, dry_run=True))
     assert tree(index) == before and planned["changed"] and planned["num_shards"] == 3
-    did = change(index, made)
+    written = change(index, made)
     for name in ("num_added", "num_replaced", "num_deleted", "num_unknown", "num_docs"):
-        assert said[name] == did[name]
-    assert said["added_tokens"] == round(41 * read_version(str(index), 1).num_tokens / 120)  # as many as the other documents have
-    said = compact.run(compact.CompactJob(index=str(index), dry_run=True))
-    did = compact.run(compact.CompactJob(index=str(index), where="here"))
-    assert said["bytes"] == pytest.approx(did["bytes"], rel=0.03) and did["bytes"] < said["bytes_before"]
+        assert predicted[name] == written[name]
+    assert predicted["added_tokens"] == round(41 * read_version(str(index), 1).num_tokens / 120)  # as many as the other documents have
+    predicted = compact.run(compact.CompactJob(index=str(index), dry_run=True))
+    written = compact.run(compact.CompactJob(index=str(index), where="here"))
+    assert predicted["bytes"] == pytest.approx(written["bytes"], rel=0.03) and written["bytes"] < predicted["bytes_before"]
     fields = {"embeddings": str(made / "embeddings"), "output": str(tmp_path / "again"), "num_shards": 3, "where": "here"}
-    said = build(BuildIndexJob(**fields, codec={"nbits": 2}, dry_run=True))
-    assert not (tmp_path / "again").exists() and said["core_seconds"] > 0
-    did = build(BuildIndexJob(**fields, codec={"nbits": 2}))
+    predicted = build(BuildIndexJob(**fields, codec={"nbits": 2}, dry_run=True))
+    assert not (tmp_path / "again").exists() and predicted["core_seconds"] > 0
+    written = build(BuildIndexJob(**fields, codec={"nbits": 2}))
     headers = 128 * 4 * 3 + 3 * 2000  # bytes of the arrays and of the three document files
-    assert did["bytes"] - headers < said["bytes"] < 1.05 * did["bytes"]
+    assert written["bytes"] - headers < predicted["bytes"] < 1.05 * written["bytes"]
 
 
 def test_old_versions_are_removed_after_compacting(index, made):

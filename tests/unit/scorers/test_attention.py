@@ -140,8 +140,8 @@ def test_encoded_texts_carry_their_attention_weights(encoder: Encoder) -> None:
     lengths = [len(ids) for ids in encoder.tokenizer.documents(DOCUMENTS)]
     whole = encoder.with_scorer("attention", AttentionConfig(delta_length=None)).encode_documents(DOCUMENTS)
     for number, length in enumerate(lengths):
-        mine = slice(plain.offsets[number], plain.offsets[number + 1])
-        np.testing.assert_allclose(weighed.weights[mine], whole.weights[mine] ** min(1, length / 150), rtol=1e-5)
+        rows = slice(plain.offsets[number], plain.offsets[number + 1])
+        np.testing.assert_allclose(weighed.weights[rows], whole.weights[rows] ** min(1, length / 150), rtol=1e-5)
 
 
 def test_unattended_expansion_tokens_have_weight_1(encoder: Encoder) -> None:

@@ -35,9 +35,9 @@ def test_contributions_of_every_hit_add_up_to_its_score(searcher, queries, engin
         query = queries.slice(number, number + 1)
         [answer] = searcher.search(query, 5, engine)
         for rank, (score, document) in enumerate(zip(answer.scores.tolist(), answer.documents.tolist(), strict=True), 1):
-            told, matches = explain(searcher, query, document, 5, engine)
-            assert (told.rank, told.dropped_at, told.score) == (rank, None, score)
-            assert all(stage.survived for stage in told.stages)
+            explanation, matches = explain(searcher, query, document, 5, engine)
+            assert (explanation.rank, explanation.dropped_at, explanation.score) == (rank, None, score)
+            assert all(stage.survived for stage in explanation.stages)
             assert matches.contributions.sum() == pytest.approx(score, rel=5e-3)
             assert len(matches.tokens) == query.num_tokens
 
@@ -55,15 +55,15 @@ def test_explain_reports_a_filtered_or_deleted_document(searcher, queries):
     query = queries.slice(1, 2)
     filters = Filters.model_validate({"where": {"op": "ge", "field": "row", "value": 60}})
     [answer] = searcher.search(query, 5, "exact", filters=filters)
-    told, _ = explain(searcher, query, int(answer.documents[2]), 5, "exact", filters)
-    assert (told.rank, told.dropped_at) == (3, None)
-    told, matches = explain(searcher, query, 59, 5, "scan", filters)
-    assert (told.rank, told.dropped_at, told.reason) == (None, "filters", "left out by the filter")
-    assert told.score == pytest.approx(matches.contributions.sum(), rel=5e-3)
+    explanation, _ = explain(searcher, query, int(answer.documents[2]), 5, "exact", filters)
+    assert (explanation.rank, explanation.dropped_at) == (3, None)
+    explanation, matches = explain(searcher, query, 59, 5, "scan", filters)
+    assert (explanation.rank, explanation.dropped_at, explanation.reason) == (None, "filters", "left out by the filter")
+    assert explanation.score == pytest.approx(matches.contributions.sum(), rel=5e-3)
     first, *others = searcher.shards
     after = replace(searcher, shards=(replace(first, deleted=np.array([7], np.uint32)), *others))
-    told, _ = explain(after, query, 7, 5, "exact")
-    assert (told.rank, told.dropped_at, told.reason) == (None, "deleted", "the document is deleted")
+    explanation, _ = explain(after, query, 7, 5, "exact")
+    assert (explanation.rank, explanation.dropped_at, explanation.reason) == (None, "deleted", "the document is deleted")
 
 
 @pytest.mark.parametrize(
@@ -83,23 +83,23 @@ def test_every_missing_document_has_a_stage_and_a_reason(searcher, queries, engi
     exact_scores = dict(zip(exact.documents.tolist(), exact.scores.tolist(), strict=True))
     reasons = set()
     for number in range(0, 150, 7):
-        told, _ = explain(searcher, query, number, 5, params)
-        assert [stage.name for stage in told.stages] == stages
-        assert told.stages[-1].score == exact_scores[number]
-        assert (told.rank is None) == (number not in answer.documents)
-        if told.rank is None:
-            assert told.dropped_at in stages
-            dropped = told.stages[stages.index(told.dropped_at)]
+        explanation, _ = explain(searcher, query, number, 5, params)
+        assert [stage.name for stage in explanation.stages] == stages
+        assert explanation.stages[-1].score == exact_scores[number]
+        assert (explanation.rank is None) == (number not in answer.documents)
+        if explanation.rank is None:
+            assert explanation.dropped_at in stages
+            dropped = explanation.stages[stages.index(explanation.dropped_at)]
             assert dropped.score is None or dropped.score <= dropped.cut
-            assert told.reason.startswith(told.dropped_at)
-            reasons.add(told.dropped_at)
+            assert explanation.reason.startswith(explanation.dropped_at)
+            reasons.add(explanation.dropped_at)
     assert reasons
 
 
 def test_explain_reports_a_document_without_a_token_in_a_probed_cluster(searcher, queries):
     params = ENGINES["plaid"].params(nprobe=1)
-    told = [explain(searcher, queries.slice(3, 4), number, 5, params)[0] for number in range(150)]
-    unprobed = [each for each in told if each.stages[0].score is None]
+    explanation = [explain(searcher, queries.slice(3, 4), number, 5, params)[0] for number in range(150)]
+    unprobed = [each for each in explanation if each.stages[0].score is None]
     assert unprobed and all("probe did not score it; it scores: " in each.reason for each in unprobed)
 
 

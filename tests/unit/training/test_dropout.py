@@ -53,12 +53,12 @@ def test_attention_equals_torchs_except_for_dropout_masks(mask):
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 3, 5, 8) for _ in range(3))
     allowed = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]], dtype=torch.bool)[:, None, None, :].expand(2, 1, 5, 5)
-    given = {"none": None, "bool": allowed, "float": torch.zeros(2, 1, 5, 5).masked_fill(~allowed, -1e9)}[mask]
-    expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=given)
+    attention_mask = {"none": None, "bool": allowed, "float": torch.zeros(2, 1, 5, 5).masked_fill(~allowed, -1e9)}[mask]
+    expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
     with FastDropout():
-        nothing_dropped = functional.scaled_dot_product_attention(query, key, value, attn_mask=given, dropout_p=1e-9)
+        nothing_dropped = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=1e-9)
         torch.testing.assert_close(nothing_dropped, expected)
-        dropped = [functional.scaled_dot_product_attention(query, key, value, attn_mask=given, dropout_p=0.2) for _ in range(4000)]
+        dropped = [functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=0.2) for _ in range(4000)]
     torch.testing.assert_close(torch.stack(dropped).mean(0), expected, atol=0.08, rtol=0)
 
 
