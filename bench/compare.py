@@ -64,7 +64,14 @@ def main() -> None:
 
 
 def measure_system(name: str, system: System, folder: Path, arguments: argparse.Namespace) -> None:
-    """The build and all settings of one system at one size, as far as they are not measured yet."""
+    """Measure the build and all settings of one system at one size; existing results are kept.
+
+    Args:
+        name: Name of the system in the report.
+        system: How the system is built and searched.
+        folder: Folder of the size, with the input of every system.
+        arguments: Parsed command line.
+    """
     results = folder / slug(name)
     results.mkdir(parents=True, exist_ok=True)
     try:
@@ -101,7 +108,18 @@ def measure_system(name: str, system: System, folder: Path, arguments: argparse.
 
 
 def measure(path: Path, command: list[str], threads: int, flags: dict[str, Any], timeout: float | None) -> bool:
-    """Runs one measurement unless its JSON is there: whether it has a result. A failure is kept too, and tried again."""
+    """Run one measurement unless its JSON file exists. A failure is stored too, and the next run tries again.
+
+    Args:
+        path: JSON file of the result.
+        command: Command that measures.
+        threads: Threads that the process may use.
+        flags: Further flags of the command, with their values.
+        timeout: Seconds after which the process is ended. None: no limit.
+
+    Returns:
+        Whether there is a result.
+    """
     if path.exists() and "error" not in json.loads(path.read_text()):
         return True
     print(f"{path.parent.parent.name} {path.parent.name} {path.stem}", file=sys.stderr, flush=True)
@@ -123,13 +141,13 @@ def measure(path: Path, command: list[str], threads: int, flags: dict[str, Any],
 
 
 def children_seconds() -> float:
-    """Processor seconds of the processes that were run and have ended."""
+    """Return the processor seconds of all child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def keep(path: Path, result: dict[str, Any]) -> None:
-    """Writes what there is to report instead of a measurement."""
+    """Write the reason for a missing measurement."""
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -2,11 +2,11 @@
 
     python -m bench.gpu [--num-tokens 10000000] [--small] [--interpret] [--output bench/results/gpu.json]
 
---small does the same with little of everything. --interpret runs the checks alone, on a CPU, under Triton's interpreter, and
+--small runs everything at small sizes. --interpret runs only the checks, on a CPU, under Triton's interpreter, and
 writes nothing; with --pipelines also xtr, a service, a training step of each scorer and MaxSim of other packages
-(bench/gpu_pipelines.py). Times on the device are medians between CUDA events, and beside them stand the two floors: the bytes
-over the card's own copy bandwidth and the products over its own float16 matrix rate, both measured first. The report is written
-after every part, and a part that fails leaves its reason there; the exit code is 1 then.
+(bench/gpu_pipelines.py). Times on the device are medians between CUDA events, reported beside two floors: the bytes
+over the card's copy bandwidth, and the products over its float16 matrix rate, both measured first. The report is written
+after every part. If a part fails, the report has the reason and the exit code is 1.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main() -> int:
     parts: dict[str, Callable[[], Any]] = {
         "check": partial(check, kernels, num_docs=2000),
         "limits": lambda: limits.update(card_limits()) or limits,
-        "search": lambda: search(kernels, int(options.num_tokens * share), limits),
+        "search": lambda: _search(kernels, int(options.num_tokens * share), limits),
         "build": lambda: build(int(2_000_000 * share)),
         "encode": lambda: encode(int(4000 * share)),
         "xtr": lambda: gpu_pipelines.xtr(int(1_000_000 * share)),
@@ -92,7 +92,7 @@ def run_parts(parts: dict[str, Callable[[], Any]], report: dict[str, Any], outpu
 
     Args:
         parts: Function of each part, by name.
-        report: What is known before; results are added.
+        report: Facts known before; results are added.
         output: File for the report, written after each part. None: no file.
 
     Returns:
@@ -102,7 +102,7 @@ def run_parts(parts: dict[str, Callable[[], Any]], report: dict[str, Any], outpu
         started = time.perf_counter()
         try:
             report[name] = part()
-        except Exception as error:  # one part's fault must not cost the others' figures
+        except Exception as error:  # the other parts run although one fails
             report[name] = {"failed": f"{type(error).__name__}: {error}"[:500]}
         print(f"{name}: {time.perf_counter() - started:.0f} s {json.dumps(report[name])}", file=sys.stderr, flush=True)
         if output:
@@ -113,16 +113,16 @@ def run_parts(parts: dict[str, Callable[[], Any]], report: dict[str, Any], outpu
 
 
 def check(kernels: Kernels, num_docs: int) -> dict[str, float]:
-    """The largest difference from the reference's scores, over the query tokens that a score adds up."""
+    """The largest difference from the reference's scores, divided by the query tokens of a score."""
     worst = {}
     for nbits in (1, 2, 4, 8):
         shard, codec = made_up(num_docs, 40, 300, nbits)
         for number in (1, 9):
             queries, weights = made_up_queries(number)
             expected = REFERENCE.residual_maxsim(queries, weights, [], shard, codec)
-            worst[f"{nbits} bits, {number} queries"] = difference(kernels.residual_maxsim(queries, weights, [], shard, codec), expected)
+            worst[f"{nbits} bits, {number} queries"] = _difference(kernels.residual_maxsim(queries, weights, [], shard, codec), expected)
     table = kernels.centroid_scores(queries[0], codec)
-    worst["centroids"] = difference(
+    worst["centroids"] = _difference(
         kernels.scan_codes(kernels.scan_table(table), weights[0], shard), REFERENCE.scan_codes(table, weights[0], shard)
     )
     wrong = {name: value for name, value in worst.items() if not value < 1e-3}
@@ -131,14 +131,14 @@ def check(kernels: Kernels, num_docs: int) -> dict[str, float]:
     return worst
 
 
-def difference(scores: np.ndarray, expected: np.ndarray) -> float:
+def _difference(scores: np.ndarray, expected: np.ndarray) -> float:
     np.testing.assert_array_equal(np.isneginf(scores), np.isneginf(expected))
     there = np.isfinite(expected)
     return float(np.abs(scores[there] - expected[there]).max() / QUERY_TOKENS)
 
 
 def device_ms(call: Callable[[], Any], runs: int = 20) -> float:
-    """Median milliseconds between events before and after a call, once it has run three times."""
+    """Return the median milliseconds between events before and after a call, after three warm-up calls."""
     import torch
 
     for _ in range(3):
@@ -165,7 +165,7 @@ def wall_ms(call: Callable[[], Any], runs: int = 10) -> float:
 
 
 def card_limits() -> dict[str, float]:
-    """What the card copies (bytes read and written) and multiplies (float16, added in float32), on random numbers."""
+    """Return the card's copy bandwidth (bytes read and written) and float16 matrix rate (float32 sums), on random numbers."""
     import torch
 
     source = torch.randint(0, 255, (1 << 30,), dtype=torch.uint8, device="cuda")
@@ -177,8 +177,8 @@ def card_limits() -> dict[str, float]:
     }
 
 
-def search(kernels: Kernels, num_tokens: int, limits: dict[str, float]) -> dict[str, Any]:
-    """Exhaustive exact search and the scan of centroid scores, over one resident shard."""
+def _search(kernels: Kernels, num_tokens: int, limits: dict[str, float]) -> dict[str, Any]:
+    """Measure exhaustive exact search and the scan of centroid scores, over one resident shard."""
     from ray_lir.kernels.cuda import memory, scoring, tiles
 
     shard, codec = made_up(num_tokens // 120, 120, 32768)
@@ -194,8 +194,8 @@ def search(kernels: Kernels, num_tokens: int, limits: dict[str, float]) -> dict[
             "products_ms": 2 * num_tokens * batch * QUERY_TOKENS * DIM / limits["matrix_tflop_per_s"] / 1e9,
         }
         rows.append({"batch": batch, "ms": ms, "queries_per_s": 1000 * batch / ms, **floors, "times_floor": ms / max(floors.values())})
-        rows[-1]["with_top_k_ms"] = wall_ms(partial(answer, kernels, queries, weights, shard, codec))
-        rows[-1]["scan_ms"] = wall_ms(partial(scan, kernels, queries, weights, shard, codec))
+        rows[-1]["with_top_k_ms"] = wall_ms(partial(_answer, kernels, queries, weights, shard, codec))
+        rows[-1]["scan_ms"] = wall_ms(partial(_scan, kernels, queries, weights, shard, codec))
         blocks = scoring.QueryBlocks.of(queries, weights, DIM)
         for size in (16, 32, 64):
             cut = tiles.split_into_tiles(placed.doc_offsets[:-1], placed.doc_offsets[1:], size)
@@ -204,7 +204,7 @@ def search(kernels: Kernels, num_tokens: int, limits: dict[str, float]) -> dict[
                 rows[-1][f"tile {size}, {warps} warps, ms"] = device_ms(program, 5)
     some = np.arange(0, shard.num_docs, max(1, shard.num_docs // 200))
     expected = REFERENCE.residual_maxsim(queries, weights, [], shard, codec, some)
-    worst = difference(kernels.residual_maxsim(queries, weights, [], shard, codec)[:, some], expected)
+    worst = _difference(kernels.residual_maxsim(queries, weights, [], shard, codec)[:, some], expected)
     table = kernels.centroid_scores(queries[0], codec)
     scan_ms = wall_ms(partial(kernels.scan_codes, kernels.scan_table(table), weights[0], shard))
     return {
@@ -217,15 +217,15 @@ def search(kernels: Kernels, num_tokens: int, limits: dict[str, float]) -> dict[
     }
 
 
-def answer(
+def _answer(
     kernels: Kernels, queries: list[np.ndarray], weights: list[np.ndarray], shard: IndexShard, codec: ResidualCodec
 ) -> list[np.ndarray]:
-    """The best K documents of every query, on the host."""
+    """Return the best K documents of every query, on the host."""
     numbers = np.arange(shard.num_docs)
     return [kernels.top_k(row, numbers, K)[1] for row in kernels.residual_maxsim(queries, weights, [], shard, codec)]
 
 
-def scan(
+def _scan(
     kernels: Kernels, queries: list[np.ndarray], weights: list[np.ndarray], shard: IndexShard, codec: ResidualCodec
 ) -> list[np.ndarray]:
     """Return the centroid scores of all documents for every query, tables included."""
@@ -234,7 +234,7 @@ def scan(
 
 
 def build(num_tokens: int) -> dict[str, float]:
-    """Tokens a second of the kernels that build an index, and of a whole build with k-means over every centroid."""
+    """Measure tokens a second of the kernels that build an index, and of a whole build with k-means over every centroid."""
     from ray_lir.base.config import ClusteringConfig, IndexConfig
     from ray_lir.building.build import build_index
     from ray_lir.building.clustering import default_num_centroids
@@ -264,7 +264,7 @@ def build(num_tokens: int) -> dict[str, float]:
 
 
 def encode(num_docs: int) -> dict[str, Any]:
-    """Tokens a second of the default encoder in float16, tokenising and the way back to the host included."""
+    """Measure tokens a second of the default encoder in float16, with tokenising and the copy to the host."""
     from ray_lir.base.config import EncoderConfig
     from ray_lir.encoder.encoder import Encoder
 
@@ -280,7 +280,7 @@ def encode(num_docs: int) -> dict[str, Any]:
 
 
 def peers(num_tokens: int) -> dict[str, Any]:
-    """Queries a second and recall of the exact best, of this project's exact search and of the peers that are installed."""
+    """Measure queries a second and recall of exact search and of installed peers."""
     from ray_lir.building.build import build_index
     from ray_lir.embeddings.token_embeddings import TokenEmbeddings
     from ray_lir.search.searcher import Searcher
@@ -306,14 +306,14 @@ def peers(num_tokens: int) -> dict[str, Any]:
             except ImportError as error:
                 found[name] = f"not installed: {error}"
                 continue
-            found[name] = measured(peer_search(name, library, f"{folder}/{name}", documents, queries))
+            found[name] = measured(_peer_search(name, library, f"{folder}/{name}", documents, queries))
     return found
 
 
-def peer_search(
+def _peer_search(
     name: str, library: Any, index: str, documents: list[np.ndarray], queries: list[np.ndarray]
 ) -> Callable[[], list[list[int]]]:
-    """A peer's index on the card, at its defaults."""
+    """A peer's index on the card, at its default settings."""
     import torch
 
     tensors, embedded = [torch.from_numpy(rows) for rows in documents], [torch.from_numpy(rows) for rows in queries]

@@ -25,7 +25,7 @@ XTR_TOKENS = 64
 """Tokens that XTR retrieves in training: fewer than by default, so that small batches have them."""
 
 
-def texts(number: int, seed: int, longest: int) -> list[str]:
+def _texts(number: int, seed: int, longest: int) -> list[str]:
     """Return made-up texts of 3 to `longest` words."""
     rng = np.random.default_rng(seed)
     return [" ".join(rng.choice(WORDS, rng.integers(3, longest))) for _ in range(number)]
@@ -86,11 +86,11 @@ def service(num_docs: int, num_queries: int) -> dict[str, Any]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        rows = [{"_id": f"d{number}", "text": text} for number, text in enumerate(texts(num_docs, 5, 150))]
+        rows = [{"_id": f"d{number}", "text": text} for number, text in enumerate(_texts(num_docs, 5, 150))]
         Path(folder, "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         encode_corpus(f"{folder}/corpus.jsonl", f"{folder}/embeddings", EncoderConfig())
         build_index(f"{folder}/embeddings", f"{folder}/index", IndexConfig(num_shards=2))
-        queries = texts(num_queries, 6, 12)
+        queries = _texts(num_queries, 6, 12)
         os.environ.pop(VARIABLE, None)
         ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
         try:
@@ -127,12 +127,19 @@ def service(num_docs: int, num_queries: int) -> dict[str, Any]:
 
 
 def training(batch_size: int, steps: int, precisions: tuple[str, ...], device: str) -> dict[str, Any]:
-    """Measure the training step of each scorer, with the default encoder."""
+    """Measure the training step of each scorer, with the default encoder.
+
+    Args:
+        batch_size: Queries of a batch, each with one passage.
+        steps: Timed steps, after one warm-up step.
+        precisions: Names of torch types, for example bfloat16.
+        device: Device of torch.
+    """
     from ray_lir.base.config import EncoderConfig, TrainingConfig, XtrConfig
     from ray_lir.training.data import TrainingData
     from ray_lir.training.trainer import Training, load_encoder, prepare_encoder
 
-    queries, passages = texts(batch_size, 7, 12), texts(batch_size, 8, 100)
+    queries, passages = _texts(batch_size, 7, 12), _texts(batch_size, 8, 100)
     found: dict[str, Any] = {"batch": batch_size}
     for scorer in SCORERS:
         for precision in precisions:

@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
     parser.add_argument("--output", type=Path, default=Path("bench/results/quality.json"))
     options = parser.parse_args()
-    collections = [measure(dataset, options.split, options.work / dataset.name) for dataset in options.datasets]
+    collections = [_measure(dataset, options.split, options.work / dataset.name) for dataset in options.datasets]
     report = {"machine": machine(), "versions": {name: importlib.metadata.version(name) for name in PACKAGES}, "collections": collections}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(portable(json.dumps(report, indent=1), options.datasets) + "\n")
@@ -51,8 +51,8 @@ def main() -> None:
     print(markdown(collections))
 
 
-def measure(dataset: Path, split: str, work: Path) -> dict[str, Any]:
-    """One collection: the oracle, and every engine over an index of 1 shard and of 4."""
+def _measure(dataset: Path, split: str, work: Path) -> dict[str, Any]:
+    """Measure one collection: the oracle, and every engine over an index of 1 shard and of 4."""
     work.mkdir(parents=True, exist_ok=True)
     embeddings, judgements = work / "embeddings", load_dataset(str(dataset), split).qrels
     jobs = {"encode": job(work / "encode.json", "encode", "--corpus", dataset, "--output", embeddings)}
@@ -60,19 +60,19 @@ def measure(dataset: Path, split: str, work: Path) -> dict[str, Any]:
         name = f"build_index-{shards}"
         output = ["--embeddings", embeddings, "--output", work / f"index-{shards}", "--num-shards", shards, "--where", "here"]
         jobs[name] = job(work / f"{name}.json", "build_index", *output)
-    best = oracle_run(dataset, split, work)
+    best = _oracle_run(dataset, split, work)
     return {
         "name": dataset.name,
         "split": split,
         "queries": len(judgements),
         "oracle": metrics.means(metrics.evaluate(best, judgements)),
-        "engines": [measure_engine(engine, dataset, split, work, best) for engine in ENGINES],
+        "engines": [_measure_engine(engine, dataset, split, work, best) for engine in ENGINES],
         "jobs": jobs,
     }
 
 
-def measure_engine(engine: str, dataset: Path, split: str, work: Path, best: Run) -> dict[str, Any]:
-    """An engine's measures over one shard, its overlap with the oracle, and whether more shards give the same run."""
+def _measure_engine(engine: str, dataset: Path, split: str, work: Path, best: Run) -> dict[str, Any]:
+    """Return an engine's measures over one shard, its overlap with the oracle, and whether more shards give the same run."""
     evaluations = {}
     for shards in SHARDS:
         name = f"{engine.replace(', ', '-').replace(' ', '-')}-{shards}"
@@ -92,7 +92,7 @@ def measure_engine(engine: str, dataset: Path, split: str, work: Path, best: Run
 
 
 def job(result: Path, verb: str, *args: object) -> dict[str, Any]:
-    """Runs `python -m jobs.VERB`, unless its result is in the work folder already: its command and its JSON."""
+    """Run `python -m jobs.VERB` unless the work folder has its result; return its command and JSON."""
     if not result.exists():
         command = ["python", "-m", f"jobs.{verb}", *map(str, args)]
         print("$", shlex.join(command), file=sys.stderr, flush=True)
@@ -103,8 +103,8 @@ def job(result: Path, verb: str, *args: object) -> dict[str, Any]:
     return json.loads(result.read_text())
 
 
-def oracle_run(dataset: Path, split: str, work: Path) -> Run:
-    """Exact MaxSim over the uncompressed embeddings, kept as a run file."""
+def _oracle_run(dataset: Path, split: str, work: Path) -> Run:
+    """Rank by exact MaxSim over the uncompressed embeddings, stored as a run file."""
     path = work / "oracle.run"
     if not path.exists():
         from ray_lir.encoder.encoder import Encoder
@@ -119,7 +119,7 @@ def oracle_run(dataset: Path, split: str, work: Path) -> Run:
 
 
 def portable(text: str, datasets: list[Path]) -> str:
-    """The text without the places of this machine."""
+    """Return the text without paths of this machine."""
     for dataset in datasets:
         if dataset.parent != Path():
             text = text.replace(str(dataset), f"$RAY_LIR_DATA/{dataset.name}")
@@ -127,9 +127,9 @@ def portable(text: str, datasets: list[Path]) -> str:
 
 
 def markdown(collections: list[dict[str, Any]]) -> str:
-    """One row an engine and collection; the first of a collection is the oracle."""
+    """Return one row for each engine and collection; the first row of a collection is the oracle."""
     lines = [
-        "| collection | engine | nDCG@10 | R@100 | top 10 of uncompressed | p50 ms | p95 ms | 1 and 4 shards |",
+        "| collection | engine | nDCG@10 | R@100 | overlap with the uncompressed top 10 | p50 ms | p95 ms | runs of 1 and 4 shards |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for collection in collections:

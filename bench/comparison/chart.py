@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "ray_lir"  # the same results give the same file
+matplotlib.rcParams["svg.hashsalt"] = "ray_lir"  # equal results give equal files
 matplotlib.rcParams["svg.fonttype"] = "none"
 
 from matplotlib import pyplot  # noqa: E402

@@ -1,8 +1,8 @@
-"""The collection that compare.py searches, at two sizes: a BEIR folder as token embeddings, and the same several times over.
+"""The collection that compare.py searches, in several sizes: a BEIR folder as token embeddings, and copies of it.
 
-Size "small" is the collection itself. Every further copy of it is made by mixing and noise: the first half of a document's
-tokens is followed by the second half of another document's, and every token is moved by Gaussian noise. Copies are seeded,
-so that a size is the same wherever it is made; their answers are not judged, so nDCG is for the small size only.
+Size "small" is the collection itself. Larger sizes add copies, made by mixing and noise: the first half of a document's
+tokens is followed by the second half of another document's, and Gaussian noise is added to every token. Copies are seeded,
+so a size is the same on every machine. Copies have no judgements, so nDCG is measured at the small size only.
 """
 
 import json
@@ -26,7 +26,7 @@ from ray_lir.evaluation import oracle
 from ray_lir.storage.manifest import MANIFEST, read_manifest, write_manifest
 
 SIZES = {"tiny": 1 / 3, "small": 1, "medium": 3, "big": 10, "huge": 30}
-"""How many times the collection is there; tiny is the first third of it."""
+"""Copies of the collection in each size; tiny is the first third of it."""
 DIM = 128
 NOISE = 0.3
 """Length of the noise added to a token of length 1."""
@@ -34,46 +34,52 @@ SEED = 0
 DOCS_PER_BLOCK = 512
 ORACLE = "oracle.npy"
 DEPTH = 100
-"""Documents that the oracle ranks for each query."""
+"""Documents in the oracle's ranking of each query."""
 
 
 @dataclass(frozen=True)
 class Collection:
-    """One size, in a folder that holds what every system is given."""
+    """One size, in a folder with the input of every system."""
 
     folder: Path
     doc_ids: list[str]
     query_ids: list[str]
     qrels: dict[str, dict[str, int]] | None
-    """None where the documents are not judged."""
+    """None if the documents are not judged."""
 
     @property
     def has_oracle(self) -> bool:
-        """Whether it was computed before."""
+        """Whether the oracle's ranking is stored."""
         return (self.folder / ORACLE).exists()
 
     def oracle(self) -> np.ndarray:
-        """[Q, DEPTH] the documents that exact MaxSim in float32 over the embeddings ranks highest; computed once."""
+        """Return the [Q, DEPTH] best documents by exact MaxSim in float32 over the embeddings; computed once."""
         path = self.folder / ORACLE
         if not self.has_oracle:
             queries, documents = (inputs.load(self.folder, name) for name in ("queries", "documents"))
             print(f"oracle of {self.folder.name}: {documents.num_tokens} tokens", file=sys.stderr, flush=True)
-            np.save(path, exact_ranking(queries, documents, DEPTH))
+            np.save(path, _exact_ranking(queries, documents, DEPTH))
         return np.load(path)
 
 
 def open_collection(dataset: Path | None, size: str, work: Path) -> Collection:
-    """The collection at a size, made from the BEIR folder `dataset` if it is not in the work folder yet."""
+    """Return the collection at a size; it is made on first use.
+
+    Args:
+        dataset: BEIR folder. None: the work folder already has the size.
+        size: A key of SIZES.
+        work: Work folder, with one folder for each size.
+    """
     folder = work / size
     if not (folder / "about.json").exists():
         if dataset is None:
-            sys.exit(f"error: {folder} is not there yet; say with --dataset which collection it is made of")
+            sys.exit(f"error: {folder} does not exist yet; set --dataset to the BEIR folder to make it from")
         _make(dataset, SIZES[size], work, folder)
     return Collection(folder, **json.loads((folder / "about.json").read_text()))
 
 
 def _make(dataset: Path, times: float, work: Path, folder: Path) -> None:
-    from ray_lir.encoder.encoder import Encoder, EncoderConfig  # torch, which nothing else here needs
+    from ray_lir.encoder.encoder import Encoder, EncoderConfig  # imports torch, which nothing else here needs
 
     encoded = work / f"{dataset.name}{DIM}"
     if not (encoded / MANIFEST).exists():
@@ -93,7 +99,17 @@ def _make(dataset: Path, times: float, work: Path, folder: Path) -> None:
 
 
 def write_copies(source: TokenEmbeddings, copies: int, manifest: EmbeddingsManifest, folder: Path) -> list[str]:
-    """Writes the documents as NumPy files and as a folder of embeddings, a block at a time; returns their ids."""
+    """Write the documents as NumPy files and as an embeddings folder, one block at a time.
+
+    Args:
+        source: Token embeddings of the collection.
+        copies: Number of copies; the first is the collection itself.
+        manifest: Manifest of the collection's embeddings, for the contract.
+        folder: Folder of the size.
+
+    Returns:
+        Ids of all documents.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shape = (source.num_tokens * copies, source.dim)
     values = np.lib.format.open_memmap(folder / "documents.npy", "w+", np.float16, shape)
@@ -114,7 +130,7 @@ def write_copies(source: TokenEmbeddings, copies: int, manifest: EmbeddingsManif
 
 
 def copy_of(source: TokenEmbeddings, number: int) -> Iterator[TokenEmbeddings]:
-    """Copy `number` of the documents in blocks; copy 0 is the documents themselves. Every copy has as many tokens."""
+    """Yield copy `number` of the documents in blocks; copy 0 is the original. Every copy has the same number of tokens."""
     random = np.random.default_rng([SEED, number])
     partners = random.permutation(len(source))
     for start in range(0, len(source), DOCS_PER_BLOCK):
@@ -134,16 +150,16 @@ def copy_of(source: TokenEmbeddings, number: int) -> Iterator[TokenEmbeddings]:
 
 
 def _halves(source: TokenEmbeddings, document: int, partner: int) -> np.ndarray:
-    """Rows of a document's first half and its partner's second: over all documents, every row once."""
+    """Rows of a document's first half and its partner's second half; over all documents, each row appears once."""
     first, last = source.offsets[document : document + 2]
     partner_first, partner_last = source.offsets[partner : partner + 2]
     return np.concatenate([np.arange(first, (first + last + 1) // 2), np.arange((partner_first + partner_last + 1) // 2, partner_last)])
 
 
-def exact_ranking(queries: Texts, documents: Texts, depth: int) -> np.ndarray:
-    """[Q, depth] the documents of highest MaxSim in float32, best first, ties to the lower number.
+def _exact_ranking(queries: Texts, documents: Texts, depth: int) -> np.ndarray:
+    """Return the [Q, depth] documents of highest MaxSim in float32, best first, ties to the lower number.
 
-    One document at a time against all query tokens is twice as fast as a block of documents: its similarities stay in the caches.
+    Scoring one document at a time is twice as fast as a block of documents, because its similarities stay in the caches.
     """
     queries_DN = np.ascontiguousarray(queries.values.astype(np.float32).T)
 

@@ -1,4 +1,4 @@
-"""The peers' virtual environments: made when they are first needed, each from its own pinned requirements."""
+"""The peers' virtual environments, each made on first use from its own pinned requirements."""
 
 import subprocess
 import sys
@@ -7,17 +7,19 @@ from pathlib import Path
 
 REQUIREMENTS = Path(__file__).parents[1] / "peers" / "requirements"
 MARK = "installed.txt"
-"""A copy of the requirements that were installed, written last."""
+"""File with a copy of the installed requirements, written last."""
 
 
 class NotInstallable(Exception):
-    """What pip said."""
+    """File with pip's output."""
 
 
 def python_of(name: str, work: Path, base: str | None = None) -> Path:
-    """The interpreter of the environment described by requirements/NAME.txt.
+    """Return the interpreter of the environment of requirements/NAME.txt.
 
     Args:
+        name: Name of the requirements file.
+        work: Work folder; environments are in `envs`.
         base: Another environment. Its packages are visible in this one too, so that peers share one copy of torch.
 
     Raises:
@@ -54,6 +56,6 @@ def python_of(name: str, work: Path, base: str | None = None) -> Path:
 
 
 def site_packages(python: Path) -> Path:
-    """Where an environment keeps its packages."""
+    """Return the site-packages folder of an environment."""
     (folder,) = (python.parent.parent / "lib").glob("python3.*/site-packages")
     return folder.absolute()

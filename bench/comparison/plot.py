@@ -6,13 +6,13 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "ray_lir"  # the same measurements give the same file
+matplotlib.rcParams["svg.hashsalt"] = "ray_lir"  # equal measurements give equal files
 
 from matplotlib import pyplot  # noqa: E402
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """One panel a size: recall@10 across, milliseconds a query up; one line a system, through its settings by latency."""
+    """Plot one panel for each size: recall@10 across, milliseconds a query up, and one line for each system through its settings."""
     sizes = [size for size in report["sizes"] if any("recall@10" in row for row in size["searches"])]
     if not sizes:
         return
@@ -33,7 +33,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 
 def curves(searches: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """system (and engine, where a system has several) -> (recall@10, p50 ms), by latency."""
+    """Return (recall@10, p50 ms) by latency for each system, and for each engine of a system with several."""
     points: dict[str, list[tuple[float, float]]] = {}
     for row in searches:
         if "recall@10" in row:

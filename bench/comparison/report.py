@@ -16,11 +16,11 @@ from ray_lir.evaluation import metrics
 Row = dict[str, Any]
 OURS = "ray_lir"
 GROWING = ("auto", "exact", "scan", "plaid", "warp")
-"""Settings whose cost is followed over the sizes."""
+"""Settings in the table of growing cost."""
 
 
 def write_report(work: Path, output: Path) -> None:
-    """Writes what has been measured so far."""
+    """Write the report of all existing measurements."""
     report = {
         "machine": machine() | {"instructions": instructions()},
         "versions": {"ray_lir": __version__} | {path.stem: pins(path) for path in sorted(REQUIREMENTS.glob("*.txt"))},
@@ -36,7 +36,7 @@ def write_report(work: Path, output: Path) -> None:
 
 
 def measurements(work: Path, size: str) -> Row:
-    """Every build and setting of one size."""
+    """Return every build and setting of one size."""
     collection = open_collection(None, size, work)
     offsets = np.load(collection.folder / "documents-offsets.npy")
     num_tokens = int(offsets[-1])
@@ -47,7 +47,7 @@ def measurements(work: Path, size: str) -> Row:
             if path.exists():
                 builds.append({"system": name, **build_row(json.loads(path.read_text()), num_tokens)})
         if (results / "build.json").exists():
-            searches += [{"system": name, **row} for row in search_rows(name, results, collection, num_tokens)]
+            searches += [{"system": name, **row} for row in _search_rows(name, results, collection, num_tokens)]
     return {
         "size": size,
         "num_docs": len(offsets) - 1,
@@ -59,12 +59,12 @@ def measurements(work: Path, size: str) -> Row:
 
 
 def build_row(build: Row, num_tokens: int) -> Row:
-    """A build with its size a token; one that failed as it is."""
+    """Return a build with its bytes a token; a failed build is unchanged."""
     return build if "error" in build else {**build, "bytes_per_token": round(build["disk_bytes"] / num_tokens, 2)}
 
 
-def search_rows(system: str, results: Path, collection: Collection, num_tokens: int) -> list[Row]:
-    """One row a setting. Of several runs of it, that of most queries gives latency and recall, that of the largest batch throughput."""
+def _search_rows(system: str, results: Path, collection: Collection, num_tokens: int) -> list[Row]:
+    """One row for each setting: latency and recall from the run with most queries, throughput from the largest batch."""
     rows = []
     for setting in SYSTEMS[system].settings:
         found = [(path, json.loads(path.read_text())) for path in sorted(results.glob(f"{slug(setting)}-t*.json"))]
@@ -87,7 +87,7 @@ def search_rows(system: str, results: Path, collection: Collection, num_tokens: 
 
 
 def quality(numbers_QK: np.ndarray, collection: Collection) -> dict[str, float]:
-    """Recall of the oracle's best 10 and 100, and nDCG@10 where documents are judged, of the first Q queries."""
+    """Return recall of the oracle's best 10 and 100, and nDCG@10 if documents are judged, for the first Q queries."""
     values = {}
     if collection.has_oracle:
         best = collection.oracle()[: len(numbers_QK)]
@@ -103,13 +103,19 @@ def quality(numbers_QK: np.ndarray, collection: Collection) -> dict[str, float]:
 
 
 def recall(numbers_QK: np.ndarray, best_QK: np.ndarray, k: int) -> float:
-    """The share of the oracle's k best documents that are among the k best found, mean over queries."""
+    """Return the fraction of the oracle's k best documents among the k best found, as a mean over queries.
+
+    Args:
+        numbers_QK: [Q, K] document numbers found, best first; -1 for none.
+        best_QK: [Q, at least k] document numbers of the oracle, best first.
+        k: Documents to compare.
+    """
     shares = [len(np.intersect1d(found[:k], exact[:k])) / len(exact[:k]) for found, exact in zip(numbers_QK, best_QK, strict=True)]
     return float(np.mean(shares))
 
 
 def markdown(report: Row) -> str:
-    """A table of builds and one of searches for each size."""
+    """Return a table of builds and one of searches for each size."""
     computer = report["machine"]
     lines = [
         f"{computer['cpu']}, {computer['cores']} cores ({', '.join(computer['instructions'])}), {computer['memory_gb']} GB. "
@@ -127,7 +133,7 @@ def markdown(report: Row) -> str:
 
 
 def growth(sizes: list[Row]) -> list[str]:
-    """How this project's cost grows with the collection, as lines of a table; none if it was measured at one size alone."""
+    """Return the lines of a table of this project's cost by size; none if only one size was measured."""
     measured = [size for size in sizes if any(row["system"] == OURS and "error" not in row for row in size["builds"])]
     if len(measured) < 2:
         return []
@@ -146,6 +152,7 @@ def growth(sizes: list[Row]) -> list[str]:
 
 
 def build_line(row: Row) -> str:
+    """Return the table line of a build."""
     if "error" in row:
         return f"| {row['system']} | | {row['error']} | | | |"
     if "assembled" in row:
@@ -156,6 +163,7 @@ def build_line(row: Row) -> str:
 
 
 def search_line(row: Row) -> str:
+    """Return the table line of a search setting."""
     if "error" in row:
         return f"| {row['system']} | {row['setting']} | {row['error']} " + "| " * 9 + "|"
     single, many = row.get("latency_ms", {}), row["queries_per_second"]
@@ -166,10 +174,10 @@ def search_line(row: Row) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three digits, which is what a measurement on a shared machine is worth."""
+    """Return three digits, the precision of a measurement on a shared machine."""
     return "" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def pins(requirements: Path) -> list[str]:
-    """The packages that a requirements file names."""
+    """Return the packages of a requirements file."""
     return [line for line in requirements.read_text().splitlines() if line and not line.startswith("#")]

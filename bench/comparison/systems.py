@@ -1,4 +1,4 @@
-"""Which systems are compared, how their indexes are built and at which settings they search: data, in this one place."""
+"""The systems of the comparison, their build options and search settings, as data."""
 
 import re
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ class System:
     """One row of the comparison.
 
     Attributes:
-        module: its script in bench/peers.
-        settings: name -> search options, `k` among them where it is not the run's; the first is its default, the others are points of
-            its curve.
-        index: build options.
-        environment: its requirements in bench/peers/requirements; None: the environment that runs the comparison.
-        base: the environment that its own stands on.
-        assembled: whether bench.peers.assembled can write its index.
+        module: Script in bench/peers.
+        settings: Search options by name, with `k` if it differs from the run's. The first is the default; the others are points of
+            the curve.
+        index: Build options.
+        environment: Name of its requirements in bench/peers/requirements. None: the environment that runs the comparison.
+        base: Environment with packages that this one shares.
+        assembled: Whether bench.peers.assembled can write its index.
     """
 
     module: str
@@ -30,7 +30,7 @@ class System:
 
 
 LOWER_BOUND = "lower-bound.json"
-"""In a system's folder: its own build where the index beside it is assembled, stopped after some time."""
+"""File for the interrupted own build of a system with an assembled index."""
 TORCH = "torch-2.11.0"
 
 SYSTEMS = {
@@ -99,5 +99,5 @@ SYSTEMS = {
 
 
 def slug(name: str) -> str:
-    """A name as a file name."""
+    """Return a name as a file name."""
     return re.sub(r"[^A-Za-z0-9_]+", "-", name)

@@ -1,9 +1,9 @@
-"""Back-pressure of encoding: a corpus larger than Ray's object store, read faster than it is encoded, and how full the store gets.
+"""Back-pressure of encoding: how full Ray's object store gets if the corpus is larger and is read faster than it is encoded.
 
     python -m bench.faults.backpressure [--megabytes 350] [--work DIR]
 
-The texts are long and the encoder reads their first tokens alone, so that much text is on its way and little is computed. Ten times
-a second Ray is asked for the bytes in the object stores of a head and one machine, and for what it has spilled to disk so far.
+The texts are long and the encoder reads only their first tokens, so much text is in flight and little is computed. Ten times
+a second the script asks Ray for the bytes in the object stores of a head and one machine, and for the bytes spilled to disk.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
         made = Path(folder).resolve()
         bert(made / "checkpoint")
         size = write_corpus(made / "corpus", options.megabytes * MEGABYTE)
-        report = {"machine": machine(), "corpus_mb": round(size / MEGABYTE, 1), **measure(cluster, made)}
+        report = {"machine": machine(), "corpus_mb": round(size / MEGABYTE, 1), **_measure(cluster, made)}
     OUTPUT.write_text(json.dumps(report, indent=1) + "\n")
     OUTPUT.with_suffix(".md").write_text(table(report))
     print(json.dumps(report))
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def write_corpus(folder: Path, num_bytes: int) -> int:
-    """Several files of made-up texts; returns their bytes."""
+    """Write several files of synthetic texts; return their bytes."""
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, WORDS_PER_TEXT)) for _ in range(50)]
     rows = [{"_id": str(number), "text": texts[number % len(texts)]} for number in range(num_bytes // len(texts[0]))]
@@ -56,7 +56,7 @@ def write_corpus(folder: Path, num_bytes: int) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def measure(cluster: Machines, made: Path) -> dict[str, Any]:
+def _measure(cluster: Machines, made: Path) -> dict[str, Any]:
     words = ["--corpus", made / "corpus", "--output", made / "out", "--encoder.checkpoint", made / "checkpoint"]
     words += ["--encoder.document_length", 64, "--docs_per_part", DOCS_PER_PART]
     log, state = made / "log", get_state_from_address(cluster.head.gcs_address)
@@ -85,8 +85,8 @@ def measure(cluster: Machines, made: Path) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """Return the report as a Markdown table."""
     return (
-        f"{report['machine']['cpu']}, {report['machine']['cores']} cores; object stores of a head and one machine together.\n\n"
-        "| corpus | object stores | went through them | most in them at once | spilled to disk | seconds |\n"
+        f"{report['machine']['cpu']}, {report['machine']['cores']} cores; object stores of a head and one machine, summed.\n\n"
+        "| corpus | object stores | total written to them | peak in them | spilled to disk | seconds |\n"
         "|---|---|---|---|---|---|\n"
         f"| {report['corpus_mb']:g} MB, {report['num_docs']:,} documents | {report['store_mb']:g} MB | {report['through_store_mb']:g} MB "
         f"| {report['peak_mb']:g} MB | {report['spilled_mb']:g} MB | {report['seconds']:g} |\n"

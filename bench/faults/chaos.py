@@ -4,7 +4,7 @@
 
 Every job runs on a Ray cluster of a head and two machines, each a raylet. The undisturbed run counts the units of work: files
 under their final names, or training steps. The disturbed run is interrupted after a random number of units. Drivers and
-workers get SIGKILL. A lost machine loses all its processes, and another one joins. A job without a driver is started again.
+workers get SIGKILL. A lost machine loses all its processes, and another one joins. A job without a driver is restarted.
 """
 
 import argparse
@@ -32,19 +32,19 @@ KILLS = {
     "compact": ["driver", "worker"],
     "train": ["driver", "worker", "machine"],
 }
-"""In this order; mine computes in its driver."""
+"""Kills of each job, in order; mine computes in its driver."""
 WORKERS = ("ray::_call", "ray::MapWorker", "RayTrainWorker", "ray::")
 NUM_DOCS, NUM_QUERIES = 1600, 4000
 
 
 @dataclass
 class Report:
-    """What became of one job.
+    """The result of one job.
 
     Attributes:
-        kills: what was killed and how many units were finished then.
-        resumes: how often the job was started again.
-        repeated: finished units that were done again.
+        kills: Kind of each kill, and the units finished at that time.
+        resumes: Number of restarts.
+        repeated: Finished units that were repeated.
     """
 
     job: str
@@ -84,7 +84,15 @@ def main() -> None:
 
 
 def disturb(cluster: Machines, made: Path, name: str, kinds: list[str], rng: random.Random) -> Report:
-    """Runs a job undisturbed, and again with these kills."""
+    """Run a job undisturbed, and again with kills, and compare the outputs.
+
+    Args:
+        cluster: Cluster with at least two machines.
+        made: Folder of `make_inputs`.
+        name: Verb of the job.
+        kinds: Kinds of the kills in order: driver, worker or machine.
+        rng: Chooses the moments and victims of the kills.
+    """
     job = jobs(made)[name]
     with tempfile.TemporaryDirectory(dir=made, ignore_cleanup_errors=True) as folder:
         undisturbed, disturbed = Path(folder) / "undisturbed", Path(folder) / "disturbed"
@@ -96,7 +104,7 @@ def disturb(cluster: Machines, made: Path, name: str, kinds: list[str], rng: ran
         start = time.monotonic()
         _disturbed(cluster, job, disturbed, log, report, kinds, rng)
         report.disturbed_s = round(time.monotonic() - start, 1)
-        if name == "train":  # its files are written over as it goes on; its log says what was done again
+        if name == "train":  # it overwrites its files, so the log tells which steps were repeated
             report.repeated = steps_repeated(log.read_text())
         report.equal = tree_digest(undisturbed) == tree_digest(disturbed)
     return report
@@ -114,7 +122,7 @@ def _undisturbed(cluster: Machines, job: Job, output: Path, log: Path) -> Report
 
 
 def _disturbed(cluster: Machines, job: Job, output: Path, log: Path, report: Report, kinds: list[str], rng: random.Random) -> None:
-    """Kill each kind after its random number of finished units, in ascending order, and let the job finish."""
+    """Make each kill after a random number of finished units, in ascending order, and let the job finish."""
     first = job.num_done(output, "")
     points = sorted(rng.sample(range(1, report.units), len(kinds)))
     left = list(zip(kinds, points, strict=True))
@@ -138,12 +146,12 @@ def _disturbed(cluster: Machines, job: Job, output: Path, log: Path, report: Rep
 
 
 def _is_work(path: Path) -> bool:
-    """Files that a finished unit left; the others say where the job is."""
+    """Return whether a file is the result of a finished unit; other files hold the job's state."""
     return path.suffix in (".parquet", ".npy", ".json", ".arrow") and path.name not in ("manifest.json", "provenance.json", "config.json")
 
 
 def _kill(cluster: Machines, process: subprocess.Popen, kind: str, rng: random.Random) -> bool:
-    """Whether there was something of that kind."""
+    """Kill something of this kind; return whether there was any."""
     if kind == "driver":
         process.kill()
         process.communicate()
@@ -177,12 +185,12 @@ def table(report: dict[str, Any]) -> str:
     kills, resumes = sum(len(run["kills"]) for run in runs), sum(run["resumes"] for run in runs)
     repeated, units = sum(run["repeated"] for run in runs), sum(run["units"] for run in runs)
     lines = [
-        f"{kills} kills, {resumes} times started again, {repeated} of {units} finished units done again "
+        f"{kills} kills, {resumes} restarts, {repeated} of {units} finished units repeated "
         f"({100 * repeated / units:.1f}%), outputs equal byte for byte: {'all' if all(run['equal'] for run in runs) else 'NOT all'}. "
-        f"A head and two machines of one CPU on {report['machine']['cpu']}, {report['machine']['cores']} cores, which computed other "
-        "things too. A unit is a file that the job finishes, or a step of training.",
+        f"A head and two machines of one CPU on {report['machine']['cpu']}, {report['machine']['cores']} cores, shared with other "
+        "work. A unit is a file that the job finishes, or a step of training.",
         "",
-        "| job | units | killed (finished units then) | started again | finished units done again | equal | seconds | undisturbed |",
+        "| job | units | killed (finished units at that time) | restarts | finished units repeated | equal | seconds | undisturbed |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for run in runs:

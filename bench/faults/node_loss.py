@@ -41,7 +41,7 @@ def main() -> None:
     with machines(MACHINES) as cluster:
         for name in options.jobs:
             cluster.add(MACHINES - len(cluster.workers))
-            done[name] = measure(cluster, jobs(made)[name], SIGNS[name], made)
+            done[name] = _measure(cluster, jobs(made)[name], SIGNS[name], made)
             print(json.dumps(done[name]), flush=True)
             report["runs"] = [done[each] for each in SIGNS if each in done]
             OUTPUT.write_text(json.dumps(report, indent=1) + "\n")
@@ -49,14 +49,14 @@ def main() -> None:
     print(table(report), file=sys.stderr)
 
 
-def measure(cluster: Machines, job: Job, sign: str, made: Path) -> dict[str, Any]:
+def _measure(cluster: Machines, job: Job, sign: str, made: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=made, ignore_cleanup_errors=True) as folder:
         runs = [Path(folder) / name for name in ("warm", "undisturbed", "lost")]
         for output in runs:
             shutil.copytree(job.start_from, output) if job.start_from else output.mkdir()
-        units, _, _ = run(cluster, job, runs[0])
-        _, undisturbed, _ = run(cluster, job, runs[1])
-        _, lost, repeated = run(cluster, job, runs[2], units // 2, sign)
+        units, _, _ = _run(cluster, job, runs[0])
+        _, undisturbed, _ = _run(cluster, job, runs[1])
+        _, lost, repeated = _run(cluster, job, runs[2], units // 2, sign)
         return {
             "job": job.verb,
             "units": units,
@@ -67,8 +67,8 @@ def measure(cluster: Machines, job: Job, sign: str, made: Path) -> dict[str, Any
         }
 
 
-def run(cluster: Machines, job: Job, output: Path, lose_at: int | None = None, sign: str = "") -> tuple[int, float, int]:
-    """Units, seconds and steps done again; a machine that works is lost when `lose_at` units are finished."""
+def _run(cluster: Machines, job: Job, output: Path, lose_at: int | None = None, sign: str = "") -> tuple[int, float, int]:
+    """Return units, seconds and repeated steps; a busy machine is lost once `lose_at` units are finished."""
     log = output.parent / f"{output.name}.log"
     start, most = time.monotonic(), 0
     with open(log, "w") as stderr:
@@ -93,11 +93,11 @@ def table(report: dict[str, Any]) -> str:
     """Return the report as a Markdown table."""
     lines = [
         f"A head and {report['machines']} machines of one CPU; one machine is lost halfway and not replaced; "
-        f"{report['num_docs']:,} documents of made-up text, a tiny encoder. All of them shared {report['machine']['cores']} cores "
-        f"({report['machine']['cpu']}) with each other and with other work, so the difference is what Ray takes to notice and "
-        "what is done again.",
+        f"{report['num_docs']:,} documents of synthetic text, a tiny encoder. All processes shared {report['machine']['cores']} cores "
+        f"({report['machine']['cpu']}) with other work, so the difference is Ray's time to notice "
+        "the loss and the repeated work.",
         "",
-        "| job | seconds undisturbed | seconds with the loss | time lost | steps trained again | finishes with the same bytes |",
+        "| job | seconds undisturbed | seconds with the loss | time lost | training steps repeated | equal bytes |",
         "|---|---|---|---|---|---|",
     ]
     for run in report["runs"]:

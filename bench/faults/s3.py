@@ -1,10 +1,10 @@
-"""Jobs on an object store that answers with errors, late, or in half: requests, failures, retries, and what a reader sees meanwhile.
+"""Jobs on an object store with faults: requests, failures, retries, and what a concurrent reader sees.
 
     python -m bench.faults.s3 [--shares 0 0.02 0.05 0.1]
 
-Corpus, embeddings, index, and an update of it lie on moto's S3 server behind a proxy that has this share of requests go wrong,
-chosen at random, each kind alike. All the while a reader asks for the names that say something is published (manifests and LATEST),
-past the proxy, and compares every file that they list with its digest. The jobs run in this process; the same code runs on Ray.
+Corpus, embeddings, index and an update are on moto's S3 server behind a proxy. The proxy gives this fraction of requests a
+fault of a random kind: an error, a late answer, or half of one. Meanwhile a reader requests published names (manifests and
+LATEST) without the proxy, and compares every listed file with its digest. Jobs run in this process with the code that runs on Ray.
 """
 
 import argparse
@@ -40,13 +40,13 @@ INDEX = IndexConfig(num_shards=4, clustering=ClusteringConfig(num_centroids=NUM_
 
 
 class Reader:
-    """Looks at what is published, and says what of it was not whole.
+    """Reads published manifests repeatedly, and records incomplete files.
 
     Attributes:
-        looks: times that all names were asked for.
-        manifests: published manifests that were seen, each checked once.
-        files: files that they list, compared with their digests.
-        partial: names of what was missing, cut or altered.
+        looks: Number of times that all names were requested.
+        manifests: Published manifests found, each checked once.
+        files: Listed files that were compared with their digests.
+        partial: Names of missing, truncated or changed files.
     """
 
     def __init__(self, endpoint: str, bucket: str):
@@ -57,13 +57,15 @@ class Reader:
         self.partial: list[str] = []
 
     def watch(self, until: Event) -> None:
+        """Look repeatedly until the event is set, and once more."""
         last = False
         while not last:
-            last = until.is_set()  # one look more when the jobs have ended
+            last = until.is_set()  # look once more after the jobs have ended
             self.look()
             time.sleep(0.02)
 
     def look(self) -> None:
+        """Check every newly published manifest and its files."""
         self.looks += 1
         for root, pattern in (("embeddings", "embeddings/manifest.json"), ("index", "index/versions/")):
             for key in self._keys(pattern):
@@ -116,11 +118,11 @@ def main() -> None:
         OUTPUT.with_suffix(".md").write_text(table(report))
     print(table(report), file=sys.stderr)
     if any(run["partial"] or not run["equal"] for run in report["runs"]):
-        sys.exit("something was lost, or half visible")
+        sys.exit("a file was lost or incomplete")
 
 
 def measure(made: Path, share: float) -> tuple[dict[str, Any], str]:
-    """Counts of one run, and a digest of all that is published in the end."""
+    """Return the counts of one run, and a digest of all published files."""
     faults, ended = Faults(delay_s=DELAY_S, seed=int(1000 * share)), Event()
     with moto_server() as server, faulty_proxy(server, faults) as url, pytest.MonkeyPatch.context() as patch, as_endpoint(url, patch):
         bucket = make_bucket()
@@ -142,7 +144,7 @@ def measure(made: Path, share: float) -> tuple[dict[str, Any], str]:
 
 
 def run(made: Path, bucket: str) -> None:
-    """Encodes, builds and updates, everything on the object store."""
+    """Encode, build and update on the object store."""
     encoder = EncoderConfig(checkpoint=str(made / "checkpoint"))
     for name in ("collection/corpus.jsonl", "new.jsonl", "gone.txt"):
         storage.write_bytes(f"{bucket}/{name}", (made / name).read_bytes())
@@ -153,7 +155,7 @@ def run(made: Path, bucket: str) -> None:
 
 
 def published(bucket: str) -> str:
-    """sha256 over the names of all files and what the manifests say; nothing else may be there."""
+    """Return the sha256 of all file names and manifests, and check that only listed files exist."""
     fs, root = storage.filesystem(bucket)
     names = sorted(name.removeprefix(root) for name in fs.find(root))
     manifests = [storage.read_bytes(f"{bucket}{name}") for name in names if name.endswith("manifest.json")]
@@ -161,7 +163,7 @@ def published(bucket: str) -> str:
 
 
 def listed(value: Any) -> Iterator[tuple[str, str]]:
-    """Names and digests of the files in a manifest."""
+    """Return names and digests of the files in a manifest."""
     if isinstance(value, dict) and {"name", "size", "sha256"} <= value.keys():
         yield value["name"], value["sha256"]
     for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
@@ -171,12 +173,12 @@ def listed(value: Any) -> Iterator[tuple[str, str]]:
 def table(report: dict[str, Any]) -> str:
     """Return the report as a Markdown table."""
     lines = [
-        f"encode, build_index and update of {report['num_docs']:,} documents of made-up text on moto's S3 server; "
+        f"encode, build_index and update of {report['num_docs']:,} documents of synthetic text on moto's S3 server; "
         f"{report['machine']['cpu']}, {report['machine']['cores']} cores. A late answer waits {report['delay_s']:g} s. "
         '"Retried" counts requests that repeat a failed request.',
         "",
-        "| share of requests that go wrong | requests | " + " | ".join(FAULTS) + " | retried | lost or altered "
-        "| looks of a reader | manifests, files it compared | half visible | seconds |",
+        "| fraction of requests with a fault | requests | " + " | ".join(FAULTS) + " | retried | files lost or changed "
+        "| checks by a reader | manifests and files compared | incomplete files visible | seconds |",
         "|---|---|" + "---|" * (len(FAULTS) + 6),
     ]
     for run in report["runs"]:

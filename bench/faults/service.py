@@ -1,4 +1,4 @@
-"""Faults of the service under a steady load: what fails, how long it takes to recover, and whether any answer is wrong."""
+"""Faults of the service under a steady load: failures, time to recover, and wrong answers."""
 
 import asyncio
 import os
@@ -27,51 +27,64 @@ from ray_lir.storage.manifest import MANIFEST, describe_file, write_manifest
 K = 10
 BEFORE_S = 3.0
 CHANGE_S = 5.0
-"""After a change of the version, which leaves nothing to recover from."""
+"""Seconds of load after a change of version, which needs no recovery."""
 DEADLINE_MS = 2000
 PAUSE_S = 4.0
 TOLERANCE = 2e-3
-"""Of scores, as a share: which queries share a batch of the encoder decides about the last bits of their vectors."""
+"""Relative tolerance of scores: the last bits of a query's vectors depend on the encoder's batch."""
 READ, ADMIN = "read-0123456789abcdef", "admin-0123456789abcdef"
 
 Truth = dict[tuple[int, frozenset[str], str], tuple[TopK, float]]
-"""By version, groups that are missing, and query: the best documents, and the coverage."""
+"""The best documents and the coverage, by version, missing groups and query."""
 
 
 def measure(
     index: str, folder: Path, texts: list[str], engine: str, num_groups: int, seconds: float, start: Callable[[dict[str, Any]], str]
 ) -> list[dict[str, Any]]:
-    """One record a fault. Version 2 of the index lacks a tenth of the documents; version 3 is damaged."""
+    """Measure the service under each fault. Version 2 of the index lacks a tenth of the documents; version 3 is damaged.
+
+    Args:
+        index: Folder of the index; a copy gets the other versions.
+        folder: Folder for the copy and the tokens.
+        texts: Texts of the queries.
+        engine: Engine of the searches.
+        num_groups: Groups of shards.
+        seconds: Seconds of load after a fault.
+        start: Starts the service with these arguments and returns its URL.
+
+    Returns:
+        One record for each fault: requests, failures, wrong answers and seconds to recover.
+    """
     copy = versions(index, folder)
-    truth = truths(copy, texts, engine, num_groups)
+    truth = _truths(copy, texts, engine, num_groups)
     (folder / "tokens.yaml").write_text(f"read: [{READ}]\nadmin: [{ADMIN}]\n")
     arguments = {"index": copy, "version": 1, "num_groups": num_groups, "tokens": str(folder / "tokens.yaml")}
     losses = {
         "a group is killed": killing("ShardGroup-0"),
         "the encoder is killed": killing("QueryEncoder"),
         "the gateway is killed": killing("Gateway"),
-        f"a group stands still for {PAUSE_S:.0f} s": stopping("ShardGroup-1"),
+        f"a group is stopped for {PAUSE_S:.0f} s": stopping("ShardGroup-1"),
     }
     changes = {
         "a damaged version is loaded": refused,
         "another version is loaded": lambda admin: admin.load_version(2),
-        "it is rolled back": lambda admin: admin.roll_back(),
-        "another version answers half of the requests": lambda admin: admin.load_version(2, traffic_fraction=0.5),
-        "and then all": lambda admin: admin.promote(),
+        "the version is rolled back": lambda admin: admin.roll_back(),
+        "a canary answers half of the requests": lambda admin: admin.load_version(2, traffic_fraction=0.5),
+        "the canary is promoted": lambda admin: admin.promote(),
     }
     losses_of_two = {
         "one of a group's two replicas is killed": killing("ShardGroup-0"),
-        f"one of a group's two replicas stands still for {PAUSE_S:.0f} s": stopping("ShardGroup-1"),
+        f"one of a group's two replicas is stopped for {PAUSE_S:.0f} s": stopping("ShardGroup-1"),
     }
     found = []
     for replicas, faults, length in ((1, losses, seconds), (1, changes, CHANGE_S), (2, losses_of_two, seconds)):
         url = start({**arguments, "replicas": replicas})
-        found += [asyncio.run(under_load(url, name, fault, truth, texts, engine, length)) for name, fault in faults.items()]
+        found += [asyncio.run(_under_load(url, name, fault, truth, texts, engine, length)) for name, fault in faults.items()]
     return found
 
 
 def versions(index: str, folder: Path) -> str:
-    """A copy of the index with two more versions."""
+    """Return a copy of the index with two more versions."""
     copy = str(folder / "index")
     shutil.copytree(index, copy, copy_function=os.link)
     searcher = Searcher.open(copy)
@@ -89,9 +102,11 @@ def versions(index: str, folder: Path) -> str:
     return copy
 
 
-def truths(index: str, texts: list[str], engine: str, num_groups: int) -> Truth:
-    """What the in-process Searcher answers, with every set of groups but all of them missing; three times as many documents as
-    are asked for, so that a document that is rounded into an answer is known."""
+def _truths(index: str, texts: list[str], engine: str, num_groups: int) -> Truth:
+    """Search in process for every set of missing groups, except all groups.
+
+    The rankings have 3 K documents, so that a document that rounding moves into the top K is known too.
+    """
     truth: Truth = {}
     for version in (1, 2):
         searcher = Searcher.open(index, version)
@@ -109,7 +124,7 @@ def truths(index: str, texts: list[str], engine: str, num_groups: int) -> Truth:
     return truth
 
 
-def is_true(response: SearchResponse, text: str, truth: Truth) -> bool:
+def _is_true(response: SearchResponse, text: str, truth: Truth) -> bool:
     top, coverage = truth[response.index_version, frozenset(response.missing), text]
     hits = response.results[0]
     scores = dict(zip(top.documents.tolist(), top.scores.tolist(), strict=True))
@@ -118,15 +133,15 @@ def is_true(response: SearchResponse, text: str, truth: Truth) -> bool:
     return len(hits) == K and bool(ranks) and known and abs(response.coverage - coverage) < 1e-9
 
 
-async def under_load(
+async def _under_load(
     url: str, name: str, fault: Callable[[AsyncClient], Awaitable[Any]], truth: Truth, texts: list[str], engine: str, seconds: float
 ) -> dict[str, Any]:
-    """Strict and lenient clients ask before, during and after a fault."""
+    """Run strict and lenient clients before, during and after a fault."""
     async with AsyncClient(url, READ) as client, AsyncClient(url, ADMIN) as admin:
-        await until_answered(client)
+        await _until_answered(client)
         length = BEFORE_S + seconds
-        strict = asyncio.create_task(steady(client, truth, texts, engine, 1.0, length))
-        lenient = asyncio.create_task(steady(client, truth, texts, engine, 0.1, length))
+        strict = asyncio.create_task(_steady(client, truth, texts, engine, 1.0, length))
+        lenient = asyncio.create_task(_steady(client, truth, texts, engine, 0.1, length))
         await asyncio.sleep(BEFORE_S)
         began = time.perf_counter()
         await fault(admin)
@@ -134,12 +149,12 @@ async def under_load(
         return {
             "fault": name,
             "took_s": round(took, 2),
-            "strict": summary(await strict, began),
-            "lenient": summary(await lenient, began),
+            "strict": _summary(await strict, began),
+            "lenient": _summary(await lenient, began),
         }
 
 
-async def until_answered(client: AsyncClient) -> None:
+async def _until_answered(client: AsyncClient) -> None:
     for _ in range(300):
         try:
             await client.search("a question", k=1)
@@ -149,10 +164,10 @@ async def until_answered(client: AsyncClient) -> None:
     raise RuntimeError("the service does not answer")
 
 
-async def steady(
+async def _steady(
     client: AsyncClient, truth: Truth, texts: list[str], engine: str, min_coverage: float, seconds: float
 ) -> list[dict[str, Any]]:
-    """Two searches at a time; each one's moment, whether it failed, its coverage, and whether its answer is the true one."""
+    """Run two searches at a time; return time, failure, coverage and correctness of each."""
     seen: list[dict[str, Any]] = []
     end = time.perf_counter() + seconds
 
@@ -163,7 +178,7 @@ async def steady(
             start = time.perf_counter()
             try:
                 response = await client.search(text, k=K, engine=engine, min_coverage=min_coverage, deadline_ms=DEADLINE_MS)
-                outcome = {"failed": False, "coverage": response.coverage, "wrong": not is_true(response, text, truth)}
+                outcome = {"failed": False, "coverage": response.coverage, "wrong": not _is_true(response, text, truth)}
             except RayLirError:
                 outcome = {"failed": True, "coverage": 0.0, "wrong": False}
                 await asyncio.sleep(0.05)
@@ -174,7 +189,7 @@ async def steady(
     return seen
 
 
-def summary(seen: list[dict[str, Any]], began: float) -> dict[str, Any]:
+def _summary(seen: list[dict[str, Any]], began: float) -> dict[str, Any]:
     hurt = [each["at"] - began for each in seen if each["failed"] or each["coverage"] < 1]
     failed = sum(each["failed"] for each in seen)
     return {
@@ -189,19 +204,19 @@ def summary(seen: list[dict[str, Any]], began: float) -> dict[str, Any]:
 
 
 def killing(part: str) -> Callable[[AsyncClient], Awaitable[None]]:
-    """SIGKILL to the process of one of its replicas."""
+    """Return a fault that sends SIGKILL to the process of a replica."""
 
     async def kill(_: AsyncClient) -> None:
-        os.kill(process_of(part), signal.SIGKILL)
+        os.kill(_process_of(part), signal.SIGKILL)
 
     return kill
 
 
 def stopping(part: str) -> Callable[[AsyncClient], Awaitable[None]]:
-    """SIGSTOP, and SIGCONT a few seconds later: slower than any deadline, and yet there."""
+    """Return a fault that stops a replica with SIGSTOP for longer than any deadline, then continues it."""
 
     async def stop(_: AsyncClient) -> None:
-        process = process_of(part)
+        process = _process_of(part)
         os.kill(process, signal.SIGSTOP)
         try:
             await asyncio.sleep(PAUSE_S)
@@ -212,7 +227,7 @@ def stopping(part: str) -> Callable[[AsyncClient], Awaitable[None]]:
 
 
 async def refused(admin: AsyncClient) -> None:
-    """Raises RuntimeError if the damaged version is served after all."""
+    """Try to load the damaged version; raise RuntimeError if the service accepts it."""
     try:
         await admin.load_version(3)
     except Conflict:
@@ -220,6 +235,6 @@ async def refused(admin: AsyncClient) -> None:
     raise RuntimeError("a version with a damaged file was loaded")
 
 
-def process_of(part: str) -> int:
+def _process_of(part: str) -> int:
     actors = ray._private.state.actors().values()
     return next(each["Pid"] for each in actors if f"#{part}#" in each["Name"] and each["State"] == "ALIVE")

@@ -1,4 +1,4 @@
-"""Small jobs of every kind for benches that disturb them: what they read, how they are started, and what they leave."""
+"""Small jobs of every kind for benches that interrupt them: inputs, command lines and outputs."""
 
 import hashlib
 import json
@@ -27,13 +27,13 @@ RATE = re.compile(rb'"examples_per_second":[^,}]*')
 
 @dataclass(frozen=True)
 class Job:
-    """A job as a bench runs it.
+    """A job of a bench.
 
     Attributes:
-        verb: of `python -m jobs.<verb>`.
-        words: its flags, for the folder or file that it makes or changes.
-        start_from: what it changes, copied there first; None: it makes something new.
-        num_done: units that are finished, by its output and what its log says so far.
+        verb: Verb of `python -m jobs.<verb>`.
+        words: Function from the output or changed folder to the flags.
+        start_from: Folder that the job changes, copied first. None: the job makes a new folder.
+        num_done: Function from output and log to the number of finished units.
     """
 
     verb: str
@@ -43,7 +43,13 @@ class Job:
 
 
 def make_inputs(folder: Path, num_docs: int, queries: int) -> None:
-    """A tiny random encoder, a collection of made-up texts, its embeddings and two indexes, and words to train on."""
+    """Make a tiny random encoder, a collection of random texts, its embeddings and index, and words to train on.
+
+    Args:
+        folder: Folder for all of it; nothing happens if it is complete.
+        num_docs: Documents of the collection.
+        queries: Judged queries of the collection.
+    """
     if (folder / "made").exists():
         return
     bert(folder / "checkpoint")
@@ -67,7 +73,7 @@ def make_inputs(folder: Path, num_docs: int, queries: int) -> None:
 
 
 def jobs(made: Path) -> dict[str, Job]:
-    """By verb, in the order in which one makes what the next one reads."""
+    """Return the jobs by verb, in an order in which each comes before readers of its output."""
     encoder = ["--encoder.checkpoint", made / "checkpoint"]
     build = ["--embeddings", made / "embeddings", "--num_shards", 8, "--clustering.num_centroids", NUM_CENTROIDS]
     add = ["--add", made / "new.jsonl", "--delete", made / "gone.txt", "--docs_per_part", 4]
@@ -92,7 +98,7 @@ def jobs(made: Path) -> dict[str, Job]:
 
 
 def tree_digest(folder: Path) -> str:
-    """sha256 over names and bytes of all files, but for times and speeds."""
+    """Return the sha256 of names and bytes of all files, without times and speeds."""
     sha256 = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in TIMES):
         content = RATE.sub(b"", path.read_bytes()) if path.name == "metrics.jsonl" else path.read_bytes()
@@ -101,9 +107,9 @@ def tree_digest(folder: Path) -> str:
 
 
 def finished_files(output: Path) -> dict[Path, int]:
-    """Files under their final names, with the time they were put there."""
+    """Return files under their final names, with their modification times."""
     found = {}
-    for folder, below, names in os.walk(output):  # passes over what is removed meanwhile
+    for folder, below, names in os.walk(output):  # skips folders that are removed meanwhile
         below[:] = [name for name in below if not name.startswith(".")]
         for path in (Path(folder) / name for name in names if not name.startswith(".")):
             with suppress(FileNotFoundError):
@@ -112,7 +118,7 @@ def finished_files(output: Path) -> dict[Path, int]:
 
 
 def steps_repeated(log: str) -> int:
-    """Steps that were trained a second time, by the lines of progress."""
+    """Return the number of training steps that ran twice, from the lines of progress."""
     last, repeated = 0, 0
     for step in _steps(log):
         repeated += max(0, last - step + 1)

@@ -1,4 +1,4 @@
-"""k-means against token-aware clustering on the same embeddings: build time, residuals, and what a scan keeps; JSON and a table.
+"""k-means against token-aware clustering on the same embeddings: build time, residuals and recall of a scan; JSON and a table.
 
     python -m bench.kernels.clustering EMBEDDINGS QUERIES.npz [--output bench/results/clustering.json]
 
@@ -24,7 +24,7 @@ from ray_lir.evaluation.latency import percentiles_ms, time_each
 from ray_lir.search.searcher import Searcher
 
 SETTINGS = [("k_means", 1), ("token_aware", 1), ("token_aware", 2), ("token_aware", 4), ("token_aware", 8)]
-"""Method, and centroids as multiples of the default of k-means."""
+"""Method, and number of centroids as a multiple of the default of k-means."""
 CANDIDATES = (32, 64, 128, 256)
 
 
@@ -41,17 +41,17 @@ def main() -> None:
     with np.load(options.queries) as file:
         names = [str(i) for i in range(len(file["offsets"]) - 1)]
         queries = TokenEmbeddings(file["values"], file["offsets"], names).slice(0, min(options.num_queries, len(names)))
-    default = measure(options.embeddings, options.work, queries, "k_means", None)
+    default = _measure(options.embeddings, options.work, queries, "k_means", None)
     rows = [default]
     for method, times in SETTINGS[1:]:
-        rows.append(measure(options.embeddings, options.work, queries, method, times * default["num_centroids"]))
+        rows.append(_measure(options.embeddings, options.work, queries, method, times * default["num_centroids"]))
     options.output.write_text(json.dumps({"machine": machine(), "queries": len(queries), "rows": rows}, indent=1) + "\n")
     options.output.with_suffix(".md").write_text(markdown(rows))
     print(markdown(rows))
 
 
-def measure(embeddings: str, work: Path, queries: TokenEmbeddings, method: str, num_centroids: int | None) -> dict[str, Any]:
-    """One clustering: its build, and the share of the exact top 10 and top 100 among the best R by centroids."""
+def _measure(embeddings: str, work: Path, queries: TokenEmbeddings, method: str, num_centroids: int | None) -> dict[str, Any]:
+    """Measure one clustering: its build, and the fraction of the exact top 10 and top 100 among the best R by centroids."""
     output = work / f"{method}-{num_centroids or 'default'}"
     shutil.rmtree(output, ignore_errors=True)
     config = IndexConfig(clustering=ClusteringConfig(method=method, num_centroids=num_centroids))

@@ -1,9 +1,9 @@
-"""The residual codec: what exhaustive search from the codes finds of the exact answer, against bytes a token; JSON and a table.
+"""The residual codec: recall of exhaustive search from the codes, against bytes a token; JSON and a table.
 
     python -m bench.kernels.codec [--dataset FOLDER] [--size small] [--num-queries 100]
                                [--work runs/bench] [--output bench/results/codec.json]
 
-The embeddings and the exact answers (MaxSim in float32) are those of bench.compare. Every codec is a build of its own.
+The embeddings and the exact answers (MaxSim in float32) are those of bench.compare. Each codec has its own build.
 """
 
 import argparse
@@ -45,15 +45,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("bench/results/codec.json"))
     options = parser.parse_args()
     collection = open_collection(options.dataset, options.size, options.work)
-    rows = [measure(collection, options.num_queries, nbits, name) for nbits in BITS for name in CODECS]
+    rows = [_measure(collection, options.num_queries, nbits, name) for nbits in BITS for name in CODECS]
     report = {"machine": machine(), "size": options.size, "queries": options.num_queries, "rows": rows}
     options.output.write_text(json.dumps(report, indent=1) + "\n")
     options.output.with_suffix(".md").write_text(markdown(rows))
     print(markdown(rows))
 
 
-def measure(collection: Collection, num_queries: int, nbits: int, name: str) -> dict[str, Any]:
-    """One codec: build, exhaustive search, recall of the oracle and nDCG."""
+def _measure(collection: Collection, num_queries: int, nbits: int, name: str) -> dict[str, Any]:
+    """Measure one codec: build, exhaustive search, recall of the oracle and nDCG."""
     output = str(collection.folder / "codec")
     storage.remove_tree(output)
     manifest = build_index(str(collection.folder / "embeddings"), output, IndexConfig(codec=CodecConfig(nbits=nbits, **CODECS[name])))

@@ -2,7 +2,7 @@
 
     python -m bench.kernels.cost [--output bench/results/cost.json]
 
-The figure is processor time of one thread on made-up codes and residuals, the minimum of several runs. A second figure compares
+The figure is processor time of one thread on random codes and residuals, the minimum of several runs. A second figure compares
 exact scoring from 4 bits with a bare loop of 8-bit products over as many tokens: the floor of exact search without a matrix unit.
 """
 
@@ -40,13 +40,13 @@ def main() -> None:
     rows = {}
     for name in ("reference", *(f"native:{each}" for each in native.instruction_sets())):
         slow = name in ("reference", "native:portable")
-        rows[name] = measure(select(name), small if slow else shard, codec, query, runs=2 if slow else 7)
+        rows[name] = _measure(select(name), small if slow else shard, codec, query, runs=2 if slow else 7)
         print(name, rows[name], flush=True)
     options.output.write_text(json.dumps({"machine": machine(), "query_tokens": QUERY_TOKENS, "dim": DIM, "ns": rows}, indent=1) + "\n")
 
 
 def made_up(num_tokens: int) -> tuple[IndexShard, ResidualCodec, np.ndarray]:
-    """Codes as skewed as those of text, random residuals, and a query of unit vectors."""
+    """Return codes as skewed as those of text, random residuals, and a query of unit vectors."""
     rng = np.random.default_rng(0)
     offsets = np.arange(0, num_tokens + 1, TOKENS_PER_DOCUMENT)
     centroids = normalize(rng.normal(size=(NUM_CENTROIDS, DIM)).astype(np.float32))
@@ -60,7 +60,7 @@ def made_up(num_tokens: int) -> tuple[IndexShard, ResidualCodec, np.ndarray]:
     return shard, codec, normalize(rng.normal(size=(QUERY_TOKENS, DIM)).astype(np.float32))
 
 
-def measure(kernels: Kernels, shard: IndexShard, codec: ResidualCodec, query: np.ndarray, runs: int) -> dict[str, Any]:
+def _measure(kernels: Kernels, shard: IndexShard, codec: ResidualCodec, query: np.ndarray, runs: int) -> dict[str, Any]:
     ones = np.ones(len(query), np.float32)
     table = kernels.centroid_scores(query, codec)
     scan_table = kernels.scan_table(table)
@@ -84,7 +84,7 @@ def measure(kernels: Kernels, shard: IndexShard, codec: ResidualCodec, query: np
 
 
 def least(function: Callable[[], Any], runs: int) -> float:
-    """Seconds of processor time of the fastest of several runs."""
+    """Return the processor seconds of the fastest of several runs."""
     best = np.inf
     for _ in range(runs):
         start = time.process_time()

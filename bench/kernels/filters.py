@@ -1,4 +1,4 @@
-"""Filters: the time of the first and of a repeated evaluation over one shard's documents, and the memory it takes.
+"""Filters: time of the first and of a repeated evaluation over one shard's documents, and memory.
 
 python -m bench.kernels.filters [--documents 100000] [--output bench/results/filters.json]
 """
@@ -41,9 +41,9 @@ def main() -> None:
     options = parser.parse_args()
     table = documents(options.documents)
     FilteredDocuments(table.slice(0, 10), None).rows(Filters.model_validate({"where": WHERE["equal text"]}))  # imports DuckDB
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of making the documents
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak that making the documents left
     before = peak_mb()
-    results = [measure(table, name, where) for name, where in WHERE.items()]
+    results = [_measure(table, name, where) for name, where in WHERE.items()]
     report = {
         "machine": machine(),
         "documents": options.documents,
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def documents(number: int) -> pa.Table:
-    """Ids and metadata of made-up documents."""
+    """Return ids and metadata of synthetic documents."""
     rng = np.random.default_rng(0)
     rows = [
         {
@@ -70,20 +70,20 @@ def documents(number: int) -> pa.Table:
     return pa.table({"doc_id": [f"doc-{row}" for row in range(number)], "metadata": [json.dumps(row) for row in rows]})
 
 
-def measure(table: pa.Table, name: str, where: dict[str, Any]) -> dict[str, Any]:
+def _measure(table: pa.Table, name: str, where: dict[str, Any]) -> dict[str, Any]:
     filters = Filters.model_validate({"where": where})
-    first = [timed(FilteredDocuments(table, None), filters) for _ in range(REPEATS)]
+    first = [_timed(FilteredDocuments(table, None), filters) for _ in range(REPEATS)]
     kept = FilteredDocuments(table, None)
-    timed(kept, filters)
+    _timed(kept, filters)
     return {
         "filter": name,
         "let_through": len(kept.rows(filters)),
         "first_ms": round(float(np.median(first)), 1),
-        "again_ms": round(float(np.median([timed(kept, filters) for _ in range(REPEATS)])), 3),
+        "again_ms": round(float(np.median([_timed(kept, filters) for _ in range(REPEATS)])), 3),
     }
 
 
-def timed(documents: FilteredDocuments, filters: Filters) -> float:
+def _timed(documents: FilteredDocuments, filters: Filters) -> float:
     start = time.perf_counter()
     documents.rows(filters)
     return 1000 * (time.perf_counter() - start)

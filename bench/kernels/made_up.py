@@ -1,4 +1,4 @@
-"""Made-up input of any size: shards of random codes and residuals for timing kernels, and documents near topics for whole indexes."""
+"""Synthetic input of any size: shards of random codes and residuals to time kernels, and documents near topics for indexes."""
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,14 @@ QUERY_TOKENS = 32
 
 
 def made_up(num_docs: int, mean_tokens: int, num_centroids: int, nbits: int = 4) -> tuple[IndexShard, ResidualCodec]:
-    """Documents of every length up to twice the mean, none included, with random codes and residuals."""
+    """Return a shard of random codes and residuals, and its codec.
+
+    Args:
+        num_docs: Documents of the shard.
+        mean_tokens: Mean tokens of a document; lengths are uniform from 0 to twice the mean.
+        num_centroids: Centroids of the codec.
+        nbits: Bits a dimension of a residual.
+    """
     rng = np.random.default_rng(0)
     offsets = np.concatenate([[0], np.cumsum(rng.integers(0, 2 * mean_tokens + 1, num_docs))]).astype(np.int64)
     centroids = normalize(rng.normal(size=(num_centroids, DIM)).astype(np.float32)).astype(np.float16)
@@ -25,14 +32,14 @@ def made_up(num_docs: int, mean_tokens: int, num_centroids: int, nbits: int = 4)
 
 
 def made_up_queries(number: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Unit vectors, and weights of one."""
+    """Return queries of random unit vectors, and their weights of one."""
     rng = np.random.default_rng(1)
     queries = [normalize(rng.normal(size=(QUERY_TOKENS, DIM)).astype(np.float32)) for _ in range(number)]
     return queries, [np.ones(QUERY_TOKENS, np.float32)] * number
 
 
 def documents_near_topics(num_tokens: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Documents of 200 tokens [200, D] float16 near a few of many topics, and queries that are noisy copies of some of their tokens."""
+    """Return documents of 200 tokens, [200, D] float16, near a few of many topics, and queries with noisy copies of some tokens."""
     rng = np.random.default_rng(2)
     topics = rng.normal(size=(4000, DIM)).astype(np.float32)
     documents = []

@@ -2,7 +2,7 @@
 
     python -m bench.models.encoding DATASET_FOLDER [--documents 256] [--work runs/bench] [--output bench/results/encoding.json]
 
-Every measurement is a process of its own. PyLate's environment is the one that bench.compare makes. Run it on idle cores.
+Every measurement runs in its own process. PyLate's environment is that of bench.compare. Run it on idle cores.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
     peer = python_of("pylate", options.work, SYSTEMS["PyLate PLAID"].base)
     pythons = {"ray_lir": Path(sys.executable), "pylate": peer}
     rows = [
-        measure(system, python, checkpoint, texts, folder, precision, threads)
+        _measure(system, python, checkpoint, texts, folder, precision, threads)
         for precision in PRECISIONS
         for threads in THREADS
         for system, python in pythons.items()
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def saved_checkpoint(folder: Path) -> Path:
-    """The default checkpoint in the layout that both read, with float32 weights: a peer keeps what it reads."""
+    """Save the default checkpoint in a layout for both systems, with float32 weights, because the peer keeps the stored type."""
     saved = folder / "checkpoint"
     if not saved.exists():
         from ray_lir.base.config import EncoderConfig
@@ -65,8 +65,8 @@ def saved_checkpoint(folder: Path) -> Path:
     return saved
 
 
-def measure(system: str, python: Path, checkpoint: Path, texts: Path, folder: Path, precision: str, threads: int) -> dict[str, Any]:
-    """One system at one setting, and how far its vectors are from this project's in float32."""
+def _measure(system: str, python: Path, checkpoint: Path, texts: Path, folder: Path, precision: str, threads: int) -> dict[str, Any]:
+    """Measure one system at one setting, and the distance of its vectors from this project's in float32."""
     result = folder / f"{system}-{precision}-{threads}.json"
     command = [str(python), "-m", "bench.peers.encoding", system, str(checkpoint), str(texts), str(result)]
     command += ["--threads", str(threads), "--precision", precision, "--length", str(LENGTH)]

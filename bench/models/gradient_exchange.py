@@ -3,8 +3,8 @@
     python -m bench.models.gradient_exchange [--batch 16] [--steps 6] [--turns 3] [--output bench/results]
 
 Both train the default checkpoint on the same synthetic pairs, with gloo, one thread a worker, float32 and the random numbers of jobs.train.
-Their runs alternate, so that other work on the machine affects both. The report has the median time of a step after the first two, the
-bytes that a worker passes to the exchange in a step, and whether the final weights have the same bits.
+Their runs alternate, so that other work on the machine affects both. The report has three results: the median time of a step after the
+first two, the bytes that a worker exchanges in a step, and whether the final weights have the same bits.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
     for repetition in range(options.turns):
         for system in SYSTEMS if repetition % 2 == 0 else SYSTEMS[::-1]:
-            runs[system].append(run(system, options.batch, options.steps))
+            runs[system].append(_run(system, options.batch, options.steps))
 
     def timed(system: str, clock: str) -> list[float]:
         return [each for run in runs[system] for steps in run[clock] for each in steps[WARM_UP:]]
@@ -71,16 +71,16 @@ def main() -> None:
     print(markdown(report))
 
 
-def run(system: str, batch: int, steps: int) -> dict[str, Any]:
-    """Train with two workers; their step times, and the losses, bytes and digest of the weights of the first."""
+def _run(system: str, batch: int, steps: int) -> dict[str, Any]:
+    """Train with two workers; return their step times, and the losses, bytes and weight digest of the first worker."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(work, (folder, system, batch, steps), nprocs=WORKERS)
+        mp.spawn(_work, (folder, system, batch, steps), nprocs=WORKERS)
         found = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(WORKERS)]
     assert found[0]["weights"] == found[1]["weights"], "the workers differ"
     return found[0] | {clock: [each[clock] for each in found] for clock in ("seconds", "cpu_seconds")}
 
 
-def work(rank: int, folder: str, system: str, batch: int, steps: int) -> None:
+def _work(rank: int, folder: str, system: str, batch: int, steps: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORKERS)
     config = TrainingConfig(max_steps=steps, batch_size=batch, learning_rate=1e-5)
@@ -102,7 +102,7 @@ def work(rank: int, folder: str, system: str, batch: int, steps: int) -> None:
 
 
 def pairs(encoder: Encoder, count: int) -> TrainingData:
-    """Queries and passages of random words of the vocabulary."""
+    """Return queries and passages of random words of the vocabulary."""
     random = torch.Generator().manual_seed(0)
     words = [word for word in encoder.tokenizer.tokenizer.get_vocab() if word.isalpha()]
     words.sort()
@@ -115,7 +115,7 @@ def pairs(encoder: Encoder, count: int) -> TrainingData:
 
 
 class CountedTraining(Training):
-    """The training of jobs.train; counts the bytes of gradients that a worker exchanges in the last step."""
+    """The training of jobs.train, which counts the gradient bytes that a worker exchanges in the last step."""
 
     num_bytes = 0
 
@@ -134,7 +134,7 @@ class CountedTraining(Training):
 
 
 class DdpTraining(Training):
-    """The same training with gradients averaged by DDP during the backward pass. It does without gradient caching."""
+    """The same training with gradients averaged by DDP during the backward pass, without gradient caching."""
 
     def __init__(self, encoder: Encoder, data: TrainingData, config: TrainingConfig):
         super().__init__(encoder, data, config)
@@ -167,6 +167,7 @@ class BothSides(nn.Module):
         self.modules_in_training = training._modules
 
     def forward(self, queries: Any, documents: Any) -> tuple[EmbeddedTexts, EmbeddedTexts]:
+        """Call the functions that embed queries and documents."""
         return queries(), documents()
 
 
@@ -177,7 +178,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"The machine's load average was {report['load'][0]}. "
         f"{report['machine']['cpu']}, {report['machine']['cores']} cores.",
         "",
-        "| gradients averaged by | seconds a step | least seconds | processor seconds of a worker | MB handed to the exchange a step |",
+        "| gradients averaged by | seconds a step | fastest step, seconds | processor seconds of a worker | MB exchanged a step |",
         "|---|---|---|---|---|",
     ]
     lines += [
@@ -185,7 +186,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"| {report['bytes_a_step'][system] / 2**20:.1f} |"
         for system in SYSTEMS
     ]
-    lines += ["", f"Weights after the last step are {'the same bits' if report['equal_bits'] else 'not the same bits'}."]
+    lines += ["", f"The weights after the last step are {'equal' if report['equal_bits'] else 'not equal'} to the bit."]
     return "\n".join(lines) + "\n"
 
 

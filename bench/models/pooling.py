@@ -1,4 +1,4 @@
-"""What token pooling costs in quality: exact MaxSim over pooled embeddings of a BEIR folder, without an index.
+"""The quality that token pooling costs: exact MaxSim over pooled embeddings of a BEIR folder, without an index.
 
 python -m bench.models.pooling --dataset DATASET_FOLDER --embeddings FOLDER_OF_JOBS_ENCODE [--output bench/results/pooling.json]
 """
@@ -36,14 +36,14 @@ def main() -> None:
     encoder = Encoder.for_contract(manifest.contract, EncoderConfig(checkpoint=manifest.contract.checkpoint))
     queries = encoder.encode_queries(list(dataset.queries.values()), list(dataset.queries))
     blocks = list(oracle.read_embeddings(str(options.embeddings), manifest))
-    rows = [measure(blocks, queries, dataset.qrels, factor) for factor in FACTORS]
+    rows = [_measure(blocks, queries, dataset.qrels, factor) for factor in FACTORS]
     report = {"dataset": options.dataset.name, "split": options.split, "checkpoint": manifest.contract.checkpoint, "factors": rows}
     options.output.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
 
 
-def measure(blocks: list[TokenEmbeddings], queries: TokenEmbeddings, qrels: dict[str, dict[str, int]], factor: int) -> dict[str, Any]:
-    """Tokens, pooling time, and quality with one factor."""
+def _measure(blocks: list[TokenEmbeddings], queries: TokenEmbeddings, qrels: dict[str, dict[str, int]], factor: int) -> dict[str, Any]:
+    """Measure tokens, pooling time and quality with one factor."""
     start = time.process_time()
     pooled = [pool_tokens(block, factor) for block in blocks]
     seconds = time.process_time() - start

@@ -4,7 +4,7 @@
                              [--output bench/results]
 
 Both systems train the same checkpoint on one batch of squad pairs repeatedly, in float32 and in bfloat16, each in its own process.
-The report has the median of the steps after warm-up. Every measurement is kept in the work folder and not repeated. Run it on idle cores.
+The report has the median of the steps after warm-up. Measurements stay in the work folder and are not repeated. Run it on idle cores.
 """
 
 import argparse
@@ -33,9 +33,9 @@ from ray_lir.training.source import TrainingSource, load_training_data
 LENGTH, WARM_UP = 96, 2
 TURNS = 3
 WORKERS = ((1, 1), (2, 1), (2, 2))
-"""How many, and how many batches they have together."""
+"""Number of workers, and number of batches that they share."""
 PRECISIONS = ("float32", "bfloat16")
-"""Of the products; weights and losses are float32. The workers and the encoding have the one that is faster here."""
+"""Precision of matrix products; weights and losses are float32. Workers and encoding use the faster one here."""
 TEXTS, RUNS = 64, 5
 
 
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def measure_peers(folder: Path, options: argparse.Namespace) -> None:
-    """Each system on one and on two cores, by turns: what else goes on on the machine is the same for both."""
+    """Measure each system on one and on two cores, alternately, so that other work on the machine affects both."""
     pairs = folder / f"batch-{options.batch}.json"
     pairs.write_text(json.dumps(json.loads((folder / "pairs.json").read_text())[: options.batch]))
     pythons = {"ray_lir": Path(sys.executable), "pylate": python_of("pylate", options.work, SYSTEMS["PyLate PLAID"].base)}
@@ -88,7 +88,14 @@ def measure_peers(folder: Path, options: argparse.Namespace) -> None:
 
 
 def keep(result: Path, runs: list[dict[str, Any]], batch: int) -> None:
-    timed = [step for run in runs for step in run["steps"][WARM_UP - 1 :]]  # the first of them began when the first step had ended
+    """Write the result of several runs: median rates of the timed steps, peak memory, and the losses of the first run.
+
+    Args:
+        result: JSON file to write.
+        runs: Measurements of bench.peers.training, with `steps`, `losses` and `peak_bytes`.
+        batch: Examples of a step.
+    """
+    timed = [step for run in runs for step in run["steps"][WARM_UP - 1 :]]  # step i starts at the end of step i - 1
     seconds, cpu_seconds = (statistics.median(step[name] for step in timed) for name in ("seconds", "cpu_seconds"))
     row = {"examples_per_second": round(batch / seconds, 2), "examples_per_cpu_second": round(batch / cpu_seconds, 2), "steps": len(timed)}
     row |= {"peak_bytes": max(run["peak_bytes"] for run in runs), "losses": [round(loss, 5) for loss in runs[0]["losses"]]}
@@ -96,7 +103,7 @@ def keep(result: Path, runs: list[dict[str, Any]], batch: int) -> None:
 
 
 def measure_workers(folder: Path, options: argparse.Namespace) -> None:
-    """jobs.train with one worker and with two, of a core each: two share the batch of one, or have one each."""
+    """Measure jobs.train with one and with two workers of one core each: two share the batch of one, or have one each."""
     for workers, batches in WORKERS:
         batch = batches * options.batch
         examples = folder / f"examples-{batch}.jsonl"
@@ -117,7 +124,7 @@ def measure_workers(folder: Path, options: argparse.Namespace) -> None:
 
 
 def measure_attention(folder: Path, options: argparse.Namespace) -> None:
-    """Encoding with attention weights and without, in turns, on one core; the least processor time of each."""
+    """Measure encoding with and without attention weights, alternately, on one core; the least processor time counts."""
     result = folder / "result-attention.json"
     if result.exists():
         return
@@ -155,7 +162,7 @@ def markdown(report: dict[str, Any]) -> str:
 
     lines = [
         f"One batch of {report['batch']} squad pairs, passages of {report['length']} tokens at most; medians of the steps after "
-        f"{report['warm_up']}, of {TURNS} runs by turns. {report['machine']['cpu']}, {report['machine']['cores']} cores.",
+        f"{report['warm_up']}, of {TURNS} alternating runs. {report['machine']['cpu']}, {report['machine']['cores']} cores.",
         "",
         "| system | products | threads | pairs/s | pairs a processor second | peak MB |",
         "|---|---|---|---|---|---|",

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 Way = tuple[str, str]
-"""A model and an engine."""
+"""Name of a model, and name of an engine."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper says of two ways of searching.
+    """A paper's claim about two ways of searching.
 
     Attributes:
-        published: the paper's figures, of `first` and of `second`.
-        equal: the paper finds no difference; else that `first` is better.
+        published: The paper's figures for `first` and `second`.
+        equal: Whether the paper finds no difference; otherwise it finds `first` better.
     """
 
     source: str

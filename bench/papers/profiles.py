@@ -1,4 +1,4 @@
-"""The comparison of bench.papers.scorers: its size, its models and its engines."""
+"""The comparison of bench.papers.scorers: sizes, models and engines."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ class Profile:
         k_train: k of the XTR models: 1 to 20% of the tokens of a batch.
         queries: Largest number of test queries of a collection.
         documents: Documents of a collection: all judged for the queries, and random ones up to this number.
-        k_prime: tokens that the xtr engine retrieves for a query token.
+        k_prime: Tokens that the xtr engine retrieves for a query token.
     """
 
     device: str

@@ -1,4 +1,4 @@
-"""The report of bench.papers.scorers: tables of what was measured, and the papers' claims beside what was found."""
+"""The report of bench.papers.scorers: tables of measurements, and the papers' claims beside the results."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -14,7 +14,13 @@ LEVEL = 0.05
 
 
 def write_report(about: dict[str, Any], pieces: dict[str, Any], output: Path) -> None:
-    """Writes scorers.json and scorers.md of what has been measured so far."""
+    """Write scorers.json and scorers.md from all existing measurements.
+
+    Args:
+        about: Profile, machine and settings of the measurements.
+        pieces: Results of `bench.papers.scorers.read_pieces`.
+        output: Folder of the report.
+    """
     answers = Answers(pieces["answers"])
     trained = [(model, "exact") for model in pieces["trainings"]]
     against = {base: answers.compare([(way, (base, "exact")) for way in trained if way[0] != base]) for base in ("untrained", "maxsim")}
@@ -35,7 +41,7 @@ def write_report(about: dict[str, Any], pieces: dict[str, Any], output: Path) ->
 
 
 class Answers:
-    """The measures of every way of searching: model -> collection -> engine -> a piece."""
+    """The measures of every way of searching, as model -> collection -> engine -> measurement."""
 
     def __init__(self, pieces: dict[str, dict[str, dict[str, Any]]]):
         self.pieces = pieces
@@ -43,13 +49,13 @@ class Answers:
         self.engines = list(dict.fromkeys(engine for of in pieces.values() for each in of.values() for engine in each))
 
     def values(self, way: Way, measure: str) -> list[np.ndarray] | None:
-        """For each collection the values of its queries; None if one is not measured yet."""
+        """Return the values of the queries of each collection; None if a collection is not measured yet."""
         model, engine = way
         found = [self.pieces[model][collection].get(engine) for collection in self.collections]
         return None if None in found else [np.array(list(each["values"][measure].values())) for each in found]
 
     def compare(self, pairs: Sequence[tuple[Way, Way]], measure: str = "nDCG@10") -> list[dict[str, Any] | None]:
-        """Of each pair both means, the difference, and p corrected for all pairs together; None where something is missing."""
+        """Return means, difference and corrected p of each pair; None for a pair that is not measured."""
         values = [(self.values(first, measure), self.values(second, measure)) for first, second in pairs]
         there = [number for number, (first, second) in enumerate(values) if first and second]
         tested = [difference(*values[number]) for number in there]
@@ -67,10 +73,11 @@ class Answers:
         return result
 
     def means(self, measure: str) -> dict[str, dict[str, float]]:
-        """model -> engine -> the mean over the collections, of ways that were measured on all of them."""
+        """Return model -> engine -> mean over collections, for ways that were measured on all collections."""
         return self._each(lambda way: self.values(way, measure), lambda values: round(float(np.mean([each.mean() for each in values])), 4))
 
     def by_collection(self, measure: str) -> dict[str, dict[str, dict[str, float]]]:
+        """Return model -> collection -> engine -> mean over queries."""
         return {
             model: {
                 collection: {engine: round(float(np.mean(list(piece["values"][measure].values()))), 4) for engine, piece in each.items()}
@@ -80,7 +87,7 @@ class Answers:
         }
 
     def seconds(self) -> dict[str, dict[str, float]]:
-        """model -> engine -> processor seconds of all queries of all collections."""
+        """Return model -> engine -> processor seconds of all queries of all collections."""
 
         def pieces(way: Way) -> list[dict[str, Any]] | None:
             found = [self.pieces[way[0]][collection].get(way[1]) for collection in self.collections]
@@ -89,7 +96,7 @@ class Answers:
         return self._each(pieces, lambda found: round(sum(piece["cpu_seconds"] for piece in found), 2))
 
     def sizes(self) -> dict[str, dict[str, int]]:
-        """Queries, documents and tokens of each collection, as the first model that was measured encodes it."""
+        """Return queries, documents and tokens of each collection, as encoded by the first measured model."""
         found = {}
         for collection in self.collections:
             piece = next((piece for of in self.pieces.values() for piece in of[collection].values()), None)
@@ -106,7 +113,7 @@ class Answers:
 
 
 def verdict(claim: dict[str, Any]) -> str:
-    """What the measurement says of a claim."""
+    """Return the verdict of the measurement on a claim."""
     found = claim["found"]
     if found is None:
         return "not measured yet"
@@ -127,12 +134,12 @@ def _head(report: dict[str, Any]) -> str:
     settings, machine = report["settings"], report["machine"]
     sizes = "; ".join(f"{name} {of['queries']} / {of['documents']:,} / {of['tokens']:,}" for name, of in report["sizes"].items())
     return (
-        f"# Scorers, trained and searched alike (profile {report['profile']})\n\n"
+        f"# Scorers under equal training and search (profile {report['profile']})\n\n"
         f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['instructions'])}). Training: {settings['steps']} steps of "
         f"{settings['batch_size']} pairs of squad and nq_qed, passages of {settings['passage_length']} tokens at most, learning rate "
         f"{settings['learning_rate']:g}, seed {settings['seed']}, {settings['dim']} dimensions, no hard negatives and no teacher. Search: "
         f"queries of {settings['query_length']} and documents of {settings['document_length']} tokens at most; "
-        f"queries / documents / tokens: {sizes}. One seed: a difference smaller than that between seeds is none."
+        f"queries / documents / tokens: {sizes}. One seed: differences smaller than those between seeds mean nothing."
     )
 
 
@@ -143,7 +150,7 @@ def _trainings(report: dict[str, Any]) -> str:
         "| model | seconds | processor seconds | pairs a processor second | loss, first tenth | loss, last tenth |",
         "|---|---|---|---|---|---|",
     ]
-    return "\n".join(["## What training costs", "", *head, *rows])
+    return "\n".join(["## Cost of training", "", *head, *rows])
 
 
 def _collections(report: dict[str, Any]) -> str:
@@ -156,7 +163,9 @@ def _collections(report: dict[str, Any]) -> str:
         cells.append(_number(report["means"]["nDCG@10"][model].get("exact")))
         cells += [_change(changes[base].get(model)) for base in ("untrained", "maxsim")]
         lines.append(f"| {model} | {' | '.join(cells)} |")
-    lines.append("\nIn brackets p of a paired randomisation test over all queries, corrected for the models of its column (Holm).")
+    lines.append(
+        "\nIn brackets the p value of a paired randomisation test over all queries, corrected for the models of its column (Holm)."
+    )
     return "\n".join(lines)
 
 

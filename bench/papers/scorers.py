@@ -42,7 +42,7 @@ DIM = 128
 TRAINING_SETS = ("squad", "nq_qed")
 COLLECTIONS = ("scifact", "nfcorpus", "arguana_rebuilt", "cranfield", "cisi", "medline")
 OWN_DOCUMENT_IS_NO_HIT = ("arguana_rebuilt",)
-"""Collections whose queries are documents: a hit whose id is the query's own is left out, as BEIR does for ArguAna."""
+"""Collections with documents as queries: a hit with the query's own id is left out, as BEIR does for ArguAna."""
 MEASURES = ("nDCG@10", "R@100")
 DEPTH = 100
 PROJECTION_SAMPLE = 512
@@ -74,7 +74,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Bench:
-    """A work folder: what is not in it is made when it is wanted, until `deadline`, a reading of time.monotonic()."""
+    """A work folder. Missing results are made on demand until `deadline`, a value of time.monotonic()."""
 
     data: Path
     profile: Profile
@@ -82,6 +82,7 @@ class Bench:
     deadline: float
 
     def run(self, chosen: list[str], collections: list[str]) -> None:
+        """Train the chosen models, then measure them on the collections."""
         for model in chosen:
             if self.time_left() and not self.is_answered(model, collections):
                 self.checkpoint(model)
@@ -91,37 +92,44 @@ class Bench:
                     self.measure(model, collection, part)
 
     def is_answered(self, model: str, collections: list[str]) -> bool:
-        """Whether nothing is left to measure, so that the encoder is not needed; no collections means that training was asked for."""
+        """Return whether all answers exist, so the encoder is not needed; False without collections, which requests training."""
         files = [self.answer(model, name, engine) for name in collections for part in engines(self.profile) for engine in part]
         return bool(files) and all(file.exists() for file in files)
 
     def answer(self, model: str, collection: str, engine: str) -> Path:
-        return self.work / "answers" / slug(model) / collection / f"{slug(engine)}.json"
+        """Return the file of one measurement.
+
+        Args:
+            model: Name of the model.
+            collection: Name of the collection.
+            engine: Name of the engine.
+        """
+        return self.work / "answers" / _slug(model) / collection / f"{_slug(engine)}.json"
 
     def time_left(self) -> bool:
         return time.monotonic() < self.deadline
 
     def checkpoint(self, model: str) -> Path:
-        """The folder of a trained encoder; for the untrained one, of what all start from."""
+        """Return the folder of a trained encoder, or of the common start for the untrained one."""
         changes = models(self.profile)[model]
-        folder = self.work / "models" / slug(model)
+        folder = self.work / "models" / _slug(model)
         if not ((folder / "training.json").exists() and (folder / "checkpoint").exists()):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            say(f"training {model}")
+            _say(f"training {model}")
             cost = self.start(folder) if changes is None else self.train(changes, folder)
             keep(folder / "training.json", cost)
         return folder / "checkpoint"
 
     def start(self, folder: Path) -> dict[str, Any]:
-        """Saves the default checkpoint with a projection fitted to training passages."""
+        """Save the default checkpoint with a projection fitted to training passages."""
         texts = np.random.default_rng(SEED).choice(training_data(self.data).documents, PROJECTION_SAMPLE, replace=False).tolist()
         encoder = Encoder.load(EncoderConfig(device=self.profile.device, precision="float32", **self.lengths(training=True)))
         fit_projection(encoder, texts, f"pca:{DIM}").save(folder / "checkpoint")
         return {}
 
     def train(self, changes: dict[str, Any], folder: Path) -> dict[str, Any]:
-        """Trains and saves an encoder; what it cost, and the mean loss of the first and of the last tenth of the steps."""
+        """Train and save an encoder; return its cost, and the mean loss of the first and of the last tenth of the steps."""
         profile = self.profile
         common = {"max_steps": profile.steps, "batch_size": profile.batch_size, "learning_rate": LEARNING_RATE, "temperature": 1.0}
         config = TrainingConfig.model_validate(common | {"seed": SEED} | changes)
@@ -145,15 +153,21 @@ class Bench:
         }
 
     def measure(self, model: str, name: str, params: dict[str, Config]) -> None:
-        """What these engines answer for a model on a collection. The index goes once all engines have answered."""
-        folder = self.work / "answers" / slug(model) / name
+        """Search a collection with a model and several engines; the index is removed once all engines have answered.
+
+        Args:
+            model: Name of the model.
+            name: Name of the collection.
+            params: Engine parameters, by name of the engine.
+        """
+        folder = self.work / "answers" / _slug(model) / name
         missing = [engine for engine in params if not self.answer(model, name, engine).exists()]
         if not missing or not self.time_left():
             return
-        say(f"{model} on {name}")
+        _say(f"{model} on {name}")
         folder.mkdir(parents=True, exist_ok=True)
         queries, qrels, documents = self.collection(name)
-        encoder = load_trained(str(self.checkpoint(model)), self.profile.device, tuple(self.lengths(training=False).items()))
+        encoder = _load_trained(str(self.checkpoint(model)), self.profile.device, tuple(self.lengths(training=False).items()))
         index = folder / "index"
         if not (index / "LATEST").exists():
             embeddings = encoder.encode_documents(list(documents.values()), list(documents))
@@ -161,12 +175,12 @@ class Bench:
         searcher, embedded = Searcher.open(str(index)), encoder.encode_queries(list(queries.values()), list(queries))
         for engine in missing:
             if self.time_left():
-                keep(self.answer(model, name, engine), ask(searcher, embedded, params[engine], qrels, name in OWN_DOCUMENT_IS_NO_HIT))
+                keep(self.answer(model, name, engine), _ask(searcher, embedded, params[engine], qrels, name in OWN_DOCUMENT_IS_NO_HIT))
         if self.is_answered(model, [name]):
             shutil.rmtree(index)
 
     def collection(self, name: str) -> tuple[dict[str, str], dict[str, dict[str, int]], dict[str, str]]:
-        """Queries, judgements and documents: all judged documents of some test queries, and a sample of the others."""
+        """Return queries, judgements and documents: all judged documents of some test queries, and a sample of the others."""
         path = self.work / "collections" / f"{name}.json"
         if not path.exists():
             rng, judged = np.random.default_rng(SEED), load_dataset(str(self.data / name))
@@ -181,14 +195,15 @@ class Bench:
         return tuple(json.loads(path.read_text()))
 
     def lengths(self, training: bool) -> dict[str, int]:
+        """Return query and document length, in tokens, for training or for search."""
         document_length = self.profile.passage_length if training else self.profile.document_length
         return {"query_length": self.profile.query_length, "document_length": document_length}
 
 
-def ask(
+def _ask(
     searcher: Searcher, queries: TokenEmbeddings, params: Config, qrels: dict[str, dict[str, int]], without_own_document: bool
 ) -> dict[str, Any]:
-    """What one engine's search took, and its measures for each query."""
+    """Return the time of one engine's search, and its measures for each query."""
     began, cpu_began = time.perf_counter(), time.process_time()
     answers = searcher.search(queries, DEPTH + 1, params)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
@@ -209,7 +224,7 @@ def ask(
 
 @cache
 def training_data(folder: Path) -> TrainingData:
-    """The training pairs of all TRAINING_SETS as one."""
+    """Return the training pairs of all TRAINING_SETS together."""
     queries, documents, lists = [], [], []
     for name in TRAINING_SETS:
         judged = load_dataset(str(folder / name), "train")
@@ -223,14 +238,14 @@ def training_data(folder: Path) -> TrainingData:
 
 
 @cache
-def load_trained(checkpoint: str, device: str, lengths: tuple[tuple[str, int], ...]) -> Encoder:
+def _load_trained(checkpoint: str, device: str, lengths: tuple[tuple[str, int], ...]) -> Encoder:
     return Encoder.load(EncoderConfig(checkpoint=checkpoint, device=device, **dict(lengths)))
 
 
 def read_pieces(bench: Bench) -> dict[str, Any]:
-    """All that is there: what each training took, and by model, collection and engine the answers."""
+    """Return all existing results: trainings by model, and answers by model, collection and engine."""
     names, parts = list(models(bench.profile)), engines(bench.profile)
-    trainings = {model: bench.work / "models" / slug(model) / "training.json" for model in names}
+    trainings = {model: bench.work / "models" / _slug(model) / "training.json" for model in names}
     answers = {
         model: {
             collection: {
@@ -248,19 +263,19 @@ def read_pieces(bench: Bench) -> dict[str, Any]:
     }
 
 
-def slug(name: str) -> str:
+def _slug(name: str) -> str:
     return name.replace(", ", "-").replace(" ", "-")
 
 
 def keep(path: Path, content: Any) -> None:
-    """Writes a piece whole, or not at all."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     attempt = path.with_suffix(".attempt")
     attempt.write_text(json.dumps(content) + "\n")
     attempt.rename(path)
 
 
-def say(message: str) -> None:
+def _say(message: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
 
 

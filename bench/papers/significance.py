@@ -9,14 +9,14 @@ SEED = 0
 
 
 def difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> tuple[float, float]:
-    """The mean difference and its two-sided p value.
+    """Return the mean difference and its two-sided p value.
 
-    Of each query the difference of its two values is taken; collections count alike, whatever their number of queries. If neither
-    way were better, every query's difference could as well have the other sign: p is the share of such random signs that give a mean
-    as far from zero (Fisher's test, by SHUFFLES of them; at least 1 / (SHUFFLES + 1)).
+    The test takes the difference of each query's two values; collections have equal weight. If neither
+    way were better, each difference could have either sign. p is the fraction of random signs that give a mean
+    at least as far from zero (Fisher's test with SHUFFLES draws; at least 1 / (SHUFFLES + 1)).
 
     Args:
-        ours, theirs: for each collection [queries] the values, in the same order of queries.
+        ours, theirs: Values of each collection, [queries], in the same order of queries.
     """
     differences = np.concatenate([(a - b) / len(a) / len(first) for a, b in zip(first, second, strict=True)])
     observed = differences.sum()

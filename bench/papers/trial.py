@@ -49,7 +49,7 @@ ALIGNMENTS: tuple[Alignment, ...] = ("combined", "cosine")
 CANDIDATES, TOKENS, QUERY_TOKENS, DIM = 256, 300, 32, 128
 NUM_CENTROIDS = 4096
 NAIVE_DOCUMENTS = 4
-"""Documents that the naive form is timed on."""
+"""Documents for timing the naive form."""
 
 
 def main() -> None:
@@ -67,8 +67,8 @@ def main() -> None:
     maxsim = least(lambda: kernels.residual_maxsim([query], [ones], [table], shard, codec), options.runs)
     torch.manual_seed(0)
     fresh = Trial(DIM, TrialConfig())
-    naive = least(lambda: naive_scores(query, shard, codec, fresh.relation), 2) / NAIVE_DOCUMENTS * CANDIDATES
-    trained = train(codec.centroids_f32)
+    naive = least(lambda: _naive_scores(query, shard, codec, fresh.relation), 2) / NAIVE_DOCUMENTS * CANDIDATES
+    trained = _train(codec.centroids_f32)
     cases = [(f"fresh x {factor}", scaled(fresh, factor), 0.0) for factor in (0.1, 0.2, 1, 3)]
     cases = [("winners alone", fresh, -100.0), *cases, ("trained", trained, 0.0), ("all pairs", fresh, 100.0)]
     rows = [
@@ -83,22 +83,22 @@ def main() -> None:
         "tokens": TOKENS,
         "query_tokens": QUERY_TOKENS,
         "dim": DIM,
-        "maxsim_ms": ms(maxsim),
-        "naive_ms": ms(naive),
+        "maxsim_ms": _ms(maxsim),
+        "naive_ms": _ms(naive),
         "trial": [
-            {**row, "times_maxsim": round(row["ms"] / ms(maxsim), 2), "naive_over_it": round(ms(naive) / row["ms"], 1)}
-            | ({"best_10_times_maxsim": round(row["best_10_ms"] / ms(maxsim), 2)} if "best_10_ms" in row else {})
+            {**row, "times_maxsim": round(row["ms"] / _ms(maxsim), 2), "naive_over_it": round(_ms(naive) / row["ms"], 1)}
+            | ({"best_10_times_maxsim": round(row["best_10_ms"] / _ms(maxsim), 2)} if "best_10_ms" in row else {})
             for row in rows
         ],
     }
     if options.index:
-        result["index"] = on_index(options.index, fresh, kernels, options.runs)
+        result["index"] = _on_index(options.index, fresh, kernels, options.runs)
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 
 def made_up() -> tuple[IndexShard, ResidualCodec, np.ndarray]:
-    """Tokens of a document share its topic and differ by words, and its query repeats some of the words."""
+    """Make documents with a topic and words, and a query that repeats some words of each."""
     rng = np.random.default_rng(0)
     words = normalize(rng.normal(size=(NUM_CENTROIDS, DIM)))
     topics = rng.normal(size=(CANDIDATES, DIM)) / np.sqrt(DIM)
@@ -114,8 +114,8 @@ def made_up() -> tuple[IndexShard, ResidualCodec, np.ndarray]:
     return shard, codec, normalize(query_vectors + 0.5 * rng.normal(size=query_vectors.shape) / np.sqrt(DIM)).astype(np.float32)
 
 
-def on_index(url: str, fresh: Trial, kernels: Kernels, runs: int, num_queries: int = 8) -> dict[str, Any]:
-    """Mean milliseconds for the best k of all documents of an index's first shard, or of the best by MaxSim."""
+def _on_index(url: str, fresh: Trial, kernels: Kernels, runs: int, num_queries: int = 8) -> dict[str, Any]:
+    """Measure mean milliseconds for the best k of all documents of an index's first shard, or of the best by MaxSim."""
     searcher = Searcher.open(url)
     shard, plain, rng = searcher.shards[0], searcher.planner.codec, np.random.default_rng(0)
     long = np.flatnonzero(shard.lengths(np.arange(shard.num_docs)) >= 2 * QUERY_TOKENS)
@@ -132,8 +132,8 @@ def on_index(url: str, fresh: Trial, kernels: Kernels, runs: int, num_queries: i
         for factor in (0.2, 1):
             codec = replace(plain, scorer_data=RelationEncoder.of(scaled(fresh, factor).to_arrays(), plain.rotation))
             related = QueryPlan(query, ExactParams(), (10,), scorer_terms=TrialScorer().terms(query, codec))
-            RESCORE.run([related], shard, codec, kernels, [best_first[:1]])  # makes what is made once of the codec and of the query
-            time.sleep(0.2)  # until threads of BLAS, which made something of the relation encoder, spin no more
+            RESCORE.run([related], shard, codec, kernels, [best_first[:1]])  # computes values that are cached for codec and query
+            time.sleep(0.2)  # wait until BLAS threads stop spinning
             for count, k in ((CANDIDATES, 10), (CANDIDATES, 100), (shard.num_docs, 10), (shard.num_docs, 100)):
                 candidates, best = np.sort(best_first[:count]), replace(related, stage_limits=(k,))
                 [(answers, _)] = RESCORE.run([best], shard, codec, kernels, [candidates])
@@ -154,14 +154,26 @@ def on_index(url: str, fresh: Trial, kernels: Kernels, runs: int, num_queries: i
 def three_ways(
     plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, candidates: np.ndarray, runs: int
 ) -> list[float]:
-    """Milliseconds by MaxSim, with relations of all candidates, and with those of the candidates that can be among the plan's best."""
+    """Time the last stage of an engine: by MaxSim, with relations of all candidates, and with relations of possible winners only.
+
+    Args:
+        plan: Plan of the query; its last stage limit is the number of winners.
+        shard: Shard with the candidates.
+        codec: Codec of the index.
+        kernels: Kernels to time.
+        candidates: Numbers of the candidates.
+        runs: Runs of each; the fastest counts.
+
+    Returns:
+        Three times in milliseconds.
+    """
     plans = (replace(plan, scorer_terms=None), replace(plan, stage_limits=(len(candidates),)), plan)
-    return [timed(each, shard, codec, kernels, candidates, runs) for each in plans]
+    return [_timed(each, shard, codec, kernels, candidates, runs) for each in plans]
 
 
-def timed(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, candidates: np.ndarray, runs: int) -> float:
-    """Milliseconds of an engine's last stage."""
-    return ms(least(lambda: RESCORE.run([plan], shard, codec, kernels, [candidates]), runs))
+def _timed(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, candidates: np.ndarray, runs: int) -> float:
+    """Return the milliseconds of an engine's last stage."""
+    return _ms(least(lambda: RESCORE.run([plan], shard, codec, kernels, [candidates]), runs))
 
 
 def scaled(scorer: Trial, factor: float) -> Trial:
@@ -172,13 +184,13 @@ def scaled(scorer: Trial, factor: float) -> Trial:
 
 
 def aligned(scorer: Trial, alignment: Alignment) -> Trial:
-    """The scorer with this alignment."""
+    """Return the scorer with this alignment."""
     result = Trial(DIM, scorer.settings.model_copy(update={"alignment": alignment}))
     result.load_state_dict(scorer.state_dict())
     return result
 
 
-def train(words: np.ndarray, steps: int = 40, batch: int = 16, learning_rate: float = 1e-3) -> Trial:
+def _train(words: np.ndarray, steps: int = 40, batch: int = 16, learning_rate: float = 1e-3) -> Trial:
     """Return a scorer trained to separate documents with the same words in a different order.
 
     A query is six neighbouring words of its document, with noise. Its negatives are the same document with shuffled words, and the
@@ -192,16 +204,16 @@ def train(words: np.ndarray, steps: int = 40, batch: int = 16, learning_rate: fl
         shuffled = torch.stack([row[torch.randperm(24)] for row in numbers])
         starts = torch.randint(18, (batch,))
         query_vectors = vectors[torch.stack([row[start : start + 6] for row, start in zip(numbers, starts.tolist(), strict=True)])]
-        queries = texts(query_vectors + 0.5 * torch.randn(query_vectors.shape) / DIM**0.5)
+        queries = _texts(query_vectors + 0.5 * torch.randn(query_vectors.shape) / DIM**0.5)
         noisy = vectors[torch.cat([numbers, shuffled])]
-        scores = 10 * scorer(queries, texts(noisy + 0.5 * torch.randn(noisy.shape) / DIM**0.5))
+        scores = 10 * scorer(queries, _texts(noisy + 0.5 * torch.randn(noisy.shape) / DIM**0.5))
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(scores, torch.arange(batch)).backward()
         optimizer.step()
     return scorer
 
 
-def texts(vectors: Tensor) -> EmbeddedTexts:
+def _texts(vectors: Tensor) -> EmbeddedTexts:
     return EmbeddedTexts(torch.nn.functional.normalize(vectors, dim=-1), torch.ones(vectors.shape[:2], dtype=torch.bool))
 
 
@@ -216,10 +228,18 @@ def measure(
     runs: int,
     widened: float,
 ) -> dict[str, Any]:
-    """Milliseconds of rescoring, and how large the relations are.
+    """Measure milliseconds of rescoring, and the size of the relations.
 
     Args:
-        widened: what is added to the bound that kernels use.
+        name: Name of the row.
+        alignment: Alignment of the scorer, `combined` or `cosine`.
+        scorer: The scorer with its relation encoder.
+        kernels: Kernels to time.
+        shard: Shard with the candidates.
+        codec: Codec of the shard.
+        query: [n, D] float32, the query's vectors.
+        runs: Runs of each; the fastest counts.
+        widened: Added to the bound that kernels use.
     """
     codec = replace(codec, scorer_data=RelationEncoder.of(scorer.to_arrays(), None))
     terms, ones, table = codec.scorer_data.of_query(query), np.ones(len(query), np.float32), kernels.centroid_scores(query, codec)
@@ -240,7 +260,7 @@ def measure(
         [(scores, _)] = RESCORE.run([plan], shard, codec, kernels, [everything])
         best = {
             "related": int(np.isfinite(scores).sum()),
-            "best_10_ms": timed(plan, shard, codec, kernels, everything, runs),
+            "best_10_ms": _timed(plan, shard, codec, kernels, everything, runs),
         }
     return {
         "relations": name,
@@ -248,14 +268,14 @@ def measure(
         "strength": round(float(relations.std(axis=0).mean()), 4),
         "bound": round(float(terms.upper[1:].mean()), 4),
         "pairs": round(float(needed), 1),
-        "ms": ms(seconds),
+        "ms": _ms(seconds),
         **best,
     }
 
 
 @torch.no_grad()
-def naive_scores(query: np.ndarray, shard: IndexShard, codec: ResidualCodec, relation: Relation) -> Tensor:
-    """TRIAL's scores of a few documents as the article writes them: a relation for every pair that is looked at, nothing factored."""
+def _naive_scores(query: np.ndarray, shard: IndexShard, codec: ResidualCodec, relation: Relation) -> Tensor:
+    """Compute TRIAL's scores of a few documents as in the paper: one relation for every pair, without factoring."""
     queries = torch.from_numpy(query)
     query_relations = relation(queries[:-1], queries[1:])
     totals = []
@@ -274,7 +294,7 @@ def naive_scores(query: np.ndarray, shard: IndexShard, codec: ResidualCodec, rel
     return torch.stack(totals)
 
 
-def ms(seconds: float) -> float:
+def _ms(seconds: float) -> float:
     return round(1000 * seconds, 2)
 
 

@@ -1,11 +1,11 @@
-"""What rescoring with TRIAL costs beside MaxSim for a collection's own queries and trained encoders, and how far relations reach.
+"""The cost of rescoring with TRIAL against MaxSim, for a collection's queries and trained encoders, and the effect of relations.
 
     python -m bench.papers.trial_queries DATASET INDEX... [--queries 8] [--output bench/results/trial_queries.json]
 
-Of every index (jobs.build_index, of an encoder with scorer trial) the first shard: of each query the 256 best documents by MaxSim, one
-thread, the least of some runs. Milliseconds are of an engine's last stage; `times_maxsim` is the mean over queries. `spread` is the
-standard deviation of a relation over the tokens of a document and `bound` how far above their mean no relation can be; `elsewhere`
-is the share of query tokens that go to another document token than the nearest by cosine, `far` beyond the 8 nearest.
+For the first shard of each index (encoded with scorer trial): the 256 best documents of each query by MaxSim, one
+thread, the minimum of several runs. Milliseconds are those of an engine's last stage; `times_maxsim` is a mean over queries. `spread` is
+the standard deviation of a relation over the tokens of a document. `bound` is the largest relation minus their mean. `elsewhere`
+is the fraction of query tokens that match another token than the nearest by cosine, and `far` one beyond the 8 nearest.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from ray_lir.search.searcher import Searcher
 
 BEST, NEAR = 10, 8
 LOOKED_AT = 16
-"""Documents of a query whose every pair is looked at."""
+"""Documents of a query for which every pair is computed."""
 
 
 def main() -> None:
@@ -47,18 +47,18 @@ def main() -> None:
     torch.set_num_threads(1)
     dataset = load_dataset(options.dataset)
     texts = list(dataset.queries.values())[: options.queries]
-    rows = [on_index(url, texts, options.runs) for url in options.indexes]
+    rows = [_on_index(url, texts, options.runs) for url in options.indexes]
     result = {"machine": machine(), "dataset": dataset.name, "queries": len(texts), "candidates": CANDIDATES, "indexes": rows}
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 
-def on_index(url: str, texts: list[str], runs: int) -> dict[str, Any]:
+def _on_index(url: str, texts: list[str], runs: int) -> dict[str, Any]:
     searcher = Searcher.open(url)
     contract, codec = searcher.manifest.contract, searcher.planner.codec
     encoder = Encoder.for_contract(contract, EncoderConfig(checkpoint=contract.checkpoint))
     plans = searcher.planner.plan(encoder.encode_queries(texts), BEST, ExactParams())
-    measured = [measure(plan, searcher, runs) for plan in plans]
+    measured = [_measure(plan, searcher, runs) for plan in plans]
     maxsim, everything, best = np.transpose([row[:3] for row in measured])
     spread, bound, elsewhere, far = np.mean([row[3:] for row in measured], axis=0).round(4).tolist()
     return {
@@ -77,20 +77,20 @@ def on_index(url: str, texts: list[str], runs: int) -> dict[str, Any]:
     }
 
 
-def measure(plan: QueryPlan, searcher: Searcher, runs: int) -> list[float]:
-    """What `three_ways` gives, and the mean of what `reaches` gives."""
+def _measure(plan: QueryPlan, searcher: Searcher, runs: int) -> list[float]:
+    """Return the result of `three_ways`, and the mean of `_reaches`."""
     shard, codec, kernels = searcher.shards[0], searcher.planner.codec, searcher.kernels
     [(scores, _)] = RESCORE.run([replace(plan, scorer_terms=None)], shard, codec, kernels, [np.arange(shard.num_docs)])
     best_first = np.argsort(-scores, kind="stable")[:CANDIDATES]
     candidates = np.sort(best_first)
-    RESCORE.run([plan], shard, codec, kernels, [candidates])  # makes what is made once
-    time.sleep(0.2)  # until threads of BLAS spin no more
-    seen = np.concatenate([reaches(plan, searcher, int(number)) for number in best_first[:LOOKED_AT]])
+    RESCORE.run([plan], shard, codec, kernels, [candidates])  # computes values that are cached
+    time.sleep(0.2)  # wait until BLAS threads stop spinning
+    seen = np.concatenate([_reaches(plan, searcher, int(number)) for number in best_first[:LOOKED_AT]])
     return [*three_ways(plan, shard, codec, kernels, candidates, runs), *seen.mean(axis=0)]
 
 
-def reaches(plan: QueryPlan, searcher: Searcher, number: int) -> np.ndarray:
-    """[n - 1, 4], of each query token but the first in a document: spread, bound above the mean, whether it goes elsewhere, and far."""
+def _reaches(plan: QueryPlan, searcher: Searcher, number: int) -> np.ndarray:
+    """Return [n - 1, 4] for each query token except the first: spread, bound minus mean, `elsewhere` and `far`."""
     shard, codec, relation = searcher.shards[0], searcher.planner.codec, plan.scorer_terms
     tokens, _ = shard.tokens(np.array([number]))
     vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)

@@ -32,35 +32,35 @@ from ray_lir.index.versions import latest_version, read_version
 
 BY = "k-means and assignment by ray_lir"
 NBITS = 4
-"""The default of both peers; two buckets fill a byte."""
+"""Bits a dimension, the default of both peers; two dimensions fill a byte."""
 BLOCK_TOKENS = 65536
 HELD_OUT_SHARE, HELD_OUT_TOKENS = 0.05, 50_000
 XTR_SAMPLE_TOKENS, XTR_CHUNK_DOCS, XTR_BATCH_TOKENS = 1_000_000, 256, 32_768
 FAST_PLAID_CHUNK_DOCS = 25_000
 TENSOR_HEADER, MERGED_HEADER = 16, 192
-"""The lengths of .npy headers are multiples of these: from the peers' Rust, and of fast-plaid's merged files."""
+"""The lengths of .npy headers are multiples of this, in files of the peers' Rust code and in fast-plaid's merged files."""
 
 
 @dataclass(frozen=True)
 class Clustered:
-    """Documents, and for each of their tokens the number of its centroid: centroids [C, D] float16, codes [T] int64."""
+    """Documents with a centroid number for each token: centroids [C, D] float16, codes [T] int64."""
 
     documents: Texts
     centroids: np.ndarray
     codes: np.ndarray
 
     def residuals(self, rows: slice | np.ndarray) -> np.ndarray:
-        """[rows, D] float16, rounded to it as the peers do."""
+        """Return residuals, [rows, D] float16, rounded like the peers'."""
         return self.documents.values[rows] - self.centroids[self.codes[rows]]
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """[N] tokens of each document."""
+        """Return the tokens of each document, [N]."""
         return np.diff(self.documents.offsets)
 
     @cached_property
     def document_of(self) -> np.ndarray:
-        """[T] the document of each token."""
+        """Return the document of each token, [T]."""
         return np.repeat(np.arange(len(self.documents)), self.lengths)
 
     @cached_property
@@ -68,19 +68,19 @@ class Clustered:
         return self.documents.num_tokens / len(self.documents)
 
     def chunks(self, size: int) -> list[tuple[int, int]]:
-        """First document and end of every `size` documents."""
+        """Yield first document and end of every `size` documents."""
         return [(first, min(first + size, len(self.documents))) for first in range(0, len(self.documents), size)]
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """What a residual's bits stand for, from held-out residuals.
+    """The meaning of a residual's bits, fitted to held-out residuals.
 
     Attributes:
         cutoffs: [2^NBITS - 1] float32; value v is in bucket b if cutoffs[b-1] < v <= cutoffs[b].
         weights: [2^NBITS] float32.
-        mean: [D] float32, of absolute values.
-        norms: [held out] float32, of the residuals.
+        mean: [D] float32, means of absolute values.
+        norms: [held out] float32, norms of the residuals.
     """
 
     cutoffs: np.ndarray
@@ -90,7 +90,7 @@ class Buckets:
 
     @classmethod
     def fit(cls, residuals: np.ndarray) -> "Buckets":
-        """Buckets of equal counts, and in each the median."""
+        """Return buckets of equal counts, each with its median."""
         values, count = residuals.astype(np.float32), 2**NBITS
         levels = np.arange(1, 2 * count) / (2 * count)
         quantiles = np.quantile(values, levels).astype(np.float32)
@@ -99,14 +99,14 @@ class Buckets:
 
 
 def clustered_index(input: Path, num_tokens: int) -> Path:
-    """An index with as many centroids as the peers take: 2^floor(log2(16 sqrt(T)))."""
+    """Return an index with the peers' number of centroids, 2^floor(log2(16 sqrt(T)))."""
     config = ClusteringConfig(num_centroids=2 ** math.floor(math.log2(16 * math.sqrt(num_tokens))))
     build_index(str(input / "embeddings"), str(input / "clustered"), IndexConfig(clustering=config))
     return input / "clustered"
 
 
 def read_clustered(index: Path, documents: Texts) -> Clustered:
-    """What this project's index says of the documents that it was built from; centroids are turned back to where they are given."""
+    """Return centroids and codes of this project's index for its documents; centroids are rotated back."""
     manifest = read_version(str(index), latest_version(str(index)))
     codec = load_codec(str(index / manifest.codec.name))
     centroids = codec.centroids_f32 if codec.rotation is None else codec.centroids_f32 @ codec.rotation.T
@@ -116,13 +116,13 @@ def read_clustered(index: Path, documents: Texts) -> Clustered:
 
 
 def held_out(documents: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Rows of the tokens that buckets are made from: the last of the sampled documents, in the order of the sample."""
+    """Return the rows of the tokens for fitting buckets: the last sampled documents, in the order of the sample."""
     rows = np.concatenate([np.arange(offsets[number], offsets[number + 1]) for number in documents])
     return rows[-max(1, min(round(HELD_OUT_SHARE * len(rows)), HELD_OUT_TOKENS)) :]
 
 
 def pack(clustered: Clustered, cutoffs: np.ndarray) -> np.ndarray:
-    """[T, D / 2] uint8: the bucket of every residual, lowest bit first, the first of two dimensions in the upper half."""
+    """Return the bucket of every residual, [T, D / 2] uint8, lowest bit first, the first of two dimensions in the upper half."""
     bits_of_half = reversed_bits(np.searchsorted(cutoffs, np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)))
     packed = np.empty((len(clustered.codes), clustered.centroids.shape[1] // 2), np.uint8)
     for first in range(0, len(packed), BLOCK_TOKENS):
@@ -133,16 +133,22 @@ def pack(clustered: Clustered, cutoffs: np.ndarray) -> np.ndarray:
 
 
 def reversed_bits(buckets: np.ndarray) -> np.ndarray:
-    """uint8: the NBITS bits of each number in reverse."""
+    """Return uint8 numbers with their NBITS bits reversed."""
     return np.array([int(f"{bucket:0{NBITS}b}"[::-1], 2) for bucket in range(2**NBITS)], np.uint8)[buckets]
 
 
 def write_xtr_warp(clustered: Clustered, index: Path, sample: np.ndarray) -> None:
-    """Files of each 256 documents, and all tokens once more in the order of their centroids, which is what search reads."""
+    """Write an index of xtr-warp-rs: files for every 256 documents, and all tokens in the order of centroids for search.
+
+    Args:
+        clustered: Documents and their centroids.
+        index: Folder of the new index.
+        sample: Numbers of the documents that buckets are fitted to.
+    """
     offsets, codes, num_docs = clustered.documents.offsets, clustered.codes, len(clustered.documents)
     buckets = Buckets.fit(clustered.residuals(held_out(sample, offsets)))
     packed = pack(clustered, buckets.cutoffs)
-    write_codec(clustered, buckets, index, np.quantile(buckets.norms, 0.75, method="higher"))
+    _write_codec(clustered, buckets, index, np.quantile(buckets.norms, 0.75, method="higher"))
     save_tensor(index / "pids.npy", sample)
 
     chunks = clustered.chunks(XTR_CHUNK_DOCS)
@@ -167,23 +173,29 @@ def write_xtr_warp(clustered: Clustered, index: Path, sample: np.ndarray) -> Non
     plan = {"avg_doc_len": clustered.mean_length, "codec_sample_max_tokens": XTR_SAMPLE_TOKENS}
     plan |= {"compression_batch_size": XTR_BATCH_TOKENS, "embedding_dim": dim, "est_total_embs": num_centroids}
     plan |= {"indexing_chunk_size": XTR_CHUNK_DOCS, "n_docs": num_docs, "nbits": NBITS, "num_chunks": len(chunks)}
-    write_json(index / "plan.json", plan, end="\n")
+    _write_json(index / "plan.json", plan, end="\n")
     whole = {"num_chunks": len(chunks), "nbits": NBITS, "num_partitions": num_centroids, "num_embeddings": len(codes)}
     whole |= {"avg_doclen": clustered.mean_length, "num_passages": num_docs, "next_passage_id": num_docs}
-    write_json(index / "metadata.json", whole | {"num_centroids": num_centroids, "dim": dim, "created_at": datetime.now(UTC).isoformat()})
+    _write_json(index / "metadata.json", whole | {"num_centroids": num_centroids, "dim": dim, "created_at": datetime.now(UTC).isoformat()})
 
 
 def xtr_warp_sample(lengths: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Random documents of at most a million tokens, ascending."""
+    """Return random documents with at most a million tokens, in ascending order."""
     shuffled = random.permutation(len(lengths))
     return np.sort(shuffled[: np.searchsorted(np.cumsum(lengths[shuffled]), XTR_SAMPLE_TOKENS, side="right")])
 
 
 def write_fast_plaid(clustered: Clustered, index: Path, sample: np.ndarray) -> None:
-    """Codes and residuals in the order of documents, and for every centroid the documents that have a token of it."""
+    """Write an index of fast-plaid: codes and residuals in document order, and the documents of every centroid.
+
+    Args:
+        clustered: Documents and their centroids.
+        index: Folder of the new index.
+        sample: Numbers of the documents that buckets are fitted to.
+    """
     offsets, num_docs, num_centroids = clustered.documents.offsets, len(clustered.documents), len(clustered.centroids)
     buckets = Buckets.fit(clustered.residuals(held_out(sample, offsets)))
-    write_codec(clustered, buckets, index, np.quantile(buckets.norms, [0.75]))
+    _write_codec(clustered, buckets, index, np.quantile(buckets.norms, [0.75]))
     packed = pack(clustered, buckets.cutoffs)
 
     chunks = clustered.chunks(FAST_PLAID_CHUNK_DOCS)
@@ -191,11 +203,11 @@ def write_fast_plaid(clustered: Clustered, index: Path, sample: np.ndarray) -> N
     for number, (first, end) in enumerate(chunks):
         (index / f"doclens.{number}.json").write_text(json.dumps(clustered.lengths[first:end].tolist(), separators=(",", ":")))
         part = {"embedding_offset": int(offsets[first]), "num_documents": end - first, "num_embeddings": tokens[number]}
-        write_json(index / f"{number}.metadata.json", part)
+        _write_json(index / f"{number}.metadata.json", part)
 
-    padding = int(clustered.lengths.max() - clustered.lengths[-1])  # the last document too can be read as the longest
+    padding = int(clustered.lengths.max() - clustered.lengths[-1])  # padding lets the last document be read like the longest
     for name, rows in {"codes": clustered.codes, "residuals": packed}.items():
-        save_merged(index / f"merged_{name}.npy", rows, padding)
+        _save_merged(index / f"merged_{name}.npy", rows, padding)
         parts = {f"{number}.{name}.npy": {"rows": rows, "merged": True, "mtime": None} for number, rows in enumerate(tokens)}
         (index / f"merged_{name}.manifest.json").write_text(json.dumps(parts))
 
@@ -204,19 +216,19 @@ def write_fast_plaid(clustered: Clustered, index: Path, sample: np.ndarray) -> N
     lengths = np.bincount(centroid_and_document // num_docs, minlength=num_centroids)
     save_tensor(index / "ivf_lengths.npy", lengths.astype(np.int32))
 
-    write_json(index / "plan.json", {"nbits": NBITS, "num_chunks": len(chunks)}, end="\n")
+    _write_json(index / "plan.json", {"nbits": NBITS, "num_chunks": len(chunks)}, end="\n")
     whole = {"avg_doclen": clustered.mean_length, "compress_only": False, "nbits": NBITS, "num_chunks": len(chunks)}
     whole |= {"num_documents": num_docs, "num_embeddings": len(packed), "num_partitions": num_centroids}
-    write_json(index / "metadata.json", whole | {"frozen": True, "mutable": True})
+    _write_json(index / "metadata.json", whole | {"frozen": True, "mutable": True})
 
 
 def fast_plaid_sample(lengths: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Random documents, in random order."""
+    """Return random documents in random order."""
     return random.permutation(len(lengths))[: sample_size(len(lengths))]
 
 
-def write_codec(clustered: Clustered, buckets: Buckets, index: Path, threshold: np.ndarray) -> None:
-    """The files that both peers have; the threshold says later which new tokens are far from every centroid."""
+def _write_codec(clustered: Clustered, buckets: Buckets, index: Path, threshold: np.ndarray) -> None:
+    """Write the files of both peers; updates use the threshold to find tokens far from every centroid."""
     arrays = {"centroids": clustered.centroids, "bucket_cutoffs": buckets.cutoffs, "bucket_weights": buckets.weights}
     arrays |= {"avg_residual": buckets.mean, "cluster_threshold": threshold.astype(np.float32)}
     for name, array in arrays.items():
@@ -224,34 +236,34 @@ def write_codec(clustered: Clustered, buckets: Buckets, index: Path, threshold: 
 
 
 def save_tensor(path: Path, array: np.ndarray) -> None:
-    """A .npy file as the peers' Rust writes it."""
+    """Write a .npy file like the peers' Rust code."""
     shape = "".join(f"{size}," for size in array.shape)
     with path.open("wb") as file:
-        file.write(header(f"<{array.dtype.kind}{array.dtype.itemsize}", f"({shape})", TENSOR_HEADER))
+        file.write(_header(f"<{array.dtype.kind}{array.dtype.itemsize}", f"({shape})", TENSOR_HEADER))
         array.tofile(file)
 
 
-def save_merged(path: Path, array: np.ndarray, padding: int) -> None:
-    """A .npy file as fast-plaid merges it of its parts, with rows of zeros at its end."""
+def _save_merged(path: Path, array: np.ndarray, padding: int) -> None:
+    """Write a .npy file like fast-plaid's merged files, with rows of zeros at its end."""
     with path.open("wb") as file:
-        file.write(header(array.dtype.str, str((len(array) + padding, *array.shape[1:])), MERGED_HEADER))
+        file.write(_header(array.dtype.str, str((len(array) + padding, *array.shape[1:])), MERGED_HEADER))
         array.tofile(file)
         np.zeros((padding, *array.shape[1:]), array.dtype).tofile(file)
 
 
-def header(dtype: str, shape: str, multiple: int) -> bytes:
-    """That of a .npy file, filled with spaces."""
+def _header(dtype: str, shape: str, multiple: int) -> bytes:
+    """The header of a .npy file, padded with spaces."""
     text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
     size = math.ceil((10 + len(text) + 1) / multiple) * multiple
     return b"\x93NUMPY\x01\x00" + (size - 10).to_bytes(2, "little") + text.ljust(size - 11) + b"\n"
 
 
-def write_json(path: Path, values: dict[str, Any], end: str = "") -> None:
+def _write_json(path: Path, values: dict[str, Any], end: str = "") -> None:
     path.write_text(json.dumps(values, indent=2) + end)
 
 
 PEERS = {"xtr_warp": (xtr_warp_sample, write_xtr_warp), "fast_plaid": (fast_plaid_sample, write_fast_plaid)}
-"""Script of a peer -> (the documents that its buckets are made from, what writes its index)."""
+"""(Function that samples documents for buckets, function that writes the index), by script of the peer."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The measuring half of bench.models.encoding: encodes the same texts with one system at one setting, in this process.
+"""The measuring process of bench.models.encoding: encodes the same texts with one system at one setting.
 
 python -m bench.peers.encoding SYSTEM CHECKPOINT TEXTS.json RESULT.json --threads N --precision float32|bfloat16 --length N
 """
@@ -16,7 +16,7 @@ from bench.peers.harness import cpu_seconds, memory_bytes, pin
 
 Encode = Callable[[Sequence[str]], Sequence[np.ndarray]]
 WARM_UP, COMPARED = 32, 64
-"""Texts encoded before the clock starts, and those whose vectors are kept."""
+"""Texts encoded before timing starts, and texts with stored vectors."""
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
     options.result.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def ray_lir(checkpoint: str, precision: str, length: int) -> Encode:
+def _ray_lir(checkpoint: str, precision: str, length: int) -> Encode:
     """Encoder.encode_documents at its defaults."""
     from ray_lir.base.config import EncoderConfig
     from ray_lir.encoder.encoder import Encoder
@@ -52,8 +52,8 @@ def ray_lir(checkpoint: str, precision: str, length: int) -> Encode:
     return lambda texts: list(encoder.encode_documents(texts))
 
 
-def pylate(checkpoint: str, precision: str, length: int) -> Encode:
-    """ColBERT.encode at its defaults; bfloat16 under autocast, as its documentation has it."""
+def _pylate(checkpoint: str, precision: str, length: int) -> Encode:
+    """ColBERT.encode at its defaults; bfloat16 under autocast, as in its documentation."""
     from pylate import models
 
     model = models.ColBERT(checkpoint, document_length=length, device="cpu")
@@ -65,7 +65,7 @@ def pylate(checkpoint: str, precision: str, length: int) -> Encode:
     return encode
 
 
-SYSTEMS = {"ray_lir": ray_lir, "pylate": pylate}
+SYSTEMS = {"ray_lir": _ray_lir, "pylate": _pylate}
 
 if __name__ == "__main__":
     main()

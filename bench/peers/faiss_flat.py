@@ -1,4 +1,4 @@
-"""FAISS-flat token search: the exact nearest document tokens of every query token give candidates, scored by MaxSim."""
+"""FAISS-flat token search: the nearest document tokens of every query token give candidates, scored by MaxSim."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ ADDED = 65_536
 """Tokens converted to float32 at a time."""
 
 
-def build(input: Path, index: Path, threads: int) -> Callable[[], object]:
+def _build(input: Path, index: Path, threads: int) -> Callable[[], object]:
     faiss.omp_set_num_threads(threads)
     documents = inputs.load(input, "documents")
 
@@ -28,8 +28,8 @@ def build(input: Path, index: Path, threads: int) -> Callable[[], object]:
     return run
 
 
-def open_index(input: Path, index: Path, threads: int, tokens: int) -> Search:
-    """`tokens` nearest tokens are looked for, for each query token; their documents are the candidates."""
+def _open_index(input: Path, index: Path, threads: int, tokens: int) -> Search:
+    """The documents of the `tokens` nearest tokens of each query token are the candidates."""
     faiss.omp_set_num_threads(threads)
     flat = faiss.read_index(str(index / "tokens.faiss"))
     offsets = np.load(index / "offsets.npy")
@@ -53,4 +53,4 @@ def open_index(input: Path, index: Path, threads: int, tokens: int) -> Search:
 
 
 if __name__ == "__main__":
-    main(build, open_index)
+    main(_build, _open_index)

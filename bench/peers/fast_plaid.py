@@ -11,14 +11,14 @@ from bench.peers import inputs
 from bench.peers.harness import Search, main
 
 
-def build(input: Path, index: Path, threads: int, **options: int) -> Callable[[], object]:
+def _build(input: Path, index: Path, threads: int, **options: int) -> Callable[[], object]:
     torch.set_num_threads(threads)
     documents = inputs.in_memory(inputs.load(input, "documents"))
     tensors = [torch.from_numpy(documents[number]) for number in range(len(documents))]
     return lambda: library.FastPlaid(str(index), device="cpu").create(tensors, **options)
 
 
-def open_index(input: Path, index: Path, threads: int, **options: int) -> Search:
+def _open_index(input: Path, index: Path, threads: int, **options: int) -> Search:
     torch.set_num_threads(threads)
     opened = library.FastPlaid(str(index), device="cpu")
 
@@ -32,4 +32,4 @@ def open_index(input: Path, index: Path, threads: int, **options: int) -> Search
 
 
 if __name__ == "__main__":
-    main(build, open_index)
+    main(_build, _open_index)

@@ -1,11 +1,11 @@
-"""The measuring half of every script beside it: runs one build, or one search setting, in this process and reports on it.
+"""Measuring code of all peers: runs one build or one search setting in this process and reports on it.
 
     python -m bench.peers.SYSTEM build  INPUT INDEX RESULT.json --threads N --options JSON
     python -m bench.peers.SYSTEM search INPUT INDEX RESULT.json --threads N --options JSON --setting NAME
                                          --queries N --batch N --k N
 
-A system is two functions. One process measures one thing, so that its memory is that thing's, and every system is
-measured by the same lines of code.
+A system is two functions. One process measures one build or setting, so the memory is attributable. Every system is
+measured by the same code.
 """
 
 import argparse
@@ -23,17 +23,18 @@ import numpy as np
 from bench.peers import inputs
 
 Search = Callable[[Sequence[np.ndarray], int], Sequence[Sequence[int]]]
-"""([tokens, D] float32 of each query, k) -> the numbers of the best documents of each query, best first."""
+"""Function from queries, each [tokens, D] float32, and k to the numbers of the best documents of each query, best first."""
 Build = Callable[..., Callable[[], object]]
-"""(input folder, index folder, threads, **options) -> what is timed. What it does before it returns is loading the input."""
+"""Function from input folder, index folder, threads and **options to the timed function. It loads the input before it returns."""
 Open = Callable[..., Search]
-"""(input folder, index folder, threads, **options) -> search."""
+"""Function from input folder, index folder, threads and **options to a search function."""
 
 WARM_UP = 3
-"""Queries searched before the clock starts."""
+"""Queries searched before timing starts."""
 
 
 def main(build: Build, open_index: Open) -> None:
+    """Measure what the command line names, and write the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["build", "search"])
     parser.add_argument("input", type=Path)
@@ -58,13 +59,13 @@ def main(build: Build, open_index: Open) -> None:
 
 
 def pin(threads: int) -> None:
-    """Keeps this process on as many cores as it may use threads: not every library asks before it starts more."""
+    """Pin this process to one core for each allowed thread, because some libraries start more threads."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 def measure_build(build: Build, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Time, processor time, memory and size of a build; an index left by a build that was cut short is removed first."""
+    """Return time, processor time, memory and size of a build; the index of an interrupted build is removed first."""
     shutil.rmtree(arguments.index, ignore_errors=True)
     arguments.index.parent.mkdir(parents=True, exist_ok=True)
     run = build(arguments.input, arguments.index, arguments.threads, **arguments.options)
@@ -81,7 +82,7 @@ def measure_build(build: Build, arguments: argparse.Namespace) -> dict[str, Any]
 
 
 def measure_search(open_index: Open, arguments: argparse.Namespace) -> tuple[dict[str, Any], np.ndarray]:
-    """Latency of single queries, throughput of a batch, memory, and the answers to the single queries [Q, k] (-1: none)."""
+    """Return latency of single queries, throughput of a batch, memory, and the answers to single queries, [Q, k] (-1: none)."""
     texts = inputs.load(arguments.input, "queries")
     queries = [texts[number].astype(np.float32) for number in range(len(texts))]
     before, start = memory_bytes("VmRSS"), time.perf_counter()
@@ -111,14 +112,14 @@ def measure_search(open_index: Open, arguments: argparse.Namespace) -> tuple[dic
 
 
 def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
-    """Mean, p50 and p95 in milliseconds."""
+    """Return mean, p50 and p95 in milliseconds."""
     values = np.asarray(seconds) * 1e3
     p50, p95 = np.percentile(values, [50, 95])
     return {"mean": round(float(values.mean()), 3), "p50": round(float(p50), 3), "p95": round(float(p95), 3)}
 
 
 def table(answers: Sequence[Sequence[int]], k: int) -> np.ndarray:
-    """[Q, k] int64 document numbers, -1 where an answer is shorter."""
+    """Return document numbers [Q, k] int64, -1 after the end of a shorter answer."""
     numbers = np.full((len(answers), k), -1, np.int64)
     for row, answer in zip(numbers, answers, strict=True):
         row[: len(answer)] = answer[:k]
@@ -126,16 +127,17 @@ def table(answers: Sequence[Sequence[int]], k: int) -> np.ndarray:
 
 
 def cpu_seconds() -> float:
-    """Processor time of this process and of the children it has waited for."""
+    """Return the processor seconds of this process and of its finished children."""
     usages = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def memory_bytes(field: str) -> int:
-    """VmRSS (now) or VmHWM (peak) of this process. Not ru_maxrss, which begins with that of the process which started it."""
+    """Return VmRSS (now) or VmHWM (peak) of this process. ru_maxrss would include the parent process."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[field].split()[0]) * 1024
 
 
 def disk_bytes(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

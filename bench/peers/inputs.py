@@ -1,7 +1,7 @@
-"""What every system is given: the token embeddings of the documents and the queries of one size, as NumPy files.
+"""The input of every system: token embeddings of the documents and queries of one size, as NumPy files.
 
-T tokens in all, N texts, D dimensions. Nothing here, or in any script beside it, imports ray_lir (its own adapter and `assembled` apart):
-peers run in environments where it is not installed.
+T tokens in all, N texts, D dimensions. This folder does not import ray_lir, except for its adapter and `assembled`:
+peers run in environments without it.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Texts:
-    """Token embeddings of N texts, one after another: values [T, D] float16, offsets [N + 1] int64."""
+    """Concatenated token embeddings of N texts: values [T, D] float16, offsets [N + 1] int64."""
 
     values: np.ndarray
     offsets: np.ndarray
@@ -21,7 +21,7 @@ class Texts:
         return len(self.offsets) - 1
 
     def __getitem__(self, number: int) -> np.ndarray:
-        """[tokens, D] of one text."""
+        """Return the [tokens, D] vectors of one text."""
         return self.values[self.offsets[number] : self.offsets[number + 1]]
 
     @property
@@ -34,17 +34,23 @@ class Texts:
 
 
 def save(folder: Path, name: str, texts: Texts) -> None:
-    """Writes NAME.npy and NAME-offsets.npy."""
+    """Write NAME.npy and NAME-offsets.npy.
+
+    Args:
+        folder: Folder of the files; made if it is missing.
+        name: `documents` or `queries`.
+        texts: Token embeddings to write.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / f"{name}-offsets.npy", texts.offsets)
     np.save(folder / f"{name}.npy", texts.values)
 
 
 def load(folder: Path, name: str) -> Texts:
-    """Maps NAME.npy: only what is touched is read."""
+    """Map NAME.npy; only accessed pages are read."""
     return Texts(np.load(folder / f"{name}.npy", mmap_mode="r"), np.load(folder / f"{name}-offsets.npy"))
 
 
 def in_memory(texts: Texts) -> Texts:
-    """The same with its values read into memory, for a library that must be handed arrays."""
+    """Return the texts with values in memory, for libraries that need arrays."""
     return Texts(np.asarray(texts.values).copy(), texts.offsets)

@@ -1,4 +1,4 @@
-"""PyLate's PLAID index (its own release of fast-plaid beneath it)."""
+"""PyLate's PLAID index, on its own release of fast-plaid."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from bench.peers.harness import Search, main
 NAME = "index"
 
 
-def build(input: Path, index: Path, threads: int, **options: int) -> Callable[[], object]:
+def _build(input: Path, index: Path, threads: int, **options: int) -> Callable[[], object]:
     torch.set_num_threads(threads)
     documents = inputs.in_memory(inputs.load(input, "documents"))
     tensors = [torch.from_numpy(documents[number]) for number in range(len(documents))]
@@ -23,7 +23,7 @@ def build(input: Path, index: Path, threads: int, **options: int) -> Callable[[]
     )
 
 
-def open_index(input: Path, index: Path, threads: int, **options: int) -> Search:
+def _open_index(input: Path, index: Path, threads: int, **options: int) -> Search:
     torch.set_num_threads(threads)
     opened = indexes.PLAID(str(index), NAME, device="cpu", num_threads=threads, show_progress=False, **options)
 
@@ -35,4 +35,4 @@ def open_index(input: Path, index: Path, threads: int, **options: int) -> Search
 
 
 if __name__ == "__main__":
-    main(build, open_index)
+    main(_build, _open_index)

@@ -1,4 +1,4 @@
-"""PyLate's exact scores of every document, rank.rerank: no index, the embeddings are held in memory."""
+"""PyLate's exact scores of every document (rank.rerank): no index, embeddings in memory."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,12 +11,12 @@ from bench.peers import inputs
 from bench.peers.harness import Search, main
 
 
-def build(input: Path, index: Path, threads: int) -> Callable[[], object]:
+def _build(input: Path, index: Path, threads: int) -> Callable[[], object]:
     return lambda: inputs.save(index, "documents", inputs.load(input, "documents"))
 
 
-def open_index(input: Path, index: Path, threads: int, chunk: int) -> Search:
-    """`chunk` documents are scored in one call: rerank pads all it is given into one tensor."""
+def _open_index(input: Path, index: Path, threads: int, chunk: int) -> Search:
+    """`chunk` documents are scored in one call, because rerank pads its input into one tensor."""
     torch.set_num_threads(threads)
     documents = inputs.in_memory(inputs.load(index, "documents"))
     tensors = [torch.from_numpy(documents[number]).float() for number in range(len(documents))]
@@ -35,4 +35,4 @@ def open_index(input: Path, index: Path, threads: int, chunk: int) -> Search:
 
 
 if __name__ == "__main__":
-    main(build, open_index)
+    main(_build, _open_index)

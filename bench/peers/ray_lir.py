@@ -14,12 +14,12 @@ from ray_lir.engines import ENGINES
 from ray_lir.search.searcher import Searcher
 
 
-def build(input: Path, index: Path, threads: int, **options: Any) -> Callable[[], object]:
+def _build(input: Path, index: Path, threads: int, **options: Any) -> Callable[[], object]:
     config = IndexConfig.model_validate(options)
     return lambda: build_index(str(input / "embeddings"), str(index), config)
 
 
-def open_index(input: Path, index: Path, threads: int, engine: str = "auto", kernels: str = "auto", **options: Any) -> Search:
+def _open_index(input: Path, index: Path, threads: int, engine: str = "auto", kernels: str = "auto", **options: Any) -> Search:
     searcher = Searcher.open(str(index), kernels=kernels)
     params = ENGINES[engine].params(**options) if options else engine
 
@@ -30,4 +30,4 @@ def open_index(input: Path, index: Path, threads: int, engine: str = "auto", ker
 
 
 if __name__ == "__main__":
-    main(build, open_index)
+    main(_build, _open_index)

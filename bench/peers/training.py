@@ -1,4 +1,4 @@
-"""The measuring half of bench.models.training: trains one system on one batch of pairs again and again, in this process.
+"""The measuring process of bench.models.training: trains one system on one batch of pairs repeatedly.
 
 python -m bench.peers.training SYSTEM CHECKPOINT PAIRS.json RESULT.json --threads N --steps N --length N
                                 [--precision float32|bfloat16]
@@ -16,9 +16,9 @@ import torch
 from bench.peers.harness import cpu_seconds, memory_bytes, pin
 
 Pairs = list[list[str]]
-"""[query, passage] each."""
+"""Pairs of query and passage."""
 Tell = Callable[[float], None]
-"""To be called at the end of every step with its loss."""
+"""Function to call at the end of every step with its loss."""
 QUERY_LENGTH = 32
 LEARNING_RATE = 1e-5
 
@@ -48,7 +48,7 @@ def clocks() -> tuple[float, float]:
     return time.perf_counter(), cpu_seconds()
 
 
-def ray_lir(checkpoint: str, pairs: Pairs, steps: int, length: int, precision: str, tell: Tell) -> None:
+def _ray_lir(checkpoint: str, pairs: Pairs, steps: int, length: int, precision: str, tell: Tell) -> None:
     """The loop that a worker of jobs.train runs."""
     from ray_lir.base.config import EncoderConfig, TrainingConfig
     from ray_lir.training.data import TrainingData
@@ -63,8 +63,8 @@ def ray_lir(checkpoint: str, pairs: Pairs, steps: int, length: int, precision: s
         tell(training.run_step(*batches).loss)
 
 
-def pylate(checkpoint: str, pairs: Pairs, steps: int, length: int, precision: str, tell: Tell) -> None:
-    """SentenceTransformerTrainer with PyLate's contrastive loss and collator, as its documentation has it, without evaluation or saving."""
+def _pylate(checkpoint: str, pairs: Pairs, steps: int, length: int, precision: str, tell: Tell) -> None:
+    """SentenceTransformerTrainer with PyLate's contrastive loss and collator, as in its documentation, without evaluation or saving."""
     from datasets import Dataset
     from pylate import losses, models, utils
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
@@ -105,7 +105,7 @@ def pylate(checkpoint: str, pairs: Pairs, steps: int, length: int, precision: st
 
 
 def telling(tell: Callable[[], None]) -> object:
-    """A callback of the trainer that tells each step's end."""
+    """A callback of the trainer that reports the end of each step."""
     from transformers import TrainerCallback
 
     class Steps(TrainerCallback):
@@ -115,7 +115,7 @@ def telling(tell: Callable[[], None]) -> object:
     return Steps()
 
 
-SYSTEMS = {"ray_lir": ray_lir, "pylate": pylate}
+SYSTEMS = {"ray_lir": _ray_lir, "pylate": _pylate}
 
 if __name__ == "__main__":
     main()

@@ -3,9 +3,9 @@
     python -m bench.scale.build_memory CORPUS_FILE [--docs 20000 100000]
                                       [--work runs/build_memory] [--output bench/results/build_memory.json]
 
-The embeddings are made up, because only their volume matters here: each token id has a random vector (a random
-projection of one-hot ids), mixed a little with its neighbour's. Every build is a process of its own, on threads of that
-process, so that the system's own account of its peak is the whole build's.
+The embeddings are synthetic, because only their volume matters: each token id has a random vector (a random
+projection of one-hot ids), mixed slightly with its neighbour's. Every build is one process with threads, so
+the peak that the system reports is that of the whole build.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from ray_lir.storage.manifest import MANIFEST, write_manifest
 
 DIM = 128
 VOCABULARY = 30_522
-"""Token ids of the default checkpoint."""
+"""Number of token ids of the default checkpoint."""
 
 
 def main() -> None:
@@ -51,8 +51,8 @@ def main() -> None:
     for num_docs in options.docs:
         embeddings = options.work / f"embeddings-{num_docs}"
         if not (embeddings / MANIFEST).exists():
-            make_embeddings(options.corpus, num_docs, embeddings)
-        builds.append(build(embeddings, options.work / f"index-{num_docs}", options.num_iterations))
+            _make_embeddings(options.corpus, num_docs, embeddings)
+        builds.append(_build(embeddings, options.work / f"index-{num_docs}", options.num_iterations))
         print(json.dumps(builds[-1]), file=sys.stderr, flush=True)
     report = {"machine": machine(), "dim": DIM, "builds": builds}
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -60,13 +60,13 @@ def main() -> None:
     print(json.dumps(report))
 
 
-def make_embeddings(corpus: Path, num_docs: int, folder: Path) -> None:
-    """Writes a folder of made-up token embeddings of the first documents, a part at a time."""
+def _make_embeddings(corpus: Path, num_docs: int, folder: Path) -> None:
+    """Write a folder of synthetic token embeddings of the first documents, one part at a time."""
     tokenizer = Encoder.load().tokenizer
     vectors = np.random.default_rng(0).normal(size=(VOCABULARY, DIM)).astype(np.float32)
     contract = external_contract(DIM)
     parts = []
-    documents = islice(read(corpus), num_docs)
+    documents = islice(_read(corpus), num_docs)
     while rows := list(islice(documents, DOCS_PER_PART)):
         tokens = tokenizer.documents([row["text"] for row in rows])
         matrices = []
@@ -86,13 +86,13 @@ def make_embeddings(corpus: Path, num_docs: int, folder: Path) -> None:
     write_manifest(storage.join(str(folder), MANIFEST), manifest)
 
 
-def read(corpus: Path) -> Iterator[dict[str, str]]:
+def _read(corpus: Path) -> Iterator[dict[str, str]]:
     with gzip.open(corpus, "rt") as file:
         yield from map(json.loads, file)
 
 
-def build(embeddings: Path, output: Path, num_iterations: int) -> dict[str, Any]:
-    """Builds in a process of its own: its result, its peak memory and its processor time."""
+def _build(embeddings: Path, output: Path, num_iterations: int) -> dict[str, Any]:
+    """Build in another process; return its result, peak memory and processor time."""
     subprocess.run(["rm", "-rf", str(output)], check=True)
     command = [sys.executable, "-m", "jobs.build_index", "--embeddings", str(embeddings), "--output", str(output), "--where", "here"]
     command += ["--clustering.num_iterations", str(num_iterations)]

@@ -2,7 +2,7 @@
 
     python -m bench.scale.bulk_search --index INDEX --queries FILE_OR_DATASET [--output bench/results/bulk_search.json]
 
-Each run is a `jobs.search` in a process of its own with a local Ray cluster. `seconds` is the search phase: it includes the start of the
+Each run is a `jobs.search` process with its own local Ray cluster. `seconds` is the search phase: it includes the start of the
 workers, which load the encoder and open the index. The manifests of all runs must be equal. Run it on a machine without other work.
 """
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--queries", required=True)
     parser.add_argument("--output", type=Path, default=Path("bench/results/bulk_search.json"))
     options = parser.parse_args()
-    runs = {name: search(options.index, options.queries, flags) for name, flags in LAYOUTS.items()}
+    runs = {name: _search(options.index, options.queries, flags) for name, flags in LAYOUTS.items()}
     if len({run["manifest_digest"] for run in runs.values()}) != 1:
         raise SystemExit("the hits differ between layouts")
     one, two = (runs[name]["queries_per_second"] for name in list(LAYOUTS)[:2])
@@ -40,7 +40,7 @@ def main() -> None:
     print(json.dumps(report))
 
 
-def search(index: str, queries: str, flags: list[str]) -> dict[str, Any]:
+def _search(index: str, queries: str, flags: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "jobs.search", "--index", index, "--queries", queries, "--output", f"{folder}/hits", *flags]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

@@ -1,9 +1,9 @@
-"""What it costs to add documents that the codec was not made for: each collection under the codec of each other.
+"""The cost of adding documents from another domain than the codec's: each collection under the codec of every other.
 
     python -m bench.scale.drift --quality runs/quality --datasets FOLDER [--names cranfield cisi] [--output bench/results/drift.json]
 
-Takes what `make quality` left: embeddings, an index of each collection, and the exact best documents of its queries without
-compression. A collection is indexed with another's codec (codec_from) and searched exhaustively.
+It reads the output of `make quality`: embeddings, an index of each collection, and exact rankings without
+compression. Each collection is indexed with the codec of another (codec_from) and searched exhaustively.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, name: str) -> list[dict[str, Any]]:
-    """One collection under every codec."""
+    """Measure one collection under every codec."""
     folder = options.quality / name
     contract = read_version(str(folder / "index-1")).contract
     dataset = load_dataset(str(options.datasets / name), "test")
@@ -54,14 +54,14 @@ def measure(options: argparse.Namespace, name: str) -> list[dict[str, Any]]:
         source = options.quality / other / "index-1"
         norm = read_version(str(source)).mean_residual_norm
         manifest = build_index(str(folder / "embeddings"), str(index), IndexConfig(codec_from=str(source)))
-        share = found(index, queries, best)
+        share = _found(index, queries, best)
         drift = round(manifest.mean_residual_norm / norm, 3)
         rows.append({"documents": name, "codec_of": other, "drift": drift, f"top_{K}": round(share, 4)})
     return rows
 
 
 def read_best(path: Path) -> dict[str, set[str]]:
-    """The first K documents of each query of a TREC run."""
+    """Return the first K documents of each query of a TREC run."""
     best: dict[str, set[str]] = {}
     for line in path.read_text().splitlines():
         query, _, document, rank, *_ = line.split()
@@ -70,8 +70,8 @@ def read_best(path: Path) -> dict[str, set[str]]:
     return best
 
 
-def found(index: Path, queries: TokenEmbeddings, best: dict[str, set[str]]) -> float:
-    """The share of them that exhaustive search from the codes finds."""
+def _found(index: Path, queries: TokenEmbeddings, best: dict[str, set[str]]) -> float:
+    """Return the fraction of the best documents that exhaustive search from the codes finds."""
     searcher = Searcher.open(str(index))
     answers = searcher.search(queries, K, "exact")
     shares = [
@@ -82,7 +82,7 @@ def found(index: Path, queries: TokenEmbeddings, best: dict[str, set[str]]) -> f
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the report as a Markdown table."""
-    lines = ["| documents | codec of | residuals over those of the codec's own | top 10 found |", "|---|---|---|---|"]
+    lines = ["| documents | codec of | residual norm relative to the codec's own documents | recall@10 |", "|---|---|---|---|"]
     lines += [f"| {row['documents']} | {row['codec_of']} | {row['drift']:.2f} | {row[f'top_{K}']:.3f} |" for row in rows]
     return "\n".join(lines) + "\n"
 

@@ -1,8 +1,8 @@
-"""Measures what building an index costs a token, and compares jobs.plan's predictions with builds and searches of two sizes.
+"""Measure the cost of building an index by token, and compare the predictions of jobs.plan with builds and searches of two sizes.
 
     python -m bench.scale.planning [--output bench/results/planning.json]
 
-Seconds are of the processor, on one thread, so that other work on the machine changes them little. The constants are fitted
+Seconds are processor time on one thread, so that other work on the machine hardly changes them. The constants are fitted
 to the small build; the large one is predicted with them. Copy the constants to ray_lir/planning/workload.py.
 """
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def build(num_docs: int) -> tuple[Collection, dict[str, float], int, dict[str, float]]:
-    """One build: what it is, processor seconds of each stage, its bytes, and processor milliseconds of a query by engine."""
+    """Measure one build: its size, processor seconds of each stage, its bytes, and processor milliseconds of a query by engine."""
     rng = np.random.default_rng(num_docs)
     topics = rng.normal(size=(4096, DIM))
     vectors = topics[rng.integers(0, 4096, num_docs * TOKENS_PER_DOC)] + 0.7 * rng.normal(size=(num_docs * TOKENS_PER_DOC, DIM))
@@ -90,7 +90,7 @@ def build(num_docs: int) -> tuple[Collection, dict[str, float], int, dict[str, f
 
 
 def search(index: str, documents: TokenEmbeddings) -> dict[str, float]:
-    """Median processor milliseconds of a query of 32 tokens, each near a token of one document."""
+    """Return the median processor milliseconds of a query of 32 tokens, each near a token of one document."""
     searcher = Searcher.open(index)
     rng = np.random.default_rng(0)
     chosen = rng.integers(0, len(documents), QUERIES)
@@ -107,7 +107,7 @@ def _milliseconds(searcher: Searcher, queries: TokenEmbeddings, engine: str) -> 
 
 
 def fit(of: Collection, seconds: dict[str, float]) -> BuildCosts:
-    """The constants that explain one build; what a comparison takes is measured by itself."""
+    """Return the constants that explain one build; the time of a comparison is measured separately."""
     compared = _compared(of.num_centroids)
     assign = comparisons(of.num_centroids) * compared
     sample, iterations = sampled_tokens(of), IndexConfig().clustering.num_iterations
@@ -121,7 +121,7 @@ def fit(of: Collection, seconds: dict[str, float]) -> BuildCosts:
 
 
 def _compared(num_centroids: int) -> float:
-    """Nanoseconds for one vector and one centroid, through the assigner that a build uses."""
+    """Return the nanoseconds for one vector and one centroid, with the assigner of a build."""
     rng = np.random.default_rng(0)
     centroids = rng.normal(size=(num_centroids, DIM)).astype(np.float32)
     centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)

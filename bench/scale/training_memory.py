@@ -3,11 +3,11 @@
     python -m bench.scale.training_memory [--triples 1000000 3000000 10000000] [--passages 8800000] [--steps 4]
                                           [--work runs/training_memory] [--output bench/results]
 
-The triples are made up: texts of MS MARCO's lengths (queries of 35 characters, passages of 340), every positive another passage while
-there are enough, and a random negative. Three things are measured for each number of triples, each in processes of its own:
+The triples are synthetic: texts of MS MARCO's lengths (queries of 35 characters, passages of 340), a different positive passage
+for each query while there are enough, and a random negative. Separate processes measure three things for each size:
 
 * reading: `cached_training_data`, which writes the Arrow files: seconds, and the peak of the process's memory;
-* data: two processes that map the same files and draw batches at once: what that adds to a process's private memory;
+* data: two processes map the same files and draw batches at the same time: the growth of a process's private memory;
 * training: jobs.train with two workers and the default checkpoint: each worker's private memory, model and optimizer included.
 
 Private memory is Private_Dirty of /proc/PID/smaps_rollup: pages that no other process shares and the system cannot drop. Pages of the
@@ -34,7 +34,7 @@ BATCH, BATCHES = 32, 1000
 MEASURED = ("Private_Dirty", "Private_Clean", "Shared_Clean", "Rss")
 SAMPLE_S = 0.5
 TRAIN_BATCH, TRAIN_LENGTH = 8, 32
-"""Few and short, so that activations do not hide what the data takes."""
+"""Small batches of short texts, so that activations do not hide the memory of the data."""
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
         for count in options.triples:
             result = options.work / f"result-{count}.json"
             if not result.exists():
-                result.write_text(json.dumps(measure(count, options.passages, options.steps, options.work)) + "\n")
+                result.write_text(json.dumps(_measure(count, options.passages, options.steps, options.work)) + "\n")
         rows = [json.loads((options.work / f"result-{count}.json").read_text()) for count in options.triples]
         report = {"machine": machine(), "passages": options.passages, "batch": BATCH, "sizes": rows}
         (options.output / "training_memory.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -65,16 +65,16 @@ def main() -> None:
         print(markdown(report))
 
 
-def measure(count: int, passages: int, steps: int, work: Path) -> dict[str, Any]:
+def _measure(count: int, passages: int, steps: int, work: Path) -> dict[str, Any]:
     """Measure one number of triples; the files are removed afterwards."""
     triples = work / "triples.jsonl"
-    make_triples(triples, count, passages)
-    row: dict[str, Any] = {"triples": count, "source_mb": mb(triples.stat().st_size)}
+    _make_triples(triples, count, passages)
+    row: dict[str, Any] = {"triples": count, "source_mb": _mb(triples.stat().st_size)}
     try:
-        row["reading"] = finish(start_role("read", work))
-        row["arrow_mb"] = mb(sum(path.stat().st_size for path in (work / "cache").rglob("*.arrow")))
-        row["data"] = [finish(process) for process in [start_role("draw", work) for _ in range(2)]]
-        row["training"] = train(triples, work, steps)
+        row["reading"] = finish(_start_role("read", work))
+        row["arrow_mb"] = _mb(sum(path.stat().st_size for path in (work / "cache").rglob("*.arrow")))
+        row["data"] = [finish(process) for process in [_start_role("draw", work) for _ in range(2)]]
+        row["training"] = _train(triples, work, steps)
     finally:
         triples.unlink()
         shutil.rmtree(work / "cache", ignore_errors=True)
@@ -82,7 +82,7 @@ def measure(count: int, passages: int, steps: int, work: Path) -> dict[str, Any]
     return row
 
 
-def make_triples(path: Path, count: int, passages: int) -> None:
+def _make_triples(path: Path, count: int, passages: int) -> None:
     """Write triples with distinct queries. The positive of triple n is passage n modulo `passages`; its negative is random."""
     choose = random.Random(0)
     letters = "".join(choose.choices("etaoinshrdlu    ", k=1 << 20))
@@ -100,7 +100,7 @@ def make_triples(path: Path, count: int, passages: int) -> None:
 
 
 def read(triples: Path, cache: Path) -> dict[str, Any]:
-    """Write the Arrow files in this process, and return what that took."""
+    """Write the Arrow files in this process, and return time and memory."""
     from ray_lir.base.config import TrainingSource
     from ray_lir.training.data_cache import cached_training_data
 
@@ -108,11 +108,11 @@ def read(triples: Path, cache: Path) -> dict[str, Any]:
     with cached_training_data(TrainingSource(examples=str(triples)), str(cache)) as cached:
         seconds = time.perf_counter() - start
         counts = {"queries": cached.manifest.queries, "documents": cached.manifest.documents}
-    return counts | {"seconds": round(seconds, 1), "before_mb": mb(before << 10), "after_mb": mb(memory("self")["Private_Dirty"] << 10)}
+    return counts | {"seconds": round(seconds, 1), "before_mb": _mb(before << 10), "after_mb": _mb(memory("self")["Private_Dirty"] << 10)}
 
 
 def draw(triples: Path, cache: Path) -> dict[str, Any]:
-    """Map the data and draw batches with their texts, as a worker does; return how much private memory that took."""
+    """Map the data and draw batches with their texts, like a worker; return the growth of private memory."""
     from ray_lir.base.config import TrainingSource
     from ray_lir.training.data import batches
     from ray_lir.training.data_cache import cached_training_data
@@ -126,11 +126,11 @@ def draw(triples: Path, cache: Path) -> dict[str, Any]:
         assert len(texts) == 3 * BATCH
     milliseconds = 1000 * (time.perf_counter() - start) / BATCHES
     after = memory("self")
-    return {f"{name}_mb": mb((after[name] - before[name]) << 10) for name in MEASURED} | {"batch_ms": round(milliseconds, 2)}
+    return {f"{name}_mb": _mb((after[name] - before[name]) << 10) for name in MEASURED} | {"batch_ms": round(milliseconds, 2)}
 
 
-def train(triples: Path, work: Path, steps: int) -> dict[str, Any]:
-    """Run jobs.train with two workers and return the largest memory of each that was seen."""
+def _train(triples: Path, work: Path, steps: int) -> dict[str, Any]:
+    """Run jobs.train with two workers and return the largest memory of each."""
     command = [sys.executable, "-m", "jobs.train", "--examples", str(triples), "--output", str(work / "trained")]
     command += ["--data_cache", str(work / "cache"), "--num_workers", "2", "--cpus_per_worker", "1", "--batch_size", str(TRAIN_BATCH)]
     command += [
@@ -157,8 +157,8 @@ def train(triples: Path, work: Path, steps: int) -> dict[str, Any]:
     if job.returncode:
         sys.exit(f"jobs.train ended with status {job.returncode}")
     seen = sorted(most.values(), key=lambda found: -found["Private_Dirty"])[:2]
-    rows = [{f"{name}_mb": mb(found[name] << 10) for name in MEASURED} for found in seen]
-    return {"workers": rows, "driver_mb": mb(driver << 10), "seconds": round(time.perf_counter() - start, 1), "steps": steps}
+    rows = [{f"{name}_mb": _mb(found[name] << 10) for name in MEASURED} for found in seen]
+    return {"workers": rows, "driver_mb": _mb(driver << 10), "seconds": round(time.perf_counter() - start, 1), "steps": steps}
 
 
 def workers(job: int) -> list[int]:
@@ -190,7 +190,7 @@ def memory(pid: str) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
 
 
-def start_role(role: str, work: Path) -> subprocess.Popen:
+def _start_role(role: str, work: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "bench.scale.training_memory", "--role", role, "--work", str(work)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
@@ -205,17 +205,17 @@ def finish(process: subprocess.Popen) -> dict[str, Any]:
     return json.loads(out.splitlines()[-1]) | {"peak_rss_mb": round(usage.ru_maxrss / 1024)}
 
 
-def mb(num_bytes: int) -> int:
+def _mb(num_bytes: int) -> int:
     return round(num_bytes / 2**20)
 
 
 def markdown(report: dict[str, Any]) -> str:
     """Return the tables of a report."""
     lines = [
-        f"Made-up triples over up to {report['passages']:,} passages, batches of {report['batch']}. {report['machine']['cpu']}, "
+        f"Synthetic triples over up to {report['passages']:,} passages, batches of {report['batch']}. {report['machine']['cpu']}, "
         f"{report['machine']['cores']} cores. Megabytes are 2^20 bytes.",
         "",
-        "| triples | passages in them | JSONL MB | Arrow MB | seconds to read | peak RSS of the reader MB |",
+        "| triples | passages | JSONL MB | Arrow MB | seconds to read | peak RSS of the reader MB |",
         "|---|---|---|---|---|---|",
     ]
     for row in report["sizes"]:
@@ -226,7 +226,8 @@ def markdown(report: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        f"What the data adds to each of two processes that draw {BATCHES:,} batches without a model, and all of a worker of jobs.train",
+        f"Memory that the data adds to each of two processes that draw {BATCHES:,} batches without a model. Then the memory of a worker of "
+        "jobs.train",
         f"({TRAIN_BATCH} queries a batch, texts of {TRAIN_LENGTH} tokens, two workers):",
         "",
         "| triples | data: private MB | data: ms a batch | worker: private MB | worker: clean pages of files MB | driver: private MB |",

@@ -1,8 +1,8 @@
-"""What updates cost: adding and deleting, and searching an index with delta shards and after compaction.
+"""The cost of updates: adding, deleting, and searching an index with delta shards and after compaction.
 
     python -m bench.scale.updates --index INDEX --embeddings EMBEDDINGS [--work runs/updates] [--output bench/results/updates.json]
 
-The index is copied (by hard links: its files never change). 1,000 documents of the embeddings, under new ids, are added at
+The index is copied with hard links, because its files never change. 1,000 documents of the embeddings, under new ids, are added at
 a time, and 1, 100 and 10,000 are deleted at a time. A search is one query on one core, ids included; queries are the first
 tokens of documents.
 """
@@ -51,13 +51,13 @@ def main() -> None:
     (index / "LATEST").unlink()
     (index / "LATEST").write_text("1\n")
     documents = head(options.embeddings, DELTAS * ADDED)
-    queries = questions(documents)
+    queries = _questions(documents)
     built = read_version(str(index))
     report: dict[str, Any] = {"machine": machine(), "num_docs": built.num_docs, "num_tokens": built.num_tokens, "dim": built.dim}
     report["search_ms"] = {"before": search(index, queries)}
-    report["delete"] = [timed_delete(index, count, first) for count, first in ((1, 0), (100, 1), (10_000, 101))]
+    report["delete"] = [_timed_delete(index, count, first) for count, first in ((1, 0), (100, 1), (10_000, 101))]
     report["search_ms"]["with 10,101 deleted"] = search(index, queries)
-    report["add"] = [timed_add(options.work, index, documents, number) for number in range(DELTAS)]
+    report["add"] = [_timed_add(options.work, index, documents, number) for number in range(DELTAS)]
     report["search_ms"][f"and {DELTAS} delta shards"] = search(index, queries)
     start = time.perf_counter()
     compact_index(str(index))
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def head(folder: Path, num_docs: int) -> TokenEmbeddings:
-    """The first documents of a folder of embeddings."""
+    """Return the first documents of a folder of embeddings."""
     manifest = read_manifest(str(folder / MANIFEST), EmbeddingsManifest, "jobs.encode")
     blocks: list[TokenEmbeddings] = []
     for part in manifest.parts:
@@ -80,13 +80,13 @@ def head(folder: Path, num_docs: int) -> TokenEmbeddings:
     return concatenate(blocks).slice(0, num_docs)
 
 
-def questions(documents: TokenEmbeddings) -> TokenEmbeddings:
+def _questions(documents: TokenEmbeddings) -> TokenEmbeddings:
     chosen = np.linspace(0, len(documents) - 1, QUERIES).astype(int)
     return TokenEmbeddings.of([documents[number][:QUERY_TOKENS] for number in chosen])
 
 
-def timed_delete(index: Path, count: int, first: int) -> dict[str, Any]:
-    """Deletes documents spread over the whole index."""
+def _timed_delete(index: Path, count: int, first: int) -> dict[str, Any]:
+    """Delete documents spread over the whole index."""
     searcher = Searcher.open(str(index))
     numbers = np.unique(np.linspace(first, searcher.manifest.num_numbers - 1 - first, count).astype(int))
     ids = searcher.doc_ids(numbers)
@@ -95,7 +95,7 @@ def timed_delete(index: Path, count: int, first: int) -> dict[str, Any]:
     return {"asked": len(ids), "deleted": change.num_deleted, "seconds": round(time.perf_counter() - start, 3)}
 
 
-def timed_add(work: Path, index: Path, documents: TokenEmbeddings, number: int) -> dict[str, Any]:
+def _timed_add(work: Path, index: Path, documents: TokenEmbeddings, number: int) -> dict[str, Any]:
     part = documents.slice(number * ADDED, (number + 1) * ADDED)
     renamed = TokenEmbeddings(part.values, part.offsets, [f"new-{number}-{doc_id}" for doc_id in part.doc_ids], part.token_ids)
     folder = work / f"add-{number}"
@@ -106,7 +106,7 @@ def timed_add(work: Path, index: Path, documents: TokenEmbeddings, number: int) 
 
 
 def search(index: Path, queries: TokenEmbeddings) -> dict[str, dict[str, float]]:
-    """Median and 95th percentile of each engine that a service has, after a round to warm up."""
+    """Return median and 95th percentile of each served engine, after a warm-up round."""
     searcher = Searcher.open(str(index))
     found = {}
     for engine in SERVED:

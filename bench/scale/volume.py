@@ -2,10 +2,10 @@
 
     python -m bench.scale.volume CORPUS_FILE [--docs 10000 30000 129000] [--workers 1 2] [--work runs/volume] [--minutes 7]
 
-The encoder is a tiny random checkpoint, because only volume matters here. Every job is a process of its own with a Ray
-cluster of its own; twice a second the peaks and the processor time of all its processes are read, because seconds mean little
-where others compute too. What is measured already is not measured again,
-so that a run can be cut into pieces: with --minutes no job begins after that time.
+The encoder is a tiny random checkpoint, because only volume matters. Every job is a process with its own Ray
+cluster. Twice a second the script reads peak memory and processor time of all its processes, because seconds mean little
+on a shared machine. Existing measurements are not repeated,
+so a run can be split: with --minutes no job starts after that time.
 """
 
 import argparse
@@ -44,26 +44,26 @@ def main() -> None:
     if not (options.work / "checkpoint").exists():
         bert(options.work / "checkpoint")
     report = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {"machine": machine(), "document_length": DOCUMENT_LENGTH, "runs": []}
-    for num_docs, workers, job in steps(options.docs, options.workers):
+    for num_docs, workers, job in _steps(options.docs, options.workers):
         if any((run["docs"], run["workers"], run["job"]) == (num_docs, workers, job) for run in report["runs"]):
             continue
         if time.monotonic() - begin > 60 * options.minutes:
             break
-        report["runs"].append(measure(options.work, options.corpus, num_docs, workers, job))
+        report["runs"].append(_measure(options.work, options.corpus, num_docs, workers, job))
         OUTPUT.write_text(json.dumps(report, indent=1) + "\n")
         OUTPUT.with_suffix(".md").write_text(table(report))
         print(json.dumps(report["runs"][-1]), flush=True)
 
 
-def steps(docs: list[int], workers: list[int]) -> Iterator[tuple[int, int, str]]:
+def _steps(docs: list[int], workers: list[int]) -> Iterator[tuple[int, int, str]]:
     return ((num_docs, number, job) for num_docs in docs for number in workers for job in ("encode", "build_index"))
 
 
-def measure(work: Path, corpus: Path, num_docs: int, workers: int, job: str) -> dict[str, Any]:
-    """Runs one job; its result, its stages, and the peaks of its processes in MB."""
+def _measure(work: Path, corpus: Path, num_docs: int, workers: int, job: str) -> dict[str, Any]:
+    """Run one job; return its result, its stages, and the peaks of its processes in MB."""
     folder = work / f"{num_docs}-{workers}"
     words = {
-        "encode": ["--corpus", head(work, corpus, num_docs), "--output", folder / "embeddings"]
+        "encode": ["--corpus", _head(work, corpus, num_docs), "--output", folder / "embeddings"]
         + ["--encoder.checkpoint", work / "checkpoint", "--encoder.document_length", DOCUMENT_LENGTH],
         "build_index": ["--embeddings", folder / "embeddings", "--output", folder / "index"],
     }[job]
@@ -93,7 +93,7 @@ def measure(work: Path, corpus: Path, num_docs: int, workers: int, job: str) -> 
 
 
 def by_stage(records: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds of each stage, those of one name together."""
+    """Return the seconds of each stage, summed by name."""
     return {
         name: round(sum(each["seconds"] for each in records if each["stage"] == name), 1)
         for name in dict.fromkeys(r["stage"] for r in records)
@@ -101,28 +101,28 @@ def by_stage(records: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def watch(process: subprocess.Popen) -> tuple[dict[str, int], float]:
-    """The highest peak of each kind of process until the job ends, and the processor time of all.
+    """Return the highest peak of each kind of process until the job ends, and the processor time of all.
 
-    Ray's shared object store counts in every process that touched it.
+    Pages of Ray's shared object store count in every process that accessed them.
     """
     peaks: dict[str, int] = {}
     spent: dict[int, float] = {}
     while process.poll() is None:
-        there = {process.pid: "driver", **{pid: kind_of(name) for pid, name in descendants(process.pid).items()}}
+        there = {process.pid: "driver", **{pid: _kind_of(name) for pid, name in descendants(process.pid).items()}}
         for pid, kind in there.items():
-            peaks[kind] = max(peaks.get(kind, 0), peak_mb(pid))
-            spent[pid] = max(spent.get(pid, 0.0), cpu_seconds_of(pid))
+            peaks[kind] = max(peaks.get(kind, 0), _peak_mb(pid))
+            spent[pid] = max(spent.get(pid, 0.0), _cpu_seconds_of(pid))
         time.sleep(SECONDS_BETWEEN_LOOKS)
     if process.returncode:
         sys.exit(f"the job ended with status {process.returncode}")
     return peaks, sum(spent.values())
 
 
-def kind_of(command: str) -> str:
+def _kind_of(command: str) -> str:
     return next((kind for sign, kind in KINDS.items() if sign in command.split("\0")[0]), "other")
 
 
-def peak_mb(pid: int) -> int:
+def _peak_mb(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -130,7 +130,7 @@ def peak_mb(pid: int) -> int:
     return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
-def cpu_seconds_of(pid: int) -> float:
+def _cpu_seconds_of(pid: int) -> float:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -138,8 +138,8 @@ def cpu_seconds_of(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def head(work: Path, corpus: Path, num_docs: int) -> Path:
-    """The first documents of the corpus, as a file of their own."""
+def _head(work: Path, corpus: Path, num_docs: int) -> Path:
+    """Write the first documents of the corpus into a file."""
     path = work / f"corpus-{num_docs}.jsonl"
     if not path.exists():
         with gzip.open(corpus, "rb") as file:
@@ -151,7 +151,7 @@ def table(report: dict[str, Any]) -> str:
     """Return the report as a Markdown table."""
     lines = [
         f"Documents of {report['document_length']} tokens at most, a tiny random encoder of 32 dimensions; {report['machine']['cpu']}, "
-        f"{report['machine']['cores']} cores. Peaks in MB; a worker's counts the shared object store as far as it touched it.",
+        f"{report['machine']['cores']} cores. Peaks in MB; a worker's peak includes accessed pages of the shared object store.",
         "",
         "| job | documents | workers | tokens | bytes | core-seconds | seconds | load before | seconds by stage | driver | worker |",
         "|---|---|---|---|---|---|---|---|---|---|---|",

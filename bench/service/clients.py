@@ -15,12 +15,12 @@ HEADERS = {"Content-Type": "application/json"}
 
 @dataclass(frozen=True)
 class Answers:
-    """What some clients got.
+    """The results of some clients.
 
     Attributes:
-        seconds: of every request that was answered with 200.
-        per_second: of those, until the last of them.
-        statuses: how many answers had each.
+        seconds: Seconds of each request with status 200.
+        per_second: Rate of these requests until the last of them.
+        statuses: Number of replies by status.
     """
 
     seconds: list[float]
@@ -29,7 +29,15 @@ class Answers:
 
 
 async def ask(client: aiohttp.ClientSession, path: str, bodies: Sequence[Any], clients: int, seconds: float) -> Answers:
-    """Send requests from several clients for some seconds, each with the next body; a client obeys Retry-After."""
+    """Send requests from several clients for some seconds; a client obeys Retry-After.
+
+    Args:
+        client: Session with the address of the service.
+        path: Path of the route.
+        bodies: JSON bodies; each client sends every n-th of them, for n clients.
+        clients: Number of concurrent clients.
+        seconds: Seconds after which no request starts.
+    """
     taken: list[float] = []
     ended: list[float] = []
     statuses: Counter[int] = Counter()

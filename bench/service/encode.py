@@ -1,9 +1,9 @@
-"""Encoding as a service: POST /encode of this project and PyLate's server, the same checkpoint, texts and clients.
+"""Encoding as a service: POST /encode against PyLate's server, with the same checkpoint, texts and clients.
 
     python -m bench.service.encode --index runs/index --dataset scifact [--work runs/bench] [--output bench/results]
 
-Both servers run on this machine one after the other, and the clients share its cores. PyLate's server encodes and nothing else; it has
-an environment of its own, made when it is first needed. Each is sent queries one by one, by some clients without a pause.
+The servers run on this machine one after the other, and clients share its cores. PyLate's server only encodes; it has
+its own environment, made on first use. Clients send queries one by one without a pause.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> None:
     python = python_of("pylate-server", options.work, TORCH)
     [port] = free_ports(1)
     servers = {
-        "ray_lir": ([sys.executable, "-m", "serving", "--index", options.index, "--port", str(port)], "/encode", request_body),
+        "ray_lir": ([sys.executable, "-m", "serving", "--index", options.index, "--port", str(port)], "/encode", _request_body),
         "pylate": (
             [str(python), "-m", "pylate.server.server", "--host", "127.0.0.1", "--port", str(port), "--model", str(checkpoint)],
             "/v1/embeddings",
@@ -60,19 +60,19 @@ def main() -> None:
     rows, vectors = [], {}
     for name, (command, path, body) in servers.items():
         with running(command):
-            rows += asyncio.run(measure(name, f"http://127.0.0.1:{port}", path, [body(text) for text in texts], options.seconds, vectors))
+            rows += asyncio.run(_measure(name, f"http://127.0.0.1:{port}", path, [body(text) for text in texts], options.seconds, vectors))
     report = {"machine": machine(), "rows": rows, "cosine": agreement(vectors)}
     (options.output / "encoding_service.json").write_text(json.dumps(report, indent=1) + "\n")
     (options.output / "encoding_service.md").write_text(markdown(report))
     print(json.dumps(report))
 
 
-def request_body(text: str) -> dict[str, Any]:
+def _request_body(text: str) -> dict[str, Any]:
     return {"texts": [text], "kind": "query"}
 
 
 def saved(index: str, folder: Path) -> Path:
-    """The index's checkpoint in a layout that PyLate loads."""
+    """Save the index's checkpoint in a layout that PyLate loads."""
     if not folder.exists():
         contract = Searcher.open(index).manifest.contract
         Encoder.load(EncoderConfig(checkpoint=contract.checkpoint, precision="float32")).save(folder)
@@ -81,7 +81,7 @@ def saved(index: str, folder: Path) -> Path:
 
 @contextmanager
 def running(command: list[str]) -> Iterator[None]:
-    """A server while it is entered; ended by its own process group."""
+    """Run a server in its own process group inside the context."""
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         yield
@@ -90,18 +90,18 @@ def running(command: list[str]) -> Iterator[None]:
         server.wait(60)
 
 
-async def measure(
+async def _measure(
     name: str, url: str, path: str, bodies: list[dict[str, Any]], seconds: float, vectors: dict[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """One row a number of clients; the vectors of the first text go into `vectors`."""
+    """Return one row for each number of clients; store the vectors of the first text in `vectors`."""
     async with aiohttp.ClientSession(url) as client:
-        vectors[name] = first_matrix(await started(client, path, bodies[0]))
-        await load(client, path, bodies, 4, 3)  # to warm up
-        return [{"system": name} | await load(client, path, bodies, each, seconds) for each in CLIENTS]
+        vectors[name] = _first_matrix(await _started(client, path, bodies[0]))
+        await _load(client, path, bodies, 4, 3)  # to warm up
+        return [{"system": name} | await _load(client, path, bodies, each, seconds) for each in CLIENTS]
 
 
-async def started(client: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The first answer of a server that is still starting."""
+async def _started(client: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Wait for the first answer of a starting server."""
     end = time.monotonic() + STARTS_WITHIN_S
     while time.monotonic() < end:
         try:
@@ -114,7 +114,7 @@ async def started(client: aiohttp.ClientSession, path: str, body: dict[str, Any]
     sys.exit(f"error: {path} did not answer within {STARTS_WITHIN_S} seconds")
 
 
-async def load(client: aiohttp.ClientSession, path: str, bodies: list[dict[str, Any]], clients: int, seconds: float) -> dict[str, Any]:
+async def _load(client: aiohttp.ClientSession, path: str, bodies: list[dict[str, Any]], clients: int, seconds: float) -> dict[str, Any]:
     answers = await ask(client, path, bodies, clients, seconds)
     return {
         "clients": clients,
@@ -124,13 +124,13 @@ async def load(client: aiohttp.ClientSession, path: str, bodies: list[dict[str, 
     }
 
 
-def first_matrix(answer: dict[str, Any]) -> np.ndarray:
+def _first_matrix(answer: dict[str, Any]) -> np.ndarray:
     matrix = answer["embeddings"][0] if "embeddings" in answer else answer["data"][0]["embedding"]
     return np.asarray(matrix, np.float32)
 
 
 def agreement(vectors: dict[str, np.ndarray]) -> float | None:
-    """The mean cosine of both servers' token vectors; None where they have other tokens."""
+    """Return the mean cosine of both servers' token vectors; None if their tokens differ."""
     a, b = vectors.values()
     return round(float((a * b).sum(axis=1).mean()), 5) if a.shape == b.shape else None
 
@@ -139,10 +139,10 @@ def markdown(report: dict[str, Any]) -> str:
     """Return the report as Markdown."""
     about = report["machine"]
     lines = [
-        f"Queries of scifact, one a request; {about['cpu']}, {about['cores']} cores, which clients and server share. "
+        f"Queries of scifact, one in each request; {about['cpu']}, {about['cores']} cores, shared by clients and server. "
         f"Mean cosine of both servers' vectors: {report['cosine']}.",
         "",
-        "| system | clients | answers/s | p50 ms | p99 ms | not answered |",
+        "| system | clients | answers/s | p50 ms | p99 ms | failed |",
         "|---|---|---|---|---|---|",
     ]
     for row in report["rows"]:

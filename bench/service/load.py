@@ -1,11 +1,11 @@
-"""Load and faults of the service: what it adds to a search, what it does when too much is asked, and when parts are lost.
+"""Load and faults of the service: its overhead over a search, its behaviour under overload, and with lost parts.
 
     python -m bench.service.load --index runs/index --dataset scifact [--output bench/results] [--optimized]
 
-Starts the service on a Ray cluster of its own on this machine; the client is this process, the service is others, and they
-share the machine's cores. With --optimized Ray Serve has the environment variables that
+It starts the service on its own Ray cluster on this machine. The client is this process; client and service
+share the machine's cores. With --optimized, Ray Serve gets the environment variables that
 `python -m serving` sets.
-Every answer under faults is compared with the in-process Searcher's.
+Every answer under faults is compared with a `Searcher` in process.
 """
 
 import argparse
@@ -37,9 +37,9 @@ from serving.ray_env import RAY_ENV, free_ports, ray_env
 
 K = 10
 SETTLE_S = 10.0
-"""After the service has started and been warmed up: Ray still starts and registers things meanwhile."""
+"""Seconds to wait after warm-up, because Ray still starts processes meanwhile."""
 PAUSE_S = 0.01
-"""About as long as a part of the service does nothing between two searches of one client."""
+"""Seconds about as long as a part of the service is idle between two searches of one client."""
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
     target = Path(options.output) / "service.json"
     report = json.loads(target.read_text()) if target.exists() else {}
     report |= {"machine": machine(), "engine": options.engine, "k": K, "num_groups": options.num_groups}
-    mode = "optimized" if options.optimized else "as it comes"
+    mode = "optimized" if options.optimized else "with its defaults"
     if "load" in options.parts:
         loaded: dict[str, Any] = {"load_average_before": os.getloadavg()[0]}
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
@@ -70,36 +70,36 @@ def main() -> None:
         start = partial(run, port)
         if "load" in options.parts:
             url = start({"index": options.index, "num_groups": options.num_groups})
-            loaded |= asyncio.run(loads(url, options.index, texts, options.engine, options.concurrency, options.seconds))
+            loaded |= asyncio.run(_loads(url, options.index, texts, options.engine, options.concurrency, options.seconds))
             report["load"] = report.get("load", {}) | {mode: loaded}
-            write(report, target)
+            _write(report, target)
         if "faults" in options.parts:
             with tempfile.TemporaryDirectory() as folder:
                 found = service_faults.measure(
                     options.index, Path(folder), texts[:20], options.engine, options.num_groups, options.seconds, start
                 )
                 report["faults"] = {"mode": mode, "found": found}
-                write(report, target)
+                _write(report, target)
     finally:
         serve.shutdown()
         ray.shutdown()
     print(json.dumps(report))
 
 
-def write(report: dict[str, Any], target: Path) -> None:
+def _write(report: dict[str, Any], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(report, indent=1) + "\n")
     target.with_suffix(".md").write_text(markdown(report))
 
 
 def run(port: int, arguments: dict[str, Any]) -> str:
-    """Runs the application in place of the one that runs; returns its address."""
+    """Replace the running application; return the address."""
     serve.run(build(arguments))
     return f"http://127.0.0.1:{port}"
 
 
 def on_one_core(measure: Callable[[], Any]) -> Any:
-    """With one thread on one core, as every part of the service has."""
+    """Use one thread on one core, like every part of the service."""
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     os.sched_setaffinity(0, {min(cores)})
     torch.set_num_threads(1)
@@ -111,7 +111,7 @@ def on_one_core(measure: Callable[[], Any]) -> Any:
 
 
 class InProcess:
-    """Encoding a query, searching, and reading the documents' fields, without a service."""
+    """Encode a query, search, and read the documents' fields, without a service."""
 
     def __init__(self, index: str, engine: str):
         self.searcher = Searcher.open(index)
@@ -119,7 +119,7 @@ class InProcess:
         self.engine = engine
 
     def seconds(self, text: str, pause: float = 0.0) -> float:
-        """Of one query, after a pause: what lay in the caches is others' then."""
+        """Return the milliseconds of one query after a pause, when other data fills the caches."""
         time.sleep(pause)
         start = time.perf_counter()
         [answer] = self.searcher.search(self.encoder.encode_queries([text]), K, self.engine)
@@ -127,8 +127,8 @@ class InProcess:
         return time.perf_counter() - start
 
 
-async def one_client(url: str, index: str, texts: list[str], engine: str, rounds: int = 5) -> dict[str, Any]:
-    """A single client's searches, and the same ones in process by turns: what else goes on on the machine is the same for both."""
+async def _one_client(url: str, index: str, texts: list[str], engine: str, rounds: int = 5) -> dict[str, Any]:
+    """Measure searches of one client and the same searches in process, alternately, so that other work affects both."""
     local = InProcess(index, engine)
     on_one_core(lambda: [local.seconds(text) for text in texts])  # to warm up
     inside: dict[str, list[float]] = {"one core": [], "one core, after pauses": [], "all cores": []}
@@ -167,16 +167,16 @@ async def one_client(url: str, index: str, texts: list[str], engine: str, rounds
     }
 
 
-async def loads(url: str, index: str, texts: list[str], engine: str, levels: list[int], seconds: float) -> dict[str, Any]:
-    await load(url, texts, engine, 2, 3)  # to warm up
+async def _loads(url: str, index: str, texts: list[str], engine: str, levels: list[int], seconds: float) -> dict[str, Any]:
+    await _load(url, texts, engine, 2, 3)  # to warm up
     await asyncio.sleep(SETTLE_S)
     return {
-        "one_client": await one_client(url, index, texts[:40], engine),
-        "load": [await load(url, texts, engine, each, seconds) for each in levels],
+        "one_client": await _one_client(url, index, texts[:40], engine),
+        "load": [await _load(url, texts, engine, each, seconds) for each in levels],
     }
 
 
-async def load(url: str, texts: list[str], engine: str, concurrency: int, seconds: float) -> dict[str, Any]:
+async def _load(url: str, texts: list[str], engine: str, concurrency: int, seconds: float) -> dict[str, Any]:
     bodies = [{"query": text, "k": K, "engine": engine} for text in texts]
     async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=concurrency)) as client:
         answers = await ask(client, "/search", bodies, concurrency, seconds)
@@ -189,21 +189,21 @@ async def load(url: str, texts: list[str], engine: str, concurrency: int, second
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as tables."""
+    """Return the report as tables."""
     about = report["machine"]
     lines = [
         "# The service under load and faults",
         "",
         f"scifact (5,183 documents), engine {report['engine']}, k {report['k']}, {report['num_groups']} shard groups; {about['cpu']}, "
-        f"{about['cores']} cores, which the client and all parts of the service share.",
+        f"{about['cores']} cores, shared by the client and all parts of the service.",
         "",
     ]
     for mode, loaded in report.get("load", {}).items():
         lines += load_lines(mode, loaded)
     if "faults" in report:
         lines += [
-            f"Serve {report['faults']['mode']}, under a steady load of two clients that want whole answers within 2 s (strict) and two "
-            "that can do with a tenth of the index (lenient):",
+            f"Serve {report['faults']['mode']}, under a steady load of two clients that require full coverage within 2 s (strict) and "
+            "two that accept a tenth of the index (lenient):",
             "",
             "| fault | clients | requests | failed | partial | wrong | last failure or partial answer after | longest request |",
             "|---|---|---|---|---|---|---|---|",
@@ -219,13 +219,13 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def load_lines(mode: str, loaded: dict[str, Any]) -> list[str]:
-    """What one mode of Serve did under load."""
+    """Return the rows of one mode of Serve under load."""
     one = loaded["one_client"]
     inside = "; ".join(f"p50 {ms['p50']:.1f} ms, p99 {ms['p99']:.1f} ms on {cores}" for cores, ms in one["in_process_ms"].items())
     lines = [
         f"## Serve {mode}",
         "",
-        "One query at a time, in process and served by turns. "
+        "One query at a time, alternately in process and served. "
         f"In process: {inside}. "
         f"Served: p50 {one['latency_ms']['p50']:.1f} ms, "
         f"p99 {one['latency_ms']['p99']:.1f} ms (a request without a search: {one['empty_request']:.1f} ms). "

@@ -165,7 +165,7 @@ def _kind(value: Any) -> Kind:
 
 
 def _wider(first: Any, second: Any) -> Any:
-    """Return the range that covers two ranges, either of which may be None."""
+    """Return the range that covers two ranges; each may be None."""
     if first is None or second is None:
         return first or second
     return min(first[0], second[0]), max(first[1], second[1])

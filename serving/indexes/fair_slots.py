@@ -9,7 +9,7 @@ from ray_lir.base.errors import ShardUnavailable
 
 
 class FairSlots:
-    """Limits the requests that compute at the same time. Waiting requests start in turn: one of each index, then the next of each.
+    """Limits the requests that compute at the same time. Waiting requests start in rounds: one request of each index a round.
 
     A request therefore waits for at most one request of every other busy index, and for those of its own index.
 

@@ -1,4 +1,4 @@
-"""Opens the `Service` of an index whose query encoder and only shard group are objects of this process."""
+"""Opens the `Service` of an index in this process: its query encoder and its only shard group are local objects."""
 
 import threading
 from collections.abc import AsyncIterator

@@ -221,7 +221,10 @@ def test_a_meaningless_filter_is_refused(browser, url):
     for filter, message in (("row", "after the field"), ("{", "starts like JSON"), ('{"op": "like", "field": "row"}', "filters.where")):
         one(browser, "#filter").clear()
         one(browser, "#filter").send_keys(filter, "\n")
-        until(lambda message=message: message in browser.execute_script("return document.querySelector('.failed')?.textContent ?? ''"), message)
+        until(
+            lambda message=message: message in browser.execute_script("return document.querySelector('.failed')?.textContent ?? ''"),
+            message,
+        )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import pytest
 from tests.support.repository import REPOSITORY
 
 MODULES = sorted(
-    path.relative_to(REPOSITORY).as_posix() for folder in ("ray_lir", "jobs", "serving") for path in (REPOSITORY / folder).rglob("*.py")
+    path.relative_to(REPOSITORY).as_posix()
+    for folder in ("ray_lir", "jobs", "serving", "bench")
+    for path in (REPOSITORY / folder).rglob("*.py")
 )
 PAGES = sorted(
     path.relative_to(REPOSITORY).as_posix()
