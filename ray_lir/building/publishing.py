@@ -15,9 +15,9 @@ from ray_lir.building.workspace import GARBAGE, WORKSPACES, Workspace, remove_wo
 from ray_lir.engines import TUNING
 from ray_lir.index.manifest import INDEX_FOLDERS, IndexManifest, change_in
 from ray_lir.index.versions import check_index_links, latest_version, listed_by, read_version, version_manifest, version_numbers
-from ray_lir.storage.concurrent_writes import create_bytes
+from ray_lir.storage.concurrent_writes import create_bytes, locked
 from ray_lir.storage.file_names import FileName, check_links
-from ray_lir.storage.manifest import LATEST, PROVENANCE, manifest_digest
+from ray_lir.storage.manifest import LATEST, PROVENANCE, later_field, manifest_digest
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ class UpdateIdentity(Config):
     """Digest of the added embeddings; None if nothing is added."""
     delete: str | None
     """Digest of the sorted ids to delete; None if nothing is deleted."""
+    log_position: int | None = later_field(None)
+    """Last position of the write log that the update applies; None if it applies none."""
 
 
 class CompactionIdentity(Config):
@@ -63,6 +65,18 @@ def read_parent(index: str, change: ChangeIdentity) -> tuple[int, IndexManifest]
         _finish(index, newer, {})
         number += 1
     return number, read_version(index, number)
+
+
+def finish_publishing(index: str) -> int:
+    """Return the latest version, after finishing the publication of a version whose change was killed between manifest and LATEST.
+
+    A version is complete when its manifest exists, and only one change can have created that. So any process may finish it.
+    """
+    number = latest_version(index)
+    while storage.exists(version_manifest(index, number + 1)):
+        _finish(index, read_version(index, number + 1), {})
+        number += 1
+    return number
 
 
 def is_same(manifest: IndexManifest, change: ChangeIdentity) -> bool:
@@ -138,8 +152,21 @@ def _finish(index: str, manifest: IndexManifest, provenance: dict[str, Any]) -> 
         storage.write_bytes(storage.join(new, TUNING), storage.read_bytes(storage.join(old, TUNING)))
     if provenance:
         storage.write_bytes(storage.join(new, PROVENANCE), canonical_json(provenance))
-    storage.write_bytes(storage.join(index, LATEST), f"{number}\n".encode())
+    _set_latest(index, number)
     remove_workspaces(index, lambda name: (started := _version_of(name)) is not None and started <= number)
+
+
+def _set_latest(index: str, number: int) -> None:
+    """Make a version the latest one, unless a newer version is. Several processes may do this at once, and one may be late."""
+    if storage.is_local(index):
+        with locked(storage.join(index, "versions")):
+            if latest_version(index) < number:
+                storage.write_bytes(storage.join(index, LATEST), f"{number}\n".encode())
+        return
+    storage.write_bytes(storage.join(index, LATEST), f"{number}\n".encode())
+    while storage.exists(version_manifest(index, number + 1)):  # published before this write, which was late
+        number += 1
+        storage.write_bytes(storage.join(index, LATEST), f"{number}\n".encode())
 
 
 def remove_versions(index: str, keep: int) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def update_index(
     titles: Sequence[str] | None = None,
     metadata: Sequence[Mapping[str, Any] | None] | None = None,
     allow_empty_texts: bool = False,
+    log_position: int | None = None,
     map: Map = ray_lir.base.parallel.threads,
 ) -> Update:
     """Add and delete documents, and publish the result as the next version.
@@ -89,6 +90,8 @@ def update_index(
         titles: For embeddings in memory: one title a document.
         metadata: For embeddings in memory: a dict of JSON values for each document.
         allow_empty_texts: Allow documents without texts in an index with texts.
+        log_position: Position of the write log whose writes the update completes. The new version records it, even if no document changes.
+            None: the position of the version before stays.
         map: Where the steps run: threads of this process, plain `map`, or distributed.ray_map. The bytes are the same.
     Returns:
         The latest version and what the update did.
@@ -109,7 +112,7 @@ def update_index(
 
         def update() -> Update:
             write_embeddings(folder, add, table, contract)
-            return update_index(index, folder, ids, allow_empty_texts=allow_empty_texts or with_texts, map=map)
+            return update_index(index, folder, ids, allow_empty_texts=allow_empty_texts or with_texts, log_position=log_position, map=map)
 
         try:
             return update()
@@ -120,16 +123,16 @@ def update_index(
                 raise
             # Another process that runs the same update may have finished first and removed the folder that both use.
             write_embeddings(folder, add, table, contract)
-            if not is_same(read_version(index), change_of(Added.read(folder).identity, ids)):
+            if not is_same(read_version(index), change_of(Added.read(folder).identity, ids, log_position)):
                 raise Conflict(f"another change of {index} was published meanwhile, and this one was not; run it again") from error
             return update()
         finally:
             remove_workspaces(index, lambda name: name == storage.base_name(folder))
     check_unused("update_index", contract=contract, texts=texts, titles=titles, metadata=metadata)
-    if add is None and not ids:
+    if add is None and not ids and log_position is None:
         raise ConfigError("there is nothing to add and nothing to delete; give documents to add, or ids to delete")
     added = Added.read(add) if add is not None else None
-    change = change_of(added.identity if added else None, ids)
+    change = change_of(added.identity if added else None, ids, log_position)
     number, parent = read_parent(index, change)
     if is_same(parent, change):
         logger.info("this update made version %d of %s already; nothing to do", number, index)
@@ -256,9 +259,15 @@ def _has_texts(index: str, manifest: IndexManifest) -> bool:
     return any(any(batch.column("text").to_pylist()) for url in urls for batch in documents.read_batches(url, ["text"]))
 
 
-def change_of(added: str | None, ids: Sequence[str]) -> UpdateIdentity:
-    """Return the identity of an update, from the identity of the added embeddings and the ids to delete."""
-    return UpdateIdentity(add=added, delete=digest(sorted(ids)) if ids else None)
+def change_of(added: str | None, ids: Sequence[str], log_position: int | None = None) -> UpdateIdentity:
+    """Return the identity of an update.
+
+    Args:
+        added: Identity of the added embeddings; None if nothing is added.
+        ids: Ids to delete.
+        log_position: Position of the write log that the update reaches; None if it applies no writes of the log.
+    """
+    return UpdateIdentity(add=added, delete=digest(sorted(ids)) if ids else None, log_position=log_position)
 
 
 def log_dead_letters(index: str, change: Change) -> None:
@@ -304,7 +313,7 @@ def _update(
         num_deleted=len(gone.difference(new_ids)),
         num_unknown=len(set(ids) - gone),
     )
-    if not gone and not added:
+    if not gone and not added and change.log_position is None:
         return Update(parent, number, counts)
     sizes = read_cluster_sizes(index, parent).copy()
     for deletion in deletions:
@@ -340,6 +349,7 @@ def _update(
             "num_zero_rows": parent.num_zero_rows + counts.num_zero_rows,
             "unit_norms": parent.unit_norms and (compressed is None or compressed.counts.unit),
             **_norms(parent, counts),
+            **({} if change.log_position is None else {"log_position": change.log_position}),
         }
     )
     publish(index, manifest, records)

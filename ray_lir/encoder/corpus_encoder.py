@@ -7,7 +7,7 @@ their content, and an entry in the folder `_progress`. So a killed run continues
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from ray_lir.base.progress import track
 from ray_lir.corpus.finished_chunks import Destination
 from ray_lir.corpus.records import Kept, corpus_files
 from ray_lir.corpus.refused_rows import DEAD_LETTERS, log_refused, read_first_reasons
-from ray_lir.corpus.scan import CHUNK_BYTES, Corpus, CorpusFile, read_chunks, sample_texts, scan
+from ray_lir.corpus.scan import CHUNK_BYTES, Chunk, Corpus, CorpusFile, read_chunks, sample_texts, scan
 from ray_lir.embeddings.contract import EncoderContract
 from ray_lir.embeddings.folder import FOLDER, write_relation
 from ray_lir.embeddings.manifest import EmbeddingsManifest
@@ -33,7 +33,7 @@ from ray_lir.encoder.chunk_encoder import ChunkEntry, encode_chunk, finished_chu
 from ray_lir.encoder.encoder import Encoder, resolve_checkpoint_name
 from ray_lir.encoder.projection import fit_projection, parse_projection
 from ray_lir.encoder.tokenization import TextTokenizer
-from ray_lir.storage.manifest import LATEST, MANIFEST, PROVENANCE, create_manifest, files_of, read_manifest
+from ray_lir.storage.manifest import LATEST, MANIFEST, PROVENANCE, create_manifest, files_of, read_manifest, write_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +187,21 @@ def _encode_scanned(
             return EncodeResult(existing, found.num_chunks, 0, 0.0)
         warn_about_truncation(manifest)
         return EncodeResult(manifest, found.num_chunks, len(plan.done), record["docs_per_second"])
+
+
+def encode_rows(rows: Sequence[bytes], output: str, encoder: Encoder) -> EmbeddingsManifest:
+    """Encode rows of a corpus with a loaded encoder into a new folder of token embeddings.
+
+    Args:
+        rows: JSON objects, as in a JSONL corpus, with distinct ids. They are one chunk, so they and their vectors must fit into memory.
+        output: Folder or URL; a folder that exists is overwritten.
+        encoder: The encoder.
+    """
+    chunk = Chunk(0, "rows", list(range(1, len(rows) + 1)), list(rows), frozenset())
+    entry = encode_chunk(chunk, encoder, Destination(output, storage.join(output, PROGRESS)))
+    manifest = _manifest(output, encoder.contract, [entry], encoder.relation)
+    write_manifest(storage.join(output, MANIFEST), manifest)
+    return manifest
 
 
 def warn_about_truncation(manifest: EmbeddingsManifest) -> None:
@@ -353,21 +368,7 @@ def _publish(plan: Plan, entries: dict[int, ChunkEntry], identity: dict[str, Any
     """Write provenance and then the manifest, which publishes the embeddings; remove the progress folder."""
     output = plan.destination.output
     ordered = [entries[number] for number in range(plan.corpus.num_chunks)]
-    parts = tuple(entry.part for entry in ordered if entry.part)
-    dead = tuple(entry.dead for entry in ordered if entry.dead)
-    manifest = EmbeddingsManifest(
-        contract=plan.contract,
-        dim=plan.contract.dim,
-        num_docs=sum(part.num_docs for part in parts),
-        num_tokens=sum(part.num_tokens for part in parts),
-        num_dead=sum(letter.num_rows for letter in dead),
-        num_repeated=plan.corpus.num_repeated,
-        parts=parts,
-        dead_letters=dead,
-        config=identity,
-        **TruncationCounts.sum(entry.truncation for entry in ordered if entry.truncation).fields,
-        relation=write_relation(output, plan.relation),
-    )
+    manifest = _manifest(output, plan.contract, ordered, plan.relation, num_repeated=plan.corpus.num_repeated, config=identity)
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     if LATEST in storage.list_names(output):
         raise Conflict(f"another job built an index in {output} while this one ran; choose another output")
@@ -379,6 +380,26 @@ def _publish(plan: Plan, entries: dict[int, ChunkEntry], identity: dict[str, Any
     with suppress(*storage.store_errors()):  # another run of the same job may be working in it
         storage.remove_tree(storage.join(output, PROGRESS))
     return manifest
+
+
+def _manifest(
+    output: str, contract: EncoderContract, entries: Sequence[ChunkEntry], relation: Relation | None, **fields: Any
+) -> EmbeddingsManifest:
+    """Return the manifest of finished chunks, with the further fields, and write the relation encoder beside them."""
+    parts = tuple(entry.part for entry in entries if entry.part)
+    dead = tuple(entry.dead for entry in entries if entry.dead)
+    return EmbeddingsManifest(
+        contract=contract,
+        dim=contract.dim,
+        num_docs=sum(part.num_docs for part in parts),
+        num_tokens=sum(part.num_tokens for part in parts),
+        num_dead=sum(letter.num_rows for letter in dead),
+        parts=parts,
+        dead_letters=dead,
+        **TruncationCounts.sum(entry.truncation for entry in entries if entry.truncation).fields,
+        relation=write_relation(output, relation),
+        **fields,
+    )
 
 
 def _published_first(destination: Destination, manifest: EmbeddingsManifest) -> EmbeddingsManifest:

@@ -148,6 +148,8 @@ class IndexManifest(TruncationFields):
     """Tokens that all updates since the build added, deleted ones included."""
     added_residual_norm: Finite | None = later_field(None)
     """Mean residual norm of these tokens."""
+    log_position: Count = later_field(0)
+    """Position of the write log up to which the version holds all writes (ray_lir/storage/write_log.py)."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
