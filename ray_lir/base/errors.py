@@ -12,6 +12,10 @@ class ConfigError(RayLirError):
     """A setting, path or request is wrong. Nothing was written."""
 
 
+class InvalidDocument(ConfigError):
+    """Documents to write are not usable. None of them was accepted."""
+
+
 class FormatError(RayLirError):
     """A file is missing, damaged or of another format.
 
@@ -45,6 +49,10 @@ class KernelUnavailable(RayLirError):
 
 class ShardUnavailable(RayLirError):
     """A deployment of the service did not answer, or too little of the index could be searched."""
+
+
+class WritesUnavailable(RayLirError):
+    """The write log cannot be written. It is unknown whether it kept the write; repeat it with the same idempotency key."""
 
 
 class NotFound(RayLirError):

@@ -17,7 +17,9 @@ from ray_lir.base.errors import ConfigError, Forbidden, Unauthenticated
 
 from .rate_limit import RateLimit
 
-Role = Literal["read", "admin"]
+Role = Literal["read", "write", "admin"]
+ROLES: tuple[Role, ...] = ("read", "write", "admin")
+"""Each role includes the ones before it."""
 MIN_CHARACTERS = 16
 
 Credentials = Annotated[
@@ -29,7 +31,7 @@ class Grant(Config):
     """What a token allows.
 
     Attributes:
-        role: read, or admin, which may also read.
+        role: read; write, which may also read; or admin, which may do everything.
         indexes: Names of the indexes that it may use, in a service of several. None: all.
         requests_per_second: Most requests a second, on average; as many may come at once, at least one. None: no limit.
     """
@@ -43,7 +45,8 @@ class Access(Config):
     """Who may call which routes.
 
     Attributes:
-        grants: What a token allows, by the sha256 (hex) of the token. Empty: everyone may read, and no one may administrate.
+        grants: What a token allows, by the sha256 (hex) of the token. Empty: everyone may read, and no one may write or
+            administrate.
         origins: Web origins with pages that may call the service, such as https://search.example.org.
     """
 
@@ -62,7 +65,7 @@ class _Limited(Config):
 def read_tokens(path: str) -> dict[str, Grant]:
     """Return what each token of a token file allows, by the sha256 (hex) of the token.
 
-    The file is YAML with a list of tokens under `read`, `admin` or both. An entry is a token, or a mapping with `token`, and `indexes`,
+    The file is YAML with lists of tokens under `read`, `write` and `admin`; each list is optional. An entry is a token, or a mapping with `token`, and `indexes`,
     `requests_per_second` or both.
 
     Raises:
@@ -74,11 +77,10 @@ def read_tokens(path: str) -> dict[str, Grant]:
         listed = parse_yaml(text)
     except ValueError:
         listed = None
-    if not isinstance(listed, dict) or not listed or not set(listed) <= {"read", "admin"}:
-        raise ConfigError(f"{path} is not a token file; write YAML like `read: [TOKEN]` and `admin: [TOKEN]`")
+    if not isinstance(listed, dict) or not listed or not set(listed) <= set(ROLES):
+        raise ConfigError(f"{path} is not a token file; write YAML like `read: [TOKEN]`, `write: [TOKEN]` and `admin: [TOKEN]`")
     grants: dict[str, Grant] = {}
-    roles: tuple[Role, ...] = ("read", "admin")
-    for role in roles:
+    for role in ROLES:
         entries = listed.get(role) or []
         if not isinstance(entries, list):
             raise ConfigError(f"{path}: {role} is not a list; write `{role}: [TOKEN]`")
@@ -144,8 +146,9 @@ class Guard:
             Overloaded: The token's rate is exceeded.
         """
         if not self.access.grants:
-            if role == "admin":
-                raise Forbidden("this service has no tokens, so no one may administrate it; start it with tokens set to a token file")
+            if role != "read":
+                action = "write to" if role == "write" else "administrate"
+                raise Forbidden(f"this service has no tokens, so no one may {action} it; start it with tokens set to a token file")
             return Grant(role="read")
         digest = _digest(credentials.credentials) if credentials else ""
         grant = self._grant(digest)
@@ -155,8 +158,9 @@ class Guard:
             self._limits[digest].enter(self._refused)
         if index is not None and grant.indexes is not None and index not in grant.indexes:
             raise Forbidden(f"this token may not use index {index!r}, only {', '.join(grant.indexes)}")
-        if role == "admin" and grant.role != "admin":
-            raise Forbidden("this token may only read; send an admin token")
+        if ROLES.index(grant.role) < ROLES.index(role):
+            rights = "only read" if grant.role == "read" else "only read and write"
+            raise Forbidden(f"this token may {rights}; send {'a write or admin' if role == 'write' else 'an admin'} token")
         return grant
 
     def _grant(self, digest: str) -> Grant | None:

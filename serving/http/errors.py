@@ -12,16 +12,29 @@ from starlette.exceptions import HTTPException
 from ray_lir.api.admin import ErrorBody, Problem
 from ray_lir.api.search import first_problem
 from ray_lir.base.config import Config
-from ray_lir.base.errors import ConfigError, Conflict, Forbidden, NotFound, Overloaded, RayLirError, ShardUnavailable, Unauthenticated
+from ray_lir.base.errors import (
+    ConfigError,
+    Conflict,
+    Forbidden,
+    InvalidDocument,
+    NotFound,
+    Overloaded,
+    RayLirError,
+    ShardUnavailable,
+    Unauthenticated,
+    WritesUnavailable,
+)
 
 STATUS: dict[type[RayLirError], HTTPStatus] = {
     ConfigError: HTTPStatus.BAD_REQUEST,
+    InvalidDocument: HTTPStatus.UNPROCESSABLE_ENTITY,
     Unauthenticated: HTTPStatus.UNAUTHORIZED,
     Forbidden: HTTPStatus.FORBIDDEN,
     NotFound: HTTPStatus.NOT_FOUND,
     Conflict: HTTPStatus.CONFLICT,
     Overloaded: HTTPStatus.TOO_MANY_REQUESTS,
     ShardUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    WritesUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     RayLirError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 """Status of each kind of error. A kind that is not listed has the status of its nearest base class."""
@@ -29,6 +42,7 @@ STATUS: dict[type[RayLirError], HTTPStatus] = {
 HEADERS: dict[type[RayLirError], dict[str, str]] = {
     Unauthenticated: {"WWW-Authenticate": "Bearer"},
     ShardUnavailable: {"Retry-After": "2"},
+    WritesUnavailable: {"Retry-After": "2"},
 }
 
 

@@ -244,7 +244,7 @@ def test_a_service_without_tokens_allows_reading_but_no_administration():
     ("text", "message"),
     [
         ("read: [short]", "a token under read is shorter than 16 characters"),
-        ("write: [0123456789abcdef]", "is not a token file"),
+        ("owner: [0123456789abcdef]", "is not a token file"),
         ("- 0123456789abcdef", "is not a token file"),
         ("{", "is not a token file"),
         ("read: []", "lists no token"),
