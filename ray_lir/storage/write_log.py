@@ -109,7 +109,7 @@ class Appended:
     is_new: bool
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Size:
     operations: int
     num_bytes: int
@@ -134,6 +134,7 @@ class WriteLog:
         self._keys: dict[str, RememberedKey] = {}
         self._key_files: dict[int, float] = {}
         self._sizes: dict[int, _Size] = {}
+        self._unpublished = _Size(0, 0)
         self._seen_published: deque[tuple[float, int]] = deque()
 
     def append(self, writes: Sequence[LoggedWrite]) -> list[Appended | Conflict]:
@@ -171,9 +172,8 @@ class WriteLog:
                 return self._results(writes, batch)
 
     def unpublished(self) -> tuple[int, int]:
-        """Return the number of operations that no version holds yet as far as this process knows, and their bytes."""
-        with self._lock:
-            return sum(size.operations for size in self._sizes.values()), sum(size.num_bytes for size in self._sizes.values())
+        """Return the number of operations that no version holds yet, as far as this process knows, and the bytes of their batches."""
+        return self._unpublished.operations, self._unpublished.num_bytes
 
     def look(self) -> None:
         """Read what other processes have appended.
@@ -266,7 +266,9 @@ class WriteLog:
             if write.key is not None:
                 known = RememberedKey(position=position, body_digest=write.body_digest, answer=write.answer, time=batch.time)
                 self._keys.setdefault(write.key, known)
-        self._sizes[position] = _Size(sum(write.num_operations for write in batch.writes), num_bytes)
+        size = _Size(sum(write.num_operations for write in batch.writes), num_bytes)
+        self._sizes[position] = size
+        self._unpublished = _Size(self._unpublished.operations + size.operations, self._unpublished.num_bytes + num_bytes)
         self.last = max(self.last, position)
 
     def _new(self, writes: Sequence[LoggedWrite]) -> Iterator[LoggedWrite]:
@@ -295,6 +297,8 @@ class WriteLog:
 
     def _forget_sizes(self, published: int) -> None:
         self._sizes = {position: size for position, size in self._sizes.items() if position > published}
+        sizes = self._sizes.values()
+        self._unpublished = _Size(sum(size.operations for size in sizes), sum(size.num_bytes for size in sizes))
 
     def _expire_keys(self, newest: int) -> None:
         """Forget keys that are older than KEY_S. The newest file stays, because its name says which positions are taken."""

@@ -6,6 +6,8 @@ from ray_lir.base.errors import ShardUnavailable
 
 ENCODER = "QueryEncoder"
 """Name of the deployment that encodes queries."""
+WRITER = "Writer"
+"""Name of the deployment that publishes writes."""
 
 
 class Transport(Protocol):
