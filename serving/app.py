@@ -44,12 +44,14 @@ from ray_lir.planning.sizes import QUERIES_PER_PASS
 from ray_lir.storage.manifest import check_file, files_of
 
 from .gateway import Gateway, IndexesGateway
+from .handlers.writes import WriteOptions
 from .http.access import Access, read_tokens
 from .indexes.catalog import Catalog
 from .options import ONE_INDEX, SEVERAL_INDEXES, ServeConfig
 from .workers.gpu import GpuShare
 from .workers.query_encoder import QueryEncoder
 from .workers.shard_server import ShardServer
+from .workers.writer import Writer
 
 DEFAULT_GROUPS = 4
 ROOM_FIX = "lower these settings, replicas or num_groups, or add a machine"
@@ -79,7 +81,7 @@ def build(args: dict[str, Any]) -> Application:
     """
     try:
         config = parse(args)
-        needs_gpu = bool(config.encoder_gpus or config.shard_gpus)
+        needs_gpu = bool(config.encoder_gpus or config.shard_gpus or (config.writes and config.writer_gpus))
         if needs_gpu or config.encoder_cpus + config.shard_cpus > 1:  # the defaults fit on any machine
             check_room_before_start(demands_of(config), ROOM_FIX, free_gpus=needs_gpu and not _is_serving())
         return application_of(config)
@@ -100,6 +102,8 @@ def application_of(config: ServeConfig) -> Application:
         manifest = read_version(config.index, version)
         _check_index(config, manifest)
         access = access_of(config)
+        if config.writes:
+            _check_writes(config, access)
         _check_encoder(config, manifest)
         return _bind(config, version, manifest, access)
     except RayLirError as error:
@@ -117,7 +121,9 @@ def demands_of(config: ServeConfig) -> list[Demand]:
         groups * config.replicas,
         config.replicas if spread_over_cards(config) else 1,
     )
+    writer = Demand("writer (writer_cpus, writer_gpus)", {"CPU": config.writer_cpus, "GPU": config.writer_gpus})
     return [
+        *([writer] if config.writes else []),
         Demand("query encoder (encoder_gpus, encoder_cpus)", {"CPU": config.encoder_cpus, "GPU": config.encoder_gpus}, config.replicas),
         shard_server,
     ]
@@ -227,6 +233,12 @@ def _check_index(config: ServeConfig, manifest: IndexManifest) -> None:
         gpu.check_fits(manifest, number_of_groups(config, manifest))
 
 
+def _check_writes(config: ServeConfig, access: Access) -> None:
+    if not any(grant.role != "read" for grant in access.grants.values()):
+        raise ConfigError("writes is true, but no token may write; set tokens to a token file with tokens under write or admin")
+    storage.check_writable(config.index)
+
+
 def _check_encoder(config: ServeConfig, manifest: IndexManifest) -> None:
     """Loads the checkpoint once here, because errors in replicas are buried in tracebacks of Ray Serve."""
     from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load, so other mistakes are reported first
@@ -322,4 +334,21 @@ def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Ac
         hedge_percentile(config),
         max(config.replicas, config.max_replicas or 0) == 1,
         access,
+        _writer(config, options),
+        write_options(config, version),
     )
+
+
+def _writer(config: ServeConfig, options: dict[str, Any]) -> Application | None:
+    """The deployment that publishes writes; None if the service accepts none."""
+    if not config.writes:
+        return None
+    resources = {"num_cpus": config.writer_cpus, "num_gpus": config.writer_gpus}
+    return serve.deployment(ray_actor_options=resources, **options)(Writer).bind(config.index, config.encoder)
+
+
+def write_options(config: ServeConfig, version: int) -> WriteOptions | None:
+    """Return the settings of writes of a service that starts with a version; None if the service accepts none."""
+    if not config.writes:
+        return None
+    return WriteOptions(config.visible_s, config.max_unpublished, pinned=version != latest_version(config.index))

@@ -9,6 +9,7 @@ from ray.serve.handle import DeploymentHandle
 
 from ray_lir import storage
 
+from .handlers.writes import WriteOptions
 from .http.access import Access, check_address
 from .http.routes import routes, routes_of_many
 from .indexes.catalog import Catalog
@@ -20,7 +21,7 @@ from .metrics import Metrics
 from .options import ServeConfig
 from .service import Service
 from .transport.hedged import HedgedTransport
-from .transport.protocol import ENCODER, Transport
+from .transport.protocol import ENCODER, WRITER, Transport
 from .transport.ray import RayTransport
 from .transport.unix import UnixTransport
 
@@ -39,6 +40,8 @@ class Gateway:
         hedge_percentile: Calls slower than this percentile of recent calls are sent again. None: no calls are.
         one_replica: Whether the query encoder and each group have one replica at all times.
         access: Tokens, roles and allowed web origins.
+        writer: Handle of the writer. None: the service accepts no writes.
+        writes: Settings of writes. None: the service accepts no writes.
 
     Raises:
         ConfigError: Ray Serve listens on a network, and no tokens are set.
@@ -55,19 +58,22 @@ class Gateway:
         hedge_percentile: float | None,
         one_replica: bool,
         access: Access,
+        writer: DeploymentHandle | None = None,
+        writes: WriteOptions | None = None,
     ):
         check_address(listening_host(), access)
         metrics = Metrics(storage.base_name(root))
-        transport: Transport = RayTransport({ENCODER: encoder, **groups}, metrics)
+        writers = {} if writer is None else {WRITER: writer}
+        transport: Transport = RayTransport({ENCODER: encoder, **groups, **writers}, metrics)
         if hedge_percentile is not None:
             transport = HedgedTransport(transport, groups, hedge_percentile, metrics)
         if one_replica:
             transport = UnixTransport(transport, (ENCODER, *groups), metrics)
         self.access = access
-        self.service = Service(root, version, list(groups), transport, timeout_s, max_requests, metrics)
+        self.service = Service(root, version, list(groups), transport, timeout_s, max_requests, metrics, writes)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return routes(self.service, self.access)
+        return routes(self.service, self.access, self.service.running)
 
 
 @serve.ingress()

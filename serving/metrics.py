@@ -10,6 +10,8 @@ from .workers.versions import Served
 
 SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
 """Bounds of the histograms of times, in seconds."""
+WRITE_SECONDS = [0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 300.0]
+"""Bounds of the histogram of times until writes are visible, in seconds."""
 FRACTIONS = [0.25, 0.5, 0.75, 0.9, 0.99, 0.999]
 """Bounds of the histogram of coverage."""
 
@@ -39,6 +41,13 @@ class Metrics:
         self._version = Gauge("lir_index_version", "Version of the index that is served.", ("index",))
         self._traffic_fraction = Gauge("lir_canary_traffic_fraction", "Fraction of the requests that the canary answers.", ("index",))
         self._search_seconds = Histogram("lir_search_seconds", "Seconds of a search, by index version.", SECONDS, ("index", "version"))
+        self._written = Counter("lir_written", "Accepted documents and deletions, by operation.", ("index", "operation"))
+        self._unpublished = Gauge("lir_unpublished_writes", "Accepted documents and deletions that no version holds yet.", ("index",))
+        self._visible_seconds = Histogram(
+            "lir_visible_seconds", "Seconds from the answer of a write until searches see it.", WRITE_SECONDS, ("index",)
+        )
+        self._publish_failures = Counter("lir_publish_failures", "Failed attempts to publish writes or to serve them.", ("index",))
+        self._unencodable = Counter("lir_unencodable_documents", "Accepted documents that could not be encoded.", ("index",))
         self._open_indexes = Gauge("lir_open_indexes", "Open indexes of a service of several.", ("index",))
         self._index_bytes = Gauge("lir_index_bytes", "Estimated memory of an index in bytes; 0 while it is closed.", ("index",))
         self._index_opens = Counter("lir_index_opens", "Times that an index was opened.", ("index", "result"))
@@ -95,6 +104,29 @@ class Metrics:
     def refused(self) -> None:
         """Count a refused request."""
         self._refused.inc(1, self._label)
+
+    def written(self, documents: int, deletions: int) -> None:
+        """Count accepted writes."""
+        for operation, number in (("add", documents), ("delete", deletions)):
+            if number:
+                self._written.inc(number, self._label | {"operation": operation})
+
+    def unpublished(self, number: int) -> None:
+        """Set the number of accepted documents and deletions that no version holds yet."""
+        self._unpublished.set(number, self._label)
+
+    def visible(self, seconds: float) -> None:
+        """Record the time from the answer of a write until searches see it."""
+        self._visible_seconds.observe(seconds, self._label)
+
+    def publish_failed(self) -> None:
+        """Count a failed attempt to publish writes or to serve them."""
+        self._publish_failures.inc(1, self._label)
+
+    def unencodable(self, number: int) -> None:
+        """Count accepted documents that could not be encoded."""
+        if number:
+            self._unencodable.inc(number, self._label)
 
     def served(self, served: Served) -> None:
         """Set the served version and the canary's fraction of the traffic."""

@@ -28,7 +28,8 @@ class ServeConfig(Config):
     index: str = ""
     """Folder of the index, at the same path on every machine; or a URL, together with `cache`. Required, unless `indexes` is set."""
     version: int | None = None
-    """Version of the index to serve first. None: the latest one when the service starts. Later versions are not loaded by themselves."""
+    """Version of the index to serve first. None: the latest one when the service starts. Later versions are only loaded by
+    themselves with `writes`."""
     encoder: str | None = None
     """Checkpoint folder of the query encoder, if it has moved. None: the folder that the index records."""
     num_groups: int | None = Field(None, ge=1)
@@ -71,9 +72,19 @@ class ServeConfig(Config):
     memory_gb: float | None = Field(None, gt=0)
     """With `indexes`: memory of all open indexes in GB (10^9 bytes), estimated from their manifests, without encoders. Above it, the index
     that was not used for the longest time is closed. None: half of the machine's memory."""
+    writes: bool = False
+    """Accept writes over HTTP. A writer publishes them as new versions of the index, and the service follows the versions."""
+    visible_s: float = Field(5, gt=0, le=3600)
+    """With `writes`: seconds within which searches should see a write."""
+    max_unpublished: int = Field(10_000, ge=1)
+    """With `writes`: documents and deletions that may wait for publication; further writes get status 429."""
+    writer_cpus: float = Field(0.5, ge=0)
+    """With `writes`: CPUs reserved for the writer, which encodes documents. It computes with that many threads, at least one."""
+    writer_gpus: float = Field(0, ge=0)
+    """With `writes`: GPUs reserved for the writer."""
     tokens: str | None = None
-    """Token file: YAML with lists of bearer tokens under `read` and `admin`, each with or without limits. None: everyone may read, no one
-    may administrate, and the service listens on this machine only."""
+    """Token file: YAML with lists of bearer tokens under `read`, `write` and `admin`, each with or without limits. None: everyone may
+    read, no one may write or administrate, and the service listens on this machine only."""
     origins: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
     """Web origins with pages that may call the service, separated by commas."""
 

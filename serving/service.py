@@ -3,27 +3,30 @@
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 
 from ray_lir.api import admin as admin_api
 from ray_lir.api import search as search_api
-from ray_lir.base.errors import Conflict
+from ray_lir.api import writes as writes_api
+from ray_lir.base.errors import Conflict, Forbidden
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.engines.registry import SERVED
 from ray_lir.index.metadata_fields import MetadataField
+from ray_lir.index.versions import existing_version
 from ray_lir.kernels import select
 
 from .handlers import admin, documents, replies
 from .handlers.explain import explain_document
 from .handlers.rerank import rerank
 from .handlers.search import search
+from .handlers.writes import WriteOptions, Writes
 from .http.admission import Admission
 from .http.middleware import REQUEST_ID
 from .metrics import Metrics
 from .request_context import RequestContext, Snapshot, open_snapshot
-from .transport.protocol import ENCODER, Transport
+from .transport.protocol import ENCODER, WRITER, Transport
 from .workers.versions import Served, Versions
 
 HEALTH_TIMEOUT_S = 5.0
@@ -41,10 +44,19 @@ class Service:
         timeout_s: Longest time of a request, in seconds.
         max_requests: Concurrent requests; further requests are refused.
         metrics: Counts and times requests.
+        writes: Settings of writes. None: the service accepts no writes.
     """
 
     def __init__(
-        self, root: str, version: int, groups: Sequence[str], transport: Transport, timeout_s: float, max_requests: int, metrics: Metrics
+        self,
+        root: str,
+        version: int,
+        groups: Sequence[str],
+        transport: Transport,
+        timeout_s: float,
+        max_requests: int,
+        metrics: Metrics,
+        writes: WriteOptions | None = None,
     ):
         self.root = root
         self.groups = list(groups)
@@ -54,11 +66,28 @@ class Service:
         self.metrics = metrics
         self.admission = Admission(max_requests, metrics)
         self.kernels = select("reference")
+        version = existing_version(root, version)
         self.versions: Versions[Snapshot] = Versions(lambda number: open_snapshot(root, number, self.groups), version)
         self.versions.open(version)
         self._changing = asyncio.Lock()
         self._recalled = False
         self._known_fields: dict[int, list[MetadataField]] = {}
+        self.writes: Writes | None = None
+        if writes is not None:
+            self.versions.served = self.versions.served._replace(pinned=writes.pinned)
+            self.writes = Writes(root, transport, writes, metrics, self._follow)
+
+    @asynccontextmanager
+    async def running(self, _: object = None) -> AsyncIterator[None]:
+        """Publish and serve writes in the background, for the duration of a `with` block."""
+        task = asyncio.create_task(self.writes.follow()) if self.writes else None
+        try:
+            yield
+        finally:
+            if task:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
 
     async def search(self, request: search_api.SearchRequest) -> search_api.SearchResponse:
         """Answer `POST /search`.
@@ -126,12 +155,33 @@ class Service:
             [(group, number)] = (await documents.find(context, [doc_id])).values()
             return await documents.get_document(context, group, number)
 
+    async def write(self, request: writes_api.WriteRequest, key: str | None = None) -> writes_api.WriteResponse:
+        """Answer `PUT /documents`, `POST /documents` and `DELETE /documents`.
+
+        Args:
+            request: Documents to add and ids to delete.
+            key: Idempotency key; None: the request is a new one.
+
+        Raises:
+            Forbidden: The service accepts no writes.
+            InvalidDocument: No document is usable, or one is not and the request is not partial. Nothing is accepted.
+            Conflict: The key was used with another request.
+            Overloaded: Too many requests are in progress, or too many writes wait for publication.
+            WritesUnavailable: The disk or store of the log failed.
+        """
+        if self.writes is None:
+            raise Forbidden("this service accepts no writes; start it with writes set to true")
+        with self.admission.enter():
+            return await self.writes.accept(request, key)
+
     async def health(self) -> admin_api.Health:
-        """Answer `GET /health`: ask every deployment whether it is ready."""
+        """Answer `GET /health`: ask every deployment whether it is ready. Searches need no writer, so the service is ready without it."""
         deadline = self._deadline(1000 * HEALTH_TIMEOUT_S)
-        results = await asyncio.gather(*(self.transport.call(name, deadline, "ready") for name in self.names), return_exceptions=True)
-        states = {name: "ok" if result is None else str(result) for name, result in zip(self.names, results, strict=True)}
-        return admin_api.Health(ready=all(result is None for result in results), deployments=states)
+        names = [*self.names, WRITER] if self.writes else self.names
+        results = await asyncio.gather(*(self.transport.call(name, deadline, "ready") for name in names), return_exceptions=True)
+        states = {name: "ok" if result is None else str(result) for name, result in zip(names, results, strict=True)}
+        ready = all(result is None for name, result in zip(names, results, strict=True) if name != WRITER)
+        return admin_api.Health(ready=ready, deployments=states)
 
     async def index(self) -> admin_api.IndexFacts:
         """Answer `GET /index`: the served version, its size, its metadata fields and its encoder contract."""
@@ -156,6 +206,7 @@ class Service:
             fields=await self._fields(RequestContext(self.transport, served, snapshot, self._deadline(1000 * FIELDS_TIMEOUT_S))),
             contract=manifest.contract,
             fingerprint=manifest.contract.fingerprint,
+            writes=self.writes.facts(manifest.log_position, not served.pinned) if self.writes else None,
         )
 
     async def change_index(self, change: admin_api.IndexChange) -> admin_api.IndexState:
@@ -168,10 +219,7 @@ class Service:
             raise Conflict("another change is in progress; try again when it has finished")
         async with self._changing:
             await self._recall()
-            served, replicas = await admin.open_everywhere(self.transport, self.names, self.versions.served, change, self.root)
-            await asyncio.to_thread(self._serve, served)
-            await admin.adopt(self.transport, self.names, served)
-            self.versions.keep(served.reachable)
+            served, replicas = await self._change(change)
         return admin_api.IndexState(
             version=served.version,
             previous=served.previous,
@@ -179,6 +227,24 @@ class Service:
             traffic_fraction=served.traffic_fraction,
             replicas=replicas,
         )
+
+    async def _change(self, change: admin_api.IndexChange) -> tuple[Served, dict[str, int]]:
+        """Open a version everywhere and serve it. Return the served versions, and the number of replicas by deployment."""
+        served, replicas = await admin.open_everywhere(self.transport, self.names, self.versions.served, change, self.root)
+        await asyncio.to_thread(self._serve, served)
+        await admin.adopt(self.transport, self.names, served)
+        self.versions.keep(served.reachable)
+        return served, replicas
+
+    async def _follow(self, version: int) -> int:
+        """Serve a new version, unless an operator has chosen the versions or is changing them. Return the served log position."""
+        if not self._changing.locked():
+            async with self._changing:
+                await self._recall()
+                served = self.versions.served
+                if self._recalled and not served.pinned and version > served.version:
+                    await self._change(admin_api.IndexChange(action="load", version=version))
+        return self.versions.get(self.versions.served).manifest.log_position
 
     @asynccontextmanager
     async def _admitted(self, milliseconds: float | None = None, version: int | None = None) -> AsyncIterator[RequestContext]:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
+from ray_lir.api.writes import WriteFacts
 from ray_lir.base.config import Config
 from ray_lir.embeddings.contract import EncoderContract
 from ray_lir.index.metadata_fields import MetadataField
@@ -43,6 +44,8 @@ class IndexFacts(Config):
     contract: EncoderContract
     fingerprint: str
     """Digest of the contract; vectors with equal fingerprints can be compared."""
+    writes: WriteFacts | None = None
+    """State of the writes. None: the service accepts no writes."""
 
 
 class IndexSummary(Config):

@@ -106,6 +106,15 @@ def read_version(root: storage.PathOrUrl, version: int | None = None) -> IndexMa
     return read_index_manifest(str(root), version)
 
 
+def existing_version(root: str, number: int) -> int:
+    """Return a version if it exists, and otherwise the latest one: a service that publishes writes removes old versions.
+
+    Raises:
+        FormatError: There is no index.
+    """
+    return number if storage.exists(version_manifest(root, number)) else latest_version(root)
+
+
 def read_cluster_sizes(root: str, manifest: IndexManifest) -> np.ndarray:
     """Read the tokens of each cluster over all shards, [C] int64.
 

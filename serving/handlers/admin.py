@@ -84,6 +84,12 @@ async def recall(transport: Transport, names: list[str], deadline: float) -> Ser
 
 def _after(change: IndexChange, served: Served, root: str) -> Served:
     """The versions to serve after a change. Raises Conflict if the change is impossible."""
+    latest = latest_version(root)
+    after = _versions_after(change, served, latest)
+    return after._replace(pinned=after.version != latest or after.canary is not None)
+
+
+def _versions_after(change: IndexChange, served: Served, latest: int) -> Served:
     number = served.change + 1
     if change.action == "promote":
         if served.canary is None:
@@ -95,7 +101,7 @@ def _after(change: IndexChange, served: Served, root: str) -> Served:
         if served.previous is None:
             raise Conflict(f"no version was served before version {served.version}; load the version to serve")
         return Served(number, served.previous, served.version)
-    version = latest_version(root) if change.version is None else change.version
+    version = latest if change.version is None else change.version
     if version == served.version:
         raise Conflict(f"version {version} is served already; load another version")
     if change.traffic_fraction is not None and change.traffic_fraction < 1:

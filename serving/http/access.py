@@ -65,8 +65,8 @@ class _Limited(Config):
 def read_tokens(path: str) -> dict[str, Grant]:
     """Return what each token of a token file allows, by the sha256 (hex) of the token.
 
-    The file is YAML with lists of tokens under `read`, `write` and `admin`; each list is optional. An entry is a token, or a mapping with `token`, and `indexes`,
-    `requests_per_second` or both.
+    The file is YAML with lists of tokens under `read`, `write` and `admin`; each list is optional. An entry is a token, or a mapping with
+    `token`, and `indexes`, `requests_per_second` or both.
 
     Raises:
         ConfigError: The file has another content, or a token is too short to be safe.

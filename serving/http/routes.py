@@ -1,11 +1,12 @@
 """The HTTP routes: their request and response models, the role that each requires, and the search page."""
 
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Body, Depends, FastAPI, Header, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse
 from starlette.middleware.cors import CORSMiddleware
@@ -13,6 +14,8 @@ from starlette.middleware.cors import CORSMiddleware
 import ray_lir
 from ray_lir.api import admin as admin_api
 from ray_lir.api import search as search_api
+from ray_lir.api import writes as writes_api
+from ray_lir.base.errors import InvalidDocument
 
 from ..metrics import Metrics
 from .access import Access, Credentials, Grant, Guard, Role
@@ -47,6 +50,10 @@ class Backend(Protocol):
 
     async def document(self, doc_id: str) -> search_api.Document:
         """Answer `GET /documents`."""
+        ...
+
+    async def write(self, request: writes_api.WriteRequest, key: str | None = None) -> writes_api.WriteResponse:
+        """Answer the routes that write. `key` is the idempotency key; None: the request is a new one."""
         ...
 
     async def health(self) -> admin_api.Health:
@@ -84,14 +91,36 @@ class Backends(Protocol):
         ...
 
 
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 Requiring = Callable[[Role], Any]
 """Returns the FastAPI dependency of a route that requires a role. Its value is the `Backend` of the request."""
 
+IdempotencyKey = Annotated[
+    writes_api.IdempotencyKey | None,
+    Header(
+        alias="Idempotency-Key",
+        description="Any text of up to 255 characters. A request with the key of an earlier one, and the same content, changes nothing "
+        "and gets the same answer. Keys are remembered for an hour.",
+    ),
+]
+NewDocument = Annotated[
+    dict[str, Any],
+    Body(
+        description="A document as in a corpus: `text`, and optionally `title`, `metadata` and other fields, which become metadata.",
+        examples=[{"title": "Zinc", "text": "Zinc fingers bind DNA.", "metadata": {"year": 2019}}],
+    ),
+]
 IndexName = Annotated[str, PathParameter(description="Name of the index; `GET /indexes` lists them.")]
 
 
-def routes(service: Backend, access: Access | None = None) -> FastAPI:
-    """The HTTP application over one index. With `access` None, everyone may read and no one may administrate."""
+def routes(service: Backend, access: Access | None = None, lifespan: Lifespan | None = None) -> FastAPI:
+    """The HTTP application over one index.
+
+    Args:
+        service: Answers the requests.
+        access: Who may call which routes. None: everyone may read, and no one may write or administrate.
+        lifespan: A context manager that is entered while the application runs. None: there is none.
+    """
     access = access or Access()
     guard = Guard(access, service.metrics.refused)
 
@@ -105,7 +134,7 @@ def routes(service: Backend, access: Access | None = None) -> FastAPI:
     async def anyone() -> Backend:
         return service
 
-    app = _application(service.metrics, access, "Late-interaction search over an index.")
+    app = _application(service.metrics, access, "Late-interaction search over an index.", lifespan)
     router = APIRouter()
     _add_live(router)
     _add_index(router, requiring, Depends(anyone))
@@ -158,11 +187,13 @@ def routes_of_many(indexes: Backends, access: Access | None = None) -> FastAPI:
     return app
 
 
-def _application(metrics: Metrics, access: Access, summary: str) -> FastAPI:
-    app = FastAPI(title="ray_lir", version=ray_lir.__version__, summary=summary, exception_handlers=HANDLERS)
+def _application(metrics: Metrics, access: Access, summary: str, lifespan: Lifespan | None = None) -> FastAPI:
+    app = FastAPI(title="ray_lir", version=ray_lir.__version__, summary=summary, exception_handlers=HANDLERS, lifespan=lifespan)
     app.add_middleware(BodyLimit)
     if access.origins:
-        app.add_middleware(CORSMiddleware, allow_origins=access.origins, allow_methods=("GET", "POST"), allow_headers=("*",))
+        app.add_middleware(
+            CORSMiddleware, allow_origins=access.origins, allow_methods=("GET", "POST", "PUT", "DELETE"), allow_headers=("*",)
+        )
     app.add_middleware(Observed, metrics=metrics)
     return app
 
@@ -170,6 +201,7 @@ def _application(metrics: Metrics, access: Access, summary: str) -> FastAPI:
 def _add_index(router: APIRouter, requiring: Requiring, healthy: Any) -> None:
     """Adds the routes and the page of an index. `healthy` is the dependency of its health checks."""
     _add_searches(router, requiring)
+    _add_writes(router, requiring)
     _add_facts(router, requiring)
     _add_health(router, healthy)
     for address, name in PAGES.items():
@@ -211,6 +243,55 @@ def _add_searches(router: APIRouter, requiring: Requiring) -> None:
     async def document(doc_id: search_api.DocId, service: Backend = reader) -> search_api.Document:
         """Return a document by its id. For ids that are not plain paths, such as `..`, use `GET /documents?id=ID`."""
         return await service.document(doc_id)
+
+
+def _add_writes(router: APIRouter, requiring: Requiring) -> None:
+    writer = requiring("write")
+    options: dict[str, Any] = {
+        "status_code": HTTPStatus.ACCEPTED,
+        "responses": declared(400, 401, 403, 404, 409, 413, 422, 429, 500, 503),
+        "response_model_exclude_none": True,
+    }
+
+    @router.post("/documents", **options)
+    async def write(request: writes_api.WriteRequest, key: IdempotencyKey = None, service: Backend = writer) -> writes_api.WriteResponse:
+        """Add and delete documents. The answer comes when the writes are durable; searches see them some seconds later."""
+        return await service.write(request, key)
+
+    @router.put("/documents", **options)
+    async def put_any_id(
+        id: search_api.DocId, document: NewDocument, key: IdempotencyKey = None, service: Backend = writer
+    ) -> writes_api.WriteResponse:
+        """Add or replace a document, with its id as a query parameter. Every id works, also `..` and `a/b?c`."""
+        return await service.write(_put(id, document), key)
+
+    @router.put("/documents/{doc_id:path}", **options)
+    async def put(
+        doc_id: search_api.DocId, document: NewDocument, key: IdempotencyKey = None, service: Backend = writer
+    ) -> writes_api.WriteResponse:
+        """Add or replace a document. For ids that are not plain paths, such as `..`, use `PUT /documents?id=ID`."""
+        return await service.write(_put(doc_id, document), key)
+
+    @router.delete("/documents", **options)
+    async def delete_any_id(id: search_api.DocId, key: IdempotencyKey = None, service: Backend = writer) -> writes_api.WriteResponse:
+        """Delete a document, with its id as a query parameter. An unknown id is no error."""
+        return await service.write(writes_api.WriteRequest(delete=[id]), key)
+
+    @router.delete("/documents/{doc_id:path}", **options)
+    async def delete(doc_id: search_api.DocId, key: IdempotencyKey = None, service: Backend = writer) -> writes_api.WriteResponse:
+        """Delete a document. An unknown id is no error."""
+        return await service.write(writes_api.WriteRequest(delete=[doc_id]), key)
+
+
+def _put(doc_id: str, document: dict[str, Any]) -> writes_api.WriteRequest:
+    """The request of `PUT /documents`. Raises InvalidDocument if the body has another id."""
+    for name in writes_api.ID_NAMES:
+        if name in document and str(document[name]) != doc_id:
+            raise InvalidDocument(
+                f"the body has the {name} {document[name]!r:.80}, and the address {doc_id!r:.80}; leave it out of the body"
+            )
+    fields = {name: value for name, value in document.items() if name not in writes_api.ID_NAMES}
+    return writes_api.WriteRequest(documents=[{"_id": doc_id, **fields}], partial=False)
 
 
 def _add_facts(router: APIRouter, requiring: Requiring) -> None:

@@ -15,7 +15,7 @@ from ray_lir.embeddings.truncation import Truncation
 from ray_lir.engines import read_tuning
 from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import QueryPlan
-from ray_lir.index.versions import read_version
+from ray_lir.index.versions import existing_version, read_version
 from ray_lir.search.searcher import Planner, open_planner
 
 from .batching import Batcher
@@ -96,6 +96,7 @@ class QueryEncoder(Replica["tuple[Encoder, Planner]"]):
         self.checkpoint = checkpoint
         self.verify = verify
         self.encoders: dict[str, Encoder] = {}
+        version = existing_version(root, version)
         self.versions = Versions(self._open, version)
         self._in_batches = Batcher(self._encode_queries, self._cost, MAX_BATCH_TOKENS, SMALL_BATCH_TOKENS)
         self.versions.open(version)

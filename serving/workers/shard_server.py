@@ -19,7 +19,7 @@ from ray_lir.index.filters import Filters
 from ray_lir.index.manifest import IndexManifest, ShardEntry
 from ray_lir.index.metadata_fields import SampledFields
 from ray_lir.index.shard_groups import split_shards
-from ray_lir.index.versions import read_version
+from ray_lir.index.versions import existing_version, read_version
 from ray_lir.kernels import select
 from ray_lir.search.explain import StageScores, TokenMatches, kept_out, match_tokens, shard_of, stage_scores
 from ray_lir.search.searcher import Planner, Searcher, matching, open_planner, open_shards, unknown_fields
@@ -129,6 +129,7 @@ class ShardServer(Replica[Searcher]):
         self.began: dict[int, float] = {}
         self.calls = 0
         self.seconds: dict[Hashable, float] = {}
+        version = existing_version(root, version)
         self.versions = Versions(self._open, version)
         self.versions.open(version)
 

@@ -24,6 +24,7 @@ class Served(NamedTuple):
         traffic_fraction: Fraction of the requests that the canary answers.
         by_canary: Whether the canary answers the request that carries this value.
         requested: Version that the request asks for; None if it leaves the choice to the service.
+        pinned: Whether an operator chose an older version or a canary, so that the service does not follow new versions.
     """
 
     change: int
@@ -33,6 +34,7 @@ class Served(NamedTuple):
     traffic_fraction: float = 0.0
     by_canary: bool = False
     requested: int | None = None
+    pinned: bool = False
 
     @property
     def answering(self) -> int:

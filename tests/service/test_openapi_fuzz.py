@@ -7,6 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 from starlette import testclient
 
+from serving.handlers.writes import WriteOptions
 from serving.http.access import Access, read_tokens
 from serving.http.routes import routes
 from tests.support.local_service import local_service
@@ -21,6 +22,11 @@ WITH_PARAMETERS = (
     "POST /explain",
     "GET /documents",
     "GET /documents/{doc_id}",
+    "POST /documents",
+    "PUT /documents",
+    "PUT /documents/{doc_id}",
+    "DELETE /documents",
+    "DELETE /documents/{doc_id}",
     "POST /admin/index",
 )
 WITHOUT = ("GET /index", "GET /health", "GET /health/live", "GET /health/ready")
@@ -37,7 +43,7 @@ ADMIN = "admin-0123456789abcdef"
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     folder = tmp_path_factory.mktemp("fuzzed")
-    service, _ = local_service(make_index(folder, num_docs=60, num_shards=2), 2)
+    service, _ = local_service(make_index(folder, num_docs=60, num_shards=2), 2, writes=WriteOptions())
     (folder / "tokens.yaml").write_text(f"admin: [{ADMIN}]\n")
     access = Access(grants=read_tokens(str(folder / "tokens.yaml")))
     with TestClient(routes(service, access), headers={"Authorization": f"Bearer {ADMIN}"}) as client:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ray_lir.base.errors import ShardUnavailable
+from serving.handlers.writes import WriteOptions
 from serving.metrics import Metrics
 from serving.service import Service
-from serving.transport.protocol import ENCODER
+from serving.transport.protocol import ENCODER, WRITER
 from serving.workers.query_encoder import QueryEncoder
 from serving.workers.shard_server import ShardServer
+from serving.workers.writer import Writer
 
 
 class LocalTransport:
@@ -43,14 +45,21 @@ class LocalTransport:
 
 
 def local_service(
-    index: Path | str, num_groups: int = 4, version: int = 1, max_requests: int = 64, cache: str | None = None
+    index: Path | str,
+    num_groups: int = 4,
+    version: int = 1,
+    max_requests: int = 64,
+    cache: str | None = None,
+    writes: WriteOptions | None = None,
 ) -> tuple[Service, LocalTransport]:
     names = [f"ShardGroup-{group}" for group in range(num_groups)]
     deployments: dict[str, Any] = {ENCODER: QueryEncoder(str(index), version, None, True)}
     for group, name in enumerate(names):
         deployments[name] = ShardServer(str(index), version, group, num_groups, 1.0, True, cache)
+    if writes is not None:
+        deployments[WRITER] = Writer(str(index), None)
     calls = LocalTransport(deployments)
-    return Service(str(index), version, names, calls, 30.0, max_requests, Metrics()), calls
+    return Service(str(index), version, names, calls, 30.0, max_requests, Metrics(), writes), calls
 
 
 def raising(error: Exception, method: str | None = None) -> Callable[[str], Any]:
