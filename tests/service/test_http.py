@@ -55,8 +55,8 @@ def client(error: Exception = PASSED_ON) -> TestClient:
     [
         (
             {"query": "x", "topk": 3},
-            "unknown field topk; the fields are query, queries, k, engine, quality, params, filters, include, deadline_ms, min_coverage, "
-            "explain, highlight",
+            "unknown field topk; the fields are query, queries, k, engine, quality, params, filters, version, include, "
+            "deadline_ms, min_coverage, explain, highlight",
         ),
         ({}, "give either query or queries"),
         ({"query": "x", "queries": ["y"]}, "give either query or queries"),
