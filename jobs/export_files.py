@@ -43,7 +43,7 @@ NAMESPACE = uuid.UUID("5f0c6f2e-4c0b-5b0e-9a53-6f5d8f6f0b57")
 VECTOR = "colbert"
 """Name of the vector in Qdrant."""
 RELATION = "relation.safetensors"
-"""File of the relation encoder of scorer trial (embeddings/relation.py)."""
+"""File of a scorer's relation encoder (embeddings/relation.py)."""
 
 
 def export(job: "ExportJob") -> dict[str, Any]:

@@ -49,7 +49,7 @@ class EmbeddingsManifest(TruncationFields):
     config: dict[str, Any] = Field(default_factory=dict)
     """The configuration of the job. Running the job again with another configuration is refused."""
     relation: FileEntry | None = later_field(None)
-    """The file that the scorer needs in search beside the vectors (`scorer_file`). The format has its name from TRIAL."""
+    """The file that the scorer needs in search beside the vectors (`scorer_file`). The name comes from the first scorer with one."""
 
     @property
     def scorer_file(self) -> FileEntry | None:

@@ -1,4 +1,4 @@
-"""Relation: TRIAL's relation encoder as NumPy arrays, so that search needs no torch (docs/algorithms.md#51-score).
+"""Relation: a scorer's relation encoder as NumPy arrays, so that search needs no torch (docs/algorithms.md#51-score).
 
 Rel(previous, current) = outer(Mish(norm(inner [previous ; current]))), for unit vectors of D dimensions.
 """

@@ -137,7 +137,7 @@ class IndexManifest(TruncationFields):
     unit_norms: bool = later_field(True)
     """Whether all token vectors have about unit length; if not, engines use norms to find candidates."""
     relation: FileEntry | None = later_field(None)
-    """The file that the scorer needs in search beside the vectors (`scorer_file`). The format has its name from TRIAL."""
+    """The file that the scorer needs in search beside the vectors (`scorer_file`). The name comes from the first scorer with one."""
     lexical: LexicalIndex | None = later_field(None)
     """None for an index without lexical postings."""
     shards: tuple[ShardEntry, ...]

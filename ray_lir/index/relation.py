@@ -1,4 +1,4 @@
-"""TRIAL's relation encoder in the form that search evaluates: factored, and rotated like the codec's vectors.
+"""The relation encoder of a scorer in the form that search evaluates: factored, and rotated like the codec's vectors.
 
 The hidden layer of two document tokens p and j depends on the sum of one vector of p and one of j; the rest depends on the query alone:
 relation_weight * R_i . Rel(p, j) = products_i . Mish(norm(before p + after j)) + constants_i.

@@ -2,7 +2,7 @@
 
 Bucket weights are rounded to 7 bits, query tokens to 8 and centroids to 15; products are summed in integers, and tables of centroid scores
 are float16. A token's score is within about 1e-3 of the reference. It is the same to the bit on every instruction set, for every batch and
-every shard. TRIAL's relations are computed in 16-bit integers and are within about 1% of their standard deviation.
+every shard. Relations are computed in 16-bit integers and are within about 1% of their standard deviation.
 """
 
 import logging
@@ -256,7 +256,7 @@ class _NativeKernels:
 @derived
 @one_blas_thread()
 def relation_encoder(codec: ResidualCodec) -> tuple[Any, np.ndarray]:
-    """Return TRIAL's relation encoder in fixed-point numbers, and the halves of the hidden layer of every centroid.
+    """Return the relation encoder in fixed-point numbers, and the halves of the hidden layer of every centroid.
 
     Returns:
         The compiled module's RelationEncoder, and [C, 2 D rounded up] int16: a centroid as the first and as the second token of a pair.

@@ -167,7 +167,7 @@ class Kernels(Protocol):
         codec: ResidualCodec,
         documents: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Score documents with TRIAL from codes and residuals.
+        """Score documents with relations from codes and residuals.
 
         Query tokens are aligned one after another. Token i matches the document token j with the largest q_i . d_j + relation(p, j),
         where p is the match of token i - 1 (with `by_cosine`, its token of the largest cosine); ties go to the first token. The score

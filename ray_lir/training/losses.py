@@ -52,12 +52,12 @@ class Objective(nn.Module):
 
         Args:
             scores: One or more matrices [B, columns] of scores of the same pairs; their losses are averaged.
-            queries: The embedded queries, for the gate penalty.
+            queries: The embedded queries, for the penalty on their weights.
             targets: Positives, exclusions and the teacher's scores.
         """
         total = torch.stack([self._of(each, targets) for each in scores]).mean()
         if self._penalizes_query_weights and self._config.gate_weight:
-            total = total + self._config.gate_weight * gate_penalty(queries, self._config.gate_norm)
+            total = total + self._config.gate_weight * query_weight_penalty(queries, self._config.gate_norm)
         return total
 
     @property
@@ -126,7 +126,7 @@ def min_max(scores_BN: Tensor) -> Tensor:
     return (scores_BN - low) / (high - low + 1e-8)
 
 
-def gate_penalty(queries: EmbeddedTexts, norm: str) -> Tensor:
+def query_weight_penalty(queries: EmbeddedTexts, norm: str) -> Tensor:
     """Return the penalty on the weights of query tokens, a scalar; `norm` is l1 or frobenius.
 
     Source: docs/algorithms.md#9-where-sources-disagree

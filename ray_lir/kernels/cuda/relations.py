@@ -1,4 +1,4 @@
-"""TRIAL's score on the device: matrix products compute each token's part of relations, then one program per document aligns tokens.
+"""Scores with relations on the device: matrix products compute each token's part of relations, then one program per document aligns tokens.
 
 Source: docs/algorithms.md#54-exact-evaluation-in-fewer-steps.
 """

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ray_lir.base.config import TrainingConfig
 from ray_lir.scorers import xtr
 from ray_lir.scorers.batches import EmbeddedTexts
-from ray_lir.training.losses import MIN_TEMPERATURE, ContrastiveLoss, DistillationLoss, Objective, Targets, gate_penalty, min_max
+from ray_lir.training.losses import MIN_TEMPERATURE, ContrastiveLoss, DistillationLoss, Objective, Targets, min_max, query_weight_penalty
 from tests.support.golden_files import golden
 from tests.unit.scorers.test_xtr import golden_texts
 
@@ -91,13 +91,13 @@ def test_trial_losses_are_the_golden_ones():
     assert first.item() == pytest.approx(float(values["loss_ce_col0"]), abs=1e-10)
     weights = torch.from_numpy(values["w"])[None]
     query = EmbeddedTexts(torch.zeros(1, 6, 8), torch.ones(1, 6, dtype=torch.bool), weights)
-    assert gate_penalty(query, "l1").item() == pytest.approx(float(values["loss_reg_l1"]), abs=1e-10)
-    assert gate_penalty(query, "frobenius").item() == pytest.approx(float(values["loss_reg_frobenius"]), abs=1e-10)
+    assert query_weight_penalty(query, "l1").item() == pytest.approx(float(values["loss_reg_l1"]), abs=1e-10)
+    assert query_weight_penalty(query, "frobenius").item() == pytest.approx(float(values["loss_reg_frobenius"]), abs=1e-10)
 
 
 def test_gates_of_padding_have_no_penalty_and_other_scorers_have_none():
-    assert gate_penalty(QUERIES, "l1").item() == ((0 + 1 + 2) + 3) / 2
-    assert gate_penalty(QUERIES, "frobenius").item() == pytest.approx(math.sqrt(0 + 1 + 4 + 9))
+    assert query_weight_penalty(QUERIES, "l1").item() == ((0 + 1 + 2) + 3) / 2
+    assert query_weight_penalty(QUERIES, "frobenius").item() == pytest.approx(math.sqrt(0 + 1 + 4 + 9))
     plain, trial = (Objective(TrainingConfig(scorer=name, gate_weight=0.5)) for name in ("maxsim", "trial"))
     targets = Targets(OWN, NOTHING)
     difference = trial([SCORES], QUERIES, targets) - plain([SCORES], QUERIES, targets)
