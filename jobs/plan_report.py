@@ -176,7 +176,7 @@ def _search(job: "PlanJob", load: Load, found: Capacity) -> dict[str, Any]:
 
 
 def _gpu_search(job: "PlanJob", of: Collection) -> dict[str, Any]:
-    """Groups and cards of one replica on GPUs, and the least time of a pass, in which exact search reads every token once."""
+    """Groups and GPUs of one replica, and the least time of a pass, in which exact search reads every token once."""
     card = job.shard_gpus * job.gpu_memory_gb * GB
     fixed = GPU_RESERVED_BYTES + gpu_codec_bytes(of.num_centroids, of.dim)
     whole = gpu_collection_bytes(of)

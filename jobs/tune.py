@@ -136,7 +136,7 @@ def _first_words(seed: int, searcher: Searcher, num_documents: int) -> list[str]
 
 def _measure(queries: TokenEmbeddings, k: int, exact: list[np.ndarray], searcher: Searcher, params: EngineConfig) -> dict[str, Any]:
     """Recall of the exact engine's best k, and the median milliseconds of one query."""
-    answers = searcher.search(queries, k, params)  # makes what the engine computes once for an index, and reads the index into memory
+    answers = searcher.search(queries, k, params)  # computes values that the engine caches, and reads the index into memory
     seconds = time_each(lambda i: searcher.search(queries.slice(i, i + 1), k, params), range(len(queries)))
     recalls = [np.isin(best, answer.documents).mean() for best, answer in zip(exact, answers, strict=True) if len(best)]
     return {"params": params.model_dump(), "recall": float(np.mean(recalls)), "p50_ms": 1e3 * statistics.median(seconds)}

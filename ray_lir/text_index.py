@@ -299,7 +299,7 @@ class Index:
             The new version, its manifest, and the counts of added and replaced documents.
         Raises:
             ConfigError: A document is not usable; nothing has changed then.
-            Conflict: Another process published a change meanwhile; this one has changed nothing then.
+            Conflict: Another process published a change meanwhile; this call changed nothing.
         Example:
             >>> index.add([{"_id": "sun", "text": "The sun shines."}]).change.num_added
             1
@@ -323,7 +323,7 @@ class Index:
             The new version, its manifest, and the counts of deleted documents and unknown ids.
         Raises:
             ConfigError: `doc_ids` is not a list of ids.
-            Conflict: Another process published a change meanwhile; this one has changed nothing then.
+            Conflict: Another process published a change meanwhile; this call changed nothing.
         Example:
             >>> index.delete(["1", "moon"]).change.num_unknown
             1
@@ -340,7 +340,7 @@ class Index:
         Returns:
             The new version and its manifest; `changed` is False if there was nothing to compact.
         Raises:
-            Conflict: Another process published a change meanwhile; this one has changed nothing then.
+            Conflict: Another process published a change meanwhile; this call changed nothing.
         Example:
             >>> update = index.delete(["1"])
             >>> index.compact().changed

@@ -198,7 +198,7 @@ def _kernels_of(config: ServeConfig) -> str:
 
 
 def gpu_share(config: ServeConfig) -> GpuShare | None:
-    """Return what each replica of a shard group may use of a card; None if groups search on CPUs."""
+    """Return the part of a GPU for each replica of a shard group; None if groups search on CPUs."""
     return GpuShare(config.shard_gpus, config.gpu_memory_gb) if config.shard_gpus else None
 
 
@@ -256,9 +256,9 @@ def scaling(config: ServeConfig, calls: int) -> dict[str, Any]:
 
 
 def spread_over_cards(config: ServeConfig) -> dict[str, Any]:
-    """Options that put the replicas of a group on different cards.
+    """Options that put the replicas of a group on different GPUs.
 
-    Fractions above one half never share a card. Ray would put two smaller fractions on one card, so such replicas go to different machines.
+    Fractions above one half never share a GPU. Ray would put two smaller fractions on one GPU, so such replicas go to different machines.
     """
     shares = 0 < config.shard_gpus <= 0.5 and max(config.replicas, config.max_replicas or 0) > 1
     return {"max_replicas_per_node": 1} if shares else {}

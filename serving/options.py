@@ -48,12 +48,12 @@ class ServeConfig(Config):
     """CPUs reserved for each shard group. It computes with that many threads, at least one. The default is low so that the service
     starts on a small machine."""
     shard_gpus: float = Field(0, ge=0, le=1)
-    """GPUs reserved for each replica of a shard group: 1, or a fraction to share a card. The group then searches with `cuda` kernels."""
+    """GPUs reserved for each replica of a shard group: 1, or a fraction to share a GPU. The group then searches with `cuda` kernels."""
     kernels: str = "auto"
     """Kernels of the shard groups. auto: cuda with `shard_gpus`, otherwise the fastest set of the CPU. native and reference run on CPUs."""
     gpu_memory_gb: float | None = Field(None, gt=0)
-    """Memory of a card in GB (10^9 bytes). A group that needs more than its fraction of a card is refused. None: what the card
-    reports; without a card on the machine that starts the service, each replica checks its own."""
+    """Memory of a GPU in GB (10^9 bytes). A group that needs more than its fraction of a GPU is refused. None: what the GPU
+    reports; without a GPU on the machine that starts the service, each replica checks its own."""
     max_ongoing_requests: int = Field(64, ge=1)
     """Concurrent Ray Serve calls of a replica; further calls wait."""
     max_requests: int = Field(64, ge=1)

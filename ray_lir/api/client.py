@@ -138,7 +138,7 @@ class Client:
         return self._send(INDEX)
 
     def indexes(self) -> IndexList:
-        """Return the name and state of each index of a service of several that the token may use."""
+        """Return name and state of each index that the token may use. The service must have several indexes."""
         return self._send(_indexes(self._settings[0]))
 
     def health(self) -> Health:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class UpdateIdentity(Config):
-    """What an update does. Updates with equal identities make equal versions of the same parent."""
+    """Identity of an update. Updates with equal identities make equal versions of the same parent."""
 
     kind: Literal["update"] = "update"
     add: str | None
@@ -35,7 +35,7 @@ class UpdateIdentity(Config):
 
 
 class CompactionIdentity(Config):
-    """What a compaction does."""
+    """Identity of a compaction."""
 
     kind: Literal["compact"] = "compact"
     num_shards: int | None
@@ -92,7 +92,7 @@ def workspace_of(index: str, number: int, parent: IndexManifest, change: ChangeI
         index: Folder or URL of the index.
         number: Version that is changed.
         parent: Its manifest.
-        change: What the change does.
+        change: Identity of the change.
     """
     key = digest({"change": change.model_dump(), "parent": manifest_digest(parent)})[:16]
     return Workspace(storage.join(index, WORKSPACES, f"version-{number + 1:05d}-{key}"))
@@ -131,7 +131,7 @@ def overtaken_by(index: str, parent: int, change: ChangeIdentity) -> IndexManife
     Args:
         index: Folder or URL of the index.
         parent: Version that the change started from.
-        change: What the change does.
+        change: Identity of the change.
     Raises:
         Conflict: A different change was published.
     """
@@ -145,7 +145,7 @@ def overtaken_by(index: str, parent: int, change: ChangeIdentity) -> IndexManife
 
 
 def _finish(index: str, manifest: IndexManifest, provenance: dict[str, Any]) -> None:
-    """Write what follows a version's manifest: its tuning, provenance and LATEST. Then remove its workspace."""
+    """Write the files that follow a version's manifest: its tuning, provenance and LATEST. Then remove its workspace."""
     number = change_in(manifest).parent + 1
     old, new = (storage.join(index, "versions", str(version)) for version in (number - 1, number))
     if storage.exists(storage.join(old, TUNING)):

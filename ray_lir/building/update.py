@@ -94,7 +94,7 @@ def update_index(
             None: the position of the version before stays.
         map: Where the steps run: threads of this process, plain `map`, or distributed.ray_map. The bytes are the same.
     Returns:
-        The latest version and what the update did.
+        The latest version and the counts of the update.
     Raises:
         ConfigError: There is nothing to do, or the added documents do not fit the index, or lack texts or a contract. Nothing has changed.
         Conflict: Another change of the index was published meanwhile. This one has changed nothing.

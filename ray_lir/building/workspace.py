@@ -1,4 +1,4 @@
-"""What the steps of a build share: its inputs and settings (`Build`), and the scratch folder where each step saves arrays for the next."""
+"""Shared by the steps of a build: its inputs and settings (`Build`), and the scratch folder where each step saves arrays for the next."""
 
 import json
 from collections.abc import Callable

@@ -41,7 +41,7 @@ def ray_map(
         function: Applied to each item; must be picklable.
         items: Read as tasks are submitted.
         num_cpus: CPUs that Ray reserves for each task.
-        num_gpus: GPUs that Ray reserves for each task; a fraction lets tasks share a card.
+        num_gpus: GPUs that Ray reserves for each task; a fraction lets tasks share a GPU.
         kernels: Kernel set that `auto` means in the tasks, such as cuda. Empty: as in any other process.
         in_flight: Tasks that are submitted but not yet yielded, at most. None: twice as many as the cluster runs at once.
 

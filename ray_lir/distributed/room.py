@@ -43,14 +43,14 @@ class Demand:
 
 
 def check_room(demands: Sequence[Demand], fix: str) -> None:
-    """Check that the cluster can run all demands at once. If it cannot yet but can grow, log what it waits for.
+    """Check that the cluster can run all demands at once. If it is too small but can grow, log the missing resources.
 
     Args:
         demands: Processes that must run at the same time.
         fix: End of the error message: which settings to change.
 
     Raises:
-        ConfigError: It cannot; the message names what is missing.
+        ConfigError: The cluster is too small and cannot grow; the message names the missing resources.
     """
     problem = what_is_missing(demands, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     if problem is None:
@@ -141,7 +141,7 @@ def check_room_before_start(demands: Sequence[Demand], fix: str, free_gpus: bool
         free_gpus: Whether GPUs that other processes hold are missing, too.
 
     Raises:
-        ConfigError: The demands do not fit; the message names what is missing.
+        ConfigError: The demands do not fit; the message names the missing resources.
     """
 
     def check() -> None:

@@ -119,7 +119,7 @@ class IndexSource:
         return Searcher(planner, open_shards(folder, manifest, entries), select(self.kernels))
 
     def open_planner(self) -> Planner:
-        """Open only what query plans are made from."""
+        """Open only the data for query plans."""
         manifest = read_version(self.root, self.version)
         return open_planner(self._folder(manifest, ()), manifest, kernels=self.kernels)
 
@@ -271,7 +271,7 @@ def _opened(source: IndexSource) -> Searcher:
 def _search_pools(
     task: Task, num_blocks: int, source: IndexSource, contract: EncoderContract, encoder: EncoderConfig, workers: SearchWorkers
 ) -> Iterator[Callable[[frozenset[int]], list[Pool]]]:
-    """Start the groups of shards, if any, and yield the pools of workers by the blocks that are done."""
+    """Start the groups of shards, if any, and yield a function from finished blocks to worker pools."""
     pool = make_pool(workers, encoder)
     groups = num_groups(workers, source.root, read_version(source.root, source.version))
     encoder = encoder.model_copy(update={"device": torch_device(pool.gpus)})

@@ -21,7 +21,7 @@ class TaskWorkers(Config):
     """The tasks of a build."""
 
     gpus_per_worker: float | None = Field(None, gt=0, le=1)
-    """GPUs that Ray reserves for each task, which then computes on the GPU; a fraction lets tasks share a card. None: tasks compute on
+    """GPUs that Ray reserves for each task, which then computes on the GPU; a fraction lets tasks share a GPU. None: tasks compute on
     CPUs."""
 
 

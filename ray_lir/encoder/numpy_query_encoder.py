@@ -182,7 +182,7 @@ def _projections(folders: Sequence[Path], weights: Weights) -> Iterator[str]:
 
 
 def _digest(weights: Weights, num_projections: int) -> str:
-    """Return what `weights_digest` of encoder.py returns for the same network."""
+    """Return `weights_digest` of encoder.py for the same network."""
     sha = hashlib.sha256(b"Identity False;" * num_projections)
     for name, tensor in sorted(weights.items()):
         sha.update(f"{name} {list(tensor.shape)} torch.float32;".encode())

@@ -44,7 +44,7 @@ class ResidualCodec(ShortRepr):
         token_offsets: [V + 1] int64, the first centroid of each vocabulary id; None without token-aware clustering.
         mean_norm: Mean norm of the vectors that the codec was trained on; exactly 1 if all were about unit vectors. Centroids and residuals
             describe directions; a token's norm is a factor of its two scales.
-        scorer_data: What the scorer prepared from its own file for these rotated vectors (engines/scoring); None if it has no file.
+        scorer_data: Data that the scorer prepared from its own file for these rotated vectors (engines/scoring); None if it has no file.
     """
 
     centroids: np.ndarray
@@ -134,7 +134,7 @@ def load_codec(url: str) -> ResidualCodec:
     """Read a file of `ResidualCodec.to_bytes`.
 
     Raises:
-        FormatError: It is something else, or its arrays do not fit together.
+        FormatError: The file is not a codec, or its arrays have inconsistent shapes.
     """
     try:
         arrays = load(storage.read_bytes(url))

@@ -1,4 +1,4 @@
-"""FAISS on a GPU. The package faiss-gpu replaces faiss-cpu and sees the cards that this process may use."""
+"""FAISS on a GPU. The package faiss-gpu replaces faiss-cpu and sees the GPUs that this process may use."""
 
 from dataclasses import dataclass
 from threading import Lock

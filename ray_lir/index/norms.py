@@ -1,8 +1,8 @@
 """Norms of token vectors: rows of zeros, and vectors that do not have unit length.
 
 A codec compresses directions. A token's norm is a factor of its two scales, so decoded tokens have the norm of the original vectors, and
-exact scores are dot products with them. Engines that find candidates by centroids need norms too. `norm_codes` therefore numbers the pairs
-of centroid and norm in a shard: kernels that look up one score a code then score directions times norms.
+exact scores are dot products with them. Engines that find candidates by centroids need norms too. `norm_codes` therefore numbers the
+pairs of centroid and norm in a shard. Kernels look up one score for each number, which is the score of a direction times a norm.
 
 T tokens, D dimensions, C centroids, L lanes of a table of centroid scores.
 """

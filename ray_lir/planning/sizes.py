@@ -13,7 +13,7 @@ from ray_lir.index.manifest import IndexManifest, ShardEntry
 from ray_lir.index.shard_groups import split_shards
 
 GPU_RESERVED_BYTES = 1 << 30
-"""Bytes of a card that each process needs beside the index: the CUDA context, compiled programs and temporary results."""
+"""Bytes of GPU memory that each process needs beside the index: the CUDA context, compiled programs and temporary results."""
 QUERIES_PER_PASS = 64
 """Queries that GPU kernels score in one pass, at most."""
 

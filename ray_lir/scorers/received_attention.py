@@ -39,7 +39,7 @@ class LastAttention(ShortRepr):
     attended: Tensor
 
     def column_mean(self) -> Tensor:
-        """Return what each token receives from the attended tokens, averaged over them and over the heads, [B, L]; rows sum to 1."""
+        """Return the attention that each token receives, averaged over attended tokens and heads, [B, L]; rows sum to 1."""
         received = torch.zeros_like(self.attended, dtype=self._dtype)
         for start in range(0, self.query.shape[2], ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
@@ -47,7 +47,7 @@ class LastAttention(ShortRepr):
         return received / (self.query.shape[1] * self.attended.sum(1, keepdim=True))
 
     def first_row(self) -> Tensor:
-        """Return what each token receives from the first token, averaged over the heads, [B, L]; rows sum to 1."""
+        """Return the attention that each token receives from the first token, averaged over the heads, [B, L]; rows sum to 1."""
         return self._probabilities(slice(0, 1)).mean(1)[:, 0]
 
     @property
@@ -83,13 +83,13 @@ class RunAttention(ShortRepr):
     scale: float
 
     def column_mean(self) -> Tensor:
-        """Return what `LastAttention.column_mean` returns, [B, L] in float32 or wider."""
+        """Return `LastAttention.column_mean`, [B, L] in float32 or wider."""
         starts = range(0, self.query.shape[2], ROWS_AT_ONCE)
         received = sum((self._summed(slice(start, start + ROWS_AT_ONCE)) for start in starts), self.query.new_zeros(()))
         return received / (self.query.shape[1] * self.query.shape[2])
 
     def first_row(self) -> Tensor:
-        """Return what `LastAttention.first_row` returns, [B, L] in float32 or wider."""
+        """Return `LastAttention.first_row`, [B, L] in float32 or wider."""
         return self._summed(slice(0, 1)) / self.query.shape[1]
 
     def _summed(self, rows: slice) -> Tensor:
@@ -113,11 +113,11 @@ class UnpaddedAttention(ShortRepr):
     attended: Tensor
 
     def column_mean(self) -> Tensor:
-        """Return what `LastAttention.column_mean` returns."""
+        """Return `LastAttention.column_mean`."""
         return self._padded([run.column_mean() for run in self.runs])
 
     def first_row(self) -> Tensor:
-        """Return what `LastAttention.first_row` returns."""
+        """Return `LastAttention.first_row`."""
         return self._padded([run.first_row() for run in self.runs])
 
     def _padded(self, received: list[Tensor]) -> Tensor:

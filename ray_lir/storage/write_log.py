@@ -219,7 +219,7 @@ class WriteLog:
             return len(positions)
 
     def _look(self) -> None:
-        """Read what is new in the log. Afterwards `last` is its last position."""
+        """Read the new entries of the log. Afterwards `last` is its last position."""
         start = self._clock()
         published, known = self._published(), self.last if self._looked_at is not None else 0
         positions = _positions(self.root)

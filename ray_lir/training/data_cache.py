@@ -126,7 +126,7 @@ def _make(entry: Path, write: Callable[[Path], TrainingDataManifest]) -> Trainin
 
 
 def _clear(entry: Path) -> None:
-    """Remove what an entry holds; the folder itself stays, because other processes may wait for its lock."""
+    """Remove the files of an entry; the folder itself stays, because other processes may wait for its lock."""
     storage.make_folder(entry)
     for path in entry.iterdir():
         storage.remove(str(path))

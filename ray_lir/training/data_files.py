@@ -30,7 +30,7 @@ class ArrowFile:
 
     def __init__(self, path: Path, schema: pa.Schema):
         """Args:
-        path: Where the file goes; its folder exists.
+        path: Path of the new file; its folder exists.
         schema: Columns of the file.
         """
         self._schema = schema
@@ -62,7 +62,7 @@ class TextFile(ArrowFile):
 
     def __init__(self, path: Path):
         """Args:
-        path: Where the file goes; its folder exists.
+        path: Path of the new file; its folder exists.
         """
         super().__init__(path, TEXT)
         self._block: list[str] = []
@@ -106,7 +106,7 @@ class ListFile(ArrowFile):
 
     def __init__(self, path: Path, has_scores: bool):
         """Args:
-        path: Where the file goes; its folder exists.
+        path: Path of the new file; its folder exists.
         has_scores: Whether each list comes with scores.
         """
         scores = [("scores", pa.list_(pa.float64()))] if has_scores else []
@@ -231,7 +231,7 @@ def reorder_texts(texts: Texts, path: Path, order: np.ndarray) -> None:
 
     Args:
         texts: N texts.
-        path: Where the file goes.
+        path: Path of the new file.
         order: [M] numbers of the texts to write, first to last.
     """
     with TextFile(path) as file:
@@ -245,7 +245,7 @@ def renumber_lists(lists: pa.ChunkedArray, scores: pa.ChunkedArray | None, path:
     Args:
         lists: Rows of document numbers.
         scores: Rows of scores, which are copied; None without scores.
-        path: Where the file goes.
+        path: Path of the new file.
         numbers: [D] the new number of each document.
     """
     with ListFile(path, scores is not None) as file:

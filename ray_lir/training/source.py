@@ -103,7 +103,7 @@ def write_training_data(source: TrainingSource, files: SourceFiles, folder: Path
 
 
 def load_dev_set(source: TrainingSource) -> DevSet | None:
-    """Return what the encoder is evaluated on, or None without a development split.
+    """Return the set that evaluates the encoder; None without a development split.
 
     Raises:
         ConfigError: There is no such collection or split, or the corpus holds no judged document.

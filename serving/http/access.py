@@ -1,4 +1,4 @@
-"""Access control: bearer tokens and what each allows. Processes hold and exchange digests of tokens, never the tokens themselves."""
+"""Access control: bearer tokens and their permissions. Processes hold and exchange digests of tokens, never the tokens themselves."""
 
 import hashlib
 import hmac
@@ -28,7 +28,7 @@ Credentials = Annotated[
 
 
 class Grant(Config):
-    """What a token allows.
+    """The permissions of a token.
 
     Attributes:
         role: read; write, which may also read; or admin, which may do everything.
@@ -45,8 +45,7 @@ class Access(Config):
     """Who may call which routes.
 
     Attributes:
-        grants: What a token allows, by the sha256 (hex) of the token. Empty: everyone may read, and no one may write or
-            administrate.
+        grants: Permissions, by the sha256 (hex) of the token. Empty: everyone may read, and no one may write or administrate.
         origins: Web origins with pages that may call the service, such as https://search.example.org.
     """
 
@@ -63,7 +62,7 @@ class _Limited(Config):
 
 
 def read_tokens(path: str) -> dict[str, Grant]:
-    """Return what each token of a token file allows, by the sha256 (hex) of the token.
+    """Return the permissions of each token of a token file, by the sha256 (hex) of the token.
 
     The file is YAML with lists of tokens under `read`, `write` and `admin`; each list is optional. An entry is a token, or a mapping with
     `token`, and `indexes`, `requests_per_second` or both.
@@ -132,7 +131,7 @@ class Guard:
         }
 
     def check(self, role: Role, credentials: HTTPAuthorizationCredentials | None, index: str | None = None) -> Grant:
-        """Return what the token of a request allows.
+        """Return the permissions of a request's token.
 
         Args:
             role: Role that the route requires.

@@ -28,7 +28,7 @@ PAGES = {"/": "index.html", **{f"/ui/{file.name}": file.name for file in sorted(
 
 
 class Backend(Protocol):
-    """What the routes call: `Service`, or an object with the same methods."""
+    """Interface of the routes: `Service`, or an object with the same methods."""
 
     metrics: Metrics
 

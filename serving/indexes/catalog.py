@@ -26,7 +26,7 @@ class Catalog:
         """Check that the names are valid and that there is at least one index.
 
         Raises:
-            ConfigError: They are not, or there is none.
+            ConfigError: A name is invalid, or the catalog is empty.
         """
         if isinstance(self.source, str):
             if storage.exists(storage.join(self.source, LATEST)):

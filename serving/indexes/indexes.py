@@ -47,7 +47,7 @@ class OpenIndex:
 class Indexes:
     """The indexes of a service.
 
-    A closed index keeps its versions: when it is opened again, it serves what it served before, or the latest version if that has been
+    A closed index keeps its served versions. When it is opened again, it serves the same versions, or the latest if they have been
     removed. An index that cannot be opened fails alone.
 
     Args:

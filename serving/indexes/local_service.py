@@ -63,7 +63,7 @@ class LocalService(Service):
         root: Folder or URL of the index.
         served: Versions to serve.
         workers: The query encoder and the shard group.
-        shared: What the indexes of the process share.
+        shared: State that the indexes of the process share.
     """
 
     def __init__(self, name: str, root: str, served: Served, workers: "tuple[QueryEncoder, ShardServer]", shared: "LocalServices"):

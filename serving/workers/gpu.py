@@ -19,18 +19,18 @@ WARM_UP_QUERIES = (1, 8)
 
 @dataclass(frozen=True)
 class GpuShare:
-    """What a replica may use of a card.
+    """The part of a GPU that a replica may use.
 
     Attributes:
-        fraction: Fraction of the card that Ray reserved.
-        memory_gb: Memory of the whole card in GB (10^9 bytes). None: what the card reports.
+        fraction: Fraction of the GPU that Ray reserved.
+        memory_gb: Memory of the whole GPU in GB (10^9 bytes). None: the memory that the GPU reports.
     """
 
     fraction: float
     memory_gb: float | None = None
 
     def check_fits(self, manifest: IndexManifest, num_groups: int) -> None:
-        """Check that each group fits into this part of the card; without a card, everything fits.
+        """Check that each group fits into this part of the GPU; without a GPU, everything fits.
 
         Args:
             manifest: Manifest of the index version.

@@ -1,4 +1,4 @@
-"""Replica: what every worker of the service offers beside its own calls."""
+"""Replica: calls that every worker of the service offers."""
 
 from collections.abc import Coroutine
 from typing import Any, Generic, TypeVar

@@ -89,13 +89,13 @@ class ShardServer(Replica[Searcher]):
         verify: Read every file and compare its digest when a version is opened.
         cache: Folder for copies of the shards if the index is on an object store.
         kernels: Name of the kernels that score.
-        gpu: The part of a card that Ray reserved, for `cuda` kernels. Concurrent searches are then merged into one pass over the shards, up
+        gpu: The part of a GPU that Ray reserved, for `cuda` kernels. Concurrent searches are then merged into one pass over the shards, up
             to `queries_together` queries of the kernels. None: the group searches on the CPU.
         pool: Threads that it shares with other groups of its process. None: threads of its own.
 
     Raises:
         FormatError: A file is missing, truncated or (with verify) altered.
-        ConfigError: The group does not fit into its part of the card.
+        ConfigError: The group does not fit into its part of the GPU.
         KernelUnavailable: There is no GPU.
     """
 

@@ -165,7 +165,7 @@ def _refused(rows: Sequence[bytes], encoder: "Encoder") -> list[dict[str, str]]:
 
 @contextmanager
 def _scratch_folder(index: str) -> Iterator[str]:
-    """Yield an empty folder on a disk. What a killed writer left in a local index's folder is removed."""
+    """Yield an empty folder on a disk. Files of a killed writer in a local index's folder are removed."""
     if not storage.is_local(index):
         with tempfile.TemporaryDirectory(prefix="ray_lir-") as folder:
             yield folder
