@@ -51,7 +51,7 @@ from .options import ONE_INDEX, SEVERAL_INDEXES, ServeConfig
 from .workers.gpu import GpuShare
 from .workers.query_encoder import QueryEncoder
 from .workers.shard_server import ShardServer
-from .workers.writer import Writer
+from .workers.writer import MaintenanceOptions, Writer
 
 DEFAULT_GROUPS = 4
 ROOM_FIX = "lower these settings, replicas or num_groups, or add a machine"
@@ -344,7 +344,8 @@ def _writer(config: ServeConfig, options: dict[str, Any]) -> Application | None:
     if not config.writes:
         return None
     resources = {"num_cpus": config.writer_cpus, "num_gpus": config.writer_gpus}
-    return serve.deployment(ray_actor_options=resources, **options)(Writer).bind(config.index, config.encoder)
+    maintenance = MaintenanceOptions(config.max_deltas, config.compact_fraction, config.keep_versions)
+    return serve.deployment(ray_actor_options=resources, **options)(Writer).bind(config.index, config.encoder, maintenance)
 
 
 def write_options(config: ServeConfig, version: int) -> WriteOptions | None:

@@ -78,6 +78,12 @@ class ServeConfig(Config):
     """With `writes`: seconds within which searches should see a write."""
     max_unpublished: int = Field(10_000, ge=1)
     """With `writes`: documents and deletions that may wait for publication; further writes get status 429."""
+    max_deltas: int = Field(8, ge=1)
+    """With `writes`: delta shards above which the writer merges shards in the background."""
+    compact_fraction: float = Field(0.2, gt=0, le=1)
+    """With `writes`: fraction of deleted documents or of delta shards above which the writer merges all shards."""
+    keep_versions: int = Field(10, ge=2)
+    """With `writes`: number of newest versions of the index that the writer keeps."""
     writer_cpus: float = Field(0.5, ge=0)
     """With `writes`: CPUs reserved for the writer, which encodes documents. It computes with that many threads, at least one."""
     writer_gpus: float = Field(0, ge=0)

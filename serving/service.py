@@ -75,7 +75,7 @@ class Service:
         self.writes: Writes | None = None
         if writes is not None:
             self.versions.served = self.versions.served._replace(pinned=writes.pinned)
-            self.writes = Writes(root, transport, writes, metrics, self._follow)
+            self.writes = Writes(root, transport, writes, metrics, self._follow, lambda: self.versions.served.reachable)
 
     @asynccontextmanager
     async def running(self, _: object = None) -> AsyncIterator[None]:

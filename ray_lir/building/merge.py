@@ -38,6 +38,7 @@ class Merge:
         workspace: Scratch folder of the merge.
         lexical: Whether the new shards get lexical postings. They are made from the texts again.
         stemmer: Language of their stemmer; None for no stemming.
+        prefix: Prefix of the names of the new shards.
     """
 
     index: str
@@ -47,6 +48,7 @@ class Merge:
     workspace: Workspace
     lexical: bool = False
     stemmer: str | None = None
+    prefix: str = SHARD
 
 
 def merge_shards(merge: Merge, map: Map, records: list[dict[str, Any]]) -> tuple[ShardEntry, ...]:
@@ -104,7 +106,7 @@ def _live(index: str, shard: ShardEntry) -> tuple[np.ndarray, np.ndarray, np.nda
 def _merge_shard(merge: Merge, bounds: list[int], number: int) -> ShardEntry:
     first, end = bounds[number], bounds[number + 1]
     write = partial(_write_shard, merge, first, end)
-    prefix = f"{SHARD}{number:05d}-{merge.version:05d}"  # so that files of the new version never have the name of an old file
+    prefix = f"{merge.prefix}{number:05d}-{merge.version:05d}"  # so that files of the new version never have the name of an old file
     return publish_shard(merge.workspace, merge.index, f"shards/{number:05d}.json", prefix, first, end - first, write)
 
 

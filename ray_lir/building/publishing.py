@@ -3,6 +3,7 @@
 import logging
 import platform
 import re
+from collections.abc import Collection
 from typing import Any, Literal
 
 import numpy as np
@@ -169,10 +170,15 @@ def _set_latest(index: str, number: int) -> None:
         storage.write_bytes(storage.join(index, LATEST), f"{number}\n".encode())
 
 
-def remove_versions(index: str, keep: int) -> dict[str, Any]:
+def remove_versions(index: str, keep: int, needed: Collection[int] = ()) -> dict[str, Any]:
     """Remove all but the newest `keep` versions, and the files that no remaining version lists.
 
     Versions are removed first. The names of the files to remove are saved before, so the next run finishes a run that was killed.
+
+    Args:
+        index: Folder or URL of the index.
+        keep: Number of newest versions to keep.
+        needed: Older versions to keep, too.
 
     Returns:
         The removed versions as `versions_removed`, and the number of other removed folders and files as `removed`.
@@ -184,8 +190,10 @@ def remove_versions(index: str, keep: int) -> dict[str, Any]:
         raise ConfigError(f"keep is {keep}, but at least the latest version has to stay; give 1 or more")
     check_index_links(index)
     numbers = [number for number in version_numbers(index) if number <= latest_version(index)]
-    old = numbers[:-keep]
-    listed_by(index, numbers[-keep:])  # raises before anything is removed if a remaining version is damaged
+    old = [number for number in numbers[:-keep] if number not in needed]
+    listed_by(
+        index, [number for number in numbers if number not in old]
+    )  # raises before anything is removed if a remaining version is damaged
     workspace = Workspace(storage.join(index, WORKSPACES))
     unused = _read_garbage(workspace)
     unused |= {name for number in old for name in _listed(index, number)}

@@ -14,8 +14,9 @@ Deleted documents stay in these files. The version's tombstones list their numbe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -155,7 +156,7 @@ class IndexShard(ShortRepr):
         return starts + np.arange(offsets[-1]), offsets
 
 
-def open_shard(root: str, entry: ShardEntry, manifest: IndexManifest, verify: bool = False) -> IndexShard:
+def open_shard(root: str, entry: ShardEntry, manifest: IndexManifest, verify: bool = False, opened: IndexShard | None = None) -> IndexShard:
     """Map a shard into memory after checking its files.
 
     Sizes, types and shapes are checked, and every number that indexes another array, because kernels do not check them. This reads
@@ -166,9 +167,14 @@ def open_shard(root: str, entry: ShardEntry, manifest: IndexManifest, verify: bo
         entry: The shard's entry in the manifest.
         manifest: The manifest of the index.
         verify: Check the files' digests too.
+        opened: The same shard, opened for another version: only its tombstones are read. None: it is not open.
     Raises:
         FormatError: A file is missing, cut or altered, or the files do not fit together.
     """
+    if opened is not None:
+        if entry.tombstones:
+            check_file(root, entry.tombstones, content=verify)
+        return _with_deleted(opened, entry.first_document, read_deleted(root, entry) if entry.tombstones else None)
     for file in files_of(entry):
         check_file(root, file, content=verify)
     folder = Path(root) / entry.name
@@ -186,6 +192,20 @@ def open_shard(root: str, entry: ShardEntry, manifest: IndexManifest, verify: bo
     return IndexShard(
         entry.first_document, **arrays, documents=table, num_centroids=manifest.num_centroids, deleted=deleted, lexical=lexical
     )
+
+
+def _with_deleted(shard: IndexShard, first_document: int, deleted: np.ndarray | None) -> IndexShard:
+    """Return a shard with other deleted documents. It shares the arrays, and posting lists that were computed."""
+    if shard.first_document == first_document and np.array_equal(
+        np.zeros(0) if shard.deleted is None else shard.deleted, np.zeros(0) if deleted is None else deleted
+    ):
+        return shard
+    other = replace(shard, first_document=first_document, deleted=deleted)
+    for name in ("_grouped", "posting_documents", "posting_ratios"):
+        computed: derived[..., ..., Any] = getattr(IndexShard, name).fget
+        if shard in computed:
+            computed.put(other, getattr(shard, name))
+    return other
 
 
 def _layout(entry: ShardEntry, manifest: IndexManifest) -> dict[str, tuple[type, tuple[int, ...]]]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from ray_lir.index.norms import directions, kept_norms
 from ray_lir.index.shard import IndexShard, open_shard
 from ray_lir.index.versions import latest_version, read_cluster_sizes, read_version
 from ray_lir.kernels import Kernels, select
-from ray_lir.storage.manifest import check_file, files_of
+from ray_lir.storage.manifest import FileEntry, check_file, files_of
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,14 @@ class Planner:
         ]
 
 
-def open_planner(root: str, manifest: IndexManifest, verify: bool = False, kernels: str = "auto", tuning: Tuning | None = None) -> Planner:
+def open_planner(
+    root: str,
+    manifest: IndexManifest,
+    verify: bool = False,
+    kernels: str = "auto",
+    tuning: Tuning | None = None,
+    opened: Planner | None = None,
+) -> Planner:
     """Return the planner of an index version. It reads the codec, the cluster sizes and the scorer's file.
 
     Args:
@@ -111,16 +119,18 @@ def open_planner(root: str, manifest: IndexManifest, verify: bool = False, kerne
         verify: Compare the digests of the files with the manifest.
         kernels: Name of the kernels that score centroids; auto for the fastest of this machine.
         tuning: The result of jobs.tune; None if the version was not tuned.
+        opened: The planner of another version; it shares its codec if both have the same one. None: there is none.
 
     Raises:
         IncompatibleError: The index lacks token weights or the file that its scorer needs.
         FormatError: A file is missing or truncated, or, with `verify`, differs from its digest.
     """
     check_complete(manifest)
-    for file in files_of((manifest.codec, manifest.cluster_sizes, manifest.scorer_file, manifest.lexical)):
+    shared = opened if opened and _codec_files(opened.manifest) == _codec_files(manifest) else None
+    for file in files_of((manifest.cluster_sizes, manifest.lexical, None if shared else _codec_files(manifest))):
         check_file(root, file, content=verify)
     scorer = scorer_of(manifest)
-    codec = with_scorer_data(read_codec(root, manifest), root, manifest)
+    codec = shared.codec if shared else with_scorer_data(read_codec(root, manifest), root, manifest)
     sizes = read_cluster_sizes(root, manifest)
     statistics = IndexStatistics(
         manifest.num_docs,
@@ -132,6 +142,10 @@ def open_planner(root: str, manifest: IndexManifest, verify: bool = False, kerne
         lexical=read_statistics(root, manifest),
     )
     return Planner(manifest, scorer, codec, statistics, select(kernels), tuning)
+
+
+def _codec_files(manifest: IndexManifest) -> tuple[FileEntry, FileEntry | None]:
+    return manifest.codec, manifest.scorer_file
 
 
 def finish(plans: Sequence[QueryPlan], last: Sequence[TopK]) -> list[TopK]:
@@ -311,7 +325,11 @@ def common_unknown_fields(parts: Sequence[Mapping[str, frozenset[str]]]) -> dict
 
 
 def open_shards(
-    root: str, manifest: IndexManifest, entries: Sequence[ShardEntry] | None = None, verify: bool = False
+    root: str,
+    manifest: IndexManifest,
+    entries: Sequence[ShardEntry] | None = None,
+    verify: bool = False,
+    opened: Mapping[str, IndexShard] = MappingProxyType({}),
 ) -> tuple[IndexShard, ...]:
     """Return shards of an index with memory-mapped arrays.
 
@@ -320,12 +338,13 @@ def open_shards(
         manifest: Manifest of the version.
         entries: Manifest entries of the shards to open; None for all shards.
         verify: Compare the digests of the files with the manifest.
+        opened: Shards that are open for other versions, by name; they are not read again.
 
     Raises:
         FormatError: A file is missing or truncated, or, with `verify`, differs from its digest.
     """
     entries = manifest.shards if entries is None else entries
-    return tuple(open_shard(root, entry, manifest, verify) for entry in entries)
+    return tuple(open_shard(root, entry, manifest, verify, opened.get(entry.name)) for entry in entries)
 
 
 def _split(queries: TokenEmbeddings, scorer: SearchScorer, codec: ResidualCodec, kernels: Kernels) -> list[Query]:

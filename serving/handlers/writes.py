@@ -66,14 +66,25 @@ class Writes:
         options: Settings.
         metrics: Counts and times the writes.
         serve: Serves a version, if the service follows new versions, and returns the log position of the served version.
+        needed: Returns the versions that the service may serve again.
     """
 
-    def __init__(self, root: str, transport: Transport, options: WriteOptions, metrics: Metrics, serve: Callable[[int], Awaitable[int]]):
+    def __init__(
+        self,
+        root: str,
+        transport: Transport,
+        options: WriteOptions,
+        metrics: Metrics,
+        serve: Callable[[int], Awaitable[int]],
+        needed: Callable[[], list[int]],
+    ):
         self.transport = transport
         self.options = options
         self.metrics = metrics
         self._root = root
         self._serve = serve
+        self._needed = needed
+        self._maintaining: asyncio.Task[None] | None = None
         self._log = WriteLog(root, lambda: read_version(root).log_position)
         self._append = Batcher[LoggedWrite, Appended](self._log.append, _num_bytes, MAX_APPEND_BYTES)
         self._waiting_operations = 0
@@ -168,9 +179,19 @@ class Writes:
         if after:
             self._to_publish.set()
         self._note_visible(await self._serve(version))
+        if before and (self._maintaining is None or self._maintaining.done()):
+            self._maintaining = asyncio.create_task(self._maintain())
         if time.monotonic() - self._cleaned_at > CLEAN_S:
             self._cleaned_at = time.monotonic()
             await asyncio.to_thread(self._log.remove_published)
+
+    async def _maintain(self) -> None:
+        """Have the writer compact the index and remove old versions, if there is a need."""
+        try:
+            deadline = asyncio.get_running_loop().time() + PUBLISH_TIMEOUT_S
+            await self.transport.call(WRITER, deadline, "maintain", self._needed())
+        except Exception as error:
+            logger.warning("the index was not compacted: %s: %s", type(error).__name__, error)
 
     async def _pause(self, started: float) -> None:
         """Wait for writes, but at most until other services could have published some; leave time for a batch to gather."""

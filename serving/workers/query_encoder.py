@@ -193,7 +193,8 @@ class QueryEncoder(Replica["tuple[Encoder, Planner]"]):
 
     def _open(self, version: int) -> "tuple[Encoder, Planner]":
         manifest = read_version(self.root, version)
-        planner = open_planner(self.root, manifest, self.verify, self.kernels, read_tuning(self.root, version))
+        opened = next((planner for _, planner in reversed(self.versions.opened())), None)
+        planner = open_planner(self.root, manifest, self.verify, self.kernels, read_tuning(self.root, version), opened)
         if self.shard_kernels != "auto":
             planner = replace(planner, shard_kernels=self.shard_kernels)
         encoder = self.encoders.get(manifest.contract.fingerprint)

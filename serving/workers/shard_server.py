@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from ray_lir.engines.stages import StageCall, StageLoop, run_stage, run_stages
 from ray_lir.index.filters import Filters
 from ray_lir.index.manifest import IndexManifest, ShardEntry
 from ray_lir.index.metadata_fields import SampledFields
+from ray_lir.index.shard import IndexShard
 from ray_lir.index.shard_groups import split_shards
 from ray_lir.index.versions import existing_version, read_version
 from ray_lir.kernels import select
@@ -129,6 +131,7 @@ class ShardServer(Replica[Searcher]):
         self.began: dict[int, float] = {}
         self.calls = 0
         self.seconds: dict[Hashable, float] = {}
+        self.opened: WeakValueDictionary[str, IndexShard] = WeakValueDictionary()
         version = existing_version(root, version)
         self.versions = Versions(self._open, version)
         self.versions.open(version)
@@ -252,17 +255,21 @@ class ShardServer(Replica[Searcher]):
         shards = manifest.shards[run.start : run.stop]
         if self.gpu:
             self.gpu.check_fits(manifest, self.num_groups)
-        planner = open_planner(self.root, manifest, self.verify, self.kernels.name)
+        opened = next((searcher.planner for searcher in reversed(self.versions.opened())), None)
+        planner = open_planner(self.root, manifest, self.verify, self.kernels.name, opened=opened)
         searcher = self._open_shards(planner, manifest, shards)
         if self.gpu:
             warm_up(searcher)
         return searcher
 
     def _open_shards(self, planner: Planner, manifest: IndexManifest, shards: Sequence[ShardEntry]) -> Searcher:
-        if storage.is_local(self.root):
-            return Searcher(planner, open_shards(self.root, manifest, shards, self.verify), self.kernels)
-        copy = local_copy(self.root, self.cache or "", [file for shard in shards for file in files_of(shard)])
-        return Searcher(planner, open_shards(copy, manifest, shards), self.kernels)
+        folder, verify = self.root, self.verify
+        if not storage.is_local(self.root):
+            new = [file for shard in shards for file in files_of(shard.tombstones if shard.name in self.opened else shard)]
+            folder, verify = local_copy(self.root, self.cache or "", new), False
+        opened = open_shards(folder, manifest, shards, verify, self.opened)
+        self.opened.update(zip((shard.name for shard in shards), opened, strict=True))
+        return Searcher(planner, opened, self.kernels)
 
     def _let_go(self, versions: Sequence[int]) -> None:
         shards = [shard for version in versions for shard in read_version(self.root, version).shards]

@@ -96,6 +96,10 @@ class Versions(Generic[Opened]):
                     self._opened[version] = self._open(version)
         return self._opened[version]
 
+    def opened(self) -> list[Opened]:
+        """Return what is open, in the order in which it was opened."""
+        return list(self._opened.values())
+
     def keep(self, versions: Collection[int]) -> Collection[Opened]:
         """Drop all other versions and return the remaining ones. Calls in progress can still finish with a dropped version."""
         with self._opening:

@@ -8,19 +8,21 @@ import asyncio
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ray_lir import storage
 from ray_lir.base.config import EncoderConfig, canonical_json
-from ray_lir.building.publishing import finish_publishing
+from ray_lir.building.publishing import finish_publishing, remove_versions
+from ray_lir.building.replace_shards import replace_shards, shards_to_replace
 from ray_lir.building.update import update_index
 from ray_lir.building.workspace import WORKSPACES
 from ray_lir.corpus.refused_rows import DEAD_LETTERS
 from ray_lir.index.manifest import IndexManifest
-from ray_lir.index.versions import read_version
+from ray_lir.index.versions import latest_version, read_version
 from ray_lir.storage.concurrent_writes import sole_writer
 from ray_lir.storage.manifest import write_with_digest_name
 from ray_lir.storage.write_log import FOLDER, LoggedBatch, read_batches
@@ -32,6 +34,8 @@ logger = logging.getLogger("ray.serve")
 
 MAX_OPERATIONS = 1000
 """Documents and deletions of one version, except that a batch of the log is never divided."""
+CLEAN_S = 60.0
+"""Seconds between removals of old versions."""
 SCRATCH = "writes"
 """Folder below the workspaces of a local index with the embeddings of the documents that are being added."""
 
@@ -51,20 +55,39 @@ class Published:
     num_refused: int = 0
 
 
+@dataclass(frozen=True)
+class MaintenanceOptions:
+    """When a writer compacts the index, and how many versions it keeps.
+
+    Attributes:
+        max_deltas: Delta shards above which some shards are merged.
+        compact_fraction: Fraction of deleted documents, or of delta shards, above which all shards are merged.
+        keep_versions: Number of newest versions to keep, and for a minute those before.
+    """
+
+    max_deltas: int = 8
+    compact_fraction: float = 0.2
+    keep_versions: int = 10
+
+
 class Writer:
     """Publishes the writes of one index.
 
     Args:
         root: Folder or URL of the index.
         checkpoint: Folder of the encoder's checkpoint. None: the folder in the index's contract.
+        options: When to compact, and how many versions to keep.
 
     Raises:
         IncompatibleError: The index was built with another encoder than the checkpoint.
     """
 
-    def __init__(self, root: str, checkpoint: str | None):
+    def __init__(self, root: str, checkpoint: str | None, options: MaintenanceOptions = MaintenanceOptions()):
         self.root = root
         self.checkpoint = checkpoint
+        self.options = options
+        self._maintaining = asyncio.Lock()
+        self._cleaned: tuple[float, int] | None = None
         self._encoders: dict[str, Encoder] = {}
         self._publishing = asyncio.Lock()
         self._encoder(read_version(root))
@@ -80,8 +103,36 @@ class Writer:
         async with self._publishing:
             return await asyncio.to_thread(self._publish)
 
+    async def maintain(self, needed: Collection[int]) -> None:
+        """Compact the index if it has many delta shards or deleted documents, and remove old versions. Writes are published meanwhile.
+
+        Args:
+            needed: Versions to keep beside the newest ones.
+
+        Raises:
+            Conflict: Another process compacted the same shards.
+            ConfigError: The disk or the store failed.
+            FormatError: The index is damaged.
+        """
+        async with self._maintaining:
+            await asyncio.to_thread(self._maintain, needed)
+
     async def ready(self) -> None:
         """Return as soon as the encoder is loaded."""
+
+    def _maintain(self, needed: Collection[int]) -> None:
+        number = latest_version(self.root)
+        manifest = read_version(self.root, number)
+        if old := shards_to_replace(manifest, self.options.max_deltas, self.options.compact_fraction):
+            start = time.monotonic()
+            number = replace_shards(self.root, old)
+            logger.info("version %d replaces %d shards, %.2f s", number, len(old), time.monotonic() - start)
+        if self._cleaned is None:
+            self._cleaned = (time.monotonic(), number)
+        cleaned_at, newest = self._cleaned
+        if time.monotonic() - cleaned_at > CLEAN_S:  # a version stays for that long at least, for readers that are opening it
+            self._cleaned = (time.monotonic(), number)
+            remove_versions(self.root, self.options.keep_versions + number - newest, needed)
 
     def _publish(self) -> Published:
         with sole_writer(storage.join(self.root, FOLDER)):

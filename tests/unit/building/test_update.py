@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from ray_lir import storage
 from ray_lir.base.config import ClusteringConfig, IndexConfig
 from ray_lir.base.errors import ConfigError, Conflict, FormatError, IncompatibleError
+from ray_lir.building import replace_shards as replacing
 from ray_lir.building.build import build_index
 from ray_lir.building.compact import compact_index
 from ray_lir.building.publishing import remove_versions
+from ray_lir.building.replace_shards import replace_shards, shards_to_replace
 from ray_lir.building.update import advice, drift_of
 from ray_lir.building.update import update_index as update_checked
 from ray_lir.embeddings.contract import EncoderContract
@@ -493,3 +495,41 @@ def test_ids_in_memory_follow_the_rule_of_corpora(index, tmp_path):
     update_index(index, TokenEmbeddings.of(vectors, np.array([7, 8])))
     assert sorted(Searcher.open(index).find([7, "8"])) == ["7", "8"]
     assert update_index(index, delete=[7, np.int64(8), "nobody"]).change.num_deleted == 2
+
+
+def test_shards_are_replaced_while_other_changes_are_published(index, tmp_path, monkeypatch):
+    """The merged shards are put in place of the old ones after documents were added, replaced and deleted meanwhile."""
+    for number in range(200, 206):
+        update_index(str(index), some([number]), [f"doc-{number - 150}"])
+    manifest = read_version(str(index))
+    deltas = shards_to_replace(manifest, 4, 0.9)
+    assert [shard.name for shard in deltas] == [shard.name for shard in manifest.shards[2:]]
+    merge_shards = replacing.merge_shards
+
+    def interrupted(*args):
+        merged = merge_shards(*args)
+        update_index(str(index), some([201, 210]), ["doc-203", "doc-7"])
+        return merged
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replacing, "merge_shards", interrupted)
+        assert replace_shards(str(index), deltas) == 9
+    manifest = read_version(str(index))
+    assert [shard.is_delta for shard in manifest.shards] == [False, False, True, True]
+    kept = [number for number in range(200) if number not in (*range(50, 56), 7)]
+    documents = some([*kept, 200, 202, 204, 205, 201, 210])
+    assert answers(index) == answers(fresh(tmp_path / "fresh", documents, index))
+    assert replace_shards(str(index), manifest.shards) == 10
+    assert [shard.is_delta for shard in read_version(str(index)).shards] == [False, False]
+    assert answers(index) == answers(tmp_path / "fresh")
+    with pytest.raises(Conflict, match="another compaction"):
+        replace_shards(str(index), deltas)
+    assert shards_to_replace(read_version(str(index)), 4, 0.9) == ()
+
+
+def test_versions_that_a_service_needs_stay(index):
+    for number in (1, 2, 3):
+        update_index(str(index), delete=[f"doc-{number}"])
+    before = Searcher.open(str(index), 2, verify=True)
+    assert remove_versions(str(index), 1, needed=[2])["versions_removed"] == [1, 3]
+    assert Searcher.open(str(index), 2, verify=True).manifest == before.manifest and latest_version(str(index)) == 4
