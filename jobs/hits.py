@@ -32,6 +32,9 @@ def show_hits(hits: Sequence[Mapping[str, Any]], metadata: Sequence[str] = ()) -
     for rank, hit in enumerate(hits, 1):
         found = hit.get("metadata") or {}
         facts = [f"{name}: {found[name]}" for name in metadata if name in found]
+        if sides := hit.get("sides"):
+            found_by, vectors = " and ".join(sides["found_by"]), sides["late_interaction"] or 0.0
+            facts.append(f"found by {found_by}: BM25 {sides['bm25']:.2f}, vectors {vectors:.2f}")
         if hit.get("title"):
             print(f"{rank:3}. {hit['title']}  ({hit['score']:.3f})")
             facts.insert(0, hit["doc_id"])

@@ -119,6 +119,9 @@ def _search_one(job: SearchJob) -> dict[str, Any]:
         {"number": number, "doc_id": document["doc_id"], "score": score, **{name: document[name] for name in ("title", "text", "metadata")}}
         for number, document, score in zip(answer.documents.tolist(), documents, answer.scores.tolist(), strict=True)
     ]
+    if answer.sides:
+        for row, hit in enumerate(hits):
+            hit["sides"] = answer.sides.of_hit(row).model_dump(mode="json")
     for hit, found in zip(hits, match_hits(searcher, encoder.tokenizer, job.query, query, hits), strict=True):
         hit |= {"highlights": [mark.model_dump() for mark in found.highlights], "snippet": found.snippet.model_dump()}
     return {"query": job.query, "hits": hits, "params": answer.params.model_dump() if answer.params else {}, **cut_of(truncation)}

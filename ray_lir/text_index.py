@@ -12,7 +12,7 @@ from textwrap import shorten
 from typing import Any, overload
 
 from ray_lir import storage
-from ray_lir.api.search import MARKED_FRACTION, Highlight, Snippet
+from ray_lir.api.search import MARKED_FRACTION, Highlight, HitSides, Snippet
 from ray_lir.base.arguments import id_list, text_list
 from ray_lir.base.config import EncoderConfig, IndexConfig
 from ray_lir.base.derived import derived
@@ -73,6 +73,7 @@ class Hit:
         matches: The best match of each query token; empty if the search ran with `matches=False`.
         highlights: Words of title and text that the query matched, with their strength; empty likewise.
         snippet: The best passage of the text; None likewise.
+        sides: With the engine hybrid: the BM25 score, the late-interaction score, and which side found the document; None otherwise.
     """
 
     doc_id: str
@@ -83,6 +84,7 @@ class Hit:
     matches: tuple[Match, ...] = ()
     highlights: tuple[Highlight, ...] = ()
     snippet: Snippet | None = None
+    sides: HitSides | None = None
 
     def __repr__(self) -> str:
         parts = [repr(self.doc_id), f"{self.score:.3f}", *([repr(self.title)] if self.title else []), repr(shorten(self.text, 80))]
@@ -235,7 +237,8 @@ class Index:
             query: One text, or a list of texts.
             k: Documents to return per query; fewer come back if fewer pass the filter.
             where: A filter such as `"year >= 2020, tags ~ news"` or `{"year": {">=": 2020}}`; None for all documents.
-            engine: `auto`, the name of an engine, or its parameters, such as `ScanParams(ncandidates=100)`.
+            engine: `auto`, the name of an engine, or its parameters, such as `ScanParams(ncandidates=100)`. `bm25` and `hybrid` need an
+                index that was created with `lexical=True`.
             quality: `fast`, `balanced` or `exact`; used by engine `auto`.
             matches: Also find the best match of each query token, the highlights and the best passage.
         Returns:
@@ -375,8 +378,8 @@ class Index:
     def _hits(self, query: str, embedded: TokenEmbeddings | None, answer: TopK) -> Hits:
         """Return the hits of one query, with their matches if its token embeddings are given."""
         documents = self.searcher.documents(answer.documents)
-        for number, score, document in zip(answer.documents.tolist(), answer.scores.tolist(), documents, strict=True):
-            document |= {"number": number, "score": score}
+        for row, (number, score, document) in enumerate(zip(answer.documents.tolist(), answer.scores.tolist(), documents, strict=True)):
+            document |= {"number": number, "score": score, "sides": answer.sides.of_hit(row) if answer.sides else None}
         if embedded is None:
             return Hits(_hit(document) for document in documents)
         found = match_hits(self.searcher, self.encoder.tokenizer, query, embedded, documents)
@@ -392,7 +395,7 @@ class Index:
 
 
 def _hit(document: Mapping[str, Any], *found: Any) -> Hit:
-    return Hit(*(document[name] for name in ("doc_id", "score", "title", "text", "metadata")), *found)
+    return Hit(*(document[name] for name in ("doc_id", "score", "title", "text", "metadata")), *found, sides=document["sides"])
 
 
 def _corpus(documents: Documents, folder: Path, free_ids: Iterator[str]) -> str:

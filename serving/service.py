@@ -12,7 +12,7 @@ from ray_lir.api import search as search_api
 from ray_lir.api import writes as writes_api
 from ray_lir.base.errors import Conflict, Forbidden
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
-from ray_lir.engines.registry import SERVED
+from ray_lir.engines.registry import SERVED, VECTOR_ENGINES
 from ray_lir.index.metadata_fields import MetadataField
 from ray_lir.index.versions import existing_version
 from ray_lir.kernels import select
@@ -202,7 +202,7 @@ class Service:
             num_groups=len(self.groups),
             num_centroids=manifest.num_centroids,
             nbits=manifest.nbits,
-            engines=list(SERVED),
+            engines=[name for name in SERVED if manifest.lexical or name in VECTOR_ENGINES],
             fields=await self._fields(RequestContext(self.transport, served, snapshot, self._deadline(1000 * FIELDS_TIMEOUT_S))),
             contract=manifest.contract,
             fingerprint=manifest.contract.fingerprint,

@@ -165,6 +165,17 @@ class Snippet(Config):
     """Whether the text continues after it."""
 
 
+class HitSides(Config):
+    """The scores of both sides of a hybrid search, and which side found the document."""
+
+    bm25: float
+    """BM25 score; 0 for a document without a term of the query."""
+    late_interaction: float | None = None
+    """Exact late-interaction score; None for a document without tokens."""
+    found_by: tuple[Literal["terms", "vectors"], ...]
+    """Sides that have the document among their candidates."""
+
+
 class Hit(Config):
     """A document that was found, with its score."""
 
@@ -172,6 +183,8 @@ class Hit(Config):
     score: float
     number: int
     """Document number in the index."""
+    sides: HitSides | None = None
+    """With the engine hybrid: both scores, and which side found the document."""
     title: str | None = None
     text: str | None = None
     metadata: dict[str, Any] | None = None

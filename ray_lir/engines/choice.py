@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -29,9 +29,19 @@ class Tuning:
 
     Attributes:
         choices: By quality (fast, balanced), the parameters of the fastest engine that reached the quality's target.
+        defaults: By engine, parameters for requests that set none of them.
     """
 
     choices: dict[str, EngineConfig]
+    defaults: dict[str, EngineConfig] = field(default_factory=dict)
+
+    def completed(self, params: EngineConfig) -> EngineConfig:
+        """Return an engine's parameters with the tuned defaults, unless one of these is set already."""
+        tuned = self.defaults.get(params.engine)
+        names = tuned.model_fields_set - {"engine"} if tuned else set()
+        if names & params.model_fields_set:
+            return params
+        return params.model_copy(update={name: getattr(tuned, name) for name in names})
 
 
 def engine_params(engine: str, params: Mapping[str, Any], engines: Sequence[str] = SERVED) -> str | EngineConfig:
@@ -80,8 +90,8 @@ def resolve(
     """Return the parameters of the engine that will answer a query.
 
     Args:
-        engine: The name of an engine; an engine's parameters, which are returned unchanged; or auto, which means the parameters in
-            `tuning`, or the result of `choose` if there are none.
+        engine: The name of an engine; an engine's parameters; or auto, which means the parameters in `tuning`, or the result of `choose` if
+            there are none.
         statistics: Statistics of the index.
         kernels: Name of the kernels that will run; None for the default kernels of this machine.
         quality: For auto. balanced returns at least .99 of the exact top k, fast rescores a quarter as many candidates, and exact scores
@@ -96,7 +106,7 @@ def resolve(
         ConfigError: The engine or the quality does not exist.
     """
     if isinstance(engine, EngineConfig):
-        return engine
+        return tuning.completed(engine) if tuning else engine
     if quality not in QUALITIES:
         raise ConfigError(f"unknown quality {quality!r}; choose {', '.join(QUALITIES)}")
     if engine == "auto":
@@ -105,7 +115,7 @@ def resolve(
     if engine not in ENGINES:
         raise ConfigError(f"unknown engine {engine!r}; choose auto, {', '.join(ENGINES)}")
     params: EngineConfig = ENGINES[engine].params()
-    return params
+    return tuning.completed(params) if tuning else params
 
 
 def choose(statistics: IndexStatistics, kernels: str, quality: str = "balanced", k: int = 10) -> tuple[EngineConfig, str]:
@@ -171,7 +181,13 @@ def read_tuning(root: str, version: int) -> Tuning | None:
     if not storage.exists(url):
         return None
     try:
-        choices = parse_json(storage.read_bytes(url))["choices"]
-        return Tuning({quality: ENGINES[params["engine"]].params.model_validate(params) for quality, params in choices.items()})
+        content = parse_json(storage.read_bytes(url))
+        choices, defaults = content["choices"], content.get("defaults", {})
+        return Tuning(*({name: _params(each) for name, each in kind.items()} for kind in (choices, defaults)))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(url, "what jobs.tune wrote", f"{error!r:.120}", "run jobs.tune again, or remove the file") from None
+
+
+def _params(fields: Mapping[str, Any]) -> EngineConfig:
+    params: EngineConfig = ENGINES[fields["engine"]].params.model_validate(fields)
+    return params

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ray_lir.api.search import HitSides
 from ray_lir.base.derived import derived
 from ray_lir.base.short_repr import ShortRepr
 from ray_lir.engines.params import EngineConfig
@@ -201,6 +202,16 @@ class Sides(ShortRepr):
     vectors: np.ndarray
     by_terms: np.ndarray
     by_vectors: np.ndarray
+
+    def of_hit(self, row: int) -> HitSides:
+        """Return the sides of one document of the answer, as the API shows them."""
+        score = float(self.vectors[row])
+        found: list[Literal["terms", "vectors"]] = []
+        if self.by_terms[row]:
+            found.append("terms")
+        if self.by_vectors[row]:
+            found.append("vectors")
+        return HitSides(bm25=float(self.lexical[row]), late_interaction=score if score > -np.inf else None, found_by=tuple(found))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

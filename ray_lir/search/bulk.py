@@ -537,13 +537,19 @@ def _trec(ids: Sequence[str], found: BlockAnswers) -> bytes:
 
 
 def _parquet(ids: Sequence[str], found: BlockAnswers, index: OpenIndex, fields: Sequence[str]) -> bytes:
-    """A Parquet file with the columns query_id, rank, doc_id, score and the fields; hits of a query are in order of rank."""
+    """A Parquet file with the columns query_id, rank, doc_id, score, those of the sides of a hybrid search, and the fields; hits of a query
+    are in order of rank."""
     columns: dict[str, pa.Array] = {
         "query_id": pa.array([query_id for query_id, doc_ids in zip(ids, found.doc_ids, strict=True) for _ in doc_ids], pa.string()),
         "rank": pa.array([rank for doc_ids in found.doc_ids for rank in range(1, len(doc_ids) + 1)], pa.int32()),
         "doc_id": pa.array([doc_id for doc_ids in found.doc_ids for doc_id in doc_ids], pa.string()),
         "score": pa.array([score for answer in found.answers for score in answer.scores.tolist()], pa.float32()),
     }
+    if all(answer.sides for answer in found.answers):
+        sides = [answer.sides.of_hit(row) for answer in found.answers if answer.sides for row in range(len(answer.documents))]
+        columns["bm25"] = pa.array([each.bm25 for each in sides], pa.float32())
+        columns["late_interaction"] = pa.array([each.late_interaction for each in sides], pa.float32())
+        columns["found_by"] = pa.array([" ".join(each.found_by) for each in sides], pa.string())
     if fields:
         rows = index.documents([number for answer in found.answers for number in answer.documents.tolist()])
         for field in fields:

@@ -24,10 +24,11 @@ def hits(
             score=score,
             number=number,
             doc_id=documents[number]["doc_id"],
+            sides=best.sides.of_hit(row) if best.sides else None,
             **(extra[number] if extra else {}),
             **{name: documents[number][name] for name in include},
         )
-        for score, number in zip(best.scores.tolist(), best.documents.tolist(), strict=True)
+        for row, (score, number) in enumerate(zip(best.scores.tolist(), best.documents.tolist(), strict=True))
     ]
 
 

@@ -51,7 +51,8 @@ function parts(hit, words, engine) {
   const last = element("tr", { className: "total" }, element("th", { scope: "row", textContent: "sum" }), element("td"), element("td", { className: "sum", textContent: sum.toFixed(3) }));
   const table = element("table", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...body, last));
   const differs = Math.abs(sum - hit.score) > ROUNDING * Math.max(1, Math.abs(sum));
-  const note = `The sum is the exact score. ${engine} ranks by an estimate of it: ${hit.score.toFixed(3)}.`;
+  const ranked = { bm25: "BM25", hybrid: "the fused score" }[engine] ?? "an estimate of it";
+  const note = `The sum is the exact late-interaction score. ${engine} ranks by ${ranked}: ${hit.score.toFixed(3)}.`;
   return [table, differs ? element("p", { textContent: note }) : null].filter(Boolean);
 }
 

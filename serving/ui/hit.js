@@ -11,7 +11,15 @@ const SHOWN = 6; // shown metadata fields
 export const FACTS = [
   (hit) => element("span", { className: "doc-id", textContent: hit.doc_id }),
   (hit, answer, words) => scoreElement(hit, words, answer.engine),
+  (hit) => hit.sides && sidesElement(hit.sides),
 ];
+
+// Which side of a hybrid search found a hit, and both scores.
+function sidesElement({ found_by, bm25, late_interaction }) {
+  const found = found_by.join(" and ");
+  const text = `found by ${found} · BM25 ${bm25.toFixed(2)} · vectors ${late_interaction?.toFixed(2) ?? "–"}`;
+  return element("span", { className: "sides", textContent: text, title: "terms: among the best by BM25. vectors: among the best by late interaction." });
+}
 
 export function hitElements(answer, words) {
   const hits = answer.results[0];

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 
 from ray_lir.base.errors import ConfigError, FormatError, ShardUnavailable
 from ray_lir.encoder.encoder import Encoder
-from ray_lir.engines import ENGINES, SERVED
+from ray_lir.engines import ENGINES, SERVED, VECTOR_ENGINES
 from ray_lir.index.filters import Filters
 from ray_lir.search.searcher import Searcher
 from serving import scatter
@@ -136,7 +136,13 @@ def test_a_wrong_filter_is_422_and_names_the_field(client):
 def test_running_groups_ahead_changes_no_answer(client, calls, searcher, encoder, monkeypatch, engine, factor, more, sent):
     for name, value in (("AHEAD_FACTOR", factor), ("AHEAD_MORE", more), ("MAX_SENT", sent)):
         monkeypatch.setattr(scatter, name, value)
-    params = {"scan": {"ncandidates": 30}, "plaid": {"nprobe": 4, "ncandidates": 60}, "warp": {"rescore": 25}}.get(engine, {})
+    cutting = {
+        "scan": {"ncandidates": 30},
+        "plaid": {"nprobe": 4, "ncandidates": 60},
+        "warp": {"rescore": 25},
+        "hybrid": {"ncandidates": 12},
+    }
+    params = cutting.get(engine, {})
     expected = searcher.search(encoder.encode_queries(QUERIES), 9, ENGINES[engine].params(**params))
     calls.calls.clear()
     reply = post(client, "/search", queries=QUERIES, k=9, engine=engine, params=params)
@@ -148,7 +154,7 @@ def test_running_groups_ahead_changes_no_answer(client, calls, searcher, encoder
     methods = [method for name, method in calls.calls if name != "QueryEncoder"]
     if factor == 9:
         assert methods[:4] == ["search"] * 4 and set(methods[4:]) <= {"documents"}
-    elif engine != "exact":
+    elif engine not in ("exact", "bm25"):  # they have one stage
         assert "run_stage" in methods
 
 
@@ -164,17 +170,46 @@ def test_a_partial_answer_equals_a_search_over_the_remaining_shards(client, call
 
 
 @pytest.mark.parametrize("method", ["run_stage", "documents"])
-@pytest.mark.parametrize("engine", ["scan", "plaid", "warp"])
+@pytest.mark.parametrize("engine", ["scan", "plaid", "warp", "hybrid"])
 def test_a_group_lost_between_stages_displaces_no_documents(client, calls, searcher, encoder, engine, method, monkeypatch):
     """With narrow cuts, documents that a lost group kept would displace those of other groups."""
     monkeypatch.setattr(scatter, "MAX_AHEAD", 0)
-    params = {"scan": {"ncandidates": 10}, "plaid": {"nprobe": 4, "ncandidates": 40}, "warp": {"rescore": 10}}[engine]
+    params = {
+        "scan": {"ncandidates": 10},
+        "plaid": {"nprobe": 4, "ncandidates": 40},
+        "warp": {"rescore": 10},
+        "hybrid": {"ncandidates": 8},
+    }[engine]
     calls.faults["ShardGroup-3"] = raising(FormatError("codes.npy", "10 bytes", "9 bytes"), method)
     expected = only(searcher, {0, 1, 2}).search(encoder.encode_queries(QUERIES), 7, ENGINES[engine].params(**params))
     reply = post(client, "/search", queries=QUERIES, k=7, engine=engine, params=params, min_coverage=0.1)
     assert [[hit["number"] for hit in hits] for hits in reply["results"]] == [answer.documents.tolist() for answer in expected]
     assert [[hit["score"] for hit in hits] for hits in reply["results"]] == [answer.scores.tolist() for answer in expected]
     assert list(reply["missing"]) == ["ShardGroup-3"]
+
+
+def test_hits_of_hybrid_search_name_their_sides(client, searcher, encoder):
+    [answer] = searcher.search(encoder.encode_queries(QUERIES[:1]), 5, "hybrid")
+    [hits] = post(client, "/search", query=QUERIES[0], k=5, engine="hybrid", params={"fusion": "weighted"})["results"]
+    for row, hit in enumerate(hits):
+        assert hit["sides"]["bm25"] == float(answer.sides.lexical[row])
+        assert hit["sides"]["late_interaction"] == float(answer.sides.vectors[row])
+        assert ("terms" in hit["sides"]["found_by"]) == answer.sides.by_terms[row]
+        assert ("vectors" in hit["sides"]["found_by"]) == answer.sides.by_vectors[row]
+    [others] = post(client, "/search", query=QUERIES[0], k=5, engine="scan")["results"]
+    assert all(hit["sides"] is None for hit in others)
+    told = post(client, "/explain", query=QUERIES[0], doc_id=hits[0]["doc_id"], k=5, engine="hybrid")
+    assert (told["rank"], told["score"]) == (1, hits[0]["score"])
+    assert [stage["name"] for stage in told["stages"]] == ["candidates_by_terms", "candidates_by_vectors", "bm25", "rescore", "fuse"]
+
+
+def test_an_index_without_postings_offers_no_lexical_engine(tmp_path):
+    index = make_index(tmp_path, num_docs=40, num_shards=2, lexical=False)
+    service, _ = local_service(index, 2)
+    with TestClient(routes(service)) as client:
+        assert client.get("/index").json()["engines"] == list(VECTOR_ENGINES[:4])
+        reply = client.post("/search", json={"query": "token", "engine": "hybrid"})
+        assert reply.status_code == 400 and "build it with --lexical" in reply.json()["error"]["message"]
 
 
 def test_a_late_group_is_left_out_only_if_the_request_allows_it(client, calls):

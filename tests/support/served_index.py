@@ -25,6 +25,7 @@ def make_index(
     num_shards: int = 4,
     first_title: str | None = None,
     metadata: Callable[[int], dict[str, Any]] = lambda row: {"row": row},
+    lexical: bool = True,
 ) -> Path:
     """Make checkpoint, corpus, embeddings and index in `folder`; return the index."""
     bert(folder / "checkpoint")
@@ -42,7 +43,7 @@ def make_index(
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     encoder = EncoderConfig(checkpoint=str(folder / "checkpoint"))
     encode_corpus(str(folder / "corpus.jsonl"), str(folder / "embeddings"), encoder, docs_per_part=100)
-    config = IndexConfig(num_shards=num_shards, clustering=ClusteringConfig(num_centroids=64), lexical=True)
+    config = IndexConfig(num_shards=num_shards, clustering=ClusteringConfig(num_centroids=64), lexical=lexical)
     build_index(str(folder / "embeddings"), str(folder / "index"), config)
     return folder / "index"
 

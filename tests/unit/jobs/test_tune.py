@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.tune import TuneConfig, tune
+from jobs.tune import FUSIONS, TuneConfig, tune
 from ray_lir.base.config import EncoderConfig
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.encoder.encoder import Encoder
+from ray_lir.engines.hybrid import HybridParams
 from ray_lir.search.searcher import Searcher
 from tests.support.served_index import make_index
 
@@ -44,6 +45,35 @@ def test_a_tuned_choice_uses_more_candidates_for_a_larger_k(index):
     name = {"scan": "ncandidates", "warp": "rescore"}[choice.engine]
     assert getattr(near, name) == max(100, round(400 * choice.candidate_fraction)) * (2 if choice.engine == "warp" else 1)
     assert getattr(deep, name) == pytest.approx(10 * getattr(near, name), rel=0.01)
+
+
+def test_the_weight_of_hybrid_search_is_chosen_on_judged_queries(tmp_path):
+    index = make_index(tmp_path, num_docs=60, num_shards=2)
+    rows = [json.loads(line) for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
+    dataset = tmp_path / "dev"
+    (dataset / "qrels").mkdir(parents=True)
+    (dataset / "corpus.jsonl").write_text((tmp_path / "corpus.jsonl").read_text())
+    asked = rows[::6]
+    (dataset / "queries.jsonl").write_text("".join(json.dumps({"_id": row["_id"], "text": row["text"]}) + "\n" for row in asked))
+    judgements = "".join(f"{row['_id']}\t{row['_id']}\t1\n" for row in asked)
+    (dataset / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\n" + judgements)
+    result = tune(TuneConfig(index=str(index), target="R@10=0.9", dataset=str(dataset), split="dev"))
+    best = max(result["hybrid"], key=lambda point: point["nDCG@10"])
+    assert len(result["hybrid"]) == len(FUSIONS) and result["defaults"]["hybrid"] == best["params"]
+
+    stored = json.loads((index / "versions" / "1" / "tuning.json").read_text())
+    stored["defaults"]["hybrid"] = {"engine": "hybrid", "fusion": "rrf", "lexical_weight": 0.7}
+    (index / "versions" / "1" / "tuning.json").write_text(json.dumps(stored))
+    searcher = Searcher.open(str(index))
+    query = Encoder.for_contract(searcher.manifest.contract).encode_queries([asked[0]["text"]])
+    for engine, expected in (
+        ("hybrid", ("rrf", 0.7)),
+        (HybridParams(ncandidates=20), ("rrf", 0.7)),
+        (HybridParams(lexical_weight=0.2), ("weighted", 0.2)),
+        (HybridParams(fusion="weighted"), ("weighted", 0.3)),
+    ):
+        params = searcher.search(query, 3, engine)[0].params
+        assert (params.fusion, params.lexical_weight) == expected
 
 
 @pytest.mark.parametrize("target", ["R@10", "nDCG@10=0.5", "R@0=0.9", "R@10=1.5"])
