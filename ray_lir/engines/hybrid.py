@@ -139,6 +139,9 @@ def _score_both(
 def _fuse(plan: HybridPlan, stages: Sequence[TopK]) -> TopK:
     """The best k candidates by the fused score; ties go to the lower document number."""
     candidates, scored = stages
+    if not len(scored.documents):
+        nothing, none = np.zeros(0, np.float32), np.zeros(0, bool)
+        return TopK(nothing, scored.documents, sides=Sides(nothing, nothing, none, none))
     order = np.argsort(scored.documents)
     documents, (lexical, vectors) = scored.documents[order], scored.scores[order].T
     found = candidates.scores[np.argsort(candidates.documents)] > -np.inf

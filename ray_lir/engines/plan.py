@@ -292,6 +292,7 @@ def merge(parts: Sequence[TopK], k: int, kernels: Kernels) -> TopK:
     Returns:
         The top k, without `params`.
     """
+    parts = [part for part in parts if len(part.documents)] or parts[:1]
     scores = np.concatenate([part.scores for part in parts]) if parts else np.zeros(0, np.float32)
     documents = np.concatenate([part.documents for part in parts]) if parts else np.zeros(0, np.int64)
     if scores.ndim == 1:

@@ -234,6 +234,12 @@ def test_an_explanation_traces_both_sides_and_the_fusion(index, name):
         assert trace.reason.count("candidates_by") == 2
 
 
+@pytest.mark.parametrize("name", PARAMS)
+def test_a_search_among_no_documents_finds_none(index, name):
+    for top in index(3).search(QUERIES, 5, PARAMS[name], only=[]):
+        assert len(top.scores) == len(top.documents) == 0
+
+
 def test_missing_postings_and_missing_texts_give_one_line_with_the_fix(index, tmp_path):
     build_index(DOCUMENTS, tmp_path / "plain", IndexConfig(clustering=ClusteringConfig(num_centroids=64)), texts=TEXTS)
     plain = Searcher.open(tmp_path / "plain")
