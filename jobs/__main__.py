@@ -18,6 +18,7 @@ VERBS = (
     "update",
     "compact",
     "evaluate",
+    "compare",
     "tune",
     "mine",
     "train",

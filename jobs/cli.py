@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
@@ -40,7 +40,7 @@ def main(
     run: Callable[[Job], Result],
     argv: list[str] | None = None,
     show: Callable[[Result, Job], None] | None = None,
-    positional: str | None = None,
+    positional: str | Sequence[str] = (),
 ) -> None:
     """Run a job from the command line.
 
@@ -53,7 +53,7 @@ def main(
         run: Runs the job and returns its result.
         argv: Flags. None: the arguments of this process.
         show: Prints the result as text. None: one line a field.
-        positional: Field for an argument without a flag, such as the folder of `ray-lir inspect DIR`. None: there is none.
+        positional: Fields for arguments without a flag, in order, such as the folder of `ray-lir inspect DIR`.
     """
     logs.configure()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -115,13 +115,13 @@ def readable(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def parse(config_type: type[Job], argv: list[str], positional: str | None = None) -> Job:
+def parse(config_type: type[Job], argv: list[str], positional: str | Sequence[str] = ()) -> Job:
     """Return the configuration from flags (`--field value` or `--field=value`) and a recipe.
 
     Args:
         config_type: Configuration of the job.
         argv: Flags.
-        positional: Field for an argument without a flag. None: there is none.
+        positional: Fields for arguments without a flag, in order.
 
     Raises:
         ConfigError: A field is unknown, missing or has a wrong value.
@@ -129,17 +129,18 @@ def parse(config_type: type[Job], argv: list[str], positional: str | None = None
     return parse_command(config_type, argv, positional)[0]
 
 
-def parse_command(config_type: type[Job], argv: list[str], positional: str | None = None) -> tuple[Job, bool]:
+def parse_command(config_type: type[Job], argv: list[str], positional: str | Sequence[str] = ()) -> tuple[Job, bool]:
     """Return the configuration, and whether --json is set. Prints the help text and exits if --help is.
 
     Args:
         config_type: Configuration of the job.
         argv: Flags.
-        positional: Field for an argument without a flag. None: there is none.
+        positional: Fields for arguments without a flag, in order.
 
     Raises:
         ConfigError: A field is unknown, missing or has a wrong value.
     """
+    positional = (positional,) if isinstance(positional, str) else positional
     if "--help" in argv or "-h" in argv:
         from .help import help_text  # only loaded for --help
 
@@ -166,11 +167,10 @@ def parse_command(config_type: type[Job], argv: list[str], positional: str | Non
     return job, as_json
 
 
-def _usage(config_type: type[BaseModel], positional: str | None) -> str:
+def _usage(config_type: type[BaseModel], positional: Sequence[str]) -> str:
     required = [name for name, field in config_type.model_fields.items() if field.is_required()]
-    words = [name.upper() if name == positional else f"--{name} {name.upper()}" for name in required]
-    if positional and positional not in required:
-        words.append(f"[{positional.upper()}]")
+    words = [name.upper() if name in positional else f"--{name} {name.upper()}" for name in required]
+    words += [f"[{name.upper()}]" for name in positional if name not in required]
     return " ".join([command or _module_command(), *words, "[--field value ...]"])
 
 
@@ -195,14 +195,14 @@ def _boolean(name: str, text: str) -> bool:
     return value
 
 
-def _flags(argv: list[str], booleans: set[str], positional: str | None = None) -> Iterator[tuple[str, str]]:
-    """Names and values. A boolean flag without a value is true. One word without a flag is the value of the field `positional`."""
-    words = deque(argv)
+def _flags(argv: list[str], booleans: set[str], positional: str | Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """Names and values. A boolean flag without a value is true. Words without a flag are the values of the positional fields, in order."""
+    words, unnamed = deque(argv), deque(positional)
     while words:
         word = words.popleft()
         name, equals, value = word.removeprefix("--").partition("=")
-        if positional and (not word.startswith("--") or " " in name):
-            name, value, positional = positional, word, None
+        if unnamed and (not word.startswith("--") or " " in name):
+            name, value = unnamed.popleft(), word
         elif not word.startswith("--") or not name:
             raise ConfigError(f"unexpected argument {word!r}; write fields as --name value")
         elif not equals:

@@ -23,7 +23,8 @@ class EncodeJob(Config):
     """
 
     corpus: str
-    """BEIR folder, JSONL, JSONL.gz or Parquet file, or a folder of such files. A path or a URL (s3://bucket/folder)."""
+    """Folder of a collection (BEIR, LoTTE, MS MARCO), JSONL, TSV or Parquet file (also .gz), or a folder of such files: a path or a URL
+    (s3://bucket/folder). Or the name of a dataset to download (scifact, lotte/writing/test), or an identifier, ir_datasets:ID."""
     output: str
     """Folder or URL for the embeddings. A killed job continues there when it runs again."""
     encoder: EncoderConfig = EncoderConfig()
@@ -43,16 +44,18 @@ def run(job: EncodeJob) -> dict[str, Any]:
         FormatError: A file of the corpus is damaged.
     """
     start = time.perf_counter()
+    from ray_lir.corpus.datasets import find_corpus
     from ray_lir.corpus.records import corpus_files
 
-    corpus_files(job.corpus)  # a wrong path is reported before a cluster starts
+    corpus = find_corpus(job.corpus)
+    corpus_files(corpus)  # a wrong path is reported before a cluster starts
     on_ray = runs_on_ray(job.where, job.workers)
     from ray_lir.encoder.corpus_encoder import encode_corpus
     from ray_lir.storage.manifest import manifest_digest
 
     with session(on_ray) as map:
         spread = encoding(on_ray, job.workers, job.encoder)
-        result = encode_corpus(job.corpus, job.output, job.encoder, docs_per_part=job.docs_per_part, map=map, spread=spread)
+        result = encode_corpus(corpus, job.output, job.encoder, docs_per_part=job.docs_per_part, map=map, spread=spread)
     manifest = result.manifest
     return {
         "output": job.output,

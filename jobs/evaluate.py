@@ -11,28 +11,23 @@ from ray_lir.base import logs
 from ray_lir.base.config import Config, canonical_json, digest
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.extras import require
-from ray_lir.base.progress import track
 from ray_lir.corpus.datasets import Dataset, has_queries_as_documents, load_dataset
 from ray_lir.distributed.workers import SearchWorkers
 from ray_lir.engines import ENGINES
 from ray_lir.engines.params import EngineConfig
-from ray_lir.engines.plan import TopK
 from ray_lir.evaluation import metrics
 from ray_lir.evaluation.coverage import check_coverage, judged_documents
 from ray_lir.evaluation.latency import percentiles_ms, time_each
-from ray_lir.evaluation.runs import Run, check_ids, format_run, read_tag
+from ray_lir.evaluation.runs import check_ids, format_run, read_tag
 from ray_lir.index.manifest import IndexManifest
-from ray_lir.search.bulk import BulkSettings, query_blocks
 from ray_lir.storage.concurrent_writes import OutputFile
 from ray_lir.storage.manifest import manifest_digest
 
 from .cli import main
+from .dataset_search import search_dataset
 from .query_search import QueryEncoderConfig, QuerySearch
 
 logger = logging.getLogger(__name__)
-
-QUERIES_PER_BLOCK = 256
-"""Queries that are encoded and searched together."""
 
 
 class EvaluateFields(Config):
@@ -101,14 +96,7 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         present = search.present(judged_documents(dataset.qrels), check=config.run is not None)
         coverage = check_coverage(dataset.qrels, present, f"{dataset.name}/{dataset.split}", config.index)
         outputs = _check_outputs(config, dataset, tag)
-        with logs.phase("search") as record:
-            settings = BulkSettings(k=config.k + ignores, engine=engine)
-            blocks = query_blocks(dataset.queries, QUERIES_PER_BLOCK)
-            found = track(search.answers(blocks, settings), "search", len(dataset.queries), lambda block: len(block.answers), "queries")
-            results = sorted(found, key=lambda block: block.number)
-            record.update(queries=len(dataset.queries), engine=engine.engine)
-    answers = [answer for block in results for answer in block.answers]
-    run, identical = _run(list(dataset.queries), answers, [ids for block in results for ids in block.doc_ids], config.k, ignores)
+        run, identical, answers = search_dataset(search, dataset, engine, config.k, ignores)
     with logs.phase("measure") as record:  # logged, so that the measures survive if an output cannot be written
         values = metrics.evaluate(run, dataset.qrels, tuple(dict.fromkeys((*metrics.measures_up_to(config.k), *measures))))
         record.update(metrics.means(values))
@@ -191,24 +179,6 @@ def _check_outputs(config: EvaluateFields, dataset: Dataset, tag: str) -> dict[s
     if len({output.url for output in outputs.values()}) < len(outputs):
         raise ConfigError(f"--run and --per_query name the same file {config.run}; give two files")
     return outputs
-
-
-def _run(query_ids: list[str], answers: list[TopK], doc_ids: list[list[str]], k: int, ignores: bool) -> tuple[Run, int]:
-    """The run, and the number of hits with the id of their query. The run leaves them out if `ignores` is true."""
-    run: Run = {
-        query_id: list(zip(ids, answer.scores.tolist(), strict=True))
-        for query_id, answer, ids in zip(query_ids, answers, doc_ids, strict=True)
-    }
-    identical = metrics.num_identical_ids(run)
-    if ignores:
-        run = metrics.without_identical_ids(run)
-        logger.info("search: left out %d hits with the id of their query", identical)
-    elif identical:
-        logger.warning(
-            "search: %d queries found a document with their own id; if queries are documents here, set --ignore_identical_ids yes",
-            identical,
-        )
-    return {query_id: ranking[:k] for query_id, ranking in run.items()}, identical
 
 
 def _latency(config: EvaluateFields, search: QuerySearch, dataset: Dataset, engine: EngineConfig) -> dict[str, Any]:

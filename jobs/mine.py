@@ -22,7 +22,7 @@ from ray_lir.base import logs
 from ray_lir.base.config import Config, digest, parse_json
 from ray_lir.base.errors import ConfigError, Conflict
 from ray_lir.base.progress import track
-from ray_lir.corpus.datasets import Dataset, load_dataset
+from ray_lir.corpus.datasets import Dataset, find_corpus, load_dataset
 from ray_lir.corpus.records import document_text, read_documents
 from ray_lir.corpus.refused_rows import RefusedRows
 from ray_lir.distributed.workers import SearchWorkers
@@ -268,7 +268,9 @@ def _add_scores(rows: list[Row], dataset: Dataset, score: "Score", finished: Fin
     from ray_lir.training.data import collect
 
     needed = dict.fromkeys(doc_id for row in rows for doc_id in row["document_ids"])
-    corpus = ((document.doc_id, document_text(document.title, document.text)) for document in read_documents(dataset.corpus, refused))
+    corpus = (
+        (document.doc_id, document_text(document.title, document.text)) for document in read_documents(find_corpus(dataset.corpus), refused)
+    )
     numbers, texts = collect(needed, corpus)
     parts = [rows[first : first + TUPLES_PER_BATCH] for first in range(0, len(rows), TUPLES_PER_BATCH)]
 

@@ -14,6 +14,7 @@ from ray_lir.base.parallel import Map
 from ray_lir.building.publishing import is_same
 from ray_lir.building.update import Added, Update, advice, change_of, drift_of, log_dead_letters, update_index
 from ray_lir.building.workspace import WORKSPACES, remove_workspaces
+from ray_lir.corpus.datasets import find_corpus
 from ray_lir.corpus.records import ID_FIELDS, corpus_files, read_documents
 from ray_lir.corpus.refused_rows import RefusedRows
 from ray_lir.corpus.text_lines import read_lines
@@ -65,7 +66,9 @@ def run(job: UpdateJob) -> dict[str, Any]:
     manifest = read_version(storage.absolute(job.index))
     ids = read_ids(job.delete) if job.delete else []
     if job.add is not None and not is_embeddings(job.add):
-        corpus_files(job.add)  # report a wrong path before a cluster starts
+        corpus = find_corpus(job.add)
+        job = job.model_copy(update={"add": corpus})
+        corpus_files(corpus)  # report a wrong path before a cluster starts
     if job.dry_run:
         return {"index": job.index, "dry_run": True, **_preview(job, ids)}
     on_ray = runs_on_ray(job.where, job.workers)

@@ -12,8 +12,8 @@ EXTRAS = {
     "s3fs": "s3",
     "botocore": "s3",
     "aiobotocore": "s3",
-    "beir": "eval",
     "ir_measures": "eval",
+    "ir_datasets": "datasets",
     "triton": "gpu",
 }
 """Name of a module that a plain `pip install ray_lir` leaves out, and the extra that installs it."""

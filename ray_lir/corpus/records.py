@@ -1,6 +1,7 @@
-"""Corpus rows: read JSONL (plain or gzip) and Parquet files as streams, and turn rows into documents.
+"""Corpus rows: read JSONL, TSV (both plain or gzip) and Parquet files as streams, and turn rows into documents.
 
-A row is a JSON object; Parquet rows are converted to one. Its id is `_id`, `doc_id` or `id`, a string or an integer (the rule is in
+A row is a JSON object; Parquet rows are converted to one. So are TSV rows: id and text, or id, text and title, as ColBERT's collections
+have them, or the id, url, title and body of MS MARCO documents. Its id is `_id`, `doc_id` or `id`, a string or an integer (the rule is in
 `ray_lir/base/ids.py`). `text` is required, `title` is optional. The fields of a `metadata` object and all other fields are the document's
 metadata.
 """
@@ -28,10 +29,24 @@ logger = logging.getLogger(__name__)
 
 ID_FIELDS = ("_id", "doc_id", "id")
 JSONL, GZIP, PARQUET = ".jsonl", ".jsonl.gz", ".parquet"
-SUFFIXES = (JSONL, GZIP, PARQUET)
+TSV_SUFFIXES = (".tsv", ".tsv.gz")
+TSV_COLUMNS = {2: ("_id", "text"), 3: ("_id", "text", "title"), 4: ("_id", "url", "title", "text")}
+TSV_HEADERS = ("id", "_id", "pid", "docid", "doc_id")
+"""First column of a first line that holds the names of columns."""
+SUFFIXES = (JSONL, GZIP, PARQUET, *TSV_SUFFIXES)
+UNNAMED_SUFFIXES = (JSONL, GZIP, PARQUET)
+"""Suffixes of a corpus in a folder without names that mark the corpus."""
 CORPUS_NAMES = tuple(
     re.compile(pattern)
-    for pattern in (r"corpus\.jsonl", r"corpus\.jsonl\.gz", r"corpus\.parquet", r"corpus", r"corpus[-_.].*\.(jsonl|jsonl\.gz|parquet)")
+    for pattern in (
+        r"corpus\.jsonl",
+        r"corpus\.jsonl\.gz",
+        r"corpus\.parquet",
+        r"corpus",
+        r"corpus[-_.].*\.(jsonl|jsonl\.gz|parquet)",
+        r"(collection|corpus)\.tsv",
+        r"(collection|corpus)\.tsv\.gz",
+    )
 )
 """Names of a corpus in a folder, in order of precedence."""
 OTHER_NAMES = re.compile(r"(queries|query|questions|topics|qrels|qrel|judgements|judgments|runs?)([-_.]|$)", re.IGNORECASE)
@@ -69,9 +84,9 @@ def corpus_files(url: storage.PathOrUrl) -> list[str]:
     """Return the files of a corpus, in reading order.
 
     A single file is returned as it is. In a folder, names that begin with "corpus" mark the corpus: corpus.jsonl, corpus.jsonl.gz,
-    corpus.parquet, a folder corpus/, or numbered files such as corpus-00000-of-00002.parquet. Only the first of these kinds that exists is
-    read. A folder without such names is read whole, except for queries, judgements and hidden files. The log names the files that are not
-    read.
+    corpus.parquet, a folder corpus/, or numbered files such as corpus-00000-of-00002.parquet. So does collection.tsv (LoTTE, MS MARCO).
+    Only the first of these kinds that exists is read. A folder without such names is read whole, except for queries, judgements, TSV
+    files and hidden files. The log names the files that are not read.
 
     Raises:
         ConfigError: The path does not exist, or no file can be read as a corpus.
@@ -101,13 +116,15 @@ def _folder_files(url: str, names: list[str]) -> list[str]:
             return corpus_files(storage.join(url, folders[0]))
         _log_unread_files(url, names, found)
         return [storage.join(url, name) for name in found]
-    readable = [name for name in visible if name.endswith(SUFFIXES) and not OTHER_NAMES.match(name)]
+    if any(name.startswith("qas.") for name in names):
+        raise ConfigError(f"no corpus at {url}: LoTTE's collection.tsv is missing; get the whole LoTTE archive again")
+    readable = [name for name in visible if name.endswith(UNNAMED_SUFFIXES) and not OTHER_NAMES.match(name)]
     readable = [name for name in readable if not storage.is_folder(storage.join(url, name))]
     if not readable:
         first_names = ", ".join(names[:3]) or "nothing"
         if "manifest.json" in names or "LATEST" in names:
             raise ConfigError(f"{url} holds token embeddings or an index, not a corpus (it has {first_names}); give the original corpus")
-        want = f"files that end in {', '.join(SUFFIXES)} and are not queries"
+        want = f"files that end in {', '.join(UNNAMED_SUFFIXES)} and are not queries"
         raise ConfigError(f"no corpus at {url}: found {first_names}, expected {want}; convert it or check the path")
     _log_unread_files(url, names, readable)
     return [storage.join(url, name) for name in readable]
@@ -129,7 +146,8 @@ def read_rows(url: storage.PathOrUrl) -> Iterator[tuple[int, bytes]]:
     url = storage.path_text(url)
     with storage.wrap_errors("read", url):
         try:
-            yield from _parquet_rows(url) if url.endswith(PARQUET) else _jsonl_rows(url)
+            rows = _parquet_rows if url.endswith(PARQUET) else _tsv_rows if url.endswith(TSV_SUFFIXES) else _jsonl_rows
+            yield from rows(url)
         except (pa.ArrowException, UnicodeDecodeError) as error:
             raise FormatError(url, "a Parquet file", _short(error), "the file is truncated or damaged: get it again") from error
 
@@ -191,6 +209,17 @@ def repeat_reason(doc_id: str, kept: Kept = "first") -> str:
 
 def _jsonl_rows(url: str) -> Iterator[tuple[int, bytes]]:
     return ((number, line.strip(b" \t\r")) for number, line in read_lines(url))
+
+
+def _tsv_rows(url: str) -> Iterator[tuple[int, bytes]]:
+    names = None
+    for position, (number, line) in enumerate(read_lines(url)):
+        columns = line.decode("utf-8", "surrogateescape").split("\t")
+        if position == 0 and columns[0].lower() in TSV_HEADERS and len(columns) > 1:
+            names = ("_id", *(name.strip().lower() for name in columns[1:]))
+            continue
+        fields = dict(zip(names or TSV_COLUMNS.get(len(columns), ("_id",)), columns, strict=False))
+        yield number, json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogateescape")
 
 
 def _parquet_rows(url: str) -> Iterator[tuple[int, bytes]]:

@@ -1,8 +1,14 @@
-"""Runs: the ranked documents of each query. They are read and written as TREC run files (query Q0 document rank score tag)."""
+"""Runs: the ranked documents of each query. They are read and written as TREC run files (query Q0 document rank score tag).
 
-from collections.abc import Iterable, Sequence
+Parquet files with the columns query_id, doc_id and score, as bulk search writes them, are read too.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ray_lir import storage
 from ray_lir.base.errors import ConfigError, FormatError
@@ -12,6 +18,7 @@ Ranking = Sequence[tuple[str, float]]
 """(document id, score), best first."""
 Run = dict[str, Ranking]
 """Query id -> ranking."""
+RUN_COLUMNS = ("query_id", "doc_id", "score")
 
 
 def format_run(run: Run, tag: str) -> bytes:
@@ -71,24 +78,57 @@ def write_run(url: str, run: Run, tag: str) -> None:
 
 
 def read_run(url: str) -> Run:
-    """Read a run file. Documents are sorted by score, descending; equal scores keep the order of the file.
+    """Read a run file in TREC format (or .gz), or a Parquet file. Documents are sorted by score, descending.
+
+    Equal scores keep the order of the file.
 
     Raises:
         ConfigError: The file cannot be read.
-        FormatError: A line does not have six columns, or a query has a document twice.
+        FormatError: A line does not have six columns, or a Parquet file lacks a column. A score is not a number, a query has a
+            document twice, or there are no results.
     """
     scored: dict[str, dict[str, float]] = {}
-    for number, line in read_text_lines(url):
-        try:
-            query_id, _, doc_id, _, score, _ = ascii_columns(line)
-            value = float(score)
-        except ValueError:
-            raise FormatError(f"{url} line {number}", "query Q0 document rank score tag", f"{line:.80}") from None
+    for where, query_id, doc_id, score in _parquet_rows(url) if url.endswith(".parquet") else _trec_rows(url):
+        if math.isnan(score):
+            raise FormatError(where, "a number as score", "nan")
         documents = scored.setdefault(query_id, {})
         if doc_id in documents:
-            raise FormatError(f"{url} line {number}", "each document once per query", f"{doc_id} twice for query {query_id}")
-        documents[doc_id] = value
+            raise FormatError(where, "each document once per query", f"{doc_id} twice for query {query_id}")
+        documents[doc_id] = score
+    if not scored:
+        raise FormatError(url, "a run with results", "none", "give a run file that lists documents")
     return {query_id: sorted(documents.items(), key=lambda item: -item[1]) for query_id, documents in scored.items()}
+
+
+def _trec_rows(url: str) -> Iterator[tuple[str, str, str, float]]:
+    """Yield place, query id, document id and score of each line."""
+    for number, line in read_text_lines(url):
+        where = f"{url} line {number}"
+        try:
+            query_id, _, doc_id, _, score, _ = ascii_columns(line)
+            yield where, query_id, doc_id, float(score)
+        except ValueError:
+            raise FormatError(where, "query Q0 document rank score tag", f"{line:.80}") from None
+
+
+def _parquet_rows(url: str) -> Iterator[tuple[str, str, str, float]]:
+    """Yield place, query id, document id and score of each row."""
+    with storage.wrap_errors("read", url), storage.open_input(url) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+            missing = [name for name in RUN_COLUMNS if name not in parquet.schema_arrow.names]
+            if missing:
+                raise FormatError(url, f"the columns {', '.join(RUN_COLUMNS)}", f"no column {missing[0]}")
+            row = 0
+            for batch in parquet.iter_batches(columns=list(RUN_COLUMNS)):
+                for values in zip(*(batch.column(name).to_pylist() for name in RUN_COLUMNS), strict=True):
+                    row += 1
+                    query_id, doc_id, score = values
+                    if query_id is None or doc_id is None or not isinstance(score, int | float):
+                        raise FormatError(f"{url} row {row}", "ids, and a number as score", f"{values}")
+                    yield f"{url} row {row}", str(query_id), str(doc_id), float(score)
+        except pa.ArrowException as error:
+            raise FormatError(url, "a Parquet file", f"{' '.join(str(error).split()):.160}", "the file is damaged: get it again") from error
 
 
 def _strictly_decreasing(scores: Sequence[float]) -> list[np.float32]:

@@ -30,7 +30,7 @@ from ray_lir.base.progress import track
 from ray_lir.corpus.datasets import find_dataset
 from ray_lir.corpus.dead_letters import parse_chunk, write_dead_letters
 from ray_lir.corpus.finished_chunks import Destination, FinishedChunk, read_entries, write_entry
-from ray_lir.corpus.records import SUFFIXES, BadRow, Document, corpus_files
+from ray_lir.corpus.records import SUFFIXES, UNNAMED_SUFFIXES, BadRow, Document, corpus_files
 from ray_lir.corpus.refused_rows import DEAD_LETTERS, log_refused, read_first_reasons
 from ray_lir.corpus.scan import Chunk, Corpus, CorpusFile, read_chunks, scan
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
@@ -259,8 +259,8 @@ def query_files(url: storage.PathOrUrl) -> list[str]:
     """Return the files of a set of queries.
 
     Args:
-        url: A JSONL, JSONL.gz or Parquet file with an id and a text in each row; a folder of such files; a folder in the BEIR layout, in
-            which queries.jsonl is read; or the name of a BEIR dataset.
+        url: A JSONL, TSV (both also .gz) or Parquet file with an id and a text in each row; a folder of such files; a folder in the BEIR
+            layout, in which queries.jsonl is read; or the name of a BEIR dataset.
 
     Raises:
         ConfigError: The file, folder or dataset does not exist, or has no file of these kinds.
@@ -271,7 +271,7 @@ def query_files(url: storage.PathOrUrl) -> list[str]:
             raise ConfigError(f"no queries at {storage.absolute(url)}: no such file; check the path")
         url = find_dataset(url)
     names = storage.list_names(url)
-    files = [storage.join(storage.absolute(url), name) for name in names if name.startswith("queries") and name.endswith(SUFFIXES)]
+    files = [storage.join(storage.absolute(url), name) for name in names if name.startswith("queries") and name.endswith(UNNAMED_SUFFIXES)]
     return files or corpus_files(url)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from ray_lir import storage
 from ray_lir.base.config import parse_json
 from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.corpus.datasets import all_queries, find_corpus
 from ray_lir.corpus.records import document_text, read_documents, read_rows
 from ray_lir.corpus.refused_rows import RefusedRows
 from ray_lir.storage.manifest import MANIFEST, check_file, read_manifest
@@ -153,18 +154,12 @@ def _uniform(
 
 
 def _write_query_texts(dataset: str, query_ids: Texts, path: Path) -> None:
-    names = ("queries.jsonl", "queries.jsonl.gz")
-    url = next((storage.join(dataset, name) for name in names if storage.exists(storage.join(dataset, name))), None)
-    if url is None:
-        raise FormatError(dataset, "queries.jsonl or queries.jsonl.gz", "neither", "give a folder in the BEIR layout")
     numbers = _numbering(query_ids)
     place = np.full(len(query_ids), -1, np.int64)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         scratch = Path(folder) / QUERIES
         with TextFile(scratch) as file:
-            for block in blocks(
-                (str(fields.get("_id")), fields["text"]) for _, fields in _rows(url) if isinstance(fields.get("text"), str)
-            ):
+            for block in blocks(all_queries(dataset)):
                 found = numbers.find([query_id for query_id, _ in block])
                 for number, (_, text) in zip(found.tolist(), block, strict=True):
                     if number >= 0:
@@ -173,7 +168,7 @@ def _write_query_texts(dataset: str, query_ids: Texts, path: Path) -> None:
         missing = np.flatnonzero(place < 0)
         if len(missing):
             raise ConfigError(
-                f"{len(missing)} of {len(place)} queries of the examples are not in {url}, for example {query_ids[int(missing[0])]!r}; "
+                f"{len(missing)} of {len(place)} queries of the examples are not in {dataset}, for example {query_ids[int(missing[0])]!r}; "
                 "give the dataset that the examples were made from"
             )
         reorder_texts(open_texts(scratch), path, place)
@@ -184,7 +179,7 @@ def _write_document_texts(dataset: str, doc_ids: Texts, path: Path, refused: Ref
     numbers = _numbering(doc_ids)
     place = np.full(len(doc_ids), -1, np.int64)
     with TextFile(path) as file:
-        for block in blocks((each.doc_id, document_text(each.title, each.text)) for each in read_documents(dataset, refused)):
+        for block in blocks((each.doc_id, document_text(each.title, each.text)) for each in read_documents(find_corpus(dataset), refused)):
             found = numbers.find([doc_id for doc_id, _ in block])
             for number, (_, text) in zip(found.tolist(), block, strict=True):
                 if number >= 0 and place[number] < 0:

@@ -3,7 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ray_lir import storage
@@ -11,7 +11,7 @@ from ray_lir.base.config import TrainingSource
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.extras import require
 from ray_lir.base.logs import phase
-from ray_lir.corpus.datasets import Dataset, has_queries_as_documents, load_dataset
+from ray_lir.corpus.datasets import Dataset, find_corpus, has_queries_as_documents, load_dataset
 from ray_lir.corpus.records import document_text, read_documents
 from ray_lir.corpus.refused_rows import RefusedRows
 from ray_lir.evaluation.coverage import check_coverage
@@ -49,7 +49,7 @@ class SourceFiles:
             examples = storage.listing_digest(source.examples) if storage.is_folder(source.examples) else _state(source.examples)
             return cls(None, (examples, *map(storage.listing_digest, datasets)))
         if source.dataset:
-            judged = load_dataset(source.dataset, source.split)
+            judged = _with_corpus(load_dataset(source.dataset, source.split))
             return cls(judged, (storage.listing_digest(judged.corpus),))
         raise ConfigError("there is nothing to train on; give --dataset, --examples, or both")
 
@@ -116,7 +116,7 @@ def load_dev_set(source: TrainingSource) -> DevSet | None:
     if dataset is None:
         raise ConfigError("--dev_split needs the collection that it is a split of; give --dev_dataset")
     with phase("dev set") as record:
-        judged = load_dataset(dataset, source.dev_split)
+        judged = _with_corpus(load_dataset(dataset, source.dev_split))
         relevant = {document for grades in judged.qrels.values() for document in grades}
         room = max(0, source.dev_documents - len(relevant))
         documents = {}
@@ -131,6 +131,11 @@ def load_dev_set(source: TrainingSource) -> DevSet | None:
 
 def _texts(corpus: str, refused: RefusedRows | None = None) -> Iterator[tuple[str, str]]:
     return ((document.doc_id, document_text(document.title, document.text)) for document in read_documents(corpus, refused))
+
+
+def _with_corpus(dataset: Dataset) -> Dataset:
+    """The data set with its corpus as a file or folder."""
+    return replace(dataset, corpus=find_corpus(dataset.corpus))
 
 
 def _state(url: str) -> str:

@@ -145,7 +145,7 @@ def beir_server(tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    monkeypatch.setattr("ray_lir.corpus.datasets.BEIR_URL", f"http://127.0.0.1:{server.server_port}/{{}}.zip")
+    monkeypatch.setattr("ray_lir.corpus.datasets.downloads.BEIR_URL", f"http://127.0.0.1:{server.server_port}/{{}}.zip")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield folder
