@@ -23,13 +23,11 @@ from ray_lir.storage.concurrent_writes import OutputFile
 from ray_lir.storage.manifest import MANIFEST
 
 from .cli import main, show_fields
-from .dataset_search import search_dataset
+from .dataset_search import fill, search_dataset
 from .query_search import QueryEncoderConfig, QuerySearch
 
 logger = logging.getLogger(__name__)
 
-DATASET = "{dataset}"
-"""Part of the path of a run or index that stands for the name of the data set."""
 COLUMNS = ("measure", "first", "second", "difference", "interval", "p (Holm)", "equivalence p", "verdict")
 
 
@@ -43,7 +41,8 @@ class CompareConfig(Config):
     """
 
     first: str
-    """A run file, a folder of hits or an index. With several data sets, {dataset} in the path stands for the name of each."""
+    """A run file, a folder of hits or an index. With several data sets, {dataset} in the path stands for the name of each, and
+    {collection} for the name of its corpus."""
     second: str
     """The run or index that is compared with the first one."""
     dataset: str | tuple[str, ...]
@@ -160,7 +159,7 @@ def show(result: dict[str, Any], _: CompareConfig) -> None:
 
 def _places(path: str, name: str, datasets: list[Dataset]) -> list[str]:
     """The path of the run or index of each data set."""
-    places = [path.replace(DATASET, dataset.name) for dataset in datasets]
+    places = [fill(path, dataset) for dataset in datasets]
     for place in places:
         if not storage.exists(place):
             raise ConfigError(f"--{name}: there is no run and no index at {place}; check the path")

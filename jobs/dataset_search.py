@@ -19,6 +19,11 @@ QUERIES_PER_BLOCK = 256
 """Queries that are encoded and searched together."""
 
 
+def fill(path: str, dataset: Dataset) -> str:
+    """Return a path in which {dataset} and {collection} are replaced by the names of a data set."""
+    return path.replace("{dataset}", dataset.name).replace("{collection}", dataset.collection)
+
+
 def search_dataset(
     search: QuerySearch, dataset: Dataset, engine: EngineConfig, k: int, ignore_identical_ids: bool
 ) -> tuple[Run, int, list[TopK]]:

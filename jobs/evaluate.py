@@ -1,6 +1,7 @@
-"""Measures the quality and latency of an index on the judged queries of a BEIR dataset."""
+"""Measures the quality and latency of an index on the judged queries of one or more data sets."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from ray_lir.base import logs
 from ray_lir.base.config import Config, canonical_json, digest
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.extras import require
-from ray_lir.corpus.datasets import Dataset, has_queries_as_documents, load_dataset
+from ray_lir.corpus.datasets import Dataset, has_queries_as_documents, load_datasets
 from ray_lir.distributed.workers import SearchWorkers
 from ray_lir.engines import ENGINES
 from ray_lir.engines.params import EngineConfig
@@ -24,7 +25,7 @@ from ray_lir.storage.concurrent_writes import OutputFile
 from ray_lir.storage.manifest import manifest_digest
 
 from .cli import main
-from .dataset_search import search_dataset
+from .dataset_search import fill, search_dataset
 from .query_search import QueryEncoderConfig, QuerySearch
 
 logger = logging.getLogger(__name__)
@@ -34,14 +35,23 @@ class EvaluateFields(Config):
     """Measures the quality of an index (measures of ir-measures) and its latency. On request it writes the run as a TREC file.
 
     The job runs in this process. With a --workers flag, or if the index is on an object store, it searches on a Ray cluster.
+
+    With several data sets, the result has the mean of each measure over the data sets, the mean weighted by their queries, and the result
+    of each. {dataset} in --index, --run and --per_query stands for the name of each data set, and {collection} for that of its corpus.
     """
 
     index: str
     """Folder or URL of the index."""
-    dataset: str
-    """Folder or URL in the BEIR layout, or the name of a BEIR dataset to download."""
+    dataset: str | tuple[str, ...]
+    """Folder or URL of a collection (BEIR, LoTTE, MS MARCO), a name to download, or ir_datasets:ID. Several are separated by commas. A
+    folder of collections, such as CQADupStack, gives each of its parts."""
     split: str = "test"
-    """Split of the judgements: qrels/SPLIT.tsv."""
+    """Split of the judgements: qrels/SPLIT.tsv. LoTTE: test, test.search or test.forum. TREC Deep Learning: dl19 or dl20."""
+    query_length: int | None = Field(default=None, ge=3)
+    """Query length in tokens. None: the index's."""
+    query_lengths: dict[str, int] = Field(default={})
+    """Query length of single data sets by name, such as {arguana: 300}; it overrides query_length. The recipes evaluate_*.yaml hold those
+    of the papers."""
     engine: str = "auto"
     """auto, or one of the engines below. Their parameters are fields too, such as --warp.nprobe 64."""
     quality: Literal["fast", "balanced", "exact"] = "balanced"
@@ -75,7 +85,8 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
     """Search for every judged query and measure the results.
 
     Returns:
-        Measures by their ir-measures names, settings, sizes of the index, and latency percentiles in milliseconds.
+        Measures by their ir-measures names, settings, sizes of the index, and latency percentiles in milliseconds. With several data sets:
+        means over the data sets, weighted_means over the queries, and in datasets the result of each.
 
     Raises:
         ConfigError: The engine, a measure, the dataset, the split or a path is wrong. Or the index holds no judged document, an
@@ -87,11 +98,66 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
     require("ir_measures", "measuring a run")
     measures = _measures(config)
     config = config.model_copy(update={"k": _depth(config, measures)})
-    search = QuerySearch.open(config.index, config.encoder, config.workers if "workers" in config.model_fields_set else None)
+    datasets = load_datasets(config.dataset, config.split)
+    check_names(config.query_lengths, datasets)
+    if len(datasets) == 1:
+        return _evaluate(config, datasets[0], measures, {})
+    _check_places(config, datasets)
+    searches: dict[tuple[str, int | None], QuerySearch] = {}
+    results = {dataset.name: _evaluate(config, dataset, measures, searches) for dataset in datasets}
+    return {
+        "dataset": list(results),
+        "split": config.split,
+        "queries": sum(result["queries"] for result in results.values()),
+        **_means(results, dict.fromkeys(results, 1)),
+        "weighted_means": _means(results, {name: result["queries"] for name, result in results.items()}),
+        "k": config.k,
+        "datasets": results,
+    }
+
+
+def check_names(lengths: Mapping[str, int], datasets: Sequence[Dataset]) -> None:
+    """Log a warning if a query length is given for a data set that is not evaluated.
+
+    Args:
+        lengths: Name of a data set -> query length.
+        datasets: The data sets.
+    """
+    unused = [name for name in lengths if all(name not in (dataset.name, dataset.collection) for dataset in datasets)]
+    if unused and len(unused) == len(lengths):
+        logger.warning("evaluate: query_lengths names %s, and the data sets are %s", ", ".join(unused), [each.name for each in datasets])
+
+
+def _check_places(config: EvaluateFields, datasets: Sequence[Dataset]) -> None:
+    """Check that several data sets do not write to one file."""
+    for name in ("run", "per_query"):
+        path = getattr(config, name)
+        if path and len({fill(path, dataset) for dataset in datasets}) < len(datasets):
+            raise ConfigError(f"--{name} {path} is one file for {len(datasets)} data sets; put {{dataset}} into its name")
+
+
+def _means(results: Mapping[str, dict[str, Any]], weights: Mapping[str, int]) -> dict[str, float]:
+    """The mean of each measure that all data sets have."""
+    first, *others = results.values()
+    names = [name for name in first["measures"] if all(name in other["measures"] for other in others)]
+    total = sum(weights.values())
+    return {name: sum(results[each][name] * weight for each, weight in weights.items()) / total for name in names}
+
+
+def _evaluate(
+    config: EvaluateFields, dataset: Dataset, measures: tuple[str, ...], searches: dict[tuple[str, int | None], QuerySearch]
+) -> dict[str, Any]:
+    """Evaluate one data set. `searches` holds the indexes that are open, by path and query length."""
+    paths = {name: fill(path, dataset) for name in ("index", "run", "per_query") if (path := getattr(config, name))}
+    config = config.model_copy(update=paths)
+    length = config.query_lengths.get(dataset.name, config.query_lengths.get(dataset.collection, config.query_length))
+    search = searches.get((config.index, length))
+    if search is None:
+        workers = config.workers if "workers" in config.model_fields_set else None
+        search = searches[config.index, length] = QuerySearch.open(config.index, config.encoder, workers, length)
     engine = search.engine(_engine(config), config.k, config.quality)
-    dataset = load_dataset(config.dataset, config.split)
     ignores = has_queries_as_documents(dataset.name) if config.ignore_identical_ids == "auto" else config.ignore_identical_ids
-    tag = _tag(config, search.manifest, dataset, engine, ignores)
+    tag = _tag(config, search.manifest, dataset, engine, ignores, length)
     with search.session():
         present = search.present(judged_documents(dataset.qrels), check=config.run is not None)
         coverage = check_coverage(dataset.qrels, present, f"{dataset.name}/{dataset.split}", config.index)
@@ -110,6 +176,8 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         "split": dataset.split,
         "queries": len(dataset.queries),
         **metrics.means(values),
+        "measures": list(values),
+        "query_length": search.query_length,
         "k": config.k,
         "ignore_identical_ids": ignores,
         "identical_ids_dropped": identical if ignores else 0,
@@ -152,11 +220,12 @@ def _engine(config: EvaluateFields) -> str | EngineConfig:
     return getattr(config, config.engine)
 
 
-def _tag(config: EvaluateFields, manifest: IndexManifest, dataset: Dataset, engine: EngineConfig, ignores: bool) -> str:
+def _tag(config: EvaluateFields, manifest: IndexManifest, dataset: Dataset, engine: EngineConfig, ignores: bool, length: int | None) -> str:
     """The run's tag, with a digest of everything that determines its content."""
     settings = {
         "index": manifest_digest(manifest),
         "queries": dataset.queries,
+        **({"query_length": length} if length else {}),
         "engine": engine.model_dump(mode="json"),
         "k": config.k,
         "ignores": ignores,

@@ -59,13 +59,14 @@ class QuerySearch:
     workers: SearchWorkers | None
 
     @classmethod
-    def open(cls, index: str, encoder: QueryEncoderConfig, workers: SearchWorkers | None) -> "QuerySearch":
+    def open(cls, index: str, encoder: QueryEncoderConfig, workers: SearchWorkers | None, query_length: int | None = None) -> "QuerySearch":
         """Open the latest version of an index.
 
         Args:
             index: Folder or URL of the index.
             encoder: The encoder of the queries.
             workers: Workers on a Ray cluster. None: this process, or a cluster if the index is on an object store.
+            query_length: Query length in tokens. None: the index's.
 
         Raises:
             ConfigError: Ray is needed and not installed.
@@ -83,12 +84,17 @@ class QuerySearch:
             require("ray", "searching on a cluster")
         settings = encoder.model_dump()
         settings["checkpoint"] = settings["checkpoint"] or planner.manifest.contract.checkpoint
-        return cls(root, version, planner, searcher, EncoderConfig(**settings), workers)
+        return cls(root, version, planner, searcher, EncoderConfig(**settings, query_length=query_length), workers)
 
     @property
     def manifest(self) -> IndexManifest:
         """Manifest of the index version."""
         return self.planner.manifest
+
+    @property
+    def query_length(self) -> int:
+        """Query length in tokens."""
+        return self.encoder_config.query_length or self.manifest.contract.query_length
 
     @property
     def kernels(self) -> str:

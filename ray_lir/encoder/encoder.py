@@ -92,7 +92,8 @@ class Encoder:
 
         Args:
             contract: The contract to satisfy.
-            config: Where the weights are now, device, precision and batch_tokens; None: the contract's checkpoint with defaults.
+            config: Where the weights are now, device, precision and batch_tokens; None: the contract's checkpoint with defaults. A
+                `query_length` replaces that of the contract: it changes queries only.
 
         Raises:
             ConfigError: There is no such checkpoint, or it cannot be loaded.
@@ -109,6 +110,11 @@ class Encoder:
             raise IncompatibleError(
                 f"{config.checkpoint} has other weights than {contract.checkpoint} had at encoding time; give the original checkpoint"
             )
+        if config.query_length is not None:
+            limit = longest_input(parts.network.backbone.config)
+            if limit and config.query_length > limit:
+                raise ConfigError(f"query_length {config.query_length} exceeds the {limit} positions of {config.checkpoint}; lower it")
+            contract = contract.model_copy(update={"query_length": config.query_length})
         return cls._placed(contract, parts, config)
 
     @classmethod

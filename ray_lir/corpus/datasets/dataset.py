@@ -28,6 +28,11 @@ class Dataset:
     qrels: dict[str, dict[str, int]]
     corpus: str
 
+    @property
+    def collection(self) -> str:
+        """The name without LoTTE's kind of questions; data sets of one collection share an index."""
+        return re.sub(r"\.(search|forum)$", "", self.name)
+
 
 def has_queries_as_documents(name: str) -> bool:
     """Return whether this collection's queries are documents of its corpus with the same ids, judged by its name (ArguAna, Quora)."""

@@ -97,6 +97,44 @@ def test_the_run_file_and_the_values_of_each_query_give_the_reported_measures(in
     assert all(len(ranking) == len(DOCUMENTS) for ranking in read_run(str(run)).values())
 
 
+def second_dataset(folder: Path) -> str:
+    """A data set with one query that the index answers wrongly: its judged document is unrelated."""
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "queries.jsonl").write_text('{"_id": "a", "text": "what makes dough rise"}\n')
+    (folder / "qrels/test.tsv").write_text("a\tchess\t1\n")
+    return str(folder)
+
+
+def test_several_data_sets_give_their_mean(index, dataset, tmp_path):
+    other = second_dataset(tmp_path / "other")
+    run = str(tmp_path / "{dataset}.run")
+    result = evaluate(configure(index, f"{dataset},{other}", engine="exact", run=run, measures="RR@1"))
+    parts = result["datasets"]
+    assert list(parts) == result["dataset"] == [Path(dataset).name, "other"] and result["queries"] == 6
+    for name in ("nDCG@10", "RR@1", "R@100"):
+        first, second = (part[name] for part in parts.values())
+        assert result[name] == pytest.approx((first + second) / 2)
+        assert result["weighted_means"][name] == pytest.approx((5 * first + second) / 6)
+    assert parts["other"] == evaluate(configure(index, other, engine="exact", measures="RR@1"))
+    assert list(read_run(str(tmp_path / "other.run"))) == ["a"] and (tmp_path / f"{Path(dataset).name}.run").exists()
+    with pytest.raises(ConfigError, match=r"--run .*one.run is one file for 2 data sets; put \{dataset\} into its name"):
+        evaluate(configure(index, (dataset, other), run=str(tmp_path / "one.run")))
+
+
+def test_each_data_set_has_its_query_length(index, dataset, tmp_path, caplog):
+    other = second_dataset(tmp_path / "other")
+    result = evaluate(configure(index, f"{dataset},{other}", engine="exact", query_length=12, query_lengths={"other": 3}))
+    assert {name: part["query_length"] for name, part in result["datasets"].items()} == {Path(dataset).name: 12, "other": 3}
+    full = evaluate(configure(index, other, engine="exact", run=str(tmp_path / "full")))
+    assert full["query_length"] not in (3, 12)
+    evaluate(configure(index, other, engine="exact", query_length=3, run=str(tmp_path / "cut")))
+    assert read_run(str(tmp_path / "cut"))["a"] != read_run(str(tmp_path / "full"))["a"]
+    with pytest.raises(ConfigError, match="query_length 5000 exceeds the 512 positions"):
+        evaluate(configure(index, other, query_length=5000))
+    evaluate(configure(index, other, engine="exact", query_lengths={"arguana": 300}))
+    assert "query_lengths names arguana, and the data sets are ['other']" in caplog.text
+
+
 def test_engine_parameters_are_used_and_reported(index, dataset):
     result = evaluate(configure(index, dataset, engine="warp", warp={"nprobe": 3, "rescore": 0}))
     assert result["params"]["nprobe"] == 3 and result["params"]["rescore"] == 0

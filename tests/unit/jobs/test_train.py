@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs import cli
+from jobs.evaluate import EvaluateConfig
 from jobs.mine import MineConfig
 from jobs.train import TrainJob, run
 from ray_lir.scorers import SCORERS
@@ -66,8 +67,13 @@ def test_an_unfinished_training_does_not_continue_with_another_configuration(pla
 @pytest.mark.parametrize("recipe", sorted((REPOSITORY / "jobs" / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_recipes_are_complete_jobs_except_for_their_folders(recipe):
     """Published recipes name the source of each value."""
-    kind, folders = (MineConfig, ["--index", "index"]) if recipe.name.startswith("mine") else (TrainJob, [])
-    job = cli.parse(kind, ["--recipe", str(recipe), "--dataset", "words", "--output", "there.jsonl", *folders])
+    verb = recipe.name.partition("_")[0]
+    kind, folders = {
+        "mine": (MineConfig, ["--index", "index", "--output", "there.jsonl"]),
+        "train": (TrainJob, ["--output", "there"]),
+        "evaluate": (EvaluateConfig, ["--index", "index"]),
+    }[verb]
+    job = cli.parse(kind, ["--recipe", str(recipe), "--dataset", "words", *folders])
     settings = [line for line in recipe.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if "small" in recipe.name:
         assert job.max_steps <= 100 and job.encoder.document_length == 96
