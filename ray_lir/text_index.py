@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from ray_lir import storage
 from ray_lir.api.search import MARKED_FRACTION, Highlight, HitSides, Snippet
@@ -23,8 +23,6 @@ from ray_lir.building.update import Update, update_index
 from ray_lir.corpus.records import ID_FIELDS
 from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
-from ray_lir.encoder.corpus_encoder import encode_corpus
-from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import TopK
 from ray_lir.index.filters import Filters
@@ -32,6 +30,9 @@ from ray_lir.index.manifest import IndexManifest
 from ray_lir.search.explain import Trace, explain
 from ray_lir.search.highlights import match_hits, snippet
 from ray_lir.search.searcher import Searcher
+
+if TYPE_CHECKING:
+    from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load, and opening an index does not need it
 
 Documents = storage.PathOrUrl | Iterable[str | Mapping[str, Any]]
 """The path of a corpus; or texts; or dicts with `text` and optionally `_id`, `title`, `metadata` and other fields."""
@@ -127,7 +128,7 @@ class Index:
         Index('.../my-index', 2 documents, version 1)
     """
 
-    def __init__(self, path: storage.PathOrUrl, encoder: Encoder | None = None):
+    def __init__(self, path: storage.PathOrUrl, encoder: "Encoder | None" = None):
         self.path = storage.absolute(path)
         self.searcher = Searcher.open(self.path)
         if encoder is not None:
@@ -163,6 +164,8 @@ class Index:
             >>> ray_lir.Index.create("zinc-index", documents).get("zinc")["metadata"]
             {'year': 2019}
         """
+        from ray_lir.encoder.corpus_encoder import encode_corpus  # loads torch
+
         settings = encoder if isinstance(encoder, EncoderConfig) else EncoderConfig(checkpoint=encoder)
         with tempfile.TemporaryDirectory(prefix="ray_lir-") as scratch:
             corpus = _corpus(documents, Path(scratch), map(str, count()))
@@ -190,7 +193,7 @@ class Index:
         return cls(path)
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> "Encoder":
         """The encoder of the index's documents and queries, loaded at first use."""
         return _encoder_of(self)
 
@@ -307,6 +310,8 @@ class Index:
             >>> index.add([{"_id": "sun", "text": "The sun shines."}]).change.num_added
             1
         """
+        from ray_lir.encoder.corpus_encoder import encode_corpus  # loads torch
+
         with tempfile.TemporaryDirectory(prefix="ray_lir-") as scratch:
             corpus = _corpus(documents, Path(scratch), self._unused_ids())
             contract = self.manifest.contract
@@ -457,5 +462,7 @@ def _marked_html(hit: Hit, weakest: float) -> str:
 
 
 @derived
-def _encoder_of(index: Index) -> Encoder:
+def _encoder_of(index: Index) -> "Encoder":
+    from ray_lir.encoder.encoder import Encoder
+
     return Encoder.for_contract(index.manifest.contract)

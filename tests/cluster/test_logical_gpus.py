@@ -22,14 +22,17 @@ from tests.support.served_index import QUERIES, make_index
 from tests.support.triton_interpreter import cuda_kernels
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'ray_lir[gpu]'")
+pytestmark = pytest.mark.timeout(900)  # the first test waits for all parts
 NUM_DOCS = 24
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("logical-gpus")
-    make_index(folder, num_docs=NUM_DOCS, num_shards=2)
+    make_index(folder, num_docs=NUM_DOCS, num_shards=4)
     write_rows(folder / "queries.jsonl", [{"_id": f"q{number}", "text": query} for number, query in enumerate(QUERIES)])
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "test.tsv").write_text("".join(f"q{number}\tdoc-{number}\t1\n" for number in range(len(QUERIES))))
     write_rows(folder / "more.jsonl", [{"_id": "new", "title": "late", "text": "late interaction on the river"}])
     return folder
 
@@ -87,7 +90,34 @@ def test_bulk_search_on_gpus_finds_what_a_searcher_finds(report, folder, part):
         np.testing.assert_allclose(sorted(row[3] for row in found), np.sort(answer.scores), atol=32 * 1e-4)
 
 
-@pytest.mark.parametrize("part", ["one group", "two groups"])
+def test_evaluation_on_gpus_ranks_as_a_searcher_with_the_same_kernels(report, folder):
+    with cuda_kernels():
+        searcher = Searcher.open(str(folder / "built"), kernels="cuda")
+        queries = Encoder.for_contract(searcher.manifest.contract).encode_queries(QUERIES)
+        answers = searcher.search(queries, 100, "exact")
+    lines = [line.split() for line in report["evaluate"]["run"].splitlines()]
+    ranks = []
+    for number, answer in enumerate(answers):
+        expected = {doc_id: float(score) for doc_id, score in zip(searcher.doc_ids(answer.documents), answer.scores, strict=True)}
+        found = {line[2]: float(line[4]) for line in lines if line[0] == f"q{number}"}
+        assert found == pytest.approx(expected, abs=32 * 1e-4)
+        ranks.append([line[2] for line in lines if line[0] == f"q{number}"].index(f"doc-{number}") + 1)
+    gains = [1 / np.log2(1 + rank) for rank in ranks if rank <= 10]
+    assert report["evaluate"]["nDCG@10"] == pytest.approx(sum(gains) / len(QUERIES), abs=1e-4)
+
+
+def test_mining_on_gpus_takes_negatives_from_the_best_documents(report, folder):
+    with cuda_kernels():
+        searcher = Searcher.open(str(folder / "built"), kernels="cuda")
+        queries = Encoder.for_contract(searcher.manifest.contract).encode_queries(QUERIES)
+        best = [searcher.doc_ids(answer.documents) for answer in searcher.search(queries, 10, "exact")]
+    assert [row["query_id"] for row in report["mine"]] == [f"q{number}" for number in range(len(QUERIES))], report["mine"]
+    for number, row in enumerate(report["mine"]):
+        positive, *negatives = row["document_ids"]
+        assert positive == f"doc-{number}" and len(negatives) == 2 and set(negatives) <= set(best[number]) - {positive}
+
+
+@pytest.mark.parametrize("part", ["one group", "two groups", "four groups"])
 def test_served_groups_answer_like_a_searcher_with_the_same_kernels(report, folder, part):
     with cuda_kernels():
         searcher = Searcher.open(str(folder / "index"), kernels="cuda")

@@ -22,6 +22,8 @@ from ray import serve
 
 from jobs.build_index import BuildIndexJob
 from jobs.build_index import run as build_index
+from jobs.evaluate import EvaluateConfig, evaluate
+from jobs.mine import MineConfig, mine
 from jobs.search import SearchJob
 from jobs.search import run as search
 from jobs.update import UpdateJob
@@ -68,6 +70,20 @@ def bulk_search(folder: Path, output: str, **workers: Any) -> dict[str, Any]:
     job = {"index": str(folder / "built"), "queries": str(folder / "queries.jsonl"), "output": str(folder / output), "engine": "exact"}
     search(SearchJob.model_validate(job | {"workers": {"gpus_per_worker": 1, **workers}}))
     return {"hits": hits(folder / output), "provenance": json.loads((folder / output / "provenance.json").read_text())["kernels"]}
+
+
+def evaluated(folder: Path) -> dict[str, Any]:
+    """Measures and run of an evaluation on GPUs."""
+    job = {"index": str(folder / "built"), "dataset": str(folder), "run": str(folder / "gpu.run"), "engine": "exact", "latency_queries": 0}
+    result = evaluate(EvaluateConfig.model_validate(job | {"workers": {"gpus_per_worker": 1}}))
+    return {"nDCG@10": result["nDCG@10"], "run": (folder / "gpu.run").read_text()}
+
+
+def mined(folder: Path) -> list[dict[str, Any]]:
+    """The tuples that a mining on GPUs wrote."""
+    job = {"index": str(folder / "built"), "dataset": str(folder), "split": "test", "output": str(folder / "gpu-tuples.jsonl")}
+    mine(MineConfig.model_validate(job | {"num_negatives": 2, "depth": 10, "engine": "exact", "workers": {"gpus_per_worker": 1}}))
+    return [json.loads(line) for line in (folder / "gpu-tuples.jsonl").read_text().splitlines()]
 
 
 def served(folder: Path, address: str, **arguments: Any) -> dict[str, Any]:
@@ -119,10 +135,13 @@ def main(folder: Path) -> None:
     attempt("update", lambda: update(UpdateJob.model_validate(update_job | {"workers": {"gpus_per_worker": 0.5}})))
     attempt("bulk search", partial(bulk_search, folder, "hits"))
     attempt("bulk search in groups", partial(bulk_search, folder, "grouped", num_workers=1, groups=2))
+    attempt("evaluate", partial(evaluated, folder))
+    attempt("mine", partial(mined, folder))
     with serve_started() as address:
         attempt("three cards", partial(served, folder, address, num_groups=3, shard_gpus=1))
         attempt("one group", partial(served, folder, address, num_groups=1, shard_gpus=0.5, encoder_gpus=0.5))
         attempt("two groups", partial(served, folder, address, num_groups=2, shard_gpus=0.5, encoder_gpus=0.5))
+        attempt("four groups", partial(served, folder, address, num_groups=4, shard_gpus=0.25, encoder_gpus=0.25))
         attempt("two groups, a card each", partial(served, folder, address, num_groups=2, shard_gpus=1))
     holders = [Holder.remote() for _ in range(2)]
     ray.get([holder.ready.remote() for holder in holders])

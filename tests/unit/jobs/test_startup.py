@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -69,13 +68,16 @@ def test_commands_without_model_or_cluster_import_neither_torch_nor_ray(words, e
     assert expected == 0 or shown.splitlines()[-1].startswith("error: ")
 
 
-def test_search_needs_no_torch_for_a_bert_checkpoint(tmp_path):
+def test_opening_an_index_and_one_search_need_no_torch(tmp_path):
     encoder = Encoder.load()
     texts = ["The mitochondrion makes the energy of the cell.", "Aspirin thins the blood."]
     build_index(encoder.encode_documents(texts), str(tmp_path / "index"), contract=encoder.contract, texts=texts)
     code, modules, shown = loaded("search", "where does energy come from?", "--index", str(tmp_path / "index"))
     assert (code, modules) == (0, []), shown
     assert json.loads(shown.splitlines()[-1])["hits"][0]["text"] == texts[0]
+    opened = f"import sys; from ray_lir import Index; Index.open({str(tmp_path / 'index')!r}).get('1'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", opened], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_the_client_loads_no_array_library():
@@ -95,10 +97,11 @@ def test_a_closed_pipe_is_silent():
 
 def test_an_interrupt_is_one_line_and_exit_code_130():
     code = (
-        "import sys, time; from jobs.cli import main; from ray_lir.base.config import Config; main(Config, lambda job: time.sleep(60), [])"
+        "import time; from jobs.cli import main; from ray_lir.base.config import Config; "
+        "main(Config, lambda job: (print('started', flush=True), time.sleep(60)), [])"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
-    time.sleep(2)
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "started\n"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130 and errors.startswith("interrupted") and errors.count("\n") == 1
