@@ -17,7 +17,7 @@ from ..metrics import Metrics
 from ..workers.versions import Served
 from .catalog import Catalog
 from .local_service import LocalService
-from .memory import index_bytes
+from .memory import free_memory, index_bytes
 
 logger = logging.getLogger("ray.serve")
 
@@ -80,6 +80,7 @@ class Indexes:
         self._reserved: dict[str, int] = {}
         self._broken: dict[str, tuple[float, str]] = {}
         self._closing: asyncio.Task[None] | None = None
+        self._freed = True
 
     async def open(self, name: str, visible: Collection[str] | None = None) -> LocalService:
         """Return the service of an index, opened if necessary. Concurrent calls open it once.
@@ -147,6 +148,7 @@ class Indexes:
         self.metrics.open_indexes(len(self.opened))
         if self._closing is None or self._closing.done():
             self._closing = asyncio.create_task(self._close_when_idle())
+        self._freed = False
         return self.opened[name]
 
     def _first(self, name: str, root: str) -> tuple[Served, IndexManifest]:
@@ -177,13 +179,17 @@ class Indexes:
         service = self.opened.pop(name).service
         self._served[name] = service.versions.served
         service.close()
+        self._freed = False
         self.metrics.for_index(name).closed()
         self.metrics.open_indexes(len(self.opened))
 
     async def _close_when_idle(self) -> None:
-        while self.opened:
+        while self.opened or not self._freed:
             await asyncio.sleep(min(LONGEST_PAUSE_S, self.idle_s / 4))
             self.close_idle()
+            if not self._freed:
+                self._freed = True
+                await asyncio.to_thread(free_memory)
 
     def _summary(self, name: str) -> IndexSummary:
         found = self.opened.get(name)

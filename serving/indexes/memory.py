@@ -1,5 +1,6 @@
 """Memory of open indexes, estimated from their manifests, and of this machine."""
 
+import ctypes
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,12 @@ def index_bytes(manifest: IndexManifest) -> int:
         manifest.num_docs, manifest.num_tokens, manifest.dim, manifest.nbits, manifest.num_centroids, len(manifest.shards), text_bytes=0
     )
     return OBJECT_BYTES + sum(file.size for file in files_of(manifest)) + 2 * codec_memory(of) + posting_memory(of)
+
+
+def free_memory() -> None:
+    """Return freed memory to the system. Without this, glibc keeps what opening and closing indexes has freed."""
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def machine_bytes() -> int:

@@ -238,6 +238,23 @@ def test_closing_frees_the_files_and_the_encoder(folder):
     asyncio.run(run())
 
 
+def test_freed_memory_returns_to_the_system_after_indexes_were_opened_and_closed(folder, monkeypatch):
+    freed: list[int] = []
+
+    async def run() -> None:
+        indexes = open_indexes(str(folder), idle_s=0.04)
+        indexes.clock = asyncio.get_running_loop().time
+        monkeypatch.setattr("serving.indexes.indexes.free_memory", lambda: freed.append(len(indexes.opened)))
+        await indexes.open("docs")
+        for _ in range(200):
+            if freed and freed[-1] == 0:
+                return
+            await asyncio.sleep(0.02)
+
+    asyncio.run(run())
+    assert freed[-1] == 0
+
+
 def test_the_memory_budget_closes_the_index_that_was_not_used_for_longest(folder):
     from ray_lir.index.versions import read_version
 
