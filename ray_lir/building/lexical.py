@@ -14,7 +14,6 @@ import pyarrow as pa
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, watched
-from ray_lir.corpus.analysis import Analyzer
 from ray_lir.corpus.records import document_text
 from ray_lir.index.lexical import ARRAYS, COUNT_TYPES, PREFIX, TermCounts, Vocabulary, add_up, read_postings
 from ray_lir.index.manifest import ShardEntry
@@ -33,6 +32,8 @@ class PostingsWriter:
     """
 
     def __init__(self, stemmer: str | None):
+        from ray_lir.corpus.analysis import Analyzer  # regular expressions and stemmers take tens of milliseconds to load
+
         self._analyzer = Analyzer(stemmer)
         numbers = count()
         self._terms: defaultdict[str, int] = defaultdict(lambda: next(numbers))

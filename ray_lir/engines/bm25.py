@@ -10,7 +10,6 @@ from pydantic import Field
 
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.short_repr import ShortRepr
-from ray_lir.corpus.analysis import analyzer
 from ray_lir.engines.engine import Allowed, Engine, Scored, Stage
 from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, among
@@ -88,6 +87,8 @@ def lexical_query(query: Query, statistics: IndexStatistics, params: Bm25Config)
             f"engine {params.engine} needs the text of each query, and these token embeddings have none; encode them with "
             "Encoder.encode_queries, or give TokenEmbeddings texts=[...]"
         )
+    from ray_lir.corpus.analysis import analyzer  # regular expressions and stemmers take tens of milliseconds to load
+
     counts = Counter(analyzer(lexical.stemmer).terms(query.text))
     found = [(term, count, frequency) for term, count in sorted(counts.items()) if (frequency := lexical.frequency(term))]
     frequencies = np.array([frequency for _, _, frequency in found], np.float64)

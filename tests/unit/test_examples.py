@@ -5,6 +5,7 @@ import json
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,18 @@ def test_python_examples_of_the_documentation_run(document: str, found: dict[str
         exec(block, names)
     for index, text in found.items():
         assert ray_lir.Index.open(index).search("where does energy come from? the key, boil", k=1)[0].text == text
+
+
+def test_the_guide_to_hybrid_search_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", (REPOSITORY / "docs/hybrid-search.md").read_text(), re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("b-1234 ") and "('terms', 'vectors')" in first and not second.startswith("b-1234")
+    assert names["hits"][0].doc_id == "zip" and names["hits"][0].sides.bm25 > 0
+    assert [hit.doc_id for hit in names["index"].search("os.path.join", k=1, engine="bm25")] == ["join"]
+    assert names["index"].explain("B-1234", "b-1234", engine="hybrid").stages[-1].name == "fuse"
 
 
 def test_the_notebook_shows_the_hits_as_a_table_with_marked_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
