@@ -32,6 +32,7 @@ VERBS = (
     "promote",
     "rollback",
     "serve",
+    "mcp",
 )
 SERVICE = f"{(__package__ or '').removesuffix('jobs')}serving"
 """The package that `serve` runs."""

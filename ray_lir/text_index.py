@@ -369,10 +369,10 @@ class Index:
         return isinstance(doc_id, str) and bool(self.searcher.find([doc_id]))
 
     def __repr__(self) -> str:
-        return f"Index({self.path!r}, {len(self)} documents, version {self._version})"
+        return f"Index({self.path!r}, {len(self)} documents, version {self.version})"
 
     @property
-    def _version(self) -> int:
+    def version(self) -> int:
         """The number of the open version."""
         return self.manifest.change.parent + 1 if self.manifest.change else 1
 

@@ -107,6 +107,11 @@ class Client:
         """Pickles the settings; a copy opens its own connections."""
         return type(self), self._settings
 
+    @property
+    def url(self) -> str:
+        """Address of the service."""
+        return self._settings[0]
+
     def search(self, query: str | Sequence[str], **options: Any) -> SearchResponse:
         """Return the best documents for one or several queries. `options` are the other fields of `SearchRequest`."""
         return self._send(_search(query, options))

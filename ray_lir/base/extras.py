@@ -1,5 +1,7 @@
 """Optional packages: which extra of ray_lir installs each, and the error where one is missing."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 from ray_lir.base.errors import ConfigError
@@ -15,8 +17,14 @@ EXTRAS = {
     "ir_measures": "eval",
     "ir_datasets": "datasets",
     "triton": "gpu",
+    "haystack": "integrations",
+    "langchain_core": "integrations",
+    "llama_index": "integrations",
+    "mcp": "integrations",
 }
 """Name of a module that a plain `pip install ray_lir` leaves out, and the extra that installs it."""
+_PACKAGES = {"haystack": "haystack-ai", "llama_index": "llama-index-core"}
+"""Modules with another name than their package."""
 
 
 def is_installed(module: str) -> bool:
@@ -34,7 +42,23 @@ def require(module: str, purpose: str) -> None:
         raise ConfigError(missing_message(module, purpose))
 
 
+@contextmanager
+def importing(module: str, purpose: str) -> Iterator[None]:
+    """Context in which a module imports an optional package that it cannot do without.
+
+    Args:
+        module: Name of the package's top-level module.
+        purpose: What needs the package, for the message.
+
+    Raises:
+        ConfigError: The package is missing.
+    """
+    require(module, purpose)
+    yield
+
+
 def missing_message(module: str, purpose: str) -> str:
     """Return the line for users: what needs `module`, and the command that installs it."""
     target = f"'ray_lir[{EXTRAS[module]}]'" if module in EXTRAS else "ray_lir"
-    return f"{purpose} needs the package {module.replace('_', '-')}, which is not installed; run: pip install {target}"
+    package = _PACKAGES.get(module, module.replace("_", "-"))
+    return f"{purpose} needs the package {package}, which is not installed; run: pip install {target}"

@@ -2,14 +2,11 @@
 
 import asyncio
 import json
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 
 from jobs import ask, search, update
 from jobs.cli import main
@@ -32,10 +29,9 @@ from ray_lir.encoder.corpus_encoder import encode_corpus
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.search.searcher import Searcher
 from serving.http.access import Access, read_tokens
-from serving.http.routes import routes
 from serving.service import Service
 from tests.support.corpora import write_rows
-from tests.support.local_service import LocalTransport, local_service, raising
+from tests.support.local_service import LocalTransport, local_service, raising, served
 from tests.support.served_index import QUERIES, make_index
 
 READ, ADMIN = "read-0123456789abcdef", "admin-0123456789abcdef"
@@ -55,14 +51,8 @@ def service(index: Path) -> tuple[Service, LocalTransport]:
 def url(service: tuple[Service, LocalTransport], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     tokens = tmp_path_factory.mktemp("tokens") / "tokens.yaml"
     tokens.write_text(f"read: [{READ}]\nadmin: [{ADMIN}]\n")
-    listening = socket.create_server(("127.0.0.1", 0))
-    app = routes(service[0], Access(grants=read_tokens(str(tokens))))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    thread = threading.Thread(target=server.run, args=([listening],))
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with served(service[0], Access(grants=read_tokens(str(tokens)))) as url:
+        yield url
 
 
 @pytest.fixture
@@ -277,25 +267,17 @@ def odd(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_id_that_is_indexed_is_read_explained_reranked_filtered_and_deleted(odd: Path, tmp_path: Path):
     deployed, _ = local_service(odd, 1)
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(routes(deployed), log_level="warning"))
-    thread = threading.Thread(target=server.run, args=([listening],))
-    thread.start()
-    try:
-        with Client(f"http://127.0.0.1:{listening.getsockname()[1]}") as client:
-            for number, doc_id in enumerate([*ODD_IDS, "old\nid"]):
-                assert (client.document(doc_id).doc_id, client.document(doc_id).text) == (doc_id, f"the river {number}")
-                assert client.explain("river", doc_id).document.doc_id == doc_id
-                assert [each.doc_id for each in client.rerank("river", doc_ids=[doc_id]).results] == [doc_id]
-                [hits] = client.search("river", filters={"ids": {"include": [doc_id]}}).results
-                assert [hit.doc_id for hit in hits] == [doc_id]
-            assert client.document(7).doc_id == client.rerank("river", doc_ids=[7]).results[0].doc_id == "7"
-            for wrong in ("", "\ud800", 1.5, None):
-                with pytest.raises(ConfigError, match="doc_id"):
-                    client.document(wrong)
-    finally:
-        server.should_exit = True
-        thread.join()
+    with served(deployed) as url, Client(url) as client:
+        for number, doc_id in enumerate([*ODD_IDS, "old\nid"]):
+            assert (client.document(doc_id).doc_id, client.document(doc_id).text) == (doc_id, f"the river {number}")
+            assert client.explain("river", doc_id).document.doc_id == doc_id
+            assert [each.doc_id for each in client.rerank("river", doc_ids=[doc_id]).results] == [doc_id]
+            [hits] = client.search("river", filters={"ids": {"include": [doc_id]}}).results
+            assert [hit.doc_id for hit in hits] == [doc_id]
+        assert client.document(7).doc_id == client.rerank("river", doc_ids=[7]).results[0].doc_id == "7"
+        for wrong in ("", "\ud800", 1.5, None):
+            with pytest.raises(ConfigError, match="doc_id"):
+                client.document(wrong)
     lines = [doc_id.encode() for doc_id in ODD_IDS] + [b'{"_id": "old\\nid"}']
     (tmp_path / "ids").write_bytes(b"\n".join(lines).replace(b"\n \n", b'\n{"_id": " "}\n'))
     ids = update.read_ids(str(tmp_path / "ids"))

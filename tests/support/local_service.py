@@ -2,12 +2,19 @@
 
 import asyncio
 import pickle
-from collections.abc import Callable
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import uvicorn
+
 from ray_lir.base.errors import ShardUnavailable
 from serving.handlers.writes import WriteOptions
+from serving.http.access import Access
+from serving.http.routes import routes
 from serving.metrics import Metrics
 from serving.service import Service
 from serving.transport.protocol import ENCODER, WRITER
@@ -60,6 +67,20 @@ def local_service(
         deployments[WRITER] = Writer(str(index), None)
     calls = LocalTransport(deployments)
     return Service(str(index), version, names, calls, 30.0, max_requests, Metrics(), writes), calls
+
+
+@contextmanager
+def served(service: Service, access: Access | None = None) -> Iterator[str]:
+    """The address of the service, at a free port of this machine, while the body runs."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(routes(service, access), log_level="warning"))
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def raising(error: Exception, method: str | None = None) -> Callable[[str], Any]:

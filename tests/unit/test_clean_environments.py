@@ -128,6 +128,7 @@ def test_jobs_run_in_process_without_ray(library: Path, tmp_path: Path):
         ("inspect s3://bucket/index", "s3", "s3://bucket/index"),
         ("evaluate --index index --dataset scifact", "eval", "measuring a run"),
         ("mine --index index --dataset scifact --output mined.jsonl", "eval", "downloading the BEIR dataset scifact"),
+        ("mcp --index index", "integrations", "the MCP server"),
     ],
 )
 def test_a_missing_extra_is_a_one_line_error_with_the_install_command(library: Path, tmp_path: Path, words: str, extra: str, purpose: str):
@@ -153,6 +154,7 @@ def test_the_service_names_the_extra_that_it_needs(library: Path, tmp_path: Path
         ("ray_lir.compact_index('s3://bucket/index')", "s3"),
         ("from ray_lir.evaluation.metrics import evaluate; evaluate({'q': []}, {'q': {'d': 1}}, ['nDCG@10'])", "eval"),
         ("from ray_lir.kernels import select; select('cuda')", "gpu"),
+        ("import ray_lir.integrations.langchain", "integrations"),
     ],
 )
 def test_the_library_raises_one_line_errors(library: Path, tmp_path: Path, code: str, extra: str):

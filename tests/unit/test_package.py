@@ -68,7 +68,10 @@ def test_import_contracts_hold():
 
 def test_every_imported_package_is_a_requirement():
     extras = PROJECT["optional-dependencies"]
-    used = [*PROJECT["dependencies"], *(requirement for name in ("cluster", "eval", "gpu", "s3") for requirement in extras[name])]
+    used = [
+        *PROJECT["dependencies"],
+        *(requirement for name in ("cluster", "eval", "gpu", "integrations", "s3") for requirement in extras[name]),
+    ]
     declared = {requirement_name(requirement) for requirement in used}
     homes = importlib.metadata.packages_distributions()
     imported = set()
