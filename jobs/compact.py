@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
-from ray_lir.base.config import Config
+from ray_lir.base.config import Config, Stemmer
 
 from .cli import main
 from .where import Where, runs_on_ray, session
@@ -18,6 +18,10 @@ class CompactJob(Config):
     """Folder or URL of the index."""
     num_shards: int | None = Field(None, ge=1)
     """Number of shards of the new version. None: as many as the index was built with."""
+    lexical: bool = False
+    """Add lexical postings to an index that was built without, for the engines bm25 and hybrid."""
+    stemmer: Stemmer | None = "english"
+    """With --lexical: language of the stemmer. None: no stemming."""
     keep_versions: int | None = Field(None, ge=1)
     """Number of newest versions to keep. Older versions are removed afterwards, with files that no kept version needs. None: keep all.
     A service needs the version that it serves, and the previous one to roll back."""
@@ -45,7 +49,7 @@ def run(job: CompactJob) -> dict[str, Any]:
     if job.dry_run:
         return {"index": job.index, "dry_run": True, **preview_compaction(job.index, job.num_shards)}
     with session(runs_on_ray(job.where)) as map:
-        compaction = compact_index(job.index, job.num_shards, map=map)
+        compaction = compact_index(job.index, job.num_shards, lexical=job.lexical, stemmer=job.stemmer, map=map)
     removed = remove_versions(storage.absolute(job.index), job.keep_versions) if job.keep_versions else {}
     manifest = compaction.manifest
     return {

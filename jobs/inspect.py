@@ -10,7 +10,7 @@ from ray_lir.base.config import Config, EncoderConfig, parse_json
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.embeddings.contract import EncoderContract, check_same_encoder
 from ray_lir.embeddings.manifest import EmbeddingsManifest
-from ray_lir.index.manifest import IndexManifest, ShardEntry, listed_names
+from ray_lir.index.manifest import INDEX_FOLDERS, IndexManifest, ShardEntry, listed_names
 from ray_lir.index.versions import latest_version, read_version, version_numbers
 from ray_lir.storage.manifest import LATEST, MANIFEST, PROVENANCE, check_file, files_of, manifest_digest, read_manifest
 from ray_lir.training.manifest import TrainingManifest
@@ -73,7 +73,7 @@ def _index(root: str, job: InspectJob) -> dict[str, Any]:
     manifest = read_version(root, version)
     versions = version_numbers(root)
     listed = {name for number in versions for name in listed_names(read_version(root, number))}
-    there = {f"{part}/{name}" for part in ("codec", "shards", "tombstones") for name in storage.list_names(storage.join(root, part))}
+    there = {f"{part}/{name}" for part in INDEX_FOLDERS for name in storage.list_names(storage.join(root, part))}
     changed = _drift(manifest) if manifest.added_tokens else {}
     return {
         **_head(root, manifest),
@@ -85,6 +85,7 @@ def _index(root: str, job: InspectJob) -> dict[str, Any]:
         **manifest.truncation.report,
         **({"num_zero_rows": manifest.num_zero_rows} if manifest.num_zero_rows else {}),
         "unit_norms": manifest.unit_norms,
+        **({"lexical": {"stemmer": manifest.lexical.stemmer, "num_terms": manifest.lexical.num_terms}} if manifest.lexical else {}),
         "mean_residual_norm": round(manifest.mean_residual_norm, 4),
         "held_out_residual_norm": manifest.held_out_residual_norm,
         **changed,

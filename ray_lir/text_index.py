@@ -340,11 +340,12 @@ class Index:
         self.refresh()
         return update
 
-    def compact(self, num_shards: int | None = None) -> Compaction:
+    def compact(self, num_shards: int | None = None, *, lexical: bool = False) -> Compaction:
         """Write a version without deleted documents and delta shards, and open it.
 
         Args:
             num_shards: Shards of the new version; None for as many as the index was built with.
+            lexical: Add the words of the documents to an index that was created without, for the engines bm25 and hybrid.
         Returns:
             The new version and its manifest; `changed` is False if there was nothing to compact.
         Raises:
@@ -354,7 +355,7 @@ class Index:
             >>> index.compact().changed
             True
         """
-        compaction = compact_index(self.path, num_shards)
+        compaction = compact_index(self.path, num_shards, lexical=lexical)
         self.refresh()
         return compaction
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from ray_lir import storage
 from ray_lir.base.config import Config, canonical_json, digest
@@ -21,6 +21,9 @@ from ray_lir.storage.file_names import FileName, check_links
 from ray_lir.storage.manifest import LATEST, PROVENANCE, later_field, manifest_digest
 
 logger = logging.getLogger(__name__)
+
+
+NO_POSTINGS = "-"
 
 
 class UpdateIdentity(Config):
@@ -41,6 +44,8 @@ class CompactionIdentity(Config):
     kind: Literal["compact"] = "compact"
     num_shards: int | None
     """None for as many shards as the index was built with."""
+    stemmer: str | None = Field(NO_POSTINGS, exclude_if=lambda value: value == NO_POSTINGS)
+    """Stemmer of the lexical postings that the compaction adds. NO_POSTINGS: it adds none."""
 
 
 ChangeIdentity = UpdateIdentity | CompactionIdentity

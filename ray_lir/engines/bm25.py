@@ -80,7 +80,7 @@ def lexical_query(query: Query, statistics: IndexStatistics, params: Bm25Config)
     if lexical is None:
         raise ConfigError(
             f"engine {params.engine} needs lexical postings, and this index has none; build it with --lexical (IndexConfig(lexical=True)), "
-            "from the same embeddings"
+            "or add them with ray-lir compact --lexical"
         )
     if query.text is None:
         raise ConfigError(

@@ -141,6 +141,23 @@ def test_an_updated_and_a_compacted_index_equal_one_built_anew(index, tmp_path):
     assert answers(index) == answers(tmp_path / "compacted")
 
 
+def test_a_compaction_adds_postings_to_an_index_without(tmp_path):
+    plain = build(tmp_path / "plain", range(60), CONFIG.model_copy(update={"lexical": False}))
+    update_index(plain, delete=["8"], map=map)
+    kept = [number for number in range(60) if number != 8]
+    first = compact_index(plain, lexical=True, stemmer=None, map=map)
+    assert first.changed and first.manifest.lexical.stemmer is None
+    again = compact_index(plain, lexical=True, map=map)
+    assert not again.changed and again.version == 3
+    anew = build(tmp_path / "anew", kept, CONFIG.model_copy(update={"stemmer": None}))
+    assert statistics(plain) == statistics(anew) and answers(plain) == answers(anew)
+    add(plain, [70, 71])
+    assert answers(plain) == answers(build(tmp_path / "more", [*kept, 70, 71], CONFIG.model_copy(update={"stemmer": None})))
+    build_index(documents(range(4)), tmp_path / "vectors", CONFIG.model_copy(update={"lexical": False}))
+    with pytest.raises(ConfigError, match="have no texts"):
+        compact_index(tmp_path / "vectors", lexical=True, map=map)
+
+
 def test_replacing_a_text_replaces_its_terms(index):
     embeddings = documents([4])
     update_index(index, embeddings, texts=["zebra"], map=map)
