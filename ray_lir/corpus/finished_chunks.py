@@ -6,8 +6,12 @@ from typing import TypeVar
 
 from ray_lir import storage
 from ray_lir.base.config import Config, canonical_json
+from ray_lir.base.errors import ConfigError
 from ray_lir.corpus.refused_rows import DEAD_LETTERS
-from ray_lir.storage.manifest import Count, DeadLetter, FileEntry
+from ray_lir.storage.manifest import PROVENANCE, Count, DeadLetter, FileEntry
+
+PROGRESS = "_progress"
+"""Folder below an unfinished output, with a folder for each configuration that has written there."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,32 @@ def write_entry(destination: Destination, stem: str, entry: FinishedChunk) -> No
 def entry_names(progress: str, stem: str) -> list[str]:
     """Return the names of the entries in a progress folder."""
     return [name for name in storage.list_names(progress) if name.startswith(f"{stem}-")]
+
+
+def check_resumable(destination: Destination, content: str, stem: str, files: Collection[str]) -> None:
+    """Check that an output without a manifest is empty, or holds only unfinished work of this job.
+
+    Args:
+        destination: Where the job writes.
+        content: What the output will hold, for messages: embeddings or hits.
+        stem: Beginning of the names of the job's entries.
+        files: Names that the job writes into the output beside its progress.
+
+    Raises:
+        ConfigError: The output is a file, holds other files, or holds finished chunks of another corpus or configuration.
+    """
+    output = destination.output
+    names = storage.list_names(output)
+    if not names and storage.exists(output) and not storage.is_folder(output):
+        raise ConfigError(f"{output} is a file; choose a folder as output")
+    if foreign := sorted(name for name in set(names) - {PROGRESS, PROVENANCE, *files} if not name.startswith(".")):
+        raise ConfigError(f"{output} is not empty and holds no {content} (it contains {foreign[0]}); choose another output")
+    progress = storage.join(output, PROGRESS)
+    others = set(storage.list_names(progress)) - {storage.base_name(destination.progress)}
+    if any(entry_names(storage.join(progress, name), stem) for name in sorted(others)):
+        raise ConfigError(
+            f"{output} holds unfinished work of another corpus or configuration; choose another output, or remove its {PROGRESS}"
+        )
 
 
 def read_entries(destination: Destination, stem: str, kind: type[Entry], folder: str) -> Iterator[Entry]:

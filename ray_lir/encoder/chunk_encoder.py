@@ -9,7 +9,7 @@ import numpy as np
 
 from ray_lir.base.short_repr import ShortRepr
 from ray_lir.corpus.dead_letters import parse_chunk, write_dead_letters
-from ray_lir.corpus.finished_chunks import Destination, FinishedChunk, entry_names, read_entries, write_entry
+from ray_lir.corpus.finished_chunks import Destination, FinishedChunk, read_entries, write_entry
 from ray_lir.corpus.records import Document, document_text
 from ray_lir.corpus.scan import Chunk
 from ray_lir.embeddings.folder import FOLDER, publish_part
@@ -85,11 +85,6 @@ def write_chunk(chunk: TokenizedChunk, encoder: Encoder, destination: Destinatio
 def finished_chunks(destination: Destination) -> Iterator[ChunkEntry]:
     """Yield the entries of chunks that an earlier run finished, if their files still exist."""
     return (entry for entry in read_entries(destination, STEM, ChunkEntry, FOLDER) if entry.truncation)
-
-
-def has_entries(progress: str) -> bool:
-    """Return whether a progress folder holds finished chunks."""
-    return bool(entry_names(progress, STEM))
 
 
 def _write_part(chunk: TokenizedChunk, encoder: Encoder, destination: Destination) -> EmbeddingPart | None:

@@ -20,7 +20,7 @@ from ray_lir.base.errors import ConfigError, Conflict
 from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, watched
 from ray_lir.base.progress import track
-from ray_lir.corpus.finished_chunks import Destination
+from ray_lir.corpus.finished_chunks import PROGRESS, Destination, check_resumable
 from ray_lir.corpus.records import Kept, corpus_files
 from ray_lir.corpus.refused_rows import DEAD_LETTERS, log_refused, read_first_reasons
 from ray_lir.corpus.scan import CHUNK_BYTES, Chunk, Corpus, CorpusFile, read_chunks, sample_texts, scan
@@ -29,7 +29,7 @@ from ray_lir.embeddings.folder import FOLDER, write_relation
 from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.embeddings.relation import Relation
 from ray_lir.embeddings.truncation import TruncationCounts
-from ray_lir.encoder.chunk_encoder import ChunkEntry, encode_chunk, finished_chunks, has_entries
+from ray_lir.encoder.chunk_encoder import STEM, ChunkEntry, encode_chunk, finished_chunks
 from ray_lir.encoder.encoder import Encoder, resolve_checkpoint_name
 from ray_lir.encoder.projection import fit_projection, parse_projection
 from ray_lir.encoder.tokenization import TextTokenizer
@@ -37,7 +37,6 @@ from ray_lir.storage.manifest import LATEST, MANIFEST, PROVENANCE, create_manife
 
 logger = logging.getLogger(__name__)
 
-PROGRESS = "_progress"
 CHECKPOINT = "checkpoint"
 PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow")
 PROJECTION_SAMPLE = 512
@@ -292,8 +291,7 @@ def _identity(corpus: Corpus, encoder: EncoderConfig, contract: EncoderContract)
 def _existing(destination: Destination, identity: dict[str, Any]) -> EmbeddingsManifest | None:
     """Return the manifest if the output is finished, else None. Raise ConfigError if the output holds something else."""
     output = destination.output
-    names = set(storage.list_names(output))
-    if MANIFEST in names:
+    if MANIFEST in storage.list_names(output):
         manifest = read_manifest(storage.join(output, MANIFEST), EmbeddingsManifest, "jobs.encode")
         if manifest.config == identity:
             return manifest
@@ -301,16 +299,7 @@ def _existing(destination: Destination, identity: dict[str, Any]) -> EmbeddingsM
         raise ConfigError(
             f"{output} holds embeddings of another corpus or configuration{differs}; choose another output, or remove it first"
         )
-    if not names and storage.exists(output) and not storage.is_folder(output):
-        raise ConfigError(f"{output} is a file; choose a folder as output")
-    unexpected = sorted(name for name in names - {PROGRESS, PROVENANCE, FOLDER, DEAD_LETTERS, CHECKPOINT} if not name.startswith("."))
-    if unexpected:
-        raise ConfigError(f"{output} is not empty and holds no embeddings (it contains {unexpected[0]}); choose another output")
-    other_runs = set(storage.list_names(storage.join(output, PROGRESS))) - {storage.base_name(destination.progress)}
-    if any(has_entries(storage.join(output, PROGRESS, name)) for name in sorted(other_runs)):
-        raise ConfigError(
-            f"{output} holds unfinished work of another corpus or configuration; choose another output, or remove its {PROGRESS}"
-        )
+    check_resumable(destination, "embeddings", STEM, (FOLDER, DEAD_LETTERS, CHECKPOINT))
     return None
 
 

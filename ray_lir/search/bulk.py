@@ -29,7 +29,7 @@ from ray_lir.base.parallel import Map
 from ray_lir.base.progress import track
 from ray_lir.corpus.datasets import find_dataset
 from ray_lir.corpus.dead_letters import parse_chunk, write_dead_letters
-from ray_lir.corpus.finished_chunks import Destination, FinishedChunk, read_entries, write_entry
+from ray_lir.corpus.finished_chunks import PROGRESS, Destination, FinishedChunk, check_resumable, read_entries, write_entry
 from ray_lir.corpus.records import SUFFIXES, UNNAMED_SUFFIXES, BadRow, Document, corpus_files
 from ray_lir.corpus.refused_rows import DEAD_LETTERS, log_refused, read_first_reasons
 from ray_lir.corpus.scan import Chunk, Corpus, CorpusFile, read_chunks, scan
@@ -60,7 +60,6 @@ HITS_PER_BLOCK = 1 << 22
 """Hits of a block, at most: with a large k a block has fewer queries."""
 FOLDER = "hits"
 STEM = "block"
-PROGRESS = "_progress"
 UNFINISHED = ".unfinished"
 REFUSED = ".refused.jsonl"
 FORMATS: dict[str, Literal["parquet", "trec"]] = {".parquet": "parquet", ".trec": "trec", ".run": "trec"}
@@ -477,23 +476,15 @@ def _run(
 
 
 def _existing(destination: Destination, config: dict[str, Any]) -> HitsManifest | None:
-    """The manifest if this search is finished in the output; None if it is not. ConfigError if the output holds anything else."""
+    """Return the manifest if this search is finished in the output, else None. Raise ConfigError if the output holds something else."""
     output = destination.output
-    names = set(storage.list_names(output))
-    if MANIFEST in names:
+    if MANIFEST in storage.list_names(output):
         manifest = read_hits(output)
         if manifest.config == config:
             return manifest
         differs = next((name for name in config if manifest.config.get(name) != config[name]), "the configuration")
         raise ConfigError(f"{output} holds the hits of another search ({differs} differs); choose another output, or remove it first")
-    if not names and storage.exists(output) and not storage.is_folder(output):
-        raise ConfigError(f"{output} is a file; choose a folder, or a name that ends in {', '.join(FORMATS)}")
-    strange = sorted(name for name in names - {PROGRESS, PROVENANCE, FOLDER, DEAD_LETTERS} if not name.startswith("."))
-    if strange:
-        raise ConfigError(f"{output} is not empty and holds no hits ({strange[0]} is in it); choose another output")
-    unfinished = set(storage.list_names(storage.join(output, PROGRESS))) - {storage.base_name(destination.progress)}
-    if unfinished:
-        raise ConfigError(f"{output} holds unfinished hits of another search; choose another output, or remove its {PROGRESS}")
+    check_resumable(destination, "hits", STEM, (FOLDER, DEAD_LETTERS))
     return None
 
 

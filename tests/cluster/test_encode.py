@@ -15,9 +15,9 @@ import pytest
 
 from ray_lir.base.config import EncoderConfig
 from ray_lir.base.errors import ConfigError
+from ray_lir.corpus.finished_chunks import PROGRESS
 from ray_lir.encoder.chunk_encoder import ChunkEntry
-from ray_lir.encoder.corpus_encoder import PROGRESS, Plan, encode_corpus
-from tests.support.checkpoints import put_together
+from ray_lir.encoder.corpus_encoder import Plan, encode_corpus
 from tests.support.corpora import write_rows
 from tests.support.processes import descendants
 from tests.support.repository import REPOSITORY
@@ -27,11 +27,6 @@ ROWS = [
 ]
 BAD = [{"_id": "d5", "text": "again"}, {"_id": "no text"}, b"not json"]
 DOCS_PER_PART = 4
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return put_together("sentence_transformers", "fixed", tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")

@@ -11,23 +11,18 @@ import pytest
 from ray_lir import storage
 from ray_lir.base.config import EncoderConfig
 from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.corpus.finished_chunks import PROGRESS
 from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.embeddings.parquet import read_blocks
 from ray_lir.embeddings.token_embeddings import concatenate
 from ray_lir.encoder.chunk_encoder import ChunkEntry
-from ray_lir.encoder.corpus_encoder import PROGRESS, Plan, encode_corpus, encode_in_process
+from ray_lir.encoder.corpus_encoder import Plan, encode_corpus, encode_in_process
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.storage.manifest import check_file
-from tests.support.checkpoints import put_together
 from tests.support.corpora import write_rows
 
 ROWS = [{"_id": f"d{number}", "title": f"Title {number}", "text": f"the text of document {number}", "year": number} for number in range(11)]
 BAD = [{"_id": 1.5, "text": "number"}, {"text": "no id"}, {"_id": "d3", "text": "again"}, b"not json", b'{"_id": "x", "text": "\xff"}']
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return put_together("sentence_transformers", "fixed", tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture
