@@ -3,9 +3,14 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from ray_lir.encoder.encoder import Encoder
+    from ray_lir.search.searcher import Searcher
 
 settings.register_profile("patient", deadline=None)  # tests must not fail on a busy machine
 settings.load_profile("patient")
@@ -41,6 +46,40 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a tiny random checkpoint in the layout of sentence-transformers."""
+    from tests.support.checkpoints import put_together
+
+    return put_together("sentence_transformers", "fixed", tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an index with deleted documents that no test changes: every third document of each of its 4 shards."""
+    from tests.support.served_index import delete, make_index
+
+    folder = make_index(tmp_path_factory.mktemp("served"))
+    delete(folder, every=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def searcher(index: Path) -> "Searcher":
+    """Return the searcher of `index`."""
+    from ray_lir.search.searcher import Searcher
+
+    return Searcher.open(str(index))
+
+
+@pytest.fixture(scope="session")
+def encoder(searcher: "Searcher") -> "Encoder":
+    """Return the encoder of `index`."""
+    from ray_lir.encoder.encoder import Encoder
+
+    return Encoder.for_contract(searcher.manifest.contract)
 
 
 @pytest.fixture(scope="session")

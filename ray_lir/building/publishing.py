@@ -74,7 +74,7 @@ def read_parent(index: str, change: ChangeIdentity) -> tuple[int, IndexManifest]
 
 
 def finish_publishing(index: str) -> int:
-    """Return the latest version, after finishing the publication of a version whose change was killed between manifest and LATEST.
+    """Finish a version if its change was killed between manifest and LATEST; return the latest version.
 
     A version is complete when its manifest exists, and only one change can have created that. So any process may finish it.
     """

@@ -90,7 +90,7 @@ def update_index(
         titles: For embeddings in memory: one title a document.
         metadata: For embeddings in memory: a dict of JSON values for each document.
         allow_empty_texts: Allow documents without texts in an index with texts.
-        log_position: Position of the write log whose writes the update completes. The new version records it, even if no document changes.
+        log_position: Position in the write log after the update. The new version records it, even if no document changes.
             None: the position of the version before stays.
         map: Where the steps run: threads of this process, plain `map`, or distributed.ray_map. The bytes are the same.
     Returns:

@@ -10,12 +10,11 @@ import httpx
 import numpy as np
 import pytest
 
-from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines import ENGINES, SERVED
 from ray_lir.engines.plan import TopK
 from ray_lir.index.filters import Filters
 from ray_lir.search.searcher import Searcher
-from tests.support.served_index import QUERIES, delete, make_index, serve_started
+from tests.support.served_index import QUERIES, serve_started
 
 ENGINE_PARAMS = [
     ("auto", {}),
@@ -28,23 +27,6 @@ ENGINE_PARAMS = [
     ("warp", {"nprobe": 4, "rescore": 15}),
     ("warp", {"rescore": 0}),
 ]
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    index = make_index(tmp_path_factory.mktemp("served"))
-    delete(index, every=3)
-    return index
-
-
-@pytest.fixture(scope="module")
-def searcher(index: Path) -> Searcher:
-    return Searcher.open(str(index))
-
-
-@pytest.fixture(scope="module")
-def encoder(searcher: Searcher) -> Encoder:
-    return Encoder.for_contract(searcher.manifest.contract)
 
 
 @pytest.fixture(scope="module")

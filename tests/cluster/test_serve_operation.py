@@ -16,11 +16,9 @@ import pytest
 
 from ray_lir.api.client import Client
 from ray_lir.base.errors import Forbidden, RayLirError, ShardUnavailable
-from ray_lir.encoder.encoder import Encoder
-from ray_lir.search.searcher import Searcher
 from ray_lir.storage.manifest import LATEST
 from tests.support.repository import REPOSITORY
-from tests.support.served_index import QUERIES, make_index, serve_started
+from tests.support.served_index import QUERIES, answers_in_process, make_index, serve_started
 
 RARE = {"ray_lir_refused_requests_total"}
 """Metrics that are exported only after the first event."""
@@ -61,14 +59,8 @@ def client(url: str) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def expected(index: Path) -> dict[int, list[tuple[str, float]]]:
-    """The answer of each version to the second query."""
-    found = {}
-    for version in (1, 2):
-        searcher = Searcher.open(str(index), version)
-        queries = Encoder.for_contract(searcher.manifest.contract).encode_queries(QUERIES[1:2])
-        [answer] = searcher.search(queries, 5, "scan")
-        found[version] = list(zip(searcher.doc_ids(answer.documents), answer.scores.tolist(), strict=True))
-    return found
+    """Return the answer of each version to the second query."""
+    return {version: answers_in_process(index, QUERIES[1:2], 5, version)[0] for version in (1, 2)}
 
 
 def ask(client: Client, **options: object) -> tuple[int, list[tuple[str, float]]]:

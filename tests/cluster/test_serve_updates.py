@@ -10,7 +10,7 @@ from ray_lir.building.compact import compact_index
 from ray_lir.building.update import update_index
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.search.searcher import Searcher
-from tests.support.served_index import QUERIES, make_index, serve_started
+from tests.support.served_index import QUERIES, answers_in_process, make_index, serve_started
 
 ADMIN = "admin-0123456789abcdef"
 
@@ -34,20 +34,13 @@ def client(ray_cluster: None, index: Path, tmp_path_factory: pytest.TempPathFact
         yield client
 
 
-def expected(index: Path) -> list[list[tuple[str, float]]]:
-    searcher = Searcher.open(str(index))
-    queries = Encoder.for_contract(searcher.manifest.contract).encode_queries(QUERIES)
-    answers = searcher.search(queries, 10, "scan")
-    return [list(zip(searcher.doc_ids(answer.documents), answer.scores.tolist(), strict=True)) for answer in answers]
-
-
 def served(client: Client) -> tuple[int, list[list[tuple[str, float]]]]:
     response = client.search(list(QUERIES), k=10, engine="scan", include=[])
     return response.index_version, [[(hit.doc_id, hit.score) for hit in hits] for hits in response.results]
 
 
 def test_each_version_is_served_once_it_is_loaded(client, index):
-    first = expected(index)
+    first = answers_in_process(index, QUERIES, 10)
     assert served(client) == (1, first)
     encoder = Encoder.for_contract(Searcher.open(str(index)).manifest.contract)
     gone = sorted({hits[0][0] for hits in first})
@@ -55,7 +48,7 @@ def test_each_version_is_served_once_it_is_loaded(client, index):
     update_index(str(index), added, gone, texts=["replaced", "new"], contract=encoder.contract)
     assert served(client) == (1, first)
     assert client.load_version(2).version == 2
-    second = expected(index)
+    second = answers_in_process(index, QUERIES, 10)
     assert served(client) == (2, second) and second != first and not {hits[0][0] for hits in second} & set(gone[1:])
     assert client.document("added").text == "new" and client.document(gone[0]).text == "replaced"
     compact_index(str(index), 2)

@@ -20,6 +20,7 @@ from ray_lir.engines.warp import WarpParams
 from ray_lir.engines.xtr import XtrParams
 from ray_lir.kernels import select
 from ray_lir.search.searcher import Searcher
+from tests.support.hits import assert_same_hits
 from tests.support.synthetic import collection, exact_scores, queries_about, unit
 
 DOCUMENTS = collection(300)
@@ -57,12 +58,6 @@ def index(tmp_path_factory):
     return open_index
 
 
-def same(a: list[TopK], b: list[TopK]) -> None:
-    for left, right in zip(a, b, strict=True):
-        np.testing.assert_array_equal(left.documents, right.documents)
-        np.testing.assert_array_equal(left.scores, right.scores)
-
-
 def test_every_engine_is_in_the_conformance_suite():
     assert set(EVERYTHING) == set(VECTOR_ENGINES)
 
@@ -70,18 +65,18 @@ def test_every_engine_is_in_the_conformance_suite():
 @pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_sharded_equals_unsharded(index, engine):
     for num_shards in (2, 7):
-        same(index(1).search(QUERIES, 20, engine), index(num_shards).search(QUERIES, 20, engine))
+        assert_same_hits(index(1).search(QUERIES, 20, engine), index(num_shards).search(QUERIES, 20, engine))
 
 
 @pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_a_cut_smaller_than_the_candidates_is_made_over_all_shards(index, engine):
     params = TIGHT.get(engine, engine)
-    same(index(1).search(QUERIES, 4, params), index(7).search(QUERIES, 4, params))
+    assert_same_hits(index(1).search(QUERIES, 4, params), index(7).search(QUERIES, 4, params))
 
 
 @pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_exhaustive_probing_is_exact(index, engine):
-    same(index(1).search(QUERIES, 20, "exact"), index(1).search(QUERIES, 20, EVERYTHING[engine]))
+    assert_same_hits(index(1).search(QUERIES, 20, "exact"), index(1).search(QUERIES, 20, EVERYTHING[engine]))
 
 
 @pytest.mark.parametrize("engine", VECTOR_ENGINES)
@@ -92,7 +87,7 @@ def test_filters_apply_before_top_k(index, engine, share):
     everything = index(1).search(QUERIES, 300, "exact")
     allowed = [np.isin(top.documents, only) for top in everything]
     expected = [TopK(top.scores[kept][:9], top.documents[kept][:9]) for top, kept in zip(everything, allowed, strict=True)]
-    same(expected, searcher.search(QUERIES, 9, EVERYTHING[engine], only=only))
+    assert_same_hits(expected, searcher.search(QUERIES, 9, EVERYTHING[engine], only=only))
 
 
 @pytest.mark.parametrize("engine", VECTOR_ENGINES)
@@ -107,7 +102,7 @@ def test_deleted_documents_are_filtered_out_of_every_search(index, engine):
     left = np.setdiff1d(np.arange(300), gone)
     after = dataclasses.replace(searcher, shards=shards)
     for params in (engine, TIGHT.get(engine, engine)):
-        same(searcher.search(QUERIES, 4, params, only=left), after.search(QUERIES, 4, params))
+        assert_same_hits(searcher.search(QUERIES, 4, params, only=left), after.search(QUERIES, 4, params))
     ids = searcher.doc_ids([gone[0], left[0]])
     assert searcher.find(ids) == {ids[0]: gone[0], ids[1]: left[0]}
     assert after.find(ids) == {ids[1]: left[0]}
@@ -153,14 +148,14 @@ def _with_codec_of(tmp_path, order: np.ndarray) -> Searcher:
 def test_queries_searched_together_and_alone_have_equal_hits(index, engine):
     together = index(2).search(QUERIES, 10, engine)
     for number in range(len(QUERIES)):
-        same([together[number]], index(2).search(QUERIES.slice(number, number + 1), 10, engine))
+        assert_same_hits([together[number]], index(2).search(QUERIES.slice(number, number + 1), 10, engine))
 
 
 @pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_padding_never_wins_over_negative_similarity(index, engine):
     """Zero vectors in a query are masked tokens: they change nothing."""
     padded = TokenEmbeddings.of([np.concatenate([query, np.zeros((5, 32), np.float16)]) for query in QUERIES])
-    same(index(1).search(QUERIES, 10, engine), index(1).search(padded, 10, engine))
+    assert_same_hits(index(1).search(QUERIES, 10, engine), index(1).search(padded, 10, engine))
     opposite = TokenEmbeddings.of([-DOCUMENTS[5][:1]])
     worst = index(1).search(opposite, 300, "exact")[0]
     assert worst.scores.min() < 0 and len(worst.documents) == 300
@@ -250,12 +245,12 @@ def test_a_query_without_tokens_scores_zero_everywhere(index, engine):
 @pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_query_weights_of_one_change_nothing_and_zero_masks_a_token(index, engine):
     ones = TokenEmbeddings(QUERIES.values, QUERIES.offsets, QUERIES.doc_ids, weights=np.ones(QUERIES.num_tokens, np.float32))
-    same(index(1).search(QUERIES, 10, engine), index(1).search(ones, 10, engine))
+    assert_same_hits(index(1).search(QUERIES, 10, engine), index(1).search(ones, 10, engine))
     weights = np.ones(6, np.float32)
     weights[3:] = 0
     silenced = TokenEmbeddings(QUERIES.values[:6], np.array([0, 6]), ["q"], weights=weights)
     shorter = TokenEmbeddings(QUERIES.values[:3], np.array([0, 3]), ["q"])
-    same(index(1).search(shorter, 10, engine), index(1).search(silenced, 10, engine))
+    assert_same_hits(index(1).search(shorter, 10, engine), index(1).search(silenced, 10, engine))
 
 
 def test_documents_without_tokens_are_never_found_and_shift_no_numbers(tmp_path):
@@ -275,7 +270,7 @@ def test_resolved_parameters_are_returned_and_the_searcher_does_not_change(index
     params = before[0].params.model_dump()
     assert params["engine"] == engine and None not in params.values()
     searcher.search(QUERIES, 3, EVERYTHING[engine])
-    same(before, searcher.search(QUERIES, 10, before[0].params))
+    assert_same_hits(before, searcher.search(QUERIES, 10, before[0].params))
 
 
 def test_documents_come_in_the_order_asked_for_over_all_shards(index):

@@ -16,8 +16,9 @@ from ray_lir.scorers import SCORERS
 from ray_lir.training import collectives
 from ray_lir.training.data import TrainingData
 from ray_lir.training.dev_set import DevSet, ndcg_at_10
-from ray_lir.training.trainer import StepRecord, Training, load_encoder
+from ray_lir.training.trainer import Training, load_encoder
 from tests.support import translated_words
+from tests.support.training_jobs import advance
 from tests.support.translated_words import load_pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,10 +69,6 @@ def start(
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
     return training
-
-
-def advance(training: Training, steps: int) -> list[StepRecord]:
-    return [training.run_step(*batches) for batches in islice(training.remaining(), steps)]
 
 
 def weights(training: Training) -> dict[str, torch.Tensor]:

@@ -5,18 +5,12 @@ import pytest
 from ray_lir.base.errors import Overloaded
 from serving.http.admission import LONGEST_WAIT_S, Admission
 from serving.metrics import Metrics
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(100)
 
 
 def answer(admission: Admission, clock: Clock, number: int, seconds: float) -> None:

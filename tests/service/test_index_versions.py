@@ -12,15 +12,13 @@ from fastapi.testclient import TestClient
 from ray_lir.api import admin as operation
 from ray_lir.api import search as messages
 from ray_lir.base.errors import ConfigError, Conflict, ShardUnavailable
-from ray_lir.encoder.encoder import Encoder
-from ray_lir.search.searcher import Searcher
 from ray_lir.storage.manifest import LATEST
 from serving.http.middleware import REQUEST_ID
 from serving.http.routes import routes
 from serving.service import Service
 from serving.workers.versions import Served, Versions
 from tests.support.local_service import LocalTransport, local_service, raising, sleeping
-from tests.support.served_index import QUERIES, make_index
+from tests.support.served_index import QUERIES, answers_in_process, make_index
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +41,7 @@ def index(template: Path, tmp_path: Path) -> Path:
 
 
 def expected(index: Path, version: int, query: str, k: int = 5) -> list[str]:
-    searcher = Searcher.open(str(index), version)
-    queries = Encoder.for_contract(searcher.manifest.contract).encode_queries([query])
-    return searcher.doc_ids(searcher.search(queries, k, "scan")[0].documents)
+    return [doc_id for doc_id, _ in answers_in_process(index, [query], k, version)[0]]
 
 
 def load(version: int | None = None, traffic_fraction: float | None = None) -> operation.IndexChange:

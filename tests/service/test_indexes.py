@@ -35,6 +35,7 @@ from serving.indexes.local_service import LocalServices
 from serving.indexes.memory import index_bytes
 from serving.metrics import Metrics
 from serving.workers.versions import Served
+from tests.support.clock import Clock
 from tests.support.local_service import local_service
 from tests.support.served_index import QUERIES, delete, make_index
 
@@ -56,16 +57,6 @@ def folder(one_index: Path, tmp_path: Path) -> Path:
     (indexes / "empty").mkdir()
     (indexes / "notes.txt").write_text("")
     return indexes
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def open_indexes(source: Any, clock: Clock | None = None, idle_s: float = 60, max_bytes: float = 1e9, max_requests: int = 64) -> Indexes:

@@ -12,7 +12,6 @@ import pytest
 from fastapi.testclient import TestClient
 
 from ray_lir.base.errors import ConfigError, FormatError, ShardUnavailable
-from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines import ENGINES, SERVED, VECTOR_ENGINES
 from ray_lir.index.filters import Filters
 from ray_lir.search.searcher import Searcher
@@ -24,26 +23,9 @@ from serving.workers.batching import Batcher
 from serving.workers.shard_server import ShardServer
 from serving.workers.versions import Served
 from tests.support.local_service import LocalTransport, local_service, raising, sleeping
-from tests.support.served_index import QUERIES, delete, make_index
+from tests.support.served_index import QUERIES, make_index
 
 GROUPS = [f"ShardGroup-{group}" for group in range(4)]
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    index = make_index(tmp_path_factory.mktemp("served"))
-    delete(index, every=3)
-    return index
-
-
-@pytest.fixture(scope="module")
-def searcher(index: Path) -> Searcher:
-    return Searcher.open(str(index))
-
-
-@pytest.fixture(scope="module")
-def encoder(searcher: Searcher) -> Encoder:
-    return Encoder.for_contract(searcher.manifest.contract)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,9 @@ import numpy as np
 from ray_lir.base.config import ClusteringConfig, EncoderConfig, IndexConfig
 from ray_lir.building.build import build_index
 from ray_lir.encoder.corpus_encoder import encode_corpus
+from ray_lir.encoder.encoder import Encoder
 from ray_lir.index.versions import read_version
+from ray_lir.search.searcher import Searcher
 from ray_lir.storage.manifest import describe_file, write_manifest
 from tests.fixtures.tiny import WORDS, bert
 
@@ -46,6 +48,21 @@ def make_index(
     config = IndexConfig(num_shards=num_shards, clustering=ClusteringConfig(num_centroids=64), lexical=lexical)
     build_index(str(folder / "embeddings"), str(folder / "index"), config)
     return folder / "index"
+
+
+def answers_in_process(index: Path, queries: list[str], k: int, version: int | None = None) -> list[list[tuple[str, float]]]:
+    """Return ids and scores of the best k documents of each query, searched in this process by engine scan.
+
+    Args:
+        index: Folder of the index.
+        queries: Texts of the queries.
+        k: Documents of each query.
+        version: Version of the index. None: the latest.
+    """
+    searcher = Searcher.open(str(index), version)
+    embedded = Encoder.for_contract(searcher.manifest.contract).encode_queries(queries)
+    answers = searcher.search(embedded, k, "scan")
+    return [list(zip(searcher.doc_ids(answer.documents), answer.scores.tolist(), strict=True)) for answer in answers]
 
 
 @contextmanager

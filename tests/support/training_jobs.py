@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from ray_lir.base.config import EncoderConfig, TrainingConfig
 from ray_lir.distributed.train_worker import best_record
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.training.source import TrainingSource, load_dev_set
-from ray_lir.training.trainer import Training, load_encoder
+from ray_lir.training.trainer import StepRecord, Training, load_encoder
 from tests.support import translated_words
 from tests.support.translated_words import load_pairs
 
@@ -45,6 +46,11 @@ def flags(place: Path, output: str | Path, **more: object) -> list[str]:
 def curve(folder: Path) -> list[dict]:
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in record.items() if name != "examples_per_second"} for record in records]
+
+
+def advance(training: Training, steps: int) -> list[StepRecord]:
+    """Run the next steps of a training; return their records."""
+    return [training.run_step(*batches) for batches in islice(training.remaining(), steps)]
 
 
 def train_here(place: Path, output: Path) -> tuple[list[dict], str]:

@@ -8,7 +8,6 @@ import pytest
 
 import ray_lir
 from ray_lir import ConfigError, Hit, Hits, Index, text_index
-from tests.support.checkpoints import put_together
 
 EXAMPLES = [example for example in doctest.DocTestFinder(exclude_empty=True).find(text_index) if example.examples]
 
@@ -17,11 +16,6 @@ DOCUMENTS = [
     {"_id": "zinc", "text": "Zinc fingers bind to the genes of a cell & <more>.", "metadata": {"year": 2021, "tags": ["genes"]}},
     {"_id": "sea", "text": "The sea is deep and blue.", "year": 2024},
 ]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> str:
-    return put_together("sentence_transformers", "fixed", tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture

@@ -21,18 +21,12 @@ from ray_lir.search.searcher import Searcher
 from ray_lir.storage.manifest import read_manifest
 from ray_lir.training.data import TrainingData, log_truncation
 from serving.http.routes import routes
-from tests.support.checkpoints import put_together
 from tests.support.corpora import write_rows
 from tests.support.local_service import local_service
 
 LENGTH = 16
 ROWS = [{"_id": f"d{n}", "title": f"Title {n}", "text": "the cell of a protein " * (n % 4)} for n in range(40)]
 ADDED = [{"_id": "long", "text": "the song of the king " * 50}, {"_id": "short", "text": "a song"}]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> str:
-    return put_together("sentence_transformers", "fixed", tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")

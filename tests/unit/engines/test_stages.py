@@ -11,6 +11,7 @@ from ray_lir.engines.scan import ScanParams
 from ray_lir.engines.stages import StageLoop, run_stage, run_stages, score
 from ray_lir.engines.warp import WarpParams
 from ray_lir.search.searcher import Searcher
+from tests.support.hits import assert_same_hits
 from tests.support.synthetic import collection, queries_about
 
 DOCUMENTS = collection(200, seed=8)
@@ -29,12 +30,6 @@ def searcher(tmp_path_factory):
     return Searcher.open(path)
 
 
-def same(left, right) -> None:
-    for each, other in zip(left, right, strict=True):
-        np.testing.assert_array_equal(each.documents, other.documents)
-        np.testing.assert_array_equal(each.scores, other.scores)
-
-
 @pytest.mark.parametrize("engine", [name for name in SERVED if name in VECTOR_ENGINES])
 def test_groups_of_shards_make_the_cuts_of_the_whole_index(searcher, engine):
     plans = searcher.planner.plan(queries_about(DOCUMENTS, [3, 77, 150]), 4, CUTTING[engine])
@@ -46,7 +41,7 @@ def test_groups_of_shards_make_the_cuts_of_the_whole_index(searcher, engine):
         loop.cut([[group[plan] for group in groups] for plan in range(len(plans))], kernels)
     assert len(loop.kept) == len(whole.kept) == len(plans[0].stage_limits)
     for kept, expected in zip(loop.kept, whole.kept, strict=True):
-        same(kept, expected)
+        assert_same_hits(kept, expected)
 
 
 def test_a_group_that_runs_ahead_keeps_all_documents_of_its_later_stages(searcher):
@@ -57,7 +52,7 @@ def test_a_group_that_runs_ahead_keeps_all_documents_of_its_later_stages(searche
     np.testing.assert_array_equal(np.sort(later.documents), np.sort(first.documents[:9]))
     alone = run_stages([plan], searcher.shards[:2], searcher.planner.codec, searcher.kernels, [None], ahead=[])
     assert len(alone.kept) == 1 and len(alone.seconds) == 1
-    same(alone.kept[0], [first])
+    assert_same_hits(alone.kept[0], [first])
 
 
 def test_parts_name_documents_of_the_index_and_come_in_the_order_of_shards(searcher):

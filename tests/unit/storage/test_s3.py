@@ -13,16 +13,10 @@ from ray_lir.corpus.records import corpus_files
 from ray_lir.embeddings.parquet import read_blocks
 from ray_lir.encoder.corpus_encoder import encode_corpus
 from ray_lir.storage.manifest import MANIFEST, check_file
-from tests.support.checkpoints import put_together
 from tests.support.corpora import write_rows
 from tests.support.s3_servers import as_endpoint, make_bucket, moto_server
 
 ROWS = [{"_id": f"d{number}", "text": f"the text of document {number}"} for number in range(9)]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return put_together("sentence_transformers", "fixed", tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from ray_lir.encoder.corpus_encoder import encode_corpus
 from ray_lir.index.versions import read_version
 from ray_lir.storage import s3
 from ray_lir.storage.manifest import LATEST, MANIFEST, PROVENANCE, FileEntry, check_file, read_manifest
-from tests.support.checkpoints import put_together
 from tests.support.corpora import write_rows
 from tests.support.faulty_proxy import FAULTS, Faults, faulty_proxy
 from tests.support.s3_servers import as_endpoint, make_bucket, moto_server, s3rver_server
@@ -28,11 +27,6 @@ from tests.support.s3_servers import as_endpoint, make_bucket, moto_server, s3rv
 ROWS = [{"_id": f"d{number}", "text": f"the text of document {number} " * (1 + number % 5)} for number in range(40)]
 DOCS_PER_PART = 8
 INDEX = IndexConfig(num_shards=2, clustering=ClusteringConfig(num_centroids=16, num_iterations=2))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return put_together("sentence_transformers", "fixed", tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The cache of training data: one process writes an entry once, entries in use stay, and no partial entry is visible."""
 
-import json
 import os
 import subprocess
 import time
@@ -14,18 +13,14 @@ from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.storage.manifest import MANIFEST
 from ray_lir.training import data_cache
 from ray_lir.training.data_cache import UNUSED_S, cached_training_data
+from tests.support.corpora import write_rows
 
 ROWS = [{"query": f"query {number % 40}", "documents": [f"text {number} {'of a document ' * 30}", "another"]} for number in range(400)]
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> TrainingSource:
-    return TrainingSource(examples=write(tmp_path / "examples.jsonl", ROWS))
-
-
-def write(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+    return TrainingSource(examples=write_rows(tmp_path / "examples.jsonl", ROWS))
 
 
 @pytest.fixture
@@ -52,7 +47,7 @@ def digest_of(source: TrainingSource, cache: Path) -> str:
 def test_training_data_is_read_again_only_if_its_source_changes(tmp_path, source, writes):
     before = digest_of(source, tmp_path / "cache")
     assert digest_of(source, tmp_path / "cache") == before and len(writes) == 1
-    write(Path(source.examples), [*ROWS, ROWS[0]])
+    write_rows(Path(source.examples), [*ROWS, ROWS[0]])
     assert digest_of(source, tmp_path / "cache") != before and len(writes) == 2
 
 
@@ -87,7 +82,7 @@ def test_files_of_a_killed_writer_are_removed(tmp_path, source, writes):
 
 
 def test_an_invalid_source_leaves_no_output(tmp_path, source):
-    write(Path(source.examples), [ROWS[0], {"query": "q"}])
+    write_rows(Path(source.examples), [ROWS[0], {"query": "q"}])
     with pytest.raises(FormatError, match="examples.jsonl:2"):
         digest_of(source, tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
@@ -95,7 +90,9 @@ def test_an_invalid_source_leaves_no_output(tmp_path, source):
 
 def test_the_least_recently_used_cache_entries_are_evicted(tmp_path, source):
     cache, long_ago = tmp_path / "cache", time.time() - UNUSED_S - 60
-    sources = [TrainingSource(examples=write(tmp_path / f"{name}.jsonl", [*ROWS, row])) for name, row in zip("abcd", ROWS, strict=False)]
+    sources = [
+        TrainingSource(examples=write_rows(tmp_path / f"{name}.jsonl", [*ROWS, row])) for name, row in zip("abcd", ROWS, strict=False)
+    ]
     for old in sources[:3]:
         digest_of(old, cache)
     entries = {path.name for path in cache.iterdir()}

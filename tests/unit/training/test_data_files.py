@@ -1,11 +1,9 @@
 """Training data in Arrow files equals the same data in Python lists for any order of rows; texts use no private memory."""
 
-import json
 import random
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from ray_lir.training.data import TrainingData, batches
 from ray_lir.training.data_files import Numbering, TextFile, open_texts
 from ray_lir.training.examples import read_examples
 from ray_lir.training.judgements import from_judgements
+from tests.support.corpora import write_rows
 
 
 @pytest.fixture
@@ -47,15 +46,10 @@ def in_lists(rows: list[dict]) -> tuple[list, list, list, list | None]:
     return list(by_query), documents, lists, scores
 
 
-def write(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 @pytest.mark.parametrize("scored", [False, True])
 def test_rows_of_a_query_are_grouped_wherever_they_are(tmp_path, small_blocks, scored):
     rows = made_up_rows(scored)
-    found, expected = read_examples(write(tmp_path / "rows.jsonl", rows)), in_lists(rows)
+    found, expected = read_examples(write_rows(tmp_path / "rows.jsonl", rows)), in_lists(rows)
     assert (list(found.queries), list(found.documents), found.lists_by_query(), found.scores_by_query() or None) == expected
     assert found.digest({"dev": 1}) == digest([*expected, {"dev": 1}]) != found.digest()
     in_memory = TrainingData.of(*expected)
@@ -70,11 +64,11 @@ def test_ids_follow_the_order_of_the_corpus(tmp_path, small_blocks):
     named = [{"query_id": row["query"], "document_ids": row["documents"], "scores": row["scores"]} for row in rows]
     queries, documents, lists, scores = in_lists(rows)
     corpus = random.Random(1).sample([f"document {number}" for number in range(90)], 90)
-    write(tmp_path / "corpus.jsonl", [{"_id": document, "text": f"text of {document}"} for document in corpus])
-    write(
+    write_rows(tmp_path / "corpus.jsonl", [{"_id": document, "text": f"text of {document}"} for document in corpus])
+    write_rows(
         tmp_path / "queries.jsonl", [{"_id": query, "text": f"text of {query}"} for query in random.Random(2).sample(queries, len(queries))]
     )
-    found = read_examples(write(tmp_path / "rows.jsonl", named), str(tmp_path))
+    found = read_examples(write_rows(tmp_path / "rows.jsonl", named), str(tmp_path))
     in_corpus = [document for document in corpus if document in documents]
     expected = [[[in_corpus.index(documents[number]) for number in each] for each in group] for group in lists]
     assert (found.lists_by_query(), found.scores_by_query()) == (expected, scores)
@@ -105,7 +99,7 @@ def test_numbers_follow_the_first_occurrence_of_each_text():
 
 
 def test_half_of_a_surrogate_pair_is_a_one_line_error(tmp_path):
-    path = write(tmp_path / "rows.jsonl", [{"query": "q", "documents": ["A", "B"]}, {"query": "q", "documents": ["\ud800", "B"]}])
+    path = write_rows(tmp_path / "rows.jsonl", [{"query": "q", "documents": ["A", "B"]}, {"query": "q", "documents": ["\ud800", "B"]}])
     with pytest.raises(FormatError, match="rows.jsonl:2.*half of a surrogate pair"):
         read_examples(path)
 

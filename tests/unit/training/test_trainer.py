@@ -17,8 +17,9 @@ from ray_lir.training import collectives
 from ray_lir.training.data import TrainingData, batches
 from ray_lir.training.judgements import from_judgements
 from ray_lir.training.optimization import learning_rate_at
-from ray_lir.training.trainer import StepRecord, Training, load_encoder
+from ray_lir.training.trainer import Training, load_encoder
 from tests.support import translated_words
+from tests.support.training_jobs import advance
 from tests.support.translated_words import load_pairs, success_at_1
 
 QUERIES = {"q1": "one", "q2": "two", "q3": "three"}
@@ -44,10 +45,6 @@ def start(checkpoint: Path, pairs: TrainingData, config: TrainingConfig = CONFIG
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
     return training
-
-
-def advance(training: Training, steps: int) -> list[StepRecord]:
-    return [training.run_step(*batches) for batches in islice(training.remaining(), steps)]
 
 
 def test_pairs_are_the_documents_judged_relevant():
