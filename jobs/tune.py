@@ -54,8 +54,8 @@ QUESTION_WORDS = 12
 class TuneConfig(Config):
     """Measures recall and latency of many settings of scan and warp, stores the curve, and sets what `auto` does on this index.
 
-    On an index with lexical postings, with --dataset, it also measures nDCG@10 of hybrid search by fusion and weight, and makes the best
-    the defaults of engine hybrid on this index. Use other judgements than those of your test, such as --split dev.
+    On an index with lexical postings and with --dataset, the job also measures nDCG@10 of hybrid search by fusion and weight. The best
+    become the defaults of engine hybrid on this index. Use other judgements than those of your test, such as --split dev.
 
     The job runs in this process. With a --workers flag, or if the index is on an object store, it runs on a Ray cluster: each setting is a
     task that times one query after another on its own CPUs. To time queries on all CPUs of a machine, set --workers.cpus_per_worker to

@@ -68,7 +68,7 @@ def main() -> None:
 
 
 class Run:
-    """A bulk search on a cluster whose finished blocks are watched."""
+    """A bulk search on a cluster, with a record of finished blocks."""
 
     def __init__(self, cluster: Machines, words: list[str], output: Path):
         self.cluster = cluster
