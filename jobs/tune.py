@@ -133,7 +133,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
 
 def _fusions(search: QuerySearch, judged: Dataset) -> list[dict[str, Any]]:
     """nDCG@10 of every setting of the fusion. Of equal settings, the first is chosen."""
-    points = []
+    points: list[dict[str, Any]] = []
     with logs.phase("hybrid") as record:
         blocks = query_blocks(judged.queries, QUERIES_PER_BLOCK)
         for params in track(FUSIONS, "hybrid", len(FUSIONS), lambda _: 1, unit="settings"):

@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from pathlib import Path
 from textwrap import shorten
@@ -401,7 +401,8 @@ class Index:
 
 
 def _hit(document: Mapping[str, Any], *found: Any) -> Hit:
-    return Hit(*(document[name] for name in ("doc_id", "score", "title", "text", "metadata")), *found, sides=document["sides"])
+    hit = Hit(*(document[name] for name in ("doc_id", "score", "title", "text", "metadata")), *found)
+    return replace(hit, sides=document["sides"])
 
 
 def _corpus(documents: Documents, folder: Path, free_ids: Iterator[str]) -> str:

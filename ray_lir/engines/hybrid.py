@@ -6,7 +6,7 @@ one score of the two. With `fusion` rescore, only BM25 selects candidates, and t
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -65,7 +65,7 @@ class HybridPlan(QueryPlan):
         return self.params.lexical_weight or 0.0
 
 
-_VECTOR_ENGINES = {"exact": exact.ENGINE, "plaid": plaid.ENGINE, "scan": scan.ENGINE, "warp": warp.ENGINE}
+_VECTOR_ENGINES: dict[str, Engine[Any, Any]] = {"exact": exact.ENGINE, "plaid": plaid.ENGINE, "scan": scan.ENGINE, "warp": warp.ENGINE}
 
 
 def _plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: HybridParams, k: int, kernels: Kernels) -> HybridPlan:

@@ -298,9 +298,9 @@ def merge(parts: Sequence[TopK], k: int, kernels: Kernels) -> TopK:
     if scores.ndim == 1:
         return TopK(*kernels.top_k(scores, documents, k))
     ranks = np.full(scores.shape, len(documents), np.int64)
-    for column in range(scores.shape[1]):
-        found = np.flatnonzero(scores[:, column] > -np.inf)
-        best = found[np.lexsort((documents[found], -scores[found, column]))[:k]]
+    for column, values in enumerate(scores.T):
+        found = np.flatnonzero(values > -np.inf)
+        best = found[np.lexsort((documents[found], -values[found]))[:k]]
         ranks[best, column] = np.arange(len(best))
     kept = ranks < len(documents)
     order = np.lexsort((documents, ranks.min(axis=1)))[: int(kept.any(axis=1).sum())]

@@ -353,7 +353,7 @@ def _split(queries: TokenEmbeddings, scorer: SearchScorer, codec: ResidualCodec,
     weights = np.ones(queries.num_tokens, np.float32) if queries.weights is None else queries.weights.astype(np.float32)
     norms = np.ones_like(weights) if scorer.requires_unit_vectors else kept_norms(queries.values)
     vectors = directions(queries.values, norms)
-    split = []
+    split: list[Query] = []
     for first, end in zip(queries.offsets[:-1], queries.offsets[1:], strict=True):
         lengths = norms[first:end]
         query_norms = None if (lengths == 1).all() else lengths

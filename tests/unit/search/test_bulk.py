@@ -67,6 +67,18 @@ def test_hits_equal_those_of_searcher(index: Path, queries: str, tmp_path: Path,
     assert (result["num_queries"], result["num_blocks"], result["num_skipped"]) == (40, 3, 0)
 
 
+def test_hits_of_hybrid_search_have_columns_for_both_sides(index: Path, queries: str, tmp_path: Path):
+    search(index, queries, tmp_path / "hits.parquet", engine="hybrid", k=5, fields="title")
+    table = pq.read_table(tmp_path / "hits.parquet")
+    assert table.column_names == ["query_id", "rank", "doc_id", "score", "bm25", "late_interaction", "found_by", "title"]
+    one = run(SearchJob(index=str(index), query=ROWS[0]["text"], k=5, engine="hybrid"))["hits"]
+    for row, hit in zip(table.slice(0, 5).to_pylist(), one, strict=True):
+        assert (row["doc_id"], row["found_by"]) == (hit["doc_id"], " ".join(hit["sides"]["found_by"]))
+        assert (row["bm25"], row["late_interaction"]) == pytest.approx((hit["sides"]["bm25"], hit["sides"]["late_interaction"]), abs=1e-3)
+    search(index, queries, tmp_path / "scan.parquet", engine="scan", k=5)
+    assert pq.read_table(tmp_path / "scan.parquet").column_names == ["query_id", "rank", "doc_id", "score"]
+
+
 def test_filters_and_fields_are_those_of_a_search(index: Path, queries: str, tmp_path: Path):
     search(index, queries, tmp_path / "out", where="row < 50", fields="title,metadata")
     assert hits(tmp_path / "out") == expected(index, filters="row < 50")
