@@ -22,6 +22,7 @@ VERBS = (
     "tune",
     "mine",
     "train",
+    "plot",
     "demo",
     "search",
     "ask",

@@ -21,9 +21,13 @@ EXTRAS = {
     "langchain_core": "integrations",
     "llama_index": "integrations",
     "mcp": "integrations",
+    "tensorboardX": "trackers",
+    "mlflow": "trackers",
+    "wandb": "trackers",
+    "matplotlib": "plot",
 }
 """Name of a module that a plain `pip install ray_lir` leaves out, and the extra that installs it."""
-_PACKAGES = {"haystack": "haystack-ai", "llama_index": "llama-index-core"}
+_PACKAGES = {"haystack": "haystack-ai", "llama_index": "llama-index-core", "mlflow": "mlflow-skinny"}
 """Modules with another name than their package."""
 
 

@@ -9,7 +9,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_lir import storage
 from ray_lir.base.config import EncoderConfig, TrainingConfig, TrainingSource, canonical_json, digest, parse_json
 from ray_lir.base.errors import ConfigError, Conflict, RayLirError
+from ray_lir.base.extras import require
 from ray_lir.distributed.gpus import has_logical_gpus
 from ray_lir.distributed.runtime import error_of, ray_session, wait_for_machines
 from ray_lir.distributed.train_data import SharedData
@@ -50,11 +51,12 @@ from ray_lir.training.data_cache import CachedData, cached_training_data
 from ray_lir.training.dev_set import DevSet
 from ray_lir.training.manifest import TrainingManifest
 from ray_lir.training.source import load_dev_set
-from ray_lir.training.trainer import load_encoder, prepare_encoder
+from ray_lir.training.trackers import TRACKERS, Callbacks, TrackedRun, TrainingCallback, make_trackers
+from ray_lir.training.trainer import StepRecord, load_encoder, prepare_encoder
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT, STATE, CONFIG = "checkpoint", "state", "config.json"
+CHECKPOINT, STATE, CONFIG, TRACKING = "checkpoint", "state", "config.json", "tracking"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 CHECKPOINTS_KEPT = 2
 FAILURES_SURVIVED = 8
@@ -77,9 +79,17 @@ class _Job:
     """Everything that determines the result. A training found in the output must have the same identity."""
     start: float
     """time.perf_counter() at the start of the command."""
+    callbacks: Callbacks
 
 
-def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: TrainingConfig, run: TrainingRun) -> dict[str, Any]:
+def train(
+    source: TrainingSource,
+    output: str,
+    encoder: EncoderConfig,
+    config: TrainingConfig,
+    run: TrainingRun,
+    callbacks: Sequence[TrainingCallback] = (),
+) -> dict[str, Any]:
     """Train an encoder for a scorer, on the judgements of a dataset or on a file of examples.
 
     The same call continues a killed training. After the training has finished, it does nothing.
@@ -89,7 +99,8 @@ def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: T
         output: Folder or URL of the results.
         encoder: Checkpoint to start from, and its conventions.
         config: Scorer, losses and optimizer.
-        run: Workers, checkpoints and the cache of the training data.
+        run: Workers, checkpoints, trackers and the cache of the training data.
+        callbacks: Follow the training, in this process, beside the trackers of `run`.
 
     Returns:
         output, checkpoint, steps, final_loss and the counts of `write_training_data`. With a development set: best_step and its
@@ -116,6 +127,8 @@ def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: T
             storage.check_writable(output)
         described = _describe_encoder(encoder, config, data)
         identity = config.model_dump(mode="json") | described | {"data": _digest(cached, dev)}
+        for name in run.trackers:
+            require(TRACKERS[name][0], f"--trackers {name}")
         if _is_finished(output, identity):
             logger.info("train: %s has finished; nothing to do", output)
         else:
@@ -124,10 +137,20 @@ def train(source: TrainingSource, output: str, encoder: EncoderConfig, config: T
                 scaling = _scaling(run, encoder)
                 with sole_writer(output):
                     if not _claim(output, identity):
-                        _fit_and_publish(_Job(cached, dev, output, encoder, config, run, identity, start), scaling)
+                        followers = Callbacks([*make_trackers(run.trackers, _tracked(output, run, identity)), *callbacks])
+                        _fit_and_publish(_Job(cached, dev, output, encoder, config, run, identity, start, followers), scaling)
         storage.remove_tree(storage.join(output, STATE))
         counts = cached.manifest.model_dump(include={"queries", "documents", "num_dead", "queries_left_out"})
         return _summary(output) | counts
+
+
+def _tracked(output: str, run: TrainingRun, identity: dict[str, Any]) -> TrackedRun:
+    here = storage.local_path(output) if storage.is_local(output) else Path.cwd()
+    folder = storage.local_path(run.tracking_dir) if run.tracking_dir else here / TRACKING
+    parameters: dict[str, Any] = {}
+    for name, value in identity.items():
+        parameters |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
+    return TrackedRun(digest(identity), output.rstrip("/").rpartition("/")[2], folder, parameters)
 
 
 def _claim(output: str, identity: dict[str, Any]) -> bool:
@@ -212,12 +235,16 @@ def _is_finished(output: str, identity: dict[str, Any]) -> bool:
 
 
 def _fit_and_publish(job: _Job, scaling: ScalingConfig) -> None:
+    finished = False
     try:
         result = _fit(job, scaling)
+        finished = True
     except ConfigError:
         if not storage.exists(storage.join(job.output, METRICS)):  # there is no checkpoint, so a corrected command may use the folder
             storage.remove_tree(storage.join(job.output, STATE))
         raise
+    finally:
+        job.callbacks.on_end(finished)
     _publish(result, job, scaling)
 
 
@@ -292,7 +319,7 @@ def _fit(job: _Job, scaling: ScalingConfig) -> Result:
     """
     name = f"train-{digest(job.identity)[:12]}"
     logical_gpus = bool(scaling.use_gpu) and has_logical_gpus()
-    with _progress_log() as lines:
+    with _progress_log(job.callbacks) as lines:
         task = WorkerTask(
             encoder=job.encoder,
             config=job.config,
@@ -303,6 +330,7 @@ def _fit(job: _Job, scaling: ScalingConfig) -> Result:
             checkpoint_every=job.run.checkpoint_every,
             log_every=job.run.log_every,
             num_threads=1 if scaling.use_gpu else int(scaling.num_cpus_per_worker),
+            tracked=bool(job.callbacks),
             logical_gpus=logical_gpus,
         )
         place = _storage(storage.join(job.output, STATE))
@@ -354,13 +382,13 @@ def _drop_damaged_snapshot(url: str) -> None:
 
 
 @contextmanager
-def _progress_log() -> Iterator[Queue]:
-    """Yield a queue for the workers' progress messages, which this process logs when they arrive."""
+def _progress_log(callbacks: Callbacks) -> Iterator[Queue]:
+    """Yield a queue for the workers' progress messages, which this process logs, and for records, which it passes to the callbacks."""
     here = NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )  # so that the queue survives the loss of another machine
     lines = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    thread = Thread(target=_log_lines, args=(lines,), daemon=True)
+    thread = Thread(target=_log_lines, args=(lines, callbacks), daemon=True)
     thread.start()
     try:
         yield lines
@@ -370,9 +398,12 @@ def _progress_log() -> Iterator[Queue]:
         lines.shutdown()
 
 
-def _log_lines(lines: Queue) -> None:
+def _log_lines(lines: Queue, callbacks: Callbacks) -> None:
     for line in iter(lines.get, None):
-        logger.info("train: %s", line)
+        if isinstance(line, StepRecord):
+            callbacks.on_step(line)
+        else:
+            logger.info("train: %s", line)
 
 
 def _publish(result: Result, job: _Job, scaling: ScalingConfig) -> None:

@@ -34,11 +34,12 @@ class WorkerTask:
         config: Settings of the training.
         data: Training data that every machine can map into memory.
         dev: Reference to the DevSet; None without one.
-        lines: Queue for lines of progress, which the driver logs.
+        lines: Queue for lines of progress, which the driver logs, and for records of steps, which it passes to callbacks.
         curve: URL of the file that shows the loss curve up to the last checkpoint.
         checkpoint_every: Steps between checkpoints.
         log_every: Steps between lines of progress.
         num_threads: Threads of torch on a CPU.
+        tracked: Whether the driver has callbacks.
         logical_gpus: Whether the cluster's GPUs exist only as resource counts, so that workers compute on the CPU.
     """
 
@@ -51,6 +52,7 @@ class WorkerTask:
     checkpoint_every: int
     log_every: int
     num_threads: int
+    tracked: bool = False
     logical_gpus: bool = False
 
 
@@ -89,6 +91,8 @@ def _train(task: WorkerTask) -> int:
                 record = record.model_copy(update={"ndcg_at_10": training.evaluate(dev)})
             curve.append(record.model_copy(update={"examples_per_second": round(rate, 3)}))
             if _is_first_worker():
+                if task.tracked:
+                    task.lines.put(curve[-1])
                 if curve[-1] is best_record(curve):
                     shutil.rmtree(best, ignore_errors=True)
                     training.encoder.save(best)

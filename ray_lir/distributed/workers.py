@@ -1,8 +1,14 @@
 """Settings of the workers that encode and train. They are separate from the code that loads Ray, so that `--help` is fast."""
 
-from pydantic import Field
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
 
 from ray_lir.base.config import Config
+
+
+def _words(value: Any) -> Any:
+    return value.replace(",", " ").split() if isinstance(value, str) else value
 
 
 class Workers(Config):
@@ -40,6 +46,11 @@ class TrainingRun(Config):
     """Steps between checkpoints; a training that was killed continues from the last one."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of progress."""
+    trackers: Annotated[tuple[Literal["tensorboard", "mlflow", "wandb"], ...], BeforeValidator(_words)] = ()
+    """Trackers that get the numbers of every step: tensorboard, mlflow and wandb, separated by commas. They write into `tracking_dir`
+    unless their environment variables name a server."""
+    tracking_dir: str | None = None
+    """Local folder for the files of the trackers. None: `tracking` in the output, or in the working directory if the output is remote."""
     data_cache: str | None = None
     """Folder on a local disk of each machine for the training data, which workers map into memory.
     None: ray_lir/training in XDG_CACHE_HOME (by default ~/.cache). Data unused for 7 days is removed."""

@@ -36,11 +36,16 @@ class Targets(ShortRepr):
 
 
 class Objective(nn.Module):
-    """The weighted sum of the losses of a configuration; it owns their temperatures."""
+    """The weighted sum of the losses of a configuration; it owns their temperatures.
+
+    Attributes:
+        terms: The parts of the latest loss, before they were weighted: scalars without gradient, by name.
+    """
 
     def __init__(self, config: TrainingConfig):
         super().__init__()
         self._config = config
+        self.terms: dict[str, Tensor] = {}
         self._penalizes_query_weights = SCORERS[config.scorer].penalizes_query_weights
         self.contrastive = ContrastiveLoss(config.temperature) if config.contrastive_weight else None
         self.distillation = None
@@ -55,9 +60,13 @@ class Objective(nn.Module):
             queries: The embedded queries, for the penalty on their weights.
             targets: Positives, exclusions and the teacher's scores.
         """
-        total = torch.stack([self._of(each, targets) for each in scores]).mean()
+        losses = [self._losses(each, targets) for each in scores]
+        total = torch.stack([self._weighted(each) for each in losses]).mean()
+        self.terms = {name: torch.stack([each[name].detach() for each in losses]).mean() for name in losses[0]}
         if self._penalizes_query_weights and self._config.gate_weight:
-            total = total + self._config.gate_weight * query_weight_penalty(queries, self._config.gate_norm)
+            penalty = query_weight_penalty(queries, self._config.gate_norm)
+            total = total + self._config.gate_weight * penalty
+            self.terms["query_weight_penalty"] = penalty.detach()
         return total
 
     @property
@@ -67,20 +76,32 @@ class Objective(nn.Module):
         assert loss is not None, "TrainingConfig allows no objective without a loss"
         return float(loss.temperature.detach())
 
+    @property
+    def distillation_temperature(self) -> float | None:
+        """The temperature of the distillation beside cross-entropy; None unless both are used."""
+        return float(self.distillation.temperature.detach()) if self.contrastive and self.distillation else None
+
     @torch.no_grad()
     def hold_temperatures(self) -> None:
         """Raise temperatures below MIN_TEMPERATURE to it."""
         for temperature in self.parameters():
             temperature.clamp_(min=MIN_TEMPERATURE)
 
-    def _of(self, scores: Tensor, targets: Targets) -> Tensor:
-        total = scores.new_zeros(())
+    def _losses(self, scores: Tensor, targets: Targets) -> dict[str, Tensor]:
+        losses = {}
         if self.contrastive:
-            total = total + self._config.contrastive_weight * self.contrastive(scores, targets.own, targets.excluded)
+            losses["contrastive"] = self.contrastive(scores, targets.own, targets.excluded)
         if self.distillation:
             assert targets.teacher is not None
             columns = targets.own[:, None] + torch.arange(targets.teacher.shape[1], device=scores.device)
-            total = total + self._config.distillation_weight * self.distillation(scores.gather(1, columns), targets.teacher)
+            losses["distillation"] = self.distillation(scores.gather(1, columns), targets.teacher)
+        return losses
+
+    def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
+        weights = {"contrastive": self._config.contrastive_weight, "distillation": self._config.distillation_weight}
+        total = next(iter(losses.values())).new_zeros(())
+        for name, loss in losses.items():
+            total = total + weights[name] * loss
         return total
 
 

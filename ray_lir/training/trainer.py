@@ -37,10 +37,28 @@ class StepRecord(Config):
     temperature: float
     query_weight: float = 1.0
     """Mean weight of the query tokens: 1 unless the scorer weights them."""
+    query_weight_std: float = 0.0
+    """Standard deviation of these weights."""
+    closed_fraction: float = 0.0
+    """Fraction of the query tokens with weight 0."""
+    gradient_norm: float | None = None
+    """Norm of all gradients before they are clipped."""
+    distillation_temperature: float | None = None
+    """Temperature of the distillation if cross-entropy is used too; `temperature` is then that of cross-entropy."""
+    contrastive_loss: float | None = None
+    """Cross-entropy, before it is weighted."""
+    distillation_loss: float | None = None
+    """Distillation loss, before it is weighted."""
+    query_weight_penalty: float | None = None
+    """Penalty on the query weights, before it is weighted."""
     ndcg_at_10: float | None = None
     """nDCG@10 on the development set after the step; None if it was not evaluated then."""
     examples_per_second: float = 0.0
     """Queries a second over all workers."""
+
+
+LOSS_FIELDS = {"contrastive": "contrastive_loss", "distillation": "distillation_loss", "query_weight_penalty": "query_weight_penalty"}
+"""Fields of a StepRecord by the terms of the objective."""
 
 
 class Training:
@@ -93,7 +111,7 @@ class Training:
         self._modules.train()
         self._optimizer.zero_grad()
         parts = torch.stack([self._backward(batch, number, 1 / len(batches)) for number, batch in enumerate(batches)])
-        mean_loss, query_weight = collectives.mean_over_workers(parts.sum(0)).tolist()
+        mean_loss, query_weight, square, closed, *terms = collectives.mean_over_workers(parts.sum(0)).tolist()
         if not np.isfinite(mean_loss):
             raise ConfigError(
                 f"the loss is {mean_loss} at step {self.step + 1}: give a lower --learning_rate or another --encoder.checkpoint"
@@ -104,13 +122,18 @@ class Training:
             )
         collectives.average_gradients(self._modules.parameters())
         self._scaler.unscale_(self._optimizer)
-        nn.utils.clip_grad_norm_(self._modules.parameters(), self.config.max_gradient_norm)
+        gradient_norm = float(nn.utils.clip_grad_norm_(self._modules.parameters(), self.config.max_gradient_norm))
         record = StepRecord(
             step=self.step + 1,
             loss=mean_loss,
             learning_rate=learning_rate,
             temperature=self._objective.temperature,
             query_weight=query_weight,
+            query_weight_std=max(0.0, square - query_weight**2) ** 0.5,
+            closed_fraction=closed,
+            gradient_norm=gradient_norm if np.isfinite(gradient_norm) else None,  # overflows of float16 skip the step
+            distillation_temperature=self._objective.distillation_temperature,
+            **{LOSS_FIELDS[name]: value for name, value in zip(self._objective.terms, terms, strict=True)},
         )
         self._scaler.step(self._optimizer)
         self._scaler.update()
@@ -153,7 +176,12 @@ class Training:
         return notes
 
     def _backward(self, batch: Batch, number: int, factor: float) -> Tensor:
-        """Add `factor` times the gradients of this worker's part of a batch; return `factor` times its loss and mean query weight, [2]."""
+        """Add `factor` times the gradients of this worker's part of a batch.
+
+        Returns:
+            `factor` times its loss, the mean and mean square of its query weights, the fraction of weights that are 0, and the terms of
+            the loss: a vector.
+        """
         own = np.arange(len(batch.queries)).reshape(collectives.num_workers(), -1)[collectives.rank()]
         queries = [self.data.queries[query] for query in batch.queries[own]]
         documents = [self.data.documents[document] for document in batch.documents[own].ravel()]
@@ -167,15 +195,17 @@ class Training:
             self._micro_batches(documents, self.encoder.batch_documents, self.encoder.embed_documents, [number, 1]),
         )
 
-        mean_weight = torch.ones((), device=self._device)
+        weights = torch.tensor([1.0, 1.0, 0.0], device=self._device)
 
         def scaled_loss(queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
             if queries.weights is not None:
-                mean_weight.copy_(queries.weights.detach()[queries.mask].mean())
+                active = queries.weights.detach()[queries.mask]
+                weights.copy_(torch.stack([active.mean(), active.square().mean(), (active == 0).float().mean()]))
             scores = self.encoder.model.scorer.training_scores(queries, collectives.gather_texts(documents))
             return self._scaler.scale(factor * self._objective(scores, queries, targets))
 
-        return torch.stack([gradient_cache.backward(sides, scaled_loss, self._autocast()) / self._scaler.get_scale(), factor * mean_weight])
+        loss = gradient_cache.backward(sides, scaled_loss, self._autocast()) / self._scaler.get_scale()
+        return torch.stack([loss, *(factor * each for each in (*weights, *self._objective.terms.values()))])
 
     def _micro_batches(
         self,

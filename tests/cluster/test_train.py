@@ -97,10 +97,16 @@ def test_negatives_come_from_all_workers_and_heads_are_saved(place):
     alone = Training(load_encoder(encoder, config.seed, "cpu"), load_pairs(place / "words"), config)
     expected = [alone.run_step(*batches).loss for batches in alone.remaining()]
     settings = {"scorer": "trial", "max_steps": 2, "batch_size": 8, "learning_rate": 3e-4, "num_workers": 2, "dev_split": "train"}
+    settings["trackers"] = "tensorboard"
     job = [sys.executable, "-m", "jobs.train", *flags(place, "shared", **settings)]  # on its own cluster
     done = subprocess.run(job, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
     assert [record["loss"] for record in curve(place / "shared")] == pytest.approx(expected, rel=1e-4)
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = reader.EventAccumulator(str(place / "shared" / "tracking" / "tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(expected, rel=1e-4)
+    assert [event.step for event in events.Scalars("train/query_weight_penalty")] == [1, 2]
     manifest = read_manifest(str(place / "shared" / "manifest.json"), TrainingManifest, made_by="jobs.train")
     trained = Encoder.load(EncoderConfig(checkpoint=str(place / "shared" / "checkpoint"), device="cpu", precision="float32"))
     assert trained.contract.scorer == manifest.contract.scorer == "trial"

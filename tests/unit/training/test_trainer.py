@@ -198,3 +198,18 @@ def _average(rank: int, folder: str) -> None:
     collectives.average_gradients([*parameters, torch.nn.Parameter(torch.zeros(2))])
     torch.save([parameter.grad for parameter in parameters], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def test_a_record_has_the_gradient_norm_the_terms_of_the_loss_and_the_spread_of_the_gates(checkpoint, pairs):
+    plain = advance(start(checkpoint, pairs), 1)[0]
+    assert plain.contrastive_loss == pytest.approx(plain.loss) and plain.gradient_norm and plain.gradient_norm > 0
+    assert plain.distillation_loss is None and plain.query_weight_penalty is None and plain.distillation_temperature is None
+    assert (plain.query_weight, plain.query_weight_std, plain.closed_fraction) == (1.0, 0.0, 0.0)
+    config = CONFIG.model_copy(update={"scorer": "trial", "gate_weight": 0.5})
+    gated = advance(start(checkpoint, pairs, config), 1)[0]
+    assert gated.query_weight_penalty is not None and gated.contrastive_loss is not None
+    assert gated.loss == pytest.approx(gated.contrastive_loss + 0.5 * gated.query_weight_penalty, rel=1e-5)
+    assert gated.query_weight_std > 0 and 0 <= gated.closed_fraction <= 1
+    halves = advance(start(checkpoint, pairs, config.model_copy(update={"accumulate": 2})), 1)[0]
+    assert halves.query_weight_penalty is not None and halves.contrastive_loss is not None
+    assert halves.loss == pytest.approx(halves.contrastive_loss + 0.5 * halves.query_weight_penalty, rel=1e-5)
