@@ -51,6 +51,7 @@ class Match:
         end: Character after the match; None for a special token.
         similarity: Dot product of the two token vectors.
         contribution: Part of the hit's score that comes from this match.
+        box: For a page that is an image: the matched part, as left, top, right and bottom in fractions of its size; otherwise None.
     """
 
     token: str
@@ -59,6 +60,7 @@ class Match:
     end: int | None
     similarity: float
     contribution: float
+    box: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True, repr=False)

@@ -135,6 +135,8 @@ class Match(Config):
     """Its first character in the field, in code points."""
     end: int | None = None
     """The character after its last one."""
+    box: tuple[float, float, float, float] | None = None
+    """For a page that is an image: the matched part, as left, top, right and bottom in fractions of its width and height."""
 
 
 MARKED_FRACTION = 0.3

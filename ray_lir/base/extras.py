@@ -25,6 +25,7 @@ EXTRAS = {
     "mlflow": "trackers",
     "wandb": "trackers",
     "matplotlib": "plot",
+    "sentence_transformers": "images",
 }
 """Name of a module that a plain `pip install ray_lir` leaves out, and the extra that installs it."""
 _PACKAGES = {"haystack": "haystack-ai", "llama_index": "llama-index-core", "mlflow": "mlflow-skinny"}

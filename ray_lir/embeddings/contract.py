@@ -34,6 +34,8 @@ class EncoderContract(Config):
     """Text put before every query ("search_query: "), after the marker; empty: no prompt."""
     document_prompt: Text = ""
     """Text put before every document."""
+    documents: Literal["text", "images"] = Field("text", exclude_if=lambda kind: kind == "text")
+    """Kind of the documents; images are encoded by `PageEncoder`."""
     query_length: Length
     """Maximum length of a query in tokens, including special tokens and marker."""
     document_length: Length

@@ -100,6 +100,10 @@ class Encoder:
             IncompatibleError: The checkpoint's weights or scorer differ from the contract's.
         """
         config = config or EncoderConfig(checkpoint=contract.checkpoint)
+        if contract.documents == "images":
+            from ray_lir.encoder.page_encoder import PageEncoder
+
+            return cast(Encoder, PageEncoder.for_contract(contract, config))  # has what searches and the service use
         parts = layouts.load(checkpoint.find(config.checkpoint), config.trust_remote_code)
         if parts.network.scorer.name != contract.scorer:
             raise IncompatibleError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ray_lir.base.config import Config
+from ray_lir.embeddings.page_grid import FIELD as PAGE
 
 Kind = Literal["text", "date", "number", "boolean", "list"]
 
@@ -109,6 +110,8 @@ class SampledFields:
         for each in metadata:
             sample.num_documents += 1
             for path, value in _leaves(each):
+                if path[0] == PAGE:  # the grid and the thumbnail of an image
+                    continue
                 sample.fields.setdefault(path, FieldCounts()).add(value)
         for counts in sample.fields.values():
             counts.cut()

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from ray_lir.api.search import Highlight, Match, QueryToken, Snippet
+from ray_lir.embeddings.page_grid import PageGrid
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +47,9 @@ def query_tokens(plan: "QueryPlan", pieces: Sequence[str], spans: "np.ndarray") 
     ]
 
 
-def token_matches(found: "TokenMatches", title: str, text: str, spans: "np.ndarray") -> list[Match]:
+def token_matches(
+    found: "TokenMatches", title: str, text: str, spans: "np.ndarray", metadata: Mapping[str, Any] | None = None
+) -> list[Match]:
     """Return the match of each query token in a document, with its position in the title or the text.
 
     Args:
@@ -54,17 +57,20 @@ def token_matches(found: "TokenMatches", title: str, text: str, spans: "np.ndarr
         title: Title of the document.
         text: Text of the document.
         spans: [T, 2] int64, first and end character of each token of `document_text(title, text)`.
+        metadata: Metadata of the document, which may have the grid of an image page.
     """
     from ray_lir.search.explain import in_fields
 
     places = in_fields(spans, title, text)
+    grid = PageGrid.of(metadata)
     matches = []
     for token, similarity, contribution in zip(
         found.tokens.tolist(), found.similarities.tolist(), found.contributions.tolist(), strict=True
     ):
         # If the stored text is not the text that was encoded, the numbers of tokens differ.
         field, start, end = (places[token] if token < len(places) else None) or (None, None, None)
-        matches.append(Match(similarity=similarity, contribution=contribution, field=field, start=start, end=end))
+        box = grid.box(token) if grid else None
+        matches.append(Match(similarity=similarity, contribution=contribution, field=field, start=start, end=end, box=box))
     return matches
 
 
@@ -234,7 +240,7 @@ def match_hits(
         title, text = hit["title"], hit["text"]
         found = match_tokens(plan, shard_of(searcher.shards, hit["number"]), searcher.planner.codec, hit["number"])
         places = tokenizer.document_spans(document_text(title, text)).spans
-        matches = token_matches(found, title, text, places)
+        matches = token_matches(found, title, text, places, hit.get("metadata"))
         yield MatchedHit(spans.pieces, matches, *highlighted(query, tokens, matches, title, text))
 
 

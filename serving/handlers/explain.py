@@ -75,7 +75,8 @@ async def explain_document(context: RequestContext, request: ExplainRequest, ker
     [truncation] = await context.call_encoder("truncations", [document_text(document.title, document.text)], "document")
     traced = trace(plan, [best for [best] in found.kept], scores, number, kept_out, truncation)
     only = TopK(np.zeros(1, np.float32), np.array([number]))
-    explained = await _explained(scatter, [request.query], [plan], [only], {number: {"title": document.title, "text": document.text}})
+    fields = {"title": document.title, "text": document.text, "metadata": document.metadata}
+    explained = await _explained(scatter, [request.query], [plan], [only], {number: fields})
     return Explanation(
         document=document,
         rank=traced.rank,
@@ -103,7 +104,8 @@ async def _explained(
     spans = dict(zip(documents, of_documents, strict=True))
 
     def of_document(number: int, matches: TokenMatches) -> list[Match]:
-        return highlights.token_matches(matches, documents[number]["title"], documents[number]["text"], spans[number][1])
+        fields = documents[number]
+        return highlights.token_matches(matches, fields["title"], fields["text"], spans[number][1], fields["metadata"])
 
     return Explained(
         tokens=[highlights.query_tokens(plan, *each) for plan, each in zip(plans, of_queries, strict=True)],

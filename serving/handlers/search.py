@@ -59,8 +59,8 @@ async def search(context: RequestContext, request: SearchRequest, kernels: Kerne
 
 
 def _document_fields(request: SearchRequest) -> Sequence[DocumentField]:
-    """The fields to fetch: the included ones, and title and text if matches are located in them."""
-    return sorted({*request.include, "title", "text"}) if request.explain or request.highlight else request.include
+    """The fields to fetch: the included ones, and all if matches are located in them (metadata may have the grid of a page)."""
+    return ("metadata", "text", "title") if request.explain or request.highlight else request.include
 
 
 def _milliseconds(seconds: float) -> float:

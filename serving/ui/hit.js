@@ -2,6 +2,7 @@
 
 import { button, element } from "./dom.js";
 import { scoreElement } from "./breakdown.js";
+import { pageElement } from "./page.js";
 import { highlighted, spansOf } from "./words.js";
 
 const SHORT = 60; // longest shown metadata value, in characters
@@ -35,7 +36,9 @@ function hitElement(hit, rank, answer, words, spans, strongest) {
   const content = element("div", { className: "content" });
   if (hit.title) content.append(highlighted(element("h3"), hit.title, spans.title, strongest, words));
   content.append(element("div", { className: "facts" }, ...FACTS.map((fact) => fact(hit, answer, words))));
-  content.append(...passages(hit, spans, strongest, words));
+  const page = pageElement(hit, words);
+  if (page) content.append(page);
+  if (!page || hit.text) content.append(...passages(hit, spans, strongest, words));
   if (Object.keys(hit.metadata ?? {}).length) content.append(metadataElement(hit.metadata));
   made.append(content);
   return made;
@@ -69,7 +72,9 @@ function plain(value) {
 }
 
 function metadataElement(metadata) {
-  const shown = Object.entries(metadata).slice(0, SHOWN);
+  const shown = Object.entries(metadata)
+    .filter(([name]) => name !== "page")
+    .slice(0, SHOWN);
   const rows = shown.map(([name, value]) => {
     const text = plain(value);
     const short = text.length > SHORT ? `${text.slice(0, SHORT)}…` : text;

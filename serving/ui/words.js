@@ -43,7 +43,7 @@ export function wordButtons(words, section) {
 export function choose(section, number) {
   section.classList.toggle("chosen", number !== null);
   section.querySelectorAll(".word").forEach((each, position) => each.classList.toggle("on", position === number));
-  for (const mark of section.querySelectorAll("mark"))
+  for (const mark of section.querySelectorAll("mark, .heat rect"))
     mark.classList.toggle("on", number !== null && mark.dataset.words.split(" ").includes(String(number)));
 }
 

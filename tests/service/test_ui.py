@@ -448,3 +448,30 @@ def test_the_page_asks_for_the_token_that_a_service_needs(browser, service, list
     shown = ids(browser)
     reply = TestClient(routes(local_service(Path(service[0].root), 1)[0])).post("/search", json={"query": "river", "k": 10})
     assert shown == [hit["doc_id"] for hit in reply.json()["results"][0]]
+
+
+def test_image_pages_show_their_matches_as_a_heat_map(browser, listen, tmp_path: Path):
+    pytest.importorskip("sentence_transformers", reason="image pages need the extra images")
+    axe = pytest.importorskip("axe_playwright_python", reason="it carries axe-core (dev extra)")
+    import ray_lir
+    from ray_lir.encoder.page_encoder import PageEncoder
+    from tests.support.page_checkpoint import pages, write_checkpoint
+
+    encoder = PageEncoder.load(str(write_checkpoint(tmp_path / "colpali")), "cpu")
+    encoded = encoder.encode_pages(pages(4))
+    encoded.metadata[3]["page"]["thumbnail"] = "javascript:alert(1)"
+    titles = [f"Page {number}" for number in range(4)]
+    ray_lir.build_index(encoded.embeddings, tmp_path / "index", contract=encoder.contract, titles=titles, metadata=encoded.metadata)
+    browser.get_log("browser")
+    show(browser, f"{listen(routes(local_service(tmp_path / 'index', 1)[0]))}?q=red chart&engine=exact")
+    assert len(ids(browser)) == 4 and len(all_of(browser, ".page img")) == 3  # the fourth is not the data URL of a picture
+    assert browser.execute_script(
+        "return [...document.querySelectorAll('.page img')].every((each) => each.complete && each.naturalWidth > 0)"
+    )
+    assert all_of(browser, ".heat rect") and "thumbnail" not in one(browser, ".hit").text
+    browser.execute_script("arguments[0].focus()", one(browser, ".word"))
+    assert all_of(browser, ".heat rect.on")
+    browser.execute_script((Path(axe.__file__).parent / "axe.min.js").read_text())
+    results = browser.execute_async_script("axe.run({resultTypes: ['violations']}).then(arguments[arguments.length - 1])")
+    assert [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in results["violations"]] == []
+    assert browser.get_log("browser") == []
