@@ -12,6 +12,7 @@ from ray_lir import moved
 if TYPE_CHECKING:
     from ray_lir.api.client import AsyncClient, Client
     from ray_lir.api.search import Highlight, Snippet
+    from ray_lir.api.writes import WriteResponse
     from ray_lir.base.config import ClusteringConfig, CodecConfig, EncoderConfig, IndexConfig
     from ray_lir.base.errors import (
         ConfigError,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         Forbidden,
         FormatError,
         IncompatibleError,
+        InvalidDocument,
         KernelUnavailable,
         NotFound,
         Overloaded,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
         ShardUnavailable,
         Unauthenticated,
         UnsupportedVersion,
+        WritesUnavailable,
     )
     from ray_lir.building.build import build_index
     from ray_lir.building.compact import Compaction, compact_index
@@ -72,6 +75,7 @@ __all__ = [
     "IncompatibleError",
     "Index",
     "IndexConfig",
+    "InvalidDocument",
     "KernelUnavailable",
     "Match",
     "NotFound",
@@ -92,6 +96,8 @@ __all__ = [
     "UnsupportedVersion",
     "Update",
     "WarpParams",
+    "WriteResponse",
+    "WritesUnavailable",
     "XtrParams",
     "build_index",
     "compact_index",
@@ -118,6 +124,7 @@ _HOMES = {
         "Forbidden",
         "FormatError",
         "IncompatibleError",
+        "InvalidDocument",
         "KernelUnavailable",
         "NotFound",
         "Overloaded",
@@ -126,7 +133,9 @@ _HOMES = {
         "ShardUnavailable",
         "Unauthenticated",
         "UnsupportedVersion",
+        "WritesUnavailable",
     ],
+    "ray_lir.api.writes": ["WriteResponse"],
     "ray_lir.building.build": ["build_index"],
     "ray_lir.building.compact": ["Compaction", "compact_index"],
     "ray_lir.building.update": ["Update", "update_index"],

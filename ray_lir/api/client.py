@@ -1,12 +1,14 @@
 """Typed clients of the search service: `Client`, and `AsyncClient` for asyncio."""
 
+import asyncio
 import base64
 import ipaddress
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast
 from urllib.parse import quote
 
 from pydantic import ValidationError
@@ -24,6 +26,8 @@ from ray_lir.api.search import (
     SearchResponse,
     first_problem,
 )
+from ray_lir.api.writes import WriteRequest, WriteResponse
+from ray_lir.api.writing import Documents, additions, deletions, steps
 from ray_lir.base import errors
 from ray_lir.base.config import Config
 from ray_lir.base.errors import ConfigError, FormatError, Overloaded, RayLirError, ServiceUnavailable
@@ -49,6 +53,7 @@ class Call(Generic[Reply]):
         reply: Model of a successful response.
         body: Request model; None for a request without a body.
         statuses: Statuses of a successful response.
+        key: Idempotency key; None: the request has none.
     """
 
     method: Literal["GET", "POST"]
@@ -56,11 +61,13 @@ class Call(Generic[Reply]):
     reply: type[Reply]
     body: Config | None = None
     statuses: tuple[int, ...] = (200,)
+    key: str | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Arguments for httpx's `request`."""
         content = None if self.body is None else self.body.model_dump_json(exclude_none=True)
-        return {"method": self.method, "url": self.path, "content": content, "headers": {"Content-Type": "application/json"}}
+        headers = {"Content-Type": "application/json"} | ({} if self.key is None else {"Idempotency-Key": self.key})
+        return {"method": self.method, "url": self.path, "content": content, "headers": headers}
 
     def read(self, response: "httpx.Response") -> Reply:
         """Return the response as its model.
@@ -138,6 +145,45 @@ class Client:
         """Return a document of the index."""
         return self._send(_document(doc_id))
 
+    def add(self, documents: Documents, *, key: str | None = None, wait_s: float = 60.0) -> WriteResponse:
+        """Add documents, and wait until searches see them. Needs a write or admin token. The same call as `Index.add`.
+
+        The service adds them in requests of up to a thousand documents. A request that is not answered is repeated, and applied once.
+
+        Args:
+            documents: Texts, or dicts with `text` and optionally `_id`, `title` and metadata; or the path of a corpus. A document with the
+                id of another replaces it. One in memory without an id gets a random one.
+            key: Idempotency key: a second call with the same key and documents changes nothing. None: a random one.
+            wait_s: Seconds to wait until searches see the documents. 0: return as soon as they are durable.
+        Returns:
+            The numbers of accepted documents, and the refused rows of a corpus with their reasons.
+        Raises:
+            ConfigError: A document in memory is not usable; the documents of its request were not accepted.
+            Conflict: The key was used with other documents.
+            Overloaded: Too many writes wait for publication, for longer than `timeout_s`.
+            WritesUnavailable: The service cannot keep writes, or accepted ones are not visible after `wait_s`.
+        """
+        return self._write(additions(documents), key, wait_s)
+
+    def delete(self, doc_ids: Iterable[str], *, key: str | None = None, wait_s: float = 60.0) -> WriteResponse:
+        """Delete documents by id, and wait until searches no longer find them. Needs a write or admin token.
+
+        The same call as `Index.delete`.
+
+        Args:
+            doc_ids: Ids to delete. Unknown ids are no error.
+            key: Idempotency key: a second call with the same key and ids changes nothing. None: a random one.
+            wait_s: Seconds to wait until searches see the change. 0: return as soon as it is durable.
+        Returns:
+            The number of accepted ids.
+        Raises:
+            ConfigError: `doc_ids` is not a list of ids.
+            Conflict: The key was used with other ids.
+            Overloaded: Too many writes wait for publication, for longer than `timeout_s`.
+            WritesUnavailable: The service cannot keep writes, or accepted ones are not visible after `wait_s`.
+        """
+        return self._write(_deletions(doc_ids), key, wait_s)
+
     def index(self) -> IndexFacts:
         """Return the served version, its size and its encoder contract."""
         return self._send(INDEX)
@@ -188,6 +234,23 @@ class Client:
             address, local = _address(url, index), _is_loopback(url)
             self._http = httpx.Client(base_url=address, headers=_headers(token), timeout=timeout_s, trust_env=not local)
         self._process = os.getpid()
+
+    def _write(self, requests: Iterable[WriteRequest], key: str | None, wait_s: float) -> WriteResponse:
+        writing = steps(requests, key, wait_s, self._settings[2])
+        result: WriteResponse | IndexFacts | RayLirError | None = None
+        while True:
+            try:
+                step = writing.send(result)
+            except StopIteration as end:
+                return cast(WriteResponse, end.value)
+            result = None
+            if isinstance(step, float):
+                time.sleep(step)
+                continue
+            try:
+                result = self._send(INDEX if step is None else _write(*step))
+            except RayLirError as error:
+                result = error
 
     def _send(self, call: Call[Reply]) -> Reply:
         import httpx
@@ -253,6 +316,26 @@ class AsyncClient:
         """See `Client.document`."""
         return await self._send(_document(doc_id))
 
+    async def add(self, documents: Documents, *, key: str | None = None, wait_s: float = 60.0) -> WriteResponse:
+        """See `Client.add`.
+
+        Args:
+            documents: Documents to add.
+            key: Idempotency key; None: a random one.
+            wait_s: Seconds to wait until searches see the documents; 0: do not wait.
+        """
+        return await self._write(additions(documents), key, wait_s)
+
+    async def delete(self, doc_ids: Iterable[str], *, key: str | None = None, wait_s: float = 60.0) -> WriteResponse:
+        """See `Client.delete`.
+
+        Args:
+            doc_ids: Ids to delete.
+            key: Idempotency key; None: a random one.
+            wait_s: Seconds to wait until searches see the change; 0: do not wait.
+        """
+        return await self._write(_deletions(doc_ids), key, wait_s)
+
     async def index(self) -> IndexFacts:
         """See `Client.index`."""
         return await self._send(INDEX)
@@ -311,6 +394,23 @@ class AsyncClient:
                 trust_env=not _is_loopback(url),
             )
         self._process = os.getpid()
+
+    async def _write(self, requests: Iterable[WriteRequest], key: str | None, wait_s: float) -> WriteResponse:
+        writing = steps(requests, key, wait_s, self._settings[2])
+        result: WriteResponse | IndexFacts | RayLirError | None = None
+        while True:
+            try:
+                step = writing.send(result)
+            except StopIteration as end:
+                return cast(WriteResponse, end.value)
+            result = None
+            if isinstance(step, float):
+                await asyncio.sleep(step)
+                continue
+            try:
+                result = await self._send(INDEX if step is None else _write(*step))
+            except RayLirError as error:
+                result = error
 
     async def _send(self, call: Call[Reply]) -> Reply:
         import httpx
@@ -377,6 +477,16 @@ def _document(doc_id: str | int) -> Call[Document]:
     except BadId as error:
         raise ConfigError(f"doc_id {error}; give the id of a document") from None
     return Call("GET", f"/documents?id={quote(doc_id, safe='')}", Document)
+
+
+def _write(request: WriteRequest, key: str) -> Call[WriteResponse]:
+    return Call("POST", "/documents", WriteResponse, request, (202,), key)
+
+
+def _deletions(doc_ids: Iterable[str]) -> Iterator[WriteRequest]:
+    from ray_lir.base.arguments import id_set
+
+    return deletions(id_set("doc_ids", doc_ids))
 
 
 def _load(version: int | None, traffic_fraction: float | None, share: float | None) -> Call[IndexState]:

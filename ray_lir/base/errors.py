@@ -52,7 +52,7 @@ class ShardUnavailable(RayLirError):
 
 
 class WritesUnavailable(RayLirError):
-    """The write log cannot be written. It is unknown whether it kept the write; repeat it with the same idempotency key."""
+    """The write log cannot be written, or accepted writes are not yet visible. Repeating a write with its idempotency key is safe."""
 
 
 class NotFound(RayLirError):

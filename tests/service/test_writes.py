@@ -3,16 +3,22 @@
 import asyncio
 import json
 import shutil
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 
+import ray_lir
+from ray_lir.api.client import AsyncClient, Client
 from ray_lir.api.writes import MAX_DOCUMENT_BYTES, WriteRequest
-from ray_lir.base.errors import Conflict, ShardUnavailable, WritesUnavailable
+from ray_lir.base.errors import ConfigError, Conflict, NotFound, ShardUnavailable, WritesUnavailable
 from ray_lir.building.update import update_index
 from ray_lir.index.versions import latest_version, read_version
 from ray_lir.search.searcher import Searcher
@@ -299,3 +305,66 @@ def test_a_full_disk_is_an_error_that_says_so(client, monkeypatch):
     assert (reply.status_code, reply.json()["error"]["kind"]) == (503, WritesUnavailable.__name__) and reply.headers["Retry-After"]
     assert "No space left on device" in reply.text
     accepted(client.put("/documents/a", json={"text": "x"}))
+
+
+@pytest.fixture
+def url(index: Path, template: Path) -> Iterator[str]:
+    service, _ = local_service(index, 2, writes=WriteOptions(visible_s=0.4))
+    app = routes(service, Access(grants=read_tokens(str(template.parent / "tokens.yaml"))), service.running)
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def test_the_clients_add_and_delete_what_an_index_on_this_machine_does(url, index, template, tmp_path):
+    local = ray_lir.Index.open(shutil.copytree(template, tmp_path / "local"))
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "c1", "text": "token"}\nnot JSON\n{"_id": "c2", "text": "drug"}\n')
+    more = [{"_id": f"many-{number}", "text": "token"} for number in range(1001)]
+    with Client(url, TOKENS["write"]) as client:
+        for each in (local, client):
+            each.add([{"_id": "a", "text": BRIDGE, "year": 3}, {"id": 7, "text": "seven"}])
+            each.add(str(tmp_path / "corpus.jsonl"))
+            each.add(more)
+            each.delete(["doc-1", "c2", "unknown"])
+            with pytest.raises(ConfigError, match=r"1 documents? .* not usable \(document 1: no text"):
+                each.add([{"_id": "b", "text": "x"}, {"_id": "c"}])
+        local.refresh()
+        assert documents_of(index) == documents_of(Path(local.path))
+        refused = client.add(str(tmp_path / "corpus.jsonl")).refused
+        assert [(each.position, each.reason) for each in refused] == [(1, 'not a JSON object but a string ("not JSON")')]
+        first = client.add(["some text"], key="key", wait_s=0)
+        assert first.accepted == 1 and client.delete(["a"], key="other").deleted == 1
+        with pytest.raises(Conflict):
+            client.delete(["b"], key="key")
+        with pytest.raises(ConfigError, match="put one into a list"):
+            client.add({"text": "x"})
+
+    async def scene() -> None:
+        async with AsyncClient(url, TOKENS["write"]) as client:
+            assert (await client.add([{"_id": "async", "text": "token"}])).accepted == 1
+            assert (await client.document("async")).text == "token"
+            await client.delete(["async"])
+            with pytest.raises(NotFound):
+                await client.document("async")
+
+    asyncio.run(scene())
+
+
+def test_a_client_repeats_a_request_that_was_not_answered(url, index, monkeypatch):
+    with Client(url, TOKENS["write"]) as client:
+        send, lost = client._http.request, []
+
+        def losing(**arguments: Any) -> Any:
+            reply = send(**arguments)
+            if arguments["method"] == "POST" and len(lost) < 2:
+                lost.append(reply)
+                raise httpx.ReadTimeout("lost")
+            return reply
+
+        monkeypatch.setattr(client._http, "request", losing)
+        assert client.add([{"_id": "a", "text": "token"}]).position == 1
+    assert len(lost) == 2 and latest_version(str(index)) == 2
