@@ -31,6 +31,17 @@ EXAMPLES = REPOSITORY / "examples"
                 r"a mistake is one line: .*k",
             ],
         ),
+        (
+            "write_over_http.py",
+            [
+                r"http://127\.0\.0\.1:\d+/ is ready",
+                r"2 documents added, version \d+",
+                r"Kea: The kea is a parrot",
+                r"replaced: .*New Zealand",
+                r"deleted; 60 documents; a repeated call gets the first answer: True",
+                r"a mistake is one line: 1 document is not usable \(document 0: no text\)",
+            ],
+        ),
     ],
 )
 def test_a_cluster_example_prints_what_it_did(script: str, lines: list[str], tmp_path: Path):

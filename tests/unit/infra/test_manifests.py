@@ -229,6 +229,9 @@ def allowed(policy: dict[str, Any], action: str, resource: str) -> bool:
         ("service", "s3:GetObject", "index/versions/1/manifest.json", True),
         ("service", "s3:GetObject", "corpus/part-0.jsonl.gz", False),
         ("service", "s3:PutObject", "index/LATEST", False),
+        ("service-writes", "s3:PutObject", "index/writes/1.json", True),
+        ("service-writes", "s3:DeleteObject", "index/versions/1/manifest.json", True),
+        ("service-writes", "s3:PutObject", "checkpoints/x", False),
     ],
 )
 def test_s3_policies_allow_only_the_needed_actions(name, action, key, expected):
