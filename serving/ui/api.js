@@ -9,10 +9,10 @@ export class Failure extends Error {
   }
 }
 
-export async function ask(path, body, signal) {
+export async function ask(path, body, signal, method = body ? "POST" : "GET") {
   const token = sessionStorage.getItem("token");
   const headers = { "Content-Type": "application/json", ...(token && { Authorization: `Bearer ${token}` }) };
-  const options = body ? { method: "POST", body: JSON.stringify(body) } : {};
+  const options = { method, ...(body && { body: JSON.stringify(body) }) };
   let reply;
   try {
     reply = await fetch(path, { headers, signal, ...options });

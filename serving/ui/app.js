@@ -1,5 +1,6 @@
 // The search page. Reads the form, runs one search or two, and keeps the address, the form and the results together.
 
+import { addDocument, showAdd } from "./add.js";
 import { readAddress, writeAddress } from "./address.js";
 import { ask } from "./api.js";
 import { compareSides, linkSides } from "./compare.js";
@@ -126,6 +127,7 @@ async function start() {
   }
   $("access").hidden = true;
   showIndexFacts(facts);
+  showAdd(facts);
   fillChoices();
   buildFilters(facts.fields);
   await fromAddress();
@@ -176,6 +178,10 @@ $("access").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem("token", $("token").value);
   start();
+});
+$("add").addEventListener("submit", (event) => {
+  event.preventDefault();
+  addDocument(actions.refused);
 });
 $("why").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from ray_lir.base.errors import ShardUnavailable
+from serving.handlers.writes import WriteOptions
 from serving.http.access import Access, read_tokens
 from serving.http.routes import routes
 from serving.service import Service
@@ -24,6 +25,7 @@ from tests.support.served_index import QUERIES, delete, make_index
 
 QUERY = QUERIES[1]
 TOKEN = "0123456789abcdef-read"
+WRITE_TOKEN = "0123456789abcdef-write"
 
 
 @pytest.fixture(scope="module")
@@ -475,3 +477,34 @@ def test_image_pages_show_their_matches_as_a_heat_map(browser, listen, tmp_path:
     results = browser.execute_async_script("axe.run({resultTypes: ['violations']}).then(arguments[arguments.length - 1])")
     assert [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in results["violations"]] == []
     assert browser.get_log("browser") == []
+
+
+def test_a_document_is_added_by_hand(browser, listen, tmp_path: Path):
+    writing, _ = local_service(make_index(tmp_path, num_docs=40, num_shards=2), 2, writes=WriteOptions(visible_s=0.4))
+    (tmp_path / "tokens.yaml").write_text(f"read: [{TOKEN}]\nwrite: [{WRITE_TOKEN}]\n")
+    browser.get(listen(routes(writing, Access(grants=read_tokens(str(tmp_path / "tokens.yaml"))), writing.running)))
+    element = lambda name: browser.find_element("id", name)  # noqa: E731
+
+    def use(token: str) -> None:
+        until(element("token").is_displayed, "the field for the token")
+        element("token").clear()
+        element("token").send_keys(token)
+        browser.find_element("css selector", "#access button").click()
+        until(lambda: element("add").is_displayed(), "the form")
+
+    use(TOKEN)
+    browser.find_element("css selector", "#add summary").click()
+    for name, text in {"add-id": "by/hand", "add-title": "Bridge", "add-text": QUERY, "add-metadata": "[1]"}.items():
+        element(name).send_keys(text)
+    submit = browser.find_element("css selector", "#add button")
+    submit.click()
+    until(lambda: "must be a JSON object" in element("added").text, "what is wrong")
+    element("add-metadata").clear()
+    element("add-metadata").send_keys('{"year": 2020}')
+    submit.click()
+    until(lambda: "this token may only read; send a write or admin token" in element("added").text, "that the token may only read")
+    use(WRITE_TOKEN)
+    submit.click()
+    until(lambda: "Searches see the document, in version 2" in element("added").text, "that the document is visible")
+    element("query").send_keys(QUERY + "\n")
+    until(lambda: "by/hand" in element("side-a").text, "the document")
