@@ -97,7 +97,10 @@ def application_of(config: ServeConfig) -> Application:
     """
     try:
         if config.indexes is not None:
-            return _bind_indexes(config, Catalog(config.indexes), access_of(config))
+            access = access_of(config)
+            if config.writes:
+                _check_writes(config, access)
+            return _bind_indexes(config, Catalog(config.indexes), access)
         version = latest_version(config.index) if config.version is None else config.version
         manifest = read_version(config.index, version)
         _check_index(config, manifest)
@@ -236,7 +239,8 @@ def _check_index(config: ServeConfig, manifest: IndexManifest) -> None:
 def _check_writes(config: ServeConfig, access: Access) -> None:
     if not any(grant.role != "read" for grant in access.grants.values()):
         raise ConfigError("writes is true, but no token may write; set tokens to a token file with tokens under write or admin")
-    storage.check_writable(config.index)
+    if config.index:
+        storage.check_writable(config.index)
 
 
 def _check_encoder(config: ServeConfig, manifest: IndexManifest) -> None:

@@ -24,6 +24,7 @@ from .transport.hedged import HedgedTransport
 from .transport.protocol import ENCODER, WRITER, Transport
 from .transport.ray import RayTransport
 from .transport.unix import UnixTransport
+from .workers.writer import MaintenanceOptions
 
 
 @serve.ingress()
@@ -104,6 +105,8 @@ class IndexesGateway:
             config.max_requests,
             FairSlots(threads + max(1, math.floor(config.encoder_cpus))),
             metrics,
+            WriteOptions(config.visible_s, config.max_unpublished) if config.writes else None,
+            MaintenanceOptions(config.max_deltas, config.compact_fraction, config.keep_versions),
         )
         max_bytes = machine_bytes() / 2 if config.memory_gb is None else 1e9 * config.memory_gb
         self.access = access

@@ -95,7 +95,17 @@ class ServeConfig(Config):
     """Web origins with pages that may call the service, separated by commas."""
 
 
-ONE_INDEX = ("version", "num_groups", "replicas", "max_replicas", "shard_gpus", "gpu_memory_gb", "hedge_percentile")
+ONE_INDEX = (
+    "writer_cpus",
+    "writer_gpus",
+    "version",
+    "num_groups",
+    "replicas",
+    "max_replicas",
+    "shard_gpus",
+    "gpu_memory_gb",
+    "hedge_percentile",
+)
 """Settings of a service of one index."""
 SEVERAL_INDEXES = ("idle_s", "memory_gb")
 """Settings of a service of several indexes."""

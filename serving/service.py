@@ -3,7 +3,7 @@
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import numpy as np
 
@@ -72,22 +72,31 @@ class Service:
         self._changing = asyncio.Lock()
         self._recalled = False
         self._known_fields: dict[int, list[MetadataField]] = {}
+        self._following: asyncio.Task[None] | None = None
         self.writes: Writes | None = None
         if writes is not None:
             self.versions.served = self.versions.served._replace(pinned=writes.pinned)
             self.writes = Writes(root, transport, writes, metrics, self._follow, lambda: self.versions.served.reachable)
 
+    def start(self) -> None:
+        """Publish and serve writes in the background, until `stop` is called."""
+        if self.writes and self._following is None:
+            self._following = asyncio.create_task(self.writes.follow())
+
+    def stop(self) -> None:
+        """End the work in the background. Unpublished writes stay in the log."""
+        if self._following:
+            self._following.cancel()
+            self._following = None
+
     @asynccontextmanager
     async def running(self, _: object = None) -> AsyncIterator[None]:
-        """Publish and serve writes in the background, for the duration of a `with` block."""
-        task = asyncio.create_task(self.writes.follow()) if self.writes else None
+        """Publish and serve writes for the duration of a `with` block."""
+        self.start()
         try:
             yield
         finally:
-            if task:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+            self.stop()
 
     async def search(self, request: search_api.SearchRequest) -> search_api.SearchResponse:
         """Answer `POST /search`.

@@ -150,6 +150,11 @@ class Writes:
                 continue
             await self._pause(started)
 
+    @property
+    def unpublished(self) -> int:
+        """Accepted documents and deletions that no version holds yet."""
+        return self._log.unpublished()[0]
+
     def facts(self, log_position: int, following: bool) -> WriteFacts:
         """Return the state of the writes.
 
@@ -157,8 +162,7 @@ class Writes:
             log_position: Position of the write log that the served version has reached.
             following: Whether new versions are served.
         """
-        operations, _ = self._log.unpublished()
-        return WriteFacts(log_position=log_position, unpublished=operations, visible_s=self.options.visible_s, following=following)
+        return WriteFacts(log_position=log_position, unpublished=self.unpublished, visible_s=self.options.visible_s, following=following)
 
     async def _publish(self) -> None:
         """Have the writer publish if there are writes, and serve the latest version."""

@@ -143,6 +143,7 @@ class Indexes:
         finally:
             self._reserved.pop(name, None)
         self._broken.pop(name, None)
+        service.start()
         self.opened[name] = OpenIndex(service, num_bytes, self.clock())
         self.metrics.for_index(name).opened(num_bytes)
         self.metrics.open_indexes(len(self.opened))

@@ -11,14 +11,16 @@ from weakref import WeakValueDictionary
 from ray_lir.base.config import EncoderConfig
 from ray_lir.embeddings.contract import EncoderContract
 
+from ..handlers.writes import WriteOptions
 from ..metrics import Metrics
 from ..request_context import RequestContext
 from ..service import Service
 from ..transport.local import LocalTransport
-from ..transport.protocol import ENCODER
+from ..transport.protocol import ENCODER, WRITER
 from ..workers.query_encoder import QueryEncoder
 from ..workers.shard_server import ShardServer
 from ..workers.versions import Served
+from ..workers.writer import MaintenanceOptions, Writer
 from .fair_slots import FairSlots
 
 if TYPE_CHECKING:
@@ -63,13 +65,23 @@ class LocalService(Service):
         root: Folder or URL of the index.
         served: Versions to serve.
         workers: The query encoder and the shard group.
+        writer: Publishes writes. None: the index accepts no writes.
         shared: State that the indexes of the process share.
     """
 
-    def __init__(self, name: str, root: str, served: Served, workers: "tuple[QueryEncoder, ShardServer]", shared: "LocalServices"):
+    def __init__(
+        self,
+        name: str,
+        root: str,
+        served: Served,
+        workers: tuple[QueryEncoder, ShardServer],
+        writer: Writer | None,
+        shared: "LocalServices",
+    ):
         metrics = shared.metrics.for_index(name)
-        transport = LocalTransport(dict(zip((ENCODER, GROUP), workers, strict=True)), metrics)
-        super().__init__(root, served.version, [GROUP], transport, shared.timeout_s, shared.max_requests, metrics)
+        transport = LocalTransport(dict(zip((ENCODER, GROUP, WRITER), (*workers, writer), strict=True)), metrics)
+        writes = shared.writes if writer else None
+        super().__init__(root, served.version, [GROUP], transport, shared.timeout_s, shared.max_requests, metrics, writes)
         self.versions.served = served
         self.name = name
         self.workers = workers
@@ -77,11 +89,12 @@ class LocalService(Service):
 
     @property
     def busy(self) -> bool:
-        """Whether requests are in progress."""
-        return self.admission.running > 0
+        """Whether requests are in progress, or writes wait for publication."""
+        return self.admission.running > 0 or (self.writes is not None and self.writes.unpublished > 0)
 
     def close(self) -> None:
         """Free the files of the index and its part in the encoder. A request in progress opens its version again for itself."""
+        self.stop()
         encoder, group = self.workers
         encoder.versions.keep(())
         encoder.encoders.clear()
@@ -107,6 +120,8 @@ class LocalServices:
         max_requests: Concurrent requests of each index; further requests are refused.
         slots: Divides the processor among the indexes.
         metrics: Metrics of the process.
+        writes: Settings of writes. None: no index accepts writes.
+        maintenance: When writers compact their indexes, and how many versions they keep.
     """
 
     encoder: str | None
@@ -118,6 +133,8 @@ class LocalServices:
     max_requests: int
     slots: FairSlots
     metrics: Metrics
+    writes: WriteOptions | None = None
+    maintenance: MaintenanceOptions = MaintenanceOptions()
     encoders: Encoders = field(default_factory=Encoders)
 
     def __post_init__(self) -> None:
@@ -138,4 +155,5 @@ class LocalServices:
         """
         encoder = QueryEncoder(root, served.version, self.encoder, self.verify, self.kernels, load=self.encoders.load)
         group = ShardServer(root, served.version, 0, 1, self.num_threads, self.verify, self.cache, self.kernels, pool=self.pool)
-        return LocalService(name, root, served, (encoder, group), self)
+        writer = None if self.writes is None else Writer(root, self.encoder, self.maintenance, self.encoders.load)
+        return LocalService(name, root, served, (encoder, group), writer, self)

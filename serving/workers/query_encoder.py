@@ -89,7 +89,7 @@ class QueryEncoder(Replica["tuple[Encoder, Planner]"]):
         load: "Callable[[EncoderContract, EncoderConfig], Encoder] | None" = None,
     ):
         self.kernels = kernels
-        self.load = load or _load
+        self.load = load or load_encoder
         self.shard_kernels = shard_kernels
         super().__init__()
         self.root = root
@@ -224,7 +224,7 @@ class QueryEncoder(Replica["tuple[Encoder, Planner]"]):
         return results
 
 
-def _load(contract: EncoderContract, config: EncoderConfig) -> "Encoder":
+def load_encoder(contract: EncoderContract, config: EncoderConfig) -> "Encoder":
     from ray_lir.encoder.encoder import Encoder
 
     return Encoder.for_contract(contract, config)

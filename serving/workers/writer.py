@@ -27,6 +27,8 @@ from ray_lir.storage.concurrent_writes import sole_writer
 from ray_lir.storage.manifest import write_with_digest_name
 from ray_lir.storage.write_log import FOLDER, LoggedBatch, read_batches
 
+from .query_encoder import Load, load_encoder
+
 if TYPE_CHECKING:
     from ray_lir.encoder.encoder import Encoder  # only this deployment and the query encoder load torch
 
@@ -77,17 +79,19 @@ class Writer:
         root: Folder or URL of the index.
         checkpoint: Folder of the encoder's checkpoint. None: the folder in the index's contract.
         options: When to compact, and how many versions to keep.
+        load: Loads an encoder; None: this writer loads one of its own.
 
     Raises:
         IncompatibleError: The index was built with another encoder than the checkpoint.
     """
 
-    def __init__(self, root: str, checkpoint: str | None, options: MaintenanceOptions = MaintenanceOptions()):
+    def __init__(self, root: str, checkpoint: str | None, options: MaintenanceOptions = MaintenanceOptions(), load: Load | None = None):
         self.root = root
         self.checkpoint = checkpoint
         self.options = options
         self._maintaining = asyncio.Lock()
         self._cleaned: tuple[float, int] | None = None
+        self._load = load or load_encoder
         self._encoders: dict[str, Encoder] = {}
         self._publishing = asyncio.Lock()
         self._encoder(read_version(root))
@@ -177,10 +181,8 @@ class Writer:
     def _encoder(self, manifest: IndexManifest) -> "Encoder":
         contract = manifest.contract
         if contract.fingerprint not in self._encoders:
-            from ray_lir.encoder.encoder import Encoder
-
             config = EncoderConfig(checkpoint=self.checkpoint or contract.checkpoint)
-            self._encoders = {contract.fingerprint: Encoder.for_contract(contract, config)}
+            self._encoders = {contract.fingerprint: self._load(contract, config)}
         return self._encoders[contract.fingerprint]
 
 

@@ -25,7 +25,12 @@ from ray_lir.search.searcher import Searcher
 from ray_lir.storage import write_log
 from serving.handlers.writes import WriteOptions, check_documents
 from serving.http.access import Access, read_tokens
-from serving.http.routes import routes
+from serving.http.routes import routes, routes_of_many
+from serving.indexes.catalog import Catalog
+from serving.indexes.fair_slots import FairSlots
+from serving.indexes.indexes import Indexes
+from serving.indexes.local_service import LocalServices
+from serving.metrics import Metrics
 from serving.transport.protocol import WRITER
 from serving.workers.writer import Writer
 from tests.support.local_service import LocalTransport, local_service, raising
@@ -368,3 +373,22 @@ def test_a_client_repeats_a_request_that_was_not_answered(url, index, monkeypatc
         monkeypatch.setattr(client._http, "request", losing)
         assert client.add([{"_id": "a", "text": "token"}]).position == 1
     assert len(lost) == 2 and latest_version(str(index)) == 2
+
+
+def test_each_of_several_indexes_takes_its_own_writes(template, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(template, tmp_path / "indexes" / name)
+    metrics = Metrics()
+    services = LocalServices(None, True, None, "auto", 1, 30.0, 64, FairSlots(2), metrics, WriteOptions(visible_s=0.4))
+    indexes = Indexes(Catalog(str(tmp_path / "indexes")), services.open, 60, 1e9, metrics)
+    access = Access(grants=read_tokens(str(template.parent / "tokens.yaml")))
+    with TestClient(routes_of_many(indexes, access), headers={"Authorization": f"Bearer {TOKENS['write']}"}) as client:
+        last = accepted(client.put("/indexes/one/documents/a", json={"text": "token"}))
+        accepted(client.put("/indexes/two/documents/a", json={"text": "drug"}))
+        assert indexes.opened["one"].service.busy  # an index with unpublished writes is not closed as idle
+        end = time.monotonic() + 30
+        while any(client.get(f"/indexes/{name}/index").json()["writes"]["log_position"] < last["position"] for name in ("one", "two")):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert [client.get(f"/indexes/{name}/documents/a").json()["text"] for name in ("one", "two")] == ["token", "drug"]
+        assert not indexes.opened["one"].service.busy
