@@ -29,6 +29,8 @@ MAX_BATCH_TOKENS = 4096
 SMALL_BATCH_TOKENS = 128
 """Batches of up to this many tokens run in the event loop; encoding them takes about ten milliseconds."""
 
+Load = Callable[[EncoderContract, EncoderConfig], "Encoder"]
+"""Returns the encoder of a contract."""
 Spans = tuple[list[str], np.ndarray]
 """The tokens of a text as the vocabulary spells them, and [T, 2] first and end characters; -1 for tokens that are not in the text."""
 
@@ -86,7 +88,7 @@ class QueryEncoder(Replica["tuple[Encoder, Planner]"]):
         verify: bool,
         kernels: str = "auto",
         shard_kernels: str = "auto",
-        load: "Callable[[EncoderContract, EncoderConfig], Encoder] | None" = None,
+        load: Load | None = None,
     ):
         self.kernels = kernels
         self.load = load or load_encoder
