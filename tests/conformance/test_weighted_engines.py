@@ -27,7 +27,8 @@ from ray_lir.index.residuals import decompress
 from ray_lir.search.explain import explain
 from ray_lir.search.searcher import Searcher
 from ray_lir.storage.manifest import MANIFEST, read_manifest, write_manifest
-from tests.conformance.test_engines import EVERYTHING, TIGHT, same
+from tests.conformance.test_engines import EVERYTHING, TIGHT
+from tests.support.hits import assert_same_hits
 from tests.support.synthetic import collection, queries_about
 
 DIM, NUM_DOCS = 32, 150
@@ -129,13 +130,13 @@ def test_weights_and_relations_change_the_scores(index):
 @pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_sharded_equals_unsharded_with_tight_cuts_too(index, kind, engine):
     for params in (engine, TIGHT.get(engine, engine)):
-        same(index(kind).search(QUERIES, 6, params), index(kind, 5).search(QUERIES, 6, params))
+        assert_same_hits(index(kind).search(QUERIES, 6, params), index(kind, 5).search(QUERIES, 6, params))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("engine", VECTOR_ENGINES)
 def test_exhaustive_probing_is_exact(index, kind, engine):
-    same(index(kind).search(QUERIES, 20, "exact"), index(kind, 5).search(QUERIES, 20, EVERYTHING[engine]))
+    assert_same_hits(index(kind).search(QUERIES, 20, "exact"), index(kind, 5).search(QUERIES, 20, EVERYTHING[engine]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -143,7 +144,7 @@ def test_exhaustive_probing_is_exact(index, kind, engine):
 def test_queries_searched_together_and_alone_have_equal_hits(index, kind, engine):
     together = index(kind).search(QUERIES, 10, engine)
     for number in range(len(QUERIES)):
-        same([together[number]], index(kind).search(QUERIES.slice(number, number + 1), 10, engine))
+        assert_same_hits([together[number]], index(kind).search(QUERIES.slice(number, number + 1), 10, engine))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -163,7 +164,7 @@ def test_filters_and_tombstones_apply_before_top_k(index, kind, engine):
     everything = index(kind).search(QUERIES, NUM_DOCS, "exact")
     allowed = [np.isin(top.documents, only) for top in everything]
     expected = [TopK(top.scores[kept][:9], top.documents[kept][:9]) for top, kept in zip(everything, allowed, strict=True)]
-    same(expected, searcher.search(QUERIES, 9, EVERYTHING[engine], only=only))
+    assert_same_hits(expected, searcher.search(QUERIES, 9, EVERYTHING[engine], only=only))
     gone = np.setdiff1d(np.arange(NUM_DOCS), only)
     shards = tuple(
         dataclasses.replace(s, deleted=(gone[(gone >= s.first_document) & (gone < s.first_document + s.num_docs)] - s.first_document))
@@ -171,7 +172,7 @@ def test_filters_and_tombstones_apply_before_top_k(index, kind, engine):
     )
     after = dataclasses.replace(searcher, shards=shards)
     for params in (engine, TIGHT.get(engine, engine)):
-        same(searcher.search(QUERIES, 4, params, only=only), after.search(QUERIES, 4, params))
+        assert_same_hits(searcher.search(QUERIES, 4, params, only=only), after.search(QUERIES, 4, params))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -330,7 +331,7 @@ def test_embeddings_keep_their_relation_and_the_index_has_a_copy(tmp_path: Path)
 def test_a_relation_with_weight_zero_gives_maxsim(tmp_path: Path):
     for name, relation in {"plain": None, "none": relation_of(weight=0.0)}.items():
         build_index(PLAIN, str(tmp_path / name), IndexConfig(**CONFIG), relation=relation)
-    same(*(Searcher.open(str(tmp_path / name)).search(QUERIES, 10, "exact") for name in ("plain", "none")))
+    assert_same_hits(*(Searcher.open(str(tmp_path / name)).search(QUERIES, 10, "exact") for name in ("plain", "none")))
 
 
 @pytest.mark.parametrize("weight", [0.01, 0.1, 0.5])
