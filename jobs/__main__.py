@@ -19,6 +19,7 @@ VERBS = (
     "compact",
     "evaluate",
     "compare",
+    "analyze",
     "tune",
     "mine",
     "train",

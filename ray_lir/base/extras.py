@@ -16,6 +16,7 @@ EXTRAS = {
     "aiobotocore": "s3",
     "ir_measures": "eval",
     "ir_datasets": "datasets",
+    "spacy": "tagging",
     "triton": "gpu",
     "haystack": "integrations",
     "langchain_core": "integrations",

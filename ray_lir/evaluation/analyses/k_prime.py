@@ -1,0 +1,52 @@
+"""Quality of XTR's retrieval: against the number of retrieved tokens k', and for each imputation."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Numbers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+IMPUTATIONS = ("mean", "p10", "min", "power_law", "zero")
+K = 100
+USUAL = 4000
+"""k' for the comparison of imputations, if the index has as many tokens."""
+
+
+def run(model: AnalyzedModel, settings: AnalysisSettings) -> Numbers:
+    """Return the quality at every k' with the imputation min, of every imputation at one k', and of the scorer's exact scores.
+
+    Source: docs/algorithms.md#35-retrieval-and-imputation
+    """
+    k_primes = [k_prime for k_prime in settings.k_primes if k_prime <= model.num_tokens] or [model.num_tokens]
+    usual = min(USUAL, max(k_primes))
+
+    def quality(engine: Mapping[str, object]) -> float:
+        return float(model.evaluate(model.run(engine, K), settings.measure).mean())
+
+    return {
+        "measure": settings.measure,
+        "k_primes": k_primes,
+        "by_k_prime": [quality({"engine": "xtr", "k_prime": k_prime}) for k_prime in k_primes],
+        "k_prime": usual,
+        "by_imputation": {each: quality({"engine": "xtr", "k_prime": usual, "imputation": each}) for each in IMPUTATIONS},
+        "exact": quality({"engine": "exact"}),
+    }
+
+
+def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
+    """Draw quality against k' on the left, and by imputation on the right."""
+    left, right = figure.subplots(1, 2)
+    for name, found in results.items():
+        [line] = left.plot(found["k_primes"], found["by_k_prime"], marker="o", label=name)
+        left.axhline(found["exact"], color=line.get_color(), linestyle=":")
+        right.plot(list(found["by_imputation"]), list(found["by_imputation"].values()), marker="o", label=name)
+    left.set_xscale("log")
+    left.set_xlabel("k' (dotted: exact scores)")
+    left.set_ylabel(next(iter(results.values()))["measure"])
+    right.set_xlabel("imputation")
+    left.legend()
+
+
+ANALYSIS = Analysis("Quality against k', and by imputation", "XTR study, figure 1 and table 2", run, draw)
