@@ -11,7 +11,7 @@ COLLECTIONS ?= scifact nfcorpus cranfield cisi
 # What else `make bench` says to bench.compare: BENCH="--sizes small --queries 20 --batch 20".
 BENCH ?=
 
-.PHONY: install demo test test-clusters sanitize lint quality bench docs
+.PHONY: install demo test test-clusters sanitize lint quality papers-smoke bench docs
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -57,6 +57,10 @@ lint: $(INSTALLED)
 quality: $(INSTALLED)
 	@test -n "$(RAY_LIR_DATA)" || { echo 'error: set RAY_LIR_DATA to the folder that holds $(COLLECTIONS)' >&2; exit 1; }
 	$(BIN)/python -m bench.quality $(addprefix $(RAY_LIR_DATA)/,$(COLLECTIONS))
+
+# Every table and figure of the papers on tiny data: the commands run, and figures are drawn (`python -m bench.papers --list` names them).
+papers-smoke: $(INSTALLED)
+	folder=$$(mktemp -d) && $(BIN)/python -m bench.papers --smoke $$folder && rm -r $$folder
 
 bench: $(INSTALLED)
 	@test -n "$(RAY_LIR_DATA)" || { echo 'error: set RAY_LIR_DATA to the folder that holds scifact' >&2; exit 1; }

@@ -64,19 +64,4 @@ def claims(k_train: Sequence[int]) -> list[Claim]:
         Claim("TRIAL, table 1", "relations help", "51.1 / 49.9", ("trial", "plaid"), ("trial, no relations", "plaid")),
         Claim("TRIAL, table 1", "gates help", "49.9 / 48.9", ("trial, no relations", "plaid"), ("maxsim", "plaid")),
         Claim("ColBERT-Att, table 4", "attention weights help", "72.4 / 71.9", ("attention", "plaid"), ("maxsim", "plaid")),
-        Claim(
-            "ColBERT-Att, table 4",
-            "those of documents are enough",
-            "72.5 / 72.4",
-            ("attention, documents only", "plaid"),
-            ("attention", "plaid"),
-            True,
-        ),
-        Claim(
-            "ColBERT-Att, table 4",
-            "those of queries help less",
-            "72.5 / 72.1",
-            ("attention, documents only", "plaid"),
-            ("attention, queries only", "plaid"),
-        ),
     ]

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from bench.papers.claims import Way, claims
-from bench.papers.significance import difference, holm
-
-LEVEL = 0.05
+from ray_lir.evaluation.significance import ALPHA, compare, holm
 
 
 def write_report(about: dict[str, Any], pieces: dict[str, Any], output: Path) -> None:
@@ -58,17 +56,20 @@ class Answers:
         """Return means, difference and corrected p of each pair; None for a pair that is not measured."""
         values = [(self.values(first, measure), self.values(second, measure)) for first, second in pairs]
         there = [number for number, (first, second) in enumerate(values) if first and second]
-        tested = [difference(*values[number]) for number in there]
-        corrected = holm([p for _, p in tested])
+        tested = [compare(second, first) for first, second in (values[number] for number in there) if first and second]
+        corrected = holm([found.p for found in tested])
+        equivalences = holm([found.equivalence_p for found in tested])
         result: list[dict[str, Any] | None] = [None] * len(pairs)
-        for number, (change, p), p_holm in zip(there, tested, corrected, strict=True):
-            means = [float(np.mean([each.mean() for each in side])) for side in values[number]]
+        for number, found, p_holm, equivalence_p_holm in zip(there, tested, corrected, equivalences, strict=True):
             result[number] = {
-                "first": [*pairs[number][0], round(means[0], 4)],
-                "second": [*pairs[number][1], round(means[1], 4)],
-                "difference": round(change, 4),
-                "p": round(p, 4),
+                "first": [*pairs[number][0], round(found.second, 4)],
+                "second": [*pairs[number][1], round(found.first, 4)],
+                "difference": round(found.difference, 4),
+                "interval": [round(found.low, 4), round(found.high, 4)],
+                "p": round(found.p, 4),
                 "p_holm": round(p_holm, 4),
+                "equivalence_p_holm": round(equivalence_p_holm, 4),
+                "minimum_detectable": round(found.minimum_detectable, 4),
             }
         return result
 
@@ -117,11 +118,16 @@ def verdict(claim: dict[str, Any]) -> str:
     found = claim["found"]
     if found is None:
         return "not measured yet"
-    significant = found["p_holm"] < LEVEL
+    significant = found["p_holm"] <= ALPHA
+    equivalent = found.get("equivalence_p_holm", 1.0) <= ALPHA
     if claim["equal"]:
-        return "does not hold: they differ" if significant else "not contradicted: no difference found"
+        if equivalent:
+            return "holds: equivalent within .01"
+        return "does not hold: they differ" if significant else "not decided"
     if significant:
         return "holds" if found["difference"] > 0 else "does not hold: the reverse"
+    if equivalent:
+        return "does not hold: equivalent within .01"
     return "not decided: " + ("the same direction" if found["difference"] > 0 else "the other direction")
 
 

@@ -33,8 +33,8 @@ class AnalysisSettings(Config):
     """Measure of quality, in the notation of ir-measures."""
     examples: int = Field(default=5, ge=0)
     """Examples of rank changes."""
-    tagger: str = "en_core_web_sm"
-    """Model of spaCy for parts of speech."""
+    tagger: str = "auto"
+    """Model of spaCy for parts of speech. auto: an installed English model."""
     seed: int = 0
     """Seed of samples."""
 

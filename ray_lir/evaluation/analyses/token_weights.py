@@ -1,12 +1,11 @@
 """Weights of query tokens by part of speech, and by kind of token."""
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_lir.base.extras import missing_message
+from ray_lir.base.extras import is_installed, missing_message
 from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, JudgedQuery, Numbers, lacks_weights
 
 if TYPE_CHECKING:
@@ -37,21 +36,31 @@ def run(model: AnalyzedModel, settings: AnalysisSettings) -> Numbers:
 
     Source: docs/algorithms.md#82-analyses
     """
-    tag = _tagger(settings.tagger)
+    name = _model(settings.tagger)
+    assert name is not None
+    tag = _tagger(name)
     weights: dict[str, list[float]] = {}
     for query in model.queries:
         assert query.weights is not None
-        for name, weight in zip(classes(query, tag(query.text)), query.weights.tolist(), strict=True):
-            weights.setdefault(name, []).append(weight)
+        for kind, weight in zip(classes(query, tag(query.text)), query.weights.tolist(), strict=True):
+            weights.setdefault(kind, []).append(weight)
     ordered = sorted(weights.items(), key=lambda item: -len(item[1]))
     return {
-        "tagger": settings.tagger,
+        "tagger": name,
         "classes": {name: {"tokens": len(each), "mean": float(np.mean(each)), "std": float(np.std(each))} for name, each in ordered},
     }
 
 
+def _model(name: str) -> str | None:
+    """The name of an installed model of spaCy; None if there is none."""
+    from spacy.util import get_installed_models  # loading spaCy takes seconds
+
+    found = sorted(get_installed_models())
+    return next((each for each in found if (each.startswith("en_") if name == "auto" else each == name)), None)
+
+
 def _tagger(name: str) -> Callable[[str], Tags]:
-    import spacy  # loading takes seconds
+    import spacy
 
     language = spacy.load(name)
     return lambda text: [(word.idx, word.idx + len(word), word.pos_) for word in language(text)]
@@ -61,12 +70,10 @@ def missing(model: AnalyzedModel, settings: AnalysisSettings) -> str | None:
     """Return what is missing: token weights, spaCy or its model."""
     if reason := lacks_weights(model, settings):
         return reason
-    if find_spec("spacy") is None:
+    if not is_installed("spacy"):
         return missing_message("spacy", "tagging parts of speech")
-    if find_spec(settings.tagger) is None:
-        return (
-            f"spaCy's model {settings.tagger} is not installed; run: python -m spacy download {settings.tagger}, or set --analysis.tagger"
-        )
+    if _model(settings.tagger) is None:
+        return f"spaCy has no model {settings.tagger}; install one (pip install 'ray_lir[tagging]'), or set --analysis.tagger"
     return None
 
 

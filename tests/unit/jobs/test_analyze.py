@@ -16,7 +16,7 @@ from ray_lir.building.build import build_index
 from ray_lir.corpus.datasets import load_dataset
 from ray_lir.encoder.corpus_encoder import encode_corpus
 from ray_lir.encoder.encoder import Encoder
-from ray_lir.evaluation.analyses import ANALYSES, AnalysisSettings
+from ray_lir.evaluation.analyses import ANALYSES, AnalysisSettings, token_weights
 from ray_lir.evaluation.analyses.analysis import JudgedQuery, RetrievedTokens
 from ray_lir.evaluation.analyses.cost import maxsim_flops, relation_flops
 from ray_lir.evaluation.analyses.geometry import effective_dimensionality, mean_pairwise_cosine
@@ -209,7 +209,8 @@ def test_weights_by_part_of_speech(place, tmp_path, monkeypatch):
         return lambda text: [(0, len(text), "NOUN")]
 
     monkeypatch.setattr("ray_lir.evaluation.analyses.token_weights._tagger", tag)
-    monkeypatch.setattr("ray_lir.evaluation.analyses.token_weights.find_spec", lambda name: object())
+    monkeypatch.setattr("ray_lir.evaluation.analyses.token_weights._model", lambda name: name)
+    monkeypatch.setattr("ray_lir.evaluation.analyses.token_weights.is_installed", lambda name: True)
     settings = {"dataset": str(place / "data"), "output": str(tmp_path / "out"), "analyses": "token_weights"}
     analyze(AnalyzeConfig(index=str(place / "trial"), **settings))
     found = json.loads((tmp_path / "out/token_weights.json").read_text())["models"]["trial"]["classes"]
@@ -219,6 +220,21 @@ def test_weights_by_part_of_speech(place, tmp_path, monkeypatch):
     assert "[CLS]" in found
     with pytest.raises(ConfigError, match="token_weights is not possible: the scorer maxsim has no query token weights; analyze an index"):
         analyze(AnalyzeConfig(index=str(place / "index"), **settings | {"overwrite": True}))
+
+
+def test_spacy_tags_words():
+    pytest.importorskip("spacy")
+    name = token_weights._model("auto")
+    if name is None:
+        pytest.skip("no English model of spaCy")
+    assert [kind for *_, kind in token_weights._tagger(name)("the quick engine works")] == ["DET", "ADJ", "NOUN", "VERB"]
+    assert token_weights._model("xx_nothing") is None
+
+
+def test_without_spacy_the_package_is_named(place, monkeypatch):
+    monkeypatch.setattr("ray_lir.evaluation.analyses.token_weights.is_installed", lambda name: False)
+    reason = ANALYSES["token_weights"].missing(analyzed(place, "trial"), AnalysisSettings())
+    assert reason == "tagging parts of speech needs the package spacy, which is not installed; run: pip install 'ray_lir[tagging]'"
 
 
 def test_operations_by_hand():
