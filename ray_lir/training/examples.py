@@ -1,12 +1,14 @@
-"""Examples for training from JSONL (also .gz) or Parquet: triples, and n-way tuples with or without a teacher's scores.
+"""Examples for training from JSONL, TSV (both also .gz) or Parquet: triples, and n-way tuples with or without a teacher's scores.
 
 A row has one of these forms:
     {"query": text, "positive": text, "negative": text or [texts]}
     {"query": text, "documents": [texts], "scores": [numbers]}
     {"query_id": id, "document_ids": [ids], "scores": [numbers]}     ids of queries.jsonl and corpus.jsonl of a BEIR folder
-The column names of sentence-transformers are accepted too: `anchor` or `question` for query, `answer` for positive, and
-`negative_1`, `negative_2`, ... (or `negatives`) for several negatives. The first document is the positive. A score is any
-finite number. `scores` may be left out, in every row of the file. Rows of one query belong together, wherever they are in the file.
+Files that the papers' authors publish are read as they are (`published_examples.py`): triples.train.*.tsv, ColBERTv2's
+examples.64.json, and tables of queries, documents and scores. The column names of sentence-transformers are accepted too: `anchor` or
+`question` for query, `answer` for positive, and `negative_1`, `negative_2`, ... (or `negatives`) for several negatives. The first document
+is is the positive. A score is any finite number. `scores` may be left out, in every row of the file. Rows of one query belong
+together, wherever they are in the file.
 
 Files are read as a stream. What stays in memory does not grow with the length of the texts (`data_files.py`).
 """
@@ -25,7 +27,7 @@ from ray_lir import storage
 from ray_lir.base.config import parse_json
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.corpus.datasets import all_queries, find_corpus
-from ray_lir.corpus.records import document_text, read_documents, read_rows
+from ray_lir.corpus.records import TSV_SUFFIXES, document_text, read_documents, read_rows
 from ray_lir.corpus.refused_rows import RefusedRows
 from ray_lir.storage.manifest import MANIFEST, check_file, read_manifest
 from ray_lir.training.data import ROWS_AT_ONCE, Texts, TrainingData, missing_documents
@@ -47,6 +49,7 @@ from ray_lir.training.data_files import (
     write_groups,
 )
 from ray_lir.training.manifest import TuplesManifest
+from ray_lir.training.published_examples import from_list, grouped, score_tables, triples
 
 LARGEST_SCORE = float(np.finfo(np.float32).max)
 QUERY_NAMES = ("query", "anchor", "question")
@@ -80,7 +83,7 @@ def write_examples(url: str, folder: Path, dataset: str | None = None, refused: 
     """Write the examples of a file as Arrow files (`data_files.py`).
 
     Args:
-        url: JSONL, JSONL.gz or Parquet file, or a folder that jobs.mine wrote.
+        url: JSONL, TSV or Parquet file, a folder that jobs.mine wrote, or a folder with tables of queries, documents and scores.
         folder: Existing local folder for the Arrow files.
         dataset: BEIR folder with the ids that the examples name; None if they hold texts.
         refused: Counts refused rows of the dataset's corpus; None if the caller does not need them.
@@ -90,12 +93,13 @@ def write_examples(url: str, folder: Path, dataset: str | None = None, refused: 
         FormatError: A row has none of the forms, no document, or a score that is missing or not a finite number.
         OSError: The disk is full.
     """
-    rows = _examples(url)
+    tables = score_tables(url)
+    rows = _examples(url if tables is None else tables.scores)
     first = next(rows, None)
     if first is None:
         raise FormatError(url, "examples", "none", f"a row is {FORMS}")
     by_id, has_scores = "query_id" in first[0], first[1][2] is not None
-    if by_id and dataset is None:
+    if by_id and dataset is None and tables is None:
         raise ConfigError(f"{url} names queries and documents by id; give the collection they are in as --dataset")
     with tempfile.TemporaryDirectory(dir=folder) as name:
         scratch = Path(name)
@@ -104,9 +108,11 @@ def write_examples(url: str, folder: Path, dataset: str | None = None, refused: 
         order = write_groups(folder, query_of_list, len(queries))
         lists, scores = open_lists(scratch / LISTS)
         if by_id:
-            assert dataset is not None
-            _write_query_texts(dataset, queries, folder / QUERIES)
-            numbers = _write_document_texts(dataset, documents, folder / DOCUMENTS, refused)
+            source = url if dataset is None else dataset
+            texts = tables if dataset is None and tables is not None else None
+            _write_query_texts(source, texts.queries() if texts else all_queries(source), queries, folder / QUERIES)
+            corpus = texts.documents() if texts else _corpus(source, refused)
+            numbers = _write_document_texts(corpus, documents, folder / DOCUMENTS)
             renumber_lists(lists, scores, folder / LISTS, numbers)
             return
         os.replace(scratch / QUERIES, folder / QUERIES)
@@ -153,13 +159,18 @@ def _uniform(
         yield row
 
 
-def _write_query_texts(dataset: str, query_ids: Texts, path: Path) -> None:
+def _corpus(dataset: str, refused: RefusedRows | None) -> Iterator[tuple[str, str]]:
+    """Yield id and text of each document of a dataset."""
+    return ((each.doc_id, document_text(each.title, each.text)) for each in read_documents(find_corpus(dataset), refused))
+
+
+def _write_query_texts(source: str, texts: Iterator[tuple[str, str]], query_ids: Texts, path: Path) -> None:
     numbers = _numbering(query_ids)
     place = np.full(len(query_ids), -1, np.int64)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         scratch = Path(folder) / QUERIES
         with TextFile(scratch) as file:
-            for block in blocks(all_queries(dataset)):
+            for block in blocks(texts):
                 found = numbers.find([query_id for query_id, _ in block])
                 for number, (_, text) in zip(found.tolist(), block, strict=True):
                     if number >= 0:
@@ -168,18 +179,18 @@ def _write_query_texts(dataset: str, query_ids: Texts, path: Path) -> None:
         missing = np.flatnonzero(place < 0)
         if len(missing):
             raise ConfigError(
-                f"{len(missing)} of {len(place)} queries of the examples are not in {dataset}, for example {query_ids[int(missing[0])]!r}; "
+                f"{len(missing)} of {len(place)} queries of the examples are not in {source}, for example {query_ids[int(missing[0])]!r}; "
                 "give the dataset that the examples were made from"
             )
         reorder_texts(open_texts(scratch), path, place)
 
 
-def _write_document_texts(dataset: str, doc_ids: Texts, path: Path, refused: RefusedRows | None) -> np.ndarray:
+def _write_document_texts(texts: Iterator[tuple[str, str]], doc_ids: Texts, path: Path) -> np.ndarray:
     """Write the texts of documents in the order of the corpus; return the place of each, [D]."""
     numbers = _numbering(doc_ids)
     place = np.full(len(doc_ids), -1, np.int64)
     with TextFile(path) as file:
-        for block in blocks((each.doc_id, document_text(each.title, each.text)) for each in read_documents(find_corpus(dataset), refused)):
+        for block in blocks(texts):
             found = numbers.find([doc_id for doc_id, _ in block])
             for number, (_, text) in zip(found.tolist(), block, strict=True):
                 if number >= 0 and place[number] < 0:
@@ -200,12 +211,21 @@ def _numbering(texts: Texts) -> Numbering:
 
 def _rows(url: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for file in _files(url):
+        yield from grouped(_file_rows(file))
+
+
+def _file_rows(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if file.endswith(TSV_SUFFIXES):
+        yield from triples(file)
+    else:
         for line, row in read_rows(file):
             where = f"{file}:{line}"
             try:
                 fields = parse_json(row)
             except ValueError as error:
                 raise FormatError(where, "a JSON object", f"{error}", f"a row is {FORMS}") from None
+            if isinstance(fields, list):
+                fields = from_list(fields, where)
             if not isinstance(fields, dict):
                 raise FormatError(where, "a JSON object", type(fields).__name__, f"a row is {FORMS}")
             yield where, fields

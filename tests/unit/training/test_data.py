@@ -101,7 +101,7 @@ def test_triples_of_texts_and_of_ids_give_the_same_data(tmp_path, collection):
         ({"query": "q", "positive": "A", "negative": 7}, "negative as text or a list of texts, found 7"),
         ({"query": "q", "positive": "A", "negative": ["B", None]}, "every text must be a string"),
         ({"query_id": 1.5, "document_ids": ["a"]}, "every id must be a string or a whole number"),
-        ([1], "expected a JSON object, found list"),
+        ([1], "expected \\[query id, .*found \\[1\\]"),
     ],
 )
 def test_a_wrong_row_is_refused_with_its_line(tmp_path, row, message):
