@@ -252,7 +252,7 @@ class Service:
                 await self._recall()
                 served = self.versions.served
                 if self._recalled and not served.pinned and version > served.version:
-                    await self._change(admin_api.IndexChange(action="load", version=version))
+                    await self._change(admin_api.IndexChange(action="load"))  # the latest, which may be newer by now
         return self.versions.get(self.versions.served).manifest.log_position
 
     @asynccontextmanager

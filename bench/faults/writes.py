@@ -1,6 +1,9 @@
 """Writes under faults and load: SIGKILL at random under a steady load, and the time until a write is visible at several rates.
 
-    python -m bench.faults.writes [--kills 100] [--pause_s 5] [--seconds 30]
+    python -m bench.faults.writes [--kills 100] [--pause_s 5] [--seconds 30] [--only kills|rates|writer]
+
+Two runs kill processes: one kills random processes of a service on Ray, and one kills a writer alone. That writer is killed a random time
+after its start, so that every step of publishing and compacting is interrupted.
 
 The index has 400 documents and a tiny encoder, so Ray's and the system's part of the times dominates. Every write carries an idempotency
 key and is repeated with it until it is acknowledged.
@@ -24,24 +27,28 @@ import tempfile
 import time
 import uuid
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import ray
+import torch
 from ray import serve
 
 from bench.machine import machine
 from ray_lir.base.config import IndexConfig
+from ray_lir.base.errors import Conflict
 from ray_lir.building.build import build_index
 from ray_lir.encoder.encoder import Encoder
-from ray_lir.index.manifest import IndexManifest
+from ray_lir.index.manifest import Change, IndexManifest, change_in
+from ray_lir.index.versions import latest_version, read_version
 from ray_lir.search.searcher import Searcher
 from ray_lir.storage.manifest import MANIFEST, read_manifest
-from ray_lir.storage.write_log import read_batches
+from ray_lir.storage.write_log import LoggedWrite, WriteLog, read_batches
 from serving.app import build
-from serving.workers.writer import last_operations
+from serving.workers.writer import MaintenanceOptions, Writer, last_operations
 from tests.fixtures.tiny import WORDS
 from tests.support.served_index import QUERIES, make_index, serve_started
 
@@ -51,6 +58,7 @@ TOKEN = "admin-0123456789abcdef"
 CLIENTS, PAIRS = 4, 40
 """Clients that write, and pairs of documents of each client."""
 RATES = (1, 10, 100)
+RECOVERY_S = 30.0
 ENGINES = ("exact", "scan", "plaid", "warp")
 
 
@@ -61,27 +69,100 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--pause_s", type=float, default=5.0, help="mean seconds between two kills")
     parser.add_argument("--seconds", type=float, default=30.0, help="seconds of each rate")
-    parser.add_argument("--only", choices=["kills", "rates"])
+    parser.add_argument("--most_s", type=float, default=3600.0, help="longest time of the kills of a service, in seconds")
+    parser.add_argument("--only", choices=["kills", "rates", "writer"])
     options = parser.parse_args()
     report = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
     report |= {"machine": machine()}
+    if options.only in (None, "writer"):
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            report["writer"] = _killed_writers(Path(folder), options.kills)
+    if options.only != "writer":
+        _measure_service(options, report)
+    OUTPUT.write_text(json.dumps(report, indent=1) + "\n")
+    OUTPUT.with_suffix(".md").write_text(table(report))
+    print(table(report), file=sys.stderr)
+
+
+def _measure_service(options: argparse.Namespace, report: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
         index = str(make_index(Path(folder), num_docs=400, num_shards=1))
         (Path(folder) / "tokens.yaml").write_text(f"admin: [{TOKEN}]\n")
         with serve_started() as url:
-            arguments = {"index": index, "tokens": f"{folder}/tokens.yaml", "writes": True, "num_groups": 1, "encoder_cpus": 0.1}
+            arguments = {
+                "index": index,
+                "tokens": f"{folder}/tokens.yaml",
+                "writes": True,
+                "num_groups": 1,
+                "encoder_cpus": 0.1,
+                "max_requests": 256,
+            }
             serve.run(build(arguments))
             if options.only != "kills":
                 report["rates"] = asyncio.run(_rates(url, options.seconds))
                 print(json.dumps(report["rates"]), flush=True)
             if options.only != "rates":
-                report["kills"] = asyncio.run(_under_kills(url, Path(index), options.kills, options.pause_s))
+                report["kills"] = asyncio.run(_under_kills(url, Path(index), options.kills, options.pause_s, options.most_s))
                 report["kills"] |= _compared(Path(index), Path(folder))
                 print(json.dumps(report["kills"]), flush=True)
-        OUTPUT.write_text(json.dumps(report, indent=1) + "\n")
-        OUTPUT.with_suffix(".md").write_text(table(report))
-    print(table(report), file=sys.stderr)
+
+
+def _killed_writers(folder: Path, kills: int) -> dict[str, Any]:
+    """Append writes while a writer publishes and compacts; kill it and start the next one."""
+    torch.set_num_threads(1)  # a forked process must not need the threads of this one
+    index = make_index(folder, num_docs=400, num_shards=1)
+    log = WriteLog(str(index), lambda: 0)
+    writer = Writer(str(index), None, MaintenanceOptions(max_deltas=4, keep_versions=10**6))
+    rng, state, appended = random.Random(1), dict[str, str](), 0
+
+    def append() -> None:
+        nonlocal appended
+        body, ids, text = _pair(rng, "writer")
+        documents = tuple({"_id": each["_id"], "title": "", "text": text, "metadata": {}} for each in body.get("documents", ()))
+        log.append([LoggedWrite(body_digest="", answer={}, delete=tuple(body.get("delete", ())), documents=documents)])
+        state.update(dict.fromkeys(ids, text))
+        appended += 1
+
+    for _ in range(kills):
+        child = _forked(writer, until_published=None)
+        end = time.monotonic() + rng.uniform(0.02, 2.5)
+        while time.monotonic() < end:
+            append()
+            time.sleep(0.05)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    os.waitpid(_forked(writer, until_published=log.last), 0)
+    live = _live(Searcher.open(str(index)))
+    expected = {doc_id: text for doc_id, text in state.items() if text}
+    written = {doc_id: text for doc_id, text in live.items() if doc_id.startswith("client-")}
+    return {
+        "kills": {"writer alone": kills},
+        "acknowledged_writes": appended,
+        "versions": latest_version(str(index)) - 1,
+        "compactions": sum(_change(index, number).kind == "compact" for number in range(2, latest_version(str(index)) + 1)),
+        "lost": sum(written.get(doc_id) != text for doc_id, text in expected.items()),
+        "not_deleted": len(set(written) - set(expected)),
+        "replayed_versions": _replayed(index),
+        **_compared(index, folder),
+    }
+
+
+def _forked(writer: Writer, until_published: int | None) -> int:
+    """The process of a writer that publishes and compacts, until it has published a position, or is killed."""
+    child = os.fork()
+    if child:
+        return child
+    while until_published is None or read_version(writer.root).log_position < until_published:
+        with suppress(Conflict):
+            writer._publish()
+            writer._maintain(())
+        time.sleep(0.01)
+    os._exit(0)
+
+
+def _change(index: Path, number: int) -> Change:
+    return change_in(read_version(str(index), number))
 
 
 def _client(url: str) -> httpx.AsyncClient:
@@ -154,7 +235,7 @@ def _percentiles(values: list[float]) -> dict[str, float]:
     return {f"p{percent}": round(float(np.percentile(values, percent)), 2) for percent in (50, 95)} if values else {}
 
 
-async def _under_kills(url: str, index: Path, kills: int, pause_s: float) -> dict[str, Any]:
+async def _under_kills(url: str, index: Path, kills: int, pause_s: float, most_s: float) -> dict[str, Any]:
     archive = index.parent / "archive"
     archive.mkdir()
     state: dict[str, str] = {}
@@ -166,7 +247,7 @@ async def _under_kills(url: str, index: Path, kills: int, pause_s: float) -> dic
         before = (await client.get("/index")).json()
         tasks = [asyncio.create_task(_writer(client, number, state, keys, counts, stop)) for number in range(CLIENTS)]
         tasks += [asyncio.create_task(_reader(client, counts, stop)), asyncio.create_task(_archiver(index, archive, stop))]
-        killed = await _kill(kills, pause_s)
+        killed = await _kill(client, kills, pause_s, most_s)
         stop.set()
         await asyncio.gather(*tasks)
         await _until_ready(client)
@@ -199,15 +280,20 @@ async def _writer(
     """Add, replace and delete pairs of documents, each pair by one request, as fast as five requests a second."""
     rng = random.Random(number)
     while not stop.is_set():
-        ids = [f"client-{number}-{rng.randrange(PAIRS)}-{half}" for half in "ab"]
-        ids[1] = f"{ids[0][:-1]}b"
-        text = "" if rng.random() < 0.3 else " ".join(rng.choices(WORDS, k=12))
-        body: dict[str, Any] = {"documents": [{"_id": doc_id, "text": text} for doc_id in ids]} if text else {"delete": ids}
+        body, ids, text = _pair(rng, str(number))
         key = uuid.uuid4().hex
         answer = await _acknowledged(client, body, key, counts)
         keys.append((body, key, answer))
         state.update(dict.fromkeys(ids, text))
         await asyncio.sleep(0.2)
+
+
+def _pair(rng: random.Random, name: str) -> tuple[dict[str, Any], list[str], str]:
+    """A request that adds, replaces or deletes a pair of documents, their ids, and their text; empty if they are deleted."""
+    stem = f"client-{name}-{rng.randrange(PAIRS)}"
+    ids = [f"{stem}-a", f"{stem}-b"]
+    text = "" if rng.random() < 0.3 else " ".join(rng.choices(WORDS, k=12))
+    return ({"documents": [{"_id": doc_id, "text": text} for doc_id in ids]} if text else {"delete": ids}), ids, text
 
 
 async def _acknowledged(client: httpx.AsyncClient, body: dict[str, Any], key: str, counts: Counter[str]) -> dict[str, Any]:
@@ -262,10 +348,10 @@ def _archive(index: Path, archive: Path) -> None:
             shutil.copyfile(file, copy)
 
 
-async def _kill(kills: int, pause_s: float) -> dict[str, int]:
-    """SIGKILL processes of random parts that are running; return how many of each."""
-    rng, killed = random.Random(1), Counter[str]()
-    while sum(killed.values()) < kills:
+async def _kill(client: httpx.AsyncClient, kills: int, pause_s: float, most_s: float) -> dict[str, int]:
+    """SIGKILL processes of random parts that are running, for at most `most_s` seconds; return how many of each."""
+    rng, killed, end = random.Random(1), Counter[str](), time.monotonic() + most_s
+    while sum(killed.values()) < kills and time.monotonic() < end:
         await asyncio.sleep(pause_s * rng.uniform(0.5, 1.5))
         part = rng.choice(PARTS)
         actors = await asyncio.to_thread(lambda: list(ray._private.state.actors().values()))
@@ -274,7 +360,17 @@ async def _kill(kills: int, pause_s: float) -> dict[str, int]:
             os.kill(pids[0], signal.SIGKILL)
             killed[part] += 1
             print(f"killed {sum(killed.values())} of {kills}: {part}", file=sys.stderr, flush=True)
+            await _until_published(client)
     return dict(killed)
+
+
+async def _until_published(client: httpx.AsyncClient) -> None:
+    """Wait until the service has published more writes, so that kills also meet a service that publishes; at most RECOVERY_S."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(RECOVERY_S):
+            before = (await _facts(client))["writes"]["log_position"]
+            while (await _facts(client))["writes"]["log_position"] <= before:
+                await asyncio.sleep(0.2)
 
 
 async def _until_ready(client: httpx.AsyncClient) -> None:
@@ -365,14 +461,15 @@ def table(report: dict[str, Any]) -> str:
             ]
             lines.append(f"| {rate} | {' | '.join(cells)} |")
         lines.append("")
-    if kills := report.get("kills"):
+    for kills in (report[name] for name in ("kills", "writer") if name in report):
         total = sum(kills["kills"].values())
         parts = ", ".join(f"{part} {number}" for part, number in sorted(kills["kills"].items()))
         lines += [f"{total} times SIGKILL under load ({parts}):", "", "| measured | value |", "|---|---|"]
         for name, value in kills.items():
             if name != "kills":
-                shown = ", ".join(each for each, same in value.items() if same) if isinstance(value, dict) else value
+                shown: Any = ", ".join(each for each, same in value.items() if same) if isinstance(value, dict) else value
                 lines.append(f"| {name.replace('_', ' ')} | {shown} |")
+        lines.append("")
     return "\n".join(lines) + "\n"
 
 
