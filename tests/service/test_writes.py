@@ -300,6 +300,18 @@ def test_after_a_roll_back_writes_are_published_and_not_served_until_the_latest_
     until_visible(client, accepted(client.put("/documents/c", json={"text": "three"}))["position"])
 
 
+def test_a_version_that_is_published_while_another_is_loaded_does_not_stop_the_service_from_following(index):
+    service, _ = local_service(index, 2, writes=WriteOptions())
+    for number in (1, 2):
+        update_index(str(index), delete=[f"doc-{number}"], log_position=number)
+
+    async def scene() -> None:
+        assert await service._follow(2) == 2  # version 3 is the latest already
+        assert (service.versions.served.version, service.versions.served.pinned) == (3, False)
+
+    asyncio.run(scene())
+
+
 def test_a_full_disk_is_an_error_that_says_so(client, monkeypatch):
     def full(url: str, data: bytes) -> None:
         raise OSError(28, "No space left on device", url)
