@@ -90,7 +90,7 @@ def test_bulk_search_on_gpus_finds_what_a_searcher_finds(report, folder, part):
         np.testing.assert_allclose(sorted(row[3] for row in found), np.sort(answer.scores), atol=32 * 1e-4)
 
 
-def test_evaluation_on_gpus_ranks_as_a_searcher_with_the_same_kernels(report, folder):
+def test_evaluation_on_gpus_ranks_like_a_searcher_with_the_same_kernels(report, folder):
     with cuda_kernels():
         searcher = Searcher.open(str(folder / "built"), kernels="cuda")
         queries = Encoder.for_contract(searcher.manifest.contract).encode_queries(QUERIES)

@@ -13,7 +13,7 @@ import sys
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]  # an editable installation would find the repository instead of the copy
 import numpy as np
-from ray_lir.base.config import ClusteringConfig, IndexConfig
+from ray_lir.base.config import ClusteringConfig, CodecConfig, IndexConfig
 from ray_lir.building.build import build_index
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 
@@ -38,8 +38,8 @@ queries = TokenEmbeddings.of([documents[number][:4].astype(np.float32) for numbe
 def searcher(name, num_shards, scorer):
     path = f"{sys.argv[1]}/{name}"
     contract = CONTRACT.model_copy(update={"scorer": scorer})
-    build_index(documents, path, IndexConfig(num_shards=num_shards, clustering=ClusteringConfig(num_centroids=16)), contract=contract,
-                texts=["text"] * 120)
+    config = IndexConfig(num_shards=num_shards, clustering=ClusteringConfig(num_centroids=16), codec=CodecConfig(nbits=8))
+    build_index(documents, path, config, contract=contract, texts=["text"] * 120)
     return Searcher.open(path)
 
 from ray_lir.embeddings.contract import EncoderContract
@@ -59,7 +59,7 @@ squared = searcher("squared", 2, "squared")
 scorer = SCORERS["squared"](32, Config())
 torch_scores = scorer(padded(queries, "cpu"), padded(documents, "cpu")).numpy()
 for row, top in zip(torch_scores, squared.search(queries, 10, "exact"), strict=True):
-    np.testing.assert_allclose(top.scores, row[top.documents], atol=0.1)
+    np.testing.assert_allclose(top.scores, row[top.documents], atol=0.02)
     assert (squared.search(queries, 10, "scan")[0].documents[:1] == [3]).all()
 _, matches = explain(squared, queries.slice(0, 1), 3, 5, "exact")
 assert abs(matches.contributions.sum() - squared.search(queries, 1, "exact")[0].scores[0]) < 1e-4

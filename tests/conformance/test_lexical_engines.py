@@ -189,7 +189,7 @@ def test_deleted_documents_are_left_out_before_any_cut(index, name):
 
 
 @pytest.mark.parametrize("name", PARAMS)
-def test_groups_of_shards_make_the_cuts_of_the_whole_index(index, name):
+def test_groups_of_shards_cut_like_the_whole_index(index, name):
     searcher = index(7)
     plans = searcher.planner.plan(QUERIES, 4, PARAMS[name])
     codec, kernels, allowed = searcher.planner.codec, searcher.kernels, [None] * len(plans)

@@ -55,7 +55,8 @@ def made_up(num_docs: int, num_query_tokens: int, dim: int, nbits: int, num_cent
 
 def tolerance(codec: ResidualCodec, weights: np.ndarray) -> float:
     """Return the largest change of a score by rounding: bucket weights have 7 bits, and residuals at most half the length of a vector."""
-    return max(1, weights.sum()) * (6e-3 + np.abs(codec.weights).max() / 252)
+    # Errors of 128 dimensions average out: the largest of 360 cases is a third of this.
+    return max(1, weights.sum()) * (3e-3 + np.abs(codec.weights).max() / 504)
 
 
 def agree(scores: np.ndarray, expected: np.ndarray, atol: float) -> None:
@@ -133,9 +134,9 @@ def test_centroid_interaction_equals_the_reference(**shape):
         np.testing.assert_allclose(wide[:, : len(query)], table, atol=5e-4)
         everything = kernels.centroid_maxsim(wide, weights, shard)
         kept = kernels.centroid_maxsim(wide, weights, shard, threshold, chosen)
-        np.testing.assert_allclose(everything, REFERENCE.centroid_maxsim(table, weights, shard), atol=1e-3 * max(1, weights.sum()))
+        np.testing.assert_allclose(everything, REFERENCE.centroid_maxsim(table, weights, shard), atol=3e-4 * max(1, weights.sum()))
         np.testing.assert_allclose(
-            kept, REFERENCE.centroid_maxsim(table, weights, shard, threshold, chosen), atol=1e-3 * max(1, weights.sum())
+            kept, REFERENCE.centroid_maxsim(table, weights, shard, threshold, chosen), atol=3e-4 * max(1, weights.sum())
         )
         scanned = kernels.scan_codes(kernels.scan_table(wide), weights, shard)
         np.testing.assert_allclose(scanned, everything, atol=0.01 * max(1, weights.sum()))  # one step of a byte is up to 2 / 255
@@ -272,13 +273,13 @@ def test_assignment_and_compression_equal_the_reference(halves, euclidean, **sha
     _, codec, _, _, rng = made_up(**shape)
     vectors = unit(rng.normal(size=(int(rng.integers(1, 80)), codec.dim))).astype(np.float16 if halves else np.float32)
     rotation = random_rotation(codec.dim, 0)
-    nearness = vectors.astype(np.float32) @ codec.centroids_f32.T
+    nearness = unit(vectors) @ codec.centroids_f32.T
 
     def check(kernels: Kernels):
         codes, near = kernels.assign(vectors, codec.centroids_f32, euclidean)
         best = nearness - (np.square(codec.centroids_f32).sum(axis=1) / 2 if euclidean else 0)
-        np.testing.assert_allclose(np.take_along_axis(best, codes[:, None], axis=1)[:, 0], best.max(axis=1), atol=2e-3)
-        np.testing.assert_allclose(near, best.max(axis=1), atol=2e-3)
+        np.testing.assert_allclose(np.take_along_axis(best, codes[:, None], axis=1)[:, 0], best.max(axis=1), atol=WORDS)
+        np.testing.assert_allclose(near, best.max(axis=1), atol=WORDS)
         cells, offsets = codec.centroids_f32[::9], np.minimum(9 * np.arange(len(codec.centroids_f32[::9]) + 1), codec.num_centroids)
         every_cell = kernels.nearest_cells(vectors, cells, len(cells))
         np.testing.assert_array_equal(np.sort(every_cell), np.broadcast_to(np.arange(len(cells)), every_cell.shape))
@@ -288,7 +289,7 @@ def test_assignment_and_compression_equal_the_reference(halves, euclidean, **sha
         expected = REFERENCE.assign_in_cells(vectors, codec.centroids_f32, offsets, every_cell[:, :1])
         assert (in_one_cell == expected).mean() >= 0.9 or (in_one_cell != expected).sum() <= 1  # nearly equal distances may change places
         rotated = kernels.rotate(vectors, rotation)
-        np.testing.assert_allclose(rotated, REFERENCE.rotate(vectors, rotation), atol=1e-5)
+        np.testing.assert_allclose(rotated, REFERENCE.rotate(vectors, rotation), atol=1e-6)
         np.testing.assert_array_equal(rotated[-1:], kernels.rotate(vectors[-1:], rotation))
         results = [codes, near, rotated, in_one_cell]
         for token_scale in (False, True):
@@ -350,7 +351,7 @@ def test_maxsim_of_plain_vectors_equals_the_reference(halves, **shape):
 
     def check(kernels: Kernels):
         scores = kernels.maxsim([query, query[:2]], [weights, weights[:2]], tokens, shard.doc_offsets)
-        np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=2e-3 * max(1, weights.sum()))
+        np.testing.assert_allclose(scores, expected, rtol=5e-4, atol=1e-3 * max(1, weights.sum()))
         return (scores,)
 
     every_set(check)

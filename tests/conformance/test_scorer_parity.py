@@ -117,7 +117,7 @@ def test_the_torch_form_and_search_agree(name, alignment, **shape):
     )
     with torch.no_grad():
         expected = scorer.double()(queries, documents)[0].numpy()
-    np.testing.assert_allclose(searched(codec, scorer.float(), shard, query, weights, select("reference")), expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(searched(codec, scorer.float(), shard, query, weights, select("reference")), expected, rtol=1e-5, atol=1e-5)
     if native.available():  # within the rounding of 8-bit products, another token may win
         scores = searched(codec, scorer, shard, query, weights, select("native"))
         assert (~np.isclose(scores, expected, atol=6e-3 * max(1, weights.sum()))).sum() <= max(1, 0.1 * len(scores))

@@ -75,7 +75,7 @@ def states(client: TestClient) -> dict[str, str]:
     return {each["name"]: each["state"] for each in client.get("/indexes").json()["indexes"]}
 
 
-def test_an_index_opens_with_its_first_request_and_answers_like_a_service_of_its_own(client, one_index):
+def test_an_index_opens_with_its_first_request_and_answers_like_a_separate_service(client, one_index):
     assert states(client) == dict.fromkeys(sorted(NAMES), "closed")
     body = {"queries": QUERIES, "k": 5}
     found = client.post("/indexes/wiki/search", json=body)
@@ -137,7 +137,7 @@ def test_a_broken_index_fails_alone_and_works_again_once_it_is_repaired(folder):
         assert states(client)["mail"] == "open"
 
 
-def test_an_unexpected_error_of_one_index_does_not_reach_the_others_and_shows_no_inside(folder):
+def test_an_unexpected_error_of_one_index_leaves_the_others_alone_and_reveals_no_details(folder):
     indexes = open_indexes(str(folder))
     opener = indexes.opener
 
@@ -462,7 +462,7 @@ def test_the_rate_of_a_token_also_holds_in_a_service_of_one_index(tmp_path):
 # Fairness
 
 
-def test_slots_go_to_the_indexes_in_turn():
+def test_slots_go_to_the_indexes_round_robin():
     order: list[str] = []
 
     async def request(slots: FairSlots, index: str) -> None:
@@ -521,7 +521,7 @@ def test_a_request_that_gets_no_slot_in_time_is_answered():
     asyncio.run(run())
 
 
-def test_each_index_has_a_limit_of_requests_of_its_own(folder):
+def test_each_index_has_its_own_request_limit(folder):
     indexes = open_indexes(str(folder), max_requests=1)
 
     async def run() -> None:

@@ -113,7 +113,7 @@ def test_lotte_without_its_collection_has_no_corpus(tmp_path):
 @pytest.mark.parametrize(
     "line", ["[]", '{"qid": 0}', '{"qid": 0, "answer_pids": 3}', '{"qid": [], "answer_pids": [1]}', "{", '{"qid": 5.5, "answer_pids": []}']
 )
-def test_a_malformed_answer_of_lotte_is_one_line(tmp_path, line):
+def test_a_malformed_answer_of_the_lotte_server_is_a_one_line_error(tmp_path, line):
     write(lotte(tmp_path / "l") / "test/qas.forum.jsonl", line + "\n")
     with pytest.raises(FormatError, match="qas.forum.jsonl line 1"):
         load_datasets(str(tmp_path / "l"))
@@ -302,7 +302,7 @@ def test_a_part_of_cqadupstack_is_downloaded_by_name(tmp_path, server):
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", "cut"])
-def test_a_damaged_archive_is_one_line_and_leaves_nothing(tmp_path, server, content):
+def test_a_damaged_archive_is_a_one_line_error_and_leaves_nothing(tmp_path, server, content):
     if content == "cut":
         lotte(tmp_path / "lotte/writing")
         with tarfile.open(server / "lotte.tar.gz", "w:gz") as archive:
@@ -339,7 +339,7 @@ def test_an_identifier_of_ir_datasets(tmp_path, registered):
     assert find_corpus(registered) == corpus == str(tmp_path / "cache/ray_lir/ir_datasets/local.tiny.test/corpus.jsonl")
 
 
-def test_unknown_identifiers_and_a_missing_package_are_one_line(monkeypatch):
+def test_unknown_identifiers_and_a_missing_package_are_one_line_errors(monkeypatch):
     pytest.importorskip("ir_datasets")
     with pytest.raises(ConfigError, match="ir_datasets has no collection 'nowhere/at-all'"):
         load_dataset("ir_datasets:nowhere/at-all")

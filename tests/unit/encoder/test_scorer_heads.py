@@ -106,7 +106,9 @@ def test_heads_compute_in_float32_whatever_the_encoders_precision(source: Encode
     exact, rounded = load(tmp_path / "saved"), load(tmp_path / "saved", precision="bfloat16")
     assert {parameter.dtype for parameter in rounded.model.scorer.parameters()} == {torch.float32}
     assert rounded.contract.fingerprint == exact.contract.fingerprint
-    np.testing.assert_allclose(rounded.encode_queries(QUERIES).weights, exact.encode_queries(QUERIES).weights, rtol=0, atol=0.1)
+    np.testing.assert_allclose(
+        rounded.encode_queries(QUERIES).weights, exact.encode_queries(QUERIES).weights, rtol=0, atol=0.03
+    )  # bfloat16 has 8 bits: 0.009 measured
 
 
 def test_weights_of_documents_are_written_beside_their_vectors(source: Encoder, tmp_path: Path) -> None:
@@ -195,9 +197,9 @@ def test_an_encoded_corpus_is_indexed_and_searched_with_its_scorer(name: str, so
         expected = encoder.model.scorer(encoder.embed_queries(encoder.batch_queries(QUERIES)), documents).numpy()
     for top, scores in zip(searcher.search(encoder.encode_queries(QUERIES), 5, "exact"), expected, strict=True):
         numbers = [int(doc_id[1:]) for doc_id in searcher.doc_ids(top.documents)]
-        np.testing.assert_allclose(top.scores, scores[numbers], atol=0.01 * np.abs(scores).max())
+        np.testing.assert_allclose(top.scores, scores[numbers], atol=5e-3 * np.abs(scores).max())
     scores = encoder.scores(encoder.encode_queries(QUERIES), encoder.encode_documents([row["text"] for row in rows]))
-    np.testing.assert_allclose(scores, expected, atol=0.01 * np.abs(expected).max())
+    np.testing.assert_allclose(scores, expected, atol=1e-3 * np.abs(expected).max())
     with pytest.raises(IncompatibleError, match=f"is for scorer {name}, but scorer trained is required"):
         other = manifest.contract.model_copy(update={"scorer": "trained"})
         Encoder.for_contract(other, EncoderConfig(checkpoint=str(tmp_path / "checkpoint")))

@@ -31,7 +31,7 @@ def searcher(tmp_path_factory):
 
 
 @pytest.mark.parametrize("engine", [name for name in SERVED if name in VECTOR_ENGINES])
-def test_groups_of_shards_make_the_cuts_of_the_whole_index(searcher, engine):
+def test_groups_of_shards_cut_like_the_whole_index(searcher, engine):
     plans = searcher.planner.plan(queries_about(DOCUMENTS, [3, 77, 150]), 4, CUTTING[engine])
     codec, kernels, allowed = searcher.planner.codec, searcher.kernels, [None] * len(plans)
     whole = run_stages(plans, searcher.shards, codec, kernels, allowed)

@@ -136,7 +136,7 @@ def test_an_explanation_follows_a_document_through_both_stages(tmp_path):
     top = searcher.search(query, 4, params)[0]
     trace, matches = explain(searcher, query, int(top.documents[0]), 4, params)
     assert trace.rank == 1 and trace.score == top.scores[0] and [stage.name for stage in trace.stages] == ["add_up", "rescore"]
-    assert matches.contributions.sum() == pytest.approx(trace.score, abs=0.05)
+    assert matches.contributions.sum() == pytest.approx(trace.score, abs=1e-4)
     unseen = np.setdiff1d(np.arange(80), searcher.search(query, 80, XtrParams(k_prime=20))[0].documents)
     lost, _ = explain(searcher, query, int(unseen[0]), 4, params)
     assert lost.dropped_at == "add_up" and lost.reason.startswith("add_up did not score it; it scores: XTR's score")

@@ -87,7 +87,7 @@ def test_intervals_cover_the_true_mean():
     assert 274 <= inside <= 297  # 285 expected
 
 
-def test_collections_count_alike():
+def test_collections_have_equal_weight():
     first, second = [np.zeros(2), np.zeros(8)], [np.ones(2), np.zeros(8)]
     result = compare(first, second)
     assert result.difference == 0.5 and result.queries == 10 and result.changed == 2
@@ -189,7 +189,7 @@ def test_holm_by_hand():
         (np.zeros(3), np.zeros(3), {"resamples": 0}, "resamples"),
     ],
 )
-def test_wrong_input_is_one_line(first, second, settings, message):
+def test_wrong_input_is_a_one_line_error(first, second, settings, message):
     with pytest.raises(ConfigError, match=message) as error:
         compare(first, second, **settings)
     assert "\n" not in str(error.value)

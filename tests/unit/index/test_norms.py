@@ -96,7 +96,7 @@ def test_scores_grow_with_the_norms_of_query_and_document_vectors(index, engine)
     for factor in (1 / 64, 32):
         scaled = TokenEmbeddings.of([factor * query.astype(np.float64) for query in queries])
         for one, other in zip(once, searcher.search(scaled, 10, engine), strict=True):
-            np.testing.assert_allclose(other.scores, factor * one.scores, rtol=2e-3)
+            np.testing.assert_allclose(other.scores, factor * one.scores, rtol=1e-6)  # factors are powers of two
 
 
 @pytest.mark.parametrize("engine", VECTOR_ENGINES)
@@ -151,9 +151,9 @@ def test_explained_matches_and_exported_vectors_keep_their_lengths(index):
     number = int(top.documents[0])
     trace, matches = explain(searcher, query, number, 3, "exact")
     products = query[0].astype(np.float64) @ documents[number].astype(np.float64).T
-    np.testing.assert_allclose(matches.similarities, products.max(axis=1), rtol=0.02, atol=0.02)
+    np.testing.assert_allclose(matches.similarities, products.max(axis=1), rtol=5e-3, atol=5e-3)
     np.testing.assert_allclose(matches.contributions, matches.similarities, rtol=1e-5)
-    assert matches.contributions.sum() == pytest.approx(float(top.scores[0]), rel=5e-3) == trace.score
+    assert matches.contributions.sum() == pytest.approx(float(top.scores[0]), rel=1e-3) == trace.score
     exported = np.concatenate([block.embeddings.values for block in index_blocks(root, searcher.manifest)]).astype(np.float32)
     vectors = documents.values.astype(np.float32)
     np.testing.assert_allclose(np.linalg.norm(exported, axis=1), np.linalg.norm(vectors, axis=1), rtol=5e-3)
@@ -199,7 +199,7 @@ def test_an_encoder_without_normalisation_can_be_indexed_and_searched(tmp_path):
     searcher = Searcher.open(str(tmp_path / "index"))
     for query, top in zip(queries, searcher.search(queries, 5), strict=True):
         expected = exact_scores(query, documents)
-        np.testing.assert_allclose(top.scores, expected[top.documents], rtol=0.02)
+        np.testing.assert_allclose(top.scores, expected[top.documents], rtol=2e-3)
         assert top.documents[0] in np.argsort(-expected)[:2]
 
 

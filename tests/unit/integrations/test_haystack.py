@@ -73,7 +73,7 @@ def test_a_pipeline_runs_is_saved_and_is_loaded(index: Index):
     assert loaded.run(question)["prompt"]["prompt"] == f"{expected} {QUERY}"
 
 
-def test_what_cannot_be_saved_or_opened_is_one_line(index: Index, tmp_path, monkeypatch: pytest.MonkeyPatch):
+def test_errors_of_saving_and_opening_are_one_line(index: Index, tmp_path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ConfigError, match="only a retriever over a folder or an address"):
         RayLirRetriever(index).to_dict()
     with pytest.raises(FormatError, match="no LATEST file"):

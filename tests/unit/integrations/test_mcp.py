@@ -87,7 +87,7 @@ def test_a_document_is_read_and_explained(server: Any, place: str):
         ("add_documents", {"documents": [{"doc_id": "new", "text": "new"}]}, "add_documents"),
     ],
 )
-def test_a_mistake_is_an_error_that_the_assistant_can_read(server: Any, tool: str, arguments: dict[str, Any], message: str):
+def test_an_invalid_call_is_an_error_that_the_assistant_can_read(server: Any, tool: str, arguments: dict[str, Any], message: str):
     assert message in call(server, tool, **arguments)
 
 
@@ -148,6 +148,6 @@ def test_the_command_serves_over_http(index: Index):
         ({"index": "nowhere"}, "no LATEST file"),
     ],
 )
-def test_a_wrong_command_is_one_line(fields: dict[str, Any], message: str):
+def test_a_wrong_command_is_a_one_line_error(fields: dict[str, Any], message: str):
     with pytest.raises(Exception, match=message):
         run(McpJob(**fields))

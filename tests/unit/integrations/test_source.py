@@ -7,7 +7,7 @@ from ray_lir.integrations.source import FoundDocument, SearchSettings, Source
 from tests.unit.integrations.conftest import DOCUMENTS, QUERY
 
 
-def test_both_answer_like_the_index(index: Index, source: Source):
+def test_local_and_remote_sources_answer_like_the_index(index: Index, source: Source):
     queries = [QUERY, *(f"the sea {number}" for number in range(70))]  # more than one request of a service may hold
     found = source.search(queries, SearchSettings(k=3))
     expected = index.search(queries, k=3)
@@ -18,7 +18,7 @@ def test_both_answer_like_the_index(index: Index, source: Source):
     assert [each.snippet for each in found[0]] == [hit.snippet for hit in expected[0]]
 
 
-def test_settings_apply(source: Source):
+def test_search_settings_apply_to_local_and_remote_sources(source: Source):
     settings = SearchSettings.of(k=2, where="year > 2019", engine="scan", params={"ncandidates": 3}, highlight=False)
     [found] = source.search([QUERY], settings)
     assert len(found) == 2 and all(each.metadata["year"] > 2019 and each.snippet is None for each in found)
@@ -30,7 +30,7 @@ def test_settings_apply(source: Source):
     ("fields", "message"),
     [({"k": 0}, "^k: "), ({"quality": "best"}, "^quality: "), ({"where": "year >"}, "^where: expected a value"), ({"kk": 1}, "field kk")],
 )
-def test_a_wrong_setting_is_one_line(fields: dict, message: str):
+def test_a_wrong_setting_is_a_one_line_error(fields: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         SearchSettings.of(**fields)
     with pytest.raises(ConfigError, match=message):
@@ -42,7 +42,7 @@ def test_a_service_returns_at_most_1000_documents(url: str):
         Source.of(url).search([QUERY], SearchSettings(k=1001))
 
 
-def test_metadata_is_one_dict_in_which_own_names_stay(source: Source):
+def test_metadata_is_one_dict_that_keeps_own_names(source: Source):
     [[found]] = source.search(["The sea is deep and blue."], SearchSettings(k=1, where="year = 2024"))
     merged = found.merged_metadata()
     assert (merged["doc_id"], merged["score"], merged["metadata.score"], merged["lang"]) == ("sea", found.score, 7, "de")
@@ -75,7 +75,7 @@ def test_a_document_is_explained(index: Index, source: Source):
         source.explain(QUERY, "nothing")
 
 
-def test_facts(index: Index, place: str):
+def test_a_source_reports_its_facts(index: Index, place: str):
     facts = Source.of(place).facts()
     assert (facts.name, facts.version, facts.num_docs) == (place, 1, 4)
     assert (facts.fingerprint, facts.dim) == (index.manifest.contract.fingerprint, index.manifest.dim)

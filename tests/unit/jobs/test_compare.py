@@ -61,7 +61,7 @@ def test_a_clear_difference_by_hand(dataset, tmp_path):
     assert json.loads(json.dumps(result)) == result
 
 
-def test_what_is_not_significant_is_undecided_and_not_equal(dataset, tmp_path):
+def test_an_insignificant_difference_is_undecided_and_not_equal(dataset, tmp_path):
     ranks = [1, 3] * (QUERIES // 2)
     first, second = make_run(tmp_path / "a", ranks), make_run(tmp_path / "b", ranks[1:] + ranks[:1])
     found = of(first, second, dataset)["measures"]["RR@10"]
@@ -91,7 +91,7 @@ def test_p_values_are_corrected_for_the_measures(dataset, tmp_path):
     assert one["verdict"] == "second is better" and found["RR@10"]["verdict"].startswith("undecided")
 
 
-def test_several_data_sets_count_alike(tmp_path):
+def test_several_data_sets_have_equal_weight(tmp_path):
     names = {"small": 2, "large": 40}
     for name, size in names.items():
         make_dataset(tmp_path / name, size)
@@ -114,7 +114,7 @@ def test_queries_without_results_count_as_zero_and_are_reported(dataset, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["unknown documents", "other queries", "empty", "malformed", "missing", "twice"])
-def test_a_wrong_run_is_one_line(dataset, tmp_path, kind):
+def test_a_wrong_run_is_a_one_line_error(dataset, tmp_path, kind):
     good, bad = make_run(tmp_path / "a", [1] * QUERIES), tmp_path / "b"
     error, message = ConfigError, "lists 1 documents that the corpus of made/test lacks .*'zz'.*or set --check_documents no"
     if kind == "unknown documents":

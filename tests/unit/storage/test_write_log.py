@@ -128,7 +128,7 @@ def test_a_full_disk_refuses_the_write_and_the_next_one_succeeds(tmp_path, monke
     assert log.append([write("b", "key")]) == [Appended(2, {"accepted": 1}, True)]
 
 
-def test_a_write_that_was_kept_although_its_append_failed_is_found_again_by_its_key(tmp_path, monkeypatch):
+def test_a_stored_write_is_found_by_its_key_although_its_append_failed(tmp_path, monkeypatch):
     log = make_log(tmp_path)
 
     def lost(root: str) -> None:

@@ -200,7 +200,7 @@ def _average(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_a_record_has_the_gradient_norm_the_terms_of_the_loss_and_the_spread_of_the_gates(checkpoint, pairs):
+def test_a_loss_record_has_gradient_norm_loss_terms_and_spread_of_gates(checkpoint, pairs):
     plain = advance(start(checkpoint, pairs), 1)[0]
     assert plain.contrastive_loss == pytest.approx(plain.loss) and plain.gradient_norm and plain.gradient_norm > 0
     assert plain.distillation_loss is None and plain.query_weight_penalty is None and plain.distillation_temperature is None
