@@ -35,6 +35,7 @@ VERBS = (
     "rollback",
     "serve",
     "mcp",
+    "push",
 )
 SERVICE = f"{(__package__ or '').removesuffix('jobs')}serving"
 """The package that `serve` runs."""

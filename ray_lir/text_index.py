@@ -21,15 +21,19 @@ from ray_lir.building.build import build_index
 from ray_lir.building.compact import Compaction, compact_index
 from ray_lir.building.update import Update, update_index
 from ray_lir.corpus.records import ID_FIELDS
+from ray_lir.embeddings.cards import CardFacts
 from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import TopK
+from ray_lir.index.card import index_card
 from ray_lir.index.filters import Filters
 from ray_lir.index.manifest import IndexManifest
+from ray_lir.index.remote import ENCODER, index_content, opened_folder
 from ray_lir.search.explain import Trace, explain
 from ray_lir.search.highlights import match_hits, snippet
 from ray_lir.search.searcher import Searcher
+from ray_lir.storage import hub
 
 if TYPE_CHECKING:
     from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load, and opening an index does not need it
@@ -132,7 +136,7 @@ class Index:
 
     def __init__(self, path: storage.PathOrUrl, encoder: "Encoder | None" = None):
         self.path = storage.absolute(path)
-        self.searcher = Searcher.open(self.path)
+        self.searcher = Searcher.open(opened_folder(self.path))
         if encoder is not None:
             _encoder_of.put(self, encoder)
 
@@ -183,7 +187,8 @@ class Index:
         """Open the latest version of an index.
 
         Args:
-            path: Folder of the index.
+            path: Folder of the index; or its URL, such as s3://bucket/folder or hf://datasets/OWNER/NAME on the Hugging Face hub. Of a URL
+                a copy is opened, in ray_lir/indexes in the user's cache folder.
         Returns:
             The open index. Its encoder is loaded by the first search.
         Raises:
@@ -198,6 +203,12 @@ class Index:
     def encoder(self) -> "Encoder":
         """The encoder of the index's documents and queries, loaded at first use."""
         return _encoder_of(self)
+
+    @property
+    def checkpoint(self) -> str:
+        """The checkpoint of the encoder: the folder `encoder` of the index if there is one, or else the name that the contract records."""
+        own = storage.join(self.path, ENCODER)
+        return own if storage.exists(own) else self.manifest.contract.checkpoint
 
     @property
     def manifest(self) -> IndexManifest:
@@ -314,10 +325,11 @@ class Index:
         """
         from ray_lir.encoder.corpus_encoder import encode_corpus  # loads torch
 
+        self._check_changeable()
         with tempfile.TemporaryDirectory(prefix="ray_lir-") as scratch:
             corpus = _corpus(documents, Path(scratch), self._unused_ids())
             contract = self.manifest.contract
-            settings = EncoderConfig(checkpoint=contract.checkpoint)
+            settings = EncoderConfig(checkpoint=self.checkpoint)
             encoded = encode_corpus(corpus, f"{scratch}/embeddings", settings, contract=contract, kept="last")
             _check_all_used(documents, encoded.manifest, f"{scratch}/embeddings")
             update = update_index(self.path, f"{scratch}/embeddings")
@@ -338,6 +350,7 @@ class Index:
             >>> index.delete(["1", "moon"]).change.num_unknown
             1
         """
+        self._check_changeable()
         update = update_index(self.path, delete=doc_ids)
         self.refresh()
         return update
@@ -357,13 +370,56 @@ class Index:
             >>> index.compact().changed
             True
         """
+        self._check_changeable()
         compaction = compact_index(self.path, num_shards, lexical=lexical)
         self.refresh()
         return compaction
 
     def refresh(self) -> None:
         """Open the latest version of the index."""
-        self.searcher = Searcher.open(self.path)
+        self.searcher = Searcher.open(opened_folder(self.path))
+
+    def push_to_hub(
+        self,
+        repo: str | None = None,
+        *,
+        folder: storage.PathOrUrl | None = None,
+        facts: CardFacts = CardFacts(),
+        private: bool = False,
+        token: str | None = None,
+    ) -> str:
+        """Upload the open version with an index card to the Hugging Face hub, or write both to a local folder.
+
+        `Index.open("hf://datasets/OWNER/NAME")` opens it. If the encoder's checkpoint is a local folder, it is uploaded too, below
+        `encoder/`. The texts of the documents are part of the index.
+
+        Args:
+            repo: Name of the repository of type dataset, OWNER/NAME. None: write to `folder`.
+            folder: A new local folder.
+            facts: Description, evaluations, licence and provenance for the card.
+            private: Whether a new repository is private.
+            token: Token of the hub. None: the one that `hf auth login` or HF_TOKEN has stored.
+
+        Returns:
+            The address of the repository, or the path of the folder.
+
+        Raises:
+            ConfigError: The index is not on a local disk, or the hub refuses the upload.
+        """
+        if not storage.is_local(self.path):
+            raise ConfigError(f"{self.path} is not on a local disk; push a local copy")
+        content: dict[str, hub.Content] = dict(index_content(self.path))
+        checkpoint = self.checkpoint
+        if storage.is_local(checkpoint) and (saved := storage.local_path(checkpoint)).is_dir():
+            files = (path for path in sorted(saved.rglob("*")) if path.is_file())
+            content |= {f"{ENCODER}/{path.relative_to(saved).as_posix()}": path for path in files}
+        name = repo or storage.base_name(folder or self.path)
+        content["README.md"] = index_card(self.manifest, self.version, name, facts).encode()
+        return hub.publish_files(content, repo, folder, "dataset", private, token, "Upload index with ray_lir")
+
+    def _check_changeable(self) -> None:
+        if self.path.startswith("hf://"):
+            raise ConfigError(f"{self.path} cannot be changed here; change a local index and push it with push_to_hub")
 
     def __len__(self) -> int:
         return self.manifest.num_docs
@@ -469,4 +525,4 @@ def _marked_html(hit: Hit, weakest: float) -> str:
 def _encoder_of(index: Index) -> "Encoder":
     from ray_lir.encoder.encoder import Encoder
 
-    return Encoder.for_contract(index.manifest.contract)
+    return Encoder.for_contract(index.manifest.contract, EncoderConfig(checkpoint=index.checkpoint))

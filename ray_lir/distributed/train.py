@@ -80,6 +80,8 @@ class _Job:
     start: float
     """time.perf_counter() at the start of the command."""
     callbacks: Callbacks
+    data_names: tuple[str, ...]
+    """Folders, URLs or names of the training data, for provenance.json."""
 
 
 def train(
@@ -138,7 +140,8 @@ def train(
                 with sole_writer(output):
                     if not _claim(output, identity):
                         followers = Callbacks([*make_trackers(run.trackers, _tracked(output, run, identity)), *callbacks])
-                        _fit_and_publish(_Job(cached, dev, output, encoder, config, run, identity, start, followers), scaling)
+                        names = tuple(filter(None, (source.dataset, source.examples)))
+                        _fit_and_publish(_Job(cached, dev, output, encoder, config, run, identity, start, followers, names), scaling)
         storage.remove_tree(storage.join(output, STATE))
         counts = cached.manifest.model_dump(include={"queries", "documents", "num_dead", "queries_left_out"})
         return _summary(output) | counts
@@ -424,6 +427,8 @@ def _publish(result: Result, job: _Job, scaling: ScalingConfig) -> None:
         "examples_per_second": round(harmonic_mean(rates), 2) if rates else None,
         "resumed_from_step": first_step,
         "num_workers": scaling.num_workers,
+        "checkpoint": job.encoder.checkpoint,
+        "training_data": job.data_names,
     }
     if best := best_record(curve):
         provenance |= {"best_step": best.step, "nDCG@10": best.ndcg_at_10}

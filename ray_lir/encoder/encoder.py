@@ -2,8 +2,10 @@
 
 import copy
 import hashlib
+import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from ray_lir import storage
 from ray_lir.base.arguments import id_list, text_list
 from ray_lir.base.config import Config, EncoderConfig, canonical_json
 from ray_lir.base.errors import ConfigError, IncompatibleError
+from ray_lir.embeddings.cards import CardFacts, model_card
 from ray_lir.embeddings.contract import EncoderContract, check_weights
 from ray_lir.embeddings.pooling import pool_tokens
 from ray_lir.embeddings.relation import Relation
@@ -28,6 +31,7 @@ from ray_lir.encoder.torch_threads import spread
 from ray_lir.encoder.unpadded_bert import native_bfloat16
 from ray_lir.scorers import SCORERS
 from ray_lir.scorers.batches import EmbeddedTexts, TokenBatch, group_by_length, pad, padded
+from ray_lir.storage import hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -251,6 +255,49 @@ class Encoder:
             ConfigError: The folder is not empty.
         """
         checkpoint.save(folder, self.model, cast("PreTrainedTokenizerBase", self.tokenizer.tokenizer), self.contract)
+
+    def push_to_hub(
+        self,
+        repo: str | None = None,
+        *,
+        folder: storage.PathOrUrl | None = None,
+        facts: CardFacts = CardFacts(),
+        private: bool = False,
+        token: str | None = None,
+    ) -> str:
+        """Upload the checkpoint with a model card to the Hugging Face hub, or write both to a local folder.
+
+        Besides the files that `save` writes there are README.md (the card) and ray_lir.json (contract and provenance).
+
+        Args:
+            repo: Name of the repository, OWNER/NAME. None: write to `folder`.
+            folder: A new local folder.
+            facts: Description, training data, evaluations, licence and provenance for the card.
+            private: Whether a new repository is private.
+            token: Token of the hub. None: the one that `hf auth login` or HF_TOKEN has stored.
+
+        Returns:
+            The address of the repository, or the path of the folder.
+
+        Raises:
+            ConfigError: The checkpoint cannot be saved, or the hub refuses the upload.
+        """
+        name = repo or storage.base_name(folder or self.contract.checkpoint)
+        with tempfile.TemporaryDirectory(prefix="ray_lir-") as scratch:
+            saved = Path(scratch, "checkpoint")
+            self.save(saved)
+            # Saving may add a projection, and so change the digest of the weights.
+            contract = Encoder.load(EncoderConfig(checkpoint=str(saved), device="cpu")).contract.model_copy(update={"checkpoint": name})
+            described = {
+                "contract": contract.model_dump(mode="json"),
+                "fingerprint": contract.fingerprint,
+                "provenance": facts.provenance,
+            }
+            files = (path for path in sorted(saved.rglob("*")) if path.is_file())
+            content: dict[str, hub.Content] = {path.relative_to(saved).as_posix(): path for path in files}
+            content["ray_lir.json"] = json.dumps(described, indent=2, ensure_ascii=False).encode()
+            content["README.md"] = model_card(contract, name, facts).encode()
+            return hub.publish_files(content, repo, folder, private=private, token=token, message="Upload encoder with ray_lir")
 
     def _query_tokens(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[int]]:
         """Return token ids, and how many of them are attended to: all, or all before the expansion tokens."""

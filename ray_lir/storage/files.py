@@ -230,7 +230,8 @@ def listing_digest(url: PathOrUrl) -> str:
         files = fs.find(path, detail=True)
     if not files:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
-    states = [[name, info["size"], str(info.get("ETag") or info.get("mtime"))] for name, info in sorted(files.items())]
+    keys = ("ETag", "blob_id", "mtime")  # of S3, of the Hugging Face hub, of a disk
+    states = [[name, info["size"], str(next((info[key] for key in keys if info.get(key)), None))] for name, info in sorted(files.items())]
     return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
