@@ -27,6 +27,11 @@ EXTRAS = {
     "wandb": "trackers",
     "matplotlib": "plot",
     "sentence_transformers": "images",
+    "mteb": "integrations",
+    "datasets": "integrations",
+    "pandas": "integrations",
+    "pyterrier": "integrations",
+    "dspy": "integrations",
 }
 """Name of a module that a plain `pip install ray_lir` leaves out, and the extra that installs it."""
 _PACKAGES = {"haystack": "haystack-ai", "llama_index": "llama-index-core", "mlflow": "mlflow-skinny"}
@@ -48,6 +53,11 @@ def require(module: str, purpose: str) -> None:
         raise ConfigError(missing_message(module, purpose))
 
 
+def package_of(module: str) -> str:
+    """Return the name of the package that holds a module."""
+    return _PACKAGES.get(module, module.replace("_", "-"))
+
+
 @contextmanager
 def importing(module: str, purpose: str) -> Iterator[None]:
     """Context in which a module imports an optional package that it cannot do without.
@@ -66,5 +76,4 @@ def importing(module: str, purpose: str) -> Iterator[None]:
 def missing_message(module: str, purpose: str) -> str:
     """Return the line for users: what needs `module`, and the command that installs it."""
     target = f"'ray_lir[{EXTRAS[module]}]'" if module in EXTRAS else "ray_lir"
-    package = _PACKAGES.get(module, module.replace("_", "-"))
-    return f"{purpose} needs the package {package}, which is not installed; run: pip install {target}"
+    return f"{purpose} needs the package {package_of(module)}, which is not installed; run: pip install {target}"

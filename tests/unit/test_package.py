@@ -15,6 +15,7 @@ import yaml
 
 import ray_lir
 from jobs.__main__ import VERBS, summary
+from ray_lir.base.extras import package_of
 from tests.support.repository import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -82,7 +83,7 @@ def test_every_imported_package_is_a_requirement():
             elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 imported.add(node.module.partition(".")[0])
     others = imported - set(sys.stdlib_module_names) - {"ray_lir", "ray_lir_native", "jobs", "serving"}
-    missing = {name for name in others if not declared & {normal(home) for home in homes.get(name, [])}}
+    missing = {name for name in others if not declared & {normal(home) for home in homes.get(name, [package_of(name)])}}
     assert not missing, f"imported, but not in pyproject.toml's dependencies: {sorted(missing)}"
 
 
