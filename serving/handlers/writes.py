@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ray_lir import storage
 from ray_lir.api.writes import MAX_DOCUMENT_BYTES, RefusedDocument, WriteFacts, WriteRequest, WriteResponse
 from ray_lir.base.config import digest
 from ray_lir.base.errors import ConfigError, Conflict, InvalidDocument, Overloaded, WritesUnavailable
@@ -34,6 +33,8 @@ MAX_APPEND_BYTES = 4 << 20
 PUBLISH_TIMEOUT_S = 1800.0
 CLEAN_S = 60.0
 """Seconds between removals of published batches."""
+USUAL_CONFLICTS = 10
+"""Conflicts with other changes, one after another, that are not reported as failures."""
 RECENT_S = 60.0
 """Seconds of history from which the rate of publishing is computed."""
 LONGEST_WAIT_S = 30
@@ -92,6 +93,7 @@ class Writes:
         self._invisible: deque[tuple[int, float]] = deque()
         self._published: deque[tuple[float, int]] = deque()
         self._cleaned_at = time.monotonic()
+        self._latest = (0, 0)
 
     async def accept(self, request: WriteRequest, key: str | None) -> WriteResponse:
         """Append a request to the log, and return when it is durable.
@@ -138,15 +140,9 @@ class Writes:
             try:
                 await self._publish()
                 failures = 0
-            except Conflict as conflict:
-                logger.info("writes: %s", conflict)
-                await asyncio.sleep(random.uniform(0.05, 0.3))
-                continue
             except Exception as error:
                 failures += 1
-                self.metrics.publish_failed()
-                logger.warning("writes were not published, attempt %d: %s: %s", failures, type(error).__name__, error)
-                await asyncio.sleep(min(LONGEST_WAIT_S, 0.25 * 2 ** min(failures, 10)))
+                await self._after_failure(error, failures)
                 continue
             await self._pause(started)
 
@@ -175,7 +171,8 @@ class Writes:
             version, position = published.version, published.position
             self.metrics.unencodable(published.num_refused)
         else:
-            version, position = await asyncio.to_thread(_latest, self._root)
+            version, position = await asyncio.to_thread(_latest, self._root, *self._latest)
+        self._latest = (version, position)
         await asyncio.to_thread(self._log.note_published, position)
         after, _ = self._log.unpublished()
         self._published.append((time.monotonic(), before - after))
@@ -188,6 +185,16 @@ class Writes:
         if time.monotonic() - self._cleaned_at > CLEAN_S:
             self._cleaned_at = time.monotonic()
             await asyncio.to_thread(self._log.remove_published)
+
+    async def _after_failure(self, error: Exception, failures: int) -> None:
+        """Wait before the next attempt. A few conflicts with other changes are normal; other errors, and many conflicts, are reported."""
+        if isinstance(error, Conflict) and failures <= USUAL_CONFLICTS:
+            logger.info("writes: %s", error)
+            await asyncio.sleep(random.uniform(0.05, 0.3))
+            return
+        self.metrics.publish_failed()
+        logger.warning("writes were not published or served, attempt %d: %s: %s", failures, type(error).__name__, error)
+        await asyncio.sleep(min(LONGEST_WAIT_S, 0.25 * 2 ** min(failures, 10)))
 
     async def _maintain(self) -> None:
         """Have the writer compact the index and remove old versions, if there is a need."""
@@ -283,7 +290,7 @@ def _num_bytes(write: LoggedWrite) -> int:
     return 200 + sum(len(doc_id) for doc_id in write.delete) + sum(len(each["text"]) + 200 for each in write.documents)
 
 
-def _latest(root: str) -> tuple[int, int]:
-    """Return the latest version of an index, and the log position that it has reached."""
-    version = latest_version(storage.absolute(root))
-    return version, read_version(root, version).log_position
+def _latest(root: str, version: int, position: int) -> tuple[int, int]:
+    """Return the latest version of an index and its log position; of the given version, the position is known."""
+    latest = latest_version(root)
+    return latest, position if latest == version else read_version(root, latest).log_position
