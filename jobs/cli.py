@@ -41,8 +41,8 @@ def main(
     argv: list[str] | None = None,
     show: Callable[[Result, Job], None] | None = None,
     positional: str | Sequence[str] = (),
-) -> None:
-    """Run a job from the command line.
+) -> Result:
+    """Run a job from the command line, and return its result.
 
     On a terminal the result is printed as text. With --json, or if standard output is piped or redirected, the result is one JSON
     object on the last line of standard output. A user's mistake and a failing disk or object store end the job with one line on
@@ -65,6 +65,7 @@ def main(
         else:
             show(result, job) if show else show_fields(result)
             sys.stdout.flush()
+    return result
 
 
 class ending_in_one_line:

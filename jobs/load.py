@@ -19,9 +19,9 @@ class LoadJob(ServiceJob):
 
     version: int | None = Field(None, ge=1)
     """Version to serve. None: the latest."""
-    traffic_fraction: float | None = Field(None, gt=0, le=1, validation_alias=TRAFFIC_FRACTION)
-    """Fraction of the requests that the version answers, as a canary. None: all requests. `ray-lir promote` gives it all requests.
-    --share is another name."""
+    traffic_fraction: float | None = Field(None, ge=0, le=1, validation_alias=TRAFFIC_FRACTION)
+    """Fraction of the requests that the version answers, as a canary. None: all requests. 0: only requests that name the
+    version. `ray-lir promote` gives it all requests. --share is another name."""
 
 
 def run(job: LoadJob) -> dict[str, Any]:

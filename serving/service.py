@@ -16,6 +16,7 @@ from ray_lir.engines.registry import SERVED, VECTOR_ENGINES
 from ray_lir.index.metadata_fields import MetadataField
 from ray_lir.index.versions import existing_version
 from ray_lir.kernels import select
+from ray_lir.storage.manifest import manifest_digest
 
 from .handlers import admin, documents, replies
 from .handlers.explain import explain_document
@@ -192,15 +193,24 @@ class Service:
         ready = all(result is None for name, result in zip(names, results, strict=True) if name != WRITER)
         return admin_api.Health(ready=ready, deployments=states)
 
-    async def index(self) -> admin_api.IndexFacts:
-        """Answer `GET /index`: the served version, its size, its metadata fields and its encoder contract."""
+    async def index(self, version: int | None = None) -> admin_api.IndexFacts:
+        """Answer `GET /index`: the served version, its size, its metadata fields and its encoder contract.
+
+        Args:
+            version: Another open version to describe. None: the served one.
+
+        Raises:
+            ConfigError: The version is not open.
+        """
         await self._recall()
         served = self.versions.served
+        if version is not None:
+            served = served.for_request("", version)
         snapshot = self.versions.get(served)
         manifest = snapshot.manifest
         return admin_api.IndexFacts(
             index=self.root,
-            version=served.version,
+            version=served.answering,
             previous=served.previous,
             canary=served.canary,
             traffic_fraction=served.traffic_fraction,
@@ -216,6 +226,7 @@ class Service:
             contract=manifest.contract,
             fingerprint=manifest.contract.fingerprint,
             writes=self.writes.facts(manifest.log_position, not served.pinned) if self.writes else None,
+            manifest=manifest_digest(manifest),
         )
 
     async def change_index(self, change: admin_api.IndexChange) -> admin_api.IndexState:

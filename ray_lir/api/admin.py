@@ -14,12 +14,13 @@ TRAFFIC_FRACTION = AliasChoices("traffic_fraction", "share")
 
 
 class IndexFacts(Config):
-    """The served index: answer of `GET /index`."""
+    """A version of the served index: answer of `GET /index`."""
 
     index: str
     """Folder or URL."""
     version: int
-    """Version that answers all requests except the canary's."""
+    """Version that answers all requests except the canary's; or the version that the request asks for, which the sizes, the contract and
+    the digest below describe."""
     previous: int | None = None
     """Version that `roll_back` returns to if there is no canary. None: no version was served before."""
     canary: int | None = None
@@ -46,6 +47,8 @@ class IndexFacts(Config):
     """Digest of the contract; vectors with equal fingerprints can be compared."""
     writes: WriteFacts | None = None
     """State of the writes. None: the service accepts no writes."""
+    manifest: str = ""
+    """sha256 of the version's manifest. Empty: the service is of an earlier version of ray_lir."""
 
 
 class IndexSummary(Config):
@@ -91,8 +94,9 @@ class IndexChange(Config):
     requests. roll_back: end the canary; without a canary, serve the previous version."""
     version: Annotated[int, Field(ge=1, le=2**31)] | None = None
     """For load: the version to serve. None: the latest."""
-    traffic_fraction: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(None, validation_alias=TRAFFIC_FRACTION)
-    """For load: fraction of the requests that the version answers. None or 1: all requests. `share` is another name of this field."""
+    traffic_fraction: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(None, validation_alias=TRAFFIC_FRACTION)
+    """For load: fraction of the requests that the version answers. None or 1: all requests. 0: only requests that name the version.
+    `share` is another name of this field."""
 
     @model_validator(mode="after")
     def _only_for_load(self) -> "IndexChange":

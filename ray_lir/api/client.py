@@ -184,9 +184,9 @@ class Client:
         """
         return self._write(_deletions(doc_ids), key, wait_s)
 
-    def index(self) -> IndexFacts:
-        """Return the served version, its size and its encoder contract."""
-        return self._send(INDEX)
+    def index(self, version: int | None = None) -> IndexFacts:
+        """Return the served version, its size and its encoder contract. `version` is another open version to describe."""
+        return self._send(_index(version))
 
     def indexes(self) -> IndexList:
         """Return name and state of each index that the token may use. The service must have several indexes."""
@@ -248,7 +248,7 @@ class Client:
                 time.sleep(step)
                 continue
             try:
-                result = self._send(INDEX if step is None else _write(*step))
+                result = self._send(_index() if step is None else _write(*step))
             except RayLirError as error:
                 result = error
 
@@ -336,9 +336,9 @@ class AsyncClient:
         """
         return await self._write(_deletions(doc_ids), key, wait_s)
 
-    async def index(self) -> IndexFacts:
+    async def index(self, version: int | None = None) -> IndexFacts:
         """See `Client.index`."""
-        return await self._send(INDEX)
+        return await self._send(_index(version))
 
     async def indexes(self) -> IndexList:
         """See `Client.indexes`."""
@@ -408,7 +408,7 @@ class AsyncClient:
                 await asyncio.sleep(step)
                 continue
             try:
-                result = await self._send(INDEX if step is None else _write(*step))
+                result = await self._send(_index() if step is None else _write(*step))
             except RayLirError as error:
                 result = error
 
@@ -424,7 +424,6 @@ class AsyncClient:
         return call.read(response)
 
 
-INDEX = Call("GET", "/index", IndexFacts)
 HEALTH = Call("GET", "/health", Health, statuses=(200, 503))
 
 
@@ -436,6 +435,10 @@ def _address(url: str, index: str | None) -> str:
 def _indexes(url: str) -> Call[IndexList]:
     """`GET /indexes`. The address is absolute, because the client's base address may be that of an index."""
     return Call("GET", f"{url.rstrip('/')}/indexes", IndexList)
+
+
+def _index(version: int | None = None) -> Call[IndexFacts]:
+    return Call("GET", "/index" if version is None else f"/index?version={version}", IndexFacts)
 
 
 def _search(query: str | Sequence[str], options: dict[str, Any]) -> Call[SearchResponse]:

@@ -60,7 +60,7 @@ class Backend(Protocol):
         """Answer `GET /health`."""
         ...
 
-    async def index(self) -> admin_api.IndexFacts:
+    async def index(self, version: int | None = None) -> admin_api.IndexFacts:
         """Answer `GET /index`."""
         ...
 
@@ -297,10 +297,10 @@ def _put(doc_id: str, document: dict[str, Any]) -> writes_api.WriteRequest:
 def _add_facts(router: APIRouter, requiring: Requiring) -> None:
     reader, admin = requiring("read"), requiring("admin")
 
-    @router.get("/index", responses=declared(401, 429, 500, 503))
-    async def index(service: Backend = reader) -> admin_api.IndexFacts:
-        """Return the served version of the index, its size and its encoder contract."""
-        return await service.index()
+    @router.get("/index", responses=declared(400, 401, 422, 429, 500, 503))
+    async def index(version: search_api.Version | None = None, service: Backend = reader) -> admin_api.IndexFacts:
+        """Return the served version of the index, its size and its encoder contract; or those of another open version."""
+        return await service.index(version)
 
     @router.post("/admin/index", responses=declared(400, 401, 403, 409, 413, 422, 429, 500, 503))
     async def change_index(change: admin_api.IndexChange, service: Backend = admin) -> admin_api.IndexState:
