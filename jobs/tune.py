@@ -20,7 +20,7 @@ from ray_lir.distributed.workers import SearchWorkers
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.engines import TUNING
 from ray_lir.engines.exact import ExactParams
-from ray_lir.engines.hybrid import HybridParams
+from ray_lir.engines.hybrid import LEXICAL_WEIGHT, HybridParams
 from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.scan import ScanParams
 from ray_lir.engines.warp import WarpParams
@@ -39,8 +39,8 @@ SCAN = tuple(ScanParams(candidate_fraction=fraction) for fraction in (1 / 16, 1 
 WARP = tuple(WarpParams(nprobe=nprobe, candidate_fraction=fraction) for nprobe in (8, 16, 32, 64) for fraction in (1 / 4, 1, 4))
 """Settings to measure. The number of candidates is relative to the default, so a choice also fits other query lengths and other k."""
 FUSIONS = (
-    HybridParams(fusion="weighted", lexical_weight=0.3),
-    *(HybridParams(fusion="weighted", lexical_weight=tenths / 10) for tenths in (1, 2, 4, 5, 6, 7, 8, 9)),
+    HybridParams(fusion="weighted", lexical_weight=LEXICAL_WEIGHT),
+    *(HybridParams(fusion="weighted", lexical_weight=tenths / 10) for tenths in (1, 3, 4, 5, 6, 7, 8, 9)),
     *(HybridParams(fusion="rrf", lexical_weight=weight) for weight in (0.5, 0.3, 0.7)),
 )
 """Settings of hybrid search to measure; the default is first."""

@@ -69,8 +69,8 @@ def test_the_weight_of_hybrid_search_is_chosen_on_judged_queries(tmp_path):
     for engine, expected in (
         ("hybrid", ("rrf", 0.7)),
         (HybridParams(ncandidates=20), ("rrf", 0.7)),
-        (HybridParams(lexical_weight=0.2), ("weighted", 0.2)),
-        (HybridParams(fusion="weighted"), ("weighted", 0.3)),
+        (HybridParams(lexical_weight=0.4), ("weighted", 0.4)),
+        (HybridParams(fusion="weighted"), ("weighted", 0.2)),
     ):
         params = searcher.search(query, 3, engine)[0].params
         assert (params.fusion, params.lexical_weight) == expected
