@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import ray
@@ -53,7 +54,7 @@ def ray_map(
     if num_gpus or num_cpus > 1:
         check_room([Demand("task", {"CPU": num_cpus, "GPU": num_gpus})], "request less, or add a machine")
     stored = ray.put(function)
-    call = _call.options(num_cpus=num_cpus, num_gpus=num_gpus)
+    call = _call.options(name=name_of(function), num_cpus=num_cpus, num_gpus=num_gpus)
     limit, read_at = in_flight or 0, -SECONDS_BETWEEN_READINGS
     waiting: deque[ray.ObjectRef] = deque()
     try:
@@ -68,6 +69,13 @@ def ray_map(
     finally:
         for reference in waiting:
             ray.cancel(reference)
+
+
+def name_of(function: Callable[..., object]) -> str:
+    """Return the name of a function's tasks. The dashboard shows one progress bar for the tasks of one name."""
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__).strip("_").replace("_", " ")
 
 
 @ray.remote(max_retries=RETRIES)

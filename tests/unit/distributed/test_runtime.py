@@ -1,11 +1,14 @@
 """Connecting to a Ray cluster: the message says whether the cluster is absent or refuses the token."""
 
+from functools import partial
+
 import pytest
 import ray
 from ray.exceptions import AuthenticationError
 
 from ray_lir.base.errors import ConfigError
 from ray_lir.distributed import runtime
+from ray_lir.distributed.ray_map import name_of
 
 
 def fail_with(error: Exception, cause: Exception | None = None):
@@ -47,3 +50,15 @@ def test_a_missing_token_of_a_local_cluster_is_named(monkeypatch):
     monkeypatch.setattr(ray, "init", fail_with(AuthenticationError("no token")))
     with pytest.raises(ConfigError, match="Ray's token for this machine is missing or wrong"):
         runtime.start_ray()
+
+
+def test_tasks_have_the_name_of_their_step():
+    def _compress_part(size: int, number: int) -> int:
+        return size + number
+
+    class Step:
+        def __call__(self, number: int) -> int:
+            return number
+
+    assert name_of(partial(partial(_compress_part, 3))) == "compress part"
+    assert name_of(Step()) == "Step"
