@@ -258,3 +258,27 @@ def test_the_local_configuration_serves_the_index_of_the_demo():
     job = DemoJob()
     assert ServeConfig.model_validate(application.args).index == f"{job.output}/{job.num_docs}-documents/index"
     assert re.search(rf"^DEMO_DOCS \?= {job.num_docs}$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_workflow_builds_images_for_cpu_and_gpu_from_arguments_of_the_dockerfile():
+    workflow = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "images.yml").read_text())
+    dockerfile = (INFRA / "Dockerfile").read_text()
+    declared = set(re.findall(r"^ARG (\w+)=", dockerfile, flags=re.M))
+    builds = {
+        each["name"]: dict(line.split("=", 1) for line in each["arguments"].split())
+        for each in workflow["jobs"]["build"]["strategy"]["matrix"]["include"]
+    }
+    assert set(builds) == {"amd64", "arm64", "gpu"}
+    for arguments in builds.values():
+        assert set(arguments) <= declared
+        assert f":{RAY}-py311" in arguments.get("RAY_IMAGE", f":{RAY}-py311")
+    assert "gpu" in builds["gpu"]["EXTRAS"].split(",") and builds["gpu"]["RAY_IMAGE"].endswith("-gpu")
+    assert f"rayproject/ray:{RAY}-py311" in dockerfile
+
+
+def test_the_workflow_builds_wheels_for_every_supported_python_and_processor():
+    workflow = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "wheels.yml").read_text())
+    job = workflow["jobs"]["wheels"]
+    assert {each["arch"] for each in job["strategy"]["matrix"]["include"]} == {"x86_64", "aarch64"}
+    [built] = [step["env"]["CIBW_BUILD"] for step in job["steps"] if "CIBW_BUILD" in step.get("env", {})]
+    assert built.split() == [f"cp3{minor}-manylinux_*" for minor in (11, 12, 13)]
