@@ -27,7 +27,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("versions")
     index = make_index(folder, num_docs=120, num_shards=3)
     other = make_index(folder / "other", num_docs=200, num_shards=2)
-    for name in ("codec", "shards"):
+    for name in ("codec", "lexical", "shards"):
         shutil.copytree(other / name, index / name, dirs_exist_ok=True)
     shutil.copytree(other / "versions" / "1", index / "versions" / "2")
     (index / LATEST).write_text("2")
