@@ -45,8 +45,9 @@ def test_an_index_is_described_and_verified(index):
     found = inspect(index)
     manifest = read_version(str(index))
     assert (found["kind"], found["version"], found["documents"], len(found["shards"])) == ("index", 1, 60, 3)
+    assert found["lexical"] == {"stemmer": "english", "num_terms": manifest.lexical.num_terms}
     assert found["manifest_digest"] == manifest_digest(manifest) and found["verified"] == "sha256" and found["not_listed"] == []
-    files = [path for part in ("codec", "shards") for path in (index / part).rglob("*") if path.is_file()]
+    files = [path for part in ("codec", "lexical", "shards") for path in (index / part).rglob("*") if path.is_file()]
     assert (found["files"], found["bytes"]) == (len(files), sum(path.stat().st_size for path in files))
     assert sum(shard["tokens"] for shard in found["shards"]) == found["tokens"] == manifest.num_tokens
     assert {"sample", "assemble"} <= {stage["stage"] for stage in found["made"]}
