@@ -79,6 +79,7 @@ def main() -> None:
             report["writer"] = _killed_writers(Path(folder), options.kills)
     if options.only != "writer":
         _measure_service(options, report)
+    report["load_average"] = round(os.getloadavg()[1], 1)  # of the last five minutes, the benchmark's own processes included
     OUTPUT.write_text(json.dumps(report, indent=1) + "\n")
     OUTPUT.with_suffix(".md").write_text(table(report))
     print(table(report), file=sys.stderr)
@@ -449,7 +450,9 @@ def _compared(index: Path, folder: Path) -> dict[str, Any]:
 
 def table(report: dict[str, Any]) -> str:
     cpu = report["machine"]["cpu"]
-    lines = [f"400 documents, a tiny encoder, one shard group; {report['machine']['cores']} cores ({cpu}), shared with other work.", ""]
+    lines = [f"400 documents, a tiny encoder, one shard group; {report['machine']['cores']} cores ({cpu}), shared with other work"]
+    lines[0] += f" (load average {report['load_average']})." if "load_average" in report else "."
+    lines.append("")
     if rates := report.get("rates"):
         lines += [
             "| documents a second, one a request | answered, p50 / p95 ms | visible, p50 / p95 s | search meanwhile, p50 / p95 ms |",
