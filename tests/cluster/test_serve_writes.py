@@ -19,6 +19,7 @@ TOKEN = "write-0123456789abcdef"
 KILLED = ("Writer", "Gateway", "QueryEncoder", "Writer", "ShardGroup-0")
 
 
+@pytest.mark.clusters
 def test_no_acknowledged_write_is_lost_or_applied_twice_when_processes_are_killed(ray_cluster: None, tmp_path: Path):
     from ray import serve
 
