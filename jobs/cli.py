@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 from pydantic import AliasChoices, BaseModel, ValidationError
 
 from ray_lir.base import logs
-from ray_lir.base.config import Config, parse_yaml, without_constraints
+from ray_lir.base.config import Config, optional_model, parse_yaml, without_constraints
 from ray_lir.base.errors import ConfigError, RayLirError
 from ray_lir.base.extras import EXTRAS, missing_message
 
@@ -150,7 +150,8 @@ def parse_command(config_type: type[Job], argv: list[str], positional: str | Seq
     fields = dict(_fields(config_type))
     aliases = dict(_aliases(config_type))
     booleans = {name for name, annotation in fields.items() if annotation is bool or bool in get_args(annotation)} | {"json"}
-    flags = dict(_flags(argv, booleans, positional))
+    switches = {name for name, annotation in fields.items() if optional_model(annotation)}
+    flags = dict(_flags(argv, booleans, positional, switches))
     recipe = _read_recipe(flags.pop("recipe")) if "recipe" in flags else {}
     as_json = _boolean("json", flags.pop("json", "false"))
     values: dict[str, Any] = {}
@@ -196,8 +197,11 @@ def _boolean(name: str, text: str) -> bool:
     return value
 
 
-def _flags(argv: list[str], booleans: set[str], positional: str | Sequence[str] = ()) -> Iterator[tuple[str, str]]:
-    """Names and values. A boolean flag without a value is true. Words without a flag are the values of the positional fields, in order."""
+def _flags(
+    argv: list[str], booleans: set[str], positional: str | Sequence[str] = (), switches: Collection[str] = ()
+) -> Iterator[tuple[str, str]]:
+    """Names and values. A boolean flag without a value is true, and so is a switch (a group of fields that is off by default) before
+    another flag. Words without a flag are the values of the positional fields, in order."""
     words, unnamed = deque(argv), deque(positional)
     while words:
         word = words.popleft()
@@ -208,7 +212,8 @@ def _flags(argv: list[str], booleans: set[str], positional: str | Sequence[str] 
             raise ConfigError(f"unexpected argument {word!r}; write fields as --name value")
         elif not equals:
             is_boolean = name.replace("-", "_") in booleans
-            if is_boolean and (not words or words[0].lower() not in TRUTHS):
+            is_switch = name.replace("-", "_") in switches
+            if (is_boolean and (not words or words[0].lower() not in TRUTHS)) or (is_switch and (not words or words[0].startswith("--"))):
                 value = "true"
             elif words:
                 value = words.popleft()
@@ -223,6 +228,8 @@ def _fields(config_type: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
             yield from _fields(field.annotation, f"{prefix}{name}.")
         else:
             yield prefix + (field.alias or name), field.annotation
+            if model := optional_model(field.annotation):
+                yield from _fields(model, f"{prefix}{name}.")
 
 
 def _aliases(config_type: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -286,6 +293,8 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
     *parents, leaf = name.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--{'.'.join(parents)} and --{name} are both set; write one value, such as {{length: 256, stride: 224}}")
     values[leaf] = value
 
 

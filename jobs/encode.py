@@ -61,6 +61,7 @@ def run(job: EncodeJob) -> dict[str, Any]:
         "output": job.output,
         "num_docs": manifest.num_docs,
         "num_tokens": manifest.num_tokens,
+        **({"num_windows": manifest.num_windows} if manifest.contract.windows else {}),
         "num_dead": manifest.num_dead,
         "num_repeated": manifest.num_repeated,
         "dead_letters": storage.join(job.output, DEAD_LETTERS) if manifest.num_dead else None,

@@ -15,7 +15,7 @@ from ray_lir.base.config import parse_json
 from ray_lir.base.errors import ConfigError, Conflict
 from ray_lir.base.progress import track
 from ray_lir.embeddings.manifest import EmbeddingsManifest
-from ray_lir.embeddings.parquet import TEXT_COLUMNS, Block, read_blocks
+from ray_lir.embeddings.parquet import TEXT_COLUMNS, Block, read_whole_documents
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
 from ray_lir.index.codec import read_codec
 from ray_lir.index.manifest import IndexManifest
@@ -122,7 +122,7 @@ def _open(source: str) -> tuple[EmbeddingsManifest | IndexManifest, Iterator[Blo
     embeddings = read_manifest(storage.join(source, MANIFEST), EmbeddingsManifest, "jobs.encode or jobs.build_index")
     for part in (*embeddings.parts, *([embeddings.relation] if embeddings.relation else [])):
         check_file(source, part)
-    return embeddings, (block for part in embeddings.parts for block in read_blocks(storage.join(source, part.name)))
+    return embeddings, (block for part in embeddings.parts for block in read_whole_documents(storage.join(source, part.name)))
 
 
 def index_blocks(root: str, manifest: IndexManifest, docs_per_block: int = 256) -> Iterator[Block]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ray_lir.base.config import without_constraints
+from ray_lir.base.config import optional_model, without_constraints
 
 INDENT = 6
 WIDEST = 100
@@ -48,11 +48,13 @@ def _groups(config_type: type[BaseModel], prefix: str = "", title: str = "fields
     """The job's own fields, then the fields of each nested configuration with its description as the title."""
     own, nested = [], []
     for name, field in config_type.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            summary = inspect.cleandoc(field.annotation.__doc__ or "").partition("\n\n")[0]
+        is_group = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        model: type[BaseModel] | None = field.annotation if is_group else optional_model(field.annotation)  # type: ignore[assignment]
+        if model:
+            summary = inspect.cleandoc(model.__doc__ or "").partition("\n\n")[0]
             heading = f"{prefix}{name}" + (f" ({' '.join(summary.split()).rstrip('.')})" if summary else "")
-            nested.append((field.annotation, f"{prefix}{name}.", heading))
-        else:
+            nested.append((model, f"{prefix}{name}.", heading))
+        if not is_group:
             own.append((f"--{prefix}{name} {_kind(field.annotation)}".rstrip(), _description(config_type, name, field)))
     if own:
         yield title, own

@@ -122,6 +122,8 @@ def _published(root: str, job: InspectJob) -> dict[str, Any]:
     manifest = read_manifest(url, manifest_type, job_name)
     result = {**_head(root, manifest), **_provenance(root), **_checked(root, manifest, job)}
     if isinstance(manifest, EmbeddingsManifest):
+        if manifest.contract.windows:
+            result["num_windows"] = manifest.num_windows
         result |= {"parts": len(manifest.parts), "rows_refused": manifest.num_dead, **manifest.truncation.report}
     if isinstance(manifest, TrainingManifest):
         result |= {"steps": manifest.num_steps, "final_loss": manifest.final_loss}
@@ -161,6 +163,7 @@ def _head(root: str, manifest: Any) -> dict[str, Any]:
         "checkpoint": contract.checkpoint,
         "fingerprint": contract.fingerprint,
         "scorer": contract.scorer,
+        **({"windows": {"length": contract.document_length, **contract.windows.model_dump()}} if contract.windows else {}),
         **{name: getattr(manifest, field) for name, field in sizes.items() if hasattr(manifest, field)},
     }
 

@@ -124,6 +124,8 @@ def _search_one(job: SearchJob) -> dict[str, Any]:
             hit["sides"] = answer.sides.of_hit(row).model_dump(mode="json")
     for hit, found in zip(hits, match_hits(searcher, encoder.tokenizer, job.query, query, hits), strict=True):
         hit |= {"highlights": [mark.model_dump() for mark in found.highlights], "snippet": found.snippet.model_dump()}
+        if found.passage:
+            hit["passage"] = found.passage.model_dump()
     return {"query": job.query, "hits": hits, "params": answer.params.model_dump() if answer.params else {}, **cut_of(truncation)}
 
 

@@ -12,7 +12,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any, overload
 
 from ray_lir import storage
-from ray_lir.api.search import MARKED_FRACTION, Highlight, HitSides, Snippet
+from ray_lir.api.search import MARKED_FRACTION, Highlight, HitSides, Passage, Snippet
 from ray_lir.base.arguments import id_list, text_list
 from ray_lir.base.config import EncoderConfig, IndexConfig
 from ray_lir.base.derived import derived
@@ -81,6 +81,7 @@ class Hit:
         highlights: Words of title and text that the query matched, with their strength; empty likewise.
         snippet: The best passage of the text; None likewise.
         sides: With the engine hybrid: the BM25 score, the late-interaction score, and which side found the document; None otherwise.
+        passage: The window of the text with the largest part of the score; None if the index has no windows.
     """
 
     doc_id: str
@@ -92,6 +93,7 @@ class Hit:
     highlights: tuple[Highlight, ...] = ()
     snippet: Snippet | None = None
     sides: HitSides | None = None
+    passage: Passage | None = None
 
     def __repr__(self) -> str:
         parts = [repr(self.doc_id), f"{self.score:.3f}", *([repr(self.title)] if self.title else []), repr(shorten(self.text, 80))]
@@ -453,14 +455,15 @@ class Index:
                 tuple(Match(piece, **match.model_dump()) for piece, match in zip(each.pieces, each.matches, strict=False)),
                 tuple(each.highlights),
                 each.snippet,
+                passage=each.passage,
             )
             for document, each in zip(documents, found, strict=True)
         )
 
 
-def _hit(document: Mapping[str, Any], *found: Any) -> Hit:
+def _hit(document: Mapping[str, Any], *found: Any, passage: Passage | None = None) -> Hit:
     hit = Hit(*(document[name] for name in ("doc_id", "score", "title", "text", "metadata")), *found)
-    return replace(hit, sides=document["sides"])
+    return replace(hit, sides=document["sides"], passage=passage)
 
 
 def _corpus(documents: Documents, folder: Path, free_ids: Iterator[str]) -> str:

@@ -121,7 +121,7 @@ def write_copies(source: TokenEmbeddings, copies: int, manifest: EmbeddingsManif
         doc_ids += block.doc_ids
         empty = [""] * len(block)
         texts = texts_table(block.doc_ids, empty, empty, ["{}"] * len(block))
-        parts.append(publish_part(str(folder / "embeddings"), len(parts), Block(block, texts), manifest.contract.fingerprint))
+        parts.append(publish_part(str(folder / "embeddings"), len(parts), [Block(block, texts)], manifest.contract.fingerprint))
     values.flush()
     np.save(folder / "documents-offsets.npy", np.concatenate([[0], np.cumsum(np.concatenate(lengths))]))
     whole = manifest.model_copy(update={"num_docs": len(doc_ids), "num_tokens": first, "parts": tuple(parts)})

@@ -75,7 +75,7 @@ def _make_embeddings(corpus: Path, num_docs: int, folder: Path) -> None:
             matrices.append(mixed / np.linalg.norm(mixed, axis=1, keepdims=True))
         texts = texts_table([row["_id"] for row in rows], [""] * len(rows), [row["text"] for row in rows], ["{}"] * len(rows))
         embeddings = TokenEmbeddings.of(matrices, [row["_id"] for row in rows])
-        parts.append(publish_part(str(folder), len(parts), Block(embeddings, texts), contract.fingerprint))
+        parts.append(publish_part(str(folder), len(parts), [Block(embeddings, texts)], contract.fingerprint))
     manifest = EmbeddingsManifest(
         contract=contract,
         dim=DIM,

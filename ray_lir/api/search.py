@@ -178,6 +178,15 @@ class HitSides(Config):
     """Sides that have the document among their candidates."""
 
 
+class Passage(Config):
+    """A part of a document's text."""
+
+    start: int
+    """Its first character in the text, in code points."""
+    end: int
+    """The character after its last one."""
+
+
 class Hit(Config):
     """A document that was found, with its score."""
 
@@ -196,6 +205,9 @@ class Hit(Config):
     """With `highlight`: the matched words, in the order of title and text."""
     snippet: Snippet | None = None
     """With `highlight`: the best passage of the text."""
+    passage: Passage | None = None
+    """With `highlight`, for documents that were encoded in windows: the window with the largest part of the score. The snippet lies in
+    it."""
 
 
 class Timings(Config):

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -67,6 +68,13 @@ def without_constraints(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
+def optional_model(annotation: Any) -> type[Config] | None:
+    """Return the model of a field that is a group of fields or None, such as `WindowsConfig | None`; None for other fields."""
+    choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    models = [each for each in choices if isinstance(each, type) and issubclass(each, Config) and not hasattr(each, "parse")]
+    return models[0] if len(choices) == 2 and len(models) == 1 and type(None) in choices else None
+
+
 def digest(value: Any) -> str:
     """Return the sha256 (hex) of a JSON value's canonical text."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
@@ -74,6 +82,30 @@ def digest(value: Any) -> str:
 
 def _path_text(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+class WindowsConfig(Config):
+    """Windows in which a long document is encoded (docs/algorithms.md#15-windows)."""
+
+    length: int | None = Field(None, ge=8)
+    """Tokens of a window at most, special tokens included. None: document_length."""
+    stride: int | None = Field(None, ge=1)
+    """Tokens from the start of one window to the start of the next, at most. None: 7/8 of the length, so that 1/8 of it overlaps.
+    Windows begin and end at sentence boundaries if there are any nearby, so they can be shorter and overlap less."""
+    repeat_title: bool = False
+    """Repeat the document's title at the beginning of every window."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short_form(cls, value: Any) -> Any:
+        """Accept `true`, a length, or a list of length and stride."""
+        if value is True:
+            return {}
+        if isinstance(value, int) and not isinstance(value, bool):
+            return {"length": value}
+        if isinstance(value, list | tuple) and 1 <= len(value) <= 2:
+            return dict(zip(("length", "stride"), value, strict=False))
+        return value
 
 
 class EncoderConfig(Config):
@@ -89,7 +121,10 @@ class EncoderConfig(Config):
     query_length: int | None = Field(None, ge=3)
     """Length limit of queries, in tokens with special tokens."""
     document_length: int | None = Field(None, ge=3)
-    """Length limit of documents, in tokens with special tokens. Longer documents are truncated."""
+    """Length limit of documents, in tokens with special tokens. Longer documents are truncated, unless `windows` is set."""
+    windows: WindowsConfig | None = Field(None, exclude_if=lambda value: value is None)
+    """Encode documents of any length in overlapping windows. All vectors of a document's windows form one document. The value is true, a
+    length in tokens, [length, stride] or {length: 256, stride: 224, repeat_title: true}. None: long documents are truncated."""
     query_expansion: bool | None = None
     """Pad queries to query_length with mask tokens; their vectors count as query tokens."""
     attend_to_expansion: bool | None = None

@@ -14,13 +14,14 @@ from ray_lir.base.config import digest
 from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, watched
 from ray_lir.base.short_repr import ShortRepr
-from ray_lir.building.compress import LENGTHS, array_names, load_part
+from ray_lir.building.compress import BLOCK_WINDOWS, LENGTHS, array_names, load_part, part_file
 from ray_lir.building.lexical import PostingsWriter
 from ray_lir.building.workspace import Build, Workspace
 from ray_lir.embeddings.parquet import read_texts
 from ray_lir.index import documents
 from ray_lir.index.arrays import write_rows
 from ray_lir.index.manifest import ShardEntry
+from ray_lir.index.shard import WINDOWS
 from ray_lir.storage.manifest import describe_file
 
 SHARD = "shards/shard-"
@@ -170,7 +171,28 @@ def _write_arrays(build: Build, folder: Path, spans: list[_Span]) -> int:
     for kind in array_names(build.has_token_weights):
         _concatenate(build, folder / f"{kind}.npy", spans, kind)
     np.save(folder / "doc_offsets.npy", doc_offsets)
+    if build.contract.windows and build.workspace.has(part_file(spans[0].part, BLOCK_WINDOWS)):
+        write_windows(folder, (_windows(build, span) for span in spans))
     return int(doc_offsets[-1])
+
+
+def write_windows(folder: Path, counted: Iterable[np.ndarray]) -> None:
+    """Write the windows of a shard.
+
+    Args:
+        folder: Folder of the shard.
+        counted: Arrays [W, 3] in order: number of vectors, first and end character of each window.
+    """
+    windows = np.concatenate(list(counted)).astype(np.uint32)
+    windows[:, 0] = np.cumsum(windows[:, 0], dtype=np.int64) - windows[:, 0]
+    np.save(folder / f"{WINDOWS}.npy", windows)
+
+
+def _windows(build: Build, span: "_Span") -> np.ndarray:
+    """Return the windows [W, 3] of the documents of a span. A document begins with a window at its first character."""
+    windows = load_part(build.workspace, span.part, BLOCK_WINDOWS)
+    begins = np.append(np.flatnonzero(windows[:, 1] == 0), len(windows))
+    return windows[begins[span.start] : begins[span.start + len(span.lengths)]]
 
 
 def _concatenate(build: Build, path: Path, spans: list[_Span], kind: str) -> None:

@@ -13,7 +13,7 @@ from ray_lir.building import clustering, token_clustering
 from ray_lir.building.clustering import Assigner, SamplePart
 from ray_lir.building.token_clustering import TokenAssigner
 from ray_lir.building.workspace import Build, Workspace
-from ray_lir.embeddings.parquet import read_blocks
+from ray_lir.embeddings.parquet import read_blocks, read_lengths
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.index.codec import ResidualCodec, fit_buckets, random_rotation
 from ray_lir.index.norms import directions, kept_norms, without_zero_rows
@@ -91,12 +91,13 @@ def _sample_part(build: Build, rotation: np.ndarray | None, number: int) -> tupl
         part, config = build.parts[number], build.config.clustering
         rng = np.random.default_rng([config.seed, number])
         num_docs = min(part.num_docs, -(-clustering.sample_size(build.num_docs) * part.num_docs // build.num_docs))
-        vectors, token_ids = _tokens_of(build, number, np.sort(rng.choice(part.num_docs, num_docs, replace=False)))
+        fraction = part.num_tokens / build.num_tokens
+        largest = int(np.ceil((config.points_per_centroid * build.num_centroids + HELD_OUT_VECTORS) * fraction))
+        vectors, token_ids = _tokens_of(build, number, np.sort(rng.choice(part.num_docs, num_docs, replace=False)), largest)
         order = rng.permutation(len(vectors))
         vectors = vectors[order]
         vectors = directions(vectors, kept_norms(vectors))
         vectors = (vectors if rotation is None else select().rotate(vectors, rotation)).astype(np.float16, copy=False)
-        fraction = part.num_tokens / build.num_tokens
         num_held_out = int(min(HELD_OUT_FRACTION * len(vectors), HELD_OUT_VECTORS * fraction))
         num_train = min(len(vectors) - num_held_out, int(np.ceil(config.points_per_centroid * build.num_centroids * fraction)))
         for kind, rows in (("held-out", slice(num_held_out)), ("train", slice(num_held_out, num_held_out + num_train))):
@@ -108,18 +109,25 @@ def _sample_part(build: Build, rotation: np.ndarray | None, number: int) -> tupl
     return num_train, num_held_out
 
 
-def _tokens_of(build: Build, number: int, chosen: np.ndarray) -> SamplePart:
-    """Return the token vectors of some documents of a part, and their vocabulary ids if the clustering needs them."""
+def _tokens_of(build: Build, number: int, chosen: np.ndarray, largest: int) -> SamplePart:
+    """Return the token vectors of some documents of a part, and their vocabulary ids if the clustering needs them.
+
+    Documents in windows can be very long: if the chosen documents have more than twice `largest` tokens, every second, third ... token is
+    returned, and at least `largest` tokens.
+    """
+    lengths = read_lengths(build.part_url(number))[chosen]
     vectors: list[np.ndarray] = []
     token_ids: list[np.ndarray] = []
     first = 0
     for block in read_blocks(build.part_url(number)):
         embeddings = without_zero_rows(block.embeddings)
+        first -= block.continues
+        step = 1 if block.windows is None else max(1, int(lengths.sum()) // largest)
         numbers = chosen[(chosen >= first) & (chosen < first + len(embeddings))] - first
-        vectors += [embeddings[i] for i in numbers]
+        vectors += [embeddings[i][::step].copy() if step > 1 else embeddings[i] for i in numbers]
         ids, offsets = token_ids_of(build, embeddings), embeddings.offsets
         if ids is not None:
-            token_ids += [ids[offsets[i] : offsets[i + 1]] for i in numbers]
+            token_ids += [ids[offsets[i] : offsets[i + 1]][::step] for i in numbers]
         first += len(embeddings)
     return np.concatenate(vectors), np.concatenate(token_ids) if token_ids else None
 

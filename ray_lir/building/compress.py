@@ -21,9 +21,10 @@ from ray_lir.building.token_clustering import TokenAssigner
 from ray_lir.building.workspace import Build, Workspace
 from ray_lir.embeddings.contract import check_weights
 from ray_lir.embeddings.parquet import read_blocks
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.engines.scoring.registry import SEARCH_SCORERS
 from ray_lir.index.codec import ResidualCodec
-from ray_lir.index.norms import NEARLY_UNIT, directions, kept_norms, without_zero_rows
+from ray_lir.index.norms import NEARLY_UNIT, SMALLEST_NORM, directions, kept_norms, norms, without_zero_rows
 from ray_lir.index.shard import WEIGHTS
 from ray_lir.kernels import select
 
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 KINDS = ("codes", "residuals", "scales")
 LENGTHS = "lengths"
+BLOCK_WINDOWS = "windows"
+"""Name of the windows of a compressed part: [W, 3] int32, number of vectors, first and end character of each window."""
 LARGEST_WEIGHT = 2.0**15
 """Largest token weight that an index stores: far above the weights of any scorer, and well within float16."""
 
@@ -128,9 +131,10 @@ def load_part(workspace: Workspace, part: int, kind: str) -> np.ndarray:
     Args:
         workspace: Scratch folder of the build.
         part: Number of the part.
-        kind: `codes` [T], `residuals` [T, D nbits / 8], `scales` [T, 2] or `weights` [T] of tokens, or `lengths` [N] of documents.
+        kind: `codes` [T], `residuals` [T, D nbits / 8], `scales` [T, 2] or `weights` [T] of tokens, `lengths` [N] of documents, or
+            `windows` [W, 3] of documents in windows.
     """
-    return workspace.load(_name(part, f"{kind}.npy"))
+    return workspace.load(part_file(part, kind))
 
 
 def array_names(has_token_weights: bool) -> tuple[str, ...]:
@@ -146,6 +150,11 @@ def _as_stored(weights_T: np.ndarray) -> np.ndarray:
     return (weights_T.astype(np.float64) - 1).astype(np.float16)
 
 
+def part_file(part: int, kind: str) -> str:
+    """Return the name of an array of a compressed part in the workspace."""
+    return _name(part, f"{kind}.npy")
+
+
 def _name(part: int, kind: str) -> str:
     return f"pieces/{part:05d}-{kind}"
 
@@ -156,28 +165,45 @@ def _compress_part(build: Build, codec: ResidualCodec, assigner: Assigner | Toke
     done = _name(part, "counts.json")
     if not build.workspace.has(done):
         kernels = select("auto")
-        blocks, lengths, counts = [], [], PartCounts()
+        blocks, counts = [], PartCounts()
+        lengths: list[np.ndarray] = []
+        begins: list[np.ndarray] = []
+        windows: list[np.ndarray] = []
         for block in read_blocks(build.part_url(part)):
             check_weights(build.contract, "documents", block.embeddings.weights is not None)
             embeddings = without_zero_rows(block.embeddings)
-            norms = kept_norms(embeddings.values)
-            vectors = codec.rotate(directions(embeddings.values, norms), kernels)
+            lengths_T = kept_norms(embeddings.values)
+            vectors = codec.rotate(directions(embeddings.values, lengths_T), kernels)
             codes = assigner(vectors, token_ids_of(build, embeddings))
             residuals, scales, residual_norms = kernels.compress(vectors, codes, codec)
             weights = [] if embeddings.weights is None or not build.has_token_weights else [_as_stored(embeddings.weights)]
-            blocks.append((codes.astype(codec.code_dtype), residuals, (scales * norms[:, None]).astype(np.float16), *weights))
+            blocks.append((codes.astype(codec.code_dtype), residuals, (scales * lengths_T[:, None]).astype(np.float16), *weights))
             lengths.append(embeddings.lengths)
+            begins.append(np.arange(len(embeddings)) >= block.continues)
+            if block.windows is not None:
+                windows.append(block.windows if embeddings is block.embeddings else _without_zero_rows(block.embeddings, block.windows))
             counts += PartCounts(
                 tokens=embeddings.num_tokens,
                 residual_norms=float(residual_norms.sum(dtype=np.float64)),
-                norms=float(norms.sum(dtype=np.float64)),
-                unit=bool((np.abs(norms - 1) <= NEARLY_UNIT).all()),
+                norms=float(lengths_T.sum(dtype=np.float64)),
+                unit=bool((np.abs(lengths_T - 1) <= NEARLY_UNIT).all()),
                 zero_rows=block.embeddings.num_tokens - embeddings.num_tokens,
                 emptied=int(((embeddings.lengths == 0) & (block.embeddings.lengths > 0)).sum()),
             )
         for kind, arrays in zip(array_names(build.has_token_weights), zip(*blocks, strict=True), strict=True):
             build.workspace.save(_name(part, f"{kind}.npy"), np.concatenate(arrays))
-        build.workspace.save(_name(part, f"{LENGTHS}.npy"), np.concatenate(lengths))
+        build.workspace.save(
+            _name(part, f"{LENGTHS}.npy"), np.add.reduceat(np.concatenate(lengths), np.flatnonzero(np.concatenate(begins)))
+        )
+        if windows:
+            build.workspace.save(_name(part, f"{BLOCK_WINDOWS}.npy"), np.concatenate(windows))
         build.workspace.save_record(done, vars(counts))
     sizes = np.bincount(load_part(build.workspace, part, "codes"), minlength=codec.num_centroids)
     return sizes, PartCounts(**build.workspace.load_record(done))
+
+
+def _without_zero_rows(embeddings: TokenEmbeddings, windows: np.ndarray) -> np.ndarray:
+    """Return windows [W, 3] with the numbers of their vectors that `without_zero_rows` keeps."""
+    kept = np.concatenate([[0], np.cumsum(norms(embeddings.values) >= SMALLEST_NORM)])
+    ends = np.cumsum(windows[:, 0])
+    return np.concatenate([(kept[ends] - kept[ends - windows[:, 0]])[:, None], windows[:, 1:]], axis=1).astype(np.int32)

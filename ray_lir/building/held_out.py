@@ -75,8 +75,11 @@ def _of_part(
     for block in read_blocks(build.part_url(part)):
         embeddings = without_zero_rows(block.embeddings)
         token_ids = token_ids_of(build, embeddings)
+        first -= block.continues
         for number in chosen[(chosen >= first) & (chosen < first + len(embeddings))]:
             start, end = embeddings.offsets[number - first], embeddings.offsets[number - first + 1]
+            if end - start < lengths[number]:  # a document in several blocks
+                continue
             values = embeddings.values[start:end]
             vectors = codec.rotate(directions(values, kept_norms(values)), kernels).astype(np.float64)
             ids = None if token_ids is None else token_ids[start:end]

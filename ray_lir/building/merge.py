@@ -13,14 +13,14 @@ from ray_lir import storage
 from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, watched
 from ray_lir.base.short_repr import ShortRepr
-from ray_lir.building.assemble import SHARD, balanced_bounds, publish_shard, write_documents
+from ray_lir.building.assemble import SHARD, balanced_bounds, publish_shard, write_documents, write_windows
 from ray_lir.building.compress import array_names
 from ray_lir.building.lexical import PostingsWriter
 from ray_lir.building.workspace import Workspace
 from ray_lir.index import documents
-from ray_lir.index.arrays import open_rows, write_rows
+from ray_lir.index.arrays import open_rows, read_array, write_rows
 from ray_lir.index.manifest import ShardEntry
-from ray_lir.index.shard import has_token_weights, read_deleted, read_offsets
+from ray_lir.index.shard import WINDOWS, check_windows, has_token_weights, optional_arrays, read_deleted, read_offsets
 
 DOCS_PER_BLOCK = 1024
 """Documents to copy at a time."""
@@ -119,7 +119,18 @@ def _write_shard(merge: Merge, first: int, end: int, folder: Path) -> int:
     np.save(folder / "doc_offsets.npy", doc_offsets)
     for kind in array_names(has_token_weights(merge.shards[0])):
         write_rows(folder / f"{kind}.npy", int(doc_offsets[-1]), (rows for span in spans for rows in _tokens(merge.index, span, kind)))
+    if all(WINDOWS in optional_arrays(span.shard) for span in spans):
+        write_windows(folder, (_windows(merge.index, span) for span in spans))
     return int(doc_offsets[-1])
+
+
+def _windows(index: str, span: _Span) -> np.ndarray:
+    """Return the windows of a span's documents, [W, 3]: number of vectors, first and end character."""
+    windows = read_array(storage.join(index, span.shard.name, f"{WINDOWS}.npy"), np.uint32).astype(np.int64)
+    check_windows(span.shard.name, windows.astype(np.uint32), span.shard)
+    owners = np.cumsum(windows[:, 1] == 0) - 1
+    windows[:, 0] = np.diff(windows[:, 0], append=span.offsets[-1])
+    return windows[np.isin(owners, span.rows)]
 
 
 def _spans(merge: Merge, first: int, end: int) -> Iterator[_Span]:

@@ -80,6 +80,11 @@ def document_text(title: str, text: str) -> str:
     return f"{title} {text}".strip()
 
 
+def title_length(title: str, text: str) -> int:
+    """Return the number of characters at the beginning of `document_text(title, text)` that are the title."""
+    return min(len(title.strip()), len(document_text(title, text)))
+
+
 def corpus_files(url: storage.PathOrUrl) -> list[str]:
     """Return the files of a corpus, in reading order.
 

@@ -13,6 +13,15 @@ Length = Annotated[int, Field(ge=1, le=1 << 24)]
 TokenIds = tuple[Annotated[int, Field(ge=0, le=1 << 32)], ...]
 
 
+class Windows(Config):
+    """How documents are divided into windows of at most `document_length` tokens (docs/algorithms.md#15-windows)."""
+
+    stride: Length
+    """Tokens from the start of a window to the start of the next one, at most. The rest of a window is repeated in the next one."""
+    repeat_title: bool = Field(False, exclude_if=lambda repeated: not repeated)
+    """Whether every window begins with the document's title."""
+
+
 class EncoderContract(Config):
     """An encoder's conventions as data (docs/algorithms.md#11-token-sequence to 1.3). Encoders with equal fingerprints give
     interchangeable vectors."""
@@ -57,6 +66,8 @@ class EncoderContract(Config):
     """Normalize each token vector to length 1; zero vectors stay zero."""
     pooling_factor: int = Field(1, ge=1, exclude_if=lambda factor: factor == 1)
     """Tokens of a document divided by its vectors (embeddings/pooling.py); 1: one vector per token."""
+    windows: Windows | None = Field(None, exclude_if=lambda windows: windows is None)
+    """How documents are divided into windows; None: documents are truncated at `document_length`."""
 
     @property
     def fingerprint(self) -> str:

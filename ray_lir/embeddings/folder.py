@@ -1,7 +1,7 @@
 """A folder of token embeddings: publish its parts and manifest, or write a whole folder from embeddings in memory."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -22,13 +22,13 @@ from ray_lir.storage.manifest import MANIFEST, FileEntry, write_manifest, write_
 FOLDER = "embeddings"
 
 
-def publish_part(root: str, number: int, block: Block, fingerprint: str, scratch: str | None = None) -> EmbeddingPart:
+def publish_part(root: str, number: int, blocks: Iterable[Block], fingerprint: str, scratch: str | None = None) -> EmbeddingPart:
     """Write one part below `root`. Its name carries a digest of its content, so a second attempt writes the same file.
 
     Args:
         root: The folder of embeddings.
         number: Position of the part.
-        block: Documents of the part with their token embeddings.
+        blocks: Documents of the part with their token embeddings.
         fingerprint: Fingerprint of the encoder contract.
         scratch: Folder for the unfinished file, which remains there if the process is killed; None: `root`.
 
@@ -37,12 +37,11 @@ def publish_part(root: str, number: int, block: Block, fingerprint: str, scratch
     """
     with storage.attempt_folder(scratch or root) as folder:
         attempt = folder / "part.parquet"
-        write_part(attempt, block, fingerprint)
+        num_docs, num_tokens = write_part(attempt, blocks, fingerprint)
         sha256, size = storage.sha256(str(attempt)), attempt.stat().st_size
         name = f"{FOLDER}/part-{number:05d}-{sha256[:12]}.parquet"
         storage.publish(attempt, storage.join(root, name))
-    embeddings = block.embeddings
-    return EmbeddingPart(name=name, size=size, sha256=sha256, num_docs=len(embeddings), num_tokens=embeddings.num_tokens)
+    return EmbeddingPart(name=name, size=size, sha256=sha256, num_docs=num_docs, num_tokens=num_tokens)
 
 
 def write_relation(root: str, relation: Relation | None) -> FileEntry | None:
@@ -150,7 +149,7 @@ def write_embeddings(
     for number, start in enumerate(range(0, len(embeddings), DOCS_PER_PART)):
         chunk = embeddings.slice(start, min(start + DOCS_PER_PART, len(embeddings)))
         block = Block(chunk, documents.slice(start, len(chunk)))
-        parts.append(publish_part(root, number, block, contract.fingerprint))
+        parts.append(publish_part(root, number, [block], contract.fingerprint))
     manifest = EmbeddingsManifest(
         contract=contract,
         dim=embeddings.dim,

@@ -44,6 +44,8 @@ class EmbeddingsManifest(TruncationFields):
     """Rows of the corpus that were refused."""
     num_repeated: Count = later_field(0)
     """Rows among `num_dead` that were refused because another row has the same id."""
+    num_windows: Count = later_field(0)
+    """Windows of all documents; 0 if the documents were not encoded in windows."""
     parts: tuple[EmbeddingPart, ...]
     dead_letters: tuple[DeadLetter, ...] = ()
     config: dict[str, Any] = Field(default_factory=dict)

@@ -3,11 +3,15 @@
 Columns: doc_id string, num_tokens int32, embeddings binary (row-major float16, num_tokens x dim), token_ids binary (int32), weights binary
 (float32, only for scorers with token weights), title, text, metadata (JSON object) strings. The schema's metadata holds dim and the encoder
 fingerprint. A row group is a block, the unit that a reader holds in memory.
+
+Documents that were encoded in windows have two more columns. windows binary (int32, a row a window): its number of vectors, its first and
+its end character in the document's text. continues bool: whether the row continues the document of the row before. A document with very
+many vectors has several rows, so that a block stays small; title, text and metadata are in its first row.
 """
 
 import errno
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +22,7 @@ import pyarrow.parquet as pq
 from ray_lir import storage
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.base.short_repr import ShortRepr
-from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
 
 DOCS_PER_BLOCK = 256
 TEXT_COLUMNS = ("title", "text", "metadata")
@@ -30,6 +34,8 @@ COLUMN_TYPES: dict[str, tuple[pa.DataType | None, ...]] = {
     "embeddings": (pa.binary(),),
     "token_ids": (pa.binary(), None),
     "weights": (pa.binary(), None),
+    "windows": (pa.binary(), None),
+    "continues": (pa.bool_(), None),
     **{name: (pa.string(),) for name in ("doc_id", *TEXT_COLUMNS)},
 }
 """The types that each column may have; None: the column may be missing."""
@@ -42,10 +48,15 @@ class Block(ShortRepr):
     Attributes:
         embeddings: Token embeddings of N documents.
         texts: Table of N rows with the columns doc_id, title, text, metadata.
+        windows: [W, 3] int32, the windows of all documents in order: number of vectors, first and end character in the text. None if the
+            documents were not encoded in windows.
+        continues: Whether the first document is the rest of the last document of the block before.
     """
 
     embeddings: TokenEmbeddings
     texts: pa.Table
+    windows: np.ndarray | None = None
+    continues: bool = False
 
 
 def texts_table(doc_ids: Sequence[str], titles: Sequence[str], texts: Sequence[str], metadata: Sequence[str]) -> pa.Table:
@@ -61,14 +72,35 @@ def texts_table(doc_ids: Sequence[str], titles: Sequence[str], texts: Sequence[s
     return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
 
 
-def write_part(path: Path, block: Block, fingerprint: str) -> None:
+def write_part(path: Path, blocks: Iterable[Block], fingerprint: str) -> tuple[int, int]:
     """Write one Parquet file; equal content gives equal bytes.
 
     Args:
         path: The file to write.
-        block: The documents and their token embeddings.
+        blocks: The documents and their token embeddings, in at least one block. A block gets its own row groups.
         fingerprint: Fingerprint of the encoder contract.
+
+    Returns:
+        Number of documents and number of vectors.
     """
+    num_docs = num_tokens = 0
+    with ExitStack() as stack:
+        writer = None
+        for block in blocks:
+            table = _to_table(block, fingerprint)
+            if writer is None:
+                plain = [name for name in table.column_names if name not in ("doc_id", *TEXT_COLUMNS)]
+                compression = {name: "none" if name in plain else "zstd" for name in table.column_names}
+                writer = stack.enter_context(
+                    pq.ParquetWriter(path, table.schema, use_dictionary=False, write_statistics=["num_tokens"], compression=compression)
+                )
+            writer.write_table(table, row_group_size=DOCS_PER_BLOCK)
+            num_docs += len(block.embeddings) - block.continues
+            num_tokens += block.embeddings.num_tokens
+    return num_docs, num_tokens
+
+
+def _to_table(block: Block, fingerprint: str) -> pa.Table:
     embeddings = block.embeddings
     columns: dict[str, pa.Array] = {
         "doc_id": pa.array(embeddings.doc_ids, pa.string()),
@@ -79,22 +111,26 @@ def write_part(path: Path, block: Block, fingerprint: str) -> None:
         columns["token_ids"] = _to_binary(embeddings.token_ids.astype(np.int32), embeddings.offsets)
     if embeddings.weights is not None:
         columns["weights"] = _to_binary(embeddings.weights.astype(np.float32), embeddings.offsets)
+    if block.windows is not None:
+        columns["windows"] = _to_binary(block.windows.astype(np.int32), _windows_of(embeddings.offsets, block.windows))
+        columns["continues"] = pa.array([block.continues] + [False] * (len(embeddings) - 1))
     for name in TEXT_COLUMNS:
         columns[name] = block.texts.column(name).combine_chunks()
-    table = pa.table(columns).replace_schema_metadata({"ray_lir.dim": str(embeddings.dim), "ray_lir.fingerprint": fingerprint})
-    plain = [name for name in columns if name not in ("doc_id", *TEXT_COLUMNS)]
-    pq.write_table(
-        table,
-        path,
-        row_group_size=DOCS_PER_BLOCK,
-        use_dictionary=False,
-        write_statistics=["num_tokens"],
-        compression={name: "none" if name in plain else "zstd" for name in columns},
-    )
+    return pa.table(columns).replace_schema_metadata({"ray_lir.dim": str(embeddings.dim), "ray_lir.fingerprint": fingerprint})
+
+
+def _windows_of(offsets: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Return the offsets [N + 1] of the documents in the windows [W, 3].
+
+    A document begins with a window at character 0 of its text, unless it is the rest of a document.
+    """
+    begins = np.flatnonzero(windows[:, 1] == 0)
+    begins = begins if len(begins) == len(offsets) - 1 else np.concatenate([[0], begins])
+    return np.append(begins, len(windows)).astype(np.int64)
 
 
 def read_blocks(url: str) -> Iterator[Block]:
-    """Read a part one block at a time.
+    """Read a part one block at a time. Only the first document of a block can continue the block before (`Block.continues`).
 
     Raises:
         FormatError: The file is not a part of embeddings, or is truncated.
@@ -107,24 +143,76 @@ def read_blocks(url: str) -> Iterator[Block]:
             yield _to_block(_checked(part.read_row_group(number)), dim)
 
 
+def read_whole_documents(url: str) -> Iterator[Block]:
+    """Read a part in blocks of whole documents. A block is longer than those of `read_blocks` if it holds a document of several rows.
+
+    Raises:
+        FormatError: The file is not a part of embeddings, or is truncated.
+    """
+    held: list[Block] = []
+    for block in read_blocks(url):
+        if held and not block.continues:
+            yield _joined(held)
+            held = []
+        held.append(block)
+    if held:
+        yield _joined(held)
+
+
+def _joined(blocks: list[Block]) -> Block:
+    """Return consecutive blocks as one. Each of them except the first continues the block before."""
+    if len(blocks) == 1:
+        return blocks[0]
+    embeddings = concatenate([block.embeddings for block in blocks])
+    continues = np.concatenate([np.arange(len(block.embeddings)) < block.continues for block in blocks])
+    firsts = np.flatnonzero(~continues)
+    counts = np.diff(np.append(firsts, len(embeddings))).tolist()
+    texts = pa.concat_tables([block.texts for block in blocks]).filter(pa.array(~continues))
+    windows = [block.windows for block in blocks if block.windows is not None]
+    return Block(embeddings.joined(counts, [embeddings.doc_ids[first] for first in firsts.tolist()]), texts, np.concatenate(windows))
+
+
 def read_texts(url: str) -> pa.Table:
     """Return doc_id, title, text and metadata of a part's documents without reading the embeddings."""
     with _open_part(url) as part:
-        return _checked(part.read(columns=["doc_id", *TEXT_COLUMNS]))
+        return _first_rows(_read_columns(part, ["doc_id", *TEXT_COLUMNS]))
 
 
 def read_doc_ids(url: str) -> list[str]:
     """Return the ids of a part's documents without reading the embeddings."""
     with _open_part(url) as part:
-        return _checked(part.read(columns=["doc_id"])).column(0).to_pylist()
+        return _first_rows(_read_columns(part, ["doc_id"])).column(0).to_pylist()
 
 
 def read_lengths(url: str) -> np.ndarray:
     """Return the number of tokens of each document of a part, [N] int64, without reading the embeddings."""
     with _open_part(url) as part:
-        lengths = _checked(part.read(columns=["num_tokens"])).column(0).to_numpy().astype(np.int64)
+        table = _read_columns(part, ["num_tokens"])
+        lengths = table.column(0).to_numpy().astype(np.int64)
         _check_lengths(lengths)
-        return lengths
+        return np.add.reduceat(lengths, np.flatnonzero(_is_first(table))) if len(lengths) else lengths
+
+
+def _read_columns(part: pq.ParquetFile, names: list[str]) -> pa.Table:
+    """Return columns of all rows, and the column `continues` if the part has it."""
+    continues = [name for name in ("continues",) if name in part.schema_arrow.names]
+    return _checked(part.read(columns=[*names, *continues]))
+
+
+def _is_first(table: pa.Table) -> np.ndarray:
+    """Return for each row whether a document begins there. Raise ValueError if the first row does not begin one."""
+    if "continues" not in table.column_names:
+        return np.ones(table.num_rows, bool)
+    first = ~table.column("continues").combine_chunks().to_numpy(zero_copy_only=False).astype(bool)
+    if len(first) and not first[0]:
+        raise ValueError("the first row continues a document")
+    return first
+
+
+def _first_rows(table: pa.Table) -> pa.Table:
+    if "continues" not in table.column_names:
+        return table
+    return table.filter(pa.array(_is_first(table))).drop_columns("continues")
 
 
 @contextmanager
@@ -183,7 +271,13 @@ def _to_block(table: pa.Table, dim: int) -> Block:
         _from_binary(table, "token_ids", np.int32),
         _from_binary(table, "weights", np.float32),
     )
-    return Block(embeddings, table.select(["doc_id", *TEXT_COLUMNS]))
+    windows, continues = _from_binary(table, "windows", np.int32), False
+    if windows is not None:
+        windows = windows.reshape(-1, 3)
+        continues = table.num_rows > 0 and table.column("continues")[0].as_py()
+        if windows[:, 0].sum() != embeddings.num_tokens or (windows < 0).any() or (windows[:, 2] < windows[:, 1]).any():
+            raise ValueError("windows that do not fit the vectors")
+    return Block(embeddings, table.select(["doc_id", *TEXT_COLUMNS]), windows, continues)
 
 
 def _to_binary(rows: np.ndarray, offsets: np.ndarray) -> pa.Array:

@@ -147,6 +147,16 @@ class TokenEmbeddings(ShortRepr):
             None if self.texts is None else self.texts[start:stop],
         )
 
+    def joined(self, counts: Sequence[int], doc_ids: Sequence[str]) -> "TokenEmbeddings":
+        """Return consecutive texts joined into one; the arrays are shared.
+
+        Args:
+            counts: For each new text, how many texts of this batch it consists of.
+            doc_ids: Ids of the new texts.
+        """
+        ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+        return TokenEmbeddings(self.values, self.offsets[ends], doc_ids, self.token_ids, self.weights)
+
 
 def _half_precision(matrix: np.ndarray, doc_id: str) -> np.ndarray:
     """Return [tokens, D] float16. Raise ConfigError, which names the text, if float16 cannot hold the matrix."""

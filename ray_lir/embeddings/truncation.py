@@ -100,7 +100,7 @@ class TruncationCounts(Config):
         return (
             f"{self.num_truncated_docs:,} of {num_docs:,} documents are longer than document_length {document_length} and were cut: "
             f"{bound}{self.num_tokens_dropped:,} of {bound}{self.num_source_tokens:,} tokens ({self.dropped_fraction:.1%}) are not encoded "
-            "and cannot be found; raise --encoder.document_length or split long documents"
+            "and cannot be found; set --encoder.windows to encode long documents whole, or raise --encoder.document_length"
         )
 
 

@@ -274,7 +274,7 @@ def _check_encoder(encoder: EncoderConfig, contract: EncoderContract, output: st
         if not storage.is_local(output):
             raise ConfigError(f"encoder.projection saves a checkpoint, which {output} cannot store; use a local output first")
     largest = LARGEST_PART // (2 * dim * contract.document_length)
-    if docs_per_part > largest:
+    if docs_per_part > largest and not contract.windows:  # windows are written in small blocks
         raise ConfigError(
             f"{docs_per_part} documents of {contract.document_length} tokens in {dim} dimensions can exceed a part's limit of 2 GiB; "
             f"set docs_per_part to {largest} or less"
@@ -323,7 +323,8 @@ def _with_projection(encoder: EncoderConfig, corpus: Corpus, destination: Destin
         with phase("projection", records) as record, storage.attempt_folder(destination.progress) as scratch:
             texts = sample_texts(corpus, PROJECTION_SAMPLE)
             assert encoder.projection is not None
-            fitted = fit_projection(Encoder.load(encoder.model_copy(update={"precision": "float32"})), texts, encoder.projection)
+            whole = Encoder.load(encoder.model_copy(update={"precision": "float32", "windows": None}))
+            fitted = fit_projection(whole, texts, encoder.projection)
             fitted.save(scratch / CHECKPOINT)
             storage.publish(scratch / CHECKPOINT, folder)
             record.update(documents=len(texts), dim=fitted.contract.dim)
@@ -383,6 +384,7 @@ def _manifest(
         num_docs=sum(part.num_docs for part in parts),
         num_tokens=sum(part.num_tokens for part in parts),
         num_dead=sum(letter.num_rows for letter in dead),
+        num_windows=sum(entry.num_windows for entry in entries),
         parts=parts,
         dead_letters=dead,
         **TruncationCounts.sum(entry.truncation for entry in entries if entry.truncation).fields,

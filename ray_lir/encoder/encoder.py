@@ -19,7 +19,7 @@ from ray_lir.base.arguments import id_list, text_list
 from ray_lir.base.config import Config, EncoderConfig, canonical_json
 from ray_lir.base.errors import ConfigError, IncompatibleError
 from ray_lir.embeddings.cards import CardFacts, model_card
-from ray_lir.embeddings.contract import EncoderContract, check_weights
+from ray_lir.embeddings.contract import EncoderContract, Windows, check_weights
 from ray_lir.embeddings.pooling import pool_tokens
 from ray_lir.embeddings.relation import Relation
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
@@ -42,6 +42,8 @@ encodes 15 to 30% more documents per second than with 8192."""
 BFLOAT16_BATCH_TOKENS = 2048
 """Default on a CPU in bfloat16: activations have half the size, and products are so fast that the overhead of calls matters. On AMX,
 this encodes 4% more documents per second than 1024 on one core, and 13% more on two cores."""
+DEFAULT_OVERLAP = 8
+"""By default, 1/8 of a window is repeated in the next one."""
 THREAD_TOKENS = 256
 """Minimum number of tokens per thread. If texts fill fewer batches than there are threads, batches become smaller, down to this size."""
 
@@ -144,6 +146,8 @@ class Encoder:
     def encode_documents(self, texts: Sequence[str], doc_ids: Sequence[str] | None = None) -> TokenEmbeddings:
         """Return documents as token embeddings, without tokens of the skip list, and pooled if the contract says so.
 
+        If the contract has windows, a document's vectors are those of all its windows.
+
         `weights` are the scorer's token weights (rho of docs/algorithms.md#7-one-factored-form), if it weights documents.
 
         Args:
@@ -155,10 +159,15 @@ class Encoder:
         """
         tokens = self.tokenizer.tokenize_documents(texts)
         self.tokenizer.warn_if_cut("document", tokens.truncations)
-        return self.encode_document_tokens(tokens.ids, doc_ids)
+        if tokens.windows is None:
+            return self.encode_document_tokens(tokens.ids, doc_ids)
+        names = [str(number) for number in range(len(tokens.windows))] if doc_ids is None else id_list("doc_ids", doc_ids)
+        if len(names) != len(tokens.windows):
+            raise ConfigError(f"{len(tokens.windows)} texts need {len(tokens.windows)} ids, not {len(names)}; give one id per text")
+        return self.encode_document_tokens(tokens.ids).joined([len(spans) for spans in tokens.windows], names)
 
     def encode_document_tokens(self, token_ids: Sequence[np.ndarray], doc_ids: Sequence[str] | None = None) -> TokenEmbeddings:
-        """Return the same from the token ids of `tokenizer.documents`, which may come from another machine."""
+        """Return the token embeddings of texts or windows from their token ids, which may come from another machine."""
         token_ids = list(token_ids)
         embeddings = self._encode(token_ids, [len(ids) for ids in token_ids], self.contract.skip_tokens, doc_ids, self.embed_documents)
         return pool_tokens(embeddings, self.contract.pooling_factor)
@@ -410,6 +419,8 @@ def _changes(config: EncoderConfig, parts: Parts) -> dict[str, Any]:
         for name in ("query_length", "document_length", "query_expansion", "attend_to_expansion", "pooling_factor")
         if getattr(config, name) is not None
     }
+    if config.windows:
+        changes |= _windows(config, changes.get("document_length", parts.conventions["document_length"]))
     if config.query_expansion:
         token = parts.conventions.get("expansion_token") or expansion_token(parts.tokenizer)
         if token is None:
@@ -420,6 +431,22 @@ def _changes(config: EncoderConfig, parts: Parts) -> dict[str, Any]:
     if config.skip_punctuation is not None:
         changes["skip_tokens"] = punctuation_ids(parts.tokenizer) if config.skip_punctuation else ()
     return changes
+
+
+def _windows(config: EncoderConfig, document_length: int) -> dict[str, Any]:
+    """Return the conventions of windows: their length is the `document_length` of the contract.
+
+    Raises:
+        ConfigError: The stride is larger than the length, or the length contradicts `document_length`.
+    """
+    assert config.windows is not None
+    length = config.windows.length or document_length
+    if config.document_length and config.document_length != length:
+        raise ConfigError(f"windows.length {length} differs from document_length {config.document_length}; set only one of them")
+    stride = config.windows.stride or max(1, length - length // DEFAULT_OVERLAP)
+    if stride > length:
+        raise ConfigError(f"windows.stride {stride} exceeds windows.length {length}, so text would be left out; lower the stride")
+    return {"document_length": length, "windows": Windows(stride=stride, repeat_title=config.windows.repeat_title)}
 
 
 def _keep(token_ids: Sequence[np.ndarray], skip: Sequence[int]) -> list[np.ndarray]:

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from ray_lir.base.forking import after_fork
 from ray_lir.base.short_repr import ShortRepr
 from ray_lir.embeddings.contract import EncoderContract
 from ray_lir.embeddings.truncation import Truncation
+from ray_lir.encoder import windows as cutting
 from ray_lir.encoder.long_texts import Beginning, Condenser, count_stable_tokens, count_words_after, take_beginning
 
 if TYPE_CHECKING:
@@ -67,12 +68,14 @@ class TokenizedTexts(ShortRepr):
     """Token ids of texts, and how much of each text they represent.
 
     Attributes:
-        ids: One int32 array per text, including special tokens and marker.
+        ids: One int32 array per text, or per window of a text, including special tokens and marker.
         truncations: One per text.
+        windows: For each text its windows [W, 2] int64, first and end character; None if the texts are not divided.
     """
 
     ids: list[np.ndarray]
     truncations: list[Truncation]
+    windows: list[np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,41 @@ class _Cutter:
         return len(encoding) + sum(len(part) - self.num_special for part in encoding.overflowing)
 
 
+@dataclass(frozen=True)
+class _Window:
+    """A window of a document: the characters `first` to `end`.
+
+    Attributes:
+        document: The whole text.
+        title_length: Characters of its title.
+        head: Characters of the title that are repeated in front of the window.
+        head_tokens: Tokens of these characters.
+    """
+
+    document: str
+    first: int
+    end: int
+    title_length: int = 0
+    head: int = 0
+    head_tokens: int = 0
+
+    @property
+    def has_head(self) -> bool:
+        return self.head > 0 and self.first >= self.title_length
+
+    @property
+    def text(self) -> str:
+        """The text to tokenize."""
+        text = self.document[self.first : self.end]
+        return f"{self.document[: self.head]} {text}" if self.has_head else text
+
+    def in_document(self, spans: np.ndarray) -> np.ndarray:
+        """Return spans [T, 2] of `text` as spans of the document; -1 stays -1."""
+        if not self.has_head:
+            return np.where(spans < 0, -1, spans + self.first)
+        return np.where((spans < 0) | (spans[:, :1] < self.head), spans, spans + self.first - self.head - 1)
+
+
 class TextTokenizer:
     """Token ids of queries and documents: special tokens, markers, truncation, expansion. It can be pickled and used from several threads.
 
@@ -128,6 +166,7 @@ class TextTokenizer:
         serialized = tokenizer.backend_tokenizer.to_str()
         self._queries = _Cutter.of(serialized, contract.query_length - (self._query_marker is not None))
         self._documents = _Cutter.of(serialized, contract.document_length - (self._document_marker is not None))
+        self._whole = _whole_texts(serialized)
         self._warned: set[str] = set()
         self._condenser = Condenser.of(self._documents.tokenizer)
 
@@ -146,16 +185,48 @@ class TextTokenizer:
     def documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return token ids of documents, one int32 array per text: special tokens and marker included, truncated to `document_length`.
 
-        The last special token is kept.
+        The last special token is kept. If the contract has windows, a text's array holds the ids of all its windows.
 
         Raises:
             ConfigError: A text is not a string; the message has its position.
         """
-        return self.tokenize_documents(texts).ids
+        tokens = self.tokenize_documents(texts)
+        if tokens.windows is None:
+            return tokens.ids
+        ends = np.cumsum([len(spans) for spans in tokens.windows])
+        return [np.concatenate(tokens.ids[end - len(spans) : end]) for end, spans in zip(ends, tokens.windows, strict=True)]
 
-    def tokenize_documents(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Return token ids of documents, with the number of tokens of each before truncation."""
-        return self._tokenize(self._documents, texts, self.contract.document_prompt, self._document_marker)
+    def tokenize_documents(self, texts: Sequence[str], title_lengths: Sequence[int] | None = None) -> TokenizedTexts:
+        """Return token ids of documents or of their windows, with the number of tokens of each document before truncation.
+
+        Args:
+            texts: N documents.
+            title_lengths: N numbers of characters at the beginning of each text that are its title; None: no titles. Used if the contract
+                repeats titles.
+
+        Raises:
+            ConfigError: A text is not a string, or is too long to be divided into windows.
+        """
+        if not self.contract.windows:
+            return self._tokenize(self._documents, texts, self.contract.document_prompt, self._document_marker)
+        texts = text_list("texts", texts)
+        heads = [self._head(text, length) for text, length in zip(texts, title_lengths or [0] * len(texts), strict=True)]
+        windows = [_Window(text, *span, *head) for text, head in zip(texts, heads, strict=True) for span in self._plan(text, *head)]
+        result = TokenizedTexts([], [], [])
+        fitted = self._fit(windows)
+        position = 0
+        for text in texts:
+            spans: list[tuple[int, int]] = []
+            kept = total = 0
+            while not spans or spans[-1][1] < len(text):
+                window, ids, truncation = fitted[position]
+                spans.append((window.first, window.end))
+                result.ids.append(ids)
+                kept, total, position = kept + truncation.kept, total + truncation.total, position + 1
+            result.truncations.append(Truncation(kept, total))
+            assert result.windows is not None
+            result.windows.append(np.array(spans, np.int64))
+        return result
 
     def queries(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return token ids of queries, padded with expansion tokens if the contract says so."""
@@ -199,13 +270,105 @@ class TextTokenizer:
         missing = (self.contract.expansion_length or self.contract.query_length) - len(ids)
         return np.pad(ids, (0, max(0, missing)), constant_values=self._expansion)
 
-    def document_spans(self, text: str) -> TokenSpans:
+    def document_spans(self, text: str, title_length: int = 0) -> TokenSpans:
         """Return the tokens of a document that have a vector, in the order of the vectors. With pooling there are none, since a vector
-        then represents tokens in several places."""
+        then represents tokens in several places.
+
+        Args:
+            text: The document.
+            title_length: Number of characters at the beginning of the text that are its title.
+        """
         contract = self.contract
         if contract.pooling_factor > 1:
             return TokenSpans([], np.zeros((0, 2), np.int64))
+        if not contract.windows:
+            return self._document_spans(text)
+        [windows] = self.tokenize_documents([text], [title_length]).windows or []
+        parts = [self.window_spans(text, int(first), int(end), title_length) for first, end in windows]
+        return TokenSpans([piece for part in parts for piece in part.pieces], np.concatenate([part.spans for part in parts]))
+
+    def window_spans(self, text: str, first: int, end: int, title_length: int = 0) -> TokenSpans:
+        """Return the tokens of one window of a document that have a vector, with their positions in the whole document.
+
+        Args:
+            text: The document.
+            first: First character of the window.
+            end: Character after the window.
+            title_length: Number of characters at the beginning of the text that are its title.
+        """
+        if self.contract.pooling_factor > 1:
+            return TokenSpans([], np.zeros((0, 2), np.int64))
+        window = _Window(text, first, end, *self._head(text, title_length))
+        found = self._document_spans(window.text)
+        return TokenSpans(found.pieces, window.in_document(found.spans))
+
+    def _document_spans(self, text: str) -> TokenSpans:
+        contract = self.contract
         return self._spans(self._documents, text, contract.document_prompt, self._document_marker, contract.skip_tokens, False)
+
+    def _head(self, text: str, title_length: int) -> tuple[int, int, int]:
+        """Return the length of a document's title, and how many of its characters and tokens are repeated in every window."""
+        windows = self.contract.windows
+        if windows is None or not windows.repeat_title or not title_length:
+            return title_length, 0, 0
+        found = self._token_starts(text[:title_length])
+        most = self._capacity // cutting.TITLE_FRACTION
+        if len(found.starts) <= most:
+            return title_length, title_length, len(found.starts)
+        last = found.words[found.words <= most]
+        end = int(last[-1]) if len(last) else 0
+        return title_length, len(text[: found.starts[end]].rstrip()), end
+
+    @property
+    def _capacity(self) -> int:
+        """Tokens of a document in one window, without special tokens, marker and prompt."""
+        prompt = self.contract.document_prompt
+        return max(1, self._documents.capacity - (len(self._token_starts(prompt).starts) if prompt else 0))
+
+    def _plan(self, text: str, title_length: int, head: int, head_tokens: int) -> list[tuple[int, int]]:
+        """Return the windows of a document as (first, end) in characters."""
+        cutting.check_characters(text)
+        size = self._capacity
+        if 4 * len(text) <= size:  # a character has at most four tokens
+            return [(0, len(text))]
+        tokens = self._token_starts(text)
+        if len(tokens.starts) > size:
+            size = max(1, size - head_tokens)
+        assert self.contract.windows is not None
+        overlap = min(max(0, self.contract.document_length - self.contract.windows.stride), size - 1)
+        spans = cutting.cut(text, tokens, size, overlap, self._documents.first_limit // 2)
+        return [(int(first), int(end)) for first, end in spans]
+
+    def _token_starts(self, text: str) -> cutting.TokenStarts:
+        blocks = list(cutting.blocks_of(text))
+        encodings: list[Encoding] = []
+        for group in _groups([block for _, block in blocks], cutting.BLOCK_CHARACTERS):
+            encodings += self._whole.encode_batch([self._prepared(block, "") for block in group], add_special_tokens=False)
+        return cutting.token_starts(blocks, encodings)
+
+    def _fit(self, windows: Sequence["_Window"]) -> list[tuple["_Window", np.ndarray, Truncation]]:
+        """Return the token ids of windows. A window that is longer than planned is halved until it fits, since a part of a text may have
+        more tokens than it has within the text."""
+        tokens = self._tokenize(self._documents, [window.text for window in windows], self.contract.document_prompt, self._document_marker)
+        fitted = list(zip(windows, tokens.ids, tokens.truncations, strict=True))
+        parts = {
+            position: [replace(window, first=first, end=end) for first, end in cutting.halves(window.document, window.first, window.end)]
+            for position, (window, _, truncation) in enumerate(fitted)
+            if truncation.is_cut and window.end - window.first > 1
+        }
+        if not parts:
+            return fitted
+        halved = iter(self._fit([part for each in parts.values() for part in each]))
+        ends = {position: each[-1].end for position, each in parts.items()}
+        result: list[tuple[_Window, np.ndarray, Truncation]] = []
+        for position, each in enumerate(fitted):
+            if position not in ends:
+                result.append(each)
+                continue
+            result.append(next(halved))
+            while result[-1][0].end < ends[position]:
+                result.append(next(halved))
+        return result
 
     def query_spans(self, text: str) -> TokenSpans:
         """Return the tokens of a query that have a vector, including expansion tokens, in the order of the vectors."""
@@ -299,6 +462,14 @@ def _groups(texts: Sequence[str], longest: int) -> Iterator[Sequence[str]]:
         size += min(len(text), longest)
     if first < len(texts):
         yield texts[first:]
+
+
+def _whole_texts(serialized: str) -> Tokenizer:
+    """Return a tokenizer that neither truncates nor pads."""
+    tokenizer = Tokenizer.from_str(serialized)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def _valid_unicode(text: str) -> str:

@@ -73,7 +73,7 @@ def exact_run(blocks: Iterable[TokenEmbeddings], queries: TokenEmbeddings, k: in
 def read_embeddings(folder: str, manifest: EmbeddingsManifest) -> Iterator[TokenEmbeddings]:
     """Yield the token embeddings of a folder block by block, in document order. Zero rows are removed, as in an index."""
     for part in manifest.parts:
-        for block in parquet.read_blocks(storage.join(folder, part.name)):
+        for block in parquet.read_whole_documents(storage.join(folder, part.name)):
             yield without_zero_rows(block.embeddings)
 
 

@@ -7,6 +7,7 @@
 | residuals.npy | [T, D nbits / 8] uint8 | packed buckets, the first dimension in the highest bits |
 | scales.npy | [T, 2] float16 | a token decodes to scales[0] centroid + scales[1] bucket weights, with the norm of the original vector |
 | weights.npy | [T] float16 | token weights minus one, if the scorer weighs document tokens |
+| windows.npy | [W, 3] uint32 | of documents in windows: each window's first token in the shard, first and end character in its document |
 | documents.arrow | N rows | doc_id, title, text, metadata |
 | lexical_*.npy | | lexical postings, if the index has them (index/lexical.py) |
 
@@ -36,6 +37,7 @@ from ray_lir.storage.manifest import check_file, files_of
 
 ARRAYS = ("doc_offsets", "codes", "residuals", "scales")
 WEIGHTS = "weights"
+WINDOWS = "windows"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,6 +58,9 @@ class IndexShard(ShortRepr):
 
     Source: rho in docs/algorithms.md#7-one-factored-form.
     """
+    windows: np.ndarray | None = None
+    """[W, 3] uint32: the first token, and the first and end character, of each window; in the order of the tokens. None if the documents
+    are not divided into windows."""
 
     lexical: LexicalPostings | None = None
     """None for an index without lexical postings."""
@@ -144,6 +149,12 @@ class IndexShard(ShortRepr):
         """Return the weights of these tokens, float64; None if every token has weight one."""
         return None if self.weights is None else self.weights[tokens].astype(np.float64) + 1
 
+    def windows_of(self, tokens: np.ndarray) -> np.ndarray | None:
+        """Return the windows that hold these tokens of the shard, [n, 3] int64 like `windows`; None if there are no windows."""
+        if self.windows is None:
+            return None
+        return self.windows[np.searchsorted(self.windows[:, 0], tokens, side="right") - 1].astype(np.int64)
+
     def lengths(self, numbers: np.ndarray) -> np.ndarray:
         """Return the number of tokens of each of these documents."""
         return self.doc_offsets[numbers + 1] - self.doc_offsets[numbers]
@@ -178,11 +189,13 @@ def open_shard(root: str, entry: ShardEntry, manifest: IndexManifest, verify: bo
     for file in files_of(entry):
         check_file(root, file, content=verify)
     folder = Path(root) / entry.name
-    paths = {name: folder / f"{name}.npy" for name in (*ARRAYS, *([WEIGHTS] if has_token_weights(entry) else []))}
+    paths = {name: folder / f"{name}.npy" for name in (*ARRAYS, *optional_arrays(entry))}
     arrays = {name: map_array(path) for name, path in paths.items()}
     for name, (dtype, shape) in _layout(entry, manifest).items():
         if name in arrays:
             check_array(str(paths[name]), arrays[name], dtype, shape)
+    if WINDOWS in arrays:
+        check_windows(str(paths[WINDOWS]), arrays[WINDOWS], entry)
     check_offsets(str(paths["doc_offsets"]), arrays["doc_offsets"], entry)
     if entry.num_tokens and (highest := int(arrays["codes"].max())) >= manifest.num_centroids:
         raise FormatError(str(paths["codes"]), f"codes below {manifest.num_centroids}", f"{highest}", FIX)
@@ -234,6 +247,23 @@ def check_offsets(url: str, offsets: np.ndarray, entry: ShardEntry) -> None:
         raise FormatError(url, f"offsets that ascend from 0 to {entry.num_tokens}", "others", FIX)
 
 
+def check_windows(url: str, windows: np.ndarray, entry: ShardEntry) -> None:
+    """Check the windows of a shard.
+
+    Args:
+        url: File of the windows, for the message.
+        windows: The array.
+        entry: The shard's entry in the manifest.
+    Raises:
+        FormatError: The array is not [W, 3] uint32, the first tokens do not ascend from 0, or a window ends before it begins.
+    """
+    if windows.ndim != 2 or windows.dtype != np.uint32 or windows.shape[1] != 3 or len(windows) < entry.num_docs:
+        raise FormatError(url, f"uint32 [at least {entry.num_docs}, 3]", f"{windows.dtype} {list(windows.shape)}", FIX)
+    first, begin, end = windows.T
+    if len(first) and (first[0] != 0 or first[-1] > entry.num_tokens or (first[1:] < first[:-1]).any() or (end < begin).any()):
+        raise FormatError(url, f"first tokens that ascend from 0 to at most {entry.num_tokens}", "others", FIX)
+
+
 def read_offsets(index: str, entry: ShardEntry) -> np.ndarray:
     """Read a shard's doc_offsets [N + 1] int64, from a disk or an object store.
 
@@ -261,6 +291,12 @@ def read_deleted(index: str, entry: ShardEntry) -> np.ndarray:
     return numbers
 
 
+def optional_arrays(entry: ShardEntry) -> list[str]:
+    """Return which of the optional arrays a shard has."""
+    listed = {file.name for file in entry.files}
+    return [name for name in (WEIGHTS, WINDOWS) if f"{entry.name}/{name}.npy" in listed]
+
+
 def has_token_weights(entry: ShardEntry) -> bool:
     """Return whether a shard has token weights."""
-    return any(file.name == f"{entry.name}/{WEIGHTS}.npy" for file in entry.files)
+    return WEIGHTS in optional_arrays(entry)

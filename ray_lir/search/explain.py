@@ -28,6 +28,8 @@ from ray_lir.search.searcher import Searcher
 MAX_NUMBER = 2**63 - 1
 StageScores = tuple[float | None, ...]
 """A document's scores in one stage, one for each column; None for a column that does not score it."""
+BLOCK_TOKENS = 1 << 16
+"""Tokens of a document that are decompressed at a time to find matches."""
 KEPT_OUT = {"filters": "left out by the filter", "deleted": "the document is deleted"}
 """Reasons why a document is not searched, with their texts."""
 
@@ -41,11 +43,14 @@ class TokenMatches(ShortRepr):
         similarities: [n] float32, dot products of the query vectors with the decompressed document vectors.
         contributions: [n] float32, the scorer's term for each query token. For MaxSim it is the similarity times the weights of both
             tokens. The sum is the document's exact score, up to the rounding of the kernels.
+        windows: [n, 3] int64, the window of each matched token: its first token, counted like `tokens`, and its first and end character in
+            the document. None if the document is not stored in windows.
     """
 
     tokens: np.ndarray
     similarities: np.ndarray
     contributions: np.ndarray
+    windows: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ def explain(
     [plan] = loop.plans
     scores = stage_scores(plan, shard, codec, kernels, number)
     truncation = None
-    if tokenizer is not None:
+    if tokenizer is not None and not searcher.manifest.contract.windows:
         [fields] = searcher.documents([number])
         [truncation] = tokenizer.document_truncations([document_text(fields["title"], fields["text"])])
     followed = trace(plan, [best for [best] in loop.kept], scores, number, kept_out(shard, number, filters), truncation)
@@ -171,11 +176,29 @@ def match_tokens(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, numbe
     tokens, _ = shard.tokens(np.array([number - shard.first_document]))
     if not len(tokens):
         return TokenMatches(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32))
-    vectors_TD = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
-    best, similarities, terms = match(plan, vectors_TD, shard.token_weights(tokens), codec)
+    best, similarities, terms = _match(plan, shard, codec, tokens)
+    windows = shard.windows_of(tokens[best])
+    if windows is not None:
+        windows[:, 0] -= tokens[0]
     if plan.query.norms is not None:
         similarities = similarities * plan.query.norms
-    return TokenMatches(best, similarities.astype(np.float32), (plan.query.weights * terms).astype(np.float32))
+    return TokenMatches(best, similarities.astype(np.float32), (plan.query.weights * terms).astype(np.float32), windows)
+
+
+def _match(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return `match` of a document's tokens. A document of more than BLOCK_TOKENS tokens first loses, block by block, all tokens that no
+    query token matches within their block, so that memory stays bounded."""
+
+    def matched(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        vectors_TD = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
+        return match(plan, vectors_TD, shard.token_weights(tokens), codec)
+
+    if len(tokens) <= BLOCK_TOKENS:
+        return matched(tokens)
+    starts = range(0, len(tokens), BLOCK_TOKENS)
+    kept = np.concatenate([start + np.unique(matched(tokens[start : start + BLOCK_TOKENS])[0]) for start in starts])
+    best, similarities, terms = matched(tokens[kept])
+    return kept[best], similarities, terms
 
 
 def stage_scores(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, number: int) -> list[StageScores]:

@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from ray_lir.api.search import Highlight, Match, QueryToken, Snippet
+from ray_lir.api.search import Highlight, Match, Passage, QueryToken, Snippet
 from ray_lir.embeddings.page_grid import PageGrid
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ FUNCTION_WORDS = frozenset(
     le la les un une des et ou est sont du de en dans pour par sur qui que
     el los las una y o es son del por para con que como""".split()
 )
+SPECIAL_TOKEN_WEIGHT = 0.01
+"""Weight of a match of a special token when the best window is chosen, so that it decides only between equal windows."""
 SENTENCE_END = ".!?\n"
 
 
@@ -56,22 +58,88 @@ def token_matches(
         found: The matched tokens of the document.
         title: Title of the document.
         text: Text of the document.
-        spans: [T, 2] int64, first and end character of each token of `document_text(title, text)`.
+        spans: [n, 2] int64, first and end character of each matched token in `document_text(title, text)` (`matched_spans`).
         metadata: Metadata of the document, which may have the grid of an image page.
     """
     from ray_lir.search.explain import in_fields
 
-    places = in_fields(spans, title, text)
     grid = PageGrid.of(metadata)
     matches = []
-    for token, similarity, contribution in zip(
-        found.tokens.tolist(), found.similarities.tolist(), found.contributions.tolist(), strict=True
+    for place, token, similarity, contribution in zip(
+        in_fields(spans, title, text), found.tokens.tolist(), found.similarities.tolist(), found.contributions.tolist(), strict=True
     ):
-        # If the stored text is not the text that was encoded, the numbers of tokens differ.
-        field, start, end = (places[token] if token < len(places) else None) or (None, None, None)
+        field, start, end = place or (None, None, None)
         box = grid.box(token) if grid else None
         matches.append(Match(similarity=similarity, contribution=contribution, field=field, start=start, end=end, box=box))
     return matches
+
+
+def matched_spans(tokenizer: "LocatesTokens", tokens: "np.ndarray", windows: "np.ndarray | None", title: str, text: str) -> "np.ndarray":
+    """Return the position of each matched token in `document_text(title, text)`: [n, 2] int64, -1 for a token that is not in it.
+
+    Args:
+        tokenizer: Tokenizer of the index's encoder.
+        tokens: [n] int64, matched tokens, counted from the first vector of the document.
+        windows: [n, 3] int64, the window of each token (`TokenMatches.windows`). Only these windows are tokenized. None: the document is
+            tokenized.
+        title: Title of the document.
+        text: Text of the document.
+    """
+    import numpy as np
+
+    from ray_lir.corpus.records import document_text, title_length
+
+    joined, head = document_text(title, text), title_length(title, text)
+    if windows is None:
+        return spans_of(tokens, tokenizer.document_spans(joined, head).spans)
+    spans = np.full((len(tokens), 2), -1, np.int64)
+    for start, first, end in np.unique(windows, axis=0).tolist():
+        inside = windows[:, 0] == start
+        spans[inside] = spans_of(tokens[inside] - start, tokenizer.window_spans(joined, first, end, head).spans)
+    return spans
+
+
+def spans_of(tokens: "np.ndarray", spans: "np.ndarray") -> "np.ndarray":
+    """Return the spans of some tokens, [n, 2] int64; -1 for tokens without a span.
+
+    If the stored text is not the text that was encoded, there may be fewer spans than tokens.
+
+    Args:
+        tokens: [n] int64, numbers of tokens.
+        spans: [T, 2] int64, the spans of all tokens.
+    """
+    import numpy as np
+
+    if not len(spans):
+        return np.full((len(tokens), 2), -1, np.int64)
+    return np.where((tokens < len(spans))[:, None], spans[np.minimum(tokens, len(spans) - 1)], -1)
+
+
+def best_window(found: "TokenMatches", query: str, tokens: Sequence[QueryToken], title: str, text: str) -> Passage | None:
+    """Return the window of a document with the largest part of the score; None if the document is not stored in windows.
+
+    Function words of the query count a fifth, as in highlights.
+
+    Args:
+        found: The matched tokens of the document.
+        query: Text of the query.
+        tokens: The n tokens of the query.
+        title: Title of the document.
+        text: Text of the document.
+    """
+    if found.windows is None or not len(found.tokens):
+        return None
+    import numpy as np
+
+    from ray_lir.search.explain import in_fields
+
+    weights = [_word_weight(query, token.start, token.end) or SPECIAL_TOKEN_WEIGHT for token in tokens]
+    parts: dict[tuple[int, int], float] = {}
+    for (_, first, end), weight, contribution in zip(found.windows.tolist(), weights, found.contributions.tolist(), strict=True):
+        parts[first, end] = parts.get((first, end), 0.0) + weight * max(0.0, contribution)
+    first, end = max(parts, key=lambda window: (parts[window], -window[0]))
+    [place] = in_fields(np.array([[first, end]]), title, text)
+    return Passage(start=place[1], end=min(place[2], len(text))) if place and place[0] == "text" else Passage(start=0, end=0)
 
 
 def highlights(
@@ -106,27 +174,29 @@ def highlights(
     return result
 
 
-def snippet(text: str, marks: Sequence[Highlight], length: int = SNIPPET_LENGTH) -> Snippet:
-    """Return the passage of a text with the strongest highlights; the beginning of the text if there are none.
+def snippet(text: str, marks: Sequence[Highlight], length: int = SNIPPET_LENGTH, within: Passage | None = None) -> Snippet:
+    """Return the passage of a text with the strongest highlights; the beginning of the text or of the window if there are none.
 
     Args:
         text: Text of the document.
         marks: Highlights of the document. Highlights of the title are ignored.
         length: Characters of the passage, at most.
+        within: The best window of the text, which holds the first highlight of the passage; None: it may lie anywhere.
     """
     if len(text) <= length:
         return Snippet(text=text, start=0, more=False)
-    marks = [mark for mark in marks if mark.field == "text"]
-    start = _start(text, _best_first(marks, length - LEAD), length)
+    marks = [mark for mark in marks if mark.field == "text" and (within is None or within.start <= mark.start < within.end)]
+    earliest = within.start if within else 0
+    start = max(earliest, _start(text, _best_first(marks, length - LEAD, earliest), length))
     end = min(len(text), start + length)
     if end < len(text):
         end = next((place for place in range(end, start + length // 2, -1) if text[place].isspace()), end)
     return Snippet(text=text[start:end].rstrip(), start=start, more=end < len(text))
 
 
-def _best_first(marks: Sequence[Highlight], length: int) -> int:
-    """Start of the first highlight in the best passage; ties go to the first passage."""
-    best, place = 0.0, 0
+def _best_first(marks: Sequence[Highlight], length: int, otherwise: int) -> int:
+    """Start of the first highlight in the best passage; ties go to the first passage, and without highlights it is `otherwise`."""
+    best, place = 0.0, otherwise
     for number, mark in enumerate(marks):
         strength = sum(other.strength for other in marks[number:] if other.end <= mark.start + length)
         if strength > best + 1e-9:
@@ -194,8 +264,15 @@ class LocatesTokens(Protocol):
         """Return the tokens of a query, in the order of its vectors."""
         ...
 
-    def document_spans(self, text: str) -> TokenPositions:
+    def document_spans(self, text: str, title_length: int = 0) -> TokenPositions:
         """Return the tokens of a document, in the order of its vectors."""
+        ...
+
+    def window_spans(self, text: str, first: int, end: int, title_length: int = 0) -> TokenPositions:
+        """Return the tokens of one window of a document, in the order of its vectors.
+
+        Args: as in `TextTokenizer.window_spans`.
+        """
         ...
 
 
@@ -207,12 +284,14 @@ class MatchedHit(NamedTuple):
         matches: The match of each query token; empty for a document without tokens.
         highlights: Matched words of the title and the text.
         snippet: The best passage of the text.
+        passage: The best window of the text; None if the document is not stored in windows.
     """
 
     pieces: Sequence[str]
     matches: list[Match]
     highlights: list[Highlight]
     snippet: Snippet
+    passage: Passage | None
 
 
 def match_hits(
@@ -230,7 +309,6 @@ def match_hits(
     Raises:
         ConfigError: The embeddings do not fit the index, or it does not hold a hit's number.
     """
-    from ray_lir.corpus.records import document_text
     from ray_lir.search.explain import match_tokens, shard_of
 
     [plan] = searcher.planner.plan(embedded, 1, "exact")
@@ -239,13 +317,14 @@ def match_hits(
     for hit in hits:
         title, text = hit["title"], hit["text"]
         found = match_tokens(plan, shard_of(searcher.shards, hit["number"]), searcher.planner.codec, hit["number"])
-        places = tokenizer.document_spans(document_text(title, text)).spans
+        places = matched_spans(tokenizer, found.tokens, found.windows, title, text)
         matches = token_matches(found, title, text, places, hit.get("metadata"))
-        yield MatchedHit(spans.pieces, matches, *highlighted(query, tokens, matches, title, text))
+        passage = best_window(found, query, tokens, title, text)
+        yield MatchedHit(spans.pieces, matches, *highlighted(query, tokens, matches, title, text, passage), passage)
 
 
 def highlighted(
-    query: str, tokens: Sequence[QueryToken], matches: Sequence[Match], title: str, text: str
+    query: str, tokens: Sequence[QueryToken], matches: Sequence[Match], title: str, text: str, passage: Passage | None = None
 ) -> tuple[list[Highlight], Snippet]:
     """Return the highlights of a document's title and text, and its snippet.
 
@@ -255,8 +334,9 @@ def highlighted(
         matches: The match of each query token; empty for a document without tokens.
         title: Title of the document.
         text: Text of the document.
+        passage: Its best window (`best_window`), which holds the snippet; None if it is not stored in windows.
     """
     if len(matches) != len(tokens):  # a document without tokens
         matches, tokens = [], []
     marks = [*highlights(query, tokens, matches, "title", title), *highlights(query, tokens, matches, "text", text)]
-    return marks, snippet(text, marks)
+    return marks, snippet(text, marks, within=passage)

@@ -240,8 +240,10 @@ def load_encoder(config: EncoderConfig, seed: int, device: str) -> Encoder:
         device: Torch's name of the device, such as cpu or cuda:0.
 
     Raises:
-        ConfigError: There is no such checkpoint, or it cannot be used.
+        ConfigError: There is no such checkpoint, or it cannot be used; or windows are set.
     """
+    if config.windows:
+        raise ConfigError("encoder.windows divides documents for an index, and training truncates them; leave it out")
     torch.manual_seed(seed)
     return Encoder.load(config.model_copy(update={"device": device, "precision": "float32"}))
 

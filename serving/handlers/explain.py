@@ -1,7 +1,7 @@
 """`POST /explain` and the explanations of hits: token matches, and why a document was found or not."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,16 +24,22 @@ from .documents import find, get_document
 
 @dataclass(frozen=True)
 class Explained:
-    """The tokens of each query, and their matches in each of its documents, by document number."""
+    """The tokens of each query, and their matches in each of its documents, by document number.
+
+    `found` has the matched tokens by their numbers, and `matches` their positions in the document's fields.
+    """
 
     tokens: list[list[QueryToken]]
     matches: list[dict[int, list[Match]]]
+    found: list[dict[int, TokenMatches]]
 
     def hit_fields(self, request: SearchRequest, documents: Mapping[int, dict[str, Any]]) -> list[dict[int, dict[str, Any]]]:
-        """Return for each query the fields matches, highlights and snippet of its hits, by document number."""
+        """Return for each query the fields matches, highlights, snippet and passage of its hits, by document number."""
         fields = []
-        for query, tokens, matched in zip(request.texts, self.tokens, self.matches, strict=True):
-            fields.append({number: _fields(request, query, tokens, each, documents[number]) for number, each in matched.items()})
+        for query, tokens, matched, found in zip(request.texts, self.tokens, self.matches, self.found, strict=True):
+            fields.append(
+                {number: _fields(request, query, tokens, each, found[number], documents[number]) for number, each in matched.items()}
+            )
         return fields
 
 
@@ -72,7 +78,9 @@ async def explain_document(context: RequestContext, request: ExplainRequest, ker
     scatter = Scatter(context, kernels, filters=request.filters)
     found = await scatter.find([plan], ())
     scores, kept_out = await context.call(owner, "stage_scores", plan, number, request.filters)
-    [truncation] = await context.call_encoder("truncations", [document_text(document.title, document.text)], "document")
+    truncation = None
+    if not context.snapshot.manifest.contract.windows:
+        [truncation] = await context.call_encoder("truncations", [document_text(document.title, document.text)], "document")
     traced = trace(plan, [best for [best] in found.kept], scores, number, kept_out, truncation)
     only = TopK(np.zeros(1, np.float32), np.array([number]))
     fields = {"title": document.title, "text": document.text, "metadata": document.metadata}
@@ -83,7 +91,7 @@ async def explain_document(context: RequestContext, request: ExplainRequest, ker
         score=traced.score,
         dropped_at=traced.dropped_at,
         reason=traced.reason,
-        truncation=next(iter(replies.truncated([truncation])), None),
+        truncation=next(iter(replies.truncated([truncation])), None) if truncation else None,
         truncated_queries=replies.truncated(planned.truncations),
         stages=[StageReport(**vars(stage)) for stage in traced.stages],
         query_tokens=explained.tokens[0],
@@ -97,26 +105,47 @@ async def explain_document(context: RequestContext, request: ExplainRequest, ker
 async def _explained(
     scatter: Scatter, queries: list[str], plans: list[QueryPlan], best: list[TopK], documents: Mapping[int, dict[str, Any]]
 ) -> Explained:
-    texts = [document_text(fields["title"], fields["text"]) for fields in documents.values()]
+    windows = scatter.context.snapshot.manifest.contract.windows is not None
+    texts = [] if windows else [document_text(fields["title"], fields["text"]) for fields in documents.values()]
     (of_queries, of_documents), found = await asyncio.gather(
         scatter.context.call_encoder("spans", queries, texts), scatter.matches(plans, best)
     )
-    spans = dict(zip(documents, of_documents, strict=True))
-
-    def of_document(number: int, matches: TokenMatches) -> list[Match]:
-        fields = documents[number]
-        return highlights.token_matches(matches, fields["title"], fields["text"], spans[number][1], fields["metadata"])
-
+    if windows:  # only the windows that hold matches are tokenized, so the matches must be known
+        located = [(each.tokens, each.windows, documents[number]["title"], documents[number]["text"]) for each, number in _numbered(found)]
+        spans = iter(await scatter.context.call_encoder("matched_spans", located))
+    else:
+        whole = dict(zip(documents, (spans for _, spans in of_documents), strict=True))
+        spans = (highlights.spans_of(each.tokens, whole[number]) for each, number in _numbered(found))
     return Explained(
         tokens=[highlights.query_tokens(plan, *each) for plan, each in zip(plans, of_queries, strict=True)],
-        matches=[{number: of_document(number, matches) for number, matches in each.items()} for each in found],
+        matches=[
+            {
+                number: highlights.token_matches(
+                    matches, documents[number]["title"], documents[number]["text"], next(spans), documents[number]["metadata"]
+                )
+                for number, matches in each.items()
+            }
+            for each in found
+        ],
+        found=found,
     )
 
 
+def _numbered(found: list[dict[int, TokenMatches]]) -> Iterator[tuple[TokenMatches, int]]:
+    return ((matches, number) for each in found for number, matches in each.items())
+
+
 def _fields(
-    request: SearchRequest, query: str, tokens: list[QueryToken], matches: list[Match], document: Mapping[str, Any]
+    request: SearchRequest,
+    query: str,
+    tokens: list[QueryToken],
+    matches: list[Match],
+    found: TokenMatches,
+    document: Mapping[str, Any],
 ) -> dict[str, Any]:
     fields: dict[str, Any] = {"matches": matches} if request.explain else {}
     if request.highlight:
-        fields["highlights"], fields["snippet"] = highlights.highlighted(query, tokens, matches, document["title"], document["text"])
+        title, text = document["title"], document["text"]
+        fields["passage"] = passage = highlights.best_window(found, query, tokens, title, text)
+        fields["highlights"], fields["snippet"] = highlights.highlighted(query, tokens, matches, title, text, passage)
     return fields

@@ -13,6 +13,7 @@ export const FACTS = [
   (hit) => element("span", { className: "doc-id", textContent: hit.doc_id }),
   (hit, answer, words) => scoreElement(hit, words, answer.engine),
   (hit) => hit.sides && sidesElement(hit.sides),
+  passageElement,
 ];
 
 // Which side of a hybrid search found a hit, and both scores.
@@ -27,6 +28,13 @@ export function hitElements(answer, words) {
   const spans = hits.map((hit) => ({ title: spansOf(hit, "title", words), text: spansOf(hit, "text", words) }));
   const strongest = Math.max(1e-9, ...spans.flatMap((each) => [...each.title, ...each.text].map((span) => span.strength)));
   return hits.map((hit, number) => hitElement(hit, number + 1, answer, words, spans[number], strongest));
+}
+
+// Where the best window of a long document lies in its text; null for a document that is not divided.
+function passageElement(hit) {
+  if (!hit.passage || (!hit.snippet?.start && !hit.snippet?.more)) return null;
+  const place = `characters ${hit.passage.start.toLocaleString("en")} to ${hit.passage.end.toLocaleString("en")}`;
+  return element("span", { className: "passage", textContent: place, title: "The part of the text with the largest part of the score" });
 }
 
 function hitElement(hit, rank, answer, words, spans, strongest) {
@@ -46,8 +54,8 @@ function hitElement(hit, rank, answer, words, spans, strongest) {
 
 // The best passage, and the whole text if it is longer.
 function passages(hit, spans, strongest, words) {
-  const whole = highlighted(element("p", { className: "text" }), hit.text ?? "", spans.text, strongest, words);
-  if (!hit.snippet || (!hit.snippet.start && !hit.snippet.more)) return [whole];
+  const build = () => highlighted(element("p", { className: "text" }), hit.text ?? "", spans.text, strongest, words);
+  if (!hit.snippet || (!hit.snippet.start && !hit.snippet.more)) return [build()];
   const { text, start, more } = hit.snippet;
   const length = Array.from(text).length;
   const inside = spans.text
@@ -56,14 +64,19 @@ function passages(hit, spans, strongest, words) {
   const passage = highlighted(element("p", { className: "text" }), text, inside, strongest, words);
   if (start) passage.prepend("… ");
   if (more) passage.append(" …");
-  whole.hidden = true;
+  let whole = null; // it may be very long, and is built when it is shown first
   const unfold = button("Show all", { className: "unfold", "aria-expanded": "false" }, () => {
+    if (!whole) {
+      whole = build();
+      whole.hidden = true;
+      passage.after(whole);
+    }
     passage.hidden = whole.hidden;
     whole.hidden = !whole.hidden;
     unfold.textContent = whole.hidden ? "Show all" : "Show less";
     unfold.setAttribute("aria-expanded", String(!whole.hidden));
   });
-  return [passage, whole, unfold];
+  return [passage, unfold];
 }
 
 function plain(value) {

@@ -16,6 +16,7 @@ from ray_lir.engines import read_tuning
 from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import QueryPlan
 from ray_lir.index.versions import existing_version, read_version
+from ray_lir.search.highlights import matched_spans
 from ray_lir.search.searcher import Planner, open_planner
 
 from .batching import Batcher
@@ -33,6 +34,9 @@ Load = Callable[[EncoderContract, EncoderConfig], "Encoder"]
 """Returns the encoder of a contract."""
 Spans = tuple[list[str], np.ndarray]
 """The tokens of a text as the vocabulary spells them, and [T, 2] first and end characters; -1 for tokens that are not in the text."""
+
+Matched = tuple[np.ndarray, np.ndarray | None, str, str]
+"""Of a document: the matched tokens [n], their windows [n, 3], the title and the text."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,19 @@ class QueryEncoder(Replica["tuple[Encoder, Planner]"]):
         """
         encoder, _ = self.versions.get(served)
         return await asyncio.to_thread(_spans, encoder, queries, documents)
+
+    async def matched_spans(self, served: Served, documents: list[Matched]) -> list[np.ndarray]:
+        """Return the positions of matched tokens in documents, which are stored in windows (`search.highlights.matched_spans`).
+
+        Args:
+            served: Versions that the request carries.
+            documents: For each document its matched tokens [n], their windows [n, 3], its title and its text.
+
+        Returns:
+            For each document [n, 2] int64.
+        """
+        tokenizer = self.versions.get(served)[0].tokenizer
+        return await asyncio.to_thread(lambda: [matched_spans(tokenizer, *document) for document in documents])
 
     async def truncations(self, served: Served, texts: list[str], kind: Literal["query", "document"]) -> list[Truncation]:
         """Return how many tokens each text has, and how many of them are encoded.

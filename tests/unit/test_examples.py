@@ -33,6 +33,7 @@ def test_the_readme_lists_every_example():
                 "59 documents are left.",
             ],
         ),
+        ("long_documents.py", ["3 documents of up to 2092 characters", "Found in biology", "The mitochondrion burns sugar"]),
         ("own_embeddings.py", ["60 documents, 1063 vectors of 96 dimensions", "Most earthquakes and volcanoes"]),
     ],
 )

@@ -48,7 +48,7 @@ def test_a_batch_with_inconsistent_arrays_is_refused(values, offsets, message):
 def part(path: Path, documents: TokenEmbeddings) -> None:
     count = len(documents)
     texts = texts_table(documents.doc_ids, ["title"] * count, [f"text {i}" for i in range(count)], ['{"year": 1999}'] * count)
-    write_part(path, Block(documents, texts), "f" * 16)
+    write_part(path, [Block(documents, texts)], "f" * 16)
 
 
 def test_a_part_is_read_block_by_block_as_it_was_written(tmp_path):
