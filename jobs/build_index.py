@@ -46,7 +46,7 @@ def run(job: BuildIndexJob) -> dict[str, Any]:
     num_bytes = sum(file.size for shard in manifest.shards for file in shard.files) + manifest.codec.size
     return {
         "output": job.output,
-        "num_docs": manifest.num_docs,
+        "num_docs": manifest.num_documents,
         "num_tokens": manifest.num_tokens,
         "num_shards": len(manifest.shards),
         "num_centroids": manifest.num_centroids,

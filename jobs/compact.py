@@ -56,7 +56,7 @@ def run(job: CompactJob) -> dict[str, Any]:
         "index": job.index,
         "version": compaction.version,
         "changed": compaction.changed,
-        "num_docs": manifest.num_docs,
+        "num_docs": manifest.num_documents,
         "num_tokens": manifest.num_tokens,
         "num_shards": len(manifest.shards),
         "bytes": shard_bytes(manifest),

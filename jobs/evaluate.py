@@ -280,7 +280,12 @@ def _summary(params: list[EngineConfig]) -> dict[str, Any]:
 
 
 def _sizes(manifest: IndexManifest) -> dict[str, int]:
-    return {"num_docs": manifest.num_docs, "num_tokens": manifest.num_tokens, "num_shards": len(manifest.shards), "nbits": manifest.nbits}
+    return {
+        "num_docs": manifest.num_documents,
+        "num_tokens": manifest.num_tokens,
+        "num_shards": len(manifest.shards),
+        "nbits": manifest.nbits,
+    }
 
 
 if __name__ == "__main__":

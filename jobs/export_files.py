@@ -20,7 +20,7 @@ from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
 from ray_lir.index.codec import read_codec
 from ray_lir.index.manifest import IndexManifest
 from ray_lir.index.residuals import decompress, normalize
-from ray_lir.index.shard import open_shard
+from ray_lir.index.shard import IndexShard, open_shard
 from ray_lir.index.versions import read_version
 from ray_lir.storage.manifest import (
     LATEST,
@@ -58,10 +58,11 @@ def export(job: "ExportJob") -> dict[str, Any]:
     if storage.list_names(output):
         raise ConfigError(f"{output} is not empty; choose another --output, or remove it first")
     manifest, blocks = _open(source)
+    num_docs = manifest.num_documents if isinstance(manifest, IndexManifest) else manifest.num_docs
     check_layout(manifest, job.layout)
     storage.check_writable(output)
     with storage.wrap_errors("write to", output):
-        tracked = track(blocks, "export", manifest.num_docs, lambda block: len(block.embeddings))
+        tracked = track(blocks, "export", num_docs, lambda block: len(block.embeddings))
         files = [
             entry
             for number, block in enumerate(_joined(iter(tracked), job.docs_per_file))
@@ -77,7 +78,7 @@ def export(job: "ExportJob") -> dict[str, Any]:
             contract=manifest.contract,
             layout=job.layout,
             dim=manifest.dim,
-            num_docs=manifest.num_docs,
+            num_docs=num_docs,
             num_tokens=manifest.num_tokens,
             source=manifest_digest(manifest),
             files=tuple(files),
@@ -89,7 +90,7 @@ def export(job: "ExportJob") -> dict[str, Any]:
     return {
         "output": job.output,
         "layout": job.layout,
-        "num_docs": manifest.num_docs,
+        "num_docs": num_docs,
         "num_tokens": manifest.num_tokens,
         "files": len(files),
         "bytes": sum(entry.size for entry in files),
@@ -138,8 +139,7 @@ def index_blocks(root: str, manifest: IndexManifest, docs_per_block: int = 256) 
     codec = read_codec(root, manifest)
     for entry in manifest.shards:
         shard = open_shard(root, entry, manifest)
-        for start in range(0, len(shard.found_documents), docs_per_block):
-            rows = shard.found_documents[start : start + docs_per_block]
+        for rows in _row_blocks(shard, docs_per_block):
             tokens, offsets = shard.tokens(rows)
             vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec)
             vectors = normalize(vectors) if manifest.unit_norms else vectors
@@ -147,7 +147,23 @@ def index_blocks(root: str, manifest: IndexManifest, docs_per_block: int = 256) 
             texts = shard.documents.slice(rows[0], rows[-1] + 1 - rows[0]).take(pa.array(rows - rows[0]))
             weights = shard.token_weights(tokens)
             weights = None if weights is None else weights.astype(np.float32)
-            yield Block(TokenEmbeddings(vectors.astype(np.float16), offsets, texts.column("doc_id").to_pylist(), weights=weights), texts)
+            embeddings = TokenEmbeddings(vectors.astype(np.float16), offsets, texts.column("doc_id").to_pylist(), weights=weights)
+            yield _whole(shard, rows, embeddings, texts) if shard.of_passages else Block(embeddings, texts)
+
+
+def _row_blocks(shard: IndexShard, docs_per_block: int) -> Iterator[np.ndarray]:
+    """Yield the live rows of a shard in blocks; all passages of a document are in one block."""
+    rows = shard.found_documents
+    starts = np.append(np.flatnonzero(np.diff(shard.parents[rows], prepend=-1)), len(rows))
+    for first in range(0, len(starts) - 1, docs_per_block):
+        yield rows[starts[first] : starts[min(first + docs_per_block, len(starts) - 1)]]
+
+
+def _whole(shard: IndexShard, rows: np.ndarray, embeddings: TokenEmbeddings, texts: pa.Table) -> Block:
+    """Return passages as whole documents."""
+    parents, counts = np.unique(shard.parents[rows], return_counts=True)
+    documents = pa.Table.from_pylist([shard.whole_row(int(row)) for row in parents], texts.schema)
+    return Block(embeddings.joined(counts.tolist(), documents.column("doc_id").to_pylist()), documents)
 
 
 def _joined(blocks: Iterator[Block], docs_per_file: int) -> Iterator[Block]:

@@ -77,6 +77,7 @@ def _index(root: str, job: InspectJob) -> dict[str, Any]:
     changed = _drift(manifest) if manifest.added_tokens else {}
     return {
         **_head(root, manifest),
+        **({} if manifest.num_whole_docs is None else {"documents": manifest.num_whole_docs, "passages": manifest.num_docs}),
         "version": version,
         "versions": versions,
         "nbits": manifest.nbits,

@@ -160,7 +160,7 @@ def _result(job: UpdateJob, update: Update) -> dict[str, Any]:
         "dead_letters": change.dead_letters and storage.join(job.index, change.dead_letters),
         "added_tokens": change.added_tokens,
         **change.truncation.report,
-        "num_docs": manifest.num_docs,
+        "num_docs": manifest.num_documents,
         "num_tokens": manifest.num_tokens,
         "num_shards": len(manifest.shards),
         "num_deltas": sum(shard.is_delta for shard in manifest.shards),

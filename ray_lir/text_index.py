@@ -81,7 +81,8 @@ class Hit:
         highlights: Words of title and text that the query matched, with their strength; empty likewise.
         snippet: The best passage of the text; None likewise.
         sides: With the engine hybrid: the BM25 score, the late-interaction score, and which side found the document; None otherwise.
-        passage: The window of the text with the largest part of the score; None if the index has no windows.
+        passage: The window of the text with the largest part of the score; None if the index has no windows. In an index of passages,
+            `text` is only the text of this passage, and `Index.get` returns the whole document.
     """
 
     doc_id: str
@@ -309,7 +310,7 @@ class Index:
     def get(self, doc_id: str) -> dict[str, Any] | None:
         """Return a dict with `doc_id`, `title`, `text` and `metadata` of a document; None if the index does not hold it."""
         numbers = self.searcher.find([doc_id])
-        return self.searcher.documents(list(numbers.values()))[0] if numbers else None
+        return self.searcher.whole_document(numbers[doc_id]) if numbers else None
 
     def add(self, documents: Documents) -> Update:
         """Encode documents, add them to the index and open the new version.
@@ -424,7 +425,7 @@ class Index:
             raise ConfigError(f"{self.path} cannot be changed here; change a local index and push it with push_to_hub")
 
     def __len__(self) -> int:
-        return self.manifest.num_docs
+        return self.manifest.num_documents
 
     def __contains__(self, doc_id: object) -> bool:
         return isinstance(doc_id, str) and bool(self.searcher.find([doc_id]))
@@ -447,7 +448,7 @@ class Index:
         for row, (number, score, document) in enumerate(zip(answer.documents.tolist(), answer.scores.tolist(), documents, strict=True)):
             document |= {"number": number, "score": score, "sides": answer.sides.of_hit(row) if answer.sides else None}
         if embedded is None:
-            return Hits(_hit(document) for document in documents)
+            return Hits(_hit(document, passage=_passage(document)) for document in documents)
         found = match_hits(self.searcher, self.encoder.tokenizer, query, embedded, documents)
         return Hits(
             _hit(
@@ -459,6 +460,10 @@ class Index:
             )
             for document, each in zip(documents, found, strict=True)
         )
+
+
+def _passage(document: Mapping[str, Any]) -> Passage | None:
+    return Passage(**document["passage"]) if "passage" in document else None
 
 
 def _hit(document: Mapping[str, Any], *found: Any, passage: Passage | None = None) -> Hit:

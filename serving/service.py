@@ -214,7 +214,7 @@ class Service:
             previous=served.previous,
             canary=served.canary,
             traffic_fraction=served.traffic_fraction,
-            num_docs=manifest.num_docs,
+            num_docs=manifest.num_documents,
             num_deleted=sum(shard.num_deleted for shard in manifest.shards),
             num_tokens=manifest.num_tokens,
             num_shards=len(manifest.shards),

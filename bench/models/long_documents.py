@@ -13,7 +13,6 @@ DATA is a folder with the collections haystack_novels, squad, scifact and nfcorp
 
 import argparse
 import json
-import random
 import re
 import tempfile
 import time
@@ -35,10 +34,10 @@ from ray_lir.encoder.encoder import Encoder
 from ray_lir.evaluation import metrics, oracle
 from ray_lir.search.highlights import match_hits
 
-LENGTHS = {500: 16, 2000: 12, 5000: 8, 20000: 4}
+LENGTHS = {500: 8, 2000: 6, 5000: 4, 20000: 2}
 """Number of documents by their number of words."""
 DEPTHS = tuple(number / 10 for number in range(11))
-SAMPLE_DOCUMENTS, SAMPLE_JUDGED = 400, 240
+SAMPLE_DOCUMENTS, SAMPLE_JUDGED = 200, 120
 """Documents of a sample of a collection, and judged documents among them, at most: queries are added until there are this many."""
 STRIDES = (1.0, 7 / 8, 3 / 4, 1 / 2)
 WINDOW = 256
@@ -97,7 +96,13 @@ def needles(squad: Path) -> Iterator[Needle]:
 
 
 def with_needles(haystack: Iterator[str], words: int, inserted: Sequence[Needle]) -> str:
-    """Return a document of about `words` words: passages of novels with needles at equal distances."""
+    """Return a document of about `words` words: passages of novels with needles at equal distances.
+
+    Args:
+        haystack: Passages of novels.
+        words: Words of the document, needles included.
+        inserted: The needles, from depth 0 to 1.
+    """
     room = max(0, words - sum(len(needle.sentence.split()) for needle in inserted))
     text: list[str] = []
     while len(text) < room:
@@ -110,15 +115,14 @@ def with_needles(haystack: Iterator[str], words: int, inserted: Sequence[Needle]
 def measure_needles(data: Path, scratch: Path) -> dict[str, Any]:
     """Return the fraction of needles that are found at rank 1, by length and depth, and the cost of windows."""
     haystack = (document.text for document in read_documents(str(data / "haystack_novels")))
-    all_needles = list(needles(data / "squad"))
-    supply = iter(random.Random(0).sample(all_needles, len(all_needles)))  # paragraphs of one article follow each other
-    documents, asked = [], []
+    supply = needles(data / "squad")
+    documents, placed = [], []
     for words, count in LENGTHS.items():
         for number in range(count):
             inserted = list(islice(supply, len(DEPTHS)))
             doc_id = f"{words}-{number}"
             documents.append({"_id": doc_id, "text": with_needles(haystack, words, inserted)})
-            asked += [(doc_id, words, depth, needle.question) for depth, needle in zip(DEPTHS, inserted, strict=True)]
+            placed += [(doc_id, words, depth, needle.question) for depth, needle in zip(DEPTHS, inserted, strict=True)]
     found: dict[str, list[bool]] = {}
     tokens, seconds = {}, {}
     for name, windows in (("truncated", None), ("windows", WindowsConfig(length=WINDOW))):
@@ -126,22 +130,22 @@ def measure_needles(data: Path, scratch: Path) -> dict[str, Any]:
         index = Index.create(scratch / name, documents, EncoderConfig(windows=windows))
         seconds[name] = round(time.process_time() - start, 1)
         tokens[name] = index.manifest.num_tokens
-        embedded = index.encoder.encode_queries([question for *_, question in asked])
+        embedded = index.encoder.encode_queries([question for *_, question in placed])
         answers = index.searcher.search(embedded, 1, "exact")
-        found[name] = [index.searcher.doc_ids(answer.documents)[0] == doc_id for answer, (doc_id, *_) in zip(answers, asked, strict=True)]
+        found[name] = [index.searcher.doc_ids(answer.documents)[0] == doc_id for answer, (doc_id, *_) in zip(answers, placed, strict=True)]
     rows = [
         {
             "words": words,
             "depth": depth,
             **{
-                name: round(float(np.mean([hit for hit, (_, *place, _) in zip(hits, asked, strict=True) if place == [words, depth]])), 3)
+                name: round(float(np.mean([hit for hit, (_, *place, _) in zip(hits, placed, strict=True) if place == [words, depth]])), 3)
                 for name, hits in found.items()
             },
         }
         for words in LENGTHS
         for depth in DEPTHS
     ]
-    questions = [question for *_, question in asked[:: len(DEPTHS)]]
+    questions = [question for *_, question in placed[:: len(DEPTHS)]]
     return {
         "needles": rows,
         "documents": {str(words): count for words, count in LENGTHS.items()},
@@ -165,7 +169,13 @@ def tokens_by_stride(texts: Sequence[str], encoder: Encoder) -> list[dict[str, A
 
 
 def latency(index: Index, words: int, questions: Sequence[str]) -> dict[str, Any]:
-    """Return the median milliseconds of an exact search among the documents of one length, and of the matches in its best hit."""
+    """Return the median milliseconds of an exact search among the documents of one length, and of the matches in its best hit.
+
+    Args:
+        index: Index of the documents in windows.
+        words: Number of words of the documents.
+        questions: The queries.
+    """
     numbers = sorted(index.searcher.find([f"{words}-{number}" for number in range(LENGTHS[words])]).values())
     [shard] = index.searcher.shards
     searches, matches = [], []

@@ -125,6 +125,9 @@ class EncoderConfig(Config):
     windows: WindowsConfig | None = Field(None, exclude_if=lambda value: value is None)
     """Encode documents of any length in overlapping windows. All vectors of a document's windows form one document. The value is true, a
     length in tokens, [length, stride] or {length: 256, stride: 224, repeat_title: true}. None: long documents are truncated."""
+    passages: bool = Field(False, exclude_if=lambda value: not value)
+    """Store each window as a passage with a score of its own. A search returns the best passage of each document. Without `windows`, the
+    windows have document_length tokens."""
     query_expansion: bool | None = None
     """Pad queries to query_length with mask tokens; their vectors count as query tokens."""
     attend_to_expansion: bool | None = None

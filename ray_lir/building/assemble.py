@@ -21,6 +21,7 @@ from ray_lir.embeddings.parquet import read_texts
 from ray_lir.index import documents
 from ray_lir.index.arrays import write_rows
 from ray_lir.index.manifest import ShardEntry
+from ray_lir.index.passages import split_texts
 from ray_lir.index.shard import WINDOWS
 from ray_lir.storage.manifest import describe_file
 
@@ -110,15 +111,27 @@ def publish_shard(
 def _assemble_shard(build: Build, bounds: list[int], prefix: str, number: int) -> ShardEntry:
     first, end = bounds[number], bounds[number + 1]
     write = partial(_write_shard, build, first, end)
-    return publish_shard(build.workspace, build.output, f"shards/{number:05d}.json", f"{prefix}{number:05d}", first, end - first, write)
+    first_row, end_row = (_num_passages(build, first), _num_passages(build, end)) if build.contract.has_passages else (first, end)
+    record, name = f"shards/{number:05d}.json", f"{prefix}{number:05d}"
+    return publish_shard(build.workspace, build.output, record, name, first_row, end_row - first_row, write)
+
+
+def _num_passages(build: Build, end: int) -> int:
+    """Return the number of passages of the documents before document `end`."""
+    return sum(len(_windows(build, span)) for span in _spans(build, 0, end))
 
 
 def _write_shard(build: Build, first: int, end: int, folder: Path) -> int:
     """Write the files of a shard; return its number of tokens. Holds one part's texts and residuals in memory."""
     spans = list(_spans(build, first, end))
-    texts = (read_texts(build.part_url(span.part)).slice(span.start, len(span.lengths)) for span in spans)
+    texts = (_texts(build, span) for span in spans)
     write_documents(folder, texts, PostingsWriter(build.config.stemmer) if build.config.lexical else None)
     return _write_arrays(build, folder, spans)
+
+
+def _texts(build: Build, span: "_Span") -> pa.Table:
+    table = read_texts(build.part_url(span.part)).slice(span.start, len(span.lengths))
+    return split_texts(table, _windows(build, span)[:, 1:]) if build.contract.has_passages else table
 
 
 def write_documents(folder: Path, tables: Iterable[pa.Table], postings: PostingsWriter | None) -> None:
@@ -167,7 +180,8 @@ def _spans(build: Build, first: int, end: int) -> Iterator[_Span]:
 
 def _write_arrays(build: Build, folder: Path, spans: list[_Span]) -> int:
     """Write the shard's arrays; return its number of tokens."""
-    doc_offsets = np.concatenate([[0], np.cumsum(np.concatenate([span.lengths for span in spans]))]).astype(np.int64)
+    lengths = [_windows(build, span)[:, 0] if build.contract.has_passages else span.lengths for span in spans]
+    doc_offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)]).astype(np.int64)
     for kind in array_names(build.has_token_weights):
         _concatenate(build, folder / f"{kind}.npy", spans, kind)
     np.save(folder / "doc_offsets.npy", doc_offsets)

@@ -84,6 +84,7 @@ def compact_index(
         workspace_of(index, number, parent, change),
         lexical=adds or parent.lexical is not None,
         stemmer=parent.lexical.stemmer if parent.lexical else stemmer,
+        has_passages=parent.contract.has_passages,
     )
     try:
         with storage.wrap_errors("write to", index):
@@ -104,9 +105,9 @@ def shards_of(manifest: IndexManifest, num_shards: int | None = None) -> int:
     if not manifest.num_docs:
         raise ConfigError("every document of the index is deleted, and an index needs a document; add some, or remove the index")
     target = num_shards or settings_of(manifest).num_shards or max(1, -(-manifest.num_tokens // TOKENS_PER_SHARD))
-    if num_shards and num_shards > manifest.num_docs:
-        raise ConfigError(f"num_shards is {num_shards}, but there are {manifest.num_docs} documents; choose fewer shards")
-    return min(target, manifest.num_docs)
+    if num_shards and num_shards > manifest.num_documents:
+        raise ConfigError(f"num_shards is {num_shards}, but there are {manifest.num_documents} documents; choose fewer shards")
+    return min(target, manifest.num_documents)
 
 
 def needs_compaction(manifest: IndexManifest, num_shards: int) -> bool:

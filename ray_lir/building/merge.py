@@ -39,6 +39,7 @@ class Merge:
         lexical: Whether the new shards get lexical postings. They are made from the texts again.
         stemmer: Language of their stemmer; None for no stemming.
         prefix: Prefix of the names of the new shards.
+        has_passages: Whether the rows are passages. All passages of a document stay in one shard.
     """
 
     index: str
@@ -49,6 +50,7 @@ class Merge:
     lexical: bool = False
     stemmer: str | None = None
     prefix: str = SHARD
+    has_passages: bool = False
 
 
 def merge_shards(merge: Merge, map: Map, records: list[dict[str, Any]]) -> tuple[ShardEntry, ...]:
@@ -66,9 +68,26 @@ def merge_shards(merge: Merge, map: Map, records: list[dict[str, Any]]) -> tuple
             lambda number: _live(merge.index, merge.shards[number])[1],
             merge.num_shards,
         )
+        if merge.has_passages:
+            bounds = _at_documents(merge, bounds)
         shards = tuple(watched(map, "merge")(partial(_merge_shard, merge, bounds), range(merge.num_shards)))
         record.update(shards=len(shards), bytes=sum(file.size for shard in shards for file in shard.files))
     return shards
+
+
+def _at_documents(merge: Merge, bounds: list[int]) -> list[int]:
+    """Move the bounds of shards to first passages of documents, with at least one document a shard."""
+    starts: list[int] = []
+    begin = 0
+    for shard in merge.shards:
+        rows, _, _ = _live(merge.index, shard)
+        starts += (begin + np.flatnonzero(_read_windows(merge.index, shard)[rows, 1] == 0)).tolist()
+        begin += shard.num_live
+    moved = [0]
+    for number, bound in enumerate(bounds[1:-1], 1):
+        latest = len(starts) - (merge.num_shards - number)
+        moved.append(min(max(int(np.searchsorted(starts, bound)), moved[-1] + 1), latest))
+    return [*(starts[document] for document in moved), bounds[-1]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -126,11 +145,18 @@ def _write_shard(merge: Merge, first: int, end: int, folder: Path) -> int:
 
 def _windows(index: str, span: _Span) -> np.ndarray:
     """Return the windows of a span's documents, [W, 3]: number of vectors, first and end character."""
-    windows = read_array(storage.join(index, span.shard.name, f"{WINDOWS}.npy"), np.uint32).astype(np.int64)
-    check_windows(span.shard.name, windows.astype(np.uint32), span.shard)
-    owners = np.cumsum(windows[:, 1] == 0) - 1
+    windows = _read_windows(index, span.shard)
     windows[:, 0] = np.diff(windows[:, 0], append=span.offsets[-1])
+    owners = np.arange(len(windows)) if len(windows) == span.shard.num_docs else np.cumsum(windows[:, 1] == 0) - 1
     return windows[np.isin(owners, span.rows)]
+
+
+def _read_windows(index: str, shard: ShardEntry) -> np.ndarray:
+    """Return the windows of a shard, [W, 3] int64."""
+    url = storage.join(index, shard.name, f"{WINDOWS}.npy")
+    windows = read_array(url, np.uint32)
+    check_windows(url, windows, shard)
+    return windows.astype(np.int64)
 
 
 def _spans(merge: Merge, first: int, end: int) -> Iterator[_Span]:

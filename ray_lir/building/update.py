@@ -340,6 +340,7 @@ def _update(
         update={
             "num_docs": sum(shard.num_live for shard in shards),
             "num_tokens": sum(shard.live_tokens for shard in shards),
+            **({} if parent.num_whole_docs is None else {"num_whole_docs": parent.num_whole_docs + len(new_ids) - len(gone)}),
             "cluster_sizes": write_with_digest_name(index, f"{CLUSTER_SIZES}-{number + 1:05d}", ".npy", array_bytes(sizes)),
             "shards": shards,
             "lexical": _lexical(index, number, parent, deletions, deltas, map, records),

@@ -57,6 +57,7 @@ from ray_lir.search.bulk import (
     answer_block,
     search_block,
 )
+from ray_lir.search.grouping import by_document
 from ray_lir.search.searcher import (
     BATCH_QUERIES,
     Planner,
@@ -360,8 +361,14 @@ class GroupedSearcher:
                 logger.warning("%s", warning)
         starts = range(0, len(queries), BATCH_QUERIES)
         batches = [queries.slice(start, min(start + BATCH_QUERIES, len(queries))) for start in starts]
-        search = partial(self._search, k, engine, quality, filters)
-        return [top for answers in threads(search, batches, BATCHES_IN_FLIGHT) for top in answers]
+
+        def ranked(k: int) -> list[TopK]:
+            search = partial(self._search, k, engine, quality, filters)
+            return [top for answers in threads(search, batches, BATCHES_IN_FLIGHT) for top in answers]
+
+        if not self.planner.manifest.contract.has_passages:
+            return ranked(k)
+        return by_document(ranked, lambda top: self.doc_ids(top.documents.tolist()), k)
 
     def _search(self, k: int, engine: str | EngineConfig, quality: str, filters: Filters | None, queries: TokenEmbeddings) -> list[TopK]:
         plans = self.planner.plan(queries, k, engine, quality)

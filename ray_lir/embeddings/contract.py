@@ -20,6 +20,8 @@ class Windows(Config):
     """Tokens from the start of a window to the start of the next one, at most. The rest of a window is repeated in the next one."""
     repeat_title: bool = Field(False, exclude_if=lambda repeated: not repeated)
     """Whether every window begins with the document's title."""
+    passages: bool = Field(False, exclude_if=lambda passages: not passages)
+    """Whether an index stores each window as a passage of its own, and groups the hits by document."""
 
 
 class EncoderContract(Config):
@@ -68,6 +70,11 @@ class EncoderContract(Config):
     """Tokens of a document divided by its vectors (embeddings/pooling.py); 1: one vector per token."""
     windows: Windows | None = Field(None, exclude_if=lambda windows: windows is None)
     """How documents are divided into windows; None: documents are truncated at `document_length`."""
+
+    @property
+    def has_passages(self) -> bool:
+        """Whether an index stores each window of a document as a passage of its own."""
+        return self.windows is not None and self.windows.passages
 
     @property
     def fingerprint(self) -> str:

@@ -323,7 +323,7 @@ def _with_projection(encoder: EncoderConfig, corpus: Corpus, destination: Destin
         with phase("projection", records) as record, storage.attempt_folder(destination.progress) as scratch:
             texts = sample_texts(corpus, PROJECTION_SAMPLE)
             assert encoder.projection is not None
-            whole = Encoder.load(encoder.model_copy(update={"precision": "float32", "windows": None}))
+            whole = Encoder.load(encoder.model_copy(update={"precision": "float32", "windows": None, "passages": False}))
             fitted = fit_projection(whole, texts, encoder.projection)
             fitted.save(scratch / CHECKPOINT)
             storage.publish(scratch / CHECKPOINT, folder)

@@ -16,7 +16,7 @@ import torch
 
 from ray_lir import storage
 from ray_lir.base.arguments import id_list, text_list
-from ray_lir.base.config import Config, EncoderConfig, canonical_json
+from ray_lir.base.config import Config, EncoderConfig, WindowsConfig, canonical_json
 from ray_lir.base.errors import ConfigError, IncompatibleError
 from ray_lir.embeddings.cards import CardFacts, model_card
 from ray_lir.embeddings.contract import EncoderContract, Windows, check_weights
@@ -419,7 +419,7 @@ def _changes(config: EncoderConfig, parts: Parts) -> dict[str, Any]:
         for name in ("query_length", "document_length", "query_expansion", "attend_to_expansion", "pooling_factor")
         if getattr(config, name) is not None
     }
-    if config.windows:
+    if config.windows or config.passages:
         changes |= _windows(config, changes.get("document_length", parts.conventions["document_length"]))
     if config.query_expansion:
         token = parts.conventions.get("expansion_token") or expansion_token(parts.tokenizer)
@@ -439,14 +439,14 @@ def _windows(config: EncoderConfig, document_length: int) -> dict[str, Any]:
     Raises:
         ConfigError: The stride is larger than the length, or the length contradicts `document_length`.
     """
-    assert config.windows is not None
-    length = config.windows.length or document_length
+    settings = config.windows or WindowsConfig()
+    length = settings.length or document_length
     if config.document_length and config.document_length != length:
         raise ConfigError(f"windows.length {length} differs from document_length {config.document_length}; set only one of them")
-    stride = config.windows.stride or max(1, length - length // DEFAULT_OVERLAP)
+    stride = settings.stride or max(1, length - length // DEFAULT_OVERLAP)
     if stride > length:
         raise ConfigError(f"windows.stride {stride} exceeds windows.length {length}, so text would be left out; lower the stride")
-    return {"document_length": length, "windows": Windows(stride=stride, repeat_title=config.windows.repeat_title)}
+    return {"document_length": length, "windows": Windows(stride=stride, repeat_title=settings.repeat_title, passages=config.passages)}
 
 
 def _keep(token_ids: Sequence[np.ndarray], skip: Sequence[int]) -> list[np.ndarray]:

@@ -124,6 +124,8 @@ class IndexManifest(TruncationFields):
     num_docs: Count
     """Live documents; num_tokens and cluster_sizes count live documents too."""
     num_tokens: Count
+    num_whole_docs: Count | None = later_field(None)
+    """Live documents of an index of passages, in which `num_docs` counts passages. None: `num_docs` counts documents."""
     codec: FileEntry
     cluster_sizes: FileEntry
     """File [num_centroids]: tokens of each cluster over all shards. Query plans use it."""
@@ -168,6 +170,11 @@ class IndexManifest(TruncationFields):
     def scorer_file(self) -> FileEntry | None:
         """The file that the scorer needs in search beside the vectors (engines/scoring); None if it needs none."""
         return self.relation
+
+    @property
+    def num_documents(self) -> int:
+        """Number of live documents, even if `num_docs` counts passages."""
+        return self.num_docs if self.num_whole_docs is None else self.num_whole_docs
 
     @property
     def num_numbers(self) -> int:

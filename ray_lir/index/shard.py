@@ -33,6 +33,7 @@ from ray_lir.index.filters import Filters
 from ray_lir.index.lexical import LexicalPostings, map_postings
 from ray_lir.index.manifest import IndexManifest, ShardEntry
 from ray_lir.index.metadata_fields import SampledFields
+from ray_lir.index.passages import join_texts
 from ray_lir.storage.manifest import check_file, files_of
 
 ARRAYS = ("doc_offsets", "codes", "residuals", "scales")
@@ -61,6 +62,8 @@ class IndexShard(ShortRepr):
     windows: np.ndarray | None = None
     """[W, 3] uint32: the first token, and the first and end character, of each window; in the order of the tokens. None if the documents
     are not divided into windows."""
+    of_passages: bool = False
+    """Whether each row is a passage, the window of a document, instead of a document."""
 
     lexical: LexicalPostings | None = None
     """None for an index without lexical postings."""
@@ -75,6 +78,15 @@ class IndexShard(ShortRepr):
     def live(self) -> np.ndarray | None:
         """Numbers of live documents inside the shard, ascending; None if no document is deleted."""
         return None if self.deleted is None else np.delete(np.arange(self.num_docs), self.deleted)
+
+    @property
+    @derived
+    def parents(self) -> np.ndarray:
+        """For each row the first row of its document, [N] int64. It is the row itself unless the rows are passages."""
+        rows = np.arange(self.num_docs)
+        if not self.of_passages or self.windows is None:
+            return rows
+        return np.maximum.accumulate(np.where(self.windows[:, 1] == 0, rows, 0))
 
     @property
     def found_documents(self) -> np.ndarray:
@@ -116,13 +128,30 @@ class IndexShard(ShortRepr):
         return (scales[:, 1] / scales[:, 0])[self.postings]
 
     def find(self, doc_ids: Sequence[str]) -> dict[str, int]:
-        """Return the numbers inside the shard of live documents, by id; other ids are left out.
+        """Return the numbers inside the shard of live documents, by id; other ids are left out. Of passages, it is the first one.
 
         Every call compares the whole column of ids: about a millisecond for a hundred thousand documents.
         """
         rows = documents.find(self.documents, doc_ids)
         rows = rows if self.deleted is None else np.setdiff1d(rows, self.deleted, assume_unique=True)
-        return dict(zip(documents.column(self.documents, "doc_id", rows), rows.tolist(), strict=True))
+        found: dict[str, int] = {}
+        for doc_id, row in zip(documents.column(self.documents, "doc_id", rows), rows.tolist(), strict=True):
+            found.setdefault(doc_id, row)
+        return found
+
+    def passages_of(self, row: int) -> np.ndarray:
+        """Return all rows of a document by its first row, ascending; only that row unless the rows are passages."""
+        return np.arange(row, int(np.searchsorted(self.parents, row, side="right")))
+
+    def whole_row(self, row: int) -> dict[str, str]:
+        """Return doc_id, title, text and metadata of a document, with its whole text if the rows are passages.
+
+        Args:
+            row: Its first row.
+        """
+        rows = self.passages_of(row)
+        found = documents.rows(self.documents, rows)
+        return found[0] if self.windows is None or not self.of_passages else join_texts(found, self.windows[rows, 1:])
 
     def matching(self, filters: Filters) -> np.ndarray:
         """Return the numbers inside the shard of live documents that meet the filters, ascending.
@@ -202,8 +231,17 @@ def open_shard(root: str, entry: ShardEntry, manifest: IndexManifest, verify: bo
     table = documents.open_table(folder / documents.FILE, entry.num_docs)
     deleted = read_deleted(root, entry) if entry.tombstones else None
     lexical = map_postings(folder, entry) if manifest.lexical else None
+    of_passages = manifest.contract.has_passages
+    if of_passages and (WINDOWS not in arrays or len(arrays[WINDOWS]) != entry.num_docs):
+        raise FormatError(str(folder / f"{WINDOWS}.npy"), f"one window for each of {entry.num_docs} passages", "others", FIX)
     return IndexShard(
-        entry.first_document, **arrays, documents=table, num_centroids=manifest.num_centroids, deleted=deleted, lexical=lexical
+        entry.first_document,
+        **arrays,
+        documents=table,
+        num_centroids=manifest.num_centroids,
+        deleted=deleted,
+        lexical=lexical,
+        of_passages=of_passages,
     )
 
 

@@ -23,6 +23,7 @@ from ray_lir.index.filters import Filters
 from ray_lir.index.residuals import decompress
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
+from ray_lir.search.grouping import best_of_documents, first_depth, next_depth
 from ray_lir.search.searcher import Searcher
 
 MAX_NUMBER = 2**63 - 1
@@ -45,12 +46,14 @@ class TokenMatches(ShortRepr):
             tokens. The sum is the document's exact score, up to the rounding of the kernels.
         windows: [n, 3] int64, the window of each matched token: its first token, counted like `tokens`, and its first and end character in
             the document. None if the document is not stored in windows.
+        is_passage: Whether the document is a passage; its title and text are then those of the passage.
     """
 
     tokens: np.ndarray
     similarities: np.ndarray
     contributions: np.ndarray
     windows: np.ndarray | None = None
+    is_passage: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,18 +141,43 @@ def explain(
     number = whole_number("number", number, 0, MAX_NUMBER)
     if len(query) != 1:
         raise ConfigError(f"one query is explained at a time, not {len(query)}; use query.slice(i, i + 1)")
-    [plan] = searcher.planner.plan(query, k, engine)
-    shard = shard_of(searcher.shards, number)
+    allowed = None if filters is None else searcher.matching(filters)
     codec, kernels = searcher.planner.codec, searcher.kernels
-    loop = run_stages([plan], searcher.shards, codec, kernels, [None if filters is None else searcher.matching(filters)])
-    [plan] = loop.plans
+    plan, answers, number = _searched(searcher, query, number, k, engine, allowed)
+    shard = shard_of(searcher.shards, number)
     scores = stage_scores(plan, shard, codec, kernels, number)
     truncation = None
     if tokenizer is not None and not searcher.manifest.contract.windows:
         [fields] = searcher.documents([number])
         [truncation] = tokenizer.document_truncations([document_text(fields["title"], fields["text"])])
-    followed = trace(plan, [best for [best] in loop.kept], scores, number, kept_out(shard, number, filters), truncation)
+    followed = trace(plan, answers, scores, number, kept_out(shard, number, filters), truncation)
     return followed, match_tokens(plan, shard, codec, number)
+
+
+def _searched(
+    searcher: Searcher, query: TokenEmbeddings, number: int, k: int, engine: str | EngineConfig, allowed: np.ndarray | None
+) -> tuple[QueryPlan, list[TopK], int]:
+    """Run a search. Return its plan, the documents that each stage kept, and the number of the document.
+
+    In an index of passages, the last stage's passages are grouped by document, and the number is that of the document's best passage.
+    """
+    shard_of(searcher.shards, number)  # it exists
+    depth = first_depth(k) if searcher.manifest.contract.has_passages else k
+    while True:
+        plans = searcher.planner.plan(query, depth, engine)
+        loop = run_stages(plans, searcher.shards, searcher.planner.codec, searcher.kernels, [allowed])
+        answers = [best for [best] in loop.kept]
+        if not searcher.manifest.contract.has_passages:
+            return loop.plans[0], answers, number
+        owners = searcher.parents(answers[-1].documents)
+        grouped = best_of_documents(answers[-1], owners.tolist(), k)
+        deeper = next_depth(answers[-1:], [grouped], k, depth)
+        if deeper is None:
+            passages = searcher.passages_of(number)
+            shown = grouped.documents[np.isin(grouped.documents, passages)]
+            best = shown if len(shown) else searcher.search(query, 1, "exact", only=passages)[0].documents
+            return loop.plans[0], [*answers[:-1], grouped], int(best[0]) if len(best) else number
+        depth = deeper
 
 
 def shard_of(shards: Sequence[IndexShard], number: int) -> IndexShard:
@@ -182,7 +210,7 @@ def match_tokens(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, numbe
         windows[:, 0] -= tokens[0]
     if plan.query.norms is not None:
         similarities = similarities * plan.query.norms
-    return TokenMatches(best, similarities.astype(np.float32), (plan.query.weights * terms).astype(np.float32), windows)
+    return TokenMatches(best, similarities.astype(np.float32), (plan.query.weights * terms).astype(np.float32), windows, shard.of_passages)
 
 
 def _match(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

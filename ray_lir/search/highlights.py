@@ -115,8 +115,30 @@ def spans_of(tokens: "np.ndarray", spans: "np.ndarray") -> "np.ndarray":
     return np.where((tokens < len(spans))[:, None], spans[np.minimum(tokens, len(spans) - 1)], -1)
 
 
+def row_windows(found: "TokenMatches", title: str, text: str) -> "np.ndarray | None":
+    """Return the windows of matched tokens, [n, 3], with characters of `document_text(title, text)`.
+
+    Args:
+        found: The matched tokens of the document or passage.
+        title: Its title.
+        text: Its text. If it is a passage, this is only the text of its window.
+    """
+    if found.windows is None or not found.is_passage:
+        return found.windows
+    import numpy as np
+
+    from ray_lir.corpus.records import document_text
+
+    windows, size = found.windows.copy(), len(document_text(title, text))
+    windows[:, 1] = np.where(windows[:, 1] == 0, 0, size - len(text.rstrip()))
+    windows[:, 2] = size
+    return windows
+
+
 def best_window(found: "TokenMatches", query: str, tokens: Sequence[QueryToken], title: str, text: str) -> Passage | None:
     """Return the window of a document with the largest part of the score; None if the document is not stored in windows.
+
+    For a passage it is the passage, in characters of the document's text.
 
     Function words of the query count a fifth, as in highlights.
 
@@ -131,15 +153,21 @@ def best_window(found: "TokenMatches", query: str, tokens: Sequence[QueryToken],
         return None
     import numpy as np
 
+    from ray_lir.index.passages import span_in_text
     from ray_lir.search.explain import in_fields
 
+    if found.is_passage:
+        start, end = span_in_text(title, *found.windows[0, 1:].tolist())
+        return Passage(start=start, end=end)
     weights = [_word_weight(query, token.start, token.end) or SPECIAL_TOKEN_WEIGHT for token in tokens]
     parts: dict[tuple[int, int], float] = {}
     for (_, first, end), weight, contribution in zip(found.windows.tolist(), weights, found.contributions.tolist(), strict=True):
         parts[first, end] = parts.get((first, end), 0.0) + weight * max(0.0, contribution)
     first, end = max(parts, key=lambda window: (parts[window], -window[0]))
     [place] = in_fields(np.array([[first, end]]), title, text)
-    return Passage(start=place[1], end=min(place[2], len(text))) if place and place[0] == "text" else Passage(start=0, end=0)
+    if place is None or place[0] != "text":
+        return Passage(start=0, end=0)
+    return Passage(start=place[1], end=min(place[2], len(text)))
 
 
 def highlights(
@@ -317,10 +345,11 @@ def match_hits(
     for hit in hits:
         title, text = hit["title"], hit["text"]
         found = match_tokens(plan, shard_of(searcher.shards, hit["number"]), searcher.planner.codec, hit["number"])
-        places = matched_spans(tokenizer, found.tokens, found.windows, title, text)
+        places = matched_spans(tokenizer, found.tokens, row_windows(found, title, text), title, text)
         matches = token_matches(found, title, text, places, hit.get("metadata"))
         passage = best_window(found, query, tokens, title, text)
-        yield MatchedHit(spans.pieces, matches, *highlighted(query, tokens, matches, title, text, passage), passage)
+        within = None if found.is_passage else passage
+        yield MatchedHit(spans.pieces, matches, *highlighted(query, tokens, matches, title, text, within), passage)
 
 
 def highlighted(

@@ -29,9 +29,11 @@ from ray_lir.index.filters import Filters, unknown_field_warnings
 from ray_lir.index.lexical import read_statistics
 from ray_lir.index.manifest import IndexManifest, ShardEntry
 from ray_lir.index.norms import directions, kept_norms
+from ray_lir.index.passages import span_in_text
 from ray_lir.index.shard import IndexShard, open_shard
 from ray_lir.index.versions import latest_version, read_cluster_sizes, read_version
 from ray_lir.kernels import Kernels, select
+from ray_lir.search.grouping import by_document
 from ray_lir.storage.manifest import FileEntry, check_file, files_of
 
 logger = logging.getLogger(__name__)
@@ -204,7 +206,7 @@ class Searcher:
         only: Iterable[int] | np.ndarray | None = None,
         filters: Filters | Mapping[str, Any] | str | None = None,
     ) -> list[TopK]:
-        """Return the k best documents for each query.
+        """Return the k best documents for each query; in an index of passages, the best passage of each of them.
 
         Args:
             queries: Token embeddings of Q queries, as `Encoder.encode_queries` returns them. Engines bm25 and hybrid need their `texts`.
@@ -229,6 +231,14 @@ class Searcher:
         queries = check_embeddings("queries", queries)
         k = whole_number("k", k, 1, MAX_K)
         allowed = self._allowed(only, filters)
+        if not self.manifest.contract.has_passages:
+            return self._ranked(queries, k, engine, quality, allowed)
+        return by_document(
+            lambda depth: self._ranked(queries, depth, engine, quality, allowed), lambda top: self.parents(top.documents).tolist(), k
+        )
+
+    def _ranked(self, queries: TokenEmbeddings, k: int, engine: str | EngineConfig, quality: str, allowed: np.ndarray | None) -> list[TopK]:
+        """Return the k best rows for each query, which are passages if the index has passages."""
         size = min(BATCH_QUERIES, max(self.kernels.queries_together, -(-len(queries) // num_cores())))
         batches = [queries.slice(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
         # Several batches run on one core each; a single batch uses all cores.
@@ -273,7 +283,8 @@ class Searcher:
         """Return the documents with these numbers, in the same order.
 
         Returns:
-            For each document a dict with the strings doc_id, title and text, and the dict metadata.
+            For each document a dict with the strings doc_id, title and text, and the dict metadata. For a passage, the text is that of
+            the passage, and `passage` is a dict with its first character (`start`) and end in the document's text.
 
         Raises:
             ConfigError: A number is not in the index.
@@ -282,9 +293,50 @@ class Searcher:
         numbers = number_list("numbers", numbers, self.manifest.num_numbers)
         found: dict[int, dict[str, Any]] = {}
         for shard, owned in self._by_shard(numbers):
-            rows = documents_file.rows(shard.documents, owned - shard.first_document)
+            rows: list[dict[str, Any]] = list(documents_file.rows(shard.documents, owned - shard.first_document))
+            if shard.windows is not None and shard.of_passages:
+                for row, (_, first, end) in zip(rows, shard.windows[owned - shard.first_document].tolist(), strict=True):
+                    row["passage"] = dict(zip(("start", "end"), span_in_text(row["title"], first, end), strict=True))
             found.update(zip(owned.tolist(), ({**row, "metadata": from_json(row["metadata"], row["doc_id"])} for row in rows), strict=True))
         return [found[number] for number in numbers.tolist()]
+
+    def parents(self, numbers: Iterable[int] | np.ndarray) -> np.ndarray:
+        """Return the number of the first passage of each passage's document, [N] int64; the numbers themselves without passages.
+
+        Raises:
+            ConfigError: A number is not in the index.
+        """
+        numbers = number_list("numbers", numbers, self.manifest.num_numbers)
+        found = numbers.copy()
+        for shard, owned in self._by_shard(numbers):
+            inside = np.isin(numbers, owned)
+            found[inside] = shard.first_document + shard.parents[numbers[inside] - shard.first_document]
+        return found
+
+    def passages_of(self, number: int) -> np.ndarray:
+        """Return the numbers of all passages of the document of a passage, [P] int64; only the number without passages.
+
+        Raises:
+            ConfigError: The number is not in the index.
+        """
+        [parent] = self.parents([number])
+        [(shard, _)] = self._by_shard(np.array([parent]))
+        return shard.first_document + shard.passages_of(int(parent) - shard.first_document)
+
+    def whole_document(self, number: int) -> dict[str, Any]:
+        """Return a document as `documents` does, with its whole text also if the index has passages.
+
+        Args:
+            number: Number of the document, or of one of its passages.
+
+        Raises:
+            ConfigError: The number is not in the index.
+            FormatError: The metadata of the document is not a JSON object.
+        """
+        [parent] = self.parents([number])
+        [(shard, _)] = self._by_shard(np.array([parent]))
+        row = shard.whole_row(int(parent) - shard.first_document)
+        return {**row, "metadata": from_json(row["metadata"], row["doc_id"])}
 
     def doc_ids(self, numbers: Iterable[int] | np.ndarray) -> list[str]:
         """Return the ids of the documents with these numbers, in the same order.
@@ -299,7 +351,10 @@ class Searcher:
         return [found[number] for number in numbers.tolist()]
 
     def find(self, doc_ids: Iterable[str]) -> dict[str, int]:
-        """Return the numbers of documents by id. Ids that the index does not hold, or that are deleted, are left out."""
+        """Return the numbers of documents by id; in an index of passages, of the first passage of each.
+
+        Ids that the index does not hold, or that are deleted, are left out.
+        """
         doc_ids = id_set("doc_ids", doc_ids)
         return {doc_id: shard.first_document + row for shard in self.shards for doc_id, row in shard.find(doc_ids).items()}
 

@@ -242,7 +242,7 @@ def load_encoder(config: EncoderConfig, seed: int, device: str) -> Encoder:
     Raises:
         ConfigError: There is no such checkpoint, or it cannot be used; or windows are set.
     """
-    if config.windows:
+    if config.windows or config.passages:
         raise ConfigError("encoder.windows divides documents for an index, and training truncates them; leave it out")
     torch.manual_seed(seed)
     return Encoder.load(config.model_copy(update={"device": device, "precision": "float32"}))

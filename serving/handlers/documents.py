@@ -3,8 +3,6 @@
 import asyncio
 from collections.abc import Sequence
 
-import numpy as np
-
 from ray_lir.api.search import Document
 from ray_lir.base.errors import NotFound
 from ray_lir.index.metadata_fields import MetadataField, SampledFields
@@ -39,7 +37,7 @@ async def get_document(context: RequestContext, group: str, number: int) -> Docu
     Raises:
         ShardUnavailable: The group does not answer in time.
     """
-    [fields] = await context.call(group, "documents", np.array([number]), ("title", "text", "metadata"))
+    fields = await context.call(group, "whole_document", number)
     return replies.document(number, fields, context.served.answering)
 
 

@@ -14,10 +14,11 @@ from ray_lir.engines.plan import QueryPlan, TopK
 from ray_lir.kernels import Kernels
 from ray_lir.search import highlights
 from ray_lir.search.explain import TokenMatches, trace
+from ray_lir.search.grouping import best_of_documents, first_depth, next_depth
 
 from ..request_context import RequestContext
 from ..scatter import Found, Scatter
-from ..workers.query_encoder import Planned
+from ..workers.query_encoder import Matched, Planned
 from . import replies
 from .documents import find, get_document
 
@@ -73,18 +74,33 @@ async def explain_document(context: RequestContext, request: ExplainRequest, ker
     [(owner, number)] = (await find(context, [request.doc_id])).values()
     document = await get_document(context, owner, number)
     engine = engine_params(request.engine, request.params)
-    planned: Planned = await context.call_encoder("plan", [request.query], request.k, engine, request.quality)
-    [plan] = planned.plans
-    scatter = Scatter(context, kernels, filters=request.filters)
-    found = await scatter.find([plan], ())
+    has_passages = context.snapshot.manifest.contract.has_passages
+    depth: int | None = first_depth(request.k) if has_passages else request.k
+    while True:
+        planned: Planned = await context.call_encoder("plan", [request.query], depth, engine, request.quality)
+        [plan] = planned.plans
+        scatter = Scatter(context, kernels, filters=request.filters)
+        found = await scatter.find([plan], ())
+        answers = [best for [best] in found.kept]
+        if not has_passages:
+            break
+        grouped = best_of_documents(answers[-1], [found.documents[each]["doc_id"] for each in answers[-1].documents.tolist()], request.k)
+        depth = next_depth(answers[-1:], [grouped], request.k, depth or 0)
+        if depth is None:
+            answers[-1] = grouped
+            number = await _best_passage(context, owner, number, request.query, grouped)
+            break
     scores, kept_out = await context.call(owner, "stage_scores", plan, number, request.filters)
     truncation = None
     if not context.snapshot.manifest.contract.windows:
         [truncation] = await context.call_encoder("truncations", [document_text(document.title, document.text)], "document")
-    traced = trace(plan, [best for [best] in found.kept], scores, number, kept_out, truncation)
+    traced = trace(plan, answers, scores, number, kept_out, truncation)
     only = TopK(np.zeros(1, np.float32), np.array([number]))
-    fields = {"title": document.title, "text": document.text, "metadata": document.metadata}
+    fields: dict[str, Any] = {"title": document.title, "text": document.text, "metadata": document.metadata}
+    if has_passages:
+        [fields] = await context.call(owner, "documents", np.array([number]), ("title", "text", "metadata"))
     explained = await _explained(scatter, [request.query], [plan], [only], {number: fields})
+    shift = fields["passage"]["start"] if has_passages else 0
     return Explanation(
         document=document,
         rank=traced.rank,
@@ -95,11 +111,28 @@ async def explain_document(context: RequestContext, request: ExplainRequest, ker
         truncated_queries=replies.truncated(planned.truncations),
         stages=[StageReport(**vars(stage)) for stage in traced.stages],
         query_tokens=explained.tokens[0],
-        matches=explained.matches[0][number],
+        matches=[_shifted(match, shift) for match in explained.matches[0][number]],
         params=plan.params,
         warnings=scatter.warnings,
         index_version=context.served.answering,
     )
+
+
+def _shifted(match: Match, shift: int) -> Match:
+    """Return a match in a passage with its place in the document's text."""
+    if match.field != "text" or match.start is None or match.end is None:
+        return match
+    return match.model_copy(update={"start": match.start + shift, "end": match.end + shift})
+
+
+async def _best_passage(context: RequestContext, owner: str, number: int, query: str, answer: TopK) -> int:
+    """Return the number of the best passage of a document: the one in the answer, or else the one with the best exact score."""
+    [passages] = await context.call(owner, "passages_of", [number])
+    found = answer.documents[np.isin(answer.documents, passages)]
+    if not len(found):
+        planned: Planned = await context.call_encoder("plan", [query], len(passages), "exact", "exact")
+        found = (await context.call(owner, "rescore", planned.plans[0], passages)).documents
+    return int(found[0]) if len(found) else number
 
 
 async def _explained(
@@ -111,7 +144,7 @@ async def _explained(
         scatter.context.call_encoder("spans", queries, texts), scatter.matches(plans, best)
     )
     if windows:  # only the windows that hold matches are tokenized, so the matches must be known
-        located = [(each.tokens, each.windows, documents[number]["title"], documents[number]["text"]) for each, number in _numbered(found)]
+        located = [_located(each, documents[number]["title"], documents[number]["text"]) for each, number in _numbered(found)]
         spans = iter(await scatter.context.call_encoder("matched_spans", located))
     else:
         whole = dict(zip(documents, (spans for _, spans in of_documents), strict=True))
@@ -131,6 +164,10 @@ async def _explained(
     )
 
 
+def _located(found: TokenMatches, title: str, text: str) -> Matched:
+    return found.tokens, highlights.row_windows(found, title, text), title, text
+
+
 def _numbered(found: list[dict[int, TokenMatches]]) -> Iterator[tuple[TokenMatches, int]]:
     return ((matches, number) for each in found for number, matches in each.items())
 
@@ -147,5 +184,6 @@ def _fields(
     if request.highlight:
         title, text = document["title"], document["text"]
         fields["passage"] = passage = highlights.best_window(found, query, tokens, title, text)
-        fields["highlights"], fields["snippet"] = highlights.highlighted(query, tokens, matches, title, text, passage)
+        within = None if found.is_passage else passage
+        fields["highlights"], fields["snippet"] = highlights.highlighted(query, tokens, matches, title, text, within)
     return fields

@@ -25,11 +25,15 @@ def hits(
             number=number,
             doc_id=documents[number]["doc_id"],
             sides=best.sides.of_hit(row) if best.sides else None,
-            **(extra[number] if extra else {}),
+            **{**_passage(documents[number]), **(extra[number] if extra else {})},
             **{name: documents[number][name] for name in include},
         )
         for row, (score, number) in enumerate(zip(best.scores.tolist(), best.documents.tolist(), strict=True))
     ]
+
+
+def _passage(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"passage": fields["passage"]} if "passage" in fields else {}
 
 
 def document(number: int, fields: dict[str, Any], index_version: int) -> Document:

@@ -49,11 +49,19 @@ async def rerank(context: RequestContext, request: RerankRequest, kernels: Kerne
 async def _document_scores(context: RequestContext, query: str, doc_ids: Sequence[str], kernels: Kernels) -> np.ndarray:
     """[doc_ids] float64, the exact score of each document; -inf for a document without tokens."""
     found = await find(context, doc_ids)
-    planned: Planned = await context.call_encoder("plan", [query], len(doc_ids), "exact", "exact")
     by_group: dict[str, list[int]] = {}
     for group, number in found.values():
         by_group.setdefault(group, []).append(number)
+    owners: dict[int, int] = {number: number for _, number in found.values()}
+    if context.snapshot.manifest.contract.has_passages:  # the best passage of each document counts
+        passages = await asyncio.gather(*(context.call(group, "passages_of", numbers) for group, numbers in by_group.items()))
+        for (group, numbers), rows in zip(list(by_group.items()), passages, strict=True):
+            owners |= {int(row): number for number, each in zip(numbers, rows, strict=True) for row in each}
+            by_group[group] = [int(row) for each in rows for row in each]
+    planned: Planned = await context.call_encoder("plan", [query], len(owners), "exact", "exact")
     calls = (context.call(group, "rescore", planned.plans[0], np.array(numbers)) for group, numbers in by_group.items())
-    best = merge(await asyncio.gather(*calls), len(found), kernels)
-    scores = dict(zip(best.documents.tolist(), best.scores.tolist(), strict=True))
+    best = merge(await asyncio.gather(*calls), len(owners), kernels)
+    scores: dict[int, float] = {}
+    for number, score in zip(best.documents.tolist(), best.scores.tolist(), strict=True):
+        scores.setdefault(owners[number], score)
     return np.array([scores.get(found[doc_id][1], -np.inf) for doc_id in doc_ids])

@@ -2,14 +2,17 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ray_lir.api.search import DocumentField, SearchRequest, SearchResponse, Timings
 from ray_lir.engines.choice import engine_params
+from ray_lir.engines.plan import TopK
 from ray_lir.kernels import Kernels
+from ray_lir.search.grouping import best_of_documents, first_depth, next_depth
 from ray_lir.search.searcher import finish
 
 from ..request_context import RequestContext
-from ..scatter import Scatter
+from ..scatter import Found, Scatter
 from ..workers.query_encoder import Planned
 from . import replies
 from .explain import explain_hits
@@ -29,10 +32,20 @@ async def search(context: RequestContext, request: SearchRequest, kernels: Kerne
     """
     start = time.perf_counter()
     engine = engine_params(request.engine, request.params)
-    planned: Planned = await context.call_encoder("plan", request.texts, request.k, engine, request.quality)
-    scatter = Scatter(context, kernels, request.min_coverage, request.filters)
-    found = await scatter.find(planned.plans, _document_fields(request))
-    best = finish(planned.plans, found.kept[-1])
+    has_passages = context.snapshot.manifest.contract.has_passages
+    depth: int | None = first_depth(request.k) if has_passages else request.k
+    while True:
+        planned: Planned = await context.call_encoder("plan", request.texts, depth, engine, request.quality)
+        scatter = Scatter(context, kernels, request.min_coverage, request.filters)
+        found = await scatter.find(planned.plans, _document_fields(request))
+        best = finish(planned.plans, found.kept[-1])
+        if not has_passages:
+            break
+        grouped = [best_of_documents(each, _owners(each, found), request.k) for each in best]
+        depth = next_depth(best, grouped, request.k, depth or 0)
+        if depth is None:
+            best, found = grouped, replace(found, kept=[*found.kept[:-1], grouped])
+            break
     searched = time.perf_counter()
     explained = await explain_hits(scatter, request.texts, planned.plans, found) if request.explain or request.highlight else None
     end = time.perf_counter()
@@ -56,6 +69,11 @@ async def search(context: RequestContext, request: SearchRequest, kernels: Kerne
         missing=found.missing,
         warnings=scatter.warnings,
     )
+
+
+def _owners(top: TopK, found: Found) -> list[str]:
+    """Return the id of each passage's document."""
+    return [found.documents[number]["doc_id"] for number in top.documents.tolist()]
 
 
 def _document_fields(request: SearchRequest) -> Sequence[DocumentField]:

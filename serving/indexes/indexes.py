@@ -203,6 +203,6 @@ class Indexes:
             state="open",
             version=served.version,
             canary=served.canary,
-            num_docs=found.service.versions.get(served).manifest.num_docs,
+            num_docs=found.service.versions.get(served).manifest.num_documents,
             num_bytes=found.num_bytes,
         )

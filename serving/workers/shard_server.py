@@ -223,6 +223,24 @@ class ShardServer(Replica[Searcher]):
         """Return the metadata fields in a sample of this group's documents, with their kinds and values."""
         return await asyncio.to_thread(_fields, self.versions, served)
 
+    async def whole_document(self, served: Served, number: int) -> dict[str, Any]:
+        """Return doc_id, title, text and metadata of one of this group's documents; the whole text also in an index of passages.
+
+        Args:
+            served: Versions that the request carries.
+            number: Number of the document, or of one of its passages.
+        """
+        return await asyncio.to_thread(lambda: self.versions.get(served).whole_document(number))
+
+    async def passages_of(self, served: Served, numbers: Sequence[int]) -> list[np.ndarray]:
+        """Return the numbers of all passages of some documents of this group; only the number itself without passages.
+
+        Args:
+            served: Versions that the request carries.
+            numbers: Numbers of documents, or of passages of them.
+        """
+        return await asyncio.to_thread(lambda: [self.versions.get(served).passages_of(number) for number in numbers])
+
     async def find(self, served: Served, doc_ids: Sequence[str]) -> dict[str, int]:
         """Return the numbers of documents by id, for documents that this group holds."""
         return await asyncio.to_thread(_find, self.versions, served, doc_ids)
@@ -353,7 +371,8 @@ def _answer(searcher: Searcher, call: SearchCall, kept: list[list[TopK]], second
 
 
 def _rows(searcher: Searcher, numbers: np.ndarray, fields: Sequence[str]) -> list[dict[str, Any]]:
-    return [{name: row[name] for name in ("doc_id", *fields)} for row in searcher.documents(numbers)]
+    names = ("doc_id", "passage", *fields) if searcher.manifest.contract.has_passages else ("doc_id", *fields)
+    return [{name: row[name] for name in names} for row in searcher.documents(numbers)]
 
 
 def _run_stage(versions: Versions[Searcher], served: Served, call: StageCall) -> list[TopK]:
