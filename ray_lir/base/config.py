@@ -230,6 +230,8 @@ class TrialConfig(Config):
     """lambda, the weight of a relation relative to a cosine. 0: no relations."""
     alignment: Literal["combined", "cosine"] = "combined"
     """How the matching document token is chosen: by cosine and relation together, or by the cosine alone."""
+    gate: Literal["relu", "sigmoid"] = Field("relu", exclude_if=lambda gate: gate == "relu")
+    """Last function of the gate. The default is not written to files, so that older versions read them."""
 
 
 class AttentionConfig(Config):
@@ -279,19 +281,22 @@ class TrainingConfig(Config):
     contrastive_weight: float = Field(1.0, ge=0)
     """Weight of the contrastive loss: cross-entropy of the positive against all other documents of the batch."""
     temperature: float = Field(0.2, ge=1e-3)
-    """Initial value of the contrastive loss's learned temperature."""
+    """Initial value of the contrastive loss's temperature."""
+    learn_temperatures: bool = Field(True, exclude_if=lambda learned: learned)
+    """Learn both temperatures. no: they keep their initial values."""
     distillation_weight: float = Field(0.0, ge=0)
     """Weight of the distillation loss: divergence from a teacher's scores of the query's own documents. The examples must have scores."""
     distillation_temperature: float = Field(1.0, ge=1e-3)
-    """Initial value of the learned temperature of the student's scores."""
+    """Initial value of the temperature of the student's scores."""
     normalize_student: bool = True
     """Scale the student's scores of a query to 0 .. 1 before they are compared."""
     normalize_teacher: bool = True
     """Scale the teacher's scores of a query to 0 .. 1 before they are compared."""
     gate_weight: float = Field(0.01, ge=0)
     """For scorer trial: weight of the penalty on the gates of the query tokens."""
-    gate_norm: Literal["l1", "frobenius"] = "l1"
-    """Penalty on the gates. l1: a query's sum of gates, averaged over queries. frobenius: root of the sum of all squares."""
+    gate_norm: Literal["l1", "l2", "frobenius"] = "l1"
+    """Penalty on the gates. l1: a query's sum of gates, averaged over queries. l2: the root of a query's sum of squares, averaged over
+    queries. frobenius: the root of the sum of all squares."""
     evaluate_every: int = Field(100, ge=1)
     """Steps between evaluations on the development set, if there is one. The best encoder is kept."""
     seed: int = Field(0, ge=0)

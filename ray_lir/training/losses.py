@@ -51,6 +51,7 @@ class Objective(nn.Module):
         self.distillation = None
         if config.distillation_weight:
             self.distillation = DistillationLoss(config.distillation_temperature, config.normalize_student, config.normalize_teacher)
+        self.requires_grad_(config.learn_temperatures)
 
     def forward(self, scores: Sequence[Tensor], queries: EmbeddedTexts, targets: Targets) -> Tensor:
         """Return the mean loss over the queries, a scalar.
@@ -148,10 +149,14 @@ def min_max(scores_BN: Tensor) -> Tensor:
 
 
 def query_weight_penalty(queries: EmbeddedTexts, norm: str) -> Tensor:
-    """Return the penalty on the weights of query tokens, a scalar; `norm` is l1 or frobenius.
+    """Return the penalty on the weights of query tokens, a scalar; `norm` is l1, l2 or frobenius.
 
     Source: docs/algorithms.md#9-where-sources-disagree
     """
     assert queries.weights is not None, "the scorer weighs query tokens"
     weights = queries.weights.masked_fill(~queries.mask, 0.0)
-    return weights.sum(-1).mean() if norm == "l1" else weights.square().sum().sqrt()
+    if norm == "l1":
+        return weights.sum(-1).mean()
+    if norm == "l2":
+        return torch.linalg.vector_norm(weights, dim=-1).mean()  # its gradient is 0 for a query without weights
+    return weights.square().sum().sqrt()

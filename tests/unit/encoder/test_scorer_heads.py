@@ -65,6 +65,14 @@ def test_a_maxsim_checkpoint_has_no_folder_for_its_scorer(source: Encoder, tmp_p
     assert not (tmp_path / "saved" / "scorer").exists()
 
 
+def test_the_gate_of_a_saved_checkpoint_is_kept(source: Encoder, tmp_path: Path) -> None:
+    encoder = source.with_scorer("trial", TrialConfig(gate="sigmoid"))
+    encoder.save(tmp_path / "saved")
+    loaded = Encoder.load(EncoderConfig(checkpoint=str(tmp_path / "saved")))
+    np.testing.assert_allclose(loaded.encode_queries(DOCUMENTS).weights, encoder.encode_queries(DOCUMENTS).weights, rtol=0, atol=0.01)
+    assert (loaded.encode_queries(DOCUMENTS).weights < 1).all()
+
+
 def test_scorer_files_have_the_documented_names_and_shapes(source: Encoder, tmp_path: Path) -> None:
     source.with_scorer("trial", SETTINGS["trial"]).save(tmp_path / "saved")
     folder = tmp_path / "saved" / "scorer"

@@ -171,3 +171,13 @@ def test_the_gate_looks_at_vectors_before_the_norm() -> None:
     gate = Gate(8)
     vector = torch.randn(1, 8)
     assert gate(3 * vector).item() != gate(vector).item()
+
+
+def test_a_sigmoid_gate_lies_between_0_and_1() -> None:
+    torch.manual_seed(0)
+    relu, sigmoid = Gate(8), Gate(8, "sigmoid")
+    sigmoid.load_state_dict(relu.state_dict())
+    vectors = torch.randn(5, 8)
+    assert torch.allclose(torch.special.logit(sigmoid(vectors)).clamp(min=0), relu(vectors), atol=1e-5)
+    assert Trial(8, TrialConfig(gate="sigmoid")).gate.activation is torch.sigmoid
+    assert TrialConfig().model_dump() == {"relation_weight": 0.5, "alignment": "combined"}

@@ -133,6 +133,21 @@ def test_a_training_without_a_loss_is_refused(loss: dict):
         TrainingConfig(**loss)
 
 
+def test_the_l2_penalty_is_the_mean_length_of_a_querys_gates():
+    assert query_weight_penalty(QUERIES, "l2").item() == pytest.approx((math.sqrt(0 + 1 + 4) + 3) / 2)
+    weights = torch.zeros(2, 3, requires_grad=True)
+    query_weight_penalty(EmbeddedTexts(torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), weights), "l2").backward()
+    assert torch.equal(weights.grad, torch.zeros(2, 3))
+
+
+def test_fixed_temperatures_are_not_optimised():
+    config = TrainingConfig(distillation_weight=1.0, num_negatives=1, temperature=0.3, learn_temperatures=False)
+    objective = Objective(config)
+    assert objective.temperature == pytest.approx(0.3) and objective.distillation_temperature == 1.0
+    assert not any(parameter.requires_grad for parameter in objective.parameters())
+    assert "learn_temperatures" not in TrainingConfig().model_dump() and config.model_dump()["learn_temperatures"] is False
+
+
 def test_all_temperatures_are_optimised():
     config = TrainingConfig(distillation_weight=1.0, num_negatives=1, temperature=0.3, distillation_temperature=0.7)
     assert [round(parameter.item(), 3) for parameter in Objective(config).parameters()] == [0.3, 0.7]
