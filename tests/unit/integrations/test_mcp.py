@@ -26,7 +26,7 @@ def ask(server: Any, question: Callable[[Client], Awaitable[Any]]) -> Any:
         async with Client(server) as client:
             return await question(client)
 
-    return asyncio.run(asyncio.wait_for(asked(), 60))
+    return asyncio.run(asyncio.wait_for(asked(), 200))
 
 
 def call(server: Any, tool: str, **arguments: Any) -> Any:
@@ -128,7 +128,7 @@ def test_the_command_serves_over_http(index: Index):
     words = ["--index", index.path, "--transport", "http", "--port", str(port)]
     with subprocess.Popen([sys.executable, "-m", "jobs", "mcp", *words], cwd=REPOSITORY, stderr=subprocess.DEVNULL) as process:
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 200
             while time.monotonic() < deadline and process.poll() is None:
                 with socket.socket() as probe:
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
