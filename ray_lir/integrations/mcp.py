@@ -139,8 +139,8 @@ def make_server(sources: Sequence[Source], allow_writes: bool = False) -> MCPSer
     for tool in (tools.search, tools.explain, tools.get_document, tools.list_indexes):
         server.add_tool(_reporting_errors(tool), annotations=READS)
     if allow_writes:
-        for tool in (tools.add_documents, tools.delete_documents):
-            server.add_tool(_reporting_errors(tool), annotations=WRITES)
+        for change in (tools.add_documents, tools.delete_documents):
+            server.add_tool(_reporting_errors(change), annotations=WRITES)
     return server
 
 

@@ -171,7 +171,7 @@ def _task_type(judged: JudgedQueries) -> type[AbsTaskRetrieval]:
                 return
             queries = datasets.Dataset.from_list([{"id": query_id, "text": text} for query_id, text in judged.queries.items()])
             corpus = datasets.Dataset.from_generator(_corpus, gen_kwargs={"folder": judged.corpus})
-            data = {"corpus": corpus, "queries": queries, "relevant_docs": judged.qrels, "top_ranked": None}
+            data: Any = {"corpus": corpus, "queries": queries, "relevant_docs": judged.qrels, "top_ranked": None}
             self.dataset = {"default": {judged.split: data}}
             self.data_loaded = True
 
