@@ -248,7 +248,7 @@ class Client:
                 time.sleep(step)
                 continue
             try:
-                result = self._send(_index() if step is None else _write(*step))
+                result = self._send(_index()) if step is None else self._send(_write(*step))
             except RayLirError as error:
                 result = error
 
@@ -408,7 +408,7 @@ class AsyncClient:
                 await asyncio.sleep(step)
                 continue
             try:
-                result = await self._send(_index() if step is None else _write(*step))
+                result = await (self._send(_index()) if step is None else self._send(_write(*step)))
             except RayLirError as error:
                 result = error
 

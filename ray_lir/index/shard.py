@@ -253,7 +253,7 @@ def _with_deleted(shard: IndexShard, first_document: int, deleted: np.ndarray | 
         return shard
     other = replace(shard, first_document=first_document, deleted=deleted)
     for name in ("_grouped", "posting_documents", "posting_ratios"):
-        computed: derived[..., ..., Any] = getattr(IndexShard, name).fget
+        computed: derived[IndexShard, [], Any] = getattr(IndexShard, name).fget
         if shard in computed:
             computed.put(other, getattr(shard, name))
     return other

@@ -163,6 +163,7 @@ def _task_type(judged: JudgedQueries) -> type[AbsTaskRetrieval]:
         """A retrieval task over a folder in the BEIR layout."""
 
         metadata = facts
+        data_loaded: bool = False
         ignore_identical_ids = has_queries_as_documents(judged.name)
 
         def load_data(self, *_: Any, **__: Any) -> None:
