@@ -136,7 +136,7 @@ def _folder_files(url: str, names: list[str]) -> list[str]:
 
 
 def _log_unread_files(url: str, names: list[str], read: list[str]) -> None:
-    unread = [name for name in names if name not in read]
+    unread = [name for name in names if name not in read and not OTHER_NAMES.match(name)]
     if unread:
         logger.info("corpus: %d files of %s are read; others are not: %s", len(read), url, ", ".join(unread[:10]))
 

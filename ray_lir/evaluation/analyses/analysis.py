@@ -26,7 +26,7 @@ class AnalysisSettings(Config):
     sampled_tokens: int = Field(default=100_000, ge=2)
     """Document tokens whose vectors are compared with each other."""
     k_primes: tuple[int, ...] = (100, 1000, 4000, 10_000, 40_000)
-    """Values of k' for quality against k'. Values above the index's number of tokens are left out."""
+    """Values of k' for quality against k'. Values above a twentieth of the index's tokens are left out."""
     candidates: int = Field(default=256, ge=1)
     """Candidates that PLAID rescores exactly, and the cutoff of the recall of candidates."""
     measure: str = "nDCG@10"

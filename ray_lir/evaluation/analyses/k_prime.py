@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 IMPUTATIONS = ("mean", "p10", "min", "power_law", "zero")
 K = 100
 USUAL = 4000
+TOKENS_PER_K_PRIME = 20
+"""The index must have this many times k' tokens. With a larger k', retrieval reads most of the index, and takes minutes."""
 """k' for the comparison of imputations, if the index has as many tokens."""
 
 
@@ -19,7 +21,8 @@ def run(model: AnalyzedModel, settings: AnalysisSettings) -> Numbers:
 
     Source: docs/algorithms.md#35-retrieval-and-imputation
     """
-    k_primes = [k_prime for k_prime in settings.k_primes if k_prime <= model.num_tokens] or [model.num_tokens]
+    most = max(1, model.num_tokens // TOKENS_PER_K_PRIME)
+    k_primes = [k_prime for k_prime in settings.k_primes if k_prime <= most] or [min(*settings.k_primes, model.num_tokens)]
     usual = min(USUAL, max(k_primes))
 
     def quality(engine: Mapping[str, object]) -> float:

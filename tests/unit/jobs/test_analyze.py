@@ -57,7 +57,7 @@ def results(place) -> dict[str, dict]:
             index=f"maxsim={place}/index,trial={place}/trial",
             dataset=str(place / "data"),
             output=str(place / "out"),
-            analysis=AnalysisSettings(tokens_per_query_token=50, candidates=8, k_primes=(10, 100)),
+            analysis=AnalysisSettings(tokens_per_query_token=50, candidates=8, k_primes=(2, 10, 1000)),
         )
     )
     assert found["models"] == {"maxsim": "maxsim", "trial": "trial"} and found["queries"] == QUERIES
@@ -91,7 +91,7 @@ def test_histograms_count_every_retrieved_token(place, results):
 
 def test_quality_rises_to_that_of_all_tokens(results):
     found = results["k_prime"]["models"]["maxsim"]
-    assert found["k_primes"] == [10, 100] and len(found["by_imputation"]) == 5
+    assert found["k_primes"] == [2, 10] and len(found["by_imputation"]) == 5
     assert found["by_imputation"]["min"] == found["by_k_prime"][-1]
 
 
