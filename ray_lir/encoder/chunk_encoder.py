@@ -128,8 +128,8 @@ def _blocks(chunk: TokenizedChunk, encoder: Encoder) -> Iterator[Block]:
         first += len(spans)
 
 
-@dataclass(frozen=True)
-class _Row:
+@dataclass(frozen=True, eq=False, repr=False)
+class _Row(ShortRepr):
     """A document, or a part of one with many tokens.
 
     Attributes:

@@ -172,7 +172,7 @@ class PageEncoder:
             spans[own] = words["offset_mapping"]
         return TokenSpans(pieces, spans)
 
-    def document_spans(self, text: str) -> TokenSpans:
+    def document_spans(self, text: str, title_length: int = 0) -> TokenSpans:
         """Return no tokens: vectors of pages stand for parts of an image (`PageGrid`)."""
         return TokenSpans([], np.zeros((0, 2), np.int64))
 

@@ -85,14 +85,14 @@ def test_a_body_that_is_not_json_is_refused():
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"engine": "fast"}, "unknown engine 'fast'; choose auto, exact, scan, plaid, warp"),
+        ({"engine": "fast"}, "unknown engine 'fast'; choose auto, exact, scan, plaid, warp, bm25, hybrid"),
         (
             {"engine": "scan", "params": {"nprobe": 4}},
             "params of scan: unknown field nprobe; the fields are engine, ncandidates, candidate_fraction",
         ),
         ({"engine": "warp", "params": {"nprobe": 0}}, "params of warp: nprobe: input should be greater than or equal to 1"),
         ({"engine": "plaid", "params": {"engine": "warp"}}, "params of plaid: engine: input should be 'plaid'"),
-        ({"params": {"nprobe": 4}}, "params need a named engine, not auto; choose exact, scan, plaid, warp"),
+        ({"params": {"nprobe": 4}}, "params need a named engine, not auto; choose exact, scan, plaid, warp, bm25, hybrid"),
     ],
 )
 def test_an_invalid_engine_is_refused_with_the_valid_ones(body, message):

@@ -71,7 +71,7 @@ def test_every_answer_is_one_that_the_description_declares(client, operations, l
     def check(case) -> None:
         try:
             reply = client.request(**case.as_transport_kwargs())
-        except testclient.httpx.InvalidURL:  # a body shorter than its declared length never reaches the service
+        except (testclient.httpx.InvalidURL, UnicodeEncodeError):  # the test's client cannot send such a request
             hypothesis.reject()
         case.validate_response(reply, checks=CHECKS)
         in_a_hurry = isinstance(case.body, dict) and "deadline_ms" in case.body  # a deadline of one millisecond may be too short

@@ -127,15 +127,11 @@ def test_jobs_run_in_process_without_ray(library: Path, tmp_path: Path):
         ("encode --corpus s3://bucket/corpus.jsonl --output embeddings", "s3", "s3://bucket/corpus.jsonl"),
         ("inspect s3://bucket/index", "s3", "s3://bucket/index"),
         ("evaluate --index index --dataset scifact", "eval", "measuring a run"),
-        ("mine --index index --dataset scifact --output mined.jsonl", "eval", "downloading the BEIR dataset scifact"),
         ("mcp --index index", "integrations", "the MCP server"),
     ],
 )
 def test_a_missing_extra_is_a_one_line_error_with_the_install_command(library: Path, tmp_path: Path, words: str, extra: str, purpose: str):
     (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "lake"}\n')
-    if "mine" in words:
-        made = environments.run(library, "-c", "import ray_lir; ray_lir.Index.create('index', ['lake'])", cwd=tmp_path)
-        assert made.returncode == 0, made.stderr
     done = environments.run(library, "-m", "ray_lir_apps.jobs", *words.split(), cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert re.match(rf"error: .*{re.escape(purpose)}.* needs the package [\w-]+, which is not installed", done.stderr)

@@ -287,4 +287,4 @@ def test_objects_can_be_pickled_and_copied_at_any_time(index, encoder):
     for each in (searcher.planner, searcher.shards[0], encoder, encoder.tokenizer, Client("http://h:1", "t"), AsyncClient()):
         pickle.loads(pickle.dumps(each))
         copy.deepcopy(each)
-    assert pickle.loads(pickle.dumps(Client("http://h:1", "t")))._settings == ("http://h:1", "t", 60.0)
+    assert pickle.loads(pickle.dumps(Client("http://h:1", "t")))._settings == ("http://h:1", "t", 60.0, None)

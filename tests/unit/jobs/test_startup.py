@@ -97,7 +97,8 @@ def test_a_closed_pipe_is_silent():
 
 def test_an_interrupt_is_one_line_and_exit_code_130():
     code = (
-        "import time; from jobs.cli import main; from ray_lir.base.config import Config; "
+        "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's background jobs ignore it
+        "from jobs.cli import main; from ray_lir.base.config import Config; "
         "main(Config, lambda job: (print('started', flush=True), time.sleep(60)), [])"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
