@@ -128,8 +128,7 @@ class IndexSource:
         """The local folder that has the shards and the files of the whole index."""
         if storage.is_local(self.root):
             return self.root
-        common = (manifest.codec, manifest.cluster_sizes, *((manifest.relation,) if manifest.relation else ()))
-        return local_copy(self.root, self.cache, [*common, *(file for entry in entries for file in files_of(entry))])
+        return local_copy(self.root, self.cache, files_of(manifest.model_copy(update={"shards": tuple(entries)})))
 
 
 def default_cache() -> str:
