@@ -20,8 +20,9 @@ from ray_lir.storage.manifest import LATEST
 from tests.support.repository import REPOSITORY
 from tests.support.served_index import QUERIES, answers_in_process, make_index, serve_started
 
-RARE = {"ray_lir_refused_requests_total"}
-"""Metrics that are exported only after the first event."""
+WRITES = {"ray_lir_written_total", "ray_lir_unpublished_writes", "ray_lir_visible_seconds_bucket", "ray_lir_publish_failures_total"}
+RARE = {"ray_lir_refused_requests_total", "ray_lir_hedged_calls_total", *WRITES}
+"""Metrics that are exported only after the first event, or by a service with writes."""
 READ, ADMIN = "read-0123456789abcdef", "admin-0123456789abcdef"
 
 
