@@ -104,7 +104,7 @@ def _training(folder: str, facts: CardFacts) -> tuple[str, CardFacts]:
         return folder, facts
     manifest = read_manifest(url, TrainingManifest, "jobs.train")
     made = _read_provenance(folder)
-    base, data = made.get("checkpoint"), made.get("training_data") or ()
+    base, data = made.get("base_model"), made.get("training_data") or ()
     settings = {"manifest": manifest_digest(manifest), "num_steps": manifest.num_steps, "final_loss": manifest.final_loss}
     known = {
         "base_model": facts.base_model or (storage.base_name(base) if base else None),

@@ -427,7 +427,7 @@ def _publish(result: Result, job: _Job, scaling: ScalingConfig) -> None:
         "examples_per_second": round(harmonic_mean(rates), 2) if rates else None,
         "resumed_from_step": first_step,
         "num_workers": scaling.num_workers,
-        "checkpoint": job.encoder.checkpoint,
+        "base_model": job.encoder.checkpoint,
         "training_data": job.data_names,
     }
     if best := best_record(curve):

@@ -113,7 +113,7 @@ def test_a_folder_has_the_same_files(index: Index, tmp_path: Path):
 def test_a_training_describes_itself(index: Index, tmp_path: Path):
     shutil.copytree(index.checkpoint, tmp_path / "trained" / "checkpoint")
     contract = index.manifest.contract.model_copy(update={"checkpoint": "checkpoint"})
-    made = {"training_data": ["/data/scifact"], "checkpoint": "all-MiniLM-L6-v2", "seconds": 7}
+    made = {"training_data": ["/data/scifact"], "base_model": "all-MiniLM-L6-v2", "seconds": 7}
     (tmp_path / "trained" / "provenance.json").write_text(json.dumps(made))
     manifest = TrainingManifest(contract=contract, num_steps=6, final_loss=0.5, config={"scorer": "maxsim"})
     write_manifest(str(tmp_path / "trained" / "manifest.json"), manifest)
