@@ -414,8 +414,7 @@ class Index:
         content: dict[str, hub.Content] = dict(index_content(self.path))
         checkpoint = self.checkpoint
         if storage.is_local(checkpoint) and (saved := storage.local_path(checkpoint)).is_dir():
-            files = (path for path in sorted(saved.rglob("*")) if path.is_file())
-            content |= {f"{ENCODER}/{path.relative_to(saved).as_posix()}": path for path in files}
+            content |= {f"{ENCODER}/{name}": file for name, file in hub.folder_content(saved).items()}
         name = repo or storage.base_name(folder or self.path)
         content["README.md"] = index_card(self.manifest, self.version, name, facts).encode()
         return hub.publish_files(content, repo, folder, "dataset", private, token, "Upload index with ray_lir")

@@ -302,8 +302,7 @@ class Encoder:
                 "fingerprint": contract.fingerprint,
                 "provenance": facts.provenance,
             }
-            files = (path for path in sorted(saved.rglob("*")) if path.is_file())
-            content: dict[str, hub.Content] = {path.relative_to(saved).as_posix(): path for path in files}
+            content = hub.folder_content(saved)
             content["ray_lir.json"] = json.dumps(described, indent=2, ensure_ascii=False).encode()
             content["README.md"] = model_card(contract, name, facts).encode()
             return hub.publish_files(content, repo, folder, private=private, token=token, message="Upload encoder with ray_lir")

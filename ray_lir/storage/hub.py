@@ -15,6 +15,11 @@ Content = Path | bytes
 REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
 
+def folder_content(folder: Path) -> dict[str, Content]:
+    """Return the files below a local folder by their path in it, in the order of their names."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def publish_files(
     content: Mapping[str, Content],
     repo: str | None,
