@@ -5,9 +5,10 @@ Finished batches of an unfinished output lie beside it, in `<output>.unfinished`
 
 import gzip
 import io
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -93,24 +94,37 @@ class Finished:
 
     folder: str
 
-    def batches(self, name: str, count: int, make: Callable[[list[int]], Iterator[tuple[int, Any]]]) -> Iterator[tuple[int, Any]]:
-        """Yield number and value of each batch, the finished ones first. Make and keep the others.
+    def read(self, name: str, count: int) -> dict[int, Any]:
+        """Return the JSON values of the finished ones of `count` batches, by number."""
+        names = set(storage.list_names(self.folder))
+        numbers = [number for number in range(count) if self._file(name, number) in names]
+        return {number: parse_json(storage.read_bytes(storage.join(self.folder, self._file(name, number)))) for number in numbers}
+
+    def keep(self, name: str, batches: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        """Yield each number and JSON value after writing the value."""
+        for number, value in batches:
+            storage.write_bytes(storage.join(self.folder, self._file(name, number)), json.dumps(value).encode())
+            yield number, value
+
+    def complete(
+        self, name: str, label: str, unit: str, sizes: Sequence[int], make: Callable[[list[int]], Iterable[tuple[int, Any]]]
+    ) -> list[Any]:
+        """Return the values of all batches; the unfinished ones are made, kept and reported as progress.
 
         Args:
             name: Start of the names of the files.
-            count: Number of batches.
+            label: Name of the phase in the progress report.
+            unit: Name of the units that a batch holds, in the plural.
+            sizes: Number of units of each batch.
             make: Yields number and JSON value of the batches with these numbers, in any order.
         """
-        names = set(storage.list_names(self.folder))
-        left = []
-        for number in range(count):
-            if self._file(name, number) in names:
-                yield number, parse_json(storage.read_bytes(storage.join(self.folder, self._file(name, number))))
-            else:
-                left.append(number)
-        for number, value in make(left) if left else ():
-            storage.write_bytes(storage.join(self.folder, self._file(name, number)), json.dumps(value).encode())
-            yield number, value
+        values = self.read(name, len(sizes))
+        left = [number for number in range(len(sizes)) if number not in values]
+        before = sum(sizes[number] for number in values)
+        if left:
+            made = self.keep(name, make(left))
+            values |= track(made, label, sum(sizes), lambda batch: sizes[batch[0]], unit, initial=before)
+        return [values[number] for number in range(len(sizes))]
 
     @staticmethod
     def _file(name: str, number: int) -> str:
@@ -245,9 +259,9 @@ def _negatives(
                 )
             yield found.number, chosen
 
-    batches = finished.batches("chosen", len(blocks), choose)
-    by_block = dict(track(batches, "search", len(dataset.queries), lambda batch: len(batch[1]), "queries"))
-    return {query: negatives for block in blocks for query, negatives in zip(block.ids, by_block[block.number], strict=True)}
+    chosen = finished.complete("chosen", "search", "queries", [len(block.ids) for block in blocks], choose)
+    ids = [query for block in blocks for query in block.ids]
+    return dict(zip(ids, itertools.chain.from_iterable(chosen), strict=True))
 
 
 def _chosen(config: MineConfig, query: str, candidates: list[str], number: int) -> list[str]:
@@ -281,9 +295,8 @@ def _add_scores(rows: list[Row], dataset: Dataset, score: "Score", finished: Fin
         for found in score(PairBatch(number, [pairs(row) for row in parts[number]]) for number in left):
             yield found.number, found.scores
 
-    batches = finished.batches("scores", len(parts), score_parts)
-    for number, scores in track(batches, "score", len(rows), lambda batch: len(batch[1]), "tuples"):
-        for row, values in zip(parts[number], scores, strict=True):
+    for part, scores in zip(parts, finished.complete("scores", "score", "tuples", [len(part) for part in parts], score_parts), strict=True):
+        for row, values in zip(part, scores, strict=True):
             row["scores"] = values
 
 

@@ -14,6 +14,7 @@ from jobs.cli import main
 from jobs.mine import MineConfig, mine
 from ray_lir.base.config import ClusteringConfig, EncoderConfig, IndexConfig, TrainingConfig
 from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.base.progress import track
 from ray_lir.building.build import build_index
 from ray_lir.corpus.datasets import load_dataset
 from ray_lir.corpus.records import read_documents
@@ -215,8 +216,16 @@ def test_a_killed_job_continues_after_its_finished_steps(place, tmp_path, monkey
         mine(config)
     assert not (tmp_path / "tuples.jsonl").exists()
     scored.clear()
+    resumed: list[tuple[str, int]] = []
+
+    def report(made, label, total, count, unit, initial):
+        resumed.append((label, initial))
+        return track(made, label, total, count, unit, initial=initial)
+
+    monkeypatch.setattr("jobs.mine.track", report)
     mine(config)
     assert scored == [96 - 64]  # tuples are stored in batches of 64
+    assert resumed == [("score", 64)], "progress counts finished tuples as done now, or a finished search as work"
     assert (tmp_path / "tuples.jsonl").read_bytes() == (tmp_path / "undisturbed.jsonl").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tuples.jsonl", "undisturbed.jsonl"]
     monkeypatch.undo()
