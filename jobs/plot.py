@@ -19,6 +19,7 @@ PANELS = {
     "ndcg_at_10": "nDCG@10 on the development set",
     "loss": "loss",
     "contrastive_loss": "cross-entropy",
+    "own_contrastive_loss": "cross-entropy over own documents",
     "distillation_loss": "distillation loss",
     "query_weight_penalty": "penalty on query weights",
     "learning_rate": "learning rate",
@@ -32,7 +33,7 @@ PANELS = {
 }
 """Numbers of a step and the titles of their panels. A number that never changes has no panel, unless it is the loss."""
 COLUMNS = 3
-SMOOTHED = ("loss", "contrastive_loss", "distillation_loss", "gradient_norm", "examples_per_second")
+SMOOTHED = ("loss", "contrastive_loss", "own_contrastive_loss", "distillation_loss", "gradient_norm", "examples_per_second")
 
 
 class PlotJob(Config):

@@ -224,14 +224,22 @@ class XtrConfig(Config):
 
 
 class TrialConfig(Config):
-    """TRIAL: relations between neighbouring tokens, and a gate that weighs query tokens (docs/algorithms.md#5-trial)."""
+    """TRIAL: relations between neighbouring tokens, and gates that weight tokens (docs/algorithms.md#5-trial).
+
+    Defaults of later fields are not written to files, so that older versions read them.
+    """
 
     relation_weight: float = Field(0.5, ge=0)
     """lambda, the weight of a relation relative to a cosine. 0: no relations."""
     alignment: Literal["combined", "cosine"] = "combined"
     """How the matching document token is chosen: by cosine and relation together, or by the cosine alone."""
     gate: Literal["relu", "sigmoid"] = Field("relu", exclude_if=lambda gate: gate == "relu")
-    """Last function of the gate. The default is not written to files, so that older versions read them."""
+    """Last function of a gate."""
+    sides: Literal["queries", "documents", "both", "none"] = Field("queries", exclude_if=lambda sides: sides == "queries")
+    """Tokens that a gate weights: those of queries, of documents, of both (a gate for each), or none."""
+    first_match: Literal["best", "first_token"] = Field("best", exclude_if=lambda match: match == "best")
+    """The document token from which the relation of the second query token starts (d_j0 of the article): the match of the first query
+    token, or the document's first token ([CLS])."""
 
 
 class AttentionConfig(Config):
@@ -280,6 +288,9 @@ class TrainingConfig(Config):
     """Gradients with a larger norm are scaled down to this norm."""
     contrastive_weight: float = Field(1.0, ge=0)
     """Weight of the contrastive loss: cross-entropy of the positive against all other documents of the batch."""
+    own_contrastive_weight: float = Field(0.0, ge=0, exclude_if=lambda weight: not weight)
+    """Weight of the cross-entropy of the positive against the query's own hard negatives alone, at the contrastive loss's temperature.
+    Stanford ColBERT trains with 1 and contrastive_weight 0."""
     temperature: float = Field(0.2, ge=1e-3)
     """Initial value of the contrastive loss's temperature."""
     learn_temperatures: bool = Field(True, exclude_if=lambda learned: learned)
@@ -304,12 +315,14 @@ class TrainingConfig(Config):
 
     @model_validator(mode="after")
     def _has_a_loss(self) -> "TrainingConfig":
-        if not self.contrastive_weight and not self.distillation_weight:
+        if not self.contrastive_weight and not self.own_contrastive_weight and not self.distillation_weight:
             raise ValueError(
-                "contrastive_weight and distillation_weight cannot both be 0, because there would be no loss; raise one of them"
+                "contrastive_weight, own_contrastive_weight and distillation_weight cannot all be 0, because there would be no loss; "
+                "raise one of them"
             )
-        if self.distillation_weight and not self.num_negatives:
-            raise ValueError("distillation_weight needs num_negatives of at least 1: the scores of one document cannot be compared")
+        for name in ("distillation_weight", "own_contrastive_weight"):
+            if getattr(self, name) and not self.num_negatives:
+                raise ValueError(f"{name} needs num_negatives of at least 1: the scores of one document cannot be compared")
         return self
 
     @property

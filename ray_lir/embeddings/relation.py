@@ -30,6 +30,8 @@ class Relation(ShortRepr):
         weight: Factor of a relation relative to a similarity (lambda); 0 disables relations.
         alignment: How the document token that a relation starts from was chosen: by similarity plus relation ("combined"), or by similarity
             alone ("cosine").
+        from_first_token: Whether the relation of the second query token starts from the document's first token, not from the match of the
+            first query token.
     """
 
     inner_weight: np.ndarray
@@ -40,6 +42,7 @@ class Relation(ShortRepr):
     outer_bias: np.ndarray
     weight: float
     alignment: Alignment
+    from_first_token: bool = False
 
     @property
     def dim(self) -> int:
@@ -48,7 +51,10 @@ class Relation(ShortRepr):
     def to_bytes(self) -> bytes:
         """Return the content of a safetensors file for `load_relation`."""
         arrays = {field.name: np.ascontiguousarray(getattr(self, field.name), np.float32) for field in fields(self)[:6]}
-        return save(arrays | {"weight": np.array([self.weight]), "by_cosine": np.array([self.alignment == "cosine"])})
+        arrays |= {"weight": np.array([self.weight]), "by_cosine": np.array([self.alignment == "cosine"])}
+        if self.from_first_token:  # older files have no such array
+            arrays["from_first_token"] = np.array([True])
+        return save(arrays)
 
 
 def load_relation(url: str, dim: int) -> Relation:
@@ -66,7 +72,8 @@ def load_relation(url: str, dim: int) -> Relation:
         arrays = load(storage.read_bytes(url))
         alignment: Alignment = "cosine" if arrays["by_cosine"][0] else "combined"
         weights = {field.name: arrays[field.name] for field in fields(Relation)[:6]}
-        relation = Relation(**weights, weight=float(arrays["weight"][0]), alignment=alignment)
+        from_first_token = "from_first_token" in arrays and bool(arrays["from_first_token"][0])
+        relation = Relation(**weights, weight=float(arrays["weight"][0]), alignment=alignment, from_first_token=from_first_token)
     except (SafetensorError, KeyError, ValueError, TypeError, IndexError, FileNotFoundError) as error:
         raise FormatError(url, "the relation encoder of a checkpoint", f"{error!r:.120}", fix) from None
     if relation.dim != dim:

@@ -234,6 +234,8 @@ class Encoder:
     def with_scorer(self, name: str, settings: Config | None = None) -> "Encoder":
         """Return the same encoder with another scorer. New heads are initialized with torch's random numbers; all other weights are shared.
 
+        If the checkpoint has heads of that scorer, they are kept.
+
         Args:
             name: A key of SCORERS.
             settings: Settings of that scorer; None: the defaults.
@@ -252,7 +254,7 @@ class Encoder:
             )
         scorer = kind(self.contract.dim, settings)
         if have == name:
-            scorer.load_state_dict(self.model.scorer.state_dict())
+            scorer.load_state_dict(self.model.scorer.state_dict(), strict=False)  # sides with a gate can differ
         network = Network(self.model.backbone, self.model.layers, self.model.normalize, scorer.to(self.device)).eval()
         contract = self.contract.model_copy(update={"scorer": name, "weighs": scorer.weighs, "weights_digest": weights_digest(network)})
         return Encoder(contract, TextTokenizer(contract, self.tokenizer.tokenizer), network, self.batch_tokens)

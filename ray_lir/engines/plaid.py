@@ -1,7 +1,7 @@
 """plaid: probe the nearest centroids, score candidates by centroids in two stages, rescore the survivors (docs/algorithms.md#23-plaid)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from ray_lir.kernels import Kernels
 
 
 class PlaidParams(EngineConfig):
-    """The three parameters of PLAID; the defaults depend on k."""
+    """The parameters of PLAID; the defaults depend on k."""
 
     engine: Literal["plaid"] = "plaid"
     nprobe: int | None = Field(None, ge=1)
@@ -29,6 +29,8 @@ class PlaidParams(EngineConfig):
     0.4."""
     ncandidates: int | None = Field(None, ge=1)
     """Documents kept by the first stage; a quarter of them is rescored. None: max(1024, 4 k) for k up to 100, else max(4096, 4 k)."""
+    weighted_candidates: bool = Field(True, exclude_if=lambda weighted: weighted)
+    """Weight query tokens in all stages, if the scorer weights them. no: only exact scores are weighted, as in TRIAL's table 8."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -38,10 +40,12 @@ class PlaidPlan(QueryPlan):
     Attributes:
         threshold: `params.centroid_score_threshold`.
         clusters: [P] int64, the union of the clusters that query tokens probe, ascending.
+        candidate_query: The query by which candidates are scored; without token weights unless `params.weighted_candidates`.
     """
 
     threshold: float
     clusters: np.ndarray
+    candidate_query: Query
 
 
 def _plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: PlaidParams, k: int, kernels: Kernels) -> PlaidPlan:
@@ -49,23 +53,36 @@ def _plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, param
     nprobe = min(params.nprobe or nprobe * (1 if statistics.unit_norms else NORMS_NPROBE), codec.num_centroids)
     threshold = threshold if params.centroid_score_threshold is None else params.centroid_score_threshold
     ncandidates = max(params.ncandidates, k) if params.ncandidates else max(ncandidates, 4 * k)
+    candidate_query = query if params.weighted_candidates else _without_weights(query)
     # A token of weight 0 adds nothing to any score, so its clusters are not probed. Pruning compares unweighted scores.
-    table, active = centroid_scores(query, codec, kernels), query.active
+    table, active = centroid_scores(candidate_query, codec, kernels), candidate_query.active
     clusters, _, _ = kernels.probe(table, len(query.vectors), statistics.cluster_sizes, nprobe, nprobe, 1)
     return PlaidPlan(
         query=query,
-        params=PlaidParams(nprobe=nprobe, centroid_score_threshold=threshold, ncandidates=ncandidates),
+        params=PlaidParams(
+            nprobe=nprobe, centroid_score_threshold=threshold, ncandidates=ncandidates, weighted_candidates=params.weighted_candidates
+        ),
         stage_limits=(ncandidates, max(ncandidates // 4, k), k),
         threshold=threshold,
         clusters=np.unique(clusters[active]),
+        candidate_query=candidate_query,
     )
+
+
+def _without_weights(query: Query) -> Query:
+    """Return the query with every token as important as any other."""
+    return replace(query, weights=np.ones_like(query.weights) if query.norms is None else query.norms)
+
+
+def _for_candidates(plan: PlaidPlan) -> PlaidPlan:
+    return plan if plan.candidate_query is plan.query else replace(plan, query=plan.candidate_query)
 
 
 def _probe(
     plans: Sequence[PlaidPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[Allowed]
 ) -> list[Scored]:
     results = []
-    for plan, allowed in zip(plans, documents, strict=True):
+    for plan, allowed in zip(map(_for_candidates, plans), documents, strict=True):
         numbers = kernels.candidates(plan.clusters, shard)
         numbers, _ = among(numbers, numbers, allowed)
         scores = centroid_interaction(plan, shard, codec, kernels, plan.threshold * codec.mean_norm, numbers)
@@ -90,7 +107,7 @@ def _interact(
 ) -> list[Scored]:
     return [
         (centroid_interaction(plan, shard, codec, kernels, None, numbers), numbers)
-        for plan, numbers in zip(plans, documents, strict=True)
+        for plan, numbers in zip(map(_for_candidates, plans), documents, strict=True)
         if numbers is not None
     ]
 

@@ -62,6 +62,7 @@ class RelationEncoder(ShortRepr):
         outer_bias: [D] float32.
         weight: Weight of a relation relative to a cosine.
         by_cosine: Whether a relation starts from the previous query token's nearest token instead of its match.
+        from_first_token: Whether the relation of the second query token starts from the document's first token.
     """
 
     before: np.ndarray
@@ -73,6 +74,7 @@ class RelationEncoder(ShortRepr):
     outer_bias: np.ndarray
     weight: float
     by_cosine: bool
+    from_first_token: bool = False
 
     @classmethod
     @one_blas_thread()
@@ -92,6 +94,7 @@ class RelationEncoder(ShortRepr):
             outer_bias=_as_rows(relation.outer_bias),
             weight=relation.weight,
             by_cosine=relation.alignment == "cosine",
+            from_first_token=relation.from_first_token,
         )
 
     @property
@@ -231,5 +234,6 @@ def compare(
     relations_nm = np.zeros_like(cosines_nm)
     for i in range(1, len(query_nD)):
         deciding_m = cosines_nm[i - 1] if encoder.by_cosine else cosines_nm[i - 1] + relations_nm[i - 1]
-        relations_nm[i] = encoder.hidden(before_mD[deciding_m.argmax()], after_mD) @ relation.products[i] + relation.constants[i]
+        previous = 0 if i == 1 and encoder.from_first_token else deciding_m.argmax()
+        relations_nm[i] = encoder.hidden(before_mD[previous], after_mD) @ relation.products[i] + relation.constants[i]
     return cosines_nm, relations_nm

@@ -187,6 +187,7 @@ class _NativeKernels:
             relation_of(codec).by_cosine,
             None if documents is None else _numbers(documents),
             self.threads,
+            *([True] if relation_of(codec).from_first_token else []),
         )
 
     def centroid_maxsim(

@@ -68,6 +68,20 @@ def cosines(queries: EmbeddedTexts, documents: EmbeddedTexts, tokens_BNn: Tensor
     return torch.einsum("bid,bnid->bni", queries.vectors, gather_tokens(documents.vectors, tokens_BNn))
 
 
+def weighted_cosines(queries: EmbeddedTexts, documents: EmbeddedTexts, tokens_BNn: Tensor) -> Tensor:
+    """Return `cosines` times the weights of the document tokens, [B, N, n]; differentiable.
+
+    Args:
+        queries: B queries.
+        documents: N documents.
+        tokens_BNn: [B, N, n] int64 positions of document tokens.
+    """
+    terms = cosines(queries, documents, tokens_BNn)
+    if documents.weights is None:
+        return terms
+    return terms * gather_tokens(documents.weights.unsqueeze(-1), tokens_BNn).squeeze(-1)
+
+
 def sum_over_query_tokens(terms_BNn: Tensor, queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
     """Return the sums of the terms times the query token weights, [B, N]. Masked query tokens add 0; a document without tokens gets -inf.
 

@@ -6,7 +6,7 @@ Shapes: B queries, N documents.
 from torch import Tensor
 
 from ray_lir.scorers.batches import EmbeddedTexts
-from ray_lir.scorers.interaction import best_tokens, cosines, gather_tokens, sum_over_query_tokens
+from ray_lir.scorers.interaction import best_tokens, sum_over_query_tokens, weighted_cosines
 from ray_lir.scorers.scorer import Scorer
 
 
@@ -29,7 +29,4 @@ def scores(queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
     Source: docs/algorithms.md#21-maxsim
     """
     best = best_tokens(queries, documents)
-    terms = cosines(queries, documents, best)
-    if documents.weights is not None:
-        terms = terms * gather_tokens(documents.weights.unsqueeze(-1), best).squeeze(-1)
-    return sum_over_query_tokens(terms, queries, documents)
+    return sum_over_query_tokens(weighted_cosines(queries, documents, best), queries, documents)

@@ -1,4 +1,4 @@
-"""TRIAL: relations between neighboring tokens and a gate for query tokens, in the factored form (docs/algorithms.md#5-trial).
+"""TRIAL: relations between neighboring tokens and gates that weight tokens, in the factored form (docs/algorithms.md#5-trial).
 
 Shapes: B queries of n tokens, N documents of m tokens, D dimensions.
 """
@@ -13,7 +13,7 @@ from ray_lir.base.config import TrialConfig
 from ray_lir.embeddings import relation as formats
 from ray_lir.scorers import maxsim
 from ray_lir.scorers.batches import EmbeddedTexts, apply_with_padded_rows
-from ray_lir.scorers.interaction import cosines, document_chunks, gather_tokens, similarities, sum_over_query_tokens
+from ray_lir.scorers.interaction import document_chunks, gather_tokens, similarities, sum_over_query_tokens, weighted_cosines
 from ray_lir.scorers.received_attention import ReceivedAttention
 from ray_lir.scorers.scorer import Scorer
 
@@ -57,7 +57,7 @@ class Relation(nn.Module):
 
 
 class Gate(nn.Module):
-    """The importance of a query token: ReLU(outer(Mish(norm(inner(x))))), or a sigmoid, for vectors before normalization. An untrained
+    """The importance of a token: ReLU(outer(Mish(norm(inner(x))))), or a sigmoid, for vectors before normalization. An untrained
     gate gives about 1, or about 0.73 with a sigmoid."""
 
     def __init__(self, dim: int, activation: Literal["relu", "sigmoid"] = "relu"):
@@ -73,8 +73,17 @@ class Gate(nn.Module):
         return self.activation(self.outer(functional.mish(self.norm(self.inner(projected)))).squeeze(-1))
 
 
+SIDES: dict[str, tuple[Literal["queries", "documents"], ...]] = {
+    "queries": ("queries",),
+    "documents": ("documents",),
+    "both": ("queries", "documents"),
+    "none": (),
+}
+"""Sides with a gate, by `TrialConfig.sides`."""
+
+
 class Trial(Scorer):
-    """TRIAL's scorer, with the heads `relation` and `gate`."""
+    """TRIAL's scorer, with the heads `relation`, `gate` (of queries) and `document_gate`. A side without weights has no gate."""
 
     name = "trial"
     Settings = TrialConfig
@@ -85,11 +94,14 @@ class Trial(Scorer):
     def __init__(self, dim: int, settings: TrialConfig):
         super().__init__(dim, settings)
         self.relation = Relation(dim)
-        self.gate = Gate(dim, settings.gate)
+        if "queries" in self.weighs:
+            self.gate = Gate(dim, settings.gate)
+        if "documents" in self.weighs:
+            self.document_gate = Gate(dim, settings.gate)
 
     @property
     def weighs(self) -> tuple[Literal["queries", "documents"], ...]:
-        return ("queries",)
+        return SIDES[self.settings.sides]
 
     def to_arrays(self) -> formats.Relation:
         """Return the relation encoder as NumPy arrays for search."""
@@ -99,17 +111,28 @@ class Trial(Scorer):
             for name, module in modules.items()
             for kind in ("weight", "bias")
         }
-        return formats.Relation(**arrays, weight=self.settings.relation_weight, alignment=self.settings.alignment)
+        settings = self.settings
+        return formats.Relation(
+            **arrays,
+            weight=settings.relation_weight,
+            alignment=settings.alignment,
+            from_first_token=settings.first_match == "first_token",
+        )
 
     def query_weights(self, projected_BnD: Tensor, attention: ReceivedAttention | None) -> Tensor | None:
-        """Return the gate's importance of the query tokens, [B, n]."""
-        return apply_with_padded_rows(self.gate, projected_BnD)
+        """Return the gate's importance of the query tokens, [B, n]; None without that gate."""
+        return apply_with_padded_rows(self.gate, projected_BnD) if "queries" in self.weighs else None
+
+    def document_weights(self, projected_NmD: Tensor, attention: ReceivedAttention | None) -> Tensor | None:
+        """Return the gate's importance of the document tokens, [N, m]; None without that gate."""
+        return apply_with_padded_rows(self.document_gate, projected_NmD) if "documents" in self.weighs else None
 
     def forward(self, queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
         """Return TRIAL scores, [B, N]."""
         if self.settings.relation_weight == 0:
             return maxsim.scores(queries, documents)
-        return scores(queries, documents, self.relation, self.settings.relation_weight, self.settings.alignment)
+        settings = self.settings
+        return scores(queries, documents, self.relation, settings.relation_weight, settings.alignment, settings.first_match)
 
     def training_scores(self, queries: EmbeddedTexts, documents: EmbeddedTexts) -> list[Tensor]:
         """Return the scores scaled to a query of QUERY_LENGTH tokens."""
@@ -128,12 +151,20 @@ class QueryTerms(NamedTuple):
     constants: Tensor
 
 
-def scores(queries: EmbeddedTexts, documents: EmbeddedTexts, relation: Relation, relation_weight: float, alignment: str) -> Tensor:
+def scores(
+    queries: EmbeddedTexts,
+    documents: EmbeddedTexts,
+    relation: Relation,
+    relation_weight: float,
+    alignment: str,
+    first_match: str = "best",
+) -> Tensor:
     """Return the TRIAL scores of all pairs, [B, N]; differentiable.
 
     Query token i adds w_i max_j (similarity + relation_weight * R_i . Rel(d_p, d_j)). Here d_p is the document token that query token i - 1
     was aligned to: the token of its maximum, or, with alignment "cosine", the token of its highest similarity. Masked query tokens are
-    removed first, so the predecessor is the last kept token. Masked document tokens never match.
+    removed first, so the predecessor is the last kept token. Masked document tokens never match. The weight of a document token multiplies
+    the similarity, but neither the choice of the token nor the relation.
 
     Args:
         queries: B queries.
@@ -141,16 +172,17 @@ def scores(queries: EmbeddedTexts, documents: EmbeddedTexts, relation: Relation,
         relation: The relation encoder.
         relation_weight: Factor of a relation relative to a similarity (lambda).
         alignment: "combined" or "cosine".
+        first_match: The token that the first query token counts as aligned to: "best", its match, or "first_token", the document's first.
 
     Source: docs/algorithms.md#51-score
     """
     queries = _without_gaps(queries)
-    best, previous = align_tokens(queries, documents, relation, relation_weight, alignment)
+    best, previous = align_tokens(queries, documents, relation, relation_weight, alignment, first_match)
     before, after = relation.halves(documents.vectors, documents.vectors)
     terms = _query_terms(queries, relation)
     hidden = relation.hidden(gather_tokens(before, previous), gather_tokens(after, best))
     related = torch.einsum("bnid,bid->bni", hidden, terms.weights) + terms.constants[:, None, :]
-    return sum_over_query_tokens(cosines(queries, documents, best) + relation_weight * related, queries, documents)
+    return sum_over_query_tokens(weighted_cosines(queries, documents, best) + relation_weight * related, queries, documents)
 
 
 def _without_gaps(queries: EmbeddedTexts) -> EmbeddedTexts:
@@ -169,11 +201,17 @@ def _query_terms(queries: EmbeddedTexts, relation: Relation) -> QueryTerms:
 
 @torch.no_grad()
 def align_tokens(
-    queries: EmbeddedTexts, documents: EmbeddedTexts, relation: Relation, relation_weight: float, alignment: str
+    queries: EmbeddedTexts,
+    documents: EmbeddedTexts,
+    relation: Relation,
+    relation_weight: float,
+    alignment: str,
+    first_match: str = "best",
 ) -> tuple[Tensor, Tensor]:
     """Return the best document token of each query token, and the token that its predecessor was aligned to; each [B, N, n] int64.
 
     Masked tokens of the queries must be at the end. The predecessor's token is 0 for the first query token. Ties go to the first token.
+    The first kept token of a document is its first token.
 
     Args:
         queries: B queries.
@@ -181,6 +219,7 @@ def align_tokens(
         relation: The relation encoder.
         relation_weight: Factor of a relation relative to a similarity (lambda).
         alignment: "combined" or "cosine".
+        first_match: As in `scores`.
     """
     num_queries, num_tokens, dim = queries.vectors.shape
     terms = _query_terms(queries, relation)
@@ -190,6 +229,8 @@ def align_tokens(
         cosine = similarities(queries, documents, chunk)
         best = [cosine[:, :, 0].argmax(-1)]
         aligned = list(best)
+        if first_match == "first_token":
+            aligned = [documents.mask[chunk].int().argmax(-1).expand_as(best[0])]
         for i in range(1, num_tokens):
             hidden = relation.hidden(gather_tokens(before, aligned[-1][..., None]), after)
             value = cosine[:, :, i] + relation_weight * torch.einsum("bnjd,bd->bnj", hidden, terms.weights[:, i])

@@ -47,7 +47,8 @@ class Objective(nn.Module):
         self._config = config
         self.terms: dict[str, Tensor] = {}
         self._penalizes_query_weights = SCORERS[config.scorer].penalizes_query_weights
-        self.contrastive = ContrastiveLoss(config.temperature) if config.contrastive_weight else None
+        has_cross_entropy = config.contrastive_weight or config.own_contrastive_weight
+        self.contrastive = ContrastiveLoss(config.temperature) if has_cross_entropy else None
         self.distillation = None
         if config.distillation_weight:
             self.distillation = DistillationLoss(config.distillation_temperature, config.normalize_student, config.normalize_teacher)
@@ -64,7 +65,7 @@ class Objective(nn.Module):
         losses = [self._losses(each, targets) for each in scores]
         total = torch.stack([self._weighted(each) for each in losses]).mean()
         self.terms = {name: torch.stack([each[name].detach() for each in losses]).mean() for name in losses[0]}
-        if self._penalizes_query_weights and self._config.gate_weight:
+        if self._penalizes_query_weights and self._config.gate_weight and queries.weights is not None:
             penalty = query_weight_penalty(queries, self._config.gate_norm)
             total = total + self._config.gate_weight * penalty
             self.terms["query_weight_penalty"] = penalty.detach()
@@ -89,17 +90,28 @@ class Objective(nn.Module):
             temperature.clamp_(min=MIN_TEMPERATURE)
 
     def _losses(self, scores: Tensor, targets: Targets) -> dict[str, Tensor]:
-        losses = {}
-        if self.contrastive:
+        config, losses = self._config, {}
+
+        def own_columns(count: int) -> Tensor:
+            return targets.own[:, None] + torch.arange(count, device=scores.device)
+
+        if self.contrastive and config.contrastive_weight:
             losses["contrastive"] = self.contrastive(scores, targets.own, targets.excluded)
+        if self.contrastive and config.own_contrastive_weight:
+            columns, first = own_columns(config.num_negatives + 1), torch.zeros_like(targets.own)
+            losses["own_contrastive"] = self.contrastive(scores.gather(1, columns), first, targets.excluded.gather(1, columns))
         if self.distillation:
             assert targets.teacher is not None
-            columns = targets.own[:, None] + torch.arange(targets.teacher.shape[1], device=scores.device)
-            losses["distillation"] = self.distillation(scores.gather(1, columns), targets.teacher)
+            losses["distillation"] = self.distillation(scores.gather(1, own_columns(targets.teacher.shape[1])), targets.teacher)
         return losses
 
     def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
-        weights = {"contrastive": self._config.contrastive_weight, "distillation": self._config.distillation_weight}
+        config = self._config
+        weights = {
+            "contrastive": config.contrastive_weight,
+            "own_contrastive": config.own_contrastive_weight,
+            "distillation": config.distillation_weight,
+        }
         total = next(iter(losses.values())).new_zeros(())
         for name, loss in losses.items():
             total = total + weights[name] * loss
@@ -107,7 +119,7 @@ class Objective(nn.Module):
 
 
 class ContrastiveLoss(nn.Module):
-    """Cross-entropy of each query's own positive against every other document of the batch, at a learned temperature."""
+    """Cross-entropy of each query's own positive against other documents, at a learned temperature."""
 
     def __init__(self, temperature: float):
         super().__init__()
@@ -117,7 +129,7 @@ class ContrastiveLoss(nn.Module):
         """Return the mean loss over the queries, a scalar.
 
         Args:
-            scores: [B, columns] scores of the queries with all documents of the batch.
+            scores: [B, columns] scores of the queries with all documents of the batch, or with each query's own documents.
             own: [B] int64, the column of each query's positive.
             excluded: [B, columns] bool, true for a query's other known positives.
         """

@@ -46,7 +46,9 @@ class StepRecord(Config):
     distillation_temperature: float | None = None
     """Temperature of the distillation if cross-entropy is used too; `temperature` is then that of cross-entropy."""
     contrastive_loss: float | None = None
-    """Cross-entropy, before it is weighted."""
+    """Cross-entropy over the batch, before it is weighted."""
+    own_contrastive_loss: float | None = None
+    """Cross-entropy over each query's own documents, before it is weighted."""
     distillation_loss: float | None = None
     """Distillation loss, before it is weighted."""
     query_weight_penalty: float | None = None
@@ -57,7 +59,12 @@ class StepRecord(Config):
     """Queries a second over all workers."""
 
 
-LOSS_FIELDS = {"contrastive": "contrastive_loss", "distillation": "distillation_loss", "query_weight_penalty": "query_weight_penalty"}
+LOSS_FIELDS = {
+    "contrastive": "contrastive_loss",
+    "own_contrastive": "own_contrastive_loss",
+    "distillation": "distillation_loss",
+    "query_weight_penalty": "query_weight_penalty",
+}
 """Fields of a StepRecord by the terms of the objective."""
 
 
@@ -201,6 +208,8 @@ class Training:
             if queries.weights is not None:
                 active = queries.weights.detach()[queries.mask]
                 weights.copy_(torch.stack([active.mean(), active.square().mean(), (active == 0).float().mean()]))
+            if documents.weights is not None and not documents.weights.detach()[documents.mask].any():
+                weights[0] = 0  # all document gates are closed
             scores = self.encoder.model.scorer.training_scores(queries, collectives.gather_texts(documents))
             return self._scaler.scale(factor * self._objective(scores, queries, targets))
 

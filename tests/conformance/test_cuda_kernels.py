@@ -178,9 +178,11 @@ def test_token_weights_apply_to_winning_tokens(cuda, num_query_tokens):
 
 @pytest.mark.parametrize("by_cosine", [False, True])
 @pytest.mark.parametrize("has_weights", [False, True])
-def test_relations_equal_the_reference(cuda, by_cosine, has_weights):
+@pytest.mark.parametrize("from_first_token", [False, True])
+def test_relations_equal_the_reference(cuda, by_cosine, has_weights, from_first_token):
     shard, codec, query, weights, rng = made_up(**SHAPE | {"num_query_tokens": 9, "dim": 24, "num_docs": 7})
     codec = related(codec, 0.3, by_cosine, rng)
+    codec = replace(codec, scorer_data=replace(codec.scorer_data, from_first_token=from_first_token))
     shard = replace(shard, weights=rng.uniform(-0.5, 1, len(shard.codes)).astype(np.float16)) if has_weights else shard
     terms, chosen = codec.scorer_data.of_query(query), rng.permutation(shard.num_docs)[:3]
     expected = REFERENCE.relation_maxsim(query, weights, terms, None, shard, codec)

@@ -162,11 +162,18 @@ def test_a_code_without_a_centroid_is_refused():
 
 
 @settings(max_examples=60, deadline=None)
-@given(**SHAPES, strength=st.sampled_from([0.0, 0.01, 0.3]), by_cosine=st.booleans(), has_weights=st.booleans())
-def test_relations_from_codes_and_residuals_equal_the_reference(strength, by_cosine, has_weights, **shape):
+@given(
+    **SHAPES,
+    strength=st.sampled_from([0.0, 0.01, 0.3]),
+    by_cosine=st.booleans(),
+    from_first_token=st.booleans(),
+    has_weights=st.booleans(),
+)
+def test_relations_from_codes_and_residuals_equal_the_reference(strength, by_cosine, from_first_token, has_weights, **shape):
     shard, codec, query, weights, rng = made_up(**shape)
     shard = weighed(shard, rng) if has_weights else shard
     codec = related(codec, strength, by_cosine, rng)
+    codec = replace(codec, scorer_data=replace(codec.scorer_data, from_first_token=from_first_token))
     chosen = rng.permutation(shard.num_docs)[: rng.integers(0, shard.num_docs + 1)]
     terms = codec.scorer_data.of_query(query)
     expected = REFERENCE.relation_maxsim(query, weights, terms, REFERENCE.centroid_scores(query, codec), shard, codec)

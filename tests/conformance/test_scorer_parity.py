@@ -92,9 +92,10 @@ def searched(
     return result
 
 
-def of_kind(name: str, alignment: str, dim: int) -> Scorer:
+def of_kind(name: str, alignment: str, dim: int, first_match: str = "best") -> Scorer:
     torch.manual_seed(dim)
-    settings_of = TrialConfig(relation_weight=0.5, alignment=alignment) if name == "trial" else SETTINGS[name]
+    trial = TrialConfig(relation_weight=0.5, alignment=alignment, first_match=first_match)
+    settings_of = trial if name == "trial" else SETTINGS[name]
     scorer = SCORERS[name](dim, settings_of).eval()
     for parameter in scorer.parameters():
         torch.nn.init.normal_(parameter, std=dim**-0.5)
@@ -103,13 +104,19 @@ def of_kind(name: str, alignment: str, dim: int) -> Scorer:
 
 @pytest.mark.parametrize("name", SETTINGS)
 @settings(max_examples=40, deadline=None)
-@given(**SHAPES, alignment=st.sampled_from(["combined", "cosine"]))
-def test_the_torch_form_and_search_agree(name, alignment, **shape):
+@given(
+    **SHAPES,
+    alignment=st.sampled_from(["combined", "cosine"]),
+    first_match=st.sampled_from(["best", "first_token"]),
+    has_weights=st.booleans(),
+)
+def test_the_torch_form_and_search_agree(name, alignment, first_match, has_weights, **shape):
     shard, codec, query, weights = made_up(**shape)
-    scorer = of_kind(name, alignment, codec.dim)
-    if name != "attention":
+    scorer = of_kind(name, alignment, codec.dim, first_match)
+    has_weights = name == "attention" or (name == "trial" and has_weights)
+    if not has_weights:
         shard = IndexShard(0, shard.doc_offsets, shard.codes, shard.residuals, shard.scales, shard.documents, shard.num_centroids)
-    documents = padded(shard, codec) if name == "attention" else _unweighed(shard, codec)
+    documents = padded(shard, codec) if has_weights else _unweighed(shard, codec)
     queries = EmbeddedTexts(
         torch.from_numpy(query.astype(np.float64))[None],
         torch.from_numpy(query.any(axis=1))[None],

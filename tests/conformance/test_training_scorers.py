@@ -304,3 +304,18 @@ def test_a_fresh_projection_is_trained_saved_and_the_same_for_a_seed(checkpoint,
     assert start(tmp_path / "saved", pairs, config).encoder.contract.dim == 8
     with pytest.raises(ConfigError, match="has a trained projection to 8 dimensions; set --projection_dim 8 or none"):
         start(tmp_path / "saved", pairs, configure("trial", projection_dim=4))
+
+
+@pytest.mark.parametrize(("sides", "heads"), [("both", {"gate", "document_gate"}), ("documents", {"document_gate"}), ("none", set())])
+def test_every_gate_of_trial_learns(sides, heads, checkpoint, pairs):
+    training = start(checkpoint, pairs, configure("trial", trial={"sides": sides}, max_steps=1))
+    advance(training, 1)
+    moved = {name.split(".")[1] for name, each in gradients(training).items() if name.startswith("scorer.") and each.any()}
+    assert moved - {"relation"} == heads
+
+
+def test_closed_document_gates_stop_a_training(checkpoint, pairs):
+    training = start(checkpoint, pairs, configure("trial", trial={"sides": "documents"}))
+    torch.nn.init.constant_(training.encoder.model.scorer.document_gate.outer.bias, -100)
+    with pytest.raises(ConfigError, match="all gates are 0"):
+        advance(training, 1)

@@ -29,8 +29,7 @@ def scorer_of(manifest: EmbeddingsManifest | IndexManifest) -> SearchScorer:
         raise IncompatibleError(f"the {manifest.kind} is for scorer {name!r}, which this version of ray_lir does not know; upgrade ray_lir")
     scorer = SEARCH_SCORERS[name]
     if scorer.file is None and manifest.scorer_file is not None:
-        # Embeddings in memory can have a relation encoder but no contract. They may then lack token weights.
-        return replace(SEARCH_SCORERS["trial"], requires_weights=False)
+        return SEARCH_SCORERS["trial"]  # embeddings in memory can have a relation encoder but no contract
     return scorer
 
 

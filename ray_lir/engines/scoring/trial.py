@@ -70,9 +70,8 @@ class RelationTerms(QueryTerms, ShortRepr):
 
 @dataclass(frozen=True)
 class TrialScorer(SearchScorer):
-    """TRIAL. The queries carry the weights of their tokens."""
+    """TRIAL. Queries and documents carry the weights of their tokens, if it has gates for them."""
 
-    requires_weights: bool = True
     requires_unit_vectors: bool = True
     file: str | None = "the relation encoder"
     file_name: str = "relation"

@@ -80,6 +80,7 @@ def _block(
         DIM=rows[0].shape[1],
         TILE=TILE,
         BY_COSINE=relation_of(codec).by_cosine,
+        FROM_FIRST=relation_of(codec).from_first_token,
         WEIGHTED=placed.weights is not None,
         num_warps=4,
     )
@@ -112,6 +113,7 @@ def relation_programs(
     DIM: tl.constexpr,
     TILE: tl.constexpr,
     BY_COSINE: tl.constexpr,
+    FROM_FIRST: tl.constexpr,
     WEIGHTED: tl.constexpr,
 ):
     """Score one document: compare the query tokens in order with every document token, tile by tile.
@@ -149,4 +151,6 @@ def relation_programs(
             best += extra * tl.load(cosines + winner * num_tokens + i)
         total += tl.load(weights + i) * best
         previous = nearest if BY_COSINE else winner
+        if FROM_FIRST and i == 0:
+            previous = first
     tl.store(scores + document, total)

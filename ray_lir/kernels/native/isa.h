@@ -116,6 +116,7 @@ struct RelationTask {
   const float* constants;       // [n] constant to add
   const float* upper;           // [n] upper bound of the relations
   bool by_cosine;               // the first token of a relation is the token of the best cosine, not the match
+  bool from_first_token;        // the relation of the second query token starts from the document's first token
   const int64_t* documents;
   int64_t count;
   float* scores;                // [count]

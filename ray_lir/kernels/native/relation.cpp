@@ -153,7 +153,8 @@ int64_t longest_of(const std::optional<Numbers>& documents, Numbers doc_offsets,
 // Score documents with TRIAL from codes and residuals.
 FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weights, Scores table, Matrix products, Floats constants, Floats upper,
                             Codes codes, Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights, Numbers doc_offsets,
-                            const RelationEncoder& encoder, Array<int16_t, 2> layer_centroids, bool by_cosine, std::optional<Numbers> documents, int threads) {
+                            const RelationEncoder& encoder, Array<int16_t, 2> layer_centroids, bool by_cosine, std::optional<Numbers> documents, int threads,
+                            bool from_first_token) {
   const Isa& isa = isa_named(name);
   const int64_t num_tokens = vectors.shape(0), dim = vectors.shape(1);
   const Decoder decoder = decoder_of(encoder.levels, dim);
@@ -172,7 +173,7 @@ FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weig
                              encoder.layer.view(nullptr, nullptr, nullptr), encoder.product_bits, encoder.residual_unit,
                              layer_centroids.data(), encoder.bias.get(), dim, encoder.width, encoder.epsilon, encoder.norm_bits,
                              encoder.shift_bits, encoder.scale.get(), encoder.shift.get(), encoder.lines.get(), encoder.lines_a_unit,
-                             words.words.get(), words.factors.get(), constants.data(), upper.data(), by_cosine,
+                             words.words.get(), words.factors.get(), constants.data(), upper.data(), by_cosine, from_first_token,
                              documents ? documents->data() : nullptr, count, scores};
   nb::gil_scoped_release release;
   spread_with(count, kDocumentsTogether, threads, [&] { return RelationMemory(task, tokens); }, [&](RelationMemory& memory, int64_t begin, int64_t end) {
@@ -189,7 +190,7 @@ void add_relation(nb::module_& m) {
       .def(nb::init<Matrix, float, Floats, Floats, Floats, float, Floats>(), "layer"_a, "step"_a, "bias"_a, "scale"_a, "shift"_a, "epsilon"_a, "buckets"_a);
   m.def("relation_maxsim", &relation_maxsim, "isa"_a, "vectors"_a, "weights"_a, "table"_a, "products"_a, "constants"_a, "upper"_a,
         "codes"_a, "residuals"_a, "scales"_a, "token_weights"_a.none(), "doc_offsets"_a, "encoder"_a, "layer_centroids"_a, "by_cosine"_a,
-        "documents"_a.none(), "threads"_a);
+        "documents"_a.none(), "threads"_a, "from_first_token"_a = false);
 }
 
 }  // namespace ray_lir

@@ -182,11 +182,23 @@ def test_damaged_heads_are_a_one_line_error_with_the_fix(damage: str, source: En
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["maxsim", "xtr", "trial", "attention"])
-def test_an_encoded_corpus_is_indexed_and_searched_with_its_scorer(name: str, source: Encoder, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("maxsim", {}),
+        ("xtr", {}),
+        ("trial", {}),
+        ("trial", {"sides": "both", "first_match": "first_token"}),
+        ("trial", {"sides": "none"}),
+        ("attention", {}),
+    ],
+)
+def test_an_encoded_corpus_is_indexed_and_searched_with_its_scorer(name: str, changes: dict, source: Encoder, tmp_path: Path) -> None:
     """Search gives the scorer's scores up to compression, and refuses queries of another scorer."""
     torch.manual_seed(0)
-    encoder = source.with_scorer(name, SETTINGS.get(name))
+    encoder = source.with_scorer(name, SETTINGS[name].model_copy(update=changes) if name in SETTINGS else None)
+    if changes.get("sides") == "both":  # compression can change which of two similar tokens matches, so their weights must be similar
+        encoder.model.scorer.document_gate.outer.weight.data *= 0.05
     encoder.save(tmp_path / "checkpoint")
     rows = [{"_id": f"d{i}", "text": f"{text} {i}"} for i, text in enumerate(list(DOCUMENTS) * 8)]
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -194,9 +206,8 @@ def test_an_encoded_corpus_is_indexed_and_searched_with_its_scorer(name: str, so
     encode_corpus(str(tmp_path / "corpus.jsonl"), str(tmp_path / "embeddings"), config)
     index = IndexConfig(num_shards=2, codec=CodecConfig(nbits=8), clustering=ClusteringConfig(num_centroids=16))
     manifest = build_index(str(tmp_path / "embeddings"), str(tmp_path / "index"), index)
-    assert manifest.contract.weighs == tuple(
-        side for side, has in zip(("queries", "documents"), WEIGHED.get(name, ()), strict=False) if has
-    )
+    weighed = {"both": (True, True), "none": ()}.get(changes.get("sides", ""), WEIGHED.get(name, ()))
+    assert manifest.contract.weighs == tuple(side for side, has in zip(("queries", "documents"), weighed, strict=False) if has)
     assert (manifest.relation is not None) == (name == "trial")
     encoder = Encoder.for_contract(manifest.contract)
     searcher = Searcher.open(str(tmp_path / "index"), kernels="reference", verify=True)
@@ -211,9 +222,17 @@ def test_an_encoded_corpus_is_indexed_and_searched_with_its_scorer(name: str, so
     with pytest.raises(IncompatibleError, match=f"is for scorer {name}, but scorer trained is required"):
         other = manifest.contract.model_copy(update={"scorer": "trained"})
         Encoder.for_contract(other, EncoderConfig(checkpoint=str(tmp_path / "checkpoint")))
-    if name == "trial":
+    if name == "trial" and "queries" in manifest.contract.weighs:
         with pytest.raises(IncompatibleError, match="the queries have no token weights, but scorer trial needs"):
             searcher.search(source.encode_queries(QUERIES), 5)
+
+
+def test_training_that_adds_a_gate_keeps_the_other_heads(source: Encoder) -> None:
+    encoder = source.with_scorer("trial")
+    both = encoder.with_scorer("trial", TrialConfig(sides="both")).model.scorer.state_dict()
+    kept = encoder.model.scorer.state_dict()
+    assert all(torch.equal(both[name], tensor) for name, tensor in kept.items())
+    assert {name.split(".")[0] for name in both.keys() - kept.keys()} == {"document_gate"}
 
 
 def test_documents_without_tokens_score_lowest_also_with_weights(source: Encoder) -> None:

@@ -34,12 +34,12 @@ def run(plan, shard: IndexShard, codec: ResidualCodec, num_stages: int):
     return [best for [best] in run_stages([first], [shard], codec, KERNELS, [None]).kept]
 
 
-def plaid_golden(weights: np.ndarray):
+def plaid_golden(weights: np.ndarray, **changes: bool):
     g = golden("plaid_dagger")
     codec = ResidualCodec(g["centroids"], np.zeros(1), np.zeros(2))
     shard = shard_of(g["codes"], np.zeros((len(g["codes"]), 2), np.uint8), g["doc_offsets"], len(g["centroids"]))
     ndocs = int(g["ndocs"])
-    params = plaid.PlaidParams(nprobe=int(g["nprobe"]), centroid_score_threshold=float(g["t_cs"]), ncandidates=4 * ndocs)
+    params = plaid.PlaidParams(nprobe=int(g["nprobe"]), centroid_score_threshold=float(g["t_cs"]), ncandidates=4 * ndocs, **changes)
     statistics = IndexStatistics(24, len(g["codes"]), np.bincount(g["codes"], minlength=24))
     plan = plaid.ENGINE.plan(Query(g["q"].astype(np.float32), weights.astype(np.float32)), codec, statistics, params, ndocs, KERNELS)
     return g, plan, run(plan, shard, codec, 2)
@@ -54,6 +54,16 @@ def test_plaid_dagger_probes_prunes_and_keeps_like_the_golden_vectors():
     np.testing.assert_array_equal(probed.documents, g["candidates"][order])
     np.testing.assert_allclose(probed.scores, g["pruned_weighted"][order], atol=2e-5)
     np.testing.assert_array_equal(interacted.documents, g["stage3"])
+
+
+def test_plaid_scores_candidates_without_weights_on_request():
+    """The weights count in the exact scores alone (TRIAL, table 8)."""
+    g, plan, (probed, _) = plaid_golden(golden("plaid_dagger")["w"], weighted_candidates=False)
+    np.testing.assert_array_equal(plan.clusters, g["cells"])  # a token of weight 0 is probed too
+    order = np.argsort(-g["pruned"], kind="stable")[: len(probed.documents)]
+    np.testing.assert_array_equal(probed.documents, g["candidates"][order])
+    np.testing.assert_allclose(probed.scores, g["pruned"][order], atol=2e-5)
+    np.testing.assert_array_equal(plan.query.weights, g["w"].astype(np.float32))
 
 
 def test_a_fully_pruned_document_is_not_among_the_kept():

@@ -28,7 +28,7 @@ def place(tmp_path_factory) -> Path:
         ("batch_size", 1, "--batch_size"),
         ("batch_size", 97, "--batch_size 97 is more than the 96 queries"),
         ("num_negatives", 1, "--num_negatives 1 is more than the 0 that come with"),
-        ("contrastive_weight", 0, "cannot both be 0"),
+        ("contrastive_weight", 0, "cannot all be 0"),
         ("examples", "nowhere.jsonl", "nowhere.jsonl"),
         ("dev_split", "dev", "no split 'dev'"),
         ("num_workers", 3, "cannot be shared evenly"),

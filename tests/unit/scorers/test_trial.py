@@ -82,8 +82,17 @@ def test_the_relation_encoder_equals_its_definition() -> None:
     np.testing.assert_allclose(scorer.relation(query[:-1], query[1:]).detach(), values["rel_query"], rtol=0, atol=1e-12)
 
 
-def naive_score(query: Tensor, weights: Tensor, document: Tensor, relation: Relation, relation_weight: float, alignment: str) -> Tensor:
-    """Return the score of one pair without masked tokens by docs/algorithms.md#51-score."""
+def naive_score(
+    query: Tensor,
+    weights: Tensor,
+    document: Tensor,
+    document_weights: Tensor,
+    relation: Relation,
+    relation_weight: float,
+    alignment: str,
+    first_match: str,
+) -> Tensor:
+    """Return the score of one pair without masked tokens by docs/algorithms.md#51-score and 7."""
 
     def rel(previous: Tensor, current: Tensor) -> Tensor:
         return relation.outer(torch.nn.functional.mish(relation.norm(relation.inner(torch.cat([previous, current], -1)))))
@@ -94,22 +103,31 @@ def naive_score(query: Tensor, weights: Tensor, document: Tensor, relation: Rela
         value = cosine
         if i:
             value = cosine + relation_weight * rel(document[aligned].expand_as(document), document) @ rel(query[i - 1], token)
-        score = score + weights[i] * value.max()
+        best = int(value.argmax())
+        score = score + weights[i] * (value[best] + (document_weights[best] - 1) * cosine[best])
         aligned = int((value if alignment == "combined" else cosine).argmax())
+        if i == 0 and first_match == "first_token":
+            aligned = 0
     return score
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
-def test_factored_scores_and_gradients_equal_the_naive_form(alignment: str) -> None:
+@pytest.mark.parametrize("first_match", ["best", "first_token"])
+def test_factored_scores_and_gradients_equal_the_naive_form(alignment: str, first_match: str) -> None:
     rng = np.random.default_rng(1)
     for _ in range(10):
         num_queries, n, num_documents, m = rng.integers(1, 7, 4)
-        queries, documents = random_texts(rng, num_queries, n, 6, weights=True), random_texts(rng, num_documents, m, 6, weights=False)
+        queries, documents = random_texts(rng, num_queries, n, 6, weights=True), random_texts(rng, num_documents, m, 6, weights=True)
         relation = Relation(6).double()
         torch.nn.init.normal_(relation.outer.weight, std=0.5)
         vectors = queries.vectors.clone().requires_grad_(), documents.vectors.clone().requires_grad_()
         factored = trial.scores(
-            EmbeddedTexts(vectors[0], queries.mask, queries.weights), EmbeddedTexts(vectors[1], documents.mask), relation, 0.5, alignment
+            EmbeddedTexts(vectors[0], queries.mask, queries.weights),
+            EmbeddedTexts(vectors[1], documents.mask, documents.weights),
+            relation,
+            0.5,
+            alignment,
+            first_match,
         )
         naive = torch.stack(
             [
@@ -119,9 +137,11 @@ def test_factored_scores_and_gradients_equal_the_naive_form(alignment: str) -> N
                             vectors[0][i][queries.mask[i]],
                             queries.weights[i][queries.mask[i]],
                             vectors[1][j][documents.mask[j]],
+                            documents.weights[j][documents.mask[j]],
                             relation,
                             0.5,
                             alignment,
+                            first_match,
                         )
                         for j in range(num_documents)
                     ]
@@ -181,3 +201,40 @@ def test_a_sigmoid_gate_lies_between_0_and_1() -> None:
     assert torch.allclose(torch.special.logit(sigmoid(vectors)).clamp(min=0), relu(vectors), atol=1e-5)
     assert Trial(8, TrialConfig(gate="sigmoid")).gate.activation is torch.sigmoid
     assert TrialConfig().model_dump() == {"relation_weight": 0.5, "alignment": "combined"}
+
+
+@pytest.mark.parametrize(
+    ("sides", "weighs", "gates"),
+    [
+        ("queries", ("queries",), {"gate"}),
+        ("documents", ("documents",), {"document_gate"}),
+        ("both", ("queries", "documents"), {"gate", "document_gate"}),
+        ("none", (), set()),
+    ],
+)
+def test_each_side_has_a_gate_of_its_own(sides: str, weighs: tuple[str, ...], gates: set[str]) -> None:
+    scorer = Trial(8, TrialConfig(sides=sides))
+    assert scorer.weighs == weighs
+    assert {name.split(".")[0] for name in scorer.state_dict()} == {"relation", *gates}
+    projected = torch.randn(2, 3, 8)
+    found = scorer.query_weights(projected, None), scorer.document_weights(projected, None)
+    assert [each is not None for each in found] == ["queries" in weighs, "documents" in weighs]
+    if sides == "both":
+        assert not torch.equal(*found)
+
+
+def test_without_gates_and_relations_trial_is_maxsim() -> None:
+    rng = np.random.default_rng(3)
+    queries, documents = random_texts(rng, 3, 4, 6, weights=False), random_texts(rng, 5, 6, 6, weights=False)
+    scorer = Trial(6, TrialConfig(sides="none", relation_weight=0))
+    assert torch.equal(scorer(queries, documents), maxsim.scores(queries, documents))
+
+
+def test_the_setting_first_match_reaches_the_scores_of_training_and_search() -> None:
+    rng = np.random.default_rng(4)
+    queries, documents = random_texts(rng, 3, 5, 6, weights=True), random_texts(rng, 5, 6, 6, weights=False)
+    torch.manual_seed(0)
+    best, first = (Trial(6, TrialConfig(relation_weight=9.0, first_match=match)).double() for match in ("best", "first_token"))
+    first.load_state_dict(best.state_dict())
+    assert not torch.allclose(best.training_scores(queries, documents)[0], first.training_scores(queries, documents)[0])
+    assert [scorer.to_arrays().from_first_token for scorer in (best, first)] == [False, True]

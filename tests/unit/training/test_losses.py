@@ -82,6 +82,24 @@ def test_distillation_compares_a_querys_own_documents_while_all_documents_compet
     assert Objective(config).double()(scores, QUERIES, targets).item() == pytest.approx(2 * float(values["kl_both_minmax"]), abs=1e-9)
 
 
+def test_own_cross_entropy_compares_the_positive_with_the_querys_own_negatives():
+    scores = torch.tensor([[2.0, 1.0, 9.0, 9.0], [9.0, 9.0, 3.0, 0.0]])
+    nothing = torch.zeros(2, 4, dtype=torch.bool)
+    targets, alone = Targets(torch.tensor([0, 2]), nothing), {"num_negatives": 1, "contrastive_weight": 0.0, "temperature": 1.0}
+    objective = Objective(TrainingConfig(**alone, own_contrastive_weight=2.0))
+    expected = 2 * (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-3))) / 2
+    assert objective([scores], QUERIES, targets).item() == pytest.approx(expected, rel=1e-6)
+    assert set(objective.terms) == {"own_contrastive"}
+    excluded = nothing.clone()
+    excluded[0, 1] = True  # a known positive among the query's own documents
+    assert objective([scores], QUERIES, Targets(targets.own, excluded)).item() == pytest.approx(math.log(1 + math.exp(-3)), rel=1e-6)
+    both = Objective(TrainingConfig(num_negatives=1, own_contrastive_weight=2.0, temperature=1.0))
+    in_batch = ContrastiveLoss(1.0)(scores, targets.own, nothing).item()
+    assert both([scores], QUERIES, targets).item() == pytest.approx(in_batch + expected, rel=1e-6)
+    with pytest.raises(ValidationError, match="own_contrastive_weight needs num_negatives"):
+        TrainingConfig(own_contrastive_weight=1.0)
+
+
 def test_trial_losses_are_the_golden_ones():
     values = golden("trial")
     student, teacher = torch.from_numpy(values["loss_student"]), torch.from_numpy(values["loss_teacher"])
@@ -129,7 +147,7 @@ def test_distillation_loss_is_zero_if_the_student_agrees_with_the_teacher():
 
 @pytest.mark.parametrize("loss", [{"contrastive_weight": 0.0}, {"distillation_weight": 1.0}])
 def test_a_training_without_a_loss_is_refused(loss: dict):
-    with pytest.raises(ValidationError, match="cannot both be 0|needs num_negatives of at least 1"):
+    with pytest.raises(ValidationError, match="cannot all be 0|needs num_negatives of at least 1"):
         TrainingConfig(**loss)
 
 

@@ -338,7 +338,7 @@ struct Aligning {
         best += weight * cosine(document, i, winner);
       }
       total += double(task.query.weights[i]) * best;
-      previous = task.by_cosine ? nearest : winner;
+      previous = i == 0 && task.from_first_token ? 0 : task.by_cosine ? nearest : winner;
     }
     return float(total);
   }
