@@ -7,20 +7,24 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.search import SearchJob, run
-from ray_lir import storage
+from ray_lir import Index, storage
+from ray_lir.base.config import EncoderConfig, IndexConfig, WindowsConfig
 from ray_lir.base.errors import ConfigError
 from ray_lir.index.versions import read_version
 from ray_lir.search import bulk
 from ray_lir.storage.manifest import files_of
-from tests.fixtures.tiny import WORDS
+from tests.fixtures.tiny import WORDS, bert
 from tests.support.clusters import NOTICED_SOON, Machines, machines, wait_for_files
 from tests.support.corpora import write_rows
 from tests.support.repository import REPOSITORY
 from tests.support.s3_servers import as_endpoint, make_bucket, moto_server
 from tests.support.served_index import make_index
+from tests.unit.test_long_documents import DOCUMENTS as LONG_DOCUMENTS
+from tests.unit.test_long_documents import LENGTH as PASSAGE_LENGTH
 
 pytestmark = pytest.mark.ray
 
@@ -59,6 +63,20 @@ def test_groups_of_shards_answer_like_one_process_with_every_engine(ray_cluster,
     search(place, tmp_path / "here", engine=engine, queries=few, fields="title")
     search(place, tmp_path / "out", engine=engine, queries=few, fields="title", workers={"num_workers": 1, "groups": 2})
     assert (tmp_path / "out" / "manifest.json").read_bytes() == (tmp_path / "here" / "manifest.json").read_bytes()
+
+
+def test_groups_of_shards_group_passages_by_document_like_one_process(ray_cluster, tmp_path: Path):
+    bert(tmp_path / "checkpoint")
+    windows = WindowsConfig(length=PASSAGE_LENGTH, stride=24)
+    encoder = EncoderConfig(checkpoint=str(tmp_path / "checkpoint"), windows=windows, passages=True)
+    Index.create(tmp_path / "index", LONG_DOCUMENTS, encoder, IndexConfig(num_shards=2))
+    settings = {"queries": write_rows(tmp_path / "queries.jsonl", ROWS[:20]), "where": None, "k": 3}
+    search(tmp_path, tmp_path / "here", **settings)
+    search(tmp_path, tmp_path / "out", workers={"num_workers": 1, "groups": 2}, **settings)
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == (tmp_path / "here" / "manifest.json").read_bytes()
+    [part] = (tmp_path / "here").glob("hits/*.parquet")
+    hits = list(zip(*pq.read_table(part, columns=["query_id", "doc_id"]).to_pydict().values(), strict=True))
+    assert len(hits) == len(set(hits)) == 3 * 20
 
 
 def test_an_engine_that_needs_all_shards_is_refused_for_groups(ray_cluster, place: Path, tmp_path: Path):
