@@ -47,7 +47,7 @@ def run(job: CompactJob) -> dict[str, Any]:
     from ray_lir.storage.manifest import manifest_digest
 
     if job.dry_run:
-        return {"index": job.index, "dry_run": True, **preview_compaction(job.index, job.num_shards)}
+        return {"index": job.index, "dry_run": True, **preview_compaction(job.index, job.num_shards, job.lexical)}
     with session(runs_on_ray(job.where)) as map:
         compaction = compact_index(job.index, job.num_shards, lexical=job.lexical, stemmer=job.stemmer, map=map)
     removed = remove_versions(storage.absolute(job.index), job.keep_versions) if job.keep_versions else {}

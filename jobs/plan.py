@@ -28,6 +28,8 @@ class PlanJob(Config):
     """Dimensions of a token vector. None: measured, or those of the encoder."""
     nbits: Literal[1, 2, 4, 8] = 4
     """Bits a dimension of a residual."""
+    lexical: bool = False
+    """Include lexical postings, for the engines bm25 and hybrid."""
     num_centroids: int | None = Field(None, ge=1)
     """Number of centroids. None: the default of build_index; if searches would be too slow, the largest number that is fast enough."""
     num_iterations: int = Field(4, ge=1)

@@ -14,10 +14,11 @@ from ray_lir.building.build import prepare_build
 from ray_lir.building.compact import needs_compaction, shards_of
 from ray_lir.building.workspace import Build
 from ray_lir.embeddings.parquet import read_texts
+from ray_lir.index import documents
 from ray_lir.index.manifest import IndexManifest, ShardEntry
 from ray_lir.index.tombstones import find_in_shard
 from ray_lir.index.versions import read_version
-from ray_lir.planning.sizes import Collection, predict_bytes
+from ray_lir.planning.sizes import Collection, lexical_bytes, predict_bytes
 from ray_lir.planning.workload import build_seconds
 from ray_lir.storage.manifest import LATEST
 
@@ -89,17 +90,28 @@ def preview_update(
     }
 
 
-def preview_compaction(index: str, num_shards: int | None = None) -> dict[str, Any]:
+def preview_compaction(index: str, num_shards: int | None = None, lexical: bool = False) -> dict[str, Any]:
     """Predict a compaction. Bytes are predicted in proportion to the tokens of live documents.
+
+    Args:
+        index: Folder or URL of the index.
+        num_shards: Number of shards afterwards. None: as many as the index was built with.
+        lexical: Whether the compaction adds lexical postings to an index without.
 
     Raises:
         ConfigError: Every document is deleted, or there are fewer documents than `num_shards`.
     """
     manifest = read_version(storage.absolute(index))
     shards_after = shards_of(manifest, num_shards)
-    kept = (shard.live_tokens / max(1, shard.num_tokens) * sum(file.size for file in shard.files) for shard in manifest.shards)
+    adds = lexical and manifest.lexical is None
+
+    def size(shard: ShardEntry) -> int:
+        texts = sum(file.size for file in shard.files if file.name.endswith(documents.FILE))
+        return sum(file.size for file in shard.files) + (lexical_bytes(texts) if adds else 0)
+
+    kept = (shard.live_tokens / max(1, shard.num_tokens) * size(shard) for shard in manifest.shards)
     return {
-        "changed": needs_compaction(manifest, shards_after),
+        "changed": adds or needs_compaction(manifest, shards_after),
         "num_docs": manifest.num_docs,
         "num_deleted": sum(shard.num_deleted for shard in manifest.shards),
         "num_deltas": sum(shard.is_delta for shard in manifest.shards),
@@ -116,7 +128,8 @@ def shard_bytes(manifest: IndexManifest) -> int:
 
 def _collection(build: Build) -> Collection:
     nbits, texts = build.config.codec.nbits, _text_bytes(build)
-    return Collection(build.num_docs, build.num_tokens, build.dim, nbits, build.num_centroids, build.num_shards, texts)
+    lexical = build.config.lexical
+    return Collection(build.num_docs, build.num_tokens, build.dim, nbits, build.num_centroids, build.num_shards, texts, lexical)
 
 
 def _text_bytes(build: Build) -> float:

@@ -12,6 +12,9 @@ from ray_lir.engines.plan import IndexStatistics
 from ray_lir.index.manifest import IndexManifest, ShardEntry
 from ray_lir.index.shard_groups import split_shards
 
+LEXICAL_FRACTION = 0.65
+"""Bytes of lexical postings and their statistics for each byte of stored documents: .64 to 1.1 on the eight collections of
+bench/results/hybrid.json, and the less the larger the collection, because the vocabulary grows slowly."""
 GPU_RESERVED_BYTES = 1 << 30
 """Bytes of GPU memory that each process needs beside the index: the CUDA context, compiled programs and temporary results."""
 QUERIES_PER_PASS = 64
@@ -30,6 +33,7 @@ class Collection:
         num_centroids: Number of centroids.
         num_shards: Number of shards.
         text_bytes: Mean bytes of a document's id, title, text and metadata.
+        lexical: Whether the index has lexical postings.
     """
 
     num_docs: int
@@ -39,6 +43,7 @@ class Collection:
     num_centroids: int
     num_shards: int
     text_bytes: float
+    lexical: bool = False
 
     @classmethod
     def of(cls, docs: float, tokens_per_doc: float, dim: int, nbits: int, num_centroids: int | None, text_bytes: float) -> "Collection":
@@ -72,6 +77,7 @@ class Bytes(Config):
     scales: int
     offsets: int
     documents: int
+    lexical: int
     codec: int
 
     @property
@@ -94,8 +100,14 @@ def predict_bytes(of: Collection) -> Bytes:
         scales=of.num_tokens * 4,
         offsets=8 * (of.num_docs + of.num_shards),
         documents=round(of.num_docs * of.text_bytes),
+        lexical=lexical_bytes(of.num_docs * of.text_bytes) if of.lexical else 0,
         codec=2 * of.num_centroids * of.dim + 4 * of.dim * of.dim + 8 * of.num_centroids,
     )
+
+
+def lexical_bytes(document_bytes: float) -> int:
+    """Return the bytes of the lexical postings of stored documents."""
+    return round(LEXICAL_FRACTION * document_bytes)
 
 
 def posting_memory(of: Collection) -> int:

@@ -111,6 +111,19 @@ def test_dry_runs_report_the_plan_and_write_nothing(index, made, tmp_path):
     assert written["bytes"] - headers < predicted["bytes"] < 1.05 * written["bytes"]
 
 
+def test_dry_runs_predict_the_bytes_of_lexical_postings(made, tmp_path):
+    def built(name: str, **fields: bool) -> int:
+        job = {"embeddings": str(made / "embeddings"), "output": str(tmp_path / name), "where": "here", "lexical": name == "lexical"}
+        return build(BuildIndexJob.model_validate(job | fields))["bytes"]
+
+    predicted = built("lexical", dry_run=True) - built("plain", dry_run=True)
+    added = built("lexical") - built("plain")
+    compacted = compact.run(compact.CompactJob(index=str(tmp_path / "plain"), lexical=True, dry_run=True))
+    assert compacted["changed"]
+    for bytes_ in (predicted, compacted["bytes"] - compacted["bytes_before"]):
+        assert 0.5 * added < bytes_ < 2 * added, (bytes_, added)
+
+
 def test_old_versions_are_removed_after_compacting(index, made):
     change(index, made)
     done = compact.run(compact.CompactJob(index=str(index), where="here", keep_versions=2))
