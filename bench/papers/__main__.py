@@ -1,7 +1,8 @@
-"""Lists every table and figure of the papers with its commands, or runs them all on tiny data.
+"""Lists every table and figure of the papers with its commands, runs them all on tiny data, or runs the experiment on the claims.
 
 python -m bench.papers --list
 python -m bench.papers --smoke FOLDER
+python -m bench.papers experiment --help
 """
 
 import argparse
@@ -35,6 +36,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["experiment"]:
+        from bench.papers import experiment  # torch takes seconds to load
+
+        experiment.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(
         prog="python -m bench.papers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

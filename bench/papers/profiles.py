@@ -1,78 +1,166 @@
-"""The comparison of bench.papers.scorers: sizes, models and engines."""
+"""Sizes, models, indexes and engines of the experiment (`bench.papers.experiment`)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from ray_lir.base.config import Config
 from ray_lir.engines.exact import ExactParams
+from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plaid import PlaidParams
+from ray_lir.engines.scan import ScanParams
 from ray_lir.engines.warp import WarpParams
-from ray_lir.engines.xtr import XtrParams
+from ray_lir.engines.xtr import Imputation, XtrParams
 
-LEARNING_RATE = 2e-5
 UNTRAINED = "untrained"
+TRAINING_SETS = ("squad", "nq_qed")
+IN_DOMAIN = {"squad": "dev", "nq_qed": "dev"}
+"""Collections with training pairs, and the split that tests them."""
+OUT_OF_DOMAIN = ("scifact", "nfcorpus", "arguana_rebuilt", "cranfield", "cisi", "medline")
+COLLECTIONS = ("nq_qed", "squad", *OUT_OF_DOMAIN)
+MS_MARCO_TOKENS_PER_CENTROID = 597_000_000 / 2**18
+"""Tokens of a cluster of the ColBERTv2 index of MS MARCO passages, on which the papers set t' of WARP."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The size of a comparison.
+    """The size of an experiment.
 
     Attributes:
-        steps, batch_size, passage_length: Training settings; lengths are in tokens.
-        k_train: k of the XTR models: 1 to 20% of the tokens of a batch.
-        queries: Largest number of test queries of a collection.
-        documents: Documents of a collection: all judged for the queries, and random ones up to this number.
-        k_prime: Tokens that the xtr engine retrieves for a query token.
+        steps: Optimizer steps of each training.
+        pairs: Question-passage pairs to train on.
+        batch_size: Pairs of a step.
+        negatives: BM25 negatives of each pair.
+        listed: BM25 negatives of each pair in the distilled trainings, which the teacher scores.
+        learning_rate: Peak learning rate.
+        passage_length: Tokens of a passage in training.
+        query_length: Tokens of a query, in training and in search.
+        document_length: Tokens of a document in search.
+        dim: Dimensions of a token vector.
+        k_train: k of the XTR models; the first is the main one.
+        seeds: Seeds of the trainings.
+        collections: Collections that are searched.
+        queries: Largest number of test queries of a collection; None for all.
+        token_queries: Largest number of test queries for engines that search single tokens, which take long.
+        k_prime: Tokens that the xtr engine retrieves for a query token; the last one is the main one.
+        save_every: Steps between the saved states of a training.
     """
 
-    device: str
     steps: int
+    pairs: int
     batch_size: int
+    negatives: int
+    listed: int
+    learning_rate: float
     passage_length: int
-    k_train: tuple[int, ...]
-    queries: int
-    documents: int
     query_length: int
     document_length: int
-    k_prime: int
+    dim: int
+    k_train: tuple[int, ...]
+    seeds: tuple[int, ...]
+    collections: tuple[str, ...] = COLLECTIONS
+    queries: int | None = None
+    token_queries: int | None = None
+    k_prime: tuple[int, ...] = (100, 400, 1000, 4000)
+    save_every: int = 25
 
 
 PROFILES = {
-    "cpu": Profile("cpu", 64, 32, 80, (32, 128, 512), 40, 800, 32, 96, 1000),
-    "gpu": Profile("cuda", 1000, 64, 180, (64, 256, 1024), 400, 10**9, 64, 256, 4000),
-    "tiny": Profile("cpu", 2, 4, 24, (4,), 3, 12, 12, 16, 50),
+    "full": Profile(1000, 32_000, 32, 1, 15, 2e-5, 180, 32, 300, 128, (256, 128, 64, 512), (0, 1, 2)),
+    "short": Profile(64, 8_000, 32, 1, 7, 7e-5, 80, 32, 160, 128, (128, 32), (0,), queries=2000, token_queries=500, save_every=10),
+    "tiny": Profile(4, 16, 4, 1, 2, 1e-3, 24, 12, 24, 8, (8, 4), (0,), save_every=1, k_prime=(5, 20)),
 }
 
 
-def models(profile: Profile) -> dict[str, dict[str, Any] | None]:
-    """Return the settings of each model that differ from the common ones (None: not trained), the most important models first.
+@dataclass(frozen=True)
+class Model:
+    """A training.
 
-    Scores that are means over query tokens (XTR's) start at a temperature of 0.05 and sums at 1, as in the recipes. TRIAL without
-    relations and gates is MaxSim, the model maxsim.
+    Attributes:
+        changes: Fields of TrainingConfig that differ from the common ones.
+        distilled: Whether a teacher's scores are the only targets.
     """
-    heads = {"scorer": "trial", "head_learning_rate": 10 * LEARNING_RATE}
+
+    changes: dict[str, Any] = field(default_factory=dict)
+    distilled: bool = False
+
+
+def models(profile: Profile) -> dict[str, Model]:
+    """Return the trainings, in the order in which they decide claims.
+
+    Scores of XTR are means over query tokens and start at a temperature of 0.05; sums start at 1, as in the recipes. TRIAL without relations
+    has gates only. A scorer's own weights learn ten times as fast as the encoder.
+    """
+    heads = {"scorer": "trial", "head_learning_rate": 10 * profile.learning_rate}
+    xtr = {f"xtr, k {k}": Model({"scorer": "xtr", "xtr": {"k_train": [k]}, "temperature": 0.05}) for k in profile.k_train}
+    main, *others = xtr
+    plain = {
+        "maxsim": Model(),
+        main: xtr[main],
+        "trial, no relations": Model(heads | {"trial": {"relation_weight": 0}}),
+        "trial": Model(heads),
+        "attention": Model({"scorer": "attention"}),
+        **{name: xtr[name] for name in others},
+    }
+    distilled = {f"{name}, distilled": Model(plain[name].changes, True) for name in ("maxsim", main, "trial", "attention")}
+    return plain | distilled
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of searching a collection with a model.
+
+    Attributes:
+        codec: Codec of the index: `default`, `papers` (2 bits, quantile buckets), or `original` for the vectors before compression.
+        engine: The engine's parameters; None for `original`, which is searched without an index.
+        tokens: Whether only `Profile.token_queries` queries are searched, because the search takes long.
+        t_prime: t' of the papers, which is scaled to the size of the clusters; None to leave the engine's own.
+        candidates: Measure the documents of the probed clusters and those that each stage keeps, instead of quality.
+        weighted: Whether the query token weights count in the recall of 256 candidates, which is then measured instead of quality; None to
+            measure quality.
+    """
+
+    codec: str
+    engine: EngineConfig | None
+    tokens: bool = False
+    t_prime: int | None = None
+    candidates: bool = False
+    weighted: bool | None = None
+
+
+IMPUTATIONS: tuple[Imputation, ...] = ("min", "zero", "mean", "p10", "power_law")
+PAPERS_PLAID = PlaidParams(nprobe=4, centroid_score_threshold=0.45, ncandidates=1024)
+"""PLAID at k = 100: a quarter of the 1,024 documents, 256, is rescored."""
+PAPERS_WARP = WarpParams(nprobe=32, rescore=0)
+WARP_T_PRIME = 100_000
+
+
+def ways(profile: Profile) -> dict[str, Way]:
+    """Return the ways of searching, in the order in which they are measured."""
+    *k_primes, k_prime = profile.k_prime
     return {
-        UNTRAINED: None,
-        "maxsim": {},
-        **{f"xtr, k {k}": {"scorer": "xtr", "xtr": {"k_train": [k]}, "temperature": 0.05} for k in profile.k_train},
-        "trial": heads,
-        "trial, no relations": heads | {"trial": {"relation_weight": 0}},
-        **{
-            name: {"scorer": "attention", "attention": {"sides": sides}}
-            for name, sides in (
-                ("attention", "both"),
-                ("attention, documents only", "documents"),
-                ("attention, queries only", "queries"),
-            )
-        },
+        "scan": Way("default", ScanParams()),
+        "exact": Way("default", ExactParams()),
+        "plaid": Way("default", PlaidParams()),
+        "warp": Way("default", WarpParams()),
+        "papers: exact": Way("papers", ExactParams()),
+        "papers: plaid": Way("papers", PAPERS_PLAID),
+        "papers: warp": Way("papers", PAPERS_WARP, t_prime=WARP_T_PRIME),
+        "papers: warp, nprobe 16": Way("papers", PAPERS_WARP.model_copy(update={"nprobe": 16}), t_prime=WARP_T_PRIME),
+        "papers: plaid, stages": Way("papers", PAPERS_PLAID, tokens=True, candidates=True),
+        "papers: warp, stages": Way("papers", PAPERS_WARP, tokens=True, t_prime=WARP_T_PRIME, candidates=True),
+        "plaid, stages": Way("default", PlaidParams(), tokens=True, candidates=True),
+        "warp, stages": Way("default", WarpParams(), tokens=True, candidates=True),
+        **{f"xtr, {each}": Way("default", XtrParams(k_prime=k_prime, imputation=each), tokens=True) for each in IMPUTATIONS},
+        **{f"xtr, k' {each}": Way("default", XtrParams(k_prime=each), tokens=True) for each in k_primes},
+        "candidates, weights": Way("papers", PAPERS_PLAID, tokens=True, weighted=True),
+        "candidates, no weights": Way("papers", PAPERS_PLAID, tokens=True, weighted=False),
+        "original": Way("original", None, tokens=True),
     }
 
 
-def engines(profile: Profile) -> tuple[dict[str, Config], dict[str, Config]]:
-    """Return the engines that are measured first, and the XTR imputations that are measured last."""
-    first, *later = (
-        {f"xtr, {imputation}": XtrParams(k_prime=profile.k_prime, imputation=imputation)}
-        for imputation in ("min", "mean", "p10", "power_law", "zero")
-    )
-    plain = {"exact": ExactParams(), "plaid": PlaidParams(), "warp": WarpParams(), "warp, no rescoring": WarpParams(rescore=0)}
-    return plain | first, {name: params for each in later for name, params in each.items()}
+def ways_of(model: str, profile: Profile) -> dict[str, Way]:
+    """Return the ways of searching with a model. The untrained default is searched by the default engine only."""
+    every = ways(profile)
+    if model == UNTRAINED:
+        return {"scan": every["scan"]}
+    weighs = model.startswith(("trial", "attention"))
+    return {name: way for name, way in every.items() if way.weighted is None or weighs}
