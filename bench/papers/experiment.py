@@ -109,13 +109,13 @@ class Experiment:
     def measuring(self, name: str, seed: int, collection: str) -> "Cell":
         """Return the cell of all searches of a collection with a model."""
         folder = self.answers(name, seed, collection)
-        trained = self.begin if name == UNTRAINED else self.training(name, models(self.profile)[name], seed)
+        needs = () if name == UNTRAINED else (self.training(name, models(self.profile)[name], seed),)
 
         def make() -> None:
             measuring.measure(self.encoder(name, seed), self.data, collection, ways_of(name, self.profile), self.profile, folder, commit())
             self._keep(folder, {})
 
-        return Cell(f"{name}, seed {seed} on {collection}", folder / MADE, make, (trained,), trained.lacks)
+        return Cell(f"{name}, seed {seed} on {collection}", folder / MADE, make, needs, next((cell.lacks for cell in needs), None))
 
     def encoder(self, name: str, seed: int) -> EncoderConfig:
         """Return the encoder for documents and queries. The untrained one is the base checkpoint with its own settings."""

@@ -49,6 +49,7 @@ def measure(
         commit: Version of the code, which every file records.
     """
     embeddings, root = folder / "embeddings", str(data / collection)
+    opened: dict[tuple[str, bool], AnalyzedIndex] = {}
     for name, way in ways.items():
         path = answer(folder, name)
         if path.exists():
@@ -62,7 +63,9 @@ def measure(
             index = folder / way.codec
             if not (index / "LATEST").exists():
                 build_index(str(embeddings), str(index), IndexConfig(num_shards=1, codec=CODECS[way.codec]))
-            found = _search_index(index, way, way.engine, dataset)
+            model = opened.get((way.codec, way.tokens)) or _open(index, dataset)
+            opened = {(way.codec, way.tokens): model}  # one index at a time in memory
+            found = _search_index(model, way, way.engine)
         keep(path, found | commit)
     for name in ("embeddings", *CODECS):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -98,9 +101,12 @@ def _search_embeddings(embeddings: Path, encoder: EncoderConfig, dataset: Datase
     }
 
 
-def _search_index(index: Path, way: Way, engine: EngineConfig, dataset: Dataset) -> dict[str, Any]:
+def _open(index: Path, dataset: Dataset) -> AnalyzedIndex:
+    return AnalyzedIndex(QuerySearch.open(str(index), QueryEncoderConfig(), None), dataset, has_queries_as_documents(dataset.name))
+
+
+def _search_index(model: AnalyzedIndex, way: Way, engine: EngineConfig) -> dict[str, Any]:
     """Search an index, and measure what the way asks for."""
-    model = AnalyzedIndex(QuerySearch.open(str(index), QueryEncoderConfig(), None), dataset, has_queries_as_documents(dataset.name))
     manifest = model.search.manifest
     if way.t_prime:
         engine = engine.model_copy(update={"t_prime": scaled_t_prime(way.t_prime, manifest)})

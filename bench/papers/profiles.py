@@ -66,7 +66,7 @@ class Profile:
 PROFILES = {
     "full": Profile(1000, 32_000, 32, 1, 15, 2e-5, 180, 32, 300, 128, (256, 128, 64, 512), (0, 1, 2)),
     "short": Profile(64, 8_000, 32, 1, 7, 7e-5, 80, 32, 160, 128, (128, 32), (0,), queries=2000, token_queries=500, save_every=10),
-    "tiny": Profile(4, 16, 4, 1, 2, 1e-3, 24, 12, 24, 8, (8, 4), (0,), save_every=1, k_prime=(5, 20)),
+    "tiny": Profile(4, 16, 4, 1, 2, 1e-3, 24, 12, 24, 8, (8, 4), (0,), ("nq_qed", "squad"), save_every=1, k_prime=(5, 20)),
 }
 
 
@@ -138,22 +138,22 @@ def ways(profile: Profile) -> dict[str, Way]:
     *k_primes, k_prime = profile.k_prime
     return {
         "scan": Way("default", ScanParams()),
-        "exact": Way("default", ExactParams()),
         "plaid": Way("default", PlaidParams()),
         "warp": Way("default", WarpParams()),
-        "papers: exact": Way("papers", ExactParams()),
+        "exact": Way("default", ExactParams()),
         "papers: plaid": Way("papers", PAPERS_PLAID),
         "papers: warp": Way("papers", PAPERS_WARP, t_prime=WARP_T_PRIME),
         "papers: warp, nprobe 16": Way("papers", PAPERS_WARP.model_copy(update={"nprobe": 16}), t_prime=WARP_T_PRIME),
+        "papers: exact": Way("papers", ExactParams()),
         "papers: plaid, stages": Way("papers", PAPERS_PLAID, tokens=True, candidates=True),
         "papers: warp, stages": Way("papers", PAPERS_WARP, tokens=True, t_prime=WARP_T_PRIME, candidates=True),
-        "plaid, stages": Way("default", PlaidParams(), tokens=True, candidates=True),
-        "warp, stages": Way("default", WarpParams(), tokens=True, candidates=True),
-        **{f"xtr, {each}": Way("default", XtrParams(k_prime=k_prime, imputation=each), tokens=True) for each in IMPUTATIONS},
-        **{f"xtr, k' {each}": Way("default", XtrParams(k_prime=each), tokens=True) for each in k_primes},
         "candidates, weights": Way("papers", PAPERS_PLAID, tokens=True, weighted=True),
         "candidates, no weights": Way("papers", PAPERS_PLAID, tokens=True, weighted=False),
+        **{f"xtr, {each}": Way("default", XtrParams(k_prime=k_prime, imputation=each), tokens=True) for each in IMPUTATIONS},
+        "plaid, stages": Way("default", PlaidParams(), tokens=True, candidates=True),
+        "warp, stages": Way("default", WarpParams(), tokens=True, candidates=True),
         "original": Way("original", None, tokens=True),
+        **{f"xtr, k' {each}": Way("default", XtrParams(k_prime=each), tokens=True) for each in k_primes},
     }
 
 
