@@ -59,6 +59,11 @@ def verdict(kind: Kind, finding: Finding | None, alpha: float = 0.05) -> Verdict
 
     A difference counts if it is significant and has one direction for all seeds. A claim that two ways are as good holds only if they are
     shown to be equivalent; a significant difference contradicts it. If neither test decides, these queries cannot tell.
+
+    Args:
+        kind: Kind of the claim.
+        finding: The tests; None if nothing was measured.
+        alpha: Level of both tests.
     """
     if finding is None:
         return "not measured"
@@ -74,8 +79,8 @@ def verdict(kind: Kind, finding: Finding | None, alpha: float = 0.05) -> Verdict
 def claims(profile: Profile) -> list[Claim]:
     """Return the claims for the models of a profile.
 
-    Published figures are nDCG@10 in percent unless they say otherwise, means over each paper's collections; those of table 2 of the XTR study
-    are means of its four collections.
+    Published figures are nDCG@10 in percent unless they name another measure. They are means over the collections of the paper; the figures
+    of table 2 of the XTR study are means of its four collections.
     """
     main, small, large = (f"xtr, k {k}" for k in (profile.k_train[0], min(profile.k_train), max(profile.k_train)))
     own, warp, plaid = "xtr, min", "papers: warp", "papers: plaid"

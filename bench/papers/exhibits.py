@@ -8,7 +8,7 @@ jobs.train need the papers' training data; the smoke test only checks their flag
 from dataclasses import dataclass
 
 XTR, TRIAL, ATTENTION = "XTR study (arXiv 2605.00646)", "TRIAL", "ColBERT-Att (arXiv 2603.25248)"
-SCORERS = "bench/results/scorers.md (reduced: 64 steps, one seed)"
+SCORERS = "bench/results/scorers.md (python -m bench.papers experiment)"
 SUCCESS = "--measures Success@5 --recipe jobs/recipes/evaluate_xtr_study.yaml"
 
 

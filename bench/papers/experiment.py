@@ -1,8 +1,8 @@
 """The experiment on the papers' claims: trains a model for each scorer, searches collections with every engine, and reports.
 
-    python -m bench.papers experiment --data DATA --work WORK [--profile full|short|tiny] [--only TEXT ...] [--minutes M]
+    python -m bench.papers experiment --data DATA --work WORK [--profile PROFILE] [--only TEXT ...] [--minutes M]
     python -m bench.papers experiment --data DATA --work WORK --status
-    python -m bench.papers experiment --data DATA --work WORK --report
+    python -m bench.papers experiment --data DATA --work WORK --report.
 
 The experiment consists of cells: training data, a teacher's scores, trainings, and searches of one collection with one model. The same
 command starts and continues it. A killed run loses at most the optimizer steps since the last saved state, or the chunk of documents or
@@ -57,15 +57,19 @@ class Experiment:
 
     def cells(self) -> list["Cell"]:
         """Return all cells, in the order in which they are made."""
-        untrained = [self.measuring(UNTRAINED, 0, collection) for collection in self.profile.collections]
-        cells = [self.pairs, self.begin]
+        small, *large = self.profile.collections
+        cells = [self.pairs, self.begin, *(self.measuring(UNTRAINED, 0, collection) for collection in self.profile.collections)]
         for seed in self.profile.seeds:
-            for name, model in models(self.profile).items():
-                if model.distilled and self.listed not in cells:
+            every = models(self.profile)
+            for distilled in (False, True):
+                names = [name for name, model in every.items() if model.distilled is distilled]
+                if distilled and seed == self.profile.seeds[0]:
                     cells += [self.listed, self.scores]
-                cells.append(self.training(name, model, seed))
-                cells += [self.measuring(name, seed, collection) for collection in self.profile.collections]
-        return cells[:2] + untrained + cells[2:]
+                for name in names:
+                    cells += [self.training(name, every[name], seed), self.measuring(name, seed, small)]
+                for collection in large:
+                    cells += [self.measuring(name, seed, collection) for name in names]
+        return cells
 
     @property
     def pairs(self) -> "Cell":
@@ -75,7 +79,7 @@ class Experiment:
     @property
     def listed(self) -> "Cell":
         path = self.work / "listed.jsonl"
-        return Cell("training data of the distilled models", path, lambda: self._mine(path, self.profile.listed))
+        return Cell("distillation data", path, lambda: self._mine(path, self.profile.listed))
 
     @property
     def scores(self) -> "Cell":
@@ -93,11 +97,20 @@ class Experiment:
     def begin(self) -> "Cell":
         folder = self.model_folder(UNTRAINED, 0)
         return Cell(
-            "projection", folder / MADE, lambda: self._keep(folder, training.start(self.base, self.pairs.path, self.profile, folder)), (self.pairs,)
+            "projection",
+            folder / MADE,
+            lambda: self._keep(folder, training.start(self.base, self.pairs.path, self.profile, folder)),
+            (self.pairs,),
         )
 
     def training(self, name: str, model: Model, seed: int) -> "Cell":
-        """Return the cell of a training."""
+        """Return the cell of a training.
+
+        Args:
+            name: Name of the model.
+            model: Its settings.
+            seed: Seed of the training.
+        """
         folder, examples = self.model_folder(name, seed), self.scores if model.distilled else self.pairs
         begin = self.model_folder(UNTRAINED, 0) / training.CHECKPOINT
 
@@ -107,7 +120,13 @@ class Experiment:
         return Cell(f"training of {name}, seed {seed}", folder / MADE, make, (self.begin, examples), examples.lacks)
 
     def measuring(self, name: str, seed: int, collection: str) -> "Cell":
-        """Return the cell of all searches of a collection with a model."""
+        """Return the cell of all searches of a collection with a model.
+
+        Args:
+            name: Name of the model.
+            seed: Seed of its training.
+            collection: Name of the collection.
+        """
         folder = self.answers(name, seed, collection)
         needs = () if name == UNTRAINED else (self.training(name, models(self.profile)[name], seed),)
 
@@ -125,10 +144,17 @@ class Experiment:
         return EncoderConfig(checkpoint=str(self.model_folder(name, seed) / training.CHECKPOINT), **lengths)
 
     def model_folder(self, name: str, seed: int) -> Path:
+        """Return the folder of a training."""
         return self.work / "models" / slug(name) / f"seed-{seed}"
 
     def answers(self, name: str, seed: int, collection: str) -> Path:
-        """Return the folder of the measurements of a model on a collection."""
+        """Return the folder of measurements.
+
+        Args:
+            name: Name of the model.
+            seed: Seed of its training.
+            collection: Name of the collection.
+        """
         return self.work / "answers" / slug(name) / f"seed-{seed}" / collection
 
     def _mine(self, path: Path, negatives: int) -> None:
@@ -186,7 +212,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.status:
         print(status(experiment))
     elif options.report:
-        about = {"profile": options.profile, "machine": machine() | {"instructions": instructions()}, "settings": asdict(experiment.profile)}
+        about = {
+            "profile": options.profile,
+            "machine": machine() | {"instructions": instructions()},
+            "settings": asdict(experiment.profile),
+        }
         write_report(about | {"base": options.base, "teacher": options.teacher}, read_results(experiment), options.output)
     else:
         torch.set_num_threads(options.threads)
@@ -279,7 +309,7 @@ def read_results(experiment: Experiment) -> dict[str, Any]:
 
 @cache
 def commit() -> dict[str, Any]:
-    """Return the commit of the code as this process started, and whether bench/ and ray_lir/ differed from it; empty outside a repository."""
+    """Return the commit of the code when first called, and whether the code differed from it; empty outside a repository."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(REPOSITORY), *words], capture_output=True, text=True, check=True).stdout.strip()

@@ -111,7 +111,9 @@ def _search_index(model: AnalyzedIndex, way: Way, engine: EngineConfig) -> dict[
     if way.t_prime:
         engine = engine.model_copy(update={"t_prime": scaled_t_prime(way.t_prime, manifest)})
     settings = engine.model_dump(exclude_none=True)
-    measured = partial(_stages, model) if way.candidates else partial(_recall, model, way) if way.weighted is not None else partial(_ranked, model)
+    measured = (
+        partial(_stages, model) if way.candidates else partial(_recall, model, way) if way.weighted is not None else partial(_ranked, model)
+    )
     cpu = time.process_time()
     found = measured(settings)
     return found | {
@@ -139,7 +141,7 @@ def _quality(run: Run, dataset: Dataset) -> dict[str, Any]:
 
 
 def _stages(model: AnalyzedIndex, settings: dict[str, Any]) -> dict[str, Any]:
-    """Fractions of the collection: documents of the probed clusters, and those that each stage keeps."""
+    """Fractions of the collection: documents of the probed clusters, and documents that each stage keeps."""
     found = model.funnels(settings, DEPTH)
     fractions = {"candidates": [each.candidates for each in found]}
     fractions |= {stage: [each.kept[place] for each in found] for place, stage in enumerate(found[0].stages)}
@@ -147,7 +149,7 @@ def _stages(model: AnalyzedIndex, settings: dict[str, Any]) -> dict[str, Any]:
         name: {query: count / model.num_docs for query, count in zip(model.dataset.queries, counts, strict=True)}
         for name, counts in fractions.items()
     }
-    return {"values": values, "seconds": round(sum(sum(each.seconds) for each in found), 3)}
+    return {"values": values}
 
 
 def _recall(model: AnalyzedIndex, way: Way, settings: dict[str, Any]) -> dict[str, Any]:

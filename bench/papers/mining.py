@@ -87,8 +87,8 @@ def training_rows(data: Path, number: int, negatives: int, seed: int, first: int
         place, query, document = pairs[sample[row]]
         found = engines[place].best(query, DEPTH + len(positives[place][query]))
         hard = [each for each in found if ids[place][each] not in positives[place][query]][SKIP:DEPTH]
-        others = np.delete(np.arange(len(ids[place])), numbers[place][document])
-        hard = hard if len(hard) >= negatives else others
+        all_but_positive = np.delete(np.arange(len(ids[place])), numbers[place][document])
+        hard = hard if len(hard) >= negatives else all_but_positive
         drawn = np.sort(np.random.default_rng([seed, row]).choice(len(hard), negatives, replace=False))
         chosen = [numbers[place][document], *(hard[each] for each in drawn)]
         yield {"query": query, "documents": [passages[place][each] for each in chosen]}

@@ -86,19 +86,19 @@ class Model:
 def models(profile: Profile) -> dict[str, Model]:
     """Return the trainings, in the order in which they decide claims.
 
-    Scores of XTR are means over query tokens and start at a temperature of 0.05; sums start at 1, as in the recipes. TRIAL without relations
-    has gates only. A scorer's own weights learn ten times as fast as the encoder.
+    Scores of XTR are means over query tokens and start at a temperature of 0.05. Sums start at 1, as in the recipes. TRIAL without
+    relations has gates only. A scorer's own weights learn ten times as fast as the encoder.
     """
     heads = {"scorer": "trial", "head_learning_rate": 10 * profile.learning_rate}
     xtr = {f"xtr, k {k}": Model({"scorer": "xtr", "xtr": {"k_train": [k]}, "temperature": 0.05}) for k in profile.k_train}
-    main, *others = xtr
+    main, *further = xtr
     plain = {
         "maxsim": Model(),
         main: xtr[main],
         "trial, no relations": Model(heads | {"trial": {"relation_weight": 0}}),
         "trial": Model(heads),
         "attention": Model({"scorer": "attention"}),
-        **{name: xtr[name] for name in others},
+        **{name: xtr[name] for name in further},
     }
     distilled = {f"{name}, distilled": Model(plain[name].changes, True) for name in ("maxsim", main, "trial", "attention")}
     return plain | distilled
@@ -113,7 +113,7 @@ class Way:
         engine: The engine's parameters; None for `original`, which is searched without an index.
         tokens: Whether only `Profile.token_queries` queries are searched, because the search takes long.
         t_prime: t' of the papers, which is scaled to the size of the clusters; None to leave the engine's own.
-        candidates: Measure the documents of the probed clusters and those that each stage keeps, instead of quality.
+        candidates: Measure how many documents have a probed cluster, and how many each stage keeps, instead of quality.
         weighted: Whether the query token weights count in the recall of 256 candidates, which is then measured instead of quality; None to
             measure quality.
     """

@@ -35,17 +35,41 @@ class Answers:
         return [each for each in found if all(self.measured(cell, seed, each) is not None for cell in cells)]
 
     def measured(self, cell: Cell, seed: str, collection: str) -> Measured | None:
-        """Return a measurement; None if it is missing."""
+        """Return a measurement; None if it is missing.
+
+        Args:
+            cell: Model and way of searching.
+            seed: Seed of the model.
+            collection: Name of the collection.
+        """
         return self.by_model.get(cell[0], {}).get(_seed_of(cell, seed), {}).get(collection, {}).get(cell[1])
 
     def paired(self, first: Cell, second: Cell, measure: str, seed: str, collection: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the values of the queries that both cells have, in the same order."""
+        """Return the values of the queries that both cells have, in the same order.
+
+        Args:
+            first: One cell.
+            second: The other cell.
+            measure: The measure.
+            seed: Seed of the models.
+            collection: Name of the collection.
+
+        Returns:
+            [queries] float64 of each cell.
+        """
         one, other = (self._values(cell, measure, seed, collection) for cell in (first, second))
         common = sorted(one.keys() & other.keys())
         return np.array([one[query] for query in common]), np.array([other[query] for query in common])
 
     def mean(self, cell: Cell, measure: str, seed: str, collection: str) -> float:
-        """Return the mean over queries."""
+        """Return the mean over queries.
+
+        Args:
+            cell: Model and way of searching.
+            measure: The measure.
+            seed: Seed of the model.
+            collection: Name of the collection.
+        """
         return float(np.mean(list(self._values(cell, measure, seed, collection).values())))
 
     def _values(self, cell: Cell, measure: str, seed: str, collection: str) -> dict[str, float]:
@@ -133,7 +157,8 @@ def write_report(about: dict[str, Any], results: dict[str, Any], output: Path) -
     answers, profile = Answers(results["answers"]), PROFILES[about["profile"]]
     trained = [name for name in models(profile) if answers.seeds((name, "scan"))]
     gains = {
-        name: {each: compared(answers, (name, "scan"), (UNTRAINED, "scan"), "nDCG@10", [each]) for each in profile.collections} for name in trained
+        name: {each: compared(answers, (name, "scan"), (UNTRAINED, "scan"), "nDCG@10", [each]) for each in profile.collections}
+        for name in trained
     }
     report = about | {
         "claims": judged(answers, claims(profile)),
@@ -183,9 +208,15 @@ def tables(answers: Answers, measure: str) -> dict[str, dict[str, dict[str, floa
 def stages(answers: Answers) -> list[dict[str, Any]]:
     """Return, for each measurement of stages, the mean fraction of the collection that each stage keeps."""
     return [
-        {"model": model, "seed": seed, "collection": collection, "way": way, "documents": measured["documents"], "engine": measured["engine"]}
+        {
+            "model": model,
+            "seed": seed,
+            "collection": collection,
+            "way": way,
+            "documents": measured["documents"],
+            "engine": measured["engine"],
+        }
         | {"fractions": {name: round(float(np.mean(list(values.values()))), 5) for name, values in measured["values"].items()}}
-        | {"queries_per_second": round(len(measured["values"]["candidates"]) / measured["seconds"], 1)}
         for model, seed, collection, way, measured in each_measured(answers)
         if "candidates" in measured["values"]
     ]
@@ -213,7 +244,13 @@ def sizes(answers: Answers, collections: Iterable[str]) -> dict[str, dict[str, i
 
 
 def missing_cells(answers: Answers, trainings: dict[str, Any], profile_name: str) -> list[str]:
-    """Return the trainings and searches that are not finished."""
+    """Return the trainings and searches that are not finished.
+
+    Args:
+        answers: All measurements.
+        trainings: Model -> seed -> cost of the finished trainings.
+        profile_name: Name of the profile.
+    """
     profile = PROFILES[profile_name]
     found = [
         f"training of {name}, seed {seed}" for name in models(profile) for seed in profile.seeds if str(seed) not in trainings.get(name, {})
@@ -231,23 +268,35 @@ def missing_cells(answers: Answers, trainings: dict[str, Any], profile_name: str
 
 def markdown(report: dict[str, Any]) -> str:
     """Return the report as Markdown."""
-    parts = [_head(report), _claims(report), _gains(report), _engines(report), _xtr(report), _stages(report), _trainings(report), _missing(report)]
+    parts = [
+        _head(report),
+        _claims(report),
+        _gains(report),
+        _engines(report),
+        _xtr(report),
+        _stages(report),
+        _trainings(report),
+        _missing(report),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _head(report: dict[str, Any]) -> str:
     settings, machine = report["settings"], report["machine"]
-    every = ", ".join(f"{name} {of['queries']:,} / {of['documents']:,} / {of['tokens']:,}" for name, of in report["sizes"].items())
-    return (
-        f"# The papers' claims (profile {report['profile']})\n\n"
-        f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['instructions'])}). Every model starts from {report['base']}, projected to "
-        f"{settings['dim']} dimensions. Training: {settings['steps']} steps of {settings['batch_size']} question-passage pairs of squad and nq_qed "
-        f"with {settings['negatives']} BM25 negative each, passages of {settings['passage_length']} tokens at most, learning rate "
-        f"{settings['learning_rate']:g}, seeds {', '.join(map(str, settings['seeds']))}. Search: queries of {settings['query_length']} and documents "
-        f"of {settings['document_length']} tokens at most. The untrained model is {report['base']} with its own dimensions and lengths. "
-        f"Test queries / documents / tokens: {every}. Engines that search single tokens use {settings['token_queries'] or 'all'} queries of a "
-        f"collection. `bench/README.md` has the command that continues the experiment."
+    sizes = ", ".join(f"{name} {of['queries']:,} / {of['documents']:,} / {of['tokens']:,}" for name, of in report["sizes"].items())
+    sentences = (
+        f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['instructions'])}).",
+        f"Every model starts from {report['base']}, projected to {settings['dim']} dimensions by PCA.",
+        f"Training: {settings['steps']} steps of {settings['batch_size']} question-passage pairs of squad and nq_qed,",
+        f"{settings['negatives']} BM25 negative each, passages of {settings['passage_length']} tokens at most,",
+        f"learning rate {settings['learning_rate']:g}, seeds {', '.join(map(str, settings['seeds']))}.",
+        f"Search: queries of {settings['query_length']} and documents of {settings['document_length']} tokens at most.",
+        f"The untrained model is {report['base']} with its own dimensions and lengths.",
+        f"Test queries / documents / tokens: {sizes}.",
+        f"Engines that search single tokens answer {settings['token_queries'] or 'all'} queries of a collection.",
+        "The section on the papers' claims in bench/README.md has the command that continues the experiment.",
     )
+    return f"# The papers' claims (profile {report['profile']})\n\n{' '.join(sentences)}"
 
 
 def _claims(report: dict[str, Any]) -> str:
@@ -255,10 +304,10 @@ def _claims(report: dict[str, Any]) -> str:
     lines = [
         f"## Claims: {decided} of {len(report['claims'])} decided",
         "",
-        "The difference is first less second, with its 95% interval. p is of a paired randomisation test, and p (.01) of the test that the "
-        "difference lies within .01; both are corrected for all measured claims (Holm). MDD is the smallest difference that these queries show "
-        "with probability .8. `holds` needs a significant difference in the claimed direction for every seed, or equivalence if the claim is "
-        "that both are as good.",
+        "The difference is first less second, with its 95% interval. p belongs to a paired randomisation test, and p (.01) to the test",
+        "that the difference lies within .01. Both are corrected for all measured claims (Holm). MDD is the difference that these",
+        "queries show with probability .8. `holds` needs a significant difference in the claimed direction for every seed, or",
+        "equivalence if the claim is that both are as good.",
         "",
         "| claim | source | published | compared | here | difference | p | p (.01) | MDD | collections | code | verdict |",
         "|---" * 12 + "|",
@@ -271,7 +320,9 @@ def _claim(claim: dict[str, Any]) -> str:
     start = [claim["text"], claim["source"], claim["published"] or "no figures", ways]
     found = claim["found"]
     if not found:
-        return "| " + " | ".join([*start, *[NO_RESULT] * 7, f"not measured: {', '.join(claim['missing']) or 'no common collection'}"]) + " |"
+        return (
+            "| " + " | ".join([*start, *[NO_RESULT] * 7, f"not measured: {', '.join(claim['missing']) or 'no common collection'}"]) + " |"
+        )
     measure = "" if claim["measure"] == "nDCG@10" else f" {claim['measure']}"
     low, high = found["interval"]
     seeds = f"; seeds {', '.join(f'{each:+.4f}' for each in found['by_seed'])}" if len(found["by_seed"]) > 1 else ""
@@ -304,7 +355,7 @@ def _gains(report: dict[str, Any]) -> str:
             change = changes.get(name)
             cells.append(_number(by_collection.get(name)) + (f" ({change['difference']:+.4f}, p {change['p_holm']:.4f})" if change else ""))
         lines.append(f"| {model} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "In brackets the difference from the untrained model and its p value, corrected for all cells of the table (Holm)."])
+    return "\n".join([*lines, "", "In brackets: the difference from the untrained model, and its p value corrected for all cells (Holm)."])
 
 
 def _engines(report: dict[str, Any]) -> str:
@@ -312,14 +363,15 @@ def _engines(report: dict[str, Any]) -> str:
     lines = [
         "## The papers' settings beside today's defaults: nDCG@10 / R@100, and processor milliseconds a query",
         "",
-        "The papers' settings: 2 bits with quantile buckets; PLAID rescores 256 of 1,024 documents (4 clusters, threshold .45); WARP probes 32 "
-        "clusters and returns its own scores, with t' = 100,000 scaled by the mean size of a cluster against the ColBERTv2 index of MS MARCO. Today's "
-        "defaults: 4 bits with Lloyd-Max buckets.",
+        "The papers' settings: 2 bits with quantile buckets. PLAID rescores 256 of 1,024 documents (4 clusters, threshold .45). WARP",
+        "probes 32 clusters and returns its own scores; t' is 100,000, scaled by the mean size of a cluster against the ColBERTv2 index of",
+        "MS MARCO.",
+        "Today's defaults: 4 bits with Lloyd-Max buckets.",
         "",
         f"| model | way | {' | '.join(columns)} |",
         "|---" * (2 + len(columns)) + "|",
     ]
-    chosen = [way for way in ("scan", "exact", "plaid", "warp", "papers: exact", "papers: plaid", "papers: warp", "papers: warp, nprobe 16", "original")]
+    chosen = [way for way in report["means"]["nDCG@10"] if not way.startswith("xtr, ")]
     quality, recall = (report["means"][measure] for measure in QUALITY)
     for model in dict.fromkeys(model for way in chosen for model in quality.get(way, {})):
         for way in chosen:
@@ -342,7 +394,8 @@ def _xtr(report: dict[str, Any]) -> str:
     found = {way: of for way, of in report["means"]["nDCG@10"].items() if way.startswith("xtr, ")}
     if not found:
         return ""
-    lines = ["## XTR's retrieval: nDCG@10 by imputation and by k'", "", f"| model | way | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
+    head = [f"| model | way | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
+    lines = ["## XTR's retrieval: nDCG@10 by imputation and by k'", "", *head]
     for model in dict.fromkeys(model for of in found.values() for model in of):
         for way, of in found.items():
             if model in of:
@@ -357,16 +410,16 @@ def _stages(report: dict[str, Any]) -> str:
     lines = [
         "## Documents that each stage keeps, in percent of the collection",
         "",
-        "Means over queries that ask for 100 documents, one query at a time.",
+        "Means over queries that ask for 100 documents.",
         "",
-        "| model | seed | collection | way | documents with a probed cluster | kept by each stage | queries a second |",
-        "|---" * 7 + "|",
+        "| model | seed | collection | way | documents with a probed cluster | kept by each stage |",
+        "|---" * 6 + "|",
     ]
     for row in report["stages"]:
         candidates = 100 * row["fractions"]["candidates"]
         kept = ", ".join(f"{name} {100 * value:.2f}" for name, value in row["fractions"].items() if name != "candidates")
         start = f"| {row['model']} | {row['seed']} | {row['collection']} | {row['way'].removesuffix(', stages')}"
-        lines.append(f"{start} | {candidates:.2f} | {kept} | {row['queries_per_second']} |")
+        lines.append(f"{start} | {candidates:.2f} | {kept} |")
     return "\n".join(lines)
 
 

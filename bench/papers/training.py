@@ -42,7 +42,13 @@ def start(base: str, examples: Path, profile: Profile, folder: Path) -> dict[str
 
 
 def config_of(model: Model, profile: Profile, seed: int) -> TrainingConfig:
-    """Return the configuration of a training."""
+    """Return the configuration of a training.
+
+    Args:
+        model: Settings of the model.
+        profile: Size of the experiment.
+        seed: Seed of the training.
+    """
     common: dict[str, Any] = {
         "max_steps": profile.steps,
         "batch_size": profile.batch_size,

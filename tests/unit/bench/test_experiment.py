@@ -1,0 +1,233 @@
+"""bench.papers.experiment: runs continue after SIGKILL, claims get the right verdict, and the report lists what is missing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bench.papers import measuring, training
+from bench.papers.__main__ import write_collection
+from bench.papers.claims import Finding, claims, verdict
+from bench.papers.experiment import Experiment, locked, read_results, run, status
+from bench.papers.mining import Bm25, training_rows
+from bench.papers.profiles import PROFILES, UNTRAINED, models, ways, ways_of
+from bench.papers.report import Answers, compared, judged, write_report
+from bench.papers.training import config_of
+from ray_lir.encoder.encoder import Encoder
+from tests.fixtures.tiny import bert
+
+TINY = PROFILES["tiny"]
+KILLED = """
+import os, signal, sys
+import bench.papers.experiment as experiment
+from bench.papers import measuring, mining, training
+
+PLACES = {
+    "mining": (mining.Bm25, "best", 6),
+    "training": (training.Training, "run_step", 3),
+    "searches": (measuring, "keep", 3),
+}
+target, name, calls = PLACES[sys.argv[1]]
+original = getattr(target, name)
+
+def killing(*arguments):
+    global calls
+    calls -= 1
+    if not calls:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments)
+
+setattr(target, name, killing)
+experiment.main(sys.argv[2:])
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint and both training collections."""
+    folder = tmp_path_factory.mktemp("experiment")
+    for name in ("squad", "nq_qed"):
+        qrels = write_collection(folder / "data" / name) / "qrels"
+        (qrels / "dev.tsv").write_text((qrels / "test.tsv").read_text())
+        (qrels / "test.tsv").rename(qrels / "train.tsv")
+    bert(folder / "checkpoint")
+    return folder
+
+
+def experiment_in(folder: Path, work: str) -> Experiment:
+    return Experiment(folder / "data", folder / work, TINY, str(folder / "checkpoint"), None)
+
+
+def test_a_killed_run_continues_where_it_stopped(folder: Path):
+    work = folder / "work"
+    flags = ["--data", str(folder / "data"), "--work", str(work), "--profile", "tiny", "--base", str(folder / "checkpoint")]
+    only = ["training data", "projection", "training of maxsim, seed", "maxsim, seed 0 on nq_qed"]
+    answers = work / "answers/maxsim/seed-0/nq_qed"
+    finished = {"mining": work / "pairs.attempt", "training": work / "models/maxsim/seed-0/state.pt", "searches": answers / "scan.json"}
+    for part, path in finished.items():
+        killed = subprocess.run([sys.executable, "-c", KILLED, part, *flags, "--only", *only], capture_output=True, text=True, check=False)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert path.exists() and not (answers / "made.json").exists()
+    experiment = experiment_in(folder, "work")
+    assert f"| maxsim | 0 | done | 1/{len(ways_of('maxsim', TINY))} | - |" in status(experiment)
+    made = finished["searches"].stat().st_mtime_ns
+    run(experiment, only)
+    assert finished["searches"].stat().st_mtime_ns == made and (answers / "made.json").exists()
+    assert not any((answers / name).exists() for name in ("embeddings", "default", "papers"))
+    rows = [json.loads(line) for line in (work / "pairs.jsonl").read_text().splitlines()]
+    assert rows == list(training_rows(folder / "data", TINY.pairs, TINY.negatives, 0)) and len(rows) == TINY.pairs
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the runs above; the order of sums depends on it
+    cost = training.train(
+        work / "models/untrained/seed-0/checkpoint", work / "pairs.jsonl", models(TINY)["maxsim"], TINY, 0, folder / "uninterrupted"
+    )
+    torch.set_num_threads(before)
+    both = (folder / "uninterrupted", work / "models/maxsim/seed-0")
+    digests = [Encoder.load(str(each / "checkpoint")).contract.weights_digest for each in both]
+    assert digests[0] == digests[1] and cost["steps"] == TINY.steps
+    assert all(len((each / training.LOG).read_text().splitlines()) == TINY.steps for each in both)
+
+
+def test_a_cell_is_left_to_the_process_that_has_it(folder: Path):
+    experiment = experiment_in(folder, "shared")
+    with locked(experiment.pairs.path) as free:
+        assert free
+        run(experiment, ["training data"])
+        assert not experiment.pairs.is_made
+    run(experiment, ["training data"], deadline=time.monotonic() - 1)
+    assert not experiment.pairs.is_made
+    run(experiment, ["training data"])
+    assert experiment.pairs.is_made
+
+
+def test_status_names_what_is_done_what_is_missing_and_why(folder: Path):
+    experiment = experiment_in(folder, "other")
+    log = experiment.model_folder("maxsim", 0) / training.LOG
+    log.parent.mkdir(parents=True)
+    log.write_text("{}\n{}\n")
+    measuring.keep(measuring.answer(experiment.answers("trial", 0, "squad"), "papers: plaid"), {})
+    lines = status(experiment).splitlines()
+    assert f"| maxsim | 0 | 2/{TINY.steps} steps | - | - |" in lines
+    assert f"| trial | 0 | - | - | 1/{len(ways_of('trial', TINY))} |" in lines
+    assert "| maxsim, distilled | 0 | needs --teacher | - | - |" in lines
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_claims_refer_to_models_and_ways_of_the_experiment(profile):
+    for model in models(profile).values():
+        config_of(model, profile, 0)
+    for claim in claims(profile):
+        for model, way in (claim.first, claim.second):
+            assert model in models(profile) and way in ways_of(model, profile)
+
+
+@pytest.mark.parametrize(
+    ("kind", "difference", "p", "equivalence_p", "by_seed", "expected"),
+    [
+        ("better", 0.02, 0.01, 1, (0.02, 0.03, 0.01), "holds"),
+        ("better", 0.02, 0.01, 1, (0.02, 0.05, -0.01), "cannot be seen here"),
+        ("better", -0.02, 0.01, 1, (-0.02,), "contradicted"),
+        ("better", 0.001, 0.4, 0.01, (0.001, -0.001), "equivalent within .01"),
+        ("better", 0.004, 0.01, 0.01, (0.004,), "holds"),
+        ("better", 0.02, 0.4, 0.9, (0.02,), "cannot be seen here"),
+        ("fewer", -0.2, 0.01, 1, (-0.2, -0.1), "holds"),
+        ("fewer", 0.2, 0.01, 1, (0.2, 0.1), "contradicted"),
+        ("same", 0.001, 0.4, 0.01, (0.001, -0.001), "holds"),
+        ("same", 0.004, 0.01, 0.01, (0.004,), "holds"),
+        ("same", 0.03, 0.01, 1, (0.03,), "contradicted"),
+        ("same", 0.03, 0.01, 1, (0.08, -0.02), "cannot be seen here"),
+        ("same", 0.03, 0.4, 0.9, (0.03,), "cannot be seen here"),
+    ],
+)
+def test_verdicts(kind, difference, p, equivalence_p, by_seed, expected):
+    assert verdict(kind, Finding(difference, p, equivalence_p, by_seed)) == expected
+    assert verdict(kind, None) == "not measured"
+
+
+def measured(values: np.ndarray, commit: str = "abc") -> dict[str, Any]:
+    by_query = {f"q{number}": float(value) for number, value in enumerate(values)}
+    names = ("nDCG@10", "R@100")
+    return {"values": dict.fromkeys(names, by_query), "cpu_seconds": 1.0, "documents": 5, "tokens": 50, "commit": commit}
+
+
+def made_up(changes: dict[str, float], seeds: int = 2, queries: int = 60) -> dict[str, Any]:
+    """Answers of models that are better than a common base by a constant and a small noise."""
+    rng = np.random.default_rng(0)
+    base = {name: rng.uniform(0.3, 0.5, queries) for name in ("nq_qed", "squad")}
+    return {
+        model: {
+            str(seed): {
+                name: {way: measured(values + change + rng.normal(0, 0.003, queries)) for way in ways(TINY) if "stages" not in way}
+                for name, values in base.items()
+            }
+            for seed in range(seeds)
+        }
+        for model, change in changes.items()
+    }
+
+
+def test_seeds_are_averaged_and_shown(tmp_path: Path):
+    answers = made_up({"maxsim": 0.0, "xtr, k 8": 0.05})
+    for values in answers["xtr, k 8"]["1"].values():
+        values["papers: warp"] = measured(np.full(60, 0.2))
+    found = compared(Answers(answers), ("xtr, k 8", "papers: warp"), ("maxsim", "papers: warp"), "nDCG@10")
+    assert found is not None and len(found["by_seed"]) == 2 and found["by_seed"][0] > 0.04 and found["by_seed"][1] < -0.1
+    assert found["difference"] == pytest.approx(np.mean(found["by_seed"]), abs=2e-4)
+    assert found["queries"] == 120 and found["collections"] == ["nq_qed", "squad"] and found["commits"] == ["abc"]
+
+
+def test_collections_that_one_side_lacks_are_left_out():
+    answers = made_up({"maxsim": 0.0, "attention": 0.1}, seeds=1)
+    del answers["attention"]["0"]["squad"]["papers: plaid"]
+    found = compared(Answers(answers), ("attention", "papers: plaid"), ("maxsim", "papers: plaid"), "nDCG@10")
+    assert found is not None and found["collections"] == ["nq_qed"] and found["difference"] == pytest.approx(0.1, abs=0.01)
+
+
+def test_the_report_judges_claims_and_names_missing_cells(folder: Path, tmp_path: Path):
+    results = {"trainings": {}, "answers": made_up({UNTRAINED: 0.0, "maxsim": 0.1, "attention": 0.2}, seeds=1)}
+    every = judged(Answers(results["answers"]), claims(TINY))
+    by_text = {claim["text"]: claim for claim in every}
+    assert by_text["attention weights help"]["verdict"] == "holds"
+    assert by_text["PLAID loses no quality against exhaustive search"]["verdict"] == "holds"
+    assert by_text["token importance helps"]["missing"] == ["trial, no relations (papers: plaid)"]
+    about = {"profile": "tiny", "machine": {"cpu": "one", "cores": 1, "instructions": []}, "settings": vars(TINY), "base": "tiny"}
+    write_report(about, results, tmp_path)
+    text = (tmp_path / "scorers.md").read_text()
+    [row] = [line for line in text.splitlines() if "| attention weights help |" in line]
+    assert "+0.1" in row and row.endswith("| holds |") and "| abc |" in row
+    [unknown] = [line for line in text.splitlines() if "| token importance helps |" in line]
+    assert unknown.endswith("| not measured: trial, no relations (papers: plaid) |") and unknown.count("|") == row.count("|")
+    assert "* training of trial, seed 0\n" in text and "* maxsim, seed 0 on squad: papers: plaid, stages" in text
+    [maxsim] = [line for line in text.splitlines() if line.startswith("| maxsim |") and "(+0.1" in line]
+    assert "p 0.000" in maxsim
+    nothing = read_results(experiment_in(folder, "nothing"))
+    write_report(about, nothing, tmp_path)
+    assert "not measured: maxsim (papers: exact), maxsim (original)" in (tmp_path / "scorers.md").read_text()
+
+
+def test_mined_negatives_are_not_positives_and_rows_do_not_depend_on_where_mining_starts(folder: Path):
+    rows = list(training_rows(folder / "data", 10, 2, 0))
+    assert rows[4:] == list(training_rows(folder / "data", 10, 2, 0, first=4))
+    for row in rows:
+        positive, *negatives = row["documents"]
+        assert row["query"] == " ".join(positive.split()[:5]) and positive not in negatives and len(set(negatives)) == 2
+
+
+def test_bm25_ranks_by_terms():
+    engine = Bm25(["a river and a bridge", "a stone", "the bridge, the old bridge"])
+    assert engine.best("Bridges of stone", 3).tolist() == [1, 2, 0]
+    assert engine.best("energy", 3).tolist() == []
+
+
+def test_a_smaller_sample_of_queries_is_part_of_a_larger_one(folder: Path):
+    dataset = measuring.load_dataset(str(folder / "data/squad"), "dev")
+    small, large = (measuring.sampled(dataset, number) for number in (3, 6))
+    assert len(small.queries) == 3 and set(small.queries) < set(large.queries) and small.qrels.keys() == small.queries.keys()
+    assert measuring.sampled(dataset, None).queries == dataset.queries
