@@ -3,11 +3,12 @@
 import time
 from typing import Any
 
+from ray_lir import storage
 from ray_lir.base.config import IndexConfig
 from ray_lir.distributed.workers import TaskWorkers
 
 from .cli import main
-from .where import Where, runs_on_ray, session
+from .where import JobSize, Where, runs_on_ray, session
 
 
 class BuildIndexJob(IndexConfig):
@@ -19,8 +20,8 @@ class BuildIndexJob(IndexConfig):
     """Folder or URL of the index."""
     workers: TaskWorkers = TaskWorkers()
     where: Where = "auto"
-    """ray: run as Ray tasks. here: run on threads of this process. auto: use Ray if it is installed. The bytes are the same, except those
-    that GPUs compute."""
+    """ray: run as Ray tasks. here: run on threads of this process. auto: in this process, unless a --workers flag is set, RAY_ADDRESS names
+    a cluster, or the embeddings have more than 10 million tokens. The bytes are the same, except those that GPUs compute."""
     dry_run: bool = False
     """Only predict the size of the index and the time of the build; write nothing."""
 
@@ -35,13 +36,16 @@ def run(job: BuildIndexJob) -> dict[str, Any]:
     """
     start = time.perf_counter()
     from ray_lir.building.build import build_index
+    from ray_lir.embeddings.manifest import EmbeddingsManifest
     from ray_lir.planning.preview import preview_build
-    from ray_lir.storage.manifest import manifest_digest
+    from ray_lir.storage.manifest import MANIFEST, manifest_digest, read_manifest
 
     config = IndexConfig(**{name: getattr(job, name) for name in IndexConfig.model_fields})
     if job.dry_run:
         return {"output": job.output, "dry_run": True, **preview_build(job.embeddings, job.output, config)}
-    with session(runs_on_ray(job.where, job.workers), job.workers) as map:
+    source = read_manifest(storage.join(storage.absolute(job.embeddings), MANIFEST), EmbeddingsManifest, "jobs.encode")
+    on_ray = runs_on_ray(job.where, "build_index", JobSize.of_tokens(source.num_tokens), job.workers)
+    with session(on_ray, job.workers) as map:
         manifest = build_index(job.embeddings, job.output, config, map=map)
     num_bytes = sum(file.size for shard in manifest.shards for file in shard.files) + manifest.codec.size
     return {

@@ -8,7 +8,7 @@ from pydantic import Field
 from ray_lir.base.config import Config, Stemmer
 
 from .cli import main
-from .where import Where, runs_on_ray, session
+from .where import JobSize, Where, runs_on_ray, session
 
 
 class CompactJob(Config):
@@ -26,7 +26,8 @@ class CompactJob(Config):
     """Number of newest versions to keep. Older versions are removed afterwards, with files that no kept version needs. None: keep all.
     A service needs the version that it serves, and the previous one to roll back."""
     where: Where = "auto"
-    """ray: run as Ray tasks. here: run on threads of this process. auto: use Ray if it is installed. The bytes are the same."""
+    """ray: run as Ray tasks. here: run on threads of this process. auto: in this process, unless RAY_ADDRESS names a cluster, or the index
+    has more than 10 million tokens. The bytes are the same."""
     dry_run: bool = False
     """Only predict what would be written; change no files."""
 
@@ -43,12 +44,14 @@ def run(job: CompactJob) -> dict[str, Any]:
     from ray_lir import storage
     from ray_lir.building.compact import compact_index
     from ray_lir.building.publishing import remove_versions
+    from ray_lir.index.versions import read_version
     from ray_lir.planning.preview import preview_compaction, shard_bytes
     from ray_lir.storage.manifest import manifest_digest
 
     if job.dry_run:
         return {"index": job.index, "dry_run": True, **preview_compaction(job.index, job.num_shards, job.lexical)}
-    with session(runs_on_ray(job.where)) as map:
+    size = JobSize.of_tokens(read_version(storage.absolute(job.index)).num_tokens)
+    with session(runs_on_ray(job.where, "compact", size)) as map:
         compaction = compact_index(job.index, job.num_shards, lexical=job.lexical, stemmer=job.stemmer, map=map)
     removed = remove_versions(storage.absolute(job.index), job.keep_versions) if job.keep_versions else {}
     manifest = compaction.manifest

@@ -55,27 +55,26 @@ class DemoJob(Config):
 def run(job: DemoJob) -> dict[str, Any]:
     """Run the demo and return where its files are, sizes, seconds of each phase, and the first hit of each question."""
     require("ray", "serving the demo")
-    from ray_lir.distributed.runtime import ray_session  # Ray takes seconds to load
-
     folder = storage.local_path(job.output) / f"{job.num_docs}-documents"
     corpus, embeddings, index = folder / "corpus.jsonl", folder / "embeddings", folder / "index"
     log: list[dict[str, Any]] = []
     with logs.phase("demo, corpus", log) as record:
         record["file"] = corpus
         collect_corpus(corpus, job.num_docs)
-    with ray_session():
-        with logs.phase("demo, encode", log) as record:
-            encoder = {"document_length": job.document_length}
-            record["folder"] = embeddings
-            encoded = encode.run(encode.EncodeJob(corpus=str(corpus), output=str(embeddings), encoder=encoder))
-        with logs.phase("demo, index", log) as record:
-            record["folder"] = index
-            built = build_index.run(build_index.BuildIndexJob(embeddings=str(embeddings), output=str(index)))
-        answers = []
-        with served(index) as url:
-            for question in QUESTIONS:
-                answers.append(ask(url, question, job.k))
-                print(format_hits(answers[-1]), flush=True)
+    with logs.phase("demo, encode", log) as record:
+        encoder = {"document_length": job.document_length}
+        record["folder"] = embeddings
+        encoded = encode.run(encode.EncodeJob(corpus=str(corpus), output=str(embeddings), encoder=encoder))
+    with logs.phase("demo, index", log) as record:
+        record["folder"] = index
+        built = build_index.run(build_index.BuildIndexJob(embeddings=str(embeddings), output=str(index)))
+    from ray_lir.distributed.runtime import ray_session  # Ray takes seconds to load
+
+    answers = []
+    with ray_session(), served(index) as url:
+        for question in QUESTIONS:
+            answers.append(ask(url, question, job.k))
+            print(format_hits(answers[-1]), flush=True)
     print(farewell(folder), flush=True)
     return {
         "corpus": str(corpus),

@@ -11,7 +11,7 @@ from ray_lir.corpus.refused_rows import DEAD_LETTERS
 from ray_lir.distributed.workers import Workers
 
 from .cli import main
-from .where import Where, encoding, runs_on_ray, session
+from .where import JobSize, Where, encoding, runs_on_ray, session
 
 
 class EncodeJob(Config):
@@ -32,7 +32,8 @@ class EncodeJob(Config):
     docs_per_part: int = Field(DOCS_PER_PART, ge=1)
     """Rows of the corpus in one Parquet file of embeddings."""
     where: Where = "auto"
-    """Encode on Ray (`ray`), or in this process (`here`). `auto` uses Ray if it is installed. The bytes are the same."""
+    """ray: encode on Ray. here: encode in this process. auto: in this process, unless a --workers flag is set, RAY_ADDRESS names a cluster,
+    or the corpus has more than 10 million tokens (40 MB of text). The bytes are the same."""
 
 
 def run(job: EncodeJob) -> dict[str, Any]:
@@ -48,8 +49,8 @@ def run(job: EncodeJob) -> dict[str, Any]:
     from ray_lir.corpus.records import corpus_files
 
     corpus = find_corpus(job.corpus)
-    corpus_files(corpus)  # a wrong path is reported before a cluster starts
-    on_ray = runs_on_ray(job.where, job.workers)
+    files = corpus_files(corpus)  # a wrong path is reported before a cluster starts
+    on_ray = runs_on_ray(job.where, "encode", JobSize.of_corpus(files), job.workers)
     from ray_lir.encoder.corpus_encoder import encode_corpus
     from ray_lir.storage.manifest import manifest_digest
 

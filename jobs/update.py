@@ -26,7 +26,7 @@ from ray_lir.storage.manifest import MANIFEST, manifest_digest
 
 from .cli import main
 from .evaluate import QueryEncoderConfig
-from .where import Where, encoding, runs_on_ray, session
+from .where import JobSize, Where, encoding, runs_on_ray, session
 
 
 class UpdateJob(Config):
@@ -48,7 +48,8 @@ class UpdateJob(Config):
     docs_per_part: int = Field(DOCS_PER_PART, ge=1)
     """Rows of the corpus in one Parquet file of embeddings."""
     where: Where = "auto"
-    """ray: run as Ray tasks. here: run on threads of this process. auto: use Ray if it is installed. The bytes are the same."""
+    """ray: run as Ray tasks. here: run on threads of this process. auto: in this process, unless a --workers flag is set, RAY_ADDRESS names
+    a cluster, or more than 10 million tokens (40 MB of text) are added. The bytes are the same."""
     dry_run: bool = False
     """Only predict what would be added, replaced and deleted; write nothing."""
 
@@ -65,13 +66,16 @@ def run(job: UpdateJob) -> dict[str, Any]:
     start = time.perf_counter()
     manifest = read_version(storage.absolute(job.index))
     ids = read_ids(job.delete) if job.delete else []
-    if job.add is not None and not is_embeddings(job.add):
+    size = JobSize(0, f"{len(ids):,} deletions")
+    if job.add is not None and is_embeddings(job.add):
+        size = JobSize.of_tokens(Added.read(job.add).source.num_tokens)
+    elif job.add is not None:
         corpus = find_corpus(job.add)
         job = job.model_copy(update={"add": corpus})
-        corpus_files(corpus)  # report a wrong path before a cluster starts
+        size = JobSize.of_corpus(corpus_files(corpus))  # reports a wrong path before a cluster starts
     if job.dry_run:
         return {"index": job.index, "dry_run": True, **_preview(job, ids)}
-    on_ray = runs_on_ray(job.where, job.workers)
+    on_ray = runs_on_ray(job.where, "update", size, job.workers)
     with session(on_ray, job.workers) as map:
         update = _update(job, manifest, ids, on_ray, map)
     return _result(job, update) | {"seconds": round(time.perf_counter() - start, 3)}

@@ -2,11 +2,14 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from ray_lir import storage
 from ray_lir.base.config import EncoderConfig
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.extras import is_installed, require
@@ -21,8 +24,61 @@ logger = logging.getLogger("ray_lir.jobs")
 Where = Literal["auto", "ray", "here"]
 
 
-def runs_on_ray(where: Where, workers: Workers | TaskWorkers | None = None) -> bool:
-    """Return whether a job runs on Ray. With `auto` it does if Ray is installed, or if a cluster or its workers are named.
+SMALL_TOKENS = 10_000_000
+"""Tokens up to which `auto` runs a job in this process. Threads use all cores of a machine and are as fast as Ray's processes on two cores
+(bench/results/starting.md)."""
+BYTES_PER_TOKEN = 4
+"""Bytes of text per token."""
+EXPANSION = {".gz": 3, ".parquet": 2}
+"""Bytes of text per byte of a compressed file."""
+JOB_VARIABLES = ("RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_JOB_ID")
+"""Environment variables of a process that `ray job submit` started."""
+
+
+@dataclass(frozen=True)
+class JobSize:
+    """How much work a job has.
+
+    Attributes:
+        num_tokens: Tokens to encode or to index.
+        text: The size in words, such as "76 kB of text".
+    """
+
+    num_tokens: int
+    text: str
+
+    @classmethod
+    def of_corpus(cls, files: Sequence[str]) -> "JobSize":
+        """Return the size of a corpus from the sizes of its files.
+
+        Args:
+            files: Paths or URLs.
+        """
+        num_bytes = sum(storage.size(file) * next((many for end, many in EXPANSION.items() if file.endswith(end)), 1) for file in files)
+        shown = f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e6 else f"{max(1, round(num_bytes / 1e3))} kB"
+        return cls(num_bytes // BYTES_PER_TOKEN, f"{shown} of text")
+
+    @classmethod
+    def of_tokens(cls, num_tokens: int) -> "JobSize":
+        """Return the size of embeddings or of an index.
+
+        Args:
+            num_tokens: Number of tokens.
+        """
+        return cls(num_tokens, f"{num_tokens:,} tokens")
+
+
+def runs_on_ray(where: Where, job: str, size: JobSize, workers: Workers | TaskWorkers | None = None) -> bool:
+    """Return whether a job runs on Ray, and log the choice that `auto` makes.
+
+    `auto` chooses Ray if a flag of `workers` is set, if RAY_ADDRESS names a cluster, under `ray job submit`, if this process is connected
+    to Ray, and for more than SMALL_TOKENS tokens.
+
+    Args:
+        where: The job's setting.
+        job: Name of the job in the log.
+        size: Size of the job.
+        workers: The job's workers; None: it has no such setting.
 
     Raises:
         ConfigError: The job needs Ray, and Ray is not installed; or workers have GPUs and the job does not run on Ray.
@@ -33,12 +89,25 @@ def runs_on_ray(where: Where, workers: Workers | TaskWorkers | None = None) -> b
         )
     if where == "here":
         return False
-    is_default = workers is None or workers == type(workers)()
-    if where == "auto" and not is_installed("ray") and is_default and not os.environ.get("RAY_ADDRESS"):
-        logger.info("Ray is not installed; the job runs in this process")
-        return False
+    if where == "auto" and (workers is None or workers == type(workers)()) and not _names_cluster():
+        if not is_installed("ray"):
+            logger.info("%s: Ray is not installed; the job runs in this process", job)
+            return False
+        if size.num_tokens <= SMALL_TOKENS:
+            flag = "--workers.num_workers N" if isinstance(workers, Workers) else "--where ray"
+            logger.info("%s: %s, in this process (%s starts Ray)", job, size.text, flag)
+            return False
+        logger.info("%s: %s, on Ray (--where here runs the job in this process)", job, size.text)
     require("ray", "running on a cluster" if where == "auto" else "--where ray")
     return True
+
+
+def _names_cluster() -> bool:
+    """Whether this process is connected to a Ray cluster, or its environment names one."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return True
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local") or any(name in os.environ for name in JOB_VARIABLES)
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def _measure(work: Path, corpus: Path, num_docs: int, workers: int, job: str) ->
     subprocess.run(["rm", "-rf", str(output)], check=True)
     start = time.perf_counter()
     environment = os.environ | {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": workers})}
-    command = [sys.executable, "-m", f"jobs.{job}", *map(str, words)]
+    command = [sys.executable, "-m", f"jobs.{job}", *map(str, words), "--where", "ray"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     load = os.getloadavg()[0]
     peaks, cpu_seconds = watch(process)

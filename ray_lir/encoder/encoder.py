@@ -6,8 +6,9 @@ import json
 import math
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,17 +19,19 @@ from ray_lir import storage
 from ray_lir.base.arguments import id_list, text_list
 from ray_lir.base.config import Config, EncoderConfig, WindowsConfig, canonical_json
 from ray_lir.base.errors import ConfigError, IncompatibleError
+from ray_lir.base.forking import fork_safe
 from ray_lir.embeddings.cards import CardFacts, model_card
 from ray_lir.embeddings.contract import EncoderContract, Windows, check_weights
 from ray_lir.embeddings.pooling import pool_tokens
 from ray_lir.embeddings.relation import Relation
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.encoder import checkpoint, layouts
+from ray_lir.encoder.bert import Bert
 from ray_lir.encoder.layouts.loading import Parts, expansion_token, longest_input, punctuation_ids
 from ray_lir.encoder.network import Network
 from ray_lir.encoder.tokenization import TextTokenizer
 from ray_lir.encoder.torch_threads import spread
-from ray_lir.encoder.unpadded_bert import native_bfloat16
+from ray_lir.encoder.unpadded_bert import has_tokens, native_bfloat16
 from ray_lir.scorers import SCORERS
 from ray_lir.scorers.batches import EmbeddedTexts, TokenBatch, group_by_length, pad, padded
 from ray_lir.storage import hub
@@ -46,6 +49,25 @@ DEFAULT_OVERLAP = 8
 """By default, 1/8 of a window is repeated in the next one."""
 THREAD_TOKENS = 256
 """Minimum number of tokens per thread. If texts fill fewer batches than there are threads, batches become smaller, down to this size."""
+_loading = fork_safe(threading.RLock())
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where an encoder was loaded from."""
+
+    path: Path
+    trust_remote_code: bool
+
+    def load(self, device: torch.device) -> Parts:
+        return layouts.load(self.path, self.trust_remote_code, light=device.type == "cpu")
+
+    def load_again(self, digest: str) -> Parts:
+        """Load the same weights with transformers."""
+        parts = layouts.load(self.path, self.trust_remote_code)
+        if weights_digest(parts.network) != digest:
+            raise IncompatibleError(f"the weights in {self.path} have changed since they were loaded; load the encoder again")
+        return parts
 
 
 class Encoder:
@@ -54,15 +76,33 @@ class Encoder:
     Attributes:
         contract: Every convention that decides what the vectors are.
         tokenizer: The tokenizer, which needs no weights.
-        model: The network with its scorer.
         batch_tokens: Maximum size of a batch, in padded tokens.
     """
 
     def __init__(self, contract: EncoderContract, tokenizer: TextTokenizer, model: Network, batch_tokens: int):
         self.contract = contract
         self.tokenizer = tokenizer
-        self.model = model
         self.batch_tokens = batch_tokens
+        self._network = model
+        self._source: _Source | None = None
+
+    @property
+    def model(self) -> Network:
+        """The network with its scorer, for training, saving and changes.
+
+        `load` and `for_contract` read a plain BERT without transformers if they place it on a CPU, because importing transformers takes
+        seconds. The first use of this attribute loads the same weights with transformers, and the encoder computes with them from then on.
+
+        Raises:
+            ConfigError: The checkpoint cannot be loaded again.
+            IncompatibleError: Its weights have changed.
+        """
+        with _loading, torch.inference_mode(False):  # weights of an inference mode could not be trained
+            if self._source and isinstance(self._network.backbone, Bert):
+                parts = self._source.load_again(self.contract.weights_digest)
+                self._network = parts.network.eval().place(self.device, next(self._network.parameters()).dtype)
+                self.tokenizer = TextTokenizer(self.contract, parts.tokenizer)
+        return self._network
 
     @classmethod
     def load(cls, config: EncoderConfig | str | os.PathLike[str] = EncoderConfig()) -> "Encoder":
@@ -77,7 +117,8 @@ class Encoder:
             ConfigError: There is no such checkpoint, it cannot be loaded, or a change is not possible for it.
         """
         config = config if isinstance(config, EncoderConfig) else EncoderConfig(checkpoint=storage.path_text(config))
-        parts = layouts.load(checkpoint.find(config.checkpoint), config.trust_remote_code)
+        source = _Source(checkpoint.find(config.checkpoint), config.trust_remote_code)
+        parts = source.load(choose_device(config.device))
         conventions = {**parts.conventions, **_changes(config, parts)}
         limit = longest_input(parts.network.backbone.config)
         for name in ("query_length", "document_length"):
@@ -90,7 +131,7 @@ class Encoder:
             weighs=parts.network.scorer.weighs,
             **conventions,
         )
-        return cls._placed(contract, parts, config)
+        return cls._placed(contract, parts, config, source)
 
     @classmethod
     def for_contract(cls, contract: EncoderContract, config: EncoderConfig | None = None) -> "Encoder":
@@ -110,7 +151,8 @@ class Encoder:
             from ray_lir.encoder.page_encoder import PageEncoder
 
             return cast(Encoder, PageEncoder.for_contract(contract, config))  # has what searches and the service use
-        parts = layouts.load(checkpoint.find(config.checkpoint), config.trust_remote_code)
+        source = _Source(checkpoint.find(config.checkpoint), config.trust_remote_code)
+        parts = source.load(choose_device(config.device))
         if parts.network.scorer.name != contract.scorer:
             raise IncompatibleError(
                 f"{config.checkpoint} is for scorer {parts.network.scorer.name}, but scorer {contract.scorer} is required; "
@@ -125,23 +167,25 @@ class Encoder:
             if limit and config.query_length > limit:
                 raise ConfigError(f"query_length {config.query_length} exceeds the {limit} positions of {config.checkpoint}; lower it")
             contract = contract.model_copy(update={"query_length": config.query_length})
-        return cls._placed(contract, parts, config)
+        return cls._placed(contract, parts, config, source)
 
     @classmethod
-    def _placed(cls, contract: EncoderContract, parts: Parts, config: EncoderConfig) -> "Encoder":
+    def _placed(cls, contract: EncoderContract, parts: Parts, config: EncoderConfig, source: "_Source") -> "Encoder":
         device = choose_device(config.device)
         network = parts.network.eval().place(device, choose_dtype(config.precision, device))
-        return cls(contract, TextTokenizer(contract, parts.tokenizer), network, config.batch_tokens or default_batch_tokens(network))
+        encoder = cls(contract, TextTokenizer(contract, parts.tokenizer), network, config.batch_tokens or default_batch_tokens(network))
+        encoder._source = source
+        return encoder
 
     @property
     def device(self) -> torch.device:
         """The device that the network is on."""
-        return next(self.model.parameters()).device
+        return next(self._network.parameters()).device
 
     @property
     def relation(self) -> Relation | None:
         """What the scorer needs in search beside vectors and token weights ; None if it needs no more."""
-        return self.model.scorer.to_arrays()
+        return self._network.scorer.to_arrays()
 
     def encode_documents(self, texts: Sequence[str], doc_ids: Sequence[str] | None = None) -> TokenEmbeddings:
         """Return documents as token embeddings, without tokens of the skip list, and pooled if the contract says so.
@@ -169,7 +213,7 @@ class Encoder:
     def encode_document_tokens(self, token_ids: Sequence[np.ndarray], doc_ids: Sequence[str] | None = None) -> TokenEmbeddings:
         """Return the token embeddings of texts or windows from their token ids, which may come from another machine."""
         token_ids = list(token_ids)
-        embeddings = self._encode(token_ids, [len(ids) for ids in token_ids], self.contract.skip_tokens, doc_ids, self.embed_documents)
+        embeddings = self._encode(token_ids, [len(ids) for ids in token_ids], self.contract.skip_tokens, doc_ids, Network.documents)
         return pool_tokens(embeddings, self.contract.pooling_factor)
 
     def encode_queries(self, texts: Sequence[str], query_ids: Sequence[str] | None = None) -> TokenEmbeddings:
@@ -186,7 +230,7 @@ class Encoder:
             ConfigError: A text is not a string, or the number of ids differs from the number of texts.
         """
         texts = text_list("texts", texts)
-        embeddings = self._encode(*self._query_tokens(texts), self.contract.query_skip_tokens, query_ids, self.embed_queries)
+        embeddings = self._encode(*self._query_tokens(texts), self.contract.query_skip_tokens, query_ids, Network.queries)
         return replace(embeddings, texts=texts)
 
     @torch.inference_mode()
@@ -207,7 +251,7 @@ class Encoder:
         check_weights(self.contract, "documents", documents.weights is not None)
         if not documents.num_tokens:
             return np.full((len(queries), len(documents)), -np.inf, np.float32)
-        scorer = copy.deepcopy(self.model.scorer).eval().double()
+        scorer = copy.deepcopy(self._network.scorer).eval().double()
         texts = padded(queries, self.device, torch.float64), padded(documents, self.device, torch.float64)
         return scorer(*texts).float().cpu().numpy()
 
@@ -265,7 +309,8 @@ class Encoder:
         Raises:
             ConfigError: The folder is not empty.
         """
-        checkpoint.save(folder, self.model, cast("PreTrainedTokenizerBase", self.tokenizer.tokenizer), self.contract)
+        network = self.model  # loads the tokenizer that can be saved, too
+        checkpoint.save(folder, network, cast("PreTrainedTokenizerBase", self.tokenizer.tokenizer), self.contract)
 
     def push_to_hub(
         self,
@@ -322,7 +367,7 @@ class Encoder:
         one."""
         if self.device.type != "cpu":
             return list(group_by_length(lengths, self.batch_tokens))
-        if len(lengths) == 1 or not self.model.needs_no_padding:
+        if len(lengths) == 1 or not self._network.needs_no_padding:
             return list(group_by_length(lengths, 1))
         per_thread = max(THREAD_TOKENS, math.ceil(sum(lengths) / torch.get_num_threads()))
         together = np.flatnonzero(np.asarray(attended))
@@ -336,7 +381,7 @@ class Encoder:
         attended: Sequence[int],
         skip: Sequence[int],
         names: Sequence[str] | None,
-        embed: Callable[[TokenBatch], EmbeddedTexts],
+        embed: Callable[[Network, TokenBatch], EmbeddedTexts],
     ) -> TokenEmbeddings:
         names = [str(number) for number in range(len(token_ids))] if names is None else id_list("ids", names)
         if len(names) != len(token_ids):
@@ -344,12 +389,13 @@ class Encoder:
         keep = _keep(token_ids, skip)
         offsets = np.concatenate([[0], np.cumsum([kept.sum() for kept in keep])]).astype(np.int64)
         values, weights = np.empty((offsets[-1], self.contract.dim), np.float16), None
-        if self.model.training:  # eval() visits all modules, which takes half a millisecond per query
-            self.model.eval()
+        if self._network.training:  # eval() visits all modules, which takes half a millisecond per query
+            self._network.eval()
 
         def embedded(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
             batch = pad([token_ids[row] for row in rows], [attended[row] for row in rows], [keep[row] for row in rows])
-            texts = embed(batch)
+            needs_padding = isinstance(self._network.backbone, Bert) and not has_tokens(batch)  # which `Bert` has no pass for
+            texts = embed(self.model if needs_padding else self._network, batch.to(self.device))
             found = texts.vectors[texts.mask].half().cpu().numpy()
             return rows, found, None if texts.weights is None else texts.weights[texts.mask].float().cpu().numpy()
 

@@ -5,10 +5,10 @@ Source: docs/algorithms.md#13-projection-and-normalisation
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ray_lir.base.config import Config
 from ray_lir.base.derived import derived
@@ -16,6 +16,11 @@ from ray_lir.encoder import unpadded_bert
 from ray_lir.scorers import MaxSim, Scorer
 from ray_lir.scorers.batches import EmbeddedTexts, TokenBatch, apply_with_padded_rows
 from ray_lir.scorers.received_attention import AttentionRecorder, ReceivedAttention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ray_lir.encoder.bert import Bert
 
 
 class Dense(nn.Module):
@@ -53,7 +58,9 @@ class Network(nn.Module):
         scorer: Computes token weights and scores; its heads, if any, stay in float32.
     """
 
-    def __init__(self, backbone: PreTrainedModel, projections: Iterable[Dense] = (), normalize: bool = True, scorer: Scorer | None = None):
+    def __init__(
+        self, backbone: "PreTrainedModel | Bert", projections: Iterable[Dense] = (), normalize: bool = True, scorer: Scorer | None = None
+    ):
         super().__init__()
         self.backbone = backbone
         layers = list(projections)

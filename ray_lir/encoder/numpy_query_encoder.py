@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from ray_lir.base.config import parse_json
 from ray_lir.embeddings.contract import EncoderContract
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.encoder.bert_files import is_plain_bert, weight_name
 from ray_lir.encoder.checkpoint import find
 from ray_lir.encoder.tokenization import TextTokenizer
 from ray_lir.encoder.tokenizer_file import TokenizerFile
@@ -69,7 +70,7 @@ class NumpyQueryEncoder:
         kinds = {module["path"]: module["type"].rpartition(".")[2] for module in modules}
         folder = path / next((name for name, kind in kinds.items() if kind == "Transformer"), "")
         config = parse_json((folder / "config.json").read_text())
-        if not _is_known(config) or set(kinds.values()) - MODULES:
+        if not is_plain_bert(config) or set(kinds.values()) - MODULES:
             return None
         tokenizer = TokenizerFile.load(folder)
         if tokenizer is None:
@@ -138,24 +139,14 @@ class NumpyQueryEncoder:
         return scaled * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]
 
 
-def _is_known(config: dict[str, Any]) -> bool:
-    return (
-        config.get("model_type") == "bert"
-        and config.get("hidden_act") == "gelu"
-        and config.get("position_embedding_type") in (None, "absolute")
-        and not config.get("is_decoder")
-    )
-
-
 def _backbone(tensors: Weights) -> Weights:
     """Return the tensors under the names that the network uses."""
     weights = {}
     for name, tensor in tensors.items():
-        name = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         if name == "linear.weight":
             weights["projections.0.linear.weight"] = tensor
-        elif name.startswith(("embeddings.", "encoder.")) and not name.endswith(("position_ids", "token_type_ids")):
-            weights[f"backbone.{name}"] = tensor
+        elif known := weight_name(name):
+            weights[f"backbone.{known}"] = tensor
     return {name: tensor.astype(np.float32, copy=False) for name, tensor in weights.items()}
 
 

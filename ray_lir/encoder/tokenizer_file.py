@@ -11,13 +11,33 @@ CLASSES = {"BertTokenizer", "BertTokenizerFast", "TokenizersBackend", "PreTraine
 """Tokenizer classes of transformers that use a tokenizer.json unchanged, if `is_plain_bert_tokenizer` is true."""
 
 
+SPECIAL = ("cls_token", "mask_token", "pad_token", "sep_token", "unk_token")
+"""Special tokens that a tokenizer_config.json must name; transformers has defaults for missing ones."""
+NO_LIMIT = 10**30
+"""`model_max_length` of a tokenizer without a limit, as in transformers."""
+
+
 class TokenizerFile:
-    """The part of transformers' fast tokenizers that `TextTokenizer` uses."""
+    """The part of transformers' fast tokenizers that the encoder uses.
+
+    Attributes:
+        backend_tokenizer: The tokenizer of tokenizer.json.
+        model_max_length: Maximum number of tokens of the model.
+        mask_token: Mask token.
+        eos_token: End of sequence; None: the tokenizer has none.
+        pad_token: Padding token.
+        unk_token_id: Vocabulary id of the unknown token.
+    """
 
     is_fast = True
 
-    def __init__(self, backend_tokenizer: Tokenizer):
+    def __init__(self, backend_tokenizer: Tokenizer, config: dict[str, Any]):
+        backend_tokenizer.no_padding()
+        backend_tokenizer.no_truncation()
         self.backend_tokenizer = backend_tokenizer
+        self.model_max_length: int = config.get("model_max_length") or NO_LIMIT
+        self.mask_token, self.eos_token, self.pad_token = (_content(config.get(name)) for name in ("mask_token", "eos_token", "pad_token"))
+        self.unk_token_id: int | None = backend_tokenizer.token_to_id(_content(config["unk_token"]) or "")
 
     @classmethod
     def load(cls, folder: Path) -> "TokenizerFile | None":
@@ -27,7 +47,16 @@ class TokenizerFile:
             return None
         config = parse_json(config_file.read_text())
         serialized = parse_json(file.read_text())
-        return cls(Tokenizer.from_file(str(file))) if is_plain_bert_tokenizer(serialized, config) else None
+        return cls(Tokenizer.from_file(str(file)), config) if is_plain_bert_tokenizer(serialized, config) else None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Return the vocabulary ids of a text.
+
+        Args:
+            text: The text.
+            add_special_tokens: Whether to add [CLS] and [SEP].
+        """
+        return self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def get_vocab(self) -> dict[str, int]:
         """Return token -> vocabulary id."""
@@ -49,4 +78,10 @@ def is_plain_bert_tokenizer(serialized: dict[str, Any], config: dict[str, Any]) 
         and all(normalizer.get(name) == config[setting] for name, setting in expected.items() if setting in config)
         and not config.get("added_tokens_decoder", {}).keys() - {str(token["id"]) for token in added}
         and not set(config.get("extra_special_tokens") or ()) - {token["content"] for token in added}
+        and {_content(config.get(name)) for name in SPECIAL} <= {token["content"] for token in added}
     )
+
+
+def _content(token: str | dict[str, Any] | None) -> str | None:
+    """Return the text of a special token of tokenizer_config.json, which may be stored with its properties."""
+    return token["content"] if isinstance(token, dict) else token

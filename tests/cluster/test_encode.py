@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,29 +138,30 @@ def test_an_error_in_a_worker_is_one_line(ray_cluster, corpus: str, checkpoint: 
     assert "\n" not in str(caught.value)
 
 
-def start_job(corpus: str, output: Path, checkpoint: str) -> subprocess.Popen:
+def job_command(corpus: str, output: Path, checkpoint: str, where: str) -> list[str]:
     words = ["--corpus", corpus, "--output", str(output), "--encoder.checkpoint", checkpoint, "--docs_per_part", str(DOCS_PER_PART)]
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs.encode", *words], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    return [sys.executable, "-m", "jobs.encode", *words, "--where", where]
 
 
-def test_a_killed_job_continues_and_writes_the_same_manifest(corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path):
+@pytest.mark.parametrize(("first", "second"), [("here", "ray"), ("ray", "here")])
+def test_a_killed_job_continues_elsewhere_and_writes_the_same_manifest(
+    first: str, second: str, corpus: str, checkpoint: str, undisturbed: bytes, tmp_path: Path
+):
     output = tmp_path / "out"
-    job = start_job(corpus, output, checkpoint)
+    pipes: dict[str, Any] = {"cwd": REPOSITORY, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    job = subprocess.Popen(job_command(corpus, output, checkpoint, first), **pipes)
     deadline = time.monotonic() + 120
     while not list(output.glob(f"{PROGRESS}/*/chunk-*.json")):
         assert job.poll() is None, job.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.005)
+        time.sleep(0.002)
     job.kill()
     job.communicate()
     assert not (output / "manifest.json").exists()
-    again = start_job(corpus, output, checkpoint)
-    stdout, stderr = again.communicate(timeout=180)
-    assert again.returncode == 0, stderr
-    result = json.loads(stdout.splitlines()[-1])
+    again = subprocess.run(job_command(corpus, output, checkpoint, second), **pipes, timeout=180)
+    assert again.returncode == 0, again.stderr
+    result = json.loads(again.stdout.splitlines()[-1])
     assert 0 < result["num_skipped"] < result["num_chunks"]
     assert (result["num_docs"], result["num_dead"]) == (len(ROWS), len(BAD))
-    assert "continues after" in stderr
+    assert "continues after" in again.stderr
     assert (output / "manifest.json").read_bytes() == undisturbed

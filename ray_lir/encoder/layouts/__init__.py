@@ -4,29 +4,32 @@ Each module has `matches(folder)` and `load(folder) -> Parts`; the first module 
 """
 
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from ray_lir.encoder.layouts import loading, plain, sentence_transformers, stanford
 from ray_lir.encoder.layouts.loading import Parts
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 LAYOUTS = {"sentence_transformers": sentence_transformers, "stanford": stanford, "plain": plain}
 
 
-def load(path: Path, trust_remote_code: bool = False) -> Parts:
+def load(path: Path, trust_remote_code: bool = False, light: bool = False) -> Parts:
     """Return the network, tokenizer and conventions of a checkpoint folder (or legacy .dnn file).
 
     Args:
         path: The folder or file.
         trust_remote_code: Run Python code of the checkpoint; otherwise a checkpoint that needs its own code is refused.
+        light: Load a plain BERT and its tokenizer without transformers, for inference on a CPU.
 
     Raises:
         ConfigError: The checkpoint has none of the layouts, or is incomplete.
     """
     layout = next(layout for layout in LAYOUTS.values() if layout.matches(path))
-    return layout.load(path, trust_remote_code)
+    return layout.load(path, trust_remote_code, light)
 
 
-def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
     """Return only the tokenizer of such a checkpoint."""
     return loading.load_tokenizer(sentence_transformers.transformer_folder(path), trust_remote_code)

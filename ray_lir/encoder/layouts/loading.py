@@ -1,24 +1,33 @@
 """Functions that the layouts share: load a transformer, its projections and its tokenizer, and check them."""
 
 import string
+import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from ray_lir.base.config import parse_json
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.forking import fork_safe
+from ray_lir.encoder.bert import Bert, load_bert
 from ray_lir.encoder.network import Dense, Network
+from ray_lir.encoder.tokenizer_file import TokenizerFile
+
+if TYPE_CHECKING:
+    from types import SimpleNamespace
+
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    Backbone = PreTrainedModel | Bert
+    Tokenizer = PreTrainedTokenizerBase | TokenizerFile
+    ModelConfig = PretrainedConfig | SimpleNamespace
 
 ENCODER_ONLY = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 """Classes of encoder-decoder models that load only the encoder, by model type."""
@@ -39,7 +48,7 @@ class Parts:
     """
 
     network: Network
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "Tokenizer"
     conventions: dict[str, Any]
 
 
@@ -69,12 +78,32 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
+def load_transformer(folder: Path, trust_remote_code: bool = False, light: bool = False) -> "tuple[Backbone, Tokenizer]":
+    """Return the transformer in a folder, in float32, and its tokenizer.
+
+    Args:
+        folder: Folder with config.json.
+        trust_remote_code: Run Python code of the checkpoint.
+        light: Load a plain BERT and its tokenizer without transformers, for inference on a CPU.
+
+    Raises:
+        ConfigError: Files or weights are missing or damaged.
+    """
+    if light:
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # transformers reports what is wrong
+            if (tokenizer := TokenizerFile.load(folder)) and (model := load_bert(folder)):
+                return model, tokenizer
+    return load_backbone(folder, trust_remote_code=trust_remote_code), load_tokenizer(folder, trust_remote_code)
+
+
+def load_config(folder: Path, trust_remote_code: bool = False) -> "PretrainedConfig":
     """Return the configuration of a transformer.
 
     Raises:
         ConfigError: It cannot be read, needs code of the checkpoint that is not trusted, or describes a model of impossible size.
     """
+    from transformers import AutoConfig
+
     own_code = not trust_remote_code and read_json_object(folder / "config.json").get("auto_map")
     try:
         with loading(folder):
@@ -87,13 +116,15 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
     return config
 
 
-def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
     """Return the tokenizer in a folder."""
+    from transformers import AutoTokenizer
+
     with loading(folder):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
-def load_backbone(folder: Path, state: dict[str, torch.Tensor] | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_backbone(folder: Path, state: dict[str, torch.Tensor] | None = None, trust_remote_code: bool = False) -> "PreTrainedModel":
     """Return the transformer in a folder, without a decoder, in float32.
 
     Args:
@@ -104,6 +135,8 @@ def load_backbone(folder: Path, state: dict[str, torch.Tensor] | None = None, tr
     Raises:
         ConfigError: Files or weights are missing.
     """
+    import transformers
+
     config = load_config(folder, trust_remote_code)
     model_class = getattr(transformers, ENCODER_ONLY.get(config.model_type, "AutoModel"))
     trusted = {"trust_remote_code": trust_remote_code} if model_class is transformers.AutoModel else {}
@@ -131,7 +164,7 @@ def _untrusted(folder: Path, code: object) -> ConfigError:
     )
 
 
-def _check_sizes(folder: Path, config: PretrainedConfig) -> None:
+def _check_sizes(folder: Path, config: "PretrainedConfig") -> None:
     """Raise ConfigError if a model of this configuration cannot have the weights beside it: creating it would exhaust the memory."""
     hidden, layers, words, inner = (
         getattr(config, name, None) or 0 for name in ("hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size")
@@ -174,7 +207,7 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
         return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
 
 
-def default_length(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, max_seq_length: int | None = None) -> int:
+def default_length(tokenizer: "Tokenizer", config: "ModelConfig", max_seq_length: int | None = None) -> int:
     """Return the maximum number of tokens if a checkpoint names no length for queries or documents.
 
     Args:
@@ -186,7 +219,7 @@ def default_length(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig,
     return min([limit for limit in limits if limit and limit < 10**6], default=512)
 
 
-def longest_input(config: PretrainedConfig) -> int | None:
+def longest_input(config: "ModelConfig") -> int | None:
     """Return the number of positions of a model; None: no limit."""
     positions = getattr(config, "max_position_embeddings", None)
     if not positions or positions < 0:
@@ -194,18 +227,18 @@ def longest_input(config: PretrainedConfig) -> int | None:
     return positions - 2 if config.model_type in POSITIONS_START_AT_2 else positions
 
 
-def word_ids(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> tuple[int, ...]:
+def word_ids(tokenizer: "Tokenizer", words: Iterable[str]) -> tuple[int, ...]:
     """Return the vocabulary ids of words that are tokens. Other words are skipped, because they would map to the unknown token."""
     vocabulary = tokenizer.get_vocab()
     return tuple(sorted({vocabulary[word] for word in words if word in vocabulary}))
 
 
-def punctuation_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def punctuation_ids(tokenizer: "Tokenizer") -> tuple[int, ...]:
     """Return the vocabulary ids of ASCII punctuation."""
     return word_ids(tokenizer, string.punctuation)
 
 
-def expansion_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
+def expansion_token(tokenizer: "Tokenizer") -> str | None:
     """Return the token that pads queries: mask token, else end of sequence, else padding token (docs/algorithms.md#11-token-sequence)."""
     return tokenizer.mask_token or tokenizer.eos_token or tokenizer.pad_token
 
@@ -239,12 +272,17 @@ def quiet() -> Iterator[None]:
     order; loads would then fail, later ones too.
     """
     with _one_at_a_time:
-        verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
+        if "transformers" not in sys.modules:
+            yield
+            return
+        from transformers.utils import logging
+
+        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         try:
             yield
         finally:
-            transformers_logging.set_verbosity(verbosity)
+            logging.set_verbosity(verbosity)
             if bars:
-                transformers_logging.enable_progress_bar()
+                logging.enable_progress_bar()

@@ -1,13 +1,14 @@
 """A plain Hugging Face model folder: its last hidden states are the token embeddings."""
 
 from pathlib import Path
-from typing import Any
-
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from ray_lir.base.errors import ConfigError
-from ray_lir.encoder.layouts.loading import Parts, default_length, load_backbone, load_tokenizer
+from ray_lir.encoder.layouts.loading import Parts, default_length, load_transformer
 from ray_lir.encoder.network import Network
+
+if TYPE_CHECKING:
+    from ray_lir.encoder.layouts.loading import ModelConfig, Tokenizer
 
 
 def matches(path: Path) -> bool:
@@ -15,7 +16,7 @@ def matches(path: Path) -> bool:
     return True
 
 
-def load(path: Path, trust_remote_code: bool = False) -> Parts:
+def load(path: Path, trust_remote_code: bool = False, light: bool = False) -> Parts:
     """Return the model and tokenizer of the folder.
 
     Raises:
@@ -26,14 +27,11 @@ def load(path: Path, trust_remote_code: bool = False) -> Parts:
             f"{path} holds no known checkpoint (no modules.json, config.json or .dnn file); "
             "give a Hugging Face, sentence-transformers, PyLate or Stanford ColBERT folder"
         )
-    backbone, tokenizer = (
-        load_backbone(path, trust_remote_code=trust_remote_code),
-        load_tokenizer(path, trust_remote_code=trust_remote_code),
-    )
+    backbone, tokenizer = load_transformer(path, trust_remote_code, light)
     return Parts(Network(backbone), tokenizer, conventions(tokenizer, backbone.config))
 
 
-def conventions(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, max_seq_length: int | None = None) -> dict[str, Any]:
+def conventions(tokenizer: "Tokenizer", config: "ModelConfig", max_seq_length: int | None = None) -> dict[str, Any]:
     """Return conventions without marker, expansion or skip list. Queries may be as long as documents, since the model treats both alike.
 
     Args:

@@ -4,9 +4,7 @@ Source: docs/algorithms.md#14-checkpoint-layouts
 """
 
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from ray_lir.base.errors import ConfigError
 from ray_lir.encoder.layouts import plain
@@ -15,9 +13,8 @@ from ray_lir.encoder.layouts.loading import (
     Parts,
     default_length,
     expansion_token,
-    load_backbone,
     load_dense,
-    load_tokenizer,
+    load_transformer,
     punctuation_ids,
     read_json,
     read_json_object,
@@ -26,6 +23,9 @@ from ray_lir.encoder.layouts.loading import (
 from ray_lir.encoder.network import Network
 from ray_lir.scorers.files import load_scorer
 from ray_lir.storage.file_names import check_name
+
+if TYPE_CHECKING:
+    from ray_lir.encoder.layouts.loading import Tokenizer
 
 PYLATE_KEYS = {
     "query_prefix",
@@ -48,7 +48,7 @@ def matches(path: Path) -> bool:
     return (path / "modules.json").is_file() or any(path.glob("*_Dense/config.json"))
 
 
-def load(path: Path, trust_remote_code: bool = False) -> Parts:
+def load(path: Path, trust_remote_code: bool = False, light: bool = False) -> Parts:
     """Return the transformer, projections, scorer, tokenizer and conventions of the folder.
 
     Raises:
@@ -56,10 +56,7 @@ def load(path: Path, trust_remote_code: bool = False) -> Parts:
     """
     modules = _modules(path)
     folder = transformer_folder(path)
-    backbone, tokenizer = (
-        load_backbone(folder, trust_remote_code=trust_remote_code),
-        load_tokenizer(folder, trust_remote_code=trust_remote_code),
-    )
+    backbone, tokenizer = load_transformer(folder, trust_remote_code, light)
     dense = [
         load_dense(path / module["path"], "torch.nn.Identity" if module["type"].startswith("pylate.") else "torch.nn.Tanh")
         for module in modules
@@ -124,7 +121,7 @@ def _kind(module: dict[str, Any]) -> str:
     return module["type"].rpartition(".")[2]
 
 
-def _pylate(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _pylate(settings: dict[str, Any], tokenizer: "Tokenizer") -> dict[str, Any]:
     """Return the conventions of PyLate's settings; settings that PyLate did not write have its defaults."""
 
     def setting(name: str, default: Any) -> Any:
@@ -147,7 +144,7 @@ def _pylate(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
 
 
 def _native(
-    settings: dict[str, Any], transformer: dict[str, Any], mask: dict[str, Any], tokenizer: PreTrainedTokenizerBase, length: int
+    settings: dict[str, Any], transformer: dict[str, Any], mask: dict[str, Any], tokenizer: "Tokenizer", length: int
 ) -> dict[str, Any]:
     """Return the conventions of a MultiVectorEncoder, as sentence-transformers 6 saves it."""
     if mask.get("keep_only_token_ids"):

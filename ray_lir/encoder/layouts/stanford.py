@@ -5,14 +5,16 @@ Source: docs/algorithms.md#14-checkpoint-layouts
 
 import string
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from ray_lir.base.errors import ConfigError
-from ray_lir.encoder.layouts.loading import Parts, load_backbone, load_tokenizer, load_weights, read_json_object
+from ray_lir.encoder.layouts.loading import Parts, load_backbone, load_tokenizer, load_transformer, load_weights, read_json_object
 from ray_lir.encoder.network import Dense, Network
+
+if TYPE_CHECKING:
+    from ray_lir.encoder.layouts.loading import Backbone, Tokenizer
 
 QUERY_LENGTH, DOCUMENT_LENGTH = 32, 220  # the defaults of the original (docs/algorithms.md#12-lengths)
 
@@ -22,31 +24,32 @@ def matches(path: Path) -> bool:
     return path.suffix == ".dnn" or "HF_ColBERT" in (read_json_object(path / "config.json").get("architectures") or [])
 
 
-def load(path: Path, trust_remote_code: bool = False) -> Parts:
+def load(path: Path, trust_remote_code: bool = False, light: bool = False) -> Parts:
     """Return the network, tokenizer and conventions of a folder, or of a legacy .dnn file with its base model's config.json and tokenizer
     beside it.
 
     Raises:
         ConfigError: A file or the projection is missing, or a file is damaged.
     """
+    backbone: Backbone
+    tokenizer: Tokenizer
     if path.suffix == ".dnn":
         folder, state = path.parent, _legacy_weights(path)
         if not (folder / "config.json").is_file():
             raise ConfigError(f"{path} holds only weights; put the config.json and tokenizer files of its base model beside it")
-        backbone = load_backbone(folder, state, trust_remote_code=trust_remote_code)
+        backbone, tokenizer = load_backbone(folder, state, trust_remote_code), load_tokenizer(folder, trust_remote_code)
     else:
         folder, state = path, load_weights(path)
-        backbone = load_backbone(folder, trust_remote_code=trust_remote_code)
+        backbone, tokenizer = load_transformer(folder, trust_remote_code, light)
     weight = state.get("linear.weight")
     if weight is None:
         raise ConfigError(f"{path} has no linear.weight, the projection of a ColBERT checkpoint; copy the checkpoint again")
     projection = Dense(weight.shape[1], weight.shape[0])
     projection.load_state_dict({"linear.weight": weight})
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     return Parts(Network(backbone, [projection.float()]), tokenizer, conventions(read_json_object(folder / "artifact.metadata"), tokenizer))
 
 
-def conventions(metadata: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def conventions(metadata: dict[str, Any], tokenizer: "Tokenizer") -> dict[str, Any]:
     """Return the conventions in artifact.metadata; missing settings have Stanford's defaults."""
     return {
         "query_marker": metadata.get("query_token_id") or "[unused0]",
@@ -60,7 +63,7 @@ def conventions(metadata: dict[str, Any], tokenizer: PreTrainedTokenizerBase) ->
     }
 
 
-def _skip_list(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def _skip_list(tokenizer: "Tokenizer") -> tuple[int, ...]:
     """Return the first sub-token of each punctuation character (docs/algorithms.md#11-token-sequence)."""
     first = [tokenizer.encode(symbol, add_special_tokens=False)[:1] for symbol in string.punctuation]
     return tuple(sorted({ids[0] for ids in first if ids and ids[0] != tokenizer.unk_token_id}))

@@ -49,6 +49,15 @@ def test_help_loads_neither_torch_nor_ray(words):
         assert shown.startswith(f"usage: ray-lir {words[0]} ")
 
 
+@pytest.mark.parametrize("word", ["--help", "--version", "help", "encod"])
+def test_the_list_of_commands_loads_no_package(word):
+    names = ("numpy", "pyarrow", "pydantic", "tokenizers", "yaml", *HEAVY)
+    code = f"import sys, jobs.__main__\ntry: jobs.__main__.main([{word!r}])\nexcept SystemExit: pass\n"
+    code += f"print([name for name in {names!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
