@@ -34,8 +34,9 @@ class QueryEncoderConfig(Config):
     """Run the Python code of the checkpoint (`auto_map` in its config.json) with your rights. Only for checkpoints you have read."""
     device: str = "auto"
     """Device of the encoder: auto, cpu, cuda or cuda:N."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the encoder. auto: float16 on a GPU, bfloat16 on a CPU with native bfloat16 products, float32 otherwise."""
+    precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    """Precision of the encoder. auto: float16 on a GPU, bfloat16 on a CPU with native bfloat16 products, float32 otherwise. int8:
+    products of 7-bit numbers on a CPU."""
 
 
 @dataclass(frozen=True)

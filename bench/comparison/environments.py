@@ -10,6 +10,10 @@ MARK = "installed.txt"
 """File with a copy of the installed requirements, written last."""
 
 
+THIS = "this"
+"""Name of the environment that runs the comparison."""
+
+
 class NotInstallable(Exception):
     """File with pip's output."""
 
@@ -20,20 +24,22 @@ def python_of(name: str, work: Path, base: str | None = None) -> Path:
     Args:
         name: Name of the requirements file.
         work: Work folder; environments are in `envs`.
-        base: Another environment. Its packages are visible in this one too, so that peers share one copy of torch.
+        base: Another environment. Its packages are visible in this one too, so that peers share one copy of torch. THIS: the running one.
 
     Raises:
         NotInstallable: if pip cannot install the requirements here.
     """
     folder, requirements = work / "envs" / name, REQUIREMENTS / f"{name}.txt"
     python = folder / "bin" / "python"
-    shared = site_packages(python_of(base, work)) if base else None
+    shared = [path for path in sys.path if path.endswith("site-packages")] if base == THIS else []
+    if base and base != THIS:
+        shared = [str(site_packages(python_of(base, work)))]
     if (folder / MARK).exists() and (folder / MARK).read_text() == requirements.read_text():
         return python
     print(f"installing {name}", file=sys.stderr, flush=True)
     venv.create(folder, clear=True)
     if shared:
-        (site_packages(python) / "base.pth").write_text(f"{shared}\n")
+        (site_packages(python) / "base.pth").write_text("\n".join(shared) + "\n")
     pip = [
         sys.executable,
         "-m",

@@ -100,7 +100,7 @@ class Encoder:
         with _loading, torch.inference_mode(False):  # weights of an inference mode could not be trained
             if self._source and isinstance(self._network.backbone, Bert):
                 parts = self._source.load_again(self.contract.weights_digest)
-                self._network = parts.network.eval().place(self.device, next(self._network.parameters()).dtype)
+                self._network = parts.network.eval().place(self.device, next(self._network.parameters()).dtype, self._network.int8)
                 self.tokenizer = TextTokenizer(self.contract, parts.tokenizer)
         return self._network
 
@@ -172,7 +172,7 @@ class Encoder:
     @classmethod
     def _placed(cls, contract: EncoderContract, parts: Parts, config: EncoderConfig, source: "_Source") -> "Encoder":
         device = choose_device(config.device)
-        network = parts.network.eval().place(device, choose_dtype(config.precision, device))
+        network = parts.network.eval().place(device, choose_dtype(config.precision, device), config.precision == "int8")
         encoder = cls(contract, TextTokenizer(contract, parts.tokenizer), network, config.batch_tokens or default_batch_tokens(network))
         encoder._source = source
         return encoder
@@ -300,6 +300,7 @@ class Encoder:
         if have == name:
             scorer.load_state_dict(self.model.scorer.state_dict(), strict=False)  # sides with a gate can differ
         network = Network(self.model.backbone, self.model.layers, self.model.normalize, scorer.to(self.device)).eval()
+        network.int8 = self.model.int8
         contract = self.contract.model_copy(update={"scorer": name, "weighs": scorer.weighs, "weights_digest": weights_digest(network)})
         return Encoder(contract, TextTokenizer(contract, self.tokenizer.tokenizer), network, self.batch_tokens)
 
@@ -451,7 +452,10 @@ def default_batch_tokens(network: Network) -> int:
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the number format that EncoderConfig.precision names; auto is the fastest format with native support on the device."""
+    """Return the number format of weights for EncoderConfig.precision; auto is the fastest format with native support on the device. With
+    int8, weights stay in float32, because their bytes are made for a forward pass (`Network.int8`)."""
+    if precision == "int8":
+        return torch.float32
     if precision != "auto":
         return getattr(torch, precision)
     if device.type == "cuda":

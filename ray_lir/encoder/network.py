@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ray_lir.base.config import Config
 from ray_lir.base.derived import derived
+from ray_lir.base.errors import ConfigError
 from ray_lir.encoder import unpadded_bert
 from ray_lir.scorers import MaxSim, Scorer
 from ray_lir.scorers.batches import EmbeddedTexts, TokenBatch, apply_with_padded_rows
@@ -56,12 +57,14 @@ class Network(nn.Module):
 
     Attributes:
         scorer: Computes token weights and scores; its heads, if any, stay in float32.
+        int8: Whether encoding on a CPU computes the backbone's linear layers in bytes. Weights stay in float32.
     """
 
     def __init__(
         self, backbone: "PreTrainedModel | Bert", projections: Iterable[Dense] = (), normalize: bool = True, scorer: Scorer | None = None
     ):
         super().__init__()
+        self.int8 = False
         self.backbone = backbone
         layers = list(projections)
         self.projections = nn.ModuleList(layers)
@@ -82,10 +85,26 @@ class Network(nn.Module):
         """Return vectors and token weights of documents; differentiable. Masked rows are zero."""
         return self._embed(batch, self.scorer.document_weights)
 
-    def place(self, device: torch.device, dtype: torch.dtype) -> "Network":
-        """Move the network to a device and convert everything except the scorer's heads to a number format; return it."""
+    def place(self, device: torch.device, dtype: torch.dtype, int8: bool = False) -> "Network":
+        """Move the network to a device and convert everything except the scorer's heads to a number format; return it.
+
+        Args:
+            device: The device.
+            dtype: Number format of the weights.
+            int8: Encode with products of bytes.
+
+        Raises:
+            ConfigError: `int8`, and the device or the model does not allow it.
+            KernelUnavailable: `int8`, and the compiled kernels are missing.
+        """
+        if int8 and (device.type != "cpu" or not unpadded_bert.is_supported(self.backbone)):
+            reason = f"device {device}" if device.type != "cpu" else f"a model of type {self.backbone.config.model_type}"
+            raise ConfigError(f"precision int8 encodes on a CPU, with models like BERT and MPNet, and not with {reason}; choose auto")
+        self.int8 = int8
         self.to(device, dtype)
         self.scorer.float()
+        if int8:
+            unpadded_pass(self)  # refuses sizes that bytes do not allow
         return self
 
     def train(self, mode: bool = True) -> "Network":
@@ -136,5 +155,5 @@ class Network(nn.Module):
 
 @derived
 def unpadded_pass(network: Network) -> unpadded_bert.UnpaddedBert | None:
-    """Return the forward pass without padding, with weights in oneDNN's order; None if the backbone has no such pass."""
-    return unpadded_bert.UnpaddedBert(network.backbone) if unpadded_bert.is_supported(network.backbone) else None
+    """Return the forward pass without padding, with weights prepared for its products; None if the backbone has no such pass."""
+    return unpadded_bert.UnpaddedBert(network.backbone, network.int8) if unpadded_bert.is_supported(network.backbone) else None

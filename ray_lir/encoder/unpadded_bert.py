@@ -1,4 +1,4 @@
-"""BERT on a CPU without padding: the tokens of all texts form one matrix, and only attention separates the texts.
+"""BERT and MPNet on a CPU without padding: the tokens of all texts form one matrix, and only attention separates the texts.
 
 Shapes: T tokens of all texts, W width of the model, H heads, d dimensions per head.
 """
@@ -12,11 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ray_lir.encoder.byte_layers import ByteLinear, check_layers, feed_forward
 from ray_lir.scorers.batches import ROWS, TokenBatch
 from ray_lir.scorers.received_attention import RunAttention, UnpaddedAttention
 
 FAMILY = {"bert", "roberta", "xlm-roberta", "camembert"}
 """Model types with BERT's layers and names."""
+MPNET = "mpnet"
+"""Model type with BERT's layers under other names, and a bias for the distance between two tokens."""
+
+
+Products = tuple[Tensor, Tensor, Tensor]
+"""Query [texts, H, length, d], key and value [texts, H, attended, d] of texts of equal length."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +40,26 @@ class UnpaddedBert:
 
     Weights are stored a second time in oneDNN's memory order. Without that, every product takes a quarter longer, and GELU needs a pass of
     its own.
+
+    Args:
+        backbone: A model that `is_supported`.
+        int8: Compute the products of linear layers in bytes (docs/algorithms.md#17-products-of-bytes).
+
+    Raises:
+        ConfigError: `int8`, and the sizes of a layer do not allow it.
+        KernelUnavailable: `int8`, and the compiled kernels are missing.
     """
 
-    def __init__(self, backbone: Any):
+    def __init__(self, backbone: Any, int8: bool = False):
         self._modules = list(backbone.modules())
         self._made_of = _state(self._modules)
         self._embeddings = backbone.embeddings
         self._first_position = getattr(backbone.embeddings, "padding_idx", -1) + 1  # RoBERTa's positions start after its padding token
-        self._layers = [_Layer(layer) for layer in backbone.encoder.layer]
+        parts = [_parts(layer) for layer in backbone.encoder.layer]
+        if int8:
+            check_layers([linear for each in parts for linear in each.linears])
+        self._layers = [_ByteLayer(each) if int8 else _Layer(each) for each in parts]
+        self._distances = backbone.encoder if backbone.config.model_type == MPNET else None
 
     @property
     def is_current(self) -> bool:
@@ -57,51 +76,107 @@ class UnpaddedBert:
         positions = present.nonzero()[:, 1] + self._first_position
         hidden = self._embeddings(input_ids=batch.input_ids[present][None], position_ids=positions[None])[0]
         num_tokens = len(hidden)
+        biases = [self._bias(run) for run in runs]
         hidden = functional.pad(hidden, (0, 0, 0, -num_tokens % ROWS))
         for layer in self._layers:
             products = layer.products(hidden, runs)
-            hidden = layer(hidden, products)
+            hidden = layer(hidden, attend(products, biases, hidden))
         padded = hidden.new_zeros(*present.shape, hidden.shape[-1])
         padded[present] = hidden[:num_tokens]
-        return padded, UnpaddedAttention([_last_attention(*each) for each in products], attended)
+        return padded, UnpaddedAttention([_last_attention(*each) for each in zip(products, biases, strict=True)], attended)
+
+    def _bias(self, run: Run) -> Tensor | None:
+        """Return what is added to the logits of attention for the distances between tokens, [1, H, length, attended]; None: nothing."""
+        if self._distances is None:
+            return None
+        positions = torch.arange(run.length)
+        buckets = self._distances.relative_position_bucket(positions[: run.attended] - positions[:, None])
+        return self._distances.relative_attention_bias(buckets).permute(2, 0, 1)[None].contiguous()
+
+
+def attend(products: list[Products], biases: list[Tensor | None], rest: Tensor) -> Tensor:
+    """Return the result of attention for all tokens, [T, W].
+
+    Args:
+        products: Query, key and value of each run.
+        biases: What to add to the logits of each run, [1, H, length, attended]; None: nothing.
+        rest: [T, W]; its rows after the tokens of the runs are copied.
+    """
+    mixed = [
+        functional.scaled_dot_product_attention(*each, attn_mask=bias).transpose(1, 2).flatten(0, 1).flatten(1)
+        for each, bias in zip(products, biases, strict=True)
+    ]
+    return torch.cat([*mixed, rest[sum(map(len, mixed)) :]])
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The modules of one layer: attention and a feed-forward network of two products, each followed by residual and norm."""
+
+    heads: int
+    project: tuple[nn.Linear, nn.Linear, nn.Linear]
+    output: nn.Linear
+    norm: nn.LayerNorm
+    widen: nn.Linear
+    narrow: nn.Linear
+    last_norm: nn.LayerNorm
+
+    @property
+    def linears(self) -> tuple[nn.Linear, ...]:
+        return *self.project, self.output, self.widen, self.narrow
+
+
+def _parts(layer: Any) -> _Parts:
+    attention, ends = layer.attention, (layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm)
+    if hasattr(attention, "attn"):  # MPNet
+        own = attention.attn
+        return _Parts(own.num_attention_heads, (own.q, own.k, own.v), own.o, attention.LayerNorm, *ends)
+    own = attention.self
+    return _Parts(own.num_attention_heads, (own.query, own.key, own.value), attention.output.dense, attention.output.LayerNorm, *ends)
 
 
 class _Layer:
-    """One BERT layer: attention and a feed-forward network of two products, each followed by residual and norm."""
+    """One layer, in the number format of its weights."""
 
-    def __init__(self, layer: Any):
-        attention = layer.attention
-        self._heads = attention.self.num_attention_heads
-        self._project = _linear(attention.self.query, attention.self.key, attention.self.value)
-        self._output, self._norm = _linear(attention.output.dense), attention.output.LayerNorm
-        self._widen, self._narrow = _linear(layer.intermediate.dense, activation="gelu"), _linear(layer.output.dense)
-        self._last_norm = layer.output.LayerNorm
+    def __init__(self, parts: _Parts):
+        self._heads = parts.heads
+        self._project, self._output, self._norm = _linear(*parts.project), _linear(parts.output), parts.norm
+        self._widen, self._narrow, self._last_norm = _linear(parts.widen, activation="gelu"), _linear(parts.narrow), parts.last_norm
 
-    def products(self, hidden_TW: Tensor, runs: list[Run]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def products(self, hidden_TW: Tensor, runs: list[Run]) -> list[Products]:
         """Return for each run the query, [count, H, length, d], and key and value, [count, H, attended, d]."""
         projected, sizes = self._project(hidden_TW), [run.count * run.length for run in runs]
         parts = projected[: sum(sizes)].split(sizes)
         return [_heads(part, run, self._heads) for part, run in zip(parts, runs, strict=True)]
 
-    def __call__(self, hidden_TW: Tensor, products: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-        """Return the output of the layer, [T, W]."""
-        mixed = [functional.scaled_dot_product_attention(*each).transpose(1, 2).flatten(0, 1).flatten(1) for each in products]
-        rest = hidden_TW[sum(map(len, mixed)) :]
-        hidden = self._norm(self._output(torch.cat([*mixed, rest])) + hidden_TW)
+    def __call__(self, hidden_TW: Tensor, attended_TW: Tensor) -> Tensor:
+        """Return the output of the layer from its input and the result of attention, [T, W]."""
+        hidden = self._norm(self._output(attended_TW) + hidden_TW)
         return self._last_norm(self._narrow(self._widen(hidden)) + hidden)
 
 
+class _ByteLayer(_Layer):
+    """One layer with products of bytes; attention is in float32."""
+
+    def __init__(self, parts: _Parts):
+        self._heads, self._project = parts.heads, ByteLinear(*parts.project)
+        self._rest = feed_forward(parts.output, parts.norm, parts.widen, parts.narrow, parts.last_norm)
+
+    def __call__(self, hidden_TW: Tensor, attended_TW: Tensor) -> Tensor:
+        return self._rest(attended_TW, hidden_TW)
+
+
 def is_supported(backbone: Any) -> bool:
-    """Return whether UnpaddedBert can replace a model: it has BERT's original layers, and no layer was replaced."""
+    """Return whether UnpaddedBert can replace a model: it has the original layers of BERT or MPNet, and no layer was replaced."""
     config = backbone.config
-    if config.model_type not in FAMILY or config.hidden_act != "gelu" or getattr(config, "is_decoder", False):
+    if config.model_type not in {*FAMILY, MPNET} or config.hidden_act != "gelu" or getattr(config, "is_decoder", False):
         return False
     if getattr(config, "position_embedding_type", "absolute") != "absolute":
         return False
     return all(type(module) is nn.Linear for name, module in backbone.encoder.named_modules() if name.endswith(LINEAR))
 
 
-LINEAR = (".query", ".key", ".value", ".dense")
+LINEAR = (".query", ".key", ".value", ".dense", ".attn.q", ".attn.k", ".attn.v", ".attn.o")
 
 
 def has_tokens(batch: TokenBatch) -> bool:
@@ -135,14 +210,16 @@ def _state(modules: list[nn.Module]) -> tuple[list[int], list[tuple[int, int]]]:
     )
 
 
-def _heads(projected_TX: Tensor, run: Run, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def _heads(projected_TX: Tensor, run: Run, heads: int) -> Products:
     query, key, value = projected_TX.view(run.count, run.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
     return query, key[:, :, : run.attended], value[:, :, : run.attended]
 
 
-def _last_attention(query: Tensor, key: Tensor, _: Tensor) -> RunAttention:
+def _last_attention(products: Products, bias: Tensor | None) -> RunAttention:
     """Return the attention of the attended tokens; attention paid by other tokens does not count."""
-    return RunAttention(query[:, :, : key.shape[2]], key, key.shape[-1] ** -0.5)
+    query, key, _ = products
+    attended = key.shape[2]
+    return RunAttention(query[:, :, :attended], key, key.shape[-1] ** -0.5, None if bias is None else bias[0, :, :attended])
 
 
 def _linear(*layers: nn.Linear, activation: str = "none") -> Callable[[Tensor], Tensor]:

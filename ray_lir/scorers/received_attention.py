@@ -76,11 +76,13 @@ class RunAttention(ShortRepr):
         query: [B, H, L, d].
         key: [B, H, L, d].
         scale: Factor of the dot products.
+        bias: [H, L, L], added to the logits; None: no bias.
     """
 
     query: Tensor
     key: Tensor
     scale: float
+    bias: Tensor | None = None
 
     def column_mean(self) -> Tensor:
         """Return `LastAttention.column_mean`, [B, L] in float32 or wider."""
@@ -96,8 +98,10 @@ class RunAttention(ShortRepr):
         """Return the probabilities summed over heads and rows, [B, L]. Each text is summed alone, because the summation order of a batch
         depends on its size."""
         wide = torch.promote_types(self.query.dtype, torch.float32)
+        bias = 0.0 if self.bias is None else self.bias[:, rows]
         texts = zip(self.query[:, :, rows], self.key, strict=True)
-        return torch.stack([((query * self.scale) @ key.transpose(-1, -2)).softmax(-1).sum((0, 1), dtype=wide) for query, key in texts])
+        logits = ((query * self.scale) @ key.transpose(-1, -2) + bias for query, key in texts)
+        return torch.stack([each.softmax(-1).sum((0, 1), dtype=wide) for each in logits])
 
 
 @dataclass(frozen=True, eq=False, repr=False)

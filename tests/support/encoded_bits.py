@@ -79,7 +79,7 @@ def main() -> int:
     wrong, vectors = [], {}
     for (library, variant), scorers in CHECKPOINTS.items():
         checkpoint = put_together(library, variant, Path(sys.argv[1]) / library / variant)
-        for precision in ("float32", "bfloat16"):
+        for precision in ("float32", "bfloat16", "int8") if variant == "fixed" else ("float32", "bfloat16"):
             encoder = Encoder.load(EncoderConfig(checkpoint=checkpoint, precision=precision, device="cpu"))
             vectors[f"{library} {variant} {precision}"] = encoder.encode_documents(TEXTS).values
             torch.manual_seed(0)

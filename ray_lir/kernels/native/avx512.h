@@ -56,6 +56,10 @@ struct Avx512 : Avx2 {
     where = _mm512_mask_mov_epi32(where, larger, _mm512_set1_epi32(number));
   }
   static I32 dot_bytes(I32 sums, I32 row, I32 columns) { return _mm512_dpbusd_epi32(sums, row, columns); }
+  static constexpr int kQuantizedRows = 8, kQuantizedColumns = 32;
+  static I32 dot_eight(I32 sums, I32 row, I32 columns, I32 next_row, I32 next_columns) {
+    return dot_bytes(dot_bytes(sums, row, columns), next_row, next_columns);
+  }
   static I32 dot_words(I32 sums, I32 row, I32 columns) { return _mm512_dpwssd_epi32(sums, row, columns); }
   static I32 all_words(int16_t value) { return _mm512_set1_epi16(value); }
   static I32 add_words(I32 a, I32 b) { return _mm512_add_epi16(a, b); }

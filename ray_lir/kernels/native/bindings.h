@@ -14,5 +14,6 @@ void add_postings(nb::module_& m);
 void add_clustering(nb::module_& m);
 void add_compressing(nb::module_& m);
 void add_top_k(nb::module_& m);
+void add_encoding(nb::module_& m);
 
 }  // namespace ray_lir

@@ -259,6 +259,45 @@ struct CompressTask {
   int32_t* buckets;             // [D] scratch
 };
 
+// The encoder's products in 8-bit integers (docs/algorithms.md#17-products-of-bytes). Widths are multiples of 16.
+constexpr int64_t kTokensTogether = 32;  // tokens that pass through a layer together, so that their activations stay in the caches
+constexpr float kLargestByte = 127;      // of an activation
+constexpr float kLargestWeight = 64;     // the sum of 4 products of such bytes fits 16 bits
+
+struct QuantizedLinear {
+  const int8_t* bytes;          // [outputs / 16][inputs / 4][16][4]
+  const float* scales;          // [outputs] the value of one unit of a byte
+  const float* totals;          // [outputs] the sum of a column of weights, as the bytes have it
+  const float* bias;            // [outputs]
+  int64_t inputs, outputs;
+};
+
+struct QuantizedRows {          // value i of row r is lows[r] + bytes[r, i] steps[r]
+  uint8_t* bytes;
+  float* lows;
+  float* steps;
+};
+
+struct LayerNorm {
+  const float* scale;
+  const float* shift;
+  float epsilon;
+};
+
+struct EncoderLayerTask {       // what follows attention in a layer of a transformer
+  const float* attended;        // [T, width] the result of attention
+  const float* hidden;          // [T, width] the input of the layer
+  QuantizedLinear output, widen, narrow;
+  LayerNorm norm, last_norm;
+  float* results;               // [T, width]
+};
+
+struct EncoderScratch {         // of one thread, for kTokensTogether tokens
+  QuantizedRows rows;
+  float* narrow;                // [tokens, width]
+  float* wide;                  // [tokens, outputs of widen]
+};
+
 struct Isa {
   const char* name;
   void (*residual_maxsim)(const ResidualTask&, int64_t begin, int64_t end, uint8_t* rows);
@@ -276,6 +315,8 @@ struct Isa {
   void (*rotate)(const float* rows, int64_t count, int64_t dim, const float* rotation, float* rotated);
   void (*to_floats)(const uint16_t* halves, int64_t count, float* floats);
   void (*to_words)(const float* rows, int64_t count, int64_t dim, int64_t stride, int16_t* words, float* lengths);
+  void (*quantized_linear)(const float* rows, int64_t count, const QuantizedLinear&, const QuantizedRows& scratch, float* products);
+  void (*encoder_layer)(const EncoderLayerTask&, int64_t first, int64_t count, const EncoderScratch&);
 };
 
 // Each returns null if the compiler could not build the instruction set.

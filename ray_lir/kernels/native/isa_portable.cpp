@@ -61,6 +61,10 @@ struct Plain {
       for (int i = 4 * lane; i < 4 * lane + 4; ++i) sums[lane] += int(a[i]) * b[i];
     return sums;
   }
+  static constexpr int kQuantizedRows = 1, kQuantizedColumns = kGroup;
+  static I32 dot_eight(I32 sums, I32 row, I32 columns, I32 next_row, I32 next_columns) {
+    return dot_bytes(dot_bytes(sums, row, columns), next_row, next_columns);
+  }
   static I32 dot_words(I32 sums, I32 row, I32 columns) {
     int16_t a[8], b[8];
     std::memcpy(a, &row, 16);

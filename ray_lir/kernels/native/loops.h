@@ -32,12 +32,13 @@ using namespace ray_lir;
 #include "loops/compressing.h"
 #include "loops/mish.h"
 #include "loops/relation.h"
+#include "loops/encoding.h"
 
 template <class V>
 Isa isa_of(const char* name) {
   return {name, residual_maxsim<V>, relation_maxsim<V>, centroid_maxsim<V>, byte_maxsim<V>, score_postings<V>, word_products<V, float>,
           word_products<V, Score>, word_nearest<V>,
-          row_maxima<V>, byte_table<V>, reached<V>, compress<V>, rotate<V>, V::to_floats, to_words<V>};
+          row_maxima<V>, byte_table<V>, reached<V>, compress<V>, rotate<V>, V::to_floats, to_words<V>, quantized_linear<V>, encoder_layer<V>};
 }
 
 }  // namespace

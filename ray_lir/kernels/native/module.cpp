@@ -13,4 +13,5 @@ NB_MODULE(ray_lir_native, m) {
   add_clustering(m);
   add_compressing(m);
   add_top_k(m);
+  add_encoding(m);
 }

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel, PreTrainedModel, RobertaConfig, RobertaModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    ModernBertConfig,
+    ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from ray_lir.base.config import AttentionConfig, EncoderConfig
 from ray_lir.encoder import unpadded_bert
@@ -24,7 +34,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.03}
 def network(kind: type[PreTrainedModel] = BertModel, dtype: torch.dtype = torch.float32, **changes: object) -> Network:
     """Return a small model with uneven attention and non-zero biases, so that a leaking token changes the result."""
     torch.manual_seed(0)
-    config = {BertModel: BertConfig, RobertaModel: RobertaConfig, ModernBertModel: ModernBertConfig}[kind]
+    config = {BertModel: BertConfig, RobertaModel: RobertaConfig, MPNetModel: MPNetConfig, ModernBertModel: ModernBertConfig}[kind]
     backbone = kind(config(**SIZES, max_position_embeddings=64, pad_token_id=1, **changes))
     for parameter in backbone.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
@@ -55,6 +65,20 @@ def test_vectors_and_attention_weights_equal_the_padded_pass(lengths: list[int],
     assert torch.equal(found.mask, expected.mask)
     torch.testing.assert_close(found.vectors, expected.vectors, rtol=0, atol=TOLERANCE[dtype])
     torch.testing.assert_close(found.weights, expected.weights, rtol=0, atol=TOLERANCE[dtype] / 10)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_mpnet_equals_its_padded_pass(lengths: list[int], dtype: torch.dtype) -> None:
+    model, texts = network(MPNetModel, dtype), batch(lengths)
+    with torch.inference_mode():
+        hidden, attention = unpadded_bert.UnpaddedBert(model.backbone)(texts)
+        output = model.backbone(input_ids=texts.input_ids, attention_mask=texts.attention_mask, output_attentions=True)
+    present, tolerance = texts.attention_mask.bool(), {torch.float32: 2e-5, torch.bfloat16: 0.1}[dtype]
+    torch.testing.assert_close(hidden[present], output.last_hidden_state[present], rtol=0, atol=tolerance)
+    last = output.attentions[-1].float().mean(1)
+    received = (last * present[:, :, None]).sum(1) / present.sum(1, keepdim=True)
+    torch.testing.assert_close(attention.column_mean(), received * present, rtol=0, atol=tolerance / 10)
 
 
 @pytest.mark.parametrize("attended", [[12, 3, 1], [5, 5, 5]], ids=str)

@@ -1,0 +1,128 @@
+"""Products of bytes in the encoder: equal to their definition, equal bits everywhere, near float32, refused where they cannot run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torch.nn import functional
+
+from ray_lir.base import compiled
+from ray_lir.base.config import EncoderConfig
+from ray_lir.base.errors import ConfigError, KernelUnavailable
+from ray_lir.encoder.byte_layers import ByteLinear, check_layers, feed_forward, instruction_set
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.training.trainer import load_encoder
+from tests.support.checkpoints import put_together
+
+pytestmark = pytest.mark.skipif(not compiled.available(), reason="the compiled kernels are not installed")
+DOCUMENTS = ["", "a river", *(" ".join(f"word{i * j}" for i in range(3 * j)) for j in range(1, 9))]
+
+
+def defined(rows: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Return the product of docs/algorithms.md#17-products-of-bytes in float64."""
+    low = rows.min(1, keepdims=True)
+    step = (rows.max(1, keepdims=True) - low) / np.float32(127)
+    factor = np.divide(127, rows.max(1, keepdims=True) - low, out=np.zeros_like(step), where=step > 0)
+    bytes_of_rows = np.minimum(np.floor((rows - low) * factor + np.float32(0.5)), 127)
+    scale = np.abs(weight).max(1, keepdims=True) / np.float32(64)
+    bytes_of_weights = np.round(np.divide(weight, scale, out=np.zeros_like(weight), where=scale > 0)).astype(np.float64)
+    products = bytes_of_rows @ bytes_of_weights.T
+    return step * scale.T * products + low * scale.T * bytes_of_weights.sum(1) + bias
+
+
+def linear(inputs: int, outputs: int, seed: int) -> nn.Linear:
+    torch.manual_seed(seed)
+    return nn.Linear(inputs, outputs)
+
+
+@pytest.mark.parametrize(("count", "inputs", "outputs"), [(1, 16, 16), (7, 48, 96), (33, 528, 16), (70, 1040, 112), (0, 32, 32)])
+def test_a_product_is_what_the_definition_says(count: int, inputs: int, outputs: int) -> None:
+    layer = linear(inputs, outputs, 0)
+    rows = np.random.default_rng(1).normal(size=(count, inputs)).astype(np.float32)
+    rows[count // 2 : count // 2 + 1] = 3.5  # a row without a range
+    found = ByteLinear(layer)(torch.from_numpy(rows)).numpy()
+    expected = defined(rows, layer.weight.detach().numpy(), layer.bias.detach().numpy())
+    assert found.shape == (count, outputs)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+def test_largest_bytes_do_not_overflow() -> None:
+    layer = linear(512, 16, 0)
+    nn.init.ones_(layer.weight)
+    rows = torch.ones(5, 512)
+    rows[:, 0] = 0
+    torch.testing.assert_close(ByteLinear(layer)(rows), layer(rows), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_give_rows_that_are_not_finite(bad: float) -> None:
+    layer = linear(32, 32, 0)
+    with torch.no_grad():
+        layer.weight[3, 5] = bad
+    assert not ByteLinear(layer)(torch.rand(2, 32)).isfinite().all()
+
+
+def test_every_instruction_set_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = linear(96, 96, 0), nn.LayerNorm(96), linear(96, 336, 1), linear(336, 96, 2), nn.LayerNorm(96)
+    attended, hidden = torch.randn(2, 75, 96)
+    found = []
+    for name in compiled.module().instruction_sets():
+        monkeypatch.setenv("RAY_LIR_KERNELS", f"native:{name}")
+        assert instruction_set() == name
+        found.append((feed_forward(*layers)(attended, hidden), ByteLinear(layers[2])(hidden)))
+    for other in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(other, found[0], strict=True))
+
+
+def test_a_layer_is_near_float32_and_its_rows_are_independent() -> None:
+    output, norm, widen, narrow, last = linear(96, 96, 0), nn.LayerNorm(96), linear(96, 336, 1), linear(336, 96, 2), nn.LayerNorm(96)
+    for each in (norm, last):
+        nn.init.normal_(each.weight, 1, 0.3)
+        nn.init.normal_(each.bias, 0, 0.3)
+    attended, hidden = torch.randn(2, 75, 96)
+    run = feed_forward(output, norm, widen, narrow, last)
+    found = run(attended, hidden)
+    with torch.no_grad():
+        middle = norm(output(attended) + hidden)
+        expected = last(narrow(functional.gelu(widen(middle))) + middle)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.1)
+    assert functional.cosine_similarity(found, expected, dim=1).min() > 0.9995
+    for rows in (slice(0, 1), slice(3, 40), slice(74, 75)):
+        assert torch.equal(run(attended[rows], hidden[rows]), found[rows])
+
+
+def test_int8_vectors_are_near_float32_and_do_not_depend_on_threads_or_neighbours(tmp_path: Path) -> None:
+    checkpoint = put_together("sentence_transformers", "fixed", tmp_path)
+    exact, encoder = (Encoder.load(EncoderConfig(checkpoint=checkpoint, precision=each, device="cpu")) for each in ("float32", "int8"))
+    assert encoder.contract.fingerprint == exact.contract.fingerprint
+    expected, found = exact.encode_documents(DOCUMENTS), encoder.encode_documents(DOCUMENTS)
+    cosines = (expected.values.astype(np.float32) * found.values.astype(np.float32)).sum(1)
+    assert cosines.min() > 0.98 and not np.array_equal(expected.values, found.values)
+    alone = np.concatenate([encoder.encode_documents([text]).values for text in DOCUMENTS])
+    assert np.array_equal(alone, found.values)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        again = encoder.encode_documents(DOCUMENTS[::-1] * 3)
+        assert np.array_equal(np.concatenate([again[len(DOCUMENTS) - 1 - i] for i in range(len(DOCUMENTS))]), found.values)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_int8_is_refused_where_it_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    t5 = EncoderConfig(checkpoint=put_together("xtr", "checkpoint", tmp_path / "xtr"), precision="int8", device="cpu")
+    with pytest.raises(ConfigError, match="not with a model of type t5; choose auto"):
+        Encoder.load(t5)
+    with pytest.raises(ConfigError, match="int8 is for encoding only"):
+        load_encoder(EncoderConfig(precision="int8"), 0, "cpu")
+    for wrong in ([linear(24, 32, 0)], [nn.Linear(32, 32, bias=False)]):
+        with pytest.raises(ConfigError, match="multiples of 16"):
+            check_layers(wrong)
+    with pytest.raises(ValidationError, match="'bfloat16', 'float16' or 'int8'"):
+        EncoderConfig(precision="int4")
+    monkeypatch.setenv("RAY_LIR_KERNELS", "native:mmx")
+    with pytest.raises(KernelUnavailable, match="cannot run 'mmx', which RAY_LIR_KERNELS names"):
+        ByteLinear(linear(32, 32, 0))
