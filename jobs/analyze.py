@@ -1,7 +1,7 @@
 """Runs the analyses of the papers on one or more indexes and a data set: numbers as JSON, figures as PNG and SVG."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,15 @@ from .query_search import QueryEncoderConfig, QuerySearch
 logger = logging.getLogger(__name__)
 
 FIGURES = ("png", "svg")
+STYLE: dict[str, Any] = {
+    "svg.hashsalt": "ray_lir",  # equal numbers give equal files
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+}
 SIZE = (10, 4.5)
 """Width and height of a figure, in inches."""
 
@@ -36,8 +45,8 @@ class AnalyzeConfig(Config):
     """Runs the analyses of the papers on one or more indexes and the judged queries of a data set.
 
     Each analysis writes its numbers as JSON, and a figure as PNG and SVG that shows all indexes side by side. The analyses:
-    score_distribution, token_retrieval, geometry, candidates, k_prime, token_weights, query_length, cost, candidate_recall, relations.
-    docs/papers.md lists the figure or table that each reproduces. An index on a local disk is needed.
+    k_prime, score_distribution, token_retrieval, geometry, candidates, token_weights, query_length, cost, candidate_recall, relations,
+    attention. docs/papers.md lists the figure or table that each reproduces. An index on a local disk is needed.
     """
 
     index: str | tuple[str, ...]
@@ -46,6 +55,9 @@ class AnalyzeConfig(Config):
     """Folder or URL of a collection (BEIR, LoTTE, MS MARCO), a name to download, or ir_datasets:ID."""
     split: str = "test"
     """Split of the judgements."""
+    embeddings: str | tuple[str, ...] = ()
+    """Folders of the embeddings that the indexes were built from, separated by commas, in the order of --index. The analyses
+    score_distribution, token_retrieval, geometry and k_prime then use the original vectors, not the decompressed ones."""
     output: str
     """Local folder for the results."""
     analyses: str = "all"
@@ -79,7 +91,9 @@ def analyze(config: AnalyzeConfig) -> dict[str, Any]:
     folder = storage.local_path(config.output)
     outputs = {name: OutputFile.check(str(folder / f"{name}.json"), "--output", config.overwrite) for name in names}
     dataset = _sampled(load_dataset(config.dataset, config.split), config)
-    models = {name: _open(config, place, dataset) for name, place in _places(config.index).items()}
+    places = _places(config.index)
+    originals = _originals(config.embeddings, len(places))
+    models = {name: _open(config, place, dataset, own) for (name, place), own in zip(places.items(), originals, strict=True)}
     files: dict[str, list[str]] = {}
     skipped: dict[str, dict[str, str]] = {}
     for name in names:
@@ -137,6 +151,14 @@ def _places(index: str | tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+def _originals(embeddings: str | tuple[str, ...], count: int) -> Sequence[str | None]:
+    """The embeddings of each index."""
+    folders = [each.strip() for each in (embeddings.split(",") if isinstance(embeddings, str) else embeddings)]
+    if folders and len(folders) != count:
+        raise ConfigError(f"--embeddings names {len(folders)} folders for {count} indexes; name one for each, or none")
+    return folders or [None] * count
+
+
 def _sampled(dataset: Dataset, config: AnalyzeConfig) -> Dataset:
     """The data set with a sample of its queries."""
     ids = list(dataset.queries)
@@ -147,11 +169,11 @@ def _sampled(dataset: Dataset, config: AnalyzeConfig) -> Dataset:
     return replace(dataset, queries=queries, qrels={query_id: dataset.qrels[query_id] for query_id in queries})
 
 
-def _open(config: AnalyzeConfig, place: str, dataset: Dataset) -> AnalyzedIndex:
+def _open(config: AnalyzeConfig, place: str, dataset: Dataset, original: str | None) -> AnalyzedIndex:
     search = QuerySearch.open(place, config.encoder, None, config.query_length)
     ignores = has_queries_as_documents(dataset.name) if config.ignore_identical_ids == "auto" else config.ignore_identical_ids
     check_coverage(dataset.qrels, search.present(judged_documents(dataset.qrels)), f"{dataset.name}/{dataset.split}", place)
-    return AnalyzedIndex(search, dataset, ignores)
+    return AnalyzedIndex(search, dataset, ignores, original)
 
 
 def _report(
@@ -177,10 +199,10 @@ def _draw(analysis: Analysis, results: Mapping[str, Numbers], folder: Path, name
     import matplotlib  # takes a second to load
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.hashsalt": "ray_lir"}):  # equal numbers give equal files
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         analysis.draw(figure, results)
-        figure.suptitle(f"{analysis.title} ({analysis.source})", fontsize=10)
+        figure.suptitle(f"{analysis.title} ({analysis.source})", fontsize=11)
         for suffix in FIGURES:
             figure.savefig(folder / f"{name}.{suffix}", metadata={"Date": None} if suffix == "svg" else None)
     return [f"{name}.{suffix}" for suffix in FIGURES]

@@ -1,6 +1,7 @@
 """The command line of every job: turns flags and a recipe into a configuration, and prints the result as text or JSON.
 
-A recipe (--recipe FILE) is a YAML file with the job's fields. Flags override it.
+A recipe (--recipe FILE) is a YAML file with the job's fields. Flags override it. In a recipe, `extends: FILE` names another recipe in the
+same folder; the recipe's own fields override those of the other one.
 """
 
 import difflib
@@ -26,6 +27,8 @@ Result = dict[str, Any]
 
 TRACEBACK = "RAY_LIR_TRACEBACK"
 """Environment variable: if it is set, an unexpected error shows its traceback."""
+DEEPEST_RECIPE = 8
+"""Recipes that a recipe can extend, one after another."""
 INTERRUPTED, CLOSED_PIPE = 130, 141
 """Exit codes."""
 TRUTHS = {"true", "false", "yes", "no", "on", "off", "1", "0", "none", "null"}
@@ -152,11 +155,12 @@ def parse_command(config_type: type[Job], argv: list[str], positional: str | Seq
     booleans = {name for name, annotation in fields.items() if annotation is bool or bool in get_args(annotation)} | {"json"}
     switches = {name for name, annotation in fields.items() if optional_model(annotation)}
     flags = dict(_flags(argv, booleans, positional, switches))
-    recipe = _read_recipe(flags.pop("recipe")) if "recipe" in flags else {}
+    recipes = _read_recipes(flags.pop("recipe")) if "recipe" in flags else []
     as_json = _boolean("json", flags.pop("json", "false"))
     values: dict[str, Any] = {}
-    for name, value in _flatten(recipe, {**fields, **aliases}):
-        _put(values, _known(aliases.get(name, name), fields, ""), value)
+    for recipe in recipes:
+        for name, value in _flatten(recipe, {**fields, **aliases}):
+            _put(values, _known(aliases.get(name, name), fields, ""), value)
     for name, text in flags.items():
         name = name.replace("-", "_")
         name = _known(aliases.get(name, name), fields, "--")
@@ -265,6 +269,20 @@ def _value(text: str, annotation: Any) -> Any:
 def _reads_text(choices: Iterable[Any]) -> bool:
     """Whether one of the types parses text itself, like Filters: it has a class method `parse`."""
     return any(hasattr(choice, "parse") for choice in choices)
+
+
+def _read_recipes(path: str) -> list[dict[str, Any]]:
+    """Return a recipe and those that it extends, the extended ones first."""
+    recipes: list[dict[str, Any]] = []
+    while True:
+        recipe = _read_recipe(path)
+        base = recipe.pop("extends", None)
+        recipes.insert(0, recipe)
+        if base is None:
+            return recipes
+        if not isinstance(base, str) or len(recipes) > DEEPEST_RECIPE:
+            raise ConfigError(f"the recipe {path} extends {base!r}; name one recipe that does not extend this one")
+        path = os.path.join(os.path.dirname(path), base)
 
 
 def _read_recipe(path: str) -> dict[str, Any]:

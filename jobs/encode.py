@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from ray_lir import storage
-from ray_lir.base.config import DOCS_PER_PART, Config, EncoderConfig
+from ray_lir.base.config import DOCS_PER_PART, AttentionChanges, Config, EncoderConfig
 from ray_lir.corpus.refused_rows import DEAD_LETTERS
 from ray_lir.distributed.workers import Workers
 
@@ -28,6 +28,7 @@ class EncodeJob(Config):
     output: str
     """Folder or URL for the embeddings. A killed job continues there when it runs again."""
     encoder: EncoderConfig = EncoderConfig()
+    attention: AttentionChanges = AttentionChanges()
     workers: Workers = Workers()
     docs_per_part: int = Field(DOCS_PER_PART, ge=1)
     """Rows of the corpus in one Parquet file of embeddings."""
@@ -45,6 +46,8 @@ def run(job: EncodeJob) -> dict[str, Any]:
         FormatError: A file of the corpus is damaged.
     """
     start = time.perf_counter()
+    if job.attention:
+        job = job.model_copy(update={"encoder": job.encoder.model_copy(update={"attention": job.attention})})
     from ray_lir.corpus.datasets import find_corpus
     from ray_lir.corpus.records import corpus_files
 

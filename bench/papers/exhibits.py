@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 XTR, TRIAL, ATTENTION = "XTR study (arXiv 2605.00646)", "TRIAL", "ColBERT-Att (arXiv 2603.25248)"
 SCORERS = "bench/results/scorers.md (python -m bench.papers experiment)"
+ENGINES = ("plaid", "warp")
+EVALUATE_TRIAL = "jobs.evaluate --index {trial} --dataset {data} --recipe jobs/recipes/evaluate_trial.yaml"
 SUCCESS = "--measures Success@5 --recipe jobs/recipes/evaluate_xtr_study.yaml"
 
 
@@ -20,8 +22,8 @@ class Exhibit:
         paper: The paper.
         label: Its name there, such as "table 1".
         shows: What it shows.
-        commands: Arguments of `python -m`, one command after another; empty if it cannot be reproduced.
-        result: Where the result lies; for an exhibit without commands, what is missing.
+        commands: Arguments of `python -m`, one command after another.
+        result: Where the result lies.
     """
 
     paper: str
@@ -62,9 +64,9 @@ EXHIBITS = (
         "table 1",
         "XTR with four k_train, and ColBERT under XTR's and MaxSim's scores",
         (
-            *(_train("train_xtr_1", f"--xtr.k_train {k}") for k in (64, 128, 256, 512)),
-            _train("train_xtr_1", "--scorer maxsim"),
-            "jobs.evaluate --index {xtr} --dataset {data} --engine xtr --recipe jobs/recipes/evaluate_xtr_study.yaml",
+            *(_train(f"train_xtr_1{row}") for row in ("_k64", "", "_k256", "_k512", "_colbert")),
+            "jobs.evaluate --index {xtr} --dataset {data} --recipe jobs/recipes/evaluate_xtr_1.yaml",
+            "jobs.evaluate --index {maxsim} --dataset {data} --recipe jobs/recipes/evaluate_xtr_1_colbert.yaml",
             _compare("{maxsim}", "{xtr}", "--engine xtr --measures nDCG@10"),
             _compare("{maxsim}", "{maxsim}", "--engine exact --second_engine xtr --measures nDCG@10"),
         ),
@@ -76,12 +78,8 @@ EXHIBITS = (
         "table 3",
         "training and engine crossed: contrastive and distilled, WARP and PLAID",
         (
-            *(
-                _train(f"train_xtr_2_{loss}", f"--xtr.k_train {k}")
-                for loss in ("contrastive", "distill")
-                for k in ("512", "256", "[512,256]")
-            ),
-            *(_train(f"train_xtr_2_{loss}", "--scorer maxsim") for loss in ("contrastive", "distill")),
+            *(_train(f"train_xtr_2_{loss}{row}") for loss in ("contrastive", "distill") for row in ("_colbert", "_k512", "_k256", "")),
+            *(f"jobs.evaluate --index {{xtr}} --dataset {{data}} --recipe jobs/recipes/evaluate_xtr_2_{engine}.yaml" for engine in ENGINES),
             _compare("{maxsim}", "{xtr}", "--engine warp --measures nDCG@10"),
             _compare("{maxsim}", "{xtr}", "--engine plaid --measures nDCG@10"),
         ),
@@ -101,7 +99,9 @@ EXHIBITS = (
         (
             _train("train_trial"),
             _train("train_trial", "--trial.relation_weight 0"),
-            "jobs.evaluate --index {trial} --dataset {data} --engine plaid",
+            _train("train_trial", "--trial.relation_weight 0 --trial.sides none"),
+            _train("train_trial_article"),
+            EVALUATE_TRIAL,
             _compare("{plain}", "{trial}", "--engine plaid --measures nDCG@10"),
             _compare("{maxsim}", "{plain}", "--engine plaid --measures nDCG@10"),
         ),
@@ -119,7 +119,8 @@ EXHIBITS = (
             _train("train_trial", "--trial.alignment cosine"),
             _train("train_trial", "--trial.gate sigmoid"),
             _train("train_trial", "--gate_norm l2"),
-            "jobs.evaluate --index {trial} --dataset {data} --engine plaid",
+            _train("train_trial", "--gate_norm frobenius"),
+            EVALUATE_TRIAL,
         ),
         "standard output",
     ),
@@ -131,14 +132,20 @@ EXHIBITS = (
         "OUTPUT/cost.json; bench/results/trial.json",
     ),
     Exhibit(TRIAL, "table 5", "time of each stage", _analysis("cost", "{maxsim}", "{trial}"), "OUTPUT/cost.json"),
-    Exhibit(TRIAL, "table 6", "weights of document tokens", (), "the scorer trial does not weight document tokens"),
+    Exhibit(
+        TRIAL,
+        "table 6",
+        "weights of document tokens",
+        (*(_train("train_trial", f"--trial.sides {sides}") for sides in ("queries", "both")), EVALUATE_TRIAL),
+        "standard output",
+    ),
     Exhibit(TRIAL, "table 7", "rank changes by relations, token by token", _analysis("relations", "{trial}"), "OUTPUT/relations.*"),
     Exhibit(
         TRIAL,
         "table 8",
         "recall of candidates with and without weights, oracle candidates",
-        _analysis("candidate_recall", "{maxsim}", "{trial}"),
-        "OUTPUT/candidate_recall.*",
+        (*_analysis("candidate_recall", "{maxsim}", "{trial}"), EVALUATE_TRIAL, f"{EVALUATE_TRIAL} --plaid.weighted_candidates false"),
+        "OUTPUT/candidate_recall.*; quality on standard output",
     ),
     Exhibit(
         ATTENTION,
@@ -171,6 +178,7 @@ EXHIBITS = (
         "weights of queries, of documents, of both",
         (
             *(_train("train_colbert_att", f"--attention.sides {sides}") for sides in ("queries", "documents", "both")),
+            *_analysis("attention", "{attention}"),
             _compare("{maxsim}", "{attention}", "--engine plaid --measures Success@5"),
         ),
         SCORERS,
@@ -179,10 +187,7 @@ EXHIBITS = (
         ATTENTION,
         "table 4b",
         "l of delta",
-        (
-            *(_train("train_colbert_att", f"--attention.delta_length {length}") for length in (100, 150, 200, 300)),
-            "jobs.evaluate --index {attention} --dataset {data} --engine plaid --measures Success@5",
-        ),
-        "standard output; each l needs its own training here",
+        _analysis("attention", "{attention}"),
+        "OUTPUT/attention.*",
     ),
 )

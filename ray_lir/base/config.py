@@ -108,6 +108,18 @@ class WindowsConfig(Config):
         return value
 
 
+class AttentionChanges(Config):
+    """Changes of ColBERT-Att's token weights that need no training (docs/algorithms.md#6-colbert-att). None: as the checkpoint says."""
+
+    sides: Literal["both", "queries", "documents"] | None = Field(None, exclude_if=lambda value: value is None)
+    """Tokens that get weights: those of queries, of documents, or of both."""
+    delta_length: int | None = Field(None, ge=0, exclude_if=lambda value: value is None)
+    """l: tokens of documents shorter than this weigh less, e^(A length / l). 0: e^A always."""
+
+    def __bool__(self) -> bool:
+        return self != AttentionChanges()
+
+
 class EncoderConfig(Config):
     """The encoder's checkpoint, and settings that override it (None: as the checkpoint says)."""
 
@@ -136,6 +148,14 @@ class EncoderConfig(Config):
     """Drop the vectors of punctuation tokens of documents."""
     pooling_factor: int | None = Field(None, ge=1, exclude_if=lambda value: value is None)
     """Pooling: keep one vector for about this many tokens of a document, the mean of similar token vectors."""
+    document_form: Literal["plain", "sentences"] | None = Field(None, exclude_if=lambda value: value is None)
+    """plain: title and text as one text. sentences: a [SEP] after the title and after each sentence, as TRIAL has them. Training knows no
+    titles, so there a title is part of the first sentence."""
+    query_marker: str | None = Field(None, exclude_if=lambda value: value is None)
+    """Token of the vocabulary after the first token of every query, such as [unused0]. Empty text: no marker."""
+    document_marker: str | None = Field(None, exclude_if=lambda value: value is None)
+    """Token of the vocabulary after the first token of every document, such as [unused1]. Empty text: no marker."""
+    attention: AttentionChanges = Field(AttentionChanges(), exclude_if=lambda value: not value)
     device: str = "auto"
     """Device of the encoder: auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
@@ -210,6 +230,7 @@ class IndexConfig(Config):
     """Also index the words of titles and texts, for the engines bm25 and hybrid."""
     stemmer: Stemmer | None = Field("english", exclude_if=lambda value: value == "english")
     """With lexical: language of the Snowball stemmer, which maps words to their stems (files, filed: file). None: no stemming."""
+    attention: AttentionChanges = Field(AttentionChanges(), exclude_if=lambda value: not value)
 
 
 class XtrConfig(Config):

@@ -29,6 +29,7 @@ from ray_lir.building.held_out import held_out_residual_norm
 from ray_lir.building.lexical import check_has_terms, count_terms
 from ray_lir.building.token_clustering import TokenAssigner
 from ray_lir.building.workspace import GARBAGE, WORKSPACES, Build, Workspace, remove_workspaces
+from ray_lir.embeddings.attention import weighted_contract
 from ray_lir.embeddings.contract import EncoderContract
 from ray_lir.embeddings.folder import content_digest, documents_table, write_embeddings
 from ray_lir.embeddings.manifest import EmbeddingsManifest
@@ -300,6 +301,7 @@ def _read_source(embeddings: storage.PathOrUrl, config: IndexConfig) -> tuple[Em
     """Return the embeddings' manifest, the configuration with the settings of codec_from, and the identity of the index."""
     source = read_manifest(storage.join(storage.absolute(embeddings), MANIFEST), EmbeddingsManifest, "jobs.encode")
     identity: dict[str, Any] = {"embeddings": manifest_digest(source)}
+    source = source.model_copy(update={"contract": weighted_contract(source.contract, config.attention)})
     if config.codec_from:
         codec_from = storage.absolute(config.codec_from)
         config = config.model_copy(update={"codec_from": codec_from})

@@ -19,6 +19,7 @@ from ray_lir.building.clustering import Assigner
 from ray_lir.building.codec_training import token_ids_of
 from ray_lir.building.token_clustering import TokenAssigner
 from ray_lir.building.workspace import Build, Workspace
+from ray_lir.embeddings.attention import weighted
 from ray_lir.embeddings.contract import check_weights
 from ray_lir.embeddings.parquet import read_blocks
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
@@ -170,8 +171,8 @@ def _compress_part(build: Build, codec: ResidualCodec, assigner: Assigner | Toke
         begins: list[np.ndarray] = []
         windows: list[np.ndarray] = []
         for block in read_blocks(build.part_url(part)):
-            check_weights(build.contract, "documents", block.embeddings.weights is not None)
-            embeddings = without_zero_rows(block.embeddings)
+            embeddings = without_zero_rows(weighted(block.embeddings, build.contract, build.config.attention))
+            check_weights(build.contract, "documents", embeddings.weights is not None)
             lengths_T = kept_norms(embeddings.values)
             vectors = codec.rotate(directions(embeddings.values, lengths_T), kernels)
             codes = assigner(vectors, token_ids_of(build, embeddings))
@@ -181,7 +182,8 @@ def _compress_part(build: Build, codec: ResidualCodec, assigner: Assigner | Toke
             lengths.append(embeddings.lengths)
             begins.append(np.arange(len(embeddings)) >= block.continues)
             if block.windows is not None:
-                windows.append(block.windows if embeddings is block.embeddings else _without_zero_rows(block.embeddings, block.windows))
+                whole = embeddings.num_tokens == block.embeddings.num_tokens
+                windows.append(block.windows if whole else _without_zero_rows(block.embeddings, block.windows))
             counts += PartCounts(
                 tokens=embeddings.num_tokens,
                 residual_norms=float(residual_norms.sum(dtype=np.float64)),

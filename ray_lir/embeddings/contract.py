@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ray_lir.base.config import Config, digest
+from ray_lir.base.config import AttentionChanges, Config, digest
 from ray_lir.base.errors import IncompatibleError
 
 Name = Annotated[str, Field(max_length=4096)]
@@ -37,10 +37,14 @@ class EncoderContract(Config):
     scorer: Name = "maxsim"
     weighs: tuple[Literal["queries", "documents"], ...] = Field((), exclude_if=lambda sides: not sides)
     """Sides (queries, documents) for which the scorer needs a weight of each token."""
+    attention: AttentionChanges = Field(AttentionChanges(), exclude_if=lambda value: not value)
+    """Settings of the scorer attention that differ from those of the checkpoint."""
     query_marker: Name | None = None
     """Token inserted at position 1 of every query ([Q]); None: no marker."""
     document_marker: Name | None = None
     """Token inserted at position 1 of every document ([D]); None: no marker."""
+    document_form: Literal["plain", "sentences"] = Field("plain", exclude_if=lambda form: form == "plain")
+    """sentences: the last special token ([SEP]) follows the title and each sentence of a document."""
     query_prompt: Text = ""
     """Text put before every query ("search_query: "), after the marker; empty: no prompt."""
     document_prompt: Text = ""

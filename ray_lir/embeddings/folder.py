@@ -175,7 +175,8 @@ def content_digest(
     """
     described = [embeddings.offsets.tolist(), documents.to_pydict(), contract and contract.model_dump(mode="json")]
     sha256 = hashlib.sha256(canonical_json(described))
-    for array in (embeddings.values, embeddings.token_ids, embeddings.weights):
+    arrays = [embeddings.values, embeddings.token_ids, embeddings.weights]
+    for array in arrays if embeddings.attention is None else [*arrays, embeddings.attention]:
         sha256.update(b"none" if array is None else f"{array.dtype} {array.shape}".encode())
         sha256.update(b"" if array is None else np.ascontiguousarray(array).data)
     sha256.update(relation.to_bytes() if relation else b"")

@@ -1,8 +1,9 @@
 """Parts of embeddings: Parquet files with one row per document.
 
 Columns: doc_id string, num_tokens int32, embeddings binary (row-major float16, num_tokens x dim), token_ids binary (int32), weights binary
-(float32, only for scorers with token weights), title, text, metadata (JSON object) strings. The schema's metadata holds dim and the encoder
-fingerprint. A row group is a block, the unit that a reader holds in memory.
+(float32, only for scorers with token weights), attention binary (float32, num_tokens x 2, only for scorer attention: the attention that
+each token receives, and the attended tokens of its text), title, text, metadata (JSON object) strings. The schema's metadata holds dim and
+the encoder fingerprint. A row group is a block, the unit that a reader holds in memory.
 
 Documents that were encoded in windows have two more columns. windows binary (int32, a row a window): its number of vectors, its first and
 its end character in the document's text. continues bool: whether the row continues the document of the row before. A document with very
@@ -34,6 +35,7 @@ COLUMN_TYPES: dict[str, tuple[pa.DataType | None, ...]] = {
     "embeddings": (pa.binary(),),
     "token_ids": (pa.binary(), None),
     "weights": (pa.binary(), None),
+    "attention": (pa.binary(), None),
     "windows": (pa.binary(), None),
     "continues": (pa.bool_(), None),
     **{name: (pa.string(),) for name in ("doc_id", *TEXT_COLUMNS)},
@@ -111,6 +113,8 @@ def _to_table(block: Block, fingerprint: str) -> pa.Table:
         columns["token_ids"] = _to_binary(embeddings.token_ids.astype(np.int32), embeddings.offsets)
     if embeddings.weights is not None:
         columns["weights"] = _to_binary(embeddings.weights.astype(np.float32), embeddings.offsets)
+    if embeddings.attention is not None:
+        columns["attention"] = _to_binary(embeddings.attention.astype(np.float32), embeddings.offsets)
     if block.windows is not None:
         columns["windows"] = _to_binary(block.windows.astype(np.int32), _windows_of(embeddings.offsets, block.windows))
         columns["continues"] = pa.array([block.continues] + [False] * (len(embeddings) - 1))
@@ -264,12 +268,14 @@ def _to_block(table: pa.Table, dim: int) -> Block:
     offsets = np.concatenate([[0], np.cumsum(table.column("num_tokens").to_numpy(), dtype=np.int64)])
     values = _from_binary(table, "embeddings", np.float16)
     assert values is not None  # _check_part requires the column
+    attention = _from_binary(table, "attention", np.float32)
     embeddings = TokenEmbeddings(
         values.reshape(-1, dim),
         offsets,
         table.column("doc_id").to_pylist(),
         _from_binary(table, "token_ids", np.int32),
         _from_binary(table, "weights", np.float32),
+        attention=None if attention is None else attention.reshape(-1, 2),
     )
     windows, continues = _from_binary(table, "windows", np.int32), False
     if windows is not None:

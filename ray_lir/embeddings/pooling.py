@@ -44,10 +44,13 @@ def pool_tokens(embeddings: TokenEmbeddings, factor: int, protected: int = 1) ->
     sums = np.add.reduceat(embeddings.values[order].astype(np.float64), starts, axis=0)
     lengths = np.bincount(owners_T, norms_T, offsets[-1]) / np.bincount(owners_T, minlength=offsets[-1])
     values = (lengths[:, None] * (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12))).astype(np.float16)
-    weights = None
-    if embeddings.weights is not None:
-        weights = (np.bincount(owners_T, embeddings.weights, offsets[-1]) / np.bincount(owners_T, minlength=offsets[-1])).astype(np.float32)
-    return TokenEmbeddings(values, offsets, embeddings.doc_ids, weights=weights)
+
+    def mean(column_T: np.ndarray) -> np.ndarray:
+        return (np.bincount(owners_T, column_T, offsets[-1]) / np.bincount(owners_T, minlength=offsets[-1])).astype(np.float32)
+
+    weights = None if embeddings.weights is None else mean(embeddings.weights)
+    attention = None if embeddings.attention is None else np.stack([mean(column) for column in embeddings.attention.T], axis=1)
+    return TokenEmbeddings(values, offsets, embeddings.doc_ids, weights=weights, attention=attention)
 
 
 def _clusters(tokens_TD: np.ndarray, factor: int, protected: int) -> np.ndarray:

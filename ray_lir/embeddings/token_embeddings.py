@@ -30,6 +30,8 @@ class TokenEmbeddings(ShortRepr):
         weights: [T] float32 factors, at least 0, for the similarities of each token (docs/algorithms.md#7-one-factored-form); None: the
             scorer does not weight these texts.
         texts: The N texts, which lexical and hybrid search need of queries. `Encoder.encode_queries` sets them. None: unknown.
+        attention: [T, 2] float32, of documents under scorer attention: the attention that each token receives, and the number of tokens of
+            its text (of its window) that are attended to. Weights for any l follow from both. None for other scorers.
 
     Raises:
         ConfigError: The shapes do not match, a value is NaN or infinite, or a weight is negative.
@@ -41,6 +43,7 @@ class TokenEmbeddings(ShortRepr):
     token_ids: np.ndarray | None = None
     weights: np.ndarray | None = None
     texts: Sequence[str] | None = None
+    attention: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.doc_ids, (str, bytes)):
@@ -63,6 +66,10 @@ class TokenEmbeddings(ShortRepr):
             array = getattr(self, name)
             if array is not None and array.shape != (len(self.values),):
                 raise ConfigError(f"{name} must have one entry for each of the {len(self.values)} tokens, not shape {array.shape}")
+        if self.attention is not None and self.attention.shape != (len(self.values), 2):
+            raise ConfigError(
+                f"attention must have two numbers for each of the {len(self.values)} tokens, not shape {self.attention.shape}"
+            )
         if not np.isfinite(self.values).all():
             row = int(np.flatnonzero(~np.isfinite(self.values).all(axis=1))[0])
             raise ConfigError(
@@ -145,6 +152,7 @@ class TokenEmbeddings(ShortRepr):
             None if self.token_ids is None else self.token_ids[first:last],
             None if self.weights is None else self.weights[first:last],
             None if self.texts is None else self.texts[start:stop],
+            None if self.attention is None else self.attention[first:last],
         )
 
     def joined(self, counts: Sequence[int], doc_ids: Sequence[str]) -> "TokenEmbeddings":
@@ -155,7 +163,7 @@ class TokenEmbeddings(ShortRepr):
             doc_ids: Ids of the new texts.
         """
         ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
-        return TokenEmbeddings(self.values, self.offsets[ends], doc_ids, self.token_ids, self.weights)
+        return TokenEmbeddings(self.values, self.offsets[ends], doc_ids, self.token_ids, self.weights, attention=self.attention)
 
 
 def _half_precision(matrix: np.ndarray, doc_id: str) -> np.ndarray:
@@ -214,4 +222,5 @@ def concatenate(batches: Sequence[TokenEmbeddings]) -> TokenEmbeddings:
         column("token_ids"),
         column("weights"),
         None if any(batch.texts is None for batch in batches) else [text for batch in batches for text in batch.texts or ()],
+        column("attention"),
     )

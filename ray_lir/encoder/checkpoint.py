@@ -146,6 +146,7 @@ def _write(folder: Path, network: "Network", tokenizer: "PreTrainedTokenizerBase
 def _settings(contract: EncoderContract, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     words = {number: word for word, number in tokenizer.get_vocab().items()}
     return {
+        **({} if contract.document_form == "plain" else {"document_form": contract.document_form}),  # PyLate does not read it
         "model_type": "ColBERT",
         "similarity_fn_name": "MaxSim",
         "query_prefix": contract.query_marker or "",

@@ -17,7 +17,7 @@ import torch
 
 from ray_lir import storage
 from ray_lir.base.arguments import id_list, text_list
-from ray_lir.base.config import Config, EncoderConfig, WindowsConfig, canonical_json
+from ray_lir.base.config import AttentionChanges, Config, EncoderConfig, WindowsConfig, canonical_json
 from ray_lir.base.errors import ConfigError, IncompatibleError
 from ray_lir.base.forking import fork_safe
 from ray_lir.embeddings.cards import CardFacts, model_card
@@ -32,7 +32,8 @@ from ray_lir.encoder.network import Network
 from ray_lir.encoder.tokenization import TextTokenizer
 from ray_lir.encoder.torch_threads import spread
 from ray_lir.encoder.unpadded_bert import has_tokens, native_bfloat16
-from ray_lir.scorers import SCORERS
+from ray_lir.scorers import SCORERS, Attention, Scorer
+from ray_lir.scorers.attention import changed_settings
 from ray_lir.scorers.batches import EmbeddedTexts, TokenBatch, group_by_length, pad, padded
 from ray_lir.storage import hub
 
@@ -100,6 +101,7 @@ class Encoder:
         with _loading, torch.inference_mode(False):  # weights of an inference mode could not be trained
             if self._source and isinstance(self._network.backbone, Bert):
                 parts = self._source.load_again(self.contract.weights_digest)
+                change_attention(parts.network.scorer, self.contract.attention)
                 self._network = parts.network.eval().place(self.device, next(self._network.parameters()).dtype, self._network.int8)
                 self.tokenizer = TextTokenizer(self.contract, parts.tokenizer)
         return self._network
@@ -119,6 +121,8 @@ class Encoder:
         config = config if isinstance(config, EncoderConfig) else EncoderConfig(checkpoint=storage.path_text(config))
         source = _Source(checkpoint.find(config.checkpoint), config.trust_remote_code)
         parts = source.load(choose_device(config.device))
+        digest = weights_digest(parts.network)
+        change_attention(parts.network.scorer, config.attention)
         conventions = {**parts.conventions, **_changes(config, parts)}
         limit = longest_input(parts.network.backbone.config)
         for name in ("query_length", "document_length"):
@@ -126,7 +130,7 @@ class Encoder:
                 raise ConfigError(f"{name} {conventions[name]} exceeds the {limit} positions of {config.checkpoint}; lower it")
         contract = EncoderContract(
             checkpoint=resolve_checkpoint_name(config.checkpoint),
-            weights_digest=weights_digest(parts.network),
+            weights_digest=digest,
             dim=parts.network.dim,
             weighs=parts.network.scorer.weighs,
             **conventions,
@@ -167,6 +171,7 @@ class Encoder:
             if limit and config.query_length > limit:
                 raise ConfigError(f"query_length {config.query_length} exceeds the {limit} positions of {config.checkpoint}; lower it")
             contract = contract.model_copy(update={"query_length": config.query_length})
+        change_attention(parts.network.scorer, contract.attention)
         return cls._placed(contract, parts, config, source)
 
     @classmethod
@@ -301,7 +306,8 @@ class Encoder:
             scorer.load_state_dict(self.model.scorer.state_dict(), strict=False)  # sides with a gate can differ
         network = Network(self.model.backbone, self.model.layers, self.model.normalize, scorer.to(self.device)).eval()
         network.int8 = self.model.int8
-        contract = self.contract.model_copy(update={"scorer": name, "weighs": scorer.weighs, "weights_digest": weights_digest(network)})
+        changes = {"scorer": name, "weighs": scorer.weighs, "weights_digest": weights_digest(network), "attention": AttentionChanges()}
+        contract = self.contract.model_copy(update=changes)
         return Encoder(contract, TextTokenizer(contract, self.tokenizer.tokenizer), network, self.batch_tokens)
 
     def save(self, folder: str | Path) -> None:
@@ -389,27 +395,49 @@ class Encoder:
             raise ConfigError(f"{len(token_ids)} texts need {len(token_ids)} ids, not {len(names)}; give one id per text")
         keep = _keep(token_ids, skip)
         offsets = np.concatenate([[0], np.cumsum([kept.sum() for kept in keep])]).astype(np.int64)
-        values, weights = np.empty((offsets[-1], self.contract.dim), np.float16), None
+        values = np.empty((offsets[-1], self.contract.dim), np.float16)
+        weights: np.ndarray | None = None
+        attention: np.ndarray | None = None
         if self._network.training:  # eval() visits all modules, which takes half a millisecond per query
             self._network.eval()
 
-        def embedded(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        def embedded(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
             batch = pad([token_ids[row] for row in rows], [attended[row] for row in rows], [keep[row] for row in rows])
             needs_padding = isinstance(self._network.backbone, Bert) and not has_tokens(batch)  # which `Bert` has no pass for
             texts = embed(self.model if needs_padding else self._network, batch.to(self.device))
             found = texts.vectors[texts.mask].half().cpu().numpy()
-            return rows, found, None if texts.weights is None else texts.weights[texts.mask].float().cpu().numpy()
+            columns = (None if each is None else each[texts.mask].float().cpu().numpy() for each in (texts.weights, texts.attention))
+            return rows, found, *columns
 
         lengths = [len(ids) for ids in token_ids]
-        for rows, found, weighed in spread(embedded, self._batches(lengths, attended), self.device):
+        for rows, found, weighed, received in spread(embedded, self._batches(lengths, attended), self.device):
             places = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
             values[places] = found
             if weighed is not None:
                 weights = np.empty(offsets[-1], np.float32) if weights is None else weights
                 weights[places] = weighed
+            if received is not None:
+                attention = np.empty((offsets[-1], 2), np.float32) if attention is None else attention
+                attention[places] = received
         kept_ids = [ids[kept] for ids, kept in zip(token_ids, keep, strict=True)]
         flat_ids = np.concatenate(kept_ids).astype(np.int32) if kept_ids else np.empty(0, np.int32)
-        return TokenEmbeddings(values, offsets, names, flat_ids, weights)
+        return TokenEmbeddings(values, offsets, names, flat_ids, weights, attention=attention)
+
+
+def change_attention(scorer: Scorer, changes: AttentionChanges) -> None:
+    """Change the settings of a scorer that need no training.
+
+    Raises:
+        ConfigError: There are changes, and the scorer is not attention.
+    """
+    if not changes:
+        return
+    if not isinstance(scorer, Attention):
+        raise ConfigError(
+            f"the settings of attention need a checkpoint of the scorer attention, and this one is for {scorer.name}; leave them out, or "
+            'save one with Encoder.load(name).with_scorer("attention").save(folder)'
+        )
+    scorer.settings = changed_settings(scorer.settings, changes)
 
 
 def weights_digest(network: Network) -> str:
@@ -467,11 +495,16 @@ def _changes(config: EncoderConfig, parts: Parts) -> dict[str, Any]:
     """Return the conventions that a configuration changes."""
     changes = {
         name: getattr(config, name)
-        for name in ("query_length", "document_length", "query_expansion", "attend_to_expansion", "pooling_factor")
+        for name in ("query_length", "document_length", "query_expansion", "attend_to_expansion", "pooling_factor", "document_form")
         if getattr(config, name) is not None
     }
+    for name in ("query_marker", "document_marker"):
+        if getattr(config, name) is not None:
+            changes[name] = getattr(config, name) or None
     if config.windows or config.passages:
         changes |= _windows(config, changes.get("document_length", parts.conventions["document_length"]))
+    if config.attention:
+        changes["attention"] = config.attention
     if config.query_expansion:
         token = parts.conventions.get("expansion_token") or expansion_token(parts.tokenizer)
         if token is None:

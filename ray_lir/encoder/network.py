@@ -79,11 +79,11 @@ class Network(nn.Module):
 
     def queries(self, batch: TokenBatch) -> EmbeddedTexts:
         """Return vectors and token weights of queries; differentiable. Masked rows are zero (they are masked before normalization)."""
-        return self._embed(batch, self.scorer.query_weights)
+        return self._embed(batch, self.scorer.query_weights, lambda attention: None)
 
     def documents(self, batch: TokenBatch) -> EmbeddedTexts:
-        """Return vectors and token weights of documents; differentiable. Masked rows are zero."""
-        return self._embed(batch, self.scorer.document_weights)
+        """Return vectors, token weights and stored attention of documents; differentiable. Masked rows are zero."""
+        return self._embed(batch, self.scorer.document_weights, self.scorer.stored_attention)
 
     def place(self, device: torch.device, dtype: torch.dtype, int8: bool = False) -> "Network":
         """Move the network to a device and convert everything except the scorer's heads to a number format; return it.
@@ -114,12 +114,17 @@ class Network(nn.Module):
             unpadded_pass.forget(self)
         return super().train(mode)
 
-    def _embed(self, batch: TokenBatch, weigh: Callable[[Tensor, ReceivedAttention | None], Tensor | None]) -> EmbeddedTexts:
+    def _embed(
+        self,
+        batch: TokenBatch,
+        weigh: Callable[[Tensor, ReceivedAttention | None], Tensor | None],
+        store: Callable[[ReceivedAttention | None], Tensor | None],
+    ) -> EmbeddedTexts:
         projected, attention = self._project(batch)
         with torch.autocast(projected.device.type, enabled=False):
             weights = weigh(projected, attention)
             vectors = nn.functional.normalize(projected, dim=-1, eps=1e-12) if self.normalize else projected
-            return EmbeddedTexts(vectors, batch.keep_mask, weights)
+            return EmbeddedTexts(vectors, batch.keep_mask, weights, store(attention))
 
     def _project(self, batch: TokenBatch) -> tuple[Tensor, ReceivedAttention | None]:
         """Return float32 vectors before normalization, [B, L, D], and the last layer's attention if the scorer reads it."""

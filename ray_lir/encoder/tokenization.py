@@ -167,6 +167,7 @@ class TextTokenizer:
         self._queries = _Cutter.of(serialized, contract.query_length - (self._query_marker is not None))
         self._documents = _Cutter.of(serialized, contract.document_length - (self._document_marker is not None))
         self._whole = _whole_texts(serialized)
+        self._separator = self._sentence_separator() if contract.document_form == "sentences" else None
         self._warned: set[str] = set()
         self._condenser = Condenser.of(self._documents.tokenizer)
 
@@ -182,15 +183,30 @@ class TextTokenizer:
 
         return cls(contract, layouts.load_tokenizer(find(checkpoint, weights=False)))
 
-    def documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def _sentence_separator(self) -> int:
+        """Return the id of the last special token of a document, such as [SEP].
+
+        Raises:
+            ConfigError: The tokenizer adds no token at the end, or the contract has windows.
+        """
+        if self.contract.windows:
+            raise ConfigError("document_form sentences cannot be used with windows; leave one of them out")
+        encoding = self._documents.tokenizer.encode("")
+        if len(encoding) < 2:
+            raise ConfigError(f"document_form sentences needs a [SEP] token, and {self.contract.checkpoint} adds none; leave it out")
+        return encoding.ids[-1]
+
+    def documents(self, texts: Sequence[str], title_lengths: Sequence[int] | None = None) -> list[np.ndarray]:
         """Return token ids of documents, one int32 array per text: special tokens and marker included, truncated to `document_length`.
 
         The last special token is kept. If the contract has windows, a text's array holds the ids of all its windows.
 
+        Args: as in `tokenize_documents`.
+
         Raises:
             ConfigError: A text is not a string; the message has its position.
         """
-        tokens = self.tokenize_documents(texts)
+        tokens = self.tokenize_documents(texts, title_lengths)
         if tokens.windows is None:
             return tokens.ids
         ends = np.cumsum([len(spans) for spans in tokens.windows])
@@ -202,13 +218,13 @@ class TextTokenizer:
         Args:
             texts: N documents.
             title_lengths: N numbers of characters at the beginning of each text that are its title; None: no titles. Used if the contract
-                repeats titles.
+                repeats titles or separates sentences.
 
         Raises:
             ConfigError: A text is not a string, or is too long to be divided into windows.
         """
         if not self.contract.windows:
-            return self._tokenize(self._documents, texts, self.contract.document_prompt, self._document_marker)
+            return self._tokenize(self._documents, texts, self.contract.document_prompt, self._document_marker, title_lengths)
         texts = text_list("texts", texts)
         heads = [self._head(text, length) for text, length in zip(texts, title_lengths or [0] * len(texts), strict=True)]
         windows = [_Window(text, *span, *head) for text, head in zip(texts, heads, strict=True) for span in self._plan(text, *head)]
@@ -282,7 +298,7 @@ class TextTokenizer:
         if contract.pooling_factor > 1:
             return TokenSpans([], np.zeros((0, 2), np.int64))
         if not contract.windows:
-            return self._document_spans(text)
+            return self._document_spans(text, title_length)
         [windows] = self.tokenize_documents([text], [title_length]).windows or []
         parts = [self.window_spans(text, int(first), int(end), title_length) for first, end in windows]
         return TokenSpans([piece for part in parts for piece in part.pieces], np.concatenate([part.spans for part in parts]))
@@ -302,9 +318,11 @@ class TextTokenizer:
         found = self._document_spans(window.text)
         return TokenSpans(found.pieces, window.in_document(found.spans))
 
-    def _document_spans(self, text: str) -> TokenSpans:
+    def _document_spans(self, text: str, title_length: int = 0) -> TokenSpans:
         contract = self.contract
-        return self._spans(self._documents, text, contract.document_prompt, self._document_marker, contract.skip_tokens, False)
+        return self._spans(
+            self._documents, text, contract.document_prompt, self._document_marker, contract.skip_tokens, False, title_length
+        )
 
     def _head(self, text: str, title_length: int) -> tuple[int, int, int]:
         """Return the length of a document's title, and how many of its characters and tokens are repeated in every window."""
@@ -375,13 +393,19 @@ class TextTokenizer:
         contract = self.contract
         return self._spans(self._queries, text, contract.query_prompt, self._query_marker, contract.query_skip_tokens, True)
 
-    def _spans(self, cutter: _Cutter, text: str, prompt: str, marker: int | None, skip: Sequence[int], expand: bool) -> TokenSpans:
+    def _spans(
+        self, cutter: _Cutter, text: str, prompt: str, marker: int | None, skip: Sequence[int], expand: bool, title_length: int = 0
+    ) -> TokenSpans:
         start = len(text) - len(text.lstrip())
         encoding, read, _ = self._encode(cutter, text.strip(), prompt, cutter.first_limit)
         ids, spans = np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int64).reshape(-1, 2)
         origins = self._origins(read, prompt, start)
         inside = (spans[:, 0] < spans[:, 1]) & (origins[spans[:, 0]] >= 0)
         spans = np.where(inside[:, None], np.stack([origins[spans[:, 0]], origins[spans[:, 1] - 1] + 1], axis=1), -1)
+        if cutter is self._documents and self._separator is not None:
+            places = self._sentence_places(encoding, self._prepared(read.text, prompt), len(prompt) + title_length if title_length else 0)
+            ids, spans = self._separated(ids, places), np.insert(spans, places, -1, axis=0)
+            spans = np.concatenate([spans[: len(ids) - 1], [[-1, -1]]])
         if marker is not None:
             at = min(1, len(ids))
             ids, spans = np.insert(ids, at, np.int32(marker)), np.insert(spans, at, -1, axis=0)
@@ -398,36 +422,62 @@ class TextTokenizer:
             places = np.repeat(places, [len(character.lower()) for character in prompt + read.text])
         return np.append(places, -1)
 
-    def _tokenize(self, cutter: _Cutter, texts: Sequence[str], prompt: str, marker: int | None) -> TokenizedTexts:
+    def _sentence_places(self, encoding: Encoding, prepared: str, title_end: int) -> np.ndarray:
+        """Return the positions of the tokens that begin a sentence after the first one, or the text after the title."""
+        starts = np.array(encoding.offsets, np.int64).reshape(-1, 2)[:, 0]
+        inside = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
+        ends = cutting.sentence_starts(prepared)
+        ends = np.union1d(ends, [title_end]) if title_end > 0 else ends
+        places = np.unique(np.searchsorted(starts[inside], ends))
+        return inside[places[(places > 0) & (places < len(inside))]]
+
+    def _separated(self, ids: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Return token ids with a separator before each of the places, cut to the length of a document; the last token is kept."""
+        separated = np.insert(ids, places, np.int32(self._separator or 0))
+        length = self._documents.capacity + self._documents.num_special
+        return separated if len(separated) <= length else np.append(separated[: length - 1], separated[-1:])
+
+    def _tokenize(
+        self, cutter: _Cutter, texts: Sequence[str], prompt: str, marker: int | None, title_lengths: Sequence[int] | None = None
+    ) -> TokenizedTexts:
         global _have_tokenized
         _have_tokenized = True
         if "RAY_RAYLET_PID" in os.environ:  # each Ray worker would start one thread per core
             os.environ.setdefault(PARALLELISM, "false")
         limit = cutter.first_limit
-        result = TokenizedTexts([], [])
-        for group in _groups(text_list("texts", texts), limit):
-            for encoding, total, exact in self._encode_group(cutter, [text.strip() for text in group], prompt, limit):
-                ids = np.array(encoding.ids, np.int32)
+        result, separates = TokenizedTexts([], []), cutter is self._documents and self._separator is not None
+        texts = text_list("texts", texts)
+        titles = iter(title_lengths or [0] * len(texts))
+        for group in _groups(texts, limit):
+            for encoding, total, exact, prepared in self._encode_group(cutter, [text.strip() for text in group], prompt, limit, separates):
+                ids, title = np.array(encoding.ids, np.int32), next(titles)
+                if separates:
+                    places = self._sentence_places(encoding, prepared, len(prompt) + title if title else 0)
+                    ids, total = self._separated(ids, places), total + len(places)
                 if marker is not None:
                     ids, total = np.insert(ids, min(1, len(ids)), np.int32(marker)), total + 1
                 result.ids.append(ids)
                 result.truncations.append(Truncation(len(ids), total, exact))
         return result
 
-    def _encode_group(self, cutter: _Cutter, sources: list[str], prompt: str, limit: int) -> Iterator[tuple[Encoding, int, bool]]:
-        """Yield the truncated encoding of each text, its number of tokens before truncation, and whether that number is exact."""
+    def _encode_group(
+        self, cutter: _Cutter, sources: list[str], prompt: str, limit: int, offsets: bool
+    ) -> Iterator[tuple[Encoding, int, bool, str]]:
+        """Yield the truncated encoding of each text, its number of tokens before truncation, whether that number is exact, and the prepared
+        text. With `offsets`, encodings know where their tokens are."""
         read = [self._read(source, limit) for source in sources]
         prepared = [self._prepared(each.text, prompt) for each in read]
         all_whole = all(each.whole for each in read)  # encode_batch_fast omits the offsets that count_stable_tokens needs
-        encode = cutter.tokenizer.encode_batch_fast if all_whole else cutter.tokenizer.encode_batch
+        encode = cutter.tokenizer.encode_batch_fast if all_whole and not offsets else cutter.tokenizer.encode_batch
         for source, each, text, encoding in zip(sources, read, prepared, encode(prepared), strict=True):
             stable = 0 if each.whole else count_stable_tokens(encoding, len(text))
             if not each.whole and stable < cutter.capacity:
                 encoding, each, stable = self._encode(cutter, source, prompt, GROWTH * limit)
+                text = self._prepared(each.text, prompt)
             if each.whole:
-                yield encoding, cutter.num_tokens(encoding), True
+                yield encoding, cutter.num_tokens(encoding), True, text
             else:
-                yield encoding, cutter.num_special + stable + count_words_after(source, each.end), False
+                yield encoding, cutter.num_special + stable + count_words_after(source, each.end), False, text
 
     def _encode(self, cutter: _Cutter, source: str, prompt: str, limit: int) -> tuple[Encoding, Beginning, int]:
         """Return the encoding of a beginning that is long enough for the kept tokens, the beginning, and its number of stable tokens."""

@@ -73,6 +73,11 @@ def token_starts(blocks: Sequence[tuple[int, str]], encodings: Sequence[Encoding
     return TokenStarts(starts_T, np.flatnonzero(np.concatenate([np.zeros(0, bool), *is_word]) & new))
 
 
+def sentence_starts(text: str) -> np.ndarray:
+    """Return the positions after each end of a sentence and after each line, [S] int64, ascending."""
+    return np.array([found.end() for found in _SENTENCE_START.finditer(text)], np.int64)
+
+
 def cut(text: str, tokens: TokenStarts, size: int, overlap: int, max_characters: int) -> np.ndarray:
     """Return the windows of a text, [W, 2] int64: first and end character. They cover the text, and each begins after the one before.
 
@@ -84,7 +89,7 @@ def cut(text: str, tokens: TokenStarts, size: int, overlap: int, max_characters:
         max_characters: Characters from the first to the last token of a window, at most.
     """
     starts, count = tokens.starts, len(tokens.starts)
-    sentences = np.searchsorted(starts, [found.end() for found in _SENTENCE_START.finditer(text)])
+    sentences = np.searchsorted(starts, sentence_starts(text))
     windows: list[tuple[int, int]] = []
     first = 0
 

@@ -137,11 +137,23 @@ def _settle(plan: XtrPlan, surveys: Sequence[TokenHits]) -> XtrPlan:
     order = np.lexsort((-hits.scores, hits.rows))
     rows = hits.rows[order]
     ranks = np.arange(len(rows)) - np.searchsorted(rows, rows)
-    hits = hits.take(order[ranks < plan.k_prime])
+    return with_hits(plan, hits.take(order[ranks < plan.k_prime]), plan.k_prime, plan.params.imputation)
+
+
+def with_hits(plan: XtrPlan, hits: TokenHits, k_prime: int, imputation: Imputation) -> XtrPlan:
+    """Return the plan with retrieved tokens and the scores imputed from them.
+
+    Args:
+        plan: The plan of the query.
+        hits: The best tokens of the whole index, at most `k_prime` for each query token.
+        k_prime: Tokens retrieved for each query token.
+        imputation: See `XtrParams.imputation`.
+    """
     bounds = np.searchsorted(hits.rows, np.arange(len(plan.active) + 1))
     scores = (hits.scores[first:last] for first, last in pairwise(bounds.tolist()))
-    imputed = [impute(each, plan.params.imputation, plan.k_prime) for each in scores]
-    return replace(plan, hits=hits, imputed=np.array(imputed, np.float32))
+    imputed = [impute(each, imputation, k_prime) for each in scores]
+    params = plan.params.model_copy(update={"k_prime": k_prime, "imputation": imputation})
+    return replace(plan, params=params, k_prime=k_prime, hits=hits, imputed=np.array(imputed, np.float32))
 
 
 def impute(scores: np.ndarray, how: Imputation, k_prime: int) -> float:

@@ -68,6 +68,7 @@ def without_zero_rows(embeddings: TokenEmbeddings) -> TokenEmbeddings:
         embeddings.doc_ids,
         None if embeddings.token_ids is None else embeddings.token_ids[kept_T],
         None if embeddings.weights is None else embeddings.weights[kept_T],
+        attention=None if embeddings.attention is None else embeddings.attention[kept_T],
     )
 
 

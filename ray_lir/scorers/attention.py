@@ -5,9 +5,11 @@ Source: docs/algorithms.md#6-colbert-att
 
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
-from ray_lir.base.config import AttentionConfig
+from ray_lir.base.config import AttentionChanges, AttentionConfig
+from ray_lir.base.derived import derived
 from ray_lir.scorers import maxsim
 from ray_lir.scorers.batches import EmbeddedTexts
 from ray_lir.scorers.received_attention import ReceivedAttention
@@ -41,14 +43,36 @@ class Attention(Scorer):
         assert attention is not None
         return (received * delta(attention.attended.sum(1), self.settings.delta_length).to(received.dtype)[:, None]).exp()
 
+    def stored_attention(self, attention: ReceivedAttention | None) -> Tensor | None:
+        """Return the attention that each token receives, and the attended tokens of its document, [N, m, 2]; None during training."""
+        if self.training:
+            return None
+        assert attention is not None
+        received = self._received(attention).float()
+        return torch.stack([received, attention.attended.sum(1, keepdim=True).expand_as(received).float()], dim=-1)
+
     def forward(self, queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
         """Return weighted MaxSim scores, [B, N]."""
         return maxsim.scores(queries, documents)
 
     def _received(self, attention: ReceivedAttention | None) -> Tensor:
         assert attention is not None  # reads_attention is True
-        received = attention.first_row() if self.settings.reading == "cls_row" else attention.column_mean()
+        received = attention.first_row() if self.settings.reading == "cls_row" else _column_mean(attention)
         return received.detach() if self.settings.detach else received
+
+
+def changed_settings(settings: AttentionConfig, changes: AttentionChanges) -> AttentionConfig:
+    """Return settings with some changes."""
+    update: dict[str, object] = {"sides": changes.sides or settings.sides}
+    if changes.delta_length is not None:
+        update["delta_length"] = changes.delta_length or None
+    return settings.model_copy(update=update)
+
+
+@derived
+def _column_mean(attention: ReceivedAttention) -> Tensor:
+    """Return `attention.column_mean()`, which weights and stored attention share."""
+    return attention.column_mean()
 
 
 def delta(num_tokens_N: Tensor, delta_length: int) -> Tensor:

@@ -41,11 +41,13 @@ class EmbeddedTexts(ShortRepr):
         vectors: [B, L, D] float, normalized; zero outside the mask.
         mask: [B, L] bool; true for tokens.
         weights: [B, L] float factors, at least 0 (docs/algorithms.md#7-one-factored-form: u of a query, rho of a document); None: all 1.
+        attention: [B, L, 2], `Scorer.stored_attention` of documents; None for queries, for other scorers and during training.
     """
 
     vectors: torch.Tensor
     mask: torch.Tensor
     weights: torch.Tensor | None = None
+    attention: torch.Tensor | None = None
 
 
 def padded(embeddings: TokenEmbeddings, device: torch.device | str, dtype: torch.dtype = torch.float32) -> EmbeddedTexts:

@@ -58,6 +58,14 @@ class Scorer(nn.Module):
         """
         return None
 
+    def stored_attention(self, attention: ReceivedAttention | None) -> Tensor | None:
+        """Return what embeddings store of the attention of documents, [N, m, 2] float32 (`TokenEmbeddings.attention`); None: nothing.
+
+        Args:
+            attention: Attention of the last layer; None unless `reads_attention`.
+        """
+        return None
+
     def forward(self, queries: EmbeddedTexts, documents: EmbeddedTexts) -> Tensor:
         """Return the scores of all pairs as in search, [B, N]; differentiable. A pair's score does not depend on other pairs."""
         raise NotImplementedError

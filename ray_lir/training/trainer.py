@@ -249,12 +249,14 @@ def load_encoder(config: EncoderConfig, seed: int, device: str) -> Encoder:
         device: Torch's name of the device, such as cpu or cuda:0.
 
     Raises:
-        ConfigError: There is no such checkpoint, or it cannot be used; or windows or precision int8 are set.
+        ConfigError: There is no such checkpoint, or it cannot be used; or windows, precision int8 or encoder.attention are set.
     """
     if config.windows or config.passages:
         raise ConfigError("encoder.windows divides documents for an index, and training truncates them; leave it out")
     if config.precision == "int8":
         raise ConfigError("encoder.precision int8 is for encoding only; train with auto, bfloat16 or float32")
+    if config.attention:
+        raise ConfigError("encoder.attention changes the weights of an encoded corpus; for training, set --attention.sides")
     torch.manual_seed(seed)
     return Encoder.load(config.model_copy(update={"device": device, "precision": "float32"}))
 

@@ -139,6 +139,7 @@ def _pylate(settings: dict[str, Any], tokenizer: "Tokenizer") -> dict[str, Any]:
         "attend_to_expansion": expansion and setting("attend_to_expansion_tokens", False),
         "expansion_token": expansion_token(tokenizer) if expansion else None,
         "skip_tokens": punctuation_ids(tokenizer) if words is None else word_ids(tokenizer, words),
+        **({"document_form": settings["document_form"]} if "document_form" in settings else {}),
         **_prompts(settings),
     }
 

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
 
-from ray_lir.base.config import Config
+from ray_lir.base.config import AttentionChanges, AttentionConfig, Config
 from ray_lir.base.short_repr import ShortRepr
 from ray_lir.evaluation.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Imputation = Literal["min", "mean", "p10", "power_law", "zero"]
+"""How engine xtr scores a query token in a document without a retrieved token for it."""
 Numbers = dict[str, Any]
 """The result of an analysis of one model, as JSON values."""
 
@@ -33,6 +35,8 @@ class AnalysisSettings(Config):
     """Measure of quality, in the notation of ir-measures."""
     examples: int = Field(default=5, ge=0)
     """Examples of rank changes."""
+    delta_lengths: tuple[Annotated[int, Field(ge=0)], ...] = (100, 150, 200, 300, 0)
+    """Values of l for the weights of the scorer attention. 0: e^A always."""
     tagger: str = "auto"
     """Model of spaCy for parts of speech. auto: an installed English model."""
     seed: int = 0
@@ -167,6 +171,19 @@ class AnalyzedModel(Protocol):
 
     def run(self, engine: Mapping[str, Any], k: int) -> Run:
         """Return the run of an engine, given by its name and parameters."""
+        ...
+
+    def token_runs(self, settings: Sequence[tuple[int, Imputation]], k: int) -> list[Run]:
+        """Return the run of engine xtr for each pair of k' and imputation."""
+        ...
+
+    @property
+    def attention(self) -> AttentionConfig:
+        """Settings of the scorer attention; other scorers have none."""
+        ...
+
+    def with_attention(self, changes: AttentionChanges | None) -> "AnalyzedModel":
+        """Return the model with other settings of the scorer attention; None: without any weights."""
         ...
 
     def funnels(self, engine: Mapping[str, Any], k: int) -> list[Funnel]:

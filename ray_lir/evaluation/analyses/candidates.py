@@ -37,11 +37,16 @@ def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
     axes = figure.subplots()
     for name, found in results.items():
         for engine, marker in zip(ENGINES, "os", strict=True):
-            axes.plot(found[engine]["fraction"], found[engine]["queries_per_second"], marker, label=f"{name}, {engine}")
-    axes.set_xlabel("candidates, fraction of the collection")
+            axes.plot(100 * found[engine]["fraction"], found[engine]["queries_per_second"], marker, markersize=9, label=f"{name}, {engine}")
+    speeds = [found[engine]["queries_per_second"] for found in results.values() for engine in ENGINES]
+    if max(speeds) > 10 * min(speeds):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, 1.15 * max(speeds))
+    axes.set_xlim(0, 104)
+    axes.set_xlabel("candidates, % of the collection")
     axes.set_ylabel("queries a second")
-    axes.set_yscale("log")
-    axes.legend()
+    axes.legend(loc="lower left")
 
 
 ANALYSIS = Analysis("Candidates and speed of PLAID and WARP", "XTR study, figure 2", run, draw)

@@ -56,9 +56,11 @@ def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
     """Draw one bar a model for each number."""
     panels = figure.subplots(1, 2)
     for axes, name in zip(panels, ("mean_pairwise_cosine", "effective_dimensionality"), strict=True):
-        axes.bar(list(results), [found[name] for found in results.values()])
-        axes.set_ylabel(name.replace("_", " "))
-        axes.tick_params(axis="x", rotation=20)
+        bars = axes.barh(list(results), [found[name] for found in results.values()], height=0.5)
+        axes.bar_label(bars, fmt="%.3g", padding=3)
+        axes.set_xlabel(name.replace("_", " "))
+        axes.set_ylim(len(results) - 0.4, -0.6)
+        axes.margins(x=0.15)
 
 
 def missing(model: AnalyzedModel, settings: AnalysisSettings) -> str | None:

@@ -1,20 +1,20 @@
 """Quality of XTR's retrieval: against the number of retrieved tokens k', and for each imputation."""
 
 from collections.abc import Mapping
-from functools import cache
 from typing import TYPE_CHECKING
 
-from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Numbers
+from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Imputation, Numbers
+from ray_lir.evaluation.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-IMPUTATIONS = ("mean", "p10", "min", "power_law", "zero")
+IMPUTATIONS: tuple[Imputation, ...] = ("mean", "p10", "min", "power_law", "zero")
 K = 100
 USUAL = 4000
+"""k' for the comparison of imputations, if the index has enough tokens."""
 TOKENS_PER_K_PRIME = 20
-"""The index must have this many times k' tokens. With a larger k', retrieval reads most of the index, and takes minutes."""
-"""k' for the comparison of imputations, if the index has as many tokens."""
+"""The index must have this many times k' tokens. With a larger k', retrieval reads most of the index."""
 
 
 def run(model: AnalyzedModel, settings: AnalysisSettings) -> Numbers:
@@ -26,20 +26,18 @@ def run(model: AnalyzedModel, settings: AnalysisSettings) -> Numbers:
     k_primes = [k_prime for k_prime in settings.k_primes if k_prime <= most] or [min(*settings.k_primes, model.num_tokens)]
     usual = min(USUAL, max(k_primes))
 
-    def quality(engine: Mapping[str, object]) -> float:
-        return float(model.evaluate(model.run(engine, K), settings.measure).mean())
+    def quality(run: Run) -> float:
+        return float(model.evaluate(run, settings.measure).mean())
 
-    @cache  # one of the settings belongs to both series
-    def xtr(k_prime: int, imputation: str) -> float:
-        return quality({"engine": "xtr", "k_prime": k_prime, "imputation": imputation})
-
+    pairs = list(dict.fromkeys([*((k_prime, "min") for k_prime in k_primes), *((usual, each) for each in IMPUTATIONS)]))
+    runs = dict(zip(pairs, map(quality, model.token_runs(pairs, K)), strict=True))
     return {
         "measure": settings.measure,
         "k_primes": k_primes,
-        "by_k_prime": [xtr(k_prime, "min") for k_prime in k_primes],
+        "by_k_prime": [runs[k_prime, "min"] for k_prime in k_primes],
         "k_prime": usual,
-        "by_imputation": {each: xtr(usual, each) for each in IMPUTATIONS},
-        "exact": quality({"engine": "exact"}),
+        "by_imputation": {each: runs[usual, each] for each in IMPUTATIONS},
+        "exact": quality(model.run({"engine": "exact"}, K)),
     }
 
 
@@ -51,6 +49,7 @@ def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
         left.axhline(found["exact"], color=line.get_color(), linestyle=":")
         right.plot(list(found["by_imputation"]), list(found["by_imputation"].values()), marker="o", label=name)
     left.set_xscale("log")
+    left.xaxis.set_major_formatter("{x:,g}")
     left.set_xlabel("k' (dotted: exact scores)")
     left.set_ylabel(next(iter(results.values()))["measure"])
     right.set_xlabel("imputation")

@@ -46,7 +46,12 @@ def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
     for name, found in results.items():
         counts = np.asarray(found["counts"], float)
         centers = (np.asarray(found["edges"])[1:] + np.asarray(found["edges"])[:-1]) / 2
-        axes.plot(centers, counts / max(counts.sum(), 1), label=name)
+        [line] = axes.plot(centers, counts / max(counts.sum(), 1), label=name)
+        axes.fill_between(centers, counts / max(counts.sum(), 1), alpha=0.15, color=line.get_color())
+    found_bins = np.flatnonzero(np.sum([found["counts"] for found in results.values()], axis=0))
+    if len(found_bins):
+        axes.set_xlim(2 * found_bins[0] / BINS - 1.05, 2 * (found_bins[-1] + 1) / BINS - 0.95)
+    axes.set_ylim(0)
     axes.set_xlabel("similarity of retrieved tokens")
     axes.set_ylabel("fraction of tokens")
     axes.legend()

@@ -51,6 +51,8 @@ def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
             if found[kind] is not None:
                 axes.plot(found["ranks"], found[kind], label=name)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_ylim(0)
         axes.set_xlabel("rank of the token")
         axes.set_ylabel(f"fraction {label}")
     panels[0].legend()

@@ -10,10 +10,11 @@ import pytest
 from jobs.analyze import AnalyzeConfig, analyze
 from jobs.analyzed_index import AnalyzedIndex
 from jobs.query_search import QueryEncoderConfig, QuerySearch
-from ray_lir.base.config import EncoderConfig, TrialConfig
+from ray_lir.base.config import AttentionChanges, AttentionConfig, EncoderConfig, IndexConfig, TrialConfig
 from ray_lir.base.errors import ConfigError
 from ray_lir.building.build import build_index
 from ray_lir.corpus.datasets import load_dataset
+from ray_lir.embeddings.parquet import read_blocks
 from ray_lir.encoder.corpus_encoder import encode_corpus
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.evaluation.analyses import ANALYSES, AnalysisSettings, token_weights
@@ -21,11 +22,12 @@ from ray_lir.evaluation.analyses.analysis import JudgedQuery, RetrievedTokens
 from ray_lir.evaluation.analyses.cost import maxsim_flops, relation_flops
 from ray_lir.evaluation.analyses.geometry import effective_dimensionality, mean_pairwise_cosine
 from ray_lir.evaluation.analyses.token_weights import classes
+from ray_lir.evaluation.nearest_tokens import nearest_tokens
 from tests.support.repository import GOLDEN
 from tests.support.served_index import make_index
 
 QUERIES = 12
-WEIGHTED = {"token_weights", "relations"}
+LEFT_OUT = {"token_weights", "attention"}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,11 @@ def place(tmp_path_factory) -> Path:
         str(folder / "corpus.jsonl"), str(folder / "trial_embeddings"), EncoderConfig(checkpoint=str(folder / "trial_checkpoint"))
     )
     build_index(str(folder / "trial_embeddings"), str(folder / "trial"))
+    encoder.with_scorer("attention", AttentionConfig(delta_length=12)).save(folder / "attention_checkpoint")
+    encode_corpus(
+        str(folder / "corpus.jsonl"), str(folder / "attention_embeddings"), EncoderConfig(checkpoint=str(folder / "attention_checkpoint"))
+    )
+    build_index(str(folder / "attention_embeddings"), str(folder / "attention"), IndexConfig(num_shards=2))
     return folder
 
 
@@ -66,7 +73,7 @@ def results(place) -> dict[str, dict]:
 
 
 def test_every_analysis_writes_numbers_and_figures(place, results):
-    assert set(ANALYSES) - {"token_weights"} <= set(results)
+    assert set(ANALYSES) - LEFT_OUT <= set(results)
     for name, files in results["_"]["analyses"].items():
         assert files == [f"{name}.json", f"{name}.png", f"{name}.svg"]
         assert (place / "out" / f"{name}.png").read_bytes()[:4] == b"\x89PNG" and (place / "out" / f"{name}.svg").stat().st_size > 1000
@@ -120,9 +127,9 @@ def test_relations_are_shown_token_by_token(results):
         )
 
 
-def analyzed(place: Path, index: str = "index") -> AnalyzedIndex:
+def analyzed(place: Path, index: str = "index", embeddings: str | None = None) -> AnalyzedIndex:
     search = QuerySearch.open(str(place / index), QueryEncoderConfig(), None)
-    return AnalyzedIndex(search, load_dataset(place / "data"), False)
+    return AnalyzedIndex(search, load_dataset(place / "data"), False, embeddings and str(place / embeddings))
 
 
 def test_retrieval_equals_brute_force(place):
@@ -136,6 +143,73 @@ def test_retrieval_equals_brute_force(place):
         assert found.scores[found.rows == row] == pytest.approx(expected, abs=2e-3)
         assert found.ranks[found.rows == row].tolist() == [0, 1, 2, 3, 4]
     assert index.knows_document_tokens and (found.token_ids >= 0).all()
+
+
+def test_original_vectors_are_those_of_the_embeddings(place):
+    index, original = analyzed(place, "trial"), analyzed(place, "trial", "trial_embeddings")
+    [part] = (place / "trial_embeddings").rglob("*.parquet")
+    [block] = read_blocks(str(part))
+    vectors = block.embeddings.values.astype(np.float32)
+    query = index.embeddings.values[: index.embeddings.offsets[1]].astype(np.float32)
+    found, compressed = (next(iter(each.retrieve(5))) for each in (original, index))
+    for row in range(len(query)):
+        expected = np.sort(vectors @ query[row])[::-1][:5]
+        assert found.scores[found.rows == row] == pytest.approx(expected, abs=1e-5)
+    assert np.abs(found.scores - compressed.scores).max() > 1e-4
+    with pytest.raises(ConfigError, match="was not built from the embeddings.*leave --embeddings out"):
+        analyzed(place, "trial", "attention_embeddings")
+    with pytest.raises(ConfigError, match="names 2 folders for 1 indexes"):
+        analyze(AnalyzeConfig(index=str(place / "trial"), dataset=str(place / "data"), output="/tmp/never", embeddings="a,b"))
+
+
+@pytest.mark.parametrize("name", ["index", "attention"])
+def test_runs_from_one_retrieval_equal_those_of_the_engine(place, name):
+    index = analyzed(place, name)
+    settings = [(3, "min"), (40, "zero"), (40, "mean"), (200, "power_law")]
+    for (k_prime, imputation), run in zip(settings, index.token_runs(settings, 10), strict=True):
+        expected = index.run({"engine": "xtr", "k_prime": k_prime, "imputation": imputation}, 10)
+        assert list(run) == list(expected)
+        for query_id, ranking in run.items():
+            assert [score for _, score in ranking] == pytest.approx([score for _, score in expected[query_id]], abs=1e-4)
+
+
+def test_nearest_tokens_of_several_blocks_are_those_of_all_tokens():
+    rng = np.random.default_rng(0)
+    vectors, queries = rng.normal(size=(50, 4)).astype(np.float32), rng.normal(size=(3, 4)).astype(np.float32)
+    vectors[7] = vectors[30]  # equal similarities: the lower number comes first
+    for sizes in ([50], [20, 30], [1] * 50):
+        blocks = np.split(vectors, np.cumsum(sizes)[:-1])
+        for k in (1, 9, 50, 60):
+            tokens, scores = nearest_tokens(queries, blocks, k)
+            expected = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :k]
+            np.testing.assert_allclose(scores, np.take_along_axis(queries @ vectors.T, expected, 1), atol=1e-6)
+            if k == 50:
+                np.testing.assert_array_equal(tokens, expected)
+
+
+def test_other_lengths_and_sides_equal_an_index_built_with_them(place):
+    swept = analyzed(place, "attention")
+    engine = {"engine": "exact"}
+    for number, changes in enumerate([AttentionChanges(delta_length=30), AttentionChanges(delta_length=0, sides="documents")]):
+        build_index(str(place / "attention_embeddings"), str(place / f"attention_{number}"), IndexConfig(num_shards=2, attention=changes))
+        expected = analyzed(place, f"attention_{number}").run(engine, 10)
+        found = swept.with_attention(changes).run(engine, 10)
+        for query_id, ranking in expected.items():
+            assert [score for _, score in found[query_id]] == pytest.approx([score for _, score in ranking], rel=2e-4)
+        assert any(found[query_id] != swept.run(engine, 10)[query_id] for query_id in found)
+    plain = swept.with_attention(None)
+    assert plain.searcher.shards[0].weights is None and (plain.embeddings.weights == 1).all()
+
+
+def test_attention_is_swept_by_one_command(place):
+    config = AnalyzeConfig(
+        index=f"{place}/attention", dataset=str(place / "data"), output=str(place / "sweep"), analyses="attention", num_queries=4
+    )
+    assert list(analyze(config)["analyses"]) == ["attention"]
+    found = json.loads((place / "sweep/attention.json").read_text())["models"]["attention"]
+    assert list(found["by_delta_length"]) == ["100", "150", "200", "300", "always"] and found["delta_length"] == 12
+    assert set(found["by_sides"]) == {"none", "queries", "documents", "both"}
+    assert all(0 <= value <= 1 for part in ("by_sides", "by_delta_length") for value in found[part].values())
 
 
 def test_weights_change_candidates_of_trial_only(place):
@@ -246,7 +320,8 @@ def test_operations_by_hand():
     ("changes", "message"),
     [
         ({"analyses": "relations"}, "relations is not possible: the scorer maxsim has no relations; analyze an index of the scorer trial"),
-        ({"analyses": "figure3"}, "no analysis 'figure3'; the analyses are score_distribution, "),
+        ({"analyses": "attention"}, "attention is not possible: the scorer maxsim has no attention weights"),
+        ({"analyses": "figure3"}, "no analysis 'figure3'; the analyses are k_prime, "),
         ({"analysis": AnalysisSettings(measure="nDGC@10")}, "unknown measure 'nDGC@10'"),
         ({"analysis": AnalysisSettings(measure="AP RR")}, "must name one measure"),
         ({"split": "dev"}, "no split 'dev' in .*; it has test"),

@@ -73,6 +73,19 @@ def test_invalid_arguments_are_one_line_errors_with_the_fix(arguments, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_recipe_extends_another_one(tmp_path):
+    (tmp_path / "base.yaml").write_text("output: there\ncodec:\n  nbits: 8\n  buckets: quantile\n")
+    (tmp_path / "job.yaml").write_text("extends: base.yaml\ncodec:\n  nbits: 2\n")
+    job = parse(Job, ["--recipe", str(tmp_path / "job.yaml")])
+    assert (job.output, job.codec.nbits, job.codec.buckets) == ("there", 2, "quantile")
+    (tmp_path / "base.yaml").write_text("extends: job.yaml\noutput: there\n")
+    with pytest.raises(ConfigError, match="does not extend this one"):
+        parse(Job, ["--recipe", str(tmp_path / "job.yaml")])
+    (tmp_path / "base.yaml").unlink()
+    with pytest.raises(ConfigError, match="cannot read the recipe .*base.yaml"):
+        parse(Job, ["--recipe", str(tmp_path / "job.yaml")])
+
+
 def test_a_recipe_with_a_misspelt_field_or_no_mapping_is_refused(tmp_path):
     recipe = tmp_path / "job.yaml"
     recipe.write_text("output: there\ncodec: {nbist: 8}\n")

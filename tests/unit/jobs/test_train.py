@@ -9,6 +9,7 @@ from jobs import cli
 from jobs.evaluate import EvaluateConfig
 from jobs.mine import MineConfig
 from jobs.train import TrainJob, run
+from ray_lir.base.config import XtrConfig
 from ray_lir.scorers import SCORERS
 from tests.support.repository import REPOSITORY
 from tests.support.training_jobs import flags, make_place
@@ -80,6 +81,33 @@ def test_recipes_are_complete_jobs_except_for_their_folders(recipe):
     else:
         unsourced = {line.partition(":")[0] for line in settings if "#" not in line and not line.endswith(":")}
         assert unsourced <= {"scorer", "checkpoint_every"}
+
+
+def row(recipe: str) -> TrainJob:
+    path = REPOSITORY / "jobs" / "recipes" / f"train_{recipe}.yaml"
+    return cli.parse(TrainJob, ["--recipe", str(path), "--dataset", "words", "--output", "there"])
+
+
+def test_every_row_of_the_xtr_studys_tables_has_a_recipe():
+    """Recipes that extend another one differ from it in what their row says, and in nothing else."""
+    for k in (64, 256, 512):
+        assert row(f"xtr_1_k{k}") == row("xtr_1").model_copy(update={"xtr": XtrConfig(k_train=(k,))})
+    colbert = {"scorer": "maxsim", "temperature": 0.2}
+    assert row("xtr_1_colbert") == row("xtr_1").model_copy(update=colbert)
+    assert row("xtr_2_contrastive_colbert") == row("xtr_2_contrastive").model_copy(update=colbert)
+    assert row("xtr_2_distill_colbert") == row("xtr_2_distill").model_copy(update={"scorer": "maxsim"})
+    for loss in ("contrastive", "distill"):
+        assert row(f"xtr_2_{loss}").xtr.k_train == (512, 256)
+        for k in (256, 512):
+            expected = row(f"xtr_2_{loss}").model_copy(update={"xtr": XtrConfig(k_train=(k,))})
+            assert row(f"xtr_2_{loss}_k{k}") == expected
+
+
+def test_both_lengths_of_trial_are_reachable():
+    article, code = row("trial_article"), row("trial")
+    assert [(each.encoder.query_length, each.encoder.document_length) for each in (article, code)] == [(40, 320), (32, 300)]
+    assert (article.trial.first_match, code.trial.first_match) == ("first_token", "best")
+    assert article.encoder.checkpoint == code.encoder.checkpoint and not article.learn_temperatures
 
 
 @pytest.mark.parametrize(("text", "expected"), [("512", (512,)), ("[512, 256]", (512, 256))])
