@@ -65,16 +65,17 @@ def run(model: AnalyzedModel, settings: AnalysisSettings) -> Numbers:
 def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
     """Draw the time of the stages, stacked, for each model and engine."""
     axes = figure.subplots()
-    labels = [f"{model}, {engine}" for model, found in results.items() for engine in found["milliseconds"]]
+    separator = ", " if len(results) > 1 else ""
+    labels = [f"{model if separator else ''}{separator}{engine}" for model, found in results.items() for engine in found["milliseconds"]]
     columns = [stages for found in results.values() for stages in found["milliseconds"].values()]
     bottom = np.zeros(len(columns))
     for name in dict.fromkeys(name for stages in columns for name in stages):
-        heights = np.array([stages.get(name, 0.0) for stages in columns])
-        axes.bar(labels, heights, bottom=bottom, label=name)
-        bottom += heights
-    axes.set_ylabel("milliseconds a query")
-    axes.tick_params(axis="x", rotation=60)
-    axes.legend()
+        widths = np.array([stages.get(name, 0.0) for stages in columns])
+        axes.barh(labels, widths, left=bottom, height=0.6, label=name.replace("_", " "))
+        bottom += widths
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds a query")
+    figure.legend(loc="outside right upper", title="stage")
 
 
 ANALYSIS = Analysis("Operations of a score, and time of each stage", "TRIAL, tables 4 and 5", run, draw)

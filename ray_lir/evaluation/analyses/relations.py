@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 K = 100
+SHOWN = 60
+"""Characters of a query that the figure shows."""
 
 
 def run(model: AnalyzedModel, settings: AnalysisSettings) -> Numbers:
@@ -55,12 +57,22 @@ def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
     axes = figure.subplots()
     axes.axis("off")
     rows = [
-        (model, each["query"][:50], each["doc_id"], str(each["rank"] or "-"), str(each["rank_without_relations"] or "-"))
+        (model, _shortened(each["query"]), each["doc_id"], str(each["rank"] or f"> {K}"), str(each["rank_without_relations"] or f"> {K}"))
         for model, found in results.items()
         for each in found["examples"]
     ]
-    if rows:
-        axes.table(rows, colLabels=("model", "query", "document", "rank", "rank without relations"), loc="center")
+    if not rows:
+        axes.text(0.5, 0.5, "no rank of a relevant document changes", ha="center")
+        return
+    columns = ("model", "query", "document", "rank", "without relations")
+    table = axes.table(rows, colLabels=columns, colWidths=(0.12, 0.5, 0.14, 0.08, 0.16), loc="center", cellLoc="left")
+    table.auto_set_font_size(False)
+    table.set_fontsize(9)
+    table.scale(1, 1.5)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
 ANALYSIS = Analysis("Rank changes by relations, token by token", "TRIAL, table 7", run, draw, missing)

@@ -86,8 +86,9 @@ def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
         there = [place for place, name in enumerate(names) if name in found["classes"]]
         values = [found["classes"][names[place]] for place in there]
         places = np.array(there) + number * width
-        axes.bar(places, [each["mean"] for each in values], width, yerr=[each["std"] for each in values], label=model)
-    axes.set_xticks(np.arange(len(names)), names, rotation=60)
+        spread = {"elinewidth": 1, "capsize": 2, "alpha": 0.6}
+        axes.bar(places, [each["mean"] for each in values], width, yerr=[each["std"] for each in values], error_kw=spread, label=model)
+    axes.set_xticks(np.arange(len(names)) + (len(results) - 1) * width / 2, names, rotation=45, ha="right")
     axes.set_ylabel("weight of a query token")
     axes.legend()
 

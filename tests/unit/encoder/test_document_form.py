@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from jobs import cli
 from jobs.encode import EncodeJob, run
@@ -29,9 +30,13 @@ def loaded(checkpoint: str, **changes: object) -> Encoder:
     return Encoder.load(EncoderConfig(checkpoint=checkpoint, precision="float32", **changes))
 
 
+def whole_tokenizer(encoder: Encoder) -> Tokenizer:
+    return Tokenizer.from_str(encoder.tokenizer.tokenizer.backend_tokenizer.to_str())
+
+
 def parts(encoder: Encoder, texts: list[str]) -> list[int]:
     """[CLS], then the tokens of each text with [SEP] after it."""
-    own = [encoder.tokenizer.tokenizer.encode(text) for text in texts]
+    own = [whole_tokenizer(encoder).encode(text).ids for text in texts]
     return [own[0][0], *(token for ids in own for token in ids[1:])]
 
 
@@ -40,12 +45,12 @@ def test_each_sentence_and_the_title_end_with_a_separator(checkpoint):
     tokens = encoder.tokenizer.tokenize_documents([TEXT, SENTENCES[3], ""], [len(TITLE), 0, 0])
     assert tokens.ids[0].tolist() == parts(encoder, [TITLE, *SENTENCES])
     assert tokens.ids[1].tolist() == parts(encoder, [SENTENCES[3]])
-    assert tokens.ids[2].tolist() == encoder.tokenizer.tokenizer.encode("")
+    assert tokens.ids[2].tolist() == whole_tokenizer(encoder).encode("").ids
     assert [each.total for each in tokens.truncations] == [len(ids) for ids in tokens.ids]
     untitled = encoder.tokenizer.documents([TEXT])[0]
     assert untitled.tolist() == parts(encoder, [f"{TITLE} {SENTENCES[0]}", *SENTENCES[1:]])
     plain = loaded(checkpoint)
-    assert plain.tokenizer.documents([TEXT])[0].tolist() == plain.tokenizer.tokenizer.encode(TEXT)
+    assert plain.tokenizer.documents([TEXT])[0].tolist() == whole_tokenizer(plain).encode(TEXT).ids
     assert plain.contract.fingerprint != encoder.contract.fingerprint
     assert encoder.tokenizer.queries([TEXT])[0].tolist() == plain.tokenizer.queries([TEXT])[0].tolist()
 
@@ -55,7 +60,7 @@ def test_truncation_keeps_the_last_separator(checkpoint, length):
     encoder = loaded(checkpoint, document_form="sentences", document_length=length, document_marker="[unused1]")
     tokens = encoder.tokenizer.tokenize_documents([TEXT], [len(TITLE)])
     whole = parts(encoder, [TITLE, *SENTENCES])
-    marker = encoder.tokenizer.tokenizer.convert_tokens_to_ids("[unused1]")
+    marker = whole_tokenizer(encoder).token_to_id("[unused1]")
     assert tokens.ids[0].tolist() == [whole[0], marker, *whole[1 : length - 2], whole[-1]]
     assert (tokens.truncations[0].kept, tokens.truncations[0].is_cut) == (length, True)
 
