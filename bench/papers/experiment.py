@@ -74,12 +74,12 @@ class Experiment:
     @property
     def pairs(self) -> "Cell":
         path = self.work / "pairs.jsonl"
-        return Cell("training data", path, lambda: self._mine(path, self.profile.negatives))
+        return Cell("training data", [path], lambda: self._mine(path, self.profile.negatives))
 
     @property
     def listed(self) -> "Cell":
         path = self.work / "listed.jsonl"
-        return Cell("distillation data", path, lambda: self._mine(path, self.profile.listed))
+        return Cell("distillation data", [path], lambda: self._mine(path, self.profile.listed))
 
     @property
     def scores(self) -> "Cell":
@@ -88,18 +88,18 @@ class Experiment:
         def make() -> None:
             assert self.teacher
             lengths = {"query_length": self.profile.query_length, "document_length": self.profile.passage_length}
-            rows = add_scores(EncoderConfig(checkpoint=self.teacher, **lengths), self.listed.path, _num_lines(attempt_at(path)))
+            rows = add_scores(EncoderConfig(checkpoint=self.teacher, **lengths), self.listed.paths[0], _num_lines(attempt_at(path)))
             _append(path, rows)
 
-        return Cell("teacher's scores", path, make, (self.listed,), None if self.teacher else "needs --teacher")
+        return Cell("teacher's scores", [path], make, (self.listed,), None if self.teacher else "needs --teacher")
 
     @property
     def begin(self) -> "Cell":
         folder = self.model_folder(UNTRAINED, 0)
         return Cell(
             "projection",
-            folder / MADE,
-            lambda: self._keep(folder, training.start(self.base, self.pairs.path, self.profile, folder)),
+            [folder / MADE],
+            lambda: self._keep(folder, training.start(self.base, self.pairs.paths[0], self.profile, folder)),
             (self.pairs,),
         )
 
@@ -115,9 +115,9 @@ class Experiment:
         begin = self.model_folder(UNTRAINED, 0) / training.CHECKPOINT
 
         def make() -> None:
-            self._keep(folder, training.train(begin, examples.path, model, self.profile, seed, folder))
+            self._keep(folder, training.train(begin, examples.paths[0], model, self.profile, seed, folder))
 
-        return Cell(f"training of {name}, seed {seed}", folder / MADE, make, (self.begin, examples), examples.lacks)
+        return Cell(f"training of {name}, seed {seed}", [folder / MADE], make, (self.begin, examples), examples.lacks)
 
     def measuring(self, name: str, seed: int, collection: str) -> "Cell":
         """Return the cell of all searches of a collection with a model.
@@ -132,9 +132,9 @@ class Experiment:
 
         def make() -> None:
             measuring.measure(self.encoder(name, seed), self.data, collection, ways_of(name, self.profile), self.profile, folder, commit())
-            self._keep(folder, {})
 
-        return Cell(f"{name}, seed {seed} on {collection}", folder / MADE, make, needs, next((cell.lacks for cell in needs), None))
+        paths = [measuring.answer(folder, way) for way in ways_of(name, self.profile)]
+        return Cell(f"{name}, seed {seed} on {collection}", paths, make, needs, next((cell.lacks for cell in needs), None))
 
     def encoder(self, name: str, seed: int) -> EncoderConfig:
         """Return the encoder for documents and queries. The untrained one is the base checkpoint with its own settings."""
@@ -170,21 +170,21 @@ class Cell:
 
     Attributes:
         name: What it makes.
-        path: A file that exists once the cell is made.
+        paths: Files that exist once the cell is made; the first gives the lock its name.
         make: Makes it, or continues where a killed run stopped.
         needs: Cells that must be made first.
         lacks: Why it cannot be made; None if it can.
     """
 
     name: str
-    path: Path
+    paths: Sequence[Path]
     make: Callable[[], None]
     needs: tuple["Cell", ...] = ()
     lacks: str | None = None
 
     @property
     def is_made(self) -> bool:
-        return self.path.exists()
+        return all(path.exists() for path in self.paths)
 
     @property
     def is_ready(self) -> bool:
@@ -238,7 +238,7 @@ def run(experiment: Experiment, only: Sequence[str] | None = None, deadline: flo
         if not cell.is_ready:
             say(f"skipped: {cell.name} ({cell.lacks or 'an earlier cell is missing'})")
             continue
-        with locked(cell.path) as free:
+        with locked(cell.paths[0]) as free:
             if free and not cell.is_made:
                 say(cell.name)
                 cell.make()

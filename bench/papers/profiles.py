@@ -158,9 +158,6 @@ def ways(profile: Profile) -> dict[str, Way]:
 
 
 def ways_of(model: str, profile: Profile) -> dict[str, Way]:
-    """Return the ways of searching with a model. The untrained default is searched by the default engine only."""
-    every = ways(profile)
-    if model == UNTRAINED:
-        return {"scan": every["scan"]}
+    """Return the ways of searching with a model; recall with and without weights needs query token weights."""
     weighs = model.startswith(("trial", "attention"))
-    return {name: way for name, way in every.items() if way.weighted is None or weighs}
+    return {name: way for name, way in ways(profile).items() if way.weighted is None or weighs}
