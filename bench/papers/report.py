@@ -137,6 +137,11 @@ def judged(answers: Answers, every: Sequence[Claim]) -> list[dict[str, Any]]:
     ]
 
 
+def most_measured(answers: Answers, models: Sequence[str], way: str) -> str:
+    """Return the model that is searched in a way on the most collections; the first of several."""
+    return max(models, key=lambda model: len(answers.collections("0", (model, way))))
+
+
 def _finding(found: dict[str, Any] | None) -> Finding | None:
     return found and Finding(found["difference"], found["p_holm"], found["equivalence_p_holm"], tuple(found["by_seed"]))
 
@@ -160,8 +165,10 @@ def write_report(about: dict[str, Any], results: dict[str, Any], output: Path) -
         name: {each: compared(answers, (name, "scan"), (UNTRAINED, "scan"), "nDCG@10", [each]) for each in profile.collections}
         for name in trained
     }
+    colbert = most_measured(answers, ("maxsim", UNTRAINED), "papers: exact")
+    token_model = most_measured(answers, (f"xtr, k {profile.k_train[0]}", "maxsim", UNTRAINED), "xtr, zero")
     report = about | {
-        "claims": judged(answers, claims(profile)),
+        "claims": judged(answers, claims(profile, colbert, token_model)),
         "against_untrained": corrected(gains),
         "sizes": sizes(answers, profile.collections),
         "means": {measure: tables(answers, measure) for measure in (*QUALITY, "candidates")},
