@@ -101,7 +101,7 @@ class Kernels(Protocol):
         """Compress the residuals of unit vectors.
 
         A token decodes to scales[0] centroid + scales[1] bucket weights, which has length one. With `codec.token_scale` the buckets are
-        those of the residual over its root mean square, and scales[1] / scales[0] is the least-squares factor.
+        those of the residual over its root mean square, and the decoded residual has the length of the residual.
 
         Source: docs/algorithms.md#22-residual-codec.
 

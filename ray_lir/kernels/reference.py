@@ -69,8 +69,8 @@ class _ReferenceKernels:
         decoded_TD = codec.weights[buckets_TD].astype(np.float64)
         scales_T = np.ones(len(norms_T))
         if codec.token_scale:
-            along_T = np.maximum(np.einsum("td,td->t", decoded_TD, residuals_TD), 0)
-            scales_T = along_T / np.maximum(np.einsum("td,td->t", decoded_TD, decoded_TD), 1e-24)
+            along_T = np.einsum("td,td->t", decoded_TD, residuals_TD)
+            scales_T = np.where(along_T > 0, norms_T / np.sqrt(np.maximum(np.einsum("td,td->t", decoded_TD, decoded_TD), 1e-24)), 0)
         decoded_TD = codec.centroids_f32[codes_T] + scales_T[:, None] * decoded_TD
         inverse_T = 1 / np.sqrt(np.maximum(np.einsum("td,td->t", decoded_TD, decoded_TD), 1e-24))
         scales_T2 = np.stack([inverse_T, inverse_T * scales_T], axis=1).astype(np.float32)

@@ -96,8 +96,8 @@ def _compress(vectors_TD: torch.Tensor, codes_T: torch.Tensor, codec: ResidualCo
     decoded_TD = upload(codec.weights)[buckets_TD].double()
     scales_T = ones_T
     if codec.token_scale:
-        along_T = (decoded_TD * residuals_TD).sum(dim=1).clamp(min=0)
-        scales_T = along_T / decoded_TD.square().sum(dim=1).clamp(min=1e-24)
+        along_T = (decoded_TD * residuals_TD).sum(dim=1)
+        scales_T = torch.where(along_T > 0, norms_T * decoded_TD.square().sum(dim=1).clamp(min=1e-24).rsqrt(), 0)
     decoded_TD = centroids_TD + scales_T[:, None] * decoded_TD
     inverse_T = decoded_TD.square().sum(dim=1).clamp(min=1e-24).rsqrt()
     scales_T2 = torch.stack([inverse_T, inverse_T * scales_T], dim=1)

@@ -2,8 +2,8 @@
 
 // Compute buckets, packed residuals, the two scales of the decoded token, and the norm of the residual.
 //
-// With token_scale, the buckets are those of r / rms(r). The scale s of the residual is the least-squares factor <r, b> / <b, b> for
-// bucket weights b. The decoded token c + s b is normalised to length one.
+// With token_scale, the buckets are those of r / rms(r), and the scale s of the residual is |r| / |b| for bucket weights b. The decoded token
+// c + s b is normalised to length one.
 inline void compress_one(const CompressTask& task, int64_t i) {
   const float* vector = task.vectors + i * task.dim;
   const float* centroid = task.centroids + task.codes[i] * task.dim;
@@ -27,7 +27,7 @@ inline void compress_one(const CompressTask& task, int64_t i) {
   }
   for (int64_t d = 0; d < task.dim; ++d) decoded[d] = task.weights[buckets[d]];
   const float along = dot(decoded, residual, task.dim), squares = dot(decoded, decoded, task.dim);
-  const float scale = !task.token_scale ? 1 : squares > 0 && along > 0 ? along / squares : 0;
+  const float scale = !task.token_scale ? 1 : squares > 0 && along > 0 ? norm / std::sqrt(squares) : 0;
   for (int64_t d = 0; d < task.dim; ++d) decoded[d] = centroid[d] + scale * decoded[d];
   const float length = std::sqrt(dot(decoded, decoded, task.dim)), inverse = 1 / (length > 1e-12f ? length : 1e-12f);
   task.scales[2 * i] = inverse;
