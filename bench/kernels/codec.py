@@ -1,78 +1,267 @@
-"""The residual codec: recall of exhaustive search from the codes, against bytes a token; JSON and a table.
+"""Codecs: recall of exhaustive search from compressed tokens, against bytes a token, and time; JSON and a table.
 
-    python -m bench.kernels.codec [--dataset FOLDER] [--size small] [--num-queries 100]
-                               [--work runs/bench] [--output bench/results/codec.json]
+    python -m bench.kernels.codec [WORK ...] [--dataset FOLDER] [--num-queries 100] [--output bench/results/codec.json]
 
-The embeddings and the exact answers (MaxSim in float32) are those of bench.compare. Each codec has its own build.
+WORK is a work folder of bench.compare, one for each collection (default: runs/bench); --dataset makes its collection on first use. Recall
+is that of the exact answers (MaxSim in float32). All codecs of a collection have the same centroids, so only residuals and scales differ.
+Times are CPU time on one thread: `compress` a token, and `search` a token and query. Rows that the output has already from the same
+machine are kept.
 """
 
 import argparse
 import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from bench.comparison.collection import SIZES, Collection, open_collection
+from bench.comparison.collection import Collection, open_collection
 from bench.comparison.report import quality
 from bench.machine import machine
 from bench.peers import inputs
-from ray_lir import storage
+from bench.peers.inputs import Texts
 from ray_lir.base.config import CodecConfig, IndexConfig
-from ray_lir.building.build import build_index
-from ray_lir.embeddings.token_embeddings import TokenEmbeddings
-from ray_lir.index.documents import FILE
-from ray_lir.search.searcher import Searcher
+from ray_lir.base.parallel import one_blas_thread
+from ray_lir.building import clustering
+from ray_lir.building.clustering import Assigner
+from ray_lir.index.codec import TRELLIS_MEMORY, ResidualCodec, fit_buckets, fit_trellis, random_rotation
+from ray_lir.index.residuals import normalize, residual_values
+from ray_lir.index.shard import IndexShard
+from ray_lir.kernels import Kernels, select
 
-BITS = (1, 2, 4, 8)
-CODECS = {
-    "quantile buckets (the papers')": {"buckets": "quantile", "rotation": False, "token_scale": False},
-    "Lloyd-Max buckets": {"rotation": False, "token_scale": False},
-    "and a scale a token": {"rotation": False},
-    "and a rotation (the default)": {},
-}
+SAMPLE = 50_000
+"""Token vectors that buckets are fitted to."""
+BLOCK = 20_000
 DEPTH = 100
+Rescale = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""Returns scales [T, 2] for vectors, centroids and decoded residuals [T, D]."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.kernels.codec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("works", nargs="*", type=Path, default=[Path("runs/bench")])
     parser.add_argument("--dataset", type=Path)
-    parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--num-queries", type=int, default=100)
-    parser.add_argument("--work", type=Path, default=Path("runs/bench"))
     parser.add_argument("--output", type=Path, default=Path("bench/results/codec.json"))
     options = parser.parse_args()
-    collection = open_collection(options.dataset, options.size, options.work)
-    rows = [_measure(collection, options.num_queries, nbits, name) for nbits in BITS for name in CODECS]
-    report = {"machine": machine(), "size": options.size, "queries": options.num_queries, "rows": rows}
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
-    options.output.with_suffix(".md").write_text(markdown(rows))
-    print(markdown(rows))
+    report: dict[str, Any] = {"machine": machine(), "queries": options.num_queries, "rows": []}
+    if options.output.exists():
+        before = json.loads(options.output.read_text())
+        if all(before.get(name) == report[name] for name in ("machine", "queries")):
+            report = before
+    for work in options.works:
+        done = {(row["bits"], row["codec"]) for row in report["rows"] if row["collection"] == work.name}
+        for row in _measure(open_collection(options.dataset, "small", work), options.num_queries, done):
+            print(row, flush=True)
+            report["rows"].append({"collection": work.name, **row})
+            options.output.write_text(json.dumps(report, indent=1) + "\n")
+            options.output.with_suffix(".md").write_text(markdown(report["rows"]))
+    print(markdown(report["rows"]))
 
 
-def _measure(collection: Collection, num_queries: int, nbits: int, name: str) -> dict[str, Any]:
-    """Measure one codec: build, exhaustive search, recall of the oracle and nDCG."""
-    output = str(collection.folder / "codec")
-    storage.remove_tree(output)
-    manifest = build_index(str(collection.folder / "embeddings"), output, IndexConfig(codec=CodecConfig(nbits=nbits, **CODECS[name])))
-    texts = inputs.load(collection.folder, "queries")
-    queries = TokenEmbeddings.of([texts[number] for number in range(num_queries)])
-    answers = Searcher.open(output).search(queries, DEPTH, "exact")
-    storage.remove_tree(output)
-    arrays = sum(file.size for shard in manifest.shards for file in shard.files if not file.name.endswith(FILE))
-    found = quality(np.stack([answer.documents for answer in answers]), collection)
-    print(f"{nbits} bits, {name}: {found}", flush=True)
-    return {"nbits": nbits, "codec": name, **found, "bytes_per_token": round(arrays / manifest.num_tokens, 2)}
+@one_blas_thread()
+def _measure(collection: Collection, num_queries: int, done: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a collection that are not done."""
+    documents, queries = (inputs.load(collection.folder, name) for name in ("documents", "queries"))
+    whole = lazy(lambda: Run(collection, documents, [queries[number].astype(np.float32) for number in range(num_queries)]))
+    for bits, name, run, settings in _rows(whole):
+        if (bits, name) not in done:
+            yield run().row(bits, name, **settings)
+
+
+def lazy(make: Callable[[], "Run"]) -> Callable[[], "Run"]:
+    """Return a function that makes a run at its first call, because clustering takes a while."""
+    made: list[Run] = []
+
+    def get() -> Run:
+        if not made:
+            made.append(make())
+        return made[0]
+
+    return get
+
+
+def _rows(whole: Callable[[], "Run"]) -> Iterator[tuple[str, str, Callable[[], "Run"], dict[str, Any]]]:
+    """Yield bits and name of every row, its run and the arguments of `Run.row`."""
+    for nbits in (1, 2):
+        bits, default, trellis = f"{nbits} bits", CodecConfig(nbits=nbits), CodecConfig(nbits=nbits, buckets="trellis")
+        yield bits, "quantile buckets (the papers')", whole, {"config": CodecConfig(nbits=nbits, buckets="quantile")}
+        yield bits, "Lloyd-Max buckets", whole, {"config": CodecConfig(nbits=nbits, rotation=False, token_scale=False)}
+        for name, rescale in RESCALES.items():
+            yield bits, f"rotation, scale a token: {name}", whole, {"config": default, "rescale": rescale}
+        yield bits, "rotation, scale a token: length of the residual (default)", whole, {"config": default}
+        yield bits, "trellis of 1 state (product codebook)", whole, {"config": trellis, "memory": 0}
+        yield bits, "trellis of 8 states", whole, {"config": trellis}
+    yield "4 bits", "rotation, scale a token: length of the residual (default)", whole, {"config": CodecConfig(nbits=4)}
+    for dim, nbits in ((96, 2), (64, 4)):
+        nested = lazy(lambda dim=dim: whole().nested(dim))  # type: ignore[misc]
+        yield f"{nbits} bits", f"the first {dim} dimensions, of PCA", nested, {"config": CodecConfig(nbits=nbits)}
+    pruned = lazy(lambda: whole().pruned(0.75))
+    yield "2 bits", "75% of the tokens: without the most similar to another of their document", pruned, {"config": CodecConfig(nbits=2)}
+
+
+class Run:
+    """One collection with centroids, for many codecs.
+
+    Args:
+        collection: The collection, for the exact answers.
+        documents: Token embeddings of its documents.
+        queries: Token embeddings of the queries to search for, [n, D] float32 each.
+        num_tokens: Tokens to divide bytes by; None: those of the documents.
+    """
+
+    def __init__(self, collection: Collection, documents: Texts, queries: list[np.ndarray], num_tokens: int | None = None) -> None:
+        self.collection, self.documents, self.queries = collection, documents, queries
+        self.num_tokens = num_tokens or documents.num_tokens
+        self.kernels: Kernels = select("native", 1)
+        rng = np.random.default_rng(0)
+        config = IndexConfig().clustering
+        num_centroids = int(8 * np.sqrt(documents.num_tokens)) // 16 * 16
+        size = min(documents.num_tokens, config.points_per_centroid * num_centroids)
+        sample = documents.values[np.sort(rng.choice(documents.num_tokens, size, replace=False))].astype(np.float32)
+        sample = sample[rng.permutation(len(sample))]
+        centroids = sample[:num_centroids]
+        for _ in range(config.num_iterations):
+            assigner = Assigner.over(centroids, config.assign_nprobe, config.seed)
+            centroids = clustering.step(centroids, assigner, [["all"]], lambda _: (sample, None), lambda call, items: map(call, items))
+        self.centroids = normalize(centroids).astype(np.float16)
+        assigner = Assigner.over(self.centroids.astype(np.float32), config.assign_nprobe, config.seed)
+        self.codes = np.concatenate([assigner(documents.values[start : start + BLOCK]) for start in range(0, documents.num_tokens, BLOCK)])
+        self.sample = rng.choice(documents.num_tokens, min(SAMPLE, documents.num_tokens), replace=False)
+
+    def row(
+        self, bits: str, name: str, config: CodecConfig, rescale: Rescale | None = None, memory: int = TRELLIS_MEMORY
+    ) -> dict[str, Any]:
+        """Return recall, bytes and times of one codec.
+
+        Args:
+            bits: First cell of the row.
+            name: Second cell of the row.
+            config: Settings of the codec.
+            rescale: Computes the scales of tokens; None: those of the codec.
+            memory: Bits that a trellis remembers.
+        """
+        codec = self.codec(config, memory)
+        began = time.process_time()
+        packed, scales = self.compress(codec, rescale)
+        compress_s = time.process_time() - began
+        shard = IndexShard(
+            0, self.documents.offsets, self.codes.astype(codec.code_dtype), packed, scales, pa.table({}), codec.num_centroids
+        )
+        best, began = [], time.process_time()
+        for query in self.queries:
+            rotated = codec.rotate(query, self.kernels)
+            table = self.kernels.centroid_scores(rotated, codec)
+            scores = self.kernels.residual_maxsim([rotated], [np.ones(len(query), np.float32)], [table], shard, codec)[0]
+            best.append(self.kernels.top_k(scores, np.arange(len(scores)), DEPTH)[1])
+        search_s = time.process_time() - began
+        bytes_a_token = codec.code_dtype.itemsize + packed.shape[1] + scales.nbytes / len(scales)
+        return {
+            "bits": bits,
+            "codec": name,
+            **quality(np.stack(best), self.collection),
+            "bytes_per_token": round(bytes_a_token * self.documents.num_tokens / self.num_tokens, 2),
+            "compress_us": None if rescale else round(1e6 * compress_s / self.documents.num_tokens, 2),
+            "search_ns": round(1e9 * search_s / self.documents.num_tokens / len(self.queries), 1),
+        }
+
+    def codec(self, config: CodecConfig, memory: int) -> ResidualCodec:
+        """Return the codec of a configuration over the centroids of this collection."""
+        rotation = random_rotation(self.documents.dim, 0) if config.rotation else None
+        centroids = self.centroids
+        if rotation is not None:
+            centroids = normalize(self.kernels.rotate(centroids.astype(np.float32), rotation)).astype(np.float16)
+        codec = ResidualCodec(centroids, np.zeros(1, np.float32), np.zeros(2, np.float32), rotation, bool(config.token_scale))
+        vectors = codec.rotate(np.ascontiguousarray(self.documents.values[self.sample]), self.kernels)
+        residuals = vectors - codec.centroids_f32[self.codes[self.sample]]
+        if config.buckets != "trellis":
+            cutoffs, weights = fit_buckets(residuals, config)
+            return replace(codec, cutoffs=cutoffs, weights=weights)
+        return replace(codec, cutoffs=np.zeros(0, np.float32), weights=fit_trellis(residuals, config.nbits, self.kernels, memory))
+
+    def compress(self, codec: ResidualCodec, rescale: Rescale | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return packed residuals [T, P] and scales [T, 2] float16 of all tokens."""
+        packed, scales = [], []
+        for start in range(0, self.documents.num_tokens, BLOCK):
+            vectors = codec.rotate(self.documents.values[start : start + BLOCK], self.kernels)
+            codes = self.codes[start : start + BLOCK]
+            bytes_TP, scales_T2, _ = self.kernels.compress(vectors, codes, codec)
+            if rescale is not None:
+                scales_T2 = rescale(vectors, codec.centroids_f32[codes], residual_values(bytes_TP, codec.weights))
+            packed.append(bytes_TP)
+            scales.append(scales_T2.astype(np.float16))
+        return np.concatenate(packed), np.concatenate(scales)
+
+    def nested(self, dim: int) -> "Run":
+        """Return the run over the first dimensions of documents and queries, which are in the order of PCA."""
+        values = normalize(self.documents.values[:, :dim].astype(np.float32)).astype(np.float16)
+        queries = [normalize(query[:, :dim]) for query in self.queries]
+        return Run(self.collection, Texts(values, self.documents.offsets), queries)
+
+    def pruned(self, fraction: float) -> "Run":
+        """Return the run without the tokens that are most similar to another token of their document."""
+        kept = np.ones(self.documents.num_tokens, bool)
+        for number in range(len(self.documents)):
+            vectors = self.documents[number].astype(np.float32)
+            similarities = vectors @ vectors.T
+            np.fill_diagonal(similarities, -1)
+            for _ in range(int((1 - fraction) * len(vectors))):
+                token = int(similarities.max(axis=1).argmax())
+                similarities[token], similarities[:, token] = -2, -2
+                kept[self.documents.offsets[number] + token] = False
+        offsets = np.concatenate([[0], np.cumsum(kept)])[self.documents.offsets]
+        return Run(self.collection, Texts(self.documents.values[kept], offsets), self.queries, self.documents.num_tokens)
+
+
+def _dot(first_TD: np.ndarray, second_TD: np.ndarray) -> np.ndarray:
+    return np.einsum("td,td->t", first_TD, second_TD)
+
+
+def _scales(factors_T: np.ndarray, centroids_TD: np.ndarray, decoded_TD: np.ndarray, unit: bool = True) -> np.ndarray:
+    """Return scales [T, 2] that multiply decoded residuals by a factor, and normalise the token unless `unit` is False."""
+    vectors_TD = centroids_TD + factors_T[:, None] * decoded_TD
+    inverse_T = 1 / np.sqrt(_dot(vectors_TD, vectors_TD)) if unit else np.ones(len(factors_T))
+    return np.stack([inverse_T, inverse_T * factors_T], axis=1)
+
+
+def _least_squares(vectors_TD: np.ndarray, centroids_TD: np.ndarray, decoded_TD: np.ndarray) -> np.ndarray:
+    return _dot(vectors_TD - centroids_TD, decoded_TD) / np.maximum(_dot(decoded_TD, decoded_TD), 1e-12)
+
+
+def _unbiased(vectors_TD: np.ndarray, centroids_TD: np.ndarray, decoded_TD: np.ndarray) -> np.ndarray:
+    residuals_TD = vectors_TD - centroids_TD
+    return _dot(residuals_TD, residuals_TD) / np.maximum(_dot(residuals_TD, decoded_TD), 1e-12)
+
+
+def _as_long(vectors_TD: np.ndarray, centroids_TD: np.ndarray, decoded_TD: np.ndarray) -> np.ndarray:
+    residuals_TD = vectors_TD - centroids_TD
+    return np.sqrt(_dot(residuals_TD, residuals_TD) / np.maximum(_dot(decoded_TD, decoded_TD), 1e-12))
+
+
+RESCALES: dict[str, Rescale] = {
+    "least squares, then length one (0.2)": lambda v, c, d: _scales(_least_squares(v, c, d), c, d),
+    "unbiased (RaBitQ), then length one": lambda v, c, d: _scales(_unbiased(v, c, d), c, d),
+    "length of the residual, not normalised": lambda v, c, d: _scales(_as_long(v, c, d), c, d, unit=False),
+}
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Return the report as Markdown."""
-    lines = ["| bits | codec | R@10 | R@100 | nDCG@10 | bytes a token |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        quality = " | ".join(f"{row[name]:.3f}" for name in ("recall@10", "recall@100", "nDCG@10"))
-        lines.append(f"| {row['nbits']} | {row['codec']} | {quality} | {row['bytes_per_token']} |")
+    collections = list(dict.fromkeys(row["collection"] for row in rows))
+    columns = ["bits", "codec", "bytes a token", *(f"{name} R@{k}" for name in collections for k in (10, 100)), "compress us", "search ns"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for bits, codec in dict.fromkeys((row["bits"], row["codec"]) for row in rows):
+        same = {row["collection"]: row for row in rows if (row["bits"], row["codec"]) == (bits, codec)}
+        first = next(iter(same.values()))
+        recalls = [f"{same[name][f'recall@{k}']:.3f}" if name in same else "" for name in collections for k in (10, 100)]
+        cells = [bits, codec, first["bytes_per_token"], *recalls, first["compress_us"] or "", first["search_ns"]]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 

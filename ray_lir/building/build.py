@@ -42,9 +42,11 @@ from ray_lir.index.lexical import write_statistics
 from ray_lir.index.manifest import INDEX_FOLDERS, IndexManifest, listed_names
 from ray_lir.index.versions import listed_by, read_version, version_numbers
 from ray_lir.storage.manifest import (
+    FORMAT_VERSION,
     LATEST,
     MANIFEST,
     PROVENANCE,
+    TRELLIS_VERSION,
     FileEntry,
     check_file,
     create_manifest,
@@ -191,6 +193,7 @@ def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], m
         check_has_terms(terms)
         lexical = write_statistics(build.output, build.config.stemmer, terms)
     manifest = IndexManifest(
+        format_version=TRELLIS_VERSION if codec.has_trellis else FORMAT_VERSION,
         contract=source.contract,
         dim=source.dim,
         nbits=codec.nbits,

@@ -15,7 +15,7 @@ from ray_lir.building.token_clustering import TokenAssigner
 from ray_lir.building.workspace import Build, Workspace
 from ray_lir.embeddings.parquet import read_blocks, read_lengths
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
-from ray_lir.index.codec import ResidualCodec, fit_buckets, random_rotation
+from ray_lir.index.codec import ResidualCodec, fit_buckets, fit_trellis, random_rotation
 from ray_lir.index.norms import directions, kept_norms, without_zero_rows
 from ray_lir.index.residuals import normalize
 from ray_lir.kernels import select
@@ -53,7 +53,10 @@ def train_codec(build: Build, map: Map, records: list[dict[str, Any]]) -> tuple[
     with phase("buckets", records) as record:
         assigner = assigner_over(centroids.astype(np.float32), token_offsets, config.clustering)
         residuals = _residuals(build, assigner, "held-out" if num_held_out else "train")
-        cutoffs, weights = fit_buckets(residuals, config.codec)
+        if config.codec.buckets == "trellis":
+            cutoffs, weights = np.zeros(0, np.float32), fit_trellis(residuals, config.codec.nbits, select())
+        else:
+            cutoffs, weights = fit_buckets(residuals, config.codec)
         record.update(values=residuals.size, nbits=config.codec.nbits)
     return ResidualCodec(centroids, cutoffs, weights, rotation, bool(config.codec.token_scale), token_offsets), assigner
 

@@ -17,18 +17,41 @@ from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.base.parallel import one_blas_thread
 from ray_lir.base.short_repr import ShortRepr
 from ray_lir.index.manifest import IndexManifest
+from ray_lir.index.residuals import trellis_rows
 from ray_lir.storage.manifest import check_file
 
 LLOYD_MAX_ITERATIONS = 1000
+TRELLIS_MEMORY = 3
+"""Bits of the byte before that choose the values of a byte."""
+TRELLIS_ROWS = tuple(256 << memory for memory in range(5))
+"""Numbers of rows of a trellis that the kernels can search."""
+TRELLIS_ITERATIONS = 12
+TRELLIS_VECTORS = 8192
+"""Largest number of residuals to fit a trellis to: about 100 values for each value of the table."""
 WORD_BITS = 14
 FIX = "restore the file or build the index anew"
 
 
 class Rotates(Protocol):
-    """The kernel that a codec needs; every `kernels.Kernels` has it."""
+    """The kernels that a codec needs; every `kernels.Kernels` has them."""
 
     def rotate(self, vectors_TD: np.ndarray, rotation_DD: np.ndarray) -> np.ndarray:
         """Return vectors @ rotation, [T, D] float32."""
+
+
+class Compresses(Protocol):
+    """The kernel that fits a trellis; every `kernels.Kernels` has it."""
+
+    def compress(self, vectors_TD: np.ndarray, codes_T: np.ndarray, codec: "ResidualCodec") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Compress the residuals of vectors.
+
+        Args:
+            vectors_TD: [T, D] float16 or float32, rotated.
+            codes_T: [T], the centroid of each vector.
+            codec: The codec to compress with.
+        Returns:
+            Packed residuals [T, P] uint8, scales [T, 2] float32, and the norms of the residuals [T] float32.
+        """
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,7 +61,9 @@ class ResidualCodec(ShortRepr):
     Attributes:
         centroids: [C, D] float16, unit length.
         cutoffs: [2^nbits - 1] float32, ascending; value v is in bucket b if cutoffs[b-1] < v <= cutoffs[b].
-        weights: [2^nbits] float32, the value that a bucket decodes to.
+        weights: [2^nbits] float32, the value that a bucket decodes to. With a trellis, [2^(8 + memory), 8 / nbits] float32 and no cutoffs:
+            row 256 state + byte has the values that a packed byte decodes to. Its state is the last `memory` bits of the byte before, and 0
+            for the first byte.
         rotation: [D, D] float32, orthogonal, applied to vectors before compression; None without rotation.
         token_scale: Whether cutoffs and weights are relative to the root mean square of each residual.
         token_offsets: [V + 1] int64, the first centroid of each vocabulary id; None without token-aware clustering.
@@ -62,7 +87,12 @@ class ResidualCodec(ShortRepr):
     @property
     def nbits(self) -> int:
         """Bits a dimension."""
-        return int(np.log2(len(self.weights)))
+        return 8 // self.weights.shape[1] if self.has_trellis else int(np.log2(len(self.weights)))
+
+    @property
+    def has_trellis(self) -> bool:
+        """Whether packed bytes, instead of bucket numbers, choose the values of several dimensions together."""
+        return self.weights.ndim == 2
 
     @property
     def dim(self) -> int:
@@ -152,12 +182,14 @@ def _check_tables(arrays: dict[str, np.ndarray]) -> None:
     Raises:
         ValueError: One of these conditions is false.
     """
-    centroids, num_buckets = arrays["centroids"], len(arrays["weights"])
+    centroids, weights = arrays["centroids"], arrays["weights"]
     num_centroids, dim = centroids.shape
+    has_trellis = weights.ndim == 2
+    num_buckets = 1 if has_trellis else len(weights)
     expected: dict[str, tuple[type | np.dtype, tuple[int, ...]]] = {
         "centroids": (np.float16, (num_centroids, dim)),
         "cutoffs": (np.float32, (num_buckets - 1,)),
-        "weights": (np.float32, (num_buckets,)),
+        "weights": (np.float32, weights.shape if has_trellis else (num_buckets,)),
         "token_scale": (np.bool_, (1,)),
     }
     if "rotation" in arrays:
@@ -167,7 +199,9 @@ def _check_tables(arrays: dict[str, np.ndarray]) -> None:
     if "token_offsets" in arrays:
         offsets = arrays["token_offsets"]
         expected["token_offsets"] = (np.int64, (max(2, len(offsets)),))
-    if num_buckets not in (2, 4, 16, 256) or not num_centroids or not dim:
+    if has_trellis and (len(weights) not in TRELLIS_ROWS or weights.shape[1] not in (4, 8)):
+        raise ValueError(f"a trellis of {len(weights)} rows for {weights.shape[1]} dimensions")
+    if not (has_trellis or num_buckets in (2, 4, 16, 256)) or not num_centroids or not dim:
         raise ValueError(f"{num_buckets} buckets and {num_centroids} centroids of {dim} dimensions")
     for name, (dtype, shape) in expected.items():
         array = arrays[name]
@@ -222,3 +256,32 @@ def _lloyd_max(ordered: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np
             break
         weights = means
     return (weights[1:] + weights[:-1]) / 2, weights
+
+
+def fit_trellis(residuals: np.ndarray, nbits: int, kernels: Compresses, memory: int = TRELLIS_MEMORY) -> np.ndarray:
+    """Fit the table of a trellis to sampled residuals over their root mean square.
+
+    Each iteration compresses the sample and sets every row to the mean of its residuals (generalised Lloyd algorithm).
+
+    Args:
+        residuals: [T, D] float32; the first `TRELLIS_VECTORS` are used.
+        nbits: Bits a dimension, 1 or 2.
+        kernels: The kernels to compress the sample with.
+        memory: Bits of the byte before that choose the values of a byte.
+    Returns:
+        [2^(8 + memory), 8 / nbits] float32.
+    Source:
+        docs/algorithms.md#22-residual-codec
+    """
+    num_rows, width, dim = 256 << memory, 8 // nbits, residuals.shape[1]
+    norms = np.sqrt(np.einsum("td,td->t", residuals, residuals, dtype=np.float64) / dim)
+    units = (residuals[norms > 0][:TRELLIS_VECTORS] / norms[norms > 0][:TRELLIS_VECTORS, None]).astype(np.float32)
+    table = np.random.default_rng(0).normal(size=(num_rows, width)).astype(np.float32)
+    codes, origin, items = np.zeros(len(units), np.int64), np.zeros((1, dim), np.float16), units.reshape(-1, width).astype(np.float64)
+    for _ in range(TRELLIS_ITERATIONS):
+        packed, _, _ = kernels.compress(units, codes, ResidualCodec(origin, np.zeros(0, np.float32), table, token_scale=True))
+        rows = trellis_rows(packed, num_rows).ravel()
+        counts = np.bincount(rows, minlength=num_rows)
+        sums = np.stack([np.bincount(rows, items[:, j], num_rows) for j in range(width)], axis=1)
+        table = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], table).astype(np.float32)
+    return table

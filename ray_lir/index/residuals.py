@@ -25,10 +25,26 @@ def unpack(packed_TP: np.ndarray, nbits: int) -> np.ndarray:
     return (packed_TP[:, :, None] >> shifts & np.uint8(2**nbits - 1)).reshape(len(packed_TP), -1)
 
 
-def residual_values(packed_TP: np.ndarray, weights_K: np.ndarray) -> np.ndarray:
-    """Return the bucket weight of every dimension, [T, D] float32."""
-    nbits = int(np.log2(len(weights_K)))
-    weights_of_byte = weights_K.astype(np.float32)[unpack(np.arange(256, dtype=np.uint8)[:, None], nbits)]
+def trellis_rows(packed_TP: np.ndarray, num_rows: int) -> np.ndarray:
+    """Return the row of each packed byte in a trellis of `num_rows` rows, [T, P] int64."""
+    rows_TP = packed_TP.astype(np.int64)
+    rows_TP[:, 1:] += packed_TP[:, :-1].astype(np.int64) % (num_rows // 256) * 256
+    return rows_TP
+
+
+def residual_values(packed_TP: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the value of every dimension of packed residuals.
+
+    Args:
+        packed_TP: [T, P] uint8.
+        weights: The codec's bucket weights [2^nbits], or its trellis.
+    Returns:
+        [T, D] float32.
+    """
+    if weights.ndim == 2:
+        return weights[trellis_rows(packed_TP, len(weights))].reshape(len(packed_TP), packed_TP.shape[1] * weights.shape[1])
+    nbits = int(np.log2(len(weights)))
+    weights_of_byte = weights.astype(np.float32)[unpack(np.arange(256, dtype=np.uint8)[:, None], nbits)]
     # Fetching all dimensions of a byte as one item is several times faster than fetching one weight at a time.
     as_item = np.ascontiguousarray(weights_of_byte).view(f"V{weights_of_byte.shape[1] * 4}")[:, 0]
     return as_item[packed_TP].view(np.float32)

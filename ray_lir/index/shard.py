@@ -4,7 +4,7 @@
 |---|---|---|
 | doc_offsets.npy | [N + 1] int64 | document i owns tokens doc_offsets[i] to doc_offsets[i + 1] |
 | codes.npy | [T] uint16 or uint32 | each token's centroid |
-| residuals.npy | [T, D nbits / 8] uint8 | packed buckets, the first dimension in the highest bits |
+| residuals.npy | [T, D nbits / 8] uint8 | packed buckets, the first dimension in the highest bits; or bytes of a trellis |
 | scales.npy | [T, 2] float16 | a token decodes to scales[0] centroid + scales[1] bucket weights, with the norm of the original vector |
 | weights.npy | [T] float16 | token weights minus one, if the scorer weighs document tokens |
 | windows.npy | [W, 3] uint32 | of documents in windows: each window's first token in the shard, first and end character in its document |

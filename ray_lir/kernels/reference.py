@@ -65,8 +65,12 @@ class _ReferenceKernels:
         units_T = np.ones(len(norms_T))
         if codec.token_scale:
             units_T = np.where(norms_T > 0, norms_T / np.sqrt(vectors_TD.shape[1]), 1).astype(np.float32)
-        buckets_TD = np.searchsorted(codec.cutoffs, residuals_TD / units_T[:, None], side="left").astype(np.uint8)
-        decoded_TD = codec.weights[buckets_TD].astype(np.float64)
+        if codec.has_trellis:
+            packed_TP = _nearest_bytes(residuals_TD / units_T[:, None].astype(np.float32), codec.weights)
+        else:
+            buckets_TD = np.searchsorted(codec.cutoffs, residuals_TD / units_T[:, None], side="left").astype(np.uint8)
+            packed_TP = pack(buckets_TD, codec.nbits)
+        decoded_TD = residual_values(packed_TP, codec.weights).astype(np.float64)
         scales_T = np.ones(len(norms_T))
         if codec.token_scale:
             along_T = np.einsum("td,td->t", decoded_TD, residuals_TD)
@@ -74,7 +78,7 @@ class _ReferenceKernels:
         decoded_TD = codec.centroids_f32[codes_T] + scales_T[:, None] * decoded_TD
         inverse_T = 1 / np.sqrt(np.maximum(np.einsum("td,td->t", decoded_TD, decoded_TD), 1e-24))
         scales_T2 = np.stack([inverse_T, inverse_T * scales_T], axis=1).astype(np.float32)
-        return pack(buckets_TD, codec.nbits), scales_T2, norms_T.astype(np.float32)
+        return packed_TP, scales_T2, norms_T.astype(np.float32)
 
     def maxsim(
         self, queries: Sequence[np.ndarray], weights: Sequence[np.ndarray], tokens_TD: np.ndarray, offsets: np.ndarray
@@ -218,6 +222,39 @@ class _ReferenceKernels:
 
 
 REFERENCE: Kernels = _ReferenceKernels()
+
+
+def _nearest_bytes(values_TD: np.ndarray, trellis_KG: np.ndarray) -> np.ndarray:
+    """Return the packed bytes [T, P] uint8 with the values nearest to the given ones, by the Viterbi algorithm.
+
+    The state before a byte is the last bits of the byte before. Ties go to the lowest state, then to the lowest byte.
+    """
+    num_states, width = len(trellis_KG) // 256, trellis_KG.shape[1]
+    packed_TP = np.empty((len(values_TD), values_TD.shape[1] // width), np.uint8)
+    columns_GK = trellis_KG.T.astype(np.float32)
+    halves_K = np.einsum("gk,gk->k", columns_GK, columns_GK) / 2
+    for start in range(0, len(values_TD), BLOCK_TOKENS // 8):
+        block_TD = values_TD[start : start + BLOCK_TOKENS // 8]
+        rows = np.arange(len(block_TD))
+        states_TS = np.full((len(block_TD), num_states), -1e30, np.float32)
+        states_TS[:, 0] = 0
+        paths: list[tuple[np.ndarray, np.ndarray]] = []
+        for first in range(0, values_TD.shape[1], width):
+            scores_TSB = (block_TD[:, first : first + width] @ columns_GK - halves_K).reshape(len(block_TD), num_states, 256)
+            scores_TSB += states_TS[:, :, None]
+            before_TB = scores_TSB.argmax(axis=1)
+            # Bytes of the same state are the columns of [T, 256 / S, S].
+            best_TBS = scores_TSB.max(axis=1).reshape(len(block_TD), -1, num_states)
+            bytes_TS = best_TBS.argmax(axis=1) * num_states + np.arange(num_states)
+            states_TS = best_TBS.max(axis=1)
+            paths.append((before_TB, bytes_TS))
+        state_T = states_TS.argmax(axis=1)
+        for number in range(len(paths) - 1, -1, -1):
+            before_TB, bytes_TS = paths[number]
+            byte_T = bytes_TS[rows, state_T]
+            packed_TP[start : start + len(block_TD), number] = byte_T
+            state_T = before_TB[rows, byte_T]
+    return packed_TP
 
 
 def _maxsim(

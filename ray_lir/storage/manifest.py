@@ -17,6 +17,10 @@ from ray_lir.storage.concurrent_writes import create_bytes
 from ray_lir.storage.file_names import FileName, check_links
 
 FORMAT_VERSION = 1
+"""The version of manifests that every release reads."""
+TRELLIS_VERSION = 2
+"""The version of an index whose codec has a trellis."""
+NEWEST_VERSION = 2
 MANIFEST = "manifest.json"
 PROVENANCE = "provenance.json"
 LATEST = "LATEST"
@@ -130,8 +134,8 @@ def read_manifest(url: str, kind: type[Manifest], made_by: str) -> Manifest:
         found = f"{value.get('kind', 'no kind')!s:.80}" if isinstance(value, dict) else type(value).__name__
         raise FormatError(url, f"a manifest of {expected_kind}", f"{found}", f"give a folder that {made_by} wrote")
     version = value.get("format_version")
-    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
-        raise UnsupportedVersion(url, f"format_version up to {FORMAT_VERSION}", f"{version!r:.40}", "upgrade ray_lir to read it")
+    if type(version) is not int or not 1 <= version <= NEWEST_VERSION:
+        raise UnsupportedVersion(url, f"format_version up to {NEWEST_VERSION}", f"{version!r:.40}", "upgrade ray_lir to read it")
     try:
         return kind.model_validate(value)
     except ValidationError as error:

@@ -27,6 +27,7 @@ SHAPES = {
     "num_centroids": st.sampled_from([1, 7, 33, 300]),
     "max_tokens": st.sampled_from([1, 5, 50, 120]),
     "seed": st.integers(0, 1000),
+    "memory": st.sampled_from([None, 0, 3]),
 }
 
 
@@ -38,13 +39,21 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return normalize(rows.astype(np.float32))
 
 
-def made_up(num_docs: int, num_query_tokens: int, dim: int, nbits: int, num_centroids: int, max_tokens: int, seed: int):
-    """Return a shard with some empty documents, its codec, a query and its weights, and the random generator."""
+def made_up(
+    num_docs: int, num_query_tokens: int, dim: int, nbits: int, num_centroids: int, max_tokens: int, seed: int, memory: int | None = None
+):
+    """Return a shard with some empty documents, its codec, a query and its weights, and the random generator.
+
+    With `memory` and 1 or 2 bits, the codec has a trellis that remembers so many bits.
+    """
     rng = np.random.default_rng(seed)
     doc_offsets = np.concatenate([[0], np.cumsum(rng.integers(0, max_tokens + 1, num_docs))]).astype(np.int64)
     num_tokens = int(doc_offsets[-1])
     weights = np.sort(rng.normal(size=2**nbits)).astype(np.float32)
-    codec = ResidualCodec(unit(rng.normal(size=(num_centroids, dim))).astype(np.float16), (weights[1:] + weights[:-1]) / 2, weights)
+    cutoffs = (weights[1:] + weights[:-1]) / 2
+    if memory is not None and nbits <= 2:
+        cutoffs, weights = cutoffs[:0], rng.normal(size=(256 << memory, 8 // nbits)).astype(np.float32)
+    codec = ResidualCodec(unit(rng.normal(size=(num_centroids, dim))).astype(np.float16), cutoffs, weights)
     codes = rng.integers(0, num_centroids, num_tokens).astype(codec.code_dtype)
     residuals = rng.integers(0, 256, (num_tokens, dim * nbits // 8)).astype(np.uint8)
     scales = np.stack([rng.uniform(0.7, 1, num_tokens), rng.uniform(0, 0.5 / np.sqrt(dim), num_tokens)], axis=1).astype(np.float16)

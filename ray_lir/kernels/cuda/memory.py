@@ -7,7 +7,7 @@ import torch
 import triton
 
 from ray_lir.base.derived import derived
-from ray_lir.base.errors import KernelUnavailable
+from ray_lir.base.errors import ConfigError, KernelUnavailable
 from ray_lir.base.short_repr import ShortRepr
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.residuals import residual_values
@@ -121,7 +121,13 @@ def shard_memory(shard: IndexShard) -> ShardMemory:
 
 @derived
 def codec_memory(codec: ResidualCodec) -> CodecMemory:
-    """Return the arrays of a codec on the device."""
+    """Return the arrays of a codec on the device.
+
+    Raises:
+        ConfigError: The codec has a trellis.
+    """
+    if codec.has_trellis:
+        raise ConfigError("an index with codec.buckets trellis is searched on CPUs only; set kernels to native, or build it with lloyd_max")
     halves = upload(codec.centroids)
     byte_values = residual_values(np.arange(256, dtype=np.uint8)[:, None], codec.weights).astype(np.float16)
     return CodecMemory(halves.float(), padded(halves).contiguous(), upload(byte_values), codec.nbits)

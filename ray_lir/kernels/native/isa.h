@@ -28,6 +28,7 @@ constexpr int64_t kFew = 8;                // query tokens with at most this man
 constexpr int kMishLines = 32;
 constexpr int kMishLeast = -21;      // start of the first line, in units of a line's length
 constexpr float kLargestScore = 65504;  // largest finite float16
+constexpr int kTrellisMemory = 4;    // largest number of bits that a trellis remembers
 constexpr int kWordBits = 14;        // words are values times 2^14, so that products of unit vectors fit 32 bits
 constexpr float kWordScale = 1.0f / (1 << (2 * kWordBits));
 
@@ -35,10 +36,11 @@ constexpr float kWordScale = 1.0f / (1 << (2 * kWordBits));
 // signed level between -63 and 63, so the sum of two products with signed bytes fits 16 bits.
 struct Decoder {
   int nbits;
+  int memory;                   // bits of the byte before that choose the values of a byte; 0 without a trellis
   int64_t quads;                // D / 4 rounded up, the number of 4-byte items of a product
   int64_t packed_bytes;         // P
   int64_t stride;               // bytes of a decoded row: D rounded up to a multiple of 64
-  const uint8_t* lut;           // [256][8 / nbits]
+  const uint8_t* lut;           // [2^(8 + memory)][8 / nbits]
   const uint8_t* levels;        // [2^nbits]
 };
 
@@ -247,7 +249,10 @@ struct CompressTask {
   const int64_t* codes;         // [count]
   int64_t dim;
   const float* cutoffs;         // [2^nbits - 1]
-  const float* weights;         // [2^nbits]
+  const float* weights;         // [2^nbits]; [2^(8 + memory), 8 / nbits] with a trellis
+  const float* columns;         // [8 / nbits, 2^(8 + memory)] the trellis transposed; null without one
+  const float* halves;          // [2^(8 + memory)] half of the square of each row of the trellis
+  int memory;
   int nbits;
   bool token_scale;             // residuals are divided by their root mean square before bucketing
   int64_t count;
@@ -257,6 +262,7 @@ struct CompressTask {
   float* residual;              // [D] scratch
   float* decoded;               // [D] scratch
   int32_t* buckets;             // [D] scratch
+  uint8_t* paths;               // [P, 256 + 2^memory] scratch: for each byte the best state before it, and for each state its best byte
 };
 
 // The encoder's products in 8-bit integers (docs/algorithms.md#17-products-of-bytes). Widths are multiples of 16.

@@ -19,7 +19,7 @@ namespace {
 
 FloatResult residual_maxsim(const std::string& name, std::vector<Matrix> vectors, std::vector<Floats> weights, std::vector<Scores> tables,
                             Codes codes, Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights, Numbers doc_offsets,
-                            Floats buckets, std::optional<Numbers> documents, int threads) {
+                            Weights buckets, std::optional<Numbers> documents, int threads) {
   const Isa& isa = isa_named(name);
   const Levels levels(buckets);
   const size_t num_queries = vectors.size();

@@ -28,7 +28,7 @@ struct PostingArrays {
 
 nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights, Array<int64_t, 2> clusters, Matrix cluster_scores, Floats imputed,
                          bool floor, Array<uint32_t, 1> postings, Numbers posting_offsets, Array<uint32_t, 1> documents, Floats ratios,
-                         Array<uint8_t, 2> residuals, TokenWeights token_weights, int64_t num_docs, Floats buckets) {
+                         Array<uint8_t, 2> residuals, TokenWeights token_weights, int64_t num_docs, Weights buckets) {
   const Isa& isa = isa_named(name);
   const Levels levels(buckets);
   const int64_t dim = vectors.shape(1);

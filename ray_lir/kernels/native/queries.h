@@ -9,20 +9,34 @@
 
 namespace ray_lir {
 
+// Bucket weights are [2^nbits], or [2^(8 + memory), 8 / nbits] with a trellis: the values of a byte after the last bits of the byte before.
+using Weights = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+
 struct Levels {
   uint8_t levels[256] = {};
   std::vector<uint8_t> lut;
   float step = 1;
-  int nbits = 0;
+  int nbits = 0, memory = 0;
 
-  explicit Levels(Floats weights) {
-    const int64_t count = int64_t(weights.shape(0));
-    while ((1 << nbits) < count) ++nbits;
-    require((1 << nbits) == count && (nbits == 1 || nbits == 2 || nbits == 4 || nbits == 8), "bucket weights must be 2, 4, 16 or 256");
+  template <class W>
+  explicit Levels(W weights) {
+    const int64_t count = int64_t(weights.shape(0)), size = int64_t(weights.size());
     float largest = 0;
-    for (int64_t k = 0; k < count; ++k) largest = std::max(largest, std::fabs(weights.data()[k]));
+    for (int64_t k = 0; k < size; ++k) largest = std::max(largest, std::fabs(weights.data()[k]));
     if (largest > 0) step = largest / 63;
-    for (int64_t k = 0; k < count; ++k) levels[k] = uint8_t(64 + std::lround(weights.data()[k] / step));
+    const auto level = [&](int64_t k) { return uint8_t(64 + std::lround(weights.data()[k] / step)); };
+    if (weights.ndim() == 2) {
+      while ((256 << memory) < count) ++memory;
+      require((256 << memory) == count && memory <= 8, "a trellis has 256 rows times a power of two, at most 2^16");
+      require(weights.shape(1) == 4 || weights.shape(1) == 8, "a byte of a trellis has 4 or 8 dimensions");
+      nbits = 8 / int(weights.shape(1));
+      for (int64_t k = 0; k < size; ++k) lut.push_back(level(k));
+      return;
+    }
+    while ((1 << nbits) < count) ++nbits;
+    require(weights.ndim() == 1 && (1 << nbits) == count && (nbits == 1 || nbits == 2 || nbits == 4 || nbits == 8),
+            "bucket weights must be 2, 4, 16 or 256");
+    for (int64_t k = 0; k < count; ++k) levels[k] = level(k);
     const int per_byte = 8 / nbits;
     lut.resize(256 * per_byte);
     for (int byte = 0; byte < 256; ++byte)
@@ -37,7 +51,7 @@ struct Levels {
 };
 
 inline Decoder decoder_of(const Levels& levels, int64_t dim) {
-  return {levels.nbits, (dim + 3) / 4, dim * levels.nbits / 8, round_up(dim, 64), levels.lut.data(), levels.levels};
+  return {levels.nbits, levels.memory, (dim + 3) / 4, dim * levels.nbits / 8, round_up(dim, 64), levels.lut.data(), levels.levels};
 }
 
 inline float largest_of(const float* values, int64_t count) {

@@ -40,7 +40,7 @@ class RelationEncoder {
  public:
   // The unit of all arguments is chosen so that the hidden layer, before its norm, is shorter than 2^15. The layer is different: its values
   // are integers up to 127 times `step`, in twice this unit, so that sums of products fit. Its rows are in the order of RelationTask::layer.
-  RelationEncoder(Matrix layer, float step, Floats bias, Floats scale, Floats shift, float epsilon, Floats buckets)
+  RelationEncoder(Matrix layer, float step, Floats bias, Floats scale, Floats shift, float epsilon, Weights buckets)
       : dim(layer.shape(1)), width(layer.shape(0) / 2), epsilon(epsilon), levels(buckets),
         layer(layer, levels, step), bias(2 * width), scale(width), shift(width) {
     require(layer.shape(0) % 128 == 0 && dim <= width, "a first layer of two halves, each of a multiple of 64 rows");
@@ -86,9 +86,9 @@ class RelationEncoder {
 
   // The value of one unit of a residual's product must be below one unit of the halves. scales[1] is at most about
   // 1 / (sqrt(D) * root mean square of the bucket weights).
-  void choose_product_bits(float step, Floats buckets) {
+  void choose_product_bits(float step, Weights buckets) {
     double squares = 1e-30;
-    for (size_t k = 0; k < buckets.shape(0); ++k) squares += double(buckets.data()[k]) * buckets.data()[k] / double(buckets.shape(0));
+    for (size_t k = 0; k < buckets.size(); ++k) squares += double(buckets.data()[k]) * buckets.data()[k] / double(buckets.size());
     const double unit = step * double(levels.step), largest = 1.2 * unit / std::sqrt(double(dim) * squares);
     product_bits = std::clamp(int(std::floor(-std::log2(std::max(largest, 1e-9)))), 0, 14);
     residual_unit = float(std::ldexp(unit, 15 + product_bits));
@@ -187,7 +187,7 @@ FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weig
 void add_relation(nb::module_& m) {
   using namespace nb::literals;
   nb::class_<RelationEncoder>(m, "RelationEncoder")
-      .def(nb::init<Matrix, float, Floats, Floats, Floats, float, Floats>(), "layer"_a, "step"_a, "bias"_a, "scale"_a, "shift"_a, "epsilon"_a, "buckets"_a);
+      .def(nb::init<Matrix, float, Floats, Floats, Floats, float, Weights>(), "layer"_a, "step"_a, "bias"_a, "scale"_a, "shift"_a, "epsilon"_a, "buckets"_a);
   m.def("relation_maxsim", &relation_maxsim, "isa"_a, "vectors"_a, "weights"_a, "table"_a, "products"_a, "constants"_a, "upper"_a,
         "codes"_a, "residuals"_a, "scales"_a, "token_weights"_a.none(), "doc_offsets"_a, "encoder"_a, "layer_centroids"_a, "by_cosine"_a,
         "documents"_a.none(), "threads"_a, "from_first_token"_a = false);

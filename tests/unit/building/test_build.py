@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from ray_lir.base.config import ClusteringConfig, CodecConfig, IndexConfig
-from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.base.errors import ConfigError, FormatError, UnsupportedVersion
 from ray_lir.building.build import build_index
 from ray_lir.building.clustering import Assigner, default_num_centroids, sample_size
 from ray_lir.building.token_clustering import centroids_per_id
 from ray_lir.embeddings.folder import save_embeddings
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
-from ray_lir.index.residuals import normalize
+from ray_lir.index.residuals import decompress, normalize
+from ray_lir.kernels import select
 from ray_lir.kernels.reference import REFERENCE
 from ray_lir.search.searcher import Searcher
 from tests.support.index_files import tree
@@ -236,3 +237,31 @@ def test_more_iterations_bring_centroids_nearer_to_the_vectors(tmp_path):
         clustering = ClusteringConfig(num_centroids=64, num_iterations=iterations)
         norms.append(build_index(collection(300), str(tmp_path / str(iterations)), IndexConfig(clustering=clustering)).mean_residual_norm)
     assert norms[1] < 0.98 * norms[0]
+
+
+@pytest.mark.parametrize("nbits", [1, 2])
+def test_an_index_with_a_trellis_is_found_updated_and_refused_by_older_releases(tmp_path, monkeypatch, nbits):
+    documents = collection(400)
+    config = IndexConfig(codec=CodecConfig(nbits=nbits, buckets="trellis"), clustering=ClusteringConfig(num_centroids=64))
+    root = str(tmp_path / "index")
+    manifest = build_index(documents, root, config)
+    assert manifest.format_version == 2 and build_index(documents, str(tmp_path / "again"), config).codec == manifest.codec
+    scalar = build_index(documents, str(tmp_path / "scalar"), IndexConfig(codec=CodecConfig(nbits=nbits), clustering=config.clustering))
+    assert scalar.format_version == 1 and scalar.nbits == manifest.nbits
+
+    def error(name: str) -> float:
+        searcher = Searcher.open(str(tmp_path / name))
+        shard, codec = searcher.shards[0], searcher.planner.codec
+        vectors = codec.rotate(documents.values.astype(np.float32), select("auto"))
+        return float(np.square(decompress(shard.codes, shard.residuals, shard.scales, codec) - vectors).mean())
+
+    assert error("index") < 0.97 * error("scalar")
+    queries = list(range(0, 400, 20))
+    for engine in ("exact", "plaid", "warp", "scan"):
+        hits = Searcher.open(root).search(queries_about(documents, queries), 1, engine)
+        assert np.mean([hit.documents[0] for hit in hits] == np.array(queries)) >= 0.8
+    other = build_index(documents.slice(0, 200), str(tmp_path / "other"), IndexConfig(codec_from=root))
+    assert (other.codec, other.format_version) == (manifest.codec, 2)
+    monkeypatch.setattr("ray_lir.storage.manifest.NEWEST_VERSION", 1)
+    with pytest.raises(UnsupportedVersion, match="format_version up to 1, found 2; upgrade ray_lir to read it"):
+        Searcher.open(root)

@@ -2,13 +2,17 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from ray_lir.base.config import CodecConfig
 from ray_lir.base.errors import ConfigError, FormatError
-from ray_lir.index.codec import ResidualCodec, check_dimensions, fit_buckets, load_codec, random_rotation
+from ray_lir.index.codec import ResidualCodec, check_dimensions, fit_buckets, fit_trellis, load_codec, random_rotation
 from ray_lir.index.residuals import decompress, normalize, pack, residual_values, unpack
+from ray_lir.kernels import select
 from ray_lir.kernels.reference import REFERENCE
 from tests.support.golden_files import golden
+
+KERNELS = select("auto")
 
 
 @pytest.mark.parametrize("nbits", [1, 2, 4])
@@ -125,3 +129,86 @@ def test_a_saved_codec_loads_unchanged_and_a_truncated_one_is_named(tmp_path):
     (tmp_path / "codec.safetensors").write_bytes((tmp_path / "codec.safetensors").read_bytes()[:-40])
     with pytest.raises(FormatError, match="codec"):
         load_codec(url)
+
+
+def trellis_codec(nbits: int, memory: int, dim: int, rng: np.random.Generator) -> ResidualCodec:
+    table = rng.normal(size=(256 << memory, 8 // nbits)).astype(np.float32)
+    return ResidualCodec(np.zeros((1, dim), np.float16), np.zeros(0, np.float32), table, token_scale=True)
+
+
+@pytest.mark.parametrize("memory", [0, 1, 4])
+@pytest.mark.parametrize("nbits", [1, 2])
+def test_a_trellis_finds_the_nearest_of_all_pairs_of_bytes(nbits, memory):
+    rng = np.random.default_rng(memory)
+    dim = 16 // nbits
+    codec = trellis_codec(nbits, memory, dim, rng)
+    residuals = rng.normal(size=(5, dim)).astype(np.float32)
+    packed, _, _ = REFERENCE.compress(residuals, np.zeros(5, np.int64), codec)
+    pairs = np.stack(np.meshgrid(np.arange(256), np.arange(256), indexing="ij"), axis=-1).reshape(-1, 2).astype(np.uint8)
+    values = residual_values(pairs, codec.weights)
+    np.testing.assert_array_equal(values[:, : dim // 2], codec.weights[pairs[:, 0]])
+    np.testing.assert_array_equal(values[:, dim // 2 :], codec.weights[pairs[:, 0].astype(int) % 2**memory * 256 + pairs[:, 1]])
+    scaled = residuals / np.sqrt(np.square(residuals).mean(axis=1, keepdims=True))
+    for row in range(5):
+        best = pairs[np.square(values - scaled[row]).sum(axis=1).argmin()]
+        np.testing.assert_array_equal(packed[row], best)
+
+
+@pytest.mark.parametrize(("nbits", "fraction"), [(1, 0.9), (2, 0.8)])
+def test_a_trellis_has_less_error_than_lloyd_max(nbits, fraction):
+    rng = np.random.default_rng(0)
+    sample, values = rng.normal(size=(2, 3000, 32)).astype(np.float32)
+    codes, zeros = np.zeros(len(values), np.int64), np.zeros((1, 32), np.float16)
+
+    def error(cutoffs: np.ndarray, weights: np.ndarray) -> float:
+        codec = ResidualCodec(zeros, cutoffs, weights, token_scale=True)
+        packed, _, norms = KERNELS.compress(values, codes, codec)
+        return float(np.square(values - residual_values(packed, weights) * norms[:, None] / np.sqrt(32)).mean())
+
+    scalar = error(*fit_buckets(sample, CodecConfig(nbits=nbits)))
+    assert error(np.zeros(0, np.float32), fit_trellis(sample, nbits, KERNELS)) < fraction * scalar
+
+
+def test_fitting_a_trellis_ignores_zeros_and_gives_the_same_bits_again():
+    sample = np.random.default_rng(0).normal(size=(200, 16)).astype(np.float32)
+    with_zeros = np.concatenate([np.zeros((3, 16), np.float32), sample])
+    first = fit_trellis(sample, 2, KERNELS, memory=1)
+    np.testing.assert_array_equal(fit_trellis(with_zeros, 2, KERNELS, memory=1), first)
+    assert first.shape == (512, 4) and np.isfinite(fit_trellis(np.zeros((4, 16), np.float32), 2, KERNELS, memory=1)).all()
+
+
+def test_trellis_codecs_are_read_back_and_damaged_ones_are_refused(tmp_path):
+    codec = trellis_codec(2, 3, 32, np.random.default_rng(0))
+    path = tmp_path / "codec.safetensors"
+    path.write_bytes(codec.to_bytes())
+    again = load_codec(str(path))
+    assert (again.nbits, again.dim, again.has_trellis) == (2, 32, True)
+    np.testing.assert_array_equal(again.weights, codec.weights)
+    bad = codec.weights.copy()
+    bad[5, 1] = np.nan
+    cutoffs = np.zeros(3, np.float32)
+    none = codec.cutoffs
+    for weights, cuts in ((codec.weights[:300], none), (codec.weights[:, :3], none), (bad, none), (codec.weights, cutoffs)):
+        path.write_bytes(save({"centroids": codec.centroids, "cutoffs": cuts, "weights": weights.copy(), "token_scale": np.array([True])}))
+        with pytest.raises(FormatError):
+            load_codec(str(path))
+
+
+@pytest.mark.parametrize("settings", [{"nbits": 4}, {"nbits": 8}, {"nbits": 2, "token_scale": False}])
+def test_a_trellis_needs_one_or_two_bits_and_token_scales(settings):
+    assert CodecConfig(buckets="trellis", nbits=1).rotation
+    with pytest.raises(ValueError, match="nbits 1 or 2, and token_scale"):
+        CodecConfig(buckets="trellis", **settings)
+
+
+@pytest.mark.parametrize("nbits", [1, 2, 4])
+def test_decoded_residuals_are_as_long_as_the_residuals(nbits):
+    rng = np.random.default_rng(0)
+    centroids = normalize(rng.normal(size=(8, 32)).astype(np.float32)).astype(np.float16)
+    vectors = normalize(rng.normal(size=(100, 32)).astype(np.float32))
+    codes, _ = REFERENCE.assign(vectors, centroids.astype(np.float32))
+    codec = ResidualCodec(centroids, *fit_buckets(vectors - centroids[codes], CodecConfig(nbits=nbits)), token_scale=True)
+    packed, scales, norms = REFERENCE.compress(vectors, codes, codec)
+    decoded = residual_values(packed, codec.weights) * (scales[:, 1:] / scales[:, :1])
+    np.testing.assert_allclose(np.linalg.norm(decoded, axis=1), norms, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(decompress(codes, packed, scales, codec), axis=1), 1, rtol=1e-5)
