@@ -48,7 +48,9 @@ UNKNOWN = -1
 QUERIES_AT_ONCE = 16
 """Queries that are searched between two reports of progress."""
 KEPT_BYTES = 1 << 30
-"""Decoded vectors of all document tokens, and retrieved tokens, are kept in memory up to this size each."""
+"""Retrieved tokens are kept in memory up to this size."""
+DECODED_BYTES = 2 << 30
+"""Decoded vectors of all document tokens are kept in memory up to this size; otherwise they are decoded again for some queries."""
 
 
 class AnalyzedIndex:
@@ -238,7 +240,7 @@ class AnalyzedIndex:
 
     def _blocks(self) -> Iterable[np.ndarray]:
         """The vectors of all tokens of live documents, [tokens, D] float32 a block, in the codec's rotation."""
-        small = self.num_tokens * self.dim * 4 <= KEPT_BYTES
+        small = self.num_tokens * self.dim * 4 <= DECODED_BYTES
         return self._kept_blocks if small else self._read_blocks()
 
     @cached_property

@@ -15,15 +15,20 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bench.papers.exhibits import EXHIBITS
 from jobs import cli
 
+if TYPE_CHECKING:
+    from jobs.train import TrainJob
+
 WORDS = "river bridge stone water energy light music history city garden engine theory cell protein wing flow heat".split()
 DOCUMENTS, QUERIES = 60, 12
+BATCH, NEGATIVES = 6, 2
+"""Queries of a batch, and hard negatives of each, in the trainings of the smoke test."""
 POSITIONAL = {"jobs.compare": ("first", "second")}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "maxsim": ("maxsim", {}),
@@ -64,7 +69,7 @@ def listing() -> str:
 
 
 def smoke(folder: Path) -> dict[str, float]:
-    """Run every command that needs no training data on tiny data, and check the flags of the others.
+    """Run every command on tiny data. Training takes two steps of a tiny model.
 
     Args:
         folder: Folder for data, models and results.
@@ -85,7 +90,7 @@ def smoke(folder: Path) -> dict[str, float]:
 
 
 def execute(command: str, places: dict[str, str]) -> dict[str, Any] | None:
-    """Run a command in this process, and return its result; only check its flags if it trains.
+    """Run a command in this process, and return its result. A training takes two steps of a tiny model.
 
     Args:
         command: Arguments of `python -m`.
@@ -96,7 +101,7 @@ def execute(command: str, places: dict[str, str]) -> dict[str, Any] | None:
     config_type, run = _job(module_name, module)
     config = cli.parse(config_type, flags, POSITIONAL.get(module_name, ()))
     if module_name == "jobs.train":
-        return None
+        return train_two_steps(config, Path(places["checkpoint"]))
     if module_name == "jobs.analyze" and config.analyses == "token_weights":
         with _tagger():
             return run(config)
@@ -111,6 +116,39 @@ def _job(name: str, module: Any) -> tuple[Any, Any]:
         "jobs.evaluate": lambda: (module.EvaluateConfig, module.evaluate),
         "jobs.train": lambda: (module.TrainJob, module.run),
     }[name]()
+
+
+def train_two_steps(job: "TrainJob", checkpoint: Path) -> dict[str, Any]:
+    """Train a tiny model on made-up tuples, with the settings of a job except for its sizes.
+
+    Args:
+        job: The job.
+        checkpoint: Checkpoint to start from.
+
+    Returns:
+        The losses.
+
+    Raises:
+        ConfigError: A setting is not possible.
+    """
+    from ray_lir.base.config import EncoderConfig, TrainingConfig
+    from ray_lir.training.data import TrainingData
+    from ray_lir.training.trainer import Training, load_encoder
+
+    rng = np.random.default_rng(job.seed)
+    negatives = min(job.num_negatives, NEGATIVES)
+    texts = [" ".join(rng.choice(WORDS, 12)) for _ in range(BATCH * (1 + NEGATIVES))]
+    lists = [[list(range(first, first + 1 + negatives))] for first in range(0, len(texts), 1 + NEGATIVES)]
+    teacher = [[[float(-place) for place in range(1 + negatives)]]] * BATCH
+    data = TrainingData.of([" ".join(text.split()[:4]) for text in texts[:: 1 + NEGATIVES]], texts, lists, teacher)
+    settings = {name: getattr(job, name) for name in TrainingConfig.model_fields}
+    k_train = tuple(min(k, BATCH * 4) for k in job.xtr.k_train)
+    sizes = {"max_steps": 2, "batch_size": BATCH, "num_negatives": negatives, "micro_batch": None, "projection_dim": None, "accumulate": 1}
+    config = TrainingConfig(**settings | sizes | {"xtr": job.xtr.model_copy(update={"k_train": k_train})})
+    own = job.encoder.model_dump(exclude={"checkpoint", "device", "precision", "query_length", "document_length"})
+    encoder = load_encoder(EncoderConfig(checkpoint=str(checkpoint), query_length=16, document_length=24, **own), config.seed, "cpu")
+    training = Training(encoder, data, config)
+    return {"losses": [training.run_step(*batches).loss for batches in training.remaining()]}
 
 
 @contextlib.contextmanager
@@ -141,7 +179,7 @@ def prepare(folder: Path) -> dict[str, str]:
     data = write_collection(folder / "data")
     bert(folder / "checkpoint")
     texts = {row["_id"]: row["text"] for row in map(json.loads, (data / "corpus.jsonl").read_text().splitlines())}
-    places = {"data": str(data), "out": str(folder / "out")}
+    places = {"data": str(data), "out": str(folder / "out"), "checkpoint": str(folder / "checkpoint")}
     for name, (scorer, changes) in VARIANTS.items():
         encoder = Encoder.load(EncoderConfig(checkpoint=str(folder / "checkpoint")))
         checkpoint = folder / f"{name}_checkpoint"

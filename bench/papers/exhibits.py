@@ -2,7 +2,7 @@
 
 Placeholders of the commands: {maxsim}, {xtr}, {trial}, {plain} (TRIAL without relations) and {attention} are indexes of trained models,
 {data} is a collection, and {out} a folder for results. `python -m bench.papers --smoke` runs the commands on tiny data. Commands of
-jobs.train need the papers' training data; the smoke test only checks their flags.
+jobs.train need the papers' training data; the smoke test trains two steps of a tiny model with their settings.
 """
 
 from dataclasses import dataclass

@@ -9,8 +9,8 @@ import numpy as np
 
 from ray_lir.base.parallel import one_blas_thread
 
-QUERY_TOKENS = 256
-"""Query tokens to compare at once: a block of BLOCK_TOKENS similarities for each then takes 128 MB."""
+QUERY_TOKENS = 128
+"""Query tokens to compare at once: a block of BLOCK_TOKENS similarities for each then takes 64 MB."""
 BLOCK_TOKENS = 1 << 17
 """Document tokens of a block."""
 

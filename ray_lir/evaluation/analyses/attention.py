@@ -48,11 +48,13 @@ def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
     """Draw quality by sides on the left, and by l on the right."""
     left, right = figure.subplots(1, 2, sharey=True)
     for name, found in results.items():
-        left.plot(list(found["by_sides"]), list(found["by_sides"].values()), "o", label=name)
-        right.plot(list(found["by_delta_length"]), list(found["by_delta_length"].values()), "o-", label=name)
+        left.plot(list(found["by_sides"]), list(found["by_sides"].values()), "o:", label=name)
+        right.plot(list(found["by_delta_length"]), list(found["by_delta_length"].values()), "o:", label=name)
     left.set_xlabel("token weights of")
     left.set_ylabel(next(iter(results.values()))["measure"])
     right.set_xlabel("l (always: delta is 1)")
+    for axes in (left, right):
+        axes.margins(x=0.1)
     left.legend()
 
 

@@ -52,8 +52,9 @@ def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
         for kind in ("weighted", "unweighted"):
             if kind in found:
                 values = [found[kind][each] for each in ("recall", "quality", "quality_oracle")]
-                axes.plot(("recall of candidates", "quality", "quality, oracle"), values, "o-", label=f"{name}, {kind}")
+                axes.plot(("recall of candidates", "quality", "quality, oracle"), values, "o:", label=f"{name}, {kind}")
     axes.set_ylim(0, 1.02)
+    axes.margins(x=0.1)
     axes.legend()
 
 

@@ -69,7 +69,7 @@ def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
     labels = [f"{model if separator else ''}{separator}{engine}" for model, found in results.items() for engine in found["milliseconds"]]
     columns = [stages for found in results.values() for stages in found["milliseconds"].values()]
     bottom = np.zeros(len(columns))
-    for name in dict.fromkeys(name for stages in columns for name in stages):
+    for name in sorted(dict.fromkeys(name for stages in columns for name in stages), key=lambda name: name == "rescore"):
         widths = np.array([stages.get(name, 0.0) for stages in columns])
         axes.barh(labels, widths, left=bottom, height=0.6, label=name.replace("_", " "))
         bottom += widths

@@ -43,16 +43,20 @@ def run(model: AnalyzedModel, settings: AnalysisSettings) -> Numbers:
 
 def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
     """Draw quality against k' on the left, and by imputation on the right."""
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, sharey=True)
     for name, found in results.items():
         [line] = left.plot(found["k_primes"], found["by_k_prime"], marker="o", label=name)
         left.axhline(found["exact"], color=line.get_color(), linestyle=":")
-        right.plot(list(found["by_imputation"]), list(found["by_imputation"].values()), marker="o", label=name)
+        right.plot(
+            [each.replace("_", " ") for each in IMPUTATIONS], [found["by_imputation"][each] for each in IMPUTATIONS], "o:", label=name
+        )
     left.set_xscale("log")
     left.xaxis.set_major_formatter("{x:,g}")
     left.set_xlabel("k' (dotted: exact scores)")
     left.set_ylabel(next(iter(results.values()))["measure"])
-    right.set_xlabel("imputation")
+    usual = {found["k_prime"] for found in results.values()}
+    right.set_xlabel(f"imputation, k' = {', '.join(f'{each:,}' for each in sorted(usual))}")
+    right.margins(x=0.08)
     left.legend()
 
 

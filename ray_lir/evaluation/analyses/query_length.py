@@ -51,7 +51,8 @@ def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
         for model, found in results.items():
             axes.plot([row["mean_tokens"] for row in found["classes"]], [row[name] for row in found["classes"]], marker="o", label=model)
         axes.set_xlabel("query tokens")
-        axes.set_title(name.replace("_", " "))
+        axes.set_title(name.replace("_", " "), fontsize=10)
+        axes.set_ylim(0)
     panels[0].legend()
 
 

@@ -1,6 +1,6 @@
 """Examples in which TRIAL's relations change the rank of a relevant document, token by token."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -9,11 +9,12 @@ import numpy as np
 from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Numbers
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 K = 100
-SHOWN = 60
-"""Characters of a query that the figure shows."""
+SHOWN, ROWS = 40, 16
+"""Characters of a query, and tokens of the first example, that the figure shows."""
 
 
 def run(model: AnalyzedModel, settings: AnalysisSettings) -> Numbers:
@@ -53,22 +54,41 @@ def missing(model: AnalyzedModel, settings: AnalysisSettings) -> str | None:
 
 
 def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
-    """Draw the examples as a table: ranks with and without relations."""
-    axes = figure.subplots()
-    axes.axis("off")
-    rows = [
-        (model, _shortened(each["query"]), each["doc_id"], str(each["rank"] or f"> {K}"), str(each["rank_without_relations"] or f"> {K}"))
-        for model, found in results.items()
-        for each in found["examples"]
-    ]
-    if not rows:
-        axes.text(0.5, 0.5, "no rank of a relevant document changes", ha="center")
+    """Draw the examples as a table of ranks on the left, and the tokens of the first example on the right."""
+    left, right = figure.subplots(1, 2)
+    examples = [(model, each) for model, found in results.items() for each in found["examples"]]
+    for axes in (left, right):
+        axes.axis("off")
+    if not examples:
+        left.text(0.5, 0.5, "no rank of a relevant document changes", ha="center")
         return
-    columns = ("model", "query", "document", "rank", "without relations")
-    table = axes.table(rows, colLabels=columns, colWidths=(0.12, 0.5, 0.14, 0.08, 0.16), loc="center", cellLoc="left")
+    ranks = [
+        (_shortened(each["query"]), each["doc_id"], str(each["rank"] or f"> {K}"), str(each["rank_without_relations"] or f"> {K}"))
+        for _, each in examples
+    ]
+    _table(left, ("query", "document", "rank", "without relations"), ranks, (0.5, 0.18, 0.1, 0.22))
+    _, first = examples[0]
+    tokens = [
+        (
+            match["query_token"],
+            match["document_token"],
+            match["plain_token"],
+            f"{match['contribution']:.3f}",
+            f"{match['plain_contribution']:.3f}",
+        )
+        for match in first["tokens"][:ROWS]
+    ]
+    right.set_title(f"{_shortened(first['query'])} and {first['doc_id']}", fontsize=9)
+    _table(right, ("query token", "match", "match without", "term", "term without"), tokens, (0.22, 0.22, 0.22, 0.17, 0.17))
+
+
+def _table(axes: "Axes", columns: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[float]) -> None:
+    table = axes.table(rows, colLabels=columns, colWidths=widths, loc="upper center", cellLoc="left", edges="horizontal")
     table.auto_set_font_size(False)
-    table.set_fontsize(9)
-    table.scale(1, 1.5)
+    table.set_fontsize(8)
+    table.scale(1, 1.2)
+    for cell in table.get_celld().values():
+        cell.PAD = 0.02
 
 
 def _shortened(text: str) -> str:

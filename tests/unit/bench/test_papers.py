@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from bench.papers.__main__ import POSITIONAL, _job, execute, listing, prepare
@@ -68,5 +69,7 @@ def test_one_exhibit_of_each_paper_runs_on_tiny_data(tmp_path, monkeypatch):
             for command in exhibit.commands:
                 execute(command, places)
             assert json.loads((tmp_path / "out" / f"{analysis}.json").read_text())["models"]
+    trainings = [command for command in COMMANDS if command.startswith("jobs.train")][::5]
+    assert all(np.isfinite(execute(command, places)["losses"]).all() for command in trainings)
     [exhibit] = [each for each in EXHIBITS if (each.paper, each.label) == (ATTENTION, "table 3")]
     assert execute(exhibit.commands[0], places)["queries"] == 12
