@@ -1,6 +1,7 @@
 """Searches an index for one query and shows the hits, or for the queries of a file and writes them."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -101,16 +102,24 @@ def show(result: dict[str, Any], job: SearchJob) -> None:
 
 
 def _search_one(job: SearchJob) -> dict[str, Any]:
+    from ray_lir import storage
     from ray_lir.engines.choice import engine_params
     from ray_lir.engines.registry import ENGINES
+    from ray_lir.index.versions import latest_version, read_version
     from ray_lir.search.highlights import match_hits
     from ray_lir.search.searcher import Searcher
 
     assert job.query is not None
     engine = engine_params(job.engine, job.params, tuple(ENGINES))
-    searcher = Searcher.open(job.index)
-    contract = searcher.manifest.contract
-    encoder = _encoder(contract, job.encoder or contract.checkpoint)
+    root = storage.absolute(job.index)
+    if not storage.is_local(root):
+        Searcher.open(root)  # raises ConfigError
+    version = latest_version(root)
+    contract = read_version(root, version).contract
+    with ThreadPoolExecutor(1) as pool:  # weights and index are read from the disk at the same time
+        loading = pool.submit(_encoder, contract, job.encoder or contract.checkpoint)
+        searcher = Searcher.open(root, version)
+        encoder = loading.result()
     [truncation] = encoder.tokenizer.query_truncations([job.query])
     query = encoder.encode_queries([job.query])
     [answer] = searcher.search(query, job.k, engine, job.quality, filters=job.filters)
