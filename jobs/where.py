@@ -71,8 +71,8 @@ class JobSize:
 def runs_on_ray(where: Where, job: str, size: JobSize, workers: Workers | TaskWorkers | None = None) -> bool:
     """Return whether a job runs on Ray, and log the choice that `auto` makes.
 
-    `auto` chooses Ray if a flag of `workers` is set, if RAY_ADDRESS names a cluster, under `ray job submit`, if this process is connected
-    to Ray, and for more than SMALL_TOKENS tokens.
+    `auto` chooses Ray if a flag of `workers` is set, or if the environment names a cluster, as RAY_ADDRESS and `ray job submit` do. It also
+    chooses Ray in a process that is connected to Ray, and for more than SMALL_TOKENS tokens.
 
     Args:
         where: The job's setting.
@@ -152,7 +152,9 @@ def encoding(on_ray: bool, workers: Workers, encoder: EncoderConfig) -> "Spread"
         from ray_lir.encoder.corpus_encoder import encode_in_process
 
         return encode_in_process
-    from ray_lir.distributed.encode import make_pool
+    from ray_lir.distributed.encode import make_pool, warm_up
     from ray_lir.distributed.encode import on_ray as encode_on_ray
 
-    return partial(encode_on_ray, pool=make_pool(workers, encoder))
+    pool = make_pool(workers, encoder)
+    warm_up(pool, encoder)
+    return partial(encode_on_ray, pool=pool)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import ray
@@ -84,6 +85,24 @@ def make_pool(workers: Workers, encoder: EncoderConfig) -> WorkerPool:
     return pool
 
 
+def warm_up(pool: WorkerPool, encoder: EncoderConfig) -> None:
+    """Let processes of the cluster load torch and the weights now, while the corpus is scanned. Ray reuses idle processes for the workers,
+    and the files are in the machines' caches then. Returns at once.
+
+    Args:
+        pool: The encoding workers.
+        encoder: Configuration of the encoder.
+    """
+    for _ in range(min(pool.size, _num_cpus())):
+        _load.remote(encoder.model_copy(update={"device": "cpu", "precision": "float32"}))
+
+
+@ray.remote(num_cpus=0, max_retries=0, scheduling_strategy="SPREAD")
+def _load(encoder: EncoderConfig) -> None:
+    with suppress(Exception):  # the workers report what is wrong
+        Encoder.load(encoder)
+
+
 def on_ray(plan: Plan, pool: WorkerPool) -> Iterator[ChunkEntry]:
     """Encode the chunks that are left on Ray, and yield their entries in any order.
 
@@ -105,6 +124,10 @@ def on_ray(plan: Plan, pool: WorkerPool) -> Iterator[ChunkEntry]:
         ]
 
     return run_chunks(lambda done: replace(plan, done=done).files, plan.corpus.docs_per_chunk, plan.done, pools, "encode")
+
+
+def _num_cpus() -> int:
+    return int(ray.cluster_resources().get("CPU", 1))
 
 
 def _largest_machine() -> int:
