@@ -21,39 +21,32 @@ On any port:
 `ray_lir_apps.serving.app`.
 """
 
-import difflib
 import math
-import os
 from typing import Any
 
 import click
 import ray
-from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application
 
-from ray_lir import storage
-from ray_lir.api.search import first_problem
 from ray_lir.base.config import EncoderConfig
 from ray_lir.base.errors import ConfigError, RayLirError
 from ray_lir.distributed.room import Demand, check_room_before_start
 from ray_lir.index.manifest import IndexManifest
 from ray_lir.index.versions import latest_version, read_version
-from ray_lir.kernels import VARIABLE, native
+from ray_lir.kernels import native
 from ray_lir.planning.sizes import QUERIES_PER_PASS
-from ray_lir.storage.manifest import check_file, files_of
 
 from .gateway import Gateway, IndexesGateway
 from .handlers.writes import WriteOptions
-from .http.access import Access, read_tokens
+from .http.access import Access
 from .indexes.catalog import Catalog
-from .options import ONE_INDEX, SEVERAL_INDEXES, ServeConfig
-from .workers.gpu import GpuShare
+from .options import ServeConfig
+from .settings import access_of, check_index, check_writes, gpu_share, number_of_groups, parse
 from .workers.query_encoder import QueryEncoder
 from .workers.shard_server import ShardServer
 from .workers.writer import MaintenanceOptions, Writer
 
-DEFAULT_GROUPS = 4
 ROOM_FIX = "lower these settings, replicas or num_groups, or add a machine"
 ENCODER_CALLS = 8
 """Calls in progress, on average, at a query encoder before autoscaling adds a replica. It encodes concurrent calls in one batch."""
@@ -99,14 +92,14 @@ def application_of(config: ServeConfig) -> Application:
         if config.indexes is not None:
             access = access_of(config)
             if config.writes:
-                _check_writes(config, access)
+                check_writes(config, access)
             return _bind_indexes(config, Catalog(config.indexes), access)
         version = latest_version(config.index) if config.version is None else config.version
         manifest = read_version(config.index, version)
-        _check_index(config, manifest)
+        check_index(config, manifest)
         access = access_of(config)
         if config.writes:
-            _check_writes(config, access)
+            check_writes(config, access)
         _check_encoder(config, manifest)
         return _bind(config, version, manifest, access)
     except RayLirError as error:
@@ -137,117 +130,15 @@ def _is_serving() -> bool:
     return ray.is_initialized() and bool(serve.status().applications)
 
 
-def parse(args: dict[str, Any]) -> ServeConfig:
-    """Return the configuration that arguments describe, with absolute paths.
-
-    Raises:
-        ConfigError: An argument is unknown, missing or wrong.
-    """
-    for name in args:
-        if name not in ServeConfig.model_fields and (near := difflib.get_close_matches(name, ServeConfig.model_fields, n=1)):
-            raise ConfigError(f"unknown argument {name}; did you mean {near[0]}?")
-    try:
-        config = ServeConfig.model_validate(args)
-    except ValidationError as error:
-        raise ConfigError(first_problem(error.errors(), ServeConfig)) from None
-    _check_one_or_several(config)
-    for root in _roots(config):
-        if not storage.is_local(root) and not config.cache:
-            raise ConfigError(
-                f"{root} is not on a disk; set cache to a local folder for copies of its shards, "
-                "or copy the index to a disk that every machine of the cluster mounts"
-            )
-    if config.max_replicas is not None and config.max_replicas < config.replicas:
-        raise ConfigError(f"max_replicas is {config.max_replicas}, less than replicas ({config.replicas}); raise it, or leave it out")
-    cache = storage.absolute(config.cache) if config.cache else None
-    update: dict[str, Any] = {"cache": cache, "kernels": _kernels_of(config)}
-    if isinstance(config.indexes, dict):
-        update["indexes"] = {name: storage.absolute(root) for name, root in config.indexes.items()}
-    elif config.indexes is not None:
-        update["indexes"] = storage.absolute(config.indexes)
-    else:
-        update["index"] = storage.absolute(config.index)
-    return config.model_copy(update=update)
-
-
-def _check_one_or_several(config: ServeConfig) -> None:
-    if not config.index and config.indexes is None:
-        raise ConfigError("index is required; set it to the folder of an index, or set indexes to a folder of indexes")
-    if config.index and config.indexes is not None:
-        raise ConfigError("index and indexes are both set; set index for one index, or indexes for several")
-    names, fix = (SEVERAL_INDEXES, "set indexes instead of index") if config.index else (ONE_INDEX, "serve the index alone with index=DIR")
-    for name in names:
-        if getattr(config, name) != ServeConfig.model_fields[name].default:
-            kind = "several indexes" if config.index else "one index"
-            raise ConfigError(f"{name} is a setting of a service of {kind}; leave it out, or {fix}")
-
-
-def _roots(config: ServeConfig) -> list[str]:
-    if isinstance(config.indexes, dict):
-        return list(config.indexes.values())
-    return [config.index if config.indexes is None else config.indexes]
-
-
-def _kernels_of(config: ServeConfig) -> str:
-    """The kernels of the shard groups. Raises ConfigError if they do not fit `shard_gpus`."""
-    in_environment = config.kernels == "auto" and os.environ.get(VARIABLE, "").strip()
-    kernels = in_environment or config.kernels
-    if kernels == "cuda" and not config.shard_gpus:
-        named = f"the environment variable {VARIABLE}" if in_environment else "kernels"
-        raise ConfigError(f"{named} is cuda, but no GPU is reserved; set shard_gpus to 1, or to a fraction to share a card")
-    if config.shard_gpus and kernels not in ("auto", "cuda"):
-        raise ConfigError(f"kernels {kernels} compute on CPUs; leave out shard_gpus, or set kernels to cuda")
-    return "cuda" if config.shard_gpus else config.kernels
-
-
-def gpu_share(config: ServeConfig) -> GpuShare | None:
-    """Return the part of a GPU for each replica of a shard group; None if groups search on CPUs."""
-    return GpuShare(config.shard_gpus, config.gpu_memory_gb) if config.shard_gpus else None
-
-
-def number_of_groups(config: ServeConfig, manifest: IndexManifest) -> int:
-    """Return the number of shard groups of a configuration."""
-    return config.num_groups or min(len(manifest.shards), DEFAULT_GROUPS)
-
-
-def access_of(config: ServeConfig) -> Access:
-    """Return the tokens, roles and web origins of a configuration.
-
-    Raises:
-        ConfigError: The token file is not valid.
-    """
-    grants = read_tokens(storage.absolute(config.tokens)) if config.tokens else {}
-    if config.indexes is None and any(grant.indexes is not None for grant in grants.values()):
-        raise ConfigError(f"{config.tokens} limits a token to some indexes, but the service has one; remove that limit, or set indexes")
-    return Access(grants=grants, origins=config.origins)
-
-
-def _check_index(config: ServeConfig, manifest: IndexManifest) -> None:
-    if not manifest.contract.weights_digest:
-        raise ConfigError(f"{config.index} was built from embeddings of an unknown encoder, which cannot encode queries; use Searcher")
-    num_shards = len(manifest.shards)
-    if config.num_groups and config.num_groups > num_shards:
-        raise ConfigError(
-            f"num_groups is {config.num_groups}, but {config.index} has {num_shards} shards; set num_groups to at most {num_shards}"
-        )
-    for file in files_of(manifest):
-        check_file(config.index, file)
-    if gpu := gpu_share(config):
-        gpu.check_fits(manifest, number_of_groups(config, manifest))
-
-
-def _check_writes(config: ServeConfig, access: Access) -> None:
-    if not any(grant.role != "read" for grant in access.grants.values()):
-        raise ConfigError("writes is true, but no token may write; set tokens to a token file with tokens under write or admin")
-    if config.index:
-        storage.check_writable(config.index)
-
-
 def _check_encoder(config: ServeConfig, manifest: IndexManifest) -> None:
     """Loads the checkpoint once here, because errors in replicas are buried in tracebacks of Ray Serve."""
-    from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load, so other mistakes are reported first
+    from ray_lir.encoder.numpy_query_encoder import NumpyQueryEncoder
 
     checkpoint = config.encoder or manifest.contract.checkpoint
+    if NumpyQueryEncoder.load(manifest.contract, checkpoint):
+        return
+    from ray_lir.encoder.encoder import Encoder  # torch takes seconds to load
+
     Encoder.for_contract(manifest.contract, EncoderConfig(checkpoint=checkpoint, device="cpu"))
 
 

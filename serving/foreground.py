@@ -16,9 +16,10 @@ from ray_lir.base.errors import ConfigError
 from ray_lir.distributed.room import check_room
 from ray_lir.distributed.runtime import ray_session
 
-from .app import ROOM_FIX, access_of, application_of, demands_of, parse
+from .app import ROOM_FIX, application_of, demands_of
 from .http.access import check_address
 from .options import Options
+from .settings import access_of, parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,7 +40,7 @@ def serve_until_interrupted(options: Options) -> None:
         ConfigError: The service cannot start.
     """
     check_address(options.host, access_of(options))
-    config = parse(options.model_dump(exclude={"host", "port"}))
+    config = parse(options.model_dump(exclude={"host", "port", "where"}))
     application = application_of(config)
     if "RAY_ADDRESS" not in os.environ:
         _check_free(options.host, options.port)

@@ -1,8 +1,5 @@
 """Gateway and IndexesGateway: the deployments that receive HTTP requests, for one index or for several."""
 
-import math
-from importlib import import_module
-
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -12,11 +9,7 @@ from ray_lir import storage
 from .handlers.writes import WriteOptions
 from .http.access import Access, check_address
 from .http.routes import routes, routes_of_many
-from .indexes.catalog import Catalog
-from .indexes.fair_slots import FairSlots
-from .indexes.indexes import Indexes
-from .indexes.local_service import LocalServices
-from .indexes.memory import machine_bytes
+from .indexes.open_indexes import open_indexes
 from .metrics import Metrics
 from .options import ServeConfig
 from .service import Service
@@ -24,7 +17,6 @@ from .transport.hedged import HedgedTransport
 from .transport.protocol import ENCODER, WRITER, Transport
 from .transport.ray import RayTransport
 from .transport.unix import UnixTransport
-from .workers.writer import MaintenanceOptions
 
 
 @serve.ingress()
@@ -91,26 +83,8 @@ class IndexesGateway:
 
     def __init__(self, config: ServeConfig, access: Access):
         check_address(listening_host(), access)
-        import_module("ray_lir.encoder.encoder")  # loading torch takes seconds, which the first request would wait for
-        assert config.indexes is not None
-        metrics = Metrics()
-        threads = max(1, math.floor(config.shard_cpus))
-        services = LocalServices(
-            config.encoder,
-            config.verify,
-            config.cache,
-            config.kernels,
-            threads,
-            config.timeout_s,
-            config.max_requests,
-            FairSlots(threads + max(1, math.floor(config.encoder_cpus))),
-            metrics,
-            WriteOptions(config.visible_s, config.max_unpublished) if config.writes else None,
-            MaintenanceOptions(config.max_deltas, config.compact_fraction, config.keep_versions),
-        )
-        max_bytes = machine_bytes() / 2 if config.memory_gb is None else 1e9 * config.memory_gb
         self.access = access
-        self.indexes = Indexes(Catalog(config.indexes), services.open, config.idle_s, max_bytes, metrics)
+        self.indexes = open_indexes(config, Metrics())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return routes_of_many(self.indexes, self.access)

@@ -1,11 +1,11 @@
-"""Metrics of the gateway. Ray exports them; Prometheus sees them as `ray_lir_*`."""
+"""Metrics of the gateway. Ray or `Registry` exports them; Prometheus sees them as `ray_lir_*`."""
 
 import copy
-
-from ray.util.metrics import Counter, Gauge, Histogram
+from typing import Any
 
 from ray_lir.api.search import SearchResponse
 
+from .prometheus import Registry
 from .workers.versions import Served
 
 SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
@@ -21,9 +21,11 @@ class Metrics:
 
     Args:
         index: Name of the index, the label `index` of every metric. Empty: requests that concern no index.
+        registry: Exports the metrics of a process without Ray. None: Ray exports them.
     """
 
-    def __init__(self, index: str = ""):
+    def __init__(self, index: str = "", registry: Registry | None = None):
+        Counter, Gauge, Histogram = _kinds(registry)
         self._label = {"index": index}
         self._requests = Counter("lir_requests", "Requests by route and status.", ("index", "route", "status"))
         self._request_seconds = Histogram("lir_request_seconds", "Seconds from request to reply, by route.", SECONDS, ("index", "route"))
@@ -149,3 +151,12 @@ class Metrics:
     def open_indexes(self, number: int) -> None:
         """Set the number of open indexes."""
         self._open_indexes.set(number, self._label)
+
+
+def _kinds(registry: Registry | None) -> tuple[Any, Any, Any]:
+    """Return what makes a counter, a gauge and a histogram."""
+    if registry:
+        return registry.counter, registry.gauge, registry.histogram
+    from ray.util.metrics import Counter, Gauge, Histogram  # Ray takes a second to load
+
+    return Counter, Gauge, Histogram

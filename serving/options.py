@@ -1,7 +1,7 @@
 """The settings of the service. They are separate from the application, so that `--help` does not load Ray."""
 
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -112,9 +112,27 @@ SEVERAL_INDEXES = ("idle_s", "memory_gb")
 
 
 class Options(ServeConfig):
-    """Starts the search service on this machine, or on the cluster of RAY_ADDRESS, and serves until it is interrupted."""
+    """Starts the search service in this process, on Ray Serve on this machine, or on the cluster of RAY_ADDRESS, and serves until it is
+    interrupted."""
 
     host: str = "127.0.0.1"
     """Address to listen on. An address that other machines can reach requires `tokens`."""
     port: int = Field(8000, ge=1, le=65535)
     """Port to listen on."""
+    where: Literal["auto", "ray", "here"] = "auto"
+    """ray: run on Ray Serve, with a process for each worker. here: run in this process, with one replica of each worker and without GPUs.
+    auto: here, unless RAY_ADDRESS names a cluster, writes are accepted, or replicas or GPUs are requested."""
+
+    @property
+    def needs_ray(self) -> str:
+        """The first setting that needs Ray Serve; empty if there is none."""
+        if os.environ.get("RAY_ADDRESS", "local") not in ("", "local"):
+            return "RAY_ADDRESS"
+        needed = {
+            "writes": self.writes,
+            "replicas": self.replicas > 1,
+            "max_replicas": self.max_replicas is not None,
+            "encoder_gpus": self.encoder_gpus > 0,
+            "shard_gpus": self.shard_gpus > 0,
+        }
+        return next((name for name, is_needed in needed.items() if is_needed), "")

@@ -10,6 +10,7 @@ EXTRAS = {
     "ray": "cluster",
     "fastapi": "cluster",
     "starlette": "cluster",
+    "uvicorn": "cluster",
     "click": "cluster",
     "s3fs": "s3",
     "botocore": "s3",
