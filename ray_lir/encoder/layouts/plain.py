@@ -19,6 +19,11 @@ def matches(path: Path) -> bool:
 def load(path: Path, trust_remote_code: bool = False, light: bool = False) -> Parts:
     """Return the model and tokenizer of the folder.
 
+    Args:
+        path: The folder.
+        trust_remote_code: Run Python code of the checkpoint.
+        light: Load a plain BERT and its tokenizer without transformers, for inference on a CPU.
+
     Raises:
         ConfigError: The folder has no config.json, or cannot be loaded.
     """

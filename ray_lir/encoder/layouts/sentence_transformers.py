@@ -51,6 +51,11 @@ def matches(path: Path) -> bool:
 def load(path: Path, trust_remote_code: bool = False, light: bool = False) -> Parts:
     """Return the transformer, projections, scorer, tokenizer and conventions of the folder.
 
+    Args:
+        path: The folder.
+        trust_remote_code: Run Python code of the checkpoint.
+        light: Load a plain BERT and its tokenizer without transformers, for inference on a CPU.
+
     Raises:
         ConfigError: A file is missing, damaged or describes an unsupported module.
     """

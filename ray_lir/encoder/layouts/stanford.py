@@ -28,6 +28,11 @@ def load(path: Path, trust_remote_code: bool = False, light: bool = False) -> Pa
     """Return the network, tokenizer and conventions of a folder, or of a legacy .dnn file with its base model's config.json and tokenizer
     beside it.
 
+    Args:
+        path: The folder or file.
+        trust_remote_code: Run Python code of the checkpoint.
+        light: Load a plain BERT and its tokenizer without transformers, for inference on a CPU.
+
     Raises:
         ConfigError: A file or the projection is missing, or a file is damaged.
     """
