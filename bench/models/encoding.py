@@ -72,6 +72,7 @@ def main() -> None:
         "set": options.set,
         "checkpoint": Path(options.checkpoint).name,
         "length": LENGTH,
+        "load": round(os.getloadavg()[0], 1),
         "missing": {},
         "rows": [],
     }
@@ -87,11 +88,16 @@ def main() -> None:
             if options.set != "avx2" or precision != "bfloat16":  # AVX2 has no products of bfloat16
                 for threads in map(int, options.threads.split(",")):
                     run["rows"].append(_measure(system, python, checkpoint, texts, precision, threads, SETS[options.set]))
-    report = json.loads(options.output.read_text()) if options.output.exists() else []
-    report = [other for other in report if _key(other) != _key(run)] + [run]
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
-    options.output.with_suffix(".md").write_text(markdown(report))
+                    _write(run, options.output)  # what is measured remains if the rest is interrupted
     print(markdown([run]))
+
+
+def _write(run: dict[str, Any], output: Path) -> None:
+    """Put a run into the report, in place of an earlier one of the same kind."""
+    report = json.loads(output.read_text()) if output.exists() else []
+    report = [other for other in report if _key(other) != _key(run)] + [run]
+    output.write_text(json.dumps(report, indent=1) + "\n")
+    output.with_suffix(".md").write_text(markdown(report))
 
 
 def _key(run: dict[str, Any]) -> tuple[Any, ...]:
@@ -138,6 +144,8 @@ def markdown(report: list[dict[str, Any]]) -> str:
         about = run["machine"]
         limit = "" if run["set"] == "all" else f", limited to {run['set'].upper()}"
         lines += [f"## {run['checkpoint']}, {about['cpu']} ({', '.join(about['instructions'])}){limit}", ""]
+        if run.get("load", 0) > about["cores"]:
+            lines += [f"Load average {run['load']:.0f} on {about['cores']} cores: read tokens a CPU second and ratios, not tokens/s.", ""]
         lines += ["| system | precision | threads | tokens a CPU second | times ray_lir in float32 | tokens/s | peak MB | cosine |"]
         lines += ["|---|---|---|---|---|---|---|---|"]
         speeds = {(row["system"], row["precision"], row["threads"]): row["tokens"] / row["cpu_seconds"] for row in run["rows"]}
