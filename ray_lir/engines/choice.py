@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,6 +15,7 @@ from ray_lir.engines.cost import COSTS
 from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import IndexStatistics
 from ray_lir.engines.registry import ENGINES, SERVED
+from ray_lir.engines.scoring.terms import default_relation_candidates, default_relation_documents
 from ray_lir.kernels import select
 
 TUNING = "tuning.json"
@@ -95,7 +96,7 @@ def resolve(
         statistics: Statistics of the index.
         kernels: Name of the kernels that will run; None for the default kernels of this machine.
         quality: For auto. balanced returns at least .99 of the exact top k, fast rescores a quarter as many candidates, and exact scores
-            every document.
+            every document. fast and balanced limit TRIAL's relations (`RescoringConfig`).
         k: Documents to return.
         tuning: The result of jobs.tune for the index; None if it was not tuned.
 
@@ -140,12 +141,16 @@ def choose(statistics: IndexStatistics, kernels: str, quality: str = "balanced",
         )
     fraction = FAST_FRACTION if quality == "fast" else 1
     candidates = statistics.default_candidates(k, fraction=fraction)
+    statistics = replace(statistics, scorer_cost=statistics.scorer_cost * min(1, default_relation_documents(k) / candidates))
     estimates = {name: estimate_ms(name, statistics, kernels, candidates) for name in automatic_engines()}
     best = min(estimates, key=estimates.__getitem__)
     alternatives = ", ".join(f"{name} {ms:.1f}" for name, ms in estimates.items() if name != best)
     automatic = ENGINES[best].automatic
     assert automatic is not None
-    return automatic.params(fraction), f"{best}: {estimates[best]:.1f} ms a query estimated with {kernels}, against {alternatives}"
+    params = automatic.params(fraction)
+    if statistics.scorer_cost:
+        params = params.model_copy(update={"relation_candidates": default_relation_candidates(statistics.dim)})
+    return params, f"{best}: {estimates[best]:.1f} ms a query estimated with {kernels}, against {alternatives}"
 
 
 def automatic_engines() -> tuple[str, ...]:

@@ -1,4 +1,6 @@
-"""EngineConfig: the base class of the query-time parameters of every engine."""
+"""EngineConfig and RescoringConfig: the base classes of the query-time parameters of engines."""
+
+from pydantic import Field
 
 from ray_lir.base.config import Config
 
@@ -7,3 +9,12 @@ class EngineConfig(Config):
     """Parameters of an engine. A subclass fixes `engine` to the name of its engine."""
 
     engine: str
+
+
+class RescoringConfig(EngineConfig):
+    """Parameters of an engine that computes exact scores. They limit TRIAL's relations; indexes of other scorers do not use them."""
+
+    relation_candidates: int | None = Field(None, ge=1, exclude_if=lambda count: count is None)
+    """Document tokens that relations are computed with, for each query token: those with the best cosines. None: all, which is exact."""
+    relation_documents: int | None = Field(None, ge=1, exclude_if=lambda count: count is None)
+    """Documents with relations: the best with relations to first order. None: 2 k + 10 if relation_candidates is set, otherwise all."""

@@ -8,15 +8,15 @@ import numpy as np
 from pydantic import Field
 
 from ray_lir.engines.engine import Allowed, Engine, Scored, Stage
-from ray_lir.engines.exact import RESCORE
-from ray_lir.engines.params import EngineConfig
+from ray_lir.engines.exact import RELATE, RESCORE
+from ray_lir.engines.params import RescoringConfig
 from ray_lir.engines.plan import NORMS_NPROBE, IndexStatistics, Query, QueryPlan, among, centroid_interaction, centroid_scores
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
 
-class PlaidParams(EngineConfig):
+class PlaidParams(RescoringConfig):
     """The parameters of PLAID; the defaults depend on k."""
 
     engine: Literal["plaid"] = "plaid"
@@ -123,6 +123,6 @@ ENGINE = Engine(
     "of them by full centroid score",
     params=PlaidParams,
     plan=_plan,
-    stages=(PROBE, INTERACT, RESCORE),
+    stages=(PROBE, INTERACT, RESCORE, RELATE),
     postings=True,
 )

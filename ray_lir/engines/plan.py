@@ -128,6 +128,8 @@ class QueryPlan:
         stage_limits: Documents that each stage keeps, over all shards. The engine runs as many stages as there are limits.
         scorer_terms: The scorer's own arithmetic for this query; None if exact scores are MaxSim.
         unit_norms: Whether document token vectors have about unit length, so that centroid scores need no lengths.
+        approximation: The query whose MaxSim scores select the documents of the last stage, `relate`, which alone computes the scorer's
+            terms. None: there is no such stage, and the terms are part of every exact score.
     """
 
     query: Query
@@ -135,6 +137,7 @@ class QueryPlan:
     stage_limits: tuple[int, ...]
     scorer_terms: "QueryTerms | None" = None
     unit_norms: bool = True
+    approximation: Query | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.query!r}, {self.params!r}, stage_limits={self.stage_limits})"

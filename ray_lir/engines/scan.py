@@ -8,8 +8,8 @@ from pydantic import AliasChoices, ConfigDict, Field
 
 from ray_lir.engines.cost import Costs, QueryCost, plan_ns, rescore_ns
 from ray_lir.engines.engine import Allowed, Automatic, Engine, Scored, Stage
-from ray_lir.engines.exact import RESCORE
-from ray_lir.engines.params import EngineConfig
+from ray_lir.engines.exact import RELATE, RESCORE
+from ray_lir.engines.params import RescoringConfig
 from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, among, centroid_scores, scan_table
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.norms import norm_codes
@@ -17,7 +17,7 @@ from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
 
-class ScanParams(EngineConfig):
+class ScanParams(RescoringConfig):
     """Parameters of scan: how many documents it rescores."""
 
     model_config = ConfigDict(validate_by_name=True)
@@ -69,6 +69,6 @@ ENGINE = Engine(
     description="rescores the `ncandidates` documents of the whole index that are best by centroid score",
     params=ScanParams,
     plan=_plan,
-    stages=(SCORE_CODES, RESCORE),
+    stages=(SCORE_CODES, RESCORE, RELATE),
     automatic=Automatic(lambda fraction: ScanParams(candidate_fraction=fraction), _cost),
 )

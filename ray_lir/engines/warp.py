@@ -9,8 +9,8 @@ from pydantic import AliasChoices, ConfigDict, Field
 
 from ray_lir.engines.cost import QUERY_TOKENS, Costs, QueryCost, plan_ns, rescore_ns, width
 from ray_lir.engines.engine import Allowed, Automatic, Engine, Scored, Stage
-from ray_lir.engines.exact import RESCORE
-from ray_lir.engines.params import EngineConfig
+from ray_lir.engines.exact import RELATE, RESCORE
+from ray_lir.engines.params import RescoringConfig
 from ray_lir.engines.plan import NORMS_NPROBE, USUAL_TOKENS, IndexStatistics, Query, QueryPlan, among, centroid_scores
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.norms import norm_codes
@@ -23,7 +23,7 @@ DENSITY = 1.7
 """Mean size of a probed cluster over the mean size of all clusters (SciFact)."""
 
 
-class WarpParams(EngineConfig):
+class WarpParams(RescoringConfig):
     """Parameters of warp: those of WARP, and how many of its candidates are rescored exactly."""
 
     model_config = ConfigDict(validate_by_name=True)
@@ -129,7 +129,7 @@ ENGINE = Engine(
     description="rescores the `rescore` documents of the probed clusters that are best by WARP's score",
     params=WarpParams,
     plan=_plan,
-    stages=(SCORE_POSTINGS, RESCORE),
+    stages=(SCORE_POSTINGS, RESCORE, RELATE),
     postings=True,
     automatic=Automatic(lambda fraction: WarpParams(candidate_fraction=fraction), _cost),
 )

@@ -16,8 +16,8 @@ from pydantic import Field
 
 from ray_lir.base.short_repr import ShortRepr
 from ray_lir.engines.engine import Allowed, Engine, Scored, Stage, Survey
-from ray_lir.engines.exact import RESCORE
-from ray_lir.engines.params import EngineConfig
+from ray_lir.engines.exact import RELATE, RESCORE
+from ray_lir.engines.params import RescoringConfig
 from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, among, centroid_scores
 from ray_lir.engines.token_index import token_index
 from ray_lir.index.codec import ResidualCodec
@@ -31,7 +31,7 @@ POWER_LAW_RANKS = 100
 Imputation = Literal["min", "mean", "p10", "power_law", "zero"]
 
 
-class XtrParams(EngineConfig):
+class XtrParams(RescoringConfig):
     """Parameters of xtr."""
 
     engine: Literal["xtr"] = "xtr"
@@ -212,6 +212,6 @@ ENGINE = Engine(
     "rescores the best `rescore` of them",
     params=XtrParams,
     plan=_plan,
-    stages=(ADD_UP, RESCORE),
+    stages=(ADD_UP, RESCORE, RELATE),
     survey=Survey(_retrieve, _settle),
 )

@@ -29,6 +29,10 @@ WORD = 2.0**-12
 """Bound on the rounding error of the hidden layer in 16-bit words, relative to its largest possible value."""
 WIDE = 0.05
 """Relations with a larger bound get a second, narrower bound: a wide bound makes kernels compute many relations."""
+SAMPLE = 1024
+"""Pairs of centroids from which the mean slopes of the hidden layer are computed."""
+LARGEST_RATIO = 2.0
+"""Largest weight of a query token relative to that of the token before, in the first-order relations."""
 GRID = 0.25
 """Distance between the values of z at which a bound is evaluated."""
 
@@ -179,6 +183,44 @@ class RelationEncoder(ShortRepr):
         return mish(both * self.scale + self.shift)
 
 
+def first_order(query_nD: np.ndarray, weights_n: np.ndarray, relation: QueryRelation, codec: "ResidualCodec") -> np.ndarray:
+    """Return query vectors with which MaxSim is TRIAL's score to first order, except for a constant, [n, D] float32.
+
+    To first order, a relation is the sum of a linear function of its first token and one of its second token. The match of query token i is
+    the second token of its own relation and the first token of the next one. Both functions are therefore added to its query vector.
+
+    Source: docs/algorithms.md#55-relations-of-the-nearest-tokens.
+
+    Args:
+        query_nD: [n, D] float32, rotated, without masked tokens.
+        weights_n: [n], the weights of the query tokens.
+        relation: The query's part of the relation: `RelationEncoder.of_query(query_nD)`.
+        codec: The codec of the index, with a relation encoder.
+    """
+    encoder, weights = relation_of(codec), weights_n.astype(np.float64)
+    slopes_nD = relation.products * _mean_slopes(codec)
+    first_nD, second_nD = slopes_nD @ encoder.before.astype(np.float64), slopes_nD @ encoder.after.astype(np.float64)
+    if encoder.from_first_token:
+        first_nD[1:2] = 0
+    ratios = np.divide(
+        np.minimum(weights[1:], LARGEST_RATIO * weights[:-1]), weights[:-1], out=np.zeros(len(weights[1:])), where=weights[:-1] > 0
+    )
+    linear_nD = query_nD + second_nD
+    linear_nD[:-1] += ratios[:, None] * first_nD[1:]
+    return linear_nD.astype(np.float32)
+
+
+@derived
+def _mean_slopes(codec: "ResidualCodec") -> np.ndarray:
+    """Return the mean derivative of each hidden value by the sum of both halves, [D] float64, over pairs of centroids."""
+    encoder, rng = relation_of(codec), np.random.default_rng(0)
+    first, second = codec.centroids_f32[rng.integers(0, codec.num_centroids, (2, SAMPLE))].astype(np.float64)
+    both = first @ encoder.before.T.astype(np.float64) + second @ encoder.after.T.astype(np.float64) + encoder.bias
+    inverse = 1 / np.sqrt(np.square(both).mean(axis=1, keepdims=True) + EPSILON)
+    slopes: np.ndarray = (mish_slope(both * inverse * encoder.scale + encoder.shift) * inverse).mean(axis=0) * encoder.scale
+    return slopes
+
+
 def relation_of(codec: "ResidualCodec") -> RelationEncoder:
     """Return the relation encoder of an index."""
     if not isinstance(codec.scorer_data, RelationEncoder):
@@ -197,26 +239,36 @@ def mish(values: np.ndarray) -> np.ndarray:
     return values * squares / (squares + 2)
 
 
-def align(query_nD: np.ndarray, relation: QueryRelation, vectors_mD: np.ndarray, encoder: RelationEncoder) -> tuple[np.ndarray, np.ndarray]:
+def mish_slope(values: np.ndarray) -> np.ndarray:
+    """Return the derivative of Mish."""
+    logistic = 1 / (1 + np.exp(-np.clip(values, -30, 30)))
+    bounded = np.tanh(np.log1p(np.exp(np.minimum(values, 30))))
+    return bounded + values * (1 - bounded**2) * logistic
+
+
+def align(
+    query_nD: np.ndarray, relation: QueryRelation, vectors_mD: np.ndarray, encoder: RelationEncoder, nearest_tokens: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Find the match of each query token in one document.
 
-    Source: docs/algorithms.md#51-score.
+    Source: docs/algorithms.md#51-score, docs/algorithms.md#55-relations-of-the-nearest-tokens.
 
     Args:
         query_nD: [n, D] float32, rotated, without masked tokens.
         relation: `encoder.of_query(query_nD)`.
         vectors_mD: [m, D] float64, the document's tokens.
         encoder: The relation encoder of the index.
+        nearest_tokens: Document tokens that each query token is compared with: those with the best cosines. None: all.
     Returns:
         Matches [n] int64, and the relation of each match to the previous query token's match, [n] float64.
     """
-    cosines_nm, relations_nm = compare(query_nD, relation, vectors_mD, encoder)
+    cosines_nm, relations_nm = compare(query_nD, relation, vectors_mD, encoder, nearest_tokens)
     matches = (cosines_nm + relations_nm).argmax(axis=1)
     return matches, relations_nm[np.arange(len(matches)), matches]
 
 
 def compare(
-    query_nD: np.ndarray, relation: QueryRelation, vectors_mD: np.ndarray, encoder: RelationEncoder
+    query_nD: np.ndarray, relation: QueryRelation, vectors_mD: np.ndarray, encoder: RelationEncoder, nearest_tokens: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return cosines and relations of every query token with every token of one document.
 
@@ -225,15 +277,21 @@ def compare(
         relation: `encoder.of_query(query_nD)`.
         vectors_mD: [m, D] float64, the document's tokens.
         encoder: The relation encoder of the index.
+        nearest_tokens: Document tokens that each query token is compared with: those with the best cosines. Ties go to the first token.
+            None: all.
     Returns:
-        Cosines [n, m] float64, and the relation of each document token to the previous query token's match, [n, m] float64.
+        Cosines [n, m] float64, and the relation of each document token to the previous query token's match, [n, m] float64; -inf for
+        tokens that are not compared.
     """
     cosines_nm = query_nD.astype(np.float64) @ vectors_mD.T
     before_mD = vectors_mD @ encoder.before.T.astype(np.float64)
     after_mD = vectors_mD @ encoder.after.T.astype(np.float64) + encoder.bias
     relations_nm = np.zeros_like(cosines_nm)
+    if nearest_tokens is not None:
+        beyond = np.argsort(-cosines_nm, axis=1, kind="stable")[:, nearest_tokens:]
+        np.put_along_axis(relations_nm, beyond, -np.inf, axis=1)
     for i in range(1, len(query_nD)):
         deciding_m = cosines_nm[i - 1] if encoder.by_cosine else cosines_nm[i - 1] + relations_nm[i - 1]
         previous = 0 if i == 1 and encoder.from_first_token else deciding_m.argmax()
-        relations_nm[i] = encoder.hidden(before_mD[previous], after_mD) @ relation.products[i] + relation.constants[i]
+        relations_nm[i] += encoder.hidden(before_mD[previous], after_mD) @ relation.products[i] + relation.constants[i]
     return cosines_nm, relations_nm

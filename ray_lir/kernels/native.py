@@ -135,8 +135,9 @@ class _NativeKernels:
         shard: IndexShard,
         codec: ResidualCodec,
         documents: np.ndarray | None = None,
+        nearest_tokens: int | None = None,
     ) -> np.ndarray:
-        encoder, centroids = relation_encoder(codec)
+        (encoder, centroids), first = relation_encoder(codec), relation_of(codec).from_first_token
         return module().relation_maxsim(
             self.isa,
             _floats(query_nD),
@@ -155,7 +156,7 @@ class _NativeKernels:
             relation_of(codec).by_cosine,
             None if documents is None else _numbers(documents),
             self.threads,
-            *([True] if relation_of(codec).from_first_token else []),
+            *((first, nearest_tokens or 0) if first or nearest_tokens else ()),  # older builds of the module lack both
         )
 
     def centroid_maxsim(

@@ -166,6 +166,7 @@ class Kernels(Protocol):
         shard: IndexShard,
         codec: ResidualCodec,
         documents: np.ndarray | None = None,
+        nearest_tokens: int | None = None,
     ) -> np.ndarray:
         """Score documents with relations from codes and residuals.
 
@@ -173,7 +174,7 @@ class Kernels(Protocol):
         where p is the match of token i - 1 (with `by_cosine`, its token of the largest cosine); ties go to the first token. The score
         is the sum of weight_i (rho_j q_i . d_j + relation).
 
-        Source: docs/algorithms.md#51-score.
+        Source: docs/algorithms.md#51-score, docs/algorithms.md#55-relations-of-the-nearest-tokens.
 
         Args:
             query_nD: [n, D] float32, rotated, without masked tokens.
@@ -183,6 +184,8 @@ class Kernels(Protocol):
             shard: The shard that holds the documents.
             codec: The codec of the index, with a relation encoder.
             documents: [N] int64, numbers inside the shard; None for all documents.
+            nearest_tokens: Compare each query token only with so many document tokens, those with the largest q_i . d_j; ties go to the
+                first token. None: with all.
         Returns:
             [N] float32; -inf for a document without tokens.
         """

@@ -116,6 +116,7 @@ class _ReferenceKernels:
         shard: IndexShard,
         codec: ResidualCodec,
         documents: np.ndarray | None = None,
+        nearest_tokens: int | None = None,
     ) -> np.ndarray:
         offsets, token_numbers = shard.doc_offsets, np.arange(len(shard.codes))
         if documents is not None:
@@ -124,7 +125,7 @@ class _ReferenceKernels:
         for number in np.flatnonzero(np.diff(offsets)):
             tokens = token_numbers[offsets[number] : offsets[number + 1]]
             vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
-            best_n, relations_n = align(query_nD, relation, vectors, relation_of(codec))
+            best_n, relations_n = align(query_nD, relation, vectors, relation_of(codec), nearest_tokens)
             similarities_n = np.einsum("nd,nd->n", query_nD.astype(np.float64), vectors[best_n])
             token_weights = shard.token_weights(tokens[best_n])
             if token_weights is not None:

@@ -22,6 +22,7 @@ from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, TopK
 from ray_lir.engines.scoring.registry import check_complete, scorer_of, with_scorer_data
 from ray_lir.engines.scoring.scorer import SearchScorer
+from ray_lir.engines.scoring.terms import with_terms
 from ray_lir.engines.stages import run_stages
 from ray_lir.index import documents as documents_file
 from ray_lir.index.codec import ResidualCodec, read_codec
@@ -95,14 +96,11 @@ class Planner:
             check_weights(self.manifest.contract, "queries", queries.weights is not None)
         params = resolve(engine, self.statistics, self.shard_kernels or self.kernels.name, quality, k, self.tuning)
         engine_plan = ENGINES[params.engine].plan
-        return [
-            replace(
-                engine_plan(query, self.codec, self.statistics, params, k, self.kernels),
-                scorer_terms=self.scorer.terms(query, self.codec),
-                unit_norms=self.statistics.unit_norms,
-            )
+        plans = [
+            replace(engine_plan(query, self.codec, self.statistics, params, k, self.kernels), unit_norms=self.statistics.unit_norms)
             for query in _split(queries, self.scorer, self.codec, self.kernels)
         ]
+        return [with_terms(plan, params, self.scorer, self.codec) for plan in plans]
 
 
 def open_planner(

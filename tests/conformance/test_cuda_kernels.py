@@ -191,6 +191,17 @@ def test_relations_equal_the_reference(cuda, by_cosine, has_weights, from_first_
     np.testing.assert_array_equal(cuda.relation_maxsim(query, weights, terms, None, shard, codec, chosen), scores[chosen])
 
 
+@pytest.mark.parametrize("nearest", [1, 3, 60])
+def test_relations_of_the_nearest_tokens_equal_the_reference(cuda, nearest):
+    shard, codec, query, weights, rng = made_up(**SHAPE | {"num_query_tokens": 9, "dim": 24, "num_docs": 7})
+    codec = related(codec, 0.3, False, rng)
+    terms = codec.scorer_data.of_query(query)
+    expected, everything = (REFERENCE.relation_maxsim(query, weights, terms, None, shard, codec, None, each) for each in (nearest, None))
+    scores = cuda.relation_maxsim(query, weights, terms, None, shard, codec, None, nearest)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-3)
+    assert nearest > 1 or np.abs(expected - everything)[np.isfinite(expected)].max() > 0.02
+
+
 def test_inconsistent_inputs_are_refused(cuda):
     shard, codec, query, weights, _ = made_up(**SHAPE)
     for documents in (np.array([12]), np.array([-1])):

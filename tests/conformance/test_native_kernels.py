@@ -12,7 +12,7 @@ from ray_lir.base.errors import KernelUnavailable
 from ray_lir.embeddings.relation import Relation
 from ray_lir.index.codec import ResidualCodec, random_rotation
 from ray_lir.index.relation import RelationEncoder, mish
-from ray_lir.index.residuals import normalize
+from ray_lir.index.residuals import decompress, normalize
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels, native, select
 from ray_lir.kernels.reference import REFERENCE
@@ -199,6 +199,85 @@ def test_relations_from_codes_and_residuals_equal_the_reference(strength, by_cos
         return scores, some
 
     every_set(check)
+
+
+def surely_nearest(shard: IndexShard, codec: ResidualCodec, query: np.ndarray, nearest: int) -> np.ndarray:
+    """Return whether rounding cannot change the nearest tokens of any query token, for each document."""
+    sure = np.ones(shard.num_docs, bool)
+    for number in range(shard.num_docs):
+        tokens, _ = shard.tokens(np.array([number]))
+        vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec)
+        cosines = np.sort(query @ vectors.T, axis=1)[:, ::-1]
+        if len(tokens) > nearest:
+            sure[number] = (cosines[:, nearest - 1] - cosines[:, nearest]).min() > 2 * tolerance(codec, np.ones(1))
+    return sure
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    **SHAPES,
+    strength=st.sampled_from([0.01, 0.3]),
+    by_cosine=st.booleans(),
+    has_weights=st.booleans(),
+    nearest=st.sampled_from([1, 2, 3, 8, 40, 2**40]),
+)
+def test_relations_of_the_nearest_tokens_equal_the_reference(strength, by_cosine, has_weights, nearest, **shape):
+    shard, codec, query, weights, rng = made_up(**shape)
+    shard = weighed(shard, rng) if has_weights else shard
+    codec = related(codec, strength, by_cosine, rng)
+    chosen = rng.permutation(shard.num_docs)[: rng.integers(0, shard.num_docs + 1)]
+    terms = codec.scorer_data.of_query(query)
+    wide = replace(terms, upper=terms.upper + 100)
+    expected = REFERENCE.relation_maxsim(query, weights, terms, REFERENCE.centroid_scores(query, codec), shard, codec, None, nearest)
+    sure = surely_nearest(shard, codec, query, nearest)
+
+    def check(kernels: Kernels):
+        table = kernels.centroid_scores(query, codec)
+        scores = kernels.relation_maxsim(query, weights, terms, table, shard, codec, None, nearest)
+        some = kernels.relation_maxsim(query, weights, terms, table, shard, codec, chosen, nearest)
+        agree(scores[sure], expected[sure], (1 + has_weights) * tolerance(codec, weights))
+        np.testing.assert_array_equal(some, scores[chosen])
+        np.testing.assert_array_equal(kernels.relation_maxsim(query, weights, wide, table, shard, codec, None, nearest), scores)
+        if nearest >= shape["max_tokens"]:
+            np.testing.assert_array_equal(scores, kernels.relation_maxsim(query, weights, terms, table, shard, codec))
+        return scores, some
+
+    every_set(check)
+
+
+@pytest.mark.parametrize("nearest", [1, 2, 3, 5, 60])
+def test_of_equally_near_tokens_the_first_are_related(nearest):
+    """The query does not see the second half of the dimensions, so many tokens have equal cosines but different relations."""
+    dim, num_tokens = 64, 70
+    rng = np.random.default_rng(1)
+    seen, unseen = unit(rng.normal(size=(7, dim // 2))), unit(rng.normal(size=(10, dim // 2)))
+    centroids = np.concatenate([np.repeat(seen, 10, axis=0), np.tile(unseen, (7, 1))], axis=1) / np.sqrt(2)
+    buckets = np.zeros(16, np.float32)
+    codec = related(ResidualCodec(centroids.astype(np.float16), buckets[1:], buckets), 5.0, False, rng)
+    codes, scales = rng.permutation(num_tokens).astype(np.uint16), np.repeat(np.float16([[1, 0]]), num_tokens, axis=0)
+    shard = IndexShard(0, np.array([0, num_tokens]), codes, np.zeros((num_tokens, dim // 2), np.uint8), scales, pa.table({}), num_tokens)
+    query = unit(np.concatenate([rng.normal(size=(12, dim // 2)), np.zeros((12, dim // 2))], axis=1))
+    weights, terms = np.ones(len(query), np.float32), codec.scorer_data.of_query(query)
+    expected, everything = (
+        REFERENCE.relation_maxsim(query, weights, terms, REFERENCE.centroid_scores(query, codec), shard, codec, None, each)
+        for each in (nearest, None)
+    )
+    assert nearest == 60 or abs(expected[0] - everything[0]) > 0.1
+
+    def check(kernels: Kernels):
+        scores = kernels.relation_maxsim(query, weights, terms, kernels.centroid_scores(query, codec), shard, codec, None, nearest)
+        np.testing.assert_allclose(scores, expected, atol=0.1)
+        return [scores]
+
+    every_set(check)
+
+
+def test_a_negative_number_of_nearest_tokens_is_refused():
+    shard, codec, query, weights, rng = made_up(3, 4, 32, 4, 9, 20, 0)
+    codec = related(codec, 0.1, False, rng)
+    kernels, terms = select("native"), codec.scorer_data.of_query(query)
+    with pytest.raises(ValueError, match="below 0"):
+        kernels.relation_maxsim(query, weights, terms, kernels.centroid_scores(query, codec), shard, codec, None, -1)
 
 
 @settings(max_examples=40, deadline=None)

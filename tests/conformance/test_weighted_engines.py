@@ -19,10 +19,15 @@ from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.embeddings.relation import Relation, load_relation
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings, concatenate
 from ray_lir.engines import VECTOR_ENGINES
-from ray_lir.engines.exact import SCORE_ALL
+from ray_lir.engines.exact import SCORE_ALL, ExactParams
 from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.plan import TopK
 from ray_lir.engines.scan import ScanParams
+from ray_lir.engines.scoring.terms import default_relation_candidates
+from ray_lir.engines.stages import run_stages
+from ray_lir.engines.warp import WarpParams
+from ray_lir.engines.xtr import XtrParams
+from ray_lir.index.relation import mish, mish_slope
 from ray_lir.index.residuals import decompress
 from ray_lir.search.explain import explain
 from ray_lir.search.searcher import Searcher
@@ -83,8 +88,10 @@ def decoded(searcher: Searcher, number: int) -> tuple[np.ndarray, np.ndarray]:
     return vectors.astype(np.float64), np.ones(len(tokens)) if shard.weights is None else 1 + shard.weights[tokens].astype(np.float64)
 
 
-def definition(searcher: Searcher, query: np.ndarray, weights: np.ndarray, number: int, relation: Relation | None) -> float:
-    """Return a document's score by docs/algorithms.md#51-score and 6.1, one pair at a time, without factoring."""
+def definition(
+    searcher: Searcher, query: np.ndarray, weights: np.ndarray, number: int, relation: Relation | None, nearest: int | None = None
+) -> float:
+    """Return a document's score by docs/algorithms.md#51-score, 5.5 and 6.1, one pair at a time, without factoring."""
 
     def rel(previous: np.ndarray, current: np.ndarray) -> np.ndarray:
         x = relation.inner_weight @ np.concatenate([previous, current]) + relation.inner_bias
@@ -99,7 +106,8 @@ def definition(searcher: Searcher, query: np.ndarray, weights: np.ndarray, numbe
         if i and relation:
             pair = rel(query[i - 1], token)
             relations = np.array([relation.weight * rel(document[aligned], other) @ pair for other in document])
-        best = int((cosine + relations).argmax())
+        compared = np.lexsort((np.arange(len(document)), -cosine))[:nearest]
+        best = int(min(compared, key=lambda j: (-(cosine + relations)[j], j)))
         total += weights[i] * (token_weights[best] * cosine[best] + relations[best])
         aligned = int(cosine.argmax()) if relation and relation.alignment == "cosine" else best
     return total
@@ -350,3 +358,95 @@ def test_skipped_relations_could_not_reach_the_top_k(tmp_path, weight, alignment
             assert np.isfinite(scores).all() and (weight > 0.01 or np.isfinite(best).sum() < 100)
             np.testing.assert_array_equal(best[np.isfinite(best)], scores[np.isfinite(best)])
             assert (scores[np.isneginf(best)] < np.sort(best)[-5]).all()
+
+
+LIMITED = {
+    "exact": ExactParams(relation_candidates=2, relation_documents=9),
+    "scan": ScanParams(ncandidates=20, relation_candidates=2, relation_documents=9),
+    "plaid": PlaidParams(nprobe=2, ncandidates=80, relation_candidates=2, relation_documents=9),
+    "warp": WarpParams(nprobe=2, rescore=20, relation_candidates=2, relation_documents=9),
+    "xtr": XtrParams(rescore=20, relation_candidates=2, relation_documents=9),
+}
+
+
+@pytest.mark.parametrize("engine", LIMITED)
+def test_limited_relations_do_not_depend_on_sharding(index, engine):
+    one, five = (index("related", shards).search(QUERIES, 6, LIMITED[engine]) for shards in (1, 5))
+    assert_same_hits(one, five)
+    assert one[0].params.relation_candidates == 2 and one[0].params.relation_documents == 9
+
+
+@pytest.mark.parametrize("kind", ["related", "by_cosine", "both"])
+def test_limits_above_all_tokens_and_documents_are_exact(index, kind):
+    params = ExactParams(relation_candidates=10_000, relation_documents=10_000)
+    assert_same_hits(index(kind).search(QUERIES, 20, "exact"), index(kind).search(QUERIES, 20, params))
+
+
+def test_limited_relations_follow_the_definition(index):
+    searcher = index("related", kernels="reference")
+    query, weights = QUERIES[2].astype(np.float64), QUERIES.weights[QUERIES.offsets[2] : QUERIES.offsets[3]]
+    [limited] = searcher.search(QUERIES.slice(2, 3), 8, ExactParams(relation_candidates=2))
+    assert limited.params.relation_documents == 26
+    expected = [definition(searcher, query, weights, number, relation_of(), 2) for number in limited.documents.tolist()]
+    np.testing.assert_allclose(limited.scores, expected, rtol=0, atol=1e-4)
+    everything = [definition(searcher, query, weights, number, relation_of()) for number in limited.documents.tolist()]
+    assert np.abs(np.subtract(everything, expected)).max() > 0.01
+
+
+def test_only_the_best_documents_to_first_order_get_relations(index):
+    searcher = index("related")
+    codec, kernels = searcher.planner.codec, searcher.kernels
+    for plan in searcher.planner.plan(QUERIES, 3, ExactParams(relation_documents=5)):
+        [by_first_order], [found] = run_stages([plan], searcher.shards, codec, kernels, [None]).kept
+        plain = dataclasses.replace(plan, query=plan.approximation, scorer_terms=None, approximation=None, stage_limits=(5,))
+        [[best]] = run_stages([plain], searcher.shards, codec, kernels, [None]).kept
+        np.testing.assert_array_equal(by_first_order.documents, best.documents)
+        assert len(found.documents) == 3 and np.isin(found.documents, best.documents).all()
+
+
+def test_the_slope_of_mish_is_its_derivative():
+    values = np.linspace(-40, 40, 2001)
+    np.testing.assert_allclose(mish_slope(values), (mish(values + 1e-4) - mish(values - 1e-4)) / 2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["related", "by_cosine"])
+def test_first_order_relations_explain_most_of_the_relations(index, kind):
+    searcher = index(kind)
+    shard, codec, kernels = searcher.shards[0], searcher.planner.codec, searcher.kernels
+    for plan in searcher.planner.plan(QUERIES, NUM_DOCS, ExactParams(relation_documents=1)):
+        whole = plan.scorer_terms.scores(plan.query, shard, codec, kernels)
+        plain, linear = (
+            kernels.residual_maxsim([query.vectors], [query.weights], [kernels.centroid_scores(query.vectors, codec)], shard, codec)[0]
+            for query in (plan.query, plan.approximation)
+        )
+        assert (whole - linear).std() < 0.8 * (whole - plain).std()
+
+
+def test_an_explanation_shows_that_relations_were_limited(index):
+    searcher = index("related")
+    [answer] = searcher.search(QUERIES.slice(2, 3), 6, LIMITED["scan"])
+    number = int(answer.documents[0])
+    traced, matches = explain(searcher, QUERIES.slice(2, 3), number, 6, LIMITED["scan"])
+    assert [stage.name for stage in traced.stages] == ["score_codes", "rescore", "relate"]
+    assert traced.score == answer.scores[0] and "relation_candidates" in traced.stages[-1].what
+    assert matches.contributions.sum() == pytest.approx(traced.score, abs=0.05)
+    exact, _ = explain(searcher, QUERIES.slice(2, 3), number, 6, "exact")
+    assert [stage.name for stage in exact.stages] == ["score_all"]
+
+
+def test_engines_without_rescoring_and_other_scorers_ignore_the_limits(index):
+    for params in (WarpParams(rescore=0), XtrParams()):
+        limited = params.model_copy(update={"relation_candidates": 2})
+        assert_same_hits(index("related").search(QUERIES, 6, params), index("related").search(QUERIES, 6, limited))
+    assert_same_hits(
+        index("weighted").search(QUERIES, 6, ExactParams()), index("weighted").search(QUERIES, 6, ExactParams(relation_candidates=1))
+    )
+
+
+def test_auto_limits_relations_unless_the_quality_is_exact(index):
+    for quality, expected in (("fast", 8), ("balanced", 8), ("exact", None)):
+        related, plain = (index(kind).planner.plan(QUERIES, 6, "auto", quality)[0] for kind in ("related", "weighted"))
+        assert related.params.relation_candidates == expected and plain.params.relation_candidates is None
+    for engine in VECTOR_ENGINES:
+        assert index("related").planner.plan(QUERIES, 6, engine)[0].params.relation_candidates is None
+    assert default_relation_candidates(384) > default_relation_candidates(128)

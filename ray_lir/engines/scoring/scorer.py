@@ -51,6 +51,10 @@ class QueryTerms(ABC):
             Matched tokens [n] int64, and terms [n] float64. The document's score is the sum of `query.weights` times the terms.
         """
 
+    def approximation(self, query: Query) -> Query:
+        """Return a query with MaxSim scores near the exact scores. They select the documents of a last stage that computes the terms."""
+        return query
+
     def upper_bound(self, query: Query) -> float | None:
         """Return the largest difference between an exact score and the MaxSim score without document weights; None if unbounded.
 
@@ -99,8 +103,15 @@ class SearchScorer:
         """
         raise NotImplementedError
 
-    def terms(self, query: Query, codec: ResidualCodec) -> QueryTerms | None:
-        """Return the scorer's own arithmetic for a query; None if exact scores are MaxSim."""
+    def terms(self, query: Query, codec: ResidualCodec, nearest_tokens: int | None = None, approximates: bool = False) -> QueryTerms | None:
+        """Return the scorer's own arithmetic for a query; None if exact scores are MaxSim.
+
+        Args:
+            query: The query.
+            codec: The codec of the index, with `scorer_data`.
+            nearest_tokens: Document tokens that relations are computed with, for each query token; None for all.
+            approximates: Whether a stage needs `QueryTerms.approximation`.
+        """
         return None
 
     def cost(self, codec: ResidualCodec) -> float:

@@ -4,7 +4,7 @@ Source: docs/algorithms.md#5-trial. `ray_lir/index/relation.py` evaluates the re
 documents.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from ray_lir.embeddings.relation import load_relation
 from ray_lir.engines.plan import Query, centroid_scores
 from ray_lir.engines.scoring.scorer import QueryTerms, SearchScorer
 from ray_lir.index.codec import ResidualCodec
-from ray_lir.index.relation import QueryRelation, RelationEncoder, align, relation_of
+from ray_lir.index.relation import QueryRelation, RelationEncoder, align, first_order, relation_of
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
@@ -31,10 +31,22 @@ class RelationTerms(QueryTerms, ShortRepr):
     Attributes:
         unmasked: [n'] int64, the query tokens that are not masked. A masked token is not the predecessor of any token.
         relation: The query side of the relation encoder for these tokens.
+        nearest_tokens: Document tokens that each query token is compared with: those with the best cosines. None: all.
+        linear: [n', D] float32, the query vectors with first-order relations (`first_order`); None if no stage needs them.
     """
 
     unmasked: np.ndarray
     relation: QueryRelation
+    nearest_tokens: int | None = None
+    linear: np.ndarray | None = None
+
+    def approximation(self, query: Query) -> Query:
+        """Return the query with first-order relations (`QueryTerms.approximation`)."""
+        if self.linear is None:
+            return query
+        vectors = np.zeros_like(query.vectors)
+        vectors[self.unmasked] = self.linear
+        return replace(query, vectors=vectors)
 
     def upper_bound(self, query: Query) -> float:
         """Return the sum of the weighted upper bounds of all relation scores."""
@@ -44,14 +56,14 @@ class RelationTerms(QueryTerms, ShortRepr):
     def scores(
         self, query: Query, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: np.ndarray | None = None
     ) -> np.ndarray:
-        """Return TRIAL's exact scores.
+        """Return TRIAL's scores; with `nearest_tokens`, those of docs/algorithms.md#55-relations-of-the-nearest-tokens.
 
         Args: as in `QueryTerms.scores`.
         """
         vectors, weights = query.vectors[self.unmasked], query.weights[self.unmasked]
         masked = len(vectors) < len(query.vectors)
         table = kernels.centroid_scores(vectors, codec) if masked else centroid_scores(query, codec, kernels)
-        return kernels.relation_maxsim(vectors, weights, self.relation, table, shard, codec, documents)
+        return kernels.relation_maxsim(vectors, weights, self.relation, table, shard, codec, documents, self.nearest_tokens)
 
     def match(
         self, query: Query, vectors_TD: np.ndarray, weights_T: np.ndarray | None, codec: ResidualCodec
@@ -63,7 +75,8 @@ class RelationTerms(QueryTerms, ShortRepr):
         similarities_nT = query.vectors.astype(np.float64) @ vectors_TD.T
         tokens, relations = similarities_nT.argmax(axis=1), np.zeros(len(query.vectors))
         encoder = relation_of(codec)
-        tokens[self.unmasked], relations[self.unmasked] = align(query.vectors[self.unmasked], self.relation, vectors_TD, encoder)
+        vectors, nearest = query.vectors[self.unmasked], self.nearest_tokens
+        tokens[self.unmasked], relations[self.unmasked] = align(vectors, self.relation, vectors_TD, encoder, nearest)
         similarities = similarities_nT[np.arange(len(tokens)), tokens]
         return tokens, (similarities if weights_T is None else weights_T[tokens] * similarities) + relations
 
@@ -84,13 +97,21 @@ class TrialScorer(SearchScorer):
         """Return the relation encoder, adapted to the codec's rotated vectors (`SearchScorer.load`)."""
         return RelationEncoder.of(load_relation(url, codec.dim), codec.rotation)
 
-    def terms(self, query: Query, codec: ResidualCodec) -> RelationTerms | None:
-        """Return the query's relation terms; None if the relation encoder has weight 0."""
+    def terms(
+        self, query: Query, codec: ResidualCodec, nearest_tokens: int | None = None, approximates: bool = False
+    ) -> RelationTerms | None:
+        """Return the query's relation terms; None if the relation encoder has weight 0.
+
+        Args: as in `SearchScorer.terms`.
+        """
         encoder = relation_of(codec)
         if encoder.weight == 0:
             return None
         unmasked = np.flatnonzero(query.vectors.any(axis=1))
-        return RelationTerms(unmasked, encoder.of_query(query.vectors[unmasked]))
+        vectors = query.vectors[unmasked]
+        relation = encoder.of_query(vectors)
+        linear = first_order(vectors, query.weights[unmasked], relation, codec) if approximates else None
+        return RelationTerms(unmasked, relation, nearest_tokens, linear)
 
     def cost(self, codec: ResidualCodec) -> float:
         """Return the time of the relation scores of a document, divided by the time of its MaxSim score."""

@@ -35,8 +35,11 @@ def relation_maxsim(
     shard: IndexShard,
     codec: ResidualCodec,
     documents: np.ndarray | None = None,
+    nearest_tokens: int | None = None,
 ) -> np.ndarray:
     """Return `Kernels.relation_maxsim`. The table and the bounds of relations are not read: a GPU computes every relation.
+
+    With `nearest_tokens`, the cosines of all other tokens are set to -inf before the relations are computed.
 
     Args: as in `ray_lir.kernels.protocol.Kernels.relation_maxsim`.
     """
@@ -49,12 +52,18 @@ def relation_maxsim(
     offsets = np.concatenate([[0], np.cumsum(shard.lengths(numbers[present]))])
     for start, stop, _, _ in document_blocks(offsets, BLOCK_TOKENS):
         here = present[start:stop]
-        scores[here] = _block(query_nD, weights_n, relation, numbers[here], shard, codec)
+        scores[here] = _block(query_nD, weights_n, relation, numbers[here], shard, codec, nearest_tokens)
     return scores
 
 
 def _block(
-    query_nD: np.ndarray, weights_n: np.ndarray, relation: QueryRelation, numbers: np.ndarray, shard: IndexShard, codec: ResidualCodec
+    query_nD: np.ndarray,
+    weights_n: np.ndarray,
+    relation: QueryRelation,
+    numbers: np.ndarray,
+    shard: IndexShard,
+    codec: ResidualCodec,
+    nearest_tokens: int | None,
 ) -> np.ndarray:
     """Return the scores of documents that have tokens, [N]."""
     placed = shard_memory(shard)
@@ -65,8 +74,11 @@ def _block(
     rows = [padded(half).contiguous() for half in (vectors @ before, vectors @ after + bias)]
     norms = [padded(row[None])[0].contiguous() for row in (scale, shift)]
     scores = torch.empty(len(numbers), device=device())
+    cosines = vectors @ upload(np.ascontiguousarray(query_nD, np.float32)).T
+    if nearest_tokens is not None:
+        cosines = _of_nearest(cosines, offsets, nearest_tokens)
     relation_programs[(len(numbers),)](
-        (vectors @ upload(np.ascontiguousarray(query_nD, np.float32)).T).contiguous(),
+        cosines.contiguous(),
         *rows,
         *norms,
         None if placed.weights is None else placed.weights[tokens],
@@ -85,6 +97,17 @@ def _block(
         num_warps=4,
     )
     return download(scores)
+
+
+def _of_nearest(cosines_Tn: torch.Tensor, offsets: np.ndarray, nearest_tokens: int) -> torch.Tensor:
+    """Return the cosines with -inf outside the best `nearest_tokens` tokens of each document; ties go to the first token."""
+    firsts = upload(np.repeat(offsets[:-1], np.diff(offsets)))
+    by_cosine = torch.sort(cosines_Tn, dim=0, descending=True, stable=True).indices
+    by_document = torch.sort(firsts[by_cosine], dim=0, stable=True)
+    order = torch.gather(by_cosine, 0, by_document.indices)
+    ranks = torch.arange(len(order), device=order.device)[:, None] - by_document.values
+    kept = torch.zeros_like(cosines_Tn, dtype=torch.bool).scatter_(0, order, ranks < nearest_tokens)
+    return torch.where(kept, cosines_Tn, -torch.inf)
 
 
 def _decoded(tokens: torch.Tensor, shard: IndexShard, codec: ResidualCodec) -> torch.Tensor:

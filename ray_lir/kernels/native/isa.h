@@ -119,6 +119,7 @@ struct RelationTask {
   const float* upper;           // [n] upper bound of the relations
   bool by_cosine;               // the first token of a relation is the token of the best cosine, not the match
   bool from_first_token;        // the relation of the second query token starts from the document's first token
+  int64_t nearest_tokens;       // compare only so many document tokens with the best cosines; 0: compare all
   const int64_t* documents;
   int64_t count;
   float* scores;                // [count]
@@ -141,7 +142,8 @@ struct Alignment {              // the alignment of a query with the m tokens of
   float* values;                // [L] the score of a match with the nearest token
   float* least;                 // [L] the lowest cosine with which another token could still be the match
   int32_t* candidates;          // [L, m]
-  int32_t* num_candidates;      // [L]
+  int32_t* num_candidates;      // [L] candidates that could still be the match; they are first in the list
+  int32_t* num_listed;          // [L] candidates in the list
   int32_t* relations;           // [L, kFew] relations of the candidates of query tokens with at most kFew candidates
 };
 
@@ -156,7 +158,9 @@ struct RelationScratch {
   float* values;
   float* least;
   int32_t* num_candidates;
+  int32_t* num_listed;
   int32_t* relations;           // [kDocumentsTogether, L, kFew]
+  float* top;                   // [nearest_tokens, L] the best cosines of groups of tokens, best first
   int16_t* halves;              // [capacity, 2 width]
   uint8_t* made;                // [capacity] which halves are computed
   AskedToken* asked;            // [capacity] tokens that wait for their halves

@@ -118,8 +118,8 @@ struct RelationProducts {
 // The memory of one thread, for documents with up to `tokens` tokens in total.
 struct RelationMemory {
   Aligned<uint8_t> rows;
-  Aligned<float> all, best, number, values, least;
-  Aligned<int32_t> candidates, found, nearest, num_candidates, relations;
+  Aligned<float> all, best, number, values, least, top;
+  Aligned<int32_t> candidates, found, nearest, num_candidates, num_listed, relations;
   Aligned<uint32_t> masks;
   Aligned<int16_t> halves;
   Aligned<uint8_t> made;
@@ -131,11 +131,13 @@ struct RelationMemory {
   RelationMemory(const RelationTask& whole, int64_t tokens)
       : rows((2 * kRows + kMoreRows) * whole.decoder.stride), all(tokens * whole.query.lanes, false), best(whole.query.lanes),
         number(whole.query.lanes), values(kDocumentsTogether * whole.query.lanes), least(kDocumentsTogether * whole.query.lanes),
+        top(std::min(whole.nearest_tokens, tokens) * whole.query.lanes),
         candidates(tokens * whole.query.lanes, false), found(tokens), nearest(kDocumentsTogether * whole.query.lanes),
-        num_candidates(kDocumentsTogether * whole.query.lanes), relations(kDocumentsTogether * whole.query.lanes * kFew, false),
+        num_candidates(kDocumentsTogether * whole.query.lanes), num_listed(kDocumentsTogether * whole.query.lanes),
+        relations(kDocumentsTogether * whole.query.lanes * kFew, false),
         masks(tokens), halves(tokens * whole.layer.lanes, false), made(tokens), asked(tokens), documents(kDocumentsTogether), task(whole),
         scratch{rows.get(), all.get(), candidates.get(), found.get(), masks.get(), nearest.get(), values.get(), least.get(),
-                num_candidates.get(), relations.get(), halves.get(), made.get(), asked.data(), 0, documents.data(), 0} {
+                num_candidates.get(), num_listed.get(), relations.get(), top.get(), halves.get(), made.get(), asked.data(), 0, documents.data(), 0} {
     task.query.best = best.get();
     task.query.factors = number.get();
   }
@@ -154,13 +156,14 @@ int64_t longest_of(const std::optional<Numbers>& documents, Numbers doc_offsets,
 FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weights, Scores table, Matrix products, Floats constants, Floats upper,
                             Codes codes, Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights, Numbers doc_offsets,
                             const RelationEncoder& encoder, Array<int16_t, 2> layer_centroids, bool by_cosine, std::optional<Numbers> documents, int threads,
-                            bool from_first_token) {
+                            bool from_first_token, int64_t nearest_tokens) {
   const Isa& isa = isa_named(name);
   const int64_t num_tokens = vectors.shape(0), dim = vectors.shape(1);
   const Decoder decoder = decoder_of(encoder.levels, dim);
   const Shard shard = shard_of(codes, residuals, scales, token_weights, doc_offsets, decoder);
   const Packed packed(vectors, weights, encoder.levels);
   require(dim == encoder.dim, "a relation encoder of other dimensions");
+  require(nearest_tokens >= 0, "a number of tokens below 0");
   require(int64_t(table.shape(1)) == packed.lanes && table.shape(0) == layer_centroids.shape(0), "a table of another query, or of other centroids");
   require(int64_t(layer_centroids.shape(1)) == encoder.layer.lanes, "centroids of another first layer");
   require(int64_t(products.shape(0)) == num_tokens && int64_t(products.shape(1)) == dim && int64_t(constants.shape(0)) == num_tokens &&
@@ -174,7 +177,7 @@ FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weig
                              layer_centroids.data(), encoder.bias.get(), dim, encoder.width, encoder.epsilon, encoder.norm_bits,
                              encoder.shift_bits, encoder.scale.get(), encoder.shift.get(), encoder.lines.get(), encoder.lines_a_unit,
                              words.words.get(), words.factors.get(), constants.data(), upper.data(), by_cosine, from_first_token,
-                             documents ? documents->data() : nullptr, count, scores};
+                             nearest_tokens, documents ? documents->data() : nullptr, count, scores};
   nb::gil_scoped_release release;
   spread_with(count, kDocumentsTogether, threads, [&] { return RelationMemory(task, tokens); }, [&](RelationMemory& memory, int64_t begin, int64_t end) {
     isa.relation_maxsim(memory.task, begin, end, memory.scratch);
@@ -190,7 +193,7 @@ void add_relation(nb::module_& m) {
       .def(nb::init<Matrix, float, Floats, Floats, Floats, float, Weights>(), "layer"_a, "step"_a, "bias"_a, "scale"_a, "shift"_a, "epsilon"_a, "buckets"_a);
   m.def("relation_maxsim", &relation_maxsim, "isa"_a, "vectors"_a, "weights"_a, "table"_a, "products"_a, "constants"_a, "upper"_a,
         "codes"_a, "residuals"_a, "scales"_a, "token_weights"_a.none(), "doc_offsets"_a, "encoder"_a, "layer_centroids"_a, "by_cosine"_a,
-        "documents"_a.none(), "threads"_a, "from_first_token"_a = false);
+        "documents"_a.none(), "threads"_a, "from_first_token"_a = false, "nearest_tokens"_a = 0);
 }
 
 }  // namespace ray_lir

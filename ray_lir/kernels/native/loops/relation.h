@@ -4,7 +4,7 @@
 // 1. The relations of the nearest tokens, for several documents together.
 // 2. The relations of the candidates: tokens that could still be the match, because no relation of query token i is above upper[i].
 // 3. If a query token matches another token than the nearest, the relations of the next query token are computed again.
-// The result equals that of comparing all pairs.
+// The result equals that of comparing all pairs. With `nearest_tokens`, only so many document tokens with the best cosines are candidates.
 //
 // The contribution of a token to the hidden layer is its product with the rows of the first layer, which are packed like a query. The
 // rest is fixed-point arithmetic with 16 bits, so sums are exact.
@@ -200,7 +200,7 @@ struct Aligning {
     Alignment& document = scratch.documents[number];
     document = {block.place, block.first, block.last - block.first, at, scratch.all + at * lanes, scratch.nearest + number * lanes,
                 scratch.values + number * lanes, scratch.least + number * lanes, scratch.candidates + at * lanes,
-                scratch.num_candidates + number * lanes, scratch.relations + number * lanes * kFew};
+                scratch.num_candidates + number * lanes, scratch.num_listed + number * lanes, scratch.relations + number * lanes * kFew};
     std::memset(scratch.made + at, 0, document.count);
     for (int64_t i = 0; i < task.num_tokens; ++i) {
       document.nearest[i] = int32_t(nearest[i]);
@@ -214,34 +214,105 @@ struct Aligning {
     document.least[i] = document.values[i] - task.upper[i];
   }
 
-  // Find, for each query token, the document tokens except the nearest with a cosine of at least `least`, and ask for their halves.
-  void find_candidates(const Alignment& document) const {
+  // List, for each query token, the document tokens except the nearest with a cosine of at least `least`, in order. Call found(j) for each token
+  // of any list.
+  template <class Found>
+  void list_candidates(const Alignment& document, const float* least, const Found& each) const {
     const int64_t lanes = task.query.lanes;
     std::memset(document.num_candidates, 0, lanes * sizeof(int32_t));
     over_lanes<V>(lanes, [&](auto registers, auto some, int64_t lane) {
       using W = decltype(registers);
       constexpr int kVectors = decltype(some)::value / W::kLanes;
-      typename W::F32 least[kVectors];
+      typename W::F32 lowest[kVectors];
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) least[v] = W::load(document.least + lane + v * W::kLanes);
+      for (int v = 0; v < kVectors; ++v) lowest[v] = W::load(least + lane + v * W::kLanes);
       int64_t found = 0;         // number of candidates of any query token; they are stored without a branch
       for (int64_t j = 0; j < document.count; ++j) {
         uint32_t mask = 0;
 #pragma GCC unroll 16
-        for (int v = 0; v < kVectors; ++v) mask |= W::at_least(W::load(document.all + j * lanes + lane + v * W::kLanes), least[v]) << (v * W::kLanes);
+        for (int v = 0; v < kVectors; ++v) mask |= W::at_least(W::load(document.all + j * lanes + lane + v * W::kLanes), lowest[v]) << (v * W::kLanes);
         scratch.found[found] = int32_t(j);
         scratch.masks[found] = mask;
         found += mask != 0;
       }
       for (int64_t f = 0; f < found; ++f) {
         const int32_t j = scratch.found[f];
-        ask(document, j, kAfter);
+        each(j);
         for (uint32_t mask = scratch.masks[f]; mask; mask &= mask - 1) {
           const int64_t i = lane + __builtin_ctz(mask);
           if (document.nearest[i] != j) document.candidates[i * document.count + document.num_candidates[i]++] = j;
         }
       }
     });
+  }
+
+  // Set the last row of `top`, for each query token, to a cosine that `nearest_tokens` document tokens or a few more reach. It is the best but
+  // `nearest_tokens` - 1 of the best cosines of groups of tokens.
+  void find_cuts(const Alignment& document) const {
+    const int64_t lanes = task.query.lanes, rows = task.nearest_tokens, group = std::max<int64_t>(1, document.count / (4 * rows));
+    fill(scratch.top, rows * lanes, -INFINITY);
+    over_lanes<V>(lanes, [&](auto registers, auto some, int64_t lane) {
+      using W = decltype(registers);
+      constexpr int kVectors = decltype(some)::value / W::kLanes;
+      for (int64_t first = 0; first < document.count; first += group) {
+        const int64_t last = std::min(first + group, document.count);
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) {
+          const float* cosines = document.all + lane + v * W::kLanes;
+          auto value = W::load(cosines + first * lanes);
+          for (int64_t j = first + 1; j < last; ++j) value = W::max(value, W::load(cosines + j * lanes));
+          float* row = scratch.top + lane + v * W::kLanes;
+          if (!W::at_least(value, W::load(row + (rows - 1) * lanes))) continue;
+          for (int64_t r = 0; r < rows; ++r, row += lanes) {
+            const auto kept = W::load(row);
+            W::store(row, W::max(kept, value));
+            value = W::min(kept, value);
+          }
+        }
+      }
+    });
+  }
+
+  // Shorten the list of query token i to the best `count` cosines; ties go to the first document token.
+  void shorten(const Alignment& document, int64_t i, int64_t count) const {
+    int32_t* list = document.candidates + i * document.count;
+    int32_t& listed = document.num_candidates[i];
+    const auto better = [&](int32_t a, int32_t b) {
+      const float first = cosine(document, i, a), second = cosine(document, i, b);
+      return first > second || (first == second && a < b);
+    };
+    if (listed > count + kFew) std::nth_element(list, list + count, list + listed, better), listed = int32_t(count);
+    for (; listed > count; --listed) std::iter_swap(std::max_element(list, list + listed, better), list + listed - 1);
+  }
+
+  // List the nearest tokens of each query token: `nearest_tokens` of them, including the nearest.
+  void list_nearest(const Alignment& document) const {
+    const int64_t lanes = task.query.lanes, rows = task.nearest_tokens;
+    float* cuts = scratch.top;
+    if (rows < document.count) {
+      find_cuts(document);
+      cuts += (rows - 1) * lanes;
+    } else {
+      fill(cuts, lanes, -INFINITY);
+    }
+    cuts[0] = INFINITY;          // the first query token has no relation
+    fill(cuts + task.num_tokens, lanes - task.num_tokens, INFINITY);
+    list_candidates(document, cuts, [](int64_t) {});
+    for (int64_t i = 1; i < task.num_tokens; ++i) {
+      shorten(document, i, rows - 1);
+      document.num_listed[i] = document.num_candidates[i];
+    }
+  }
+
+  // Put the listed tokens of query token i that could be the match before the others, and ask for their halves.
+  void choose_candidates(const Alignment& document, int64_t i) const {
+    int32_t* list = document.candidates + i * document.count;
+    int32_t& chosen = document.num_candidates[i] = 0;
+    for (int64_t c = 0; c < document.num_listed[i]; ++c) {
+      if (cosine(document, i, list[c]) < document.least[i]) continue;
+      ask(document, list[c], kAfter);
+      std::swap(list[c], list[chosen++]);
+    }
   }
 
   // Compute the scores of matches with the nearest tokens, and find the candidates that could score higher.
@@ -255,7 +326,9 @@ struct Aligning {
       relate<V>(task, pairs, some, relations);
       for (int64_t t = 0; t < some; ++t) begin_at(document, begin + t, relations[t]);
     }
-    find_candidates(document);
+    if (!task.nearest_tokens) return list_candidates(document, document.least, [&](int64_t j) { ask(document, j, kAfter); });
+    list_nearest(document);
+    for (int64_t i = 1; i < task.num_tokens; ++i) choose_candidates(document, i);
   }
 
   // The same for one query token, if the query token before it does not match its nearest token.
@@ -267,6 +340,7 @@ struct Aligning {
     int32_t relations[4];
     relate<V>(task, with_nearest, 1, relations);
     begin_at(document, i, relations[0]);
+    if (task.nearest_tokens) return choose_candidates(document, i), make_after();
     int32_t& found = document.num_candidates[i] = 0;
     for (int64_t j = 0; j < document.count; ++j) {
       if (cosine(document, i, j) < document.least[i] || j == nearest) continue;
