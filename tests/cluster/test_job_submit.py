@@ -94,4 +94,5 @@ def test_submitted_jobs_encode_a_corpus_and_build_its_index(head, tmp_path: Path
         assert done.returncode == 0, done.stdout + done.stderr
         result = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
         assert result["num_docs"] == 20
+        assert "in this process" not in done.stdout + done.stderr  # a submitted job uses its cluster, however small it is
     assert Searcher.open(index).doc_ids([0, 19]) == ["0", "19"]
