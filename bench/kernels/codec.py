@@ -66,13 +66,13 @@ def main() -> None:
 
 
 @one_blas_thread()
-def _measure(collection: Collection, num_queries: int, done: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+def _measure(collection: Collection, num_queries: int, done: set[tuple[int, str]]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a collection that are not done."""
     documents, queries = (inputs.load(collection.folder, name) for name in ("documents", "queries"))
     whole = lazy(lambda: Run(collection, documents, [queries[number].astype(np.float32) for number in range(num_queries)]))
-    for bits, name, run, settings in _rows(whole):
-        if (bits, name) not in done:
-            yield run().row(bits, name, **settings)
+    for nbits, name, run, settings in _rows(whole):
+        if (nbits, name) not in done:
+            yield run().row(name, **settings)
 
 
 def lazy(make: Callable[[], "Run"]) -> Callable[[], "Run"]:
@@ -87,23 +87,23 @@ def lazy(make: Callable[[], "Run"]) -> Callable[[], "Run"]:
     return get
 
 
-def _rows(whole: Callable[[], "Run"]) -> Iterator[tuple[str, str, Callable[[], "Run"], dict[str, Any]]]:
+def _rows(whole: Callable[[], "Run"]) -> Iterator[tuple[int, str, Callable[[], "Run"], dict[str, Any]]]:
     """Yield bits and name of every row, its run and the arguments of `Run.row`."""
     for nbits in (1, 2):
-        bits, default, trellis = f"{nbits} bits", CodecConfig(nbits=nbits), CodecConfig(nbits=nbits, buckets="trellis")
-        yield bits, "quantile buckets (the papers')", whole, {"config": CodecConfig(nbits=nbits, buckets="quantile")}
-        yield bits, "Lloyd-Max buckets", whole, {"config": CodecConfig(nbits=nbits, rotation=False, token_scale=False)}
+        default, trellis = CodecConfig(nbits=nbits), CodecConfig(nbits=nbits, buckets="trellis")
+        yield nbits, "quantile buckets (the papers')", whole, {"config": CodecConfig(nbits=nbits, buckets="quantile")}
+        yield nbits, "Lloyd-Max buckets", whole, {"config": CodecConfig(nbits=nbits, rotation=False, token_scale=False)}
         for name, rescale in RESCALES.items():
-            yield bits, f"rotation, scale a token: {name}", whole, {"config": default, "rescale": rescale}
-        yield bits, "rotation, scale a token: length of the residual (default)", whole, {"config": default}
-        yield bits, "trellis of 1 state (product codebook)", whole, {"config": trellis, "memory": 0}
-        yield bits, "trellis of 8 states", whole, {"config": trellis}
-    yield "4 bits", "rotation, scale a token: length of the residual (default)", whole, {"config": CodecConfig(nbits=4)}
+            yield nbits, f"rotation, scale a token: {name}", whole, {"config": default, "rescale": rescale}
+        yield nbits, "rotation, scale a token: length of the residual (default)", whole, {"config": default}
+        yield nbits, "trellis of 1 state (product codebook)", whole, {"config": trellis, "memory": 0}
+        yield nbits, "trellis of 8 states", whole, {"config": trellis}
+    yield 4, "rotation, scale a token: length of the residual (default)", whole, {"config": CodecConfig(nbits=4)}
     for dim, nbits in ((96, 2), (64, 4)):
         nested = lazy(lambda dim=dim: whole().nested(dim))  # type: ignore[misc]
-        yield f"{nbits} bits", f"the first {dim} dimensions, of PCA", nested, {"config": CodecConfig(nbits=nbits)}
+        yield nbits, f"the first {dim} dimensions, of PCA", nested, {"config": CodecConfig(nbits=nbits)}
     pruned = lazy(lambda: whole().pruned(0.75))
-    yield "2 bits", "75% of the tokens: without the most similar to another of their document", pruned, {"config": CodecConfig(nbits=2)}
+    yield 2, "75% of the tokens: without the most similar to another of their document", pruned, {"config": CodecConfig(nbits=2)}
 
 
 class Run:
@@ -135,14 +135,11 @@ class Run:
         self.codes = np.concatenate([assigner(documents.values[start : start + BLOCK]) for start in range(0, documents.num_tokens, BLOCK)])
         self.sample = rng.choice(documents.num_tokens, min(SAMPLE, documents.num_tokens), replace=False)
 
-    def row(
-        self, bits: str, name: str, config: CodecConfig, rescale: Rescale | None = None, memory: int = TRELLIS_MEMORY
-    ) -> dict[str, Any]:
+    def row(self, name: str, config: CodecConfig, rescale: Rescale | None = None, memory: int = TRELLIS_MEMORY) -> dict[str, Any]:
         """Return recall, bytes and times of one codec.
 
         Args:
-            bits: First cell of the row.
-            name: Second cell of the row.
+            name: Name of the codec.
             config: Settings of the codec.
             rescale: Computes the scales of tokens; None: those of the codec.
             memory: Bits that a trellis remembers.
@@ -163,7 +160,7 @@ class Run:
         search_s = time.process_time() - began
         bytes_a_token = codec.code_dtype.itemsize + packed.shape[1] + scales.nbytes / len(scales)
         return {
-            "bits": bits,
+            "bits": config.nbits,
             "codec": name,
             **quality(np.stack(best), self.collection),
             "bytes_per_token": round(bytes_a_token * self.documents.num_tokens / self.num_tokens, 2),
@@ -260,7 +257,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         same = {row["collection"]: row for row in rows if (row["bits"], row["codec"]) == (bits, codec)}
         first = next(iter(same.values()))
         recalls = [f"{same[name][f'recall@{k}']:.3f}" if name in same else "" for name in collections for k in (10, 100)]
-        cells = [bits, codec, first["bytes_per_token"], *recalls, first["compress_us"] or "", first["search_ns"]]
+        cells = [bits, codec, first["bytes_per_token"], *recalls, first["compress_us"] or "", first["search_ns"] or ""]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
