@@ -159,7 +159,8 @@ class AnalyzedIndex:
 
     def retrieve(self, k: int) -> Iterator[RetrievedTokens]:
         """Yield the k best document tokens of each query token, for each query."""
-        documents, ids = self._owners, np.concatenate([ids[tokens] for ids, tokens in zip(self._token_ids, self._live_tokens, strict=True)])
+        documents = self.searcher.parents(self._owners)
+        ids = np.concatenate([ids[tokens] for ids, tokens in zip(self._token_ids, self._live_tokens, strict=True)])
         for number, (tokens, scores) in enumerate(self._nearest(k)):
             rows, ranks = np.indices(tokens.shape).reshape(2, -1)
             flat = tokens.ravel()
@@ -432,7 +433,15 @@ class AnalyzedIndex:
             for query_id, answer in zip(self.dataset.queries, answers, strict=True)
         }
         run = metrics.without_identical_ids(run) if self.ignores else run
-        return {query_id: ranking[:k] for query_id, ranking in run.items()}
+        return {query_id: _best_of_each(ranking)[:k] for query_id, ranking in run.items()}
+
+
+def _best_of_each(ranking: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Return the best entry of each document, of which an index of passages can have several."""
+    best: dict[str, float] = {}
+    for doc_id, value in ranking:
+        best.setdefault(doc_id, value)
+    return list(best.items())
 
 
 def _params(engine: Mapping[str, Any]) -> EngineConfig:

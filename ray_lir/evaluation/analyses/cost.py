@@ -63,8 +63,16 @@ def run(model: AnalyzedModel, settings: AnalysisSettings) -> Numbers:
 
 
 def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
-    """Draw the time of the stages, stacked, for each model and engine."""
-    axes = figure.subplots()
+    """Draw the operations of a score on the left, and the time of the stages, stacked, for each model and engine, on the right."""
+    operations, axes = figure.subplots(1, 2, width_ratios=(1, 2))
+    counts = {model: found["flops_per_document"] for model, found in results.items()}
+    flops = {f"{model}\n{kind.replace('_', ' ')}": value for model, kinds in counts.items() for kind, value in kinds.items()}
+    bars = operations.barh(list(flops), [value / 1e6 for value in flops.values()], height=0.6)
+    operations.bar_label(bars, fmt="%.3g", padding=3)
+    operations.set_xscale("log")
+    operations.margins(x=0.25)
+    operations.invert_yaxis()
+    operations.set_xlabel("million operations a document")
     separator = ", " if len(results) > 1 else ""
     labels = [f"{model if separator else ''}{separator}{engine}" for model, found in results.items() for engine in found["milliseconds"]]
     columns = [stages for found in results.values() for stages in found["milliseconds"].values()]

@@ -13,6 +13,7 @@ from jobs.encode import EncodeJob
 from jobs.encode import run as encode
 from ray_lir.base.config import AttentionConfig, EncoderConfig
 from ray_lir.base.errors import ConfigError, IncompatibleError
+from ray_lir.building.update import update_index
 from ray_lir.embeddings.attention import document_weights
 from ray_lir.embeddings.folder import save_embeddings
 from ray_lir.embeddings.parquet import read_blocks
@@ -94,6 +95,20 @@ def test_document_weights_can_be_left_out_and_added(place, tmp_path):
     np.testing.assert_allclose(weights(added), weights(built(place / "both_embeddings", tmp_path / "plain")), rtol=1e-3)
     with pytest.raises(ConfigError, match="set --attention.delta_length too"):
         built(place / "queries_embeddings", tmp_path / "unknown", "--attention.sides", "both")
+
+
+def test_an_update_weights_new_documents_like_the_index(place, tmp_path):
+    """The encoder has the settings of the index, also after it has loaded its weights again for training."""
+    flags = ["--attention.delta_length", "20"]
+    searcher = built(place / "both_embeddings", tmp_path / "index", *flags)
+    encoder = Encoder.for_contract(searcher.manifest.contract)
+    before = encoder.encode_documents(TEXTS).weights
+    assert encoder.model.scorer.settings.delta_length == 20
+    texts = [f"{text} new" for text in TEXTS]
+    embeddings = encoder.encode_documents(texts, ["a", "b", "c"])
+    np.testing.assert_allclose(encoder.encode_documents(TEXTS).weights, before, rtol=1e-5)
+    update_index(str(tmp_path / "index"), embeddings, contract=encoder.contract, texts=texts)
+    np.testing.assert_allclose(weights(Searcher.open(str(tmp_path / "index")))[-embeddings.num_tokens :], embeddings.weights, rtol=1e-3)
 
 
 def test_changes_that_are_not_possible_are_refused(place, tmp_path):
