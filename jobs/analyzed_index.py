@@ -415,9 +415,9 @@ class AnalyzedIndex:
             if self.queries[query].active[at]
         ]
 
-    def _each(self, items: Iterable[Item], what: str) -> Iterator[Item]:
+    def _each(self, items: Iterable[Item], phase: str) -> Iterator[Item]:
         """Yield one item a query, and report progress."""
-        return track(items, what, len(self.embeddings), lambda _: 1, "queries")
+        return track(items, phase, len(self.embeddings), lambda _: 1, "queries")
 
     def _plans(self, params: EngineConfig, k: int) -> Iterator[QueryPlan]:
         """The plan of each query, one at a time, so that memory holds the tables of one query."""
@@ -437,7 +437,7 @@ class AnalyzedIndex:
 
 
 def _best_of_each(ranking: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-    """Return the best entry of each document, of which an index of passages can have several."""
+    """Return the best entry of each document. An index of passages can return several passages of one document."""
     best: dict[str, float] = {}
     for doc_id, value in ranking:
         best.setdefault(doc_id, value)

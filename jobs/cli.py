@@ -272,7 +272,7 @@ def _reads_text(choices: Iterable[Any]) -> bool:
 
 
 def _read_recipes(path: str) -> list[dict[str, Any]]:
-    """Return a recipe and those that it extends, the extended ones first."""
+    """Return a recipe and the recipes that it extends, the extended ones first."""
     recipes: list[dict[str, Any]] = []
     while True:
         recipe = _read_recipe(path)
