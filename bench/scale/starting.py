@@ -255,6 +255,7 @@ def table(report: dict[str, Any]) -> str:
         "# Starting",
         "",
         f"{where['cpu']}, {where['cores']} cores. Seconds from a command to its end or, for a service, to its address.",
+        *(["", report["note"]] if "note" in report else []),
         "",
         "| command | tree | cold s | warm s | CPU s | imports, seconds of one run |",
         "|---|---|---|---|---|---|",
@@ -263,7 +264,8 @@ def table(report: dict[str, Any]) -> str:
         for name, found in trees.items():
             if found:
                 parts = ", ".join(f"{package} {seconds:.2f}" for package, seconds in list(found["imports_s"].items())[:6])
-                lines.append(f"| {row} | {name} | {found['cold_s']:.2f} | {found['warm_s']:.2f} | {found['cpu_s']:.2f} | {parts} |")
+                seconds = " | ".join("" if found[key] is None else f"{found[key]:.2f}" for key in ("cold_s", "warm_s", "cpu_s"))
+                lines.append(f"| {row} | {name} | {seconds} | {parts} |")
     stages = [(row, name, found["stages"]) for row, trees in report["rows"].items() for name, found in trees.items() if found.get("stages")]
     lines += ["", "Seconds of the stages that the jobs log:", "", "| command | tree | stages |", "|---|---|---|"]
     lines += [f"| {row} | {name} | {', '.join(f'{stage} {value:g}' for stage, value in each.items())} |" for row, name, each in stages]
