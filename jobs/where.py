@@ -25,8 +25,8 @@ Where = Literal["auto", "ray", "here"]
 
 
 SMALL_TOKENS = 10_000_000
-"""Tokens up to which `auto` runs a job in this process. Threads use all cores of a machine and are as fast as Ray's processes on two cores
-(bench/results/starting.md)."""
+"""Tokens up to which `auto` runs a job in this process. It is an estimate: threads encode and compress on all cores of a machine, but the
+rate of threads against Ray's processes is not measured yet."""
 BYTES_PER_TOKEN = 4
 """Bytes of text per token."""
 EXPANSION = {".gz": 3, ".parquet": 2}
