@@ -32,7 +32,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m jobs.demo --output demo --num-docs $(DEMO_DOCS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not ray"
+	$(BIN)/python -m pytest -m "not ray" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m "ray and not clusters"
 
 # Each file in a process of its own: a process whose cluster is gone may be ended by Ray a minute later.
