@@ -1,7 +1,7 @@
 """The experiment on the papers' claims: trains a model for each scorer, searches collections with every engine, and reports.
 
-    python -m bench.papers experiment --data DATA --work WORK [--profile PROFILE] [--only TEXT ...] [--minutes M]
-    python -m bench.papers experiment --data DATA --work WORK --status
+    python -m bench.papers experiment --data DATA --work WORK [--profile P] [--only TEXT ...] [--minutes M].
+    python -m bench.papers experiment --data DATA --work WORK --status.
     python -m bench.papers experiment --data DATA --work WORK --report.
 
 The experiment consists of cells: training data, a teacher's scores, trainings, and searches of one collection with one model. The same

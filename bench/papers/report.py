@@ -138,7 +138,13 @@ def judged(answers: Answers, every: Sequence[Claim]) -> list[dict[str, Any]]:
 
 
 def most_measured(answers: Answers, models: Sequence[str], way: str) -> str:
-    """Return the model that is searched in a way on the most collections; the first of several."""
+    """Return the model that is searched in a way on the most collections; the first of several.
+
+    Args:
+        answers: Results of all cells.
+        models: Names of the models to choose from.
+        way: Name of the way to search.
+    """
     return max(models, key=lambda model: len(answers.collections("0", (model, way))))
 
 

@@ -1,8 +1,9 @@
 """Parts of embeddings: Parquet files with one row per document.
 
 Columns: doc_id string, num_tokens int32, embeddings binary (row-major float16, num_tokens x dim), token_ids binary (int32), weights binary
-(float32, only for scorers with token weights), attention binary (float32, num_tokens x 2, only for scorer attention: the attention that
-each token receives, and the attended tokens of its text), title, text, metadata (JSON object) strings. The schema's metadata holds dim and
+(float32, only for scorers with token weights), title, text, metadata (JSON object)
+strings. Only for scorer attention: attention binary (float32, num_tokens x 2), the attention that each token receives, and the attended
+tokens of its text. The schema's metadata holds dim and
 the encoder fingerprint. A row group is a block, the unit that a reader holds in memory.
 
 Documents that were encoded in windows have two more columns. windows binary (int32, a row a window): its number of vectors, its first and

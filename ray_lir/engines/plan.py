@@ -128,8 +128,8 @@ class QueryPlan:
         stage_limits: Documents that each stage keeps, over all shards. The engine runs as many stages as there are limits.
         scorer_terms: The scorer's own arithmetic for this query; None if exact scores are MaxSim.
         unit_norms: Whether document token vectors have about unit length, so that centroid scores need no lengths.
-        approximation: The query whose MaxSim scores select the documents of the last stage, `relate`, which alone computes the scorer's
-            terms. None: there is no such stage, and the terms are part of every exact score.
+        approximation: A query for MaxSim. Its scores select the documents of the last stage, `relate`; only that stage computes the
+            scorer's terms. None: there is no such stage, and the terms are part of every exact score.
     """
 
     query: Query

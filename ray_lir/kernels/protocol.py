@@ -184,8 +184,8 @@ class Kernels(Protocol):
             shard: The shard that holds the documents.
             codec: The codec of the index, with a relation encoder.
             documents: [N] int64, numbers inside the shard; None for all documents.
-            nearest_tokens: Compare each query token only with so many document tokens, those with the largest q_i . d_j; ties go to the
-                first token. None: with all.
+            nearest_tokens: Number of document tokens that each query token is compared with: those with the largest q_i . d_j; ties go to
+                the first token. None: all.
         Returns:
             [N] float32; -inf for a document without tokens.
         """
