@@ -116,6 +116,7 @@ class Experiment:
 
         def make() -> None:
             self._keep(folder, training.train(begin, examples.paths[0], model, self.profile, seed, folder))
+            (folder / training.STATE).unlink(missing_ok=True)
 
         return Cell(f"training of {name}, seed {seed}", [folder / MADE], make, (self.begin, examples), examples.lacks)
 
@@ -239,7 +240,9 @@ def run(experiment: Experiment, only: Sequence[str] | None = None, deadline: flo
             say(f"skipped: {cell.name} ({cell.lacks or 'an earlier cell is missing'})")
             continue
         with locked(cell.paths[0]) as free:
-            if free and not cell.is_made:
+            if not free:
+                say(f"skipped: {cell.name} (another process makes it)")
+            elif not cell.is_made:
                 say(cell.name)
                 cell.make()
 

@@ -22,6 +22,7 @@ from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.encoder.corpus_encoder import encode_corpus
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.engines.params import EngineConfig
+from ray_lir.engines.xtr import K_PRIME, XtrParams
 from ray_lir.evaluation import metrics, oracle
 from ray_lir.evaluation.runs import Run
 from ray_lir.index.manifest import IndexManifest
@@ -65,6 +66,11 @@ def measure(
                 build_index(str(embeddings), str(index), IndexConfig(num_shards=1, codec=CODECS[way.codec]))
             model = opened.get((way.codec, way.tokens)) or _open(index, dataset)
             opened = {(way.codec, way.tokens): model}  # one index at a time in memory
+            if isinstance(way.engine, XtrParams):
+                left = {each: other.engine for each, other in ways.items() if not answer(folder, each).exists()}
+                for each, found in _search_tokens(model, left).items():
+                    keep(answer(folder, each), found | commit)
+                continue
             found = _search_index(model, way, way.engine)
         keep(path, found | commit)
     for name in ("embeddings", *CODECS):
@@ -119,6 +125,25 @@ def _search_index(model: AnalyzedIndex, way: Way, engine: EngineConfig) -> dict[
     return found | {
         "cpu_seconds": round(time.process_time() - cpu, 2),
         "engine": settings,
+        **_about(manifest),
+    }
+
+
+def _search_tokens(model: AnalyzedIndex, engines: Mapping[str, EngineConfig | None]) -> dict[str, dict[str, Any]]:
+    """Search with all xtr engines at once: tokens are retrieved once for the largest k'."""
+    chosen = {name: engine for name, engine in engines.items() if isinstance(engine, XtrParams)}
+    settings = [(engine.k_prime or K_PRIME, engine.imputation) for engine in chosen.values()]
+    cpu = time.process_time()
+    runs = list(model.token_runs(settings, DEPTH))
+    about = _about(model.search.manifest) | {"cpu_seconds_together": round(time.process_time() - cpu, 2)}
+    return {
+        name: _quality(run, model.dataset) | about | {"engine": engine.model_dump(exclude_none=True)}
+        for (name, engine), run in zip(chosen.items(), runs, strict=True)
+    }
+
+
+def _about(manifest: IndexManifest) -> dict[str, int]:
+    return {
         "documents": manifest.num_docs,
         "tokens": manifest.num_tokens,
         "centroids": manifest.num_centroids,

@@ -239,7 +239,7 @@ def milliseconds(answers: Answers) -> dict[str, dict[str, float]]:
     """Return way -> `model on collection` -> processor milliseconds of a query, of the first seed."""
     found: dict[str, dict[str, float]] = {}
     for model, seed, collection, way, measured in each_measured(answers):
-        if seed == "0" and "nDCG@10" in measured["values"]:
+        if seed == "0" and "cpu_seconds" in measured and "nDCG@10" in measured["values"]:
             per_query = 1000 * measured["cpu_seconds"] / len(measured["values"]["nDCG@10"])
             found.setdefault(way, {})[f"{model} on {collection}"] = round(per_query, 2)
     return found

@@ -17,7 +17,7 @@ from ray_lir.training.examples import read_examples
 from ray_lir.training.trainer import StepRecord, Training, load_encoder, product_dtype
 
 PROJECTION_SAMPLE = 512
-CHECKPOINT, LOG = "checkpoint", "steps.jsonl"
+CHECKPOINT, LOG, STATE = "checkpoint", "steps.jsonl", "state.pt"
 
 
 def training_lengths(profile: Profile) -> dict[str, int]:
@@ -71,10 +71,10 @@ def train(begin: Path, examples: Path, model: Model, profile: Profile, seed: int
         model: Settings of the training.
         profile: Size of the experiment.
         seed: Seed of the training.
-        folder: Folder of the checkpoint, and of the state while the training is unfinished.
+        folder: Folder of the checkpoint and of the last saved state, which the caller removes once it has recorded the cost.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state, log = folder / "state.pt", folder / LOG
+    state, log = folder / STATE, folder / LOG
     encoder = load_encoder(EncoderConfig(checkpoint=str(begin), **training_lengths(profile)), seed, "cpu")
     config = config_of(model, profile, seed)
     training = Training(encoder, read_examples(str(examples)), config, product_dtype("auto", encoder.device))
@@ -87,7 +87,6 @@ def train(begin: Path, examples: Path, model: Model, profile: Profile, seed: int
         if training.step % profile.save_every == 0:
             _save(training, records, state, log)
     training.encoder.save(folder / CHECKPOINT)
-    state.unlink(missing_ok=True)
     losses = [each["loss"] for each in records]
     tenth = -(-len(losses) // 10)
     seconds = sum(each["cpu_seconds"] for each in records)

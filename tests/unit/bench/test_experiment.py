@@ -32,6 +32,7 @@ from bench.papers import measuring, mining, training
 PLACES = {
     "mining": (mining.Bm25, "best", 6),
     "training": (training.Training, "run_step", 3),
+    "record of the training": (experiment, "commit", 1),
     "searches": (measuring, "keep", 3),
 }
 target, name, calls = PLACES[sys.argv[1]]
@@ -70,7 +71,13 @@ def test_a_killed_run_continues_where_it_stopped(folder: Path):
     flags = ["--data", str(folder / "data"), "--work", str(work), "--profile", "tiny", "--base", str(folder / "checkpoint")]
     only = ["training data", "projection", "training of maxsim, seed", "maxsim, seed 0 on nq_qed"]
     answers = work / "answers/maxsim/seed-0/nq_qed"
-    finished = {"mining": work / "pairs.attempt", "training": work / "models/maxsim/seed-0/state.pt", "searches": answers / "scan.json"}
+    model = work / "models/maxsim/seed-0"
+    finished = {
+        "mining": work / "pairs.attempt",
+        "training": model / "state.pt",
+        "record of the training": model / "checkpoint/config.json",
+        "searches": answers / "scan.json",
+    }
     for part, path in finished.items():
         killed = subprocess.run([sys.executable, "-c", KILLED, part, *flags, "--only", *only], capture_output=True, text=True, check=False)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -89,7 +96,7 @@ def test_a_killed_run_continues_where_it_stopped(folder: Path):
         work / "models/untrained/seed-0/checkpoint", work / "pairs.jsonl", models(TINY)["maxsim"], TINY, 0, folder / "uninterrupted"
     )
     torch.set_num_threads(before)
-    both = (folder / "uninterrupted", work / "models/maxsim/seed-0")
+    both = (folder / "uninterrupted", model)
     digests = [Encoder.load(str(each / "checkpoint")).contract.weights_digest for each in both]
     assert digests[0] == digests[1] and cost["steps"] == TINY.steps
     assert all(len((each / training.LOG).read_text().splitlines()) == TINY.steps for each in both)
