@@ -1,8 +1,8 @@
 """The experiment on the papers' claims: trains a model for each scorer, searches collections with every engine, and reports.
 
-    python -m bench.papers experiment --data DATA --work WORK [--profile P] [--only TEXT ...] [--minutes M].
-    python -m bench.papers experiment --data DATA --work WORK --status.
-    python -m bench.papers experiment --data DATA --work WORK --report.
+    python -m bench.papers experiment --data DATA --work WORK [--profile PROFILE] [--only TEXT ...] [--minutes M]
+
+`--status` prints the cells that are done and missing, and `--report` writes the report.
 
 The experiment consists of cells: training data, a teacher's scores, trainings, and searches of one collection with one model. The same
 command starts and continues it. A killed run loses at most the optimizer steps since the last saved state, or the chunk of documents or
@@ -29,7 +29,7 @@ from bench.machine import instructions, machine
 from bench.papers import measuring, training
 from bench.papers.mining import training_rows
 from bench.papers.profiles import COLLECTIONS, PROFILES, UNTRAINED, Model, Profile, models, ways_of
-from bench.papers.report import write_report
+from bench.papers.report import update_document, write_report
 from bench.papers.teacher import add_scores
 from ray_lir.base.config import DEFAULT_CHECKPOINT, EncoderConfig
 
@@ -208,6 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--status", action="store_true", help="print the cells that are done and missing")
     parser.add_argument("--report", action="store_true", help="write the report of the finished cells")
     parser.add_argument("--output", type=Path, default=Path("bench/results"), help="folder of the report (%(default)s)")
+    parser.add_argument("--document", type=Path, help="document in which the report replaces the table of claims, such as docs/papers.md")
     options = parser.parse_args(arguments)
     experiment = Experiment(options.data, options.work, PROFILES[options.profile], options.base, options.teacher)
     if options.status:
@@ -219,6 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "settings": asdict(experiment.profile),
         }
         write_report(about | {"base": options.base, "teacher": options.teacher}, read_results(experiment), options.output)
+        if options.document:
+            update_document(options.document, options.output / "scorers.json")
     else:
         torch.set_num_threads(options.threads)
         run(experiment, options.only, time.monotonic() + 60 * options.minutes)
@@ -233,6 +236,7 @@ def run(experiment: Experiment, only: Sequence[str] | None = None, deadline: flo
         only: Make only cells with one of these texts in their name; None for all cells.
         deadline: Value of time.monotonic() after which no cell is begun.
     """
+    commit()  # of the code that this process has loaded; the repository may move on
     for cell in experiment.cells():
         if cell.is_made or (only and not any(text in cell.name for text in only)) or time.monotonic() > deadline:
             continue

@@ -14,6 +14,8 @@ from ray_lir.evaluation.significance import compare, holm
 
 QUALITY = ("nDCG@10", "R@100")
 NO_RESULT = "-"
+DECIDED = ("holds", "contradicted", "equivalent within .01")
+BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
 Measured = dict[str, Any]
 """The content of the file of one way of searching (`bench.papers.measuring`)."""
 
@@ -120,7 +122,7 @@ def compared(answers: Answers, first: Cell, second: Cell, measure: str, only: Se
         "by_seed": [round(float(np.mean([np.mean(a - b) for each in shared for a, b in [pairs[seed, each]]])), 4) for seed in seeds],
         "collections": shared,
         "queries": found.queries,
-        "commits": sorted({each["commit"] + "+" * each.get("changed", False) for each in cells if each and "commit" in each}),
+        "commits": sorted({_code(each) for each in cells if each and "commit" in each}),
     }
 
 
@@ -141,9 +143,9 @@ def most_measured(answers: Answers, models: Sequence[str], way: str) -> str:
     """Return the model that is searched in a way on the most collections; the first of several.
 
     Args:
-        answers: Results of all cells.
-        models: Names of the models to choose from.
-        way: Name of the way to search.
+        answers: All measurements.
+        models: Names of models.
+        way: Name of a way of searching.
     """
     return max(models, key=lambda model: len(answers.collections("0", (model, way))))
 
@@ -186,6 +188,41 @@ def write_report(about: dict[str, Any], results: dict[str, Any], output: Path) -
     output.mkdir(parents=True, exist_ok=True)
     (output / "scorers.json").write_text(json.dumps(report, indent=1) + "\n")
     (output / "scorers.md").write_text(markdown(report))
+
+
+def update_document(document: Path, report: Path) -> None:
+    """Replace the text between BEGIN and END in a document by the claims, what was found, and the collections.
+
+    Args:
+        document: Markdown file with one line BEGIN and one line END.
+        report: scorers.json of `write_report`.
+    """
+    text, content = document.read_text(), json.loads(report.read_text())
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    decided = sum(claim["verdict"] in DECIDED for claim in content["claims"])
+    lines = [
+        f"{decided} of {len(content['claims'])} claims are decided.",
+        "",
+        "| claim | source | published | here | difference, 95% interval | p | verdict |",
+        "|---" * 7 + "|",
+        *(_summary(claim) for claim in content["claims"]),
+    ]
+    document.write_text("\n".join([f"{before}{BEGIN}", *lines, f"{END}{after}"]))
+
+
+def _summary(claim: dict[str, Any]) -> str:
+    found = claim["found"]
+    numbers = [NO_RESULT] * 3
+    if found:
+        low, high = found["interval"]
+        measure = "" if claim["measure"] == "nDCG@10" else f" {claim['measure']}"
+        numbers = [
+            f"{found['first']:.4f} / {found['second']:.4f}{measure}",
+            f"{found['difference']:+.4f}, {low:+.4f} to {high:+.4f}",
+            f"{found['p_holm']:.4f}",
+        ]
+    return "| " + " | ".join([claim["text"], claim["source"], claim["published"] or NO_RESULT, *numbers, claim["verdict"]]) + " |"
 
 
 def corrected(gains: dict[str, dict[str, dict[str, Any] | None]]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -313,14 +350,15 @@ def _head(report: dict[str, Any]) -> str:
 
 
 def _claims(report: dict[str, Any]) -> str:
-    decided = sum(claim["verdict"] not in ("not measured", "cannot be seen here") for claim in report["claims"])
+    decided = sum(claim["verdict"] in DECIDED for claim in report["claims"])
     lines = [
         f"## Claims: {decided} of {len(report['claims'])} decided",
         "",
         "The difference is first less second, with its 95% interval. p belongs to a paired randomisation test, and p (.01) to the test",
         "that the difference lies within .01. Both are corrected for all measured claims (Holm). MDD is the difference that these",
         "queries show with probability .8. `holds` needs a significant difference in the claimed direction for every seed, or",
-        "equivalence if the claim is that both are as good.",
+        "equivalence if the claim is that both are as good. Code: the commit that measured; + means that the code differed from",
+        "the commit.",
         "",
         "| claim | source | published | compared | here | difference | p | p (.01) | MDD | collections | code | verdict |",
         "|---" * 12 + "|",
@@ -443,9 +481,9 @@ def _trainings(report: dict[str, Any]) -> str:
         "| model | seed | steps | processor seconds | pairs a processor second | loss, first tenth | loss, last tenth | code |",
         "|---" * 8 + "|",
     ]
-    columns = ("steps", "cpu_seconds", "pairs_per_cpu_second", "first_loss", "last_loss", "commit")
+    columns = ("steps", "cpu_seconds", "pairs_per_cpu_second", "first_loss", "last_loss")
     rows = [
-        f"| {model} | {seed} | {' | '.join(str(cost.get(name, NO_RESULT)) for name in columns)} |"
+        f"| {model} | {seed} | {' | '.join(str(cost.get(name, NO_RESULT)) for name in columns)} | {_code(cost)} |"
         for model, by_seed in report["trainings"].items()
         for seed, cost in by_seed.items()
     ]
@@ -456,6 +494,10 @@ def _missing(report: dict[str, Any]) -> str:
     if not report["missing"]:
         return "## Missing cells\n\nNone."
     return "\n".join([f"## Missing cells: {len(report['missing'])}", "", *(f"* {cell}" for cell in report["missing"])])
+
+
+def _code(measured: Measured) -> str:
+    return measured.get("commit", NO_RESULT) + "+" * measured.get("changed", False)
 
 
 def _number(value: float | None) -> str:

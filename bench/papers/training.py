@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def start(base: str, examples: Path, profile: Profile, folder: Path) -> dict[str
     passages = [json.loads(line)["documents"][0] for line in examples.read_text().splitlines()]
     sample = np.random.default_rng(0).permutation(sorted(set(passages)))[:PROJECTION_SAMPLE].tolist()
     encoder = Encoder.load(EncoderConfig(checkpoint=base, device="cpu", precision="float32", **training_lengths(profile)))
-    fit_projection(encoder, sample, f"pca:{profile.dim}").save(folder / CHECKPOINT)
+    _save_checkpoint(fit_projection(encoder, sample, f"pca:{profile.dim}"), folder)
     return {"base": base}
 
 
@@ -86,7 +87,7 @@ def train(begin: Path, examples: Path, model: Model, profile: Profile, seed: int
         records.append(_line(training.run_step(*batches), time.process_time() - began))
         if training.step % profile.save_every == 0:
             _save(training, records, state, log)
-    training.encoder.save(folder / CHECKPOINT)
+    _save_checkpoint(training.encoder, folder)
     losses = [each["loss"] for each in records]
     tenth = -(-len(losses) // 10)
     seconds = sum(each["cpu_seconds"] for each in records)
@@ -100,6 +101,12 @@ def train(begin: Path, examples: Path, model: Model, profile: Profile, seed: int
         "query_weight": records[-1]["query_weight"],
         "torch": torch.__version__,
     }
+
+
+def _save_checkpoint(encoder: Encoder, folder: Path) -> None:
+    """Save the checkpoint in place of one that a killed run left without a record."""
+    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+    encoder.save(folder / CHECKPOINT)
 
 
 def _line(record: StepRecord, cpu_seconds: float) -> dict[str, float]:

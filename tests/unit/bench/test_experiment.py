@@ -18,7 +18,7 @@ from bench.papers.claims import Finding, claims, verdict
 from bench.papers.experiment import Experiment, locked, read_results, run, status
 from bench.papers.mining import Bm25, training_rows
 from bench.papers.profiles import PROFILES, UNTRAINED, models, ways, ways_of
-from bench.papers.report import Answers, compared, judged, write_report
+from bench.papers.report import BEGIN, END, Answers, compared, judged, update_document, write_report
 from bench.papers.training import config_of
 from ray_lir.encoder.encoder import Encoder
 from tests.fixtures.tiny import bert
@@ -32,7 +32,7 @@ from bench.papers import measuring, mining, training
 PLACES = {
     "mining": (mining.Bm25, "best", 6),
     "training": (training.Training, "run_step", 3),
-    "record of the training": (experiment, "commit", 1),
+    "record of the training": (experiment, "commit", 2),
     "searches": (measuring, "keep", 3),
 }
 target, name, calls = PLACES[sys.argv[1]]
@@ -214,6 +214,13 @@ def test_the_report_judges_claims_and_names_missing_cells(folder: Path, tmp_path
     assert "* training of trial, seed 0\n" in text and "* maxsim, seed 0 on squad: papers: plaid, stages" in text
     [maxsim] = [line for line in text.splitlines() if line.startswith("| maxsim |") and "(+0.1" in line]
     assert "p 0.000" in maxsim
+    document = tmp_path / "papers.md"
+    document.write_text(f"Before.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n")
+    for _ in range(2):
+        update_document(document, tmp_path / "scorers.json")
+    lines = document.read_text().splitlines()
+    assert lines[0] == "Before." and lines[-1] == "After." and "old" not in lines and lines.count(BEGIN) == lines.count(END) == 1
+    assert any(line.startswith("| attention weights help |") and line.endswith("| holds |") for line in lines)
     nothing = read_results(experiment_in(folder, "nothing"))
     write_report(about, nothing, tmp_path)
     assert "not measured: maxsim (papers: exact), maxsim (original)" in (tmp_path / "scorers.md").read_text()
