@@ -1,6 +1,6 @@
 """Sizes, models, indexes and engines of the experiment (`bench.papers.experiment`)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray_lir.engines.exact import ExactParams
@@ -34,7 +34,7 @@ class Profile:
         passage_length: Tokens of a passage in training.
         query_length: Tokens of a query, in training and in search.
         document_length: Tokens of a document in search.
-        dim: Dimensions of a token vector.
+        dim: Dimensions of a token vector; None for those of the checkpoint, without a projection.
         k_train: k of the XTR models; the first is the main one.
         seeds: Seeds of the trainings.
         collections: Collections that are searched.
@@ -53,7 +53,7 @@ class Profile:
     passage_length: int
     query_length: int
     document_length: int
-    dim: int
+    dim: int | None
     k_train: tuple[int, ...]
     seeds: tuple[int, ...]
     collections: tuple[str, ...] = COLLECTIONS
@@ -68,6 +68,7 @@ PROFILES = {
     "short": Profile(64, 8_000, 32, 1, 7, 7e-5, 80, 32, 160, 128, (128, 32), (0,), queries=2000, token_queries=500, save_every=10),
     "tiny": Profile(4, 16, 4, 1, 2, 1e-3, 24, 12, 24, 8, (8, 4), (0,), ("nq_qed", "squad"), save_every=1, k_prime=(5, 20)),
 }
+PROFILES["unprojected"] = replace(PROFILES["short"], dim=None, learning_rate=2e-5)
 
 
 @dataclass(frozen=True)

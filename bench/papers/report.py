@@ -334,9 +334,10 @@ def markdown(report: dict[str, Any]) -> str:
 def _head(report: dict[str, Any]) -> str:
     settings, machine = report["settings"], report["machine"]
     sizes = ", ".join(f"{name} {of['queries']:,} / {of['documents']:,} / {of['tokens']:,}" for name, of in report["sizes"].items())
+    projection = f"projected to {settings['dim']} dimensions by PCA" if settings["dim"] else "with its own dimensions"
     sentences = (
         f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['instructions'])}).",
-        f"Every model starts from {report['base']}, projected to {settings['dim']} dimensions by PCA.",
+        f"Every model starts from {report['base']}, {projection}.",
         f"Training: {settings['steps']} steps of {settings['batch_size']} question-passage pairs of squad and nq_qed,",
         f"{settings['negatives']} BM25 negative each, passages of {settings['passage_length']} tokens at most,",
         f"learning rate {settings['learning_rate']:g}, seeds {', '.join(map(str, settings['seeds']))}.",

@@ -27,7 +27,9 @@ def training_lengths(profile: Profile) -> dict[str, int]:
 
 
 def start(base: str, examples: Path, profile: Profile, folder: Path) -> dict[str, Any]:
-    """Save the base checkpoint with a projection (PCA) that is fitted to training passages; every training starts from it.
+    """Save the base checkpoint with a projection (PCA) that is fitted to training passages, if the profile has one.
+
+    Every training starts from it.
 
     Args:
         base: Checkpoint.
@@ -38,7 +40,7 @@ def start(base: str, examples: Path, profile: Profile, folder: Path) -> dict[str
     passages = [json.loads(line)["documents"][0] for line in examples.read_text().splitlines()]
     sample = np.random.default_rng(0).permutation(sorted(set(passages)))[:PROJECTION_SAMPLE].tolist()
     encoder = Encoder.load(EncoderConfig(checkpoint=base, device="cpu", precision="float32", **training_lengths(profile)))
-    _save_checkpoint(fit_projection(encoder, sample, f"pca:{profile.dim}"), folder)
+    _save_checkpoint(fit_projection(encoder, sample, f"pca:{profile.dim}") if profile.dim else encoder, folder)
     return {"base": base}
 
 
