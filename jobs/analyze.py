@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from pydantic import Field
@@ -199,7 +199,7 @@ def _draw(analysis: Analysis, results: Mapping[str, Numbers], folder: Path, name
     import matplotlib  # takes a second to load
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(cast(Any, STYLE)):
         figure = Figure(figsize=SIZE, layout="constrained")
         analysis.draw(figure, results)
         figure.suptitle(f"{analysis.title} ({analysis.source})", fontsize=11)

@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ray_lir import storage
 from ray_lir.base.config import DEFAULT_CHECKPOINT
@@ -13,7 +13,7 @@ from ray_lir.base.errors import ConfigError
 from ray_lir.embeddings.contract import EncoderContract
 
 if TYPE_CHECKING:  # programs that load neither torch nor transformers use `find` too
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ray_lir.encoder.network import Dense, Network
 
@@ -128,7 +128,7 @@ def _write(folder: Path, network: "Network", tokenizer: "PreTrainedTokenizerBase
 
     projections = network.layers or [_identity(network)]
     with quiet():
-        network.backbone.save_pretrained(folder)
+        cast("PreTrainedModel", network.backbone).save_pretrained(folder)
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)

@@ -406,8 +406,10 @@ class Encoder:
             needs_padding = isinstance(self._network.backbone, Bert) and not has_tokens(batch)  # which `Bert` has no pass for
             texts = embed(self.model if needs_padding else self._network, batch.to(self.device))
             found = texts.vectors[texts.mask].half().cpu().numpy()
-            columns = (None if each is None else each[texts.mask].float().cpu().numpy() for each in (texts.weights, texts.attention))
-            return rows, found, *columns
+            token_weights, received = (
+                None if each is None else each[texts.mask].float().cpu().numpy() for each in (texts.weights, texts.attention)
+            )
+            return rows, found, token_weights, received
 
         lengths = [len(ids) for ids in token_ids]
         for rows, found, weighed, received in spread(embedded, self._batches(lengths, attended), self.device):

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ray_lir.base.compiled import available, module
+from ray_lir.base.compiled import available as available
+from ray_lir.base.compiled import module
 from ray_lir.base.derived import derived
 from ray_lir.base.errors import KernelUnavailable
 from ray_lir.base.parallel import one_blas_thread
