@@ -13,7 +13,7 @@ from ray_lir.index.manifest import IndexManifest, ShardEntry
 from ray_lir.index.shard_groups import split_shards
 
 LEXICAL_FRACTION = 0.65
-"""Bytes of lexical postings and their statistics for each byte of stored documents: .64 to 1.1 on the eight collections of
+"""Bytes of lexical postings and their statistics for each byte of stored documents: .62 to 1.1 on the nine collections of
 bench/results/hybrid.json, and the less the larger the collection, because the vocabulary grows slowly."""
 GPU_RESERVED_BYTES = 1 << 30
 """Bytes of GPU memory that each process needs beside the index: the CUDA context, compiled programs and temporary results."""
