@@ -8,7 +8,7 @@ from ray_lir.base.config import IndexConfig
 from ray_lir.distributed.workers import TaskWorkers
 
 from .cli import main
-from .where import JobSize, Where, runs_on_ray, session
+from .where import JobSize, Where, check_where, runs_on_ray, session
 
 
 class BuildIndexJob(IndexConfig):
@@ -43,6 +43,7 @@ def run(job: BuildIndexJob) -> dict[str, Any]:
     config = IndexConfig(**{name: getattr(job, name) for name in IndexConfig.model_fields})
     if job.dry_run:
         return {"output": job.output, "dry_run": True, **preview_build(job.embeddings, job.output, config)}
+    check_where(job.where)
     source = read_manifest(storage.join(storage.absolute(job.embeddings), MANIFEST), EmbeddingsManifest, "jobs.encode")
     on_ray = runs_on_ray(job.where, "build_index", JobSize.of_tokens(source.num_tokens), job.workers)
     with session(on_ray, job.workers) as map:

@@ -8,7 +8,7 @@ from pydantic import Field
 from ray_lir.base.config import Config, Stemmer
 
 from .cli import main
-from .where import JobSize, Where, runs_on_ray, session
+from .where import JobSize, Where, check_where, runs_on_ray, session
 
 
 class CompactJob(Config):
@@ -50,6 +50,7 @@ def run(job: CompactJob) -> dict[str, Any]:
 
     if job.dry_run:
         return {"index": job.index, "dry_run": True, **preview_compaction(job.index, job.num_shards, job.lexical)}
+    check_where(job.where)
     size = JobSize.of_tokens(read_version(storage.absolute(job.index)).num_tokens)
     with session(runs_on_ray(job.where, "compact", size)) as map:
         compaction = compact_index(job.index, job.num_shards, lexical=job.lexical, stemmer=job.stemmer, map=map)

@@ -26,7 +26,7 @@ from ray_lir.storage.manifest import MANIFEST, manifest_digest
 
 from .cli import main
 from .evaluate import QueryEncoderConfig
-from .where import JobSize, Where, encoding, runs_on_ray, session
+from .where import JobSize, Where, check_where, encoding, runs_on_ray, session
 
 
 class UpdateJob(Config):
@@ -64,6 +64,7 @@ def run(job: UpdateJob) -> dict[str, Any]:
         IncompatibleError: The encoder is not the one that the index was built with.
     """
     start = time.perf_counter()
+    check_where(job.where)
     manifest = read_version(storage.absolute(job.index))
     ids = read_ids(job.delete) if job.delete else []
     size = JobSize(0, f"{len(ids):,} deletions")

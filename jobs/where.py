@@ -68,6 +68,12 @@ class JobSize:
         return cls(num_tokens, f"{num_tokens:,} tokens")
 
 
+def check_where(where: Where) -> None:
+    """Raise ConfigError if a job must run on Ray and Ray is not installed. Jobs call this before they read their input."""
+    if where == "ray":
+        require("ray", "--where ray")
+
+
 def runs_on_ray(where: Where, job: str, size: JobSize, workers: Workers | TaskWorkers | None = None) -> bool:
     """Return whether a job runs on Ray, and log the choice that `auto` makes.
 
@@ -98,7 +104,9 @@ def runs_on_ray(where: Where, job: str, size: JobSize, workers: Workers | TaskWo
             logger.info("%s: %s, in this process (%s starts Ray)", job, size.text, flag)
             return False
         logger.info("%s: %s, on Ray (--where here runs the job in this process)", job, size.text)
-    require("ray", "running on a cluster" if where == "auto" else "--where ray")
+    if where == "auto":
+        require("ray", "running on a cluster")
+    check_where(where)
     return True
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-CHANGES = ("add_cross_attention", "auto_map", "is_decoder", "quantization_config")
+CHANGES = ("_attn_implementation", "add_cross_attention", "attn_implementation", "auto_map", "is_decoder", "quantization_config")
 """Settings of config.json that select other layers, weights or code."""
 
 

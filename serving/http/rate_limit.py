@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from ray_lir.base.errors import Overloaded
 
+ROUNDING = 1e-9
+"""Requests by which rounding may make a full wait look too short."""
+
 
 class RateLimit:
     """A token bucket: it fills with `per_second` requests a second, up to one second's worth and at least one, and each request takes one.
@@ -34,7 +37,7 @@ class RateLimit:
         now = self.clock()
         self._available = min(self._capacity, self._available + (now - self._at) * self.per_second)
         self._at = now
-        if self._available < 1:
+        if self._available < 1 - ROUNDING:
             refused()
             wait = math.ceil((1 - self._available) / self.per_second)
             raise Overloaded(f"this token may send {self.per_second:g} requests a second; try again in {wait} s", wait)

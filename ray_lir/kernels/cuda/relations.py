@@ -174,6 +174,6 @@ def relation_programs(
             best += extra * tl.load(cosines + winner * num_tokens + i)
         total += tl.load(weights + i) * best
         previous = nearest if BY_COSINE else winner
-        if FROM_FIRST and i == 0:
-            previous = first
+        if FROM_FIRST:
+            previous = tl.where(i == 0, first, previous)
     tl.store(scores + document, total)

@@ -15,6 +15,7 @@ from ray_lir.embeddings.truncation import UNKNOWN, Truncation, TruncationCounts
 from ray_lir.encoder import tokenization
 from ray_lir.encoder.corpus_encoder import encode_corpus
 from ray_lir.encoder.encoder import Encoder
+from ray_lir.encoder.layouts import load_tokenizer
 from ray_lir.index.versions import read_version
 from ray_lir.search.explain import explain
 from ray_lir.search.searcher import Searcher
@@ -43,7 +44,8 @@ def expected(rows: list[dict], checkpoint: str) -> dict:
     """Counts by the tokenizer without truncation."""
     tokenizer = Encoder.load(checkpoint).tokenizer
     marker, prompt = tokenizer.contract.document_marker is not None, tokenizer.contract.document_prompt
-    lengths = [len(tokenizer.tokenizer(prompt + f"{row.get('title', '')} {row['text']}".strip())["input_ids"]) + marker for row in rows]
+    whole = load_tokenizer(Path(checkpoint))
+    lengths = [len(whole(prompt + f"{row.get('title', '')} {row['text']}".strip())["input_ids"]) + marker for row in rows]
     dropped = [max(0, length - LENGTH) for length in lengths]
     return {
         "num_truncated_docs": sum(each > 0 for each in dropped),
