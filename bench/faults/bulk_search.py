@@ -59,12 +59,18 @@ def main() -> None:
                 run = Run(cluster, ["--index", options.index, "--queries", options.queries, *flags], Path(folder) / "hits")
                 report["runs"].append({"run": name} | run.measure(victim))
             print(json.dumps(report["runs"][-1]), flush=True)
+            write_report(report, options.output)
+    report["s3"] = cold_cache(options.index, options.queries)
+    write_report(report, options.output)
+    print(table(report), file=sys.stderr)
+
+
+def write_report(report: dict[str, Any], output: Path) -> None:
+    """Write the finished runs, so that a run that is stopped keeps them. Exit if their hits differ."""
     if len({run["manifest_digest"] for run in report["runs"]}) != 1:
         raise SystemExit("the hits differ between runs")
-    report["s3"] = cold_cache(options.index, options.queries)
-    (options.output / "bulk_search_faults.json").write_text(json.dumps(report, indent=1) + "\n")
-    (options.output / "bulk_search_faults.md").write_text(table(report))
-    print(table(report), file=sys.stderr)
+    (output / "bulk_search_faults.json").write_text(json.dumps(report, indent=1) + "\n")
+    (output / "bulk_search_faults.md").write_text(table(report))
 
 
 class Run:
@@ -175,12 +181,12 @@ def table(report: dict[str, Any]) -> str:
         lines.append(
             f"| {run['run']} | {run['seconds']:.0f} | {run['blocks']} | {run['repeated_blocks']} | {100 * run['repeated_share']:.0f}% |"
         )
-    s3 = report["s3"]
-    lines += [
-        "",
-        f"Index on S3 (moto), empty cache, two workers of one machine: the files of the index have {s3['index_mb']:g} MB, and "
-        f"{s3['fetched_mb']:g} MB were fetched, manifests included. Both workers use one copy.",
-    ]
+    if s3 := report.get("s3"):
+        lines += [
+            "",
+            f"Index on S3 (moto), empty cache, two workers of one machine: the files of the index have {s3['index_mb']:g} MB, and "
+            f"{s3['fetched_mb']:g} MB were fetched, manifests included. Both workers use one copy.",
+        ]
     return "\n".join(lines) + "\n"
 
 
