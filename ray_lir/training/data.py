@@ -272,10 +272,16 @@ def batches(data: TrainingData, batch_size: int, seed: int, num_negatives: int =
     num_batches = len(data.queries) // batch_size
     first_epoch, start = divmod(first_batch, num_batches)
     for epoch in itertools.count(first_epoch):
-        order = np.random.default_rng([seed, epoch]).permutation(len(data.queries))
+        order = _shuffled(len(data.queries), seed, epoch)
         for number in range(start, num_batches):
-            yield _batch(data, order[number * batch_size : (number + 1) * batch_size], num_negatives, seed, epoch)
+            queries = order[number * batch_size : (number + 1) * batch_size].astype(np.int64)
+            yield _batch(data, queries, num_negatives, seed, epoch)
         start = 0
+
+
+def _shuffled(num_queries: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the queries in the order of an epoch, in the smallest integers: every worker holds all of them."""
+    return np.random.default_rng([seed, epoch]).permutation(np.arange(num_queries, dtype=np.min_scalar_type(num_queries)))
 
 
 def _batch(data: TrainingData, queries: np.ndarray, num_negatives: int, seed: int, epoch: int) -> Batch:
