@@ -269,6 +269,12 @@ def table(report: dict[str, Any]) -> str:
     stages = [(row, name, found["stages"]) for row, trees in report["rows"].items() for name, found in trees.items() if found.get("stages")]
     lines += ["", "Seconds of the stages that the jobs log:", "", "| command | tree | stages |", "|---|---|---|"]
     lines += [f"| {row} | {name} | {', '.join(f'{stage} {value:g}' for stage, value in each.items())} |" for row, name, each in stages]
+    if load := report.get("service_under_load"):
+        lines += ["", f"Answers a second, p50 and p95 in ms of one process and of Ray Serve (`--where ray`): {load['how']}."]
+        lines += ["", "| clients | one process | Ray Serve |", "|---|---|---|"]
+        for clients, single in load["one_process"].items():
+            cells = (f"{rate:g}, p50 {p50:g}, p95 {p95:g}" for rate, p50, p95 in (single, load["ray_serve"][clients]))
+            lines.append(f"| {clients} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
