@@ -50,6 +50,7 @@ class QuerySearch:
         searcher: The version opened in this process; None if it is on an object store.
         encoder_config: Where the encoder's weights are, and how it runs.
         workers: Workers on a Ray cluster; None searches in this process.
+        residency: auto, memory or disk (ray_lir/index/residency.py).
     """
 
     root: str
@@ -58,9 +59,17 @@ class QuerySearch:
     searcher: Searcher | None
     encoder_config: EncoderConfig
     workers: SearchWorkers | None
+    residency: str = "auto"
 
     @classmethod
-    def open(cls, index: str, encoder: QueryEncoderConfig, workers: SearchWorkers | None, query_length: int | None = None) -> "QuerySearch":
+    def open(
+        cls,
+        index: str,
+        encoder: QueryEncoderConfig,
+        workers: SearchWorkers | None,
+        query_length: int | None = None,
+        residency: str = "auto",
+    ) -> "QuerySearch":
         """Open the latest version of an index.
 
         Args:
@@ -68,6 +77,7 @@ class QuerySearch:
             encoder: The encoder of the queries.
             workers: Workers on a Ray cluster. None: this process, or a cluster if the index is on an object store.
             query_length: Query length in tokens. None: the index's.
+            residency: auto, memory or disk (ray_lir/index/residency.py).
 
         Raises:
             ConfigError: Ray is needed and not installed.
@@ -75,7 +85,7 @@ class QuerySearch:
         """
         root = storage.absolute(index)
         version = latest_version(root)
-        searcher = Searcher.open(root, version) if storage.is_local(root) else None
+        searcher = Searcher.open(root, version, residency=residency) if storage.is_local(root) else None
         if searcher is None:
             workers = workers or SearchWorkers()
             planner = open_planner(root, read_version(root, version), tuning=read_tuning(root, version))
@@ -85,7 +95,7 @@ class QuerySearch:
             require("ray", "searching on a cluster")
         settings = encoder.model_dump()
         settings["checkpoint"] = settings["checkpoint"] or planner.manifest.contract.checkpoint
-        return cls(root, version, planner, searcher, EncoderConfig(**settings, query_length=query_length), workers)
+        return cls(root, version, planner, searcher, EncoderConfig(**settings, query_length=query_length), workers, residency)
 
     @property
     def manifest(self) -> IndexManifest:
@@ -115,7 +125,7 @@ class QuerySearch:
         from ray_lir.distributed.search import IndexSource, default_cache  # Ray takes seconds to load
 
         cache = self.workers.cache if self.workers else None
-        return IndexSource(self.root, self.version, cache or default_cache(), "cuda" if self.kernels == "cuda" else "auto")
+        return IndexSource(self.root, self.version, cache or default_cache(), "cuda" if self.kernels == "cuda" else "auto", self.residency)
 
     def session(self) -> AbstractContextManager[None]:
         """Return the context in which to call the other methods: a connection to Ray if the search needs one."""

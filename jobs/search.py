@@ -10,6 +10,7 @@ from ray_lir.api.search import MAX_K, Quality, QueryText
 from ray_lir.base.config import Config, EncoderConfig
 from ray_lir.base.engine_names import CHOICES
 from ray_lir.base.errors import ConfigError
+from ray_lir.base.residency_names import Residency
 from ray_lir.distributed.workers import SearchWorkers
 from ray_lir.embeddings.truncation import Truncation
 from ray_lir.index.filters import FILTER_NAMES, FiltersInput
@@ -62,6 +63,9 @@ class SearchJob(Config):
     """With --queries: columns of the documents to write beside the ids, such as title,text."""
     format: Literal["parquet", "trec"] = "parquet"
     """With --queries and a folder as output: format of the parts."""
+    residency: Residency = "auto"
+    """memory: the index is expected to fit in memory. disk: residuals stay on the disk, and those of the documents to rescore are
+    prefetched; answers are the same. auto: disk if the index is larger than three quarters of the memory limit."""
     encoder: str | None = None
     """Folder or name of the encoder's checkpoint. None: the one that the index records."""
     workers: SearchWorkers = SearchWorkers()
@@ -118,7 +122,7 @@ def _search_one(job: SearchJob) -> dict[str, Any]:
     contract = read_version(root, version).contract
     with ThreadPoolExecutor(1) as pool:  # weights and index are read from the disk at the same time
         loading = pool.submit(_encoder, contract, job.encoder or contract.checkpoint)
-        searcher = Searcher.open(root, version)
+        searcher = Searcher.open(root, version, residency=job.residency)
         encoder = loading.result()
     [truncation] = encoder.tokenizer.query_truncations([job.query])
     query = encoder.encode_queries([job.query])
@@ -135,7 +139,8 @@ def _search_one(job: SearchJob) -> dict[str, Any]:
         hit |= {"highlights": [mark.model_dump() for mark in found.highlights], "snippet": found.snippet.model_dump()}
         if found.passage:
             hit["passage"] = found.passage.model_dump()
-    return {"query": job.query, "hits": hits, "params": answer.params.model_dump() if answer.params else {}, **cut_of(truncation)}
+    params = answer.params.model_dump() if answer.params else {}
+    return {"query": job.query, "hits": hits, "params": params, "residency": searcher.residency, **cut_of(truncation)}
 
 
 def _search_file(job: SearchJob) -> dict[str, Any]:
@@ -152,7 +157,7 @@ def _search_file(job: SearchJob) -> dict[str, Any]:
     assert job.queries is not None
     query_files(job.queries)  # a wrong path is reported before anything is loaded
     workers = job.workers if "workers" in job.model_fields_set else None
-    search = QuerySearch.open(job.index, QueryEncoderConfig(checkpoint=job.encoder), workers)
+    search = QuerySearch.open(job.index, QueryEncoderConfig(checkpoint=job.encoder), workers, residency=job.residency)
     engine = search.engine(engine_params(job.engine, job.params, tuple(ENGINES)), job.k, job.quality)
     settings = BulkSettings(k=job.k, engine=engine, filters=job.filters, fields=job.fields, format=job.format)
     if job.dry_run:
@@ -183,6 +188,7 @@ def _search_file(job: SearchJob) -> dict[str, Any]:
         "k": job.k,
         "engine": engine.engine,
         "params": engine.model_dump(),
+        "residency": search.searcher.residency if search.searcher else job.residency,
         "index_version": search.version,
         "num_blocks": result.num_blocks,
         "num_skipped": result.num_skipped,

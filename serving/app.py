@@ -213,7 +213,16 @@ def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Ac
     )
     shard_groups = {
         f"ShardGroup-{group}": shard_server.options(name=f"ShardGroup-{group}").bind(
-            config.index, version, group, num_groups, config.shard_cpus, config.verify, config.cache, config.kernels, gpu_share(config)
+            config.index,
+            version,
+            group,
+            num_groups,
+            config.shard_cpus,
+            config.verify,
+            config.cache,
+            config.kernels,
+            gpu_share(config),
+            residency=config.residency,
         )
         for group in range(num_groups)
     }
@@ -222,7 +231,15 @@ def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Ac
     return gateway.bind(
         config.index,
         version,
-        encoder.bind(config.index, version, config.encoder, config.verify, encoder_kernels(config), config.kernels),
+        encoder.bind(
+            config.index,
+            version,
+            config.encoder,
+            config.verify,
+            encoder_kernels(config),
+            config.kernels,
+            residency=config.residency,
+        ),
         shard_groups,
         config.timeout_s,
         config.max_requests,

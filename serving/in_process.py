@@ -117,10 +117,19 @@ def open_service(config: ServeConfig, metrics: Metrics) -> Service:
     manifest = read_version(config.index, version)
     check_index(config, manifest)
     num_groups = number_of_groups(config, manifest)
-    workers: dict[str, Any] = {ENCODER: QueryEncoder(config.index, version, config.encoder, config.verify, config.kernels)}
+    encoder = QueryEncoder(config.index, version, config.encoder, config.verify, config.kernels, residency=config.residency)
+    workers: dict[str, Any] = {ENCODER: encoder}
     for group in range(num_groups):
         workers[f"ShardGroup-{group}"] = ShardServer(
-            config.index, version, group, num_groups, config.shard_cpus, config.verify, config.cache, config.kernels
+            config.index,
+            version,
+            group,
+            num_groups,
+            config.shard_cpus,
+            config.verify,
+            config.cache,
+            config.kernels,
+            residency=config.residency,
         )
     groups = [name for name in workers if name != ENCODER]
     return Service(config.index, version, groups, LocalTransport(workers, metrics), config.timeout_s, config.max_requests, metrics)

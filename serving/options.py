@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from ray_lir.base.config import Config
+from ray_lir.base.residency_names import Residency
 
 
 def _split(value: Any) -> Any:
@@ -63,6 +64,10 @@ class ServeConfig(Config):
     hedge_percentile: float = Field(95, ge=0, le=100)
     """With several replicas: a call slower than this percentile of recent similar calls is sent again to another replica, and the
     first result counts. 100 disables this."""
+    residency: Residency = "auto"
+    """memory: the index is expected to fit in memory. disk: residuals stay on the disk, and those of the documents to rescore are
+    prefetched; answers are the same. auto: disk if the whole index is larger than three quarters of the machine's memory or of the
+    container's limit."""
     verify: bool = True
     """Compare the sha256 of every file when a version of the index is opened."""
     indexes: Annotated[str | dict[str, str] | None, BeforeValidator(_mapping)] = None

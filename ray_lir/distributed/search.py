@@ -96,12 +96,14 @@ class IndexSource:
         version: Number of the version.
         cache: Local folder for copies of the files, if the index is not on a local or shared disk.
         kernels: Name of the kernels that score.
+        residency: auto, memory or disk (ray_lir/index/residency.py).
     """
 
     root: str
     version: int
     cache: str
     kernels: str = "auto"
+    residency: str = "auto"
 
     def open(self, entries: Sequence[ShardEntry] | None = None) -> Searcher:
         """Open the index, or some of its shards.
@@ -116,13 +118,13 @@ class IndexSource:
         manifest = read_version(self.root, self.version)
         entries = manifest.shards if entries is None else entries
         folder = self._folder(manifest, entries)
-        planner = open_planner(folder, manifest, kernels=self.kernels)
-        return Searcher(planner, open_shards(folder, manifest, entries), select(self.kernels))
+        planner = open_planner(folder, manifest, kernels=self.kernels, residency=self.residency)
+        return Searcher(planner, open_shards(folder, manifest, entries, on_disk=planner.statistics.on_disk), select(self.kernels))
 
     def open_planner(self) -> Planner:
         """Open only the data for query plans."""
         manifest = read_version(self.root, self.version)
-        return open_planner(self._folder(manifest, ()), manifest, kernels=self.kernels)
+        return open_planner(self._folder(manifest, ()), manifest, kernels=self.kernels, residency=self.residency)
 
     def _folder(self, manifest: IndexManifest, entries: Sequence[ShardEntry]) -> str:
         """The local folder that has the shards and the files of the whole index."""

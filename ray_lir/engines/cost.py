@@ -46,6 +46,10 @@ COSTS = {
 }
 
 
+RANDOM_READ_NS = 12_000
+"""Time to read a page from a local disk while others are read: 3,000 pages took 30 to 45 ms (bench/results/larger_than_memory.md)."""
+
+
 @dataclass(frozen=True)
 class QueryCost:
     """Milliseconds of one core for one query over the whole index.

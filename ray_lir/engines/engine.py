@@ -52,12 +52,15 @@ class Stage(Generic[StagePlan]):
         run: The function described above.
         columns: Names and descriptions of the stage's scores, for a stage that gives a document several: scores [N, columns], -inf for a
             document that a column does not score. The cut keeps the best documents of each column. Empty for one score [N].
+        reads_vectors: Whether the stage decodes the vectors of all documents that it receives. They are then prefetched if residuals stay
+            on the disk.
     """
 
     name: str
     description: str
     run: Callable[[Sequence[StagePlan], IndexShard, ResidualCodec, Kernels, Sequence[Allowed]], list[Scored]]
     columns: tuple[tuple[str, str], ...] = ()
+    reads_vectors: bool = False
 
 
 @dataclass(frozen=True)

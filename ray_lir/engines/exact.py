@@ -47,7 +47,8 @@ def _score_all(
     results = []
     for start in range(0, len(plans), kernels.queries_together):
         batch = plans[start : start + kernels.queries_together]
-        scores = maxsim_scores(batch, shard, codec, kernels, None)
+        with shard.whole_pass():
+            scores = maxsim_scores(batch, shard, codec, kernels, None)
         allowed = documents[start : start + len(batch)]
         for row, plan, each in zip(scores, batch, allowed, strict=True):
             results.append(kernels.top_k(*among(row, numbers, each), plan.stage_limits[0]))
@@ -86,19 +87,24 @@ def _cost(statistics: IndexStatistics, costs: Costs, candidates: int) -> QueryCo
 
 
 SCORE_ALL = Stage(
-    "score_all", "The exact score of every document that filters allow; before the stage relate, with relations to first order.", _score_all
+    "score_all",
+    "The exact score of every document that filters allow; before the stage relate, with relations to first order.",
+    _score_all,
+    reads_vectors=True,
 )
 RESCORE = Stage(
     "rescore",
     "The exact scores of the candidates, -inf for those that relations cannot bring among the best; before the stage relate, with "
     "relations to first order.",
     _rescore,
+    reads_vectors=True,
 )
 """The last stage of every engine that selects candidates first, unless `relate` follows."""
 RELATE = Stage(
     "relate",
     "The score with relations to the document tokens of the best cosines (params.relation_candidates).",
     _relate,
+    reads_vectors=True,
 )
 """The last stage of plans with `QueryPlan.approximation`."""
 ENGINE = Engine(

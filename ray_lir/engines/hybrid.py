@@ -195,6 +195,7 @@ SCORES = Stage(
         ("bm25", "The BM25 score of every candidate."),
         ("rescore", "The exact late-interaction score of every candidate."),
     ),
+    reads_vectors=True,
 )
 ENGINE = Engine(
     description="unites the `ncandidates` best documents by BM25 and the `ncandidates` best by token vectors, scores all of them exactly "

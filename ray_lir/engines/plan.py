@@ -69,6 +69,7 @@ class IndexStatistics:
         scorer_cost: Time of the scorer's own terms for a document, divided by the time of its MaxSim score.
         unit_norms: Whether document token vectors have about unit length.
         lexical: Statistics of the documents' terms; None if the index has no lexical postings.
+        on_disk: Whether residuals stay on the disk (index/residency.py).
     """
 
     num_docs: int
@@ -78,6 +79,7 @@ class IndexStatistics:
     scorer_cost: float = 0.0
     unit_norms: bool = True
     lexical: LexicalStatistics | None = None
+    on_disk: bool = False
 
     def __repr__(self) -> str:
         return f"IndexStatistics({self.num_docs} documents, {self.num_tokens} tokens, {self.num_centroids} centroids)"

@@ -162,11 +162,20 @@ def score(call: StageCall, shards: Sequence[IndexShard], codec: ResidualCodec, k
         For each plan one part a shard, with document numbers of the index.
     """
     parts: list[list[TopK]] = [[] for _ in call.plans]
-    for shard in shards:
-        allowed = [_in_shard(documents, shard) for documents in call.documents]
+    inside = [[_in_shard(documents, shard) for documents in call.documents] for shard in shards]
+    if call.stage.reads_vectors:
+        for shard, allowed in zip(shards, inside, strict=True):
+            _prefetch(shard, allowed)
+    for shard, allowed in zip(shards, inside, strict=True):
         for part, (scores, numbers) in zip(parts, call.stage.run(call.plans, shard, codec, kernels, allowed), strict=True):
             part.append(TopK(scores, numbers + shard.first_document))
     return parts
+
+
+def _prefetch(shard: IndexShard, allowed: Sequence[Allowed]) -> None:
+    """Start to read the vectors of a shard's documents from the disk, unless they are so many that the stage reads the whole shard."""
+    if shard.on_disk and all(numbers is not None and 2 * len(numbers) < shard.num_docs for numbers in allowed):
+        shard.prefetch(np.unique(np.concatenate([numbers for numbers in allowed if numbers is not None])))
 
 
 def settle(

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import AliasChoices, ConfigDict, Field
 
-from ray_lir.engines.cost import QUERY_TOKENS, Costs, QueryCost, plan_ns, rescore_ns, width
+from ray_lir.engines.cost import QUERY_TOKENS, RANDOM_READ_NS, Costs, QueryCost, plan_ns, rescore_ns, width
 from ray_lir.engines.engine import Allowed, Automatic, Engine, Scored, Stage
 from ray_lir.engines.exact import RELATE, RESCORE
 from ray_lir.engines.params import RescoringConfig
@@ -120,8 +120,9 @@ def _score_postings(
 
 def _cost(statistics: IndexStatistics, costs: Costs, candidates: int) -> QueryCost:
     probing = plan_ns(statistics, costs) + statistics.num_centroids * costs.probe
-    postings = QUERY_TOKENS * NPROBE * DENSITY * statistics.tokens_per_centroid * costs.posting * width(statistics)
-    return QueryCost.of(probing, postings, rescore_ns(statistics, costs, 2 * candidates))
+    postings = QUERY_TOKENS * NPROBE * DENSITY * statistics.tokens_per_centroid
+    reads = postings * RANDOM_READ_NS if statistics.on_disk else 0
+    return QueryCost.of(probing, postings * costs.posting * width(statistics) + reads, rescore_ns(statistics, costs, 2 * candidates))
 
 
 SCORE_POSTINGS = Stage("score_postings", "WARP's score of every document with a token in a probed cluster.", _score_postings)

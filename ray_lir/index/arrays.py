@@ -16,6 +16,7 @@ import numpy as np
 from ray_lir import storage
 from ray_lir.base.errors import FormatError
 from ray_lir.base.forking import fork_safe
+from ray_lir.base.paging import MADV_RANDOM, advise
 
 _header_lock = fork_safe(Lock())
 """NumPy parses headers with `ast`, which in CPython before 3.11.8 and 3.12.2 fails when two threads use it at once: a SystemError about
@@ -131,12 +132,16 @@ def check_array(url: str, array: np.ndarray, dtype: type | np.dtype, shape: tupl
         raise FormatError(url, f"{np.dtype(dtype)} {list(shape or ())}", f"{array.dtype} {list(array.shape)}", FIX)
 
 
-def map_array(path: Path) -> np.ndarray:
+def map_array(path: Path, on_disk: bool = False) -> np.ndarray:
     """Map a .npy file on a disk into memory. An empty array cannot be mapped and is read.
 
     Pages in the page cache are mapped at once (60 ms a gigabyte). Without this, each group of 16 pages costs a page fault in a search,
     which takes longer than the search's work on them. Nothing is read from the disk.
 
+    Args:
+        path: The file.
+        on_disk: Whether rows will be read at random, each once. Pages in the page cache are then not mapped at once, and the system does
+            not read ahead: by default a page fault can read megabytes.
     Raises:
         FormatError: The file is missing, or not a .npy file.
     """
@@ -146,10 +151,13 @@ def map_array(path: Path) -> np.ndarray:
         return np.zeros(shape, dtype)
     with open(path, "rb") as file:
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if _is_cached(path):
+    array = np.frombuffer(pages, dtype, offset=start).reshape(shape)
+    if on_disk:
+        advise(array, MADV_RANDOM)
+    elif _is_cached(path):
         with suppress(OSError):  # not supported by the system, or not enough memory
             pages.madvise(POPULATE_READ)
-    return np.frombuffer(pages, dtype, offset=start).reshape(shape)
+    return array
 
 
 def _is_cached(path: Path) -> bool:

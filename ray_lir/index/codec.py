@@ -118,7 +118,7 @@ class ResidualCodec(ShortRepr):
     @derived
     def centroid_words(self) -> np.ndarray:
         """Centroids times 2^14 as [C, D rounded up to even] int16, for integer arithmetic."""
-        words = np.round(self.centroids_f32 * 2**WORD_BITS).astype(np.int16)
+        words = np.round(self.centroids.astype(np.float32) * 2**WORD_BITS).astype(np.int16)  # float32 centroids are not kept
         return np.pad(words, ((0, 0), (0, self.dim % 2)))
 
     def rotate(self, vectors_TD: np.ndarray, kernels: Rotates) -> np.ndarray:

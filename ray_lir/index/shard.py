@@ -14,7 +14,8 @@
 Deleted documents stay in these files. The version's tombstones list their numbers: a file [num_deleted] uint32, ascending.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import pyarrow as pa
 from ray_lir import storage
 from ray_lir.base.derived import derived
 from ray_lir.base.errors import FormatError
+from ray_lir.base.paging import prefetch_rows, read_in_order, scratch_array
 from ray_lir.base.short_repr import ShortRepr
 from ray_lir.index import documents, postings
 from ray_lir.index.arrays import FIX, check_array, map_array, read_array
@@ -34,6 +36,7 @@ from ray_lir.index.lexical import LexicalPostings, map_postings
 from ray_lir.index.manifest import IndexManifest, ShardEntry
 from ray_lir.index.metadata_fields import SampledFields
 from ray_lir.index.passages import join_texts
+from ray_lir.index.residency import ON_DISK
 from ray_lir.storage.manifest import check_file, files_of
 
 ARRAYS = ("doc_offsets", "codes", "residuals", "scales")
@@ -67,6 +70,9 @@ class IndexShard(ShortRepr):
 
     lexical: LexicalPostings | None = None
     """None for an index without lexical postings."""
+    on_disk: bool = False
+    """Whether residuals stay on the disk (index/residency.py). Searches then prefetch the documents that they rescore, and posting lists
+    are in temporary files."""
 
     @property
     def num_docs(self) -> int:
@@ -100,32 +106,60 @@ class IndexShard(ShortRepr):
 
     @property
     @derived
-    def _grouped(self) -> tuple[np.ndarray, np.ndarray]:
-        return postings.group(self.codes, self.num_centroids)
-
-    @property
-    def postings(self) -> np.ndarray:
-        """Token numbers by centroid, [T] uint32."""
-        return self._grouped[0]
-
-    @property
     def posting_offsets(self) -> np.ndarray:
         """Offsets of the centroids in `postings`, [C + 1] int64."""
-        return self._grouped[1]
+        return postings.offsets_of(self.codes, self.num_centroids)
+
+    @property
+    @derived
+    def postings(self) -> np.ndarray:
+        """Token numbers by centroid, [T] uint32."""
+        return self._by_centroid(lambda first, end: np.arange(first, end, dtype=np.uint32), np.uint32)
 
     @property
     @derived
     def posting_documents(self) -> np.ndarray:
         """Document of each posting, [T] uint32, in the order of postings: a probe then reads only residuals at random."""
-        documents = np.repeat(np.arange(self.num_docs, dtype=np.uint32), np.diff(self.doc_offsets))
-        return documents[self.postings]
+        return self._by_centroid(self._documents_of, np.uint32)
 
     @property
     @derived
     def posting_ratios(self) -> np.ndarray:
         """scales[1] / scales[0] of each posting's token, [T] float32, in the order of postings."""
-        scales = self.scales.astype(np.float32)
-        return (scales[:, 1] / scales[:, 0])[self.postings]
+        return self._by_centroid(self._ratios_of, np.float32)
+
+    def _by_centroid(self, values_of: Callable[[int, int], np.ndarray], dtype: type) -> np.ndarray:
+        out = scratch_array((len(self.codes),), dtype) if self.on_disk else np.empty(len(self.codes), dtype)
+        return postings.by_centroid(self.codes, self.posting_offsets, values_of, out)
+
+    def _documents_of(self, first: int, end: int) -> np.ndarray:
+        """The document of each token from `first` to `end`, uint32."""
+        lowest = int(np.searchsorted(self.doc_offsets, first, side="right")) - 1
+        highest = int(np.searchsorted(self.doc_offsets, end, side="left"))
+        lengths = np.diff(np.clip(self.doc_offsets[lowest : highest + 1], first, end))
+        return np.repeat(np.arange(lowest, highest, dtype=np.uint32), lengths)
+
+    def _ratios_of(self, first: int, end: int) -> np.ndarray:
+        scales = self.scales[first:end].astype(np.float32)
+        return scales[:, 1] / scales[:, 0]
+
+    @property
+    def vector_arrays(self) -> tuple[np.ndarray, ...]:
+        """The arrays from which token vectors are decoded: codes, residuals, scales, and weights if there are any."""
+        return (self.codes, self.residuals, self.scales, *(() if self.weights is None else (self.weights,)))
+
+    def prefetch(self, numbers: np.ndarray) -> None:
+        """Start to read the token vectors of documents from the disk; nothing if the shard is in memory.
+
+        Args:
+            numbers: [n] document numbers inside the shard, ascending.
+        """
+        if self.on_disk:
+            prefetch_rows(self.vector_arrays, self.doc_offsets[numbers], self.doc_offsets[numbers + 1])
+
+    def whole_pass(self) -> AbstractContextManager[None]:
+        """Return a context in which the token vectors of all documents are read in order."""
+        return read_in_order([self.residuals, self.scales]) if self.on_disk else nullcontext()
 
     def find(self, doc_ids: Sequence[str]) -> dict[str, int]:
         """Return the numbers inside the shard of live documents, by id; other ids are left out. Of passages, it is the first one.
@@ -196,7 +230,14 @@ class IndexShard(ShortRepr):
         return starts + np.arange(offsets[-1]), offsets
 
 
-def open_shard(root: str, entry: ShardEntry, manifest: IndexManifest, verify: bool = False, opened: IndexShard | None = None) -> IndexShard:
+def open_shard(
+    root: str,
+    entry: ShardEntry,
+    manifest: IndexManifest,
+    verify: bool = False,
+    opened: IndexShard | None = None,
+    on_disk: bool = False,
+) -> IndexShard:
     """Map a shard into memory after checking its files.
 
     Sizes, types and shapes are checked, and every number that indexes another array, because kernels do not check them. This reads
@@ -208,6 +249,7 @@ def open_shard(root: str, entry: ShardEntry, manifest: IndexManifest, verify: bo
         manifest: The manifest of the index.
         verify: Check the files' digests too.
         opened: The same shard, opened for another version: only its tombstones are read. None: it is not open.
+        on_disk: Whether residuals stay on the disk (index/residency.py).
     Raises:
         FormatError: A file is missing, cut or altered, or the files do not fit together.
     """
@@ -219,7 +261,7 @@ def open_shard(root: str, entry: ShardEntry, manifest: IndexManifest, verify: bo
         check_file(root, file, content=verify)
     folder = Path(root) / entry.name
     paths = {name: folder / f"{name}.npy" for name in (*ARRAYS, *optional_arrays(entry))}
-    arrays = {name: map_array(path) for name, path in paths.items()}
+    arrays = {name: map_array(path, on_disk and path.name in ON_DISK) for name, path in paths.items()}
     for name, (dtype, shape) in _layout(entry, manifest).items():
         if name in arrays:
             check_array(str(paths[name]), arrays[name], dtype, shape)
@@ -242,6 +284,7 @@ def open_shard(root: str, entry: ShardEntry, manifest: IndexManifest, verify: bo
         deleted=deleted,
         lexical=lexical,
         of_passages=of_passages,
+        on_disk=on_disk,
     )
 
 
@@ -252,7 +295,7 @@ def _with_deleted(shard: IndexShard, first_document: int, deleted: np.ndarray | 
     ):
         return shard
     other = replace(shard, first_document=first_document, deleted=deleted)
-    for name in ("_grouped", "posting_documents", "posting_ratios"):
+    for name in ("posting_offsets", "postings", "posting_documents", "posting_ratios"):
         computed: derived[IndexShard, [], Any] = getattr(IndexShard, name).fget
         if shard in computed:
             computed.put(other, getattr(shard, name))

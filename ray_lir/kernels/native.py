@@ -6,7 +6,7 @@ every shard. Relations are computed in 16-bit integers and are within about 1% o
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,6 +17,7 @@ from ray_lir.base.compiled import available as available
 from ray_lir.base.compiled import module
 from ray_lir.base.derived import derived
 from ray_lir.base.errors import KernelUnavailable
+from ray_lir.base.paging import scratch_rows
 from ray_lir.base.parallel import one_blas_thread
 from ray_lir.embeddings.relation import EPSILON
 from ray_lir.index.codec import ResidualCodec
@@ -25,6 +26,9 @@ from ray_lir.index.shard import IndexShard
 from ray_lir.kernels.protocol import ByteTable, Kernels, ScanTable
 
 logger = logging.getLogger(__name__)
+
+BLOCK_DOCUMENTS = 1 << 14
+"""Documents with distinct codes that are found together, if residuals stay on the disk."""
 
 
 @cache
@@ -271,9 +275,21 @@ def distinct_codes(shard: IndexShard) -> tuple[np.ndarray, np.ndarray]:
     """Return each document's centroids without repetition, and the offsets of documents in them.
 
     About half of a text's tokens share their centroid with another token of the same text. This takes
-    nanoseconds a token and is done when the shard is first scanned.
+    nanoseconds a token and is done when the shard is first scanned. If residuals stay on the disk, the centroids are in a temporary file.
     """
-    return module().distinct_codes(shard.codes, shard.doc_offsets, shard.num_centroids)
+    if not shard.on_disk:
+        return module().distinct_codes(shard.codes, shard.doc_offsets, shard.num_centroids)
+    ends = [np.zeros(1, np.int64)]
+
+    def blocks() -> Iterator[np.ndarray]:
+        for start in range(0, shard.num_docs, BLOCK_DOCUMENTS):
+            offsets = shard.doc_offsets[start : start + BLOCK_DOCUMENTS + 1]
+            codes, found = module().distinct_codes(shard.codes[offsets[0] : offsets[-1]], offsets - offsets[0], shard.num_centroids)
+            ends.append(ends[-1][-1] + found[1:])
+            yield codes
+
+    codes = scratch_rows(blocks(), shard.codes.dtype)
+    return codes, np.concatenate(ends)
 
 
 def _floats(values: np.ndarray) -> np.ndarray:

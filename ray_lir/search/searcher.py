@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from ray_lir.index.lexical import read_statistics
 from ray_lir.index.manifest import IndexManifest, ShardEntry
 from ray_lir.index.norms import directions, kept_norms
 from ray_lir.index.passages import span_in_text
+from ray_lir.index.residency import on_disk
 from ray_lir.index.shard import IndexShard, open_shard
 from ray_lir.index.versions import latest_version, read_cluster_sizes, read_version
 from ray_lir.kernels import Kernels, select
@@ -110,6 +111,7 @@ def open_planner(
     kernels: str = "auto",
     tuning: Tuning | None = None,
     opened: Planner | None = None,
+    residency: str = "auto",
 ) -> Planner:
     """Return the planner of an index version. It reads the codec, the cluster sizes and the scorer's file.
 
@@ -120,8 +122,10 @@ def open_planner(
         kernels: Name of the kernels that score centroids; auto for the fastest of this machine.
         tuning: The result of jobs.tune; None if the version was not tuned.
         opened: The planner of another version; it shares its codec if both have the same one. None: there is none.
+        residency: auto, memory or disk (index/residency.py). Engine auto takes the disk into account.
 
     Raises:
+        ConfigError: The residency does not exist.
         IncompatibleError: The index lacks token weights or the file that its scorer needs.
         FormatError: A file is missing or truncated, or, with `verify`, differs from its digest.
     """
@@ -132,6 +136,7 @@ def open_planner(
     scorer = scorer_of(manifest)
     codec = shared.codec if shared else with_scorer_data(read_codec(root, manifest), root, manifest)
     sizes = read_cluster_sizes(root, manifest)
+    selected = select(kernels)
     statistics = IndexStatistics(
         manifest.num_docs,
         manifest.num_tokens,
@@ -140,8 +145,9 @@ def open_planner(
         scorer.cost(codec),
         unit_norms=manifest.unit_norms,
         lexical=read_statistics(root, manifest),
+        on_disk=selected.name != "cuda" and on_disk(manifest, residency),  # a GPU holds whole shards
     )
-    return Planner(manifest, scorer, codec, statistics, select(kernels), tuning)
+    return Planner(manifest, scorer, codec, statistics, selected, tuning)
 
 
 def _codec_files(manifest: IndexManifest) -> tuple[FileEntry, FileEntry | None]:
@@ -168,7 +174,14 @@ class Searcher:
     kernels: Kernels
 
     @classmethod
-    def open(cls, root: storage.PathOrUrl, version: int | None = None, kernels: str = "auto", verify: bool = False) -> "Searcher":
+    def open(
+        cls,
+        root: storage.PathOrUrl,
+        version: int | None = None,
+        kernels: str = "auto",
+        verify: bool = False,
+        residency: str = "auto",
+    ) -> "Searcher":
         """Open an index on a local disk. Its arrays are memory-mapped.
 
         Args:
@@ -176,9 +189,12 @@ class Searcher:
             version: The version to open; None for the latest.
             kernels: Name of the kernels; auto for the fastest of this machine.
             verify: Read every file and compare its digest with the manifest.
+            residency: memory: the index is expected to fit in memory. disk: residuals stay on the disk, and those of the documents to
+                rescore are prefetched; answers are the same to the bit. auto: disk if the index is larger than three quarters of the
+                memory that this process may use, which is logged.
 
         Raises:
-            ConfigError: The folder is not on a local disk, or the kernels do not exist here.
+            ConfigError: The folder is not on a local disk, or the kernels do not exist here, or the residency does not exist.
             FormatError: There is no index, or a file is missing or truncated, or, with `verify`, differs from its digest.
             IncompatibleError: This version of ray_lir does not know the scorer, or the index lacks what the scorer needs.
         """
@@ -187,13 +203,18 @@ class Searcher:
             raise ConfigError(f"{root} is not on a local disk; copy the index to one and open the copy")
         version = latest_version(root) if version is None else whole_number("version", version, 1, MAX_VERSION)
         manifest = read_version(root, version)
-        planner = open_planner(root, manifest, verify, kernels, read_tuning(root, version))
-        return cls(planner, open_shards(root, manifest, verify=verify), select(kernels))
+        planner = open_planner(root, manifest, verify, kernels, read_tuning(root, version), residency=residency)
+        return cls(planner, open_shards(root, manifest, verify=verify, on_disk=planner.statistics.on_disk), select(kernels))
 
     @property
     def manifest(self) -> IndexManifest:
         """Manifest of the open version: counts, codec, encoder contract and files."""
         return self.planner.manifest
+
+    @property
+    def residency(self) -> Literal["memory", "disk"]:
+        """Whether residuals are in memory or on the disk (index/residency.py)."""
+        return "disk" if self.planner.statistics.on_disk else "memory"
 
     def search(
         self,
@@ -383,6 +404,7 @@ def open_shards(
     entries: Sequence[ShardEntry] | None = None,
     verify: bool = False,
     opened: Mapping[str, IndexShard] = MappingProxyType({}),
+    on_disk: bool = False,
 ) -> tuple[IndexShard, ...]:
     """Return shards of an index with memory-mapped arrays.
 
@@ -392,12 +414,13 @@ def open_shards(
         entries: Manifest entries of the shards to open; None for all shards.
         verify: Compare the digests of the files with the manifest.
         opened: Shards that are open for other versions, by name; they are not read again.
+        on_disk: Whether residuals stay on the disk (index/residency.py).
 
     Raises:
         FormatError: A file is missing or truncated, or, with `verify`, differs from its digest.
     """
     entries = manifest.shards if entries is None else entries
-    return tuple(open_shard(root, entry, manifest, verify, opened.get(entry.name)) for entry in entries)
+    return tuple(open_shard(root, entry, manifest, verify, opened.get(entry.name), on_disk) for entry in entries)
 
 
 def _split(queries: TokenEmbeddings, scorer: SearchScorer, codec: ResidualCodec, kernels: Kernels) -> list[Query]:

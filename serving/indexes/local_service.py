@@ -122,6 +122,7 @@ class LocalServices:
         metrics: Metrics of the process.
         writes: Settings of writes. None: no index accepts writes.
         maintenance: When writers compact their indexes, and how many versions they keep.
+        residency: auto, memory or disk (ray_lir/index/residency.py).
     """
 
     encoder: str | None
@@ -136,6 +137,7 @@ class LocalServices:
     writes: WriteOptions | None = None
     maintenance: MaintenanceOptions = MaintenanceOptions()
     encoders: Encoders = field(default_factory=Encoders)
+    residency: str = "auto"
 
     def __post_init__(self) -> None:
         self.pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="search")
@@ -153,7 +155,11 @@ class LocalServices:
             ConfigError: Its encoder cannot be loaded.
             IncompatibleError: The encoder is not the one that the index was built with.
         """
-        encoder = QueryEncoder(root, served.version, self.encoder, self.verify, self.kernels, load=self.encoders.load)
-        group = ShardServer(root, served.version, 0, 1, self.num_threads, self.verify, self.cache, self.kernels, pool=self.pool)
+        encoder = QueryEncoder(
+            root, served.version, self.encoder, self.verify, self.kernels, load=self.encoders.load, residency=self.residency
+        )
+        group = ShardServer(
+            root, served.version, 0, 1, self.num_threads, self.verify, self.cache, self.kernels, pool=self.pool, residency=self.residency
+        )
         writer = None if self.writes is None else Writer(root, self.encoder, self.maintenance, self.encoders.load)
         return LocalService(name, root, served, (encoder, group), writer, self)

@@ -1,9 +1,7 @@
-"""Memory of open indexes, estimated from their manifests, and of this machine."""
+"""Memory of open indexes, estimated from their manifests."""
 
 import ctypes
-import os
 from contextlib import suppress
-from pathlib import Path
 
 from ray_lir.index.manifest import IndexManifest
 from ray_lir.planning.sizes import Collection, codec_memory, posting_memory
@@ -29,12 +27,3 @@ def free_memory() -> None:
     """Return freed memory to the system. Without this, glibc keeps what opening and closing indexes has freed."""
     with suppress(AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def machine_bytes() -> int:
-    """Return the bytes of memory that this process may use: the machine's, or the limit of its container."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # "max" means no limit
-            total = min(total, int(Path(limit).read_text()))
-    return total

@@ -3,6 +3,8 @@
 import math
 from importlib import import_module
 
+from ray_lir.base.memory_limit import memory_limit
+
 from ..handlers.writes import WriteOptions
 from ..metrics import Metrics
 from ..options import ServeConfig
@@ -11,7 +13,6 @@ from .catalog import Catalog
 from .fair_slots import FairSlots
 from .indexes import Indexes
 from .local_service import LocalServices
-from .memory import machine_bytes
 
 
 def open_indexes(config: ServeConfig, metrics: Metrics) -> Indexes:
@@ -41,6 +42,7 @@ def open_indexes(config: ServeConfig, metrics: Metrics) -> Indexes:
         metrics,
         WriteOptions(config.visible_s, config.max_unpublished) if config.writes else None,
         MaintenanceOptions(config.max_deltas, config.compact_fraction, config.keep_versions),
+        residency=config.residency,
     )
-    max_bytes = machine_bytes() / 2 if config.memory_gb is None else 1e9 * config.memory_gb
+    max_bytes = memory_limit() / 2 if config.memory_gb is None else 1e9 * config.memory_gb
     return Indexes(catalog, services.open, config.idle_s, max_bytes, metrics)

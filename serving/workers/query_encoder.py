@@ -79,6 +79,7 @@ class QueryEncoder(Replica["tuple[Encoder, Planner]"]):
         kernels: Kernels that make query plans.
         shard_kernels: Kernels of the shard groups, from which `auto` chooses the engine.
         load: Returns the encoder of a contract. None: load it from its checkpoint.
+        residency: auto, memory or disk (ray_lir/index/residency.py), from which `auto` chooses the engine.
 
     Raises:
         IncompatibleError: The index was built with another encoder than the checkpoint.
@@ -93,10 +94,12 @@ class QueryEncoder(Replica["tuple[Encoder, Planner]"]):
         kernels: str = "auto",
         shard_kernels: str = "auto",
         load: Load | None = None,
+        residency: str = "auto",
     ):
         self.kernels = kernels
         self.load = load or load_encoder
         self.shard_kernels = shard_kernels
+        self.residency = residency
         super().__init__()
         self.root = root
         self.checkpoint = checkpoint
@@ -213,7 +216,9 @@ class QueryEncoder(Replica["tuple[Encoder, Planner]"]):
     def _open(self, version: int) -> "tuple[Encoder, Planner]":
         manifest = read_version(self.root, version)
         opened = next((planner for _, planner in reversed(self.versions.opened())), None)
-        planner = open_planner(self.root, manifest, self.verify, self.kernels, read_tuning(self.root, version), opened)
+        tuning = read_tuning(self.root, version)
+        residency = "memory" if self.shard_kernels == "cuda" else self.residency  # GPUs hold whole shards
+        planner = open_planner(self.root, manifest, self.verify, self.kernels, tuning, opened, residency)
         if self.shard_kernels != "auto":
             planner = replace(planner, shard_kernels=self.shard_kernels)
         encoder = self.encoders.get(manifest.contract.fingerprint)

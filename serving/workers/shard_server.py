@@ -94,6 +94,7 @@ class ShardServer(Replica[Searcher]):
         gpu: The part of a GPU that Ray reserved, for `cuda` kernels. Concurrent searches are then merged into one pass over the shards, up
             to `queries_together` queries of the kernels. None: the group searches on the CPU.
         pool: Threads that it shares with other groups of its process. None: threads of its own.
+        residency: auto, memory or disk (ray_lir/index/residency.py).
 
     Raises:
         FormatError: A file is missing, truncated or (with verify) altered.
@@ -113,8 +114,10 @@ class ShardServer(Replica[Searcher]):
         kernels: str = "auto",
         gpu: GpuShare | None = None,
         pool: ThreadPoolExecutor | None = None,
+        residency: str = "auto",
     ):
         super().__init__()
+        self.residency = residency
         self.root = root
         self.group = group
         self.num_groups = num_groups
@@ -274,7 +277,7 @@ class ShardServer(Replica[Searcher]):
         if self.gpu:
             self.gpu.check_fits(manifest, self.num_groups)
         opened = next((searcher.planner for searcher in reversed(self.versions.opened())), None)
-        planner = open_planner(self.root, manifest, self.verify, self.kernels.name, opened=opened)
+        planner = open_planner(self.root, manifest, self.verify, self.kernels.name, opened=opened, residency=self.residency)
         searcher = self._open_shards(planner, manifest, shards)
         if self.gpu:
             warm_up(searcher)
@@ -285,7 +288,7 @@ class ShardServer(Replica[Searcher]):
         if not storage.is_local(self.root):
             new = [file for shard in shards for file in files_of(shard.tombstones if shard.name in self.opened else shard)]
             folder, verify = local_copy(self.root, self.cache or "", new), False
-        opened = open_shards(folder, manifest, shards, verify, self.opened)
+        opened = open_shards(folder, manifest, shards, verify, self.opened, planner.statistics.on_disk)
         self.opened.update(zip((shard.name for shard in shards), opened, strict=True))
         return Searcher(planner, opened, self.kernels)
 

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from ray_lir.index.postings import group
+from ray_lir.index import postings
+
+
+def group(codes: np.ndarray, num_centroids: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the posting lists of token numbers, and their offsets."""
+    offsets = postings.offsets_of(codes, num_centroids)
+    return postings.by_centroid(codes, offsets, np.arange, np.empty(len(codes), np.int64)), offsets
 
 
 def test_tokens_by_centroid_by_hand():
@@ -13,8 +19,14 @@ def test_tokens_by_centroid_by_hand():
 
 
 @pytest.mark.parametrize(("num_centroids", "dtype"), [(60_000, np.uint16), (70_000, np.uint32), (1 << 18, np.uint32)])
-def test_posting_lists_hold_tokens_in_ascending_order(num_centroids, dtype):
+def test_posting_lists_hold_tokens_in_ascending_order(num_centroids, dtype, monkeypatch):
+    monkeypatch.setattr(postings, "BLOCK_TOKENS", 70_000)
     codes = np.random.default_rng(1).integers(0, num_centroids, 200_000).astype(dtype)
     tokens, offsets = group(codes, num_centroids)
     np.testing.assert_array_equal(tokens, np.argsort(codes.astype(np.int64), kind="stable"))
     np.testing.assert_array_equal(np.diff(offsets), np.bincount(codes, minlength=num_centroids))
+
+
+def test_no_tokens():
+    tokens, offsets = group(np.zeros(0, np.uint16), 3)
+    assert (tokens.tolist(), offsets.tolist()) == ([], [0, 0, 0, 0])

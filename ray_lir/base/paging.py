@@ -1,0 +1,141 @@
+"""Memory-mapped files: advice to the operating system about their pages, and arrays in temporary files."""
+
+import ctypes
+import math
+import mmap
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import IO
+
+import numpy as np
+
+from ray_lir.base.errors import ConfigError
+
+MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED = 0, 1, 2, 3
+"""The same numbers on Linux and macOS; Python names them only where it has mmap.madvise."""
+RANGES_PER_CALL = 1024
+"""Most ranges of one call of process_madvise (IOV_MAX)."""
+
+
+def prefetch_rows(arrays: Sequence[np.ndarray], first: np.ndarray, end: np.ndarray) -> None:
+    """Start to read rows of memory-mapped arrays from the disk. The call does not wait until they are read.
+
+    Pages that are in memory already cost 0.4 microseconds a range. On systems without madvise, nothing happens.
+
+    Args:
+        arrays: Memory-mapped arrays of the same number of rows. Rows are read in the order of their numbers, in all arrays together.
+        first: [n] first row of each range, ascending.
+        end: [n] row after the last row of each range.
+    """
+    ranges = [_page_ranges(array, first, end) for array in arrays if array.size and len(first)]
+    if ranges:
+        order = np.argsort(np.concatenate([places for places, _ in ranges]), kind="stable")
+        _will_need(np.concatenate([pages for _, pages in ranges])[order])
+
+
+def _page_ranges(array: np.ndarray, first: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the position in `first` of each range of pages, and address and length of each range, [n', 2] uint64. Ranges that share a
+    page become one."""
+    row_bytes, base = array.strides[0], array.ctypes.data
+    starts = (base + first * row_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    stops = -(-(base + end * row_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+    is_new = np.concatenate([[True], starts[1:] > stops[:-1]])
+    places = np.flatnonzero(is_new)
+    lengths = stops[np.concatenate([places[1:] - 1, [len(stops) - 1]])] - starts[places]
+    return places, np.stack([starts[places], lengths], axis=1).astype(np.uint64)
+
+
+def advise(array: np.ndarray, advice: int) -> None:
+    """Tell the system how the pages of a memory-mapped array will be read.
+
+    Args:
+        array: The array.
+        advice: One of MADV_NORMAL (read-ahead), MADV_RANDOM (no read-ahead) and MADV_SEQUENTIAL (more read-ahead).
+    """
+    if array.size and hasattr(_libc(), "madvise"):
+        [[start, length]] = _page_ranges(array, np.zeros(1, np.int64), np.full(1, len(array)))[1].tolist()
+        _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
+
+
+@contextmanager
+def read_in_order(arrays: Sequence[np.ndarray]) -> Iterator[None]:
+    """Let the system read ahead in arrays with MADV_RANDOM, for a pass over all rows in the body of a `with` block."""
+    for array in arrays:
+        advise(array, MADV_SEQUENTIAL)
+    try:
+        yield
+    finally:
+        for array in arrays:
+            advise(array, MADV_RANDOM)
+
+
+def _will_need(ranges: np.ndarray) -> None:
+    """Start to read ranges of pages. One call for many ranges lets the system send many requests to the disk at once."""
+    libc = _libc()
+    if hasattr(libc, "process_madvise") and hasattr(os, "pidfd_open"):
+        process = os.pidfd_open(os.getpid())
+        try:
+            for start in range(0, len(ranges), RANGES_PER_CALL):
+                batch = np.ascontiguousarray(ranges[start : start + RANGES_PER_CALL])
+                pointer, count = ctypes.c_void_p(batch.ctypes.data), ctypes.c_size_t(len(batch))
+                if libc.process_madvise(process, pointer, count, MADV_WILLNEED, 0) < 0:  # an older kernel allows it to administrators only
+                    break
+            else:
+                return
+        finally:
+            os.close(process)
+    if hasattr(libc, "madvise"):
+        for start, length in ranges.tolist():
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_WILLNEED)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def scratch_array(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
+    """Return a writable array in a temporary file, which the system can write to disk when memory is short. It is freed with the array.
+
+    Raises:
+        ConfigError: The disk of the temporary folder is full.
+    """
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    if not num_bytes:
+        return np.empty(shape, dtype)
+    with _temporary_file(num_bytes) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, num_bytes)  # otherwise a full disk would end the process at a write
+        else:
+            file.truncate(num_bytes)
+        return np.asarray(np.memmap(file, dtype, "r+", shape=shape))
+
+
+def scratch_rows(blocks: Iterable[np.ndarray], dtype: np.dtype | type) -> np.ndarray:
+    """Write blocks of an array one after another to a temporary file, and return the whole array, mapped into memory.
+
+    Raises:
+        ConfigError: The disk of the temporary folder is full.
+    """
+    with _temporary_file(0) as file:
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype).data)
+        file.flush()
+        num_rows = file.tell() // np.dtype(dtype).itemsize
+        return np.asarray(np.memmap(file, dtype, "r+", shape=(num_rows,))) if num_rows else np.empty(0, dtype)
+
+
+@contextmanager
+def _temporary_file(num_bytes: int) -> Iterator[IO[bytes]]:
+    try:
+        with tempfile.TemporaryFile() as file:
+            yield file
+    except OSError as error:
+        need = f"{num_bytes / 1e9:.1f} GB" if num_bytes else "room"
+        raise ConfigError(
+            f"a search needs {need} in the temporary folder {tempfile.gettempdir()} ({error.strerror}); "
+            "set TMPDIR to a folder on a disk with more room"
+        ) from error
