@@ -1,4 +1,4 @@
-# make install | demo | test | test-clusters | sanitize | lint | quality | bench | docs: each installs into .venv first if it must.
+# make install | demo | test | test-clusters | sanitize | test-arm | lint | quality | bench | docs: each installs into .venv first if it must.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ COLLECTIONS ?= scifact nfcorpus cranfield cisi
 # What else `make bench` says to bench.compare: BENCH="--sizes small --queries 20 --batch 20".
 BENCH ?=
 
-.PHONY: install demo test test-clusters sanitize lint quality papers-smoke bench docs
+.PHONY: install demo test test-clusters sanitize test-arm lint quality papers-smoke bench docs
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -47,6 +47,10 @@ sanitize: $(INSTALLED)
 	$(BIN)/cmake --build build/sanitize
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(BIN)/python -m tests.sanitized build/sanitize/ray_lir_native*.so -q -s
+
+# The NEON kernels under QEMU: needs g++-aarch64-linux-gnu and qemu-user-static.
+test-arm: $(INSTALLED)
+	sh tests/emulation/arm.sh build/arm
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

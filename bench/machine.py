@@ -5,7 +5,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-INSTRUCTIONS = ("avx2", "avx512_vnni", "amx_int8")
+INSTRUCTIONS = ("avx2", "avx512_vnni", "amx_int8", "asimddp")
 
 
 def machine() -> dict[str, Any]:
@@ -26,5 +26,6 @@ def machine() -> dict[str, Any]:
 
 def instructions() -> list[str]:
     """Return the instruction sets of this processor that the kernels use."""
-    flags = next((line.split() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), [])
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
     return [name for name in INSTRUCTIONS if name in flags]

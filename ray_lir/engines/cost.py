@@ -1,8 +1,8 @@
 """Estimated time of a query, from index statistics and measured kernel times. Engine `auto` and capacity planning use the estimates.
 
 Times are nanoseconds of one core for a query of 32 tokens of 128 dimensions. The time of dot products is proportional to both numbers.
-bench/kernels/cost.py measured all times except those of cuda on one processor (bench/results/cost.json). The times of cuda are estimates
-from the data sheet. Each engine computes its own cost from these times.
+bench/kernels/cost.py measured all times on one processor (bench/results/cost.json), except two sets: cuda is estimated from the data sheet,
+and native:neon_dotprod is a guess. Each engine computes its own cost from these times.
 """
 
 from dataclasses import dataclass
@@ -42,6 +42,7 @@ COSTS = {
     "native:avx2": Costs(token=50, centroid=61, byte_table=6.5, code=0.37, probe=36, posting=18),
     "native:avx512_vnni": Costs(token=20, centroid=30, byte_table=4.6, code=0.37, probe=36, posting=16),
     "native:amx_int8": Costs(token=9.0, centroid=18, byte_table=4.0, code=0.40, probe=34, posting=17),
+    "native:neon_dotprod": Costs(token=60, centroid=120, byte_table=9, code=0.6, probe=50, posting=20),
     "cuda": Costs(token=0.1, centroid=0.1, byte_table=0, code=0.05, probe=20, posting=1),
 }
 

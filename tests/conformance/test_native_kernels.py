@@ -1,5 +1,6 @@
 """The compiled kernels against the reference, on every instruction set of this processor, with random shapes."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from ray_lir.base.errors import KernelUnavailable
 from ray_lir.embeddings.relation import Relation
+from ray_lir.engines.cost import COSTS
 from ray_lir.index.codec import ResidualCodec, random_rotation
 from ray_lir.index.relation import RelationEncoder, mish
 from ray_lir.index.residuals import decompress, normalize
@@ -19,6 +21,8 @@ from ray_lir.kernels.reference import REFERENCE
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels are not installed")
 SETS = native.instruction_sets()
+FEWER = int(os.environ.get("FEWER_EXAMPLES", "1"))
+"""Divisor of the number of random shapes, because an emulated processor is slow (tests/emulation/arm.sh)."""
 SHAPES = {
     "num_docs": st.integers(1, 30),
     "num_query_tokens": st.integers(1, 70),
@@ -109,7 +113,7 @@ def related(codec: ResidualCodec, strength: float, by_cosine: bool, rng: np.rand
     return replace(codec, scorer_data=RelationEncoder.of(relation, None))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60 // FEWER, deadline=None)
 @given(**SHAPES, has_weights=st.booleans())
 def test_maxsim_from_codes_and_residuals_equals_the_reference(has_weights, **shape):
     shard, codec, query, weights, rng = made_up(**shape)
@@ -130,7 +134,7 @@ def test_maxsim_from_codes_and_residuals_equals_the_reference(has_weights, **sha
     every_set(check)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60 // FEWER, deadline=None)
 @given(**SHAPES)
 def test_centroid_interaction_equals_the_reference(**shape):
     shard, codec, query, weights, rng = made_up(**shape)
@@ -154,7 +158,7 @@ def test_centroid_interaction_equals_the_reference(**shape):
     every_set(check)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60 // FEWER, deadline=None)
 @given(**SHAPES)
 def test_distinct_codes_keep_the_order_of_each_documents_tokens(**shape):
     shard, *_ = made_up(**shape)
@@ -170,7 +174,7 @@ def test_a_code_without_a_centroid_is_refused():
         native.module().distinct_codes(np.array([0, 7], np.uint16), np.array([0, 2]), 7)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60 // FEWER, deadline=None)
 @given(
     **SHAPES,
     strength=st.sampled_from([0.0, 0.01, 0.3]),
@@ -213,7 +217,7 @@ def surely_nearest(shard: IndexShard, codec: ResidualCodec, query: np.ndarray, n
     return sure
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60 // FEWER, deadline=None)
 @given(
     **SHAPES,
     strength=st.sampled_from([0.01, 0.3]),
@@ -280,7 +284,7 @@ def test_a_negative_number_of_nearest_tokens_is_refused():
         kernels.relation_maxsim(query, weights, terms, kernels.centroid_scores(query, codec), shard, codec, None, -1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40 // FEWER, deadline=None)
 @given(st.sampled_from([8, 40, 128]), st.sampled_from([0.0, 1.0, 3.0]), st.sampled_from([0.0, 0.1, 2.0]), st.integers(0, 1000))
 def test_no_relation_is_above_its_bound(dim, lift, shift, seed):
     """Gradient ascent on the output of the norm finds the largest relation of any tokens."""
@@ -335,7 +339,7 @@ def test_approximate_relations_are_within_two_percent_of_the_spread(dim):
         assert errors.std() < 0.02 * expected.std() and abs(errors.mean()) < 0.01 * expected.std()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60 // FEWER, deadline=None)
 @given(**SHAPES, floor=st.booleans(), has_weights=st.booleans())
 def test_posting_scores_equal_the_reference(floor, has_weights, **shape):
     shard, codec, query, weights, rng = made_up(**shape)
@@ -362,7 +366,7 @@ def test_posting_scores_equal_the_reference(floor, has_weights, **shape):
     every_set(check)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40 // FEWER, deadline=None)
 @given(**SHAPES, halves=st.booleans(), euclidean=st.booleans())
 def test_assignment_and_compression_equal_the_reference(halves, euclidean, **shape):
     _, codec, _, _, rng = made_up(**shape)
@@ -395,7 +399,7 @@ def test_assignment_and_compression_equal_the_reference(halves, euclidean, **sha
     every_set(check)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40 // FEWER, deadline=None)
 @given(**SHAPES, halves=st.booleans(), length=st.sampled_from([0.01, 0.3, 3.0, 100.0]))
 def test_assignment_compares_directions_whatever_the_length_of_vectors(halves, length, **shape):
     """Vectors of other lengths get the codes, values and cells of the same vectors at length one, in every set."""
@@ -437,7 +441,7 @@ def check_compression(kernels: Kernels, vectors: np.ndarray, codes: np.ndarray, 
     return packed, scales, norms
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40 // FEWER, deadline=None)
 @given(**SHAPES, halves=st.booleans())
 def test_maxsim_of_plain_vectors_equals_the_reference(halves, **shape):
     shard, codec, query, weights, rng = made_up(**shape)
@@ -475,10 +479,11 @@ def test_arrays_of_inconsistent_sizes_are_refused_without_reading_past_their_end
         kernels.candidates(np.array([99]), shard)
 
 
-def test_every_instruction_set_can_be_selected_by_name():
+def test_every_instruction_set_can_be_selected_by_name_and_has_costs():
     assert SETS[0] == "portable"
     for name in SETS:
         assert select(f"native:{name}").name == f"native:{name}"
+        assert f"native:{name}" in COSTS
     with pytest.raises(KernelUnavailable, match="portable"):
         select("native:sse9")
 

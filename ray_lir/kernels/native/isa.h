@@ -334,5 +334,6 @@ const Isa* portable_isa();
 const Isa* avx2_isa();
 const Isa* avx512_isa();
 const Isa* amx_isa();
+const Isa* neon_isa();
 
 }  // namespace ray_lir

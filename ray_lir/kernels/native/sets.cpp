@@ -10,29 +10,32 @@
 #include "bindings.h"
 #include "sets.h"
 
-#if defined(RAY_LIR_AMX) && defined(__linux__)
+#if defined(RAY_LIR_X86) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
+#if defined(RAY_LIR_NEON)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace ray_lir {
 namespace {
 
+#if defined(RAY_LIR_X86)
 bool has_avx512() {
 #if defined(RAY_LIR_EMULATE)
   return true;
-#elif defined(RAY_LIR_X86)
+#else
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
-#else
-  return false;
 #endif
 }
 
 bool may_use_tiles() {
 #if defined(RAY_LIR_EMULATE)
   return true;
-#elif defined(RAY_LIR_AMX) && defined(__linux__)
+#elif defined(__linux__)
   if (!__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-int8")) return false;
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -40,6 +43,7 @@ bool may_use_tiles() {
   return false;
 #endif
 }
+#endif
 
 std::vector<const Isa*> supported() {
   std::vector<const Isa*> sets = {portable_isa()};
@@ -49,9 +53,9 @@ std::vector<const Isa*> supported() {
   sets.push_back(avx2_isa());
   if (!has_avx512()) return sets;
   sets.push_back(avx512_isa());
-#ifdef RAY_LIR_AMX
   if (may_use_tiles()) sets.push_back(amx_isa());
-#endif
+#elif defined(RAY_LIR_NEON)
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) sets.push_back(neon_isa());
 #endif
   return sets;
 }
