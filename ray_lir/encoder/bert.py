@@ -14,17 +14,6 @@ from torch import Tensor, nn
 from ray_lir.base.config import parse_json
 from ray_lir.encoder.bert_files import is_plain_bert, weight_name
 
-SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "max_position_embeddings",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "type_vocab_size",
-    "vocab_size",
-)
-"""Settings of config.json that `Bert` needs; transformers has defaults for missing ones."""
-
 
 class Bert(nn.Module):
     """The modules of a BERT without pooler. `UnpaddedBert` is their forward pass.
@@ -99,9 +88,12 @@ def load_bert(folder: Path) -> Bert | None:
     """
     try:
         settings = parse_json((folder / "config.json").read_text())
-        if not is_plain_bert(settings) or not all(type(settings.get(name)) is int for name in SIZES):
+        if not is_plain_bert(settings) or (folder / "adapter_config.json").exists():
             return None
-        weights = {known: tensor for name, tensor in load_file(folder / "model.safetensors").items() if (known := weight_name(name))}
+        tensors = load_file(folder / "model.safetensors")
+        weights = {known: tensor for name, tensor in tensors.items() if (known := weight_name(name))}
+        if len(weights) < sum(weight_name(name) is not None for name in tensors):
+            return None  # a weight under two names
         layers = {name.split(".")[2] for name in weights if name.startswith("encoder.layer.")}
         if layers != set(map(str, range(min(settings["num_hidden_layers"], len(weights))))):
             return None

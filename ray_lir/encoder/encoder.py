@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from ray_lir import storage
 from ray_lir.base.arguments import id_list, text_list
@@ -124,17 +125,24 @@ class Encoder:
         digest = weights_digest(parts.network)
         change_attention(parts.network.scorer, config.attention)
         conventions = {**parts.conventions, **_changes(config, parts)}
+        try:
+            contract = EncoderContract(
+                checkpoint=resolve_checkpoint_name(config.checkpoint),
+                weights_digest=digest,
+                dim=parts.network.dim,
+                weighs=parts.network.scorer.weighs,
+                **conventions,
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise ConfigError(
+                f"{config.checkpoint} has {name} {first['input']!r:.80} ({first['msg']}); correct the checkpoint's settings"
+            ) from None
         limit = longest_input(parts.network.backbone.config)
         for name in ("query_length", "document_length"):
-            if limit and conventions[name] > limit:
-                raise ConfigError(f"{name} {conventions[name]} exceeds the {limit} positions of {config.checkpoint}; lower it")
-        contract = EncoderContract(
-            checkpoint=resolve_checkpoint_name(config.checkpoint),
-            weights_digest=digest,
-            dim=parts.network.dim,
-            weighs=parts.network.scorer.weighs,
-            **conventions,
-        )
+            if limit and getattr(contract, name) > limit:
+                raise ConfigError(f"{name} {getattr(contract, name)} exceeds the {limit} positions of {config.checkpoint}; lower it")
         return cls._placed(contract, parts, config, source)
 
     @classmethod
@@ -178,7 +186,9 @@ class Encoder:
     def _placed(cls, contract: EncoderContract, parts: Parts, config: EncoderConfig, source: "_Source") -> "Encoder":
         device = choose_device(config.device)
         network = parts.network.eval().place(device, choose_dtype(config.precision, device), config.precision == "int8")
-        encoder = cls(contract, TextTokenizer(contract, parts.tokenizer), network, config.batch_tokens or default_batch_tokens(network))
+        tokenizer = TextTokenizer(contract, parts.tokenizer)
+        tokenizer.check_markers(_vocabulary_size(network))
+        encoder = cls(contract, tokenizer, network, config.batch_tokens or default_batch_tokens(network))
         encoder._source = source
         return encoder
 
@@ -264,12 +274,13 @@ class Encoder:
         """Return one padded batch of documents for `embed_documents`."""
         tokens = self.tokenizer.tokenize_documents(texts)
         self.tokenizer.warn_if_cut("document", tokens.truncations)
-        token_ids = tokens.ids
+        token_ids = self._checked(tokens.ids)
         return pad(token_ids, [len(ids) for ids in token_ids], _keep(token_ids, self.contract.skip_tokens))
 
     def batch_queries(self, texts: Sequence[str]) -> TokenBatch:
         """Return one padded batch of queries for `embed_queries`."""
         token_ids, attended = self._query_tokens(texts)
+        token_ids = self._checked(token_ids)
         return pad(token_ids, attended, _keep(token_ids, self.contract.query_skip_tokens))
 
     def embed_queries(self, batch: TokenBatch) -> EmbeddedTexts:
@@ -369,6 +380,22 @@ class Encoder:
         expanded = [self.tokenizer.expand(ids) for ids in bare]
         return expanded, [len(ids) for ids in (expanded if self.contract.attend_to_expansion else bare)]
 
+    def _checked(self, token_ids: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """Return the token ids.
+
+        Raises:
+            ConfigError: The model has no vector for one of them.
+        """
+        size = _vocabulary_size(self._network)
+        wrong = next((int(ids.max()) for ids in token_ids if len(ids) and ids.max() >= size), None) if size else None
+        if wrong is None:
+            return token_ids
+        [token] = self.tokenizer.tokenizer.convert_ids_to_tokens([wrong])
+        raise ConfigError(
+            f"the tokenizer of {self.contract.checkpoint} has the token {token!r} with id {wrong}, but its model has {size} token "
+            "vectors; use the tokenizer that was saved with the checkpoint"
+        )
+
     def _batches(self, lengths: Sequence[int], attended: Sequence[int]) -> list[np.ndarray]:
         """Return the texts of each batch. Batches do not affect results: on a CPU, texts that would need padding are computed one by
         one."""
@@ -393,6 +420,7 @@ class Encoder:
         names = [str(number) for number in range(len(token_ids))] if names is None else id_list("ids", names)
         if len(names) != len(token_ids):
             raise ConfigError(f"{len(token_ids)} texts need {len(token_ids)} ids, not {len(names)}; give one id per text")
+        token_ids = self._checked(token_ids)
         keep = _keep(token_ids, skip)
         offsets = np.concatenate([[0], np.cumsum([kept.sum() for kept in keep])]).astype(np.int64)
         values = np.empty((offsets[-1], self.contract.dim), np.float16)
@@ -411,8 +439,9 @@ class Encoder:
             )
             return rows, found, token_weights, received
 
-        lengths = [len(ids) for ids in token_ids]
-        for rows, found, weighed, received in spread(embedded, self._batches(lengths, attended), self.device):
+        full = np.array([row for row, ids in enumerate(token_ids) if len(ids)], np.int64)  # a tokenizer may make no token of a text
+        batches = self._batches([len(token_ids[row]) for row in full], [attended[row] for row in full])
+        for rows, found, weighed, received in spread(embedded, [full[rows] for rows in batches], self.device):
             places = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
             values[places] = found
             if weighed is not None:
@@ -424,6 +453,11 @@ class Encoder:
         kept_ids = [ids[kept] for ids, kept in zip(token_ids, keep, strict=True)]
         flat_ids = np.concatenate(kept_ids).astype(np.int32) if kept_ids else np.empty(0, np.int32)
         return TokenEmbeddings(values, offsets, names, flat_ids, weights, attention=attention)
+
+
+def _vocabulary_size(network: Network) -> int | None:
+    """Return the number of token vectors of a model; None: unknown."""
+    return getattr(network.backbone.config, "vocab_size", None)
 
 
 def change_attention(scorer: Scorer, changes: AttentionChanges) -> None:

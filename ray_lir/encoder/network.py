@@ -67,9 +67,14 @@ class Network(nn.Module):
         self.int8 = False
         self.backbone = backbone
         layers = list(projections)
+        width = backbone.config.hidden_size
+        for layer in layers:
+            if layer.linear.in_features != width:
+                raise ConfigError(f"a projection reads {layer.linear.in_features} dimensions, but gets {width}; copy the checkpoint again")
+            width = layer.linear.out_features
         self.projections = nn.ModuleList(layers)
         self.normalize = normalize
-        self.dim: int = layers[-1].linear.out_features if layers else backbone.config.hidden_size
+        self.dim: int = width
         self.scorer = scorer or MaxSim(self.dim, Config())
 
     @property

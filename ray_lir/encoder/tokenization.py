@@ -164,8 +164,8 @@ class TextTokenizer:
         self._document_marker = _marker_id(tokenizer, contract.document_marker)
         self._expansion = _marker_id(tokenizer, contract.expansion_token if contract.query_expansion else None)
         serialized = tokenizer.backend_tokenizer.to_str()
-        self._queries = _Cutter.of(serialized, contract.query_length - (self._query_marker is not None))
-        self._documents = _Cutter.of(serialized, contract.document_length - (self._document_marker is not None))
+        self._queries = self._cutter(serialized, "query", self._query_marker)
+        self._documents = self._cutter(serialized, "document", self._document_marker)
         self._whole = _whole_texts(serialized)
         self._separator = self._sentence_separator() if contract.document_form == "sentences" else None
         self._warned: set[str] = set()
@@ -182,6 +182,38 @@ class TextTokenizer:
         from ray_lir.encoder.checkpoint import find
 
         return cls(contract, layouts.load_tokenizer(find(checkpoint, weights=False)))
+
+    def _cutter(self, serialized: str, side: Literal["query", "document"], marker: int | None) -> _Cutter:
+        """Return the tokenizer of a side.
+
+        Raises:
+            ConfigError: Its length leaves no room for a token of a text.
+        """
+        length = self.contract.query_length if side == "query" else self.contract.document_length
+        cutter = _Cutter.of(serialized, length - (marker is not None))
+        if cutter.capacity < 1:
+            fixed = cutter.num_special + (marker is not None)
+            raise ConfigError(
+                f"{side}_length {length} leaves no room for a text beside {fixed} special tokens and markers; set {fixed + 1} or more"
+            )
+        return cutter
+
+    def check_markers(self, vocabulary_size: int | None) -> None:
+        """Check that a model has vectors for the markers and for the expansion token.
+
+        Args:
+            vocabulary_size: Number of token vectors of the model; None: unknown.
+
+        Raises:
+            ConfigError: It has no vector for one of them.
+        """
+        fixed = {"query_marker": self._query_marker, "document_marker": self._document_marker, "expansion_token": self._expansion}
+        for name, number in fixed.items():
+            if number is not None and vocabulary_size and number >= vocabulary_size:
+                raise ConfigError(
+                    f"{name} {getattr(self.contract, name)!r} has id {number} in the tokenizer, but the model of "
+                    f"{self.contract.checkpoint} has {vocabulary_size} token vectors; use another token, or another checkpoint"
+                )
 
     def _sentence_separator(self) -> int:
         """Return the id of the last special token of a document, such as [SEP].

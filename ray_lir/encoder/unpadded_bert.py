@@ -171,7 +171,7 @@ def is_supported(backbone: Any) -> bool:
     config = backbone.config
     if config.model_type not in {*FAMILY, MPNET} or config.hidden_act != "gelu" or getattr(config, "is_decoder", False):
         return False
-    if getattr(config, "position_embedding_type", "absolute") != "absolute":
+    if getattr(config, "position_embedding_type", "absolute") != "absolute" or not len(backbone.encoder.layer):
         return False
     return all(type(module) is nn.Linear for name, module in backbone.encoder.named_modules() if name.endswith(LINEAR))
 

@@ -26,8 +26,9 @@ def load(path: Path, trust_remote_code: bool = False, light: bool = False) -> Pa
     Raises:
         ConfigError: The checkpoint has none of the layouts, or is incomplete.
     """
-    layout = next(layout for layout in LAYOUTS.values() if layout.matches(path))
-    return layout.load(path, trust_remote_code, light)
+    with loading.in_one_line(path):  # settings may have any type
+        layout = next(layout for layout in LAYOUTS.values() if layout.matches(path))
+        return layout.load(path, trust_remote_code, light)
 
 
 def load_tokenizer(path: Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":

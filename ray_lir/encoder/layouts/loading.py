@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ray_lir.base.config import parse_json
-from ray_lir.base.errors import ConfigError
+from ray_lir.base.errors import ConfigError, RayLirError
 from ray_lir.base.forking import fork_safe
 from ray_lir.encoder.bert import Bert, load_bert
 from ray_lir.encoder.network import Dense, Network
@@ -171,13 +171,16 @@ def _check_sizes(folder: Path, config: "PretrainedConfig") -> None:
     )
     sizes = (hidden, layers, words, inner)
     files = [path for pattern in ("*.safetensors", "*.bin", "*.dnn") for path in folder.glob(pattern)]
-    num_bytes = sum(path.stat().st_size for path in files)
+    num_bytes = sum(path.stat().st_size for path in files if path.is_file())
     whole = all(isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= 1 << 32 for size in sizes)
     if not whole or (files and hidden * (words + layers * (4 * hidden + 2 * inner)) > PARAMETERS_PER_BYTE * num_bytes + (1 << 26)):
         raise ConfigError(
             f"{folder}/config.json describes {layers!s:.20} layers of {hidden!s:.20} dimensions and {words!s:.20} words, but the weight "
             "files are too small for that; copy the checkpoint again"
         )
+    heads = getattr(config, "num_attention_heads", None)
+    if isinstance(heads, int) and heads < 1:
+        raise ConfigError(f"{folder}/config.json describes {heads} attention heads; copy the checkpoint again")
 
 
 def load_dense(folder: Path, default_activation: str) -> Dense:
@@ -185,8 +188,8 @@ def load_dense(folder: Path, default_activation: str) -> Dense:
     config = read_json_object(folder / "config.json")
     state = load_weights(folder)
     weight = state.get("linear.weight")
-    if weight is None:
-        raise ConfigError(f"{folder} has no linear.weight; copy the checkpoint again")
+    if weight is None or weight.ndim != 2:
+        raise ConfigError(f"{folder} has no linear.weight that is a matrix; copy the checkpoint again")
     dense = Dense(
         weight.shape[1],
         weight.shape[0],
@@ -214,9 +217,16 @@ def default_length(tokenizer: "Tokenizer", config: "ModelConfig", max_seq_length
         tokenizer: The tokenizer, with its own limit.
         config: The transformer's configuration, with its number of positions.
         max_seq_length: The limit in sentence-transformers' settings; None: no such limit.
+
+    Raises:
+        ConfigError: A limit is not a number.
     """
     limits = [max_seq_length, tokenizer.model_max_length, longest_input(config)]
-    return min([limit for limit in limits if limit and limit < 10**6], default=512)
+    for name, limit in zip(("max_seq_length", "model_max_length"), limits, strict=False):
+        if limit is not None and (type(limit) not in (int, float) or (limit != int(limit))):
+            raise ConfigError(f"the checkpoint has {name} {limit!r}, which is not a whole number; correct its settings")
+    limits = [None if limit is None else int(limit) for limit in limits]
+    return min([limit for limit in limits if limit and 0 < limit < 10**6], default=512)
 
 
 def longest_input(config: "ModelConfig") -> int | None:
@@ -246,19 +256,31 @@ def expansion_token(tokenizer: "Tokenizer") -> str | None:
 @contextmanager
 def loading(folder: Path) -> Iterator[None]:
     """Suppress output in the body, and convert any exception to a ConfigError of one line."""
+    with in_one_line(folder), quiet():
+        yield
+
+
+@contextmanager
+def in_one_line(folder: Path) -> Iterator[None]:
+    """Convert any exception in the body to a ConfigError of one line."""
     try:
-        with quiet():
-            yield
+        yield
+    except RayLirError:
+        raise
     except Exception as error:  # damaged files can raise almost any exception
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"cannot load the checkpoint {folder} ({type(error).__name__}: {reason}); copy it again") from None
 
 
-def _activation(path: str, folder: Path) -> nn.Module:
+def _activation(path: object, folder: Path) -> nn.Module:
+    path = str(path)
     kind = getattr(nn, path.rpartition(".")[2], None)
     if not path.startswith("torch.nn.") or not isinstance(kind, type) or not issubclass(kind, nn.Module):
         raise ConfigError(f"{folder} has the activation {path}; only activations of torch.nn are supported: use another checkpoint")
-    return kind()
+    try:
+        return kind()
+    except TypeError:
+        raise ConfigError(f"{folder} has the activation {path}, which needs arguments; use another checkpoint") from None
 
 
 _one_at_a_time = fork_safe(threading.RLock())

@@ -93,6 +93,16 @@ def test_a_plain_model_folder_gives_normalised_last_hidden_states(tmp_path: Path
         ("model.safetensors", "", "cannot load the checkpoint"),
         ("tokenizer.json", "{}", "cannot load the checkpoint"),
         ("config_sentence_transformers.json", '{"query_prefix": "[X] ", "document_length": 40}', "no token '.X. '"),
+        (
+            "config_sentence_transformers.json",
+            '{"query_prefix": "[Q] ", "query_length": "x", "document_length": 40}',
+            "has query_length 'x'",
+        ),
+        ("config_sentence_transformers.json", '{"query_length": 2, "document_length": 40}', "leaves no room for a text"),
+        ("config_sentence_transformers.json", '{"query_prefix": 5}', "cannot load the checkpoint"),
+        ("config_sentence_transformers.json", '{"prompts": "x"}', "cannot load the checkpoint"),
+        ("tokenizer_config.json", '{"model_max_length": "30"}', "max_length '30', which is not a whole number"),
+        ("1_Dense/config.json", '{"activation_function": "torch.nn.Linear"}', "which needs arguments"),
     ],
 )
 def test_a_broken_checkpoint_is_named_in_one_line(file: str, content: str, message: str, tmp_path: Path) -> None:
@@ -101,6 +111,14 @@ def test_a_broken_checkpoint_is_named_in_one_line(file: str, content: str, messa
     with pytest.raises(ConfigError, match=message) as error:
         load(folder)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("shape", "message"), [((8, 31), "reads 31 dimensions, but gets 32"), ((8,), "linear.weight that is a matrix")])
+def test_a_projection_of_another_shape_is_refused(shape: tuple[int, ...], message: str, tmp_path: Path) -> None:
+    folder = put_together("pylate", "expansion", tmp_path)
+    save_file({"linear.weight": torch.ones(shape)}, tmp_path / "1_Dense" / "model.safetensors")
+    with pytest.raises(ConfigError, match=message):
+        load(folder)
 
 
 def test_missing_weights_are_an_error_and_are_not_initialised(tmp_path: Path) -> None:
