@@ -121,7 +121,8 @@ def draw(triples: Path, cache: Path) -> dict[str, Any]:
     with cached_training_data(TrainingSource(examples=str(triples)), str(cache)) as cached:
         data = cached.open()
     start = time.perf_counter()
-    for batch in islice(batches(data, BATCH, 0, 1), BATCHES):
+    stream = batches(data, BATCH, 0, 1)  # kept until the end, because it holds the order of the epoch
+    for batch in islice(stream, BATCHES):
         texts = [data.queries[query] for query in batch.queries] + [data.documents[document] for document in batch.documents.ravel()]
         assert len(texts) == 3 * BATCH
     milliseconds = 1000 * (time.perf_counter() - start) / BATCHES
@@ -242,7 +243,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"| {row['triples']:,} | {private:,} | {slowest} | {worker['Private_Dirty_mb']:,} "
             f"| {worker['Private_Clean_mb'] + worker['Shared_Clean_mb']:,} | {training['driver_mb']:,} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(["", report["note"]] if "note" in report else [])]) + "\n"
 
 
 if __name__ == "__main__":

@@ -43,11 +43,13 @@ def backward(sides: Sequence[Sequence[MicroBatch]], loss_of: Callable[..., Tenso
             batch = embed()
             rows, length = slice(start, start + len(batch.mask)), batch.mask.shape[1]
             start = rows.stop
-            outputs, gradients = [batch.vectors], [leaf.vectors.grad]
+            pairs = [(batch.vectors, leaf.vectors)]
             if batch.weights is not None and leaf.weights is not None and leaf.weights.grad is not None:
-                outputs.append(batch.weights)
-                gradients.append(leaf.weights.grad)
-            torch.autograd.backward(outputs, [None if gradient is None else gradient[rows, :length] for gradient in gradients])
+                pairs.append((batch.weights, leaf.weights))
+            pairs = [(output, leaf) for output, leaf in pairs if output.requires_grad]  # vectors of a frozen encoder have no gradient
+            if pairs:
+                gradients = [None if each.grad is None else each.grad[rows, :length] for _, each in pairs]
+                torch.autograd.backward([output for output, _ in pairs], gradients)
     return loss.detach()
 
 

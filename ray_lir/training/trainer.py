@@ -96,8 +96,9 @@ class Training:
         self._objective = Objective(config).to(self._device)
         network = self.encoder.model
         self._modules = nn.ModuleDict({"encoder": network, "loss": self._objective})
-        body, heads = nn.ModuleList([network.backbone, network.projections]), nn.ModuleList([network.scorer, self._objective])
-        self._optimizer = make_optimizer(body, heads, config)
+        self._body, heads = nn.ModuleList([network.backbone, network.projections]), nn.ModuleList([network.scorer, self._objective])
+        self._body.requires_grad_(not config.freeze_encoder)
+        self._optimizer = make_optimizer(self._body, heads, config)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=products == torch.float16)
         collectives.copy_from_first_worker(self._modules)
 
@@ -116,6 +117,7 @@ class Training:
         learning_rate = learning_rate_at(self.step, self.config)
         set_learning_rate(self._optimizer, learning_rate)
         self._modules.train()
+        self._body.train(not self.config.freeze_encoder)  # without dropout, heads learn from the vectors that search will use
         self._optimizer.zero_grad()
         parts = torch.stack([self._backward(batch, number, 1 / len(batches)) for number, batch in enumerate(batches)])
         mean_loss, query_weight, square, closed, *terms = collectives.mean_over_workers(parts.sum(0)).tolist()
@@ -265,11 +267,16 @@ def prepare_encoder(encoder: Encoder, config: TrainingConfig) -> Encoder:
     """Return the encoder with the projection and scorer of a configuration; new weights are drawn from torch's random numbers.
 
     Raises:
-        ConfigError: The checkpoint was trained for another scorer or with another projection.
+        ConfigError: The checkpoint was trained for another scorer or with another projection, or freeze_encoder leaves nothing to train.
     """
     if config.projection_dim:
         encoder = fresh_projection(encoder, config.projection_dim)
-    return encoder.with_scorer(config.scorer, config.scorer_settings)
+    encoder = encoder.with_scorer(config.scorer, config.scorer_settings)
+    if config.freeze_encoder and not list(encoder.model.scorer.parameters()):
+        raise ConfigError(f"scorer {config.scorer} has no heads to train with --freeze_encoder; leave it out, or choose --scorer trial")
+    if config.freeze_encoder and config.projection_dim:
+        raise ConfigError("--freeze_encoder would keep the random weights of the new projection; leave --projection_dim out")
+    return encoder
 
 
 def product_dtype(precision: str, device: torch.device) -> torch.dtype:

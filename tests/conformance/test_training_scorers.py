@@ -193,6 +193,28 @@ def test_heads_and_temperatures_have_their_own_learning_rates(checkpoint, pairs)
     assert abs(curve[-1].temperature - curve[0].temperature) > 1e-4
 
 
+@pytest.mark.parametrize("relation_weight", [0.0, 0.5])
+def test_a_frozen_encoder_keeps_its_weights_while_heads_learn(checkpoint, pairs, relation_weight):
+    settings = {"trial": {"relation_weight": relation_weight, "sides": "both"}, "freeze_encoder": True, "head_learning_rate": 1e-2}
+    curves, moved = [], set()
+    for micro_batch in (None, 5):
+        training = start(checkpoint, pairs, configure("trial", micro_batch=micro_batch, **settings), dropout=0.3)
+        before = weights(training)
+        curves.append([record.loss for record in advance(training, 3)])
+        moved = {name for name, tensor in weights(training).items() if not torch.equal(tensor, before[name])}
+        assert all(name.startswith("scorer.") for name in moved) and moved
+        assert all(name.startswith("scorer.") for name in gradients(training))
+    assert {name.split(".")[1] for name in moved} == {"gate", "document_gate"} | ({"relation"} if relation_weight else set())
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4) and curves[0][-1] < curves[0][0]
+
+
+def test_freezing_the_encoder_needs_a_scorer_with_heads(checkpoint, pairs):
+    with pytest.raises(ConfigError, match="scorer maxsim has no heads to train with --freeze_encoder"):
+        start(checkpoint, pairs, configure("maxsim", freeze_encoder=True))
+    with pytest.raises(ConfigError, match="leave --projection_dim out"):
+        start(checkpoint, pairs, configure("trial", freeze_encoder=True, projection_dim=8))
+
+
 @pytest.mark.parametrize("products", [torch.bfloat16, torch.float16])
 def test_training_with_short_dot_products_reaches_nearly_the_same_loss(checkpoint, pairs, products):
     for scorer in SCORERS:
