@@ -310,8 +310,8 @@ class TrainingConfig(Config):
     head_learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate of the scorer's heads and the temperatures. None: learning_rate."""
     freeze_encoder: bool = Field(False, exclude_if=lambda frozen: not frozen)
-    """Train only the scorer's heads (for trial: gates and relation) and the temperatures. The encoder keeps its weights, and a step needs no
-    backward pass through it."""
+    """Train only the scorer's heads (for trial: gates and relation) and the temperatures. The encoder keeps its weights, and a step
+    needs no backward pass through it."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     """Fraction of the steps in which the learning rate rises."""
     weight_decay: float = Field(0.01, ge=0)
