@@ -134,6 +134,23 @@ def test_maxsim_from_codes_and_residuals_equals_the_reference(has_weights, **sha
     every_set(check)
 
 
+@pytest.mark.parametrize("nbits", [1, 2, 4, 8])
+def test_queries_with_equal_values_equal_the_reference(nbits):
+    """With 127 for every value, the sums of 4 products would be above 2^15, and AVX2 adds them in 16 bits."""
+    shard, codec, _, _, rng = made_up(20, 1, 128, nbits, 33, 50, 7)
+    signs = np.stack([np.ones(128), -np.ones(128), np.resize([1, -1], 128), np.repeat(np.resize([1, -1], 64), 2), np.arange(128) < 8])
+    query = unit(np.concatenate([signs, signs + rng.normal(size=signs.shape) / 10]))
+    weights = np.ones(len(query), np.float32)
+    expected = REFERENCE.residual_maxsim([query], [weights], [REFERENCE.centroid_scores(query, codec)], shard, codec)
+
+    def check(kernels: Kernels):
+        scores = kernels.residual_maxsim([query], [weights], [kernels.centroid_scores(query, codec)], shard, codec)
+        np.testing.assert_allclose(scores, expected, atol=tolerance(codec, weights))
+        return scores
+
+    every_set(check)
+
+
 @settings(max_examples=60 // FEWER, deadline=None)
 @given(**SHAPES)
 def test_centroid_interaction_equals_the_reference(**shape):

@@ -62,7 +62,9 @@ struct Avx2 {
     return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(row, columns), _mm256_set1_epi16(1)));
   }
   static constexpr int kQuantizedRows = 4, kQuantizedColumns = 16;  // their sums stay in registers
-  // Add 8 products a lane: bytes of rows are at most kLargestByte and those of columns at most kLargestWeight, so 4 products fit 16 bits.
+  // Add 8 products a lane. The sums of 4 products must fit 16 bits. In the encoder they do, because bytes of rows are at most kLargestByte and
+  // those of columns at most kLargestWeight. In searches, PackedQuery::four_fit says so.
+  static constexpr bool kAddsWords = true;
   static I32 dot_eight(I32 sums, I32 row, I32 columns, I32 next_row, I32 next_columns) {
     const I32 words = _mm256_add_epi16(_mm256_maddubs_epi16(row, columns), _mm256_maddubs_epi16(next_row, next_columns));
     return _mm256_add_epi32(sums, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));

@@ -4,12 +4,14 @@
 namespace {
 
 struct Avx512Half : Avx2 {
+  static constexpr bool kAddsWords = false;
   static I32 dot_bytes(I32 sums, I32 row, I32 columns) { return _mm256_dpbusd_epi32(sums, row, columns); }
   static I32 dot_words(I32 sums, I32 row, I32 columns) { return _mm256_dpwssd_epi32(sums, row, columns); }
 };
 
 struct Avx512 : Avx2 {
   static constexpr int kLanes = 16;
+  static constexpr bool kAddsWords = false;
   static constexpr int tile(int) { return 8; }
   typedef Avx512Half Half;
   typedef __m512i I32;

@@ -63,6 +63,7 @@ struct PackedQuery {
   float* factors;               // [L] scratch: weight of the best token, or its number
   float* all;                   // [tokens of a document, L] all scores, for kAll only
   int64_t lanes;
+  bool four_fit;                // the sums of 4 products that AVX2 adds in 16 bits fit there (queries.h)
 };
 
 struct Block {                  // consecutive tokens of a document, decoded

@@ -7,6 +7,7 @@ struct Plain {
   static constexpr int kLanes = 4;
   static constexpr int tile(int) { return 1; }
   static constexpr bool kMatrix = false;
+  static constexpr bool kAddsWords = false;
   typedef Plain Half;
   typedef int32_t I32 __attribute__((vector_size(16)));
   typedef float F32 __attribute__((vector_size(16)));
