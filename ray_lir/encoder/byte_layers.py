@@ -64,11 +64,13 @@ def check_layers(layers: list[nn.Linear]) -> None:
     """Check that these layers can be computed in bytes.
 
     Raises:
-        ConfigError: A width is not a multiple of 16, or a layer has no bias.
+        ConfigError: A width is not a multiple of 16, a layer has no bias, or a weight is NaN or infinite.
         KernelUnavailable: There is no compiled module with these functions.
     """
     if any(layer.bias is None or layer.in_features % STEP or layer.out_features % STEP for layer in layers):
         raise ConfigError("precision int8 needs layers with a bias and widths that are multiples of 16; use float32")
+    if not all(torch.isfinite(weight.detach().abs().max()) for layer in layers for weight in (layer.weight, layer.bias)):
+        raise ConfigError("the checkpoint has weights that are NaN or infinite; copy it again, or train it again")  # bytes would hide them
     if not compiled.available() or not hasattr(compiled.module(), "ByteWeights"):
         raise KernelUnavailable("precision int8 needs the compiled kernels of this version; install ray_lir again, or use float32")
 

@@ -45,6 +45,9 @@ HEADERS: dict[type[RayLirError], dict[str, str]] = {
     WritesUnavailable: {"Retry-After": "2"},
 }
 
+NO_OBJECT = ("missing", "model_attributes_type", "dict_type")
+"""Pydantic's types of errors about a body that is absent, or that is not an object."""
+
 
 def status_of(error: RayLirError) -> HTTPStatus:
     """The HTTP status of an error."""
@@ -77,6 +80,8 @@ async def _invalid_request(request: Request, error: RequestValidationError) -> J
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         message = f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
+    elif tuple(first["loc"]) == ("body",) and first["type"] in NO_OBJECT:
+        message = "the body is not a JSON object; send one, with the header Content-Type: application/json"
     else:
         message = first_problem([{**first, "loc": first["loc"][1:]}], _body_model(request))
     return reply(HTTPStatus.UNPROCESSABLE_ENTITY, "InvalidRequest", message)

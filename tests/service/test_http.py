@@ -76,6 +76,15 @@ def test_a_malformed_request_is_refused_with_the_field_and_the_reason(body, mess
     assert (reply.status_code, reply.json()) == (422, {"error": {"kind": "InvalidRequest", "message": message}})
 
 
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"5"])
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded"])
+def test_a_body_that_is_no_object_is_refused_with_the_header_to_send(content, kind):
+    reply = client().post("/search", content=content, headers={"Content-Type": kind})
+    assert reply.status_code == 422
+    expected = "the body is not a JSON object; send one, with the header Content-Type: application/json"
+    assert reply.json()["error"]["message"] == expected
+
+
 def test_a_body_that_is_not_json_is_refused():
     reply = client().post("/search", content='{"query": ', headers={"Content-Type": "application/json"})
     assert reply.status_code == 422

@@ -126,3 +126,13 @@ def test_int8_is_refused_where_it_cannot_run(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("RAY_LIR_KERNELS", "native:mmx")
     with pytest.raises(KernelUnavailable, match="cannot run 'mmx', which RAY_LIR_KERNELS names"):
         ByteLinear(linear(32, 32, 0))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_layers_with_weights_that_are_not_finite_are_refused(name: str, bad: float) -> None:
+    layers = [linear(32, 48, seed) for seed in range(2)]
+    check_layers(layers)
+    getattr(layers[1], name).data.view(-1)[5] = bad
+    with pytest.raises(ConfigError, match="weights that are NaN or infinite"):
+        check_layers(layers)
