@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ray_lir import storage
-from ray_lir.base.config import ClusteringConfig, IndexConfig
+from ray_lir.base.config import ClusteringConfig, CodecConfig, IndexConfig
 from ray_lir.base.errors import ConfigError, Conflict, FormatError, IncompatibleError
 from ray_lir.building import replace_shards as replacing
 from ray_lir.building.build import build_index
@@ -81,7 +81,22 @@ def index(template: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(template, tmp_path / "index"))
 
 
-def test_updated_and_compacted_indexes_answer_like_a_new_build(index, tmp_path):
+@pytest.fixture(scope="module")
+def trellis_template(tmp_path_factory) -> Path:
+    """Return an index of the first 200 documents, whose residuals are in a trellis."""
+    folder = tmp_path_factory.mktemp("trellis") / "index"
+    config = CONFIG.model_copy(update={"codec": CodecConfig(nbits=2, buckets="trellis")})
+    build_index(some(range(200)), str(folder), config, texts=[f"text {number}" for number in range(200)])
+    return folder
+
+
+@pytest.fixture(params=["template", "trellis_template"])
+def each_index(request, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(request.getfixturevalue(request.param), tmp_path / "index"))
+
+
+def test_updated_and_compacted_indexes_answer_like_a_new_build(each_index, tmp_path):
+    index = each_index
     changed = some([5, 60], source=collection(300, seed=9))
     added = TokenEmbeddings.of([*some(range(200, 260)), *changed], [*some(range(200, 260)).doc_ids, *changed.doc_ids])
     deleted = [f"doc-{number}" for number in range(0, 200, 7)]
@@ -497,8 +512,9 @@ def test_ids_in_memory_follow_the_rule_of_corpora(index, tmp_path):
     assert update_index(index, delete=[7, np.int64(8), "nobody"]).change.num_deleted == 2
 
 
-def test_shards_are_replaced_while_other_changes_are_published(index, tmp_path, monkeypatch):
+def test_shards_are_replaced_while_other_changes_are_published(each_index, tmp_path, monkeypatch):
     """The merged shards are put in place of the old ones after documents were added, replaced and deleted meanwhile."""
+    index = each_index
     for number in range(200, 206):
         update_index(str(index), some([number]), [f"doc-{number - 150}"])
     manifest = read_version(str(index))
