@@ -23,7 +23,7 @@ from ray_lir.engines.exact import ExactParams
 from ray_lir.engines.hybrid import LEXICAL_WEIGHT, HybridParams
 from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.scan import ScanParams
-from ray_lir.engines.scoring.terms import default_relation_candidates
+from ray_lir.engines.scoring.terms import DEFAULT_RELATION_CANDIDATES
 from ray_lir.engines.warp import WarpParams
 from ray_lir.evaluation import metrics
 from ray_lir.evaluation.latency import time_each
@@ -186,7 +186,7 @@ def _first_words(seed: int, searcher: Searcher, num_documents: int) -> list[str]
 def _measure(queries: TokenEmbeddings, k: int, exact: list[np.ndarray], searcher: Searcher, params: EngineConfig) -> dict[str, Any]:
     """Recall of the exact engine's best k, and the median milliseconds of one query. Relations are limited as in `auto`."""
     if searcher.planner.statistics.scorer_cost:
-        params = params.model_copy(update={"relation_candidates": default_relation_candidates(searcher.planner.statistics.dim)})
+        params = params.model_copy(update={"relation_candidates": DEFAULT_RELATION_CANDIDATES})
     answers = searcher.search(queries, k, params)  # computes values that the engine caches, and reads the index into memory
     seconds = time_each(lambda i: searcher.search(queries.slice(i, i + 1), k, params), range(len(queries)))
     recalls = [np.isin(best, answer.documents).mean() for best, answer in zip(exact, answers, strict=True) if len(best)]

@@ -15,7 +15,7 @@ from ray_lir.engines.cost import COSTS
 from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import IndexStatistics
 from ray_lir.engines.registry import ENGINES, SERVED
-from ray_lir.engines.scoring.terms import default_relation_candidates, default_relation_documents
+from ray_lir.engines.scoring.terms import DEFAULT_RELATION_CANDIDATES, default_relation_documents
 from ray_lir.kernels import select
 
 TUNING = "tuning.json"
@@ -149,7 +149,7 @@ def choose(statistics: IndexStatistics, kernels: str, quality: str = "balanced",
     assert automatic is not None
     params = automatic.params(fraction)
     if statistics.scorer_cost:
-        params = params.model_copy(update={"relation_candidates": default_relation_candidates(statistics.dim)})
+        params = params.model_copy(update={"relation_candidates": DEFAULT_RELATION_CANDIDATES})
     return params, f"{best}: {estimates[best]:.1f} ms a query estimated with {kernels}, against {alternatives}"
 
 

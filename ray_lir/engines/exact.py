@@ -102,7 +102,7 @@ RESCORE = Stage(
 """The last stage of every engine that selects candidates first, unless `relate` follows."""
 RELATE = Stage(
     "relate",
-    "The score with relations to the document tokens of the best cosines (params.relation_candidates).",
+    "The score with relations to the document tokens that are best by cosine plus relation to first order (params.relation_candidates).",
     _relate,
     reads_vectors=True,
 )

@@ -30,7 +30,7 @@ WORD = 2.0**-12
 WIDE = 0.05
 """Relations with a larger bound get a second, narrower bound: a wide bound makes kernels compute many relations."""
 SAMPLE = 1024
-"""Pairs of centroids from which the mean slopes of the hidden layer are computed."""
+"""Pairs of centroids from which the mean gradient of the hidden layer is computed."""
 LARGEST_RATIO = 2.0
 """Largest weight of a query token relative to that of the token before, in the first-order relations."""
 GRID = 0.25
@@ -183,42 +183,71 @@ class RelationEncoder(ShortRepr):
         return mish(both * self.scale + self.shift)
 
 
-def first_order(query_nD: np.ndarray, weights_n: np.ndarray, relation: QueryRelation, codec: "ResidualCodec") -> np.ndarray:
-    """Return query vectors with which MaxSim is TRIAL's score to first order, except for a constant, [n, D] float32.
+@dataclass(frozen=True, eq=False, repr=False)
+class LinearRelation(ShortRepr):
+    """A query's relations to first order: up to a constant, relation i of the tokens p and j is `first[i] . p + second[i] . j`.
 
-    To first order, a relation is the sum of a linear function of its first token and one of its second token. The match of query token i is
-    the second token of its own relation and the first token of the next one. Both functions are therefore added to its query vector.
+    Source: docs/algorithms.md#55-limited-relations.
 
-    Source: docs/algorithms.md#55-relations-of-the-nearest-tokens.
-
-    Args:
-        query_nD: [n, D] float32, rotated, without masked tokens.
-        weights_n: [n], the weights of the query tokens.
-        relation: The query's part of the relation: `RelationEncoder.of_query(query_nD)`.
-        codec: The codec of the index, with a relation encoder.
+    Attributes:
+        first: [n, D] float64.
+        second: [n, D] float64.
     """
-    encoder, weights = relation_of(codec), weights_n.astype(np.float64)
-    slopes_nD = relation.products * _mean_slopes(codec)
-    first_nD, second_nD = slopes_nD @ encoder.before.astype(np.float64), slopes_nD @ encoder.after.astype(np.float64)
-    if encoder.from_first_token:
-        first_nD[1:2] = 0
-    ratios = np.divide(
-        np.minimum(weights[1:], LARGEST_RATIO * weights[:-1]), weights[:-1], out=np.zeros(len(weights[1:])), where=weights[:-1] > 0
-    )
-    linear_nD = query_nD + second_nD
-    linear_nD[:-1] += ratios[:, None] * first_nD[1:]
-    return linear_nD.astype(np.float32)
+
+    first: np.ndarray
+    second: np.ndarray
+
+    @classmethod
+    def of(cls, relation: QueryRelation, codec: "ResidualCodec") -> "LinearRelation":
+        """Return the relations of a query to first order; `codec` is that of the index, with a relation encoder."""
+        encoder = relation_of(codec)
+        slopes_nD = relation.products.astype(np.float64) @ _mean_gradient(codec)
+        first, second = slopes_nD @ encoder.before.astype(np.float64), slopes_nD @ encoder.after.astype(np.float64)
+        if encoder.from_first_token:
+            first[1:2] = 0
+        return cls(first, second)
+
+    def selectors(self, query_nD: np.ndarray) -> np.ndarray:
+        """Return vectors that rank the tokens of a document like similarity plus relation, [n, D] float32.
+
+        The first token of a relation is the same for all tokens that are compared, so it does not change their order.
+
+        Args:
+            query_nD: [n, D] float32, rotated, without masked tokens.
+        """
+        return (query_nD + self.second).astype(np.float32)
+
+    def query_vectors(self, query_nD: np.ndarray, weights_n: np.ndarray) -> np.ndarray:
+        """Return query vectors with which MaxSim is TRIAL's score to first order, except for a constant, [n, D] float32.
+
+        The match of query token i is the second token of its own relation and the first token of the next one. Both linear functions are
+        therefore added to its query vector.
+
+        Args:
+            query_nD: [n, D] float32, rotated, without masked tokens.
+            weights_n: [n], the weights of the query tokens.
+        """
+        weights = weights_n.astype(np.float64)
+        ratios = np.divide(
+            np.minimum(weights[1:], LARGEST_RATIO * weights[:-1]), weights[:-1], out=np.zeros(len(weights[1:])), where=weights[:-1] > 0
+        )
+        linear_nD = query_nD + self.second
+        linear_nD[:-1] += ratios[:, None] * self.first[1:]
+        return linear_nD.astype(np.float32)
 
 
 @derived
-def _mean_slopes(codec: "ResidualCodec") -> np.ndarray:
-    """Return the mean derivative of each hidden value by the sum of both halves, [D] float64, over pairs of centroids."""
+def _mean_gradient(codec: "ResidualCodec") -> np.ndarray:
+    """Return the mean derivative of each hidden value by each component of the sum of both halves, [D, D], over pairs of centroids."""
     encoder, rng = relation_of(codec), np.random.default_rng(0)
     first, second = codec.centroids_f32[rng.integers(0, codec.num_centroids, (2, SAMPLE))].astype(np.float64)
     both = first @ encoder.before.T.astype(np.float64) + second @ encoder.after.T.astype(np.float64) + encoder.bias
     inverse = 1 / np.sqrt(np.square(both).mean(axis=1, keepdims=True) + EPSILON)
-    slopes: np.ndarray = (mish_slope(both * inverse * encoder.scale + encoder.shift) * inverse).mean(axis=0) * encoder.scale
-    return slopes
+    normed = both * inverse
+    slopes = mish_slope(normed * encoder.scale + encoder.shift) * encoder.scale * inverse
+    # The norm divides by the root mean square, which grows with every component.
+    gradient: np.ndarray = np.diag(slopes.mean(axis=0)) - (slopes * normed).T @ normed / normed.size
+    return gradient
 
 
 def relation_of(codec: "ResidualCodec") -> RelationEncoder:
@@ -247,28 +276,38 @@ def mish_slope(values: np.ndarray) -> np.ndarray:
 
 
 def align(
-    query_nD: np.ndarray, relation: QueryRelation, vectors_mD: np.ndarray, encoder: RelationEncoder, nearest_tokens: int | None = None
+    query_nD: np.ndarray,
+    relation: QueryRelation,
+    vectors_mD: np.ndarray,
+    encoder: RelationEncoder,
+    nearest_tokens: int | None = None,
+    selectors_nD: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the match of each query token in one document.
 
-    Source: docs/algorithms.md#51-score, docs/algorithms.md#55-relations-of-the-nearest-tokens.
+    Source: docs/algorithms.md#51-score, docs/algorithms.md#55-limited-relations.
 
     Args:
         query_nD: [n, D] float32, rotated, without masked tokens.
         relation: `encoder.of_query(query_nD)`.
         vectors_mD: [m, D] float64, the document's tokens.
         encoder: The relation encoder of the index.
-        nearest_tokens: Document tokens that each query token is compared with: those with the best cosines. None: all.
+        nearest_tokens, selectors_nD: The document tokens that each query token is compared with, as in `compare`.
     Returns:
         Matches [n] int64, and the relation of each match to the previous query token's match, [n] float64.
     """
-    cosines_nm, relations_nm = compare(query_nD, relation, vectors_mD, encoder, nearest_tokens)
+    cosines_nm, relations_nm = compare(query_nD, relation, vectors_mD, encoder, nearest_tokens, selectors_nD)
     matches = (cosines_nm + relations_nm).argmax(axis=1)
     return matches, relations_nm[np.arange(len(matches)), matches]
 
 
 def compare(
-    query_nD: np.ndarray, relation: QueryRelation, vectors_mD: np.ndarray, encoder: RelationEncoder, nearest_tokens: int | None = None
+    query_nD: np.ndarray,
+    relation: QueryRelation,
+    vectors_mD: np.ndarray,
+    encoder: RelationEncoder,
+    nearest_tokens: int | None = None,
+    selectors_nD: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return cosines and relations of every query token with every token of one document.
 
@@ -277,8 +316,9 @@ def compare(
         relation: `encoder.of_query(query_nD)`.
         vectors_mD: [m, D] float64, the document's tokens.
         encoder: The relation encoder of the index.
-        nearest_tokens: Document tokens that each query token is compared with: those with the best cosines. Ties go to the first token.
-            None: all.
+        nearest_tokens: Document tokens that each query token except the first is compared with: those with the largest dot products with
+            its selector. Ties go to the first token. None: all.
+        selectors_nD: [n, D] float32, one vector for each query token (`LinearRelation.selectors`). None: the query vectors.
     Returns:
         Cosines [n, m] float64, and the relation of each document token to the previous query token's match, [n, m] float64; -inf for
         tokens that are not compared.
@@ -288,8 +328,9 @@ def compare(
     after_mD = vectors_mD @ encoder.after.T.astype(np.float64) + encoder.bias
     relations_nm = np.zeros_like(cosines_nm)
     if nearest_tokens is not None:
-        beyond = np.argsort(-cosines_nm, axis=1, kind="stable")[:, nearest_tokens:]
-        np.put_along_axis(relations_nm, beyond, -np.inf, axis=1)
+        ranking_nm = cosines_nm if selectors_nD is None else selectors_nD.astype(np.float64) @ vectors_mD.T
+        beyond = np.argsort(-ranking_nm[1:], axis=1, kind="stable")[:, nearest_tokens:]
+        np.put_along_axis(relations_nm[1:], beyond, -np.inf, axis=1)
     for i in range(1, len(query_nD)):
         deciding_m = cosines_nm[i - 1] if encoder.by_cosine else cosines_nm[i - 1] + relations_nm[i - 1]
         previous = 0 if i == 1 and encoder.from_first_token else deciding_m.argmax()

@@ -141,6 +141,8 @@ class _NativeKernels:
         codec: ResidualCodec,
         documents: np.ndarray | None = None,
         nearest_tokens: int | None = None,
+        selectors_nD: np.ndarray | None = None,
+        selector_table_CL: np.ndarray | None = None,
     ) -> np.ndarray:
         (encoder, centroids), first = relation_encoder(codec), relation_of(codec).from_first_token
         return module().relation_maxsim(
@@ -161,7 +163,10 @@ class _NativeKernels:
             relation_of(codec).by_cosine,
             None if documents is None else _numbers(documents),
             self.threads,
-            *((first, nearest_tokens or 0) if first or nearest_tokens else ()),  # older builds of the module lack both
+            first,
+            nearest_tokens or 0,
+            None if selectors_nD is None else _floats(selectors_nD),
+            _halves(selector_table_CL),
         )
 
     def centroid_maxsim(

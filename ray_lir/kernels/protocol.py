@@ -167,6 +167,8 @@ class Kernels(Protocol):
         codec: ResidualCodec,
         documents: np.ndarray | None = None,
         nearest_tokens: int | None = None,
+        selectors_nD: np.ndarray | None = None,
+        selector_table_CL: np.ndarray | None = None,
     ) -> np.ndarray:
         """Score documents with relations from codes and residuals.
 
@@ -174,7 +176,7 @@ class Kernels(Protocol):
         where p is the match of token i - 1 (with `by_cosine`, its token of the largest cosine); ties go to the first token. The score
         is the sum of weight_i (rho_j q_i . d_j + relation).
 
-        Source: docs/algorithms.md#51-score, docs/algorithms.md#55-relations-of-the-nearest-tokens.
+        Source: docs/algorithms.md#51-score, docs/algorithms.md#55-limited-relations.
 
         Args:
             query_nD: [n, D] float32, rotated, without masked tokens.
@@ -184,8 +186,10 @@ class Kernels(Protocol):
             shard: The shard that holds the documents.
             codec: The codec of the index, with a relation encoder.
             documents: [N] int64, numbers inside the shard; None for all documents.
-            nearest_tokens: Number of document tokens that each query token is compared with: those with the largest q_i . d_j; ties go to
-                the first token. None: all.
+            nearest_tokens: Number of document tokens that each query token except the first is compared with: those with the largest
+                dot products with its selector; ties go to the first token. None: all.
+            selectors_nD: [n, D] float32, one vector for each query token. None: the query vectors.
+            selector_table_CL: `centroid_scores` of the selectors; None without selectors. Some kernel sets do not read it.
         Returns:
             [N] float32; -inf for a document without tokens.
         """

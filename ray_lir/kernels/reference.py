@@ -117,6 +117,8 @@ class _ReferenceKernels:
         codec: ResidualCodec,
         documents: np.ndarray | None = None,
         nearest_tokens: int | None = None,
+        selectors_nD: np.ndarray | None = None,
+        selector_table_CL: np.ndarray | None = None,
     ) -> np.ndarray:
         offsets, token_numbers = shard.doc_offsets, np.arange(len(shard.codes))
         if documents is not None:
@@ -125,7 +127,7 @@ class _ReferenceKernels:
         for number in np.flatnonzero(np.diff(offsets)):
             tokens = token_numbers[offsets[number] : offsets[number + 1]]
             vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
-            best_n, relations_n = align(query_nD, relation, vectors, relation_of(codec), nearest_tokens)
+            best_n, relations_n = align(query_nD, relation, vectors, relation_of(codec), nearest_tokens, selectors_nD)
             similarities_n = np.einsum("nd,nd->n", query_nD.astype(np.float64), vectors[best_n])
             token_weights = shard.token_weights(tokens[best_n])
             if token_weights is not None:

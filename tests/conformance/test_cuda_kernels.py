@@ -191,13 +191,18 @@ def test_relations_equal_the_reference(cuda, by_cosine, has_weights, from_first_
     np.testing.assert_array_equal(cuda.relation_maxsim(query, weights, terms, None, shard, codec, chosen), scores[chosen])
 
 
+@pytest.mark.parametrize("by_cosine", [False, True])
 @pytest.mark.parametrize("nearest", [1, 3, 60])
-def test_relations_of_the_nearest_tokens_equal_the_reference(cuda, nearest):
+@pytest.mark.parametrize("has_selectors", [False, True])
+def test_relations_of_the_nearest_tokens_equal_the_reference(cuda, nearest, by_cosine, has_selectors):
     shard, codec, query, weights, rng = made_up(**SHAPE | {"num_query_tokens": 9, "dim": 24, "num_docs": 7})
-    codec = related(codec, 0.3, False, rng)
+    codec = related(codec, 0.3, by_cosine, rng)
     terms = codec.scorer_data.of_query(query)
-    expected, everything = (REFERENCE.relation_maxsim(query, weights, terms, None, shard, codec, None, each) for each in (nearest, None))
-    scores = cuda.relation_maxsim(query, weights, terms, None, shard, codec, None, nearest)
+    selectors = query + 0.3 * rng.normal(size=query.shape).astype(np.float32) if has_selectors else None
+    expected, everything = (
+        REFERENCE.relation_maxsim(query, weights, terms, None, shard, codec, None, each, selectors) for each in (nearest, None)
+    )
+    scores = cuda.relation_maxsim(query, weights, terms, None, shard, codec, None, nearest, selectors)
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-3)
     assert nearest > 1 or np.abs(expected - everything)[np.isfinite(expected)].max() > 0.02
 
@@ -250,7 +255,7 @@ for capability in (80, 90):
     residual = dict(NBITS=4, BYTES=64, DIM=128, QUERY_TOKENS=32)
     build(residual_programs, shared | residual | dict(COLUMNS=32, FROM_TABLE=True, WEIGHTED=False), capability, 4)
     build(residual_programs, shared | residual | dict(COLUMNS=256, FROM_TABLE=False, WEIGHTED=True), capability)
-    build(relation_programs, dict(DIM=128, TILE=32, BY_COSINE=False, WEIGHTED=True), capability, 4)
+    build(relation_programs, dict(DIM=128, TILE=32, BY_COSINE=False, LIMITED=True, WEIGHTED=True), capability, 4)
     build(code_programs, shared | dict(COLUMNS=32, PRUNED=True), capability)
 """
 

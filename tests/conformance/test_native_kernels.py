@@ -222,15 +222,15 @@ def test_relations_from_codes_and_residuals_equal_the_reference(strength, by_cos
     every_set(check)
 
 
-def surely_nearest(shard: IndexShard, codec: ResidualCodec, query: np.ndarray, nearest: int) -> np.ndarray:
+def surely_nearest(shard: IndexShard, codec: ResidualCodec, selectors: np.ndarray, nearest: int) -> np.ndarray:
     """Return whether rounding cannot change the nearest tokens of any query token, for each document."""
     sure = np.ones(shard.num_docs, bool)
     for number in range(shard.num_docs):
         tokens, _ = shard.tokens(np.array([number]))
         vectors = decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], codec)
-        cosines = np.sort(query @ vectors.T, axis=1)[:, ::-1]
-        if len(tokens) > nearest:
-            sure[number] = (cosines[:, nearest - 1] - cosines[:, nearest]).min() > 2 * tolerance(codec, np.ones(1))
+        ordered = np.sort(selectors[1:] @ vectors.T, axis=1)[:, ::-1]  # the first query token is compared with all tokens
+        if len(tokens) > nearest and len(ordered):
+            sure[number] = (ordered[:, nearest - 1] - ordered[:, nearest]).min() > 4 * tolerance(codec, np.ones(1))
     return sure
 
 
@@ -241,24 +241,31 @@ def surely_nearest(shard: IndexShard, codec: ResidualCodec, query: np.ndarray, n
     by_cosine=st.booleans(),
     has_weights=st.booleans(),
     nearest=st.sampled_from([1, 2, 3, 8, 40, 2**40]),
+    has_selectors=st.booleans(),
+    from_first_token=st.booleans(),
 )
-def test_relations_of_the_nearest_tokens_equal_the_reference(strength, by_cosine, has_weights, nearest, **shape):
+def test_relations_of_the_nearest_tokens_equal_the_reference(
+    strength, by_cosine, has_weights, nearest, has_selectors, from_first_token, **shape
+):
     shard, codec, query, weights, rng = made_up(**shape)
     shard = weighed(shard, rng) if has_weights else shard
     codec = related(codec, strength, by_cosine, rng)
+    codec = replace(codec, scorer_data=replace(codec.scorer_data, from_first_token=from_first_token))
     chosen = rng.permutation(shard.num_docs)[: rng.integers(0, shard.num_docs + 1)]
     terms = codec.scorer_data.of_query(query)
     wide = replace(terms, upper=terms.upper + 100)
-    expected = REFERENCE.relation_maxsim(query, weights, terms, REFERENCE.centroid_scores(query, codec), shard, codec, None, nearest)
-    sure = surely_nearest(shard, codec, query, nearest)
+    selectors = unit(query + 0.05 * rng.normal(size=query.shape)) if has_selectors else None
+    expected = REFERENCE.relation_maxsim(query, weights, terms, np.zeros(0), shard, codec, None, nearest, selectors)
+    sure = surely_nearest(shard, codec, selectors if has_selectors else query, nearest)
 
     def check(kernels: Kernels):
         table = kernels.centroid_scores(query, codec)
-        scores = kernels.relation_maxsim(query, weights, terms, table, shard, codec, None, nearest)
-        some = kernels.relation_maxsim(query, weights, terms, table, shard, codec, chosen, nearest)
+        limits = (nearest, selectors, kernels.centroid_scores(selectors, codec)) if has_selectors else (nearest,)
+        scores = kernels.relation_maxsim(query, weights, terms, table, shard, codec, None, *limits)
+        some = kernels.relation_maxsim(query, weights, terms, table, shard, codec, chosen, *limits)
         agree(scores[sure], expected[sure], (1 + has_weights) * tolerance(codec, weights))
         np.testing.assert_array_equal(some, scores[chosen])
-        np.testing.assert_array_equal(kernels.relation_maxsim(query, weights, wide, table, shard, codec, None, nearest), scores)
+        np.testing.assert_array_equal(kernels.relation_maxsim(query, weights, wide, table, shard, codec, None, *limits), scores)
         if nearest >= shape["max_tokens"]:
             np.testing.assert_array_equal(scores, kernels.relation_maxsim(query, weights, terms, table, shard, codec))
         return scores, some
@@ -299,6 +306,16 @@ def test_a_negative_number_of_nearest_tokens_is_refused():
     kernels, terms = select("native"), codec.scorer_data.of_query(query)
     with pytest.raises(ValueError, match="below 0"):
         kernels.relation_maxsim(query, weights, terms, kernels.centroid_scores(query, codec), shard, codec, None, -1)
+
+
+def test_selectors_of_another_shape_are_refused():
+    shard, codec, query, weights, rng = made_up(3, 4, 32, 4, 9, 20, 0)
+    codec = related(codec, 0.1, False, rng)
+    kernels, terms = select("native"), codec.scorer_data.of_query(query)
+    table = kernels.centroid_scores(query, codec)
+    for limits in ((2, query[:3], table), (2, query, table[:5]), (2, query), (None, query, table)):
+        with pytest.raises(ValueError, match="selectors"):
+            kernels.relation_maxsim(query, weights, terms, table, shard, codec, None, *limits)
 
 
 @settings(max_examples=40 // FEWER, deadline=None)

@@ -23,7 +23,7 @@ from ray_lir.engines.exact import SCORE_ALL, ExactParams
 from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.plan import TopK
 from ray_lir.engines.scan import ScanParams
-from ray_lir.engines.scoring.terms import default_relation_candidates
+from ray_lir.engines.scoring.terms import DEFAULT_RELATION_CANDIDATES
 from ray_lir.engines.stages import run_stages
 from ray_lir.engines.warp import WarpParams
 from ray_lir.engines.xtr import XtrParams
@@ -89,7 +89,13 @@ def decoded(searcher: Searcher, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def definition(
-    searcher: Searcher, query: np.ndarray, weights: np.ndarray, number: int, relation: Relation | None, nearest: int | None = None
+    searcher: Searcher,
+    query: np.ndarray,
+    weights: np.ndarray,
+    number: int,
+    relation: Relation | None,
+    nearest: int | None = None,
+    selectors: np.ndarray | None = None,
 ) -> float:
     """Return a document's score by docs/algorithms.md#51-score, 5.5 and 6.1, one pair at a time, without factoring."""
 
@@ -106,7 +112,9 @@ def definition(
         if i and relation:
             pair = rel(query[i - 1], token)
             relations = np.array([relation.weight * rel(document[aligned], other) @ pair for other in document])
-        compared = np.lexsort((np.arange(len(document)), -cosine))[:nearest]
+        compared = np.arange(len(document))
+        if i and selectors is not None:
+            compared = np.argsort(-document @ selectors[i], kind="stable")[:nearest]
         best = int(min(compared, key=lambda j: (-(cosine + relations)[j], j)))
         total += weights[i] * (token_weights[best] * cosine[best] + relations[best])
         aligned = int(cosine.argmax()) if relation and relation.alignment == "cosine" else best
@@ -386,8 +394,10 @@ def test_limited_relations_follow_the_definition(index):
     searcher = index("related", kernels="reference")
     query, weights = QUERIES[2].astype(np.float64), QUERIES.weights[QUERIES.offsets[2] : QUERIES.offsets[3]]
     [limited] = searcher.search(QUERIES.slice(2, 3), 8, ExactParams(relation_candidates=2))
-    assert limited.params.relation_documents == 26
-    expected = [definition(searcher, query, weights, number, relation_of(), 2) for number in limited.documents.tolist()]
+    assert limited.params.relation_documents == 34
+    [plan] = searcher.planner.plan(QUERIES.slice(2, 3), 8, ExactParams(relation_candidates=2))
+    selectors = plan.scorer_terms.selectors.vectors @ searcher.planner.codec.rotation.T
+    expected = [definition(searcher, query, weights, number, relation_of(), 2, selectors) for number in limited.documents.tolist()]
     np.testing.assert_allclose(limited.scores, expected, rtol=0, atol=1e-4)
     everything = [definition(searcher, query, weights, number, relation_of()) for number in limited.documents.tolist()]
     assert np.abs(np.subtract(everything, expected)).max() > 0.01
@@ -444,9 +454,8 @@ def test_engines_without_rescoring_and_other_scorers_ignore_the_limits(index):
 
 
 def test_auto_limits_relations_unless_the_quality_is_exact(index):
-    for quality, expected in (("fast", 8), ("balanced", 8), ("exact", None)):
+    for quality, expected in (("fast", DEFAULT_RELATION_CANDIDATES), ("balanced", DEFAULT_RELATION_CANDIDATES), ("exact", None)):
         related, plain = (index(kind).planner.plan(QUERIES, 6, "auto", quality)[0] for kind in ("related", "weighted"))
         assert related.params.relation_candidates == expected and plain.params.relation_candidates is None
     for engine in VECTOR_ENGINES:
         assert index("related").planner.plan(QUERIES, 6, engine)[0].params.relation_candidates is None
-    assert default_relation_candidates(384) > default_relation_candidates(128)

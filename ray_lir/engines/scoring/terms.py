@@ -8,18 +8,13 @@ from ray_lir.engines.registry import engine_of
 from ray_lir.engines.scoring.scorer import SearchScorer
 from ray_lir.index.codec import ResidualCodec
 
-
-def default_relation_candidates(dim: int) -> int:
-    """Return how many document tokens each query token is related to in the qualities `fast` and `balanced`.
-
-    Relations grow with the number of dimensions, so more tokens can be the match (bench/results/trial_nearest.md).
-    """
-    return 8 if dim <= 128 else 24
+DEFAULT_RELATION_CANDIDATES = 8
+"""Document tokens that each query token is related to in the qualities `fast` and `balanced` (bench/results/trial_nearest.md)."""
 
 
 def default_relation_documents(k: int) -> int:
     """Return how many documents get relations for the top k, if not all of them do (bench/results/trial_nearest.md)."""
-    return 2 * k + 10
+    return 3 * k + 10
 
 
 def with_terms(plan: QueryPlan, params: EngineConfig, scorer: SearchScorer, codec: ResidualCodec) -> QueryPlan:

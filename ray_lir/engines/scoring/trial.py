@@ -5,6 +5,7 @@ documents.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from ray_lir.embeddings.relation import load_relation
 from ray_lir.engines.plan import Query, centroid_scores
 from ray_lir.engines.scoring.scorer import QueryTerms, SearchScorer
 from ray_lir.index.codec import ResidualCodec
-from ray_lir.index.relation import QueryRelation, RelationEncoder, align, first_order, relation_of
+from ray_lir.index.relation import LinearRelation, QueryRelation, RelationEncoder, align, relation_of
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
 
@@ -31,22 +32,20 @@ class RelationTerms(QueryTerms, ShortRepr):
     Attributes:
         unmasked: [n'] int64, the query tokens that are not masked. A masked token is not the predecessor of any token.
         relation: The query side of the relation encoder for these tokens.
-        nearest_tokens: Document tokens that each query token is compared with: those with the best cosines. None: all.
-        linear: [n', D] float32, the query vectors with first-order relations (`first_order`); None if no stage needs them.
+        linear: The query with relations to first order (`LinearRelation.query_vectors`); None if no stage needs it.
+        nearest_tokens: Document tokens that each query token is compared with: those with the best products with its selector. None: all.
+        selectors: The selectors of the unmasked tokens (`LinearRelation.selectors`), as a query; None if all tokens are compared.
     """
 
     unmasked: np.ndarray
     relation: QueryRelation
+    linear: Query | None = None
     nearest_tokens: int | None = None
-    linear: np.ndarray | None = None
+    selectors: Query | None = None
 
     def approximation(self, query: Query) -> Query:
         """Return the query with first-order relations (`QueryTerms.approximation`)."""
-        if self.linear is None:
-            return query
-        vectors = np.zeros_like(query.vectors)
-        vectors[self.unmasked] = self.linear
-        return replace(query, vectors=vectors)
+        return query if self.linear is None else self.linear
 
     def upper_bound(self, query: Query) -> float:
         """Return the sum of the weighted upper bounds of all relation scores."""
@@ -56,14 +55,17 @@ class RelationTerms(QueryTerms, ShortRepr):
     def scores(
         self, query: Query, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: np.ndarray | None = None
     ) -> np.ndarray:
-        """Return TRIAL's scores; with `nearest_tokens`, those of docs/algorithms.md#55-relations-of-the-nearest-tokens.
+        """Return TRIAL's scores; with `nearest_tokens`, those of docs/algorithms.md#55-limited-relations.
 
         Args: as in `QueryTerms.scores`.
         """
         vectors, weights = query.vectors[self.unmasked], query.weights[self.unmasked]
         masked = len(vectors) < len(query.vectors)
         table = kernels.centroid_scores(vectors, codec) if masked else centroid_scores(query, codec, kernels)
-        return kernels.relation_maxsim(vectors, weights, self.relation, table, shard, codec, documents, self.nearest_tokens)
+        limits: tuple[Any, ...] = ()
+        if self.selectors is not None:
+            limits = (self.nearest_tokens, self.selectors.vectors, centroid_scores(self.selectors, codec, kernels))
+        return kernels.relation_maxsim(vectors, weights, self.relation, table, shard, codec, documents, *limits)
 
     def match(
         self, query: Query, vectors_TD: np.ndarray, weights_T: np.ndarray | None, codec: ResidualCodec
@@ -76,7 +78,8 @@ class RelationTerms(QueryTerms, ShortRepr):
         tokens, relations = similarities_nT.argmax(axis=1), np.zeros(len(query.vectors))
         encoder = relation_of(codec)
         vectors, nearest = query.vectors[self.unmasked], self.nearest_tokens
-        tokens[self.unmasked], relations[self.unmasked] = align(vectors, self.relation, vectors_TD, encoder, nearest)
+        selectors = None if self.selectors is None else self.selectors.vectors
+        tokens[self.unmasked], relations[self.unmasked] = align(vectors, self.relation, vectors_TD, encoder, nearest, selectors)
         similarities = similarities_nT[np.arange(len(tokens)), tokens]
         return tokens, (similarities if weights_T is None else weights_T[tokens] * similarities) + relations
 
@@ -110,8 +113,13 @@ class TrialScorer(SearchScorer):
         unmasked = np.flatnonzero(query.vectors.any(axis=1))
         vectors = query.vectors[unmasked]
         relation = encoder.of_query(vectors)
-        linear = first_order(vectors, query.weights[unmasked], relation, codec) if approximates else None
-        return RelationTerms(unmasked, relation, nearest_tokens, linear)
+        if not approximates:
+            return RelationTerms(unmasked, relation)
+        weights, linear = query.weights[unmasked], LinearRelation.of(relation, codec)
+        linear_vectors = np.zeros_like(query.vectors)
+        linear_vectors[unmasked] = linear.query_vectors(vectors, weights)
+        selectors = None if nearest_tokens is None else Query(linear.selectors(vectors), weights)
+        return RelationTerms(unmasked, relation, replace(query, vectors=linear_vectors), nearest_tokens, selectors)
 
     def cost(self, codec: ResidualCodec) -> float:
         """Return the time of the relation scores of a document, divided by the time of its MaxSim score."""

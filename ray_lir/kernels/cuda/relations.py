@@ -36,10 +36,12 @@ def relation_maxsim(
     codec: ResidualCodec,
     documents: np.ndarray | None = None,
     nearest_tokens: int | None = None,
+    selectors_nD: np.ndarray | None = None,
+    selector_table_CL: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return `Kernels.relation_maxsim`. The table and the bounds of relations are not read: a GPU computes every relation.
+    """Return `Kernels.relation_maxsim`. The tables and the bounds of relations are not read: a GPU computes every relation.
 
-    With `nearest_tokens`, the cosines of all other tokens are set to -inf before the relations are computed.
+    With `nearest_tokens`, only the matches are limited, not the relations that are computed.
 
     Args: as in `ray_lir.kernels.protocol.Kernels.relation_maxsim`.
     """
@@ -52,7 +54,7 @@ def relation_maxsim(
     offsets = np.concatenate([[0], np.cumsum(shard.lengths(numbers[present]))])
     for start, stop, _, _ in document_blocks(offsets, BLOCK_TOKENS):
         here = present[start:stop]
-        scores[here] = _block(query_nD, weights_n, relation, numbers[here], shard, codec, nearest_tokens)
+        scores[here] = _block(query_nD, weights_n, relation, numbers[here], shard, codec, nearest_tokens, selectors_nD)
     return scores
 
 
@@ -64,6 +66,7 @@ def _block(
     shard: IndexShard,
     codec: ResidualCodec,
     nearest_tokens: int | None,
+    selectors_nD: np.ndarray | None,
 ) -> np.ndarray:
     """Return the scores of documents that have tokens, [N]."""
     placed = shard_memory(shard)
@@ -75,10 +78,14 @@ def _block(
     norms = [padded(row[None])[0].contiguous() for row in (scale, shift)]
     scores = torch.empty(len(numbers), device=device())
     cosines = vectors @ upload(np.ascontiguousarray(query_nD, np.float32)).T
+    kept = None
     if nearest_tokens is not None:
-        cosines = _of_nearest(cosines, offsets, nearest_tokens)
+        ranking = cosines if selectors_nD is None else vectors @ upload(np.ascontiguousarray(selectors_nD, np.float32)).T
+        kept = _nearest(ranking, offsets, nearest_tokens).to(torch.int8)
+        kept[:, 0] = 1
     relation_programs[(len(numbers),)](
         cosines.contiguous(),
+        None if kept is None else kept.contiguous(),
         *rows,
         *norms,
         None if placed.weights is None else placed.weights[tokens],
@@ -93,21 +100,21 @@ def _block(
         TILE=TILE,
         BY_COSINE=relation_of(codec).by_cosine,
         FROM_FIRST=relation_of(codec).from_first_token,
+        LIMITED=kept is not None,
         WEIGHTED=placed.weights is not None,
         num_warps=4,
     )
     return download(scores)
 
 
-def _of_nearest(cosines_Tn: torch.Tensor, offsets: np.ndarray, nearest_tokens: int) -> torch.Tensor:
-    """Return the cosines with -inf outside the best `nearest_tokens` tokens of each document; ties go to the first token."""
+def _nearest(ranking_Tn: torch.Tensor, offsets: np.ndarray, nearest_tokens: int) -> torch.Tensor:
+    """Return which tokens are among the best `nearest_tokens` of their document, [T, n] bool; ties go to the first token."""
     firsts = upload(np.repeat(offsets[:-1], np.diff(offsets)))
-    by_cosine = torch.sort(cosines_Tn, dim=0, descending=True, stable=True).indices
+    by_cosine = torch.sort(ranking_Tn, dim=0, descending=True, stable=True).indices
     by_document = torch.sort(firsts[by_cosine], dim=0, stable=True)
     order = torch.gather(by_cosine, 0, by_document.indices)
     ranks = torch.arange(len(order), device=order.device)[:, None] - by_document.values
-    kept = torch.zeros_like(cosines_Tn, dtype=torch.bool).scatter_(0, order, ranks < nearest_tokens)
-    return torch.where(kept, cosines_Tn, -torch.inf)
+    return torch.zeros_like(ranking_Tn, dtype=torch.bool).scatter_(0, order, ranks < nearest_tokens)
 
 
 def _decoded(tokens: torch.Tensor, shard: IndexShard, codec: ResidualCodec) -> torch.Tensor:
@@ -121,6 +128,7 @@ def _decoded(tokens: torch.Tensor, shard: IndexShard, codec: ResidualCodec) -> t
 @triton.jit
 def relation_programs(
     cosines,  # [T, n] float32
+    kept,  # [T, n] int8, not 0 for the tokens that are compared; read with LIMITED alone
     before,  # [T, DIM] float32
     after,  # [T, DIM] float32
     scale,  # [DIM] float32
@@ -137,6 +145,7 @@ def relation_programs(
     TILE: tl.constexpr,
     BY_COSINE: tl.constexpr,
     FROM_FIRST: tl.constexpr,
+    LIMITED: tl.constexpr,
     WEIGHTED: tl.constexpr,
 ):
     """Score one document: compare the query tokens in order with every document token, tile by tile.
@@ -165,6 +174,9 @@ def relation_programs(
             square = exponential * (exponential + 2)
             relation = tl.sum(value * square / (square + 2) * product[None, :], axis=1) + constant
             whole = tl.where(present, cosine + relation, float("-inf"))
+            if LIMITED:
+                compared = tl.load(kept + tokens * num_tokens + i, mask=present, other=0) != 0
+                whole = tl.where(compared, whole, float("-inf"))
             found, found_cosine = tl.max(whole, axis=0), tl.max(cosine, axis=0)
             winner = tl.where(found > best, start + tl.argmax(whole, axis=0), winner)
             nearest = tl.where(found_cosine > best_cosine, start + tl.argmax(cosine, axis=0), nearest)

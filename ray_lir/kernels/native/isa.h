@@ -98,6 +98,8 @@ struct RelationTask {
   Shard shard;
   Decoder decoder;
   PackedQuery query;            // its scratch arrays belong to the thread
+  PackedQuery selectors;        // the vectors whose products select candidates, one for each query token; without them, cosines do
+  bool has_selectors;
   int64_t num_tokens;           // n
   PackedQuery layer;            // the relation encoder's first layer, as a query of 2 width tokens: the rows for the first token of a pair, then
                                 // the rows for the second; in the order in which to_words packs registers of products
@@ -120,7 +122,7 @@ struct RelationTask {
   const float* upper;           // [n] upper bound of the relations
   bool by_cosine;               // the first token of a relation is the token of the best cosine, not the match
   bool from_first_token;        // the relation of the second query token starts from the document's first token
-  int64_t nearest_tokens;       // compare only so many document tokens with the best cosines; 0: compare all
+  int64_t nearest_tokens;       // number of document tokens that each query token is compared with: the best by cosine or selector; 0: all
   const int64_t* documents;
   int64_t count;
   float* scores;                // [count]
@@ -139,7 +141,9 @@ struct Alignment {              // the alignment of a query with the m tokens of
   int64_t count;                // m
   int64_t at;                   // position of the first token's halves
   float* all;                   // [m, L] cosines
-  int32_t* nearest;             // [L] the token with the best cosine
+  float* ranking;               // [m, L] products with the selectors; without selectors, cosines
+  int32_t* nearest;             // [L] the token of the best cosine or selector, the expected match
+  int32_t* origins;             // [L] the token from which the relation of the next query token is expected to start
   float* values;                // [L] the score of a match with the nearest token
   float* least;                 // [L] the lowest cosine with which another token could still be the match
   int32_t* candidates;          // [L, m]
@@ -152,16 +156,18 @@ struct Alignment {              // the alignment of a query with the m tokens of
 struct RelationScratch {
   uint8_t* rows;                // [2 kRows, stride of the decoder]
   float* all;                   // [capacity, L]
+  float* ranking;               // [capacity, L]; the same memory as `all` without selectors
   int32_t* candidates;          // [capacity, L]
   int32_t* found;               // [capacity]
   uint32_t* masks;              // [capacity] one bit for each query token
-  int32_t* nearest;             // [kDocumentsTogether, L], like the next three arrays
+  int32_t* nearest;             // [kDocumentsTogether, L], like the next five arrays
+  int32_t* origins;
   float* values;
   float* least;
   int32_t* num_candidates;
   int32_t* num_listed;
   int32_t* relations;           // [kDocumentsTogether, L, kFew]
-  float* top;                   // [nearest_tokens, L] the best cosines of groups of tokens, best first
+  float* top;                   // [nearest_tokens, L] the best scores of groups of tokens, best first
   int16_t* halves;              // [capacity, 2 width]
   uint8_t* made;                // [capacity] which halves are computed
   AskedToken* asked;            // [capacity] tokens that wait for their halves

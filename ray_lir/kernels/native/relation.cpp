@@ -118,8 +118,8 @@ struct RelationProducts {
 // The memory of one thread, for documents with up to `tokens` tokens in total.
 struct RelationMemory {
   Aligned<uint8_t> rows;
-  Aligned<float> all, best, number, values, least, top;
-  Aligned<int32_t> candidates, found, nearest, num_candidates, num_listed, relations;
+  Aligned<float> all, ranking, best, number, selector_best, selector_number, values, least, top;
+  Aligned<int32_t> candidates, found, nearest, origins, num_candidates, num_listed, relations;
   Aligned<uint32_t> masks;
   Aligned<int16_t> halves;
   Aligned<uint8_t> made;
@@ -129,18 +129,24 @@ struct RelationMemory {
   RelationScratch scratch;
 
   RelationMemory(const RelationTask& whole, int64_t tokens)
-      : rows((2 * kRows + kMoreRows) * whole.decoder.stride), all(tokens * whole.query.lanes, false), best(whole.query.lanes),
-        number(whole.query.lanes), values(kDocumentsTogether * whole.query.lanes), least(kDocumentsTogether * whole.query.lanes),
-        top(std::min(whole.nearest_tokens, tokens) * whole.query.lanes),
-        candidates(tokens * whole.query.lanes, false), found(tokens), nearest(kDocumentsTogether * whole.query.lanes),
-        num_candidates(kDocumentsTogether * whole.query.lanes), num_listed(kDocumentsTogether * whole.query.lanes),
-        relations(kDocumentsTogether * whole.query.lanes * kFew, false),
-        masks(tokens), halves(tokens * whole.layer.lanes, false), made(tokens), asked(tokens), documents(kDocumentsTogether), task(whole),
-        scratch{rows.get(), all.get(), candidates.get(), found.get(), masks.get(), nearest.get(), values.get(), least.get(),
-                num_candidates.get(), num_listed.get(), relations.get(), top.get(), halves.get(), made.get(), asked.data(), 0, documents.data(), 0} {
+      : RelationMemory(whole, tokens, whole.query.lanes, kDocumentsTogether * whole.query.lanes) {
     task.query.best = best.get();
     task.query.factors = number.get();
+    task.selectors.best = selector_best.get();
+    task.selectors.factors = selector_number.get();
   }
+
+ private:
+  RelationMemory(const RelationTask& whole, int64_t tokens, int64_t lanes, int64_t all_lanes)
+      : rows((2 * kRows + kMoreRows) * whole.decoder.stride), all(tokens * lanes, false),
+        ranking(whole.has_selectors ? tokens * lanes : 0, false), best(lanes), number(lanes), selector_best(lanes), selector_number(lanes),
+        values(all_lanes), least(all_lanes), top(std::min(whole.nearest_tokens, tokens) * lanes), candidates(tokens * lanes, false),
+        found(tokens), nearest(all_lanes), origins(all_lanes), num_candidates(all_lanes), num_listed(all_lanes),
+        relations(all_lanes * kFew, false), masks(tokens), halves(tokens * whole.layer.lanes, false), made(tokens), asked(tokens),
+        documents(kDocumentsTogether), task(whole),
+        scratch{rows.get(), all.get(), whole.has_selectors ? ranking.get() : all.get(), candidates.get(), found.get(), masks.get(), nearest.get(),
+                origins.get(), values.get(), least.get(), num_candidates.get(), num_listed.get(), relations.get(), top.get(), halves.get(),
+                made.get(), asked.data(), 0, documents.data(), 0} {}
 };
 
 int64_t longest_of(const std::optional<Numbers>& documents, Numbers doc_offsets, int64_t count) {
@@ -156,14 +162,18 @@ int64_t longest_of(const std::optional<Numbers>& documents, Numbers doc_offsets,
 FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weights, Scores table, Matrix products, Floats constants, Floats upper,
                             Codes codes, Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights, Numbers doc_offsets,
                             const RelationEncoder& encoder, Array<int16_t, 2> layer_centroids, bool by_cosine, std::optional<Numbers> documents, int threads,
-                            bool from_first_token, int64_t nearest_tokens) {
+                            bool from_first_token, int64_t nearest_tokens, std::optional<Matrix> selectors,
+                            std::optional<Scores> selector_table) {
   const Isa& isa = isa_named(name);
   const int64_t num_tokens = vectors.shape(0), dim = vectors.shape(1);
   const Decoder decoder = decoder_of(encoder.levels, dim);
   const Shard shard = shard_of(codes, residuals, scales, token_weights, doc_offsets, decoder);
-  const Packed packed(vectors, weights, encoder.levels);
-  require(dim == encoder.dim, "a relation encoder of other dimensions");
   require(nearest_tokens >= 0, "a number of tokens below 0");
+  require(selectors.has_value() == selector_table.has_value() && (!selectors || nearest_tokens), "selectors without a table or a number of tokens");
+  require(!selectors || (selectors->shape(0) == vectors.shape(0) && selectors->shape(1) == vectors.shape(1) &&
+                         selector_table->shape(0) == table.shape(0) && selector_table->shape(1) == table.shape(1)), "selectors of another query");
+  const Packed packed(vectors, weights, encoder.levels), packed_selectors(selectors ? *selectors : vectors, weights, encoder.levels);
+  require(dim == encoder.dim, "a relation encoder of other dimensions");
   require(int64_t(table.shape(1)) == packed.lanes && table.shape(0) == layer_centroids.shape(0), "a table of another query, or of other centroids");
   require(int64_t(layer_centroids.shape(1)) == encoder.layer.lanes, "centroids of another first layer");
   require(int64_t(products.shape(0)) == num_tokens && int64_t(products.shape(1)) == dim && int64_t(constants.shape(0)) == num_tokens &&
@@ -172,7 +182,8 @@ FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weig
   const int64_t count = count_of(documents, doc_offsets), tokens = std::max(kTogether, longest_of(documents, doc_offsets, count));
   float* scores;
   FloatResult result = array_of<float>({size_t(count)}, &scores);
-  const RelationTask task = {shard, decoder, packed.view(table.data(), nullptr, nullptr), num_tokens,
+  const RelationTask task = {shard, decoder, packed.view(table.data(), nullptr, nullptr),
+                             packed_selectors.view(selectors ? selector_table->data() : table.data(), nullptr, nullptr), selectors.has_value(), num_tokens,
                              encoder.layer.view(nullptr, nullptr, nullptr), encoder.product_bits, encoder.residual_unit,
                              layer_centroids.data(), encoder.bias.get(), dim, encoder.width, encoder.epsilon, encoder.norm_bits,
                              encoder.shift_bits, encoder.scale.get(), encoder.shift.get(), encoder.lines.get(), encoder.lines_a_unit,
@@ -193,7 +204,8 @@ void add_relation(nb::module_& m) {
       .def(nb::init<Matrix, float, Floats, Floats, Floats, float, Weights>(), "layer"_a, "step"_a, "bias"_a, "scale"_a, "shift"_a, "epsilon"_a, "buckets"_a);
   m.def("relation_maxsim", &relation_maxsim, "isa"_a, "vectors"_a, "weights"_a, "table"_a, "products"_a, "constants"_a, "upper"_a,
         "codes"_a, "residuals"_a, "scales"_a, "token_weights"_a.none(), "doc_offsets"_a, "encoder"_a, "layer_centroids"_a, "by_cosine"_a,
-        "documents"_a.none(), "threads"_a, "from_first_token"_a = false, "nearest_tokens"_a = 0);
+        "documents"_a.none(), "threads"_a, "from_first_token"_a = false, "nearest_tokens"_a = 0, "selectors"_a.none() = nb::none(),
+        "selector_table"_a.none() = nb::none());
 }
 
 }  // namespace ray_lir

@@ -4,7 +4,8 @@
 // 1. The relations of the nearest tokens, for several documents together.
 // 2. The relations of the candidates: tokens that could still be the match, because no relation of query token i is above upper[i].
 // 3. If a query token matches another token than the nearest, the relations of the next query token are computed again.
-// The result equals that of comparing all pairs. With `nearest_tokens`, only so many document tokens with the best cosines are candidates.
+// The result equals that of comparing all pairs. `nearest_tokens` limits the candidates of a query token to the document tokens with the best
+// products with the query token's selector. The nearest token is then the first of these.
 //
 // The contribution of a token to the hidden layer is its product with the rows of the first layer, which are packed like a query. The
 // rest is fixed-point arithmetic with 16 bits, so sums are exact.
@@ -194,17 +195,21 @@ struct Aligning {
     return cosine(document, i, j) + (float(relation) * task.factors[i] + task.constants[i]);
   }
 
-  // Add a document with known cosines; `nearest` holds the nearest document token of each query token.
-  Alignment take(const Block& block, const float* nearest, int64_t at) const {
+  // Add a document with known cosines. `closest` holds the document token of the best cosine of each query token, and `selected` that of the
+  // best product with the selector.
+  Alignment take(const Block& block, const float* closest, const float* selected, int64_t at) const {
     const int64_t lanes = task.query.lanes, number = scratch.num_documents++;
     Alignment& document = scratch.documents[number];
-    document = {block.place, block.first, block.last - block.first, at, scratch.all + at * lanes, scratch.nearest + number * lanes,
+    document = {block.place, block.first, block.last - block.first, at, scratch.all + at * lanes, scratch.ranking + at * lanes,
+                scratch.nearest + number * lanes, scratch.origins + number * lanes,
                 scratch.values + number * lanes, scratch.least + number * lanes, scratch.candidates + at * lanes,
                 scratch.num_candidates + number * lanes, scratch.num_listed + number * lanes, scratch.relations + number * lanes * kFew};
     std::memset(scratch.made + at, 0, document.count);
     for (int64_t i = 0; i < task.num_tokens; ++i) {
-      document.nearest[i] = int32_t(nearest[i]);
+      document.nearest[i] = int32_t(i ? selected[i] : closest[i]);  // the first query token has no relation
+      document.origins[i] = i == 0 && task.from_first_token ? 0 : task.by_cosine ? int32_t(closest[i]) : document.nearest[i];
       ask(document, document.nearest[i], kBefore | kAfter);
+      if (document.origins[i] != document.nearest[i]) ask(document, document.origins[i], kBefore | kAfter);
     }
     return document;
   }
@@ -214,10 +219,10 @@ struct Aligning {
     document.least[i] = document.values[i] - task.upper[i];
   }
 
-  // List, for each query token, the document tokens except the nearest with a cosine of at least `least`, in order. Call found(j) for each token
-  // of any list.
+  // List, for each query token, the document tokens except the nearest with a score of at least `least`, in order. Call each(j) for each
+  // token of any list. `scores` [m, L] are those of the document's tokens.
   template <class Found>
-  void list_candidates(const Alignment& document, const float* least, const Found& each) const {
+  void list_candidates(const Alignment& document, const float* scores, const float* least, const Found& each) const {
     const int64_t lanes = task.query.lanes;
     std::memset(document.num_candidates, 0, lanes * sizeof(int32_t));
     over_lanes<V>(lanes, [&](auto registers, auto some, int64_t lane) {
@@ -230,7 +235,7 @@ struct Aligning {
       for (int64_t j = 0; j < document.count; ++j) {
         uint32_t mask = 0;
 #pragma GCC unroll 16
-        for (int v = 0; v < kVectors; ++v) mask |= W::at_least(W::load(document.all + j * lanes + lane + v * W::kLanes), lowest[v]) << (v * W::kLanes);
+        for (int v = 0; v < kVectors; ++v) mask |= W::at_least(W::load(scores + j * lanes + lane + v * W::kLanes), lowest[v]) << (v * W::kLanes);
         scratch.found[found] = int32_t(j);
         scratch.masks[found] = mask;
         found += mask != 0;
@@ -246,8 +251,8 @@ struct Aligning {
     });
   }
 
-  // Set the last row of `top`, for each query token, to a cosine that `nearest_tokens` document tokens or a few more reach. It is the best but
-  // `nearest_tokens` - 1 of the best cosines of groups of tokens.
+  // Set the last row of `top`, for each query token, to a score that `nearest_tokens` document tokens or a few more reach. It is the best but
+  // `nearest_tokens` - 1 of the best scores of groups of tokens.
   void find_cuts(const Alignment& document) const {
     const int64_t lanes = task.query.lanes, rows = task.nearest_tokens, group = std::max<int64_t>(1, document.count / (4 * rows));
     fill(scratch.top, rows * lanes, -INFINITY);
@@ -258,9 +263,9 @@ struct Aligning {
         const int64_t last = std::min(first + group, document.count);
 #pragma GCC unroll 16
         for (int v = 0; v < kVectors; ++v) {
-          const float* cosines = document.all + lane + v * W::kLanes;
-          auto value = W::load(cosines + first * lanes);
-          for (int64_t j = first + 1; j < last; ++j) value = W::max(value, W::load(cosines + j * lanes));
+          const float* scores = document.ranking + lane + v * W::kLanes;
+          auto value = W::load(scores + first * lanes);
+          for (int64_t j = first + 1; j < last; ++j) value = W::max(value, W::load(scores + j * lanes));
           float* row = scratch.top + lane + v * W::kLanes;
           if (!W::at_least(value, W::load(row + (rows - 1) * lanes))) continue;
           for (int64_t r = 0; r < rows; ++r, row += lanes) {
@@ -273,12 +278,12 @@ struct Aligning {
     });
   }
 
-  // Shorten the list of query token i to the best `count` cosines; ties go to the first document token.
+  // Shorten the list of query token i to the best `count` scores; ties go to the first document token.
   void shorten(const Alignment& document, int64_t i, int64_t count) const {
     int32_t* list = document.candidates + i * document.count;
     int32_t& listed = document.num_candidates[i];
     const auto better = [&](int32_t a, int32_t b) {
-      const float first = cosine(document, i, a), second = cosine(document, i, b);
+      const float first = document.ranking[a * task.query.lanes + i], second = document.ranking[b * task.query.lanes + i];
       return first > second || (first == second && a < b);
     };
     if (listed > count + kFew) std::nth_element(list, list + count, list + listed, better), listed = int32_t(count);
@@ -297,7 +302,7 @@ struct Aligning {
     }
     cuts[0] = INFINITY;          // the first query token has no relation
     fill(cuts + task.num_tokens, lanes - task.num_tokens, INFINITY);
-    list_candidates(document, cuts, [](int64_t) {});
+    list_candidates(document, document.ranking, cuts, [](int64_t) {});
     for (int64_t i = 1; i < task.num_tokens; ++i) {
       shorten(document, i, rows - 1);
       document.num_listed[i] = document.num_candidates[i];
@@ -322,16 +327,16 @@ struct Aligning {
       Pair pairs[kPairs];
       int32_t relations[kPairs];
       const int64_t some = std::min<int64_t>(kPairs, task.num_tokens - begin);
-      for (int64_t t = 0; t < some; ++t) pairs[t] = pair(document, begin + t, document.nearest[begin + t - 1], document.nearest[begin + t]);
+      for (int64_t t = 0; t < some; ++t) pairs[t] = pair(document, begin + t, document.origins[begin + t - 1], document.nearest[begin + t]);
       relate<V>(task, pairs, some, relations);
       for (int64_t t = 0; t < some; ++t) begin_at(document, begin + t, relations[t]);
     }
-    if (!task.nearest_tokens) return list_candidates(document, document.least, [&](int64_t j) { ask(document, j, kAfter); });
+    if (!task.nearest_tokens) return list_candidates(document, document.all, document.least, [&](int64_t j) { ask(document, j, kAfter); });
     list_nearest(document);
     for (int64_t i = 1; i < task.num_tokens; ++i) choose_candidates(document, i);
   }
 
-  // The same for one query token, if the query token before it does not match its nearest token.
+  // The same for one query token, if its relations do not start from the expected token.
   void begin_again(const Alignment& document, int64_t i, int64_t previous) const {
     ask(document, previous, kBefore);
     make_before();
@@ -370,7 +375,7 @@ struct Aligning {
     return at;
   }
 
-  // Compute the relations of query tokens with few candidates, many together, assuming that the query token before matches its nearest.
+  // Compute the relations of query tokens with few candidates, many together, assuming that relations start from the expected tokens.
   void relate_few(const Alignment& document) const {
     Pair pairs[kPairs];
     int32_t relations[kPairs], *places[kPairs];
@@ -383,7 +388,7 @@ struct Aligning {
     for (int64_t i = 1; i < task.num_tokens; ++i)
       for (int64_t c = 0; c < document.num_candidates[i] && document.num_candidates[i] <= kFew; ++c) {
         places[some] = document.relations + i * kFew + c;
-        pairs[some++] = pair(document, i, document.nearest[i - 1], document.candidates[i * document.count + c]);
+        pairs[some++] = pair(document, i, document.origins[i - 1], document.candidates[i * document.count + c]);
         if (some == kPairs) finish();
       }
     finish();
@@ -396,7 +401,7 @@ struct Aligning {
     int64_t previous = 0;
     for (int64_t i = 0; i < task.num_tokens; ++i) {
       const int64_t nearest = document.nearest[i];
-      const bool as_expected = i == 0 || previous == document.nearest[i - 1], known = as_expected && document.num_candidates[i] <= kFew;
+      const bool as_expected = i == 0 || previous == document.origins[i - 1], known = as_expected && document.num_candidates[i] <= kFew;
       if (!as_expected) begin_again(document, i, previous);
       int64_t winner = nearest;
       float best = i ? document.values[i] : cosine(document, i, nearest);
@@ -412,7 +417,7 @@ struct Aligning {
         best += weight * cosine(document, i, winner);
       }
       total += double(task.query.weights[i]) * best;
-      previous = i == 0 && task.from_first_token ? 0 : task.by_cosine ? nearest : winner;
+      previous = task.by_cosine || (i == 0 && task.from_first_token) ? document.origins[i] : winner;
     }
     return float(total);
   }
@@ -435,12 +440,15 @@ void relation_maxsim(const RelationTask& task, int64_t begin, int64_t end, Relat
   const Aligning<V> aligning = {task, scratch};
   for (int64_t next; begin < end; begin = next) {
     next = end_of_some(task, begin, end);
-    PackedQuery query = task.query;
-    query.all = scratch.all;
+    PackedQuery queries[2] = {task.query, task.selectors};
+    const int64_t num_queries = task.has_selectors ? 2 : 1;
+    queries[0].all = scratch.all;
+    queries[1].all = scratch.ranking;
     scratch.num_documents = scratch.num_asked = 0;
-    over_blocks<V, kAll>(task.shard, task.decoder, &query, 1, task.documents, begin, next, scratch.rows, [&](const Block& block) {
-      const Alignment document = aligning.take(block, query.factors, (query.all - scratch.all) / query.lanes);
-      query.all += document.count * query.lanes;
+    over_blocks<V, kAll>(task.shard, task.decoder, queries, num_queries, task.documents, begin, next, scratch.rows, [&](const Block& block) {
+      const int64_t at = (queries[0].all - scratch.all) / task.query.lanes;
+      const Alignment document = aligning.take(block, queries[0].factors, queries[num_queries - 1].factors, at);
+      for (PackedQuery& query : queries) query.all += document.count * query.lanes;
     });
     V::begin();
     aligning.make_both();
