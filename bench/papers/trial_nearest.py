@@ -17,7 +17,8 @@ Times are the least CPU times of several runs, divided by the CPU time of MaxSim
 that are found.
 
 `rounding` compares the compiled kernels with the reference in float64, for all relations: the errors of document scores, and the fraction
-of documents in which rounding changes the match of any query token.
+of documents in which rounding changes the match of any query token. `relation_spread` is the standard deviation of what relations add to
+the scores of a query's documents, and `upper_bound` the mean bound on it.
 """
 
 import argparse
@@ -338,7 +339,7 @@ def times(searcher: Searcher, plans: list[QueryPlan]) -> dict[str, Any]:
 def rounding(searcher: Searcher, plans: list[QueryPlan]) -> dict[str, Any]:
     """Return the errors of document scores and matches by the kernels against the reference in float64, with all relations."""
     [shard], codec, kernels = searcher.shards, searcher.planner.codec, searcher.kernels
-    errors, changed, spreads = [], [], []
+    errors, changed, spreads, bounds = [], [], [], []
     for plan in plans:
         candidates, terms = Candidates.of(searcher, plan), _limited(plan, None).scorer_terms
         numbers = candidates.numbers[candidates.ranks < ROUNDED]
@@ -352,11 +353,13 @@ def rounding(searcher: Searcher, plans: list[QueryPlan]) -> dict[str, Any]:
             matches.append(tokens[winners])
         errors.append(np.abs(terms.scores(plan.query, shard, codec, kernels, numbers) - np.array(reference)))
         changed.append(_changed_matches(plan, terms, shard, codec, kernels, numbers, np.array(matches)))
+        bounds.append(terms.upper_bound(plan.query))
         spreads.append(float((reference - candidates.maxsim[candidates.ranks < ROUNDED]).std()))
     whole, flips = np.concatenate(errors), np.concatenate([each.any(axis=1) for each in changed])
     return {
         "documents": len(whole),
         "relation_spread": round(float(np.mean(spreads)), 4),
+        "upper_bound": round(float(np.mean(bounds)), 2),
         "error_median": round(float(np.median(whole)), 4),
         "error_p99": round(float(np.quantile(whole, 0.99)), 4),
         "error_max": round(float(whole.max()), 4),
