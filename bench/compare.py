@@ -2,7 +2,7 @@
 
     python -m bench.compare --dataset DATASET_FOLDER [--sizes small big] [--systems ray_lir fast-plaid ...] [--queries 300]
                             [--batch 300] [--threads 1 2] [--assembled] [--work runs/bench] [--output bench/results]
-                            [--report]
+                            [--report] [--reference] [--name compare]
 
 Every build and every setting is measured in its own process, in the environment of its system. The environment is created on
 first use. Each measurement is a JSON file in the work folder and is not repeated, so a run can be split or killed at any time.
@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.comparison.collection import SIZES, open_collection
 from bench.comparison.environments import NotInstallable, python_of
-from bench.comparison.report import write_report
+from bench.comparison.report import OURS, REFERENCE, write_report
 from bench.comparison.systems import LOWER_BOUND, SYSTEMS, System, slug
 
 K = 100
@@ -51,6 +51,10 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("runs/bench"))
     parser.add_argument("--output", type=Path, default=Path("bench/results"))
+    parser.add_argument(
+        "--reference", action="store_true", help="after each setting of a peer, measure ray_lir's default again, for ratios of one run"
+    )
+    parser.add_argument("--name", default="compare", help="file name of the report, without its suffix")
     parser.add_argument("--report", action="store_true", help="measure nothing; write the report from what is there")
     arguments = parser.parse_args()
     for size in arguments.sizes:
@@ -60,7 +64,7 @@ def main() -> None:
                 collection.oracle()
             for name in arguments.systems:
                 measure_system(name, SYSTEMS[name], arguments.work / size, arguments)
-    write_report(arguments.work, arguments.output)
+    write_report(arguments.work, arguments.output, arguments.name)
 
 
 def measure_system(name: str, system: System, folder: Path, arguments: argparse.Namespace) -> None:
@@ -105,6 +109,23 @@ def measure_system(name: str, system: System, folder: Path, arguments: argparse.
                 "--k": K,
             }
             measure(path, [*command, "search", *where, str(path)], threads, flags, arguments.timeout)
+            if arguments.reference and name != OURS and threads == 1:
+                measure_reference(folder, results / REFERENCE / path.name, flags, options.get("k", K), arguments.timeout)
+
+
+def measure_reference(folder: Path, path: Path, flags: dict[str, Any], k: int, timeout: float | None) -> None:
+    """Measure single queries with the default of ray_lir, in the run of a peer's setting. The index of ray_lir must exist.
+
+    Args:
+        folder: Folder of the size.
+        path: JSON file of the result.
+        flags: Flags of the peer's search.
+        k: Documents to return.
+        timeout: Seconds after which the process is ended. None: no limit.
+    """
+    path.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", f"bench.peers.{SYSTEMS[OURS].module}", "search", str(folder), str(folder / OURS / "index"), str(path)]
+    measure(path, command, 1, {**flags, "--setting": "auto", "--options": json.dumps({"k": k}), "--batch": 0}, timeout)
 
 
 def measure(path: Path, command: list[str], threads: int, flags: dict[str, Any], timeout: float | None) -> bool:

@@ -113,17 +113,20 @@ def write_copies(source: TokenEmbeddings, copies: int, manifest: EmbeddingsManif
     folder.mkdir(parents=True, exist_ok=True)
     shape = (source.num_tokens * copies, source.dim)
     values = np.lib.format.open_memmap(folder / "documents.npy", "w+", np.float16, shape)
-    lengths, doc_ids, parts, first = [], [], [], 0
+    lengths, token_ids, doc_ids, parts, first = [], [], [], [], 0
     for block in (block for number in range(copies) for block in copy_of(source, number)):
         values[first : first + block.num_tokens] = block.values
         first += block.num_tokens
         lengths.append(block.lengths)
+        token_ids.append(block.token_ids)
         doc_ids += block.doc_ids
         empty = [""] * len(block)
         texts = texts_table(block.doc_ids, empty, empty, ["{}"] * len(block))
         parts.append(publish_part(str(folder / "embeddings"), len(parts), [Block(block, texts)], manifest.contract.fingerprint))
     values.flush()
     np.save(folder / "documents-offsets.npy", np.concatenate([[0], np.cumsum(np.concatenate(lengths))]))
+    if source.token_ids is not None:
+        np.save(folder / inputs.TOKEN_IDS, np.concatenate(token_ids).astype(np.int64))
     whole = manifest.model_copy(update={"num_docs": len(doc_ids), "num_tokens": first, "parts": tuple(parts)})
     write_manifest(str(folder / "embeddings" / MANIFEST), whole)
     return doc_ids

@@ -8,8 +8,7 @@ from pathlib import Path
 REQUIREMENTS = Path(__file__).parents[1] / "peers" / "requirements"
 MARK = "installed.txt"
 """File with a copy of the installed requirements, written last."""
-
-
+PLATFORM = "# platform: "
 THIS = "this"
 """Name of the environment that runs the comparison."""
 
@@ -40,25 +39,28 @@ def python_of(name: str, work: Path, base: str | None = None) -> Path:
     venv.create(folder, clear=True)
     if shared:
         (site_packages(python) / "base.pth").write_text("\n".join(shared) + "\n")
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--quiet",
-        "--no-cache-dir",
-        "--disable-pip-version-check",
-        "-r",
-        requirements,
-    ]
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-cache-dir", "--disable-pip-version-check"]
+    pip += [*platform_options(requirements.read_text(), python), "-r", requirements]
     done = subprocess.run(pip, check=False, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
         raise NotInstallable(f"pip cannot install {requirements.name}: {' '.join(errors)[:300]}")
     (folder / MARK).write_text(requirements.read_text())
     return python
+
+
+def platform_options(requirements: str, python: Path) -> list[str]:
+    """Return pip's options for requirements with a line `# platform: TAG`: wheels of this platform are installed, whatever this machine is.
+
+    Args:
+        requirements: Text of the requirements file.
+        python: Interpreter of the environment.
+    """
+    tags = [line.removeprefix(PLATFORM) for line in requirements.splitlines() if line.startswith(PLATFORM)]
+    if not tags:
+        return []
+    options = ["--only-binary", ":all:", "--no-deps", "--target", str(site_packages(python))]
+    return [*options, *(word for tag in tags for word in ("--platform", tag))]
 
 
 def site_packages(python: Path) -> Path:

@@ -15,24 +15,26 @@ from ray_lir.evaluation import metrics
 
 Row = dict[str, Any]
 OURS = "ray_lir"
+REFERENCE = "reference"
+"""Folder, in a peer's, of ray_lir's measurements in the same run."""
 GROWING = ("auto", "exact", "scan", "plaid", "warp")
 """Settings in the table of growing cost."""
 
 
-def write_report(work: Path, output: Path) -> None:
-    """Write the report of all existing measurements."""
+def write_report(work: Path, output: Path, name: str = "compare") -> None:
+    """Write the report of all existing measurements as NAME.json, NAME.md and NAME.svg."""
     report = {
         "machine": machine() | {"instructions": instructions()},
         "versions": {"ray_lir": __version__} | {path.stem: pins(path) for path in sorted(REQUIREMENTS.glob("*.txt"))},
         "sizes": [measurements(work, size) for size in SIZES if (work / size / "about.json").exists()],
     }
     output.mkdir(parents=True, exist_ok=True)
-    (output / "compare.json").write_text(json.dumps(report, indent=1) + "\n")
-    (output / "compare.md").write_text(markdown(report))
+    (output / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (output / f"{name}.md").write_text(markdown(report))
     print(markdown(report))
     from bench.comparison.plot import plot  # matplotlib is in the extra `bench` only
 
-    plot(report, output / "compare.svg")
+    plot(report, output / f"{name}.svg")
 
 
 def measurements(work: Path, size: str) -> Row:
@@ -78,6 +80,9 @@ def _search_rows(system: str, results: Path, collection: Collection, num_tokens:
             path, result = max(single, key=lambda item: item[1]["queries"])
             row |= {key: result[key] for key in ("queries", "latency_ms", "cpu_ms")}
             row["memory_bytes_per_token"] = round(result["memory_bytes"] / num_tokens, 2)
+            reference = results / REFERENCE / path.name
+            if reference.exists() and "cpu_ms" in (again := json.loads(reference.read_text())):
+                row["reference_cpu_ms"] = again["cpu_ms"]
             row |= quality(np.load(path.with_suffix(".npy")), collection)
         batched = sorted((result for _, result in measured if "batch" in result), key=lambda result: result["batch"]["size"])
         batches = {result["threads"]: result["batch"] for result in batched}
@@ -126,8 +131,8 @@ def markdown(report: Row) -> str:
         lines += ["| build | threads | seconds | CPU seconds | peak MB (input held) | bytes a token on disk |", "|---|---|---|---|---|---|"]
         lines += [build_line(row) for row in size["builds"]]
         lines += ["", "| search, k=100 | setting | p50 ms | p95 ms | CPU ms | queries/s, 1 thread | 2 threads | bytes a token in memory "]
-        lines[-1] += "| R@10 | R@100 | nDCG@10 | queries |"
-        lines += ["|---" * 12 + "|"]
+        lines[-1] += "| R@10 | R@100 | nDCG@10 | queries | CPU ms / ray_lir's in the same run |"
+        lines += ["|---" * 13 + "|"]
         lines += [search_line(row) for row in size["searches"]]
     return "\n".join([*lines, *growth(report["sizes"])]) + "\n"
 
@@ -165,12 +170,13 @@ def build_line(row: Row) -> str:
 def search_line(row: Row) -> str:
     """Return the table line of a search setting."""
     if "error" in row:
-        return f"| {row['system']} | {row['setting']} | {row['error']} " + "| " * 9 + "|"
+        return f"| {row['system']} | {row['setting']} | {row['error']} " + "| " * 10 + "|"
     single, many = row.get("latency_ms", {}), row["queries_per_second"]
     cells = [row["system"], row["setting"], number(single.get("p50")), number(single.get("p95")), number(row.get("cpu_ms", {}).get("mean"))]
     cells += [number(many.get("1")), number(many.get("2")), number(row.get("memory_bytes_per_token"))]
     cells += ["" if key not in row else f"{row[key]:.3f}" for key in ("recall@10", "recall@100", "nDCG@10")]
-    return "| " + " | ".join([*cells, str(row.get("queries", ""))]) + " |"
+    ratio = row["cpu_ms"]["mean"] / row["reference_cpu_ms"]["mean"] if "reference_cpu_ms" in row else None
+    return "| " + " | ".join([*cells, str(row.get("queries", "")), number(ratio)]) + " |"
 
 
 def number(value: float | None) -> str:

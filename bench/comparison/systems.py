@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.comparison.environments import THIS
+
 Options = dict[str, Any]
 
 
@@ -95,6 +97,43 @@ SYSTEMS = {
         settings={"100 tokens": {"tokens": 100}, "20 tokens": {"tokens": 20}, "500 tokens": {"tokens": 500}},
         environment="faiss",
     ),
+    "sentence-transformers": System(
+        module="sentence_transformers",
+        settings={"float32": {"dtype": "float32"}, "bfloat16": {"dtype": "bfloat16"}},
+    ),
+    "LateWeave": System(module="lateweave", settings={"every document": {}}, environment="lateweave", base=THIS),
+    "TACHIOM": System(
+        module="tachiom",
+        settings={
+            "default": {},
+            "default, k 10": {"k": 10},
+            "40 centroids, 1000": {"k_centroids": 40, "k_docs_to_score": 1000},
+            "80 centroids, 2000": {"k_centroids": 80, "k_docs_to_score": 2000},
+        },
+        environment="tachiom",
+        base=THIS,
+    ),
+    "colsearch": System(module="colsearch", settings={"default": {}}, environment="colsearch", base=THIS),
+    "colsearch, float16": System(
+        module="colsearch",
+        settings={"default": {"compression": "fp16"}},
+        index={"compression": "fp16"},
+        environment="colsearch",
+        base=THIS,
+    ),
+    "Qdrant Edge": System(module="qdrant_edge", settings={"every document": {}}, environment="qdrant-edge", base=THIS),
+    "Qdrant Edge, HNSW": System(
+        module="qdrant_edge", settings={"default": {}}, index={"graph": True}, environment="qdrant-edge", base=THIS
+    ),
+    "LanceDB": System(module="lancedb", settings={"every document": {}}, environment="lancedb", base=THIS),
+    "LanceDB, IVF_PQ": System(
+        module="lancedb",
+        settings={"default": {}, "refine_factor 10": {"refine_factor": 10}},
+        index={"index_type": "IVF_PQ"},
+        environment="lancedb",
+        base=THIS,
+    ),
+    "Milvus Lite": System(module="milvus_lite", settings={"default": {}}, environment="milvus-lite", base=THIS),
 }
 
 

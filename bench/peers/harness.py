@@ -126,6 +126,16 @@ def table(answers: Sequence[Sequence[int]], k: int) -> np.ndarray:
     return numbers
 
 
+def best(scores: np.ndarray, k: int) -> np.ndarray:
+    """Return the numbers of the k documents of highest score, best first, ties to the lower number; for systems that only score.
+
+    Args:
+        scores: [N] scores of all documents.
+        k: Documents to return.
+    """
+    return np.argsort(-scores, kind="stable")[:k]
+
+
 def cpu_seconds() -> float:
     """Return the processor seconds of this process and of its finished children."""
     usages = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+TOKEN_IDS = "documents-token-ids.npy"
+"""File of the vocabulary id of each document token, [T] int64, for systems that cluster by token."""
+
 
 @dataclass(frozen=True)
 class Texts:

@@ -51,7 +51,7 @@ def work(documents: TokenEmbeddings, tmp_path_factory: pytest.TempPathFactory) -
 
 def settings(**changes: object) -> argparse.Namespace:
     arguments = {"queries": NUM_QUERIES, "batch": 4, "threads": [1], "build_threads": 1, "settings": None, "timeout": 120, "work": None}
-    arguments |= {"lower_bound": None}
+    arguments |= {"lower_bound": None, "reference": False, "assembled": False}
     return argparse.Namespace(**{**arguments, **changes})
 
 
@@ -177,7 +177,7 @@ def test_answers_shorter_than_k_are_padded() -> None:
 def test_every_setting_names_what_exists() -> None:
     for name, system in SYSTEMS.items():
         assert importlib.util.find_spec(f"bench.peers.{system.module}"), name
-        for environment in filter(None, (system.environment, system.base)):
+        for environment in {system.environment, system.base} - {None, environments.THIS}:
             assert (environments.REQUIREMENTS / f"{environment}.txt").exists()
         slugs = [slug(setting) for setting in system.settings]
         assert len(set(slugs)) == len(slugs)
@@ -198,6 +198,60 @@ def test_environments_share_a_base_and_report_failed_installs(tmp_path: Path, mo
     assert python_of("peer", tmp_path, "base").lstat().st_mtime_ns == made
     with pytest.raises(NotInstallable, match="no-such-package"):
         python_of("gone", tmp_path)
+
+
+def test_a_peer_is_compared_with_ray_lir_in_the_same_run(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    systems = {report.OURS: System("ray_lir", {"auto": {}}), "peer": System("faiss_flat", {"few": {"tokens": 50, "k": 3}})}
+    monkeypatch.setattr(report, "SYSTEMS", systems)
+    monkeypatch.setattr(compare, "SYSTEMS", systems)
+    for name, system in systems.items():
+        compare.measure_system(name, system, work / "small", settings(reference=True))
+    again = work / "small" / "peer" / report.REFERENCE / f"few-t1-q{NUM_QUERIES}-b4.json"
+    assert json.loads(again.read_text())["k"] == 3
+    assert not (work / "small" / report.OURS / report.REFERENCE).exists()
+    report.write_report(work, tmp_path, "peers")
+    (size,) = json.loads((tmp_path / "peers.json").read_text())["sizes"]
+    (row,) = [row for row in size["searches"] if row["system"] == "peer"]
+    ratio = row["cpu_ms"]["mean"] / row["reference_cpu_ms"]["mean"]
+    (line,) = [line for line in (tmp_path / "peers.md").read_text().splitlines() if line.startswith("| peer | few")]
+    assert line.endswith(f"| {NUM_QUERIES} | {report.number(ratio)} |")
+
+
+def test_documents_of_equal_score_keep_their_order() -> None:
+    assert harness.best(np.array([0.5, 2.0, 0.5, 1.0, 2.0]), 4).tolist() == [1, 4, 3, 0]
+
+
+def test_token_ids_are_written_in_document_order(documents: TokenEmbeddings, tmp_path: Path) -> None:
+    ids = np.arange(documents.num_tokens, dtype=np.int32)
+    named = TokenEmbeddings(documents.values, documents.offsets, documents.doc_ids, ids)
+    bench_collection.write_copies(named, 2, save_embeddings(str(tmp_path / "source"), named), tmp_path / "size")
+    written = np.load(tmp_path / "size" / inputs.TOKEN_IDS)
+    assert written[: len(ids)].tolist() == ids.tolist()
+    assert np.sort(written[len(ids) :]).tolist() == ids.tolist()
+
+
+def test_sentence_transformers_scores_every_document(work: Path, documents: TokenEmbeddings, tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    from bench.peers import sentence_transformers as adapter
+
+    adapter._build(work / "small", tmp_path / "index", 1)()
+    queries = inputs.load(work / "small", "queries")
+    search = adapter._open_index(work / "small", tmp_path / "index", 1, "float32")
+    answers = search([queries[number].astype(np.float32) for number in range(NUM_QUERIES)], 5)
+    for number, answer in enumerate(answers):
+        scores = exact_scores(queries[number], documents)
+        assert np.allclose(scores[answer], np.sort(scores)[::-1][:5], atol=1e-4)
+
+
+def test_wheels_of_a_named_platform_are_installed_whatever_the_machine_is(tmp_path: Path) -> None:
+    folder = tmp_path / "lib" / "python3.11" / "site-packages"
+    folder.mkdir(parents=True)
+    python = tmp_path / "bin" / "python"
+    options = environments.platform_options("# platform: manylinux_2_39_x86_64\nx==1\n", python)
+    assert options[options.index("--platform") + 1] == "manylinux_2_39_x86_64"
+    assert options[options.index("--target") + 1] == str(folder)
+    assert environments.platform_options("# a comment\nx==1\n", python) == []
 
 
 def test_the_growth_table_has_a_column_for_each_size_and_needs_two():
