@@ -14,7 +14,7 @@ from ray_lir.base.config import parse_json
 from ray_lir.base.errors import ConfigError
 from ray_lir.encoder import checkpoint
 from ray_lir.encoder.encoder import BATCH_TOKENS, choose_device, choose_dtype
-from ray_lir.encoder.layouts.loading import load_config, load_tokenizer, loading
+from ray_lir.encoder.layouts.loading import copy_weights, load_config, load_tokenizer, loading
 from ray_lir.encoder.torch_threads import spread
 from ray_lir.scorers.batches import group_by_length
 
@@ -94,6 +94,7 @@ class CrossEncoder:
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 folder, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code
             )
+            copy_weights(model)
         if model.config.num_labels != 1 or info["missing_keys"]:
             missing = f"lacks weights of a classifier ({min(info['missing_keys'])})" if info["missing_keys"] else ""
             found = missing or f"gives {model.config.num_labels} scores per pair"

@@ -103,7 +103,10 @@ class Network(nn.Module):
             KernelUnavailable: `int8`, and the compiled kernels are missing.
         """
         if int8 and (device.type != "cpu" or not unpadded_bert.is_supported(self.backbone)):
-            reason = f"device {device}" if device.type != "cpu" else f"a model of type {self.backbone.config.model_type}"
+            config = self.backbone.config
+            activation = getattr(config, "hidden_act", None)
+            model = f"a model of type {config.model_type}" + (f" and activation {activation}" if activation else "")
+            reason = f"device {device}" if device.type != "cpu" else model
             raise ConfigError(f"precision int8 encodes on a CPU, with models like BERT and MPNet, and not with {reason}; choose auto")
         self.int8 = int8
         self.to(device, dtype)

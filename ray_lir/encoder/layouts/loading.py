@@ -144,6 +144,7 @@ def load_backbone(folder: Path, state: dict[str, torch.Tensor] | None = None, tr
         if state is None:
             model, info = model_class.from_pretrained(folder, config=config, dtype=torch.float32, output_loading_info=True, **trusted)
             missing = info["missing_keys"]
+            copy_weights(model)
         else:
             model = model_class.from_config(config, **trusted).float().eval()
             bare = {name.removeprefix(f"{model.base_model_prefix}."): tensor for name, tensor in state.items()}
@@ -155,6 +156,13 @@ def load_backbone(folder: Path, state: dict[str, torch.Tensor] | None = None, tr
     if getattr(model, "pooler", None) is not None:
         model.pooler.requires_grad_(False)  # kept for other libraries; its output is not used here
     return model
+
+
+def copy_weights(model: nn.Module) -> None:
+    """Replace a model's weights, which transformers maps from their file, by copies. A file that is overwritten in place would otherwise
+    change the vectors, and a file that is cut would end the process."""
+    for weight in (*model.parameters(), *model.buffers()):
+        weight.data = weight.data.clone()
 
 
 def _untrusted(folder: Path, code: object) -> ConfigError:

@@ -97,6 +97,15 @@ def test_other_models_are_left_to_transformers(changes, folder):
     assert load_bert(folder) is None
 
 
+def test_weights_that_transformers_loaded_stay_if_the_file_is_overwritten(folder):
+    network = layouts.load(folder).network
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with open(folder / "model.safetensors", "r+b") as file:
+        file.write(bytes((folder / "model.safetensors").stat().st_size))
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
 def test_loading_draws_no_random_numbers(folder):
     torch.manual_seed(3)
     expected = torch.rand(2)
