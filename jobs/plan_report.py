@@ -22,7 +22,7 @@ from ray_lir.planning.capacity import (
     with_fewer_centroids,
 )
 from ray_lir.planning.measure import Measured, measure_corpus, measure_embeddings, measure_index
-from ray_lir.planning.sizes import GPU_RESERVED_BYTES, Collection, gpu_codec_bytes, gpu_collection_bytes, predict_bytes
+from ray_lir.planning.sizes import GPU_RESERVED_BYTES, Collection, gpu_codec_bytes, gpu_collection_bytes, predict_bytes, resident_memory
 from ray_lir.planning.workload import build_seconds, encode_seconds
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def predict(job: "PlanJob") -> dict[str, Any]:
         "bytes": _bytes(collection),
         "encode": _encode(job, collection),
         "build": _build(job, collection),
-        "search": _search(job, load, capacity),
+        "search": _search(job, collection, load, capacity),
         **({"gpu_search": _gpu_search(job, collection)} if job.shard_gpus else {}),
         "cost": _cost(job, collection, capacity),
         "warnings": _warnings(job, collection, capacity),
@@ -157,7 +157,7 @@ def _build(job: "PlanJob", of: Collection) -> dict[str, Any]:
     return {"core_hours": _rounded(hours), "hours": _rounded(hours / job.build_nodes / job.node_cores), "core_hours_by_stage": by_phase}
 
 
-def _search(job: "PlanJob", load: Load, found: Capacity) -> dict[str, Any]:
+def _search(job: "PlanJob", of: Collection, load: Load, found: Capacity) -> dict[str, Any]:
     service = found.service
     planning = _planning_nodes(job, found)
     return {
@@ -169,6 +169,7 @@ def _search(job: "PlanJob", load: Load, found: Capacity) -> dict[str, Any]:
         "planning_nodes": planning,
         "total_nodes": found.nodes + planning,
         "memory_gb_a_group": _rounded(found.memory_a_group / GB),
+        "memory_gb_with_residency_disk": _rounded(resident_memory(of) / GB),
         "utilisation": round(load.qps * service.utilisation_per_qps, 3),
         "core_ms_a_query": _rounded(found.work.total),
         "ms_simulated": found.percentiles,
@@ -240,7 +241,8 @@ def _warnings(job: "PlanJob", of: Collection, found: Capacity) -> list[str]:
         )
     if found.memory_a_group > MEMORY_FRACTION * job.node_memory_gb * GB:
         warnings.append(
-            f"a group's arrays fill more than {MEMORY_FRACTION:.0%} of the memory, so searches read from disk; raise --node_memory_gb"
+            f"a group's arrays fill more than {MEMORY_FRACTION:.0%} of the memory, so residuals stay on the disk (residency=disk); "
+            "raise --node_memory_gb"
         )
     if of.num_docs > 1e7:
         warnings.append("for more than 10 million documents, encode with --docs_per_part 16384 to keep manifests small")

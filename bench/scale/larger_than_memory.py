@@ -2,6 +2,7 @@
 
     python -m bench.scale.larger_than_memory make --work runs/larger --tokens 12e6 100e6 [--nbits 2]
     python -m bench.scale.larger_than_memory measure --work runs/larger --tokens 12e6 100e6 [--output bench/results/larger_than_memory.json]
+    python -m bench.scale.larger_than_memory build --work runs/larger --tokens 12e6
 
 `make` writes indexes with the format's own writers, from made-up codes and residuals. Tokens are drawn around centroids: a document has
 four topics, a topic has 48 centroids, and both have lognormal popularity. Documents therefore repeat centroids, and cluster sizes vary.
@@ -9,6 +10,8 @@ Residuals are random bytes. Documents have 32 to 224 tokens and 256 characters. 
 
 `measure` runs each engine in a process of its own, in a control group with a memory limit of a tenth of the index. The page cache of its
 files counts; what the process takes before it opens the index (Python and modules) does not.
+
+`build` decodes the tokens of an index that `make` wrote, builds an index of them, and compares with the predictions of `ray-lir plan`.
 
 Phases: cold (before each query, the pages of codes, residuals and scales are dropped from the mapping and from the page cache), steady
 (other queries, nothing is dropped), warm (each query again).
@@ -48,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.scale.larger_than_memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step", choices=("make", "measure", "search"))
+    parser.add_argument("step", choices=("make", "measure", "build", "search"))
     parser.add_argument("--work", type=Path, default=Path("runs/larger_than_memory"))
     parser.add_argument("--tokens", type=float, nargs="+", default=[12e6, 50e6, 100e6])
     parser.add_argument("--nbits", type=int, default=2)
@@ -65,6 +68,8 @@ def main() -> None:
         index = options.work / f"{tokens // 10**6}M-{options.nbits}"
         if options.step == "make":
             make(index, tokens, options.nbits)
+        elif options.step == "build":
+            _add(options.output, "builds", ("tokens",), {"tokens": index.name} | _build(index, options.work / "built", options.nbits))
         else:
             _measure(index, options)
 
@@ -206,10 +211,7 @@ def _queries(rng: np.random.Generator, index: Path) -> np.ndarray:
 
 def _measure(index: Path, options: argparse.Namespace) -> None:
     """Run each scenario and engine in a process of its own, and add the results to the report."""
-    from bench.machine import machine
-
     size = sum(path.stat().st_size for path in index.rglob("*") if path.is_file())
-    report = json.loads(options.output.read_text()) if options.output.exists() else {"machine": machine(), "rows": []}
     for scenario in options.scenarios:
         for engine in options.engines:
             _drop_files(index)
@@ -231,11 +233,67 @@ def _measure(index: Path, options: argparse.Namespace) -> None:
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(options.work)})
             row = {"tokens": index.name, "index_bytes": size, "scenario": scenario, "engine": engine}
             row |= json.loads(done.stdout) if done.returncode == 0 else {"failed": f"exit code {done.returncode}"}
-            key = {name: row[name] for name in ("tokens", "scenario", "engine")}
-            report["rows"] = [each for each in report["rows"] if any(each[name] != value for name, value in key.items())] + [row]
-            print(json.dumps(row), file=sys.stderr)
-            options.output.write_text(json.dumps(report, indent=1) + "\n")
-            options.output.with_suffix(".md").write_text(table(report))
+            _add(options.output, "rows", ("tokens", "scenario", "engine"), row)
+
+
+def _add(output: Path, kind: str, key: tuple[str, ...], row: dict[str, Any]) -> None:
+    """Add a row to the report, in the place of an earlier one with the same key."""
+    from bench.machine import machine
+
+    report = json.loads(output.read_text()) if output.exists() else {"machine": machine(), "rows": [], "builds": []}
+    report[kind] = [each for each in report.get(kind, []) if any(each[name] != row[name] for name in key)] + [row]
+    print(json.dumps(row), file=sys.stderr)
+    output.write_text(json.dumps(report, indent=1) + "\n")
+    output.with_suffix(".md").write_text(table(report))
+
+
+def _build(index: Path, folder: Path, nbits: int) -> dict[str, Any]:
+    """Decode the tokens of a made-up index, build an index of them, and return the processor time and peak memory of both kinds."""
+    from ray_lir import storage
+    from ray_lir.embeddings.folder import external_contract, publish_part
+    from ray_lir.embeddings.manifest import EmbeddingsManifest
+    from ray_lir.embeddings.parquet import Block
+    from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+    from ray_lir.index.residuals import decompress, normalize
+    from ray_lir.planning.sizes import Collection, predict_bytes, resident_memory
+    from ray_lir.planning.workload import build_seconds
+    from ray_lir.search.searcher import Searcher
+    from ray_lir.storage.manifest import MANIFEST, write_manifest
+
+    searcher = Searcher.open(index, residency="disk")
+    contract, parts = external_contract(DIM), []
+    for shard in searcher.shards:
+        for first in range(0, shard.num_docs, BLOCK_DOCS // 4):
+            rows = np.arange(first, min(first + BLOCK_DOCS // 4, shard.num_docs))
+            tokens, offsets = shard.tokens(rows)
+            vectors = normalize(decompress(shard.codes[tokens], shard.residuals[tokens], shard.scales[tokens], searcher.planner.codec))
+            texts = shard.documents.slice(first, len(rows))
+            embeddings = TokenEmbeddings(vectors.astype(np.float16), offsets, texts.column("doc_id").to_pylist())
+            parts.append(publish_part(str(folder / "embeddings"), len(parts), [Block(embeddings, texts)], contract.fingerprint))
+    counts = {"num_docs": sum(part.num_docs for part in parts), "num_tokens": sum(part.num_tokens for part in parts)}
+    manifest = EmbeddingsManifest(contract=contract, dim=DIM, parts=tuple(parts), **counts)
+    write_manifest(storage.join(str(folder / "embeddings"), MANIFEST), manifest)
+    command = [sys.executable, "-m", "jobs.build_index", "--embeddings", str(folder / "embeddings"), "--output", str(folder / "index")]
+    command += ["--where", "here", "--codec.nbits", str(nbits)]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    measured = sum(path.stat().st_size for path in (folder / "index").rglob("*") if path.is_file())
+    subprocess.run(["rm", "-rf", str(folder)], check=True)
+    if status:
+        raise SystemExit(f"the build ended with status {status}")
+    text_bytes = sum(shard.documents.nbytes for shard in searcher.shards) / counts["num_docs"]
+    of = Collection.of(counts["num_docs"], counts["num_tokens"] / counts["num_docs"], DIM, nbits, None, text_bytes)
+    return {
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "predicted_cpu_seconds": round(sum(build_seconds(of).values()), 1),
+        "peak_mb": round(usage.ru_maxrss / 1024),
+        "bytes": measured,
+        "predicted_bytes": predict_bytes(of).index,
+        "predicted_resident_bytes": resident_memory(of),
+    }
 
 
 @contextmanager
@@ -298,7 +356,8 @@ def _search(options: argparse.Namespace) -> None:
     def run(number: int) -> tuple[float, float, int, int]:
         before = _counts()
         started = time.perf_counter()
-        searcher.search(TokenEmbeddings.of([vectors[number]]), K, engine)
+        [top] = searcher.search(TokenEmbeddings.of([vectors[number]]), K, engine)
+        found["params"] = top.params.model_dump() if top.params else {}
         took = 1e3 * (time.perf_counter() - started)
         cpu, read, faults = (after - each for after, each in zip(_counts(), before, strict=True))
         return took, 1e3 * cpu, read, faults

@@ -4,6 +4,7 @@ import ctypes
 import math
 import mmap
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,24 +17,39 @@ from ray_lir.base.errors import ConfigError
 
 MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED = 0, 1, 2, 3
 """The same numbers on Linux and macOS; Python names them only where it has mmap.madvise."""
+MADV_COLD = 20
+"""Linux only: when memory is short, these pages are freed first."""
 RANGES_PER_CALL = 1024
 """Most ranges of one call of process_madvise (IOV_MAX)."""
 
 
-def prefetch_rows(arrays: Sequence[np.ndarray], first: np.ndarray, end: np.ndarray) -> None:
-    """Start to read rows of memory-mapped arrays from the disk. The call does not wait until they are read.
-
-    Pages that are in memory already cost 0.4 microseconds a range. On systems without madvise, nothing happens.
+def pages_of(arrays: Sequence[np.ndarray], first: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Return the ranges of pages that hold some rows of memory-mapped arrays: address and length in bytes, [m, 2] uint64.
 
     Args:
-        arrays: Memory-mapped arrays of the same number of rows. Rows are read in the order of their numbers, in all arrays together.
+        arrays: Arrays with the same number of rows. Their pages are in the order of the rows, for all arrays together.
         first: [n] first row of each range, ascending.
         end: [n] row after the last row of each range.
     """
     ranges = [_page_ranges(array, first, end) for array in arrays if array.size and len(first)]
-    if ranges:
-        order = np.argsort(np.concatenate([places for places, _ in ranges]), kind="stable")
-        _will_need(np.concatenate([pages for _, pages in ranges])[order])
+    if not ranges:
+        return np.zeros((0, 2), np.uint64)
+    order = np.argsort(np.concatenate([places for places, _ in ranges]), kind="stable")
+    return np.concatenate([pages for _, pages in ranges])[order]
+
+
+def prefetch(pages: np.ndarray) -> None:
+    """Start to read ranges of pages from the disk. The call does not wait until they are read.
+
+    Pages that are in memory already cost 0.4 microseconds a range. On systems without madvise, nothing happens.
+    """
+    _advise_pages(pages, MADV_WILLNEED)
+
+
+def release(pages: np.ndarray) -> None:
+    """Let the system free ranges of pages before all others when memory is short."""
+    if sys.platform == "linux":
+        _advise_pages(pages, MADV_COLD)
 
 
 def _page_ranges(array: np.ndarray, first: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -72,8 +88,8 @@ def read_in_order(arrays: Sequence[np.ndarray]) -> Iterator[None]:
             advise(array, MADV_RANDOM)
 
 
-def _will_need(ranges: np.ndarray) -> None:
-    """Start to read ranges of pages. One call for many ranges lets the system send many requests to the disk at once."""
+def _advise_pages(ranges: np.ndarray, advice: int) -> None:
+    """Advise about ranges of pages. One call for many ranges lets the system send many requests to the disk at once."""
     libc = _libc()
     if hasattr(libc, "process_madvise") and hasattr(os, "pidfd_open"):
         process = os.pidfd_open(os.getpid())
@@ -81,7 +97,7 @@ def _will_need(ranges: np.ndarray) -> None:
             for start in range(0, len(ranges), RANGES_PER_CALL):
                 batch = np.ascontiguousarray(ranges[start : start + RANGES_PER_CALL])
                 pointer, count = ctypes.c_void_p(batch.ctypes.data), ctypes.c_size_t(len(batch))
-                if libc.process_madvise(process, pointer, count, MADV_WILLNEED, 0) < 0:  # an older kernel allows it to administrators only
+                if libc.process_madvise(process, pointer, count, advice, 0) < 0:  # an older kernel allows it to administrators only
                     break
             else:
                 return
@@ -89,7 +105,7 @@ def _will_need(ranges: np.ndarray) -> None:
             os.close(process)
     if hasattr(libc, "madvise"):
         for start, length in ranges.tolist():
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_WILLNEED)
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
 
 
 @cache

@@ -142,7 +142,7 @@ def choose(statistics: IndexStatistics, kernels: str, quality: str = "balanced",
     fraction = FAST_FRACTION if quality == "fast" else 1
     candidates = statistics.default_candidates(k, fraction=fraction)
     statistics = replace(statistics, scorer_cost=statistics.scorer_cost * min(1, default_relation_documents(k) / candidates))
-    estimates = {name: estimate_ms(name, statistics, kernels, candidates) for name in automatic_engines()}
+    estimates = {name: estimate_ms(name, statistics, kernels, candidates) for name in automatic_engines(statistics.on_disk)}
     best = min(estimates, key=estimates.__getitem__)
     alternatives = ", ".join(f"{name} {ms:.1f}" for name, ms in estimates.items() if name != best)
     automatic = ENGINES[best].automatic
@@ -153,9 +153,14 @@ def choose(statistics: IndexStatistics, kernels: str, quality: str = "balanced",
     return params, f"{best}: {estimates[best]:.1f} ms a query estimated with {kernels}, against {alternatives}"
 
 
-def automatic_engines() -> tuple[str, ...]:
-    """Return the names of the engines that `auto` chooses from."""
-    return tuple(name for name, engine in ENGINES.items() if engine.automatic is not None)
+def automatic_engines(on_disk: bool = False) -> tuple[str, ...]:
+    """Return the names of the engines that `auto` chooses from.
+
+    Args:
+        on_disk: Whether residuals stay on the disk (index/residency.py).
+    """
+    found = ((name, engine.automatic) for name, engine in ENGINES.items())
+    return tuple(name for name, automatic in found if automatic and (on_disk or not automatic.on_disk_only))
 
 
 def estimate_ms(engine: str, statistics: IndexStatistics, kernels: str, candidates: int) -> float:

@@ -7,13 +7,21 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from ray_lir.engines.engine import Allowed, Engine, Scored, Stage
+from ray_lir.engines.cost import QUERY_TOKENS, Costs, QueryCost, plan_ns, rescore_ns
+from ray_lir.engines.engine import Allowed, Automatic, Engine, Scored, Stage
 from ray_lir.engines.exact import RELATE, RESCORE
 from ray_lir.engines.params import RescoringConfig
 from ray_lir.engines.plan import NORMS_NPROBE, IndexStatistics, Query, QueryPlan, among, centroid_interaction, centroid_scores
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
+
+AUTO_NPROBE = 8
+"""Centroids probed for each query token if engine auto chooses plaid."""
+DENSITY = 1.7
+"""Mean size of a probed cluster over the mean size of all clusters (SciFact)."""
+PRUNED_CODE_NS = 1.0
+"""Time to look up a code of a candidate, most of which are pruned (bench/results/larger_than_memory.md)."""
 
 
 class PlaidParams(RescoringConfig):
@@ -29,6 +37,9 @@ class PlaidParams(RescoringConfig):
     0.4."""
     ncandidates: int | None = Field(None, ge=1)
     """Documents kept by the first stage; a quarter of them is rescored. None: max(1024, 4 k) for k up to 100, else max(4096, 4 k)."""
+    candidate_fraction: float | None = Field(None, gt=0, exclude_if=lambda fraction: fraction is None)
+    """Factor of scan's default number of candidates. The last stage then rescores as many documents as scan, and the first keeps four
+    times as many, unless ncandidates is set; nprobe and the threshold default to 8 and 0.4. Engine auto sets it. None: PLAID's defaults."""
     weighted_candidates: bool = Field(True, exclude_if=lambda weighted: weighted)
     """Weight query tokens in all stages, if the scorer weights them. no: only exact scores are weighted, as in TRIAL's table 8."""
 
@@ -50,6 +61,9 @@ class PlaidPlan(QueryPlan):
 
 def _plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, params: PlaidParams, k: int, kernels: Kernels) -> PlaidPlan:
     nprobe, threshold, ncandidates = (2, 0.5, 1024) if k <= 10 else (4, 0.45, 1024) if k <= 100 else (8, 0.4, 4096)
+    if params.candidate_fraction is not None:
+        nprobe, threshold = AUTO_NPROBE, 0.4
+        ncandidates = 4 * statistics.default_candidates(k, len(query.active), params.candidate_fraction)
     nprobe = min(params.nprobe or nprobe * (1 if statistics.unit_norms else NORMS_NPROBE), codec.num_centroids)
     threshold = threshold if params.centroid_score_threshold is None else params.centroid_score_threshold
     ncandidates = max(params.ncandidates, k) if params.ncandidates else max(ncandidates, 4 * k)
@@ -66,6 +80,19 @@ def _plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, param
         threshold=threshold,
         clusters=np.unique(clusters[active]),
         candidate_query=candidate_query,
+    )
+
+
+def _cost(statistics: IndexStatistics, costs: Costs, candidates: int) -> QueryCost:
+    probing = plan_ns(statistics, costs) + statistics.num_centroids * costs.probe
+    postings = QUERY_TOKENS * AUTO_NPROBE * DENSITY * statistics.tokens_per_centroid
+    # A document has postings of several query tokens, and about half of its tokens repeat a centroid.
+    codes = min(statistics.num_docs, postings / 2) * statistics.tokens_per_document / 2
+    return QueryCost.of(
+        probing,
+        codes * PRUNED_CODE_NS,
+        4 * candidates * statistics.tokens_per_document * costs.code,
+        rescore_ns(statistics, costs, candidates),
     )
 
 
@@ -125,4 +152,5 @@ ENGINE = Engine(
     plan=_plan,
     stages=(PROBE, INTERACT, RESCORE, RELATE),
     postings=True,
+    automatic=Automatic(lambda fraction: PlaidParams(candidate_fraction=fraction), _cost, on_disk_only=True),
 )

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_lir.base.paging import prefetch, release
 from ray_lir.base.short_repr import ShortRepr
 from ray_lir.engines.engine import Allowed, Stage
 from ray_lir.engines.plan import QueryPlan, TopK, merge
@@ -163,19 +164,26 @@ def score(call: StageCall, shards: Sequence[IndexShard], codec: ResidualCodec, k
     """
     parts: list[list[TopK]] = [[] for _ in call.plans]
     inside = [[_in_shard(documents, shard) for documents in call.documents] for shard in shards]
-    if call.stage.reads_vectors:
-        for shard, allowed in zip(shards, inside, strict=True):
-            _prefetch(shard, allowed)
+    pages = [_prefetched(shard, allowed) for shard, allowed in zip(shards, inside, strict=True)] if call.stage.reads_vectors else ()
     for shard, allowed in zip(shards, inside, strict=True):
         for part, (scores, numbers) in zip(parts, call.stage.run(call.plans, shard, codec, kernels, allowed), strict=True):
             part.append(TopK(scores, numbers + shard.first_document))
+    for each in pages:
+        release(each)
     return parts
 
 
-def _prefetch(shard: IndexShard, allowed: Sequence[Allowed]) -> None:
-    """Start to read the vectors of a shard's documents from the disk, unless they are so many that the stage reads the whole shard."""
-    if shard.on_disk and all(numbers is not None and 2 * len(numbers) < shard.num_docs for numbers in allowed):
-        shard.prefetch(np.unique(np.concatenate([numbers for numbers in allowed if numbers is not None])))
+def _prefetched(shard: IndexShard, allowed: Sequence[Allowed]) -> np.ndarray:
+    """Start to read the vectors of a shard's documents from the disk, unless they are so many that the stage reads the whole shard.
+
+    Returns:
+        The ranges of pages, [m, 2] uint64. Few of them are read again soon, so they are the first to free.
+    """
+    if not shard.on_disk or any(numbers is None or 2 * len(numbers) >= shard.num_docs for numbers in allowed):
+        return np.zeros((0, 2), np.uint64)
+    pages = shard.vector_pages(np.unique(np.concatenate([numbers for numbers in allowed if numbers is not None])))
+    prefetch(pages)
+    return pages
 
 
 def settle(

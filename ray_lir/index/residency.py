@@ -17,9 +17,12 @@ VARIABLE = "RAY_LIR_RESIDENCY"
 MEMORY_FRACTION = 0.75
 """Fraction of the memory limit for the arrays of an index. The rest is for the process, its requests and other files."""
 GB = 1e9
+DISTINCT_CODES = 0.6
+"""Fraction of a shard's codes that remain if a document lists each of its centroids once: about half for texts, and .61 for the made-up
+documents of bench/results/larger_than_memory.md."""
 SEARCHED = ("doc_offsets.npy", "codes.npy", "residuals.npy", "scales.npy", "weights.npy")
 """Files that searches read. Documents are read for hits only."""
-ON_DISK = ("residuals.npy", "scales.npy", "weights.npy")
+ON_DISK = ("codes.npy", "residuals.npy", "scales.npy", "weights.npy")
 """Files that `disk` reads for the documents that are rescored."""
 
 
@@ -67,9 +70,9 @@ def resident_bytes(manifest: IndexManifest) -> int:
 
 
 def _derived_bytes(manifest: IndexManifest) -> int:
-    """Bytes of the centroids (float16 and 16-bit words), and of the distinct codes of each document, which scans read: about as many as
-    60% of the codes."""
-    return manifest.num_centroids * manifest.dim * 4 + round(0.6 * _file_bytes(manifest, ("codes.npy",)))
+    """Bytes of the centroids (float16 and 16-bit words), and of the distinct codes of each document with their offsets."""
+    distinct = round(DISTINCT_CODES * _file_bytes(manifest, ("codes.npy",)))
+    return manifest.num_centroids * manifest.dim * 4 + _file_bytes(manifest, ("doc_offsets.npy",)) + distinct
 
 
 def _file_bytes(manifest: IndexManifest, names: tuple[str, ...]) -> int:

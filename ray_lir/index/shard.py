@@ -26,7 +26,7 @@ import pyarrow as pa
 from ray_lir import storage
 from ray_lir.base.derived import derived
 from ray_lir.base.errors import FormatError
-from ray_lir.base.paging import prefetch_rows, read_in_order, scratch_array
+from ray_lir.base.paging import MADV_RANDOM, advise, pages_of, prefetch, read_in_order, scratch_array
 from ray_lir.base.short_repr import ShortRepr
 from ray_lir.index import documents, postings
 from ray_lir.index.arrays import FIX, check_array, map_array, read_array
@@ -108,7 +108,8 @@ class IndexShard(ShortRepr):
     @derived
     def posting_offsets(self) -> np.ndarray:
         """Offsets of the centroids in `postings`, [C + 1] int64."""
-        return postings.offsets_of(self.codes, self.num_centroids)
+        with self.whole_pass():
+            return postings.offsets_of(self.codes, self.num_centroids)
 
     @property
     @derived
@@ -129,8 +130,13 @@ class IndexShard(ShortRepr):
         return self._by_centroid(self._ratios_of, np.float32)
 
     def _by_centroid(self, values_of: Callable[[int, int], np.ndarray], dtype: type) -> np.ndarray:
-        out = scratch_array((len(self.codes),), dtype) if self.on_disk else np.empty(len(self.codes), dtype)
-        return postings.by_centroid(self.codes, self.posting_offsets, values_of, out)
+        if not self.on_disk:
+            return postings.by_centroid(self.codes, self.posting_offsets, values_of, np.empty(len(self.codes), dtype))
+        out = scratch_array((len(self.codes),), dtype)
+        with self.whole_pass():
+            postings.by_centroid(self.codes, self.posting_offsets, values_of, out)
+        advise(out, MADV_RANDOM)
+        return out
 
     def _documents_of(self, first: int, end: int) -> np.ndarray:
         """The document of each token from `first` to `end`, uint32."""
@@ -148,18 +154,28 @@ class IndexShard(ShortRepr):
         """The arrays from which token vectors are decoded: codes, residuals, scales, and weights if there are any."""
         return (self.codes, self.residuals, self.scales, *(() if self.weights is None else (self.weights,)))
 
-    def prefetch(self, numbers: np.ndarray) -> None:
-        """Start to read the token vectors of documents from the disk; nothing if the shard is in memory.
+    def vector_pages(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the pages with the token vectors of documents (base/paging.py).
 
         Args:
             numbers: [n] document numbers inside the shard, ascending.
         """
+        return pages_of(self.vector_arrays, self.doc_offsets[numbers], self.doc_offsets[numbers + 1])
+
+    def prefetch_lists(self, clusters: np.ndarray, *lists: np.ndarray) -> None:
+        """Start to read posting lists from the disk; nothing if the shard is in memory.
+
+        Args:
+            clusters: [P] clusters of the lists, in any order.
+            *lists: Some of `postings`, `posting_documents` and `posting_ratios`.
+        """
         if self.on_disk:
-            prefetch_rows(self.vector_arrays, self.doc_offsets[numbers], self.doc_offsets[numbers + 1])
+            clusters = np.unique(clusters)
+            prefetch(pages_of(lists, self.posting_offsets[clusters], self.posting_offsets[clusters + 1]))
 
     def whole_pass(self) -> AbstractContextManager[None]:
         """Return a context in which the token vectors of all documents are read in order."""
-        return read_in_order([self.residuals, self.scales]) if self.on_disk else nullcontext()
+        return read_in_order(self.vector_arrays) if self.on_disk else nullcontext()
 
     def find(self, doc_ids: Sequence[str]) -> dict[str, int]:
         """Return the numbers inside the shard of live documents, by id; other ids are left out. Of passages, it is the first one.
@@ -268,7 +284,9 @@ def open_shard(
     if WINDOWS in arrays:
         check_windows(str(paths[WINDOWS]), arrays[WINDOWS], entry)
     check_offsets(str(paths["doc_offsets"]), arrays["doc_offsets"], entry)
-    if entry.num_tokens and (highest := int(arrays["codes"].max())) >= manifest.num_centroids:
+    with read_in_order([arrays["codes"]]) if on_disk else nullcontext():
+        highest = int(arrays["codes"].max(initial=0))
+    if entry.num_tokens and highest >= manifest.num_centroids:
         raise FormatError(str(paths["codes"]), f"codes below {manifest.num_centroids}", f"{highest}", FIX)
     table = documents.open_table(folder / documents.FILE, entry.num_docs)
     deleted = read_deleted(root, entry) if entry.tombstones else None

@@ -198,7 +198,10 @@ class _NativeKernels:
         return module().probe(self.isa, _halves(table_CL), num_tokens, _numbers(cluster_sizes), nprobe, bound, t_prime)
 
     def candidates(self, clusters: np.ndarray, shard: IndexShard) -> np.ndarray:
-        return module().candidates(_numbers(clusters), shard.postings, shard.posting_offsets, shard.posting_documents, shard.num_docs)
+        documents = shard.posting_documents
+        shard.prefetch_lists(clusters, documents)
+        # The module compares only the length of the first array with the offsets.
+        return module().candidates(_numbers(clusters), documents, shard.posting_offsets, documents, shard.num_docs)
 
     def posting_scores(
         self,
@@ -211,6 +214,7 @@ class _NativeKernels:
         shard: IndexShard,
         codec: ResidualCodec,
     ) -> tuple[np.ndarray, np.ndarray]:
+        shard.prefetch_lists(clusters, shard.postings, shard.posting_documents, shard.posting_ratios)
         return module().posting_scores(
             self.isa,
             _floats(query_nD),
@@ -293,7 +297,8 @@ def distinct_codes(shard: IndexShard) -> tuple[np.ndarray, np.ndarray]:
             ends.append(ends[-1][-1] + found[1:])
             yield codes
 
-    codes = scratch_rows(blocks(), shard.codes.dtype)
+    with shard.whole_pass():
+        codes = scratch_rows(blocks(), shard.codes.dtype)
     return codes, np.concatenate(ends)
 
 

@@ -10,6 +10,7 @@ from ray_lir.building.build import TOKENS_PER_SHARD
 from ray_lir.building.clustering import default_num_centroids
 from ray_lir.engines.plan import IndexStatistics
 from ray_lir.index.manifest import IndexManifest, ShardEntry
+from ray_lir.index.residency import DISTINCT_CODES
 from ray_lir.index.shard_groups import split_shards
 
 LEXICAL_FRACTION = 0.65
@@ -118,6 +119,13 @@ def posting_memory(of: Collection) -> int:
 def codec_memory(of: Collection) -> int:
     """Return the bytes of the codec in each process of the service: centroids as float16, float32 and 16-bit words."""
     return of.num_centroids * of.dim * (2 + 4 + 2)
+
+
+def resident_memory(of: Collection) -> int:
+    """Return the bytes in memory that searches with residency `disk` need: centroids, document lengths, and the distinct codes of each
+    document with their offsets."""
+    found = predict_bytes(of)
+    return of.num_centroids * of.dim * 4 + 2 * found.offsets + round(DISTINCT_CODES * found.codes)
 
 
 def gpu_shard_bytes(entry: ShardEntry, num_centroids: int) -> int:

@@ -11,14 +11,19 @@ from ray_lir.base import memory_limit, paging
 from ray_lir.base.config import ClusteringConfig, CodecConfig, IndexConfig
 from ray_lir.base.errors import ConfigError
 from ray_lir.building.build import build_index
+from ray_lir.building.clustering import default_num_centroids
 from ray_lir.building.update import update_index
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.engines import VECTOR_ENGINES
 from ray_lir.engines.choice import choose
+from ray_lir.engines.params import EngineConfig
+from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.plan import IndexStatistics
+from ray_lir.engines.scan import ScanParams
 from ray_lir.index import postings, residency
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import native
+from ray_lir.planning.sizes import Collection, resident_memory
 from ray_lir.search.searcher import Searcher
 from tests.conformance.test_engines import EVERYTHING, TIGHT
 from tests.conformance.test_weighted_engines import INPUTS
@@ -97,10 +102,13 @@ def test_posting_lists_and_distinct_codes_are_the_same_arrays(folder):
 def test_exactly_the_rescored_documents_are_prefetched_in_the_order_of_their_numbers(folder, engine, monkeypatch):
     prefetched: list[np.ndarray] = []
 
-    def record(shard: IndexShard, numbers: np.ndarray) -> None:
-        prefetched.append(shard.first_document + numbers)
+    vector_pages = IndexShard.vector_pages
 
-    monkeypatch.setattr(IndexShard, "prefetch", record)
+    def record(shard: IndexShard, numbers: np.ndarray) -> np.ndarray:
+        prefetched.append(shard.first_document + numbers)
+        return vector_pages(shard, numbers)
+
+    monkeypatch.setattr(IndexShard, "vector_pages", record)
     params = TIGHT[engine]
     on_disk = Searcher.open(folder / "plain", residency="disk")
     [query] = [queries_about(PLAIN, [80])]
@@ -113,19 +121,15 @@ def test_exactly_the_rescored_documents_are_prefetched_in_the_order_of_their_num
     assert not np.concatenate([np.zeros(0), *prefetched]).size
 
 
-def test_ranges_of_pages_are_merged_and_ordered_by_row(monkeypatch):
-    calls: list[np.ndarray] = []
-    monkeypatch.setattr(paging, "_will_need", calls.append)
+def test_ranges_of_pages_are_merged_and_ordered_by_row():
     wide, narrow = np.zeros((4096, 4096), np.uint8), np.zeros((4096, 1), np.uint8)
-    paging.prefetch_rows([wide, narrow], np.array([3, 5, 900]), np.array([5, 6, 901]))
-    [ranges] = calls
+    ranges = paging.pages_of([wide, narrow], np.array([3, 5, 900]), np.array([5, 6, 901]))
     page = paging.mmap.PAGESIZE
     starts = [wide.ctypes.data + 3 * 4096, narrow.ctypes.data, wide.ctypes.data + 900 * 4096]
     assert ranges[:, 0].tolist() == [start // page * page for start in starts]
     needed = [starts[0] + 3 * 4096, narrow.ctypes.data + 901, starts[2] + 4096]
     assert (ranges.sum(axis=1).astype(np.int64) >= needed).all()
-    paging.prefetch_rows([wide], np.zeros(0, np.int64), np.zeros(0, np.int64))
-    assert len(calls) == 1
+    assert paging.pages_of([wide], np.zeros(0, np.int64), np.zeros(0, np.int64)).shape == (0, 2)
 
 
 @pytest.mark.parametrize("missing", [(), ("process_madvise",), ("process_madvise", "madvise")])
@@ -207,8 +211,30 @@ def test_a_full_temporary_folder_is_reported_with_the_fix(monkeypatch, tmp_path)
         paging.scratch_rows(iter([np.zeros(3)]), np.float64)
 
 
-def test_auto_avoids_random_reads_on_the_disk():
-    statistics = IndexStatistics(780_000, 100_000_000, np.full(80_000, 1250))
-    assert choose(statistics, "native:avx2")[0].engine == "warp"
-    statistics = IndexStatistics(780_000, 100_000_000, np.full(80_000, 1250), on_disk=True)
-    assert choose(statistics, "native:avx2")[0].engine != "warp"
+def test_auto_never_chooses_random_reads_of_single_tokens_on_the_disk():
+    def chosen(num_tokens: int, on_disk: bool) -> EngineConfig:
+        num_centroids = default_num_centroids(num_tokens)
+        sizes = np.full(num_centroids, num_tokens // num_centroids)
+        return choose(IndexStatistics(num_tokens // 128, num_tokens, sizes, on_disk=on_disk), "native:avx2")[0]
+
+    assert [chosen(tokens, False).engine for tokens in (10_000, 1_000_000, 100_000_000)] == ["exact", "scan", "warp"]
+    assert [chosen(tokens, True).engine for tokens in (10_000, 1_000_000, 100_000_000)] == ["exact", "scan", "plaid"]
+    assert chosen(100_000_000, True) == PlaidParams(candidate_fraction=1)
+
+
+def test_plaid_with_a_candidate_fraction_rescores_as_many_documents_as_scan(folder):
+    planner = Searcher.open(folder / "plain").planner
+    query = queries_about(PLAIN, [80])
+    [scan] = planner.plan(query, 3, ScanParams(candidate_fraction=0.1))
+    [plaid] = planner.plan(query, 3, PlaidParams(candidate_fraction=0.1))
+    assert plaid.stage_limits == (4 * scan.stage_limits[0], scan.stage_limits[0], 3)
+    assert (plaid.params.nprobe, plaid.params.centroid_score_threshold) == (8, 0.4)
+    [set_by_hand] = planner.plan(query, 3, PlaidParams(candidate_fraction=0.1, nprobe=2, ncandidates=40, centroid_score_threshold=0.3))
+    assert (set_by_hand.params.nprobe, set_by_hand.stage_limits[0], set_by_hand.params.centroid_score_threshold) == (2, 40, 0.3)
+
+
+def test_the_predicted_memory_is_that_of_the_manifest(folder):
+    manifest = Searcher.open(folder / "plain").manifest
+    of = Collection(150, PLAIN.num_tokens, 32, 2, 64, len(manifest.shards), 0)
+    predicted, counted = resident_memory(of), residency.resident_bytes(manifest)
+    assert predicted == pytest.approx(counted, abs=3 * 128 * len(manifest.shards))  # headers of the arrays
