@@ -412,6 +412,7 @@ def _drop(searcher: Any, index: Path) -> None:
 def _summary(rows: list[tuple[float, float, int, int]]) -> dict[str, float]:
     took, cpu, read, faults = (np.array(column) for column in zip(*rows, strict=True))
     return {
+        "p10_ms": round(float(np.percentile(took, 10)), 1),
         "p50_ms": round(float(np.percentile(took, 50)), 1),
         "p95_ms": round(float(np.percentile(took, 95)), 1),
         "cpu_ms": round(float(np.median(cpu)), 1),
@@ -422,15 +423,18 @@ def _summary(rows: list[tuple[float, float, int, int]]) -> dict[str, float]:
 
 def table(report: dict[str, Any]) -> str:
     """Return the report as Markdown."""
-    lines = ["| index | scenario | engine | limit, MB | phase | p50, ms | p95 | CPU, ms | read, MB | major faults |", "|---|" + "---|" * 9]
+    lines = [
+        "| index | scenario | engine | limit, MB | phase | p10, ms | p50 | p95 | CPU, ms | read, MB | major faults |",
+        "|---|" + "---|" * 10,
+    ]
     for row in report["rows"]:
         limit = "none" if not row.get("limit_bytes") else f"{row['limit_bytes'] / 1e6:.0f}"
         for phase in ("cold", "steady", "warm"):
             if phase in row:
-                cells = [row[phase][name] for name in ("p50_ms", "p95_ms", "cpu_ms", "read_mb", "major_faults")]
+                cells = [row[phase].get(name, "") for name in ("p10_ms", "p50_ms", "p95_ms", "cpu_ms", "read_mb", "major_faults")]
                 lines.append("| " + " | ".join(map(str, [row["tokens"], row["scenario"], row["engine"], limit, phase, *cells])) + " |")
         if "failed" in row:
-            lines.append(f"| {row['tokens']} | {row['scenario']} | {row['engine']} | | {row['failed']} | | | | | |")
+            lines.append(f"| {row['tokens']} | {row['scenario']} | {row['engine']} | | {row['failed']} | | | | | | |")
     return "\n".join(lines) + "\n"
 
 

@@ -20,8 +20,8 @@ AUTO_NPROBE = 8
 """Centroids probed for each query token if engine auto chooses plaid."""
 DENSITY = 1.7
 """Mean size of a probed cluster over the mean size of all clusters (SciFact)."""
-PRUNED_CODE_NS = 1.0
-"""Time to look up a code of a candidate, most of which are pruned (bench/results/larger_than_memory.md)."""
+PRUNED_CODE = 2.5
+"""Time of a candidate's code, most of which are pruned, over the time of a code in a scan (bench/results/larger_than_memory.md)."""
 
 
 class PlaidParams(RescoringConfig):
@@ -90,7 +90,7 @@ def _cost(statistics: IndexStatistics, costs: Costs, candidates: int) -> QueryCo
     codes = min(statistics.num_docs, postings / 2) * statistics.tokens_per_document / 2
     return QueryCost.of(
         probing,
-        codes * PRUNED_CODE_NS,
+        codes * PRUNED_CODE * costs.code,
         4 * candidates * statistics.tokens_per_document * costs.code,
         rescore_ns(statistics, costs, candidates),
     )

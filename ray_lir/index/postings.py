@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-BLOCK_TOKENS = 1 << 20
-"""Tokens that are sorted together. The memory of a block is 40 MB, for shards of any size."""
+BLOCK_TOKENS = 1 << 18
+"""Tokens that are sorted together. The memory of a block is 10 MB, for shards of any size."""
 
 
 def offsets_of(codes: np.ndarray, num_centroids: int) -> np.ndarray:
