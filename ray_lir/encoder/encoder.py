@@ -381,20 +381,8 @@ class Encoder:
         return expanded, [len(ids) for ids in (expanded if self.contract.attend_to_expansion else bare)]
 
     def _checked(self, token_ids: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        """Return the token ids.
-
-        Raises:
-            ConfigError: The model has no vector for one of them.
-        """
-        size = _vocabulary_size(self._network)
-        wrong = next((int(ids.max()) for ids in token_ids if len(ids) and ids.max() >= size), None) if size else None
-        if wrong is None:
-            return token_ids
-        [token] = self.tokenizer.tokenizer.convert_ids_to_tokens([wrong])
-        raise ConfigError(
-            f"the tokenizer of {self.contract.checkpoint} has the token {token!r} with id {wrong}, but its model has {size} token "
-            "vectors; use the tokenizer that was saved with the checkpoint"
-        )
+        self.tokenizer.check_ids(token_ids, _vocabulary_size(self._network))
+        return token_ids
 
     def _batches(self, lengths: Sequence[int], attended: Sequence[int]) -> list[np.ndarray]:
         """Return the texts of each batch. Batches do not affect results: on a CPU, texts that would need padding are computed one by

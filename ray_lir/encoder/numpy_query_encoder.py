@@ -73,7 +73,7 @@ class NumpyQueryEncoder:
         if not is_plain_bert(config) or set(kinds.values()) - MODULES:
             return None
         tokenizer = TokenizerFile.load(folder)
-        if tokenizer is None:
+        if tokenizer is None or not tokenizer.encode(""):  # a query without tokens needs a pass of its own
             return None
         weights = _backbone(load_file(folder / "model.safetensors"))
         layers = [path / name for name, kind in kinds.items() if kind == "Dense"]
@@ -86,10 +86,11 @@ class NumpyQueryEncoder:
         """Return queries as token embeddings, including expansion tokens.
 
         Raises:
-            ConfigError: A text is not a string.
+            ConfigError: A text is not a string, or the model has no vector for a token.
         """
-        vectors = []
-        for bare in self.tokenizer.bare_queries(texts):
+        vectors, tokens = [], self.tokenizer.bare_queries(texts)
+        self.tokenizer.check_ids(tokens, self._config["vocab_size"])
+        for bare in tokens:
             ids = self.tokenizer.expand(bare)
             attended = len(ids) if self.contract.attend_to_expansion else len(bare)
             kept = ~np.isin(ids, self.contract.query_skip_tokens)

@@ -215,6 +215,24 @@ class TextTokenizer:
                     f"{self.contract.checkpoint} has {vocabulary_size} token vectors; use another token, or another checkpoint"
                 )
 
+    def check_ids(self, token_ids: Sequence[np.ndarray], vocabulary_size: int | None) -> None:
+        """Check that a model has vectors for these tokens.
+
+        Args:
+            token_ids: Vocabulary ids of texts, one int32 array each.
+            vocabulary_size: Number of token vectors of the model; None: unknown.
+
+        Raises:
+            ConfigError: It has no vector for one of them.
+        """
+        wrong = next((int(ids.max()) for ids in token_ids if vocabulary_size and len(ids) and ids.max() >= vocabulary_size), None)
+        if wrong is not None:
+            [token] = self.tokenizer.convert_ids_to_tokens([wrong])
+            raise ConfigError(
+                f"the tokenizer of {self.contract.checkpoint} has the token {token!r} with id {wrong}, but its model has "
+                f"{vocabulary_size} token vectors; use the tokenizer that was saved with the checkpoint"
+            )
+
     def _sentence_separator(self) -> int:
         """Return the id of the last special token of a document, such as [SEP].
 

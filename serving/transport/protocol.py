@@ -44,4 +44,4 @@ class Transport(Protocol):
 
 def timeout_error(name: str) -> ShardUnavailable:
     """The error of a deployment that missed its deadline."""
-    return ShardUnavailable(f"{name} did not answer in time; try again, or start the service with a longer timeout_s")
+    return ShardUnavailable(f"{name} did not answer in time; try again, or raise the request's deadline_ms or the service's timeout_s")

@@ -198,7 +198,7 @@ def test_a_search_timeout_names_the_deployment_that_did_not_answer(serve_with):
     assert reply.status_code == 503
     assert reply.json()["error"] == {
         "kind": "ShardUnavailable",
-        "message": "QueryEncoder did not answer in time; try again, or start the service with a longer timeout_s",
+        "message": "QueryEncoder did not answer in time; try again, or raise the request's deadline_ms or the service's timeout_s",
     }
     health = client.get("/health")
     assert health.status_code == 503

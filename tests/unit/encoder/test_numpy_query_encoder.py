@@ -1,11 +1,13 @@
 """Queries encoded without torch equal the encoder's; unsupported checkpoints use the encoder."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ray_lir.base.config import EncoderConfig
+from ray_lir.base.errors import ConfigError
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.encoder.numpy_query_encoder import NumpyQueryEncoder
 from tests.fixtures.tiny import QUERIES
@@ -48,4 +50,25 @@ def test_other_weights_and_scorers_are_left_to_the_encoder(tmp_path):
     assert NumpyQueryEncoder.load(contract.model_copy(update={"scorer": "trial"}), checkpoint) is None
     for file in Path(checkpoint).rglob("model.safetensors"):
         file.write_bytes(file.read_bytes()[:100])
+    assert NumpyQueryEncoder.load(contract, checkpoint) is None
+
+
+def test_tokens_without_a_vector_are_refused(tmp_path):
+    checkpoint = plain(tmp_path / "plain")
+    file = tmp_path / "plain" / "tokenizer.json"
+    serialized = json.loads(file.read_text())
+    serialized["model"]["vocab"]["zebra"] = 184
+    file.write_text(json.dumps(serialized))
+    light = NumpyQueryEncoder.load(Encoder.load(checkpoint).contract, checkpoint)
+    assert light is not None and len(light.encode_queries(["a river"])) == 1
+    with pytest.raises(ConfigError, match="the token 'zebra' with id 184, but its model has 184 token vectors"):
+        light.encode_queries(["a zebra"])
+
+
+def test_tokenizers_that_make_no_token_of_a_text_are_left_to_the_encoder(tmp_path):
+    checkpoint = plain(tmp_path / "plain")
+    file = tmp_path / "plain" / "tokenizer.json"
+    contract = Encoder.load(checkpoint).contract
+    assert NumpyQueryEncoder.load(contract, checkpoint) is not None
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": None}))
     assert NumpyQueryEncoder.load(contract, checkpoint) is None
