@@ -28,7 +28,8 @@ import torch
 from bench.machine import instructions, machine
 from bench.papers import measuring, training
 from bench.papers.mining import training_rows
-from bench.papers.profiles import COLLECTIONS, PROFILES, UNTRAINED, Model, Profile, models, ways_of
+from bench.papers.parts import write_part
+from bench.papers.profiles import COLLECTIONS, IN_DOMAIN, PARTS, PROFILES, UNTRAINED, Model, Profile, models, ways_of
 from bench.papers.report import update_document, write_report
 from bench.papers.teacher import add_scores
 from ray_lir.base.config import DEFAULT_CHECKPOINT, EncoderConfig
@@ -47,6 +48,7 @@ class Experiment:
         profile: Its size.
         base: Checkpoint from which every training starts.
         teacher: Checkpoint of the teacher of the distilled models; None if there is none.
+        ways: Names of the ways of searching; None for all. Encoded collections are kept until all ways are measured.
     """
 
     data: Path
@@ -54,6 +56,7 @@ class Experiment:
     profile: Profile
     base: str
     teacher: str | None
+    ways: tuple[str, ...] | None = None
 
     def cells(self) -> list["Cell"]:
         """Return all cells, in the order in which they are made."""
@@ -128,14 +131,18 @@ class Experiment:
             seed: Seed of its training.
             collection: Name of the collection.
         """
-        folder = self.answers(name, seed, collection)
+        folder, every = self.answers(name, seed, collection), ways_of(name, self.profile)
+        ways = {way: settings for way, settings in every.items() if self.ways is None or way in self.ways}
         needs = () if name == UNTRAINED else (self.training(name, models(self.profile)[name], seed),)
 
         def make() -> None:
-            measuring.measure(self.encoder(name, seed), self.data, collection, ways_of(name, self.profile), self.profile, folder, commit())
+            measuring.measure(self.encoder(name, seed), self.collection(collection), ways, self.profile, folder, commit())
+            if all(measuring.answer(folder, way).exists() for way in every):
+                measuring.remove_encoded(folder)
 
-        paths = [measuring.answer(folder, way) for way in ways_of(name, self.profile)]
-        return Cell(f"{name}, seed {seed} on {collection}", paths, make, needs, next((cell.lacks for cell in needs), None))
+        paths = [measuring.answer(folder, way) for way in ways]
+        lacks = next((cell.lacks for cell in needs), None)
+        return Cell(f"{name}, seed {seed} on {collection}", paths, make, needs, lacks, measuring.answer(folder, next(iter(every))))
 
     def encoder(self, name: str, seed: int) -> EncoderConfig:
         """Return the encoder for documents and queries. The untrained one is the base checkpoint with its own settings."""
@@ -143,6 +150,15 @@ class Experiment:
             return EncoderConfig(checkpoint=self.base)
         lengths = {"query_length": self.profile.query_length, "document_length": self.profile.document_length}
         return EncoderConfig(checkpoint=str(self.model_folder(name, seed) / training.CHECKPOINT), **lengths)
+
+    def collection(self, name: str) -> Path:
+        """Return the folder of a collection; a part of another one is written first."""
+        if name not in PARTS:
+            return self.data / name
+        folder = self.work / "collections" / name
+        if not folder.exists():
+            write_part(self.data / PARTS[name], IN_DOMAIN[name], folder)
+        return folder
 
     def model_folder(self, name: str, seed: int) -> Path:
         """Return the folder of a training."""
@@ -171,10 +187,11 @@ class Cell:
 
     Attributes:
         name: What it makes.
-        paths: Files that exist once the cell is made; the first gives the lock its name.
+        paths: Files that exist once the cell is made.
         make: Makes it, or continues where a killed run stopped.
         needs: Cells that must be made first.
         lacks: Why it cannot be made; None if it can.
+        lock: File that gives the lock its name; None for the first of `paths`.
     """
 
     name: str
@@ -182,6 +199,7 @@ class Cell:
     make: Callable[[], None]
     needs: tuple["Cell", ...] = ()
     lacks: str | None = None
+    lock: Path | None = None
 
     @property
     def is_made(self) -> bool:
@@ -203,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--base", default=DEFAULT_CHECKPOINT, metavar="CHECKPOINT", help="checkpoint to start from (%(default)s)")
     parser.add_argument("--teacher", metavar="CHECKPOINT", help="teacher of the distilled models, scored by MaxSim")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="make only cells with one of these texts in their name")
+    parser.add_argument("--ways", nargs="+", metavar="NAME", help="search only in these ways, such as scan 'papers: plaid'")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after this time")
     parser.add_argument("--threads", type=int, default=1, help="threads of trainings and encoders (%(default)s)")
     parser.add_argument("--status", action="store_true", help="print the cells that are done and missing")
@@ -210,7 +229,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("bench/results"), help="folder of the report (%(default)s)")
     parser.add_argument("--document", type=Path, help="document in which the report replaces the table of claims, such as docs/papers.md")
     options = parser.parse_args(arguments)
-    experiment = Experiment(options.data, options.work, PROFILES[options.profile], options.base, options.teacher)
+    experiment = Experiment(
+        options.data, options.work, PROFILES[options.profile], options.base, options.teacher, tuple(options.ways or ()) or None
+    )
     if options.status:
         print(status(experiment))
     elif options.report:
@@ -243,7 +264,7 @@ def run(experiment: Experiment, only: Sequence[str] | None = None, deadline: flo
         if not cell.is_ready:
             say(f"skipped: {cell.name} ({cell.lacks or 'an earlier cell is missing'})")
             continue
-        with locked(cell.paths[0]) as free:
+        with locked(cell.lock or cell.paths[0]) as free:
             if not free:
                 say(f"skipped: {cell.name} (another process makes it)")
             elif not cell.is_made:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.papers.profiles import IN_DOMAIN, MS_MARCO_TOKENS_PER_CENTROID, Profile, Way
+from bench.papers.development import SOURCE, without_development
+from bench.papers.profiles import IN_DOMAIN, MS_MARCO_TOKENS_PER_CENTROID, PARTS, Profile, Way
 from jobs.analyzed_index import AnalyzedIndex
 from jobs.query_search import QueryEncoderConfig, QuerySearch
 from ray_lir.base.config import CodecConfig, EncoderConfig, IndexConfig
@@ -36,20 +37,19 @@ CODECS = {"default": CodecConfig(), "papers": CodecConfig(nbits=2, buckets="quan
 
 
 def measure(
-    encoder: EncoderConfig, data: Path, collection: str, ways: Mapping[str, Way], profile: Profile, folder: Path, commit: dict[str, Any]
+    encoder: EncoderConfig, collection: Path, ways: Mapping[str, Way], profile: Profile, folder: Path, commit: dict[str, Any]
 ) -> None:
-    """Write a file for each way of searching that has none. Embeddings and indexes are removed once all files exist.
+    """Write a file for each way of searching that has none. `remove_encoded` deletes the embeddings and indexes.
 
     Args:
         encoder: Checkpoint and lengths.
-        data: Folder of the collections.
-        collection: Name of the collection.
+        collection: Folder of the collection.
         ways: Ways of searching, by name.
         profile: Size of the experiment.
         folder: Folder of the files, of the embeddings and of the indexes.
         commit: Version of the code, which every file records.
     """
-    embeddings, root = folder / "embeddings", str(data / collection)
+    embeddings, root = folder / "embeddings", str(collection)
     opened: dict[tuple[str, bool], AnalyzedIndex] = {}
     for name, way in ways.items():
         path = answer(folder, name)
@@ -57,7 +57,10 @@ def measure(
             continue
         if not (embeddings / MANIFEST).exists():
             encode_corpus(find_corpus(root), str(embeddings), encoder, map=map)
-        dataset = sampled(load_dataset(root, IN_DOMAIN.get(collection, "test")), profile.token_queries if way.tokens else profile.queries)
+        dataset = load_dataset(root, IN_DOMAIN.get(collection.name, "test"))
+        if SOURCE in (collection.name, PARTS.get(collection.name)):
+            dataset = without_development(dataset)
+        dataset = sampled(dataset, profile.token_queries if way.tokens else profile.queries)
         if way.engine is None:
             found = _search_embeddings(embeddings, encoder, dataset)
         else:
@@ -73,6 +76,10 @@ def measure(
                 continue
             found = _search_index(model, way, way.engine)
         keep(path, found | commit)
+
+
+def remove_encoded(folder: Path) -> None:
+    """Delete the embeddings and indexes of a collection."""
     for name in ("embeddings", *CODECS):
         shutil.rmtree(folder / name, ignore_errors=True)
 

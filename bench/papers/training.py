@@ -57,7 +57,7 @@ def config_of(model: Model, profile: Profile, seed: int) -> TrainingConfig:
         "batch_size": profile.batch_size,
         "num_negatives": profile.listed if model.distilled else profile.negatives,
         "learning_rate": profile.learning_rate,
-        "temperature": 1.0,
+        "temperature": profile.temperature,
         "seed": seed,
     }
     if model.distilled:

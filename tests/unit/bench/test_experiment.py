@@ -1,10 +1,12 @@
 """bench.papers.experiment: runs continue after SIGKILL, claims get the right verdict, and the report lists what is missing."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.papers import measuring, training
+from bench.papers import development, measuring, training
 from bench.papers.__main__ import write_collection
 from bench.papers.claims import Finding, claims, verdict
 from bench.papers.experiment import Experiment, locked, read_results, run, status
@@ -20,6 +22,8 @@ from bench.papers.mining import Bm25, training_rows
 from bench.papers.profiles import PROFILES, UNTRAINED, models, ways, ways_of
 from bench.papers.report import BEGIN, END, Answers, compared, judged, update_document, write_report
 from bench.papers.training import config_of
+from ray_lir.corpus.datasets import load_dataset
+from ray_lir.corpus.records import read_documents
 from ray_lir.encoder.encoder import Encoder
 from tests.fixtures.tiny import bert
 
@@ -232,6 +236,47 @@ def test_mined_negatives_are_not_positives_and_rows_do_not_depend_on_where_minin
     for row in rows:
         positive, *negatives = row["documents"]
         assert row["query"] == " ".join(positive.split()[:5]) and positive not in negatives and len(set(negatives)) == 2
+
+
+def with_titles(folder: Path, articles: int) -> None:
+    """Divide the passages of a collection among articles."""
+    corpus = folder / "corpus.jsonl"
+    rows = [json.loads(line) for line in corpus.read_text().splitlines()]
+    titled = [row | {"title": f"Article {number % articles}"} for number, row in enumerate(rows)]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in titled))
+
+
+def test_tests_leave_out_the_questions_of_the_development_set(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    with_titles(tmp_path / "data/squad", development.HELD_OUT)
+    dev, all_questions = development.development_set(tmp_path / "data"), load_dataset(str(tmp_path / "data/squad"), "dev")
+    tested = development.without_development(all_questions)
+    assert dev.queries and tested.queries and tested.qrels.keys() == tested.queries.keys()
+    assert not dev.queries.keys() & tested.queries.keys()
+    assert {**dev.queries, **tested.queries} == all_questions.queries
+    assert len({text.split()[1] for text in dev.documents.values()}) == 1
+    development.main([str(tmp_path / "data"), *[str(folder / "checkpoint")] * 2, "--document_length", "24", "--query_length", "12"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 2 and lines[0] == lines[1] and lines[0]["difference"] == 0 and lines[0]["documents"] == len(dev.documents)
+
+
+def test_an_encoded_collection_is_kept_until_all_ways_are_measured(folder: Path):
+    experiment = replace(experiment_in(folder, "ways"), ways=("papers: plaid", "scan"))
+    answers, only = experiment.answers(UNTRAINED, 0, "nq_qed"), ["training data", "projection", "untrained, seed 0 on nq_qed"]
+    run(experiment, only)
+    assert {path.stem for path in answers.glob("*.json")} == {"scan", "papers-plaid"} and (answers / "embeddings").exists()
+    run(replace(experiment, ways=None), only)
+    assert (answers / "original.json").exists() and not (answers / "embeddings").exists()
+
+
+def test_a_part_has_the_judged_documents_and_the_queries_of_a_split(folder: Path):
+    experiment = experiment_in(folder, "parts")
+    part, whole = experiment.collection("squad_dev"), experiment.collection("squad")
+    found, judged = (load_dataset(str(each), "dev") for each in (part, whole))
+    assert found.queries == judged.queries and found.qrels == judged.qrels
+    documents = {each.doc_id: each for each in read_documents(judged.corpus)}
+    expected = [documents[name] for name in documents if any(name in grades for grades in judged.qrels.values())]
+    assert 0 < len(expected) < len(documents) and list(read_documents(found.corpus)) == expected
 
 
 def test_bm25_ranks_by_terms():
