@@ -56,8 +56,8 @@ def development_set(data: Path, questions: int = QUESTIONS) -> DevSet:
     """
     judged = load_dataset(str(data / SOURCE), SPLIT)
     documents = development_documents(judged)
-    asked = sorted(query for query, grades in judged.qrels.items() if grades.keys() <= documents.keys())
-    chosen = sorted(np.random.default_rng(1).permutation(asked)[:questions].tolist())
+    answerable = sorted(query for query, grades in judged.qrels.items() if grades.keys() <= documents.keys())
+    chosen = sorted(np.random.default_rng(1).permutation(answerable)[:questions].tolist())
     return DevSet({each: judged.queries[each] for each in chosen}, documents, {each: judged.qrels[each] for each in chosen})
 
 
