@@ -125,6 +125,8 @@ def _published(root: str, job: InspectJob) -> dict[str, Any]:
     if isinstance(manifest, EmbeddingsManifest):
         if manifest.contract.windows:
             result["num_windows"] = manifest.num_windows
+        if precision := (manifest.config.get("encoder") or {}).get("precision"):  # external embeddings have none
+            result["precision"] = precision
         result |= {"parts": len(manifest.parts), "rows_refused": manifest.num_dead, **manifest.truncation.report}
     if isinstance(manifest, TrainingManifest):
         result |= {"steps": manifest.num_steps, "final_loss": manifest.final_loss}

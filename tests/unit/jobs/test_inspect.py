@@ -81,6 +81,10 @@ def test_embeddings_are_described_and_verified(made, tmp_path):
     folder = Path(shutil.copytree(made / "embeddings", tmp_path / "embeddings"))
     found = inspect(folder)
     assert (found["kind"], found["documents"], found["parts"], found["rows_refused"]) == ("embeddings", 60, 1, 0)
+    assert found["precision"] == "auto"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"config": {}}))  # as of vectors of another library
+    assert "precision" not in inspect(folder)
     part = next((folder / "embeddings").iterdir())
     part.write_bytes(part.read_bytes() + b"x")
     with pytest.raises(FormatError, match="truncated or altered"):
