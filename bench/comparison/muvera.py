@@ -74,18 +74,19 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("runs/bench"))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
+    parser.add_argument("--encodings", nargs="+", choices=ENCODINGS, default=list(ENCODINGS), metavar="NAME", help="; ".join(ENCODINGS))
     parser.add_argument("--queries", type=int, default=50)
     parser.add_argument("--prepare", action="store_true", help="only make what is missing: vectors, exact answers, indexes, encodings")
     parser.add_argument("--output", type=Path, default=Path("bench/results"))
     options = parser.parse_args()
     for variant in options.variants:
         collection = open_variant(options.work, variant)
-        prepare(collection)
+        prepare(collection, options.encodings)
         if not options.prepare:
             harness.pin(1)
             faiss.omp_set_num_threads(1)
             with one_blas_thread():
-                rows = measure(collection, options.queries)
+                rows = measure(collection, options.queries, options.encodings)
             write(options.output, variant, {"mean_cosine": mean_cosine(collection.folder), "queries": options.queries, "rows": rows})
 
 
@@ -151,14 +152,14 @@ def mean_cosine(folder: Path) -> float:
     return round(cosine_of(values[np.sort(np.random.default_rng(SEED).permutation(len(values))[:SAMPLE])].astype(np.float32)), 3)
 
 
-def prepare(collection: Collection) -> None:
+def prepare(collection: Collection, encodings: Sequence[str] = tuple(ENCODINGS)) -> None:
     """Make the exact answer, the index and the encodings of a variant, unless they exist."""
     collection.oracle()
     if not (collection.folder / "ray_lir" / "index" / "LATEST").exists():
         build_index(str(collection.folder / "embeddings"), str(collection.folder / "ray_lir" / "index"), IndexConfig())
     documents = inputs.load(collection.folder, "documents")
-    for name, parameters in ENCODINGS.items():
-        path = encoded_path(collection.folder, name)
+    for name in encodings:
+        parameters, path = ENCODINGS[name], encoded_path(collection.folder, name)
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             start = time.process_time()
@@ -182,8 +183,14 @@ def encoded_path(folder: Path, name: str) -> Path:
     return folder / "fde" / f"{name.replace(' ', '-').replace(',', '')}.npy"
 
 
-def measure(collection: Collection, num_queries: int) -> list[Row]:
-    """Return a row for exact search and for each setting of scan and of MUVERA, with the first queries of a collection."""
+def measure(collection: Collection, num_queries: int, encodings: Sequence[str] = tuple(ENCODINGS)) -> list[Row]:
+    """Return a row for exact search and for each setting of scan and of MUVERA.
+
+    Args:
+        collection: A variant, prepared.
+        num_queries: Queries to measure, the first of the collection.
+        encodings: Names from ENCODINGS.
+    """
     queries = inputs.load(collection.folder, "queries")
     texts = [TokenEmbeddings.of([queries[number].astype(np.float32)]) for number in range(num_queries)]
     exact_QK = collection.oracle()[:num_queries]
@@ -192,17 +199,17 @@ def measure(collection: Collection, num_queries: int) -> list[Row]:
     rows = [run.row({"method": "exact"}, lambda query: searcher.search(query, K, "exact")[0].documents)]
     for limit in CANDIDATES:
         params = ScanParams(ncandidates=limit)
-        row = run.row({"method": "scan", "candidates": limit}, partial(scan, searcher, params))
-        rows.append(row | run.candidates(partial(scan_candidates, searcher, params)))
-    for name, parameters in ENCODINGS.items():
-        encoding = FixedDimensionalEncoding.random(queries.dim, *parameters)
+        row = run.row({"method": "scan", "candidates": limit}, partial(_scan, searcher, params))
+        rows.append(row | run.candidates(partial(_scan_candidates, searcher, params)))
+    for name in encodings:
+        encoding = FixedDimensionalEncoding.random(queries.dim, *ENCODINGS[name])
         path = encoded_path(collection.folder, name)
         about = {"method": "muvera", "encoding": name, "num_docs": len(collection.doc_ids)}
         about |= {"encode_cpu_seconds": json.loads(path.with_suffix(".json").read_text())["cpu_seconds"]}
         for backend, size, find in backends(np.load(path)):
             for limit in CANDIDATES:
                 first = FirstStage(encoding, find, limit)
-                row = run.row({**about, "backend": backend, "bytes": size, "candidates": limit}, partial(muvera, searcher, first))
+                row = run.row({**about, "backend": backend, "bytes": size, "candidates": limit}, partial(_muvera, searcher, first))
                 rows.append(row | run.candidates_row(first.answers[-num_queries:], first.seconds[-num_queries:]))
     return rows
 
@@ -280,19 +287,19 @@ def found(numbers_QN: np.ndarray, exact_QK: np.ndarray, k: int) -> float:
     return float(np.mean([np.isin(exact[:k], numbers).mean() for numbers, exact in zip(numbers_QN, exact_QK, strict=True)]))
 
 
-def scan(searcher: Searcher, params: ScanParams, query: TokenEmbeddings) -> np.ndarray:
+def _scan(searcher: Searcher, params: ScanParams, query: TokenEmbeddings) -> np.ndarray:
     """Return the best documents by the engine scan."""
     return searcher.search(query, K, params)[0].documents
 
 
-def scan_candidates(searcher: Searcher, params: ScanParams, query: TokenEmbeddings) -> np.ndarray:
+def _scan_candidates(searcher: Searcher, params: ScanParams, query: TokenEmbeddings) -> np.ndarray:
     """Return the candidates of the engine scan, without rescoring."""
     plans = searcher.planner.plan(query, K, params)
     (best,) = run_stage(StageCall(plans, 0, [None], plans[0].stage_limits[:1]), searcher.shards, searcher.planner.codec, searcher.kernels)
     return best.documents
 
 
-def muvera(searcher: Searcher, candidates: Answer, query: TokenEmbeddings) -> np.ndarray:
+def _muvera(searcher: Searcher, candidates: Answer, query: TokenEmbeddings) -> np.ndarray:
     """Return the best candidates by exact search."""
     return searcher.search(query, K, "exact", only=candidates(query))[0].documents
 
@@ -326,7 +333,13 @@ def _by_index(index: Any, query_F: np.ndarray, limit: int) -> np.ndarray:
 
 
 def write(output: Path, variant: str, result: Row) -> None:
-    """Put the rows of a variant into muvera.json, and write muvera.md and muvera.svg from all variants."""
+    """Put the rows of a variant into muvera.json, and write muvera.md and muvera.svg from all variants.
+
+    Args:
+        output: Folder of the report.
+        variant: A name from VARIANTS.
+        result: Its rows, mean cosine and number of queries.
+    """
     path = output / "muvera.json"
     report: Row = json.loads(path.read_text()) if path.exists() else {"variants": {}}
     variants = report["variants"] | {variant: {"machine": machine() | {"instructions": instructions()}, **result}}
@@ -338,7 +351,7 @@ def write(output: Path, variant: str, result: Row) -> None:
 
 def markdown(report: Row) -> str:
     """Return tables: MUVERA within the time of scan, and every measurement by number of candidates."""
-    lines = ["Made by `python -m bench.comparison.muvera` (bench/README.md). One thread, CPU milliseconds a query, k = 100.", ""]
+    lines = ["Made by `python -m bench.comparison.muvera` (bench/README.md). One thread, k = 100, median CPU milliseconds of a query.", ""]
     lines += ["| mean cosine | scan, candidates | CPU ms | R@10 | R@100 | best of MUVERA in that time: R@10 | R@100 | MUVERA reaches the "]
     lines[-1] += "recalls of scan less .005 in | with |"
     lines.append("|---" * 9 + "|")
@@ -348,14 +361,14 @@ def markdown(report: Row) -> str:
         computer = variant["machine"]
         lines += ["", f"## {name}: mean cosine {variant['mean_cosine']}", ""]
         lines += [
-            f"{computer['cpu']} ({', '.join(computer['instructions'])}), {variant['queries']} queries. Cells: CPU ms, R@10, R@100.",
+            f"{computer['cpu']} ({', '.join(computer['instructions'])}), {variant['queries']} queries. Cells: median CPU ms, R@10, R@100.",
             "",
         ]
         lines += ["| candidates found by | bytes a document | " + " | ".join(f"{limit:,}" for limit in CANDIDATES) + " |"]
         lines.append("|---" * (2 + len(CANDIDATES)) + "|")
         for method, rows in series(variant["rows"]).items():
             size = round(rows[0]["bytes"] / rows[0]["num_docs"]) if "bytes" in rows[0] else ""
-            cells = [f"{row['cpu_ms']['mean']:.1f}, {row['recall@10']:.3f}, {row['recall@100']:.3f}" for row in rows]
+            cells = [f"{row['cpu_ms']['p50']:.1f}, {row['recall@10']:.3f}, {row['recall@100']:.3f}" for row in rows]
             lines.append(f"| {method} | {size} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -365,12 +378,12 @@ def equal_times(rows: list[Row]) -> list[str]:
     encoded = [row for row in rows if row["method"] == "muvera"]
     lines = []
     for row in (row for row in rows if row["method"] == "scan"):
-        within = [each for each in encoded if each["cpu_ms"]["mean"] <= row["cpu_ms"]["mean"]]
+        within = [each for each in encoded if each["cpu_ms"]["p50"] <= row["cpu_ms"]["p50"]]
         equal = [each for each in encoded if all(each[name] >= row[name] - TOLERANCE for name in RECALLS)]
-        cells = [f"{row['candidates']:,}", f"{row['cpu_ms']['mean']:.1f}", *(f"{row[name]:.3f}" for name in RECALLS)]
+        cells = [f"{row['candidates']:,}", f"{row['cpu_ms']['p50']:.1f}", *(f"{row[name]:.3f}" for name in RECALLS)]
         cells += [f"{max(each[name] for each in within):.3f}" if within else "none" for name in RECALLS]
-        fastest = min(equal, key=lambda each: each["cpu_ms"]["mean"], default=None)
-        cells += [f"{fastest['cpu_ms']['mean']:.1f}", f"{name_of(fastest)}, {fastest['candidates']:,}"] if fastest else ["not reached", ""]
+        fastest = min(equal, key=lambda each: each["cpu_ms"]["p50"], default=None)
+        cells += [f"{fastest['cpu_ms']['p50']:.1f}", f"{name_of(fastest)}, {fastest['candidates']:,}"] if fastest else ["not reached", ""]
         lines.append(" | ".join(cells) + " |")
     return lines
 
@@ -403,14 +416,14 @@ def plot(report: Row, path: Path) -> None:
                 if "candidates" in row:
                     groups.setdefault(f"MUVERA {row['encoding']}" if "encoding" in row else row["method"], []).append(row)
             for name, rows in groups.items():
-                points = frontier([(row["cpu_ms"]["mean"], row[recall_name]) for row in rows])
+                points = frontier([(row["cpu_ms"]["p50"], row[recall_name]) for row in rows])
                 panel.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
             panel.set_xscale("log")
             panel.grid(True, which="both", alpha=0.3)
             panel.set_title(f"mean cosine {variant['mean_cosine']}" if line == 0 else "")
             panel.set_ylabel(recall_name if column == 0 else "")
     panels[0, 0].legend(fontsize=7)
-    figure.supxlabel("CPU ms a query, one thread")
+    figure.supxlabel("median CPU ms of a query, one thread")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

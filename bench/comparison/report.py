@@ -22,7 +22,13 @@ GROWING = ("auto", "exact", "scan", "plaid", "warp")
 
 
 def write_report(work: Path, output: Path, name: str = "compare") -> None:
-    """Write the report of all existing measurements as NAME.json, NAME.md and NAME.svg."""
+    """Write the report of all existing measurements.
+
+    Args:
+        work: Work folder with the measurements.
+        output: Folder of the report.
+        name: The files are NAME.json, NAME.md and NAME.svg.
+    """
     report = {
         "machine": machine() | {"instructions": instructions()},
         "versions": {"ray_lir": __version__} | {path.stem: pins(path) for path in sorted(REQUIREMENTS.glob("*.txt"))},

@@ -104,6 +104,7 @@ SYSTEMS = {
     "LateWeave": System(module="lateweave", settings={"every document": {}}, environment="lateweave", base=THIS),
     "TACHIOM": System(
         module="tachiom",
+        index={"pq_sample_size": 100_000},
         settings={
             "default": {},
             "default, k 10": {"k": 10},

@@ -10,14 +10,14 @@ from bench.peers import inputs
 from bench.peers.harness import Search, main
 
 
-def _build(input: Path, index: Path, threads: int) -> Callable[[], object]:
+def _build(input: Path, index: Path, threads: int, **options: int) -> Callable[[], object]:
     documents = inputs.in_memory(inputs.load(input, "documents"))
     token_ids = np.load(input / inputs.TOKEN_IDS).astype(np.uint32)
     lengths = np.diff(documents.offsets).astype(np.int32)
 
     def run() -> None:
         index.mkdir(parents=True)
-        Tachiom.build_from_arrays(documents.values.view(np.uint16), token_ids, lengths).save(str(index / "index"))
+        Tachiom.build_from_arrays(documents.values.view(np.uint16), token_ids, lengths, **options).save(str(index / "index"))
 
     return run
 

@@ -112,8 +112,8 @@ def test_all_documents_as_candidates_give_the_answer_of_exact_search(tmp_path: P
     assert muvera.open_variant(tmp_path, ".9").query_ids == ["a", "b"]
     for variant in (muvera.RAW, ".9"):
         case = muvera.open_variant(tmp_path, variant)
-        muvera.prepare(case)
-        rows = muvera.measure(case, 2)
+        muvera.prepare(case, ["few"])
+        rows = muvera.measure(case, 2, ["few"])
         exact = next(row for row in rows if row["method"] == "exact")
         whole = [row for row in rows if row.get("candidates") == 60 and row.get("backend") != "IVF 8-bit"]
         assert {row["method"] for row in whole} == {"scan", "muvera"}
@@ -126,7 +126,7 @@ def test_all_documents_as_candidates_give_the_answer_of_exact_search(tmp_path: P
 def test_methods_are_compared_at_equal_times() -> None:
     def row(method: str, ms: float, first: float, second: float) -> dict:
         about = {"encoding": "5,120", "backend": "flat 8-bit"} if method == "muvera" else {}
-        return {"method": method, **about, "candidates": 128, "cpu_ms": {"mean": ms}, "recall@10": first, "recall@100": second}
+        return {"method": method, **about, "candidates": 128, "cpu_ms": {"p50": ms}, "recall@10": first, "recall@100": second}
 
     scan, fast, slow = row("scan", 3, 0.9, 0.8), row("muvera", 2, 0.7, 0.6), row("muvera", 9, 0.897, 0.9)
     (line,) = muvera.equal_times([scan, fast, slow])
@@ -140,8 +140,8 @@ def test_a_candidate_generator_with_many_repetitions_ranks_like_maxsim() -> None
     documents = collection(num_docs=60, max_tokens=12)
     encoding = FixedDimensionalEncoding.random(documents.dim, 100, 4)
     encoded = encoding.encode_documents(Texts(documents.values, documents.offsets))
-    wanted = list(range(0, 60, 6))
-    queries: TokenEmbeddings = queries_about(documents, wanted)
+    sources = list(range(0, 60, 6))
+    queries: TokenEmbeddings = queries_about(documents, sources)
     for number, row in enumerate(encoding.encode_queries(Texts(queries.values, queries.offsets)) @ encoded.T):
         exact = exact_scores(queries.values[queries.offsets[number] : queries.offsets[number + 1]], documents)
         assert int(exact.argmax()) in np.argsort(-row)[:6]
