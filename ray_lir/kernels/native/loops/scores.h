@@ -51,7 +51,10 @@ inline void keep(const Shard& shard, const PackedQuery& query, int64_t lane, con
   }
 }
 
-// Score a block with some lanes of a query. The products are in memory if there is a matrix unit; otherwise they are computed here.
+constexpr int kFewSums = 8;
+
+// Score a block with some lanes of a query. The products are in memory if there is a matrix unit; otherwise they are computed here. If few sums
+// fit the registers, those of the whole block are stored first: then the next tokens' products need not wait for scores from slower caches.
 template <class V, Keep KEEP>
 inline void keep_block(const Shard& shard, const Decoder& decoder, const PackedQuery& query, int64_t lane, const Block& block,
                        const Products& products) {
@@ -68,15 +71,26 @@ inline void keep_block(const Shard& shard, const Decoder& decoder, const PackedQ
     else if (lanes > 8) run(V{}, Count<16>{});
     else run(typename V::Half{}, Count<8>{});
   } else {
+    alignas(64) int32_t stored[kRows + kMoreRows][kLanesTogether];
     over_lanes<V>(query.lanes, [&](auto registers, auto lanes, int64_t at) {
       using W = decltype(registers);
-      constexpr int kCount = decltype(lanes)::value;
+      constexpr int kCount = decltype(lanes)::value, kVectors = kCount / W::kLanes;
       constexpr int kTile = W::tile(kCount);
+      constexpr bool kStored = kTile * kVectors <= kFewSums;
       for (int64_t row = 0; row < block.count; row += kTile) {  // there is memory for as many rows as a tile has
-        typename W::I32 sums[kTile][kCount / W::kLanes];
+        typename W::I32 sums[kTile][kVectors];
         multiply_bytes<W, kCount>(block.rows + row * decoder.stride, decoder.stride, decoder.quads, query, at, sums);
-        keep<W, KEEP, kCount, kTile>(shard, query, at, block, row, [&](int64_t t, int v) { return sums[t][v]; });
+        if constexpr (kStored) {
+#pragma GCC unroll 16
+          for (int r = 0; r < kTile; ++r)
+#pragma GCC unroll 16
+            for (int v = 0; v < kVectors; ++v) W::store_i32(stored[row + r] + v * W::kLanes, sums[r][v]);
+        } else {
+          keep<W, KEEP, kCount, kTile>(shard, query, at, block, row, [&](int64_t t, int v) { return sums[t][v]; });
+        }
       }
+      if constexpr (kStored)
+        keep<W, KEEP, kCount, kRows>(shard, query, at, block, 0, [&](int64_t t, int v) { return W::load_i32(stored[t] + v * W::kLanes); });
     });
   }
 }
