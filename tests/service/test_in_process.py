@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from ray_lir.base.errors import ConfigError
 from ray_lir.encoder.encoder import Encoder
-from ray_lir.search.searcher import Searcher
+from ray_lir.search.searcher import Searcher, open_shards
 from serving.__main__ import runs_here
 from serving.http.access import Access, read_tokens
 from serving.in_process import application_of, serve_in_process
@@ -23,6 +23,7 @@ from serving.metrics import Metrics
 from serving.options import Options
 from serving.prometheus import Registry
 from serving.settings import parse
+from serving.workers import shard_server
 from tests.support.repository import REPOSITORY
 from tests.support.served_index import QUERIES
 
@@ -39,8 +40,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_answers_are_those_of_the_library(index: Path, searcher: Searcher, encoder: Encoder):
-    app = application_of(parse({"index": str(index)}), Access(), Registry())
+@pytest.mark.parametrize("residency", ["memory", "disk"])
+def test_answers_are_those_of_the_library(index: Path, searcher: Searcher, encoder: Encoder, residency: str, monkeypatch):
+    opened: list[bool] = []
+    monkeypatch.setattr(shard_server, "open_shards", lambda *args: opened.append(args[-1]) or open_shards(*args))
+    app = application_of(parse({"index": str(index), "residency": residency}), Access(), Registry())
+    assert opened == [residency == "disk"] * 4
     with TestClient(app) as client:
         hits = client.post("/search", json={"query": QUERIES[0], "k": 5, "engine": "exact"}).json()["results"][0]
         health = client.get("/health").json()
