@@ -351,11 +351,12 @@ def rounding(searcher: Searcher, plans: list[QueryPlan]) -> dict[str, Any]:
             winners, relations = align(query, terms.relation, vectors, relation_of(codec))
             reference.append(weights @ (np.einsum("nd,nd->n", query.astype(np.float64), vectors[winners]) + relations))
             matches.append(tokens[winners])
-        errors.append(np.abs(terms.scores(plan.query, shard, codec, kernels, numbers) - np.array(reference)))
+        errors.append(terms.scores(plan.query, shard, codec, kernels, numbers) - np.array(reference))
         changed.append(_changed_matches(plan, terms, shard, codec, kernels, numbers, np.array(matches)))
         bounds.append(terms.upper_bound(plan.query))
         spreads.append(float((reference - candidates.maxsim[candidates.ranks < ROUNDED]).std()))
-    whole, flips = np.concatenate(errors), np.concatenate([each.any(axis=1) for each in changed])
+    centred = np.abs(np.concatenate([each - each.mean() for each in errors]))
+    whole, flips = np.abs(np.concatenate(errors)), np.concatenate([each.any(axis=1) for each in changed])
     return {
         "documents": len(whole),
         "relation_spread": round(float(np.mean(spreads)), 4),
@@ -363,6 +364,7 @@ def rounding(searcher: Searcher, plans: list[QueryPlan]) -> dict[str, Any]:
         "error_median": round(float(np.median(whole)), 4),
         "error_p99": round(float(np.quantile(whole, 0.99)), 4),
         "error_max": round(float(whole.max()), 4),
+        "error_less_its_mean_in_a_query_median": round(float(np.median(centred)), 4),
         "changed_matches": round(float(np.mean([each.mean() for each in changed])), 5),
         "documents_with_a_changed_match": round(float(flips.mean()), 4),
         "error_median_of_these": round(float(np.median(whole[flips])), 4) if flips.any() else None,
