@@ -17,4 +17,4 @@ class RescoringConfig(EngineConfig):
     relation_candidates: int | None = Field(None, ge=1, exclude_if=lambda count: count is None)
     """Document tokens that each query token is related to: the best by cosine plus relation to first order. None: all, which is exact."""
     relation_documents: int | None = Field(None, ge=1, exclude_if=lambda count: count is None)
-    """Documents with relations: the best with relations to first order. None: 3 k + 10 if relation_candidates is set, otherwise all."""
+    """Documents with relations: the best with relations to first order. None: 2 k + 10 if relation_candidates is set, otherwise all."""

@@ -394,7 +394,7 @@ def test_limited_relations_follow_the_definition(index):
     searcher = index("related", kernels="reference")
     query, weights = QUERIES[2].astype(np.float64), QUERIES.weights[QUERIES.offsets[2] : QUERIES.offsets[3]]
     [limited] = searcher.search(QUERIES.slice(2, 3), 8, ExactParams(relation_candidates=2))
-    assert limited.params.relation_documents == 34
+    assert limited.params.relation_documents == 26
     [plan] = searcher.planner.plan(QUERIES.slice(2, 3), 8, ExactParams(relation_candidates=2))
     selectors = plan.scorer_terms.selectors.vectors @ searcher.planner.codec.rotation.T
     expected = [definition(searcher, query, weights, number, relation_of(), 2, selectors) for number in limited.documents.tolist()]

@@ -14,7 +14,7 @@ DEFAULT_RELATION_CANDIDATES = 8
 
 def default_relation_documents(k: int) -> int:
     """Return how many documents get relations for the top k, if not all of them do (bench/results/trial_nearest.md)."""
-    return 3 * k + 10
+    return 2 * k + 10
 
 
 def with_terms(plan: QueryPlan, params: EngineConfig, scorer: SearchScorer, codec: ResidualCodec) -> QueryPlan:
