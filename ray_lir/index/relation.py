@@ -108,11 +108,13 @@ class RelationEncoder(ShortRepr):
         longest = np.sqrt(2) * np.linalg.norm(np.hstack([self.before, self.after]), 2) + np.linalg.norm(self.bias)
         return float(0.95 * 2**15 / longest) if longest > 0 else 1.0
 
-    def of_query(self, query_nD: np.ndarray) -> QueryRelation:
+    def of_query(self, query_nD: np.ndarray, narrow: bool = True) -> QueryRelation:
         """Return the query's part of the relation.
 
         Args:
             query_nD: [n, D] float32, rotated, without masked tokens. Each token is related to the token before it.
+            narrow: Whether to compute the second, narrower bound of relations with a wide one. It takes most of the time, and skips
+                few relations if a query token is compared with few document tokens.
         """
         dim = query_nD.shape[1]
         query = query_nD.astype(np.float64)
@@ -121,7 +123,7 @@ class RelationEncoder(ShortRepr):
         relations = np.concatenate([np.zeros((min(1, len(query)), dim)), relations])
         products, constants = relations @ self.outer_weight.astype(np.float64), relations @ self.outer_bias.astype(np.float64)
         upper = self._rectified(products)
-        wide = upper > WIDE
+        wide = upper > (WIDE if narrow else np.inf)
         upper[wide] = np.minimum(upper[wide], self._dual(products[wide]))
         upper += constants + self._rounding(products)
         return QueryRelation(products.astype(np.float32), constants.astype(np.float32), upper.astype(np.float32))
@@ -200,10 +202,8 @@ class LinearRelation(ShortRepr):
     @classmethod
     def of(cls, relation: QueryRelation, codec: "ResidualCodec") -> "LinearRelation":
         """Return the relations of a query to first order; `codec` is that of the index, with a relation encoder."""
-        encoder = relation_of(codec)
-        slopes_nD = relation.products.astype(np.float64) @ _mean_gradient(codec)
-        first, second = slopes_nD @ encoder.before.astype(np.float64), slopes_nD @ encoder.after.astype(np.float64)
-        if encoder.from_first_token:
+        first, second = relation.products.astype(np.float64) @ _mean_gradients(codec)
+        if relation_of(codec).from_first_token:
             first[1:2] = 0
         return cls(first, second)
 
@@ -237,8 +237,9 @@ class LinearRelation(ShortRepr):
 
 
 @derived
-def _mean_gradient(codec: "ResidualCodec") -> np.ndarray:
-    """Return the mean derivative of each hidden value by each component of the sum of both halves, [D, D], over pairs of centroids."""
+@one_blas_thread()
+def _mean_gradients(codec: "ResidualCodec") -> np.ndarray:
+    """Return the mean derivatives of hidden values by the first and by the second token, [2, D, D], over pairs of centroids."""
     encoder, rng = relation_of(codec), np.random.default_rng(0)
     first, second = codec.centroids_f32[rng.integers(0, codec.num_centroids, (2, SAMPLE))].astype(np.float64)
     both = first @ encoder.before.T.astype(np.float64) + second @ encoder.after.T.astype(np.float64) + encoder.bias
@@ -246,8 +247,8 @@ def _mean_gradient(codec: "ResidualCodec") -> np.ndarray:
     normed = both * inverse
     slopes = mish_slope(normed * encoder.scale + encoder.shift) * encoder.scale * inverse
     # The norm divides by the root mean square, which grows with every component.
-    gradient: np.ndarray = np.diag(slopes.mean(axis=0)) - (slopes * normed).T @ normed / normed.size
-    return gradient
+    gradient = np.diag(slopes.mean(axis=0)) - (slopes * normed).T @ normed / normed.size
+    return np.stack([gradient @ half.astype(np.float64) for half in (encoder.before, encoder.after)])
 
 
 def relation_of(codec: "ResidualCodec") -> RelationEncoder:

@@ -112,7 +112,7 @@ class TrialScorer(SearchScorer):
             return None
         unmasked = np.flatnonzero(query.vectors.any(axis=1))
         vectors = query.vectors[unmasked]
-        relation = encoder.of_query(vectors)
+        relation = encoder.of_query(vectors, narrow=nearest_tokens is None)
         if not approximates:
             return RelationTerms(unmasked, relation)
         weights, linear = query.weights[unmasked], LinearRelation.of(relation, codec)
