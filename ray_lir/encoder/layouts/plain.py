@@ -28,10 +28,9 @@ def load(path: Path, trust_remote_code: bool = False, light: bool = False) -> Pa
         ConfigError: The folder has no config.json, or cannot be loaded.
     """
     if not (path / "config.json").is_file():
-        raise ConfigError(
-            f"{path} holds no known checkpoint (no modules.json, config.json or .dnn file); "
-            "give a Hugging Face, sentence-transformers, PyLate or Stanford ColBERT folder"
-        )
+        trained = path / "checkpoint"  # the output of jobs.train holds the checkpoint in this folder
+        fix = f"give {trained}" if trained.is_dir() else "give a Hugging Face, sentence-transformers, PyLate or Stanford ColBERT folder"
+        raise ConfigError(f"{path} holds no known checkpoint (no modules.json, config.json or .dnn file); {fix}")
     backbone, tokenizer = load_transformer(path, trust_remote_code, light)
     return Parts(Network(backbone), tokenizer, conventions(tokenizer, backbone.config))
 

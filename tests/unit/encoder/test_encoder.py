@@ -253,6 +253,9 @@ def test_a_hub_name_without_a_network_is_refused_with_the_fix(monkeypatch: pytes
 def test_folders_and_files_without_a_checkpoint_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no known checkpoint"):
         Encoder.load(str(tmp_path))
+    (tmp_path / "trained" / "checkpoint").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=f"give {tmp_path}/trained/checkpoint$"):
+        Encoder.load(str(tmp_path / "trained"))
     (tmp_path / "epoch=1.ckpt").write_bytes(b"x")
     with pytest.raises(ConfigError, match="Lightning checkpoint"):
         Encoder.load(str(tmp_path / "epoch=1.ckpt"))
