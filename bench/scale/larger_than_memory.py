@@ -13,8 +13,8 @@ files counts; what the process takes before it opens the index (Python and modul
 
 `build` decodes the tokens of an index that `make` wrote, builds an index of them, and compares with the predictions of `ray-lir plan`.
 
-Phases: cold (before each query, the pages of codes, residuals and scales are dropped from the mapping and from the page cache), steady
-(other queries, nothing is dropped), warm (each query again).
+There are three phases. Cold: before each query, the pages of codes, residuals and scales are dropped from the mapping and from the page
+cache. Steady: other queries, and nothing is dropped. Warm: each query again.
 """
 
 import argparse

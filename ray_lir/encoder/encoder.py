@@ -279,8 +279,8 @@ class Encoder:
 
     def batch_queries(self, texts: Sequence[str]) -> TokenBatch:
         """Return one padded batch of queries for `embed_queries`."""
-        token_ids, attended = self._query_tokens(texts)
-        token_ids = self._checked(token_ids)
+        tokens, attended = self._query_tokens(texts)
+        token_ids = self._checked(tokens)
         return pad(token_ids, attended, _keep(token_ids, self.contract.query_skip_tokens))
 
     def embed_queries(self, batch: TokenBatch) -> EmbeddedTexts:

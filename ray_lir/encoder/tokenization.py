@@ -227,7 +227,7 @@ class TextTokenizer:
         """
         wrong = next((int(ids.max()) for ids in token_ids if vocabulary_size and len(ids) and ids.max() >= vocabulary_size), None)
         if wrong is not None:
-            [token] = self.tokenizer.convert_ids_to_tokens([wrong])
+            token = list(self.tokenizer.convert_ids_to_tokens([wrong]))[0]
             raise ConfigError(
                 f"the tokenizer of {self.contract.checkpoint} has the token {token!r} with id {wrong}, but its model has "
                 f"{vocabulary_size} token vectors; use the tokenizer that was saved with the checkpoint"

@@ -174,7 +174,7 @@ def score(call: StageCall, shards: Sequence[IndexShard], codec: ResidualCodec, k
 
 
 def _prefetched(shard: IndexShard, allowed: Sequence[Allowed]) -> np.ndarray:
-    """Start to read the vectors of a shard's documents from the disk, unless they are so many that the stage reads the whole shard.
+    """Start to read the vectors of a shard's documents from the disk; nothing for half of the shard or more, which is read as a whole.
 
     Returns:
         The ranges of pages, [m, 2] uint64. Few of them are read again soon, so they are the first to free.
