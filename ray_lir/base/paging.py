@@ -113,21 +113,28 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
 
 
-def scratch_array(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
-    """Return a writable array in a temporary file, which the system can write to disk when memory is short. It is freed with the array.
+@contextmanager
+def scratch_array(shape: tuple[int, ...], dtype: np.dtype | type) -> Iterator[np.ndarray]:
+    """Make an array in a temporary file, which the body of a `with` block fills. The file is freed with the array.
+
+    At the end, all pages are written to the file. Otherwise the first searches that need memory would wait for these writes: medians of
+    seconds at 100 million tokens (bench/README.md).
 
     Raises:
         ConfigError: The disk of the temporary folder is full.
     """
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     if not num_bytes:
-        return np.empty(shape, dtype)
+        yield np.empty(shape, dtype)
+        return
     with _temporary_file(num_bytes) as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, num_bytes)  # otherwise a full disk would end the process at a write
         else:
             file.truncate(num_bytes)
-        return np.asarray(np.memmap(file, dtype, "r+", shape=shape))
+        mapped = np.memmap(file, dtype, "r+", shape=shape)
+        yield np.asarray(mapped)
+        mapped.flush()
 
 
 def scratch_rows(blocks: Iterable[np.ndarray], dtype: np.dtype | type) -> np.ndarray:
@@ -140,6 +147,7 @@ def scratch_rows(blocks: Iterable[np.ndarray], dtype: np.dtype | type) -> np.nda
         for block in blocks:
             file.write(np.ascontiguousarray(block, dtype).data)
         file.flush()
+        os.fsync(file.fileno())  # as in scratch_array
         num_rows = file.tell() // np.dtype(dtype).itemsize
         return np.asarray(np.memmap(file, dtype, "r+", shape=(num_rows,))) if num_rows else np.empty(0, dtype)
 

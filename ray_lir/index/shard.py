@@ -132,8 +132,7 @@ class IndexShard(ShortRepr):
     def _by_centroid(self, values_of: Callable[[int, int], np.ndarray], dtype: type) -> np.ndarray:
         if not self.on_disk:
             return postings.by_centroid(self.codes, self.posting_offsets, values_of, np.empty(len(self.codes), dtype))
-        out = scratch_array((len(self.codes),), dtype)
-        with self.whole_pass():
+        with scratch_array((len(self.codes),), dtype) as out, self.whole_pass():
             postings.by_centroid(self.codes, self.posting_offsets, values_of, out)
         advise(out, MADV_RANDOM)
         return out

@@ -204,11 +204,25 @@ def test_a_full_temporary_folder_is_reported_with_the_fix(monkeypatch, tmp_path)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(paging.os, "posix_fallocate", full)
-    with pytest.raises(ConfigError, match=r"needs 8.0 GB in the temporary folder .*No space left.*set TMPDIR"):
-        paging.scratch_array((10**9,), np.float64)
+    with (
+        pytest.raises(ConfigError, match=r"needs 8.0 GB in the temporary folder .*No space left.*set TMPDIR"),
+        paging.scratch_array((10**9,), np.float64),
+    ):
+        pass
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     with pytest.raises(ConfigError, match="needs room in the temporary folder"):
         paging.scratch_rows(iter([np.zeros(3)]), np.float64)
+
+
+def test_a_temporary_array_is_on_the_disk_when_it_is_filled(monkeypatch):
+    """Pages that are not written yet make later searches wait when memory is short."""
+    written = []
+    flush = np.memmap.flush
+    monkeypatch.setattr(np.memmap, "flush", lambda array: (written.append(array.tolist()), flush(array)))
+    with paging.scratch_array((3,), np.int32) as array:
+        array[:] = (1, 2, 3)
+        assert not written
+    assert written == [[1, 2, 3]] and array.tolist() == [1, 2, 3]
 
 
 def test_auto_never_chooses_random_reads_of_single_tokens_on_the_disk():
