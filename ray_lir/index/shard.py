@@ -42,6 +42,8 @@ from ray_lir.storage.manifest import check_file, files_of
 ARRAYS = ("doc_offsets", "codes", "residuals", "scales")
 WEIGHTS = "weights"
 WINDOWS = "windows"
+PART_TOKENS = 1 << 24
+"""Tokens of a part of the posting lists that is written at a time if residuals stay on the disk: 64 MB."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -133,7 +135,7 @@ class IndexShard(ShortRepr):
         if not self.on_disk:
             return postings.by_centroid(self.codes, self.posting_offsets, values_of, np.empty(len(self.codes), dtype))
         with scratch_array((len(self.codes),), dtype) as out, self.whole_pass():
-            postings.by_centroid(self.codes, self.posting_offsets, values_of, out)
+            postings.by_centroid(self.codes, self.posting_offsets, values_of, out, PART_TOKENS)
         advise(out, MADV_RANDOM)
         return out
 

@@ -25,6 +25,8 @@ def test_posting_lists_hold_tokens_in_ascending_order(num_centroids, dtype, monk
     tokens, offsets = group(codes, num_centroids)
     np.testing.assert_array_equal(tokens, np.argsort(codes.astype(np.int64), kind="stable"))
     np.testing.assert_array_equal(np.diff(offsets), np.bincount(codes, minlength=num_centroids))
+    parts = postings.by_centroid(codes, offsets, np.arange, np.empty(len(codes), np.int64), part_tokens=30_000)
+    np.testing.assert_array_equal(parts, tokens)
 
 
 def test_no_tokens():
