@@ -42,7 +42,7 @@ from .handlers.writes import WriteOptions
 from .http.access import Access
 from .indexes.catalog import Catalog
 from .options import ServeConfig
-from .settings import access_of, check_index, check_writes, gpu_share, number_of_groups, parse
+from .settings import access_of, check_index, check_writes, parse, shard_groups
 from .workers.query_encoder import QueryEncoder
 from .workers.shard_server import ShardServer
 from .workers.writer import MaintenanceOptions, Writer
@@ -200,7 +200,6 @@ def _options(config: ServeConfig) -> dict[str, Any]:
 
 
 def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Access) -> Application:
-    num_groups = number_of_groups(config, manifest)
     options = _options(config)
     replicas: dict[str, Any] = {"max_ongoing_requests": config.max_ongoing_requests, **options}
     encoder_resources = {"num_cpus": config.encoder_cpus, "num_gpus": config.encoder_gpus}
@@ -211,21 +210,7 @@ def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Ac
     shard_server = serve.deployment(ray_actor_options=shard_resources, **spread_over_cards(config), **scaling(config, calls), **replicas)(
         ShardServer
     )
-    shard_groups = {
-        f"ShardGroup-{group}": shard_server.options(name=f"ShardGroup-{group}").bind(
-            config.index,
-            version,
-            group,
-            num_groups,
-            config.shard_cpus,
-            config.verify,
-            config.cache,
-            config.kernels,
-            gpu_share(config),
-            residency=config.residency,
-        )
-        for group in range(num_groups)
-    }
+    groups = {name: shard_server.options(name=name).bind(*arguments) for name, arguments in shard_groups(config, version, manifest).items()}
     # The gateway must receive excess requests to answer them with 429; Ray Serve itself would queue them without a reply.
     gateway = serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=100 * config.max_requests, **options)(Gateway)
     return gateway.bind(
@@ -240,7 +225,7 @@ def _bind(config: ServeConfig, version: int, manifest: IndexManifest, access: Ac
             config.kernels,
             residency=config.residency,
         ),
-        shard_groups,
+        groups,
         config.timeout_s,
         config.max_requests,
         hedge_percentile(config),

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -25,7 +24,7 @@ from .metrics import Metrics
 from .options import Options, ServeConfig
 from .prometheus import Registry
 from .service import Service
-from .settings import access_of, check_index, number_of_groups, parse
+from .settings import access_of, check_index, parse, shard_groups
 from .transport.local import LocalTransport
 from .transport.protocol import ENCODER
 from .workers.query_encoder import QueryEncoder
@@ -116,23 +115,17 @@ def open_service(config: ServeConfig, metrics: Metrics) -> Service:
     version = latest_version(config.index) if config.version is None else config.version
     manifest = read_version(config.index, version)
     check_index(config, manifest)
-    num_groups = number_of_groups(config, manifest)
     encoder = QueryEncoder(config.index, version, config.encoder, config.verify, config.kernels, residency=config.residency)
-    workers: dict[str, Any] = {ENCODER: encoder}
-    for group in range(num_groups):
-        workers[f"ShardGroup-{group}"] = ShardServer(
-            config.index,
-            version,
-            group,
-            num_groups,
-            config.shard_cpus,
-            config.verify,
-            config.cache,
-            config.kernels,
-            residency=config.residency,
-        )
-    groups = [name for name in workers if name != ENCODER]
-    return Service(config.index, version, groups, LocalTransport(workers, metrics), config.timeout_s, config.max_requests, metrics)
+    groups = {name: ShardServer(*arguments) for name, arguments in shard_groups(config, version, manifest).items()}
+    return Service(
+        config.index,
+        version,
+        list(groups),
+        LocalTransport({ENCODER: encoder, **groups}, metrics),
+        config.timeout_s,
+        config.max_requests,
+        metrics,
+    )
 
 
 def ready_line(options: Options) -> str:

@@ -93,6 +93,19 @@ def number_of_groups(config: ServeConfig, manifest: IndexManifest) -> int:
     return config.num_groups or min(len(manifest.shards), DEFAULT_GROUPS)
 
 
+def shard_groups(config: ServeConfig, version: int, manifest: IndexManifest) -> dict[str, tuple[Any, ...]]:
+    """Return the arguments of each group's `ShardServer`, by the name of its deployment.
+
+    Args:
+        config: The configuration of the service.
+        version: Version of the index that the groups open.
+        manifest: The manifest of that version.
+    """
+    num_groups = number_of_groups(config, manifest)
+    options = (config.shard_cpus, config.verify, config.cache, config.kernels, gpu_share(config), config.residency)
+    return {f"ShardGroup-{group}": (config.index, version, group, num_groups, *options) for group in range(num_groups)}
+
+
 def access_of(config: ServeConfig) -> Access:
     """Return the tokens, roles and web origins of a configuration.
 

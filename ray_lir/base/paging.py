@@ -15,7 +15,7 @@ import numpy as np
 
 from ray_lir.base.errors import ConfigError
 
-MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED = 0, 1, 2, 3
+MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED = 1, 2, 3
 """The same numbers on Linux and macOS; Python names them only where it has mmap.madvise."""
 MADV_COLD = 20
 """Linux only: when memory is short, these pages are freed first."""
@@ -69,7 +69,7 @@ def advise(array: np.ndarray, advice: int) -> None:
 
     Args:
         array: The array.
-        advice: One of MADV_NORMAL (read-ahead), MADV_RANDOM (no read-ahead) and MADV_SEQUENTIAL (more read-ahead).
+        advice: MADV_RANDOM (no read-ahead) or MADV_SEQUENTIAL (more read-ahead than usual).
     """
     if array.size and hasattr(_libc(), "madvise"):
         [[start, length]] = _page_ranges(array, np.zeros(1, np.int64), np.full(1, len(array)))[1].tolist()

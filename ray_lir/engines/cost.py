@@ -47,6 +47,8 @@ COSTS = {
 }
 
 
+DENSITY = 1.7
+"""Mean size of a probed cluster over the mean size of all clusters (SciFact)."""
 RANDOM_READ_NS = 12_000
 """Time to read a page from a local disk while others are read: 3,000 pages took 30 to 45 ms (bench/results/larger_than_memory.md)."""
 

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from ray_lir.engines.cost import QUERY_TOKENS, Costs, QueryCost, plan_ns, rescore_ns
+from ray_lir.engines.cost import DENSITY, QUERY_TOKENS, Costs, QueryCost, plan_ns, rescore_ns
 from ray_lir.engines.engine import Allowed, Automatic, Engine, Scored, Stage
 from ray_lir.engines.exact import RELATE, RESCORE
 from ray_lir.engines.params import RescoringConfig
@@ -18,8 +18,6 @@ from ray_lir.kernels import Kernels
 
 AUTO_NPROBE = 8
 """Centroids probed for each query token if engine auto chooses plaid."""
-DENSITY = 1.7
-"""Mean size of a probed cluster over the mean size of all clusters (SciFact)."""
 PRUNED_CODE = 2.5
 """Time of a candidate's code, most of which are pruned, over the time of a code in a scan (bench/results/larger_than_memory.md)."""
 

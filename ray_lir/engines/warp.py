@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import AliasChoices, ConfigDict, Field
 
-from ray_lir.engines.cost import QUERY_TOKENS, RANDOM_READ_NS, Costs, QueryCost, plan_ns, rescore_ns, width
+from ray_lir.engines.cost import DENSITY, QUERY_TOKENS, RANDOM_READ_NS, Costs, QueryCost, plan_ns, rescore_ns, width
 from ray_lir.engines.engine import Allowed, Automatic, Engine, Scored, Stage
 from ray_lir.engines.exact import RELATE, RESCORE
 from ray_lir.engines.params import RescoringConfig
@@ -19,8 +19,6 @@ from ray_lir.kernels import Kernels
 
 NPROBE = 16
 """Clusters probed for each token of a query of usual length. With rescoring, 16 find the same top 10 as WARP's 32 (bench/README.md)."""
-DENSITY = 1.7
-"""Mean size of a probed cluster over the mean size of all clusters (SciFact)."""
 
 
 class WarpParams(RescoringConfig):

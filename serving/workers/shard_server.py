@@ -113,8 +113,8 @@ class ShardServer(Replica[Searcher]):
         cache: str | None,
         kernels: str = "auto",
         gpu: GpuShare | None = None,
-        pool: ThreadPoolExecutor | None = None,
         residency: str = "auto",
+        pool: ThreadPoolExecutor | None = None,
     ):
         super().__init__()
         self.residency = residency
