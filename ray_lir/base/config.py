@@ -269,6 +269,9 @@ class TrialConfig(Config):
     first_match: Literal["best", "first_token"] = Field("best", exclude_if=lambda match: match == "best")
     """The document token from which the relation of the second query token starts (d_j0 of the article): the match of the first query
     token, or the document's first token ([CLS])."""
+    training_candidates: int | None = Field(None, ge=1, exclude_if=lambda number: number is None)
+    """In training, match each query token with one of this many document tokens of highest cosine; 16 make a step many times cheaper.
+    None: with any token, as search does."""
 
 
 class AttentionConfig(Config):
@@ -312,6 +315,10 @@ class TrainingConfig(Config):
     freeze_encoder: bool = Field(False, exclude_if=lambda frozen: not frozen)
     """Train only the scorer's heads (for trial: gates and relation) and the temperatures. The encoder keeps its weights, and a step
     needs no backward pass through it."""
+    trained_layers: int | None = Field(None, ge=0, exclude_if=lambda layers: layers is None)
+    """Train only this many last layers of a model like BERT, with projection and heads; 0: projection and heads only. The earlier layers
+    keep their weights. On a CPU each text passes through them once, while the hidden states of all texts fit into 1 GB. None: train all
+    layers."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     """Fraction of the steps in which the learning rate rises."""
     weight_decay: float = Field(0.01, ge=0)
@@ -352,6 +359,8 @@ class TrainingConfig(Config):
                 "contrastive_weight, own_contrastive_weight and distillation_weight cannot all be 0, because there would be no loss; "
                 "raise one of them"
             )
+        if self.freeze_encoder and self.trained_layers is not None:
+            raise ValueError("freeze_encoder trains the scorer's heads only; leave trained_layers out")
         for name in ("distillation_weight", "own_contrastive_weight"):
             if getattr(self, name) and not self.num_negatives:
                 raise ValueError(f"{name} needs num_negatives of at least 1: the scores of one document cannot be compared")

@@ -58,6 +58,7 @@ class Network(nn.Module):
     Attributes:
         scorer: Computes token weights and scores; its heads, if any, stay in float32.
         int8: Whether encoding on a CPU computes the backbone's linear layers in bytes. Weights stay in float32.
+        transformer: In training mode, computes the last hidden states and the last layer's attention in place of `padded`; None: `padded`.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Network(nn.Module):
     ):
         super().__init__()
         self.int8 = False
+        self.transformer: Callable[[TokenBatch], tuple[Tensor, ReceivedAttention | None]] | None = None
         self.backbone = backbone
         layers = list(projections)
         width = backbone.config.hidden_size
@@ -136,7 +138,8 @@ class Network(nn.Module):
 
     def _project(self, batch: TokenBatch) -> tuple[Tensor, ReceivedAttention | None]:
         """Return float32 vectors before normalization, [B, L, D], and the last layer's attention if the scorer reads it."""
-        hidden, attention = (self._without_padding(batch) or self._padded)(batch)
+        in_training = self.transformer if self.training else None
+        hidden, attention = (in_training or self._without_padding(batch) or self.padded)(batch)
         for projection in self.projections:
             hidden = apply_with_padded_rows(projection, hidden)
         return hidden.float() * batch.keep_mask.unsqueeze(-1), attention if self.scorer.reads_attention else None
@@ -146,8 +149,8 @@ class Network(nn.Module):
         """Whether this model encodes without padding on a CPU."""
         return unpadded_bert.is_supported(self.backbone)
 
-    def _padded(self, batch: TokenBatch) -> tuple[Tensor, ReceivedAttention | None]:
-        """Run the model's own forward pass."""
+    def padded(self, batch: TokenBatch) -> tuple[Tensor, ReceivedAttention | None]:
+        """Return the last hidden states of the model's own forward pass, [B, L, W], and the attention that the scorer reads, if any."""
         recorder = AttentionRecorder() if self.scorer.reads_attention else None
         with recorder or nullcontext():
             hidden = self.backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state

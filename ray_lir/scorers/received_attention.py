@@ -131,7 +131,28 @@ class UnpaddedAttention(ShortRepr):
         return padded
 
 
-ReceivedAttention = LastAttention | UnpaddedAttention
+@dataclass(frozen=True, eq=False, repr=False)
+class KnownAttention(ShortRepr):
+    """The same for texts with attention that was computed before.
+
+    Attributes:
+        received: [B, L, 2], column mean and first row.
+        attended: [B, L] bool.
+    """
+
+    received: Tensor
+    attended: Tensor
+
+    def column_mean(self) -> Tensor:
+        """Return `LastAttention.column_mean`."""
+        return self.received[..., 0]
+
+    def first_row(self) -> Tensor:
+        """Return `LastAttention.first_row`."""
+        return self.received[..., 1]
+
+
+ReceivedAttention = LastAttention | UnpaddedAttention | KnownAttention
 """The last layer's attention as scorers read it."""
 
 

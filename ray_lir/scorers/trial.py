@@ -131,8 +131,8 @@ class Trial(Scorer):
         """Return TRIAL scores, [B, N]."""
         if self.settings.relation_weight == 0:
             return maxsim.scores(queries, documents)
-        settings = self.settings
-        return scores(queries, documents, self.relation, settings.relation_weight, settings.alignment, settings.first_match)
+        settings, candidates = self.settings, self.settings.training_candidates if self.training else None
+        return scores(queries, documents, self.relation, settings.relation_weight, settings.alignment, settings.first_match, candidates)
 
     def training_scores(self, queries: EmbeddedTexts, documents: EmbeddedTexts) -> list[Tensor]:
         """Return the scores scaled to a query of QUERY_LENGTH tokens."""
@@ -158,6 +158,7 @@ def scores(
     relation_weight: float,
     alignment: str,
     first_match: str = "best",
+    candidates: int | None = None,
 ) -> Tensor:
     """Return the TRIAL scores of all pairs, [B, N]; differentiable.
 
@@ -173,11 +174,12 @@ def scores(
         relation_weight: Factor of a relation relative to a similarity (lambda).
         alignment: "combined" or "cosine".
         first_match: The token that the first query token counts as aligned to: "best", its match, or "first_token", the document's first.
+        candidates: As in `align_tokens`.
 
     Source: docs/algorithms.md#51-score
     """
     queries = _without_gaps(queries)
-    best, previous = align_tokens(queries, documents, relation, relation_weight, alignment, first_match)
+    best, previous = align_tokens(queries, documents, relation, relation_weight, alignment, first_match, candidates)
     before, after = relation.halves(documents.vectors, documents.vectors)
     terms = _query_terms(queries, relation)
     hidden = relation.hidden(gather_tokens(before, previous), gather_tokens(after, best))
@@ -207,6 +209,7 @@ def align_tokens(
     relation_weight: float,
     alignment: str,
     first_match: str = "best",
+    candidates: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the best document token of each query token, and the token that its predecessor was aligned to; each [B, N, n] int64.
 
@@ -220,6 +223,8 @@ def align_tokens(
         relation_weight: Factor of a relation relative to a similarity (lambda).
         alignment: "combined" or "cosine".
         first_match: As in `scores`.
+        candidates: Document tokens with the highest similarities among which the best one is searched for each query token after the first;
+            None: all tokens.
     """
     num_queries, num_tokens, dim = queries.vectors.shape
     terms = _query_terms(queries, relation)
@@ -232,9 +237,14 @@ def align_tokens(
         if first_match == "first_token":
             aligned = [documents.mask[chunk].int().argmax(-1).expand_as(best[0])]
         for i in range(1, num_tokens):
-            hidden = relation.hidden(gather_tokens(before, aligned[-1][..., None]), after)
-            value = cosine[:, :, i] + relation_weight * torch.einsum("bnjd,bd->bnj", hidden, terms.weights[:, i])
-            best.append(value.argmax(-1))
+            similarity, current, chosen = cosine[:, :, i], after, None
+            if candidates and candidates < similarity.shape[-1]:
+                chosen = similarity.topk(candidates).indices.sort(-1).values
+                similarity, current = similarity.gather(-1, chosen), gather_tokens(after, chosen)
+            hidden = relation.hidden(gather_tokens(before, aligned[-1][..., None]), current)
+            value = similarity + relation_weight * torch.einsum("bnjd,bd->bnj", hidden, terms.weights[:, i])
+            place = value.argmax(-1)
+            best.append(place if chosen is None else chosen.gather(-1, place[..., None]).squeeze(-1))
             aligned.append(best[-1] if alignment == "combined" else cosine[:, :, i].argmax(-1))
         previous = [torch.zeros_like(best[0]), *aligned[:-1]]
         parts.append((torch.stack(best, -1), torch.stack(previous, -1)))

@@ -24,6 +24,7 @@ from ray_lir.training import collectives, gradient_cache
 from ray_lir.training.data import Batch, TrainingData, batches
 from ray_lir.training.dev_set import DevSet, ndcg_at_10
 from ray_lir.training.dropout import fast_dropout
+from ray_lir.training.frozen_layers import FrozenLayers
 from ray_lir.training.losses import Objective, Targets
 from ray_lir.training.optimization import learning_rate_at, make_optimizer, set_learning_rate
 
@@ -78,16 +79,26 @@ class Training:
         step: Steps taken so far.
     """
 
-    def __init__(self, encoder: Encoder, data: TrainingData, config: TrainingConfig, products: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        encoder: Encoder,
+        data: TrainingData,
+        config: TrainingConfig,
+        products: torch.dtype = torch.float32,
+        frozen: FrozenLayers | None = None,
+    ):
         """Args:
         encoder: Checkpoint to start from, with float32 weights.
         data: Training data; the same for every worker.
         config: Settings of the training.
         products: Number format of the forward pass's products. With float16, the loss is scaled up to keep small gradients; a step
             with overflowing gradients is skipped and lowers the scale.
+        frozen: For `trained_layers`: the frozen layers of another training from the same checkpoint, with the hidden states that they keep.
+            None: make them from this encoder.
 
         Raises:
-            ConfigError: The checkpoint was trained for another scorer or with another projection.
+            ConfigError: The checkpoint was trained for another scorer or with another projection, or has too few layers for
+                `trained_layers`.
         """
         self.encoder = prepare_encoder(encoder, config)
         self.data, self.config, self._products = data, config, products
@@ -98,6 +109,11 @@ class Training:
         self._modules = nn.ModuleDict({"encoder": network, "loss": self._objective})
         self._body, heads = nn.ModuleList([network.backbone, network.projections]), nn.ModuleList([network.scorer, self._objective])
         self._body.requires_grad_(not config.freeze_encoder)
+        self._frozen = None
+        if config.trained_layers is not None:
+            self._frozen = frozen or FrozenLayers(network, config.trained_layers, products)
+            self._frozen.prepare(network)
+            network.transformer = partial(self._frozen, network)
         self._optimizer = make_optimizer(self._body, heads, config)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=products == torch.float16)
         collectives.copy_from_first_worker(self._modules)
@@ -118,6 +134,8 @@ class Training:
         set_learning_rate(self._optimizer, learning_rate)
         self._modules.train()
         self._body.train(not self.config.freeze_encoder)  # without dropout, heads learn from the vectors that search will use
+        if self._frozen:
+            self._frozen.prepare(self.encoder.model)
         self._optimizer.zero_grad()
         parts = torch.stack([self._backward(batch, number, 1 / len(batches)) for number, batch in enumerate(batches)])
         mean_loss, query_weight, square, closed, *terms = collectives.mean_over_workers(parts.sum(0)).tolist()

@@ -16,6 +16,7 @@ from ray_lir.scorers import SCORERS
 from ray_lir.training import collectives
 from ray_lir.training.data import TrainingData
 from ray_lir.training.dev_set import DevSet, ndcg_at_10
+from ray_lir.training.frozen_layers import FrozenLayers
 from ray_lir.training.trainer import Training, load_encoder
 from tests.support import translated_words
 from tests.support.training_jobs import advance
@@ -341,3 +342,75 @@ def test_closed_document_gates_stop_a_training(checkpoint, pairs):
     torch.nn.init.constant_(training.encoder.model.scorer.document_gate.outer.bias, -100)
     with pytest.raises(ConfigError, match="all gates are 0"):
         advance(training, 1)
+
+
+def frozen_names(training: Training, trained_layers: int) -> set[str]:
+    """Names of the weights of the embedding layer and of all but the last layers."""
+    backbone = training.encoder.model.backbone
+    first = len(backbone.encoder.layer) - trained_layers
+    parts = {"backbone.embeddings": backbone.embeddings, **{f"backbone.encoder.layer.{n}": backbone.encoder.layer[n] for n in range(first)}}
+    return {f"{prefix}.{name}" for prefix, part in parts.items() for name, _ in part.named_parameters()}
+
+
+@pytest.mark.parametrize("trained_layers", [0, 1])
+@each_scorer
+def test_training_the_last_layers_equals_a_full_pass_through_frozen_layers(scorer, trained_layers, checkpoint, pairs):
+    settings = {**DISTILLED, "projection_dim": 8, "micro_batch": 5}
+    data = with_negatives(pairs)
+    part = start(checkpoint, data, configure(scorer, trained_layers=trained_layers, **settings))
+    whole = start(checkpoint, data, configure(scorer, **settings))
+    frozen, before = frozen_names(part, trained_layers), weights(part)
+    for name, parameter in whole.encoder.model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    losses = [[record.loss for record in advance(training, 3)] for training in (part, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    after, reference = weights(part), weights(whole)
+    assert frozen and all(torch.equal(after[name], before[name]) for name in frozen)
+    assert any(name.startswith("projections") for name in after if not torch.equal(after[name], before[name]))
+    assert trained_layers == any("encoder.layer.1." in name for name in after if not torch.equal(after[name], before[name]))
+    torch.testing.assert_close(after, reference, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("scorer", ["maxsim", "attention"])
+def test_hidden_states_that_are_kept_equal_those_computed_again(scorer, checkpoint, pairs, tmp_path):
+    config = configure(scorer, trained_layers=1, accumulate=2)
+    keeping, whole = (start(checkpoint, pairs, config, dropout=0.1) for _ in range(2))
+    forgetful = start(checkpoint, pairs, config, dropout=0.1)
+    network = forgetful.encoder.model
+    forgetful._frozen._max_bytes = 0
+    assert network.transformer.func is forgetful._frozen
+    curve = advance(whole, 4)
+    assert advance(forgetful, 4) == curve
+    advance(keeping, 2)
+    keeping.save(tmp_path / "state.pt")
+    again = start(checkpoint, pairs, config, dropout=0.1)
+    again.load(tmp_path / "state.pt")
+    assert advance(again, 2) == curve[2:]
+    for other in (again, forgetful):
+        assert all(torch.equal(weights(other)[name], tensor) for name, tensor in weights(whole).items())
+    assert whole._frozen._kept and not forgetful._frozen._kept
+
+
+def test_frozen_layers_of_one_training_serve_another(checkpoint, pairs):
+    config = configure("attention", trained_layers=0, projection_dim=8)
+    alone = start(checkpoint, pairs, config)
+    curve = advance(alone, 2)
+    maxsim = start(checkpoint, pairs, configure("maxsim", trained_layers=0, projection_dim=8))
+    shared = FrozenLayers(maxsim.encoder.model, 0, attention=True)
+    for settings in (maxsim.config, config):
+        encoder = load_encoder(EncoderConfig(checkpoint=str(checkpoint)), settings.seed, "cpu")
+        training = Training(encoder, pairs, settings, frozen=shared)
+        assert (advance(training, 2) == curve) == (settings is config)
+
+
+def test_trained_layers_that_do_not_fit_the_model_are_refused(checkpoint, pairs):
+    with pytest.raises(ConfigError, match="--trained_layers 2 freezes no layer: the model has 2; give fewer"):
+        start(checkpoint, pairs, configure("maxsim", trained_layers=2))
+    with pytest.raises(ConfigError, match="--trained_layers 0 leaves nothing to train: the model has no projection; add --projection_dim"):
+        start(checkpoint, pairs, configure("maxsim", trained_layers=0))
+    with pytest.raises(ValueError, match="freeze_encoder trains the scorer's heads only; leave trained_layers out"):
+        configure("trial", trained_layers=1, freeze_encoder=True)
+    encoder = load_encoder(EncoderConfig(checkpoint=str(checkpoint)), 0, "cpu")
+    encoder.model.backbone.encoder = torch.nn.Identity()
+    with pytest.raises(ConfigError, match="--trained_layers needs a model with layers like BERT's, and bert has others; leave it out"):
+        FrozenLayers(encoder.model, 1)

@@ -63,6 +63,23 @@ def test_tokens_are_aligned_as_in_the_golden_paths(alignment: str) -> None:
     assert np.array_equal(best[0], path) == (alignment == "combined")
 
 
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_training_candidates_limit_the_tokens_that_relations_choose_from(alignment: str) -> None:
+    scorer, values = golden_trial(torch.float64, alignment), golden("trial")
+    query, documents = golden_query(scorer, torch.float64), texts(values["d"], values["d_mask"], dtype=torch.float64)
+    weight, everything = float(values["lam"]), documents.mask.shape[1]
+    exact = trial.align_tokens(query, documents, scorer.relation, weight, alignment)
+    same = trial.align_tokens(query, documents, scorer.relation, weight, alignment, candidates=everything - 1)
+    assert all(torch.equal(*each) for each in zip(exact, same, strict=True))
+    cosine = torch.einsum("id,njd->nij", query.vectors[0], documents.vectors).masked_fill(~documents.mask[:, None], -torch.inf)
+    (best, _) = trial.align_tokens(query, documents, scorer.relation, weight, alignment, candidates=1)
+    assert torch.equal(best[0], cosine.argmax(-1)) and not torch.equal(best, exact[0])
+    limited = Trial(scorer.relation.outer.out_features, scorer.settings.model_copy(update={"training_candidates": 1})).double()
+    limited.load_state_dict(scorer.state_dict())
+    assert torch.equal(limited.eval()(query, documents), scorer(query, documents))
+    assert not torch.equal(limited.train()(query, documents), scorer(query, documents))
+
+
 def test_trial_does_not_score_padding() -> None:
     scorer, values = golden_trial(torch.float64), golden("trial")
     scores = scorer(golden_query(scorer, torch.float64), texts(values["d"], values["d_mask"], dtype=torch.float64))[0]
