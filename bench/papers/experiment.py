@@ -29,10 +29,14 @@ from bench.machine import instructions, machine
 from bench.papers import measuring, training
 from bench.papers.mining import training_rows
 from bench.papers.parts import write_part
-from bench.papers.profiles import COLLECTIONS, IN_DOMAIN, PARTS, PROFILES, UNTRAINED, Model, Profile, models, ways_of
+from bench.papers.profiles import COLLECTIONS, IN_DOMAIN, PARTS, PROFILES, UNTRAINED, Profile, models, trainings, ways_of
 from bench.papers.report import update_document, write_report
 from bench.papers.teacher import add_scores
 from ray_lir.base.config import DEFAULT_CHECKPOINT, EncoderConfig
+from ray_lir.corpus.datasets import find_corpus
+from ray_lir.encoder.corpus_encoder import encode_corpus
+from ray_lir.encoder.encoder import Encoder
+from ray_lir.storage.manifest import MANIFEST
 
 MADE = "made.json"
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -61,17 +65,20 @@ class Experiment:
     def cells(self) -> list["Cell"]:
         """Return all cells, in the order in which they are made."""
         small, *large = self.profile.collections
-        cells = [self.pairs, self.begin, *(self.measuring(UNTRAINED, 0, collection) for collection in self.profile.collections)]
-        for seed in self.profile.seeds:
-            every = models(self.profile)
-            for distilled in (False, True):
-                names = [name for name, model in every.items() if model.distilled is distilled]
-                if distilled and seed == self.profile.seeds[0]:
-                    cells += [self.listed, self.scores]
-                for name in names:
-                    cells += [self.training(name, every[name], seed), self.measuring(name, seed, small)]
-                for collection in large:
-                    cells += [self.measuring(name, seed, collection) for name in names]
+        cells = [self.pairs, self.begin]
+        for collection in self.profile.collections:
+            cells += [self.encoded(collection)] if self.profile.trained_layers == 0 else []
+            cells.append(self.measuring(UNTRAINED, 0, collection))
+        listed = [self.listed, self.scores]
+        for distilled, seed in dict.fromkeys((self.is_distilled(name), seed) for name, seed in trainings(self.profile)):
+            names = [name for name, other in trainings(self.profile) if (self.is_distilled(name), other) == (distilled, seed)]
+            if distilled:
+                cells += listed
+                listed = []
+            for name in names:
+                cells += [self.training(name, seed), self.measuring(name, seed, small)]
+            for collection in large:
+                cells += [self.measuring(name, seed, collection) for name in names]
         return cells
 
     @property
@@ -106,14 +113,18 @@ class Experiment:
             (self.pairs,),
         )
 
-    def training(self, name: str, model: Model, seed: int) -> "Cell":
+    def is_distilled(self, name: str) -> bool:
+        """Return whether a model learns from the teacher."""
+        return models(self.profile)[name].distilled
+
+    def training(self, name: str, seed: int) -> "Cell":
         """Return the cell of a training.
 
         Args:
             name: Name of the model.
-            model: Its settings.
             seed: Seed of the training.
         """
+        model = models(self.profile)[name]
         folder, examples = self.model_folder(name, seed), self.scores if model.distilled else self.pairs
         begin = self.model_folder(UNTRAINED, 0) / training.CHECKPOINT
 
@@ -133,10 +144,13 @@ class Experiment:
         """
         folder, every = self.answers(name, seed, collection), ways_of(name, self.profile)
         ways = {way: settings for way, settings in every.items() if self.ways is None or way in self.ways}
-        needs = () if name == UNTRAINED else (self.training(name, models(self.profile)[name], seed),)
+        needs = () if name == UNTRAINED else (self.training(name, seed),)
+        encoded = self.encoded(collection) if self.profile.trained_layers == 0 else None
+        needs += (encoded,) if encoded else ()
 
         def make() -> None:
-            measuring.measure(self.encoder(name, seed), self.collection(collection), ways, self.profile, folder, commit())
+            source = encoded.paths[0].parent if encoded else None
+            measuring.measure(self.encoder(name, seed), self.collection(collection), ways, self.profile, folder, commit(), source)
             if all(measuring.answer(folder, way).exists() for way in every):
                 measuring.remove_encoded(folder)
 
@@ -144,10 +158,24 @@ class Experiment:
         lacks = next((cell.lacks for cell in needs), None)
         return Cell(f"{name}, seed {seed} on {collection}", paths, make, needs, lacks, measuring.answer(folder, next(iter(every))))
 
+    def encoded(self, collection: str) -> "Cell":
+        """Return the cell of a collection's embeddings by the base checkpoint, with the attention that tokens receive."""
+        folder, base = self.work / "encoded" / collection, self.work / "models" / "base-attention"
+
+        def make() -> None:
+            if not base.exists():
+                Encoder.load(EncoderConfig(checkpoint=self.base, device="cpu", precision="float32")).with_scorer("attention").save(base)
+            config = EncoderConfig(checkpoint=str(base), document_length=self.profile.document_length)
+            encode_corpus(find_corpus(str(self.collection(collection))), str(folder), config, map=map)
+
+        return Cell(f"embeddings of {collection}", [folder / MANIFEST], make, lock=folder)
+
     def encoder(self, name: str, seed: int) -> EncoderConfig:
         """Return the encoder for documents and queries. The untrained one is the base checkpoint with its own settings."""
         if name == UNTRAINED:
-            return EncoderConfig(checkpoint=self.base)
+            return EncoderConfig(
+                checkpoint=self.base, document_length=self.profile.document_length if self.profile.trained_layers == 0 else None
+            )
         lengths = {"query_length": self.profile.query_length, "document_length": self.profile.document_length}
         return EncoderConfig(checkpoint=str(self.model_folder(name, seed) / training.CHECKPOINT), **lengths)
 
@@ -175,7 +203,7 @@ class Experiment:
         return self.work / "answers" / slug(name) / f"seed-{seed}" / collection
 
     def _mine(self, path: Path, negatives: int) -> None:
-        _append(path, training_rows(self.data, self.profile.pairs, negatives, 0, _num_lines(attempt_at(path))))
+        _append(path, training_rows(self.data, self.profile.pairs, negatives, 0, _num_lines(attempt_at(path)), self.profile.passages))
 
     def _keep(self, folder: Path, content: dict[str, Any]) -> None:
         measuring.keep(folder / MADE, content | commit())
@@ -294,7 +322,7 @@ def status(experiment: Experiment) -> str:
         f"| model | seed | training | {' | '.join(profile.collections)} |",
         "|---" * (3 + len(profile.collections)) + "|",
     ]
-    for name, seed in [(UNTRAINED, 0), *((name, seed) for name in models(profile) for seed in profile.seeds)]:
+    for name, seed in [(UNTRAINED, 0), *trainings(profile)]:
         found = [_searches(experiment, name, seed, collection) for collection in profile.collections]
         trained = "none" if name == UNTRAINED else _steps(experiment, name, seed)
         lines.append(f"| {name} | {seed} | {trained} | {' | '.join(found)} |")
@@ -306,7 +334,7 @@ def _state(cell: Cell) -> str:
 
 
 def _steps(experiment: Experiment, name: str, seed: int) -> str:
-    cell = experiment.training(name, models(experiment.profile)[name], seed)
+    cell = experiment.training(name, seed)
     done = _num_lines(experiment.model_folder(name, seed) / training.LOG)
     return "done" if cell.is_made else f"{done}/{experiment.profile.steps} steps" if done else cell.lacks or "-"
 

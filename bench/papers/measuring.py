@@ -14,6 +14,7 @@ import numpy as np
 
 from bench.papers.development import SOURCE, without_development
 from bench.papers.profiles import IN_DOMAIN, MS_MARCO_TOKENS_PER_CENTROID, PARTS, Profile, Way
+from bench.papers.projected import project_embeddings
 from jobs.analyzed_index import AnalyzedIndex
 from jobs.query_search import QueryEncoderConfig, QuerySearch
 from ray_lir.base.config import CodecConfig, EncoderConfig, IndexConfig
@@ -37,7 +38,13 @@ CODECS = {"default": CodecConfig(), "papers": CodecConfig(nbits=2, buckets="quan
 
 
 def measure(
-    encoder: EncoderConfig, collection: Path, ways: Mapping[str, Way], profile: Profile, folder: Path, commit: dict[str, Any]
+    encoder: EncoderConfig,
+    collection: Path,
+    ways: Mapping[str, Way],
+    profile: Profile,
+    folder: Path,
+    commit: dict[str, Any],
+    source: Path | None = None,
 ) -> None:
     """Write a file for each way of searching that has none. `remove_encoded` deletes the embeddings and indexes.
 
@@ -48,6 +55,7 @@ def measure(
         profile: Size of the experiment.
         folder: Folder of the files, of the embeddings and of the indexes.
         commit: Version of the code, which every file records.
+        source: Embeddings of the base checkpoint, to project; None: encode the collection.
     """
     embeddings, root = folder / "embeddings", str(collection)
     opened: dict[tuple[str, bool], AnalyzedIndex] = {}
@@ -56,7 +64,10 @@ def measure(
         if path.exists():
             continue
         if not (embeddings / MANIFEST).exists():
-            encode_corpus(find_corpus(root), str(embeddings), encoder, map=map)
+            if source:
+                project_embeddings(source, embeddings, encoder)
+            else:
+                encode_corpus(find_corpus(root), str(embeddings), encoder, map=map)
         dataset = load_dataset(root, IN_DOMAIN.get(collection.name, "test"))
         if SOURCE in (collection.name, PARTS.get(collection.name)):
             dataset = without_development(dataset)

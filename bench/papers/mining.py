@@ -9,7 +9,7 @@ from scipy.sparse import csc_matrix
 
 from bench.papers.profiles import TRAINING_SETS
 from ray_lir.corpus.analysis import Analyzer
-from ray_lir.corpus.datasets import load_dataset
+from ray_lir.corpus.datasets import Dataset, load_dataset
 from ray_lir.corpus.records import document_text, read_documents
 
 K1, B = 0.9, 0.4
@@ -54,7 +54,27 @@ class Bm25:
         return order[scores[order] > 0]
 
 
-def training_rows(data: Path, number: int, negatives: int, seed: int, first: int = 0) -> Iterator[Row]:
+Relevant = dict[str, set[str]]
+"""Query id to the ids of its positives."""
+
+
+def _judged(data: Path) -> list[tuple[Dataset, Relevant]]:
+    """Return the training split of each collection, and the positives of its queries."""
+    every = [load_dataset(str(data / name), "train") for name in TRAINING_SETS]
+    return [(each, {query: {doc for doc, grade in found.items() if grade > 0} for query, found in each.qrels.items()}) for each in every]
+
+
+def _sampled(every: list[tuple[Dataset, Relevant]], most_passages: int | None, seed: int) -> Iterator[tuple[Dataset, Relevant]]:
+    """Yield the collections with the queries of a sample of their passages. A query with a positive outside the sample is left out."""
+    total = sum(len(set().union(*relevant.values())) for _, relevant in every)
+    fraction = min(1.0, (most_passages or total) / total)
+    for place, (judged, relevant) in enumerate(every):
+        passages = sorted(set().union(*relevant.values()))
+        chosen = set(np.random.default_rng([seed, place]).permutation(passages)[: round(fraction * len(passages))].tolist())
+        yield judged, {query: found for query, found in relevant.items() if found <= chosen}
+
+
+def training_rows(data: Path, number: int, negatives: int, seed: int, first: int = 0, most_passages: int | None = None) -> Iterator[Row]:
     """Yield sampled training pairs with negatives: `{"query": text, "documents": [positive, negatives...]}`.
 
     Negatives come from the passages that training questions of the same collection have as positives, so that no passage is used that only
@@ -66,14 +86,13 @@ def training_rows(data: Path, number: int, negatives: int, seed: int, first: int
         negatives: Negatives of each pair; random ones if BM25 finds fewer.
         seed: Seed of the sample and of the choice of negatives.
         first: Row to begin with; earlier rows were made before.
+        most_passages: Passages to use over all collections, a random sample of each in proportion to its size; None: all.
     """
     pairs: list[tuple[int, str, str]] = []
     passages: list[list[str]] = []
     ids: list[list[str]] = []
     positives: list[dict[str, set[str]]] = []
-    for place, name in enumerate(TRAINING_SETS):
-        judged = load_dataset(str(data / name), "train")
-        relevant = {query: {each for each, grade in grades.items() if grade > 0} for query, grades in judged.qrels.items()}
+    for place, (judged, relevant) in enumerate(_sampled(_judged(data), most_passages, seed)):
         used = set().union(*relevant.values())
         texts = {each.doc_id: document_text(each.title, each.text) for each in read_documents(judged.corpus) if each.doc_id in used}
         pairs += [(place, judged.queries[query], document) for query, found in relevant.items() for document in sorted(found)]

@@ -46,6 +46,11 @@ class Profile:
         token_queries: Largest number of test queries for engines that search single tokens, which take long.
         k_prime: Tokens that the xtr engine retrieves for a query token; the last one is the main one.
         save_every: Steps between the saved states of a training.
+        trained_layers: Last layers of the transformer that are trained; 0: only the projection and the scorer's heads; None: all layers.
+            With 0, each collection is encoded once, and every model projects these embeddings.
+        passages: Passages of the training sets that are used, a random sample; None: all.
+        training_candidates: Document tokens from which TRIAL's relations choose in training; None: all.
+        every_seed: Models that are trained with every seed, others with the first one only; None: all models.
     """
 
     steps: int
@@ -67,6 +72,10 @@ class Profile:
     token_queries: int | None = None
     k_prime: tuple[int, ...] = (100, 400, 1000, 4000)
     save_every: int = 25
+    trained_layers: int | None = None
+    passages: int | None = None
+    training_candidates: int | None = None
+    every_seed: tuple[str, ...] | None = None
 
 
 PROFILES = {
@@ -88,6 +97,23 @@ PROFILES["unprojected"] = replace(
     dim=None,
 )
 """The settings that lost least on the development set (docs/papers.md)."""
+PROFILES["projection"] = replace(
+    PROFILES["full"],
+    learning_rate=1e-3,
+    head_learning_rate=1e-3,
+    passage_length=160,
+    document_length=256,
+    dim=128,
+    k_train=(256, 64),
+    listed=3,
+    queries=4000,
+    token_queries=500,
+    trained_layers=0,
+    passages=10_000,
+    training_candidates=8,
+    every_seed=("maxsim", "xtr, k 256", "trial, no relations", "trial", "attention"),
+)
+"""Trainings of `full` length for a few CPU cores: the transformer is frozen, and projection and heads are trained."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +136,7 @@ def models(profile: Profile) -> dict[str, Model]:
     gates only.
     """
     heads = {"scorer": "trial", "head_learning_rate": profile.head_learning_rate}
+    related = {"trial": {"training_candidates": profile.training_candidates}} if profile.training_candidates else {}
     mean = profile.temperature / 20
     xtr = {f"xtr, k {k}": Model({"scorer": "xtr", "xtr": {"k_train": [k]}, "temperature": mean}) for k in profile.k_train}
     main, *further = xtr
@@ -117,12 +144,24 @@ def models(profile: Profile) -> dict[str, Model]:
         "maxsim": Model(),
         main: xtr[main],
         "trial, no relations": Model(heads | {"trial": {"relation_weight": 0}}),
-        "trial": Model(heads),
+        "trial": Model(heads | related),
         "attention": Model({"scorer": "attention"}),
         **{name: xtr[name] for name in further},
     }
     distilled = {f"{name}, distilled": Model(plain[name].changes, True) for name in ("maxsim", main, "trial", "attention")}
     return plain | distilled
+
+
+def trainings(profile: Profile) -> list[tuple[str, int]]:
+    """Return all trainings as name of the model and seed: seed by seed, and distilled models last."""
+    every = models(profile)
+    return [
+        (name, seed)
+        for distilled in (False, True)
+        for seed in profile.seeds
+        for name, model in every.items()
+        if model.distilled is distilled and (seed == profile.seeds[0] or profile.every_seed is None or name in profile.every_seed)
+    ]
 
 
 @dataclass(frozen=True)

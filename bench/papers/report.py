@@ -10,6 +10,7 @@ import numpy as np
 
 from bench.papers.claims import Cell, Claim, Finding, claims, verdict
 from bench.papers.profiles import IN_DOMAIN, PROFILES, UNTRAINED, models, ways_of
+from bench.papers.profiles import trainings as every_training
 from ray_lir.evaluation.significance import compare, holm
 
 QUALITY = ("nDCG@10", "R@100")
@@ -302,17 +303,14 @@ def missing_cells(answers: Answers, trainings: dict[str, Any], profile_name: str
         profile_name: Name of the profile.
     """
     profile = PROFILES[profile_name]
-    found = [
-        f"training of {name}, seed {seed}" for name in models(profile) for seed in profile.seeds if str(seed) not in trainings.get(name, {})
-    ]
-    for name in (UNTRAINED, *models(profile)):
-        for seed in (0,) if name == UNTRAINED else profile.seeds:
-            by_collection = answers.by_model.get(name, {}).get(str(seed), {})
-            for collection in profile.collections:
-                left = [way for way in ways_of(name, profile) if way not in by_collection.get(collection, {})]
-                if left:
-                    every = len(left) == len(ways_of(name, profile))
-                    found.append(f"{name}, seed {seed} on {collection}" + ("" if every else f": {', '.join(left)}"))
+    found = [f"training of {name}, seed {seed}" for name, seed in every_training(profile) if str(seed) not in trainings.get(name, {})]
+    for name, seed in ((UNTRAINED, 0), *every_training(profile)):
+        by_collection = answers.by_model.get(name, {}).get(str(seed), {})
+        for collection in profile.collections:
+            left = [way for way in ways_of(name, profile) if way not in by_collection.get(collection, {})]
+            if left:
+                every = len(left) == len(ways_of(name, profile))
+                found.append(f"{name}, seed {seed} on {collection}" + ("" if every else f": {', '.join(left)}"))
     return found
 
 
@@ -334,11 +332,14 @@ def markdown(report: dict[str, Any]) -> str:
 def _head(report: dict[str, Any]) -> str:
     settings, machine = report["settings"], report["machine"]
     sizes = ", ".join(f"{name} {of['queries']:,} / {of['documents']:,} / {of['tokens']:,}" for name, of in report["sizes"].items())
+    layers, passages = settings.get("trained_layers"), settings.get("passages")
+    trained = "all weights" if layers is None else f"the last {layers} layers, projection and heads" if layers else "projection and heads"
     projection = f"projected to {settings['dim']} dimensions by PCA" if settings["dim"] else "with its own dimensions"
     sentences = (
         f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['instructions'])}).",
         f"Every model starts from {report['base']}, {projection}.",
-        f"Training: {settings['steps']} steps of {settings['batch_size']} question-passage pairs of squad and nq_qed,",
+        f"Training of {trained}: {settings['steps']} steps of {settings['batch_size']} question-passage pairs of squad and nq_qed"
+        + (f" ({passages:,} passages)," if passages else ","),
         f"{settings['negatives']} BM25 negative each, passages of {settings['passage_length']} tokens at most,",
         f"learning rate {settings['learning_rate']:g}, seeds {', '.join(map(str, settings['seeds']))}.",
         f"Search: queries of {settings['query_length']} and documents of {settings['document_length']} tokens at most.",

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from ray_lir.base.config import EncoderConfig, TrainingConfig
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.encoder.projection import fit_projection
 from ray_lir.training.examples import read_examples
+from ray_lir.training.frozen_layers import FrozenLayers
 from ray_lir.training.trainer import StepRecord, Training, load_encoder, product_dtype
 
 PROJECTION_SAMPLE = 512
+KEPT_BYTES = 4 << 30
+"""Bytes of hidden states that the trainings of a process share."""
 CHECKPOINT, LOG, STATE = "checkpoint", "steps.jsonl", "state.pt"
 
 
@@ -60,6 +64,8 @@ def config_of(model: Model, profile: Profile, seed: int) -> TrainingConfig:
         "temperature": profile.temperature,
         "seed": seed,
     }
+    if profile.trained_layers is not None:
+        common["trained_layers"] = profile.trained_layers
     if model.distilled:
         common |= {"contrastive_weight": 0.0, "distillation_weight": 1.0, "micro_batch": 64}
     return TrainingConfig.model_validate(common | model.changes)
@@ -80,7 +86,9 @@ def train(begin: Path, examples: Path, model: Model, profile: Profile, seed: int
     state, log = folder / STATE, folder / LOG
     encoder = load_encoder(EncoderConfig(checkpoint=str(begin), **training_lengths(profile)), seed, "cpu")
     config = config_of(model, profile, seed)
-    training = Training(encoder, read_examples(str(examples)), config, product_dtype("auto", encoder.device))
+    products = product_dtype("auto", encoder.device)
+    frozen = _frozen_layers(str(begin), profile, products) if profile.trained_layers is not None else None
+    training = Training(encoder, read_examples(str(examples)), config, products, frozen)
     if state.exists():
         training.load(state)
     records = [json.loads(line) for line in log.read_text().splitlines()[: training.step]] if log.exists() else []
@@ -103,6 +111,13 @@ def train(begin: Path, examples: Path, model: Model, profile: Profile, seed: int
         "query_weight": records[-1]["query_weight"],
         "torch": torch.__version__,
     }
+
+
+@cache
+def _frozen_layers(begin: str, profile: Profile, products: torch.dtype) -> FrozenLayers:
+    """Return the frozen layers that all trainings of this process share, with the hidden states of the texts seen so far."""
+    network = load_encoder(EncoderConfig(checkpoint=begin, **training_lengths(profile)), 0, "cpu").model
+    return FrozenLayers(network, profile.trained_layers or 0, products, KEPT_BYTES, attention=True)
 
 
 def _save_checkpoint(encoder: Encoder, folder: Path) -> None:

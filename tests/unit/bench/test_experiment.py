@@ -19,12 +19,19 @@ from bench.papers.__main__ import write_collection
 from bench.papers.claims import Finding, claims, verdict
 from bench.papers.experiment import Experiment, locked, read_results, run, status
 from bench.papers.mining import Bm25, training_rows
-from bench.papers.profiles import PROFILES, UNTRAINED, models, ways, ways_of
+from bench.papers.profiles import PROFILES, UNTRAINED, models, trainings, ways, ways_of
+from bench.papers.projected import project_embeddings
 from bench.papers.report import BEGIN, END, Answers, compared, judged, update_document, write_report
 from bench.papers.training import config_of
-from ray_lir.corpus.datasets import load_dataset
+from ray_lir.base.config import EncoderConfig
+from ray_lir.corpus.datasets import find_corpus, load_dataset
 from ray_lir.corpus.records import read_documents
+from ray_lir.embeddings.manifest import EmbeddingsManifest
+from ray_lir.embeddings.parquet import read_blocks
+from ray_lir.encoder.corpus_encoder import encode_corpus
 from ray_lir.encoder.encoder import Encoder
+from ray_lir.evaluation import oracle
+from ray_lir.storage.manifest import MANIFEST, read_manifest
 from tests.fixtures.tiny import bert
 
 TINY = PROFILES["tiny"]
@@ -104,6 +111,43 @@ def test_a_killed_run_continues_where_it_stopped(folder: Path):
     digests = [Encoder.load(str(each / "checkpoint")).contract.weights_digest for each in both]
     assert digests[0] == digests[1] and cost["steps"] == TINY.steps
     assert all(len((each / training.LOG).read_text().splitlines()) == TINY.steps for each in both)
+
+
+def test_models_with_a_frozen_transformer_share_the_embeddings_of_the_base(folder: Path):
+    profile = replace(
+        TINY, trained_layers=0, passages=12, training_candidates=4, k_train=(8,), listed=1, every_seed=("maxsim",), seeds=(0, 1)
+    )
+    experiment = Experiment(folder / "data", folder / "frozen", profile, str(folder / "checkpoint"), str(folder / "checkpoint"))
+    names = ["maxsim", "xtr, k 8", "trial, no relations", "trial", "attention"]
+    assert [each for each in trainings(profile) if each[1] == 1] == [("maxsim", 1)]
+    run(experiment, ["training data", "projection", "embeddings of nq_qed", *(f"training of {name}, seed 0" for name in names)])
+    corpus = find_corpus(str(folder / "data/nq_qed"))
+    for name in names:
+        config = experiment.encoder(name, 0)
+        encoded, projected = folder / "frozen/encoded by" / name, folder / "frozen/projected" / name
+        encode_corpus(corpus, str(encoded), config, map=map)
+        project_embeddings(experiment.encoded("nq_qed").paths[0].parent, projected, config)
+        want, have = (next(read_blocks(str(next(each.rglob("part-*.parquet"))))) for each in (encoded, projected))
+        assert have.texts.equals(want.texts) and have.embeddings.doc_ids == want.embeddings.doc_ids
+        cosines = (have.embeddings.values.astype(np.float32) * want.embeddings.values.astype(np.float32)).sum(1)
+        assert cosines.min() > 0.998  # precision auto may compute in bfloat16
+        assert (have.embeddings.weights is not None) == (name == "attention")
+        if name == "attention":
+            np.testing.assert_allclose(have.embeddings.weights, want.embeddings.weights, rtol=1e-3)
+        manifests = [read_manifest(str(each / MANIFEST), EmbeddingsManifest, made_by="") for each in (encoded, projected)]
+        assert manifests[0].contract == manifests[1].contract and manifests[0].relation == manifests[1].relation
+    run(experiment, ["maxsim, seed 0 on nq_qed", "untrained, seed 0 on nq_qed"])
+    answers = read_results(experiment)["answers"]
+    assert set(answers["maxsim"]["0"]["nq_qed"]) == set(ways_of("maxsim", profile))
+    rows = [json.loads(line) for line in (folder / "frozen/pairs.jsonl").read_text().splitlines()]
+    assert len({passage for row in rows for passage in row["documents"]}) <= 12
+    run(experiment, ["distillation data", "teacher's scores", "training of maxsim, distilled"])
+    scored = [json.loads(line) for line in (folder / "frozen/scored.jsonl").read_text().splitlines()]
+    teacher = Encoder.load(EncoderConfig(checkpoint=str(folder / "checkpoint"), query_length=12, document_length=24))
+    row = scored[-1]
+    want_scores = oracle.maxsim(teacher.encode_queries([row["query"]]), teacher.encode_documents(row["documents"]))[0]
+    np.testing.assert_allclose(row["scores"], want_scores, atol=1e-3)
+    assert experiment.training("maxsim, distilled", 0).is_made
 
 
 def test_a_cell_is_left_to_the_process_that_has_it(folder: Path):
