@@ -29,7 +29,19 @@ from bench.machine import instructions, machine
 from bench.papers import measuring, training
 from bench.papers.mining import training_rows
 from bench.papers.parts import write_part
-from bench.papers.profiles import COLLECTIONS, IN_DOMAIN, PARTS, PROFILES, UNTRAINED, Profile, models, trainings, ways_of
+from bench.papers.profiles import (
+    COLLECTIONS,
+    IN_DOMAIN,
+    PARTS,
+    PROFILES,
+    PROJECTED,
+    UNTRAINED,
+    Profile,
+    models,
+    trainings,
+    untrained,
+    ways_of,
+)
 from bench.papers.report import update_document, write_report
 from bench.papers.teacher import add_scores
 from ray_lir.base.config import DEFAULT_CHECKPOINT, EncoderConfig
@@ -68,7 +80,7 @@ class Experiment:
         cells = [self.pairs, self.begin]
         for collection in self.profile.collections:
             cells += [self.encoded(collection)] if self.profile.trained_layers == 0 else []
-            cells.append(self.measuring(UNTRAINED, 0, collection))
+            cells += [self.measuring(name, 0, collection) for name in untrained(self.profile)]
         listed = [self.listed, self.scores]
         for distilled, seed in dict.fromkeys((self.is_distilled(name), seed) for name, seed in trainings(self.profile)):
             names = [name for name, other in trainings(self.profile) if (self.is_distilled(name), other) == (distilled, seed)]
@@ -144,7 +156,7 @@ class Experiment:
         """
         folder, every = self.answers(name, seed, collection), ways_of(name, self.profile)
         ways = {way: settings for way, settings in every.items() if self.ways is None or way in self.ways}
-        needs = () if name == UNTRAINED else (self.training(name, seed),)
+        needs = (self.begin,) if name == PROJECTED else () if name == UNTRAINED else (self.training(name, seed),)
         encoded = self.encoded(collection) if self.profile.trained_layers == 0 else None
         needs += (encoded,) if encoded else ()
 
@@ -177,6 +189,7 @@ class Experiment:
                 checkpoint=self.base, document_length=self.profile.document_length if self.profile.trained_layers == 0 else None
             )
         lengths = {"query_length": self.profile.query_length, "document_length": self.profile.document_length}
+        name = UNTRAINED if name == PROJECTED else name
         return EncoderConfig(checkpoint=str(self.model_folder(name, seed) / training.CHECKPOINT), **lengths)
 
     def collection(self, name: str) -> Path:
@@ -322,9 +335,9 @@ def status(experiment: Experiment) -> str:
         f"| model | seed | training | {' | '.join(profile.collections)} |",
         "|---" * (3 + len(profile.collections)) + "|",
     ]
-    for name, seed in [(UNTRAINED, 0), *trainings(profile)]:
+    for name, seed in [*((name, 0) for name in untrained(profile)), *trainings(profile)]:
         found = [_searches(experiment, name, seed, collection) for collection in profile.collections]
-        trained = "none" if name == UNTRAINED else _steps(experiment, name, seed)
+        trained = "none" if name in untrained(profile) else _steps(experiment, name, seed)
         lines.append(f"| {name} | {seed} | {trained} | {' | '.join(found)} |")
     return "\n".join(lines)
 
@@ -350,10 +363,10 @@ def read_results(experiment: Experiment) -> dict[str, Any]:
     profile = experiment.profile
     trainings: dict[str, dict[str, Any]] = {}
     answers: dict[str, dict[str, Any]] = {}
-    for name in (UNTRAINED, *models(profile)):
-        for seed in (0,) if name == UNTRAINED else profile.seeds:
+    for name in (*untrained(profile), *models(profile)):
+        for seed in (0,) if name in untrained(profile) else profile.seeds:
             cost = experiment.model_folder(name, seed) / MADE
-            if name != UNTRAINED and cost.exists():
+            if name not in untrained(profile) and cost.exists():
                 trainings.setdefault(name, {})[str(seed)] = json.loads(cost.read_text())
             for collection in profile.collections:
                 folder = experiment.answers(name, seed, collection)

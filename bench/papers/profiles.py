@@ -10,7 +10,8 @@ from ray_lir.engines.scan import ScanParams
 from ray_lir.engines.warp import WarpParams
 from ray_lir.engines.xtr import Imputation, XtrParams
 
-UNTRAINED = "untrained"
+UNTRAINED, PROJECTED = "untrained", "untrained, projected"
+"""The base checkpoint, and the base checkpoint with the projection from which trainings start."""
 TRAINING_SETS = ("squad", "nq_qed")
 IN_DOMAIN = {"squad": "dev", "nq_qed": "dev", "squad_dev": "dev"}
 """Collections with training pairs, and the split that tests them."""
@@ -150,6 +151,11 @@ def models(profile: Profile) -> dict[str, Model]:
     }
     distilled = {f"{name}, distilled": Model(plain[name].changes, True) for name in ("maxsim", main, "trial", "attention")}
     return plain | distilled
+
+
+def untrained(profile: Profile) -> tuple[str, ...]:
+    """Return the models without a training; the projected one is searched if only projections and heads are trained."""
+    return (UNTRAINED, PROJECTED) if profile.dim and profile.trained_layers == 0 else (UNTRAINED,)
 
 
 def trainings(profile: Profile) -> list[tuple[str, int]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.papers.claims import Cell, Claim, Finding, claims, verdict
-from bench.papers.profiles import IN_DOMAIN, PROFILES, UNTRAINED, models, ways_of
+from bench.papers.profiles import IN_DOMAIN, PROFILES, PROJECTED, UNTRAINED, models, untrained, ways_of
 from bench.papers.profiles import trainings as every_training
 from ray_lir.evaluation.significance import compare, holm
 
@@ -29,7 +29,7 @@ class Answers:
 
     def seeds(self, *cells: Cell) -> list[str]:
         """Return the seeds for which all cells are measured on some collection; the untrained model has every seed."""
-        trained = [model for model, _ in cells if model != UNTRAINED] or [UNTRAINED]
+        trained = [model for model, _ in cells if not model.startswith(UNTRAINED)] or [cells[0][0]]
         return [seed for seed in self.by_model.get(trained[0], {}) if self.collections(seed, *cells)]
 
     def collections(self, seed: str, *cells: Cell) -> list[str]:
@@ -82,7 +82,7 @@ class Answers:
 
 
 def _seed_of(cell: Cell, seed: str) -> str:
-    return "0" if cell[0] == UNTRAINED else seed
+    return "0" if cell[0].startswith(UNTRAINED) else seed
 
 
 def compared(answers: Answers, first: Cell, second: Cell, measure: str, only: Sequence[str] | None = None) -> dict[str, Any] | None:
@@ -170,14 +170,16 @@ def write_report(about: dict[str, Any], results: dict[str, Any], output: Path) -
     """
     answers, profile = Answers(results["answers"]), PROFILES[about["profile"]]
     trained = [name for name in models(profile) if answers.seeds((name, "scan"))]
+    begin = PROJECTED if answers.seeds((PROJECTED, "scan")) else UNTRAINED
     gains = {
-        name: {each: compared(answers, (name, "scan"), (UNTRAINED, "scan"), "nDCG@10", [each]) for each in profile.collections}
+        name: {each: compared(answers, (name, "scan"), (begin, "scan"), "nDCG@10", [each]) for each in profile.collections}
         for name in trained
     }
-    colbert = most_measured(answers, ("maxsim", UNTRAINED), "papers: exact")
+    colbert = most_measured(answers, ("maxsim", *untrained(profile)), "papers: exact")
     token_model = most_measured(answers, (f"xtr, k {profile.k_train[0]}", "maxsim", UNTRAINED), "xtr, zero")
     report = about | {
         "claims": judged(answers, claims(profile, colbert, token_model)),
+        "begin": begin,
         "against_untrained": corrected(gains),
         "sizes": sizes(answers, profile.collections),
         "means": {measure: tables(answers, measure) for measure in (*QUALITY, "candidates")},
@@ -289,7 +291,7 @@ def sizes(answers: Answers, collections: Iterable[str]) -> dict[str, dict[str, i
     for model, _, collection, _, measured in each_measured(answers):
         size = found.setdefault(collection, {"queries": 0, "documents": measured["documents"], "tokens": measured["tokens"]})
         size["queries"] = max(size["queries"], *map(len, measured["values"].values()))
-        if model != UNTRAINED:
+        if not model.startswith(UNTRAINED):
             size["tokens"] = measured["tokens"]
     return {name: found[name] for name in collections if name in found}
 
@@ -304,7 +306,7 @@ def missing_cells(answers: Answers, trainings: dict[str, Any], profile_name: str
     """
     profile = PROFILES[profile_name]
     found = [f"training of {name}, seed {seed}" for name, seed in every_training(profile) if str(seed) not in trainings.get(name, {})]
-    for name, seed in ((UNTRAINED, 0), *every_training(profile)):
+    for name, seed in (*((name, 0) for name in untrained(profile)), *every_training(profile)):
         by_collection = answers.by_model.get(name, {}).get(str(seed), {})
         for collection in profile.collections:
             left = [way for way in ways_of(name, profile) if way not in by_collection.get(collection, {})]
@@ -396,7 +398,7 @@ def _gains(report: dict[str, Any]) -> str:
     means = report["means"]["nDCG@10"].get("scan", {})
     columns = list(report["sizes"])
     lines = [
-        "## Trained models against the untrained default: nDCG@10 of engine scan",
+        "## Trained models against the untrained one: nDCG@10 of engine scan",
         "",
         f"| model | {' | '.join(f'{name} (in-domain)' if name in IN_DOMAIN else name for name in columns)} |",
         "|---" * (1 + len(columns)) + "|",
@@ -408,7 +410,8 @@ def _gains(report: dict[str, Any]) -> str:
             change = changes.get(name)
             cells.append(_number(by_collection.get(name)) + (f" ({change['difference']:+.4f}, p {change['p_holm']:.4f})" if change else ""))
         lines.append(f"| {model} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "In brackets: the difference from the untrained model, and its p value corrected for all cells (Holm)."])
+    begin = f"`{report['begin']}`" + (", from which trainings start" if report["begin"] == PROJECTED else "")
+    return "\n".join([*lines, "", f"In brackets: the difference from {begin}, and its p value corrected for all cells (Holm)."])
 
 
 def _engines(report: dict[str, Any]) -> str:

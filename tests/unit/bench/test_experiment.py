@@ -136,8 +136,9 @@ def test_models_with_a_frozen_transformer_share_the_embeddings_of_the_base(folde
             np.testing.assert_allclose(have.embeddings.weights, want.embeddings.weights, rtol=1e-3)
         manifests = [read_manifest(str(each / MANIFEST), EmbeddingsManifest, made_by="") for each in (encoded, projected)]
         assert manifests[0].contract == manifests[1].contract and manifests[0].relation == manifests[1].relation
-    run(experiment, ["maxsim, seed 0 on nq_qed", "untrained, seed 0 on nq_qed"])
+    run(experiment, ["maxsim, seed 0 on nq_qed", "untrained, projected, seed 0 on nq_qed"])
     answers = read_results(experiment)["answers"]
+    assert set(answers["untrained, projected"]["0"]["nq_qed"]) == set(ways_of("untrained", profile))
     assert set(answers["maxsim"]["0"]["nq_qed"]) == set(ways_of("maxsim", profile))
     rows = [json.loads(line) for line in (folder / "frozen/pairs.jsonl").read_text().splitlines()]
     assert len({passage for row in rows for passage in row["documents"]}) <= 12
