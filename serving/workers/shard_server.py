@@ -281,6 +281,9 @@ class ShardServer(Replica[Searcher]):
         searcher = self._open_shards(planner, manifest, shards)
         if self.gpu:
             warm_up(searcher)
+        elif planner.statistics.on_disk:
+            for shard in searcher.shards:
+                _ = shard.posting_documents  # `auto` probes then, and the first query would wait for these lists
         return searcher
 
     def _open_shards(self, planner: Planner, manifest: IndexManifest, shards: Sequence[ShardEntry]) -> Searcher:

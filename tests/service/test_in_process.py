@@ -15,6 +15,8 @@ from fastapi.testclient import TestClient
 
 from ray_lir.base.errors import ConfigError
 from ray_lir.encoder.encoder import Encoder
+from ray_lir.index import postings
+from ray_lir.index.postings import by_centroid
 from ray_lir.search.searcher import Searcher, open_shards
 from serving.__main__ import runs_here
 from serving.http.access import Access, read_tokens
@@ -43,9 +45,12 @@ def free_port() -> int:
 @pytest.mark.parametrize("residency", ["memory", "disk"])
 def test_answers_are_those_of_the_library(index: Path, searcher: Searcher, encoder: Encoder, residency: str, monkeypatch):
     opened: list[bool] = []
+    sorted_lists: list[object] = []
+    monkeypatch.setattr(postings, "by_centroid", lambda *args: sorted_lists.append(args) or by_centroid(*args))
     monkeypatch.setattr(shard_server, "open_shards", lambda *args: opened.append(args[-1]) or open_shards(*args))
     app = application_of(parse({"index": str(index), "residency": residency}), Access(), Registry())
     assert opened == [residency == "disk"] * 4
+    assert len(sorted_lists) == (4 if residency == "disk" else 0)  # they are ready before the first query
     with TestClient(app) as client:
         hits = client.post("/search", json={"query": QUERIES[0], "k": 5, "engine": "exact"}).json()["results"][0]
         health = client.get("/health").json()
