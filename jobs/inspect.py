@@ -81,6 +81,7 @@ def _index(root: str, job: InspectJob) -> dict[str, Any]:
         "version": version,
         "versions": versions,
         "nbits": manifest.nbits,
+        **({"residual_bytes": manifest.residual_bytes} if manifest.residual_bytes else {}),
         "centroids": manifest.num_centroids,
         "deleted": sum(shard.num_deleted for shard in manifest.shards),
         **manifest.truncation.report,

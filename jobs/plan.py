@@ -28,6 +28,8 @@ class PlanJob(Config):
     """Dimensions of a token vector. None: measured, or those of the encoder."""
     nbits: Literal[1, 2, 4, 8] = 4
     """Bits a dimension of a residual."""
+    residual_bytes: int | None = Field(None, ge=1)
+    """Bytes of a token's residual (`--codec.residual_bytes` of build_index). None: dimensions times nbits / 8."""
     lexical: bool = False
     """Include lexical postings, for the engines bm25 and hybrid."""
     num_centroids: int | None = Field(None, ge=1)

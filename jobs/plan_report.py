@@ -121,11 +121,11 @@ def _encoder(job: "PlanJob") -> "Encoder":
 
 
 def _inputs(job: "PlanJob", shape: Measured) -> tuple[Collection, Load, Machine]:
-    check_dimensions(shape.dim, job.nbits)
+    check_dimensions(shape.dim, job.nbits, job.residual_bytes)
     if job.kernels not in COSTS:
         raise ConfigError(f"unknown kernels {job.kernels!r}; choose {', '.join(COSTS)}")
     collection = Collection.of(shape.num_docs, shape.tokens_per_doc, shape.dim, job.nbits, job.num_centroids, shape.text_bytes)
-    collection = replace(collection, lexical=job.lexical)
+    collection = replace(collection, lexical=job.lexical, residual_bytes=job.residual_bytes)
     machine = Machine(job.node_cores, job.node_memory_gb * GB, job.kernels)
     if not groups_for_memory(collection, machine, "exact"):
         raise ConfigError(

@@ -1,6 +1,6 @@
 """Codecs: recall of exhaustive search from compressed tokens, against bytes a token, and time; JSON and a table.
 
-    python -m bench.kernels.codec [WORK ...] [--dataset FOLDER] [--num-queries 100] [--output bench/results/codec.json]
+    python -m bench.kernels.codec [WORK ...] [--dataset FOLDER] [--num-queries 100] [--only TEXT] [--output bench/results/codec.json]
 
 WORK is a work folder of bench.compare, one for each collection (default: runs/bench); --dataset makes its collection on first use. Recall
 is that of the exact answers (MaxSim in float32). All codecs of a collection have the same centroids, so only residuals and scales differ.
@@ -28,7 +28,10 @@ from ray_lir.base.config import CodecConfig, IndexConfig
 from ray_lir.base.parallel import one_blas_thread
 from ray_lir.building import clustering
 from ray_lir.building.clustering import Assigner
-from ray_lir.index.codec import TRELLIS_MEMORY, ResidualCodec, fit_buckets, fit_trellis, random_rotation
+from ray_lir.building.codec_training import fit_codec
+from ray_lir.embeddings.pooling import pool_tokens
+from ray_lir.embeddings.token_embeddings import TokenEmbeddings
+from ray_lir.index.codec import TRELLIS_MEMORY, ResidualCodec, fit_trellis, random_rotation
 from ray_lir.index.residuals import normalize, residual_values
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels, select
@@ -48,6 +51,7 @@ def main() -> None:
     parser.add_argument("works", nargs="*", type=Path, default=[Path("runs/bench")])
     parser.add_argument("--dataset", type=Path)
     parser.add_argument("--num-queries", type=int, default=100)
+    parser.add_argument("--only", default="", help="measure the rows whose name contains this text")
     parser.add_argument("--output", type=Path, default=Path("bench/results/codec.json"))
     options = parser.parse_args()
     report: dict[str, Any] = {"machine": machine(), "queries": options.num_queries, "rows": []}
@@ -57,7 +61,7 @@ def main() -> None:
             report = before
     for work in options.works:
         done = {(row["bits"], row["codec"]) for row in report["rows"] if row["collection"] == work.name}
-        for row in _measure(open_collection(options.dataset, "small", work), options.num_queries, done):
+        for row in _measure(open_collection(options.dataset, "small", work), options.num_queries, done, options.only):
             print(row, flush=True)
             report["rows"].append({"collection": work.name, **row})
             options.output.write_text(json.dumps(report, indent=1) + "\n")
@@ -66,12 +70,12 @@ def main() -> None:
 
 
 @one_blas_thread()
-def _measure(collection: Collection, num_queries: int, done: set[tuple[int, str]]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a collection that are not done."""
+def _measure(collection: Collection, num_queries: int, done: set[tuple[float, str]], only: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a collection that are not done and whose name contains `only`."""
     documents, queries = (inputs.load(collection.folder, name) for name in ("documents", "queries"))
     whole = lazy(lambda: Run(collection, documents, [queries[number].astype(np.float32) for number in range(num_queries)]))
     for nbits, name, run, settings in _rows(whole):
-        if (nbits, name) not in done:
+        if (nbits, name) not in done and only in name:
             yield run().row(name, **settings)
 
 
@@ -87,7 +91,7 @@ def lazy(make: Callable[[], "Run"]) -> Callable[[], "Run"]:
     return get
 
 
-def _rows(whole: Callable[[], "Run"]) -> Iterator[tuple[int, str, Callable[[], "Run"], dict[str, Any]]]:
+def _rows(whole: Callable[[], "Run"]) -> Iterator[tuple[float, str, Callable[[], "Run"], dict[str, Any]]]:
     """Yield bits and name of every row, its run and the arguments of `Run.row`."""
     for nbits in (1, 2):
         default, trellis = CodecConfig(nbits=nbits), CodecConfig(nbits=nbits, buckets="trellis")
@@ -99,11 +103,58 @@ def _rows(whole: Callable[[], "Run"]) -> Iterator[tuple[int, str, Callable[[], "
         yield nbits, "trellis of 1 state (product codebook)", whole, {"config": trellis, "memory": 0}
         yield nbits, "trellis of 8 states", whole, {"config": trellis}
     yield 4, "rotation, scale a token: length of the residual (default)", whole, {"config": CodecConfig(nbits=4)}
-    for dim, nbits in ((96, 2), (64, 4)):
+    for residual_bytes in (16, 17, 19, 35, 37):
+        config = CodecConfig(buckets="trellis", residual_bytes=residual_bytes)
+        yield config_bits(residual_bytes), f"trellis, residual_bytes {residual_bytes}", whole, {"config": config}
+    for dim, nbits in ((96, 2), (96, 4), (64, 2), (64, 4)):
         nested = lazy(lambda dim=dim: whole().nested(dim))  # type: ignore[misc]
         yield nbits, f"the first {dim} dimensions, of PCA", nested, {"config": CodecConfig(nbits=nbits)}
-    pruned = lazy(lambda: whole().pruned(0.75))
-    yield 2, "75% of the tokens: without the most similar to another of their document", pruned, {"config": CodecConfig(nbits=2)}
+    for fraction in (0.9, 0.75, 0.5):
+        pruned = lazy(lambda fraction=fraction: whole().kept(similar_pruned(whole().documents, fraction)))  # type: ignore[misc]
+        yield (
+            2,
+            f"{fraction:.0%} of the tokens: without the most similar to another of their document",
+            pruned,
+            {"config": CodecConfig(nbits=2)},
+        )
+    for fraction in (0.9, 0.75, 0.5):
+        pruned = lazy(lambda fraction=fraction: whole().kept(frequent_pruned(whole(), fraction)))  # type: ignore[misc]
+        yield 2, f"{fraction:.0%} of the tokens: without those in the most documents", pruned, {"config": CodecConfig(nbits=2)}
+    pooled = lazy(lambda: whole().pooled(2))
+    yield 2, "50% of the tokens: pooled by factor 2", pooled, {"config": CodecConfig(nbits=2)}
+
+
+def config_bits(residual_bytes: int) -> float:
+    """Return the bits a dimension of a residual of 128 dimensions."""
+    return round(8 * residual_bytes / 128, 2)
+
+
+def similar_pruned(documents: Texts, fraction: float) -> np.ndarray:
+    """Return the tokens to keep, [T] bool: without those that are most similar to another token of their document."""
+    kept = np.ones(documents.num_tokens, bool)
+    for number in range(len(documents)):
+        vectors = documents[number].astype(np.float32)
+        similarities = vectors @ vectors.T
+        np.fill_diagonal(similarities, -1)
+        for _ in range(int((1 - fraction) * len(vectors))):
+            token = int(similarities.max(axis=1).argmax())
+            similarities[token], similarities[:, token] = -2, -2
+            kept[documents.offsets[number] + token] = False
+    return kept
+
+
+def frequent_pruned(run: "Run", fraction: float) -> np.ndarray:
+    """Return the tokens to keep, [T] bool: without those of a document with a vocabulary id that is in the most documents (stop words and
+    punctuation first)."""
+    documents, token_ids = run.documents, np.load(run.collection.folder / inputs.TOKEN_IDS)
+    kept, counts = np.ones(documents.num_tokens, bool), np.zeros(token_ids.max() + 1, np.int64)
+    parts = [slice(*documents.offsets[number : number + 2]) for number in range(len(documents))]
+    for part in parts:
+        counts[np.unique(token_ids[part])] += 1
+    for part in parts:
+        order = np.argsort(-counts[token_ids[part]], kind="stable")
+        kept[part.start + order[: int((1 - fraction) * len(order))]] = False
+    return kept
 
 
 class Run:
@@ -114,23 +165,33 @@ class Run:
         documents: Token embeddings of its documents.
         queries: Token embeddings of the queries to search for, [n, D] float32 each.
         num_tokens: Tokens to divide bytes by; None: those of the documents.
+        centroids: Centroids [C, D] float16 of another run; None: found by k-means.
     """
 
-    def __init__(self, collection: Collection, documents: Texts, queries: list[np.ndarray], num_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        collection: Collection,
+        documents: Texts,
+        queries: list[np.ndarray],
+        num_tokens: int | None = None,
+        centroids: np.ndarray | None = None,
+    ) -> None:
         self.collection, self.documents, self.queries = collection, documents, queries
         self.num_tokens = num_tokens or documents.num_tokens
         self.kernels: Kernels = select("native", 1)
         rng = np.random.default_rng(0)
         config = IndexConfig().clustering
-        num_centroids = int(8 * np.sqrt(documents.num_tokens)) // 16 * 16
-        size = min(documents.num_tokens, config.points_per_centroid * num_centroids)
-        sample = documents.values[np.sort(rng.choice(documents.num_tokens, size, replace=False))].astype(np.float32)
-        sample = sample[rng.permutation(len(sample))]
-        centroids = sample[:num_centroids]
-        for _ in range(config.num_iterations):
-            assigner = Assigner.over(centroids, config.assign_nprobe, config.seed)
-            centroids = clustering.step(centroids, assigner, [["all"]], lambda _: (sample, None), lambda call, items: map(call, items))
-        self.centroids = normalize(centroids).astype(np.float16)
+        if centroids is None:
+            num_centroids = int(8 * np.sqrt(documents.num_tokens)) // 16 * 16
+            size = min(documents.num_tokens, config.points_per_centroid * num_centroids)
+            sample = documents.values[np.sort(rng.choice(documents.num_tokens, size, replace=False))].astype(np.float32)
+            sample = sample[rng.permutation(len(sample))]
+            means = sample[:num_centroids]
+            for _ in range(config.num_iterations):
+                assigner = Assigner.over(means, config.assign_nprobe, config.seed)
+                means = clustering.step(means, assigner, [["all"]], lambda _: (sample, None), lambda call, items: map(call, items))
+            centroids = normalize(means).astype(np.float16)
+        self.centroids = centroids
         assigner = Assigner.over(self.centroids.astype(np.float32), config.assign_nprobe, config.seed)
         self.codes = np.concatenate([assigner(documents.values[start : start + BLOCK]) for start in range(0, documents.num_tokens, BLOCK)])
         self.sample = rng.choice(documents.num_tokens, min(SAMPLE, documents.num_tokens), replace=False)
@@ -160,7 +221,7 @@ class Run:
         search_s = time.process_time() - began
         bytes_a_token = codec.code_dtype.itemsize + packed.shape[1] + scales.nbytes / len(scales)
         return {
-            "bits": config.nbits,
+            "bits": config_bits(config.residual_bytes) if config.residual_bytes else config.nbits,
             "codec": name,
             **quality(np.stack(best), self.collection),
             "bytes_per_token": round(bytes_a_token * self.documents.num_tokens / self.num_tokens, 2),
@@ -174,16 +235,16 @@ class Run:
         centroids = self.centroids
         if rotation is not None:
             centroids = normalize(self.kernels.rotate(centroids.astype(np.float32), rotation)).astype(np.float16)
+        vectors, codes = np.ascontiguousarray(self.documents.values[self.sample]), self.codes[self.sample]
+        vectors = vectors if rotation is None else self.kernels.rotate(vectors, rotation)
+        if memory == TRELLIS_MEMORY:
+            return fit_codec(vectors, codes, centroids, rotation, None, config, self.kernels)
         codec = ResidualCodec(centroids, np.zeros(1, np.float32), np.zeros(2, np.float32), rotation, bool(config.token_scale))
-        vectors = codec.rotate(np.ascontiguousarray(self.documents.values[self.sample]), self.kernels)
-        residuals = vectors - codec.centroids_f32[self.codes[self.sample]]
-        if config.buckets != "trellis":
-            cutoffs, weights = fit_buckets(residuals, config)
-            return replace(codec, cutoffs=cutoffs, weights=weights)
+        residuals = vectors - codec.centroids_f32[codes]
         return replace(codec, cutoffs=np.zeros(0, np.float32), weights=fit_trellis(residuals, config.nbits, self.kernels, memory))
 
     def compress(self, codec: ResidualCodec, rescale: Rescale | None) -> tuple[np.ndarray, np.ndarray]:
-        """Return packed residuals [T, P] and scales [T, 2] float16 of all tokens."""
+        """Return packed residuals [T, P] and stored scales of all tokens."""
         packed, scales = [], []
         for start in range(0, self.documents.num_tokens, BLOCK):
             vectors = codec.rotate(self.documents.values[start : start + BLOCK], self.kernels)
@@ -192,7 +253,7 @@ class Run:
             if rescale is not None:
                 scales_T2 = rescale(vectors, codec.centroids_f32[codes], residual_values(bytes_TP, codec.weights))
             packed.append(bytes_TP)
-            scales.append(scales_T2.astype(np.float16))
+            scales.append(codec.stored_scales(scales_T2))
         return np.concatenate(packed), np.concatenate(scales)
 
     def nested(self, dim: int) -> "Run":
@@ -201,19 +262,19 @@ class Run:
         queries = [normalize(query[:, :dim]) for query in self.queries]
         return Run(self.collection, Texts(values, self.documents.offsets), queries)
 
-    def pruned(self, fraction: float) -> "Run":
-        """Return the run without the tokens that are most similar to another token of their document."""
-        kept = np.ones(self.documents.num_tokens, bool)
-        for number in range(len(self.documents)):
-            vectors = self.documents[number].astype(np.float32)
-            similarities = vectors @ vectors.T
-            np.fill_diagonal(similarities, -1)
-            for _ in range(int((1 - fraction) * len(vectors))):
-                token = int(similarities.max(axis=1).argmax())
-                similarities[token], similarities[:, token] = -2, -2
-                kept[self.documents.offsets[number] + token] = False
-        offsets = np.concatenate([[0], np.cumsum(kept)])[self.documents.offsets]
-        return Run(self.collection, Texts(self.documents.values[kept], offsets), self.queries, self.documents.num_tokens)
+    def kept(self, kept_T: np.ndarray) -> "Run":
+        """Return the run with the same centroids over some of the tokens, [T] bool."""
+        offsets = np.concatenate([[0], np.cumsum(kept_T)])[self.documents.offsets]
+        return self._same_centroids(Texts(self.documents.values[kept_T], offsets))
+
+    def pooled(self, factor: int) -> "Run":
+        """Return the run with the same centroids over the pooled tokens."""
+        names = [str(number) for number in range(len(self.documents))]
+        pooled = pool_tokens(TokenEmbeddings(np.asarray(self.documents.values), self.documents.offsets, names), factor)
+        return self._same_centroids(Texts(pooled.values, pooled.offsets))
+
+    def _same_centroids(self, documents: Texts) -> "Run":
+        return Run(self.collection, documents, self.queries, self.documents.num_tokens, self.centroids)
 
 
 def _dot(first_TD: np.ndarray, second_TD: np.ndarray) -> np.ndarray:

@@ -194,6 +194,10 @@ class CodecConfig(Config):
     """How residuals are divided into buckets. lloyd_max minimises the squared error of each dimension. trellis quantises 4 (2 bits) or 8
     (1 bit) dimensions together: a higher recall at the same bytes, a slower build; for 1 or 2 bits, and for search on CPUs only. quantile
     gives every bucket of a dimension equally many values, as in the papers."""
+    residual_bytes: int | None = Field(None, ge=1)
+    """Bytes of a token's residual, with buckets trellis: from an eighth to a half of the dimensions; nbits is then not used. A token takes
+    1 more byte for its scales, and 2 for its centroid (4 with more than 65,536 centroids). Searches find more than with nbits at the
+    same bytes a token. None: dimensions times nbits / 8, and 4 bytes for the scales."""
     rotation: bool | None = None
     """Rotate all vectors by one random orthogonal matrix, so that one table of buckets fits every dimension. None: yes unless
     buckets is quantile."""
@@ -210,7 +214,9 @@ class CodecConfig(Config):
 
     @model_validator(mode="after")
     def _check_trellis(self) -> Self:
-        if self.buckets == "trellis" and (self.nbits > 2 or not self.token_scale):
+        if self.residual_bytes is not None and (self.buckets != "trellis" or not self.token_scale):
+            raise ValueError("residual_bytes needs buckets trellis, and token_scale")
+        if self.buckets == "trellis" and ((self.nbits > 2 and self.residual_bytes is None) or not self.token_scale):
             raise ValueError("buckets trellis needs nbits 1 or 2, and token_scale")
         return self
 

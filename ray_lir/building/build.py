@@ -46,6 +46,7 @@ from ray_lir.storage.manifest import (
     LATEST,
     MANIFEST,
     PROVENANCE,
+    RESIDUAL_BYTES_VERSION,
     TRELLIS_VERSION,
     FileEntry,
     check_file,
@@ -127,7 +128,7 @@ def _build_from_memory(
 ) -> IndexManifest:
     """Save the embeddings in a workspace named by a digest of their content, and build from there."""
     was_built = _check_output(output)
-    check_dimensions(embeddings.dim, config.codec.nbits)
+    check_dimensions(embeddings.dim, config.codec.nbits, config.codec.residual_bytes)
     folder = storage.join(output, WORKSPACES, f"{MEMORY}{content_digest(embeddings, documents, contract, relation)}")
     try:
         write_embeddings(folder, embeddings, documents, contract, relation)
@@ -193,10 +194,11 @@ def _build(build: Build, source: EmbeddingsManifest, identity: dict[str, Any], m
         check_has_terms(terms)
         lexical = write_statistics(build.output, build.config.stemmer, terms)
     manifest = IndexManifest(
-        format_version=TRELLIS_VERSION if codec.has_trellis else FORMAT_VERSION,
+        format_version=RESIDUAL_BYTES_VERSION if codec.residual_bytes else TRELLIS_VERSION if codec.has_trellis else FORMAT_VERSION,
         contract=source.contract,
         dim=source.dim,
         nbits=codec.nbits,
+        residual_bytes=codec.residual_bytes,
         num_centroids=codec.num_centroids,
         num_docs=sum(shard.num_docs for shard in shards),
         num_tokens=counts.tokens,
@@ -331,7 +333,7 @@ def _with_codec_of(other: IndexManifest, config: IndexConfig, source: Embeddings
 
 
 def _prepare(embeddings: str, source: EmbeddingsManifest, output: str, config: IndexConfig, name: str) -> Build:
-    check_dimensions(source.dim, config.codec.nbits)
+    check_dimensions(source.dim, config.codec.nbits, config.codec.residual_bytes)
     if source.num_tokens == 0:
         raise ConfigError(f"{embeddings} holds no tokens, so there is nothing to index")
     num_shards = config.num_shards or -(-source.num_tokens // TOKENS_PER_SHARD)

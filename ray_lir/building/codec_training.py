@@ -1,11 +1,12 @@
 """Training the codec of an index: sample token vectors, run k-means, fit buckets to the residuals."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ray_lir.base.config import ClusteringConfig
+from ray_lir.base.config import ClusteringConfig, CodecConfig
 from ray_lir.base.errors import ConfigError
 from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map, one_blas_thread, watched
@@ -15,10 +16,10 @@ from ray_lir.building.token_clustering import TokenAssigner
 from ray_lir.building.workspace import Build, Workspace
 from ray_lir.embeddings.parquet import read_blocks, read_lengths
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
-from ray_lir.index.codec import ResidualCodec, fit_buckets, fit_trellis, random_rotation
+from ray_lir.index.codec import NUM_PAIRS, PAIR_VECTORS, ResidualCodec, fit_buckets, fit_scale_pairs, fit_trellis, random_rotation
 from ray_lir.index.norms import directions, kept_norms, without_zero_rows
 from ray_lir.index.residuals import normalize
-from ray_lir.kernels import select
+from ray_lir.kernels import Kernels, select
 
 HELD_OUT_FRACTION = 0.05
 HELD_OUT_VECTORS = 50_000
@@ -52,13 +53,58 @@ def train_codec(build: Build, map: Map, records: list[dict[str, Any]]) -> tuple[
     centroids = normalize(_k_means(build, counts[:, 0], token_offsets, map, records)).astype(np.float16)
     with phase("buckets", records) as record:
         assigner = assigner_over(centroids.astype(np.float32), token_offsets, config.clustering)
-        residuals = _residuals(build, assigner, "held-out" if num_held_out else "train")
-        if config.codec.buckets == "trellis":
-            cutoffs, weights = np.zeros(0, np.float32), fit_trellis(residuals, config.codec.nbits, select())
-        else:
-            cutoffs, weights = fit_buckets(residuals, config.codec)
-        record.update(values=residuals.size, nbits=config.codec.nbits)
-    return ResidualCodec(centroids, cutoffs, weights, rotation, bool(config.codec.token_scale), token_offsets), assigner
+        vectors, codes = _held_out(build, assigner, "held-out" if num_held_out else "train")
+        codec = fit_codec(vectors, codes, centroids, rotation, token_offsets, config.codec, select())
+        record.update(values=vectors.size, nbits=codec.nbits)
+    return codec, assigner
+
+
+def fit_codec(
+    vectors_TD: np.ndarray,
+    codes_T: np.ndarray,
+    centroids_CD: np.ndarray,
+    rotation_DD: np.ndarray | None,
+    token_offsets: np.ndarray | None,
+    config: CodecConfig,
+    kernels: Kernels,
+) -> ResidualCodec:
+    """Return the codec of centroids, with buckets or a trellis that are fitted to the residuals of sampled vectors.
+
+    Args:
+        vectors_TD: [T, D] float16 or float32, rotated.
+        codes_T: [T], the centroid of each vector.
+        centroids_CD: [C, D] float16, rotated.
+        rotation_DD: [D, D] float32; None without rotation.
+        token_offsets: [V + 1] int64, the first centroid of each vocabulary id; None without token-aware clustering.
+        config: Settings of the codec.
+        kernels: The kernels to compress the sample with.
+    Source:
+        docs/algorithms.md#22-residual-codec
+    """
+    num_bytes, scaled = config.residual_bytes, bool(config.token_scale)
+    vectors_TD, centroids_TD = vectors_TD.astype(np.float32), centroids_CD.astype(np.float32)[codes_T]
+    if num_bytes is None:
+        residuals_TD = vectors_TD - centroids_TD
+        trellis = config.buckets == "trellis"
+        cutoffs, weights = (
+            (np.zeros(0, np.float32), fit_trellis(residuals_TD, config.nbits, kernels)) if trellis else fit_buckets(residuals_TD, config)
+        )
+        return ResidualCodec(centroids_CD, cutoffs, weights, rotation_DD, scaled, token_offsets)
+    vectors_TD, centroids_TD, codes_T = vectors_TD[:PAIR_VECTORS], centroids_TD[:PAIR_VECTORS], codes_T[:PAIR_VECTORS]
+    multiples_T = np.einsum("td,td->t", vectors_TD, centroids_TD) / np.einsum("td,td->t", centroids_TD, centroids_TD)
+    weights = fit_trellis(vectors_TD - multiples_T[:, None] * centroids_TD, config.nbits, kernels, residual_bytes=num_bytes)
+    codec = ResidualCodec(
+        centroids_CD,
+        np.zeros(0, np.float32),
+        weights,
+        rotation_DD,
+        scaled,
+        token_offsets,
+        residual_bytes=num_bytes,
+        scale_pairs=np.zeros((NUM_PAIRS, 2), np.float32),
+    )
+    _, scales_T2, _ = kernels.compress(vectors_TD, codes_T, codec)
+    return replace(codec, scale_pairs=fit_scale_pairs(scales_T2, codec.dim))
 
 
 def assigner_over(
@@ -203,10 +249,11 @@ def _groups(num_train: np.ndarray, num_centroids: int) -> list[list[str]]:
 
 
 @one_blas_thread()
-def _residuals(build: Build, assigner: Assigner | TokenAssigner, kind: str) -> np.ndarray:
-    """Return the residuals of the held-out vectors (in a tiny corpus: of the training vectors), [T, D] float32."""
-    residuals = []
+def _held_out(build: Build, assigner: Assigner | TokenAssigner, kind: str) -> SamplePart:
+    """Return the held-out vectors (in a tiny corpus: the training vectors) [T, D] float16, and their centroids [T]."""
+    vectors, codes = [], []
     for part in range(len(build.parts)):
-        vectors, token_ids = _load(build.workspace, _name(kind, part))
-        residuals.append(vectors.astype(np.float32) - assigner.centroids_of(assigner(vectors, token_ids)))
-    return np.concatenate(residuals)
+        rows, token_ids = _load(build.workspace, _name(kind, part))
+        vectors.append(rows)
+        codes.append(assigner(rows, token_ids))
+    return np.concatenate(vectors), np.concatenate(codes)

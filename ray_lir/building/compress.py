@@ -101,7 +101,7 @@ def compress(build: Build, codec: ResidualCodec, assigner: Assigner | TokenAssig
     Returns:
         Statistics of all parts.
     Raises:
-        ConfigError: A token vector is too long for the codec's scales, or not of unit length although the scorer requires it.
+        ConfigError: A token vector is too long for the codec's scales, or not of unit length although the scorer or the codec requires it.
     """
     with phase("compress", records) as record:
         sizes = np.zeros(codec.num_centroids, np.int64)
@@ -120,6 +120,10 @@ def compress(build: Build, codec: ResidualCodec, assigner: Assigner | TokenAssig
                 counts.zero_rows,
                 counts.emptied,
             )
+        if not counts.unit and codec.residual_bytes:
+            raise ConfigError(
+                "token vectors are not of unit length, which codec.residual_bytes needs; normalise them, or leave residual_bytes out"
+            )
         scorer = build.contract.scorer
         if not counts.unit and SEARCH_SCORERS[scorer].requires_unit_vectors:
             raise ConfigError(f"token vectors are not of unit length, which scorer {scorer} needs; normalise them, or use another scorer")
@@ -132,7 +136,7 @@ def load_part(workspace: Workspace, part: int, kind: str) -> np.ndarray:
     Args:
         workspace: Scratch folder of the build.
         part: Number of the part.
-        kind: `codes` [T], `residuals` [T, D nbits / 8], `scales` [T, 2] or `weights` [T] of tokens, `lengths` [N] of documents, or
+        kind: `codes` [T], `residuals` [T, P], `scales` [T, 2] or [T], or `weights` [T] of tokens, `lengths` [N] of documents, or
             `windows` [W, 3] of documents in windows.
     """
     return workspace.load(part_file(part, kind))
@@ -178,7 +182,7 @@ def _compress_part(build: Build, codec: ResidualCodec, assigner: Assigner | Toke
             codes = assigner(vectors, token_ids_of(build, embeddings))
             residuals, scales, residual_norms = kernels.compress(vectors, codes, codec)
             weights = [] if embeddings.weights is None or not build.has_token_weights else [_as_stored(embeddings.weights)]
-            blocks.append((codes.astype(codec.code_dtype), residuals, (scales * lengths_T[:, None]).astype(np.float16), *weights))
+            blocks.append((codes.astype(codec.code_dtype), residuals, codec.stored_scales(scales * lengths_T[:, None]), *weights))
             lengths.append(embeddings.lengths)
             begins.append(np.arange(len(embeddings)) >= block.continues)
             if block.windows is not None:

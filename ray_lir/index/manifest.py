@@ -150,6 +150,8 @@ class IndexManifest(TruncationFields):
     """Tokens that all updates since the build added, deleted ones included."""
     added_residual_norm: Finite | None = later_field(None)
     """Mean residual norm of these tokens."""
+    residual_bytes: Annotated[int, Field(ge=1, le=1 << 15)] | None = later_field(None)
+    """Bytes of a token's residual, if the index was built with `codec.residual_bytes`. None: dim nbits / 8."""
     log_position: Count = later_field(0)
     """Position of the write log up to which the version holds all writes (ray_lir/storage/write_log.py)."""
 

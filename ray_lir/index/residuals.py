@@ -1,6 +1,6 @@
 """Arithmetic of compressed token vectors: packed bucket numbers, bucket weights, and decoding.
 
-T tokens, D dimensions, K = 2^nbits buckets, P = D nbits / 8 packed bytes of a residual.
+T tokens, D dimensions, K = 2^nbits buckets, P packed bytes of a residual: D nbits / 8, or the codec's `residual_bytes`.
 """
 
 from typing import TYPE_CHECKING
@@ -32,17 +32,27 @@ def trellis_rows(packed_TP: np.ndarray, num_rows: int) -> np.ndarray:
     return rows_TP
 
 
-def residual_values(packed_TP: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def byte_widths(dim: int, num_bytes: int) -> np.ndarray:
+    """Return the number of dimensions of each byte of a trellis, [P] int64: equally many, or one fewer in the last bytes."""
+    return dim // num_bytes + (np.arange(num_bytes) < dim % num_bytes)
+
+
+def residual_values(packed_TP: np.ndarray, weights: np.ndarray, dim: int | None = None) -> np.ndarray:
     """Return the value of every dimension of packed residuals.
 
     Args:
         packed_TP: [T, P] uint8.
         weights: The codec's bucket weights [2^nbits], or its trellis.
+        dim: Dimensions, if the bytes of a trellis can have different numbers of them; None: all have as many as the trellis.
     Returns:
         [T, D] float32.
     """
     if weights.ndim == 2:
-        return weights[trellis_rows(packed_TP, len(weights))].reshape(len(packed_TP), packed_TP.shape[1] * weights.shape[1])
+        num_bytes, width = packed_TP.shape[1], weights.shape[1]
+        values_TD = weights[trellis_rows(packed_TP, len(weights))].reshape(len(packed_TP), num_bytes * width)
+        if dim is None or dim == num_bytes * width:
+            return values_TD
+        return np.compress((np.arange(width) < byte_widths(dim, num_bytes)[:, None]).ravel(), values_TD, axis=1)
     nbits = int(np.log2(len(weights)))
     weights_of_byte = weights.astype(np.float32)[unpack(np.arange(256, dtype=np.uint8)[:, None], nbits)]
     # Fetching all dimensions of a byte as one item is several times faster than fetching one weight at a time.
@@ -50,7 +60,7 @@ def residual_values(packed_TP: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return as_item[packed_TP].view(np.float32)
 
 
-def decompress(codes_T: np.ndarray, packed_TP: np.ndarray, scales_T2: np.ndarray, codec: "ResidualCodec") -> np.ndarray:
+def decompress(codes_T: np.ndarray, packed_TP: np.ndarray, stored_scales: np.ndarray, codec: "ResidualCodec") -> np.ndarray:
     """Decode tokens: scales[0] centroid + scales[1] bucket weights.
 
     Source: docs/algorithms.md#22-residual-codec.
@@ -58,14 +68,15 @@ def decompress(codes_T: np.ndarray, packed_TP: np.ndarray, scales_T2: np.ndarray
     Args:
         codes_T: [T], the centroid of each token.
         packed_TP: [T, P] uint8, packed residuals.
-        scales_T2: [T, 2] float16 or float32.
+        stored_scales: As the index stores them: [T, 2] float16, or the numbers of pairs [T] uint8.
         codec: The codec of the index.
     Returns:
         [T, D] float32.
     """
-    vectors_TD = residual_values(packed_TP, codec.weights)
-    vectors_TD *= scales_T2[:, 1:].astype(np.float32)
-    vectors_TD += codec.centroids_f32[codes_T] * scales_T2[:, :1].astype(np.float32)
+    scales_T2 = codec.scales_of(stored_scales)
+    vectors_TD = residual_values(packed_TP, codec.weights, codec.dim)
+    vectors_TD *= scales_T2[:, 1:]
+    vectors_TD += codec.centroids_f32[codes_T] * scales_T2[:, :1]
     return vectors_TD
 
 

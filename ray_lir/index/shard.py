@@ -4,8 +4,9 @@
 |---|---|---|
 | doc_offsets.npy | [N + 1] int64 | document i owns tokens doc_offsets[i] to doc_offsets[i + 1] |
 | codes.npy | [T] uint16 or uint32 | each token's centroid |
-| residuals.npy | [T, D nbits / 8] uint8 | packed buckets, the first dimension in the highest bits; or bytes of a trellis |
+| residuals.npy | [T, P] uint8 | packed buckets, the first dimension in the highest bits; or bytes of a trellis |
 | scales.npy | [T, 2] float16 | a token decodes to scales[0] centroid + scales[1] bucket weights, with the norm of the original vector |
+| | or [T] uint8 | with `residual_bytes`: the number of the token's pair of scales in the codec |
 | weights.npy | [T] float16 | token weights minus one, if the scorer weighs document tokens |
 | windows.npy | [W, 3] uint32 | of documents in windows: each window's first token in the shard, first and end character in its document |
 | documents.arrow | N rows | doc_id, title, text, metadata |
@@ -131,6 +132,12 @@ class IndexShard(ShortRepr):
         """scales[1] / scales[0] of each posting's token, [T] float32, in the order of postings."""
         return self._by_centroid(self._ratios_of, np.float32)
 
+    @property
+    @derived
+    def posting_pairs(self) -> np.ndarray:
+        """The number of each posting's pair of scales, [T] uint8, in the order of postings; for an index with `residual_bytes`."""
+        return self._by_centroid(lambda first, end: self.scales[first:end], np.uint8)
+
     def _by_centroid(self, values_of: Callable[[int, int], np.ndarray], dtype: type) -> np.ndarray:
         if not self.on_disk:
             return postings.by_centroid(self.codes, self.posting_offsets, values_of, np.empty(len(self.codes), dtype))
@@ -168,7 +175,7 @@ class IndexShard(ShortRepr):
 
         Args:
             clusters: [P] clusters of the lists, in any order.
-            *lists: Some of `postings`, `posting_documents` and `posting_ratios`.
+            *lists: Some of `postings`, `posting_documents`, `posting_ratios` and `posting_pairs`.
         """
         if self.on_disk:
             clusters = np.unique(clusters)
@@ -314,7 +321,7 @@ def _with_deleted(shard: IndexShard, first_document: int, deleted: np.ndarray | 
     ):
         return shard
     other = replace(shard, first_document=first_document, deleted=deleted)
-    for name in ("posting_offsets", "postings", "posting_documents", "posting_ratios"):
+    for name in ("posting_offsets", "postings", "posting_documents", "posting_ratios", "posting_pairs"):
         computed: derived[IndexShard, [], Any] = getattr(IndexShard, name).fget
         if shard in computed:
             computed.put(other, getattr(shard, name))
@@ -327,8 +334,8 @@ def _layout(entry: ShardEntry, manifest: IndexManifest) -> dict[str, tuple[type,
     return {
         "doc_offsets": (np.int64, (entry.num_docs + 1,)),
         "codes": (np.uint16 if manifest.num_centroids <= 1 << 16 else np.uint32, (num_tokens,)),
-        "residuals": (np.uint8, (num_tokens, manifest.dim * manifest.nbits // 8)),
-        "scales": (np.float16, (num_tokens, 2)),
+        "residuals": (np.uint8, (num_tokens, manifest.residual_bytes or manifest.dim * manifest.nbits // 8)),
+        "scales": (np.uint8, (num_tokens,)) if manifest.residual_bytes else (np.float16, (num_tokens, 2)),
         WEIGHTS: (np.float16, (num_tokens,)),
     }
 

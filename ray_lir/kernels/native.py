@@ -94,7 +94,16 @@ class _NativeKernels:
     def compress(self, vectors_TD: np.ndarray, codes_T: np.ndarray, codec: ResidualCodec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         codes_T = codes_T.astype(np.int64, copy=False)
         return module().compress(
-            self.isa, _rows(vectors_TD), codes_T, codec.centroids_f32, codec.cutoffs, codec.weights, codec.token_scale, self.threads
+            self.isa,
+            _rows(vectors_TD),
+            codes_T,
+            codec.centroids_f32,
+            codec.cutoffs,
+            codec.weights,
+            codec.token_scale,
+            codec.packed_bytes,
+            codec.scale_pairs is not None,
+            self.threads,
         )
 
     def maxsim(
@@ -123,7 +132,8 @@ class _NativeKernels:
             [_halves(table) for table in tables],
             shard.codes,
             shard.residuals,
-            shard.scales.view(np.uint16),
+            _scales(shard),
+            codec.scale_pairs,
             _halves(shard.weights),
             shard.doc_offsets,
             codec.weights,
@@ -155,7 +165,8 @@ class _NativeKernels:
             relation.upper,
             shard.codes,
             shard.residuals,
-            shard.scales.view(np.uint16),
+            _scales(shard),
+            codec.scale_pairs,
             _halves(shard.weights),
             shard.doc_offsets,
             encoder,
@@ -214,7 +225,8 @@ class _NativeKernels:
         shard: IndexShard,
         codec: ResidualCodec,
     ) -> tuple[np.ndarray, np.ndarray]:
-        shard.prefetch_lists(clusters, shard.postings, shard.posting_documents, shard.posting_ratios)
+        scales = shard.posting_ratios if codec.scale_pairs is None else shard.posting_pairs
+        shard.prefetch_lists(clusters, shard.postings, shard.posting_documents, scales)
         return module().posting_scores(
             self.isa,
             _floats(query_nD),
@@ -226,7 +238,9 @@ class _NativeKernels:
             shard.postings,
             shard.posting_offsets,
             shard.posting_documents,
-            shard.posting_ratios,
+            None if scales.dtype == np.uint8 else scales,
+            scales if scales.dtype == np.uint8 else None,
+            codec.scale_pairs,
             shard.residuals,
             _halves(shard.weights),
             shard.num_docs,
@@ -310,6 +324,11 @@ def _halves(values: np.ndarray | None) -> np.ndarray | None:
     return None if values is None else values.view(np.uint16)
 
 
+def _scales(shard: IndexShard) -> np.ndarray:
+    """Return float16 scales as uint16, and numbers of pairs as they are."""
+    return shard.scales if shard.scales.dtype == np.uint8 else shard.scales.view(np.uint16)
+
+
 def _numbers(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values, np.int64)
 
@@ -337,12 +356,12 @@ def _self_test(isa: str) -> np.ndarray:
     ones = np.ones(len(query), np.float32)
     factors = np.linspace(0, 1, num_tokens, dtype=np.float16).view(np.uint16)
     scores = [
-        module().residual_maxsim(isa, [query], [ones], [table], codes, residuals, scales, each, offsets, weights, None, 1).ravel()
+        module().residual_maxsim(isa, [query], [ones], [table], codes, residuals, scales, None, each, offsets, weights, None, 1).ravel()
         for each in (None, factors)
     ]
     layer, rows = 20 * rng.normal(size=(2 * dim, dim)).astype(np.float32), rng.normal(size=(3, dim)).astype(np.float32)
     products = rng.normal(size=query.shape).astype(np.float32)
-    terms, shard = (products, 0 * ones, 1e3 * ones), (codes, residuals, scales, factors, offsets)
+    terms, shard = (products, 0 * ones, 1e3 * ones), (codes, residuals, scales, None, factors, offsets)
     encoder = module().RelationEncoder(layer, 3.0, *rows, 1.0, weights)
     added = rng.integers(-9999, 9999, (num_centroids, 2 * dim)).astype(np.int16)
     scores.append(module().relation_maxsim(isa, query, ones, table, *terms, *shard, encoder, added, False, None, 1))

@@ -11,13 +11,15 @@ import numpy as np
 
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.relation import QueryRelation, align, relation_of
-from ray_lir.index.residuals import decompress, normalize, pack, residual_values
+from ray_lir.index.residuals import byte_widths, decompress, normalize, pack, residual_values
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels.protocol import Kernels, ScanTable
 
 NEVER = np.float32(-np.inf)
 BLOCK_TOKENS = 4096
 """Number of tokens to decompress at a time: a block fits the processor's cache, and the next block uses the same memory."""
+SMALLEST_COSINE = 0.25
+"""Smallest cosine between a residual and its decoded form by which the decoded form is lengthened."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +62,39 @@ class _ReferenceKernels:
         return (vectors_TD.astype(np.float64) @ rotation_DD.astype(np.float64)).astype(np.float32)
 
     def compress(self, vectors_TD: np.ndarray, codes_T: np.ndarray, codec: ResidualCodec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        residuals_TD = vectors_TD.astype(np.float32) - codec.centroids_f32[codes_T]
+        vectors_TD, centroids_TD = vectors_TD.astype(np.float32), codec.centroids_f32[codes_T]
+        squared_T = (
+            np.einsum("td,td->t", centroids_TD, centroids_TD, dtype=np.float64) if codec.scale_pairs is not None else np.zeros(len(codes_T))
+        )
+        from_nearest_T, squared_T = squared_T > 0, np.where(squared_T > 0, squared_T, 1)
+        multiples_T = np.where(from_nearest_T, np.einsum("td,td->t", vectors_TD, centroids_TD, dtype=np.float64) / squared_T, 1)
+        residuals_TD = vectors_TD - multiples_T[:, None].astype(np.float32) * centroids_TD
         norms_T = np.sqrt(np.einsum("td,td->t", residuals_TD, residuals_TD, dtype=np.float64))
         units_T = np.ones(len(norms_T))
         if codec.token_scale:
             units_T = np.where(norms_T > 0, norms_T / np.sqrt(vectors_TD.shape[1]), 1).astype(np.float32)
         if codec.has_trellis:
-            packed_TP = _nearest_bytes(residuals_TD / units_T[:, None].astype(np.float32), codec.weights)
+            packed_TP = _nearest_bytes(residuals_TD / units_T[:, None].astype(np.float32), codec.weights, codec.packed_bytes)
         else:
             buckets_TD = np.searchsorted(codec.cutoffs, residuals_TD / units_T[:, None], side="left").astype(np.uint8)
             packed_TP = pack(buckets_TD, codec.nbits)
-        decoded_TD = residual_values(packed_TP, codec.weights).astype(np.float64)
-        scales_T = np.ones(len(norms_T))
+        decoded_TD = residual_values(packed_TP, codec.weights, codec.dim).astype(np.float64)
+        factors_T, scales_T = np.ones(len(norms_T)), np.ones(len(norms_T))
         if codec.token_scale:
             along_T = np.einsum("td,td->t", decoded_TD, residuals_TD)
-            scales_T = np.where(along_T > 0, norms_T / np.sqrt(np.maximum(np.einsum("td,td->t", decoded_TD, decoded_TD), 1e-24)), 0)
-        decoded_TD = codec.centroids_f32[codes_T] + scales_T[:, None] * decoded_TD
+            squares_T = np.einsum("td,td->t", decoded_TD, decoded_TD)
+            scales_T = np.where(along_T > 0, norms_T / np.sqrt(np.maximum(squares_T, 1e-24)), 0)
+            if codec.scale_pairs is not None:
+                over_T = np.einsum("td,td->t", centroids_TD, decoded_TD) / squared_T
+                across_T = np.sqrt(np.maximum(squares_T - over_T**2 * squared_T, 1e-24))
+                cosines_T = along_T / np.maximum(norms_T * across_T, 1e-24)
+                nearest_T = np.where(cosines_T > 0, norms_T / across_T / np.sqrt(np.maximum(cosines_T, SMALLEST_COSINE)), 0)
+                scales_T = np.where(from_nearest_T, nearest_T, scales_T)
+                factors_T = np.where(from_nearest_T, multiples_T - scales_T * over_T, 1)
+        decoded_TD = factors_T[:, None] * centroids_TD + scales_T[:, None] * decoded_TD
         inverse_T = 1 / np.sqrt(np.maximum(np.einsum("td,td->t", decoded_TD, decoded_TD), 1e-24))
-        scales_T2 = np.stack([inverse_T, inverse_T * scales_T], axis=1).astype(np.float32)
-        return packed_TP, scales_T2, norms_T.astype(np.float32)
+        scales_T2 = np.stack([inverse_T * factors_T, inverse_T * scales_T], axis=1).astype(np.float32)
+        return packed_TP, scales_T2, np.sqrt(norms_T**2 + (1 - multiples_T) ** 2 * squared_T).astype(np.float32)
 
     def maxsim(
         self, queries: Sequence[np.ndarray], weights: Sequence[np.ndarray], tokens_TD: np.ndarray, offsets: np.ndarray
@@ -198,9 +214,11 @@ class _ReferenceKernels:
         for row, weight in enumerate(weights_n.astype(np.float64)):
             tokens = tokens_of(clusters[row], shard)
             sizes = shard.posting_offsets[clusters[row] + 1] - shard.posting_offsets[clusters[row]]
-            scales = shard.scales[tokens].astype(np.float64)
-            residuals = residual_values(shard.residuals[tokens], codec.weights).astype(np.float64) @ query_nD[row].astype(np.float64)
-            scores = np.repeat(cluster_scores[row], sizes) + residuals * scales[:, 1] / scales[:, 0]
+            scales = codec.scales_of(shard.scales[tokens]).astype(np.float64)
+            values = residual_values(shard.residuals[tokens], codec.weights, codec.dim).astype(np.float64)
+            scores = np.repeat(cluster_scores[row], sizes) + values @ query_nD[row].astype(np.float64) * scales[:, 1] / scales[:, 0]
+            if codec.scale_pairs is not None:
+                scores *= scales[:, 0]
             numbers = np.searchsorted(shard.doc_offsets, tokens, side="right") - 1
             best = np.full(shard.num_docs, -np.inf)
             np.maximum.at(best, numbers, scores)
@@ -227,23 +245,28 @@ class _ReferenceKernels:
 REFERENCE: Kernels = _ReferenceKernels()
 
 
-def _nearest_bytes(values_TD: np.ndarray, trellis_KG: np.ndarray) -> np.ndarray:
+def _nearest_bytes(values_TD: np.ndarray, trellis_KG: np.ndarray, num_bytes: int) -> np.ndarray:
     """Return the packed bytes [T, P] uint8 with the values nearest to the given ones, by the Viterbi algorithm.
 
     The state before a byte is the last bits of the byte before. Ties go to the lowest state, then to the lowest byte.
     """
-    num_states, width = len(trellis_KG) // 256, trellis_KG.shape[1]
-    packed_TP = np.empty((len(values_TD), values_TD.shape[1] // width), np.uint8)
+    num_states = len(trellis_KG) // 256
+    packed_TP = np.empty((len(values_TD), num_bytes), np.uint8)
+    widths = byte_widths(values_TD.shape[1], num_bytes).tolist()
     columns_GK = trellis_KG.T.astype(np.float32)
-    halves_K = np.einsum("gk,gk->k", columns_GK, columns_GK) / 2
+    halves_of = {width: np.einsum("gk,gk->k", columns_GK[:width], columns_GK[:width]) / 2 for width in set(widths)}
     for start in range(0, len(values_TD), BLOCK_TOKENS // 8):
         block_TD = values_TD[start : start + BLOCK_TOKENS // 8]
         rows = np.arange(len(block_TD))
         states_TS = np.full((len(block_TD), num_states), -1e30, np.float32)
         states_TS[:, 0] = 0
         paths: list[tuple[np.ndarray, np.ndarray]] = []
-        for first in range(0, values_TD.shape[1], width):
-            scores_TSB = (block_TD[:, first : first + width] @ columns_GK - halves_K).reshape(len(block_TD), num_states, 256)
+        first = 0
+        for width in widths:
+            scores_TSB = (block_TD[:, first : first + width] @ columns_GK[:width] - halves_of[width]).reshape(
+                len(block_TD), num_states, 256
+            )
+            first += width
             scores_TSB += states_TS[:, :, None]
             before_TB = scores_TSB.argmax(axis=1)
             # Bytes of the same state are the columns of [T, 256 / S, S].

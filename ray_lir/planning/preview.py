@@ -76,7 +76,9 @@ def preview_update(
     found = {doc_id for in_shard in map(partial(_found_in, index, affected), manifest.shards) for doc_id in in_shard}
     tokens = round(len(new_ids) * manifest.num_tokens / max(1, manifest.num_docs)) if num_tokens is None else num_tokens
     all_tokens = sum(shard.num_tokens for shard in manifest.shards)
-    of = Collection(len(new_ids), tokens, manifest.dim, manifest.nbits, manifest.num_centroids, 1, 0)
+    of = Collection(
+        len(new_ids), tokens, manifest.dim, manifest.nbits, manifest.num_centroids, 1, 0, residual_bytes=manifest.residual_bytes
+    )
     seconds = build_seconds(of) if tokens else {"compress": 0.0, "assemble": 0.0}
     return {
         "num_added": len(new_ids),
@@ -127,9 +129,9 @@ def shard_bytes(manifest: IndexManifest) -> int:
 
 
 def _collection(build: Build) -> Collection:
-    nbits, texts = build.config.codec.nbits, _text_bytes(build)
-    lexical = build.config.lexical
-    return Collection(build.num_docs, build.num_tokens, build.dim, nbits, build.num_centroids, build.num_shards, texts, lexical)
+    codec, texts = build.config.codec, _text_bytes(build)
+    sizes = (build.num_docs, build.num_tokens, build.dim, codec.nbits, build.num_centroids, build.num_shards)
+    return Collection(*sizes, texts, build.config.lexical, codec.residual_bytes)
 
 
 def _text_bytes(build: Build) -> float:

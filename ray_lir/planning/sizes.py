@@ -35,6 +35,7 @@ class Collection:
         num_shards: Number of shards.
         text_bytes: Mean bytes of a document's id, title, text and metadata.
         lexical: Whether the index has lexical postings.
+        residual_bytes: Bytes of a token's residual; None: dim nbits / 8.
     """
 
     num_docs: int
@@ -45,6 +46,7 @@ class Collection:
     num_shards: int
     text_bytes: float
     lexical: bool = False
+    residual_bytes: int | None = None
 
     @classmethod
     def of(cls, docs: float, tokens_per_doc: float, dim: int, nbits: int, num_centroids: int | None, text_bytes: float) -> "Collection":
@@ -97,8 +99,8 @@ def predict_bytes(of: Collection) -> Bytes:
     return Bytes(
         embeddings=of.num_tokens * of.dim * 2,
         codes=of.num_tokens * (2 if of.num_centroids <= 1 << 16 else 4),
-        residuals=of.num_tokens * of.dim * of.nbits // 8,
-        scales=of.num_tokens * 4,
+        residuals=of.num_tokens * (of.residual_bytes or of.dim * of.nbits // 8),
+        scales=of.num_tokens * (1 if of.residual_bytes else 4),
         offsets=8 * (of.num_docs + of.num_shards),
         documents=round(of.num_docs * of.text_bytes),
         lexical=lexical_bytes(of.num_docs * of.text_bytes) if of.lexical else 0,

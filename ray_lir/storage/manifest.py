@@ -20,7 +20,9 @@ FORMAT_VERSION = 1
 """The version of manifests that every release reads."""
 TRELLIS_VERSION = 2
 """The version of an index whose codec has a trellis."""
-NEWEST_VERSION = 2
+RESIDUAL_BYTES_VERSION = 3
+"""The version of an index with `residual_bytes`."""
+NEWEST_VERSION = 3
 MANIFEST = "manifest.json"
 PROVENANCE = "provenance.json"
 LATEST = "LATEST"

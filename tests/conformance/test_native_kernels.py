@@ -32,6 +32,7 @@ SHAPES = {
     "max_tokens": st.sampled_from([1, 5, 50, 120]),
     "seed": st.integers(0, 1000),
     "memory": st.sampled_from([None, 0, 3]),
+    "byte_dims": st.sampled_from([None, None, 2, 3.4, 4.3, 6.7, 8]),
 }
 
 
@@ -44,11 +45,20 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def made_up(
-    num_docs: int, num_query_tokens: int, dim: int, nbits: int, num_centroids: int, max_tokens: int, seed: int, memory: int | None = None
+    num_docs: int,
+    num_query_tokens: int,
+    dim: int,
+    nbits: int,
+    num_centroids: int,
+    max_tokens: int,
+    seed: int,
+    memory: int | None = None,
+    byte_dims: float | None = None,
 ):
     """Return a shard with some empty documents, its codec, a query and its weights, and the random generator.
 
-    With `memory` and 1 or 2 bits, the codec has a trellis that remembers so many bits.
+    With `memory` and 1 or 2 bits, the codec has a trellis that remembers this number of bits. With `byte_dims` too, its bytes have about
+    this number of dimensions, and its tokens refer to pairs of scales.
     """
     rng = np.random.default_rng(seed)
     doc_offsets = np.concatenate([[0], np.cumsum(rng.integers(0, max_tokens + 1, num_docs))]).astype(np.int64)
@@ -56,11 +66,17 @@ def made_up(
     weights = np.sort(rng.normal(size=2**nbits)).astype(np.float32)
     cutoffs = (weights[1:] + weights[:-1]) / 2
     if memory is not None and nbits <= 2:
-        cutoffs, weights = cutoffs[:0], rng.normal(size=(256 << memory, 8 // nbits)).astype(np.float32)
+        num_bytes = min(dim // 2, round(-(-dim // byte_dims))) if byte_dims else dim * nbits // 8
+        cutoffs, weights = cutoffs[:0], rng.normal(size=(256 << memory, -(-dim // num_bytes))).astype(np.float32)
+    has_pairs = byte_dims is not None and weights.ndim == 2
     codec = ResidualCodec(unit(rng.normal(size=(num_centroids, dim))).astype(np.float16), cutoffs, weights)
+    if has_pairs:
+        pairs = np.stack([rng.uniform(0.7, 1, 256), rng.uniform(0, 0.5 / np.sqrt(dim), 256)], axis=1).astype(np.float32)
+        codec = replace(codec, residual_bytes=num_bytes, scale_pairs=pairs, token_scale=True)
     codes = rng.integers(0, num_centroids, num_tokens).astype(codec.code_dtype)
-    residuals = rng.integers(0, 256, (num_tokens, dim * nbits // 8)).astype(np.uint8)
+    residuals = rng.integers(0, 256, (num_tokens, codec.packed_bytes)).astype(np.uint8)
     scales = np.stack([rng.uniform(0.7, 1, num_tokens), rng.uniform(0, 0.5 / np.sqrt(dim), num_tokens)], axis=1).astype(np.float16)
+    scales = rng.integers(0, 256, num_tokens).astype(np.uint8) if has_pairs else scales
     shard = IndexShard(0, doc_offsets, codes, residuals, scales, pa.table({}), num_centroids)
     query = unit(rng.normal(size=(num_query_tokens, dim)))
     return shard, codec, query, rng.uniform(0, 2, num_query_tokens).astype(np.float32), rng
@@ -425,9 +441,8 @@ def test_assignment_and_compression_equal_the_reference(halves, euclidean, **sha
         np.testing.assert_allclose(rotated, REFERENCE.rotate(vectors, rotation), atol=1e-6)
         np.testing.assert_array_equal(rotated[-1:], kernels.rotate(vectors[-1:], rotation))
         results = [codes, near, rotated, in_one_cell]
-        for token_scale in (False, True):
-            scaled = ResidualCodec(codec.centroids, codec.cutoffs, codec.weights, token_scale=token_scale)
-            results += list(check_compression(kernels, vectors, codes, scaled))
+        for token_scale in (False, True) if codec.scale_pairs is None else (True,):
+            results += list(check_compression(kernels, vectors, codes, replace(codec, token_scale=token_scale)))
         return results
 
     every_set(check)

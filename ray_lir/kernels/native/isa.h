@@ -29,18 +29,22 @@ constexpr int kMishLines = 32;
 constexpr int kMishLeast = -21;      // start of the first line, in units of a line's length
 constexpr float kLargestScore = 65504;  // largest finite float16
 constexpr int kTrellisMemory = 4;    // largest number of bits that a trellis remembers
+constexpr int kWidest = 8;           // largest number of dimensions of a byte of a trellis
+constexpr int lut_stride(int width) { return width > 4 ? 8 : 4; }  // bytes of a row of its decoding table
 constexpr int kWordBits = 14;        // words are values times 2^14, so that products of unit vectors fit 32 bits
 constexpr float kWordScale = 1.0f / (1 << (2 * kWordBits));
 
 // Decodes packed residuals to unsigned bytes: lut[byte] holds the dimensions of one packed byte. A decoded byte is 64 plus a
 // signed level between -63 and 63, so the sum of two products with signed bytes fits 16 bits.
 struct Decoder {
-  int nbits;
-  int memory;                   // bits of the byte before that choose the values of a byte; 0 without a trellis
+  int nbits;                    // 0 with a trellis
+  int memory;                   // bits of the byte before that choose the values of a byte
+  int width;                    // dimensions of the first `wide` bytes of a trellis; the other bytes have one dimension fewer
+  int64_t wide;
   int64_t quads;                // D / 4 rounded up, the number of 4-byte items of a product
   int64_t packed_bytes;         // P
   int64_t stride;               // bytes of a decoded row: D rounded up to a multiple of 64
-  const uint8_t* lut;           // [2^(8 + memory)][8 / nbits]
+  const uint8_t* lut;           // [256][8 / nbits]; [2^(8 + memory)][4 or 8] with a trellis
   const uint8_t* levels;        // [2^nbits]
 };
 
@@ -48,7 +52,9 @@ struct Shard {
   const void* codes;            // [T] uint16 or uint32
   bool wide_codes;
   const uint8_t* residuals;     // [T, P]
-  const uint16_t* scales;       // [T, 2] float16: a decoded token is scales[0] centroid + scales[1] buckets
+  const uint16_t* scales;       // [T, 2] float16: a decoded token is scales[0] centroid + scales[1] buckets; null with pairs
+  const uint8_t* numbers;       // [T] the pair of scales of each token; null without pairs
+  const float* pairs;           // [256, 2]
   const uint16_t* weights;      // [T] float16 or null: token weights minus one
   const int64_t* doc_offsets;   // [N + 1]
 };
@@ -201,7 +207,9 @@ struct PostingTask {
   const int64_t* posting_offsets;
   const uint32_t* documents;    // [T] the document of each posting
   const float* ratios;          // [T] scales[1] / scales[0] of each posting's token: WARP adds the buckets, in the scale of the residual, to the
-                                // centroid and does not normalise the result
+                                // centroid and does not normalise the result. Null with pairs of scales: WARP uses both scales then
+  const uint8_t* numbers;       // [T] the pair of scales of each posting's token
+  const float* pairs;           // [256, 2]
   const int8_t* query;          // [stride] one query token, in the order of decoded rows
   int32_t start;
   float slope;
@@ -260,11 +268,11 @@ struct CompressTask {
   const int64_t* codes;         // [count]
   int64_t dim;
   const float* cutoffs;         // [2^nbits - 1]
-  const float* weights;         // [2^nbits]; [2^(8 + memory), 8 / nbits] with a trellis
-  const float* columns;         // [8 / nbits, 2^(8 + memory)] the trellis transposed; null without one
-  const float* halves;          // [2^(8 + memory)] half of the square of each row of the trellis
-  int memory;
-  int nbits;
+  const float* weights;         // [2^nbits]; [2^(8 + memory), width] with a trellis
+  const float* columns;         // [width, 2^(8 + memory)] the trellis transposed; null without one
+  const float* halves;          // [2, 2^(8 + memory)] half of the square of each row of the trellis: of all its values, and without the last one
+  Decoder decoder;              // its lut is not read
+  bool from_nearest;            // residuals are from the nearest multiple of the centroid, instead of from the centroid
   bool token_scale;             // residuals are divided by their root mean square before bucketing
   int64_t count;
   uint8_t* packed;              // [count, P]

@@ -18,14 +18,14 @@ namespace ray_lir {
 namespace {
 
 FloatResult residual_maxsim(const std::string& name, std::vector<Matrix> vectors, std::vector<Floats> weights, std::vector<Scores> tables,
-                            Codes codes, Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights, Numbers doc_offsets,
+                            Codes codes, Array<uint8_t, 2> residuals, Scales scales, Pairs pairs, TokenWeights token_weights, Numbers doc_offsets,
                             Weights buckets, std::optional<Numbers> documents, int threads) {
   const Isa& isa = isa_named(name);
   const Levels levels(buckets);
   const size_t num_queries = vectors.size();
   require(num_queries > 0 && weights.size() == num_queries && tables.size() == num_queries, "one table and one row of weights a query");
-  const Decoder decoder = decoder_of(levels, vectors[0].shape(1));
-  const Shard shard = shard_of(codes, residuals, scales, token_weights, doc_offsets, decoder);
+  const Decoder decoder = decoder_of(levels, vectors[0].shape(1), residuals.shape(1));
+  const Shard shard = shard_of(codes, residuals, scales, pairs, token_weights, doc_offsets, decoder);
   const int64_t count = count_of(documents, doc_offsets);
   float* scores;
   FloatResult result = array_of<float>({num_queries, size_t(count)}, &scores);
@@ -126,7 +126,7 @@ FloatResult row_maxima(const std::string& name, Matrix vectors, Array<uint8_t, 2
 
 void add_maxsim(nb::module_& m) {
   using namespace nb::literals;
-  m.def("residual_maxsim", &residual_maxsim, "isa"_a, "vectors"_a, "weights"_a, "tables"_a, "codes"_a, "residuals"_a, "scales"_a,
+  m.def("residual_maxsim", &residual_maxsim, "isa"_a, "vectors"_a, "weights"_a, "tables"_a, "codes"_a, "residuals"_a, "scales"_a, "pairs"_a.none(),
         "token_weights"_a.none(), "doc_offsets"_a, "buckets"_a, "documents"_a.none(), "threads"_a);
   m.def("maxsim", &maxsim, "isa"_a, "vectors"_a, "weights"_a, "tokens"_a, "offsets"_a, "threads"_a);
   m.def("row_maxima", &row_maxima, "isa"_a, "vectors"_a, "rows"_a, "threads"_a);

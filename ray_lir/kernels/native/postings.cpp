@@ -27,14 +27,16 @@ struct PostingArrays {
 };
 
 nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights, Array<int64_t, 2> clusters, Matrix cluster_scores, Floats imputed,
-                         bool floor, Array<uint32_t, 1> postings, Numbers posting_offsets, Array<uint32_t, 1> documents, Floats ratios,
-                         Array<uint8_t, 2> residuals, TokenWeights token_weights, int64_t num_docs, Weights buckets) {
+                         bool floor, Array<uint32_t, 1> postings, Numbers posting_offsets, Array<uint32_t, 1> documents, std::optional<Floats> ratios,
+                         std::optional<Array<uint8_t, 1>> token_pairs, Pairs pairs, Array<uint8_t, 2> residuals, TokenWeights token_weights, int64_t num_docs, Weights buckets) {
   const Isa& isa = isa_named(name);
   const Levels levels(buckets);
   const int64_t dim = vectors.shape(1);
-  const Decoder decoder = decoder_of(levels, dim);
-  require(int64_t(residuals.shape(1)) == decoder.packed_bytes, "residuals of other dimensions or bits");
-  require(postings.shape(0) == residuals.shape(0) && ratios.shape(0) == residuals.shape(0), "postings, residuals and ratios of one length");
+  const Decoder decoder = decoder_of(levels, dim, residuals.shape(1));
+  check_pairs(pairs);
+  require(ratios.has_value() != pairs.has_value() && token_pairs.has_value() == pairs.has_value(), "either ratios, or numbers and pairs of scales");
+  require(postings.shape(0) == residuals.shape(0) && (ratios ? ratios->shape(0) : token_pairs->shape(0)) == residuals.shape(0),
+          "postings, residuals and scales of one length");
   require(!token_weights || token_weights->shape(0) == residuals.shape(0), "one weight a token");
   require(clusters.shape(0) == vectors.shape(0) && weights.shape(0) == vectors.shape(0) && imputed.shape(0) == vectors.shape(0),
           "one row of clusters a query token");
@@ -64,7 +66,9 @@ nb::tuple posting_scores(const std::string& name, Matrix vectors, Floats weights
       task.postings = postings.data();
       task.posting_offsets = posting_offsets.data();
       task.documents = documents.data();
-      task.ratios = ratios.data();
+      task.ratios = ratios ? ratios->data() : nullptr;
+      task.numbers = token_pairs ? token_pairs->data() : nullptr;
+      task.pairs = pairs ? pairs->data() : nullptr;
       task.query = query.get();
       task.slope = scale * levels.step;
       task.count = int64_t(clusters.shape(1));
@@ -119,7 +123,7 @@ nb::ndarray<nb::numpy, int64_t> candidates(Numbers clusters, Array<uint32_t, 1> 
 void add_postings(nb::module_& m) {
   using namespace nb::literals;
   m.def("posting_scores", &posting_scores, "isa"_a, "vectors"_a, "weights"_a, "clusters"_a, "cluster_scores"_a, "imputed"_a, "floor"_a, "postings"_a,
-        "posting_offsets"_a, "documents"_a, "ratios"_a, "residuals"_a, "token_weights"_a.none(), "num_docs"_a, "buckets"_a);
+        "posting_offsets"_a, "documents"_a, "ratios"_a.none(), "token_pairs"_a.none(), "pairs"_a.none(), "residuals"_a, "token_weights"_a.none(), "num_docs"_a, "buckets"_a);
   m.def("candidates", &candidates, "clusters"_a, "postings"_a, "posting_offsets"_a, "documents"_a, "num_docs"_a);
 }
 

@@ -9,14 +9,14 @@
 
 namespace ray_lir {
 
-// Bucket weights are [2^nbits], or [2^(8 + memory), 8 / nbits] with a trellis: the values of a byte after the last bits of the byte before.
+// Bucket weights are [2^nbits], or [2^(8 + memory), width] with a trellis: the values of a byte after the last bits of the byte before.
 using Weights = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 
 struct Levels {
   uint8_t levels[256] = {};
   std::vector<uint8_t> lut;
   float step = 1;
-  int nbits = 0, memory = 0;
+  int nbits = 0, memory = 0, width = 0;  // either bits, or the width of a trellis
 
   template <class W>
   explicit Levels(W weights) {
@@ -28,9 +28,11 @@ struct Levels {
     if (weights.ndim() == 2) {
       while ((256 << memory) < count) ++memory;
       require((256 << memory) == count && memory <= 8, "a trellis has 256 rows times a power of two, at most 2^16");
-      require(weights.shape(1) == 4 || weights.shape(1) == 8, "a byte of a trellis has 4 or 8 dimensions");
-      nbits = 8 / int(weights.shape(1));
-      for (int64_t k = 0; k < size; ++k) lut.push_back(level(k));
+      width = int(weights.shape(1));
+      require(width >= 2 && width <= kWidest, "a byte of a trellis has 2 to 8 dimensions");
+      const int stride = lut_stride(width);
+      lut.resize(count * stride);
+      for (int64_t k = 0; k < size; ++k) lut[k / width * stride + k % width] = level(k);
       return;
     }
     while ((1 << nbits) < count) ++nbits;
@@ -50,8 +52,15 @@ struct Levels {
   }
 };
 
-inline Decoder decoder_of(const Levels& levels, int64_t dim) {
-  return {levels.nbits, levels.memory, (dim + 3) / 4, dim * levels.nbits / 8, round_up(dim, 64), levels.lut.data(), levels.levels};
+// Return the decoder of residuals with a number of packed bytes. The bytes of a trellis have equally many dimensions, or the last ones have one
+// dimension fewer.
+inline Decoder decoder_of(const Levels& levels, int64_t dim, int64_t packed_bytes) {
+  if (levels.width)
+    require(packed_bytes > 0 && (dim + packed_bytes - 1) / packed_bytes == levels.width, "residuals of other dimensions than the trellis");
+  else
+    require(packed_bytes == dim * levels.nbits / 8, "residuals of other dimensions or bits");
+  const int64_t wide = levels.width ? dim - packed_bytes * (levels.width - 1) : 0;
+  return {levels.nbits, levels.memory, levels.width, wide, (dim + 3) / 4, packed_bytes, round_up(dim, 64), levels.lut.data(), levels.levels};
 }
 
 inline float largest_of(const float* values, int64_t count) {

@@ -160,14 +160,14 @@ int64_t longest_of(const std::optional<Numbers>& documents, Numbers doc_offsets,
 
 // Score documents with TRIAL from codes and residuals.
 FloatResult relation_maxsim(const std::string& name, Matrix vectors, Floats weights, Scores table, Matrix products, Floats constants, Floats upper,
-                            Codes codes, Array<uint8_t, 2> residuals, Array<uint16_t, 2> scales, TokenWeights token_weights, Numbers doc_offsets,
+                            Codes codes, Array<uint8_t, 2> residuals, Scales scales, Pairs pairs, TokenWeights token_weights, Numbers doc_offsets,
                             const RelationEncoder& encoder, Array<int16_t, 2> layer_centroids, bool by_cosine, std::optional<Numbers> documents, int threads,
                             bool from_first_token, int64_t nearest_tokens, std::optional<Matrix> selectors,
                             std::optional<Scores> selector_table) {
   const Isa& isa = isa_named(name);
   const int64_t num_tokens = vectors.shape(0), dim = vectors.shape(1);
-  const Decoder decoder = decoder_of(encoder.levels, dim);
-  const Shard shard = shard_of(codes, residuals, scales, token_weights, doc_offsets, decoder);
+  const Decoder decoder = decoder_of(encoder.levels, dim, residuals.shape(1));
+  const Shard shard = shard_of(codes, residuals, scales, pairs, token_weights, doc_offsets, decoder);
   require(nearest_tokens >= 0, "a number of tokens below 0");
   require(selectors.has_value() == selector_table.has_value() && (!selectors || nearest_tokens), "selectors without a table or a number of tokens");
   require(!selectors || (selectors->shape(0) == vectors.shape(0) && selectors->shape(1) == vectors.shape(1) &&
@@ -203,7 +203,7 @@ void add_relation(nb::module_& m) {
   nb::class_<RelationEncoder>(m, "RelationEncoder")
       .def(nb::init<Matrix, float, Floats, Floats, Floats, float, Weights>(), "layer"_a, "step"_a, "bias"_a, "scale"_a, "shift"_a, "epsilon"_a, "buckets"_a);
   m.def("relation_maxsim", &relation_maxsim, "isa"_a, "vectors"_a, "weights"_a, "table"_a, "products"_a, "constants"_a, "upper"_a,
-        "codes"_a, "residuals"_a, "scales"_a, "token_weights"_a.none(), "doc_offsets"_a, "encoder"_a, "layer_centroids"_a, "by_cosine"_a,
+        "codes"_a, "residuals"_a, "scales"_a, "pairs"_a.none(), "token_weights"_a.none(), "doc_offsets"_a, "encoder"_a, "layer_centroids"_a, "by_cosine"_a,
         "documents"_a.none(), "threads"_a, "from_first_token"_a = false, "nearest_tokens"_a = 0, "selectors"_a.none() = nb::none(),
         "selector_table"_a.none() = nb::none());
 }

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from ray_lir.embeddings.token_embeddings import TokenEmbeddings
 from ray_lir.index.residuals import decompress, normalize
 from ray_lir.kernels import select
 from ray_lir.kernels.reference import REFERENCE
+from ray_lir.planning.preview import preview_build
 from ray_lir.search.searcher import Searcher
 from tests.support.index_files import tree
 from tests.support.synthetic import collection, queries_about
@@ -237,6 +239,46 @@ def test_more_iterations_bring_centroids_nearer_to_the_vectors(tmp_path):
         clustering = ClusteringConfig(num_centroids=64, num_iterations=iterations)
         norms.append(build_index(collection(300), str(tmp_path / str(iterations)), IndexConfig(clustering=clustering)).mean_residual_norm)
     assert norms[1] < 0.98 * norms[0]
+
+
+def test_an_index_with_residual_bytes_is_found_and_refused_by_older_releases(tmp_path, monkeypatch):
+    documents, root = collection(400), str(tmp_path / "index")
+    codec = CodecConfig(buckets="trellis", residual_bytes=9)
+    config = IndexConfig(codec=codec, clustering=ClusteringConfig(num_centroids=64))
+    predicted = preview_build(documents_folder(documents, tmp_path), root, config)
+    manifest = build_index(documents, root, config)
+    assert (manifest.format_version, manifest.residual_bytes, manifest.nbits) == (3, 9, 2)
+    assert build_index(documents, str(tmp_path / "again"), config).codec == manifest.codec
+    searcher = Searcher.open(root)
+    shard = searcher.shards[0]
+    assert (shard.residuals.shape[1], shard.scales.dtype, shard.scales.ndim) == (9, np.uint8, 1)
+    sizes = predicted["bytes_by_kind"]
+    assert (sizes["residuals"], sizes["scales"]) == (shard.residuals.nbytes, shard.scales.nbytes)
+    queries = list(range(0, 400, 20))
+    for kernels in ("native", "reference"):
+        for engine in ("exact", "plaid", "warp", "scan"):
+            hits = Searcher.open(root, kernels=kernels).search(queries_about(documents, queries), 1, engine)
+            assert np.mean([hit.documents[0] for hit in hits] == np.array(queries)) >= 0.9
+    other = build_index(documents.slice(0, 200), str(tmp_path / "other"), IndexConfig(codec_from=root))
+    assert (other.codec, other.format_version, other.residual_bytes) == (manifest.codec, 3, 9)
+    monkeypatch.setattr("ray_lir.storage.manifest.NEWEST_VERSION", 2)
+    with pytest.raises(UnsupportedVersion, match="format_version up to 2, found 3; upgrade ray_lir to read it"):
+        Searcher.open(root)
+
+
+def documents_folder(documents: TokenEmbeddings, tmp_path: Path) -> str:
+    save_embeddings(str(tmp_path / "embeddings"), documents)
+    return str(tmp_path / "embeddings")
+
+
+def test_residual_bytes_need_unit_vectors_and_fitting_dimensions(tmp_path):
+    documents = collection(100)
+    config = IndexConfig(codec=CodecConfig(buckets="trellis", residual_bytes=9))
+    long = TokenEmbeddings(documents.values * np.float16(3), documents.offsets, documents.doc_ids)
+    with pytest.raises(ConfigError, match="not of unit length, which codec.residual_bytes needs"):
+        build_index(long, str(tmp_path / "long"), config)
+    with pytest.raises(ConfigError, match="residual_bytes is 30; with 32 dimensions choose 4 to 16"):
+        build_index(documents, str(tmp_path / "many"), IndexConfig(codec=CodecConfig(buckets="trellis", residual_bytes=30)))
 
 
 @pytest.mark.parametrize("nbits", [1, 2])

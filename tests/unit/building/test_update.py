@@ -90,7 +90,16 @@ def trellis_template(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["template", "trellis_template"])
+@pytest.fixture(scope="module")
+def residual_bytes_template(tmp_path_factory) -> Path:
+    """Return an index of the first 200 documents with 9 bytes for the residual of each token."""
+    folder = tmp_path_factory.mktemp("residual_bytes") / "index"
+    config = CONFIG.model_copy(update={"codec": CodecConfig(buckets="trellis", residual_bytes=9)})
+    build_index(some(range(200)), str(folder), config, texts=[f"text {number}" for number in range(200)])
+    return folder
+
+
+@pytest.fixture(params=["template", "trellis_template", "residual_bytes_template"])
 def each_index(request, tmp_path: Path) -> Path:
     return Path(shutil.copytree(request.getfixturevalue(request.param), tmp_path / "index"))
 

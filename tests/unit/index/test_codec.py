@@ -2,17 +2,22 @@
 
 import numpy as np
 import pytest
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from ray_lir.base.config import CodecConfig
 from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.building.codec_training import fit_codec
 from ray_lir.index.codec import ResidualCodec, check_dimensions, fit_buckets, fit_trellis, load_codec, random_rotation
-from ray_lir.index.residuals import decompress, normalize, pack, residual_values, unpack
+from ray_lir.index.residuals import byte_widths, decompress, normalize, pack, residual_values, unpack
 from ray_lir.kernels import select
 from ray_lir.kernels.reference import REFERENCE
 from tests.support.golden_files import golden
 
 KERNELS = select("auto")
+RESIDUAL_BYTES = CodecConfig(buckets="trellis", residual_bytes=3)
+GOLDEN_PACKED = [[133, 68, 41, 164, 109], [139, 142, 95, 216, 232], [172, 120, 153, 228, 2]]
+GOLDEN_PAIRS = [58, 47, 57]
+GOLDEN_DECODED = [[0.73194, 0.284062, 0.007361], [-0.200516, 0.127056, 0.167775], [-0.184254, -0.195116, 0.234534]]
 
 
 @pytest.mark.parametrize("nbits", [1, 2, 4])
@@ -199,6 +204,108 @@ def test_a_trellis_needs_one_or_two_bits_and_token_scales(settings):
     assert CodecConfig(buckets="trellis", nbits=1).rotation
     with pytest.raises(ValueError, match="nbits 1 or 2, and token_scale"):
         CodecConfig(buckets="trellis", **settings)
+
+
+def near_centroids(dim: int, num_vectors: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return unit vectors [T, D] near centroids, the centroid of each [T], and the centroids [16, D] float16."""
+    centroids = normalize(rng.normal(size=(16, dim)).astype(np.float32)).astype(np.float16)
+    codes = rng.integers(0, 16, num_vectors)
+    noise = 0.5 / np.sqrt(dim) * rng.normal(size=(num_vectors, dim)).astype(np.float32)
+    return normalize(centroids[codes].astype(np.float32) + noise), codes, centroids
+
+
+@pytest.mark.parametrize(
+    ("dim", "num_bytes", "widths"), [(16, 2, [8, 8]), (16, 3, [6, 5, 5]), (20, 9, [3, 3, 2, 2, 2, 2, 2, 2, 2]), (16, 8, 8 * [2])]
+)
+def test_bytes_of_a_residual_have_equally_many_dimensions_or_one_fewer(dim, num_bytes, widths):
+    assert byte_widths(dim, num_bytes).tolist() == widths
+    rng = np.random.default_rng(0)
+    table, packed = rng.normal(size=(512, widths[0])), rng.integers(0, 256, (4, num_bytes)).astype(np.uint8)
+    values = residual_values(packed, table, dim)
+    for token in range(4):
+        before, expected = 0, []
+        for byte, width in zip(packed[token].tolist(), widths, strict=True):
+            expected += table[256 * (before % 2) + byte, :width].tolist()
+            before = byte
+        np.testing.assert_array_equal(values[token], expected)
+
+
+def test_more_residual_bytes_have_less_error_and_beat_buckets_of_the_same_bytes():
+    vectors, codes, centroids = near_centroids(64, 1200, np.random.default_rng(0))
+
+    def error(config: CodecConfig) -> tuple[float, float]:
+        codec = fit_codec(vectors, codes, centroids, None, None, config, KERNELS)
+        packed, scales, _ = KERNELS.compress(vectors, codes, codec)
+        stored = codec.stored_scales(scales)
+        decoded = decompress(codes, packed, stored, codec)
+        np.testing.assert_allclose(np.linalg.norm(decoded, axis=1), 1, atol=0.05)
+        return float(np.square(decoded - vectors).sum(axis=1).mean()), packed.shape[1] + stored.nbytes / len(stored)
+
+    errors = [error(CodecConfig(buckets="trellis", residual_bytes=num_bytes)) for num_bytes in (8, 11, 19)]
+    scalar = [error(CodecConfig(nbits=nbits)) for nbits in (1, 2)]
+    assert [size for _, size in errors] == [9, 12, 20] and [size for _, size in scalar] == [12, 20]
+    assert errors[0][0] < 0.9 * scalar[0][0] and errors[1][0] < 0.65 * scalar[0][0] and errors[2][0] < 0.6 * scalar[1][0]
+
+
+def test_residual_bytes_have_fixed_bytes():
+    """Another arithmetic, order of bits or choice of pairs would make existing indexes unreadable."""
+    codec = residual_bytes_codec()
+    vectors = np.sin(np.arange(36, dtype=np.float32).reshape(3, 12) ** 1.5) + 3 * codec.centroids_f32[[0, 1, 1]]
+    vectors /= np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
+    for kernels in (REFERENCE, KERNELS):
+        packed, scales, norms = kernels.compress(vectors, np.array([0, 1, 1]), codec)
+        assert packed.tolist() == GOLDEN_PACKED
+        assert codec.stored_scales(scales).tolist() == GOLDEN_PAIRS
+        np.testing.assert_allclose(norms, np.linalg.norm(vectors - codec.centroids_f32[[0, 1, 1]], axis=1), rtol=1e-6)
+    decoded = decompress(np.array([0, 1, 1]), packed, codec.stored_scales(scales), codec)
+    np.testing.assert_allclose(decoded[:, :3], GOLDEN_DECODED, atol=1e-6)
+
+
+def residual_bytes_codec() -> ResidualCodec:
+    """Return a codec without random numbers: 12 dimensions in 5 bytes of 3, 3, 2, 2 and 2 dimensions, and 2 centroids."""
+    table = np.sin(np.arange(1536, dtype=np.float64).reshape(512, 3) * 1.7).astype(np.float32) * 2
+    steps = np.arange(256)
+    pairs = np.stack([0.5 + steps % 16 / 32, 0.05 + steps // 16 / 32], axis=1).astype(np.float32)
+    centroids = np.zeros((2, 12), np.float16)
+    centroids[0, 0] = centroids[1, 5] = 1
+    return ResidualCodec(centroids, np.zeros(0, np.float32), table, token_scale=True, residual_bytes=5, scale_pairs=pairs)
+
+
+def test_codecs_with_residual_bytes_are_read_back_and_damaged_ones_are_refused(tmp_path):
+    codec, path = residual_bytes_codec(), tmp_path / "codec.safetensors"
+    path.write_bytes(codec.to_bytes())
+    again = load_codec(str(path))
+    assert (again.nbits, again.dim, again.packed_bytes) == (2, 12, 5)
+    np.testing.assert_array_equal(again.scale_pairs, codec.scale_pairs)
+    arrays = load(codec.to_bytes())
+    damages = {
+        "scale_pairs": (None, codec.scale_pairs[:100], np.full((256, 2), np.nan, np.float32)),
+        "residual_bytes": (None, np.array([0]), np.array([7]), np.array([13]), np.array([-5]), np.array([5], np.int32)),
+        "weights": (codec.weights[:, :2].copy(), codec.weights[0]),
+    }
+    for name, values in damages.items():
+        for value in values:
+            path.write_bytes(save({key: array for key, array in (arrays | {name: value}).items() if array is not None}))
+            with pytest.raises(FormatError):
+                load_codec(str(path))
+
+
+def test_residual_bytes_need_a_trellis_and_fit_the_dimensions():
+    assert CodecConfig(buckets="trellis", residual_bytes=19).nbits == 4
+    for settings in ({"buckets": "lloyd_max"}, {"buckets": "trellis", "token_scale": False}):
+        with pytest.raises(ValueError, match="residual_bytes needs buckets trellis"):
+            CodecConfig(residual_bytes=19, **settings)
+    for num_bytes in (15, 65):
+        with pytest.raises(ConfigError, match=f"residual_bytes is {num_bytes}; with 128 dimensions choose 16 to 64"):
+            check_dimensions(128, 2, num_bytes)
+
+
+def test_equal_vectors_and_few_vectors_can_be_fitted():
+    for vectors in (np.eye(16, dtype=np.float32)[:1], np.repeat(np.eye(16, dtype=np.float32)[:1], 5, axis=0)):
+        codec = fit_codec(vectors, np.zeros(len(vectors), int), vectors[:1].astype(np.float16), None, None, RESIDUAL_BYTES, KERNELS)
+        packed, scales, _ = KERNELS.compress(vectors, np.zeros(len(vectors), int), codec)
+        decoded = decompress(np.zeros(len(vectors), int), packed, codec.stored_scales(scales), codec)
+        np.testing.assert_allclose(decoded, vectors, atol=1e-3)
 
 
 @pytest.mark.parametrize("nbits", [1, 2, 4])

@@ -18,15 +18,23 @@ inline void fetch_scores(const Shard& shard, const PackedQuery& query, const Blo
   }
 }
 
+// Copy the two scales of consecutive tokens, as floats.
+template <class V>
+inline void scales_of(const Shard& shard, int64_t token, int64_t count, float* scales) {
+  if (!shard.pairs) return V::to_floats(shard.scales + 2 * token, 2 * count, scales);
+  for (int64_t t = 0; t < count; ++t) std::memcpy(scales + 2 * t, shard.pairs + 2 * shard.numbers[token + t], 2 * sizeof(float));
+}
+
 // Decode a block, and prefetch the rows of the queries' tables that scoring will read, and the residuals of the next block.
 template <class V>
 inline void decode_block(const Shard& shard, const Decoder& decoder, const PackedQuery* queries, int64_t num_queries, const Block& block) {
-  V::to_floats(shard.scales + 2 * block.token, 2 * block.count, block.scales);
+  scales_of<V>(shard, block.token, block.count, block.scales);
   if (shard.weights) {
     V::to_floats(shard.weights + block.token, block.count, block.weights);
     for (int64_t t = 0; t < block.count; ++t) block.weights[t] += 1;
   }
-  fetch_rows(shard.scales, 2 * sizeof(uint16_t), block.next, block.next_count);
+  if (shard.pairs) fetch_rows(shard.numbers, 1, block.next, block.next_count);
+  else fetch_rows(shard.scales, 2 * sizeof(uint16_t), block.next, block.next_count);
   fetch_rows(shard.codes, shard.wide_codes ? 4 : 2, block.next, block.next_count);
   for (int64_t q = 0; q < num_queries; ++q) fetch_scores(shard, queries[q], block);
   decode<V>(decoder, shard.residuals + block.token * decoder.packed_bytes, block.count, block.rows,

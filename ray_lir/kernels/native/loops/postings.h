@@ -28,7 +28,8 @@ void score_postings(const PostingTask& task, uint8_t* row) {
       if (p + kPostingsAhead < end) __builtin_prefetch(shard.residuals + task.postings[p + kPostingsAhead] * task.decoder.packed_bytes);
       decode<V>(task.decoder, shard.residuals + token * task.decoder.packed_bytes, 1, row, nullptr, 0);
       const float residual = float(V::dot_row(row, task.query, task.decoder.quads * 4) + task.start) * task.slope;
-      float score = task.cluster_scores[c] + residual * task.ratios[p];
+      const float* pair = task.pairs ? task.pairs + 2 * task.numbers[p] : nullptr;
+      float score = pair ? pair[0] * task.cluster_scores[c] + pair[1] * residual : task.cluster_scores[c] + residual * task.ratios[p];
       if (task.floor && !shard.weights && score < task.imputed) score = task.imputed;
       const int64_t document = task.documents[p];
       DocumentState& state = task.states[document];

@@ -136,7 +136,7 @@ inline void make_halves(const RelationTask& task, RelationScratch& scratch, int6
     for (int64_t t = 0; t < some; ++t) {
       const int64_t token = asked[t].token, bytes = task.decoder.packed_bytes;
       float floats[2];
-      V::to_floats(task.shard.scales + 2 * token, 2, floats);
+      scales_of<V>(task.shard, token, 1, floats);
       scales[2 * t] = twice_fraction_of(floats[0] * 16384);
       scales[2 * t + 1] = twice_fraction_of(floats[1] * task.residual_unit);
       centroids[t] = task.centroids + code_of(task.shard, token) * layer.lanes;

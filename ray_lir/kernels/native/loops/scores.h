@@ -17,7 +17,7 @@ inline void keep(const Shard& shard, const PackedQuery& query, int64_t lane, con
   // Local copies, so that the compiler knows that storing scores does not change them.
   const int64_t lanes = query.lanes, token0 = block.token + row, first = token0 - block.first, count = block.count;
   const Score* const tables = query.table + lane;
-  const Shard codes = {shard.codes, shard.wide_codes, nullptr, nullptr, nullptr, nullptr};
+  const Shard codes = {shard.codes, shard.wide_codes, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   const float* const scales = block.scales + 2 * row;
   float* const all = KEEP == kAll ? query.all + first * lanes + lane : nullptr;
   const auto token = [&](int64_t t) {
