@@ -96,12 +96,12 @@ class Experiment:
     @property
     def pairs(self) -> "Cell":
         path = self.work / "pairs.jsonl"
-        return Cell("training data", [path], lambda: self._mine(path, self.profile.negatives))
+        return Cell("training data", [path], lambda: self._mine(path, self.profile.negatives, self.profile.passages))
 
     @property
     def listed(self) -> "Cell":
         path = self.work / "listed.jsonl"
-        return Cell("distillation data", [path], lambda: self._mine(path, self.profile.listed))
+        return Cell("distillation data", [path], lambda: self._mine(path, self.profile.listed, self.profile.listed_passages))
 
     @property
     def scores(self) -> "Cell":
@@ -215,8 +215,8 @@ class Experiment:
         """
         return self.work / "answers" / slug(name) / f"seed-{seed}" / collection
 
-    def _mine(self, path: Path, negatives: int) -> None:
-        _append(path, training_rows(self.data, self.profile.pairs, negatives, 0, _num_lines(attempt_at(path)), self.profile.passages))
+    def _mine(self, path: Path, negatives: int, passages: int | None) -> None:
+        _append(path, training_rows(self.data, self.profile.pairs, negatives, 0, _num_lines(attempt_at(path)), passages))
 
     def _keep(self, folder: Path, content: dict[str, Any]) -> None:
         measuring.keep(folder / MADE, content | commit())

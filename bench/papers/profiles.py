@@ -50,6 +50,7 @@ class Profile:
         trained_layers: Last layers of the transformer that are trained; 0: only the projection and the scorer's heads; None: all layers.
             With 0, each collection is encoded once, and every model projects these embeddings.
         passages: Passages of the training sets that are used, a random sample; None: all.
+        listed_passages: The same for the distilled trainings, where the teacher encodes them.
         training_candidates: Document tokens from which TRIAL's relations choose in training; None: all.
         every_seed: Models that are trained with every seed, others with the first one only; None: all models.
     """
@@ -75,6 +76,7 @@ class Profile:
     save_every: int = 25
     trained_layers: int | None = None
     passages: int | None = None
+    listed_passages: int | None = None
     training_candidates: int | None = None
     every_seed: tuple[str, ...] | None = None
 
@@ -111,6 +113,7 @@ PROFILES["projection"] = replace(
     token_queries=500,
     trained_layers=0,
     passages=10_000,
+    listed_passages=2_500,
     training_candidates=8,
     every_seed=("maxsim", "xtr, k 256", "trial, no relations", "trial", "attention"),
 )
