@@ -13,7 +13,7 @@ def main() -> int:
     spec.loader.exec_module(module)
     sys.modules["ray_lir_native"] = module
     print(f"testing {module.__file__}")
-    return pytest.main(["tests/conformance/test_native_kernels.py", *options])
+    return pytest.main(["tests/conformance/test_native_kernels.py", "tests/conformance/test_byte_kernels.py", *options])
 
 
 if __name__ == "__main__":

@@ -138,11 +138,12 @@ class Network(nn.Module):
 
     def _project(self, batch: TokenBatch) -> tuple[Tensor, ReceivedAttention | None]:
         """Return float32 vectors before normalization, [B, L, D], and the last layer's attention if the scorer reads it."""
-        in_training = self.transformer if self.training else None
-        hidden, attention = (in_training or self._without_padding(batch) or self.padded)(batch)
+        in_training, reads_attention = self.transformer if self.training else None, self.scorer.reads_attention
+        fast_pass = None if in_training else self._without_padding(batch)
+        hidden, attention = fast_pass(batch, reads_attention) if fast_pass else (in_training or self.padded)(batch)
         for projection in self.projections:
             hidden = apply_with_padded_rows(projection, hidden)
-        return hidden.float() * batch.keep_mask.unsqueeze(-1), attention if self.scorer.reads_attention else None
+        return hidden.float() * batch.keep_mask.unsqueeze(-1), attention if reads_attention else None
 
     @property
     def needs_no_padding(self) -> bool:

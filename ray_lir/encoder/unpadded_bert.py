@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ray_lir.encoder.byte_layers import ByteLinear, check_layers, feed_forward
+from ray_lir.encoder.byte_layers import ByteLayers, check_layers
+from ray_lir.encoder.layer_parts import LayerParts, layer_parts
 from ray_lir.scorers.batches import ROWS, TokenBatch
 from ray_lir.scorers.received_attention import RunAttention, UnpaddedAttention
 
@@ -55,10 +56,11 @@ class UnpaddedBert:
         self._made_of = _state(self._modules)
         self._embeddings = backbone.embeddings
         self._first_position = getattr(backbone.embeddings, "padding_idx", -1) + 1  # RoBERTa's positions start after its padding token
-        parts = [_parts(layer) for layer in backbone.encoder.layer]
+        parts = [layer_parts(layer) for layer in backbone.encoder.layer]
         if int8:
             check_layers([linear for each in parts for linear in each.linears])
-        self._layers = [_ByteLayer(each) if int8 else _Layer(each) for each in parts]
+        self._byte_layers = ByteLayers(parts) if int8 else None
+        self._layers = [] if int8 else [_Layer(each) for each in parts]
         self._distances = backbone.encoder if backbone.config.model_type == MPNET else None
 
     @property
@@ -66,24 +68,53 @@ class UnpaddedBert:
         """Whether the model still has the modules and weights that this object was made from."""
         return _state(self._modules) == self._made_of
 
-    def __call__(self, batch: TokenBatch) -> tuple[Tensor, UnpaddedAttention]:
-        """Return the last hidden states, [B, L, W], zero for padding, and the attention of the last layer.
+    def __call__(self, batch: TokenBatch, with_attention: bool = True) -> tuple[Tensor, UnpaddedAttention | None]:
+        """Return the last hidden states, [B, L, W], zero for padding, and the attention of the last layer if it is wanted.
 
         The first token of every text must be attended to (`has_tokens`).
         """
         present, attended = present_tokens(batch), batch.attention_mask.bool()
-        runs = group_runs(present.sum(1).tolist(), attended.sum(1).tolist())
+        lengths = present.sum(1).tolist(), attended.sum(1).tolist()
+        runs = group_runs(*lengths)
         positions = present.nonzero()[:, 1] + self._first_position
         hidden = self._embeddings(input_ids=batch.input_ids[present][None], position_ids=positions[None])[0]
+        if self._byte_layers is None:
+            hidden, products, biases = self._in_floats(hidden, runs)
+        else:
+            hidden, products, biases = self._in_bytes(self._byte_layers, hidden, runs, lengths, with_attention)
+        padded = hidden.new_zeros(*present.shape, hidden.shape[-1])
+        padded[present] = hidden
+        if not with_attention:
+            return padded, None
+        return padded, UnpaddedAttention([_last_attention(*each) for each in zip(products, biases, strict=True)], attended)
+
+    def _in_floats(self, hidden: Tensor, runs: list[Run]) -> tuple[Tensor, list[Products], list[Tensor | None]]:
+        """Return the last hidden states, [T, W], and products and bias of each run in the last layer's attention."""
         num_tokens = len(hidden)
         biases = [self._bias(run) for run in runs]
         hidden = functional.pad(hidden, (0, 0, 0, -num_tokens % ROWS))
         for layer in self._layers:
             products = layer.products(hidden, runs)
             hidden = layer(hidden, attend(products, biases, hidden))
-        padded = hidden.new_zeros(*present.shape, hidden.shape[-1])
-        padded[present] = hidden[:num_tokens]
-        return padded, UnpaddedAttention([_last_attention(*each) for each in zip(products, biases, strict=True)], attended)
+        return hidden[:num_tokens], products, biases
+
+    def _in_bytes(
+        self, layers: ByteLayers, hidden: Tensor, runs: list[Run], lengths: tuple[list[int], list[int]], with_attention: bool
+    ) -> tuple[Tensor, list[Products], list[Tensor | None]]:
+        """Return the same with products of bytes; products and biases are empty unless the attention is wanted."""
+        distances = self._distance_biases(max(lengths[0]))
+        if not with_attention:
+            return layers(hidden, *lengths, distances), [], []
+        hidden = layers(hidden, *lengths, distances, last=False)
+        projected, hidden = layers.last_layer(hidden, *lengths, distances)
+        return hidden, _products(projected.flatten(1), runs, layers.heads), [self._bias(run) for run in runs]
+
+    def _distance_biases(self, longest: int) -> Tensor | None:
+        """Return what is added to the logits for each distance of a key from a query, [H, 2 longest + 1]; None: nothing."""
+        if self._distances is None:
+            return None
+        buckets = self._distances.relative_position_bucket(torch.arange(-longest, longest + 1))
+        return self._distances.relative_attention_bias(buckets).T
 
     def _bias(self, run: Run) -> Tensor | None:
         """Return what is added to the logits of attention for the distances between tokens, [1, H, length, attended]; None: nothing."""
@@ -109,61 +140,22 @@ def attend(products: list[Products], biases: list[Tensor | None], rest: Tensor) 
     return torch.cat([*mixed, rest[sum(map(len, mixed)) :]])
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """The modules of one layer: attention and a feed-forward network of two products, each followed by residual and norm."""
-
-    heads: int
-    project: tuple[nn.Linear, nn.Linear, nn.Linear]
-    output: nn.Linear
-    norm: nn.LayerNorm
-    widen: nn.Linear
-    narrow: nn.Linear
-    last_norm: nn.LayerNorm
-
-    @property
-    def linears(self) -> tuple[nn.Linear, ...]:
-        return *self.project, self.output, self.widen, self.narrow
-
-
-def _parts(layer: Any) -> _Parts:
-    attention, ends = layer.attention, (layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm)
-    if hasattr(attention, "attn"):  # MPNet
-        own = attention.attn
-        return _Parts(own.num_attention_heads, (own.q, own.k, own.v), own.o, attention.LayerNorm, *ends)
-    own = attention.self
-    return _Parts(own.num_attention_heads, (own.query, own.key, own.value), attention.output.dense, attention.output.LayerNorm, *ends)
-
-
 class _Layer:
     """One layer, in the number format of its weights."""
 
-    def __init__(self, parts: _Parts):
+    def __init__(self, parts: LayerParts):
         self._heads = parts.heads
         self._project, self._output, self._norm = _linear(*parts.project), _linear(parts.output), parts.norm
         self._widen, self._narrow, self._last_norm = _linear(parts.widen, activation="gelu"), _linear(parts.narrow), parts.last_norm
 
     def products(self, hidden_TW: Tensor, runs: list[Run]) -> list[Products]:
         """Return for each run the query, [count, H, length, d], and key and value, [count, H, attended, d]."""
-        projected, sizes = self._project(hidden_TW), [run.count * run.length for run in runs]
-        parts = projected[: sum(sizes)].split(sizes)
-        return [_heads(part, run, self._heads) for part, run in zip(parts, runs, strict=True)]
+        return _products(self._project(hidden_TW), runs, self._heads)
 
     def __call__(self, hidden_TW: Tensor, attended_TW: Tensor) -> Tensor:
         """Return the output of the layer from its input and the result of attention, [T, W]."""
         hidden = self._norm(self._output(attended_TW) + hidden_TW)
         return self._last_norm(self._narrow(self._widen(hidden)) + hidden)
-
-
-class _ByteLayer(_Layer):
-    """One layer with products of bytes; attention is in float32."""
-
-    def __init__(self, parts: _Parts):
-        self._heads, self._project = parts.heads, ByteLinear(*parts.project)
-        self._rest = feed_forward(parts.output, parts.norm, parts.widen, parts.narrow, parts.last_norm)
-
-    def __call__(self, hidden_TW: Tensor, attended_TW: Tensor) -> Tensor:
-        return self._rest(attended_TW, hidden_TW)
 
 
 def is_supported(backbone: Any) -> bool:
@@ -208,6 +200,13 @@ def _state(modules: list[nn.Module]) -> tuple[list[int], list[tuple[int, int]]]:
         [id(part) for module in modules for part in module._modules.values()],
         [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights],
     )
+
+
+def _products(projected_TX: Tensor, runs: list[Run], heads: int) -> list[Products]:
+    """Return the products of each run from those of all tokens, [T, 3 H d]; further rows are ignored."""
+    sizes = [run.count * run.length for run in runs]
+    parts = projected_TX[: sum(sizes)].split(sizes)
+    return [_heads(part, run, heads) for part, run in zip(parts, runs, strict=True)]
 
 
 def _heads(projected_TX: Tensor, run: Run, heads: int) -> Products:

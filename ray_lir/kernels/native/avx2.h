@@ -33,6 +33,7 @@ struct Avx2 {
     _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(words, words));
   }
   static F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
+  static F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
   static F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
   static F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
   static F32 min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
@@ -45,6 +46,16 @@ struct Avx2 {
   }
   static float total(F32 lanes) { return total(_mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1))); }
   static float total(const F32 (&lanes)[2]) { return total(_mm256_add_ps(lanes[0], lanes[1])); }
+  static float largest(F32 lanes) {
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_shuffle_ps(four, four, 1)));
+  }
+  static float smallest(F32 lanes) {
+    __m128 four = _mm_min_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
+    four = _mm_min_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_min_ss(four, _mm_shuffle_ps(four, four, 1)));
+  }
   static uint32_t at_least(F32 a, F32 b) { return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ))); }
   static void keep_larger(F32& best, F32& factor, F32 value, F32 candidate) {
     const F32 larger = _mm256_cmp_ps(value, best, _CMP_GT_OQ);
@@ -61,6 +72,16 @@ struct Avx2 {
   static I32 dot_bytes(I32 sums, I32 row, I32 columns) {
     return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(row, columns), _mm256_set1_epi16(1)));
   }
+  // Join the lowest 16 bits of two registers in each lane.
+  static I32 join_words(F32 low, F32 high) {
+    return _mm256_blend_epi16(_mm256_castps_si256(low), _mm256_slli_epi32(_mm256_castps_si256(high), 16), 0xaa);
+  }
+  // Return 2^n, with n in the lowest bits of each lane (see kRound).
+  static F32 power_of_two(F32 rounded) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(rounded), _mm256_set1_epi32(127)), 23));
+  }
+  // Hinder the compiler from using a second register for sums after a loop, and the stack for those without one.
+  static void keep_in_register(I32& lanes) { asm("" : "+x"(lanes)); }
   static constexpr int kQuantizedRows = 4, kQuantizedColumns = 16;  // their sums stay in registers
   // Add 8 products a lane. The sums of 4 products must fit 16 bits. In the encoder they do, because bytes of rows are at most kLargestByte and
   // those of columns at most kLargestWeight. In searches, PackedQuery::four_fit says so.

@@ -36,6 +36,7 @@ struct Avx512 : Avx2 {
   static F32 widen(__m256 lanes) { return _mm512_castps256_ps512(lanes); }
   static __m256 lower(F32 lanes) { return _mm512_castps512_ps256(lanes); }
   static F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+  static F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
   static F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
   static F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
   static F32 min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
@@ -46,6 +47,9 @@ struct Avx512 : Avx2 {
     const I32 bits = _mm512_castps_si512(lanes[0]);
     return Half::total(_mm256_add_ps(_mm256_castsi256_ps(_mm512_castsi512_si256(bits)), _mm256_castsi256_ps(_mm512_extracti64x4_epi64(bits, 1))));
   }
+  static __m256 upper(F32 lanes) { return _mm256_castsi256_ps(_mm512_extracti64x4_epi64(_mm512_castps_si512(lanes), 1)); }
+  static float largest(F32 lanes) { return Half::largest(_mm256_max_ps(lower(lanes), upper(lanes))); }
+  static float smallest(F32 lanes) { return Half::smallest(_mm256_min_ps(lower(lanes), upper(lanes))); }
   static uint32_t at_least(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
   static void keep_larger(F32& best, F32& factor, F32 value, F32 candidate) {
     const __mmask16 larger = _mm512_cmp_ps_mask(value, best, _CMP_GT_OQ);
@@ -58,6 +62,18 @@ struct Avx512 : Avx2 {
     where = _mm512_mask_mov_epi32(where, larger, _mm512_set1_epi32(number));
   }
   static I32 dot_bytes(I32 sums, I32 row, I32 columns) { return _mm512_dpbusd_epi32(sums, row, columns); }
+  static I32 join_words(F32 low, F32 high) {
+    const I32 words = _mm512_and_si512(_mm512_castps_si512(low), _mm512_set1_epi32(0xffff));
+    return _mm512_or_si512(words, _mm512_slli_epi32(_mm512_castps_si512(high), 16));
+  }
+  static F32 power_of_two(F32 rounded) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(rounded), _mm512_set1_epi32(127)), 23));
+  }
+#if defined(RAY_LIR_EMULATE)
+  static void keep_in_register(I32&) {}
+#else
+  static void keep_in_register(I32& lanes) { asm("" : "+v"(lanes)); }
+#endif
   static constexpr int kQuantizedRows = 8, kQuantizedColumns = 32;
   static I32 dot_eight(I32 sums, I32 row, I32 columns, I32 next_row, I32 next_columns) {
     return dot_bytes(dot_bytes(sums, row, columns), next_row, next_columns);

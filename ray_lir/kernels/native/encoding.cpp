@@ -54,10 +54,21 @@ class RowMemory {
   float lows_[kTokensTogether], steps_[kTokensTogether];
 };
 
-LayerNorm norm_of(Floats scale, Floats shift, float epsilon, int64_t width) {
-  require(int64_t(scale.shape(0)) == width && int64_t(shift.shape(0)) == width, "a norm of the layer's width");
-  return {scale.data(), shift.data(), epsilon};
-}
+// Scale and shift of a norm.
+class NormWeights {
+ public:
+  NormWeights(Floats scale, Floats shift, float epsilon, int64_t width) : scale_(width), shift_(width), epsilon_(epsilon) {
+    require(int64_t(scale.shape(0)) == width && int64_t(shift.shape(0)) == width, "a norm of the layer's width");
+    std::copy_n(scale.data(), width, scale_.get());
+    std::copy_n(shift.data(), width, shift_.get());
+  }
+
+  LayerNorm get() const { return {scale_.get(), shift_.get(), epsilon_}; }
+
+ private:
+  Aligned<float> scale_, shift_;
+  float epsilon_;
+};
 
 FloatResult quantized_linear(const std::string& name, Matrix rows, const ByteWeights& weights) {
   const Isa& isa = isa_named(name);
@@ -74,24 +85,85 @@ FloatResult quantized_linear(const std::string& name, Matrix rows, const ByteWei
   return result;
 }
 
-FloatResult encoder_layer(const std::string& name, Matrix attended, Matrix hidden, const ByteWeights& output, Floats scale, Floats shift, float epsilon,
-                        const ByteWeights& widen, const ByteWeights& narrow, Floats last_scale, Floats last_shift, float last_epsilon) {
+// One layer of a transformer. Python keeps the weights alive as long as the layer.
+class ByteLayer {
+ public:
+  ByteLayer(const ByteWeights& project, const ByteWeights& output, Floats scale, Floats shift, float epsilon, const ByteWeights& widen,
+            const ByteWeights& narrow, Floats last_scale, Floats last_shift, float last_epsilon)
+      : norm_(scale, shift, epsilon, output.get().outputs),
+        last_norm_(last_scale, last_shift, last_epsilon, output.get().outputs),
+        layer_{project.get(), output.get(), widen.get(), narrow.get(), norm_.get(), last_norm_.get()} {
+    const int64_t width = layer_.output.outputs;
+    require(layer_.project.inputs == width && layer_.output.inputs == width && layer_.widen.inputs == width && layer_.narrow.outputs == width &&
+                layer_.narrow.inputs == layer_.widen.outputs, "products that follow each other");
+  }
+
+  const EncoderLayer& get() const { return layer_; }
+
+ private:
+  NormWeights norm_, last_norm_;
+  EncoderLayer layer_;
+};
+
+// The texts whose tokens pass through the layers together: as many as follow each other with at most kGroupTokens tokens, or one.
+constexpr int64_t kGroupTokens = 256;
+
+FloatResult encode_layers(const std::string& name, const std::vector<const ByteLayer*>& layers, Matrix hidden, Numbers lengths, Numbers attended, int64_t heads,
+                          int64_t dim, std::optional<Matrix> biases) {
   const Isa& isa = isa_named(name);
-  EncoderLayerTask task = {attended.data(), hidden.data(), output.get(), widen.get(), narrow.get(), {}, {}, nullptr};
-  const int64_t count = hidden.shape(0), width = task.output.outputs, wide = task.widen.outputs;
-  require(int64_t(attended.shape(0)) == count && int64_t(attended.shape(1)) == task.output.inputs, "the result of attention for each token");
-  require(int64_t(hidden.shape(1)) == width && task.output.inputs == width && task.widen.inputs == width && task.narrow.inputs == wide &&
-          task.narrow.outputs == width, "products that follow each other");
-  task.norm = norm_of(scale, shift, epsilon, width);
-  task.last_norm = norm_of(last_scale, last_shift, last_epsilon, width);
-  FloatResult results = array_of<float>({size_t(count), size_t(width)}, &task.results, false);
+  require(!layers.empty() && heads > 0 && dim > 0, "layers with heads");
+  std::vector<EncoderLayer> each;
+  for (const ByteLayer* layer : layers) each.push_back(layer->get());
+  EncoderTask task = {};
+  task.layers = each.data(), task.num_layers = int64_t(each.size());
+  task.heads = heads, task.dim = dim, task.padded = round_up(dim, 2 * kGroup);
+  task.word_limit = std::floor(std::sqrt(float(INT32_MAX - 128) / float(task.padded)));
+  task.logit_scale = 1.44269504f / (std::sqrt(float(dim)) * task.word_limit);
+  const int64_t width = heads * dim, count = hidden.shape(0), size = heads * task.padded, num_texts = lengths.shape(0);
+  require(int64_t(hidden.shape(1)) == width && int64_t(attended.shape(0)) == num_texts, "a row a token, and attended tokens a text");
+  int64_t widest = 0, most_inputs = 0, total = 0, longest = 0, most_keys = 0, most_tokens = 0, most_padded = 0;
+  for (const EncoderLayer& layer : each) {
+    require(layer.output.outputs == width && layer.project.outputs == 3 * size, "layers of one width");
+    widest = std::max({widest, layer.project.outputs, layer.widen.outputs}), most_inputs = std::max({most_inputs, width, layer.narrow.inputs});
+  }
+  std::vector<EncoderText> texts(num_texts);
+  std::vector<int64_t> ends;  // of the groups of texts
+  int64_t tokens = 0, keys = 0;
+  for (int64_t i = 0; i < num_texts; ++i) {
+    const int64_t length = lengths.data()[i], own = attended.data()[i], padded = padded_keys_of(own);
+    require(own > 0 && own <= length, "each text attends to its first token");
+    if (tokens && tokens + length > kGroupTokens) ends.push_back(i), tokens = keys = 0;
+    texts[i] = {tokens, length, own, keys};
+    total += length, tokens += length, keys += padded, longest = std::max(longest, length);
+    most_tokens = std::max(most_tokens, tokens), most_keys = std::max(most_keys, keys), most_padded = std::max(most_padded, padded);
+  }
+  require(total == count, "the tokens of all texts");
+  if (num_texts) ends.push_back(num_texts);
+  if (biases) {
+    require(int64_t(biases->shape(0)) == heads && int64_t(biases->shape(1)) >= 2 * longest + 2 * kGroup, "a bias for each distance");
+    task.biases = biases->data(), task.bias_stride = biases->shape(1), task.reach = longest;
+  }
+  float* results;
+  FloatResult result = array_of<float>({size_t(count), size_t(width)}, &results, false);
   nb::gil_scoped_release release;
-  RowMemory rows(std::max(width, wide));
-  Aligned<float> narrow_memory(kTokensTogether * width, false), wide_memory(kTokensTogether * wide, false);
-  const EncoderScratch scratch = {rows.get(), narrow_memory.get(), wide_memory.get()};
-  for (int64_t first = 0; first < count; first += kTokensTogether)
-    isa.encoder_layer(task, first, std::min(kTokensTogether, count - first), scratch);
-  return results;
+  std::memcpy(results, hidden.data(), count * width * sizeof(float));
+  RowMemory rows(most_inputs);
+  Aligned<float> narrow(kTokensTogether * width, false), wide(kTokensTogether * widest, false);
+  Aligned<float> query_scales(most_tokens), key_scales(most_keys), value_scales(most_keys), logits(kQueriesTogether * most_padded);
+  Aligned<int32_t> queries(most_tokens * size / 2), key_words(most_keys * size / 2), value_words(most_keys * size / 2);
+  Aligned<int32_t> shares(kQueriesTogether * most_padded / 2);
+  const EncoderScratch scratch = {rows.get(), narrow.get(), wide.get(), queries.get(), key_words.get(), value_words.get(),
+                                  query_scales.get(), key_scales.get(), value_scales.get(), logits.get(), shares.get()};
+  int64_t first = 0;
+  task.hidden = results;
+  for (int64_t end : ends) {
+    task.texts = texts.data() + first, task.num_texts = end - first;
+    task.num_tokens = texts[end - 1].first + texts[end - 1].length;
+    isa.encode_layers(task, scratch);
+    task.hidden += task.num_tokens * width;
+    first = end;
+  }
+  return result;
 }
 
 }  // namespace
@@ -100,8 +172,11 @@ void add_encoding(nb::module_& m) {
   using namespace nb::literals;
   nb::class_<ByteWeights>(m, "ByteWeights").def(nb::init<Matrix, Floats>(), "weights"_a, "bias"_a);
   m.def("quantized_linear", &quantized_linear, "isa"_a, "rows"_a, "weights"_a);
-  m.def("encoder_layer", &encoder_layer, "isa"_a, "attended"_a, "hidden"_a, "output"_a, "scale"_a, "shift"_a, "epsilon"_a, "widen"_a, "narrow"_a,
-        "last_scale"_a, "last_shift"_a, "last_epsilon"_a);
+  nb::class_<ByteLayer>(m, "ByteLayer")
+      .def(nb::init<const ByteWeights&, const ByteWeights&, Floats, Floats, float, const ByteWeights&, const ByteWeights&, Floats, Floats, float>(),
+           "project"_a, "output"_a, "scale"_a, "shift"_a, "epsilon"_a, "widen"_a, "narrow"_a, "last_scale"_a, "last_shift"_a, "last_epsilon"_a,
+           nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 7>(), nb::keep_alive<1, 8>());
+  m.def("encode_layers", &encode_layers, "isa"_a, "layers"_a, "hidden"_a, "lengths"_a, "attended"_a, "heads"_a, "dim"_a, "biases"_a.none());
 }
 
 }  // namespace ray_lir

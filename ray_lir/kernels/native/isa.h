@@ -288,6 +288,11 @@ struct CompressTask {
 constexpr int64_t kTokensTogether = 32;  // tokens that pass through a layer together, so that their activations stay in the caches
 constexpr float kLargestByte = 127;      // of an activation
 constexpr float kLargestWeight = 64;     // the sum of 4 products of such bytes fits 16 bits
+constexpr int64_t kQueriesTogether = 8;  // largest number of query tokens that attention processes together
+constexpr float kLargestWord = 32767;    // of a value in attention
+constexpr float kWhole = 32000;          // the sum of a token's attention probabilities as words; rounding may add half a unit a key
+constexpr float kNoLogit = -1e30f;        // of a key that is not attended to
+constexpr float kRound = 12582912;       // 1.5 2^23: a sum with it has the other number, rounded, in its lowest bits
 
 struct QuantizedLinear {
   const int8_t* bytes;          // [outputs / 16][inputs / 4][16][4]
@@ -309,19 +314,48 @@ struct LayerNorm {
   float epsilon;
 };
 
-struct EncoderLayerTask {       // what follows attention in a layer of a transformer
-  const float* attended;        // [T, width] the result of attention
-  const float* hidden;          // [T, width] the input of the layer
+struct EncoderLayer {           // a layer of a transformer
+  QuantizedLinear project;      // [width] to query, key and value, each [heads, padded]
   QuantizedLinear output, widen, narrow;
   LayerNorm norm, last_norm;
-  float* results;               // [T, width]
 };
 
-struct EncoderScratch {         // of one thread, for kTokensTogether tokens
-  QuantizedRows rows;
-  float* narrow;                // [tokens, width]
-  float* wide;                  // [tokens, outputs of widen]
+struct EncoderText {
+  int64_t first, length;        // its tokens
+  int64_t attended;             // the first tokens are attended to
+  int64_t first_key;            // of its keys and values in EncoderScratch
 };
+
+struct EncoderTask {
+  const EncoderLayer* layers;
+  int64_t num_layers;
+  int64_t heads, dim, padded;   // dimensions of a head, and rounded up to a multiple of 32
+  float word_limit;             // largest word of a query or key, so that their product fits 32 bits
+  float logit_scale;            // log2(e) / sqrt(dim) / word_limit
+  const float* biases;          // [heads, bias_stride] or null: added to logits, times log2(e); item `reach` is that of equal positions
+  int64_t bias_stride, reach;
+  const EncoderText* texts;     // in order, without gaps
+  int64_t num_texts;
+  int64_t num_tokens;           // T
+  float* hidden;                // [T, width] input, and result
+};
+
+struct EncoderScratch {         // of one thread
+  QuantizedRows rows;           // kTokensTogether rows of the widest input
+  float* narrow;                // [kTokensTogether, width]
+  float* wide;                  // [kTokensTogether, outputs of the widest product]
+  int32_t* queries;             // [T][heads][padded / 2] pairs of words
+  int32_t* keys;                // for each text [heads][keys / 16][padded / 2][16]
+  int32_t* values;              // for each text [heads][padded / 16][keys / 2][16]
+  float* query_scales;          // [T]
+  float* key_scales;            // [keys of all texts]
+  float* value_scales;
+  float* logits;                // [8, keys of the longest text]
+  int32_t* shares;              // [8, keys / 2] attention probabilities as pairs of words
+};
+
+// Memory for the keys of a text: a multiple of 32.
+constexpr int64_t padded_keys_of(int64_t attended) { return (attended + 31) / 32 * 32; }
 
 struct Isa {
   const char* name;
@@ -341,7 +375,7 @@ struct Isa {
   void (*to_floats)(const uint16_t* halves, int64_t count, float* floats);
   void (*to_words)(const float* rows, int64_t count, int64_t dim, int64_t stride, int16_t* words, float* lengths);
   void (*quantized_linear)(const float* rows, int64_t count, const QuantizedLinear&, const QuantizedRows& scratch, float* products);
-  void (*encoder_layer)(const EncoderLayerTask&, int64_t first, int64_t count, const EncoderScratch&);
+  void (*encode_layers)(const EncoderTask&, const EncoderScratch&);
 };
 
 // Each returns null if the compiler could not build the instruction set.

@@ -24,6 +24,7 @@ struct Plain {
   static F32 load(const float* from) { F32 lanes; std::memcpy(&lanes, from, 16); return lanes; }
   static void store(float* to, F32 lanes) { std::memcpy(to, &lanes, 16); }
   static F32 add(F32 a, F32 b) { return a + b; }
+  static F32 sub(F32 a, F32 b) { return a - b; }
   static F32 mul(F32 a, F32 b) { return a * b; }
   static F32 max(F32 a, F32 b) { return a > b ? a : b; }
   static F32 min(F32 a, F32 b) { return a < b ? a : b; }
@@ -37,6 +38,8 @@ struct Plain {
     const F32 sums = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
     return (sums[0] + sums[2]) + (sums[1] + sums[3]);
   }
+  static float largest(F32 a) { return std::max(std::max(a[0], a[1]), std::max(a[2], a[3])); }
+  static float smallest(F32 a) { return std::min(std::min(a[0], a[1]), std::min(a[2], a[3])); }
   static uint32_t at_least(F32 a, F32 b) {
     uint32_t mask = 0;
     for (int lane = 0; lane < 4; ++lane) mask |= uint32_t(a[lane] >= b[lane]) << lane;
@@ -62,6 +65,21 @@ struct Plain {
       for (int i = 4 * lane; i < 4 * lane + 4; ++i) sums[lane] += int(a[i]) * b[i];
     return sums;
   }
+  static I32 join_words(F32 low, F32 high) {
+    uint32_t a[4], b[4];
+    std::memcpy(a, &low, 16);
+    std::memcpy(b, &high, 16);
+    for (int lane = 0; lane < 4; ++lane) a[lane] = (a[lane] & 0xffff) | b[lane] << 16;
+    return load_i32(a);
+  }
+  static F32 power_of_two(F32 rounded) {
+    uint32_t lanes[4];
+    std::memcpy(lanes, &rounded, 16);
+    for (uint32_t& lane : lanes) lane = (lane + 127) << 23;
+    std::memcpy(&rounded, lanes, 16);
+    return rounded;
+  }
+  static void keep_in_register(I32&) {}
   static constexpr int kQuantizedRows = 1, kQuantizedColumns = kGroup;
   static I32 dot_eight(I32 sums, I32 row, I32 columns, I32 next_row, I32 next_columns) {
     return dot_bytes(dot_bytes(sums, row, columns), next_row, next_columns);

@@ -33,6 +33,7 @@ struct Neon {
     std::memcpy(to, &four, 4);
   }
   static F32 add(F32 a, F32 b) { return vaddq_f32(a, b); }
+  static F32 sub(F32 a, F32 b) { return vsubq_f32(a, b); }
   static F32 mul(F32 a, F32 b) { return vmulq_f32(a, b); }
   // Of two equal numbers the second, as on x86: the instruction for the maximum would prefer 0 to -0.
   static F32 max(F32 a, F32 b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
@@ -45,6 +46,8 @@ struct Neon {
     const float32x2_t halves = vadd_f32(vget_low_f32(sums), vget_high_f32(sums));
     return vget_lane_f32(halves, 0) + vget_lane_f32(halves, 1);
   }
+  static float largest(F32 lanes) { return vmaxvq_f32(lanes); }
+  static float smallest(F32 lanes) { return vminvq_f32(lanes); }
   static uint32_t at_least(F32 a, F32 b) {
     const uint32x4_t bits = {1, 2, 4, 8};
     return vaddvq_u32(vandq_u32(vcgeq_f32(a, b), bits));
@@ -62,6 +65,9 @@ struct Neon {
 
   // Bytes of rows are below 128, so they are signed bytes too.
   static I32 dot_bytes(I32 sums, I32 row, I32 columns) { return vdotq_s32(sums, vreinterpretq_s8_s32(row), vreinterpretq_s8_s32(columns)); }
+  static I32 join_words(F32 low, F32 high) { return vsliq_n_s32(vreinterpretq_s32_f32(low), vreinterpretq_s32_f32(high), 16); }
+  static F32 power_of_two(F32 rounded) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vreinterpretq_s32_f32(rounded), vdupq_n_s32(127)), 23)); }
+  static void keep_in_register(I32& lanes) { asm("" : "+w"(lanes)); }
   static constexpr int kQuantizedRows = 4, kQuantizedColumns = 16;  // their sums stay in registers
   static I32 dot_eight(I32 sums, I32 row, I32 columns, I32 next_row, I32 next_columns) {
     return dot_bytes(dot_bytes(sums, row, columns), next_row, next_columns);

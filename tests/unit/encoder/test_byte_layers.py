@@ -12,9 +12,11 @@ from torch.nn import functional
 from ray_lir.base import compiled
 from ray_lir.base.config import EncoderConfig
 from ray_lir.base.errors import ConfigError, KernelUnavailable
-from ray_lir.encoder.byte_layers import ByteLinear, check_layers, feed_forward, instruction_set
+from ray_lir.encoder.byte_layers import ByteLayers, ByteLinear, check_layers, instruction_set
 from ray_lir.encoder.encoder import Encoder
+from ray_lir.encoder.layer_parts import LayerParts
 from ray_lir.training.trainer import load_encoder
+from tests.support import byte_reference
 from tests.support.checkpoints import put_together
 
 pytestmark = pytest.mark.skipif(not compiled.available(), reason="the compiled kernels are not installed")
@@ -65,33 +67,90 @@ def test_weights_that_are_not_finite_give_rows_that_are_not_finite(bad: float) -
     assert not ByteLinear(layer)(torch.rand(2, 32)).isfinite().all()
 
 
-def test_every_instruction_set_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = linear(96, 96, 0), nn.LayerNorm(96), linear(96, 336, 1), linear(336, 96, 2), nn.LayerNorm(96)
-    attended, hidden = torch.randn(2, 75, 96)
-    found = []
+def layer(width: int, heads: int, wide: int, seed: int) -> LayerParts:
+    norms = nn.LayerNorm(width), nn.LayerNorm(width)
+    parts = LayerParts(
+        heads,
+        (linear(width, width, seed), linear(width, width, seed + 1), linear(width, width, seed + 2)),
+        linear(width, width, seed + 3),
+        norms[0],
+        linear(width, wide, seed + 4),
+        linear(wide, width, seed + 5),
+        norms[1],
+    )
+    for each in norms:
+        nn.init.normal_(each.weight, 1, 0.3)
+        nn.init.normal_(each.bias, 0, 0.3)
+    nn.init.normal_(parts.project[0].weight, 0, 0.3)  # attention that differs from its mean
+    nn.init.normal_(parts.project[1].weight, 0, 0.3)
+    return parts
+
+
+LENGTHS, ATTENDED = [1, 75, 7, 300, 40, 33], [1, 75, 4, 300, 32, 33]
+
+
+def reference(parts: LayerParts) -> byte_reference.Layer:
+    def arrays(layer: nn.Linear | nn.LayerNorm) -> tuple[np.ndarray, np.ndarray]:
+        return layer.weight.detach().numpy(), layer.bias.detach().numpy()
+
+    project = tuple(byte_reference.Linear(*arrays(each)) for each in parts.project)
+    output, widen, narrow = (byte_reference.Linear(*arrays(each)) for each in (parts.output, parts.widen, parts.narrow))
+    norm, last_norm = (byte_reference.Norm(*arrays(each), each.eps) for each in (parts.norm, parts.last_norm))
+    return byte_reference.Layer(parts.heads, project, output, norm, widen, narrow, last_norm)
+
+
+def hidden_states(width: int) -> torch.Tensor:
+    torch.manual_seed(9)
+    return torch.randn(sum(LENGTHS), width)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_every_instruction_set_gives_the_bits_of_the_reference(biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers, hidden = [layer(96, 2, 336, seed) for seed in (0, 10)], hidden_states(96)
+    biases = torch.randn(2, 2 * 310 + 1) if biased else None
+    numbers = LENGTHS, ATTENDED, None if biases is None else biases.numpy()
+    expected = byte_reference.encode([reference(each) for each in layers], hidden.numpy(), *numbers)
     for name in compiled.module().instruction_sets():
         monkeypatch.setenv("RAY_LIR_KERNELS", f"native:{name}")
         assert instruction_set() == name
-        found.append((feed_forward(*layers)(attended, hidden), ByteLinear(layers[2])(hidden)))
-    for other in found[1:]:
-        assert all(torch.equal(*pair) for pair in zip(other, found[0], strict=True))
+        run = ByteLayers(layers)
+        assert np.array_equal(run(hidden, LENGTHS, ATTENDED, biases).numpy(), expected), name
+        before = run(hidden, LENGTHS, ATTENDED, biases, last=False)
+        products, found = run.last_layer(before, LENGTHS, ATTENDED, biases)
+        assert np.array_equal(found.numpy(), expected), name
+        assert np.array_equal(products.flatten(1).numpy(), byte_reference.linear(before.numpy(), *reference(layers[1]).project)), name
 
 
-def test_a_layer_is_near_float32_and_its_rows_are_independent() -> None:
-    output, norm, widen, narrow, last = linear(96, 96, 0), nn.LayerNorm(96), linear(96, 336, 1), linear(336, 96, 2), nn.LayerNorm(96)
-    for each in (norm, last):
-        nn.init.normal_(each.weight, 1, 0.3)
-        nn.init.normal_(each.bias, 0, 0.3)
-    attended, hidden = torch.randn(2, 75, 96)
-    run = feed_forward(output, norm, widen, narrow, last)
-    found = run(attended, hidden)
-    with torch.no_grad():
-        middle = norm(output(attended) + hidden)
-        expected = last(narrow(functional.gelu(widen(middle))) + middle)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0.1)
-    assert functional.cosine_similarity(found, expected, dim=1).min() > 0.9995
-    for rows in (slice(0, 1), slice(3, 40), slice(74, 75)):
-        assert torch.equal(run(attended[rows], hidden[rows]), found[rows])
+def test_layers_are_near_float32_and_texts_are_independent() -> None:
+    layers, hidden = [layer(96, 3, 336, seed) for seed in (0, 10)], hidden_states(96)
+    run, biases = ByteLayers(layers), torch.randn(3, 2 * max(LENGTHS) + 1)
+    found = run(hidden, LENGTHS, ATTENDED, biases)
+    expected = float_layers(layers, hidden, biases)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.5)
+    cosines = functional.cosine_similarity(found, expected, dim=1)
+    assert cosines.mean() > 0.999 and cosines.min() > 0.99
+    parts = zip(hidden.split(LENGTHS), LENGTHS, ATTENDED, strict=True)
+    alone = torch.cat([run(part, [length], [own], biases) for part, length, own in parts])
+    assert torch.equal(alone, found)
+
+
+@torch.no_grad()
+def float_layers(layers: list[LayerParts], hidden: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
+    for each in layers:
+        mixed = []
+        for part, own in zip(hidden.split(LENGTHS), ATTENDED, strict=True):
+            query, key, value = (project(part).unflatten(1, (each.heads, -1)).transpose(0, 1) for project in each.project)
+            distances = torch.arange(own) - torch.arange(len(part))[:, None]
+            bias = biases[:, biases.shape[1] // 2 + distances]
+            attended = functional.scaled_dot_product_attention(query, key[:, :own], value[:, :own], attn_mask=bias)
+            mixed.append(attended.transpose(0, 1).flatten(1))
+        hidden = each.norm(each.output(torch.cat(mixed)) + hidden)
+        hidden = each.last_norm(each.narrow(functional.gelu(each.widen(hidden))) + hidden)
+    return hidden
+
+
+def test_no_texts_give_no_rows() -> None:
+    assert ByteLayers([layer(32, 4, 48, 0)])(torch.empty(0, 32), [], [], None).shape == (0, 32)
 
 
 def test_int8_vectors_are_near_float32_and_do_not_depend_on_threads_or_neighbours(tmp_path: Path) -> None:

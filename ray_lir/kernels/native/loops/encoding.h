@@ -12,23 +12,29 @@ inline void quantize_rows(const float* rows, int64_t count, int64_t width, const
       lows = V::min(lows, values);
       highs = V::max(highs, values);
     }
-    float low[V::kLanes], high[V::kLanes];
-    V::store(low, lows);
-    V::store(high, highs);
-    const float lowest = *std::min_element(low, low + V::kLanes), range = *std::max_element(high, high + V::kLanes) - lowest;
+    const float lowest = V::smallest(lows), range = V::largest(highs) - lowest;
     to.lows[r] = lowest;
     to.steps[r] = range * (1.0f / kLargestByte);
     const auto start = V::all(lowest), factor = V::all(range > 0 ? kLargestByte / range : 0.0f), half = V::all(0.5f), limit = V::all(kLargestByte);
     for (int64_t i = 0; i < width; i += V::kLanes) {
-      const auto steps = V::mul(V::add(V::load(rows + i), V::mul(start, V::all(-1))), factor);
+      const auto steps = V::mul(V::sub(V::load(rows + i), start), factor);
       V::store_bytes(to.bytes + r * width + i, V::min(V::add(steps, half), limit));
     }
   }
 }
 
+// Call run(number, row) for ROWS rows at a time, then for the remaining ones in halves of that number.
+template <int ROWS, class Run>
+inline void over_tiles(int64_t count, const Run& run, int64_t row = 0) {
+  for (; row + ROWS <= count; row += ROWS) run(Count<ROWS>{}, row);
+  if constexpr (ROWS > 1) {
+    if (row < count) over_tiles<ROWS / 2>(count, run, row);
+  }
+}
+
 // Add the products of ROWS rows with columns to sums, 8 inputs at a time. A row of sums has COLUMNS items.
 template <class V, int ROWS, int COLUMNS>
-inline void add_quantized(const uint8_t* rows, int64_t stride, const int8_t* columns, int64_t group, int64_t inputs, int32_t* sums) {
+__attribute__((noinline)) void add_quantized(const uint8_t* rows, int64_t stride, const int8_t* columns, int64_t group, int64_t inputs, int32_t* sums) {
   constexpr int kVectors = COLUMNS / V::kLanes, kEach = kGroup / V::kLanes;
   typename V::I32 totals[ROWS][kVectors];
 #pragma GCC unroll 16
@@ -48,7 +54,10 @@ inline void add_quantized(const uint8_t* rows, int64_t stride, const int8_t* col
     for (int r = 0; r < ROWS; ++r) {
       const auto low = V::broadcast(rows + r * stride + k), high = V::broadcast(rows + r * stride + k + 4);
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) totals[r][v] = V::dot_eight(totals[r][v], low, first[v], high, second[v]);
+      for (int v = 0; v < kVectors; ++v) {
+        totals[r][v] = V::dot_eight(totals[r][v], low, first[v], high, second[v]);
+        V::keep_in_register(totals[r][v]);
+      }
     }
   } while ((k += 8) < inputs);
 #pragma GCC unroll 16
@@ -65,10 +74,9 @@ inline void multiply_columns(const QuantizedRows& rows, int64_t count, const Qua
   for (int64_t k = 0; k < inputs; k += kBlock) {
     const int8_t* columns = linear.bytes + column * inputs + k * kGroup;
     const int64_t together = std::min(kBlock, inputs - k);
-    int64_t r = 0;
-    for (; r + V::kQuantizedRows <= count; r += V::kQuantizedRows)
-      add_quantized<V, V::kQuantizedRows, COLUMNS>(rows.bytes + r * inputs + k, inputs, columns, group, together, sums + r * COLUMNS);
-    for (; r < count; ++r) add_quantized<V, 1, COLUMNS>(rows.bytes + r * inputs + k, inputs, columns, group, together, sums + r * COLUMNS);
+    over_tiles<V::kQuantizedRows>(count, [&](auto tile, int64_t r) {
+      add_quantized<V, decltype(tile)::value, COLUMNS>(rows.bytes + r * inputs + k, inputs, columns, group, together, sums + r * COLUMNS);
+    });
   }
   for (int v = 0; v < COLUMNS / V::kLanes; ++v) {
     const int64_t at = column + v * V::kLanes;
@@ -88,14 +96,14 @@ inline void multiply_quantized(const QuantizedRows& rows, int64_t count, const Q
   for (; column < linear.outputs; column += kGroup) multiply_columns<V, kGroup>(rows, count, linear, column, keep);
 }
 
-// Return GELU(x) = x Phi(x). Phi is 1/2 plus an odd polynomial up to 4.25; the result is within 4e-5.
+// Return GELU(x) = x Phi(x). Phi is 1/2 plus an odd polynomial up to 3.65; the result is within 5e-4.
 template <class V>
 inline typename V::F32 gelu(typename V::F32 x) {
-  constexpr float kTerms[] = {0.398819178f, -0.0661902279f, 0.00971874688f, -0.00107906852f, 8.84875917e-05f, -5.14736485e-06f, 1.9860758e-07f, -4.51505455e-09f, 4.54676262e-11f};
-  const auto limited = V::max(V::min(x, V::all(4.25f)), V::all(-4.25f)), square = V::mul(limited, limited);
-  auto sum = V::all(kTerms[8]);
-#pragma GCC unroll 8
-  for (int i = 7; i >= 0; --i) sum = V::add(V::mul(sum, square), V::all(kTerms[i]));
+  constexpr float kTerms[] = {0.396536633f, -0.0626617378f, 0.00787680638f, -0.000622064878f, 2.72197309e-05f, -4.98792799e-07f};
+  const auto limited = V::max(V::min(x, V::all(3.65f)), V::all(-3.65f)), square = V::mul(limited, limited);
+  auto sum = V::all(kTerms[5]);
+#pragma GCC unroll 5
+  for (int i = 4; i >= 0; --i) sum = V::add(V::mul(sum, square), V::all(kTerms[i]));
   return V::mul(x, V::add(V::mul(limited, sum), V::all(0.5f)));
 }
 
@@ -122,22 +130,232 @@ void quantized_linear(const float* rows, int64_t count, const QuantizedLinear& l
   multiply_quantized<V>(scratch, count, linear, [&](int64_t r, int64_t column, auto values) { V::store(products + r * linear.outputs + column, values); });
 }
 
-// Compute the rest of a layer after attention, for up to kTokensTogether tokens from `first` on.
+// Return 2^x for x from -126 to 0, within a relative error of 1.1e-4.
 template <class V>
-void encoder_layer(const EncoderLayerTask& task, int64_t first, int64_t count, const EncoderScratch& scratch) {
-  const int64_t width = task.output.outputs, wide = task.widen.outputs;
-  float* hidden = task.results + first * width;
-  quantize_rows<V>(task.attended + first * width, count, width, scratch.rows);
-  multiply_quantized<V>(scratch.rows, count, task.output, [&](int64_t r, int64_t column, auto values) {
-    V::store(scratch.narrow + r * width + column, V::add(values, V::load(task.hidden + (first + r) * width + column)));
+inline typename V::F32 exp2(typename V::F32 x) {
+  constexpr float kTerms[] = {0.999928057f, 0.693260968f, 0.24261114f, 0.0551716648f};
+  const auto whole = V::add(x, V::all(kRound)), fraction = V::sub(x, V::sub(whole, V::all(kRound)));
+  auto sum = V::all(kTerms[3]);
+#pragma GCC unroll 3
+  for (int i = 2; i >= 0; --i) sum = V::add(V::mul(sum, fraction), V::all(kTerms[i]));
+  return V::mul(sum, V::power_of_two(whole));
+}
+
+// Words of a row: values times `factor`, rounded. Those of each 32 values are in 16 lanes: value i and value i + 16.
+template <class V, class Value, class Keep>
+inline void to_word_pairs(int64_t count, const Value& value, const Keep& keep) {
+  for (int64_t i = 0; i < count; i += 2 * kGroup)
+#pragma GCC unroll 16
+    for (int64_t v = 0; v < kGroup; v += V::kLanes)
+      keep(i / 2 + v, V::join_words(V::add(value(i + v), V::all(kRound)), V::add(value(i + kGroup + v), V::all(kRound))));
+}
+
+template <class V>
+inline float largest_of(const float* values, int64_t count) {
+  auto most = V::all(0);
+  for (int64_t i = 0; i < count; i += V::kLanes) most = V::max(most, V::max(V::load(values + i), V::mul(V::load(values + i), V::all(-1))));
+  return V::largest(most);
+}
+
+// Store the query, key and value of one token as words with a scale each.
+template <class V>
+inline void keep_token(const float* projected, const EncoderTask& task, const EncoderText& text, int64_t place, const EncoderScratch& scratch) {
+  const int64_t size = task.heads * task.padded, pairs = task.padded / 2, padded_keys = padded_keys_of(text.attended);
+  const float most = largest_of<V>(projected, size), factor = most > 0 ? task.word_limit / most : 0;
+  const int64_t query = text.first + place;
+  scratch.query_scales[query] = most * task.logit_scale;
+  to_word_pairs<V>(size, [&](int64_t i) { return V::mul(V::load(projected + i), V::all(factor)); },
+                   [&](int64_t i, auto words) { V::store_i32(scratch.queries + query * size / 2 + i, words); });
+  if (place >= text.attended) return;
+  const float* key = projected + size;
+  const float* value = key + size;
+  const float key_most = largest_of<V>(key, size), key_factor = key_most > 0 ? task.word_limit / key_most : 0;
+  scratch.key_scales[text.first_key + place] = key_most * (1 / task.word_limit);
+  int32_t* keys = scratch.keys + text.first_key * size / 2 + place / kGroup * kGroup * pairs + place % kGroup;
+  to_word_pairs<V>(size, [&](int64_t i) { return V::mul(V::load(key + i), V::all(key_factor)); }, [&](int64_t i, auto words) {
+    int32_t lanes[V::kLanes];
+    V::store_i32(lanes, words);
+    int32_t* to = keys + i / pairs * pairs * padded_keys + i % pairs * kGroup;
+#pragma GCC unroll 16
+    for (int lane = 0; lane < V::kLanes; ++lane) to[lane * kGroup] = lanes[lane];
   });
-  normalize_rows<V>(scratch.narrow, count, width, task.norm);
-  quantize_rows<V>(scratch.narrow, count, width, scratch.rows);
-  multiply_quantized<V>(scratch.rows, count, task.widen,
+  const float value_most = largest_of<V>(value, size), value_factor = value_most > 0 ? kLargestWord / value_most : 0;
+  scratch.value_scales[text.first_key + place] = value_most * (1 / kLargestWord);
+  const int64_t pair = place / (2 * kGroup) * kGroup + place % kGroup;
+  int32_t* values = scratch.values + text.first_key * size / 2 + pair * kGroup;
+  for (int64_t i = 0; i < size; i += V::kLanes) {
+    int32_t* to = values + i / kGroup * kGroup * padded_keys / 2 + i % kGroup;
+    const auto words = V::add(V::mul(V::load(value + i), V::all(value_factor)), V::all(kRound));
+    if (place / kGroup % 2 == 0) V::store_i32(to, V::join_words(words, V::all(0)));
+    else V::store_i32(to, V::join_words(V::load(reinterpret_cast<const float*>(to)), words));
+  }
+}
+
+// Compute the products of ROWS rows of word pairs with COLUMNS columns: sums [ROWS, COLUMNS]. A function of its own keeps all sums in registers.
+template <class V, int ROWS, int COLUMNS>
+__attribute__((noinline)) void multiply_pairs(const int32_t* rows, int64_t stride, const int32_t* columns, int64_t pairs, int32_t* sums) {
+  constexpr int kVectors = COLUMNS / V::kLanes, kEach = kGroup / V::kLanes;
+  typename V::I32 totals[ROWS][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) totals[r][v] = V::zero();
+  int64_t k = 0;
+  do {
+    typename V::I32 column[kVectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) column[v] = V::load_i32(columns + (v / kEach * pairs + k) * kGroup + v % kEach * V::kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+      const auto row = V::broadcast(rows + r * stride + k);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        totals[r][v] = V::dot_words(totals[r][v], row, column[v]);
+        V::keep_in_register(totals[r][v]);
+      }
+    }
+  } while (++k < pairs);
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) V::store_i32(sums + r * COLUMNS + v * V::kLanes, totals[r][v]);
+}
+
+// Replace ROWS rows of logits by attention probabilities times the scales of values, as word pairs whose sum is at most kWhole before rounding.
+// Logits are in units of log(2); `highest` has the largest one of each row.
+template <class V, int ROWS>
+__attribute__((noinline)) void softmax_words(float* logits, int64_t count, const float* highest, const float* value_scales, float largest_scale,
+                                             int32_t* words) {
+  float sums[ROWS];
+  for (int r = 0; r < ROWS; ++r) {
+    float* row = logits + r * count;
+    const auto high = V::all(highest[r]), least = V::all(-126);
+    sums[r] = sum_of<V>(count, [&](int64_t i) {
+      const auto power = exp2<V>(V::max(V::sub(V::load(row + i), high), least));
+      V::store(row + i, power);
+      return power;
+    });
+  }
+  for (int r = 0; r < ROWS; ++r) {
+    const float* row = logits + r * count;
+    const auto whole = V::all(largest_scale > 0 ? kWhole / (sums[r] * largest_scale) : 0);
+    to_word_pairs<V>(count, [&](int64_t i) { return V::mul(V::mul(V::load(row + i), whole), V::load(value_scales + i)); },
+                     [&](int64_t i, auto pairs) { V::store_i32(words + r * count / 2 + i, pairs); });
+  }
+}
+
+// Compute logits of ROWS query tokens and one head, [ROWS, padded keys], and the largest one of each. `biases` is null or that of the first row.
+template <class V, int ROWS>
+inline void compute_logits(const EncoderTask& task, const EncoderText& text, int64_t query, int64_t head, const int32_t* keys, const float* biases,
+                           const EncoderScratch& scratch, float* highest) {
+  constexpr int kColumns = V::kQuantizedColumns;
+  const int64_t row_pairs = task.heads * task.padded / 2, pairs = task.padded / 2, padded_keys = padded_keys_of(text.attended);
+  const float* key_scales = scratch.key_scales + text.first_key;
+  alignas(64) int32_t sums[ROWS * kColumns];
+  alignas(64) float highs[ROWS * kGroup];
+  fill(highs, ROWS * kGroup, kNoLogit);
+  for (int64_t key = 0; key < padded_keys; key += kColumns) {
+    multiply_pairs<V, ROWS, kColumns>(scratch.queries + query * row_pairs + head * pairs, row_pairs, keys + key * pairs, pairs, sums);
+    for (int r = 0; r < ROWS; ++r) {
+      float* logits = scratch.logits + r * padded_keys + key;
+      const auto scale = V::all(scratch.query_scales[query + r]);
+#pragma GCC unroll 16
+      for (int v = 0; v < kColumns; v += V::kLanes) {
+        auto logit = V::mul(V::mul(V::to_float(V::load_i32(sums + r * kColumns + v)), V::load(key_scales + key + v)), scale);
+        if (biases) logit = V::add(logit, V::load(biases + key + v - r));
+        V::store(logits + v, logit);
+      }
+      for (int64_t i = text.attended; i < key + kColumns; ++i) logits[std::max(i, key) - key] = kNoLogit;
+      auto high = V::load(highs + r * kGroup);
+#pragma GCC unroll 16
+      for (int v = 0; v < kColumns; v += V::kLanes) high = V::max(high, V::load(logits + v));
+      V::store(highs + r * kGroup, high);
+    }
+  }
+  for (int r = 0; r < ROWS; ++r) highest[r] = V::largest(V::load(highs + r * kGroup));
+}
+
+// Compute the result of attention for tokens begin to end of a text, [tokens, heads * dim].
+template <class V>
+inline void attend(const EncoderTask& task, const EncoderText& text, int64_t begin, int64_t end, const EncoderScratch& scratch, float* attended) {
+  const int64_t size = task.heads * task.padded, pairs = task.padded / 2, padded_keys = padded_keys_of(text.attended);
+  const float* value_scales = scratch.value_scales + text.first_key;
+  const float largest_scale = largest_of<V>(value_scales, padded_keys), unit = largest_scale / kWhole;
+  for (int64_t head = 0; head < task.heads; ++head) {
+    const int32_t* keys = scratch.keys + text.first_key * size / 2 + head * pairs * padded_keys;
+    const int32_t* values = scratch.values + text.first_key * size / 2 + head * pairs * padded_keys;
+    over_tiles<V::kQuantizedRows>(end - begin, [&](auto tile, int64_t row) {
+      constexpr int kTile = decltype(tile)::value, kColumns = V::kQuantizedColumns;
+      alignas(64) int32_t sums[kTile * kColumns];
+      const float* biases = task.biases ? task.biases + head * task.bias_stride + task.reach - (begin + row) : nullptr;
+      float highest[kTile];
+      compute_logits<V, kTile>(task, text, text.first + begin + row, head, keys, biases, scratch, highest);
+      softmax_words<V, kTile>(scratch.logits, padded_keys, highest, value_scales, largest_scale, scratch.shares);
+      for (int64_t dim = 0; dim < task.dim; dim += kColumns) {
+        multiply_pairs<V, kTile, kColumns>(scratch.shares, padded_keys / 2, values + dim * padded_keys / 2, padded_keys / 2, sums);
+        float result[kColumns];
+        for (int r = 0; r < kTile; ++r) {
+          for (int v = 0; v < kColumns; v += V::kLanes) V::store(result + v, V::mul(V::to_float(V::load_i32(sums + r * kColumns + v)), V::all(unit)));
+          std::memcpy(attended + ((row + r) * task.heads + head) * task.dim + dim, result, std::min<int64_t>(kColumns, task.dim - dim) * sizeof(float));
+        }
+      }
+    });
+  }
+}
+
+// Compute what follows attention in a layer, for up to kTokensTogether tokens; `hidden` is replaced.
+template <class V>
+inline void finish_layer(const EncoderLayer& layer, int64_t count, float* attended, float* hidden, const EncoderScratch& scratch) {
+  const int64_t width = layer.output.outputs, wide = layer.widen.outputs;
+  quantize_rows<V>(attended, count, width, scratch.rows);
+  multiply_quantized<V>(scratch.rows, count, layer.output, [&](int64_t r, int64_t column, auto values) {
+    V::store(hidden + r * width + column, V::add(values, V::load(hidden + r * width + column)));
+  });
+  normalize_rows<V>(hidden, count, width, layer.norm);
+  quantize_rows<V>(hidden, count, width, scratch.rows);
+  multiply_quantized<V>(scratch.rows, count, layer.widen,
                         [&](int64_t r, int64_t column, auto values) { V::store(scratch.wide + r * wide + column, gelu<V>(values)); });
   quantize_rows<V>(scratch.wide, count, wide, scratch.rows);
-  multiply_quantized<V>(scratch.rows, count, task.narrow, [&](int64_t r, int64_t column, auto values) {
-    V::store(hidden + r * width + column, V::add(values, V::load(scratch.narrow + r * width + column)));
+  multiply_quantized<V>(scratch.rows, count, layer.narrow, [&](int64_t r, int64_t column, auto values) {
+    V::store(hidden + r * width + column, V::add(values, V::load(hidden + r * width + column)));
   });
-  normalize_rows<V>(hidden, count, width, task.last_norm);
+  normalize_rows<V>(hidden, count, width, layer.last_norm);
+}
+
+// Call run(text, begin, end, row) for the parts of texts among `count` tokens from `first` on; `row` is the first token's number among them.
+template <class Run>
+inline void over_texts(const EncoderTask& task, int64_t first, int64_t count, const Run& run) {
+  const EncoderText* text = task.texts;
+  while (text->first + text->length <= first) ++text;
+  for (int64_t at = first; at < first + count; ++text) {
+    const int64_t end = std::min(text->first + text->length, first + count);
+    run(*text, at - text->first, end - text->first, at - first);
+    at = end;
+  }
+}
+
+// Pass the tokens of some texts through layers, which replace task.hidden.
+template <class V>
+void encode_layers(const EncoderTask& task, const EncoderScratch& scratch) {
+  const int64_t width = task.layers[0].output.outputs;
+  for (const EncoderText* text = task.texts; text < task.texts + task.num_texts; ++text)  // memory for keys without a token
+    fill(scratch.value_scales + text->first_key + text->attended, padded_keys_of(text->attended) - text->attended, 0);
+  for (const EncoderLayer* layer = task.layers; layer < task.layers + task.num_layers; ++layer) {
+    for (int64_t first = 0; first < task.num_tokens; first += kTokensTogether) {
+      const int64_t count = std::min(kTokensTogether, task.num_tokens - first), outputs = layer->project.outputs;
+      quantize_rows<V>(task.hidden + first * width, count, width, scratch.rows);
+      multiply_quantized<V>(scratch.rows, count, layer->project,
+                            [&](int64_t r, int64_t column, auto values) { V::store(scratch.wide + r * outputs + column, values); });
+      over_texts(task, first, count, [&](const EncoderText& text, int64_t begin, int64_t end, int64_t row) {
+        for (int64_t place = begin; place < end; ++place, ++row) keep_token<V>(scratch.wide + row * outputs, task, text, place, scratch);
+      });
+    }
+    for (int64_t first = 0; first < task.num_tokens; first += kTokensTogether) {
+      const int64_t count = std::min(kTokensTogether, task.num_tokens - first);
+      over_texts(task, first, count, [&](const EncoderText& text, int64_t begin, int64_t end, int64_t row) {
+        attend<V>(task, text, begin, end, scratch, scratch.narrow + row * width);
+      });
+      finish_layer<V>(*layer, count, scratch.narrow, task.hidden + first * width, scratch);
+    }
+  }
 }
