@@ -1,6 +1,6 @@
 """Codecs: recall of exhaustive search from compressed tokens, against bytes a token, and time; JSON and a table.
 
-    python -m bench.kernels.codec [WORK ...] [--dataset FOLDER] [--num-queries 100] [--only TEXT] [--output bench/results/codec.json]
+    python -m bench.kernels.codec [WORK ...] [--dataset FOLDER] [--num-queries 100] [--only REGEX] [--output bench/results/codec.json]
 
 WORK is a work folder of bench.compare, one for each collection (default: runs/bench); --dataset makes its collection on first use. Recall
 is that of the exact answers (MaxSim in float32). All codecs of a collection have the same centroids, so only residuals and scales differ.
@@ -10,6 +10,7 @@ machine are kept.
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("works", nargs="*", type=Path, default=[Path("runs/bench")])
     parser.add_argument("--dataset", type=Path)
     parser.add_argument("--num-queries", type=int, default=100)
-    parser.add_argument("--only", default="", help="measure the rows whose name contains this text")
+    parser.add_argument("--only", default="", help="measure the rows whose name matches this regular expression")
     parser.add_argument("--output", type=Path, default=Path("bench/results/codec.json"))
     options = parser.parse_args()
     report: dict[str, Any] = {"machine": machine(), "queries": options.num_queries, "rows": []}
@@ -71,11 +72,11 @@ def main() -> None:
 
 @one_blas_thread()
 def _measure(collection: Collection, num_queries: int, done: set[tuple[float, str]], only: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a collection that are not done and whose name contains `only`."""
+    """Yield the rows of a collection that are not done and whose name matches `only`."""
     documents, queries = (inputs.load(collection.folder, name) for name in ("documents", "queries"))
     whole = lazy(lambda: Run(collection, documents, [queries[number].astype(np.float32) for number in range(num_queries)]))
     for nbits, name, run, settings in _rows(whole):
-        if (nbits, name) not in done and only in name:
+        if (nbits, name) not in done and re.search(only, name):
             yield run().row(name, **settings)
 
 
@@ -122,6 +123,14 @@ def _rows(whole: Callable[[], "Run"]) -> Iterator[tuple[float, str, Callable[[],
         yield 2, f"{fraction:.0%} of the tokens: without those in the most documents", pruned, {"config": CodecConfig(nbits=2)}
     pooled = lazy(lambda: whole().pooled(2))
     yield 2, "50% of the tokens: pooled by factor 2", pooled, {"config": CodecConfig(nbits=2)}
+    for residual_bytes in (37, 40):
+        config = CodecConfig(buckets="trellis", residual_bytes=residual_bytes)
+        yield (
+            config_bits(residual_bytes),
+            f"50% of the tokens: pooled by factor 2; trellis, residual_bytes {residual_bytes}",
+            pooled,
+            {"config": config},
+        )
 
 
 def config_bits(residual_bytes: int) -> float:

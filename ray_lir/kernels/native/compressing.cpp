@@ -26,13 +26,13 @@ nb::tuple compress(const std::string& name, Rows vectors, Numbers codes, Matrix 
           "cutoffs between the buckets, in whole bytes");
   require(!trellis || levels.memory <= kTrellisMemory, "a trellis with too many states");
   const int64_t num_rows = int64_t(buckets.shape(0)), width = levels.width;
-  std::vector<float> columns(num_rows * width), halves(2 * num_rows);
+  std::vector<float> columns(num_rows * width), minus_halves(2 * num_rows);
   for (int64_t row = 0; row < num_rows; ++row)
     for (int64_t j = 0; j < width; ++j) {
       const float value = buckets.data()[row * width + j];
-      columns[j * num_rows + row] = value;
-      halves[row] += value * value / 2;
-      if (j < width - 1) halves[num_rows + row] += value * value / 2;
+      columns[row / kRowsTogether * kRowsTogether * width + j * kRowsTogether + row % kRowsTogether] = value;
+      minus_halves[row] -= value * value / 2;
+      if (j < width - 1) minus_halves[num_rows + row] -= value * value / 2;
     }
   for (int64_t i = 0; i < count; ++i) require(codes.data()[i] >= 0 && codes.data()[i] < int64_t(centroids.shape(0)), "a code without a centroid");
   uint8_t* packed;
@@ -46,7 +46,7 @@ nb::tuple compress(const std::string& name, Rows vectors, Numbers codes, Matrix 
       std::vector<int32_t> numbers(dim);
       std::vector<uint8_t> paths(trellis ? packed_bytes * (256 + (1 << levels.memory)) : 0);
       CompressTask task = {as_floats(isa, vectors, begin, end - begin, memory), centroids.data(), codes.data() + begin, dim, cutoffs.data(),
-                           buckets.data(), trellis ? columns.data() : nullptr, halves.data(), decoder, from_nearest, token_scale, end - begin,
+                           buckets.data(), trellis ? columns.data() : nullptr, minus_halves.data(), decoder, from_nearest, token_scale, end - begin,
                            packed + begin * packed_bytes, scales + 2 * begin, norms + begin, residual.data(), decoded.data(), numbers.data(),
                            paths.data()};
       isa.compress(task, 0, end - begin);

@@ -29,6 +29,7 @@ constexpr int kMishLines = 32;
 constexpr int kMishLeast = -21;      // start of the first line, in units of a line's length
 constexpr float kLargestScore = 65504;  // largest finite float16
 constexpr int kTrellisMemory = 4;    // largest number of bits that a trellis remembers
+constexpr int kRowsTogether = 16;    // rows of a trellis that are transposed together, a multiple of every kLanes
 constexpr int kWidest = 8;           // largest number of dimensions of a byte of a trellis
 constexpr int lut_stride(int width) { return width > 4 ? 8 : 4; }  // bytes of a row of its decoding table
 constexpr int kWordBits = 14;        // words are values times 2^14, so that products of unit vectors fit 32 bits
@@ -269,8 +270,8 @@ struct CompressTask {
   int64_t dim;
   const float* cutoffs;         // [2^nbits - 1]
   const float* weights;         // [2^nbits]; [2^(8 + memory), width] with a trellis
-  const float* columns;         // [width, 2^(8 + memory)] the trellis transposed; null without one
-  const float* halves;          // [2, 2^(8 + memory)] half of the square of each row of the trellis: of all its values, and without the last one
+  const float* columns;         // [2^(8 + memory) / 16][width][16] the trellis, 16 rows transposed together; null without one
+  const float* minus_halves;    // [2, 2^(8 + memory)] minus half of the square of each row of the trellis: with all its values, and without the last
   Decoder decoder;              // its lut is not read
   bool from_nearest;            // residuals are from the nearest multiple of the centroid, instead of from the centroid
   bool token_scale;             // residuals are divided by their root mean square before bucketing

@@ -19,28 +19,42 @@ inline void bucket_numbers(const CompressTask& task, float unit, const float* re
 
 constexpr float kNever = -1e30f;
 
-// Find, for every byte with WIDTH dimensions, the best state before it and the value of the path through both.
-template <int WIDTH>
-inline void best_states(const CompressTask& task, const float* residual, float unit, const float* halves, const float* states, float* best,
-                        int32_t* before) {
-  const int num_states = 1 << task.decoder.memory, num_rows = 256 << task.decoder.memory;
-  float values[WIDTH];
-  for (int j = 0; j < WIDTH; ++j) values[j] = residual[j] / unit;
-  for (int state = 0; state < num_states; ++state) {
-    const float* columns = task.columns + 256 * state;
-    const float start = states[state];
-    for (int k = 0; k < 256; ++k) {
-      float value = start - halves[256 * state + k];
-      for (int j = 0; j < WIDTH; ++j) value += values[j] * columns[j * num_rows + k];
-      before[k] = value > best[k] ? state : before[k];
-      best[k] = value > best[k] ? value : best[k];
+// Find, for every byte with WIDTH dimensions, the best state before it. Then find the best path to each value of a byte's last 4 bits: the value of
+// the path, and its byte. These bits decide the state, because a trellis remembers at most kTrellisMemory bits.
+template <class V, int WIDTH>
+inline void best_states(const CompressTask& task, const float* residual, float unit, const float* minus_halves, const float* states, uint8_t* before,
+                        float* largest, uint8_t* bytes) {
+  constexpr int kParts = kRowsTogether / V::kLanes;
+  const int num_states = 1 << task.decoder.memory;
+  typename V::F32 values[WIDTH];
+  for (int j = 0; j < WIDTH; ++j) values[j] = V::all(residual[j] / unit);
+  typename V::F32 best[kParts], first[kParts];
+  for (int part = 0; part < kParts; ++part) best[part] = V::all(4 * kNever), first[part] = V::all(0);
+  for (int k = 0; k < 256; k += kRowsTogether)
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) {
+      const int lane = part * V::kLanes;
+      const float* columns = task.columns + k * task.decoder.width + lane;
+      auto top = V::all(4 * kNever), from = V::all(0);
+      for (int state = 0; state < num_states; ++state, columns += 256 * task.decoder.width) {
+        auto value = V::add(V::all(states[state]), V::load(minus_halves + 256 * state + k + lane));
+#pragma GCC unroll 8
+        for (int j = 0; j < WIDTH; ++j) value = V::add(value, V::mul(values[j], V::load(columns + j * kRowsTogether)));
+        V::keep_larger(top, from, value, V::all(float(state)));
+      }
+      V::store_bytes(before + k + lane, from);
+      V::keep_larger(best[part], first[part], top, V::all(float(k)));
     }
+  for (int part = 0; part < kParts; ++part) {
+    V::store(largest + part * V::kLanes, best[part]);
+    V::store_bytes(bytes + part * V::kLanes, first[part]);
   }
+  for (int j = 0; j < kRowsTogether; ++j) bytes[j] = uint8_t(bytes[j] + j);
 }
 
 // Find the bytes with the values nearest to the residual over `unit`, by the Viterbi algorithm (docs/algorithms.md#22-residual-codec). The
 // state before a byte is the last bits of the byte before. Ties go to the lowest state, then to the lowest byte.
-template <int WIDTH>
+template <class V, int WIDTH>
 inline void nearest_bytes(const CompressTask& task, float unit, const float* residual, uint8_t* packed, float* decoded) {
   const Decoder& decoder = task.decoder;
   const int num_states = 1 << decoder.memory, num_bytes = int(decoder.packed_bytes), step = 256 + num_states;
@@ -48,33 +62,22 @@ inline void nearest_bytes(const CompressTask& task, float unit, const float* res
   std::fill(states, states + num_states, kNever);
   states[0] = 0;
   for (int b = 0; b < num_bytes; ++b) {
-    float best[256];
-    int32_t before[256] = {};
-    std::fill(best, best + 256, 4 * kNever);
+    float largest[kRowsTogether];
+    uint8_t bytes[kRowsTogether];
+    uint8_t* path = task.paths + b * step;
     if (b < decoder.wide) {
-      best_states<WIDTH>(task, residual, unit, task.halves, states, best, before);
+      best_states<V, WIDTH>(task, residual, unit, task.minus_halves, states, path, largest, bytes);
       residual += WIDTH;
     } else {
-      best_states<WIDTH - 1>(task, residual, unit, task.halves + (256 << decoder.memory), states, best, before);
+      best_states<V, WIDTH - 1>(task, residual, unit, task.minus_halves + (256 << decoder.memory), states, path, largest, bytes);
       residual += WIDTH - 1;
     }
-    // The last 4 bits of a byte decide its state, so 16 running maxima are enough.
-    float largest[16];
-    int32_t bytes[16];
-    for (int j = 0; j < 16; ++j) largest[j] = best[j], bytes[j] = j;
-    for (int k = 16; k < 256; k += 16)
-      for (int j = 0; j < 16; ++j) {
-        bytes[j] = best[k + j] > largest[j] ? k + j : bytes[j];
-        largest[j] = best[k + j] > largest[j] ? best[k + j] : largest[j];
-      }
-    uint8_t* path = task.paths + b * step;
-    for (int k = 0; k < 256; ++k) path[k] = uint8_t(before[k]);
     for (int state = 0; state < num_states; ++state) {
       int at = state;
-      for (int j = state + num_states; j < 16; j += num_states)
+      for (int j = state + num_states; j < kRowsTogether; j += num_states)
         if (largest[j] > largest[at] || (largest[j] == largest[at] && bytes[j] < bytes[at])) at = j;
       states[state] = largest[at];
-      path[256 + state] = uint8_t(bytes[at]);
+      path[256 + state] = bytes[at];
     }
   }
   int state = int(std::max_element(states, states + num_states) - states);
@@ -94,6 +97,7 @@ inline void nearest_bytes(const CompressTask& task, float unit, const float* res
 //
 // With from_nearest, r is the residual from a c, the nearest multiple of c. The scale s makes the part of s b across c as long as r, divided by
 // the root of the cosine between both, because an encoder's queries resemble the token. The multiple of c corrects the part of s b along c.
+template <class V>
 inline void compress_one(const CompressTask& task, int64_t i) {
   const float* vector = task.vectors + i * task.dim;
   const float* centroid = task.centroids + task.codes[i] * task.dim;
@@ -107,13 +111,13 @@ inline void compress_one(const CompressTask& task, int64_t i) {
   uint8_t* packed = task.packed + i * task.decoder.packed_bytes;
   switch (task.decoder.width) {
     case 0: bucket_numbers(task, unit, residual, packed, decoded); break;
-    case 2: nearest_bytes<2>(task, unit, residual, packed, decoded); break;
-    case 3: nearest_bytes<3>(task, unit, residual, packed, decoded); break;
-    case 4: nearest_bytes<4>(task, unit, residual, packed, decoded); break;
-    case 5: nearest_bytes<5>(task, unit, residual, packed, decoded); break;
-    case 6: nearest_bytes<6>(task, unit, residual, packed, decoded); break;
-    case 7: nearest_bytes<7>(task, unit, residual, packed, decoded); break;
-    default: nearest_bytes<8>(task, unit, residual, packed, decoded);
+    case 2: nearest_bytes<V, 2>(task, unit, residual, packed, decoded); break;
+    case 3: nearest_bytes<V, 3>(task, unit, residual, packed, decoded); break;
+    case 4: nearest_bytes<V, 4>(task, unit, residual, packed, decoded); break;
+    case 5: nearest_bytes<V, 5>(task, unit, residual, packed, decoded); break;
+    case 6: nearest_bytes<V, 6>(task, unit, residual, packed, decoded); break;
+    case 7: nearest_bytes<V, 7>(task, unit, residual, packed, decoded); break;
+    default: nearest_bytes<V, 8>(task, unit, residual, packed, decoded);
   }
   const float along = dot(decoded, residual, task.dim), squares = dot(decoded, decoded, task.dim);
   float scale = !task.token_scale ? 1 : squares > 0 && along > 0 ? norm / std::sqrt(squares) : 0, factor = 1;
@@ -132,5 +136,5 @@ inline void compress_one(const CompressTask& task, int64_t i) {
 
 template <class V>
 void compress(const CompressTask& task, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) compress_one(task, i);
+  for (int64_t i = begin; i < end; ++i) compress_one<V>(task, i);
 }
