@@ -24,6 +24,7 @@ from ray_lir.engines import ENGINES
 from ray_lir.engines.exact import ExactParams
 from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import QueryPlan, TopK
+from ray_lir.engines.registry import stages_of
 from ray_lir.engines.stages import StageLoop, run_stages, score
 from ray_lir.engines.xtr import Imputation, TokenHits, XtrParams, XtrPlan, with_hits
 from ray_lir.evaluation import metrics
@@ -350,7 +351,7 @@ class AnalyzedIndex:
         loop = self._stages([plan])
         clusters = getattr(plan, "clusters", None)
         candidates = self.num_docs if clusters is None else sum(self._num_candidates(shard, clusters) for shard in self.searcher.shards)
-        names = tuple(stage.name for stage in ENGINES[params.engine].stages[: len(plan.stage_limits)])
+        names = tuple(stage.name for stage in stages_of([plan])[: len(plan.stage_limits)])
         kept = tuple(len(best.documents) for [best] in loop.kept)
         return Funnel(candidates, kept, (planned, *loop.seconds), names)
 

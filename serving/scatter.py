@@ -11,7 +11,7 @@ import numpy as np
 
 from ray_lir.base.errors import FormatError, ShardUnavailable
 from ray_lir.engines.plan import QueryPlan, TopK
-from ray_lir.engines.registry import engine_of
+from ray_lir.engines.registry import stages_of
 from ray_lir.engines.stages import StageCall, StageLoop
 from ray_lir.index.filters import Filters, unknown_field_warnings
 from ray_lir.kernels import Kernels
@@ -206,7 +206,7 @@ def _ahead(plans: list[QueryPlan], num_groups: int) -> list[int]:
     """Return for each later stage how many of its own best documents a group scores without being asked."""
     if num_groups > 1 and len(plans) > MAX_AHEAD:
         return []
-    stages = engine_of(plans).stages
+    stages = stages_of(plans)
     limits = [
         (len(stages[number].columns) or 1) * max(plan.stage_limits[number] for plan in plans)
         for number in range(len(plans[0].stage_limits) - 1)

@@ -67,12 +67,14 @@ def _measure(kernels: Kernels, shard: IndexShard, codec: ResidualCodec, query: n
     sizes = np.diff(shard.posting_offsets)
     cells, scores, imputed = kernels.probe(table, len(query), sizes, NPROBE, 8 * NPROBE, 1)
     pairs = int(sizes[cells].sum())
+    documents = np.arange(shard.num_docs)
     seconds = {
         "token": least(lambda: kernels.residual_maxsim([query], [ones], [table], shard, codec), runs) / len(shard.codes),
         "centroid": least(lambda: kernels.centroid_scores(query, codec), runs) / NUM_CENTROIDS,
         "probe": least(lambda: kernels.probe(table, len(query), sizes, NPROBE, 8 * NPROBE, 1), runs) / NUM_CENTROIDS,
         "byte_table": least(lambda: kernels.scan_table(table), runs) / NUM_CENTROIDS,
         "code": least(lambda: kernels.scan_codes(scan_table, ones, shard), runs) / len(shard.codes),
+        "nearest": least(lambda: kernels.nearest_maxsim(query, ones, scan_table, shard, codec, documents), runs) / len(shard.codes),
         "posting": least(lambda: kernels.posting_scores(query, ones, cells, scores, imputed, False, shard, codec), runs) / pairs,
     }
     row: dict[str, Any] = {name: round(1e9 * value, 2) for name, value in seconds.items()}

@@ -90,6 +90,8 @@ def read_in_order(arrays: Sequence[np.ndarray]) -> Iterator[None]:
 
 def _advise_pages(ranges: np.ndarray, advice: int) -> None:
     """Advise about ranges of pages. One call for many ranges lets the system send many requests to the disk at once."""
+    if not len(ranges):
+        return
     libc = _libc()
     if hasattr(libc, "process_madvise") and hasattr(os, "pidfd_open"):
         process = os.pidfd_open(os.getpid())

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from ray_lir import storage
 from ray_lir.api.search import first_problem
 from ray_lir.base.config import parse_json
+from ray_lir.base.derived import derived
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.engines.cost import COSTS
 from ray_lir.engines.params import EngineConfig
@@ -21,6 +22,8 @@ from ray_lir.kernels import select
 TUNING = "tuning.json"
 FAST_FRACTION = 0.25
 """Candidates of quality fast, as a fraction of those of quality balanced."""
+MAX_CHOICES = 256
+"""Largest number of choices that are kept for an index."""
 QUALITIES = ("fast", "balanced", "exact")
 
 
@@ -131,6 +134,21 @@ def choose(statistics: IndexStatistics, kernels: str, quality: str = "balanced",
     Returns:
         The engine's parameters, and one line that gives the reason for the choice.
     """
+    choices, key = _choices(statistics), (kernels, quality, k)
+    if key not in choices:
+        if len(choices) >= MAX_CHOICES:
+            choices.clear()
+        choices[key] = _choose(statistics, kernels, quality, k)
+    return choices[key]
+
+
+@derived
+def _choices(statistics: IndexStatistics) -> dict[tuple[str, str, int], tuple[EngineConfig, str]]:
+    """The results of `choose` for an index, which take longer than many of the stages of a search."""
+    return {}
+
+
+def _choose(statistics: IndexStatistics, kernels: str, quality: str, k: int) -> tuple[EngineConfig, str]:
     exact: EngineConfig = ENGINES["exact"].params()
     if quality == "exact":
         return exact, "exact, as quality is exact"

@@ -24,6 +24,7 @@ class Costs:
         code: Score a document token by its code alone.
         probe: Examine a centroid when clusters are probed.
         posting: Score one pair of a query token and a token of a probed cluster.
+        nearest: Score a document token if each query token is compared with its nearest document tokens only.
         query: Fixed time of a query.
     """
 
@@ -33,17 +34,18 @@ class Costs:
     code: float
     probe: float
     posting: float
+    nearest: float
     query: float = 250_000
 
 
 COSTS = {
-    "reference": Costs(token=1230, centroid=56, byte_table=0, code=96, probe=3250, posting=1120),
-    "native:portable": Costs(token=1600, centroid=1200, byte_table=97, code=2.4, probe=78, posting=120),
-    "native:avx2": Costs(token=50, centroid=61, byte_table=6.5, code=0.37, probe=36, posting=18),
-    "native:avx512_vnni": Costs(token=20, centroid=30, byte_table=4.6, code=0.37, probe=36, posting=16),
-    "native:amx_int8": Costs(token=9.0, centroid=18, byte_table=4.0, code=0.40, probe=34, posting=17),
-    "native:neon_dotprod": Costs(token=60, centroid=120, byte_table=9, code=0.6, probe=50, posting=20),
-    "cuda": Costs(token=0.1, centroid=0.1, byte_table=0, code=0.05, probe=20, posting=1),
+    "reference": Costs(token=1230, centroid=56, byte_table=0, code=96, probe=3250, posting=1120, nearest=1070),
+    "native:portable": Costs(token=1600, centroid=1200, byte_table=97, code=2.4, probe=78, posting=120, nearest=48),
+    "native:avx2": Costs(token=50, centroid=61, byte_table=6.5, code=0.37, probe=36, posting=18, nearest=10),
+    "native:avx512_vnni": Costs(token=20, centroid=30, byte_table=4.6, code=0.37, probe=36, posting=16, nearest=9),
+    "native:amx_int8": Costs(token=9.0, centroid=18, byte_table=4.0, code=0.40, probe=34, posting=17, nearest=8),
+    "native:neon_dotprod": Costs(token=60, centroid=120, byte_table=9, code=0.6, probe=50, posting=20, nearest=12),
+    "cuda": Costs(token=0.1, centroid=0.1, byte_table=0, code=0.05, probe=20, posting=1, nearest=0.1),
 }
 
 

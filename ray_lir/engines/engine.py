@@ -54,6 +54,7 @@ class Stage(Generic[StagePlan]):
             document that a column does not score. The cut keeps the best documents of each column. Empty for one score [N].
         reads_vectors: Whether the stage decodes the vectors of all documents that it receives. They are then prefetched if residuals stay
             on the disk.
+        runs: (parameters of a plan) -> whether its engine runs the stage; None for a stage that always runs.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Stage(Generic[StagePlan]):
     run: Callable[[Sequence[StagePlan], IndexShard, ResidualCodec, Kernels, Sequence[Allowed]], list[Scored]]
     columns: tuple[tuple[str, str], ...] = ()
     reads_vectors: bool = False
+    runs: Callable[[EngineConfig], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Engine(Generic[Params, Plan]):
         description: One phrase that says which documents are scored exactly. docs/reference.md and ARCHITECTURE.md list it.
         params: Model of the query-time parameters. A field that is None gets a default from the statistics of the index.
         plan: The function described above.
-        stages: The stages, in the order in which they run.
+        stages: All stages, in the order in which they run; `stages_of` returns those of a plan.
         survey: The pass over all shards before the first stage; None if the engine needs none.
         automatic: Parameters and cost for engine `auto`; None if `auto` never chooses this engine.
         postings: Whether the stages read the posting lists of shards, which take memory.
@@ -146,6 +148,11 @@ class Engine(Generic[Params, Plan]):
     postings: bool = False
     lexical: bool = False
     fusion: Fusion[Plan] | None = None
+
+    def stages_of(self, params: EngineConfig) -> tuple[Stage[Plan], ...]:
+        """Return the stages that can run for the parameters of a plan. The last ones do not run if the plan has fewer limits."""
+        kept = [stage for stage in self.stages if stage.runs is None or stage.runs(params)]
+        return self.stages if len(kept) == len(self.stages) else tuple(kept)
 
     @property
     def served(self) -> bool:

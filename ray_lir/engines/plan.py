@@ -298,6 +298,8 @@ def merge(parts: Sequence[TopK], k: int, kernels: Kernels) -> TopK:
         The top k, without `params`.
     """
     parts = [part for part in parts if len(part.documents)] or parts[:1]
+    if len(parts) == 1 and parts[0].scores.ndim == 1:
+        return TopK(*kernels.top_k(parts[0].scores, parts[0].documents, k))
     scores = np.concatenate([part.scores for part in parts]) if parts else np.zeros(0, np.float32)
     documents = np.concatenate([part.documents for part in parts]) if parts else np.zeros(0, np.int64)
     if scores.ndim == 1:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 from pydantic import Field
 
 from ray_lir.base.engine_names import ENGINE_NAMES
-from ray_lir.engines.engine import Engine
+from ray_lir.engines.engine import Engine, Stage
 from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import QueryPlan
 
@@ -26,3 +26,8 @@ else:
 def engine_of(plans: Sequence[QueryPlan]) -> Engine[Any, Any]:
     """Return the engine that made the plans."""
     return ENGINES[plans[0].params.engine]
+
+
+def stages_of(plans: Sequence[QueryPlan]) -> tuple[Stage[Any], ...]:
+    """Return the stages of plans of one engine; as many of them run as the plans have limits."""
+    return engine_of(plans).stages_of(plans[0].params)

@@ -16,7 +16,7 @@ from ray_lir.base.paging import prefetch, release
 from ray_lir.base.short_repr import ShortRepr
 from ray_lir.engines.engine import Allowed, Stage
 from ray_lir.engines.plan import QueryPlan, TopK, merge
-from ray_lir.engines.registry import engine_of
+from ray_lir.engines.registry import engine_of, stages_of
 from ray_lir.index.codec import ResidualCodec
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import Kernels
@@ -42,7 +42,7 @@ class StageCall(ShortRepr):
     @property
     def stage(self) -> Stage[Any]:
         """Return the stage."""
-        return engine_of(self.plans).stages[self.number]
+        return stages_of(self.plans)[self.number]
 
 
 class StageLoop:
@@ -162,11 +162,12 @@ def score(call: StageCall, shards: Sequence[IndexShard], codec: ResidualCodec, k
     Returns:
         For each plan one part a shard, with document numbers of the index.
     """
+    stage = call.stage
     parts: list[list[TopK]] = [[] for _ in call.plans]
     inside = [[_in_shard(documents, shard) for documents in call.documents] for shard in shards]
-    pages = [_prefetched(shard, allowed) for shard, allowed in zip(shards, inside, strict=True)] if call.stage.reads_vectors else ()
+    pages = [_prefetched(shard, allowed) for shard, allowed in zip(shards, inside, strict=True)] if stage.reads_vectors else ()
     for shard, allowed in zip(shards, inside, strict=True):
-        for part, (scores, numbers) in zip(parts, call.stage.run(call.plans, shard, codec, kernels, allowed), strict=True):
+        for part, (scores, numbers) in zip(parts, stage.run(call.plans, shard, codec, kernels, allowed), strict=True):
             part.append(TopK(scores, numbers + shard.first_document))
     for each in pages:
         release(each)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_lir.base.cache_sizes import cache_sizes
 from ray_lir.base.compiled import available as available
 from ray_lir.base.compiled import module
 from ray_lir.base.derived import derived
@@ -27,6 +28,8 @@ from ray_lir.kernels.protocol import ByteTable, Kernels, ScanTable
 
 logger = logging.getLogger(__name__)
 
+MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 8, 32
+"""Document tokens that a kernel decodes together. Products of more than 8 rows are computed 2 to 8 rows at a time."""
 BLOCK_DOCUMENTS = 1 << 14
 """Documents with distinct codes that are found together, if residuals stay on the disk."""
 
@@ -138,6 +141,35 @@ class _NativeKernels:
             shard.doc_offsets,
             codec.weights,
             None if documents is None else _numbers(documents),
+            block_rows(codec.dim, max(map(len, queries))),
+            self.threads,
+        )
+
+    def nearest_maxsim(
+        self,
+        query_nD: np.ndarray,
+        weights_n: np.ndarray,
+        table: ScanTable,
+        shard: IndexShard,
+        codec: ResidualCodec,
+        documents: np.ndarray,
+    ) -> np.ndarray:
+        assert isinstance(table, ByteTable)
+        return module().nearest_maxsim(
+            self.isa,
+            _floats(query_nD),
+            _floats(weights_n),
+            *table,
+            shard.codes,
+            shard.residuals,
+            _scales(shard),
+            codec.scale_pairs,
+            _halves(shard.weights),
+            shard.doc_offsets,
+            *distinct_codes(shard),
+            codec.weights,
+            _numbers(documents),
+            block_rows(codec.dim, len(query_nD)),
             self.threads,
         )
 
@@ -251,6 +283,22 @@ class _NativeKernels:
         return module().top_k(_floats(scores), _numbers(documents), k)
 
 
+@cache
+def block_rows(dim: int, num_query_tokens: int) -> int:
+    """Return how many document tokens a kernel decodes together; scores do not depend on it.
+
+    Two blocks of decoded tokens, the query and the products of a block share three quarters of the first-level cache. Blocks are not
+    smaller than MIN_BLOCK_ROWS, below which a loop's fixed costs count.
+
+    Args:
+        dim: Dimensions of a vector.
+        num_query_tokens: Tokens of the query.
+    """
+    row_bytes, lanes = -(-dim // 64) * 64, min(32, num_query_tokens)
+    rows = (cache_sizes().first * 3 // 4 - lanes * row_bytes) // (2 * row_bytes + 4 * lanes)
+    return max(MIN_BLOCK_ROWS, min(MAX_BLOCK_ROWS, rows // MIN_BLOCK_ROWS * MIN_BLOCK_ROWS))
+
+
 @derived
 @one_blas_thread()
 def relation_encoder(codec: ResidualCodec) -> tuple[Any, np.ndarray]:
@@ -356,7 +404,7 @@ def _self_test(isa: str) -> np.ndarray:
     ones = np.ones(len(query), np.float32)
     factors = np.linspace(0, 1, num_tokens, dtype=np.float16).view(np.uint16)
     scores = [
-        module().residual_maxsim(isa, [query], [ones], [table], codes, residuals, scales, None, each, offsets, weights, None, 1).ravel()
+        module().residual_maxsim(isa, [query], [ones], [table], codes, residuals, scales, None, each, offsets, weights, None, 32, 1).ravel()
         for each in (None, factors)
     ]
     layer, rows = 20 * rng.normal(size=(2 * dim, dim)).astype(np.float32), rng.normal(size=(3, dim)).astype(np.float32)

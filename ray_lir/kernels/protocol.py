@@ -157,6 +157,34 @@ class Kernels(Protocol):
             [Q, N] float32; -inf for a document without tokens.
         """
 
+    def nearest_maxsim(
+        self,
+        query_nD: np.ndarray,
+        weights_n: np.ndarray,
+        table: ScanTable,
+        shard: IndexShard,
+        codec: ResidualCodec,
+        documents: np.ndarray,
+    ) -> np.ndarray:
+        """Approximate `residual_maxsim` by decoding only the tokens that are nearest to the query.
+
+        For each query token, only the document tokens with the best centroid score are decoded. Its term is the best of their scores, times
+        the weight of the token, plus half of what the second best centroid score of the document exceeds that score. Kernel sets that
+        decode tokens faster than they select them may return exact scores instead.
+
+        Source: docs/algorithms.md#25-scan.
+
+        Args:
+            query_nD: [n, D] float32, rotated.
+            weights_n: [n], the weights of the query tokens.
+            table: `scan_table` of the query.
+            shard: The shard that holds the documents.
+            codec: The codec of the index.
+            documents: [N] int64, numbers inside the shard.
+        Returns:
+            [N] float32; -inf for a document without tokens.
+        """
+
     def relation_maxsim(
         self,
         query_nD: np.ndarray,

@@ -123,6 +123,34 @@ class _ReferenceKernels:
             scores[:, start:stop] = _maxsim(queries, weights, vectors, offsets[start : stop + 1] - first, shard.token_weights(block))
         return scores
 
+    def nearest_maxsim(
+        self,
+        query_nD: np.ndarray,
+        weights_n: np.ndarray,
+        table: ScanTable,
+        shard: IndexShard,
+        codec: ResidualCodec,
+        documents: np.ndarray,
+    ) -> np.ndarray:
+        scores = np.full(len(documents), NEVER, np.float32)
+        assert isinstance(table, np.ndarray)
+        table_Cn, active_n = table[:, : len(query_nD)], (weights_n > 0) & query_nD.any(axis=1)
+        for place, number in enumerate(documents):
+            tokens = slice(*shard.doc_offsets[number : number + 2])
+            codes_T = shard.codes[tokens]
+            if not len(codes_T):
+                continue
+            centroids_Kn = -np.sort(-table_Cn[np.unique(codes_T)], axis=0)
+            nearest_Tn = table_Cn[codes_T] == centroids_Kn[0]
+            second_n = centroids_Kn[1] if len(centroids_Kn) > 1 else NEVER
+            vectors_TD = decompress(codes_T, shard.residuals[tokens], shard.scales[tokens], codec).astype(np.float64)
+            scores_nT = np.where(nearest_Tn, vectors_TD @ query_nD.T.astype(np.float64), NEVER).T
+            best_n, weights_T = scores_nT.max(axis=1), shard.token_weights(tokens)
+            weighted_n = best_n if weights_T is None else best_n * weights_T[scores_nT.argmax(axis=1)]
+            terms_n = weighted_n + np.maximum(second_n - best_n, 0) / 2
+            scores[place] = weights_n[active_n].astype(np.float64) @ terms_n[active_n]
+        return scores
+
     def relation_maxsim(
         self,
         query_nD: np.ndarray,

@@ -15,7 +15,7 @@ from ray_lir.embeddings.truncation import Truncation
 from ray_lir.engines.engine import Fusion, Stage
 from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plan import QueryPlan, TopK
-from ray_lir.engines.registry import engine_of
+from ray_lir.engines.registry import engine_of, stages_of
 from ray_lir.engines.scoring.maxsim import match
 from ray_lir.engines.stages import StageCall, run_stage, run_stages
 from ray_lir.index.codec import ResidualCodec
@@ -300,7 +300,7 @@ def _trace(plan: QueryPlan, answers: Sequence[TopK], scores: Sequence[StageScore
     engine = engine_of([plan])
     by_stage = [
         _stage_traces(stage, answer, columns, limit, number)
-        for stage, answer, columns, limit in zip(engine.stages, answers, scores, plan.stage_limits, strict=False)
+        for stage, answer, columns, limit in zip(stages_of([plan]), answers, scores, plan.stage_limits, strict=False)
     ]
     if engine.fusion:
         by_stage.append([_fusion_trace(engine.fusion, plan, answers, number)])

@@ -15,6 +15,7 @@ import numpy as np
 from ray_lir import storage
 from ray_lir.base.errors import ShardUnavailable
 from ray_lir.engines.plan import QueryPlan, TopK
+from ray_lir.engines.registry import stages_of
 from ray_lir.engines.stages import StageCall, StageLoop, run_stage, run_stages
 from ray_lir.index.filters import Filters
 from ray_lir.index.manifest import IndexManifest, ShardEntry
@@ -73,7 +74,8 @@ class SearchCall:
     def kind(self) -> Hashable:
         """Return the key of calls that one pass over the shards can answer: equal version, engine and stages."""
         first = self.plans[0]
-        return self.served.answering, first.params.engine, len(first.stage_limits), self.ahead, first.scorer_terms is None
+        stages = tuple(stage.name for stage in stages_of(self.plans)[: len(first.stage_limits)])
+        return self.served.answering, first.params.engine, stages, self.ahead, first.scorer_terms is None
 
 
 class ShardServer(Replica[Searcher]):

@@ -192,6 +192,51 @@ def test_centroid_interaction_equals_the_reference(**shape):
 
 
 @settings(max_examples=60 // FEWER, deadline=None)
+@given(**SHAPES, has_weights=st.booleans())
+def test_maxsim_of_the_nearest_tokens_equals_the_reference(has_weights, **shape):
+    shard, codec, query, weights, rng = made_up(**shape)
+    shard = weighed(shard, rng) if has_weights else shard
+    query[len(query) // 2], weights[len(query) // 3] = 0, 0  # a masked token, and one without weight
+    chosen = np.sort(rng.permutation(shard.num_docs)[: rng.integers(0, shard.num_docs + 1)])
+
+    def check(kernels: Kernels):
+        table = kernels.scan_table(kernels.centroid_scores(query, codec))
+        scores = kernels.nearest_maxsim(query, weights, table, shard, codec, np.arange(shard.num_docs))
+        rounded = table.lows + table.bytes[:, : len(table.lows)] * table.steps  # equal bytes are equal scores
+        expected = REFERENCE.nearest_maxsim(query, weights, rounded[:, : len(query)], shard, codec, np.arange(shard.num_docs))
+        np.testing.assert_allclose(scores, expected, atol=(1 + has_weights) * tolerance(codec, weights))
+        some = kernels.nearest_maxsim(query, weights, table, shard, codec, chosen)
+        np.testing.assert_array_equal(some, scores[chosen])
+        return scores, some
+
+    every_set(check)
+
+
+@pytest.mark.parametrize("num_tokens", [255, 256, 257, 700])
+def test_nearest_tokens_of_long_documents_equal_the_reference(num_tokens):
+    shard, codec, query, weights, _ = made_up(3, 40, 64, 4, 5, 1, 0)
+    rng = np.random.default_rng(num_tokens)
+    shard = replace(
+        shard,
+        doc_offsets=np.array([0, num_tokens, num_tokens, 2 * num_tokens]),
+        codes=rng.integers(0, 5, 2 * num_tokens).astype(codec.code_dtype),
+        residuals=rng.integers(0, 256, (2 * num_tokens, 32)).astype(np.uint8),
+        scales=np.full((2 * num_tokens, 2), [0.9, 0.05], np.float16),
+    )
+    every = np.arange(3)
+
+    def check(kernels: Kernels):
+        table = kernels.scan_table(kernels.centroid_scores(query, codec))
+        scores = kernels.nearest_maxsim(query, weights, table, shard, codec, every)
+        rounded = table.lows + table.bytes[:, :40] * table.steps
+        expected = REFERENCE.nearest_maxsim(query, weights, rounded, shard, codec, every)
+        np.testing.assert_allclose(scores, expected, atol=tolerance(codec, weights))
+        return (scores,)
+
+    every_set(check)
+
+
+@settings(max_examples=60 // FEWER, deadline=None)
 @given(**SHAPES)
 def test_distinct_codes_keep_the_order_of_each_documents_tokens(**shape):
     shard, *_ = made_up(**shape)

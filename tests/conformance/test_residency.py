@@ -19,7 +19,6 @@ from ray_lir.engines.choice import choose
 from ray_lir.engines.params import EngineConfig
 from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.plan import IndexStatistics
-from ray_lir.engines.scan import ScanParams
 from ray_lir.index import postings, residency
 from ray_lir.index.shard import IndexShard
 from ray_lir.kernels import native
@@ -236,12 +235,12 @@ def test_auto_never_chooses_random_reads_of_single_tokens_on_the_disk():
     assert chosen(100_000_000, True) == PlaidParams(candidate_fraction=1)
 
 
-def test_plaid_with_a_candidate_fraction_rescores_as_many_documents_as_scan(folder):
+def test_plaid_with_a_candidate_fraction_rescores_the_default_number_of_documents(folder):
     planner = Searcher.open(folder / "plain").planner
     query = queries_about(PLAIN, [80])
-    [scan] = planner.plan(query, 3, ScanParams(candidate_fraction=0.1))
+    candidates = planner.statistics.default_candidates(3, len(planner.plan(query, 3)[0].query.active), 0.1)
     [plaid] = planner.plan(query, 3, PlaidParams(candidate_fraction=0.1))
-    assert plaid.stage_limits == (4 * scan.stage_limits[0], scan.stage_limits[0], 3)
+    assert plaid.stage_limits == (4 * candidates, candidates, 3)
     assert (plaid.params.nprobe, plaid.params.centroid_score_threshold) == (8, 0.4)
     [set_by_hand] = planner.plan(query, 3, PlaidParams(candidate_fraction=0.1, nprobe=2, ncandidates=40, centroid_score_threshold=0.3))
     assert (set_by_hand.params.nprobe, set_by_hand.stage_limits[0], set_by_hand.params.centroid_score_threshold) == (2, 40, 0.3)

@@ -98,7 +98,7 @@ def test_a_body_that_is_not_json_is_refused():
         (
             {"engine": "scan", "params": {"nprobe": 4}},
             "params of scan: unknown field nprobe; the fields are engine, relation_candidates, relation_documents, ncandidates, "
-            "candidate_fraction",
+            "rescore, candidate_fraction",
         ),
         ({"engine": "warp", "params": {"nprobe": 0}}, "params of warp: nprobe: input should be greater than or equal to 1"),
         ({"engine": "plaid", "params": {"engine": "warp"}}, "params of plaid: engine: input should be 'plaid'"),

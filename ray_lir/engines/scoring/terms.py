@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ray_lir.engines.params import EngineConfig, RescoringConfig
 from ray_lir.engines.plan import QueryPlan
-from ray_lir.engines.registry import engine_of
+from ray_lir.engines.registry import stages_of
 from ray_lir.engines.scoring.scorer import SearchScorer
 from ray_lir.index.codec import ResidualCodec
 
@@ -30,7 +30,7 @@ def with_terms(plan: QueryPlan, params: EngineConfig, scorer: SearchScorer, code
         codec: The codec of the index, with `scorer_data`.
     """
     limits = isinstance(params, RescoringConfig) and (params.relation_candidates or params.relation_documents)
-    rescores = len(plan.stage_limits) == len(engine_of([plan]).stages) - 1
+    rescores = len(plan.stage_limits) == len(stages_of([plan])) - 1
     if not (isinstance(params, RescoringConfig) and limits and rescores):
         return replace(plan, scorer_terms=scorer.terms(plan.query, codec))
     terms = scorer.terms(plan.query, codec, params.relation_candidates, approximates=True)

@@ -48,6 +48,7 @@ class _CudaKernels:
     maxsim = staticmethod(scoring.maxsim)
     centroid_scores = staticmethod(scoring.centroid_scores)
     residual_maxsim = staticmethod(scoring.residual_maxsim)
+    nearest_maxsim = staticmethod(scoring.nearest_maxsim)
     relation_maxsim = staticmethod(relations.relation_maxsim)
     centroid_maxsim = staticmethod(scoring.centroid_maxsim)
     scan_table = staticmethod(scoring.scan_table)

@@ -110,6 +110,21 @@ def residual_maxsim(
     return download(device_maxsim(queries, weights, shard, codec, documents))
 
 
+def nearest_maxsim(
+    query_nD: np.ndarray,
+    weights_n: np.ndarray,
+    table: ScanTable,
+    shard: IndexShard,
+    codec: ResidualCodec,
+    documents: np.ndarray,
+) -> np.ndarray:
+    """Return exact scores: the device scores tokens faster than it selects them.
+
+    Args: as in `ray_lir.kernels.protocol.Kernels.nearest_maxsim`.
+    """
+    return residual_maxsim([query_nD], [weights_n], (), shard, codec, documents)[0]
+
+
 def device_maxsim(
     queries: Sequence[np.ndarray],
     weights: Sequence[np.ndarray],

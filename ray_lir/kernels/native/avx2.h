@@ -130,9 +130,12 @@ struct Avx2 {
   static I32 to_words(I32 first, I32 second, I32 bits) { return _mm256_packs_epi32(_mm256_srav_epi32(first, bits), _mm256_srav_epi32(second, bits)); }
 
   static int32_t dot_row(const uint8_t* row, const int8_t* query, int64_t count) {
-    I32 sums = zero();
-    for (int64_t i = 0; i < count; i += 32) sums = dot_bytes(sums, load_i32(row + i), load_i32(query + i));
-    return total_i32(sums);
+    I32 sums = zero(), more = zero();
+    for (int64_t i = 0; i < count; i += 64) {
+      sums = dot_bytes(sums, load_i32(row + i), load_i32(query + i));
+      more = dot_bytes(more, load_i32(row + i + 32), load_i32(query + i + 32));
+    }
+    return total_i32(add_i32(sums, more));
   }
   static I32 levels4(const Decoder& d) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(d.levels))); }
   static void decode4(const Decoder& d, I32 levels, const uint8_t* packed, uint8_t* row) { decode4_from(d, levels, 0, packed, row); }
@@ -153,6 +156,7 @@ struct Avx2 {
     for (; i < count; ++i) floats[i] = _cvtsh_ss(halves[i]);
   }
 
+  static F32 load_byte_scores(const uint8_t* from) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)))); }
   template <int BYTES> static auto zero_bytes() {
     if constexpr (BYTES == 32) return _mm256_setzero_si256();
     else return _mm_setzero_si128();
@@ -163,6 +167,11 @@ struct Avx2 {
   }
   static __m256i max_bytes(__m256i a, __m256i b) { return _mm256_max_epu8(a, b); }
   static __m128i max_bytes(__m128i a, __m128i b) { return _mm_max_epu8(a, b); }
+  static __m256i min_bytes(__m256i a, __m256i b) { return _mm256_min_epu8(a, b); }
+  static __m128i min_bytes(__m128i a, __m128i b) { return _mm_min_epu8(a, b); }
+  // Return one bit for each pair of equal bytes.
+  static uint32_t equal_bytes(__m256i a, __m256i b) { return uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(a, b))); }
+  static uint32_t equal_bytes(__m128i a, __m128i b) { return uint32_t(_mm_movemask_epi8(_mm_cmpeq_epi8(a, b))); }
 };
 
 }  // namespace

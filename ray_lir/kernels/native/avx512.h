@@ -27,6 +27,7 @@ struct Avx512 : Avx2 {
   static F32 load(const float* from) { return _mm512_loadu_ps(from); }
   static void store(float* to, F32 lanes) { _mm512_storeu_ps(to, lanes); }
   static F32 load_scores(const Score* from) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))); }
+  static F32 load_byte_scores(const uint8_t* from) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))); }
   static void store(Score* to, F32 lanes) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }

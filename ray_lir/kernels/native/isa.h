@@ -18,12 +18,13 @@ typedef uint16_t Score;              // float16
 
 constexpr int kGroup = 16;           // query tokens packed together
 constexpr int kStep = 8;             // the number of lanes is a multiple of this
-constexpr int kRows = 32;            // document tokens decoded together; they fit the first-level cache
+constexpr int kRows = 32;            // largest number of document tokens decoded together
 constexpr int kMoreRows = 8;         // further rows of memory, multiplied without using the products
 constexpr int kLanesTogether = 32;   // query tokens that a matrix unit multiplies with a block at a time
 // Largest number of tokens of the documents that are aligned together, unless a single document has more.
 constexpr int64_t kTogether = 1280;
 constexpr int64_t kDocumentsTogether = 32;
+constexpr int64_t kNearestTokens = 256;    // document tokens that are selected before they are scored; their residuals are prefetched
 constexpr int64_t kFew = 8;                // query tokens with at most this many candidates are computed together
 constexpr int kMishLines = 32;
 constexpr int kMishLeast = -21;      // start of the first line, in units of a line's length
@@ -94,6 +95,7 @@ struct ResidualTask {
   Decoder decoder;
   const PackedQuery* queries;
   int64_t num_queries;
+  int64_t block_rows;           // tokens decoded together, at most kRows; a matrix unit multiplies kRows
   const int64_t* documents;     // [count] or null: document i is i
   int64_t count;
   float* scores;                // [queries, count]
@@ -192,6 +194,24 @@ struct CentroidTask {
   const uint8_t* keep;          // [C] or null: nonzero for centroids that are not pruned
   const int64_t* documents;
   int64_t count;
+  float* scores;                // [count]
+};
+
+// MaxSim with only the nearest document tokens decoded: those with a query token's best centroid in the document (Kernels.nearest_maxsim).
+struct NearestTask {
+  Shard shard;
+  Decoder decoder;
+  PackedQuery query;
+  const int8_t* rows;           // [L, stride] the query's bytes, one query token after another
+  const uint32_t* active;       // [L / 32 rounded up] one bit for each query token that scores
+  const void* distinct;         // the distinct codes of each document, of the same type as the shard's codes
+  const int64_t* distinct_offsets;
+  const uint8_t* bytes;         // [C, byte lanes] centroid scores: byte b stands for lows + b steps
+  int64_t byte_lanes;           // L rounded up to 16
+  const float* lows;            // [L]
+  const float* steps;           // [L]
+  int64_t block_rows;           // tokens decoded together, at most kRows
+  const int64_t* documents;     // [count]
   float* scores;                // [count]
 };
 
@@ -364,6 +384,7 @@ struct Isa {
   void (*relation_maxsim)(const RelationTask&, int64_t begin, int64_t end, RelationScratch& scratch);
   void (*centroid_maxsim)(const CentroidTask&, int64_t begin, int64_t end, float* best);
   void (*byte_maxsim)(const CentroidTask&, int64_t begin, int64_t end, float* best);
+  void (*nearest_maxsim)(const NearestTask&, int64_t begin, int64_t end, uint8_t* rows);
   void (*score_postings)(const PostingTask&, uint8_t* row);
   void (*word_products)(const WordsTask&, float* products, int64_t begin, int64_t end);    // [num_rows, lanes]
   void (*word_scores)(const WordsTask&, Score* products, int64_t begin, int64_t end);

@@ -184,12 +184,23 @@ struct Plain {
     for (int lane = 0; lane < 4; ++lane) to[lane] = uint8_t(int32_t(lanes[lane]));
   }
 
+  static F32 load_byte_scores(const uint8_t* from) { return F32{float(from[0]), float(from[1]), float(from[2]), float(from[3])}; }
   template <int BYTES> struct Bytes { uint8_t items[BYTES]; };
   template <int BYTES> static Bytes<BYTES> zero_bytes() { return {}; }
   template <int BYTES> static Bytes<BYTES> load_bytes(const uint8_t* from) { Bytes<BYTES> b; std::memcpy(&b, from, BYTES); return b; }
   template <int BYTES> static Bytes<BYTES> max_bytes(Bytes<BYTES> a, const Bytes<BYTES>& b) {
     for (int i = 0; i < BYTES; ++i) a.items[i] = a.items[i] > b.items[i] ? a.items[i] : b.items[i];
     return a;
+  }
+  template <int BYTES> static Bytes<BYTES> min_bytes(Bytes<BYTES> a, const Bytes<BYTES>& b) {
+    for (int i = 0; i < BYTES; ++i) a.items[i] = a.items[i] < b.items[i] ? a.items[i] : b.items[i];
+    return a;
+  }
+  // Return one bit for each pair of equal bytes.
+  template <int BYTES> static uint32_t equal_bytes(const Bytes<BYTES>& a, const Bytes<BYTES>& b) {
+    uint32_t mask = 0;
+    for (int i = 0; i < BYTES; ++i) mask |= uint32_t(a.items[i] == b.items[i]) << i;
+    return mask;
   }
 };
 

@@ -25,6 +25,7 @@ using namespace ray_lir;
 #include "loops/blocks.h"
 #include "loops/residual_maxsim.h"
 #include "loops/centroids.h"
+#include "loops/nearest.h"
 #include "loops/postings.h"
 #include "loops/words.h"
 #include "loops/row_maxima.h"
@@ -36,7 +37,7 @@ using namespace ray_lir;
 
 template <class V>
 Isa isa_of(const char* name) {
-  return {name, residual_maxsim<V>, relation_maxsim<V>, centroid_maxsim<V>, byte_maxsim<V>, score_postings<V>, word_products<V, float>,
+  return {name, residual_maxsim<V>, relation_maxsim<V>, centroid_maxsim<V>, byte_maxsim<V>, nearest_maxsim<V>, score_postings<V>, word_products<V, float>,
           word_products<V, Score>, word_nearest<V>,
           row_maxima<V>, byte_table<V>, reached<V>, compress<V>, rotate<V>, V::to_floats, to_words<V>, quantized_linear<V>, encode_layers<V>};
 }

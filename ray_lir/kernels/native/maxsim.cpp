@@ -17,10 +17,13 @@
 namespace ray_lir {
 namespace {
 
+void check_block_rows(int block_rows) { require(1 <= block_rows && block_rows <= kRows, "a block has 1 to 32 rows"); }
+
 FloatResult residual_maxsim(const std::string& name, std::vector<Matrix> vectors, std::vector<Floats> weights, std::vector<Scores> tables,
                             Codes codes, Array<uint8_t, 2> residuals, Scales scales, Pairs pairs, TokenWeights token_weights, Numbers doc_offsets,
-                            Weights buckets, std::optional<Numbers> documents, int threads) {
+                            Weights buckets, std::optional<Numbers> documents, int block_rows, int threads) {
   const Isa& isa = isa_named(name);
+  check_block_rows(block_rows);
   const Levels levels(buckets);
   const size_t num_queries = vectors.size();
   require(num_queries > 0 && weights.size() == num_queries && tables.size() == num_queries, "one table and one row of weights a query");
@@ -44,8 +47,42 @@ FloatResult residual_maxsim(const std::string& name, std::vector<Matrix> vectors
     std::vector<PackedQuery> queries;
     float* scratch = best.get();
     for (size_t q = 0; q < num_queries; scratch += packed[q++].lanes) queries.push_back(packed[q].view(tables[q].data(), scratch, scratch + lanes));
-    isa.residual_maxsim({shard, decoder, queries.data(), int64_t(num_queries), documents ? documents->data() : nullptr, count, scores}, begin,
+    isa.residual_maxsim({shard, decoder, queries.data(), int64_t(num_queries), block_rows, documents ? documents->data() : nullptr, count, scores}, begin,
                         end, rows.get());
+  });
+  return result;
+}
+
+// Compute MaxSim with only the nearest tokens decoded: those with a query token's best centroid in the document.
+FloatResult nearest_maxsim(const std::string& name, Matrix vectors, Floats weights, Array<uint8_t, 2> bytes, Floats lows, Floats steps, Codes codes,
+                           Array<uint8_t, 2> residuals, Scales scales, Pairs pairs, TokenWeights token_weights, Numbers doc_offsets, Codes distinct,
+                           Numbers distinct_offsets, Weights buckets, Numbers documents, int block_rows, int threads) {
+  check_block_rows(block_rows);
+  const Isa& isa = isa_named(name);
+  const Levels levels(buckets);
+  const Decoder decoder = decoder_of(levels, vectors.shape(1), residuals.shape(1));
+  const Shard shard = shard_of(codes, residuals, scales, pairs, token_weights, doc_offsets, decoder);
+  const int64_t count = count_of(documents, doc_offsets), stride = decoder.stride;
+  const Shard distinct_shard = shard_of(distinct, distinct_offsets);
+  const Packed packed(vectors, weights, levels);
+  require(distinct_shard.wide_codes == shard.wide_codes && distinct_offsets.shape(0) == doc_offsets.shape(0), "distinct codes of another shard");
+  require(int64_t(lows.shape(0)) == packed.lanes && lows.shape(0) == steps.shape(0) && int64_t(bytes.shape(1)) == round_up(packed.lanes, kGroup),
+          "a table of another query");
+  Aligned<int8_t> rows(packed.lanes * stride);
+  std::vector<uint32_t> active((packed.lanes + 31) / 32);
+  for (int64_t i = 0; i < int64_t(vectors.shape(0)); ++i) {
+    const int8_t* group = packed.bytes.get() + i / kGroup * kGroup * stride + i % kGroup * 4;
+    for (int64_t p = 0; p < stride; ++p) rows.get()[i * stride + p] = group[p / 4 * kGroup * 4 + p % 4];
+    if (packed.weights.get()[i] != 0 && packed.slopes.get()[i] > 0) active[i / 32] |= uint32_t(1) << i % 32;
+  }
+  float* scores;
+  FloatResult result = array_of<float>({size_t(count)}, &scores);
+  nb::gil_scoped_release release;
+  spread(count, std::max<int64_t>(1, std::min<int64_t>(256, count / (4 * std::max(1, threads)))), threads, [&](int64_t begin, int64_t end) {
+    Aligned<uint8_t> rows_of_tokens(kRows * stride);
+    Aligned<float> best(2 * packed.lanes);
+    isa.nearest_maxsim({shard, decoder, packed.view(nullptr, best.get(), best.get() + packed.lanes), rows.get(), active.data(), distinct_shard.codes,
+                        distinct_offsets.data(), bytes.data(), int64_t(bytes.shape(1)), lows.data(), steps.data(), block_rows, documents.data(), scores}, begin, end, rows_of_tokens.get());
   });
   return result;
 }
@@ -127,7 +164,9 @@ FloatResult row_maxima(const std::string& name, Matrix vectors, Array<uint8_t, 2
 void add_maxsim(nb::module_& m) {
   using namespace nb::literals;
   m.def("residual_maxsim", &residual_maxsim, "isa"_a, "vectors"_a, "weights"_a, "tables"_a, "codes"_a, "residuals"_a, "scales"_a, "pairs"_a.none(),
-        "token_weights"_a.none(), "doc_offsets"_a, "buckets"_a, "documents"_a.none(), "threads"_a);
+        "token_weights"_a.none(), "doc_offsets"_a, "buckets"_a, "documents"_a.none(), "block_rows"_a, "threads"_a);
+  m.def("nearest_maxsim", &nearest_maxsim, "isa"_a, "vectors"_a, "weights"_a, "bytes"_a, "lows"_a, "steps"_a, "codes"_a, "residuals"_a, "scales"_a,
+        "pairs"_a.none(), "token_weights"_a.none(), "doc_offsets"_a, "distinct"_a, "distinct_offsets"_a, "buckets"_a, "documents"_a, "block_rows"_a, "threads"_a);
   m.def("maxsim", &maxsim, "isa"_a, "vectors"_a, "weights"_a, "tokens"_a, "offsets"_a, "threads"_a);
   m.def("row_maxima", &row_maxima, "isa"_a, "vectors"_a, "rows"_a, "threads"_a);
 }

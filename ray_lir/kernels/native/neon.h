@@ -129,6 +129,11 @@ struct Neon {
     }
   }
 
+  static F32 load_byte_scores(const uint8_t* from) {
+    uint32_t four;
+    std::memcpy(&four, from, 4);
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four))))));
+  }
   template <int BYTES> static auto zero_bytes() {
     if constexpr (BYTES == 32) return uint8x16x2_t{};
     else return vdupq_n_u8(0);
@@ -139,6 +144,16 @@ struct Neon {
   }
   static uint8x16_t max_bytes(uint8x16_t a, uint8x16_t b) { return vmaxq_u8(a, b); }
   static uint8x16x2_t max_bytes(uint8x16x2_t a, uint8x16x2_t b) { return {{vmaxq_u8(a.val[0], b.val[0]), vmaxq_u8(a.val[1], b.val[1])}}; }
+  static uint8x16_t min_bytes(uint8x16_t a, uint8x16_t b) { return vminq_u8(a, b); }
+  static uint8x16x2_t min_bytes(uint8x16x2_t a, uint8x16x2_t b) { return {{vminq_u8(a.val[0], b.val[0]), vminq_u8(a.val[1], b.val[1])}}; }
+  // Return one bit for each pair of equal bytes.
+  static uint32_t equal_bytes(uint8x16_t a, uint8x16_t b) {
+    const uint8x16_t bits = vandq_u8(vceqq_u8(a, b), vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201)));
+    return uint32_t(vaddv_u8(vget_low_u8(bits))) | uint32_t(vaddv_u8(vget_high_u8(bits))) << 8;
+  }
+  static uint32_t equal_bytes(uint8x16x2_t a, uint8x16x2_t b) {
+    return equal_bytes(a.val[0], b.val[0]) | equal_bytes(a.val[1], b.val[1]) << 16;
+  }
 };
 
 }  // namespace

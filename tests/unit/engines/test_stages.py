@@ -1,5 +1,7 @@
 """The executor: one loop over stages for a whole index and for groups of its shards."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from ray_lir.base.config import ClusteringConfig, IndexConfig
 from ray_lir.building.build import build_index
 from ray_lir.engines import ENGINES, SERVED, VECTOR_ENGINES
 from ray_lir.engines.plaid import PlaidParams
+from ray_lir.engines.registry import stages_of
 from ray_lir.engines.scan import ScanParams
 from ray_lir.engines.stages import StageLoop, run_stage, run_stages, score
 from ray_lir.engines.warp import WarpParams
@@ -42,6 +45,40 @@ def test_groups_of_shards_cut_like_the_whole_index(searcher, engine):
     assert len(loop.kept) == len(whole.kept) == len(plans[0].stage_limits)
     for kept, expected in zip(loop.kept, whole.kept, strict=True):
         assert_same_hits(kept, expected)
+
+
+def test_refined_candidates_are_cut_over_all_shards(searcher):
+    queries, codec, kernels = queries_about(DOCUMENTS, [3, 77]), searcher.planner.codec, searcher.kernels
+    plans = searcher.planner.plan(queries, 4, ScanParams(ncandidates=40, rescore=9))
+    assert [plan.stage_limits for plan in plans] == [(40, 9, 4)] * 2
+    assert [stage.name for stage in stages_of(plans)][: len(plans[0].stage_limits)] == ["score_codes", "refine", "rescore"]
+    whole = run_stages(plans, searcher.shards, codec, kernels, [None] * 2)
+    loop = StageLoop(plans, [None] * 2)
+    for call in loop:
+        groups = [run_stage(call, shards, codec, kernels) for shards in (searcher.shards[:2], searcher.shards[2:])]
+        loop.cut([[group[plan] for group in groups] for plan in range(2)], kernels)
+    for kept, expected in zip(loop.kept, whole.kept, strict=True):
+        assert_same_hits(kept, expected)
+
+
+def test_scan_refines_candidates_by_default_and_answers_with_parameters_that_repeat_the_search(searcher):
+    queries = queries_about(DOCUMENTS, [3, 77, 150])
+    found, exact = searcher.search(queries, 4, "scan"), searcher.search(queries, 4, "exact")
+    assert found[0].params.rescore == 22 < found[0].params.ncandidates
+    assert_same_hits(found, exact)
+    repeated = [searcher.search(queries.slice(row, row + 1), 4, top.params)[0] for row, top in enumerate(found)]
+    assert_same_hits(repeated, found)
+    [chosen] = searcher.planner.plan(queries.slice(0, 1), 4, ScanParams(ncandidates=30))
+    assert chosen.stage_limits == (30, 4) and chosen.params.rescore is None
+    [all_rescored] = searcher.planner.plan(queries.slice(0, 1), 4, ScanParams(ncandidates=30, rescore=99))
+    assert all_rescored.stage_limits == (30, 30, 4)
+
+
+@pytest.mark.parametrize("reason", [{"scorer_cost": 1.0}, {"unit_norms": False}])
+def test_scan_rescores_all_candidates_where_refined_scores_would_mislead(searcher, reason):
+    statistics = replace(searcher.planner.statistics, **reason)
+    [plan] = replace(searcher.planner, statistics=statistics).plan(queries_about(DOCUMENTS, [3]), 4, "scan")
+    assert plan.params.rescore is None and len(plan.stage_limits) == 2
 
 
 def test_a_group_that_runs_ahead_keeps_all_documents_of_its_later_stages(searcher):

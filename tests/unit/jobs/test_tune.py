@@ -43,7 +43,7 @@ def test_a_tuned_choice_uses_more_candidates_for_a_larger_k(index):
     query = TokenEmbeddings.of([np.eye(planner.manifest.dim)[:20]])
     near, deep = (planner.plan(query, k)[0].params for k in (100, 1000))
     name = {"scan": "ncandidates", "warp": "rescore"}[choice.engine]
-    assert getattr(near, name) == max(100, round(400 * choice.candidate_fraction)) * (2 if choice.engine == "warp" else 1)
+    assert getattr(near, name) == max(100, round(400 * choice.candidate_fraction)) * {"scan": 1.25, "warp": 2}[choice.engine]
     assert getattr(deep, name) == pytest.approx(10 * getattr(near, name), rel=0.01)
 
 

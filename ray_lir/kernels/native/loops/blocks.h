@@ -44,8 +44,8 @@ inline void decode_block(const Shard& shard, const Decoder& decoder, const Packe
 // The blocks of some documents, in order. Documents without tokens have no block.
 class Blocks {
  public:
-  Blocks(const Shard& shard, const int64_t* documents, int64_t begin, int64_t end)
-      : shard_(shard), documents_(documents), place_(begin - 1), end_(end) {
+  Blocks(const Shard& shard, int64_t block_rows, const int64_t* documents, int64_t begin, int64_t end)
+      : shard_(shard), block_rows_(block_rows), documents_(documents), place_(begin - 1), end_(end) {
     advance(0);
   }
 
@@ -59,7 +59,7 @@ class Blocks {
   }
 
  private:
-  int64_t count() const { return at_most_a_block(last_ - token_); }
+  int64_t count() const { return std::min(last_ - token_, block_rows_); }
   void advance(int64_t tokens) {
     for (token_ += tokens; token_ >= last_ && ++place_ < end_; token_ = first_) {
       const int64_t number = number_of(documents_, place_);
@@ -69,6 +69,7 @@ class Blocks {
   }
 
   const Shard& shard_;
+  const int64_t block_rows_;
   const int64_t* documents_;
   int64_t place_, end_, first_ = 0, last_ = 0, token_ = 0;
 };
@@ -76,11 +77,11 @@ class Blocks {
 // Score all tokens of documents for some queries, and call finish(block) after the last block of each document. While a matrix unit
 // multiplies a block, the products of the block before it become scores, and the block after it is decoded. Each has two buffers.
 template <class V, Keep KEEP, class Finish>
-inline void over_blocks(const Shard& shard, const Decoder& decoder, const PackedQuery* queries, int64_t num_queries, const int64_t* documents,
-                        int64_t begin, int64_t end, uint8_t* rows, const Finish& finish) {
+inline void over_blocks(const Shard& shard, const Decoder& decoder, const PackedQuery* queries, int64_t num_queries, int64_t block_rows,
+                        const int64_t* documents, int64_t begin, int64_t end, uint8_t* rows, const Finish& finish) {
   float scales[2][2 * kRows], weights[2][kRows];
   alignas(64) Products products[2];
-  Blocks blocks(shard, documents, begin, end);
+  Blocks blocks(shard, V::kMatrix ? kRows : block_rows, documents, begin, end);
   int buffer = 0, place = 0;
   const auto decoded = [&] {
     const Block block = blocks.take(rows + buffer * kRows * decoder.stride, scales[buffer], weights[buffer]);

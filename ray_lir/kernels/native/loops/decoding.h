@@ -38,19 +38,10 @@ inline void decode_trellis(const Decoder& d, const uint8_t* packed, uint8_t* row
   }
 }
 
-// Decode rows and prefetch the next rows, one row at a time, because the first-level cache has few outstanding requests.
-template <class V>
-void decode(const Decoder& decoder, const uint8_t* packed, int64_t count, uint8_t* rows, const uint8_t* next, int64_t next_count) {
+// Call each(decode_row), where decode_row(packed, row) decodes one row.
+template <class V, class Each>
+inline void with_row_decoder(const Decoder& decoder, const Each& each) {
   const Decoder d = decoder;  // a local copy, so that the compiler knows that storing bytes does not change it
-  const uint8_t* end = next + next_count * d.packed_bytes;
-  const auto each = [&](const auto& decode_row) {
-    for (int64_t i = 0; i < count; ++i, packed += d.packed_bytes, rows += d.stride) {
-      for (int64_t line = 0; line < d.packed_bytes; line += 64, next += 64)
-        if (next < end) __builtin_prefetch(next, 0, 2);
-      decode_row(packed, rows);
-    }
-    for (; next < end; next += 64) __builtin_prefetch(next);
-  };
   const auto whole = [&](auto item) { each([&](const uint8_t* from, uint8_t* to) { decode_bytes<decltype(item)::value>(d, from, to); }); };
   const auto trellis = [&](auto width) { each([&](const uint8_t* from, uint8_t* to) { decode_trellis<decltype(width)::value>(d, from, to); }); };
   switch (d.width) {
@@ -72,4 +63,19 @@ void decode(const Decoder& decoder, const uint8_t* packed, int64_t count, uint8_
     }
     default: return whole(Count<1>{});
   }
+}
+
+// Decode rows and prefetch the next rows, one row at a time, because the first-level cache has few outstanding requests.
+template <class V>
+void decode(const Decoder& decoder, const uint8_t* packed, int64_t count, uint8_t* rows, const uint8_t* next, int64_t next_count) {
+  const int64_t packed_bytes = decoder.packed_bytes, stride = decoder.stride;
+  const uint8_t* end = next + next_count * packed_bytes;
+  with_row_decoder<V>(decoder, [&](const auto& decode_row) {
+    for (int64_t i = 0; i < count; ++i, packed += packed_bytes, rows += stride) {
+      for (int64_t line = 0; line < packed_bytes; line += 64, next += 64)
+        if (next < end) __builtin_prefetch(next, 0, 2);
+      decode_row(packed, rows);
+    }
+    for (; next < end; next += 64) __builtin_prefetch(next);
+  });
 }

@@ -445,7 +445,7 @@ void relation_maxsim(const RelationTask& task, int64_t begin, int64_t end, Relat
     queries[0].all = scratch.all;
     queries[1].all = scratch.ranking;
     scratch.num_documents = scratch.num_asked = 0;
-    over_blocks<V, kAll>(task.shard, task.decoder, queries, num_queries, task.documents, begin, next, scratch.rows, [&](const Block& block) {
+    over_blocks<V, kAll>(task.shard, task.decoder, queries, num_queries, kRows, task.documents, begin, next, scratch.rows, [&](const Block& block) {
       const int64_t at = (queries[0].all - scratch.all) / task.query.lanes;
       const Alignment document = aligning.take(block, queries[0].factors, queries[num_queries - 1].factors, at);
       for (PackedQuery& query : queries) query.all += document.count * query.lanes;

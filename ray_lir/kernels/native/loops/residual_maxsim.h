@@ -4,7 +4,7 @@
 template <class V, Keep KEEP>
 void maxsim_of(const ResidualTask& task, int64_t begin, int64_t end, uint8_t* rows) {
   for (int64_t q = 0; q < task.num_queries; ++q) fill(task.scores + q * task.count + begin, end - begin, -INFINITY);
-  over_blocks<V, KEEP>(task.shard, task.decoder, task.queries, task.num_queries, task.documents, begin, end, rows, [&](const Block& block) {
+  over_blocks<V, KEEP>(task.shard, task.decoder, task.queries, task.num_queries, task.block_rows, task.documents, begin, end, rows, [&](const Block& block) {
     for (int64_t q = 0; q < task.num_queries; ++q) {
       const PackedQuery& query = task.queries[q];
       if (KEEP == kWeighted)
