@@ -318,15 +318,19 @@ RESCALES: dict[str, Rescale] = {
 }
 
 
+def _recall_text(row: dict[str, Any] | None, k: int) -> str:
+    return "" if row is None else f"{row[f'recall@{k}']:.3f}" + (" *" if row.get("earlier") else "")
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return the report as Markdown."""
+    """Return the report as Markdown. Figures of an earlier run have a star."""
     collections = list(dict.fromkeys(row["collection"] for row in rows))
     columns = ["bits", "codec", "bytes a token", *(f"{name} R@{k}" for name in collections for k in (10, 100)), "compress us", "search ns"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for bits, codec in dict.fromkeys((row["bits"], row["codec"]) for row in rows):
         same = {row["collection"]: row for row in rows if (row["bits"], row["codec"]) == (bits, codec)}
         first = next(iter(same.values()))
-        recalls = [f"{same[name][f'recall@{k}']:.3f}" if name in same else "" for name in collections for k in (10, 100)]
+        recalls = [_recall_text(same.get(name), k) for name in collections for k in (10, 100)]
         cells = [bits, codec, first["bytes_per_token"], *recalls, first["compress_us"] or "", first["search_ns"] or ""]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
