@@ -171,6 +171,16 @@ def test_int8_vectors_are_near_float32_and_do_not_depend_on_threads_or_neighbour
         torch.set_num_threads(before)
 
 
+def test_attention_of_int8_is_near_float32(tmp_path: Path) -> None:
+    checkpoint, found = put_together("sentence_transformers", "fixed", tmp_path), {}
+    for precision in ("float32", "int8"):
+        torch.manual_seed(0)  # heads of the scorer
+        encoder = Encoder.load(EncoderConfig(checkpoint=checkpoint, precision=precision, device="cpu")).with_scorer("attention")
+        found[precision] = encoder.encode_documents(DOCUMENTS[1:]).attention
+    assert found["int8"] is not None and not np.array_equal(*found.values())
+    np.testing.assert_allclose(found["int8"], found["float32"], rtol=0, atol=0.03)
+
+
 def test_int8_is_refused_where_it_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     t5 = EncoderConfig(checkpoint=put_together("xtr", "checkpoint", tmp_path / "xtr"), precision="int8", device="cpu")
     with pytest.raises(ConfigError, match="not with a model of type t5; choose auto"):
