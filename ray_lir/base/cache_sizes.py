@@ -24,7 +24,7 @@ class CacheSizes:
 
 @cache
 def cache_sizes() -> CacheSizes:
-    """Return the cache sizes that Linux reports; the defaults for those that it does not report, as in some containers."""
+    """Return the cache sizes that Linux reports. A size that it does not report, as in some containers, is the default."""
     sizes = _in_sysfs()
     return CacheSizes(sizes.get(1, CacheSizes.first), sizes.get(2, CacheSizes.second))
 

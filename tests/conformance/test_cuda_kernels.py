@@ -87,6 +87,13 @@ def test_given_documents_are_scored_in_their_order(cuda):
     assert cuda.residual_maxsim([query], [weights], [], shard, codec, chosen[:0]).shape == (1, 0)
 
 
+def test_scores_of_nearest_tokens_are_exact_scores(cuda):
+    shard, codec, query, weights, _ = made_up(**SHAPE)
+    table, some = cuda.scan_table(cuda.centroid_scores(query, codec)), np.array([1, 4, 7])
+    expected = cuda.residual_maxsim([query], [weights], [], shard, codec, some)[0]
+    np.testing.assert_array_equal(cuda.nearest_maxsim(query, weights, table, shard, codec, some), expected)
+
+
 def test_a_shard_without_tokens_scores_minus_infinity(cuda):
     shard, codec, query, weights, _ = made_up(**SHAPE | {"max_tokens": 0, "num_docs": 3})
     assert np.isneginf(cuda.residual_maxsim([query], [weights], [], shard, codec)).all()
