@@ -1,11 +1,12 @@
 """Codecs: recall of exhaustive search from compressed tokens, against bytes a token, and time; JSON and a table.
 
-    python -m bench.kernels.codec [WORK ...] [--dataset FOLDER] [--num-queries 100] [--only REGEX] [--output bench/results/codec.json]
+    python -m bench.kernels.codec [WORK ...] [--dataset FOLDER] [--num-queries 100] [--only REGEX] [--times]
+        [--output bench/results/codec.json]
 
 WORK is a work folder of bench.compare, one for each collection (default: runs/bench); --dataset makes its collection on first use. Recall
 is that of the exact answers (MaxSim in float32). All codecs of a collection have the same centroids, so only residuals and scales differ.
 Times are CPU time on one thread: `compress` a token, and `search` a token and query. Rows that the output has already from the same
-machine are kept.
+machine are kept. --times measures no recall: it times the rows in interleaved rounds over the first documents of the first collection.
 """
 
 import argparse
@@ -41,6 +42,7 @@ SAMPLE = 50_000
 """Token vectors that buckets are fitted to."""
 BLOCK = 20_000
 DEPTH = 100
+TIMED_TOKENS, TIMED_QUERIES, ROUNDS = 60_000, 6, 5
 Rescale = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """Returns scales [T, 2] for vectors, centroids and decoded residuals [T, D]."""
 
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path)
     parser.add_argument("--num-queries", type=int, default=100)
     parser.add_argument("--only", default="", help="measure the rows whose name matches this regular expression")
+    parser.add_argument("--times", action="store_true", help="time rows that the output has already, in interleaved rounds")
     parser.add_argument("--output", type=Path, default=Path("bench/results/codec.json"))
     options = parser.parse_args()
     report: dict[str, Any] = {"machine": machine(), "queries": options.num_queries, "rows": []}
@@ -60,14 +63,46 @@ def main() -> None:
         before = json.loads(options.output.read_text())
         if all(before.get(name) == report[name] for name in ("machine", "queries")):
             report = before
-    for work in options.works:
+    if options.times:
+        _add_times(open_collection(options.dataset, "small", options.works[0]), report, options.only)
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+    for work in [] if options.times else options.works:
         done = {(row["bits"], row["codec"]) for row in report["rows"] if row["collection"] == work.name}
         for row in _measure(open_collection(options.dataset, "small", work), options.num_queries, done, options.only):
             print(row, flush=True)
             report["rows"].append({"collection": work.name, **row})
             options.output.write_text(json.dumps(report, indent=1) + "\n")
             options.output.with_suffix(".md").write_text(markdown(report["rows"]))
+    options.output.with_suffix(".md").write_text(markdown(report["rows"]))
     print(markdown(report["rows"]))
+
+
+@one_blas_thread()
+def _add_times(collection: Collection, report: dict[str, Any], only: str) -> None:
+    """Replace the times of the collection's rows by medians of interleaved rounds over its first `TIMED_TOKENS` tokens."""
+    documents, queries = (inputs.load(collection.folder, name) for name in ("documents", "queries"))
+    offsets = documents.offsets[: np.searchsorted(documents.offsets, TIMED_TOKENS)]
+    first = Texts(np.asarray(documents.values[: offsets[-1]]), offsets)
+    run = Run(collection, first, [queries[number].astype(np.float32) for number in range(TIMED_QUERIES)])
+    rows = {(row["bits"], row["codec"]): row for row in report["rows"] if row["collection"] == collection.folder.parent.name}
+    timed, compress_s, search_s = [], [], []
+    for bits, name, of, settings in _rows(lambda: run):
+        if (bits, name) in rows and of() is run and "rescale" not in settings and re.search(only, name):
+            timed.append((rows[bits, name], run.codec(settings["config"], settings.get("memory", TRELLIS_MEMORY))))
+    for _ in range(ROUNDS):
+        for _, codec in timed:
+            began = time.thread_time()
+            packed, scales = run.compress(codec, None)
+            compress_s.append(time.thread_time() - began)
+            search_s.append(run.search(run.shard(codec, packed, scales), codec)[1])
+    for (row, _), compress, search in zip(timed, _medians(compress_s), _medians(search_s), strict=True):
+        row["compress_us"] = round(1e6 * compress / first.num_tokens, 2)
+        row["search_ns"] = round(1e9 * search / first.num_tokens / TIMED_QUERIES, 1)
+
+
+def _medians(seconds: list[float]) -> list[float]:
+    """Return the medians over rounds."""
+    return np.median(np.reshape(seconds, (ROUNDS, -1)), axis=0).tolist()
 
 
 @one_blas_thread()
@@ -218,25 +253,31 @@ class Run:
         began = time.process_time()
         packed, scales = self.compress(codec, rescale)
         compress_s = time.process_time() - began
-        shard = IndexShard(
-            0, self.documents.offsets, self.codes.astype(codec.code_dtype), packed, scales, pa.table({}), codec.num_centroids
-        )
+        best, search_s = self.search(self.shard(codec, packed, scales), codec)
+        bytes_a_token = codec.code_dtype.itemsize + packed.shape[1] + scales.nbytes / len(scales)
+        return {
+            "bits": config_bits(config.residual_bytes) if config.residual_bytes else config.nbits,
+            "codec": name,
+            **quality(best, self.collection),
+            "bytes_per_token": round(bytes_a_token * self.documents.num_tokens / self.num_tokens, 2),
+            "compress_us": None if rescale else round(1e6 * compress_s / self.documents.num_tokens, 2),
+            "search_ns": round(1e9 * search_s / self.documents.num_tokens / len(self.queries), 1),
+        }
+
+    def shard(self, codec: ResidualCodec, packed_TP: np.ndarray, stored_scales: np.ndarray) -> IndexShard:
+        """Return the shard of compressed documents."""
+        codes = self.codes.astype(codec.code_dtype)
+        return IndexShard(0, self.documents.offsets, codes, packed_TP, stored_scales, pa.table({}), codec.num_centroids)
+
+    def search(self, shard: IndexShard, codec: ResidualCodec) -> tuple[np.ndarray, float]:
+        """Return the best documents of every query [Q, DEPTH or all], and the CPU seconds."""
         best, began = [], time.process_time()
         for query in self.queries:
             rotated = codec.rotate(query, self.kernels)
             table = self.kernels.centroid_scores(rotated, codec)
             scores = self.kernels.residual_maxsim([rotated], [np.ones(len(query), np.float32)], [table], shard, codec)[0]
             best.append(self.kernels.top_k(scores, np.arange(len(scores)), DEPTH)[1])
-        search_s = time.process_time() - began
-        bytes_a_token = codec.code_dtype.itemsize + packed.shape[1] + scales.nbytes / len(scales)
-        return {
-            "bits": config_bits(config.residual_bytes) if config.residual_bytes else config.nbits,
-            "codec": name,
-            **quality(np.stack(best), self.collection),
-            "bytes_per_token": round(bytes_a_token * self.documents.num_tokens / self.num_tokens, 2),
-            "compress_us": None if rescale else round(1e6 * compress_s / self.documents.num_tokens, 2),
-            "search_ns": round(1e9 * search_s / self.documents.num_tokens / len(self.queries), 1),
-        }
+        return np.stack(best), time.process_time() - began
 
     def codec(self, config: CodecConfig, memory: int) -> ResidualCodec:
         """Return the codec of a configuration over the centroids of this collection."""
