@@ -23,6 +23,8 @@ MORE_CANDIDATES = 1.25
 """Default number of candidates if they are refined, over the number if all of them are rescored (bench/README.md, "Refining")."""
 RESCORED = (1.6, 16)
 """Documents that are rescored after candidates are refined, by default: 1.6 k + 16 (bench/README.md, "Refining")."""
+RESCORED_FRACTION = 1 / 6
+"""At least this fraction of the default number of candidates is rescored, which is more for short queries."""
 
 
 class ScanParams(RescoringConfig):
@@ -37,8 +39,8 @@ class ScanParams(RescoringConfig):
     vector lengths differ."""
     rescore: int | None = Field(None, ge=1, exclude_if=lambda count: count is None)
     """Documents rescored exactly: the candidates that are best when only the nearest document tokens are decoded (stage `refine`). None:
-    1.6 k + 16 if `ncandidates` is None, otherwise all candidates; all of them too if vector lengths differ or the scorer has terms of its
-    own."""
+    1.6 k + 16, or more for a short query, if `ncandidates` is None; otherwise all candidates. If vector lengths differ, or the scorer has
+    terms of its own, None always means all candidates."""
     candidate_fraction: float = Field(1, gt=0, validation_alias=AliasChoices("candidate_fraction", "share"))
     """Factor of the default number of candidates, used if ncandidates is None. `--quality` and jobs.tune set it, because it applies to any
     k and any query length."""
@@ -48,7 +50,8 @@ def _plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, param
     default = statistics.default_candidates(k, len(query.active), params.candidate_fraction)
     rescore = params.rescore
     if params.ncandidates is None and rescore is None and _refines(statistics, kernels):
-        default, rescore = round(MORE_CANDIDATES * default), round(RESCORED[0] * k) + RESCORED[1]
+        rescore = max(round(RESCORED[0] * k) + RESCORED[1], round(RESCORED_FRACTION * default))
+        default = round(MORE_CANDIDATES * default)
     ncandidates = max(k, params.ncandidates or default)
     if rescore is None:
         return QueryPlan(query, ScanParams(ncandidates=ncandidates), (ncandidates, k))

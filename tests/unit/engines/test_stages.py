@@ -9,10 +9,12 @@ from ray_lir.base.config import ClusteringConfig, IndexConfig
 from ray_lir.building.build import build_index
 from ray_lir.engines import ENGINES, SERVED, VECTOR_ENGINES
 from ray_lir.engines.plaid import PlaidParams
+from ray_lir.engines.plan import IndexStatistics, Query
 from ray_lir.engines.registry import stages_of
 from ray_lir.engines.scan import ScanParams
 from ray_lir.engines.stages import StageLoop, run_stage, run_stages, score
 from ray_lir.engines.warp import WarpParams
+from ray_lir.kernels import select
 from ray_lir.search.searcher import Searcher
 from tests.support.hits import assert_same_hits
 from tests.support.synthetic import collection, queries_about
@@ -64,7 +66,7 @@ def test_refined_candidates_are_cut_over_all_shards(searcher):
 def test_scan_refines_candidates_by_default_and_answers_with_parameters_that_repeat_the_search(searcher):
     queries = queries_about(DOCUMENTS, [3, 77, 150])
     found, exact = searcher.search(queries, 4, "scan"), searcher.search(queries, 4, "exact")
-    assert found[0].params.rescore == 22 < found[0].params.ncandidates
+    assert 22 <= found[0].params.rescore < found[0].params.ncandidates
     assert_same_hits(found, exact)
     repeated = [searcher.search(queries.slice(row, row + 1), 4, top.params)[0] for row, top in enumerate(found)]
     assert_same_hits(repeated, found)
@@ -72,6 +74,13 @@ def test_scan_refines_candidates_by_default_and_answers_with_parameters_that_rep
     assert chosen.stage_limits == (30, 4) and chosen.params.rescore is None
     [all_rescored] = searcher.planner.plan(queries.slice(0, 1), 4, ScanParams(ncandidates=30, rescore=99))
     assert all_rescored.stage_limits == (30, 30, 4)
+
+
+@pytest.mark.parametrize(("num_tokens", "k", "limits"), [(21, 10, (161, 32, 10)), (21, 100, (500, 176, 100)), (5, 10, (675, 90, 10))])
+def test_more_documents_are_rescored_for_short_queries(num_tokens, k, limits):
+    statistics = IndexStatistics(5000, 500_000, np.full(1000, 500))
+    query = Query(np.eye(128, dtype=np.float32)[:num_tokens], np.ones(num_tokens, np.float32))
+    assert ENGINES["scan"].plan(query, None, statistics, ScanParams(), k, select("reference")).stage_limits == limits
 
 
 @pytest.mark.parametrize("reason", [{"scorer_cost": 1.0}, {"unit_norms": False}])
