@@ -107,7 +107,7 @@ def _medians(seconds: list[float]) -> list[float]:
 
 @one_blas_thread()
 def _measure(collection: Collection, num_queries: int, done: set[tuple[float, str]], only: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a collection that are not done and whose name matches `only`."""
+    """Yield the rows of a collection that are not done, if their name matches `only`."""
     documents, queries = (inputs.load(collection.folder, name) for name in ("documents", "queries"))
     whole = lazy(lambda: Run(collection, documents, [queries[number].astype(np.float32) for number in range(num_queries)]))
     for nbits, name, run, settings in _rows(whole):
@@ -174,7 +174,7 @@ def config_bits(residual_bytes: int) -> float:
 
 
 def similar_pruned(documents: Texts, fraction: float) -> np.ndarray:
-    """Return the tokens to keep, [T] bool: without those that are most similar to another token of their document."""
+    """Return the tokens to keep, [T] bool: without the tokens most similar to another token of their document."""
     kept = np.ones(documents.num_tokens, bool)
     for number in range(len(documents)):
         vectors = documents[number].astype(np.float32)
@@ -265,7 +265,13 @@ class Run:
         }
 
     def shard(self, codec: ResidualCodec, packed_TP: np.ndarray, stored_scales: np.ndarray) -> IndexShard:
-        """Return the shard of compressed documents."""
+        """Return the shard of compressed documents.
+
+        Args:
+            codec: The codec of the documents.
+            packed_TP: [T, P] uint8, packed residuals.
+            stored_scales: [T, 2] float16, or [T] uint8, the numbers of pairs.
+        """
         codes = self.codes.astype(codec.code_dtype)
         return IndexShard(0, self.documents.offsets, codes, packed_TP, stored_scales, pa.table({}), codec.num_centroids)
 

@@ -352,7 +352,15 @@ def fit_trellis(
 
 
 def nearest_pairs(scales_T2: np.ndarray, pairs_K2: np.ndarray, dim: int) -> np.ndarray:
-    """Return the number of the pair of scales with the smallest `_pair_distances` to each token's scales, [T] uint8."""
+    """Return the number of the nearest pair of scales for each token, [T] uint8.
+
+    Args:
+        scales_T2: [T, 2] float32.
+        pairs_K2: [256, 2] float32.
+        dim: Dimensions of a vector.
+    Source:
+        docs/algorithms.md#22-residual-codec
+    """
     return _pair_distances(scales_T2.astype(np.float32), pairs_K2, dim).argmin(axis=1).astype(np.uint8)
 
 
