@@ -229,7 +229,9 @@ def align_tokens(
     num_queries, num_tokens, dim = queries.vectors.shape
     terms = _query_terms(queries, relation)
     parts = []
-    for chunk in document_chunks(documents, num_queries * max(dim, num_tokens)):
+    length = documents.mask.shape[1]
+    related = -(-dim * min(candidates or length, length) // length)  # values of the hidden layer for each document token
+    for chunk in document_chunks(documents, num_queries * max(related, num_tokens)):
         before, after = relation.halves(documents.vectors[chunk], documents.vectors[chunk])
         cosine = similarities(queries, documents, chunk)
         best = [cosine[:, :, 0].argmax(-1)]
