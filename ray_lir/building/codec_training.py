@@ -249,7 +249,7 @@ def _groups(num_train: np.ndarray, num_centroids: int) -> list[list[str]]:
 
 
 @one_blas_thread()
-def _held_out(build: Build, assigner: Assigner | TokenAssigner, kind: str) -> SamplePart:
+def _held_out(build: Build, assigner: Assigner | TokenAssigner, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the held-out vectors (in a tiny corpus: the training vectors) [T, D] float16, and their centroids [T]."""
     vectors, codes = [], []
     for part in range(len(build.parts)):

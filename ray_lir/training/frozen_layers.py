@@ -5,6 +5,7 @@ Shapes: B texts, L tokens of the longest, W width of the model.
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class FrozenLayers:
             raise ConfigError("--trained_layers 0 leaves nothing to train: the model has no projection; add --projection_dim")
         self._num_trained, self._max_bytes = num_trained, max_bytes
         self._attention = not num_trained and (network.scorer.reads_attention if attention is None else attention)
-        first = copy.deepcopy(network.backbone).requires_grad_(False).eval()
+        first: Any = copy.deepcopy(network.backbone).requires_grad_(False).eval()
         del first.encoder.layer[len(layers) - num_trained :]
         self._first = first
         on_cpu = next(first.parameters()).device.type == "cpu"
@@ -84,8 +85,8 @@ class FrozenLayers:
         """
         if not self._num_trained:
             return self._outputs(network, batch)
-        backbone, layers, embeddings = network.backbone, _layers(network), network.backbone.embeddings
-        states = self._states(batch)
+        backbone: Any = network.backbone
+        layers, embeddings, states = _layers(network), backbone.embeddings, self._states(batch)
         backbone.embeddings, backbone.encoder.layer = _Given(states), layers[-self._num_trained :]
         try:
             return network.padded(batch)
@@ -127,8 +128,8 @@ class FrozenLayers:
         if new:
             part = TokenBatch(batch.input_ids[new], batch.attention_mask[new], batch.keep_mask[new])
             with torch.autocast("cpu", enabled=False):
-                states, attention = self._unpadded(part)
-                received = torch.stack([attention.column_mean(), attention.first_row()], -1).float() if self._attention else None
+                states, attention = self._unpadded(part, self._attention)
+            received = torch.stack([attention.column_mean(), attention.first_row()], -1).float() if attention else None
             for place, row in enumerate(new):
                 there = present[row]
                 text = _Kept(states[place][there].clone(), None if received is None else received[place][there].clone())
