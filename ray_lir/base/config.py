@@ -194,7 +194,7 @@ class CodecConfig(Config):
     """How residuals are divided into buckets. lloyd_max minimises the squared error of each dimension. trellis quantises 4 (2 bits) or 8
     (1 bit) dimensions together: a higher recall at the same bytes, a slower build; for 1 or 2 bits, and for search on CPUs only. quantile
     gives every bucket of a dimension equally many values, as in the papers."""
-    residual_bytes: int | None = Field(None, ge=1)
+    residual_bytes: int | None = Field(None, ge=1, exclude_if=lambda number: number is None)
     """Bytes of a token's residual, with buckets trellis: from an eighth to a half of the dimensions; nbits is then not used. A token takes
     1 more byte for its scales, and 2 for its centroid (4 with more than 65,536 centroids). Searches find more than with nbits at the
     same bytes a token. None: dimensions times nbits / 8, and 4 bytes for the scales."""
