@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_lir.base.errors import ConfigError
+from ray_lir.base.short_repr import ShortRepr
 from ray_lir.encoder.network import Network
 from ray_lir.encoder.unpadded_bert import UnpaddedBert, has_tokens, is_supported, present_tokens
 from ray_lir.scorers.batches import TokenBatch
@@ -20,8 +21,8 @@ MAX_BYTES = 1 << 30
 """Bytes of hidden states that are kept by default: 1.4 million tokens of 384 dimensions in bfloat16."""
 
 
-@dataclass(frozen=True)
-class _Kept:
+@dataclass(frozen=True, eq=False, repr=False)
+class _Kept(ShortRepr):
     """What the frozen layers give for the tokens of one text.
 
     Attributes:
