@@ -140,6 +140,25 @@ def judged(answers: Answers, every: Sequence[Claim]) -> list[dict[str, Any]]:
     ]
 
 
+def split_by_collection(answers: Answers, every: Sequence[Claim], found: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return claim -> collection -> its comparison on that collection alone, with p values corrected for all of them (Holm).
+
+    Args:
+        answers: All measurements.
+        every: The claims.
+        found: Results of `judged`, in the same order.
+    """
+    return corrected(
+        {
+            claim.text: {
+                each: compared(answers, claim.first, claim.second, claim.measure, [each])
+                for each in (result["found"]["collections"] if result["found"] else ())
+            }
+            for claim, result in zip(every, found, strict=True)
+        }
+    )
+
+
 def most_measured(answers: Answers, models: Sequence[str], way: str) -> str:
     """Return the model that is searched in a way on the most collections; the first of several.
 
@@ -177,8 +196,11 @@ def write_report(about: dict[str, Any], results: dict[str, Any], output: Path) -
     }
     colbert = most_measured(answers, ("maxsim", *untrained(profile)), "papers: exact")
     token_model = most_measured(answers, (f"xtr, k {profile.k_train[0]}", "maxsim", UNTRAINED), "xtr, zero")
+    every = claims(profile, colbert, token_model)
+    found = judged(answers, every)
     report = about | {
-        "claims": judged(answers, claims(profile, colbert, token_model)),
+        "claims": found,
+        "claims_by_collection": split_by_collection(answers, every, found),
         "begin": begin,
         "against_untrained": corrected(gains),
         "sizes": sizes(answers, profile.collections),
@@ -321,6 +343,7 @@ def markdown(report: dict[str, Any]) -> str:
     parts = [
         _head(report),
         _claims(report),
+        _by_collection(report),
         _gains(report),
         _engines(report),
         _xtr(report),
@@ -368,6 +391,29 @@ def _claims(report: dict[str, Any]) -> str:
         "|---" * 12 + "|",
     ]
     return "\n".join([*lines, *(_claim(claim) for claim in report["claims"])])
+
+
+def _by_collection(report: dict[str, Any]) -> str:
+    columns = list(report["sizes"])
+    lines = [
+        "## Claims by collection",
+        "",
+        "Difference of each claim on each collection, with its 95% interval. `*` marks p of at most .05, corrected for all cells of the",
+        "table (Holm).",
+        "",
+        f"| claim | {' | '.join(f'{name} (in-domain)' if name in IN_DOMAIN else name for name in columns)} |",
+        "|---" * (1 + len(columns)) + "|",
+    ]
+    for text, by_collection in report["claims_by_collection"].items():
+        cells = [_difference(by_collection[name]) if name in by_collection else NO_RESULT for name in columns]
+        if by_collection:
+            lines.append(f"| {text} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _difference(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{found['difference']:+.4f}{'*' * (found['p_holm'] <= 0.05)} ({low:+.4f} to {high:+.4f})"
 
 
 def _claim(claim: dict[str, Any]) -> str:

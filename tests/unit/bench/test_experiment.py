@@ -256,7 +256,8 @@ def test_the_report_judges_claims_and_names_missing_cells(folder: Path, tmp_path
     about = {"profile": "tiny", "machine": {"cpu": "one", "cores": 1, "instructions": []}, "settings": vars(TINY), "base": "tiny"}
     write_report(about, results, tmp_path)
     text = (tmp_path / "scorers.md").read_text()
-    [row] = [line for line in text.splitlines() if "| attention weights help |" in line]
+    row, split = (line for line in text.splitlines() if "| attention weights help |" in line)
+    assert split.count("+0.1") == split.count("* (") == 2
     assert "+0.1" in row and row.endswith("| holds |") and "| abc |" in row
     [unknown] = [line for line in text.splitlines() if "| token importance helps |" in line]
     assert unknown.endswith("| not measured: trial, no relations (papers: plaid) |") and unknown.count("|") == row.count("|")
