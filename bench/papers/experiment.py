@@ -268,6 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--status", action="store_true", help="print the cells that are done and missing")
     parser.add_argument("--report", action="store_true", help="write the report of the finished cells")
     parser.add_argument("--output", type=Path, default=Path("bench/results"), help="folder of the report (%(default)s)")
+    parser.add_argument("--name", default="scorers", help="name of the report's files (%(default)s)")
     parser.add_argument("--document", type=Path, help="document in which the report replaces the table of claims, such as docs/papers.md")
     options = parser.parse_args(arguments)
     experiment = Experiment(
@@ -281,9 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "machine": machine() | {"instructions": instructions()},
             "settings": asdict(experiment.profile),
         }
-        write_report(about | {"base": options.base, "teacher": options.teacher}, read_results(experiment), options.output)
+        write_report(about | {"base": options.base, "teacher": options.teacher}, read_results(experiment), options.output, options.name)
         if options.document:
-            update_document(options.document, options.output / "scorers.json")
+            update_document(options.document, options.output / f"{options.name}.json")
     else:
         torch.set_num_threads(options.threads)
         run(experiment, options.only, time.monotonic() + 60 * options.minutes)

@@ -179,13 +179,14 @@ def missing(answers: Answers, claim: Claim) -> list[str]:
     return [f"{model} ({way})" for model, way in (claim.first, claim.second) if not answers.seeds((model, way))]
 
 
-def write_report(about: dict[str, Any], results: dict[str, Any], output: Path) -> None:
-    """Write scorers.json and scorers.md from all finished cells.
+def write_report(about: dict[str, Any], results: dict[str, Any], output: Path, name: str = "scorers") -> None:
+    """Write a report as JSON and as Markdown from all finished cells.
 
     Args:
         about: Name and settings of the profile, and the machine.
         results: Results of `bench.papers.experiment.read_results`.
         output: Folder of the report.
+        name: Name of both files, without suffix.
     """
     answers, profile = Answers(results["answers"]), PROFILES[about["profile"]]
     trained = [name for name in models(profile) if answers.seeds((name, "scan"))]
@@ -211,8 +212,8 @@ def write_report(about: dict[str, Any], results: dict[str, Any], output: Path) -
         "missing": missing_cells(answers, results["trainings"], about["profile"]),
     }
     output.mkdir(parents=True, exist_ok=True)
-    (output / "scorers.json").write_text(json.dumps(report, indent=1) + "\n")
-    (output / "scorers.md").write_text(markdown(report))
+    (output / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (output / f"{name}.md").write_text(markdown(report))
 
 
 def update_document(document: Path, report: Path) -> None:

@@ -272,8 +272,8 @@ def test_the_report_judges_claims_and_names_missing_cells(folder: Path, tmp_path
     assert lines[0] == "Before." and lines[-1] == "After." and "old" not in lines and lines.count(BEGIN) == lines.count(END) == 1
     assert any(line.startswith("| attention weights help |") and line.endswith("| holds |") for line in lines)
     nothing = read_results(experiment_in(folder, "nothing"))
-    write_report(about, nothing, tmp_path)
-    assert "not measured: maxsim (papers: exact), maxsim (original)" in (tmp_path / "scorers.md").read_text()
+    write_report(about, nothing, tmp_path, "nothing")
+    assert "not measured: maxsim (papers: exact), maxsim (original)" in (tmp_path / "nothing.md").read_text()
 
 
 def test_mined_negatives_are_not_positives_and_rows_do_not_depend_on_where_mining_starts(folder: Path):
