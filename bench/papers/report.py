@@ -195,7 +195,7 @@ def write_report(about: dict[str, Any], results: dict[str, Any], output: Path, n
         name: {each: compared(answers, (name, "scan"), (begin, "scan"), "nDCG@10", [each]) for each in profile.collections}
         for name in trained
     }
-    colbert = most_measured(answers, ("maxsim", *untrained(profile)), "papers: exact")
+    colbert = most_measured(answers, ("maxsim", UNTRAINED), "papers: exact")
     token_model = most_measured(answers, (f"xtr, k {profile.k_train[0]}", "maxsim", UNTRAINED), "xtr, zero")
     every = claims(profile, colbert, token_model)
     found = judged(answers, every)
