@@ -79,7 +79,7 @@ class Experiment:
         small, *large = self.profile.collections
         cells = [self.pairs, self.begin]
         for collection in self.profile.collections:
-            cells += [self.encoded(collection)] if self.profile.trained_layers == 0 else []
+            cells += [self.encoded(collection)] if self.profile.is_frozen else []
             cells += [self.measuring(name, 0, collection) for name in untrained(self.profile)]
         listed = [self.listed, self.scores]
         for distilled, seed in dict.fromkeys((self.is_distilled(name), seed) for name, seed in trainings(self.profile)):
@@ -157,7 +157,7 @@ class Experiment:
         folder, every = self.answers(name, seed, collection), ways_of(name, self.profile)
         ways = {way: settings for way, settings in every.items() if self.ways is None or way in self.ways}
         needs = (self.begin,) if name == PROJECTED else () if name == UNTRAINED else (self.training(name, seed),)
-        encoded = self.encoded(collection) if self.profile.trained_layers == 0 else None
+        encoded = self.encoded(collection) if self.profile.is_frozen else None
         needs += (encoded,) if encoded else ()
 
         def make() -> None:
@@ -185,9 +185,7 @@ class Experiment:
     def encoder(self, name: str, seed: int) -> EncoderConfig:
         """Return the encoder for documents and queries. The untrained one is the base checkpoint with its own settings."""
         if name == UNTRAINED:
-            return EncoderConfig(
-                checkpoint=self.base, document_length=self.profile.document_length if self.profile.trained_layers == 0 else None
-            )
+            return EncoderConfig(checkpoint=self.base, document_length=self.profile.document_length if self.profile.is_frozen else None)
         lengths = {"query_length": self.profile.query_length, "document_length": self.profile.document_length}
         name = UNTRAINED if name == PROJECTED else name
         return EncoderConfig(checkpoint=str(self.model_folder(name, seed) / training.CHECKPOINT), **lengths)

@@ -80,6 +80,11 @@ class Profile:
     training_candidates: int | None = None
     every_seed: tuple[str, ...] | None = None
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the transformer is frozen, so that all models project the same embeddings."""
+        return self.trained_layers == 0
+
 
 PROFILES = {
     "full": Profile(1000, 32_000, 32, 1, 15, 2e-5, 2e-4, 0.2, 180, 32, 300, None, (256, 128, 64, 512), (0, 1, 2)),
@@ -158,7 +163,7 @@ def models(profile: Profile) -> dict[str, Model]:
 
 def untrained(profile: Profile) -> tuple[str, ...]:
     """Return the models without a training; the projected one is searched if only projections and heads are trained."""
-    return (UNTRAINED, PROJECTED) if profile.dim and profile.trained_layers == 0 else (UNTRAINED,)
+    return (UNTRAINED, PROJECTED) if profile.dim and profile.is_frozen else (UNTRAINED,)
 
 
 def trainings(profile: Profile) -> list[tuple[str, int]]:

@@ -133,12 +133,7 @@ class _NativeKernels:
             [_floats(q) for q in queries],
             [_floats(w) for w in weights],
             [_halves(table) for table in tables],
-            shard.codes,
-            shard.residuals,
-            _scales(shard),
-            codec.scale_pairs,
-            _halves(shard.weights),
-            shard.doc_offsets,
+            *_tokens(shard, codec),
             codec.weights,
             None if documents is None else _numbers(documents),
             block_rows(codec.dim, max(map(len, queries))),
@@ -160,12 +155,7 @@ class _NativeKernels:
             _floats(query_nD),
             _floats(weights_n),
             *table,
-            shard.codes,
-            shard.residuals,
-            _scales(shard),
-            codec.scale_pairs,
-            _halves(shard.weights),
-            shard.doc_offsets,
+            *_tokens(shard, codec),
             *distinct_codes(shard),
             codec.weights,
             _numbers(documents),
@@ -195,12 +185,7 @@ class _NativeKernels:
             relation.products,
             relation.constants,
             relation.upper,
-            shard.codes,
-            shard.residuals,
-            _scales(shard),
-            codec.scale_pairs,
-            _halves(shard.weights),
-            shard.doc_offsets,
+            *_tokens(shard, codec),
             encoder,
             centroids,
             relation_of(codec).by_cosine,
@@ -372,9 +357,10 @@ def _halves(values: np.ndarray | None) -> np.ndarray | None:
     return None if values is None else values.view(np.uint16)
 
 
-def _scales(shard: IndexShard) -> np.ndarray:
-    """Return float16 scales as uint16, and numbers of pairs as they are."""
-    return shard.scales if shard.scales.dtype == np.uint8 else shard.scales.view(np.uint16)
+def _tokens(shard: IndexShard, codec: ResidualCodec) -> tuple[np.ndarray | None, ...]:
+    """Return codes, residuals, scales, pairs of scales, weights and document offsets of a shard's tokens, as compiled kernels take them."""
+    scales = shard.scales if shard.scales.dtype == np.uint8 else shard.scales.view(np.uint16)  # numbers of pairs stay as they are
+    return shard.codes, shard.residuals, scales, codec.scale_pairs, _halves(shard.weights), shard.doc_offsets
 
 
 def _numbers(values: np.ndarray) -> np.ndarray:

@@ -70,9 +70,8 @@ class FrozenLayers:
         self._unpadded = UnpaddedBert(first.to(products)) if on_cpu and is_supported(first) else None
         self._kept: dict[bytes, _Kept] = {}
 
-    def prepare(self, network: Network) -> None:
-        """Freeze the first layers of a network and set training mode for the rest; frozen layers have no dropout."""
-        network.train()
+    def freeze(self, network: Network) -> None:
+        """Freeze the first layers of a network, and set evaluation mode for them: frozen layers have no dropout."""
         layers = _layers(network)
         for part in (network.backbone.embeddings, *layers[: len(layers) - self._num_trained]):
             part.requires_grad_(False).eval()

@@ -112,7 +112,7 @@ class Training:
         self._frozen = None
         if config.trained_layers is not None:
             self._frozen = frozen or FrozenLayers(network, config.trained_layers, products)
-            self._frozen.prepare(network)
+            self._frozen.freeze(network)
             network.transformer = partial(self._frozen, network)
         self._optimizer = make_optimizer(self._body, heads, config)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=products == torch.float16)
@@ -135,7 +135,7 @@ class Training:
         self._modules.train()
         self._body.train(not self.config.freeze_encoder)  # without dropout, heads learn from the vectors that search will use
         if self._frozen:
-            self._frozen.prepare(self.encoder.model)
+            self._frozen.freeze(self.encoder.model)
         self._optimizer.zero_grad()
         parts = torch.stack([self._backward(batch, number, 1 / len(batches)) for number, batch in enumerate(batches)])
         mean_loss, query_weight, square, closed, *terms = collectives.mean_over_workers(parts.sum(0)).tolist()
