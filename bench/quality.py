@@ -1,6 +1,6 @@
 """Measure the quality of every engine on BEIR folders against exact MaxSim over uncompressed embeddings.
 
-    python -m bench.quality DATASET_FOLDER ... [--work runs/quality] [--output bench/results/quality.json]
+    python -m bench.quality DATASET_FOLDER ... [--checkpoint CHECKPOINT] [--shards 1 4] [--work runs/quality] [--output FILE]
 
 Run it from the repository root. It runs the real jobs: encode, build_index with 1 and 4 shards, evaluate. The work folder keeps
 their outputs, and a second run continues from them. Remove the folder to measure again.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import machine
+from ray_lir.base.config import DEFAULT_CHECKPOINT, EncoderConfig
 from ray_lir.corpus.datasets import load_dataset
 from ray_lir.embeddings.manifest import EmbeddingsManifest
 from ray_lir.evaluation import metrics, oracle
@@ -29,7 +30,6 @@ ENGINES = {
     "warp": ["--engine", "warp"],
     "warp, rescore 0": ["--engine", "warp", "--warp.rescore", "0"],
 }
-SHARDS = (1, 4)
 DEPTH = 100
 PACKAGES = ("numpy", "torch", "transformers", "ray", "faiss-cpu", "pyarrow", "ir-measures")
 
@@ -42,42 +42,48 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
     parser.add_argument("--output", type=Path, default=Path("bench/results/quality.json"))
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="encoder (%(default)s)")
+    parser.add_argument("--shards", type=int, nargs="+", default=[1, 4], help="numbers of shards; the engines' measures are of the first")
     options = parser.parse_args()
-    collections = [_measure(dataset, options.split, options.work / dataset.name) for dataset in options.datasets]
-    report = {"machine": machine(), "versions": {name: importlib.metadata.version(name) for name in PACKAGES}, "collections": collections}
+    collections = [
+        _measure(dataset, options.split, options.work / dataset.name, options.checkpoint, options.shards) for dataset in options.datasets
+    ]
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    report = {"machine": machine(), "versions": versions, "checkpoint": options.checkpoint, "collections": collections}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(portable(json.dumps(report, indent=1), options.datasets) + "\n")
+    text = json.dumps(report, indent=1).replace(options.checkpoint, Path(options.checkpoint).name)
+    options.output.write_text(portable(text, options.datasets) + "\n")
     options.output.with_suffix(".md").write_text(markdown(collections))
     print(markdown(collections))
 
 
-def _measure(dataset: Path, split: str, work: Path) -> dict[str, Any]:
-    """Measure one collection: the oracle, and every engine over an index of 1 shard and of 4."""
+def _measure(dataset: Path, split: str, work: Path, checkpoint: str, shards: list[int]) -> dict[str, Any]:
+    """Measure one collection: the oracle, and every engine over an index for each number of shards."""
     work.mkdir(parents=True, exist_ok=True)
     embeddings, judgements = work / "embeddings", load_dataset(str(dataset), split).qrels
-    jobs = {"encode": job(work / "encode.json", "encode", "--corpus", dataset, "--output", embeddings)}
-    for shards in SHARDS:
-        name = f"build_index-{shards}"
-        output = ["--embeddings", embeddings, "--output", work / f"index-{shards}", "--num-shards", shards, "--where", "here"]
+    jobs = {"encode": job(work / "encode.json", "encode", "--corpus", dataset, "--output", embeddings, "--encoder.checkpoint", checkpoint)}
+    for number in shards:
+        name = f"build_index-{number}"
+        output = ["--embeddings", embeddings, "--output", work / f"index-{number}", "--num-shards", number, "--where", "here"]
         jobs[name] = job(work / f"{name}.json", "build_index", *output)
-    best = _oracle_run(dataset, split, work)
+    best = _oracle_run(dataset, split, work, checkpoint)
     return {
         "name": dataset.name,
         "split": split,
         "queries": len(judgements),
         "oracle": metrics.means(metrics.evaluate(best, judgements)),
-        "engines": [_measure_engine(engine, dataset, split, work, best) for engine in ENGINES],
+        "engines": [_measure_engine(engine, dataset, split, work, best, shards) for engine in ENGINES],
         "jobs": jobs,
     }
 
 
-def _measure_engine(engine: str, dataset: Path, split: str, work: Path, best: Run) -> dict[str, Any]:
-    """Return an engine's measures over one shard, its overlap with the oracle, and whether more shards give the same run."""
+def _measure_engine(engine: str, dataset: Path, split: str, work: Path, best: Run, shards: list[int]) -> dict[str, Any]:
+    """Return an engine's measures over the first index, its overlap with the oracle, and whether the other indexes give the same run."""
     evaluations = {}
-    for shards in SHARDS:
-        name = f"{engine.replace(', ', '-').replace(' ', '-')}-{shards}"
-        where = ["--index", work / f"index-{shards}", "--dataset", dataset, "--split", split, "--run", work / f"{name}.run", "--k", DEPTH]
-        timed = [] if shards == SHARDS[0] else ["--latency_queries", 0]
+    for number in shards:
+        name = f"{engine.replace(', ', '-').replace(' ', '-')}-{number}"
+        where = ["--index", work / f"index-{number}", "--dataset", dataset, "--split", split, "--run", work / f"{name}.run", "--k", DEPTH]
+        timed = [] if number == shards[0] else ["--latency_queries", 0]
         evaluations[work / f"{name}.run"] = job(work / f"{name}.json", "evaluate", *where, *ENGINES[engine], *timed)
     runs = [path.read_bytes() for path in evaluations]
     found = read_run(str(next(iter(evaluations))))
@@ -86,7 +92,7 @@ def _measure_engine(engine: str, dataset: Path, split: str, work: Path, best: Ru
         "engine": engine,
         "oracle_recall@10": oracle.overlap(found, best, 10),
         "oracle_recall@100": oracle.overlap(found, best, 100),
-        "same_run_for_all_shards": len(set(runs)) == 1,
+        "same_run_for_all_shards": len(set(runs)) == 1 if len(runs) > 1 else None,
         "commands": [evaluation["command"] for evaluation in evaluations.values()],
     }
 
@@ -103,7 +109,7 @@ def job(result: Path, verb: str, *args: object) -> dict[str, Any]:
     return json.loads(result.read_text())
 
 
-def _oracle_run(dataset: Path, split: str, work: Path) -> Run:
+def _oracle_run(dataset: Path, split: str, work: Path, checkpoint: str) -> Run:
     """Rank by exact MaxSim over the uncompressed embeddings, stored as a run file."""
     path = work / "oracle.run"
     if not path.exists():
@@ -112,7 +118,7 @@ def _oracle_run(dataset: Path, split: str, work: Path) -> Run:
         print(f"oracle of {dataset.name}", file=sys.stderr, flush=True)
         manifest = read_manifest(str(work / "embeddings" / MANIFEST), EmbeddingsManifest, "jobs.encode")
         questions = load_dataset(str(dataset), split).queries
-        queries = Encoder.load().encode_queries(list(questions.values()), list(questions))
+        queries = Encoder.load(EncoderConfig(checkpoint=checkpoint)).encode_queries(list(questions.values()), list(questions))
         blocks = oracle.read_embeddings(str(work / "embeddings"), manifest)
         write_run(str(path), oracle.exact_run(blocks, queries, DEPTH), "oracle")
     return read_run(str(path))
@@ -129,7 +135,7 @@ def portable(text: str, datasets: list[Path]) -> str:
 def markdown(collections: list[dict[str, Any]]) -> str:
     """Return one row for each engine and collection; the first row of a collection is the oracle."""
     lines = [
-        "| collection | engine | nDCG@10 | R@100 | overlap with the uncompressed top 10 | p50 ms | p95 ms | runs of 1 and 4 shards |",
+        "| collection | engine | nDCG@10 | R@100 | overlap with the uncompressed top 10 | p50 ms | p95 ms | runs of all indexes |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for collection in collections:
@@ -137,9 +143,10 @@ def markdown(collections: list[dict[str, Any]]) -> str:
         lines.append(f"| {collection['name']} | uncompressed | {best['nDCG@10']:.4f} | {best['R@100']:.4f} | 1.000 | | | |")
         for row in collection["engines"]:
             search = row["latency_ms"]["search"]
+            same = {True: "identical", False: "DIFFER", None: ""}[row["same_run_for_all_shards"]]
             lines.append(
                 f"| {collection['name']} | {row['engine']} | {row['nDCG@10']:.4f} | {row['R@100']:.4f} | {row['oracle_recall@10']:.3f} | "
-                f"{search['p50']:.0f} | {search['p95']:.0f} | {'identical' if row['same_run_for_all_shards'] else 'DIFFER'} |"
+                f"{search['p50']:.0f} | {search['p95']:.0f} | {same} |"
             )
     return "\n".join(lines) + "\n"
 
