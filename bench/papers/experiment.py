@@ -63,7 +63,7 @@ class Experiment:
         work: Folder of everything that the experiment makes.
         profile: Its size.
         base: Checkpoint from which every training starts.
-        teacher: Checkpoint of the teacher of the distilled models; None if there is none.
+        teacher: Checkpoint of the teacher of the distilled models, a cross-encoder or one that scores by MaxSim; None if there is none.
         ways: Names of the ways of searching; None for all. Encoded collections are kept until all ways are measured.
     """
 
@@ -109,8 +109,8 @@ class Experiment:
 
         def make() -> None:
             assert self.teacher
-            lengths = {"query_length": self.profile.query_length, "document_length": self.profile.passage_length}
-            rows = add_scores(EncoderConfig(checkpoint=self.teacher, **lengths), self.listed.paths[0], _num_lines(attempt_at(path)))
+            lengths = (self.profile.query_length, self.profile.passage_length)
+            rows = add_scores(self.teacher, *lengths, self.listed.paths[0], _num_lines(attempt_at(path)))
             _append(path, rows)
 
         return Cell("teacher's scores", [path], make, (self.listed,), None if self.teacher else "needs --teacher")
@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for everything that the experiment makes; one for each profile")
     parser.add_argument("--profile", choices=PROFILES, default="full")
     parser.add_argument("--base", default=DEFAULT_CHECKPOINT, metavar="CHECKPOINT", help="checkpoint to start from (%(default)s)")
-    parser.add_argument("--teacher", metavar="CHECKPOINT", help="teacher of the distilled models, scored by MaxSim")
+    parser.add_argument("--teacher", metavar="CHECKPOINT", help="teacher of the distilled models: a cross-encoder, or scored by MaxSim")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="make only cells with one of these texts in their name")
     parser.add_argument("--ways", nargs="+", metavar="NAME", help="search only in these ways, such as scan 'papers: plaid'")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after this time")

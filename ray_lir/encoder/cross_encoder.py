@@ -136,14 +136,17 @@ class CrossEncoder:
 def _check_kind(name: str, folder: Path) -> None:
     """Raise ConfigError if a checkpoint is an encoder of single texts, or not a checkpoint."""
     files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if files & ENCODER_FILES and not _is_classifier(folder):
+    if files & ENCODER_FILES and not is_cross_encoder(folder):
         raise ConfigError(f"{name} is an encoder of single texts (it has {min(files & ENCODER_FILES)}), not a cross-encoder; {GIVE}")
     if "config.json" not in files:
         raise ConfigError(f"{name} is not a cross-encoder: it has no config.json; {GIVE}")
 
 
-def _is_classifier(folder: Path) -> bool:
-    """Return whether config.json names a sequence classifier; recent sentence-transformers writes modules.json for cross-encoders too."""
+def is_cross_encoder(folder: Path) -> bool:
+    """Return whether a checkpoint's config.json names a sequence classifier.
+
+    Recent sentence-transformers writes modules.json for cross-encoders too.
+    """
     try:
         architectures = parse_json((folder / "config.json").read_text()).get("architectures") or []
     except (OSError, ValueError, AttributeError):
