@@ -1,4 +1,4 @@
-"""Middleware around every request: a limit on the body, security headers, metrics, and a log line."""
+"""Middleware around every request: HEAD, a limit on the body, security headers, metrics, and a log line."""
 
 import logging
 import time
@@ -52,6 +52,23 @@ class BodyLimit:
             return message
 
         await self.app(scope, limited, send)
+
+
+class HeadAsGet:
+    """Answers HEAD like GET without the body; load balancers and uptime checks send HEAD."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def without_body(message: Message) -> None:
+            await send(message | {"body": b""} if message["type"] == "http.response.body" else message)
+
+        await self.app(dict(scope, method="GET"), receive, without_body)
 
 
 class Observed:

@@ -20,7 +20,7 @@ from ray_lir.base.errors import InvalidDocument
 from ..metrics import Metrics
 from .access import Access, Credentials, Grant, Guard, Role
 from .errors import HANDLERS, declared
-from .middleware import INDEX_NAME, BodyLimit, Observed
+from .middleware import INDEX_NAME, BodyLimit, HeadAsGet, Observed
 
 UI = Path(__file__).parents[1] / "ui"
 PAGES = {"/": "index.html", **{f"/ui/{file.name}": file.name for file in sorted(UI.iterdir()) if file.suffix in (".css", ".js", ".svg")}}
@@ -195,6 +195,7 @@ def _application(metrics: Metrics, access: Access, summary: str, lifespan: Lifes
             CORSMiddleware, allow_origins=access.origins, allow_methods=("GET", "POST", "PUT", "DELETE"), allow_headers=("*",)
         )
     app.add_middleware(Observed, metrics=metrics)
+    app.add_middleware(HeadAsGet)
     return app
 
 

@@ -307,6 +307,14 @@ def test_every_reply_tells_browsers_to_be_strict():
         assert reply.headers["X-Content-Type-Options"] == "nosniff"
 
 
+@pytest.mark.parametrize("path", ["/", "/health/live", "/nowhere"])
+def test_head_gets_the_status_and_headers_of_get_without_the_body(path):
+    with client() as asked:
+        head, get = asked.head(path), asked.get(path)
+    assert head.status_code == get.status_code and head.content == b"" and get.content
+    assert head.headers["content-length"] == get.headers["content-length"]
+
+
 def test_each_request_leaves_one_line_in_the_log(caplog):
     caplog.set_level("INFO", logger="ray.serve")
     client().post("/search", json={"query": "a secret question"})
