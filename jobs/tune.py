@@ -22,6 +22,7 @@ from ray_lir.engines import TUNING
 from ray_lir.engines.exact import ExactParams
 from ray_lir.engines.hybrid import LEXICAL_WEIGHT, HybridParams
 from ray_lir.engines.params import EngineConfig
+from ray_lir.engines.plaid import PlaidParams
 from ray_lir.engines.scan import ScanParams
 from ray_lir.engines.scoring.terms import DEFAULT_RELATION_CANDIDATES
 from ray_lir.engines.warp import WarpParams
@@ -37,7 +38,9 @@ from .cli import main
 from .query_search import QueryEncoderConfig, QuerySearch
 
 SCAN = tuple(ScanParams(candidate_fraction=fraction) for fraction in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16))
+PLAID = tuple(PlaidParams(nprobe=nprobe, candidate_fraction=fraction) for nprobe in (2, 8) for fraction in (1 / 4, 1, 4))
 WARP = tuple(WarpParams(nprobe=nprobe, candidate_fraction=fraction) for nprobe in (8, 16, 32, 64) for fraction in (1 / 4, 1, 4))
+SETTINGS = SCAN + PLAID + WARP
 """Settings to measure. The number of candidates is relative to the default, so a choice also fits other query lengths and other k."""
 FUSIONS = (
     HybridParams(fusion="weighted", lexical_weight=LEXICAL_WEIGHT),
@@ -53,7 +56,7 @@ QUESTION_WORDS = 12
 
 
 class TuneConfig(Config):
-    """Measures recall and latency of many settings of scan and warp, stores the curve, and sets what `auto` does on this index.
+    """Measures recall and latency of many settings of scan, plaid and warp, stores the curve, and sets what `auto` does on this index.
 
     On an index with lexical postings and with --dataset, the job also measures nDCG@10 of hybrid search by fusion and weight. The best
     become the defaults of engine hybrid on this index. Use other judgements than those of your test, such as --split dev.
@@ -105,8 +108,8 @@ def tune(config: TuneConfig) -> dict[str, Any]:
             exact = [answer.documents for block in sorted(found, key=lambda block: block.number) for answer in block.answers]
             record.update(queries=len(exact))
         with logs.phase("sweep") as record:
-            measured = search.map_on_index(partial(_measure, queries, k, exact), SCAN + WARP)
-            curve = list(track(measured, "sweep", len(SCAN + WARP), lambda _: 1, unit="settings"))
+            measured = search.map_on_index(partial(_measure, queries, k, exact), SETTINGS)
+            curve = list(track(measured, "sweep", len(SETTINGS), lambda _: 1, unit="settings"))
             record.update(settings=len(curve))
         fusions = _fusions(search, judged) if judged and fuses else []
     targets = {"balanced": target, "fast": min(target, config.fast_target)}

@@ -160,7 +160,7 @@ def _choose(statistics: IndexStatistics, kernels: str, quality: str, k: int) -> 
     fraction = FAST_FRACTION if quality == "fast" else 1
     candidates = statistics.default_candidates(k, fraction=fraction)
     statistics = replace(statistics, scorer_cost=statistics.scorer_cost * min(1, default_relation_documents(k) / candidates))
-    estimates = {name: estimate_ms(name, statistics, kernels, candidates) for name in automatic_engines(statistics.on_disk)}
+    estimates = {name: estimate_ms(name, statistics, kernels, candidates, k) for name in automatic_engines()}
     best = min(estimates, key=estimates.__getitem__)
     alternatives = ", ".join(f"{name} {ms:.1f}" for name, ms in estimates.items() if name != best)
     automatic = ENGINES[best].automatic
@@ -171,17 +171,12 @@ def _choose(statistics: IndexStatistics, kernels: str, quality: str, k: int) -> 
     return params, f"{best}: {estimates[best]:.1f} ms a query estimated with {kernels}, against {alternatives}"
 
 
-def automatic_engines(on_disk: bool = False) -> tuple[str, ...]:
-    """Return the names of the engines that `auto` chooses from.
-
-    Args:
-        on_disk: Whether residuals stay on the disk (index/residency.py).
-    """
-    found = ((name, engine.automatic) for name, engine in ENGINES.items())
-    return tuple(name for name, automatic in found if automatic and (on_disk or not automatic.on_disk_only))
+def automatic_engines() -> tuple[str, ...]:
+    """Return the names of the engines that `auto` chooses from."""
+    return tuple(name for name, engine in ENGINES.items() if engine.automatic)
 
 
-def estimate_ms(engine: str, statistics: IndexStatistics, kernels: str, candidates: int) -> float:
+def estimate_ms(engine: str, statistics: IndexStatistics, kernels: str, candidates: int, k: int = 10) -> float:
     """Return the estimated milliseconds of one core for a query.
 
     Args:
@@ -189,6 +184,7 @@ def estimate_ms(engine: str, statistics: IndexStatistics, kernels: str, candidat
         statistics: Statistics of the index.
         kernels: Name of the kernels that will run, a key of COSTS.
         candidates: Documents that are rescored.
+        k: Documents to return.
 
     Raises:
         ConfigError: The engine has no cost estimate.
@@ -196,7 +192,7 @@ def estimate_ms(engine: str, statistics: IndexStatistics, kernels: str, candidat
     automatic = ENGINES[engine].automatic
     if automatic is None:
         raise ConfigError(f"the time of engine {engine} cannot be estimated; choose {', '.join(automatic_engines())}")
-    return automatic.cost(statistics, COSTS[kernels], candidates).total
+    return automatic.cost(statistics, COSTS[kernels], candidates, k).total
 
 
 def read_tuning(root: str, version: int) -> Tuning | None:

@@ -51,8 +51,17 @@ COSTS = {
 
 DENSITY = 1.7
 """Mean size of a probed cluster over the mean size of all clusters (SciFact)."""
-RANDOM_READ_NS = 12_000
+FAR_TOKENS = 10_000_000
+"""Tokens of an index of which half of the random accesses miss the caches and the page tables of the processor."""
+FAR_TOKEN_NS, FAR_CODES_NS, FAR_DOCUMENT_NS = 80, 550, 3_000
+"""Time of these misses if a search decodes one token, reads the codes of a document, or decodes tokens of a document
+(bench/results/larger_than_memory.md)."""
+READ_PAGE_NS = 12_000
 """Time to read a page from a local disk while others are read: 3,000 pages took 30 to 45 ms (bench/results/larger_than_memory.md)."""
+READ_TOKEN_NS = 25
+"""Time to read a token of 2 bits and 128 dimensions if a whole index is read in order from a local disk."""
+PAGES_PER_DOCUMENT = 5
+"""Pages with the codes, residuals and scales of a document of 128 tokens, 2 bits and 128 dimensions."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,22 @@ def width(statistics: IndexStatistics) -> float:
     return statistics.dim / DIM
 
 
+def far(statistics: IndexStatistics) -> float:
+    """Return the fraction of random accesses that miss the caches and the page tables."""
+    return statistics.num_tokens / (statistics.num_tokens + FAR_TOKENS)
+
+
+def visit_ns(statistics: IndexStatistics, num_docs: float) -> float:
+    """Return the time to access the vectors of documents at random, in memory or on the disk, in nanoseconds.
+
+    Args:
+        statistics: Statistics of the index.
+        num_docs: Documents to access.
+    """
+    page_ns = PAGES_PER_DOCUMENT * READ_PAGE_NS if statistics.on_disk else 0
+    return min(num_docs, statistics.num_docs) * (far(statistics) * FAR_DOCUMENT_NS + page_ns)
+
+
 def plan_ns(statistics: IndexStatistics, costs: Costs) -> float:
     """Return the fixed time of a query plus the time to score all centroids, in nanoseconds."""
     return costs.query + statistics.num_centroids * costs.centroid * width(statistics)
@@ -100,11 +125,11 @@ def maxsim_ns(statistics: IndexStatistics, costs: Costs, num_docs: int) -> float
 
 
 def rescore_ns(statistics: IndexStatistics, costs: Costs, candidates: int) -> float:
-    """Return the time to score candidates exactly, including scorer terms, in nanoseconds.
+    """Return the time to access candidates and to score them exactly, including scorer terms, in nanoseconds.
 
     Args:
         statistics: Statistics of the index.
         costs: Costs of the kernels.
         candidates: Documents to score.
     """
-    return maxsim_ns(statistics, costs, candidates) * (1 + statistics.scorer_cost)
+    return visit_ns(statistics, candidates) + maxsim_ns(statistics, costs, candidates) * (1 + statistics.scorer_cost)

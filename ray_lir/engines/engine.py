@@ -99,14 +99,12 @@ class Automatic(Generic[Params]):
 
     Attributes:
         params: (fraction of the default number of candidates) -> the parameters.
-        cost: (index statistics, costs of the kernels, number of candidates) -> the estimated time of a query. The number of candidates is
-            `IndexStatistics.default_candidates` for the same fraction.
-        on_disk_only: Whether `auto` considers the engine only if residuals stay on the disk.
+        cost: (index statistics, costs of the kernels, number of candidates, k) -> the estimated time of a query. The number of
+            candidates is `IndexStatistics.default_candidates` for the same fraction.
     """
 
     params: Callable[[float], Params]
-    cost: Callable[[IndexStatistics, Costs, int], QueryCost]
-    on_disk_only: bool = False
+    cost: Callable[[IndexStatistics, Costs, int, int], QueryCost]
 
 
 @dataclass(frozen=True)

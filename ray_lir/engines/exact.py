@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from ray_lir.engines.cost import Costs, QueryCost, maxsim_ns, plan_ns
+from ray_lir.engines.cost import READ_TOKEN_NS, Costs, QueryCost, maxsim_ns, plan_ns, width
 from ray_lir.engines.engine import Allowed, Automatic, Engine, Scored, Stage
 from ray_lir.engines.params import RescoringConfig
 from ray_lir.engines.plan import IndexStatistics, Query, QueryPlan, among
@@ -80,10 +80,11 @@ def _relate(
     ]
 
 
-def _cost(statistics: IndexStatistics, costs: Costs, candidates: int) -> QueryCost:
+def _cost(statistics: IndexStatistics, costs: Costs, candidates: int, k: int) -> QueryCost:
     # Every document gets its MaxSim score; scorer terms are computed for the candidates only.
-    scored = maxsim_ns(statistics, costs, statistics.num_docs)
-    return QueryCost.of(plan_ns(statistics, costs), scored + statistics.scorer_cost * maxsim_ns(statistics, costs, candidates))
+    scored = maxsim_ns(statistics, costs, statistics.num_docs) + statistics.scorer_cost * maxsim_ns(statistics, costs, candidates)
+    reads = statistics.num_tokens * READ_TOKEN_NS * width(statistics) if statistics.on_disk else 0
+    return QueryCost.of(plan_ns(statistics, costs), scored + reads)
 
 
 SCORE_ALL = Stage(

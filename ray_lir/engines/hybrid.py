@@ -89,7 +89,7 @@ def _plan(query: Query, codec: ResidualCodec, statistics: IndexStatistics, param
 def _faster(statistics: IndexStatistics, kernels: Kernels, count: int) -> Literal["scan", "warp"]:
     costs = COSTS[kernels.name]
     scan_cost, warp_cost = (
-        engine.automatic.cost(statistics, costs, count).total for engine in (scan.ENGINE, warp.ENGINE) if engine.automatic
+        engine.automatic.cost(statistics, costs, count, count).total for engine in (scan.ENGINE, warp.ENGINE) if engine.automatic
     )
     return "scan" if scan_cost <= warp_cost else "warp"
 

@@ -1,5 +1,6 @@
 """QueryPlan: one query prepared for all shards. TopK: the documents of an answer. Both are the same types for every engine."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -102,10 +103,10 @@ class IndexStatistics:
     def default_candidates(self, k: int, num_tokens: int = USUAL_TOKENS, fraction: float = 1) -> int:
         """Return the default number of documents to rescore for the top k.
 
-        Centroid scores err independently for each query token and the errors cancel out over the tokens, so short queries need more
-        candidates. On SciFact (5,183 documents, queries of 21 tokens), the top 128 by centroid score hold .995 of the exact top 10. On
-        NFCorpus (3,633 documents, queries of 5 tokens), .993 takes 500 candidates. Ten times as many documents need 2.5 times as many
-        candidates. `jobs.tune` measures the number for an index.
+        Centroid scores err independently for each query token and the errors cancel out over the tokens. Short queries therefore need
+        more candidates, and their number grows faster with the collection. `jobs.tune` measures the number for an index.
+
+        Source: docs/algorithms.md#25-scan; measured on 1,900 to 50,500 documents (bench/README.md#candidates-of-growing-collections).
 
         Args:
             k: Documents to return.
@@ -115,8 +116,10 @@ class IndexStatistics:
         Returns:
             Candidates, at least 1.
         """
-        for_tokens = max(96, 2700 / max(1, num_tokens))
-        default = max(4 * k, round(for_tokens * max(1.0, self.num_docs / 5000) ** 0.4))
+        num_tokens = max(1, num_tokens)
+        for_tokens = max(96, 2700 / num_tokens) * math.sqrt(max(1, k / 10))
+        growth = max(1.0, self.num_docs / 5000) ** min(0.4, 8 / num_tokens)
+        default = round(max(4 * k, for_tokens) * growth)
         return max(1, round(fraction * default * (1 if self.unit_norms else NORMS_CANDIDATES)))
 
 

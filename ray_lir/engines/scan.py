@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from pydantic import AliasChoices, ConfigDict, Field
 
-from ray_lir.engines.cost import Costs, QueryCost, plan_ns, rescore_ns, width
+from ray_lir.engines.cost import Costs, QueryCost, maxsim_ns, plan_ns, rescore_ns, visit_ns, width
 from ray_lir.engines.engine import Allowed, Automatic, Engine, Scored, Stage
 from ray_lir.engines.exact import RELATE, RESCORE
 from ray_lir.engines.params import RescoringConfig
@@ -74,7 +74,7 @@ def _score_codes(
     numbers = np.arange(shard.num_docs)
     results = []
     for plan, allowed in zip(plans, documents, strict=True):
-        scores = _scan(plan, shard, codec, kernels)
+        scores = code_scores(plan, shard, codec, kernels)
         results.append(kernels.top_k(*among(scores, numbers, allowed), plan.stage_limits[0]))
     return results
 
@@ -91,16 +91,29 @@ def _refine(
     return results
 
 
-def _scan(plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels) -> np.ndarray:
-    """Centroid scores [N] of all documents, float32."""
+def code_scores(
+    plan: QueryPlan, shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the centroid scores of documents, with each centroid scaled to the length of the token.
+
+    Args:
+        plan: The plan of the query.
+        shard: The shard that holds the documents.
+        codec: The codec of the index.
+        kernels: The kernels that score codes.
+        documents: [N] ascending numbers inside the shard; None for all documents.
+
+    Returns:
+        [N] float32, -inf for a document without tokens.
+    """
     if plan.unit_norms:
-        return kernels.scan_codes(scan_table(plan.query, codec, kernels), plan.query.weights, shard)
+        return kernels.scan_codes(scan_table(plan.query, codec, kernels), plan.query.weights, shard, documents)
     codes = norm_codes(shard)
     table = kernels.scan_table(codes.table(centroid_scores(plan.query, codec, kernels)))
-    return kernels.scan_codes(table, plan.query.weights, codes.shard)
+    return kernels.scan_codes(table, plan.query.weights, codes.shard, documents)
 
 
-def _cost(statistics: IndexStatistics, costs: Costs, candidates: int) -> QueryCost:
+def _cost(statistics: IndexStatistics, costs: Costs, candidates: int, k: int) -> QueryCost:
     tables = plan_ns(statistics, costs) + statistics.num_centroids * costs.byte_table
     scan = statistics.num_tokens * costs.code
     if statistics.scorer_cost or not statistics.unit_norms:
@@ -108,8 +121,8 @@ def _cost(statistics: IndexStatistics, costs: Costs, candidates: int) -> QueryCo
     # Candidates are at least 4 k.
     rescored = min(candidates, round(RESCORED[0] * candidates / 4) + RESCORED[1])
     refined = min(statistics.num_docs, MORE_CANDIDATES * candidates)
-    refine = refined * statistics.tokens_per_document * costs.nearest * width(statistics)
-    return QueryCost.of(tables, scan, refine, rescore_ns(statistics, costs, rescored))
+    refine = visit_ns(statistics, refined) + refined * statistics.tokens_per_document * costs.nearest * width(statistics)
+    return QueryCost.of(tables, scan, refine, maxsim_ns(statistics, costs, rescored))
 
 
 SCORE_CODES = Stage(

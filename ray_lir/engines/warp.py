@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import AliasChoices, ConfigDict, Field
 
-from ray_lir.engines.cost import DENSITY, QUERY_TOKENS, RANDOM_READ_NS, Costs, QueryCost, plan_ns, rescore_ns, width
+from ray_lir.engines.cost import DENSITY, FAR_TOKEN_NS, QUERY_TOKENS, READ_PAGE_NS, Costs, QueryCost, far, plan_ns, rescore_ns, width
 from ray_lir.engines.engine import Allowed, Automatic, Engine, Scored, Stage
 from ray_lir.engines.exact import RELATE, RESCORE
 from ray_lir.engines.params import RescoringConfig
@@ -116,11 +116,11 @@ def _score_postings(
     return results
 
 
-def _cost(statistics: IndexStatistics, costs: Costs, candidates: int) -> QueryCost:
+def _cost(statistics: IndexStatistics, costs: Costs, candidates: int, k: int) -> QueryCost:
     probing = plan_ns(statistics, costs) + statistics.num_centroids * costs.probe
     postings = QUERY_TOKENS * NPROBE * DENSITY * statistics.tokens_per_centroid
-    reads = postings * RANDOM_READ_NS if statistics.on_disk else 0
-    return QueryCost.of(probing, postings * costs.posting * width(statistics) + reads, rescore_ns(statistics, costs, 2 * candidates))
+    access = postings * (READ_PAGE_NS if statistics.on_disk else far(statistics) * FAR_TOKEN_NS)
+    return QueryCost.of(probing, postings * costs.posting * width(statistics) + access, rescore_ns(statistics, costs, 2 * candidates))
 
 
 SCORE_POSTINGS = Stage("score_postings", "WARP's score of every document with a token in a probed cluster.", _score_postings)

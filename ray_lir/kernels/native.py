@@ -213,12 +213,12 @@ class _NativeKernels:
     def scan_table(self, table_CL: np.ndarray) -> ScanTable:
         return ByteTable(*module().byte_table(self.isa, _halves(table_CL)))
 
-    def scan_codes(self, table: ScanTable, weights_n: np.ndarray, shard: IndexShard) -> np.ndarray:
+    def scan_codes(self, table: ScanTable, weights_n: np.ndarray, shard: IndexShard, documents: np.ndarray | None = None) -> np.ndarray:
         assert isinstance(table, ByteTable)
-        weights_n = _floats(weights_n)
+        weights_n, documents = _floats(weights_n), None if documents is None else _numbers(documents)
         base = float(weights_n.astype(np.float64) @ table.lows[: len(weights_n)])
         factors = weights_n * table.steps[: len(weights_n)]
-        return module().byte_maxsim(self.isa, table.bytes, factors, base, *distinct_codes(shard), None, None, self.threads)
+        return module().byte_maxsim(self.isa, table.bytes, factors, base, *distinct_codes(shard), None, documents, self.threads)
 
     def probe(
         self, table_CL: np.ndarray, num_tokens: int, cluster_sizes: np.ndarray, nprobe: int, bound: int, t_prime: int

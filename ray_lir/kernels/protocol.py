@@ -249,13 +249,14 @@ class Kernels(Protocol):
     def scan_table(self, table_CL: np.ndarray) -> ScanTable:
         """Return the centroid scores of a query in the form that `scan_codes` reads; make it once a query."""
 
-    def scan_codes(self, table: ScanTable, weights_n: np.ndarray, shard: IndexShard) -> np.ndarray:
-        """Return `centroid_maxsim` of all documents, [N] float32.
+    def scan_codes(self, table: ScanTable, weights_n: np.ndarray, shard: IndexShard, documents: np.ndarray | None = None) -> np.ndarray:
+        """Return `centroid_maxsim` of documents, [N] float32.
 
         Args:
             table: `scan_table` of the query.
             weights_n: [n], the weights of the query tokens.
-            shard: The shard to scan.
+            shard: The shard that holds the documents.
+            documents: [N] int64, numbers inside the shard; None for all documents.
         """
 
     def probe(

@@ -206,9 +206,9 @@ class _ReferenceKernels:
     def scan_table(self, table_CL: np.ndarray) -> ScanTable:
         return table_CL
 
-    def scan_codes(self, table: ScanTable, weights_n: np.ndarray, shard: IndexShard) -> np.ndarray:
+    def scan_codes(self, table: ScanTable, weights_n: np.ndarray, shard: IndexShard, documents: np.ndarray | None = None) -> np.ndarray:
         assert isinstance(table, np.ndarray)
-        return self.centroid_maxsim(table, weights_n, shard)
+        return self.centroid_maxsim(table, weights_n, shard, None, documents)
 
     def probe(
         self, table_CL: np.ndarray, num_tokens: int, cluster_sizes: np.ndarray, nprobe: int, bound: int, t_prime: int

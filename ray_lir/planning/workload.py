@@ -95,4 +95,4 @@ def query_work(engine: str, of: Collection, kernels: str, k: int) -> QueryCost:
     """
     automatic = ENGINES[engine].automatic
     assert automatic is not None, f"engine {engine} has no cost"
-    return automatic.cost(of.statistics, COSTS[kernels], of.statistics.default_candidates(k))
+    return automatic.cost(of.statistics, COSTS[kernels], of.statistics.default_candidates(k), k)

@@ -73,7 +73,7 @@ def test_answers_are_equal_to_the_bit(folder, name, engine):
     if name == "plain":
         assert bits(in_memory, engine, filters="even = true") == bits(on_disk, engine, filters="even = true")
     if name == "both":
-        assert bits(in_memory, "auto", quality="fast") == bits(on_disk, "auto", quality="fast")
+        assert bits(in_memory, PlaidParams(candidate_fraction=0.1)) == bits(on_disk, PlaidParams(candidate_fraction=0.1))
 
 
 def test_the_reference_kernels_give_equal_answers_too(folder):
@@ -230,8 +230,10 @@ def test_auto_never_chooses_random_reads_of_single_tokens_on_the_disk():
         sizes = np.full(num_centroids, num_tokens // num_centroids)
         return choose(IndexStatistics(num_tokens // 128, num_tokens, sizes, on_disk=on_disk), "native:avx2")[0]
 
-    assert [chosen(tokens, False).engine for tokens in (10_000, 1_000_000, 100_000_000)] == ["exact", "scan", "warp"]
-    assert [chosen(tokens, True).engine for tokens in (10_000, 1_000_000, 100_000_000)] == ["exact", "scan", "plaid"]
+    assert [chosen(tokens, False).engine for tokens in (10_000, 1_000_000, 100_000_000)] == ["exact", "scan", "plaid"]
+    assert chosen(1_000, True).engine == "exact"
+    for tokens in (1_000_000, 100_000_000, 1_000_000_000):
+        assert chosen(tokens, True).engine in ("scan", "plaid")
     assert chosen(100_000_000, True) == PlaidParams(candidate_fraction=1)
 
 
@@ -240,8 +242,9 @@ def test_plaid_with_a_candidate_fraction_rescores_the_default_number_of_document
     query = queries_about(PLAIN, [80])
     candidates = planner.statistics.default_candidates(3, len(planner.plan(query, 3)[0].query.active), 0.1)
     [plaid] = planner.plan(query, 3, PlaidParams(candidate_fraction=0.1))
-    assert plaid.stage_limits == (4 * candidates, candidates, 3)
-    assert (plaid.params.nprobe, plaid.params.centroid_score_threshold) == (8, 0.4)
+    assert plaid.stage_limits == (candidates, 3) and plaid.params.rescore == candidates
+    [again] = planner.plan(query, 3, plaid.params)
+    assert again.stage_limits == plaid.stage_limits and np.array_equal(again.clusters, plaid.clusters)
     [set_by_hand] = planner.plan(query, 3, PlaidParams(candidate_fraction=0.1, nprobe=2, ncandidates=40, centroid_score_threshold=0.3))
     assert (set_by_hand.params.nprobe, set_by_hand.stage_limits[0], set_by_hand.params.centroid_score_threshold) == (2, 40, 0.3)
 
@@ -251,3 +254,12 @@ def test_the_predicted_memory_is_that_of_the_manifest(folder):
     of = Collection(150, PLAIN.num_tokens, 32, 2, 64, len(manifest.shards), 0)
     predicted, counted = resident_memory(of), residency.resident_bytes(manifest)
     assert predicted == pytest.approx(counted, abs=3 * 128 * len(manifest.shards))  # headers of the arrays
+
+
+def test_plaid_in_auto_returns_all_allowed_documents_if_they_are_fewer_than_it_rescores(folder):
+    searcher = Searcher.open(folder / "plain")
+    query = queries_about(PLAIN, [80])
+    [top] = searcher.search(query, 4, PlaidParams(nprobe=1, rescore=12), only=[3, 50, 110, 149])
+    assert sorted(top.documents.tolist()) == [3, 50, 110, 149]
+    [exact] = searcher.search(query, 4, "exact", only=[3, 50, 110, 149])
+    assert top.documents.tolist() == exact.documents.tolist() and np.array_equal(top.scores, exact.scores)

@@ -236,13 +236,13 @@ def scan_table(table_CL: np.ndarray) -> ScanTable:
     return table_CL
 
 
-def scan_codes(table: ScanTable, weights_n: np.ndarray, shard: IndexShard) -> np.ndarray:
+def scan_codes(table: ScanTable, weights_n: np.ndarray, shard: IndexShard, documents: np.ndarray | None = None) -> np.ndarray:
     """Return `Kernels.scan_codes`.
 
     Args: as in `ray_lir.kernels.protocol.Kernels.scan_codes`.
     """
     assert isinstance(table, np.ndarray)
-    return centroid_maxsim(table, weights_n, shard)
+    return centroid_maxsim(table, weights_n, shard, None, documents)
 
 
 def maxsim(queries: Sequence[np.ndarray], weights: Sequence[np.ndarray], tokens_TD: np.ndarray, offsets: np.ndarray) -> np.ndarray:

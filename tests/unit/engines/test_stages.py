@@ -76,11 +76,17 @@ def test_scan_refines_candidates_by_default_and_answers_with_parameters_that_rep
     assert all_rescored.stage_limits == (30, 30, 4)
 
 
-@pytest.mark.parametrize(("num_tokens", "k", "limits"), [(21, 10, (161, 32, 10)), (21, 100, (500, 176, 100)), (5, 10, (675, 90, 10))])
+@pytest.mark.parametrize(("num_tokens", "k", "limits"), [(21, 10, (161, 32, 10)), (21, 100, (509, 176, 100)), (5, 10, (675, 90, 10))])
 def test_more_documents_are_rescored_for_short_queries(num_tokens, k, limits):
     statistics = IndexStatistics(5000, 500_000, np.full(1000, 500))
     query = Query(np.eye(128, dtype=np.float32)[:num_tokens], np.ones(num_tokens, np.float32))
     assert ENGINES["scan"].plan(query, None, statistics, ScanParams(), k, select("reference")).stage_limits == limits
+
+
+def test_candidates_grow_with_the_documents_and_faster_for_short_queries():
+    small, large = (IndexStatistics(num_docs, 128 * num_docs, np.full(1000, num_docs)) for num_docs in (5000, 500_000))
+    growth = [large.default_candidates(10, tokens) / small.default_candidates(10, tokens) for tokens in (8, 20, 32, 80)]
+    assert growth == pytest.approx([100**0.4, 100**0.4, 100**0.25, 100**0.1], rel=0.01)
 
 
 @pytest.mark.parametrize("reason", [{"scorer_cost": 1.0}, {"unit_norms": False}])

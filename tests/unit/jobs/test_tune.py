@@ -32,7 +32,7 @@ def test_tuning_sets_the_choices_of_auto_and_keeps_the_curve(index):
     searcher = Searcher.open(str(index))
     queries = Encoder.load(EncoderConfig(checkpoint=searcher.manifest.contract.checkpoint)).encode_queries(["the bridge on the river"])
     balanced = searcher.search(queries, 10)[0].params.model_dump(exclude_none=True)
-    assert {name: balanced[name] for name in result["choices"]["balanced"] if name in balanced}["engine"] in ("scan", "warp")
+    assert {name: balanced[name] for name in result["choices"]["balanced"] if name in balanced}["engine"] in ("scan", "plaid", "warp")
     assert searcher.search(queries, 10, quality="exact")[0].params.engine == "exact"
 
 
@@ -42,9 +42,12 @@ def test_a_tuned_choice_uses_more_candidates_for_a_larger_k(index):
     choice = planner.tuning.choices["balanced"]
     query = TokenEmbeddings.of([np.eye(planner.manifest.dim)[:20]])
     near, deep = (planner.plan(query, k)[0].params for k in (100, 1000))
-    name = {"scan": "ncandidates", "warp": "rescore"}[choice.engine]
-    assert getattr(near, name) == max(100, round(400 * choice.candidate_fraction)) * {"scan": 1.25, "warp": 2}[choice.engine]
-    assert getattr(deep, name) == pytest.approx(10 * getattr(near, name), rel=0.01)
+    name = {"scan": "ncandidates", "plaid": "rescore", "warp": "rescore"}[choice.engine]
+    factor = {"scan": 1.25, "plaid": 1, "warp": 2}[choice.engine]
+    for params, k in ((near, 100), (deep, 1000)):
+        default = planner.statistics.default_candidates(k, 20, choice.candidate_fraction)
+        assert getattr(params, name) == max(k, round(factor * default))
+    assert getattr(deep, name) > 5 * getattr(near, name)
 
 
 def test_the_weight_of_hybrid_search_is_chosen_on_judged_queries(tmp_path):

@@ -55,7 +55,7 @@ def test_centroids_and_shards_are_those_that_build_index_would_make():
     assert Collection.of(1e9, 70, 128, 2, 262_144, 600).num_centroids == 262_144
 
 
-@pytest.mark.parametrize("engine", ["exact", "scan", "warp"])
+@pytest.mark.parametrize("engine", ["exact", "scan", "plaid", "warp"])
 @pytest.mark.parametrize("kernels", COSTS)
 def test_the_predicted_parts_of_a_query_sum_to_the_engines_estimate(engine, kernels):
     of = Collection.of(1e6, 70, 128, 4, None, 0)

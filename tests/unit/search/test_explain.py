@@ -73,6 +73,7 @@ def test_explain_reports_a_filtered_or_deleted_document(searcher, queries):
         ("scan", {"ncandidates": 10}, ["score_codes", "rescore"]),
         ("scan", {"ncandidates": 20, "rescore": 8}, ["score_codes", "refine", "rescore"]),
         ("plaid", {"nprobe": 1, "ncandidates": 40}, ["probe", "interact", "rescore"]),
+        ("plaid", {"nprobe": 1, "rescore": 10}, ["probe_all_codes", "rescore"]),
         ("warp", {"nprobe": 1, "rescore": 10}, ["score_postings", "rescore"]),
     ],
 )
