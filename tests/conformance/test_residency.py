@@ -260,6 +260,5 @@ def test_plaid_in_auto_returns_all_allowed_documents_if_they_are_fewer_than_it_r
     searcher = Searcher.open(folder / "plain")
     query = queries_about(PLAIN, [80])
     [top] = searcher.search(query, 4, PlaidParams(nprobe=1, rescore=12), only=[3, 50, 110, 149])
-    assert sorted(top.documents.tolist()) == [3, 50, 110, 149]
     [exact] = searcher.search(query, 4, "exact", only=[3, 50, 110, 149])
     assert top.documents.tolist() == exact.documents.tolist() and np.array_equal(top.scores, exact.scores)
