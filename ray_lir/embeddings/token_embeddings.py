@@ -70,7 +70,7 @@ class TokenEmbeddings(ShortRepr):
             raise ConfigError(
                 f"attention must have two numbers for each of the {len(self.values)} tokens, not shape {self.attention.shape}"
             )
-        if not np.isfinite(self.values).all():
+        if not _all_finite(self.values):
             row = int(np.flatnonzero(~np.isfinite(self.values).all(axis=1))[0])
             raise ConfigError(
                 f"the token embeddings of {self.owner_of(row)!r} hold NaN or infinite values; check the encoder's precision and input"
@@ -164,6 +164,11 @@ class TokenEmbeddings(ShortRepr):
         """
         ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
         return TokenEmbeddings(self.values, self.offsets[ends], doc_ids, self.token_ids, self.weights, attention=self.attention)
+
+
+def _all_finite(halves: np.ndarray) -> bool:
+    """Return whether no float16 value is NaN or infinite. Bits are compared as integers, because numpy.isfinite is slow for float16."""
+    return bool(halves.view(np.int16).max(initial=0) < 0x7C00 and halves.view(np.uint16).max(initial=0) < 0xFC00)
 
 
 def _half_precision(matrix: np.ndarray, doc_id: str) -> np.ndarray:

@@ -21,7 +21,13 @@ def compiled_layer(layer: Layer) -> object:
         rows = np.concatenate([weight, bias[:, None]], 1).reshape(layer.heads, dim, -1)
         parts.append(np.pad(rows, ((0, 0), (0, -dim % 32), (0, 0))).reshape(-1, rows.shape[2]))
     project = Linear(np.ascontiguousarray(np.concatenate(parts)[:, :-1]), np.ascontiguousarray(np.concatenate(parts)[:, -1]))
-    weights = [native.ByteWeights(*each) for each in (project, layer.output, layer.widen, layer.narrow)]
+    hidden, wide = (
+        byte_reference.ends(layer.output.weight.shape[0], 1 / 12),
+        byte_reference.ends(layer.narrow.weight.shape[1], 1 / 8, 1 / 2),
+    )
+    groups = hidden, [layer.output.weight.shape[1]], hidden, wide
+    products = project, layer.output, layer.widen, layer.narrow
+    weights = [native.ByteWeights(*each, ends) for each, ends in zip(products, groups, strict=True)]
     return native.ByteLayer(*weights[:2], *layer.norm, *weights[2:], *layer.last_norm)
 
 
@@ -29,7 +35,9 @@ def encode(name: str, layers: list[Layer], hidden: np.ndarray, biases: np.ndarra
     table = None if biases is None else np.pad(biases * np.float32(np.log2(np.e)), ((0, 0), (0, 32)))
     sizes = np.array(LENGTHS), np.array(ATTENDED)
     dim = hidden.shape[1] // layers[0].heads
-    return compiled.module().encode_layers(name, [compiled_layer(each) for each in layers], hidden, *sizes, layers[0].heads, dim, table)
+    order, ordered = byte_reference.ordered(layers)
+    made = [compiled_layer(each) for each in ordered]
+    return compiled.module().encode_layers(name, made, hidden, order, *sizes, layers[0].heads, dim, table)
 
 
 @pytest.mark.parametrize(("width", "heads", "wide"), SHAPES)
@@ -59,11 +67,27 @@ def test_largest_words_do_not_overflow() -> None:
 def test_sizes_that_do_not_belong_together_are_refused() -> None:
     native, layer = compiled.module(), compiled_layer(byte_reference.random_layer(96, 3, 96, 0))
     hidden, biases = np.zeros((10, 96), np.float32), np.zeros((3, 40), np.float32)
-    right = {"hidden": hidden, "lengths": np.array([4, 6]), "attended": np.array([4, 1]), "heads": 3, "dim": 32, "biases": None}
+    right = {
+        "hidden": hidden,
+        "order": np.arange(96),
+        "lengths": np.array([4, 6]),
+        "attended": np.array([4, 1]),
+        "heads": 3,
+        "dim": 32,
+        "biases": None,
+    }
     name = native.instruction_sets()[-1]
     assert native.encode_layers(name, [layer], **right).shape == (10, 96)
     wrong = [{"lengths": np.array([4, 5])}, {"attended": np.array([0, 1])}, {"attended": np.array([4, 7])}, {"attended": np.array([4])}]
+    wrong += [{"order": np.arange(95)}, {"order": np.arange(1, 97)}, {"order": np.zeros(96, np.int64)}]
     wrong += [{"heads": 6}, {"heads": 2, "dim": 48}, {"hidden": hidden[:, :64].copy()}, {"biases": biases}, {"biases": biases[:2]}]
     for each in wrong:
         with pytest.raises(ValueError, match="."):
             native.encode_layers(name, [layer], **(right | each))
+
+
+def test_groups_of_inputs_that_do_not_fit_are_refused() -> None:
+    weights, bias = np.ones((16, 96), np.float32), np.zeros(16, np.float32)
+    for ends in ([], [80], [16, 16, 96], [24, 96], [112], [16, 32, 48, 64, 96]):
+        with pytest.raises(ValueError, match="group"):
+            compiled.module().ByteWeights(weights, bias, ends)

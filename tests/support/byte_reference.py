@@ -54,17 +54,45 @@ def random_layer(width: int, heads: int, wide: int, seed: int) -> Layer:
     return Layer(heads, project, linear(width, width, 0.1), norm(), linear(width, wide, 0.1), linear(wide, width, 0.1), norm())
 
 
-def linear(rows: np.ndarray, *layers: Linear) -> np.ndarray:
-    """Return the output of linear layers with the same input, [T, out] float32."""
+def ends(width: int, *fractions: float) -> list[int]:
+    """Return the ends of groups of inputs: multiples of 16 near these fractions of the width, and the width."""
+    return sorted({max(16, round(width * fraction / 16) * 16) for fraction in fractions} | {width})
+
+
+def ordered(layers: Sequence[Layer]) -> tuple[np.ndarray, list[Layer]]:
+    """Return the order of hidden dimensions, and layers whose dimensions and wide inputs are in the order of the groups."""
+    norms = [(np.abs(each.shift.astype(np.float64)) + 4 * np.abs(each.scale)) for layer in layers for each in (layer.norm, layer.last_norm)]
+    size = np.zeros(len(norms[0]))
+    for each in norms:
+        size = size + each / each.max()
+    order, result = np.argsort(-size, kind="stable"), []
+    for layer in layers:
+        wide = np.argsort(-np.abs(layer.narrow.weight).max(0), kind="stable")
+        project = [Linear(np.ascontiguousarray(each.weight[:, order]), each.bias) for each in layer.project]
+        output = Linear(layer.output.weight[order], layer.output.bias[order])
+        widen = Linear(np.ascontiguousarray(layer.widen.weight[wide][:, order]), layer.widen.bias[wide])
+        narrow = Linear(np.ascontiguousarray(layer.narrow.weight[order][:, wide]), layer.narrow.bias[order])
+        pair = [Norm(each.scale[order], each.shift[order], each.epsilon) for each in (layer.norm, layer.last_norm)]
+        result.append(Layer(layer.heads, (project[0], project[1], project[2]), output, pair[0], widen, narrow, pair[1]))
+    return order, result
+
+
+def linear(rows: np.ndarray, *layers: Linear, ends: Sequence[int] | None = None) -> np.ndarray:
+    """Return the output of linear layers with the same input, [T, out] float32; each group of inputs, up to one of `ends`, has scales."""
     weight, bias = (np.concatenate(parts) for parts in zip(*layers, strict=True))
-    low, spread = rows.min(1, keepdims=True), np.ptp(rows, axis=1, keepdims=True)
-    factor = np.divide(F(127), spread, out=np.zeros_like(spread), where=spread > 0)
-    row_bytes = np.minimum((rows - low) * factor + F(0.5), F(127)).astype(np.int64)
-    largest = np.abs(weight).max(1, keepdims=True)
-    weight_bytes = np.rint(weight * np.divide(F(64), largest, out=np.zeros_like(largest), where=largest > 0)).astype(np.int64)
-    scale = (largest / F(64)).T
-    products = (row_bytes @ weight_bytes.T).astype(F) * ((spread * F(1 / F(127))) * scale)
-    return products + low * (weight_bytes.sum(1).astype(F) * scale) + bias
+    result, begin = np.broadcast_to(bias, (len(rows), len(bias))), 0
+    for end in ends or [rows.shape[1]]:
+        part, own = rows[:, begin:end], weight[:, begin:end]
+        low, spread = part.min(1, keepdims=True), np.ptp(part, axis=1, keepdims=True)
+        factor = np.divide(F(127), spread, out=np.zeros_like(spread), where=spread > 0)
+        row_bytes = np.minimum((part - low) * factor + F(0.5), F(127)).astype(np.int64)
+        largest = np.abs(own).max(1, keepdims=True)
+        weight_bytes = np.rint(own * np.divide(F(64), largest, out=np.zeros_like(largest), where=largest > 0)).astype(np.int64)
+        scale = (largest / F(64)).T
+        products = (row_bytes @ weight_bytes.T).astype(F) * ((spread * F(1 / F(127))) * scale)
+        result = result + products + low * (weight_bytes.sum(1).astype(F) * scale)
+        begin = end
+    return result
 
 
 def norm(rows: np.ndarray, layer: Norm) -> np.ndarray:
@@ -122,7 +150,7 @@ def attention(projected: np.ndarray, attended: int, heads: int, biases: np.ndarr
             distances = np.arange(attended) - np.arange(len(query))[:, None]
             logits = logits + biases[head, biases.shape[1] // 2 + distances] * F(np.log2(np.e))
         padding = np.full((len(query), -attended % 32), F(-1e30))
-        powers = exp2(np.concatenate([logits, padding], 1) - logits.max(1, keepdims=True))
+        powers = exp2(np.concatenate([logits, padding], 1))
         largest = value_scales.max()
         whole = F(32000) / (total(powers) * largest) if largest > 0 else F(0)
         shares = np.rint(powers[:, :attended] * whole * value_scales).astype(np.int64)
@@ -131,25 +159,32 @@ def attention(projected: np.ndarray, attended: int, heads: int, biases: np.ndarr
 
 
 def exp2(logits: np.ndarray) -> np.ndarray:
-    """Return 2^x for x up to 0."""
-    limited = np.maximum(logits, F(-126))
-    whole = np.rint(limited)
-    value = np.full_like(logits, EXP2[-1])
+    """Return 2^(x - h) for each row, where h is the row's largest logit, rounded up."""
+    highest, step = np.ceil(logits.max(1, keepdims=True)), F(1.5 * 2**23)
+    large = np.abs(highest) > F(2**20)
+    logits, highest = np.where(large, logits - highest, logits), np.where(large, F(0), highest)
+    limited = np.maximum(logits, highest - F(125))
+    whole = (limited + (step - highest)) - (step - highest)
+    fraction, value = limited - whole, np.full_like(logits, EXP2[-1])
     for term in EXP2[-2::-1]:
-        value = value * (limited - whole) + term
-    return np.ldexp(value, whole.astype(np.int32))
+        value = value * fraction + term
+    return np.ldexp(value, (whole - highest).astype(np.int32))
 
 
 def encode(
     layers: Sequence[Layer], hidden: np.ndarray, lengths: Sequence[int], attended: Sequence[int], biases: np.ndarray | None
 ) -> np.ndarray:
     """Return the output of the last layer, [T, W]; the arguments are those of `ray_lir.encoder.byte_layers.ByteLayers`."""
+    order, layers = ordered(layers)
+    hidden, result, narrow = hidden[:, order], np.empty_like(hidden), ends(hidden.shape[1], 1 / 12)
     for layer in layers:
-        projected, first = linear(hidden, *layer.project), 0
+        projected, first = linear(hidden, *layer.project, ends=narrow), 0
         mixed = np.empty_like(hidden)
         for length, own in zip(lengths, attended, strict=True):
             mixed[first : first + length] = attention(projected[first : first + length], own, layer.heads, biases)
             first += length
         hidden = norm(linear(mixed, layer.output) + hidden, layer.norm)
-        hidden = norm(linear(gelu(linear(hidden, layer.widen)), layer.narrow) + hidden, layer.last_norm)
-    return hidden
+        wide = gelu(linear(hidden, layer.widen, ends=narrow))
+        hidden = norm(linear(wide, layer.narrow, ends=ends(wide.shape[1], 1 / 8, 1 / 2)) + hidden, layer.last_norm)
+    result[:, order] = hidden
+    return result

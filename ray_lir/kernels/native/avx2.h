@@ -76,9 +76,9 @@ struct Avx2 {
   static I32 join_words(F32 low, F32 high) {
     return _mm256_blend_epi16(_mm256_castps_si256(low), _mm256_slli_epi32(_mm256_castps_si256(high), 16), 0xaa);
   }
-  // Return 2^n, with n in the lowest bits of each lane (see kRound).
-  static F32 power_of_two(F32 rounded) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(rounded), _mm256_set1_epi32(127)), 23));
+  // Return x 2^n, with n in the lowest bits of each lane of `rounded` (see kRound). The result must be a normal number.
+  static F32 times_power_of_two(F32 x, F32 rounded) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_castps_si256(rounded), 23)));
   }
   // Hinder the compiler from using a second register for sums after a loop, and the stack for those without one.
   static void keep_in_register(I32& lanes) { asm("" : "+x"(lanes)); }

@@ -67,8 +67,8 @@ struct Avx512 : Avx2 {
     const I32 words = _mm512_and_si512(_mm512_castps_si512(low), _mm512_set1_epi32(0xffff));
     return _mm512_or_si512(words, _mm512_slli_epi32(_mm512_castps_si512(high), 16));
   }
-  static F32 power_of_two(F32 rounded) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(rounded), _mm512_set1_epi32(127)), 23));
+  static F32 times_power_of_two(F32 x, F32 rounded) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_slli_epi32(_mm512_castps_si512(rounded), 23)));
   }
 #if defined(RAY_LIR_EMULATE)
   static void keep_in_register(I32&) {}

@@ -309,23 +309,28 @@ struct CompressTask {
 constexpr int64_t kTokensTogether = 32;  // tokens that pass through a layer together, so that their activations stay in the caches
 constexpr float kLargestByte = 127;      // of an activation
 constexpr float kLargestWeight = 64;     // the sum of 4 products of such bytes fits 16 bits
+constexpr int64_t kMostGroups = 4;        // of a layer's inputs; each has its own scales
 constexpr int64_t kQueriesTogether = 8;  // largest number of query tokens that attention processes together
 constexpr float kLargestWord = 32767;    // of a value in attention
 constexpr float kWhole = 32000;          // the sum of a token's attention probabilities as words; rounding may add half a unit a key
 constexpr float kNoLogit = -1e30f;        // of a key that is not attended to
+constexpr float kLeastPower = -125;      // powers of 2 below 2^-125 count as 2^-125
+constexpr float kLargestLogit = 1 << 20;  // greater ones are reduced by the largest one before their powers are computed
 constexpr float kRound = 12582912;       // 1.5 2^23: a sum with it has the other number, rounded, in its lowest bits
 
 struct QuantizedLinear {
   const int8_t* bytes;          // [outputs / 16][inputs / 4][16][4]
-  const float* scales;          // [outputs] the value of one unit of a byte
-  const float* totals;          // [outputs] the sum of a column of weights, as the bytes have it
+  const float* scales;          // [groups, outputs] the value of one unit of a byte
+  const float* totals;          // [groups, outputs] the sum of a column of weights, as the bytes have it
   const float* bias;            // [outputs]
   int64_t inputs, outputs;
+  int64_t num_groups;
+  int64_t ends[kMostGroups];    // of each group of inputs
 };
 
-struct QuantizedRows {          // value i of row r is lows[r] + bytes[r, i] steps[r]
+struct QuantizedRows {          // value i of row r is lows[g, r] + bytes[r, i] steps[g, r], where i is in group g of the inputs
   uint8_t* bytes;
-  float* lows;
+  float* lows;                  // [kMostGroups, kTokensTogether]
   float* steps;
 };
 

@@ -72,12 +72,13 @@ struct Plain {
     for (int lane = 0; lane < 4; ++lane) a[lane] = (a[lane] & 0xffff) | b[lane] << 16;
     return load_i32(a);
   }
-  static F32 power_of_two(F32 rounded) {
-    uint32_t lanes[4];
-    std::memcpy(lanes, &rounded, 16);
-    for (uint32_t& lane : lanes) lane = (lane + 127) << 23;
-    std::memcpy(&rounded, lanes, 16);
-    return rounded;
+  static F32 times_power_of_two(F32 x, F32 rounded) {
+    uint32_t lanes[4], whole[4];
+    std::memcpy(lanes, &x, 16);
+    std::memcpy(whole, &rounded, 16);
+    for (int lane = 0; lane < 4; ++lane) lanes[lane] += whole[lane] << 23;
+    std::memcpy(&x, lanes, 16);
+    return x;
   }
   static void keep_in_register(I32&) {}
   static constexpr int kQuantizedRows = 1, kQuantizedColumns = kGroup;

@@ -66,7 +66,9 @@ struct Neon {
   // Bytes of rows are below 128, so they are signed bytes too.
   static I32 dot_bytes(I32 sums, I32 row, I32 columns) { return vdotq_s32(sums, vreinterpretq_s8_s32(row), vreinterpretq_s8_s32(columns)); }
   static I32 join_words(F32 low, F32 high) { return vsliq_n_s32(vreinterpretq_s32_f32(low), vreinterpretq_s32_f32(high), 16); }
-  static F32 power_of_two(F32 rounded) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vreinterpretq_s32_f32(rounded), vdupq_n_s32(127)), 23)); }
+  static F32 times_power_of_two(F32 x, F32 rounded) {
+    return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x), vshlq_n_s32(vreinterpretq_s32_f32(rounded), 23)));
+  }
   static void keep_in_register(I32& lanes) { asm("" : "+w"(lanes)); }
   static constexpr int kQuantizedRows = 4, kQuantizedColumns = 16;  // their sums stay in registers
   static I32 dot_eight(I32 sums, I32 row, I32 columns, I32 next_row, I32 next_columns) {

@@ -1,24 +1,28 @@
 // The layers of a transformer with products of bytes (docs/algorithms.md#17-products-of-bytes); a part of loops.h.
 
-constexpr int64_t kBlock = 512;  // inputs multiplied at a time, so that the rows and columns of a block fit the first-level cache
-
-// Divide rows of floats into 128 steps from their lowest to their highest value.
+// Divide rows of floats into kLargestByte steps from their lowest to their highest value, each group of a layer's inputs by itself.
 template <class V>
-inline void quantize_rows(const float* rows, int64_t count, int64_t width, const QuantizedRows& to) {
-  for (int64_t r = 0; r < count; ++r, rows += width) {
-    auto lows = V::load(rows), highs = lows;
-    for (int64_t i = V::kLanes; i < width; i += V::kLanes) {
-      const auto values = V::load(rows + i);
-      lows = V::min(lows, values);
-      highs = V::max(highs, values);
-    }
-    const float lowest = V::smallest(lows), range = V::largest(highs) - lowest;
-    to.lows[r] = lowest;
-    to.steps[r] = range * (1.0f / kLargestByte);
-    const auto start = V::all(lowest), factor = V::all(range > 0 ? kLargestByte / range : 0.0f), half = V::all(0.5f), limit = V::all(kLargestByte);
-    for (int64_t i = 0; i < width; i += V::kLanes) {
-      const auto steps = V::mul(V::sub(V::load(rows + i), start), factor);
-      V::store_bytes(to.bytes + r * width + i, V::min(V::add(steps, half), limit));
+inline void quantize_rows(const float* rows, int64_t count, const QuantizedLinear& linear, const QuantizedRows& to) {
+  const auto half = V::all(0.5f), limit = V::all(kLargestByte);
+  for (int64_t r = 0; r < count; ++r, rows += linear.inputs) {
+    int64_t begin = 0;
+    for (int64_t group = 0; group < linear.num_groups; ++group) {
+      const int64_t end = linear.ends[group];
+      auto lows = V::load(rows + begin), highs = lows;
+      for (int64_t i = begin + V::kLanes; i < end; i += V::kLanes) {
+        const auto values = V::load(rows + i);
+        lows = V::min(lows, values);
+        highs = V::max(highs, values);
+      }
+      const float lowest = V::smallest(lows), range = V::largest(highs) - lowest;
+      to.lows[group * kTokensTogether + r] = lowest;
+      to.steps[group * kTokensTogether + r] = range * (1.0f / kLargestByte);
+      const auto start = V::all(lowest), factor = V::all(range > 0 ? kLargestByte / range : 0.0f);
+      for (int64_t i = begin; i < end; i += V::kLanes) {
+        const auto steps = V::mul(V::sub(V::load(rows + i), start), factor);
+        V::store_bytes(to.bytes + r * linear.inputs + i, V::min(V::add(steps, half), limit));
+      }
+      begin = end;
     }
   }
 }
@@ -32,21 +36,42 @@ inline void over_tiles(int64_t count, const Run& run, int64_t row = 0) {
   }
 }
 
-// Add the products of ROWS rows with columns to sums, 8 inputs at a time. A row of sums has COLUMNS items.
-template <class V, int ROWS, int COLUMNS>
-__attribute__((noinline)) void add_quantized(const uint8_t* rows, int64_t stride, const int8_t* columns, int64_t group, int64_t inputs, int32_t* sums) {
-  constexpr int kVectors = COLUMNS / V::kLanes, kEach = kGroup / V::kLanes;
+// A group of inputs of a tile of products: its rows and columns of bytes, and what turns products into floats.
+struct QuantizedTile {
+  const uint8_t* rows;
+  int64_t stride;
+  const int8_t* columns;        // [vectors of 16 outputs][inputs / 4][16][4]
+  int64_t vector;               // bytes of 16 columns, with all inputs
+  int64_t inputs;
+  const float* scales;
+  const float* totals;
+  const float* lows;
+  const float* steps;
+  const int8_t* next;           // the part of the next columns that this tile prefetches
+  const float* before;          // what is added to the products
+  int64_t before_stride;
+};
+
+// Call keep(row, first column, values) with registers of the products of ROWS rows with COLUMNS columns, 8 inputs at a time. A function of its own
+// keeps all sums in registers.
+template <class V, int ROWS, int COLUMNS, class Keep>
+__attribute__((noinline)) void multiply_tile(const QuantizedTile& tile, const Keep& keep) {
+  constexpr int kVectors = COLUMNS / V::kLanes, kEach = kGroup / V::kLanes, kPrefetched = COLUMNS * ROWS / kTokensTogether;
   typename V::I32 totals[ROWS][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) totals[r][v] = V::load_i32(sums + r * COLUMNS + v * V::kLanes);
+    for (int v = 0; v < kVectors; ++v) totals[r][v] = V::zero();
+  const uint8_t* rows = tile.rows;
+  const int8_t *columns = tile.columns, *next = tile.next;
+  const int64_t stride = tile.stride, vector = tile.vector, inputs = tile.inputs;
   int64_t k = 0;
   do {  // at least one iteration: the compiler would use two registers a sum for a loop that might not run
+    __builtin_prefetch(next + k * kPrefetched, 0, 2);
     typename V::I32 first[kVectors], second[kVectors];
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
-      const int8_t* column = columns + v / kEach * group + k * kGroup + v % kEach * V::kLanes * 4;
+      const int8_t* column = columns + v / kEach * vector + k * kGroup + v % kEach * V::kLanes * 4;
       first[v] = V::load_i32(column);
       second[v] = V::load_i32(column + 4 * kGroup);
     }
@@ -60,32 +85,48 @@ __attribute__((noinline)) void add_quantized(const uint8_t* rows, int64_t stride
       }
     }
   } while ((k += 8) < inputs);
+  // Copies, which the compiler need not read again after each store.
+  const float *const lows = tile.lows, *const steps = tile.steps, *const before = tile.before;
+  const float *const scales = tile.scales, *const sums = tile.totals;
+  const int64_t before_stride = tile.before_stride;
+  const Keep own = keep;
 #pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r)
+  for (int v = 0; v < kVectors; ++v) {
+    const auto scale = V::load(scales + v * V::kLanes), total = V::load(sums + v * V::kLanes);
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) V::store_i32(sums + r * COLUMNS + v * V::kLanes, totals[r][v]);
+    for (int r = 0; r < ROWS; ++r) {
+      const auto products = V::mul(V::to_float(totals[r][v]), V::mul(V::all(steps[r]), scale));
+      own(r, v * V::kLanes, V::add(V::add(V::load(before + r * before_stride + v * V::kLanes), products), V::mul(V::all(lows[r]), total)));
+    }
+  }
 }
 
 // Call keep(row, column, values) with registers of rows @ weights + bias, for COLUMNS columns from `column` on.
 template <class V, int COLUMNS, class Keep>
 inline void multiply_columns(const QuantizedRows& rows, int64_t count, const QuantizedLinear& linear, int64_t column, const Keep& keep) {
-  alignas(64) int32_t sums[kTokensTogether * COLUMNS] = {};
-  const int64_t inputs = linear.inputs, group = inputs * kGroup;
-  for (int64_t k = 0; k < inputs; k += kBlock) {
-    const int8_t* columns = linear.bytes + column * inputs + k * kGroup;
-    const int64_t together = std::min(kBlock, inputs - k);
-    over_tiles<V::kQuantizedRows>(count, [&](auto tile, int64_t r) {
-      add_quantized<V, decltype(tile)::value, COLUMNS>(rows.bytes + r * inputs + k, inputs, columns, group, together, sums + r * COLUMNS);
-    });
-  }
-  for (int v = 0; v < COLUMNS / V::kLanes; ++v) {
-    const int64_t at = column + v * V::kLanes;
-    const auto scale = V::load(linear.scales + at), total = V::load(linear.totals + at), bias = V::load(linear.bias + at);
-    for (int64_t r = 0; r < count; ++r) {
-      const auto products = V::mul(V::to_float(V::load_i32(sums + r * COLUMNS + v * V::kLanes)), V::mul(V::all(rows.steps[r]), scale));
-      keep(r, at, V::add(V::add(products, V::mul(V::all(rows.lows[r]), total)), bias));
+  over_tiles<V::kQuantizedRows>(count, [&](auto number, int64_t row) {
+    constexpr int kTile = decltype(number)::value;
+    alignas(64) float partial[kTile * COLUMNS];
+    QuantizedTile tile = {};
+    tile.stride = linear.inputs, tile.vector = linear.inputs * kGroup, tile.before = linear.bias + column;
+    int64_t begin = 0;
+    for (int64_t group = 0; group < linear.num_groups; ++group) {
+      tile.rows = rows.bytes + row * linear.inputs + begin;
+      tile.columns = linear.bytes + column * linear.inputs + begin * kGroup;
+      tile.inputs = linear.ends[group] - begin;
+      tile.next = linear.bytes + (column + COLUMNS) * linear.inputs + (row * linear.inputs + kTile * begin) * COLUMNS / kTokensTogether;
+      tile.scales = linear.scales + group * linear.outputs + column, tile.totals = linear.totals + group * linear.outputs + column;
+      tile.lows = rows.lows + group * kTokensTogether + row, tile.steps = rows.steps + group * kTokensTogether + row;
+      if (group + 1 == linear.num_groups) {
+        multiply_tile<V, kTile, COLUMNS>(tile, [=](int r, int v, auto values) { keep(row + r, column + v, values); });
+      } else {
+        float* to = partial;
+        multiply_tile<V, kTile, COLUMNS>(tile, [=](int r, int v, auto values) { V::store(to + r * COLUMNS + v, values); });
+        tile.before = partial, tile.before_stride = COLUMNS;
+      }
+      begin = linear.ends[group];
     }
-  }
+  });
 }
 
 template <class V, class Keep>
@@ -126,19 +167,31 @@ inline void normalize_rows(float* rows, int64_t count, int64_t width, const Laye
 // Compute rows @ weights + bias for up to kTokensTogether rows.
 template <class V>
 void quantized_linear(const float* rows, int64_t count, const QuantizedLinear& linear, const QuantizedRows& scratch, float* products) {
-  quantize_rows<V>(rows, count, linear.inputs, scratch);
-  multiply_quantized<V>(scratch, count, linear, [&](int64_t r, int64_t column, auto values) { V::store(products + r * linear.outputs + column, values); });
+  const int64_t outputs = linear.outputs;
+  quantize_rows<V>(rows, count, linear, scratch);
+  multiply_quantized<V>(scratch, count, linear, [=](int64_t r, int64_t column, auto values) { V::store(products + r * outputs + column, values); });
 }
 
-// Return 2^x for x from -126 to 0, within a relative error of 1.1e-4.
-template <class V>
-inline typename V::F32 exp2(typename V::F32 x) {
+// Replace COUNT registers of logits by 2^(logit - highest), where each has its integer `highest` and starts[v] is kRound - highest. The relative
+// error is at most 1.1e-4. The steps of all registers alternate, because each waits for the one before.
+template <class V, int COUNT>
+inline void exp2(typename V::F32 (&x)[COUNT], const typename V::F32 (&starts)[COUNT], const typename V::F32 (&least)[COUNT]) {
   constexpr float kTerms[] = {0.999928057f, 0.693260968f, 0.24261114f, 0.0551716648f};
-  const auto whole = V::add(x, V::all(kRound)), fraction = V::sub(x, V::sub(whole, V::all(kRound)));
-  auto sum = V::all(kTerms[3]);
-#pragma GCC unroll 3
-  for (int i = 2; i >= 0; --i) sum = V::add(V::mul(sum, fraction), V::all(kTerms[i]));
-  return V::mul(sum, V::power_of_two(whole));
+  typename V::F32 whole[COUNT], sum[COUNT];
+#pragma GCC unroll 16
+  for (int v = 0; v < COUNT; ++v) x[v] = V::max(x[v], least[v]);
+#pragma GCC unroll 16
+  for (int v = 0; v < COUNT; ++v) whole[v] = V::add(x[v], starts[v]);
+#pragma GCC unroll 16
+  for (int v = 0; v < COUNT; ++v) x[v] = V::sub(x[v], V::sub(whole[v], starts[v]));
+#pragma GCC unroll 16
+  for (int v = 0; v < COUNT; ++v) sum[v] = V::add(V::mul(x[v], V::all(kTerms[3])), V::all(kTerms[2]));
+#pragma GCC unroll 2
+  for (int i = 1; i >= 0; --i)
+#pragma GCC unroll 16
+    for (int v = 0; v < COUNT; ++v) sum[v] = V::add(V::mul(sum[v], x[v]), V::all(kTerms[i]));
+#pragma GCC unroll 16
+  for (int v = 0; v < COUNT; ++v) x[v] = V::times_power_of_two(sum[v], whole[v]);
 }
 
 // Words of a row: values times `factor`, rounded. Those of each 32 values are in 16 lanes: value i and value i + 16.
@@ -191,9 +244,10 @@ inline void keep_token(const float* projected, const EncoderTask& task, const En
   }
 }
 
-// Compute the products of ROWS rows of word pairs with COLUMNS columns: sums [ROWS, COLUMNS]. A function of its own keeps all sums in registers.
-template <class V, int ROWS, int COLUMNS>
-__attribute__((noinline)) void multiply_pairs(const int32_t* rows, int64_t stride, const int32_t* columns, int64_t pairs, int32_t* sums) {
+// Call keep(row, v, sums) with register v of the products of ROWS rows of word pairs with COLUMNS columns. A function of its own keeps all sums in
+// registers.
+template <class V, int ROWS, int COLUMNS, class Keep>
+__attribute__((noinline)) void multiply_pairs(const int32_t* rows, int64_t stride, const int32_t* columns, int64_t pairs, const Keep& keep) {
   constexpr int kVectors = COLUMNS / V::kLanes, kEach = kGroup / V::kLanes;
   typename V::I32 totals[ROWS][kVectors];
 #pragma GCC unroll 16
@@ -218,23 +272,52 @@ __attribute__((noinline)) void multiply_pairs(const int32_t* rows, int64_t strid
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) V::store_i32(sums + r * COLUMNS + v * V::kLanes, totals[r][v]);
+    for (int v = 0; v < kVectors; ++v) keep(r, v, totals[r][v]);
 }
 
 // Replace ROWS rows of logits by attention probabilities times the scales of values, as word pairs whose sum is at most kWhole before rounding.
-// Logits are in units of log(2); `highest` has the largest one of each row.
+// Logits are in units of log(2).
 template <class V, int ROWS>
-__attribute__((noinline)) void softmax_words(float* logits, int64_t count, const float* highest, const float* value_scales, float largest_scale,
-                                             int32_t* words) {
-  float sums[ROWS];
+__attribute__((noinline)) void softmax_words(float* logits, int64_t count, const float* value_scales, float largest_scale, int32_t* words) {
+  constexpr int kEach = kGroup / V::kLanes, kPair = ROWS < 2 || kEach > 1 ? 1 : 2, kTogether = 2 * kEach * kPair;  // rows and registers together
+  float highest[ROWS], sums[ROWS];
   for (int r = 0; r < ROWS; ++r) {
     float* row = logits + r * count;
-    const auto high = V::all(highest[r]), least = V::all(-126);
-    sums[r] = sum_of<V>(count, [&](int64_t i) {
-      const auto power = exp2<V>(V::max(V::sub(V::load(row + i), high), least));
-      V::store(row + i, power);
-      return power;
-    });
+    typename V::F32 highs[2 * kEach];
+#pragma GCC unroll 16
+    for (int v = 0; v < 2 * kEach; ++v) highs[v] = V::load(row + v * V::kLanes);
+    for (int64_t i = 2 * kGroup; i < count; i += 2 * kGroup)
+#pragma GCC unroll 16
+      for (int v = 0; v < 2 * kEach; ++v) highs[v] = V::max(highs[v], V::load(row + i + v * V::kLanes));
+#pragma GCC unroll 16
+    for (int v = 1; v < 2 * kEach; ++v) highs[0] = V::max(highs[0], highs[v]);
+    highest[r] = std::ceil(V::largest(highs[0]));
+    if (std::fabs(highest[r]) > kLargestLogit) {
+      for (int64_t i = 0; i < count; i += V::kLanes) V::store(row + i, V::sub(V::load(row + i), V::all(highest[r])));
+      highest[r] = 0;
+    }
+  }
+  for (int r = 0; r < ROWS; r += kPair) {
+    typename V::F32 totals[kPair][kEach], powers[kTogether], starts[kTogether], least[kTogether];
+#pragma GCC unroll 16
+    for (int v = 0; v < kTogether; ++v) {
+      const float high = highest[r + v / (2 * kEach)];
+      starts[v] = V::all(kRound - high), least[v] = V::all(high + kLeastPower), totals[v / (2 * kEach)][v % kEach] = V::all(0);
+    }
+    for (int64_t i = 0; i < count; i += 2 * kGroup) {
+      float* row = logits + r * count + i;
+#pragma GCC unroll 16
+      for (int v = 0; v < kTogether; ++v) powers[v] = V::load(row + v / (2 * kEach) * count + v % (2 * kEach) * V::kLanes);
+      exp2<V>(powers, starts, least);
+#pragma GCC unroll 16
+      for (int v = 0; v < kTogether; ++v) {
+        V::store(row + v / (2 * kEach) * count + v % (2 * kEach) * V::kLanes, powers[v]);
+        auto& total = totals[v / (2 * kEach)][v % kEach];
+        total = V::add(total, powers[v]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int p = 0; p < kPair; ++p) sums[r + p] = V::total(totals[p]);
   }
   for (int r = 0; r < ROWS; ++r) {
     const float* row = logits + r * count;
@@ -244,35 +327,22 @@ __attribute__((noinline)) void softmax_words(float* logits, int64_t count, const
   }
 }
 
-// Compute logits of ROWS query tokens and one head, [ROWS, padded keys], and the largest one of each. `biases` is null or that of the first row.
+// Compute logits of ROWS query tokens and one head, [ROWS, padded keys]. `biases` is null or that of the first row.
 template <class V, int ROWS>
 inline void compute_logits(const EncoderTask& task, const EncoderText& text, int64_t query, int64_t head, const int32_t* keys, const float* biases,
-                           const EncoderScratch& scratch, float* highest) {
+                           const EncoderScratch& scratch) {
   constexpr int kColumns = V::kQuantizedColumns;
   const int64_t row_pairs = task.heads * task.padded / 2, pairs = task.padded / 2, padded_keys = padded_keys_of(text.attended);
   const float* key_scales = scratch.key_scales + text.first_key;
-  alignas(64) int32_t sums[ROWS * kColumns];
-  alignas(64) float highs[ROWS * kGroup];
-  fill(highs, ROWS * kGroup, kNoLogit);
-  for (int64_t key = 0; key < padded_keys; key += kColumns) {
-    multiply_pairs<V, ROWS, kColumns>(scratch.queries + query * row_pairs + head * pairs, row_pairs, keys + key * pairs, pairs, sums);
-    for (int r = 0; r < ROWS; ++r) {
-      float* logits = scratch.logits + r * padded_keys + key;
-      const auto scale = V::all(scratch.query_scales[query + r]);
-#pragma GCC unroll 16
-      for (int v = 0; v < kColumns; v += V::kLanes) {
-        auto logit = V::mul(V::mul(V::to_float(V::load_i32(sums + r * kColumns + v)), V::load(key_scales + key + v)), scale);
-        if (biases) logit = V::add(logit, V::load(biases + key + v - r));
-        V::store(logits + v, logit);
-      }
-      for (int64_t i = text.attended; i < key + kColumns; ++i) logits[std::max(i, key) - key] = kNoLogit;
-      auto high = V::load(highs + r * kGroup);
-#pragma GCC unroll 16
-      for (int v = 0; v < kColumns; v += V::kLanes) high = V::max(high, V::load(logits + v));
-      V::store(highs + r * kGroup, high);
-    }
-  }
-  for (int r = 0; r < ROWS; ++r) highest[r] = V::largest(V::load(highs + r * kGroup));
+  const float* query_scales = scratch.query_scales + query;
+  for (int64_t key = 0; key < padded_keys; key += kColumns)
+    multiply_pairs<V, ROWS, kColumns>(scratch.queries + query * row_pairs + head * pairs, row_pairs, keys + key * pairs, pairs, [&](int r, int v, auto sums) {
+      const int64_t at = key + v * V::kLanes;
+      auto logit = V::mul(V::mul(V::to_float(sums), V::load(key_scales + at)), V::all(query_scales[r]));
+      if (biases) logit = V::add(logit, V::load(biases + at - r));
+      V::store(scratch.logits + r * padded_keys + at, logit);
+    });
+  for (int r = 0; r < ROWS; ++r) fill(scratch.logits + r * padded_keys + text.attended, padded_keys - text.attended, kNoLogit);
 }
 
 // Compute the result of attention for tokens begin to end of a text, [tokens, heads * dim].
@@ -286,18 +356,17 @@ inline void attend(const EncoderTask& task, const EncoderText& text, int64_t beg
     const int32_t* values = scratch.values + text.first_key * size / 2 + head * pairs * padded_keys;
     over_tiles<V::kQuantizedRows>(end - begin, [&](auto tile, int64_t row) {
       constexpr int kTile = decltype(tile)::value, kColumns = V::kQuantizedColumns;
-      alignas(64) int32_t sums[kTile * kColumns];
       const float* biases = task.biases ? task.biases + head * task.bias_stride + task.reach - (begin + row) : nullptr;
-      float highest[kTile];
-      compute_logits<V, kTile>(task, text, text.first + begin + row, head, keys, biases, scratch, highest);
-      softmax_words<V, kTile>(scratch.logits, padded_keys, highest, value_scales, largest_scale, scratch.shares);
+      compute_logits<V, kTile>(task, text, text.first + begin + row, head, keys, biases, scratch);
+      softmax_words<V, kTile>(scratch.logits, padded_keys, value_scales, largest_scale, scratch.shares);
       for (int64_t dim = 0; dim < task.dim; dim += kColumns) {
-        multiply_pairs<V, kTile, kColumns>(scratch.shares, padded_keys / 2, values + dim * padded_keys / 2, padded_keys / 2, sums);
-        float result[kColumns];
-        for (int r = 0; r < kTile; ++r) {
-          for (int v = 0; v < kColumns; v += V::kLanes) V::store(result + v, V::mul(V::to_float(V::load_i32(sums + r * kColumns + v)), V::all(unit)));
-          std::memcpy(attended + ((row + r) * task.heads + head) * task.dim + dim, result, std::min<int64_t>(kColumns, task.dim - dim) * sizeof(float));
-        }
+        alignas(64) float results[kTile * kColumns];
+        multiply_pairs<V, kTile, kColumns>(scratch.shares, padded_keys / 2, values + dim * padded_keys / 2, padded_keys / 2, [&](int r, int v, auto sums) {
+          V::store(results + r * kColumns + v * V::kLanes, V::mul(V::to_float(sums), V::all(unit)));
+        });
+        const int64_t columns = std::min<int64_t>(kColumns, task.dim - dim);
+        for (int r = 0; r < kTile; ++r)
+          std::memcpy(attended + ((row + r) * task.heads + head) * task.dim + dim, results + r * kColumns, columns * sizeof(float));
       }
     });
   }
@@ -306,19 +375,19 @@ inline void attend(const EncoderTask& task, const EncoderText& text, int64_t beg
 // Compute what follows attention in a layer, for up to kTokensTogether tokens; `hidden` is replaced.
 template <class V>
 inline void finish_layer(const EncoderLayer& layer, int64_t count, float* attended, float* hidden, const EncoderScratch& scratch) {
-  const int64_t width = layer.output.outputs, wide = layer.widen.outputs;
-  quantize_rows<V>(attended, count, width, scratch.rows);
-  multiply_quantized<V>(scratch.rows, count, layer.output, [&](int64_t r, int64_t column, auto values) {
+  const int64_t width = layer.output.outputs, outputs = layer.widen.outputs;
+  float* wide = scratch.wide;
+  const auto add = [=](int64_t r, int64_t column, auto values) {
     V::store(hidden + r * width + column, V::add(values, V::load(hidden + r * width + column)));
-  });
+  };
+  quantize_rows<V>(attended, count, layer.output, scratch.rows);
+  multiply_quantized<V>(scratch.rows, count, layer.output, add);
   normalize_rows<V>(hidden, count, width, layer.norm);
-  quantize_rows<V>(hidden, count, width, scratch.rows);
+  quantize_rows<V>(hidden, count, layer.widen, scratch.rows);
   multiply_quantized<V>(scratch.rows, count, layer.widen,
-                        [&](int64_t r, int64_t column, auto values) { V::store(scratch.wide + r * wide + column, gelu<V>(values)); });
-  quantize_rows<V>(scratch.wide, count, wide, scratch.rows);
-  multiply_quantized<V>(scratch.rows, count, layer.narrow, [&](int64_t r, int64_t column, auto values) {
-    V::store(hidden + r * width + column, V::add(values, V::load(hidden + r * width + column)));
-  });
+                        [=](int64_t r, int64_t column, auto values) { V::store(wide + r * outputs + column, gelu<V>(values)); });
+  quantize_rows<V>(wide, count, layer.narrow, scratch.rows);
+  multiply_quantized<V>(scratch.rows, count, layer.narrow, add);
   normalize_rows<V>(hidden, count, width, layer.last_norm);
 }
 
@@ -343,11 +412,12 @@ void encode_layers(const EncoderTask& task, const EncoderScratch& scratch) {
   for (const EncoderLayer* layer = task.layers; layer < task.layers + task.num_layers; ++layer) {
     for (int64_t first = 0; first < task.num_tokens; first += kTokensTogether) {
       const int64_t count = std::min(kTokensTogether, task.num_tokens - first), outputs = layer->project.outputs;
-      quantize_rows<V>(task.hidden + first * width, count, width, scratch.rows);
+      float* wide = scratch.wide;
+      quantize_rows<V>(task.hidden + first * width, count, layer->project, scratch.rows);
       multiply_quantized<V>(scratch.rows, count, layer->project,
-                            [&](int64_t r, int64_t column, auto values) { V::store(scratch.wide + r * outputs + column, values); });
+                            [=](int64_t r, int64_t column, auto values) { V::store(wide + r * outputs + column, values); });
       over_texts(task, first, count, [&](const EncoderText& text, int64_t begin, int64_t end, int64_t row) {
-        for (int64_t place = begin; place < end; ++place, ++row) keep_token<V>(scratch.wide + row * outputs, task, text, place, scratch);
+        for (int64_t place = begin; place < end; ++place, ++row) keep_token<V>(wide + row * outputs, task, text, place, scratch);
       });
     }
     for (int64_t first = 0; first < task.num_tokens; first += kTokensTogether) {
