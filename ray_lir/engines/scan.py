@@ -21,8 +21,8 @@ from ray_lir.kernels import Kernels
 
 MORE_CANDIDATES = 1.25
 """Default number of candidates if they are refined, over the number if all of them are rescored (bench/README.md, "Refining")."""
-RESCORED = (1.6, 16)
-"""Documents that are rescored after candidates are refined, by default: 1.6 k + 16 (bench/README.md, "Refining")."""
+RESCORED = (2.4, 8)
+"""Documents that are rescored after candidates are refined, by default: 2.4 k + 8 (bench/README.md, "Refining")."""
 RESCORED_FRACTION = 1 / 6
 """At least this fraction of the default number of candidates is rescored, which is more for short queries."""
 
@@ -39,7 +39,7 @@ class ScanParams(RescoringConfig):
     vector lengths differ."""
     rescore: int | None = Field(None, ge=1, exclude_if=lambda count: count is None)
     """Documents rescored exactly: the candidates that are best when only the nearest document tokens are decoded (stage `refine`). None:
-    1.6 k + 16, or more for a short query, if `ncandidates` is None; otherwise all candidates. If vector lengths differ, or the scorer has
+    2.4 k + 8, or more for a short query, if `ncandidates` is None; otherwise all candidates. If vector lengths differ, or the scorer has
     terms of its own, None always means all candidates."""
     candidate_fraction: float = Field(1, gt=0, validation_alias=AliasChoices("candidate_fraction", "share"))
     """Factor of the default number of candidates, used if ncandidates is None. `--quality` and jobs.tune set it, because it applies to any

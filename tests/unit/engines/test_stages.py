@@ -76,7 +76,7 @@ def test_scan_refines_candidates_by_default_and_answers_with_parameters_that_rep
     assert all_rescored.stage_limits == (30, 30, 4)
 
 
-@pytest.mark.parametrize(("num_tokens", "k", "limits"), [(21, 10, (161, 32, 10)), (21, 100, (509, 176, 100)), (5, 10, (675, 90, 10))])
+@pytest.mark.parametrize(("num_tokens", "k", "limits"), [(21, 10, (161, 32, 10)), (21, 100, (509, 248, 100)), (5, 10, (675, 90, 10))])
 def test_more_documents_are_rescored_for_short_queries(num_tokens, k, limits):
     statistics = IndexStatistics(5000, 500_000, np.full(1000, 500))
     query = Query(np.eye(128, dtype=np.float32)[:num_tokens], np.ones(num_tokens, np.float32))
