@@ -88,7 +88,8 @@ def _seed_of(cell: Cell, seed: str) -> str:
 def compared(answers: Answers, first: Cell, second: Cell, measure: str, only: Sequence[str] | None = None) -> dict[str, Any] | None:
     """Return means, difference, interval and p values of two cells, over the collections that are measured with every seed.
 
-    Values of a query are averaged over the seeds before they are tested, and collections count alike.
+    Values of a query are averaged over the seeds before they are tested, and collections count alike. With `only`, the seeds are those that
+    are measured on one of its collections.
 
     Args:
         answers: All measurements.
@@ -100,7 +101,9 @@ def compared(answers: Answers, first: Cell, second: Cell, measure: str, only: Se
     Returns:
         None if no collection is measured for both.
     """
-    seeds = answers.seeds(first, second)
+    seeds = [
+        seed for seed in answers.seeds(first, second) if only is None or not set(only).isdisjoint(answers.collections(seed, first, second))
+    ]
     shared = [
         each
         for each in (answers.collections(seeds[0], first, second) if seeds else ())
@@ -190,10 +193,15 @@ def write_report(about: dict[str, Any], results: dict[str, Any], output: Path, n
     """
     answers, profile = Answers(results["answers"]), PROFILES[about["profile"]]
     trained = [name for name in models(profile) if answers.seeds((name, "scan"))]
-    begin = PROJECTED if answers.seeds((PROJECTED, "scan")) else UNTRAINED
     gains = {
-        name: {each: compared(answers, (name, "scan"), (begin, "scan"), "nDCG@10", [each]) for each in profile.collections}
-        for name in trained
+        begin: corrected(
+            {
+                name: {each: compared(answers, (name, "scan"), (begin, "scan"), "nDCG@10", [each]) for each in profile.collections}
+                for name in trained
+            }
+        )
+        for begin in reversed(untrained(profile))
+        if answers.seeds((begin, "scan"))
     }
     colbert = most_measured(answers, ("maxsim", UNTRAINED), "papers: exact")
     token_model = most_measured(answers, (f"xtr, k {profile.k_train[0]}", "maxsim", UNTRAINED), "xtr, zero")
@@ -202,8 +210,7 @@ def write_report(about: dict[str, Any], results: dict[str, Any], output: Path, n
     report = about | {
         "claims": found,
         "claims_by_collection": split_by_collection(answers, every, found),
-        "begin": begin,
-        "against_untrained": corrected(gains),
+        "against": gains,
         "sizes": sizes(answers, profile.collections),
         "means": {measure: tables(answers, measure) for measure in (*QUALITY, "candidates")},
         "stages": stages(answers),
@@ -399,8 +406,8 @@ def _by_collection(report: dict[str, Any]) -> str:
     lines = [
         "## Claims by collection",
         "",
-        "Difference of each claim on each collection, with its 95% interval. `*` marks p of at most .05, corrected for all cells of the",
-        "table (Holm).",
+        "Difference of each claim on each collection, over the seeds that are measured there, with its 95% interval. `*` marks p of at",
+        "most .05, corrected for all cells of the table (Holm).",
         "",
         f"| claim | {' | '.join(f'{name} (in-domain)' if name in IN_DOMAIN else name for name in columns)} |",
         "|---" * (1 + len(columns)) + "|",
@@ -442,23 +449,29 @@ def _claim(claim: dict[str, Any]) -> str:
 
 
 def _gains(report: dict[str, Any]) -> str:
+    return "\n\n".join(_gains_over(report, begin, gains) for begin, gains in report["against"].items())
+
+
+def _gains_over(report: dict[str, Any], begin: str, gains: dict[str, Any]) -> str:
     means = report["means"]["nDCG@10"].get("scan", {})
     columns = list(report["sizes"])
     lines = [
-        "## Trained models against the untrained one: nDCG@10 of engine scan",
+        f"## Trained models against `{begin}`: nDCG@10 of engine scan",
         "",
         f"| model | {' | '.join(f'{name} (in-domain)' if name in IN_DOMAIN else name for name in columns)} |",
         "|---" * (1 + len(columns)) + "|",
     ]
     for model, by_collection in means.items():
-        changes = report["against_untrained"].get(model, {})
+        changes = gains.get(model, {})
         cells = []
         for name in columns:
             change = changes.get(name)
             cells.append(_number(by_collection.get(name)) + (f" ({change['difference']:+.4f}, p {change['p_holm']:.4f})" if change else ""))
         lines.append(f"| {model} | {' | '.join(cells)} |")
-    begin = f"`{report['begin']}`" + (", from which trainings start" if report["begin"] == PROJECTED else "")
-    return "\n".join([*lines, "", f"In brackets: the difference from {begin}, and its p value corrected for all cells (Holm)."])
+    about = ", from which trainings start" if begin == PROJECTED else ", the base checkpoint with its own dimensions"
+    return "\n".join(
+        [*lines, "", f"In brackets: the difference from `{begin}`{about}, and its p value corrected for all cells of the table (Holm)."]
+    )
 
 
 def _engines(report: dict[str, Any]) -> str:

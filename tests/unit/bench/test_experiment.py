@@ -246,6 +246,15 @@ def test_collections_that_one_side_lacks_are_left_out():
     assert found is not None and found["collections"] == ["nq_qed"] and found["difference"] == pytest.approx(0.1, abs=0.01)
 
 
+def test_a_collection_alone_has_the_seeds_that_were_measured_on_it():
+    answers = made_up({"maxsim": 0.0, "attention": 0.1}, seeds=2)
+    del answers["attention"]["1"]["squad"]["papers: plaid"]
+    cells = ("attention", "papers: plaid"), ("maxsim", "papers: plaid")
+    both, squad = compared(Answers(answers), *cells, "nDCG@10"), compared(Answers(answers), *cells, "nDCG@10", ["squad"])
+    assert both is not None and both["collections"] == ["nq_qed"] and len(both["by_seed"]) == 2
+    assert squad is not None and squad["collections"] == ["squad"] and len(squad["by_seed"]) == 1
+
+
 def test_the_report_judges_claims_and_names_missing_cells(folder: Path, tmp_path: Path):
     results = {"trainings": {}, "answers": made_up({UNTRAINED: 0.0, "maxsim": 0.1, "attention": 0.2}, seeds=1)}
     every = judged(Answers(results["answers"]), claims(TINY))
