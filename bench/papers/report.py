@@ -88,8 +88,8 @@ def _seed_of(cell: Cell, seed: str) -> str:
 def compared(answers: Answers, first: Cell, second: Cell, measure: str, only: Sequence[str] | None = None) -> dict[str, Any] | None:
     """Return means, difference, interval and p values of two cells, over the collections that are measured with every seed.
 
-    Values of a query are averaged over the seeds before they are tested, and collections count alike. With `only`, the seeds are those that
-    are measured on one of its collections.
+    Values of a query are averaged over the seeds before they are tested, and collections count alike. With `only`, seeds without a
+    measurement on its collections are left out.
 
     Args:
         answers: All measurements.
