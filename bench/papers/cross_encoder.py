@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, get_linear_schedule_with_warmup
@@ -149,7 +150,7 @@ def compare_teachers(data: Path, checkpoint: str, folder: Path, questions: int) 
             found[kind][query] = ranking
     seconds = time.process_time() - began
     measured = {kind: metrics.evaluate(run, dev.qrels, ["nDCG@10"])["nDCG@10"] for kind, run in found.items()}
-    one, other = ([values[query] for query in dev.queries] for values in measured.values())
+    one, other = (np.array([values[query] for query in dev.queries]) for values in measured.values())
     result = compare(one, other)
     lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     return {
