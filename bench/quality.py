@@ -52,7 +52,7 @@ def main() -> None:
     report = {"machine": machine(), "versions": versions, "checkpoint": options.checkpoint, "collections": collections}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, indent=1).replace(options.checkpoint, Path(options.checkpoint).name)
-    options.output.write_text(portable(text, options.datasets) + "\n")
+    options.output.write_text(portable(text, options.datasets).replace(str(options.work), "runs/quality") + "\n")
     options.output.with_suffix(".md").write_text(markdown(collections))
     print(markdown(collections))
 

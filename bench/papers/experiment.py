@@ -280,7 +280,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "machine": machine() | {"instructions": instructions()},
             "settings": asdict(experiment.profile),
         }
-        write_report(about | {"base": options.base, "teacher": options.teacher}, read_results(experiment), options.output, options.name)
+        about |= {"base": options.base, "teacher": options.teacher and Path(options.teacher).name}
+        write_report(about, read_results(experiment), options.output, options.name)
         if options.document:
             update_document(options.document, options.output / f"{options.name}.json")
     else:

@@ -147,13 +147,18 @@ def _for_candidates(plan: PlaidPlan) -> PlaidPlan:
     return plan if plan.candidate_query is plan.query else replace(plan, query=plan.candidate_query)
 
 
+def _found(plan: PlaidPlan, shard: IndexShard, kernels: Kernels, allowed: Allowed) -> np.ndarray:
+    """Return the allowed documents with a token in a probed cluster."""
+    numbers = kernels.candidates(plan.clusters, shard)
+    return among(numbers, numbers, allowed)[0]
+
+
 def _probe(
     plans: Sequence[PlaidPlan], shard: IndexShard, codec: ResidualCodec, kernels: Kernels, documents: Sequence[Allowed]
 ) -> list[Scored]:
     results = []
     for plan, allowed in zip(map(_for_candidates, plans), documents, strict=True):
-        numbers = kernels.candidates(plan.clusters, shard)
-        numbers, _ = among(numbers, numbers, allowed)
+        numbers = _found(plan, shard, kernels, allowed)
         threshold = None if plan.threshold is None else plan.threshold * codec.mean_norm
         scores = centroid_interaction(plan, shard, codec, kernels, threshold, numbers)
         pruned = np.flatnonzero(np.isneginf(scores))
@@ -170,8 +175,7 @@ def _probe_all_codes(
 ) -> list[Scored]:
     results = []
     for plan, allowed in zip(map(_for_candidates, plans), documents, strict=True):
-        numbers = kernels.candidates(plan.clusters, shard)
-        numbers, _ = among(numbers, numbers, allowed)
+        numbers = _found(plan, shard, kernels, allowed)
         scores = code_scores(plan, shard, codec, kernels, numbers)
         if len(numbers) < plan.stage_limits[0]:
             others = np.setdiff1d(np.arange(shard.num_docs) if allowed is None else allowed, numbers, assume_unique=True)
