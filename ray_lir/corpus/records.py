@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -49,7 +49,7 @@ CORPUS_NAMES = tuple(
     )
 )
 """Names of a corpus in a folder, in order of precedence."""
-OTHER_NAMES = re.compile(r"(queries|query|questions|topics|qrels|qrel|judgements|judgments|runs?)([-_.]|$)", re.IGNORECASE)
+OTHER_NAMES = re.compile(r"(queries|query|questions|qas|topics|qrels|qrel|judgements|judgments|runs?)([-_.]|$)", re.IGNORECASE)
 """Names of files of a test collection that hold no documents."""
 ROWS_PER_BATCH = 256
 LARGEST_EXPANSION = 1 << 30
@@ -110,6 +110,11 @@ def corpus_files(url: storage.PathOrUrl) -> list[str]:
         return _folder_files(url, names)
 
 
+def has_corpus(names: Iterable[str]) -> bool:
+    """Return whether one of these names of a folder marks the corpus of a collection."""
+    return any(kind.fullmatch(name) for name in names for kind in CORPUS_NAMES)
+
+
 def _folder_files(url: str, names: list[str]) -> list[str]:
     visible = [name for name in names if not name.startswith((".", "_"))]
     for kind in CORPUS_NAMES:
@@ -130,7 +135,9 @@ def _folder_files(url: str, names: list[str]) -> list[str]:
         if "manifest.json" in names or "LATEST" in names:
             raise ConfigError(f"{url} holds token embeddings or an index, not a corpus (it has {first_names}); give the original corpus")
         want = f"files that end in {', '.join(UNNAMED_SUFFIXES)} and are not queries"
-        raise ConfigError(f"no corpus at {url}: found {first_names}, expected {want}; convert it or check the path")
+        inside = [name for name in visible if not OTHER_NAMES.match(name) and storage.is_folder(storage.join(url, name))]
+        fix = f"give one of its folders, such as {storage.join(url, inside[0])}" if inside else "convert it or check the path"
+        raise ConfigError(f"no corpus at {url}: found {first_names}, expected {want}; {fix}")
     _log_unread_files(url, names, readable)
     return [storage.join(url, name) for name in readable]
 

@@ -27,10 +27,10 @@ from ray_lir.base.errors import ConfigError, Conflict
 from ray_lir.base.logs import phase
 from ray_lir.base.parallel import Map
 from ray_lir.base.progress import track
-from ray_lir.corpus.datasets import find_dataset
+from ray_lir.corpus.datasets import dataset_query_files, find_dataset
 from ray_lir.corpus.dead_letters import parse_chunk, write_dead_letters
 from ray_lir.corpus.finished_chunks import PROGRESS, Destination, FinishedChunk, check_resumable, read_entries, write_entry
-from ray_lir.corpus.records import SUFFIXES, UNNAMED_SUFFIXES, BadRow, Document, corpus_files
+from ray_lir.corpus.records import SUFFIXES, TSV_SUFFIXES, UNNAMED_SUFFIXES, BadRow, Document, corpus_files, has_corpus
 from ray_lir.corpus.refused_rows import DEAD_LETTERS, log_refused, read_first_reasons
 from ray_lir.corpus.scan import Chunk, Corpus, CorpusFile, read_chunks, scan
 from ray_lir.embeddings.token_embeddings import TokenEmbeddings
@@ -259,10 +259,11 @@ def query_files(url: storage.PathOrUrl) -> list[str]:
 
     Args:
         url: A JSONL, TSV (both also .gz) or Parquet file with an id and a text in each row; a folder of such files; a folder in the BEIR
-            layout, in which queries.jsonl is read; or the name of a BEIR dataset.
+            layout, in which queries.jsonl is read; or the name of a BEIR dataset. The documents of a collection are not queries.
 
     Raises:
-        ConfigError: The file, folder or dataset does not exist, or has no file of these kinds.
+        ConfigError: The file, folder or dataset does not exist, has no file of these kinds, or has several sets of queries.
+        FormatError: A collection has no queries.
     """
     url = storage.path_text(url)
     if not storage.exists(url):
@@ -271,7 +272,12 @@ def query_files(url: storage.PathOrUrl) -> list[str]:
         url = find_dataset(url)
     names = storage.list_names(url)
     files = [storage.join(storage.absolute(url), name) for name in names if name.startswith("queries") and name.endswith(UNNAMED_SUFFIXES)]
-    return files or corpus_files(url)
+    if files or not has_corpus(names):
+        return files or corpus_files(url)
+    files = dataset_query_files(url)
+    if len(files) > 1 and files[0].endswith(TSV_SUFFIXES):
+        raise ConfigError(f"{url} has {len(files)} sets of queries; give one of the files {', '.join(map(storage.base_name, files))}")
+    return files
 
 
 def query_blocks(queries: Mapping[str, str], size: int) -> list[QueryBlock]:

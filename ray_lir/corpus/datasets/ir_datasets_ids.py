@@ -1,7 +1,7 @@
 """Collections of the package ir_datasets, by identifiers such as `ir_datasets:msmarco-passage/dev/small`."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def load(place: str) -> list[Dataset]:
         if not getattr(found, f"has_{part}")():
             raise ConfigError(f"{place} has no {part}; give an identifier with queries and judgements, such as {PREFIX}beir/scifact/test")
     qrels: dict[str, dict[str, int]] = {}
-    for judgement in _rows(place, found.qrels_iter()):
+    for judgement in _rows(place, found.qrels_iter):
         qrels.setdefault(judgement.query_id, {})[judgement.doc_id] = int(judgement.relevance)
     if not qrels:
         raise ConfigError(f"{place} has no judgements; give an identifier with judgements")
@@ -45,7 +45,7 @@ def queries(place: str) -> Iterator[tuple[str, str]]:
     Raises:
         ConfigError: ir_datasets is missing, does not know the identifier, or cannot download it.
     """
-    for query in _rows(place, _open(place).queries_iter()):
+    for query in _rows(place, _open(place).queries_iter):
         yield query.query_id, _text(query)
 
 
@@ -55,7 +55,7 @@ def document_ids(place: str) -> Iterator[str]:
     Raises:
         ConfigError: ir_datasets is missing, does not know the identifier, or cannot download it.
     """
-    return (document.doc_id for document in _rows(place, _open(place).docs_iter()))
+    return (document.doc_id for document in _rows(place, _open(place).docs_iter))
 
 
 def export_corpus(place: str, cache: Path) -> str:
@@ -76,7 +76,7 @@ def export_corpus(place: str, cache: Path) -> str:
         raise ConfigError(f"{place} has no documents; give an identifier with documents")
     with storage.attempt_folder(str(target.parent)) as attempt:
         with (attempt / target.name).open("w", encoding="utf-8") as file:
-            for document in _rows(place, found.docs_iter()):
+            for document in _rows(place, found.docs_iter):
                 fields = {"_id": document.doc_id, "title": getattr(document, "title", "") or "", "text": _text(document)}
                 file.write(json.dumps(fields, ensure_ascii=False) + "\n")
         storage.publish(attempt / target.name, str(target))
@@ -99,10 +99,10 @@ def _open(place: str) -> Any:
         raise ConfigError(f"ir_datasets has no collection {place.removeprefix(PREFIX)!r}; see https://ir-datasets.com") from None
 
 
-def _rows(place: str, rows: Iterator[Any]) -> Iterator[Any]:
-    """Yield rows; a failing download is one line."""
+def _rows(place: str, rows: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    """Yield rows; a failing download is one line. It can fail in the call already."""
     try:
-        yield from rows
+        yield from rows()
     except (OSError, RuntimeError) as error:
         why = " ".join(str(error).split())[:160] or type(error).__name__
         raise ConfigError(f"ir_datasets cannot read {place} ({why}); without network, give a folder") from error

@@ -13,11 +13,11 @@ from ray_lir.base.ids import BadId, check_lookup_id
 from ray_lir.corpus.text_lines import ascii_columns, read_text_lines
 
 HEADER_NAMES = (
-    {"query-id", "query", "qid", "topic", "topic-id"},
-    {"corpus-id", "doc-id", "docid", "document-id", "document", "docno", "pid", "passage-id"},
-    {"score", "relevance", "rel", "grade", "label", "judgement", "judgment"},
+    ("query-id", "qid", "topic-id", "topic", "query"),
+    ("corpus-id", "doc-id", "docid", "document-id", "docno", "pid", "passage-id", "document"),
+    ("score", "relevance", "rel", "grade", "label", "judgement", "judgment"),
 )
-"""Column names that a header may have, in lower case; `_` counts as `-`."""
+"""Column names that a header may have, in lower case; `_` counts as `-`. Of several columns in a Parquet file, the first name counts."""
 LARGEST_GRADE = 1_000_000
 """trec_eval allocates an array as long as the largest grade; with grades of 2**31 or more, every measure is 0."""
 GRADE = re.compile(r"[+-]?[0-9]+(\.0*)?")
@@ -54,11 +54,11 @@ def read_judgements(urls: Iterable[str]) -> dict[str, dict[str, int]]:
 def _text(url: str) -> Iterator[Judgement]:
     for position, (number, line) in enumerate(read_text_lines(url)):
         fields = [field.strip(" ") for field in (line.split("\t") if "\t" in line else ascii_columns(line))]
+        if len(fields) == 4:
+            fields = [fields[0], *fields[2:]]
         if position == 0 and _is_header(fields):
             continue
         where = f"{url} line {number}"
-        if len(fields) == 4:
-            fields = [fields[0], *fields[2:]]
         if len(fields) != 3 or not fields[0] or not fields[1] or not GRADE.fullmatch(fields[2]):
             raise FormatError(where, "query-id <tab> corpus-id <tab> whole number", f"{line:.80}")
         yield where, fields[0], fields[1], _grade(fields[2], where)
@@ -90,7 +90,8 @@ def _parquet_row(values: tuple[Any, Any, Any], where: str) -> Judgement:
 
 def _columns(names: list[str], url: str) -> list[str]:
     """The columns of the query, the document and the grade."""
-    found = [next((name for name in names if _plain(name) in known), None) for known in HEADER_NAMES]
+    plain = {_plain(name): name for name in reversed(names)}
+    found = [next((plain[name] for name in known if name in plain), None) for known in HEADER_NAMES]
     columns = [name for name in found if name is not None]
     if len(columns) < len(found):
         raise FormatError(url, "the columns query-id, corpus-id and score", ", ".join(names) or "no columns", "rename the columns")

@@ -31,7 +31,7 @@ class Layout:
 
 
 LAYOUTS = {
-    name: Layout(each.matches, each.load, each.query_files) for name, each in (("lotte", lotte), ("msmarco", msmarco), ("beir", beir))
+    name: Layout(each.matches, each.load, each.query_files) for name, each in (("lotte", lotte), ("beir", beir), ("msmarco", msmarco))
 }
 """The layouts, in the order in which they are tried."""
 
@@ -122,6 +122,16 @@ def find_corpus(place: storage.PathOrUrl) -> str:
     return text
 
 
+def dataset_query_files(folder: str) -> list[str]:
+    """Return the files with all queries of a collection's folder, judged or not.
+
+    Raises:
+        ConfigError: The folder holds several splits of LoTTE.
+        FormatError: There is no file of queries.
+    """
+    return _layout(folder).query_files(folder)
+
+
 def all_queries(place: str) -> Iterator[tuple[str, str]]:
     """Yield id and text of every query of a collection, judged or not.
 
@@ -132,8 +142,7 @@ def all_queries(place: str) -> Iterator[tuple[str, str]]:
     if ir_datasets_ids.is_identifier(place):
         yield from ir_datasets_ids.queries(place)
         return
-    folder = find_dataset(place)
-    for url in _layout(folder).query_files(folder):
+    for url in dataset_query_files(find_dataset(place)):
         yield from ((query_id, text) for _, query_id, text in stream_queries(url))
 
 

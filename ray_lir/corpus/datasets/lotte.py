@@ -32,7 +32,7 @@ def load(folder: str, split: str) -> list[Dataset]:
 
     Raises:
         ConfigError: There is no such split or kind.
-        FormatError: A file is missing or malformed, or a question has no answer.
+        FormatError: A file is missing or malformed, or an answered question has no text.
     """
     name, _, kind = split.rpartition(".") if split.endswith(KINDS) else (split, "", "")
     leaf, leaf_split = _split_folder(folder, name)

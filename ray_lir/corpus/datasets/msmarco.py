@@ -16,9 +16,8 @@ from ray_lir.corpus.datasets.dataset import Dataset, judged_texts
 from ray_lir.corpus.datasets.judgements import read_judgements
 from ray_lir.corpus.datasets.query_texts import read_queries
 
-END = r"\.(tsv|txt|tsv\.gz|txt\.gz)"
-QUERIES = re.compile(rf"(queries(\.(?P<split>.+?))?|msmarco-(?P<other>.+?)-queries){END}")
-JUDGEMENTS = re.compile(rf"(qrels(\.(?P<split>.+?))?|(?P<other>.+?)-?qrels(-pass)?){END}")
+QUERIES = re.compile(r"(queries(\.(?P<split>.+?))?|msmarco-(?P<other>.+?)-queries)\.tsv(\.gz)?")
+JUDGEMENTS = re.compile(r"(qrels(\.(?P<split>.+?))?|(?P<other>.+?)-?qrels(-pass)?)\.(tsv|txt)(\.gz)?")
 DEEP_LEARNING = re.compile(r"(?:trec-)?dl-?(?:20)?(\d\d)|(?:test)?20(\d\d)")
 ALONE = "test"
 """Name of the split of queries.tsv and qrels.tsv."""

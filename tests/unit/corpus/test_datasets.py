@@ -16,6 +16,7 @@ import pytest
 from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.corpus.datasets import all_queries, document_ids, find_corpus, load_dataset, load_datasets
 from ray_lir.corpus.records import corpus_files, read_documents
+from ray_lir.search.bulk import query_files
 
 
 def write(path: Path, text: str) -> Path:
@@ -194,6 +195,21 @@ def test_malformed_judgements_in_parquet(tmp_path, columns, message):
         load_dataset(folder)
 
 
+def test_columns_of_ids_count_before_columns_of_texts(tmp_path):
+    folder = beir(tmp_path)
+    (folder / "qrels/test.tsv").unlink()
+    columns = {"query": ["a text"], "query-id": [1], "document": ["a text"], "corpus-id": ["d1"], "score": [2]}
+    pq.write_table(pa.table(columns), folder / "qrels/test.parquet")
+    assert load_dataset(folder).qrels == {"1": {"d1": 2}}
+
+
+def test_a_beir_folder_with_a_table_of_queries_stays_a_beir_folder(tmp_path):
+    folder = beir(tmp_path)
+    expected = load_dataset(folder)
+    write(folder / "queries.tsv", "x\tanother query\n")
+    assert load_dataset(folder) == expected
+
+
 def test_cqadupstack_is_its_parts(tmp_path):
     for part in ("android", "english"):
         beir(tmp_path / "cqadupstack" / part, part)
@@ -292,6 +308,31 @@ def test_ms_marco_is_downloaded_with_its_single_files(tmp_path, server):
     assert load_dataset("msmarco-passage", "dl20").queries == {"19335": "anthropological definition"}
 
 
+def test_a_folder_of_collections_is_no_corpus_but_names_one(tmp_path):
+    lotte(tmp_path / "lotte/writing")
+    with pytest.raises(ConfigError, match=r"no corpus at .*/lotte: .*; give one of its folders, such as .*/lotte/writing$"):
+        corpus_files(tmp_path / "lotte")
+    with pytest.raises(ConfigError, match=r"; give one of its folders, such as .*/writing/test$"):
+        corpus_files(tmp_path / "lotte/writing")
+    (tmp_path / "judgements/qrels").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="; convert it or check the path"):
+        corpus_files(tmp_path / "judgements")
+
+
+def test_documents_of_a_collection_are_never_taken_for_queries(tmp_path):
+    with pytest.raises(ConfigError, match=r"has 2 sets of queries; give one of the files questions.forum.tsv, questions.search.tsv"):
+        query_files(lotte(tmp_path / "writing") / "test")
+    with pytest.raises(ConfigError, match=r"has 3 sets of queries; give one of the files msmarco-test2019-queries.tsv.gz, "):
+        query_files(marco(tmp_path / "marco"))
+    (tmp_path / "writing/test/questions.forum.tsv").unlink()
+    assert query_files(tmp_path / "writing/test") == [str(tmp_path / "writing/test/questions.search.tsv")]
+    (beir(tmp_path / "beir") / "queries.jsonl").unlink()
+    with pytest.raises(FormatError, match="expected queries.jsonl or queries.jsonl.gz, found neither"):
+        query_files(tmp_path / "beir")
+    write(tmp_path / "plain/part-1.jsonl", "{}")
+    assert query_files(tmp_path / "plain") == [str(tmp_path / "plain/part-1.jsonl")]
+
+
 def test_a_part_of_cqadupstack_is_downloaded_by_name(tmp_path, server):
     beir(tmp_path / "cqadupstack/android")
     with zipfile.ZipFile(server / "cqadupstack.zip", "w") as archive:
@@ -337,6 +378,20 @@ def test_an_identifier_of_ir_datasets(tmp_path, registered):
     corpus = find_corpus(registered)
     assert [(each.doc_id, each.text) for each in read_documents(corpus)] == [("d1", "first"), ("d2", "second")]
     assert find_corpus(registered) == corpus == str(tmp_path / "cache/ray_lir/ir_datasets/local.tiny.test/corpus.jsonl")
+
+
+def test_a_failing_download_of_ir_datasets_is_one_line(registered, monkeypatch):
+    import ir_datasets
+
+    def fail(*_):
+        raise OSError("no\nnetwork")
+
+    known = ir_datasets.load("local/tiny/test")
+    for name in ("docs_iter", "queries_iter", "qrels_iter"):
+        monkeypatch.setattr(known, name, fail, raising=False)
+    for read in (load_dataset, find_corpus, lambda place: list(all_queries(place))):
+        with pytest.raises(ConfigError, match=r"^ir_datasets cannot read ir_datasets:local/tiny/test \(no network\); without network"):
+            read(registered)
 
 
 def test_unknown_identifiers_and_a_missing_package_are_one_line_errors(monkeypatch):
