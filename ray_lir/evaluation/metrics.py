@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from subprocess import SubprocessError
 
 from ray_lir.base.arguments import text_list
 from ray_lir.base.errors import ConfigError
@@ -12,6 +13,8 @@ from ray_lir.evaluation.runs import Ranking
 MEASURES = ("nDCG@10", "RR@10", "Success@5", "R@10", "R@100")
 PerQuery = dict[str, dict[str, float]]
 """measure -> query id -> value."""
+FAILURES = (NameError, ValueError, TypeError, AssertionError, SyntaxError, ArithmeticError, RuntimeError, SubprocessError)
+"""Errors of ir-measures and its providers for measures that they do not know or cannot compute."""
 
 
 def evaluate(run: Mapping[str, Ranking], qrels: Mapping[str, Mapping[str, int]], measures: Sequence[str] = MEASURES) -> PerQuery:
@@ -29,7 +32,7 @@ def evaluate(run: Mapping[str, Ranking], qrels: Mapping[str, Mapping[str, int]],
         Measure -> query id -> value.
 
     Raises:
-        ConfigError: A grade is larger than `LARGEST_GRADE`, a measure name is not a string, or ir-measures is not installed.
+        ConfigError: A grade is larger than `LARGEST_GRADE`, a measure name is not a string, or ir-measures is not installed or fails.
 
     Source: docs/algorithms.md#81-measures
     """
@@ -43,16 +46,20 @@ def evaluate(run: Mapping[str, Ranking], qrels: Mapping[str, Mapping[str, int]],
     import ir_measures
 
     parsed = {ir_measures.parse_measure(name): name for name in measures}
+    query_ids = dict(zip(map(str, range(len(qrels))), qrels, strict=True))  # gdeval, for ERR, only takes numbers
+    judgements = {number: dict(qrels[query_id]) for number, query_id in query_ids.items()}
     # evaluators sort by score and break ties by document id; negative ranks used as scores have no ties
     ranks = {
-        query_id: {doc_id: float(-rank) for rank, (doc_id, _) in enumerate(ranking)}
-        for query_id, ranking in run.items()
-        if query_id in qrels
+        number: {doc_id: float(-rank) for rank, (doc_id, _) in enumerate(run[query_id])}
+        for number, query_id in query_ids.items()
+        if query_id in run
     }
     values = {name: dict.fromkeys(qrels, 0.0) for name in measures}
-    judgements = {query_id: dict(grades) for query_id, grades in qrels.items()}
-    for metric in ir_measures.iter_calc(list(parsed), judgements, ranks):
-        values[parsed[metric.measure]][metric.query_id] = float(metric.value)
+    try:
+        for metric in ir_measures.iter_calc(list(parsed), judgements, ranks):
+            values[parsed[metric.measure]][query_ids[metric.query_id]] = float(metric.value)
+    except FAILURES as error:
+        raise ConfigError(f"ir-measures cannot compute {', '.join(measures)} here ({error}); leave that measure out") from error
     return values
 
 
@@ -77,11 +84,13 @@ def parse_measures(expressions: str) -> tuple[str, ...]:
     for text in re.findall(r"(?:[^\s,()]|\([^()]*\))+|[()]", expressions):
         try:
             measure = ir_measures.parse_measure(text)
-            is_known = any(provider.is_available() and provider.supports(measure) for provider in ir_measures.DefaultPipeline.providers)
-        except (NameError, ValueError, TypeError, AssertionError, SyntaxError):
-            is_known = False
-        if not is_known:
-            raise ConfigError(f"unknown measure {text!r}; give names of ir-measures that are installed, such as nDCG@10 R@1000 RR@10 AP")
+            if measure.params.get("cutoff") == 0:  # pytrec_eval would end the process
+                raise ValueError
+            list(ir_measures.iter_calc([measure], {"1": {"1": 1}}, {"1": {"1": 2.0, "2": 1.0}}))
+        except FAILURES:
+            raise ConfigError(
+                f"unknown measure {text!r}; give names of ir-measures that are installed, such as nDCG@10 R@1000 RR@10 AP"
+            ) from None
         names.append(str(measure))
     return tuple(dict.fromkeys(names))
 

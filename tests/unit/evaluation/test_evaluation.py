@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def test_a_malformed_dataset_is_refused_with_file_and_line(tmp_path, queries, qr
         "\ufeff" + QRELS,
         "q2 0 d1 2\nq1 0 d2 1\nq1 Q0 d3 0\n",
         "q2\t0\td1\t2\nq1\t0\td2\t1\nq1\t0\td3\t0\n",
+        "query-id\titeration\tcorpus-id\tscore\nq2\t0\td1\t2\nq1\t0\td2\t1\nq1\t0\td3\t0\n",
         QRELS.replace("\t2\n", "\t2.0\n").replace("\t1\n", "\t+1\n"),
         QRELS + "q1\td2\t1\n\n",
     ],
@@ -190,6 +192,18 @@ def test_a_judged_query_without_results_counts_as_zero():
 def test_ndcg_uses_grades_as_linear_gains():
     values = metrics.evaluate({"q": [("good", 2.0), ("best", 1.0)]}, {"q": {"good": 1, "best": 3}})
     assert values["nDCG@10"]["q"] == pytest.approx((1 + 3 / np.log2(3)) / (3 + 1 / np.log2(3)))
+
+
+def test_expected_reciprocal_rank_of_queries_whose_ids_are_words():
+    if not shutil.which("perl"):
+        pytest.skip("ir-measures computes ERR with perl")
+    values = metrics.evaluate({"q": [("good", 2.0), ("bad", 1.0)]}, {"r": {"x": 1}, "q": {"good": 2, "bad": -1}}, ["ERR@5"])
+    assert values["ERR@5"] == {"r": 0.0, "q": pytest.approx(3 / 16)}
+
+
+def test_a_measure_that_fails_on_these_judgements_is_one_line():
+    with pytest.raises(ConfigError, match=r"ir-measures cannot compute Accuracy here \(.*division by zero\); leave that measure out"):
+        metrics.evaluate({"q": [("good", 1.0)]}, {"q": {"good": 1}}, ["Accuracy"])
 
 
 @pytest.mark.parametrize("order", [["a", "b", "c"], ["c", "b", "a"], ["b", "c", "a"]])
