@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ray_lir import storage
 from ray_lir.base.errors import ConfigError, FormatError
+from ray_lir.base.ids import BadId, check_lookup_id
 from ray_lir.corpus.text_lines import ascii_columns, read_text_lines
 
 Ranking = Sequence[tuple[str, float]]
@@ -118,15 +119,18 @@ def _parquet_rows(url: str) -> Iterator[tuple[str, str, str, float]]:
             parquet = pq.ParquetFile(file)
             missing = [name for name in RUN_COLUMNS if name not in parquet.schema_arrow.names]
             if missing:
-                raise FormatError(url, f"the columns {', '.join(RUN_COLUMNS)}", f"no column {missing[0]}")
+                raise FormatError(url, f"the columns {', '.join(RUN_COLUMNS)}", f"no column {missing[0]}", "rename the columns")
             row = 0
             for batch in parquet.iter_batches(columns=list(RUN_COLUMNS)):
                 for values in zip(*(batch.column(name).to_pylist() for name in RUN_COLUMNS), strict=True):
                     row += 1
-                    query_id, doc_id, score = values
-                    if query_id is None or doc_id is None or not isinstance(score, int | float):
-                        raise FormatError(f"{url} row {row}", "ids, and a number as score", f"{values}")
-                    yield f"{url} row {row}", str(query_id), str(doc_id), float(score)
+                    try:
+                        query_id, doc_id = map(check_lookup_id, values[:2])
+                    except BadId as error:
+                        raise FormatError(f"{url} row {row}", "ids of a query and a document", f"an id that {error}") from None
+                    if not isinstance(values[2], int | float) or isinstance(values[2], bool):
+                        raise FormatError(f"{url} row {row}", "a number as score", f"{values[2]!r:.40}")
+                    yield f"{url} row {row}", query_id, doc_id, float(values[2])
         except pa.ArrowException as error:
             raise FormatError(url, "a Parquet file", f"{' '.join(str(error).split()):.160}", "the file is damaged: get it again") from error
 

@@ -150,6 +150,24 @@ def test_runs_in_parquet(dataset, tmp_path):
         of(trec, str(tmp_path / "c.parquet"), dataset)
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"query_id": ["q0"], "doc_id": [["d0"]], "score": [1.0]},
+            "row 1: expected ids of a query and a document, found .* is a list",
+        ),
+        ({"query_id": [None], "doc_id": ["d0"], "score": [1.0]}, "row 1: expected ids of a query and a document, found an id that is null"),
+        ({"query_id": ["q0"], "doc_id": ["d0"], "score": [True]}, "row 1: expected a number as score, found True"),
+        ({"qid": ["q0"], "doc_id": ["d0"], "score": [1.0]}, "found no column query_id; rename the columns"),
+    ],
+)
+def test_malformed_runs_in_parquet(dataset, tmp_path, columns, message):
+    pq.write_table(pa.table(columns), tmp_path / "b.parquet")
+    with pytest.raises(FormatError, match=message):
+        of(make_run(tmp_path / "a", [1] * QUERIES), str(tmp_path / "b.parquet"), dataset)
+
+
 def test_the_output_has_the_values_of_each_query(dataset, tmp_path):
     first, second, output = make_run(tmp_path / "a", [1] * QUERIES), make_run(tmp_path / "b", [2] * QUERIES), tmp_path / "out.json"
     result = of(first, second, dataset, output=str(output))
