@@ -112,7 +112,7 @@ def write_examples(url: str, folder: Path, dataset: str | None = None, refused: 
             texts = tables if dataset is None and tables is not None else None
             _write_query_texts(source, texts.queries() if texts else all_queries(source), queries, folder / QUERIES)
             corpus = texts.documents() if texts else _corpus(source, refused)
-            numbers = _write_document_texts(corpus, documents, folder / DOCUMENTS)
+            numbers = _write_document_texts(source, corpus, documents, folder / DOCUMENTS)
             renumber_lists(lists, scores, folder / LISTS, numbers)
             return
         os.replace(scratch / QUERIES, folder / QUERIES)
@@ -166,16 +166,18 @@ def _corpus(dataset: str, refused: RefusedRows | None) -> Iterator[tuple[str, st
 
 def _write_query_texts(source: str, texts: Iterator[tuple[str, str]], query_ids: Texts, path: Path) -> None:
     numbers = _numbering(query_ids)
-    place = np.full(len(query_ids), -1, np.int64)
+    place, hashes = np.full(len(query_ids), -1, np.int64), np.zeros(len(query_ids), np.int64)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         scratch = Path(folder) / QUERIES
         with TextFile(scratch) as file:
             for block in blocks(texts):
                 found = numbers.find([query_id for query_id, _ in block])
-                for number, (_, text) in zip(found.tolist(), block, strict=True):
-                    if number >= 0:
-                        place[number] = len(file)
+                for number, (query_id, text) in zip(found.tolist(), block, strict=True):
+                    if number >= 0 and place[number] < 0:
+                        place[number], hashes[number] = len(file), hash(text)
                         file.add(text)
+                    elif number >= 0 and hashes[number] != hash(text):
+                        raise ConfigError(f"{source} has two texts for query {query_id!r}; give a dataset with one text for each query")
         missing = np.flatnonzero(place < 0)
         if len(missing):
             raise ConfigError(
@@ -185,17 +187,19 @@ def _write_query_texts(source: str, texts: Iterator[tuple[str, str]], query_ids:
         reorder_texts(open_texts(scratch), path, place)
 
 
-def _write_document_texts(texts: Iterator[tuple[str, str]], doc_ids: Texts, path: Path) -> np.ndarray:
+def _write_document_texts(source: str, texts: Iterator[tuple[str, str]], doc_ids: Texts, path: Path) -> np.ndarray:
     """Write the texts of documents in the order of the corpus; return the place of each, [D]."""
     numbers = _numbering(doc_ids)
-    place = np.full(len(doc_ids), -1, np.int64)
+    place, hashes = np.full(len(doc_ids), -1, np.int64), np.zeros(len(doc_ids), np.int64)
     with TextFile(path) as file:
         for block in blocks(texts):
             found = numbers.find([doc_id for doc_id, _ in block])
-            for number, (_, text) in zip(found.tolist(), block, strict=True):
+            for number, (doc_id, text) in zip(found.tolist(), block, strict=True):
                 if number >= 0 and place[number] < 0:
-                    place[number] = len(file)
+                    place[number], hashes[number] = len(file), hash(text)
                     file.add(text)
+                elif number >= 0 and hashes[number] != hash(text):
+                    raise ConfigError(f"{source} has two texts for document {doc_id!r}; give a dataset with one text for each document")
     missing = np.flatnonzero(place < 0)
     if len(missing):
         raise missing_documents(len(missing), len(place), min(doc_ids[number] for number in missing.tolist()))

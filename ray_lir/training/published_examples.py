@@ -18,7 +18,7 @@ from ray_lir import storage
 from ray_lir.base.config import parse_json
 from ray_lir.base.errors import FormatError
 from ray_lir.corpus.datasets.query_texts import stream_queries
-from ray_lir.corpus.records import read_rows
+from ray_lir.corpus.records import document_text, read_rows
 from ray_lir.corpus.text_lines import read_text_lines
 
 Fields = tuple[str, dict[str, Any]]
@@ -61,13 +61,14 @@ class ScoreTables:
                 fields = json.loads(row)
                 doc_id = next((fields[name] for name in DOCUMENT_ID_NAMES if fields.get(name) is not None), None)
                 text = next((fields[name] for name in ("text", *DOCUMENT_NAMES) if fields.get(name) is not None), None)
-                if not isinstance(doc_id, str | int) or not isinstance(text, str):
+                title = fields.get("title") or ""
+                if not isinstance(doc_id, str | int) or not isinstance(text, str) or not isinstance(title, str):
                     raise FormatError(f"{file} row {number}", "a document_id and a text", f"{row.decode(errors='replace'):.80}")
-                yield str(doc_id), text
+                yield str(doc_id), document_text(title, text)
 
 
 def score_tables(url: str) -> ScoreTables | None:
-    """Return the tables of a folder; None if it is no folder with a table of queries and one of documents.
+    """Return the tables of a folder; None if it is no folder with such tables.
 
     Raises:
         FormatError: A table is missing, or there are several tables of scores.
@@ -75,8 +76,12 @@ def score_tables(url: str) -> ScoreTables | None:
     if not storage.is_folder(url):
         return None
     tables = {name: _table(url, name) for name in ("train", "queries", "documents")}
-    if not tables["queries"] or not tables["documents"]:
+    if not any(tables.values()):
         return None
+    for name in ("queries", "documents"):
+        if not tables[name]:
+            fix = "give a folder with all tables, or the file of scores and --dataset"
+            raise FormatError(url, f"a table of {name}, {name}*.parquet", "none", fix)
     if len(tables["train"]) != 1:
         found = "none" if not tables["train"] else f"{len(tables['train'])} files"
         raise FormatError(url, "one file of scores, train*.parquet", found, "give a folder with one file of scores")
@@ -128,13 +133,18 @@ def grouped(rows: Iterator[Fields]) -> Iterator[Fields]:
     Lists that are stored as text, such as "[1, 2]", are parsed.
 
     Raises:
-        FormatError: A row with one document has no score, or a text is no list.
+        FormatError: A row with one document has no score, the rows of a query are not consecutive, or a text is no list.
     """
+    seen: set[int] = set()
     for query, group in groupby(rows, key=_query_of_pair):
         if query is None:
             yield from ((where, _with_lists(fields, where)) for where, fields in group)
-        else:
-            yield _joined(list(group))
+            continue
+        where, joined = _joined(list(group))
+        if hash(query) in seen:
+            raise FormatError(where, "consecutive rows of each query", f"query {query[1]!r:.60} again", "sort the rows by query")
+        seen.add(hash(query))
+        yield where, joined
 
 
 def _query_of_pair(row: Fields) -> tuple[str, str] | None:

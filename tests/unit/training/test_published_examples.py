@@ -81,6 +81,55 @@ def test_a_row_a_document_becomes_one_tuple_a_query_with_the_best_first(tmp_path
         read_examples(str(tmp_path / "bad.parquet"))
 
 
+def test_rows_of_a_query_must_be_consecutive(tmp_path):
+    rows = {"query": ["a", "b", "a"], "document": ["1", "2", "3"], "score": [0.5, 0.25, -1.0]}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    with pytest.raises(FormatError, match="rows.parquet:3: expected consecutive rows of each query, found query 'a' again; sort the rows"):
+        read_examples(str(tmp_path / "rows.parquet"))
+
+
+def write_tables(folder, **changes):
+    tables = {
+        "train": {"query_id": [1], "document_ids": [[10, 11]], "scores": [[0.5, -1.0]]},
+        "queries": {"query_id": [1], "text": ["one"]},
+        "documents": {"document_id": [10, 11], "title": ["Ten", None], "text": ["ten", "eleven"]},
+    } | changes
+    folder.mkdir(parents=True)
+    for name, columns in tables.items():
+        if columns:
+            pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    return str(folder)
+
+
+def test_a_title_is_a_part_of_a_documents_text(tmp_path):
+    assert texts_of(read_examples(write_tables(tmp_path / "kd"))) == [["Ten ten", "eleven"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"documents": None},
+            "expected a table of documents, documents[*].parquet, found none; give a folder with all tables",
+        ),
+        ({"queries": None}, "expected a table of queries, queries[*].parquet, found none"),
+        (
+            {"queries": {"query_id": [1, 1], "text": ["one", "uno"]}},
+            "kd has two texts for query '1'; give a dataset with one text",
+        ),
+        ({"documents": {"document_id": [10, 10, 11], "text": ["ten", "dix", "eleven"]}}, "kd has two texts for document '10'"),
+    ],
+)
+def test_wrong_tables_are_one_line(tmp_path, changes, message):
+    with pytest.raises((ConfigError, FormatError), match=message):
+        read_examples(write_tables(tmp_path / "kd", **changes))
+
+
+def test_equal_texts_of_a_query_are_one_text(tmp_path):
+    folder = write_tables(tmp_path / "kd", queries={"query_id": [1, 1], "text": ["one", "one"]})
+    assert list(read_examples(folder).queries) == ["one"]
+
+
 @pytest.mark.parametrize("as_text", [False, True])
 @pytest.mark.parametrize("folders", [False, True])
 def test_a_folder_of_tables(tmp_path, as_text, folders):
