@@ -36,6 +36,7 @@ STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "grid.alpha": 0.3,
     "legend.frameon": False,
+    "text.parse_math": False,  # a $ in a query or a name is a $
 }
 SIZE = (10, 4.5)
 """Width and height of a figure, in inches."""
@@ -94,16 +95,10 @@ def analyze(config: AnalyzeConfig) -> dict[str, Any]:
     places = _places(config.index)
     originals = _originals(config.embeddings, len(places))
     models = {name: _open(config, place, dataset, own) for (name, place), own in zip(places.items(), originals, strict=True)}
+    skipped = {name: _left_out(name, models, settings, config.analyses != "all") for name in names}
     files: dict[str, list[str]] = {}
-    skipped: dict[str, dict[str, str]] = {}
     for name in names:
-        analysis = ANALYSES[name]
-        reasons = {model: reason for model, index in models.items() if (reason := analysis.missing(index, settings))}
-        if len(reasons) == len(models) and config.analyses != "all":
-            raise ConfigError(f"the analysis {name} is not possible: {next(iter(reasons.values()))}")
-        for model, reason in reasons.items():
-            logger.info("analyze: %s is left out for %s: %s", name, model, reason)
-            skipped.setdefault(name, {})[model] = reason
+        analysis, reasons = ANALYSES[name], skipped[name]
         if len(reasons) == len(models):
             continue
         with logs.phase(name):
@@ -117,7 +112,7 @@ def analyze(config: AnalyzeConfig) -> dict[str, Any]:
         "queries": len(dataset.queries),
         "models": {name: model.scorer for name, model in models.items()},
         "analyses": files,
-        "left_out": skipped,
+        "left_out": {name: reasons for name, reasons in skipped.items() if reasons},
     }
 
 
@@ -176,6 +171,16 @@ def _open(config: AnalyzeConfig, place: str, dataset: Dataset, original: str | N
     return AnalyzedIndex(search, dataset, ignores, original)
 
 
+def _left_out(name: str, models: Mapping[str, AnalyzedIndex], settings: AnalysisSettings, is_named: bool) -> dict[str, str]:
+    """The reason of each model that an analysis leaves out. An analysis that is named must be possible for a model."""
+    reasons = {model: reason for model, index in models.items() if (reason := ANALYSES[name].missing(index, settings))}
+    if len(reasons) == len(models) and is_named:
+        raise ConfigError(f"the analysis {name} is not possible: {next(iter(reasons.values()))}")
+    for model, reason in reasons.items():
+        logger.info("analyze: %s is left out for %s: %s", name, model, reason)
+    return reasons
+
+
 def _report(
     analysis: Analysis, dataset: Dataset, settings: AnalysisSettings, results: Mapping[str, Numbers], reasons: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -201,7 +206,9 @@ def _draw(analysis: Analysis, results: Mapping[str, Numbers], folder: Path, name
 
     with matplotlib.rc_context(cast(Any, STYLE)):
         figure = Figure(figsize=SIZE, layout="constrained")
-        analysis.draw(figure, results)
+        analysis.draw(
+            figure, {f" {model}" if model.startswith("_") else model: found for model, found in results.items()}
+        )  # a legend omits _
         figure.suptitle(f"{analysis.title} ({analysis.source})", fontsize=11)
         for suffix in FIGURES:
             figure.savefig(folder / f"{name}.{suffix}", metadata={"Date": None} if suffix == "svg" else None)

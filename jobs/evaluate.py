@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, create_model
@@ -49,7 +49,7 @@ class EvaluateFields(Config):
     """Split of the judgements: qrels/SPLIT.tsv. LoTTE: test, test.search or test.forum. TREC Deep Learning: dl19 or dl20."""
     query_length: int | None = Field(default=None, ge=3)
     """Query length in tokens. None: the index's."""
-    query_lengths: dict[str, int] = Field(default={})
+    query_lengths: dict[str, Annotated[int, Field(ge=3)]] = {}
     """Query length of single data sets by name, such as {arguana: 300}; it overrides query_length. The recipes evaluate_*.yaml hold those
     of the papers."""
     engine: str = "auto"

@@ -12,6 +12,7 @@ from ray_lir.base.short_repr import ShortRepr
 from ray_lir.evaluation.runs import Run
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 Imputation = Literal["min", "mean", "p10", "power_law", "zero"]
@@ -27,7 +28,7 @@ class AnalysisSettings(Config):
     """Document tokens retrieved for each query token."""
     sampled_tokens: int = Field(default=100_000, ge=2)
     """Document tokens whose vectors are compared with each other."""
-    k_primes: tuple[int, ...] = (100, 1000, 4000, 10_000, 40_000)
+    k_primes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(100, 1000, 4000, 10_000, 40_000), min_length=1)
     """Values of k' for quality against k'. Values above a twentieth of the index's tokens are left out."""
     candidates: int = Field(default=256, ge=1)
     """Candidates that PLAID rescores exactly, and the cutoff of the recall of candidates."""
@@ -35,7 +36,7 @@ class AnalysisSettings(Config):
     """Measure of quality, in the notation of ir-measures."""
     examples: int = Field(default=5, ge=0)
     """Examples of rank changes."""
-    delta_lengths: tuple[Annotated[int, Field(ge=0)], ...] = (100, 150, 200, 300, 0)
+    delta_lengths: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(100, 150, 200, 300, 0), min_length=1)
     """Values of l for the weights of the scorer attention. 0: e^A always."""
     tagger: str = "auto"
     """Model of spaCy for parts of speech. auto: an installed English model."""
@@ -246,6 +247,12 @@ def lacks_weights(model: AnalyzedModel, settings: AnalysisSettings) -> str | Non
     if all(query.weights is not None for query in model.queries):
         return None
     return f"the scorer {model.scorer} has no query token weights; analyze an index of the scorer trial or attention"
+
+
+def plain_numbers(axis: "Axis") -> None:
+    """Write the powers of ten on a logarithmic axis as plain numbers."""
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_formatter("")
 
 
 def rounded(values: Sequence[float] | np.ndarray, digits: int = 6) -> list[float]:

@@ -46,14 +46,16 @@ def missing(model: AnalyzedModel, settings: AnalysisSettings) -> str | None:
 
 
 def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
-    """Draw recall and quality as bars."""
+    """Draw recall and quality as points."""
     axes = figure.subplots()
+    measure = next(iter(results.values()))["measure"]
     for name, found in results.items():
         for kind in ("weighted", "unweighted"):
             if kind in found:
                 values = [found[kind][each] for each in ("recall", "quality", "quality_oracle")]
-                axes.plot(("recall of candidates", "quality", "quality, oracle"), values, "o:", label=f"{name}, {kind}")
+                axes.plot(("recall of candidates", measure, f"{measure}, oracle"), values, "o:", label=f"{name}, {kind}")
     axes.set_ylim(0, 1.02)
+    axes.set_ylabel("mean over queries")
     axes.margins(x=0.1)
     axes.legend()
 

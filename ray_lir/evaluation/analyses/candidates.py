@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Numbers
+from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Numbers, plain_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +41,7 @@ def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
     speeds = [found[engine]["queries_per_second"] for found in results.values() for engine in ENGINES]
     if max(speeds) > 10 * min(speeds):
         axes.set_yscale("log")
+        plain_numbers(axes.yaxis)
     else:
         axes.set_ylim(0, 1.15 * max(speeds))
     axes.set_xlim(0, 104)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Numbers
+from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Numbers, plain_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,6 +70,7 @@ def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
     bars = operations.barh(list(flops), [value / 1e6 for value in flops.values()], height=0.6)
     operations.bar_label(bars, fmt="%.3g", padding=3)
     operations.set_xscale("log")
+    plain_numbers(operations.xaxis)
     operations.margins(x=0.25)
     operations.invert_yaxis()
     operations.set_xlabel("million operations a document")

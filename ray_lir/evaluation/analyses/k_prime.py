@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Imputation, Numbers
+from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Imputation, Numbers, plain_numbers
 from ray_lir.evaluation.runs import Run
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
             [each.replace("_", " ") for each in IMPUTATIONS], [found["by_imputation"][each] for each in IMPUTATIONS], "o:", label=name
         )
     left.set_xscale("log")
-    left.xaxis.set_major_formatter("{x:,g}")
+    plain_numbers(left.xaxis)
     left.set_xlabel("k' (dotted: exact scores)")
     left.set_ylabel(next(iter(results.values()))["measure"])
     usual = {found["k_prime"] for found in results.values()}

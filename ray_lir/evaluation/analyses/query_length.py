@@ -47,11 +47,12 @@ def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
     """Draw score per token, quality and time against the mean length of each class."""
     panels = figure.subplots(1, 3)
     measure = next(iter(results.values()))["measure"]
-    for axes, name in zip(panels, ("score_per_token", measure, "milliseconds"), strict=True):
+    labels = {"score_per_token": "score per query token", measure: measure, "milliseconds": "milliseconds a query"}
+    for axes, (name, label) in zip(panels, labels.items(), strict=True):
         for model, found in results.items():
             axes.plot([row["mean_tokens"] for row in found["classes"]], [row[name] for row in found["classes"]], marker="o", label=model)
         axes.set_xlabel("query tokens")
-        axes.set_title(name.replace("_", " "), fontsize=10)
+        axes.set_ylabel(label)
         axes.set_ylim(0)
     panels[0].legend()
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Numbers, rounded
+from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Numbers, plain_numbers, rounded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +51,7 @@ def draw(figure: "Figure", results: Mapping[str, Numbers]) -> None:
             if found[kind] is not None:
                 axes.plot(found["ranks"], found[kind], label=name)
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
+        plain_numbers(axes.xaxis)
         axes.set_ylim(0)
         axes.set_xlabel("rank of the token")
         axes.set_ylabel(f"fraction {label}")

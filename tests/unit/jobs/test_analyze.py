@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from jobs.analyze import AnalyzeConfig, analyze
+from jobs.analyze import AnalyzeConfig, _draw, analyze
 from jobs.analyzed_index import AnalyzedIndex
 from jobs.query_search import QueryEncoderConfig, QuerySearch
 from ray_lir.base.config import AttentionChanges, AttentionConfig, EncoderConfig, IndexConfig, TrialConfig
@@ -322,6 +323,7 @@ def test_operations_by_hand():
     [
         ({"analyses": "relations"}, "relations is not possible: the scorer maxsim has no relations; analyze an index of the scorer trial"),
         ({"analyses": "attention"}, "attention is not possible: the scorer maxsim has no attention weights"),
+        ({"analyses": "geometry,attention"}, "attention is not possible: the scorer maxsim has no attention weights"),
         ({"analyses": "figure3"}, "no analysis 'figure3'; the analyses are k_prime, "),
         ({"analysis": AnalysisSettings(measure="nDGC@10")}, "unknown measure 'nDGC@10'"),
         ({"analysis": AnalysisSettings(measure="AP RR")}, "must name one measure"),
@@ -336,6 +338,21 @@ def test_wrong_input_is_one_line_and_writes_nothing(place, tmp_path, changes, me
     with pytest.raises(ConfigError, match=message) as error:
         analyze(AnalyzeConfig(**fields))
     assert "\n" not in str(error.value) and not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("field", ["k_primes", "delta_lengths"])
+def test_lists_of_settings_are_never_empty_or_out_of_range(field):
+    for values in ((), (-1,)):
+        with pytest.raises(ValidationError):
+            AnalysisSettings.model_validate({field: values})
+
+
+def test_dollars_in_names_and_queries_are_drawn_as_they_are(results, tmp_path):
+    for name in ("relations", "cost", "candidates", "k_prime", "token_retrieval"):
+        numbers = json.loads(json.dumps(results[name]["models"]).replace("cell", "$x^$"))
+        _draw(ANALYSES[name], {"_$a_^$": next(iter(numbers.values()))}, tmp_path, name)
+        assert "mathdefault" not in (tmp_path / f"{name}.svg").read_text()
+        assert name == "relations" or "_$a_^$" in (tmp_path / f"{name}.svg").read_text()  # a comment beside the paths of the glyphs
 
 
 def test_a_sample_of_queries_and_existing_results(place, tmp_path):

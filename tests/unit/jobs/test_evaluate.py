@@ -252,6 +252,9 @@ def test_latency_is_reported_for_searching_and_encoding_apart(index, dataset):
         (["--encoder.document_length", "64"], "unknown field --encoder.document_length"),
         (["--encoder.checkpoint", "/nowhere/model"], "there is no checkpoint folder /nowhere/model; check the path"),
         (["--k", "0"], "--k: "),
+        (["--measures", "R@0"], "unknown measure 'R@0'"),
+        (["--measures", "P(rel=0)@5"], "unknown measure 'P(rel=0)@5'"),
+        (["--query_lengths", "{scifact: 2}"], "--query_lengths.scifact: input should be greater than or equal to 3, not 2"),
     ],
 )
 def test_an_invalid_argument_is_a_one_line_error_and_nothing_is_written(index, dataset, tmp_path, capsys, flags, message):
