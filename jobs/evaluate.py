@@ -104,6 +104,8 @@ def evaluate(config: EvaluateFields) -> dict[str, Any]:
         return _evaluate(config, datasets[0], measures, {})
     _check_places(config, datasets)
     searches: dict[tuple[str, int | None], QuerySearch] = {}
+    for dataset in datasets:  # a missing index is found before the first search
+        _open(config, dataset, searches)
     results = {dataset.name: _evaluate(config, dataset, measures, searches) for dataset in datasets}
     return {
         "dataset": list(results),
@@ -147,14 +149,10 @@ def _means(results: Mapping[str, dict[str, Any]], weights: Mapping[str, int]) ->
 def _evaluate(
     config: EvaluateFields, dataset: Dataset, measures: tuple[str, ...], searches: dict[tuple[str, int | None], QuerySearch]
 ) -> dict[str, Any]:
-    """Evaluate one data set. `searches` holds the indexes that are open, by path and query length."""
+    """Evaluate one data set."""
+    search, length = _open(config, dataset, searches)
     paths = {name: fill(path, dataset) for name in ("index", "run", "per_query") if (path := getattr(config, name))}
     config = config.model_copy(update=paths)
-    length = config.query_lengths.get(dataset.name, config.query_lengths.get(dataset.collection, config.query_length))
-    search = searches.get((config.index, length))
-    if search is None:
-        workers = config.workers if "workers" in config.model_fields_set else None
-        search = searches[config.index, length] = QuerySearch.open(config.index, config.encoder, workers, length)
     engine = search.engine(_engine(config), config.k, config.quality)
     ignores = has_queries_as_documents(dataset.name) if config.ignore_identical_ids == "auto" else config.ignore_identical_ids
     tag = _tag(config, search.manifest, dataset, engine, ignores, length)
@@ -193,6 +191,16 @@ def _evaluate(
         "encoder": {"checkpoint": search.manifest.contract.checkpoint, "fingerprint": search.manifest.contract.fingerprint},
         **_latency(config, search, dataset, engine),
     }
+
+
+def _open(config: EvaluateFields, dataset: Dataset, searches: dict[tuple[str, int | None], QuerySearch]) -> tuple[QuerySearch, int | None]:
+    """The index of a data set and its query length. `searches` holds the indexes that are open, by path and query length."""
+    index = fill(config.index, dataset)
+    length = config.query_lengths.get(dataset.name, config.query_lengths.get(dataset.collection, config.query_length))
+    if (index, length) not in searches:
+        workers = config.workers if "workers" in config.model_fields_set else None
+        searches[index, length] = QuerySearch.open(index, config.encoder, workers, length)
+    return searches[index, length], length
 
 
 def _measures(config: EvaluateFields) -> tuple[str, ...]:

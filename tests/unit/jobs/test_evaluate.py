@@ -10,7 +10,7 @@ import pytest
 from jobs.cli import main, parse
 from jobs.evaluate import EvaluateConfig, evaluate
 from ray_lir.base.config import ClusteringConfig, IndexConfig
-from ray_lir.base.errors import ConfigError
+from ray_lir.base.errors import ConfigError, FormatError
 from ray_lir.building.build import build_index
 from ray_lir.corpus.datasets import load_dataset
 from ray_lir.encoder.encoder import Encoder
@@ -119,6 +119,10 @@ def test_several_data_sets_give_their_mean(index, dataset, tmp_path):
     assert list(read_run(str(tmp_path / "other.run"))) == ["a"] and (tmp_path / f"{Path(dataset).name}.run").exists()
     with pytest.raises(ConfigError, match=r"--run .*one.run is one file for 2 data sets; put \{dataset\} into its name"):
         evaluate(configure(index, (dataset, other), run=str(tmp_path / "one.run")))
+    (tmp_path / Path(dataset).name).symlink_to(index)
+    with pytest.raises(FormatError, match="/other: expected an index"):  # before the first data set is searched
+        evaluate(configure(str(tmp_path / "{dataset}"), (dataset, other), run=str(tmp_path / "late-{dataset}.run")))
+    assert not list(tmp_path.glob("late-*"))
 
 
 def test_each_data_set_has_its_query_length(index, dataset, tmp_path, caplog):
