@@ -55,7 +55,7 @@ class DemoJob(Config):
 def run(job: DemoJob) -> dict[str, Any]:
     """Run the demo and return where its files are, sizes, seconds of each phase, and the first hit of each question."""
     require("ray", "serving the demo")
-    folder = storage.local_path(job.output) / f"{job.num_docs}-documents"
+    folder = storage.local_output(job.output) / f"{job.num_docs}-documents"
     corpus, embeddings, index = folder / "corpus.jsonl", folder / "embeddings", folder / "index"
     log: list[dict[str, Any]] = []
     with logs.phase("demo, corpus", log) as record:

@@ -54,7 +54,7 @@ def run(job: PlotJob) -> dict[str, Any]:
     """
     require("matplotlib", "plot")
     curves = {folder: read_curve(folder) for folder in job.runs}
-    draw(curves, storage.local_path(job.output))
+    draw(curves, storage.local_output(job.output))
     return {"output": job.output, "steps": {folder: int(curve[-1]["step"]) for folder, curve in curves.items()}}
 
 

@@ -69,6 +69,17 @@ def local_path(url: PathOrUrl) -> Path:
     return Path(text).absolute()
 
 
+def local_output(url: PathOrUrl) -> Path:
+    """Return the absolute path of an output that must lie on a local disk.
+
+    Raises:
+        ConfigError: It is the URL of an object store.
+    """
+    if not is_local(url):
+        raise ConfigError(f"{path_text(url)} is not on a disk of this machine; give a local path, and copy the result")
+    return local_path(url)
+
+
 def absolute(url: PathOrUrl) -> str:
     """Return a name that means the same place in every process of a cluster: local paths become absolute, URLs stay unchanged."""
     return str(local_path(url)) if is_local(url) else path_text(url).rstrip("/")

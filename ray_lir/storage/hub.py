@@ -51,7 +51,7 @@ def publish_files(
     if (repo is None) == (folder is None):
         raise ConfigError("give either the name of a repository (OWNER/NAME) or a folder")
     if folder is not None:
-        return _write_folder(content, storage.local_path(folder))
+        return _write_folder(content, storage.local_output(folder))
     if not REPO.fullmatch(repo or ""):
         raise ConfigError(f"{repo!r} is not the name of a repository; write OWNER/NAME")
     return _upload(content, str(repo), repo_type, private, token, message)
