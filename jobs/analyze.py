@@ -89,7 +89,7 @@ def analyze(config: AnalyzeConfig) -> dict[str, Any]:
     require("ir_measures", "measuring a run")
     names = _names(config.analyses)
     settings = config.analysis.model_copy(update={"measure": _measure(config.analysis.measure)})
-    folder = storage.local_path(config.output)
+    folder = storage.local_output(config.output)
     outputs = {name: OutputFile.check(str(folder / f"{name}.json"), "--output", config.overwrite) for name in names}
     dataset = _sampled(load_dataset(config.dataset, config.split), config)
     places = _places(config.index)
@@ -138,7 +138,7 @@ def _places(index: str | tuple[str, ...]) -> dict[str, str]:
     found: dict[str, str] = {}
     for place in (each.strip() for each in places):
         name, equals, path = place.partition("=")
-        if not equals or storage.is_folder(place):
+        if not name or not equals or storage.is_folder(place):
             name, path = storage.base_name(place), place
         if name in found:
             raise ConfigError(f"two indexes have the name {name!r}; give them names: --index first={found[name]},second={path}")

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from ray_lir.base.config import AttentionChanges, AttentionConfig, Config
 from ray_lir.base.short_repr import ShortRepr
+from ray_lir.evaluation import metrics
 from ray_lir.evaluation.runs import Run
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ Imputation = Literal["min", "mean", "p10", "power_law", "zero"]
 """How engine xtr scores a query token in a document without a retrieved token for it."""
 Numbers = dict[str, Any]
 """The result of an analysis of one model, as JSON values."""
+
+
+WITHOUT_CUTOFF = 100
+"""Documents of a run for a measure without a cutoff, such as AP, as in jobs.evaluate."""
 
 
 class AnalysisSettings(Config):
@@ -247,6 +252,11 @@ def lacks_weights(model: AnalyzedModel, settings: AnalysisSettings) -> str | Non
     if all(query.weights is not None for query in model.queries):
         return None
     return f"the scorer {model.scorer} has no query token weights; analyze an index of the scorer trial or attention"
+
+
+def depth(settings: AnalysisSettings, k: int) -> int:
+    """Return how many documents a run needs: `k`, or more if the measure looks deeper."""
+    return max(k, metrics.cutoff(settings.measure) or WITHOUT_CUTOFF)
 
 
 def plain_numbers(axis: "Axis") -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ray_lir.base.config import AttentionChanges
-from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Numbers
+from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Numbers, depth
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,8 +20,9 @@ def run(model: AnalyzedModel, settings: AnalysisSettings) -> Numbers:
     """
 
     def quality(changes: AttentionChanges | None) -> float:
-        return float(model.evaluate(model.with_attention(changes).run(ENGINE, K), settings.measure).mean())
+        return float(model.evaluate(model.with_attention(changes).run(ENGINE, k), settings.measure).mean())
 
+    k = depth(settings, K)
     own = model.attention.delta_length
     sides: dict[str, AttentionChanges | None] = {"none": None}
     sides |= {each: AttentionChanges(sides=each) for each in ("queries", "documents", "both")}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Numbers
+from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Numbers, depth
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +23,7 @@ def run(model: AnalyzedModel, settings: AnalysisSettings) -> Numbers:
     """
     kinds = {"weighted": True, "unweighted": False} if model.queries[0].weights is not None else {"unweighted": False}
     judged = [number for number, query in enumerate(model.queries) if len(query.relevant)]
-    count = min(settings.candidates, model.num_docs)
+    count, k = min(settings.candidates, model.num_docs), depth(settings, K)
     engine = {"engine": "plaid", "ncandidates": 4 * settings.candidates}
     result: Numbers = {"measure": settings.measure, "candidates": count, "queries": len(judged)}
     for name, weighted in kinds.items():
@@ -34,8 +34,8 @@ def run(model: AnalyzedModel, settings: AnalysisSettings) -> Numbers:
         result[name] = {
             "recall": float(np.mean([hit / size for hit, size in zip(hits, sizes, strict=True)])),
             "capped_recall": float(np.mean([hit / min(size, count) for hit, size in zip(hits, sizes, strict=True)])),
-            "quality": float(model.evaluate(model.rescore(found, K), settings.measure)[judged].mean()),
-            "quality_oracle": float(model.evaluate(model.rescore(oracle, K), settings.measure)[judged].mean()),
+            "quality": float(model.evaluate(model.rescore(found, k), settings.measure)[judged].mean()),
+            "quality_oracle": float(model.evaluate(model.rescore(oracle, k), settings.measure)[judged].mean()),
         }
     return result
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Imputation, Numbers, plain_numbers
+from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Imputation, Numbers, depth, plain_numbers
 from ray_lir.evaluation.runs import Run
 
 if TYPE_CHECKING:
@@ -24,20 +24,20 @@ def run(model: AnalyzedModel, settings: AnalysisSettings) -> Numbers:
     """
     most = max(1, model.num_tokens // TOKENS_PER_K_PRIME)
     k_primes = [k_prime for k_prime in settings.k_primes if k_prime <= most] or [min(*settings.k_primes, model.num_tokens)]
-    usual = min(USUAL, max(k_primes))
+    usual, k = min(USUAL, max(k_primes)), depth(settings, K)
 
     def quality(run: Run) -> float:
         return float(model.evaluate(run, settings.measure).mean())
 
     pairs = list(dict.fromkeys([*((k_prime, "min") for k_prime in k_primes), *((usual, each) for each in IMPUTATIONS)]))
-    runs = dict(zip(pairs, map(quality, model.token_runs(pairs, K)), strict=True))
+    runs = dict(zip(pairs, map(quality, model.token_runs(pairs, k)), strict=True))
     return {
         "measure": settings.measure,
         "k_primes": k_primes,
         "by_k_prime": [runs[k_prime, "min"] for k_prime in k_primes],
         "k_prime": usual,
         "by_imputation": {each: runs[usual, each] for each in IMPUTATIONS},
-        "exact": quality(model.run({"engine": "exact"}, K)),
+        "exact": quality(model.run({"engine": "exact"}, k)),
     }
 
 

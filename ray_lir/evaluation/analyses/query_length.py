@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Numbers
+from ray_lir.evaluation.analyses.analysis import Analysis, AnalysisSettings, AnalyzedModel, Numbers, depth
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ def run(model: AnalyzedModel, settings: AnalysisSettings) -> Numbers:
     Source: docs/algorithms.md#51-score
     """
     lengths = np.array([int(query.active.sum()) for query in model.queries])
-    run = model.run({"engine": "exact"}, K)
+    run = model.run({"engine": "exact"}, depth(settings, K))
     best = np.array([run[query.query_id][0][1] if run.get(query.query_id) else 0.0 for query in model.queries])
     quality = model.evaluate(run, settings.measure)
     seconds = np.array([sum(each.seconds) for each in model.funnels({"engine": "exact"}, K)])

@@ -19,7 +19,7 @@ from ray_lir.embeddings.parquet import read_blocks
 from ray_lir.encoder.corpus_encoder import encode_corpus
 from ray_lir.encoder.encoder import Encoder
 from ray_lir.evaluation.analyses import ANALYSES, AnalysisSettings, token_weights
-from ray_lir.evaluation.analyses.analysis import JudgedQuery, RetrievedTokens
+from ray_lir.evaluation.analyses.analysis import JudgedQuery, RetrievedTokens, depth
 from ray_lir.evaluation.analyses.cost import maxsim_flops, relation_flops
 from ray_lir.evaluation.analyses.geometry import effective_dimensionality, mean_pairwise_cosine
 from ray_lir.evaluation.analyses.token_weights import classes
@@ -330,6 +330,7 @@ def test_operations_by_hand():
         ({"split": "dev"}, "no split 'dev' in .*; it has test"),
         ({"index": "{place}/index,{place}/index"}, "two indexes have the name 'index'; give them names"),
         ({"dataset": "/nowhere"}, "no dataset /nowhere"),
+        ({"output": "s3://bucket/folder"}, "s3://bucket/folder is not on a disk of this machine; give a local path"),
     ],
 )
 def test_wrong_input_is_one_line_and_writes_nothing(place, tmp_path, changes, message):
@@ -338,6 +339,18 @@ def test_wrong_input_is_one_line_and_writes_nothing(place, tmp_path, changes, me
     with pytest.raises(ConfigError, match=message) as error:
         analyze(AnalyzeConfig(**fields))
     assert "\n" not in str(error.value) and not list(tmp_path.rglob("*.json"))
+
+
+def test_runs_are_as_deep_as_the_measure(place):
+    search = QuerySearch.open(str(place / "index"), QueryEncoderConfig(), None)
+    model = AnalyzedIndex(search, load_dataset(str(place / "data")), False)
+    expected = model.evaluate(model.run({"engine": "exact"}, 40), "R@40").mean()
+    assert expected > model.evaluate(model.run({"engine": "exact"}, 10), "R@40").mean()
+    classes = ANALYSES["query_length"].run(model, AnalysisSettings(measure="R@40"))["classes"]
+    assert sum(each["R@40"] * each["queries"] for each in classes) / QUERIES == pytest.approx(expected)
+    found = ANALYSES["candidate_recall"].run(model, AnalysisSettings(measure="R@60", candidates=60))["unweighted"]
+    assert found["quality"] == pytest.approx(found["recall"])
+    assert [depth(AnalysisSettings(measure=name), 10) for name in ("nDCG@10", "R@256", "AP")] == [10, 256, 100]
 
 
 @pytest.mark.parametrize("field", ["k_primes", "delta_lengths"])
