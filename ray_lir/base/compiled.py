@@ -7,7 +7,7 @@ from types import ModuleType
 from ray_lir.base.errors import KernelUnavailable
 
 logger = logging.getLogger(__name__)
-ABI = 13
+ABI = 14
 """Version of the compiled functions' arguments. Increase it here and in the C++ module whenever they change."""
 
 

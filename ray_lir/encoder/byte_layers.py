@@ -33,32 +33,17 @@ class ByteLinear:
     Args:
         layers: Linear layers with a bias.
         heads: Heads that their outputs are divided into; each gets P outputs, and the added ones are zero. None: nothing is added.
-        inputs: The input in each position, [in] int64: rows have their inputs in this order. None: the order of the layers.
-        ends: End of each group of positions with scales of its own, at most 4. None: one group.
-        outputs: The output in each position, [out] int64. None: the order of the layers.
     """
 
-    def __init__(
-        self,
-        *layers: nn.Linear,
-        heads: int | None = None,
-        inputs: np.ndarray | None = None,
-        ends: Sequence[int] | None = None,
-        outputs: np.ndarray | None = None,
-    ):
+    def __init__(self, *layers: nn.Linear, heads: int | None = None):
         rows = [torch.cat([layer.weight.detach().float(), layer.bias.detach().float()[:, None]], 1) for layer in layers]
         if heads is not None:
             rows = [
                 functional.pad(each.unflatten(0, (heads, -1)), (0, 0, 0, -(len(each) // heads) % HEAD_STEP)).flatten(0, 1) for each in rows
             ]
         weight, bias = torch.cat(rows).split([layers[0].in_features, 1], 1)
-        if inputs is not None:
-            weight = weight[:, torch.from_numpy(inputs)]
-        if outputs is not None:
-            weight, bias = weight[torch.from_numpy(outputs)], bias[torch.from_numpy(outputs)]
         self.instruction_set = instruction_set()
-        arrays = weight.contiguous().numpy(), bias.flatten().contiguous().numpy()
-        self.weights = compiled.module().ByteWeights(*arrays, list(ends or [layers[0].in_features]))
+        self.weights = compiled.module().ByteWeights(weight.contiguous().numpy(), bias.flatten().contiguous().numpy())
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return the layers' output, [T, out] float32."""
@@ -75,10 +60,8 @@ class ByteLayers:
     def __init__(self, layers: Sequence[LayerParts]):
         self.heads = layers[0].heads
         self._dim = layers[0].project[0].out_features // self.heads
-        self._order = hidden_order(layers)
-        ends = hidden_ends(len(self._order))
-        self._projections = [ByteLinear(*each.project, heads=self.heads, inputs=self._order, ends=ends) for each in layers]
-        self._layers = [_compiled_layer(each, project, self._order) for each, project in zip(layers, self._projections, strict=True)]
+        self._projections = [ByteLinear(*each.project, heads=self.heads) for each in layers]
+        self._layers = [_compiled_layer(each, project) for each, project in zip(layers, self._projections, strict=True)]
 
     def __call__(self, hidden: Tensor, lengths: Sequence[int], attended: Sequence[int], biases: Tensor | None, last: bool = True) -> Tensor:
         """Return the output of the last layer, [T, W] float32.
@@ -105,7 +88,7 @@ class ByteLayers:
             attended: How many of the first tokens of each text are attended to.
             biases: As in `__call__`.
         """
-        products = self._projections[-1](hidden[:, torch.from_numpy(self._order)]).unflatten(1, (3, self.heads, -1))[..., : self._dim]
+        products = self._projections[-1](hidden).unflatten(1, (3, self.heads, -1))[..., : self._dim]
         return products, self._run(self._layers[-1:], hidden, lengths, attended, biases)
 
     def _run(self, layers: list[object], hidden: Tensor, lengths: Sequence[int], attended: Sequence[int], biases: Tensor | None) -> Tensor:
@@ -117,54 +100,17 @@ class ByteLayers:
             window = biases[:, middle - reach : middle + reach + 1].float() * math.log2(math.e)
             table = functional.pad(window, (0, 2 * STEP)).contiguous().numpy()
         name = self._projections[0].instruction_set
-        found = compiled.module().encode_layers(
-            name, layers, hidden.contiguous().numpy(), self._order, *sizes, self.heads, self._dim, table
-        )
+        found = compiled.module().encode_layers(name, layers, hidden.contiguous().numpy(), *sizes, self.heads, self._dim, table)
         return torch.from_numpy(found)
 
 
-def _compiled_layer(parts: LayerParts, project: ByteLinear, order: np.ndarray) -> object:
+def _compiled_layer(parts: LayerParts, project: ByteLinear) -> object:
     norms = [
-        (each.weight.detach().float().numpy()[order], each.bias.detach().float().numpy()[order], float(each.eps))
+        (each.weight.detach().float().contiguous().numpy(), each.bias.detach().float().contiguous().numpy(), float(each.eps))
         for each in (parts.norm, parts.last_norm)
     ]
-    wide = wide_order(parts.narrow)
-    output = ByteLinear(parts.output, outputs=order).weights
-    widen = ByteLinear(parts.widen, inputs=order, ends=hidden_ends(len(order)), outputs=wide).weights
-    narrow = ByteLinear(parts.narrow, inputs=wide, ends=wide_ends(len(wide)), outputs=order).weights
+    output, widen, narrow = (ByteLinear(each).weights for each in (parts.output, parts.widen, parts.narrow))
     return compiled.module().ByteLayer(project.weights, output, *norms[0], widen, narrow, *norms[1])
-
-
-def hidden_order(layers: Sequence[LayerParts]) -> np.ndarray:
-    """Return the dimensions of hidden states by the size of their values, largest first, [W] int64.
-
-    The size is estimated from the norms of all layers: four standard deviations from their mean. The estimate uses no sum over dimensions,
-    so the order is the same on every processor.
-    """
-    size = np.zeros(layers[0].norm.weight.shape[0])
-    for norm in (norm for each in layers for norm in (each.norm, each.last_norm)):
-        estimate = np.abs(norm.bias.detach().double().numpy()) + 4 * np.abs(norm.weight.detach().double().numpy())
-        size += estimate / max(estimate.max(), np.finfo(np.float64).tiny)
-    return np.argsort(-size, kind="stable")
-
-
-def wide_order(narrow: nn.Linear) -> np.ndarray:
-    """Return the inputs of the second layer of a feed-forward network by their largest weight, largest first, [in] int64."""
-    return np.argsort(-narrow.weight.detach().float().abs().amax(0).numpy(), kind="stable")
-
-
-def hidden_ends(width: int) -> list[int]:
-    """Return the ends of the groups of hidden dimensions: about 1/12 with the largest values, and the others."""
-    return _ends(width, 1 / 12)
-
-
-def wide_ends(width: int) -> list[int]:
-    """Return the ends of the groups of inputs of a feed-forward network's second layer: about 1/8, 3/8 and 1/2 of them."""
-    return _ends(width, 1 / 8, 1 / 2)
-
-
-def _ends(width: int, *fractions: float) -> list[int]:
-    return sorted({max(STEP, round(width * fraction / STEP) * STEP) for fraction in fractions} | {width})
 
 
 def check_layers(layers: list[nn.Linear]) -> None:
@@ -201,7 +147,7 @@ def instruction_set() -> str:
 def _correct_sets() -> tuple[str, ...]:
     """Return the instruction sets that give the results of the plain one, slowest first."""
     native, rng = compiled.module(), np.random.default_rng(0)
-    weights = native.ByteWeights(rng.normal(size=(48, 528)).astype(np.float32), rng.normal(size=48).astype(np.float32), [48, 528])
+    weights = native.ByteWeights(rng.normal(size=(48, 528)).astype(np.float32), rng.normal(size=48).astype(np.float32))
     rows = rng.normal(size=(13, 528)).astype(np.float32)
     names = native.instruction_sets()
     expected = native.quantized_linear(names[0], rows, weights)

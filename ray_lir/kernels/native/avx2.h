@@ -83,6 +83,8 @@ struct Avx2 {
   // Hinder the compiler from using a second register for sums after a loop, and the stack for those without one.
   static void keep_in_register(I32& lanes) { asm("" : "+x"(lanes)); }
   static constexpr int kQuantizedRows = 4, kQuantizedColumns = 16;  // their sums stay in registers
+  static void store_row_bytes(uint8_t* to, F32 lanes) { store_bytes(to, lanes); }
+  static I32 first_sums(const int32_t*) { return zero(); }
   // Add 8 products a lane. The sums of 4 products must fit 16 bits. In the encoder they do, because bytes of rows are at most kLargestByte and
   // those of columns at most kLargestWeight. In searches, PackedQuery::four_fit says so.
   static constexpr bool kAddsWords = true;

@@ -76,6 +76,8 @@ struct Avx512 : Avx2 {
   static void keep_in_register(I32& lanes) { asm("" : "+v"(lanes)); }
 #endif
   static constexpr int kQuantizedRows = 8, kQuantizedColumns = 32;
+  static void store_row_bytes(uint8_t* to, F32 lanes) { store_bytes(to, lanes); }
+  static I32 first_sums(const int32_t*) { return zero(); }
   static I32 dot_eight(I32 sums, I32 row, I32 columns, I32 next_row, I32 next_columns) {
     return dot_bytes(dot_bytes(sums, row, columns), next_row, next_columns);
   }

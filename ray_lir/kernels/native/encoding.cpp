@@ -11,60 +11,67 @@
 namespace ray_lir {
 namespace {
 
-// The weights of a linear layer in bytes. Each output has a scale for each group of inputs.
+// The weights of a linear layer in bytes, after mixing. Each output has a scale.
 class ByteWeights {
  public:
-  ByteWeights(Matrix weights, Floats bias, const std::vector<int64_t>& ends)
-      : inputs_(weights.shape(1)), outputs_(weights.shape(0)), ends_(ends), bytes_(inputs_ * outputs_), scales_(ends.size() * outputs_),
-        totals_(ends.size() * outputs_), bias_(outputs_) {
+  ByteWeights(Matrix weights, Floats bias)
+      : inputs_(weights.shape(1)), outputs_(weights.shape(0)), bytes_(inputs_ * outputs_), scales_(outputs_), totals_(outputs_), bias_(outputs_),
+        offsets_(outputs_) {
     require(inputs_ > 0 && inputs_ % kGroup == 0 && outputs_ > 0 && outputs_ % kGroup == 0, "widths that are multiples of 16");
     require(int64_t(bias.shape(0)) == outputs_, "one bias an output");
-    require(!ends.empty() && int64_t(ends.size()) <= kMostGroups && ends.back() == inputs_, "1 to 4 groups of all inputs");
     std::copy_n(bias.data(), outputs_, bias_.get());
-    int64_t begin = 0;
-    for (size_t group = 0; group < ends.size(); begin = ends[group++]) {
-      require(ends[group] > begin && ends[group] % kGroup == 0, "groups of multiples of 16 inputs");
-      for (int64_t n = 0; n < outputs_; ++n) quantize(weights.data() + n * inputs_, n, begin, ends[group], group * outputs_ + n);
+    Aligned<float> mixed(inputs_, false);
+    for (int64_t n = 0; n < outputs_; ++n) {
+      portable_isa()->mix(weights.data() + n * inputs_, inputs_, mixed.get());
+      for (int64_t k = 0; k < inputs_; ++k) mixed.get()[k] *= 1.0f / float(mixing_of(inputs_).power);
+      quantize(mixed.get(), n);
     }
   }
 
-  QuantizedLinear get() const {
-    QuantizedLinear linear = {bytes_.get(), scales_.get(), totals_.get(), bias_.get(), inputs_, outputs_, int64_t(ends_.size()), {}};
-    std::copy(ends_.begin(), ends_.end(), linear.ends);
-    return linear;
-  }
+  QuantizedLinear get() const { return {bytes_.get(), scales_.get(), totals_.get(), offsets_.get(), bias_.get(), inputs_, outputs_}; }
 
  private:
-  // Store the bytes of output n for inputs begin to end, and their scale and sum as item `at`.
-  void quantize(const float* row, int64_t n, int64_t begin, int64_t end, int64_t at) {
-    float largest = 0;
-    for (int64_t k = begin; k < end; ++k) largest = std::isfinite(row[k]) ? std::max(largest, std::fabs(row[k])) : NAN;
-    const float scale = largest / kLargestWeight, factor = largest > 0 ? kLargestWeight / largest : 0;
+  // Store the bytes of output n, and their scale and sum.
+  void quantize(const float* row, int64_t n) {
+    const float scale = scale_of(row), factor = scale > 0 ? 1 / scale : 0;
     int32_t total = 0;
-    for (int64_t k = begin; k < end; ++k) {
+    for (int64_t k = 0; k < inputs_; ++k) {
       const int8_t byte = int8_t(std::nearbyint(row[k] * factor));
       bytes_.get()[n / kGroup * kGroup * inputs_ + k / 4 * 4 * kGroup + n % kGroup * 4 + k % 4] = byte;
       total += byte;
     }
-    scales_.get()[at] = scale;
-    totals_.get()[at] = float(total) * scale;
+    scales_.get()[n] = scale, totals_.get()[n] = float(total) * scale, offsets_.get()[n] = 128 * total;
+  }
+
+  // Return the smallest scale whose bytes fit: each by itself, and those of one sign among the 4 that AVX2 adds in 16 bits. Rounding adds up to 2 to
+  // a sum of 4.
+  float scale_of(const float* row) const {
+    float largest = 0, sum = 0;
+    for (int64_t k = 0; k < inputs_; ++k) largest = std::isfinite(row[k]) ? std::max(largest, std::fabs(row[k])) : NAN;
+    for (int64_t k = 0; k < inputs_; k += k % 8 ? 6 : 2)
+      for (const float sign : {1.0f, -1.0f}) {
+        const auto part = [&](int64_t i) { return std::max(sign * row[k + i], 0.0f); };
+        sum = std::max(sum, (part(0) + part(1)) + (part(4) + part(5)));
+      }
+    return std::isnan(largest) ? NAN : std::max(largest / kLargestWeight, sum / (kLargestFour - 2));
   }
 
   int64_t inputs_, outputs_;
-  std::vector<int64_t> ends_;
   Aligned<int8_t> bytes_;
   Aligned<float> scales_, totals_, bias_;
+  Aligned<int32_t> offsets_;
 };
 
 // Memory for the rows of kTokensTogether tokens as bytes.
 class RowMemory {
  public:
-  explicit RowMemory(int64_t width) : bytes_(kTokensTogether * width, false) {}
-  QuantizedRows get() { return {bytes_.get(), lows_, steps_}; }
+  explicit RowMemory(int64_t width) : bytes_(kTokensTogether * width, false), mixed_(width, false) {}
+  QuantizedRows get() { return {bytes_.get(), lows_, steps_, mixed_.get()}; }
 
  private:
   Aligned<uint8_t> bytes_;
-  float lows_[kMostGroups * kTokensTogether], steps_[kMostGroups * kTokensTogether];
+  Aligned<float> mixed_;
+  float lows_[kTokensTogether], steps_[kTokensTogether];
 };
 
 // Scale and shift of a norm.
@@ -121,9 +128,8 @@ class ByteLayer {
 // The texts whose tokens pass through the layers together: as many as follow each other with at most kGroupTokens tokens, or one.
 constexpr int64_t kGroupTokens = 256;
 
-// Hidden states are computed in another order of their dimensions: position i has dimension order[i].
-FloatResult encode_layers(const std::string& name, const std::vector<const ByteLayer*>& layers, Matrix hidden, Numbers order, Numbers lengths,
-                          Numbers attended, int64_t heads, int64_t dim, std::optional<Matrix> biases) {
+FloatResult encode_layers(const std::string& name, const std::vector<const ByteLayer*>& layers, Matrix hidden, Numbers lengths, Numbers attended,
+                          int64_t heads, int64_t dim, std::optional<Matrix> biases) {
   const Isa& isa = isa_named(name);
   require(!layers.empty() && heads > 0 && dim > 0, "layers with heads");
   std::vector<EncoderLayer> each;
@@ -139,13 +145,6 @@ FloatResult encode_layers(const std::string& name, const std::vector<const ByteL
   for (const EncoderLayer& layer : each) {
     require(layer.output.outputs == width && layer.project.outputs == 3 * size, "layers of one width");
     widest = std::max({widest, layer.project.outputs, layer.widen.outputs}), most_inputs = std::max({most_inputs, width, layer.narrow.inputs});
-  }
-  require(int64_t(order.shape(0)) == width, "an order of all dimensions");
-  std::vector<bool> seen(width);
-  for (int64_t i = 0; i < width; ++i) {
-    const int64_t dimension = order.data()[i];
-    require(dimension >= 0 && dimension < width && !seen[dimension], "an order with each dimension once");
-    seen[dimension] = true;
   }
   std::vector<EncoderText> texts(num_texts);
   std::vector<int64_t> ends;  // of the groups of texts
@@ -167,10 +166,9 @@ FloatResult encode_layers(const std::string& name, const std::vector<const ByteL
   float* results;
   FloatResult result = array_of<float>({size_t(count), size_t(width)}, &results, false);
   nb::gil_scoped_release release;
-  for (int64_t row = 0; row < count; ++row)
-    for (int64_t i = 0; i < width; ++i) results[row * width + i] = hidden.data()[row * width + order.data()[i]];
+  std::copy_n(hidden.data(), count * width, results);
   RowMemory rows(most_inputs);
-  Aligned<float> ordered(width, false), narrow(kTokensTogether * width, false), wide(kTokensTogether * widest, false);
+  Aligned<float> narrow(kTokensTogether * width, false), wide(kTokensTogether * widest, false);
   Aligned<float> query_scales(most_tokens), key_scales(most_keys), value_scales(most_keys), logits(kQueriesTogether * most_padded);
   Aligned<int32_t> queries(most_tokens * size / 2), key_words(most_keys * size / 2), value_words(most_keys * size / 2);
   Aligned<int32_t> shares(kQueriesTogether * most_padded / 2);
@@ -182,11 +180,7 @@ FloatResult encode_layers(const std::string& name, const std::vector<const ByteL
     task.texts = texts.data() + first, task.num_texts = end - first;
     task.num_tokens = texts[end - 1].first + texts[end - 1].length;
     isa.encode_layers(task, scratch);
-    for (int64_t row = 0; row < task.num_tokens; ++row, task.hidden += width) {
-      std::copy_n(task.hidden, width, ordered.get());
-      for (int64_t i = 0; i < width; ++i) task.hidden[order.data()[i]] = ordered.get()[i];
-    }
-    first = end;
+    task.hidden += task.num_tokens * width, first = end;
   }
   return result;
 }
@@ -195,13 +189,13 @@ FloatResult encode_layers(const std::string& name, const std::vector<const ByteL
 
 void add_encoding(nb::module_& m) {
   using namespace nb::literals;
-  nb::class_<ByteWeights>(m, "ByteWeights").def(nb::init<Matrix, Floats, const std::vector<int64_t>&>(), "weights"_a, "bias"_a, "ends"_a);
+  nb::class_<ByteWeights>(m, "ByteWeights").def(nb::init<Matrix, Floats>(), "weights"_a, "bias"_a);
   m.def("quantized_linear", &quantized_linear, "isa"_a, "rows"_a, "weights"_a);
   nb::class_<ByteLayer>(m, "ByteLayer")
       .def(nb::init<const ByteWeights&, const ByteWeights&, Floats, Floats, float, const ByteWeights&, const ByteWeights&, Floats, Floats, float>(),
            "project"_a, "output"_a, "scale"_a, "shift"_a, "epsilon"_a, "widen"_a, "narrow"_a, "last_scale"_a, "last_shift"_a, "last_epsilon"_a,
            nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 7>(), nb::keep_alive<1, 8>());
-  m.def("encode_layers", &encode_layers, "isa"_a, "layers"_a, "hidden"_a, "order"_a, "lengths"_a, "attended"_a, "heads"_a, "dim"_a, "biases"_a.none());
+  m.def("encode_layers", &encode_layers, "isa"_a, "layers"_a, "hidden"_a, "lengths"_a, "attended"_a, "heads"_a, "dim"_a, "biases"_a.none());
 }
 
 }  // namespace ray_lir

@@ -307,9 +307,10 @@ struct CompressTask {
 
 // The encoder's products in 8-bit integers (docs/algorithms.md#17-products-of-bytes). Widths are multiples of 16.
 constexpr int64_t kTokensTogether = 32;  // tokens that pass through a layer together, so that their activations stay in the caches
-constexpr float kLargestByte = 127;      // of an activation
-constexpr float kLargestWeight = 64;     // the sum of 4 products of such bytes fits 16 bits
-constexpr int64_t kMostGroups = 4;        // of a layer's inputs; each has its own scales
+constexpr float kLargestByte = 181;      // of an activation
+constexpr float kLargestWeight = 127;
+constexpr float kLargestFour = 181;      // sum of weights with the same sign among 4; their products' sum fits 16 bits
+constexpr int64_t kMostMixed = 32;       // largest power of two that divides the number of inputs that are mixed
 constexpr int64_t kQueriesTogether = 8;  // largest number of query tokens that attention processes together
 constexpr float kLargestWord = 32767;    // of a value in attention
 constexpr float kWhole = 32000;          // the sum of a token's attention probabilities as words; rounding may add half a unit a key
@@ -320,19 +321,32 @@ constexpr float kRound = 12582912;       // 1.5 2^23: a sum with it has the othe
 
 struct QuantizedLinear {
   const int8_t* bytes;          // [outputs / 16][inputs / 4][16][4]
-  const float* scales;          // [groups, outputs] the value of one unit of a byte
-  const float* totals;          // [groups, outputs] the sum of a column of weights, as the bytes have it
+  const float* scales;          // [outputs] the value of one unit of a byte
+  const float* totals;          // [outputs] the sum of a column of weights, as the bytes have it
+  const int32_t* offsets;       // [outputs] 128 times the sum of a column's bytes
   const float* bias;            // [outputs]
   int64_t inputs, outputs;
-  int64_t num_groups;
-  int64_t ends[kMostGroups];    // of each group of inputs
 };
 
-struct QuantizedRows {          // value i of row r is lows[g, r] + bytes[r, i] steps[g, r], where i is in group g of the inputs
-  uint8_t* bytes;
-  float* lows;                  // [kMostGroups, kTokensTogether]
+struct QuantizedRows {          // value i of row r, after mixing, is lows[r] + bytes[r, i] steps[r]
+  uint8_t* bytes;               // less 128, as signed bytes, with kernels that multiply signed bytes only
+  float* lows;                  // [kTokensTogether]
   float* steps;
+  float* mixed;                 // [inputs] scratch
 };
+
+// Inputs whose sums and differences replace them: `power` (a power of two) or 3 `power` inputs, which are `step` apart.
+struct Mixing {
+  int64_t power, step;
+  bool three;
+};
+
+constexpr Mixing mixing_of(int64_t inputs) {
+  int64_t power = 1, step = inputs;
+  while (power < kMostMixed && step % 32 == 0) power *= 2, step /= 2;
+  const bool three = step % 48 == 0;
+  return {power, three ? step / 3 : step, three};
+}
 
 struct LayerNorm {
   const float* scale;
@@ -401,6 +415,7 @@ struct Isa {
   void (*rotate)(const float* rows, int64_t count, int64_t dim, const float* rotation, float* rotated);
   void (*to_floats)(const uint16_t* halves, int64_t count, float* floats);
   void (*to_words)(const float* rows, int64_t count, int64_t dim, int64_t stride, int16_t* words, float* lengths);
+  void (*mix)(const float* row, int64_t inputs, float* mixed);
   void (*quantized_linear)(const float* rows, int64_t count, const QuantizedLinear&, const QuantizedRows& scratch, float* products);
   void (*encode_layers)(const EncoderTask&, const EncoderScratch&);
 };

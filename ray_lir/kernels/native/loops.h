@@ -39,7 +39,7 @@ template <class V>
 Isa isa_of(const char* name) {
   return {name, residual_maxsim<V>, relation_maxsim<V>, centroid_maxsim<V>, byte_maxsim<V>, nearest_maxsim<V>, score_postings<V>, word_products<V, float>,
           word_products<V, Score>, word_nearest<V>,
-          row_maxima<V>, byte_table<V>, reached<V>, compress<V>, rotate<V>, V::to_floats, to_words<V>, quantized_linear<V>, encode_layers<V>};
+          row_maxima<V>, byte_table<V>, reached<V>, compress<V>, rotate<V>, V::to_floats, to_words<V>, mix<V>, quantized_linear<V>, encode_layers<V>};
 }
 
 }  // namespace

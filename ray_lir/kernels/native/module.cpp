@@ -4,7 +4,7 @@
 NB_MODULE(ray_lir_native, m) {
   using namespace ray_lir;
   m.attr("__doc__") = "Compiled kernels of ray_lir; use ray_lir.kernels.select('native').";
-  m.attr("ABI") = 13;
+  m.attr("ABI") = 14;
   add_sets(m);
   add_maxsim(m);
   add_relation(m);

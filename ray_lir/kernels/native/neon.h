@@ -63,7 +63,7 @@ struct Neon {
     where = vbslq_s32(larger, vdupq_n_s32(number), where);
   }
 
-  // Bytes of rows are below 128, so they are signed bytes too.
+  // Bytes of rows are signed bytes too: they are below 128, or less 128.
   static I32 dot_bytes(I32 sums, I32 row, I32 columns) { return vdotq_s32(sums, vreinterpretq_s8_s32(row), vreinterpretq_s8_s32(columns)); }
   static I32 join_words(F32 low, F32 high) { return vsliq_n_s32(vreinterpretq_s32_f32(low), vreinterpretq_s32_f32(high), 16); }
   static F32 times_power_of_two(F32 x, F32 rounded) {
@@ -71,6 +71,12 @@ struct Neon {
   }
   static void keep_in_register(I32& lanes) { asm("" : "+w"(lanes)); }
   static constexpr int kQuantizedRows = 4, kQuantizedColumns = 16;  // their sums stay in registers
+  // Bytes from 0 to 255 less 128, as signed bytes: their products' sums begin with `offsets`.
+  static void store_row_bytes(uint8_t* to, F32 lanes) {
+    store_bytes(to, lanes);
+    for (int i = 0; i < kLanes; ++i) to[i] ^= 128;
+  }
+  static I32 first_sums(const int32_t* offsets) { return vld1q_s32(offsets); }
   static I32 dot_eight(I32 sums, I32 row, I32 columns, I32 next_row, I32 next_columns) {
     return dot_bytes(dot_bytes(sums, row, columns), next_row, next_columns);
   }

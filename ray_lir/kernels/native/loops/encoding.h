@@ -1,28 +1,67 @@
 // The layers of a transformer with products of bytes (docs/algorithms.md#17-products-of-bytes); a part of loops.h.
 
-// Divide rows of floats into kLargestByte steps from their lowest to their highest value, each group of a layer's inputs by itself.
+// Replace RADIX items that are `step` apart by their sums and differences (Hadamard's matrix), for all items in each RADIX * step of them.
+template <class V, int RADIX>
+inline void add_and_subtract(const float* from, int64_t count, int64_t step, float* to) {
+  for (int64_t first = 0; first < count; first += RADIX * step)
+    for (int64_t i = first; i < first + step; i += V::kLanes) {
+      typename V::F32 items[RADIX];
+#pragma GCC unroll 8
+      for (int j = 0; j < RADIX; ++j) items[j] = V::load(from + i + j * step);
+#pragma GCC unroll 3
+      for (int half = 1; half < RADIX; half *= 2)
+#pragma GCC unroll 8
+        for (int j = 0; j < RADIX; ++j)
+          if (!(j & half)) {
+            const auto item = items[j], other = items[j + half];
+            items[j] = V::add(item, other), items[j + half] = V::sub(item, other);
+          }
+#pragma GCC unroll 8
+      for (int j = 0; j < RADIX; ++j) V::store(to + i + j * step, items[j]);
+    }
+}
+
+// Mix a layer's inputs, or its weights for one output: multiply them by Hadamard's matrix, and by 1 - 2/3 for three parts.
+template <class V>
+void mix(const float* row, int64_t inputs, float* mixed) {
+  const Mixing mixing = mixing_of(inputs);
+  int64_t power = 1;
+  for (; power * 8 <= mixing.power; power *= 8, row = mixed) add_and_subtract<V, 8>(row, inputs, power * mixing.step, mixed);
+  for (; power < mixing.power; power *= 2, row = mixed) add_and_subtract<V, 2>(row, inputs, power * mixing.step, mixed);
+  if (!mixing.three) {
+    if (row != mixed) std::copy_n(row, inputs, mixed);
+    return;
+  }
+  const int64_t third = power * mixing.step;
+  for (int64_t first = 0; first < inputs; first += 3 * third)
+    for (int64_t i = first; i < first + third; i += V::kLanes) {
+      const auto a = V::load(row + i), b = V::load(row + i + third), c = V::load(row + i + 2 * third);
+      const auto part = V::mul(V::add(V::add(a, b), c), V::all(2.0f / 3));
+      V::store(mixed + i, V::sub(a, part));
+      V::store(mixed + i + third, V::sub(b, part));
+      V::store(mixed + i + 2 * third, V::sub(c, part));
+    }
+}
+
+// Mix rows of floats, and divide each into kLargestByte steps from its lowest to its highest value.
 template <class V>
 inline void quantize_rows(const float* rows, int64_t count, const QuantizedLinear& linear, const QuantizedRows& to) {
   const auto half = V::all(0.5f), limit = V::all(kLargestByte);
-  for (int64_t r = 0; r < count; ++r, rows += linear.inputs) {
-    int64_t begin = 0;
-    for (int64_t group = 0; group < linear.num_groups; ++group) {
-      const int64_t end = linear.ends[group];
-      auto lows = V::load(rows + begin), highs = lows;
-      for (int64_t i = begin + V::kLanes; i < end; i += V::kLanes) {
-        const auto values = V::load(rows + i);
-        lows = V::min(lows, values);
-        highs = V::max(highs, values);
-      }
-      const float lowest = V::smallest(lows), range = V::largest(highs) - lowest;
-      to.lows[group * kTokensTogether + r] = lowest;
-      to.steps[group * kTokensTogether + r] = range * (1.0f / kLargestByte);
-      const auto start = V::all(lowest), factor = V::all(range > 0 ? kLargestByte / range : 0.0f);
-      for (int64_t i = begin; i < end; i += V::kLanes) {
-        const auto steps = V::mul(V::sub(V::load(rows + i), start), factor);
-        V::store_bytes(to.bytes + r * linear.inputs + i, V::min(V::add(steps, half), limit));
-      }
-      begin = end;
+  const float* mixed = to.mixed;
+  for (int64_t r = 0; r < count; ++r) {
+    mix<V>(rows + r * linear.inputs, linear.inputs, to.mixed);
+    auto lows = V::load(mixed), highs = lows;
+    for (int64_t i = V::kLanes; i < linear.inputs; i += V::kLanes) {
+      const auto values = V::load(mixed + i);
+      lows = V::min(lows, values);
+      highs = V::max(highs, values);
+    }
+    const float lowest = V::smallest(lows), range = V::largest(highs) - lowest;
+    to.lows[r] = lowest, to.steps[r] = range * (1.0f / kLargestByte);
+    const auto start = V::all(lowest), factor = V::all(range > 0 ? kLargestByte / range : 0.0f);
+    for (int64_t i = 0; i < linear.inputs; i += V::kLanes) {
+      const auto steps = V::mul(V::sub(V::load(mixed + i), start), factor);
+      V::store_row_bytes(to.bytes + r * linear.inputs + i, V::min(V::add(steps, half), limit));
     }
   }
 }
@@ -36,20 +75,18 @@ inline void over_tiles(int64_t count, const Run& run, int64_t row = 0) {
   }
 }
 
-// A group of inputs of a tile of products: its rows and columns of bytes, and what turns products into floats.
+// A tile of products: its rows and columns of bytes, and what turns products into floats.
 struct QuantizedTile {
   const uint8_t* rows;
-  int64_t stride;
   const int8_t* columns;        // [vectors of 16 outputs][inputs / 4][16][4]
-  int64_t vector;               // bytes of 16 columns, with all inputs
   int64_t inputs;
+  const int32_t* offsets;
   const float* scales;
   const float* totals;
+  const float* bias;
   const float* lows;
   const float* steps;
   const int8_t* next;           // the part of the next columns that this tile prefetches
-  const float* before;          // what is added to the products
-  int64_t before_stride;
 };
 
 // Call keep(row, first column, values) with registers of the products of ROWS rows with COLUMNS columns, 8 inputs at a time. A function of its own
@@ -61,10 +98,10 @@ __attribute__((noinline)) void multiply_tile(const QuantizedTile& tile, const Ke
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) totals[r][v] = V::zero();
+    for (int v = 0; v < kVectors; ++v) totals[r][v] = V::first_sums(tile.offsets + v * V::kLanes);
   const uint8_t* rows = tile.rows;
   const int8_t *columns = tile.columns, *next = tile.next;
-  const int64_t stride = tile.stride, vector = tile.vector, inputs = tile.inputs;
+  const int64_t inputs = tile.inputs, vector = inputs * kGroup;
   int64_t k = 0;
   do {  // at least one iteration: the compiler would use two registers a sum for a loop that might not run
     __builtin_prefetch(next + k * kPrefetched, 0, 2);
@@ -77,7 +114,7 @@ __attribute__((noinline)) void multiply_tile(const QuantizedTile& tile, const Ke
     }
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
-      const auto low = V::broadcast(rows + r * stride + k), high = V::broadcast(rows + r * stride + k + 4);
+      const auto low = V::broadcast(rows + r * inputs + k), high = V::broadcast(rows + r * inputs + k + 4);
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) {
         totals[r][v] = V::dot_eight(totals[r][v], low, first[v], high, second[v]);
@@ -86,17 +123,16 @@ __attribute__((noinline)) void multiply_tile(const QuantizedTile& tile, const Ke
     }
   } while ((k += 8) < inputs);
   // Copies, which the compiler need not read again after each store.
-  const float *const lows = tile.lows, *const steps = tile.steps, *const before = tile.before;
+  const float *const lows = tile.lows, *const steps = tile.steps, *const bias = tile.bias;
   const float *const scales = tile.scales, *const sums = tile.totals;
-  const int64_t before_stride = tile.before_stride;
   const Keep own = keep;
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) {
-    const auto scale = V::load(scales + v * V::kLanes), total = V::load(sums + v * V::kLanes);
+    const auto scale = V::load(scales + v * V::kLanes), total = V::load(sums + v * V::kLanes), start = V::load(bias + v * V::kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
       const auto products = V::mul(V::to_float(totals[r][v]), V::mul(V::all(steps[r]), scale));
-      own(r, v * V::kLanes, V::add(V::add(V::load(before + r * before_stride + v * V::kLanes), products), V::mul(V::all(lows[r]), total)));
+      own(r, v * V::kLanes, V::add(V::add(start, products), V::mul(V::all(lows[r]), total)));
     }
   }
 }
@@ -105,27 +141,10 @@ __attribute__((noinline)) void multiply_tile(const QuantizedTile& tile, const Ke
 template <class V, int COLUMNS, class Keep>
 inline void multiply_columns(const QuantizedRows& rows, int64_t count, const QuantizedLinear& linear, int64_t column, const Keep& keep) {
   over_tiles<V::kQuantizedRows>(count, [&](auto number, int64_t row) {
-    constexpr int kTile = decltype(number)::value;
-    alignas(64) float partial[kTile * COLUMNS];
-    QuantizedTile tile = {};
-    tile.stride = linear.inputs, tile.vector = linear.inputs * kGroup, tile.before = linear.bias + column;
-    int64_t begin = 0;
-    for (int64_t group = 0; group < linear.num_groups; ++group) {
-      tile.rows = rows.bytes + row * linear.inputs + begin;
-      tile.columns = linear.bytes + column * linear.inputs + begin * kGroup;
-      tile.inputs = linear.ends[group] - begin;
-      tile.next = linear.bytes + (column + COLUMNS) * linear.inputs + (row * linear.inputs + kTile * begin) * COLUMNS / kTokensTogether;
-      tile.scales = linear.scales + group * linear.outputs + column, tile.totals = linear.totals + group * linear.outputs + column;
-      tile.lows = rows.lows + group * kTokensTogether + row, tile.steps = rows.steps + group * kTokensTogether + row;
-      if (group + 1 == linear.num_groups) {
-        multiply_tile<V, kTile, COLUMNS>(tile, [=](int r, int v, auto values) { keep(row + r, column + v, values); });
-      } else {
-        float* to = partial;
-        multiply_tile<V, kTile, COLUMNS>(tile, [=](int r, int v, auto values) { V::store(to + r * COLUMNS + v, values); });
-        tile.before = partial, tile.before_stride = COLUMNS;
-      }
-      begin = linear.ends[group];
-    }
+    const int8_t* next = linear.bytes + (column + COLUMNS) * linear.inputs + row * linear.inputs * COLUMNS / kTokensTogether;
+    const QuantizedTile tile = {rows.bytes + row * linear.inputs, linear.bytes + column * linear.inputs, linear.inputs, linear.offsets + column,
+                                linear.scales + column, linear.totals + column, linear.bias + column, rows.lows + row, rows.steps + row, next};
+    multiply_tile<V, decltype(number)::value, COLUMNS>(tile, [=](int r, int v, auto values) { keep(row + r, column + v, values); });
   });
 }
 
