@@ -21,13 +21,7 @@ def compiled_layer(layer: Layer) -> object:
         rows = np.concatenate([weight, bias[:, None]], 1).reshape(layer.heads, dim, -1)
         parts.append(np.pad(rows, ((0, 0), (0, -dim % 32), (0, 0))).reshape(-1, rows.shape[2]))
     project = Linear(np.ascontiguousarray(np.concatenate(parts)[:, :-1]), np.ascontiguousarray(np.concatenate(parts)[:, -1]))
-    hidden, wide = (
-        byte_reference.ends(layer.output.weight.shape[0], 1 / 12),
-        byte_reference.ends(layer.narrow.weight.shape[1], 1 / 8, 1 / 2),
-    )
-    groups = hidden, [layer.output.weight.shape[1]], hidden, wide
-    products = project, layer.output, layer.widen, layer.narrow
-    weights = [native.ByteWeights(*each, ends) for each, ends in zip(products, groups, strict=True)]
+    weights = [native.ByteWeights(*each) for each in (project, layer.output, layer.widen, layer.narrow)]
     return native.ByteLayer(*weights[:2], *layer.norm, *weights[2:], *layer.last_norm)
 
 
@@ -35,9 +29,8 @@ def encode(name: str, layers: list[Layer], hidden: np.ndarray, biases: np.ndarra
     table = None if biases is None else np.pad(biases * np.float32(np.log2(np.e)), ((0, 0), (0, 32)))
     sizes = np.array(LENGTHS), np.array(ATTENDED)
     dim = hidden.shape[1] // layers[0].heads
-    order, ordered = byte_reference.ordered(layers)
-    made = [compiled_layer(each) for each in ordered]
-    return compiled.module().encode_layers(name, made, hidden, order, *sizes, layers[0].heads, dim, table)
+    made = [compiled_layer(each) for each in layers]
+    return compiled.module().encode_layers(name, made, hidden, *sizes, layers[0].heads, dim, table)
 
 
 @pytest.mark.parametrize(("width", "heads", "wide"), SHAPES)
@@ -69,7 +62,6 @@ def test_sizes_that_do_not_belong_together_are_refused() -> None:
     hidden, biases = np.zeros((10, 96), np.float32), np.zeros((3, 40), np.float32)
     right = {
         "hidden": hidden,
-        "order": np.arange(96),
         "lengths": np.array([4, 6]),
         "attended": np.array([4, 1]),
         "heads": 3,
@@ -79,15 +71,33 @@ def test_sizes_that_do_not_belong_together_are_refused() -> None:
     name = native.instruction_sets()[-1]
     assert native.encode_layers(name, [layer], **right).shape == (10, 96)
     wrong = [{"lengths": np.array([4, 5])}, {"attended": np.array([0, 1])}, {"attended": np.array([4, 7])}, {"attended": np.array([4])}]
-    wrong += [{"order": np.arange(95)}, {"order": np.arange(1, 97)}, {"order": np.zeros(96, np.int64)}]
     wrong += [{"heads": 6}, {"heads": 2, "dim": 48}, {"hidden": hidden[:, :64].copy()}, {"biases": biases}, {"biases": biases[:2]}]
     for each in wrong:
         with pytest.raises(ValueError, match="."):
             native.encode_layers(name, [layer], **(right | each))
 
 
-def test_groups_of_inputs_that_do_not_fit_are_refused() -> None:
-    weights, bias = np.ones((16, 96), np.float32), np.zeros(16, np.float32)
-    for ends in ([], [80], [16, 16, 96], [24, 96], [112], [16, 32, 48, 64, 96]):
-        with pytest.raises(ValueError, match="group"):
-            compiled.module().ByteWeights(weights, bias, ends)
+@pytest.mark.parametrize("inputs", [16, 176, 384, 512, 768, 1040, 1536, 3072])
+def test_a_product_has_the_bits_of_the_reference(inputs: int) -> None:
+    rng = np.random.default_rng(inputs)
+    layer = Linear(rng.normal(size=(48, inputs)).astype(np.float32), rng.normal(size=48).astype(np.float32))
+    layer.weight[3], layer.weight[4, 1:], layer.weight[5] = 0, 0, np.sign(layer.weight[5])
+    rows = rng.normal(size=(37, inputs)).astype(np.float32)
+    rows[2], rows[3, 1:], rows[4] = 3.5, 0, np.sign(rows[4])
+    expected = byte_reference.linear(rows, layer)
+    for name in compiled.module().instruction_sets():
+        assert np.array_equal(compiled.module().quantized_linear(name, rows, compiled.module().ByteWeights(*layer)), expected), name
+
+
+def test_the_largest_sums_fit_16_bits() -> None:
+    inputs = 176  # they are not mixed
+    weight = np.zeros((16, inputs), np.float32)
+    for n, places in enumerate(([0], [0, 1], [0, 1, 4], [0, 1, 4, 5], [2, 3, 6, 7], range(8), range(inputs))):
+        weight[2 * n, list(places)], weight[2 * n + 1, list(places)] = 1, -1
+    rows = np.ones((3, inputs), np.float32)
+    rows[0, -1], rows[1, 8:] = 0, 0
+    layer = Linear(weight, np.zeros(16, np.float32))
+    expected = byte_reference.linear(rows, layer)
+    np.testing.assert_allclose(expected, rows @ weight.T, rtol=0.01, atol=1)
+    for name in compiled.module().instruction_sets():
+        assert np.array_equal(compiled.module().quantized_linear(name, rows, compiled.module().ByteWeights(*layer)), expected), name

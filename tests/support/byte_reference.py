@@ -54,45 +54,47 @@ def random_layer(width: int, heads: int, wide: int, seed: int) -> Layer:
     return Layer(heads, project, linear(width, width, 0.1), norm(), linear(width, wide, 0.1), linear(wide, width, 0.1), norm())
 
 
-def ends(width: int, *fractions: float) -> list[int]:
-    """Return the ends of groups of inputs: multiples of 16 near these fractions of the width, and the width."""
-    return sorted({max(16, round(width * fraction / 16) * 16) for fraction in fractions} | {width})
+def mix(rows: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return rows times Hadamard's matrix, and times 1 - 2/3 for three parts, and the power of two that divides the inverse, [T, W]."""
+    count, width = rows.shape
+    power, step = 1, width
+    while power < 32 and step % 32 == 0:
+        power, step = power * 2, step // 2
+    three = step % 48 == 0
+    step = step // 3 if three else step
+    half = step
+    while half < power * step:
+        pairs = rows.reshape(count, -1, 2, half)
+        rows = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], 2).reshape(count, width)
+        half *= 2
+    if three:
+        parts = rows.reshape(count, -1, 3, half)
+        rows = (parts - ((parts[:, :, :1] + parts[:, :, 1:2]) + parts[:, :, 2:]) * F(2 / 3)).reshape(count, width)
+    return rows, power
 
 
-def ordered(layers: Sequence[Layer]) -> tuple[np.ndarray, list[Layer]]:
-    """Return the order of hidden dimensions, and layers whose dimensions and wide inputs are in the order of the groups."""
-    norms = [(np.abs(each.shift.astype(np.float64)) + 4 * np.abs(each.scale)) for layer in layers for each in (layer.norm, layer.last_norm)]
-    size = np.zeros(len(norms[0]))
-    for each in norms:
-        size = size + each / each.max()
-    order, result = np.argsort(-size, kind="stable"), []
-    for layer in layers:
-        wide = np.argsort(-np.abs(layer.narrow.weight).max(0), kind="stable")
-        project = [Linear(np.ascontiguousarray(each.weight[:, order]), each.bias) for each in layer.project]
-        output = Linear(layer.output.weight[order], layer.output.bias[order])
-        widen = Linear(np.ascontiguousarray(layer.widen.weight[wide][:, order]), layer.widen.bias[wide])
-        narrow = Linear(np.ascontiguousarray(layer.narrow.weight[order][:, wide]), layer.narrow.bias[order])
-        pair = [Norm(each.scale[order], each.shift[order], each.epsilon) for each in (layer.norm, layer.last_norm)]
-        result.append(Layer(layer.heads, (project[0], project[1], project[2]), output, pair[0], widen, narrow, pair[1]))
-    return order, result
+def weight_scales(weight: np.ndarray) -> np.ndarray:
+    """Return the value of one unit of each output's bytes, [out, 1]: bytes are at most 127, and those of one sign among 4 at most 181."""
+    fours = weight.reshape(len(weight), -1, 2, 2, 2).transpose(0, 1, 3, 2, 4).reshape(len(weight), -1, 4)  # 0, 1, 4, 5 and 2, 3, 6, 7
+    sums = np.zeros((len(weight), 1), F)
+    for sign in (F(1), F(-1)):
+        part = np.maximum(sign * fours, F(0))
+        sums = np.maximum(sums, ((part[..., 0] + part[..., 1]) + (part[..., 2] + part[..., 3])).max(1, keepdims=True))
+    return np.maximum(np.abs(weight).max(1, keepdims=True) / F(127), sums / F(179))
 
 
-def linear(rows: np.ndarray, *layers: Linear, ends: Sequence[int] | None = None) -> np.ndarray:
-    """Return the output of linear layers with the same input, [T, out] float32; each group of inputs, up to one of `ends`, has scales."""
+def linear(rows: np.ndarray, *layers: Linear) -> np.ndarray:
+    """Return the output of linear layers with the same input, [T, out] float32."""
     weight, bias = (np.concatenate(parts) for parts in zip(*layers, strict=True))
-    result, begin = np.broadcast_to(bias, (len(rows), len(bias))), 0
-    for end in ends or [rows.shape[1]]:
-        part, own = rows[:, begin:end], weight[:, begin:end]
-        low, spread = part.min(1, keepdims=True), np.ptp(part, axis=1, keepdims=True)
-        factor = np.divide(F(127), spread, out=np.zeros_like(spread), where=spread > 0)
-        row_bytes = np.minimum((part - low) * factor + F(0.5), F(127)).astype(np.int64)
-        largest = np.abs(own).max(1, keepdims=True)
-        weight_bytes = np.rint(own * np.divide(F(64), largest, out=np.zeros_like(largest), where=largest > 0)).astype(np.int64)
-        scale = (largest / F(64)).T
-        products = (row_bytes @ weight_bytes.T).astype(F) * ((spread * F(1 / F(127))) * scale)
-        result = result + products + low * (weight_bytes.sum(1).astype(F) * scale)
-        begin = end
-    return result
+    weight, power = mix(weight)
+    weight, rows = weight * F(1 / power), mix(rows)[0]
+    low, spread = rows.min(1, keepdims=True), np.ptp(rows, axis=1, keepdims=True)
+    factor = np.divide(F(181), spread, out=np.zeros_like(spread), where=spread > 0)
+    row_bytes = np.minimum((rows - low) * factor + F(0.5), F(181)).astype(np.int64)
+    scale = weight_scales(weight)
+    weight_bytes = np.rint(weight * np.divide(F(1), scale, out=np.zeros_like(scale), where=scale > 0)).astype(np.int64)
+    products = (row_bytes @ weight_bytes.T).astype(F) * ((spread * F(1 / F(181))) * scale.T)
+    return bias + products + low * (weight_bytes.sum(1).astype(F) * scale.T)
 
 
 def norm(rows: np.ndarray, layer: Norm) -> np.ndarray:
@@ -175,16 +177,13 @@ def encode(
     layers: Sequence[Layer], hidden: np.ndarray, lengths: Sequence[int], attended: Sequence[int], biases: np.ndarray | None
 ) -> np.ndarray:
     """Return the output of the last layer, [T, W]; the arguments are those of `ray_lir.encoder.byte_layers.ByteLayers`."""
-    order, layers = ordered(layers)
-    hidden, result, narrow = hidden[:, order], np.empty_like(hidden), ends(hidden.shape[1], 1 / 12)
     for layer in layers:
-        projected, first = linear(hidden, *layer.project, ends=narrow), 0
+        projected, first = linear(hidden, *layer.project), 0
         mixed = np.empty_like(hidden)
         for length, own in zip(lengths, attended, strict=True):
             mixed[first : first + length] = attention(projected[first : first + length], own, layer.heads, biases)
             first += length
         hidden = norm(linear(mixed, layer.output) + hidden, layer.norm)
-        wide = gelu(linear(hidden, layer.widen, ends=narrow))
-        hidden = norm(linear(wide, layer.narrow, ends=ends(wide.shape[1], 1 / 8, 1 / 2)) + hidden, layer.last_norm)
-    result[:, order] = hidden
-    return result
+        wide = gelu(linear(hidden, layer.widen))
+        hidden = norm(linear(wide, layer.narrow) + hidden, layer.last_norm)
+    return hidden
