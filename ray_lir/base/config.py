@@ -161,7 +161,7 @@ class EncoderConfig(Config):
     precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     """Precision of the encoder. auto: float16 on a GPU, bfloat16 on a CPU with native bfloat16 products, float32 otherwise. Each machine
     chooses for itself. Vectors of all precisions can be mixed. For identical bytes, run a job on one type of processor. int8: products of
-    7-bit numbers on a CPU, for models like BERT and MPNet; about twice as fast as float32 with AVX2."""
+    8-bit numbers on a CPU, for models like BERT and MPNet; about twice as fast as float32 with AVX2."""
     batch_tokens: int | None = Field(None, ge=1)
     """Tokens in one batch, at most; a longer text is a batch of its own. None: 1024 on a CPU (2048 in bfloat16), which fits the caches,
     and 32768 on a GPU."""

@@ -86,7 +86,7 @@ struct Avx2 {
   static void store_row_bytes(uint8_t* to, F32 lanes) { store_bytes(to, lanes); }
   static I32 first_sums(const int32_t*) { return zero(); }
   // Add 8 products a lane. The sums of 4 products must fit 16 bits. In the encoder they do, because bytes of rows are at most kLargestByte and
-  // those of columns at most kLargestWeight. In searches, PackedQuery::four_fit says so.
+  // 4 of one sign in a column at most kLargestFour. In searches, PackedQuery::four_fit says so.
   static constexpr bool kAddsWords = true;
   static I32 dot_eight(I32 sums, I32 row, I32 columns, I32 next_row, I32 next_columns) {
     const I32 words = _mm256_add_epi16(_mm256_maddubs_epi16(row, columns), _mm256_maddubs_epi16(next_row, next_columns));

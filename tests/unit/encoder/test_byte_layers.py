@@ -54,7 +54,10 @@ def linear(inputs: int, outputs: int, seed: int) -> nn.Linear:
     return nn.Linear(inputs, outputs)
 
 
-@pytest.mark.parametrize(("count", "inputs", "outputs"), [(1, 16, 16), (7, 48, 96), (33, 528, 16), (70, 1040, 112), (9, 384, 32), (5, 1536, 16), (0, 32, 32)])
+SIZES = [(1, 16, 16), (7, 48, 96), (33, 528, 16), (70, 1040, 112), (9, 384, 32), (5, 1536, 16), (0, 32, 32)]
+
+
+@pytest.mark.parametrize(("count", "inputs", "outputs"), SIZES)
 def test_a_product_is_what_the_definition_says(count: int, inputs: int, outputs: int) -> None:
     layer = linear(inputs, outputs, 0)
     rows = np.random.default_rng(1).normal(size=(count, inputs)).astype(np.float32)

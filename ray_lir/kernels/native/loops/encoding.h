@@ -27,6 +27,7 @@ void mix(const float* row, int64_t inputs, float* mixed) {
   const Mixing mixing = mixing_of(inputs);
   int64_t power = 1;
   for (; power * 8 <= mixing.power; power *= 8, row = mixed) add_and_subtract<V, 8>(row, inputs, power * mixing.step, mixed);
+  for (; power * 4 <= mixing.power; power *= 4, row = mixed) add_and_subtract<V, 4>(row, inputs, power * mixing.step, mixed);
   for (; power < mixing.power; power *= 2, row = mixed) add_and_subtract<V, 2>(row, inputs, power * mixing.step, mixed);
   if (!mixing.three) {
     if (row != mixed) std::copy_n(row, inputs, mixed);
