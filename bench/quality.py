@@ -39,14 +39,15 @@ def main() -> None:
         prog="python -m bench.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("datasets", nargs="+", type=Path, help="folders in the BEIR layout")
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--split", help="split with judgements (default: test, or dev if there is no test)")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
     parser.add_argument("--output", type=Path, default=Path("bench/results/quality.json"))
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="encoder (%(default)s)")
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 4], help="numbers of shards; the engines' measures are of the first")
     options = parser.parse_args()
     collections = [
-        _measure(dataset, options.split, options.work / dataset.name, options.checkpoint, options.shards) for dataset in options.datasets
+        _measure(dataset, options.split or _split_of(dataset), options.work / dataset.name, options.checkpoint, options.shards)
+        for dataset in options.datasets
     ]
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     report = {"machine": machine(), "versions": versions, "checkpoint": options.checkpoint, "collections": collections}
@@ -57,11 +58,16 @@ def main() -> None:
     print(markdown(collections))
 
 
+def _split_of(dataset: Path) -> str:
+    return "test" if (dataset / "qrels" / "test.tsv").exists() else "dev"
+
+
 def _measure(dataset: Path, split: str, work: Path, checkpoint: str, shards: list[int]) -> dict[str, Any]:
     """Measure one collection: the oracle, and every engine over an index for each number of shards."""
     work.mkdir(parents=True, exist_ok=True)
     embeddings, judgements = work / "embeddings", load_dataset(str(dataset), split).qrels
-    jobs = {"encode": job(work / "encode.json", "encode", "--corpus", dataset, "--output", embeddings, "--encoder.checkpoint", checkpoint)}
+    encode = ["--corpus", dataset, "--output", embeddings, "--encoder.checkpoint", checkpoint, "--where", "here"]
+    jobs = {"encode": job(work / "encode.json", "encode", *encode)}
     for number in shards:
         name = f"build_index-{number}"
         output = ["--embeddings", embeddings, "--output", work / f"index-{number}", "--num-shards", number, "--where", "here"]

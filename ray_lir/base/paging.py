@@ -1,7 +1,6 @@
 """Memory-mapped files: advice to the operating system about their pages, and arrays in temporary files."""
 
 import ctypes
-import math
 import mmap
 import os
 import sys
@@ -9,7 +8,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import IO
 
 import numpy as np
 
@@ -115,53 +113,25 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
 
 
-@contextmanager
-def scratch_array(shape: tuple[int, ...], dtype: np.dtype | type) -> Iterator[np.ndarray]:
-    """Make an array in a temporary file, which the body of a `with` block fills. The file is freed with the array.
-
-    At the end, all pages are written to the file. Otherwise the first searches that need memory would wait for these writes: medians of
-    seconds at 100 million tokens (bench/README.md).
-
-    Raises:
-        ConfigError: The disk of the temporary folder is full.
-    """
-    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    if not num_bytes:
-        yield np.empty(shape, dtype)
-        return
-    with _temporary_file(num_bytes) as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, num_bytes)  # otherwise a full disk would end the process at a write
-        else:
-            file.truncate(num_bytes)
-        mapped = np.memmap(file, dtype, "r+", shape=shape)
-        yield np.asarray(mapped)
-        mapped.flush()
-
-
 def scratch_rows(blocks: Iterable[np.ndarray], dtype: np.dtype | type) -> np.ndarray:
     """Write blocks of an array one after another to a temporary file, and return the whole array, mapped into memory.
 
+    At the end, all pages are written to the file, which is freed with the array. Otherwise the first searches that need memory would wait
+    for these writes: medians of seconds at 100 million tokens (bench/README.md).
+
     Raises:
         ConfigError: The disk of the temporary folder is full.
     """
-    with _temporary_file(0) as file:
-        for block in blocks:
-            file.write(np.ascontiguousarray(block, dtype).data)
-        file.flush()
-        os.fsync(file.fileno())  # as in scratch_array
-        num_rows = file.tell() // np.dtype(dtype).itemsize
-        return np.asarray(np.memmap(file, dtype, "r+", shape=(num_rows,))) if num_rows else np.empty(0, dtype)
-
-
-@contextmanager
-def _temporary_file(num_bytes: int) -> Iterator[IO[bytes]]:
     try:
         with tempfile.TemporaryFile() as file:
-            yield file
+            for block in blocks:
+                file.write(np.ascontiguousarray(block, dtype).data)
+            file.flush()
+            os.fsync(file.fileno())
+            num_rows = file.tell() // np.dtype(dtype).itemsize
+            return np.asarray(np.memmap(file, dtype, "r+", shape=(num_rows,))) if num_rows else np.empty(0, dtype)
     except OSError as error:
-        need = f"{num_bytes / 1e9:.1f} GB" if num_bytes else "room"
         raise ConfigError(
-            f"a search needs {need} in the temporary folder {tempfile.gettempdir()} ({error.strerror}); "
+            f"a search needs room in the temporary folder {tempfile.gettempdir()} ({error.strerror}); "
             "set TMPDIR to a folder on a disk with more room"
         ) from error

@@ -18,6 +18,7 @@ Deleted documents stay in these files. The version's tombstones list their numbe
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import pyarrow as pa
 from ray_lir import storage
 from ray_lir.base.derived import derived
 from ray_lir.base.errors import FormatError
-from ray_lir.base.paging import MADV_RANDOM, advise, pages_of, prefetch, read_in_order, scratch_array
+from ray_lir.base.paging import MADV_RANDOM, advise, pages_of, prefetch, read_in_order, scratch_rows
 from ray_lir.base.short_repr import ShortRepr
 from ray_lir.index import documents, postings
 from ray_lir.index.arrays import FIX, check_array, map_array, read_array
@@ -43,8 +44,8 @@ from ray_lir.storage.manifest import check_file, files_of
 ARRAYS = ("doc_offsets", "codes", "residuals", "scales")
 WEIGHTS = "weights"
 WINDOWS = "windows"
-PART_TOKENS = 1 << 24
-"""Tokens of a part of the posting lists that is written at a time if residuals stay on the disk: 64 MB."""
+POSTING_PARTS = 8
+"""Parts of the posting lists that are written to a file one after another if residuals stay on the disk, to save memory."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -139,10 +140,12 @@ class IndexShard(ShortRepr):
         return self._by_centroid(lambda first, end: self.scales[first:end], np.uint8)
 
     def _by_centroid(self, values_of: Callable[[int, int], np.ndarray], dtype: type) -> np.ndarray:
+        lists = partial(postings.by_centroid, self.codes, self.posting_offsets, values_of, dtype)
         if not self.on_disk:
-            return postings.by_centroid(self.codes, self.posting_offsets, values_of, np.empty(len(self.codes), dtype))
-        with scratch_array((len(self.codes),), dtype) as out, self.whole_pass():
-            postings.by_centroid(self.codes, self.posting_offsets, values_of, out, PART_TOKENS)
+            [whole] = lists()
+            return whole
+        with self.whole_pass():
+            out = scratch_rows(lists(POSTING_PARTS), dtype)
         advise(out, MADV_RANDOM)
         return out
 

@@ -131,7 +131,7 @@ def shard_bytes(manifest: IndexManifest) -> int:
 def _collection(build: Build) -> Collection:
     codec, texts = build.config.codec, _text_bytes(build)
     sizes = (build.num_docs, build.num_tokens, build.dim, codec.nbits, build.num_centroids, build.num_shards)
-    return Collection(*sizes, texts, build.config.lexical, codec.residual_bytes)
+    return Collection(*sizes, texts, build.config.lexical, codec.residual_bytes, codec.buckets == "trellis")
 
 
 def _text_bytes(build: Build) -> float:

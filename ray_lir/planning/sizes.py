@@ -36,6 +36,7 @@ class Collection:
         text_bytes: Mean bytes of a document's id, title, text and metadata.
         lexical: Whether the index has lexical postings.
         residual_bytes: Bytes of a token's residual; None: dim nbits / 8.
+        trellis: Whether residuals are compressed by a trellis; always with residual_bytes.
     """
 
     num_docs: int
@@ -47,6 +48,7 @@ class Collection:
     text_bytes: float
     lexical: bool = False
     residual_bytes: int | None = None
+    trellis: bool = False
 
     @classmethod
     def of(cls, docs: float, tokens_per_doc: float, dim: int, nbits: int, num_centroids: int | None, text_bytes: float) -> "Collection":

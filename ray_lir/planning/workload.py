@@ -37,6 +37,8 @@ class BuildCosts:
 
 BUILD = BuildCosts(compared=3.58, sample=2152, sum=1726, compress=783, assemble=225)
 """Measured with the kernels native:amx_int8 (bench/results/planning.json). native:avx2 took 1.5 times as long."""
+TRELLIS = 12_500
+"""Nanoseconds of one core to find the best path of a residual of 128 dimensions through a trellis (bench/results/codec.json)."""
 
 
 def comparisons(num_centroids: int) -> float:
@@ -65,7 +67,7 @@ def build_seconds(of: Collection, num_iterations: int = 4, costs: BuildCosts = B
     spent = {
         "sample": sample * costs.sample,
         "k-means": num_iterations * sample * (assign + costs.sum),
-        "compress": of.num_tokens * (assign + costs.compress),
+        "compress": of.num_tokens * (assign + costs.compress + (TRELLIS if of.trellis or of.residual_bytes else 0)),
         "assemble": of.num_tokens * costs.assemble,
     }
     return {phase: nanoseconds * width / 1e9 for phase, nanoseconds in spent.items()}

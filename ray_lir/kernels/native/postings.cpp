@@ -1,4 +1,4 @@
-// WARP's postings: scores of the tokens in some clusters, and the documents with a token in one of them.
+// Posting lists: their order, WARP's scores of the tokens in some clusters, and the documents with a token in one of them.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -118,12 +118,50 @@ nb::ndarray<nb::numpy, int64_t> candidates(Numbers clusters, Array<uint32_t, 1> 
   return result;
 }
 
+// Memory that a function writes.
+template <class T>
+using Output = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+template <class Code, class Value>
+void append(const Code* codes, int64_t count, const Value* values, int64_t lowest, int64_t highest, int64_t* free, Value* out, int64_t size) {
+  for (int64_t t = 0; t < count; ++t) {
+    const int64_t code = codes[t];
+    if (code < lowest || code >= highest) continue;
+    const int64_t place = free[code]++;
+    require(place >= 0 && place < size, "a list is longer than its offsets say");
+    out[place] = values[t];
+  }
+}
+
+template <class Value>
+void append_values(const Codes& codes, const void* values, int64_t lowest, int64_t highest, int64_t* free, void* out, int64_t size) {
+  const auto run = [&](auto code) {
+    using Code = decltype(code);
+    append(static_cast<const Code*>(codes.data()), int64_t(codes.shape(0)), static_cast<const Value*>(values), lowest, highest, free,
+           static_cast<Value*>(out), size);
+  };
+  if (codes.dtype() == nb::dtype<uint16_t>()) return run(uint16_t{});
+  require(codes.dtype() == nb::dtype<uint32_t>(), "codes of 16 or 32 bits");
+  run(uint32_t{});
+}
+
+// Write the value of each token whose list is at least `lowest` and below `highest` to the next free place of its list.
+void append_postings(Codes codes, Codes values, int64_t lowest, int64_t highest, Output<int64_t> free, nb::ndarray<nb::ndim<1>, nb::c_contig, nb::device::cpu> out) {
+  require(values.shape(0) == codes.shape(0) && values.dtype() == out.dtype(), "a value a token, of the type of the lists");
+  require(lowest >= 0 && highest <= int64_t(free.shape(0)), "a free place for each list");
+  const auto append_as = values.itemsize() == 1 ? append_values<uint8_t> : values.itemsize() == 4 ? append_values<uint32_t> : append_values<uint64_t>;
+  require(values.itemsize() == 1 || values.itemsize() == 4 || values.itemsize() == 8, "values of 1, 4 or 8 bytes");
+  nb::gil_scoped_release release;
+  append_as(codes, values.data(), lowest, highest, free.data(), out.data(), int64_t(out.shape(0)));
+}
+
 }  // namespace
 
 void add_postings(nb::module_& m) {
   using namespace nb::literals;
   m.def("posting_scores", &posting_scores, "isa"_a, "vectors"_a, "weights"_a, "clusters"_a, "cluster_scores"_a, "imputed"_a, "floor"_a, "postings"_a,
         "posting_offsets"_a, "documents"_a, "ratios"_a.none(), "token_pairs"_a.none(), "pairs"_a.none(), "residuals"_a, "token_weights"_a.none(), "num_docs"_a, "buckets"_a);
+  m.def("append_postings", &append_postings, "codes"_a, "values"_a, "lowest"_a, "highest"_a, "free"_a, "out"_a);
   m.def("candidates", &candidates, "clusters"_a, "postings"_a, "posting_offsets"_a, "documents"_a, "num_docs"_a);
 }
 
