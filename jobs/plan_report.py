@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ray_lir.base.config import DEFAULT_CHECKPOINT, DEFAULT_DIM
+from ray_lir.base.config import DEFAULT_CHECKPOINT, DEFAULT_DIM, DOCS_PER_PART
 from ray_lir.base.errors import ConfigError
 from ray_lir.building.clustering import default_num_centroids
 from ray_lir.engines.cost import COSTS
@@ -22,7 +22,15 @@ from ray_lir.planning.capacity import (
     with_fewer_centroids,
 )
 from ray_lir.planning.measure import Measured, measure_corpus, measure_embeddings, measure_index
-from ray_lir.planning.sizes import GPU_RESERVED_BYTES, Collection, gpu_codec_bytes, gpu_collection_bytes, predict_bytes, resident_memory
+from ray_lir.planning.sizes import (
+    GPU_RESERVED_BYTES,
+    Collection,
+    build_memory,
+    gpu_codec_bytes,
+    gpu_collection_bytes,
+    predict_bytes,
+    resident_memory,
+)
 from ray_lir.planning.workload import build_seconds, encode_seconds
 
 if TYPE_CHECKING:
@@ -154,7 +162,12 @@ def _build(job: "PlanJob", of: Collection) -> dict[str, Any]:
     seconds = build_seconds(of, job.num_iterations)
     hours = sum(seconds.values()) / 3600
     by_phase = {phase: _rounded(each / 3600) for phase, each in seconds.items()}
-    return {"core_hours": _rounded(hours), "hours": _rounded(hours / job.build_nodes / job.node_cores), "core_hours_by_stage": by_phase}
+    return {
+        "core_hours": _rounded(hours),
+        "hours": _rounded(hours / job.build_nodes / job.node_cores),
+        "memory_gb_a_worker": _rounded(build_memory(of, DOCS_PER_PART * of.num_tokens / of.num_docs, 1) / GB),
+        "core_hours_by_stage": by_phase,
+    }
 
 
 def _search(job: "PlanJob", of: Collection, load: Load, found: Capacity) -> dict[str, Any]:

@@ -250,12 +250,13 @@ def _add(output: Path, kind: str, key: tuple[str, ...], row: dict[str, Any]) -> 
 def _build(index: Path, folder: Path, nbits: int) -> dict[str, Any]:
     """Decode the tokens of a made-up index, build an index of them, and return the processor time and peak memory of both kinds."""
     from ray_lir import storage
+    from ray_lir.base.parallel import num_cores
     from ray_lir.embeddings.folder import external_contract, publish_part
     from ray_lir.embeddings.manifest import EmbeddingsManifest
     from ray_lir.embeddings.parquet import Block
     from ray_lir.embeddings.token_embeddings import TokenEmbeddings
     from ray_lir.index.residuals import decompress, normalize
-    from ray_lir.planning.sizes import Collection, predict_bytes, resident_memory
+    from ray_lir.planning.sizes import Collection, build_memory, predict_bytes, resident_memory
     from ray_lir.planning.workload import build_seconds
     from ray_lir.search.searcher import Searcher
     from ray_lir.storage.manifest import MANIFEST, write_manifest
@@ -290,6 +291,7 @@ def _build(index: Path, folder: Path, nbits: int) -> dict[str, Any]:
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "predicted_cpu_seconds": round(sum(build_seconds(of).values()), 1),
         "peak_mb": round(usage.ru_maxrss / 1024),
+        "predicted_peak_mb": round(build_memory(of, max(part.num_tokens for part in parts), num_cores()) / 2**20),
         "bytes": measured,
         "predicted_bytes": predict_bytes(of).index,
         "predicted_resident_bytes": resident_memory(of),

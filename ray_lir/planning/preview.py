@@ -9,7 +9,7 @@ import numpy as np
 import ray_lir.base.parallel
 from ray_lir import storage
 from ray_lir.base.config import IndexConfig
-from ray_lir.base.parallel import Map
+from ray_lir.base.parallel import Map, num_cores
 from ray_lir.building.build import prepare_build
 from ray_lir.building.compact import needs_compaction, shards_of
 from ray_lir.building.workspace import Build
@@ -18,7 +18,7 @@ from ray_lir.index import documents
 from ray_lir.index.manifest import IndexManifest, ShardEntry
 from ray_lir.index.tombstones import find_in_shard
 from ray_lir.index.versions import read_version
-from ray_lir.planning.sizes import Collection, lexical_bytes, predict_bytes
+from ray_lir.planning.sizes import Collection, build_memory, lexical_bytes, predict_bytes
 from ray_lir.planning.workload import build_seconds
 from ray_lir.storage.manifest import LATEST
 
@@ -27,7 +27,7 @@ SAMPLED_PARTS = 8
 
 
 def preview_build(embeddings: str, output: str, config: IndexConfig) -> dict[str, Any]:
-    """Predict a build: documents, tokens, bytes by kind of file, and core-seconds by phase.
+    """Predict a build: documents, tokens, bytes by kind of file, peak memory of a process with all cores, and core-seconds by phase.
 
     Args:
         embeddings: Folder or URL of the embeddings.
@@ -53,6 +53,7 @@ def preview_build(embeddings: str, output: str, config: IndexConfig) -> dict[str
         "nbits": of.nbits,
         "bytes": sizes.index,
         "bytes_by_kind": sizes.model_dump(exclude={"embeddings"}),
+        "memory_bytes": build_memory(of, max((part.num_tokens for part in build.parts), default=0), num_cores()),
         "core_seconds": round(sum(seconds.values()), 3),
         "core_seconds_by_stage": {stage: round(value, 3) for stage, value in seconds.items()},
     }

@@ -16,6 +16,12 @@ from ray_lir.index.shard_groups import split_shards
 LEXICAL_FRACTION = 0.65
 """Bytes of lexical postings and their statistics for each byte of stored documents: .62 to 1.1 on the nine collections of
 bench/results/hybrid.json, and the less the larger the collection, because the vocabulary grows slowly."""
+BUILD_PROCESS_BYTES = 200_000_000
+"""Python and the libraries of a process of build_index."""
+BUILD_VALUE_BYTES = 16
+"""Bytes for each value of a part of the embeddings that a core clusters or compresses: float16, float32, rotated, and residuals."""
+BUILD_CENTROID_BYTES = 20
+"""Bytes for each value of the centroids: float32 in two orders, and sums in float64."""
 GPU_RESERVED_BYTES = 1 << 30
 """Bytes of GPU memory that each process needs beside the index: the CUDA context, compiled programs and temporary results."""
 QUERIES_PER_PASS = 64
@@ -130,6 +136,17 @@ def resident_memory(of: Collection) -> int:
     document with their offsets."""
     found = predict_bytes(of)
     return of.num_centroids * of.dim * 4 + 2 * found.offsets + round(DISTINCT_CODES * found.codes)
+
+
+def build_memory(of: Collection, part_tokens: float, cores: int) -> int:
+    """Return the peak memory of a process of build_index in bytes, for any number of documents (docs/operations.md).
+
+    Args:
+        of: The collection.
+        part_tokens: Tokens of the largest part of the embeddings (512 documents, unless jobs.encode was told otherwise).
+        cores: Parts that the process works on at the same time: 1 in a Ray task, all cores of the machine without Ray.
+    """
+    return round(BUILD_PROCESS_BYTES + of.dim * (cores * part_tokens * BUILD_VALUE_BYTES + of.num_centroids * BUILD_CENTROID_BYTES))
 
 
 def gpu_shard_bytes(entry: ShardEntry, num_centroids: int) -> int:

@@ -22,7 +22,7 @@ from ray_lir.index.documents import FILE
 from ray_lir.index.versions import read_version
 from ray_lir.planning.capacity import Load, Machine, smallest
 from ray_lir.planning.latency_simulation import Service, simulate
-from ray_lir.planning.sizes import Collection, predict_bytes
+from ray_lir.planning.sizes import Collection, build_memory, predict_bytes
 from ray_lir.planning.workload import BUILD, build_seconds, query_work
 from ray_lir.storage.manifest import files_of
 from tests.fixtures.tiny import WORDS, bert
@@ -77,6 +77,16 @@ def test_measured_builds_and_searches_are_near_their_predictions():
 def test_work_grows_faster_than_the_number_of_tokens():
     small, large = (sum(build_seconds(Collection.of(docs, 70, 128, 4, None, 0)).values()) for docs in (1e6, 1e8))
     assert 100 < large / small < 1000
+
+
+@pytest.mark.parametrize(
+    ("docs", "tokens_per_doc", "dim", "part_tokens", "cores", "measured"),
+    [(5183, 240, 128, 113_000, 2, 710e6), (23_400, 128, 128, 131_000, 2, 653e6), (128_741, 64, 32, 32_768, 1, 286e6)],
+)
+def test_predicted_memory_of_a_build_is_that_of_real_builds(docs, tokens_per_doc, dim, part_tokens, cores, measured):
+    """docs/operations.md and bench/results/volume.json."""
+    of = Collection.of(docs, tokens_per_doc, dim, 2, None, 600)
+    assert build_memory(of, part_tokens, cores) == pytest.approx(measured, rel=0.2)
 
 
 def test_a_trellis_takes_longer_to_compress():
