@@ -57,7 +57,7 @@ def append_values(codes: np.ndarray, values: np.ndarray, lowest: int, highest: i
     Args:
         codes: [n] centroids of the tokens.
         values: [n] values of the tokens.
-        lowest: First centroid whose list is filled.
+        lowest: First of the centroids with lists to fill.
         highest: Centroid after the last one.
         free: [C] next free place of each list; moved on.
         out: [n], filled in these places.
