@@ -418,10 +418,12 @@ def plot(report: Row, path: Path) -> None:
             for name, rows in groups.items():
                 points = frontier([(row["cpu_ms"]["p50"], row[recall_name]) for row in rows])
                 panel.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
-            panel.set_xscale("log")
+            panel.set_xscale("log", base=2)
+            panel.xaxis.set_major_formatter("{x:g}")
             panel.grid(True, which="both", alpha=0.3)
             panel.set_title(f"mean cosine {variant['mean_cosine']}" if line == 0 else "")
             panel.set_ylabel(recall_name if column == 0 else "")
+            panel.set_ylim(0, 1.02)
     panels[0, 0].legend(fontsize=7)
     figure.supxlabel("median CPU ms of a query, one thread")
     figure.tight_layout()
