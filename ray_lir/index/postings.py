@@ -33,13 +33,14 @@ def by_centroid(
     """Yield the posting lists, with a value of every token in the order of the tokens within each list.
 
     Args:
-        codes: [T] uint16 or uint32.
+        codes: [T] integers; uint16 and uint32, the types of an index, are appended by compiled code.
         offsets: [C + 1] int64, from `offsets_of`.
         values_of: (first, end) -> the values of these tokens, [end - first].
         dtype: Type of the values.
         num_parts: About how many parts to yield, each of whole lists and after a pass over all codes. Only one part is in memory.
     """
-    append = compiled.module().append_postings if compiled.available() else append_values
+    is_stored = codes.dtype in (np.uint16, np.uint32)
+    append = compiled.module().append_postings if is_stored and compiled.available() else append_values
     starts = np.linspace(0, len(codes), num_parts, endpoint=False)
     bounds = np.unique([*np.searchsorted(offsets, starts), len(offsets) - 1]).tolist()
     for lowest, highest in pairwise(bounds):
