@@ -1,10 +1,11 @@
-"""Training throughput: against PyLate's trainer, with two Ray Train workers against one, and the cost of attention weights in encoding.
+"""Training throughput: against other trainers, with two Ray Train workers against one, and the cost of attention weights in encoding.
 
     python -m bench.models.training DATA_FOLDER [--parts peers workers attention] [--batch 16] [--steps 8] [--work runs/bench]
                              [--output bench/results]
 
-Both systems train the same checkpoint on one batch of squad pairs repeatedly, in float32 and in bfloat16, each in its own process.
-The report has the median of the steps after warm-up. Measurements stay in the work folder and are not repeated. Run it on idle cores.
+This project, PyLate and sentence-transformers train the same checkpoint on one batch of squad pairs repeatedly, in float32 and in bfloat16,
+each in its own process. The report has the median of the steps after warm-up. Measurements stay in the work folder and are not repeated.
+Run it on idle cores.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 from bench.compare import THREAD_VARIABLES
-from bench.comparison.environments import python_of
+from bench.comparison.environments import THIS, python_of
 from bench.comparison.systems import SYSTEMS
 from bench.machine import instructions, machine
 from bench.models.encoding import saved_checkpoint
@@ -37,6 +38,8 @@ WORKERS = ((1, 1), (2, 1), (2, 2))
 PRECISIONS = ("float32", "bfloat16")
 """Precision of matrix products; weights and losses are float32. Workers and encoding use the faster one here."""
 TEXTS, RUNS = 64, 5
+TRAINED = ("ray_lir", "pylate", "sentence-transformers")
+"""Systems in the order of the report."""
 
 
 def main() -> None:
@@ -70,7 +73,11 @@ def measure_peers(folder: Path, options: argparse.Namespace) -> None:
     """Measure each system on one and on two cores, alternately, so that other work on the machine affects both."""
     pairs = folder / f"batch-{options.batch}.json"
     pairs.write_text(json.dumps(json.loads((folder / "pairs.json").read_text())[: options.batch]))
-    pythons = {"ray_lir": Path(sys.executable), "pylate": python_of("pylate", options.work, SYSTEMS["PyLate PLAID"].base)}
+    pythons = {
+        "ray_lir": Path(sys.executable),
+        "pylate": python_of("pylate", options.work, SYSTEMS["PyLate PLAID"].base),
+        "sentence-transformers": python_of("trainer", options.work, THIS),
+    }
     for precision, threads in product(PRECISIONS, (1, 2)):
         results = {system: folder / f"result-{system}-{precision}-{threads}.json" for system in pythons}
         if all(result.exists() for result in results.values()):
@@ -152,7 +159,7 @@ def markdown(report: dict[str, Any]) -> str:
         return [f"| {' | '.join(map(str, found(name)))} |" for name in names if f"result-{name}" in report]
 
     def peer(name: str) -> list[object]:
-        row, (system, precision, threads) = report[f"result-{name}"], name.split("-")
+        row, (system, precision, threads) = report[f"result-{name}"], name.rsplit("-", 2)
         return [system, precision, threads, row["examples_per_second"], row["examples_per_cpu_second"], f"{row['peak_bytes'] / 2**20:.0f}"]
 
     def workers(name: str) -> list[object]:
@@ -166,7 +173,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         "| system | products | threads | pairs/s | pairs a processor second | peak MB |",
         "|---|---|---|---|---|---|",
-        *rows(peer, ["-".join(map(str, each)) for each in product(("ray_lir", "pylate"), PRECISIONS, (1, 2))]),
+        *rows(peer, ["-".join(map(str, each)) for each in product(TRAINED, PRECISIONS, (1, 2))]),
         "",
         "| workers of one core | pairs a step | pairs/s | efficiency |",
         "|---|---|---|---|",

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,15 +65,35 @@ def _ray_lir(checkpoint: str, pairs: Pairs, steps: int, length: int, precision: 
 
 
 def _pylate(checkpoint: str, pairs: Pairs, steps: int, length: int, precision: str, tell: Tell) -> None:
-    """SentenceTransformerTrainer with PyLate's contrastive loss and collator, as in its documentation, without evaluation or saving."""
-    from datasets import Dataset
+    """SentenceTransformerTrainer with PyLate's contrastive loss and collator, as in its documentation."""
     from pylate import losses, models, utils
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
-    queries, passages = zip(*pairs, strict=True)
     model = models.ColBERT(checkpoint, query_length=QUERY_LENGTH, document_length=length, device="cpu")
+    options = {"loss": losses.Contrastive(model=model), "data_collator": utils.ColBERTCollator(model.tokenize)}
+    _run(SentenceTransformerTrainer, SentenceTransformerTrainingArguments, model, options, pairs, steps, precision, tell)
+
+
+def _sentence_transformers(checkpoint: str, pairs: Pairs, steps: int, length: int, precision: str, tell: Tell) -> None:
+    """MultiVectorEncoderTrainer of sentence-transformers with its loss for in-batch negatives, as in its documentation."""
+    from sentence_transformers import MultiVectorEncoder, MultiVectorEncoderTrainer, MultiVectorEncoderTrainingArguments
+    from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss
+
+    model = MultiVectorEncoder(checkpoint, device="cpu")
+    model[0].query_length, model[0].document_length = QUERY_LENGTH, length
+    options = {"loss": MultiVectorMultipleNegativesRankingLoss(model)}
+    _run(MultiVectorEncoderTrainer, MultiVectorEncoderTrainingArguments, model, options, pairs, steps, precision, tell)
+
+
+def _run(
+    trainer_type: Any, arguments_type: Any, model: object, options: dict[str, Any], pairs: Pairs, steps: int, precision: str, tell: Tell
+) -> None:
+    """Train with a trainer of sentence-transformers, without evaluation or saving."""
+    from datasets import Dataset
+
+    queries, passages = zip(*pairs, strict=True)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = SentenceTransformerTrainingArguments(
+        arguments = arguments_type(
             output_dir=folder,
             max_steps=steps,
             per_device_train_batch_size=len(pairs),
@@ -88,18 +109,13 @@ def _pylate(checkpoint: str, pairs: Pairs, steps: int, length: int, precision: s
             bf16=precision == "bfloat16",
         )
 
-        class Telling(SentenceTransformerTrainer):
+        class Telling(trainer_type):
             def training_step(self, *inputs, **options):
                 self.step_loss = super().training_step(*inputs, **options)
                 return self.step_loss
 
-        trainer = Telling(
-            model=model,
-            args=arguments,
-            train_dataset=Dataset.from_dict({"query": queries, "positive": passages}),
-            loss=losses.Contrastive(model=model),
-            data_collator=utils.ColBERTCollator(model.tokenize),
-        )
+        data = Dataset.from_dict({"query": queries, "positive": passages})
+        trainer = Telling(model=model, args=arguments, train_dataset=data, **options)
         trainer.add_callback(telling(lambda: tell(float(trainer.step_loss))))
         trainer.train()
 
@@ -115,7 +131,7 @@ def telling(tell: Callable[[], None]) -> object:
     return Steps()
 
 
-SYSTEMS = {"ray_lir": _ray_lir, "pylate": _pylate}
+SYSTEMS = {"ray_lir": _ray_lir, "pylate": _pylate, "sentence-transformers": _sentence_transformers}
 
 if __name__ == "__main__":
     main()
