@@ -206,9 +206,8 @@ def _draw(analysis: Analysis, results: Mapping[str, Numbers], folder: Path, name
 
     with matplotlib.rc_context(cast(Any, STYLE)):
         figure = Figure(figsize=SIZE, layout="constrained")
-        analysis.draw(
-            figure, {f" {model}" if model.startswith("_") else model: found for model, found in results.items()}
-        )  # a legend omits _
+        # Legends leave out labels that begin with _.
+        analysis.draw(figure, {f" {model}" if model.startswith("_") else model: found for model, found in results.items()})
         figure.suptitle(f"{analysis.title} ({analysis.source})", fontsize=11)
         for suffix in FIGURES:
             figure.savefig(folder / f"{name}.{suffix}", metadata={"Date": None} if suffix == "svg" else None)

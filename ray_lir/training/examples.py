@@ -165,19 +165,9 @@ def _corpus(dataset: str, refused: RefusedRows | None) -> Iterator[tuple[str, st
 
 
 def _write_query_texts(source: str, texts: Iterator[tuple[str, str]], query_ids: Texts, path: Path) -> None:
-    numbers = _numbering(query_ids)
-    place, hashes = np.full(len(query_ids), -1, np.int64), np.zeros(len(query_ids), np.int64)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         scratch = Path(folder) / QUERIES
-        with TextFile(scratch) as file:
-            for block in blocks(texts):
-                found = numbers.find([query_id for query_id, _ in block])
-                for number, (query_id, text) in zip(found.tolist(), block, strict=True):
-                    if number >= 0 and place[number] < 0:
-                        place[number], hashes[number] = len(file), hash(text)
-                        file.add(text)
-                    elif number >= 0 and hashes[number] != hash(text):
-                        raise ConfigError(f"{source} has two texts for query {query_id!r}; give a dataset with one text for each query")
+        place = _write_texts(source, "query", texts, query_ids, scratch)
         missing = np.flatnonzero(place < 0)
         if len(missing):
             raise ConfigError(
@@ -189,20 +179,26 @@ def _write_query_texts(source: str, texts: Iterator[tuple[str, str]], query_ids:
 
 def _write_document_texts(source: str, texts: Iterator[tuple[str, str]], doc_ids: Texts, path: Path) -> np.ndarray:
     """Write the texts of documents in the order of the corpus; return the place of each, [D]."""
-    numbers = _numbering(doc_ids)
-    place, hashes = np.full(len(doc_ids), -1, np.int64), np.zeros(len(doc_ids), np.int64)
+    place = _write_texts(source, "document", texts, doc_ids, path)
+    missing = np.flatnonzero(place < 0)
+    if len(missing):
+        raise missing_documents(len(missing), len(place), min(doc_ids[number] for number in missing.tolist()))
+    return place
+
+
+def _write_texts(source: str, kind: str, texts: Iterator[tuple[str, str]], ids: Texts, path: Path) -> np.ndarray:
+    """Write the texts with these ids in the order in which they come; return the place of each, [N], -1 for an id without a text."""
+    numbers = _numbering(ids)
+    place, hashes = np.full(len(ids), -1, np.int64), np.zeros(len(ids), np.int64)
     with TextFile(path) as file:
         for block in blocks(texts):
-            found = numbers.find([doc_id for doc_id, _ in block])
-            for number, (doc_id, text) in zip(found.tolist(), block, strict=True):
+            found = numbers.find([text_id for text_id, _ in block])
+            for number, (text_id, text) in zip(found.tolist(), block, strict=True):
                 if number >= 0 and place[number] < 0:
                     place[number], hashes[number] = len(file), hash(text)
                     file.add(text)
                 elif number >= 0 and hashes[number] != hash(text):
-                    raise ConfigError(f"{source} has two texts for document {doc_id!r}; give a dataset with one text for each document")
-    missing = np.flatnonzero(place < 0)
-    if len(missing):
-        raise missing_documents(len(missing), len(place), min(doc_ids[number] for number in missing.tolist()))
+                    raise ConfigError(f"{source} has two texts for {kind} {text_id!r}; give a dataset with one text for each {kind}")
     return place
 
 
